@@ -1,0 +1,169 @@
+//! One opaque [`Error`]: what was tried, what the kernel said, and what the user can do.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed. Ask with the `is_*` predicates; print it for people.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    hint: Option<Cow<'static, str>>,
+}
+
+/// The kinds of failure. Not public: the predicates are the interface.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// A system call failed.
+    Os { operation: &'static str, errno: i32 },
+    /// This kernel or this user cannot do it.
+    Unsupported { feature: &'static str, since: &'static str, why: Cow<'static, str> },
+    /// The arena's reserved address range is used up.
+    OutOfCapacity { arena: String, capacity: usize, asked: usize },
+    /// There is room in the arena, but no memory to put there.
+    OutOfMemory { asked: usize, limit: String },
+    /// The arena is frozen: nothing can be allocated from it any more.
+    Frozen { arena: String },
+    /// More than one thread is alive, so fork would leave the child with locks nobody releases.
+    Threads(Vec<Thread>),
+    /// A handle does not fit what it is used on.
+    Handle(&'static str),
+    /// An argument makes no sense.
+    Invalid(Cow<'static, str>),
+    /// A child could not be set up or did not answer.
+    Child(Cow<'static, str>),
+}
+
+/// A thread of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// The kernel's id of the thread.
+    pub tid: i32,
+    /// Its name, as in `/proc/self/task/TID/comm`.
+    pub name: String,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self(Box::new(Inner { kind, hint: None }))
+    }
+
+    /// A system call's failure.
+    pub(crate) fn os(operation: &'static str, errno: rustix::io::Errno) -> Self {
+        Self::new(Kind::Os { operation, errno: errno.raw_os_error() })
+    }
+
+    pub(crate) fn unsupported(feature: &'static str, since: &'static str, why: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Kind::Unsupported { feature, since, why: why.into() })
+    }
+
+    pub(crate) fn invalid(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Kind::Invalid(what.into()))
+    }
+
+    /// The one thing the user can do about it.
+    pub(crate) fn with_hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// The kernel's errno, where the failure came from a system call.
+    pub fn errno(&self) -> Option<i32> {
+        match self.0.kind {
+            Kind::Os { errno, .. } => Some(errno),
+            _ => None,
+        }
+    }
+
+    /// What the user can do about it, where there is one thing.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// This kernel, or this user on it, cannot do what was asked.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.0.kind, Kind::Unsupported { .. })
+    }
+
+    /// The kernel refused for want of a permission (`EPERM` or `EACCES`).
+    pub fn is_permission(&self) -> bool {
+        matches!(self.errno(), Some(libc::EPERM | libc::EACCES))
+    }
+
+    /// The arena's reserved range is used up; a larger capacity would have helped.
+    pub fn is_out_of_capacity(&self) -> bool {
+        matches!(self.0.kind, Kind::OutOfCapacity { .. })
+    }
+
+    /// Memory ran out: the machine's, the control group's or the overcommit limit's.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self.0.kind, Kind::OutOfMemory { .. }) || self.errno() == Some(libc::ENOMEM)
+    }
+
+    /// The arena is frozen already.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.0.kind, Kind::Frozen { .. })
+    }
+
+    /// A handle was used on another arena or generation, out of bounds, misaligned or as another type.
+    pub fn is_bad_handle(&self) -> bool {
+        matches!(self.0.kind, Kind::Handle(_))
+    }
+
+    /// An argument made no sense.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.0.kind, Kind::Invalid(_))
+    }
+
+    /// The threads that were alive when fork needs there to be one, the caller among them.
+    pub fn threads(&self) -> Option<&[Thread]> {
+        match &self.0.kind {
+            Kind::Threads(threads) => Some(threads),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.kind {
+            Kind::Os { operation, errno } => {
+                write!(f, "{operation}: {}", std::io::Error::from_raw_os_error(*errno))?;
+            }
+            Kind::Unsupported { feature, since, why } => {
+                write!(f, "{feature} is not available (Linux {since} and later have it): {why}")?;
+            }
+            Kind::OutOfCapacity { arena, capacity, asked } => {
+                write!(f, "arena `{arena}` is full: {asked} bytes asked, capacity {capacity} bytes")?
+            }
+            Kind::OutOfMemory { asked, limit } => {
+                write!(f, "out of memory: {asked} bytes asked, {limit}")?;
+            }
+            Kind::Frozen { arena } => write!(f, "arena `{arena}` is frozen")?,
+            Kind::Threads(threads) => {
+                write!(f, "fork needs a single thread, but {} are alive:", threads.len())?;
+                for thread in threads {
+                    write!(f, " {} ({})", thread.tid, thread.name)?;
+                }
+            }
+            Kind::Handle(why) => write!(f, "handle refused: {why}")?,
+            Kind::Invalid(what) => f.write_str(what)?,
+            Kind::Child(what) => write!(f, "child process: {what}")?,
+        }
+        match &self.0.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error").field("kind", &self.0.kind).field("hint", &self.0.hint).finish()
+    }
+}
+
+impl std::error::Error for Error {}

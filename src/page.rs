@@ -1,0 +1,267 @@
+//! Pages as types: a size, an index, a count, a span, a set. No unsafe code, no system call.
+
+use std::fmt;
+
+/// The size of one page in bytes: a power of two. Ask [`crate::sys::page_size`] for this machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageSize(u32);
+
+impl PageSize {
+    /// From a size in bytes; `None` unless it is a power of two.
+    pub const fn new(bytes: usize) -> Option<Self> {
+        if bytes.is_power_of_two() { Some(Self(bytes.trailing_zeros())) } else { None }
+    }
+
+    /// Bytes in one page.
+    pub const fn bytes(self) -> usize {
+        1 << self.0
+    }
+
+    /// The page that holds the byte at `offset` (bytes from the range's start).
+    pub const fn index_of(self, offset: usize) -> PageIndex {
+        PageIndex((offset >> self.0) as u64)
+    }
+
+    /// Where `page` starts, in bytes from the range's start.
+    pub const fn offset_of(self, page: PageIndex) -> usize {
+        (page.0 as usize) << self.0
+    }
+
+    /// How many pages hold `bytes` bytes, the last one perhaps in part.
+    pub const fn pages_for(self, bytes: usize) -> PageCount {
+        PageCount((bytes.div_ceil(1 << self.0)) as u64)
+    }
+
+    /// `bytes` rounded up to whole pages; `None` if that overflows.
+    pub const fn round_up(self, bytes: usize) -> Option<usize> {
+        bytes.checked_next_multiple_of(1 << self.0)
+    }
+
+    /// `address` rounded down to the start of its page.
+    pub const fn round_down(self, address: usize) -> usize {
+        address & !(self.bytes() - 1)
+    }
+}
+
+/// A page's place in its range, counted from the range's first page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PageIndex(pub u64);
+
+impl fmt::Display for PageIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PageCount(pub u64);
+
+impl PageCount {
+    /// The bytes these pages hold.
+    pub const fn bytes(self, size: PageSize) -> u64 {
+        self.0 << size.0
+    }
+}
+
+impl fmt::Display for PageCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A run of neighbouring pages: `start`, and `count` pages from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PageSpan {
+    /// The first page.
+    pub start: PageIndex,
+    /// How many pages, the first included.
+    pub count: PageCount,
+}
+
+/// A set of pages, as one bit a page.
+#[derive(Clone, Default)]
+pub struct PageSet {
+    /// Bit `i % 64` of word `i / 64` is page `i`. Invariant: the last word is not zero, so that
+    /// equal sets compare equal.
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    /// The empty set.
+    pub const fn new() -> Self {
+        Self { words: Vec::new() }
+    }
+
+    /// From words of 64 pages each, page 0 in bit 0 of the first.
+    pub fn from_words(words: impl IntoIterator<Item = u64>) -> Self {
+        let mut set = Self { words: words.into_iter().collect() };
+        set.trim();
+        set
+    }
+
+    /// Adds a page; true if it was not there before.
+    pub fn insert(&mut self, page: PageIndex) -> bool {
+        let (word, bit) = place(page);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        let new = self.words[word] & bit == 0;
+        self.words[word] |= bit;
+        new
+    }
+
+    /// Adds every page of a span.
+    pub fn insert_span(&mut self, span: PageSpan) {
+        for page in span.start.0..span.start.0 + span.count.0 {
+            self.insert(PageIndex(page));
+        }
+    }
+
+    /// Is the page in the set?
+    pub fn contains(&self, page: PageIndex) -> bool {
+        let (word, bit) = place(page);
+        self.words.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    /// How many pages the set holds.
+    pub fn count(&self) -> PageCount {
+        PageCount(self.words.iter().map(|w| u64::from(w.count_ones())).sum())
+    }
+
+    /// Is the set empty?
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The pages, in order.
+    pub fn iter(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        self.words.iter().enumerate().flat_map(|(at, &word)| {
+            let mut rest = word;
+            std::iter::from_fn(move || {
+                let bit = (rest != 0).then(|| rest.trailing_zeros())?;
+                rest &= rest - 1;
+                Some(PageIndex(at as u64 * 64 + u64::from(bit)))
+            })
+        })
+    }
+
+    /// The pages as maximal runs of neighbours, in order.
+    pub fn runs(&self) -> impl Iterator<Item = PageSpan> + '_ {
+        let mut pages = self.iter().peekable();
+        std::iter::from_fn(move || {
+            let start = pages.next()?;
+            let mut count = 1;
+            while pages.next_if(|page| page.0 == start.0 + count).is_some() {
+                count += 1;
+            }
+            Some(PageSpan { start, count: PageCount(count) })
+        })
+    }
+
+    /// Pages in this set and not in `other`.
+    pub fn difference(&self, other: &Self) -> Self {
+        let theirs = other.words.iter().copied().chain(std::iter::repeat(0));
+        Self::from_words(self.words.iter().zip(theirs).map(|(a, b)| a & !b))
+    }
+
+    /// Adds all pages of `other`.
+    pub fn union_with(&mut self, other: &Self) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine |= theirs;
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.words.last() == Some(&0) {
+            self.words.pop();
+        }
+    }
+}
+
+fn place(page: PageIndex) -> (usize, u64) {
+    ((page.0 / 64) as usize, 1 << (page.0 % 64))
+}
+
+impl PartialEq for PageSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.words == other.words
+    }
+}
+
+impl Eq for PageSet {}
+
+impl FromIterator<PageIndex> for PageSet {
+    fn from_iter<I: IntoIterator<Item = PageIndex>>(pages: I) -> Self {
+        let mut set = Self::new();
+        for page in pages {
+            set.insert(page);
+        }
+        set
+    }
+}
+
+/// Runs, as `0-3, 7, 9-12`.
+impl fmt::Debug for PageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for run in self.runs() {
+            write!(f, "{separator}{}", run.start)?;
+            if run.count.0 > 1 {
+                write!(f, "-{}", run.start.0 + run.count.0 - 1)?;
+            }
+            separator = ", ";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn a_page_set_is_a_set(a in proptest::collection::btree_set(0u64..500, 0..80), b in proptest::collection::btree_set(0u64..500, 0..80)) {
+            let make = |s: &BTreeSet<u64>| s.iter().map(|&p| PageIndex(p)).collect::<PageSet>();
+            let (left, right) = (make(&a), make(&b));
+            prop_assert_eq!(left.count().0, a.len() as u64);
+            prop_assert_eq!(left.iter().map(|p| p.0).collect::<BTreeSet<_>>(), a.clone());
+            prop_assert_eq!(left.difference(&right), make(&a.difference(&b).copied().collect()));
+            let mut both = left.clone();
+            both.union_with(&right);
+            prop_assert_eq!(both, make(&a.union(&b).copied().collect()));
+            prop_assert_eq!(left == right, a == b);
+        }
+
+        #[test]
+        fn runs_are_maximal_and_cover(a in proptest::collection::btree_set(0u64..300, 0..200)) {
+            let set: PageSet = a.iter().map(|&p| PageIndex(p)).collect();
+            let runs: Vec<_> = set.runs().collect();
+            for pair in runs.windows(2) {
+                prop_assert!(pair[0].start.0 + pair[0].count.0 < pair[1].start.0);
+            }
+            let mut again = PageSet::new();
+            runs.into_iter().for_each(|run| again.insert_span(run));
+            prop_assert_eq!(again, set);
+        }
+    }
+
+    #[test]
+    fn sizes_round_as_stated() {
+        let size = PageSize::new(16384).expect("a power of two");
+        assert_eq!(size.pages_for(0), PageCount(0));
+        assert_eq!(size.pages_for(16385), PageCount(2));
+        assert_eq!(size.round_up(usize::MAX), None);
+        assert_eq!(size.offset_of(size.index_of(40000)), 32768);
+        assert_eq!(PageSize::new(5000), None);
+    }
+}

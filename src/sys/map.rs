@@ -1,0 +1,300 @@
+//! Address ranges: `mmap(2)`, `mprotect(2)`, `madvise(2)`, `mlock(2)`, `mseal(2)`.
+//!
+//! # Safety
+//! A mapping is memory, so whoever changes one answers for every reference into it. The unsafe
+//! functions name what they demand; the safe ones make fresh ranges nobody refers to yet.
+#![expect(unsafe_code, reason = "mapping calls change what addresses mean")]
+
+use crate::error::{Error, Result};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
+use std::os::fd::BorrowedFd;
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::AtomicU64;
+
+/// A range of addresses, in bytes. Holding one promises nothing about what is mapped there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first address.
+    pub start: usize,
+    /// The length in bytes.
+    pub len: usize,
+}
+
+impl Range {
+    /// One past the last address.
+    pub const fn end(self) -> usize {
+        self.start + self.len
+    }
+
+    /// Does the range hold this address?
+    pub const fn contains(self, address: usize) -> bool {
+        address >= self.start && address - self.start < self.len
+    }
+
+    fn pointer(self) -> *mut std::ffi::c_void {
+        std::ptr::with_exposed_provenance_mut(self.start)
+    }
+}
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `PROT_NONE`: addresses kept, every touch faults.
+    None,
+    /// `PROT_READ`.
+    Read,
+    /// `PROT_READ | PROT_WRITE`.
+    ReadWrite,
+}
+
+impl Access {
+    fn protection(self) -> ProtFlags {
+        match self {
+            Self::None => ProtFlags::empty(),
+            Self::Read => ProtFlags::READ,
+            Self::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        }
+    }
+}
+
+/// `mmap(NULL, …, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)`: keeps `len` bytes of
+/// addresses at a multiple of `align` (a power of two of at least a page), without memory.
+///
+/// # Errors
+/// ENOMEM when the address space or `RLIMIT_AS` is used up.
+pub fn reserve(len: usize, align: usize) -> Result<Range> {
+    let padded = len.checked_add(align).ok_or_else(|| Error::invalid("range too large"))?;
+    // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
+    let base = unsafe {
+        rustix::mm::mmap_anonymous(null_mut(), padded, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+    };
+    let base = base.map_err(|e| Error::os("mmap(reserve)", e))?.expose_provenance();
+    let start = base.next_multiple_of(align);
+    let (head, tail) = (start - base, padded - (start - base) - len);
+    for extra in [Range { start: base, len: head }, Range { start: start + len, len: tail }] {
+        if extra.len > 0 {
+            // SAFETY: the piece is ours, fresh, and nobody was given its address.
+            unsafe { unmap(extra) }.map_err(|e| Error::os("munmap", e))?;
+        }
+    }
+    Ok(Range { start, len })
+}
+
+/// `mmap(range, PROT_NONE, MAP_FIXED_NOREPLACE)`: keeps addresses that should be free, so that
+/// nothing else is ever mapped there. *Raw.*
+///
+/// # Errors
+/// EEXIST when something is mapped there.
+pub fn fence(range: Range) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping (since Linux 4.17, mmap(2)).
+    let at = unsafe { rustix::mm::mmap_anonymous(range.pointer(), range.len, ProtFlags::empty(), flags) }?;
+    if at == range.pointer() { Ok(()) } else { Err(Errno::EXIST) }
+}
+
+/// `mmap(range, access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)`. *Raw.*
+///
+/// # Safety
+/// The caller owns the range; whatever is mapped there is replaced.
+///
+/// # Errors
+/// EPERM when the file is write-sealed and `access` writes; ENOMEM.
+pub unsafe fn map_shared_at(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+    let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the caller owns the range.
+    unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }.map(drop)
+}
+
+/// `mmap(range, access, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, offset)`: readers share the
+/// file's pages, a writer gets copies. *Raw.*
+///
+/// # Safety
+/// The caller owns the range; whatever is mapped there is replaced.
+///
+/// # Errors
+/// ENOMEM.
+pub unsafe fn map_private_at(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the caller owns the range.
+    unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }.map(drop)
+}
+
+/// `mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)`: fresh
+/// zeroed private memory. *Raw.*
+///
+/// # Errors
+/// ENOMEM.
+pub fn anonymous(len: usize) -> Result<Range, Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
+    let at = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    Ok(Range { start: at.expose_provenance(), len })
+}
+
+/// `munmap(range)`. *Raw.*
+///
+/// # Safety
+/// The caller owns the range and nobody refers into it.
+///
+/// # Errors
+/// EPERM when the range is sealed by [`seal`].
+pub unsafe fn unmap(range: Range) -> Result<(), Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::munmap(range.pointer(), range.len) }
+}
+
+/// `mprotect(range, access)`. *Raw.*
+///
+/// # Safety
+/// The caller owns the range; taking rights away breaks references that use them.
+///
+/// # Errors
+/// ENOMEM when making private memory writable would exceed the overcommit limit, or VMAs run out;
+/// EACCES when the mapping's file forbids it; EPERM when sealed by [`seal`].
+pub unsafe fn protect(range: Range, access: Access) -> Result<(), Errno> {
+    let flags = match access {
+        Access::None => MprotectFlags::empty(),
+        Access::Read => MprotectFlags::READ,
+        Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+    };
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::mprotect(range.pointer(), range.len, flags) }
+}
+
+/// Advice that never changes what a reader of the range sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harmless {
+    /// `MADV_DONTDUMP` (3.4): left out of core dumps.
+    DontDump,
+    /// `MADV_HUGEPAGE`: huge pages wanted.
+    HugePage,
+    /// `MADV_COLLAPSE` (6.1): put huge pages behind the range now. EINVAL where it cannot be.
+    Collapse,
+    /// `MADV_POPULATE_READ` (5.14): map all pages now, as reads would.
+    PopulateRead,
+    /// `MADV_POPULATE_WRITE` (5.14): map all pages now, as writes would.
+    PopulateWrite,
+}
+
+/// `madvise(range, advice)` with advice that changes no content. *Raw.*
+///
+/// # Errors
+/// EINVAL when this kernel does not know the advice or the mapping does not take it.
+pub fn advise(range: Range, advice: Harmless) -> Result<(), Errno> {
+    let number = match advice {
+        Harmless::DontDump => libc::MADV_DONTDUMP,
+        Harmless::HugePage => libc::MADV_HUGEPAGE,
+        Harmless::Collapse => libc::MADV_COLLAPSE,
+        Harmless::PopulateRead => libc::MADV_POPULATE_READ,
+        Harmless::PopulateWrite => libc::MADV_POPULATE_WRITE,
+    };
+    // SAFETY: none of these changes what the pages hold in this process (madvise(2)).
+    let done = unsafe { libc::madvise(range.pointer(), range.len, number) };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// `madvise(range, MADV_DOFORK)` or `MADV_DONTFORK`: does a forked child get the range? *Raw.*
+///
+/// # Safety
+/// A child that lacks the range must never use an address in it: something else may be mapped
+/// there (unless it is fenced, see [`fence`]).
+///
+/// # Errors
+/// EINVAL on special mappings.
+pub unsafe fn inherit(range: Range, inherited: bool) -> Result<(), Errno> {
+    let advice = if inherited { Advice::LinuxDoFork } else { Advice::LinuxDontFork };
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::madvise(range.pointer(), range.len, advice) }
+}
+
+/// `madvise(range, MADV_DONTNEED)`: private pages are dropped; the next read sees the file again
+/// (or zeroes, where there is no file). *Raw.*
+///
+/// # Safety
+/// The caller answers for every reference into the range: its content changes.
+///
+/// # Errors
+/// EINVAL for locked or huge-table pages.
+pub unsafe fn drop_private_pages(range: Range) -> Result<(), Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::madvise(range.pointer(), range.len, Advice::LinuxDontNeed) }
+}
+
+/// `mlock2(range, MLOCK_ONFAULT)`: pages stay in memory once touched. *Raw.*
+///
+/// # Errors
+/// ENOMEM above `RLIMIT_MEMLOCK`, EPERM when that is 0.
+pub fn lock(range: Range) -> Result<(), Errno> {
+    // SAFETY: locking pages in memory changes no content.
+    unsafe { rustix::mm::mlock_with(range.pointer(), range.len, MlockFlags::ONFAULT) }
+}
+
+/// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,
+/// 64-bit only. *Raw.*
+///
+/// # Errors
+/// ENOSYS before 6.10.
+pub fn seal(range: Range) -> Result<(), Errno> {
+    // SAFETY: the call takes three integers and changes no content.
+    let done = unsafe { libc::syscall(libc::SYS_mseal, range.start, range.len, 0) };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The errno of the libc call just made on this thread.
+pub(super) fn last_errno() -> Errno {
+    // SAFETY: glibc returns this thread's errno cell.
+    let cell = unsafe { libc::__errno_location() };
+    // SAFETY: the cell is valid for this thread's life.
+    Errno::from_raw_os_error(unsafe { *cell })
+}
+
+/// Zeroed memory that stays shared over fork, as atomic words. Unmapped when dropped.
+#[derive(Debug)]
+pub struct SharedWords {
+    range: Range,
+}
+
+impl SharedWords {
+    /// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE)` of `count` words of 8 bytes.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new(count: usize) -> Result<Self> {
+        let len = count
+            .checked_mul(8)
+            .and_then(|len| super::page_size().round_up(len.max(8)))
+            .ok_or_else(|| Error::invalid("shared region too large"))?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
+        let at = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) };
+        let at = at.map_err(|e| Error::os("mmap(shared region)", e))?;
+        Ok(Self { range: Range { start: at.expose_provenance(), len } })
+    }
+
+    /// The words, the same in every process that forked while they were mapped. *Raw.*
+    pub fn words(&self) -> &[AtomicU64] {
+        let data = std::ptr::with_exposed_provenance::<AtomicU64>(self.range.start);
+        // SAFETY: the range is mapped read-write until `self` is dropped, aligned to a page, and
+        // every access by any process goes through atomics.
+        unsafe { std::slice::from_raw_parts(data, self.range.len / 8) }
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> Range {
+        self.range
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours, and `words` lends no longer than `self` lives.
+        let unmapped = unsafe { unmap(self.range) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// The non-null pointer at an address of a range this process mapped.
+pub fn pointer_at(address: usize) -> Option<NonNull<u8>> {
+    NonNull::new(std::ptr::with_exposed_provenance_mut(address))
+}

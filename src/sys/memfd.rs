@@ -1,0 +1,80 @@
+//! Anonymous files in memory and their seals: `memfd_create(2)`, `fcntl(F_ADD_SEALS)`,
+//! `ftruncate(2)`, `fallocate(2)`, `pread(2)`.
+
+use crate::error::{Error, Result};
+use rustix::fs::{FallocateFlags, SealFlags};
+use rustix::process::Resource;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Seals that make a memfd's content final for every process.
+pub const SEALS_FINAL: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE).union(SealFlags::SEAL);
+
+/// `memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)`. Since Linux 3.17.
+///
+/// The name shows as `/memfd:NAME (deleted)` in `/proc/PID/maps`.
+///
+/// # Errors
+/// Invalid when the name is longer than 249 bytes or holds a NUL; EMFILE and ENFILE when there
+/// are too many descriptors.
+pub fn create(name: &str) -> Result<OwnedFd> {
+    if name.len() > 249 || name.contains('\0') {
+        return Err(Error::invalid("a memfd's name has at most 249 bytes and no NUL"));
+    }
+    let made = memfd::MemfdOptions::new().allow_sealing(true).close_on_exec(true).create(name);
+    match made {
+        Ok(memfd) => Ok(memfd.into_file().into()),
+        Err(memfd::Error::Create(e) | memfd::Error::GetSeals(e) | memfd::Error::AddSeals(e)) => {
+            let errno = e.raw_os_error().map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error);
+            Err(Error::os("memfd_create", errno))
+        }
+    }
+}
+
+/// `ftruncate(fd, len)`: the file's length in bytes; it stays sparse.
+///
+/// # Errors
+/// Invalid when `len` is above `RLIMIT_FSIZE`: the kernel would send SIGXFSZ, which kills.
+/// EPERM when a seal forbids the change.
+pub fn set_len(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
+    if rustix::process::getrlimit(Resource::Fsize).current.is_some_and(|limit| len > limit) {
+        return Err(Error::invalid(format!("{len} bytes exceed the limit on file size"))
+            .with_hint("raise it: ulimit -f unlimited"));
+    }
+    rustix::fs::ftruncate(fd, len).map_err(|e| Error::os("ftruncate", e))
+}
+
+/// `fallocate(fd, 0, offset, len)`: puts zeroed memory behind a range, or fails in order where a
+/// later touch would be a SIGBUS.
+///
+/// # Errors
+/// ENOSPC or ENOMEM when there is no memory to commit.
+pub fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), rustix::io::Errno> {
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, FallocateFlags::empty(), offset, len))
+}
+
+/// `fcntl(fd, F_ADD_SEALS, seals)`.
+///
+/// # Errors
+/// EBUSY when a writable shared mapping of the file is alive anywhere, or its pages are pinned for
+/// I/O; EPERM when it was sealed against sealing.
+pub fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<()> {
+    rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| Error::os("fcntl(F_ADD_SEALS)", e))
+}
+
+/// `pread(fd, buffer, offset)`, the whole buffer or as much as the file holds. *Raw.*
+///
+/// # Errors
+/// The errno of the read; bytes already read are lost.
+pub fn read_at(fd: impl AsFd, buffer: &mut [u8], offset: u64) -> Result<usize, rustix::io::Errno> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(fd.as_fd(), rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

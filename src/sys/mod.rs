@@ -1,0 +1,35 @@
+//! The only door to the kernel: one file an interface, thin and without policy.
+//!
+//! Every system call of this crate is made below here. The functions say which call they make,
+//! what it demands of the caller, and which errno means what. They are public so that the
+//! command-line tool and the tests of kernel behaviour use the same wrappers as the runtime;
+//! this module is **not** covered by the crate's version promise.
+//!
+//! Functions marked *raw* neither allocate, nor take a lock, nor touch thread-local storage:
+//! they may run in a forked child before user code, in a signal handler, and in the keeper.
+
+pub mod clone;
+pub mod map;
+pub mod memfd;
+pub mod pagemap;
+pub mod pidfd;
+pub mod process;
+pub mod signal;
+pub mod smaps;
+pub mod uffd;
+
+use crate::page::PageSize;
+
+/// A system call's failure as the kernel gave it. *Raw.*
+pub use rustix::io::Errno;
+
+/// This machine's page size. *Raw.*
+pub fn page_size() -> PageSize {
+    PageSize::new(rustix::param::page_size()).expect("the kernel's page size is a power of two")
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds. *Raw.*
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -1,0 +1,88 @@
+//! Process descriptors: waiting for a child's end, reaping it, signalling it.
+
+use crate::error::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Ended {
+    /// By exiting, with this code.
+    Exited(i32),
+    /// By this signal.
+    Signaled(i32),
+    /// It is gone, but somebody else took its status (a foreign `wait()`, or ignored SIGCHLD).
+    Unknown,
+}
+
+/// `pidfd_open(pid)`. Since Linux 5.3. *Raw.*
+///
+/// # Errors
+/// ESRCH when there is no such process; EINVAL for an id that is none.
+pub fn open(pid: i32) -> Result<OwnedFd, Errno> {
+    let pid = Pid::from_raw(pid).ok_or(Errno::INVAL)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+}
+
+/// Waits until the process has ended, at most `timeout`; true if it has. Reaps nothing.
+///
+/// # Errors
+/// EINVAL or ENOMEM from `ppoll(2)`.
+pub fn wait_end(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool> {
+    readable(pidfd, timeout).map_err(|e| Error::os("ppoll(pidfd)", e))
+}
+
+/// Waits until a descriptor is readable or hung up, at most `timeout`; true if it is.
+///
+/// # Errors
+/// EINVAL or ENOMEM from `ppoll(2)`.
+pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, Errno> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
+        match rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], rest.as_ref()) {
+            Ok(n) => return Ok(n > 0),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// `waitid(P_PIDFD, WEXITED | WNOHANG | __WALL)`: takes an ended child's status and lets the kernel
+/// forget it; `None` while it lives. Since Linux 5.4.
+///
+/// # Errors
+/// EINVAL on a descriptor that is no child's.
+pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
+    // __WALL finds children that send no SIGCHLD, too.
+    let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | wall;
+    match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)) {
+        Ok(None) => Ok(None),
+        Ok(Some(status)) => Ok(Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ended::Exited(code),
+            (None, Some(signal)) => Ended::Signaled(signal),
+            (None, None) => Ended::Unknown,
+        })),
+        Err(Errno::CHILD) => Ok(Some(Ended::Unknown)),
+        Err(e) => Err(Error::os("waitid(P_PIDFD)", e)),
+    }
+}
+
+/// `pidfd_send_signal(pidfd, signal)`. Since Linux 5.1. A process that has ended already is no error.
+///
+/// # Errors
+/// EPERM when the process is another user's; EINVAL for a number that is no signal.
+pub fn signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    let signal = Signal::from_named_raw(signal).ok_or_else(|| Error::invalid(format!("{signal} is no signal")))?;
+    match rustix::process::pidfd_send_signal(pidfd, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(e) => Err(Error::os("pidfd_send_signal", e)),
+    }
+}

@@ -1,0 +1,244 @@
+//! What a process may know and ask of itself: threads, exit, parent, limits, `/proc` files.
+#![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
+
+use super::Errno;
+use crate::error::{Error, Result, Thread};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// `getpid()`. *Raw.*
+pub fn pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// `getppid()`, 0 when the parent is outside this pid namespace. *Raw.*
+pub fn parent_pid() -> i32 {
+    rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get())
+}
+
+/// `gettid()`. *Raw.*
+pub fn tid() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
+/// `exit_group(code)`: no destructor, no `atexit`, no flush. *Raw.*
+pub fn exit(code: i32) -> ! {
+    // SAFETY: _exit ends the process and touches nothing of it.
+    unsafe { libc::_exit(code) }
+}
+
+/// `fflush(NULL)`: what C code of this process has buffered is written, so that a forked child does
+/// not write it again.
+pub fn flush_c_streams() {
+    // SAFETY: a null stream means all of them.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+}
+
+/// The threads of this process, from `/proc/self/task`.
+///
+/// # Errors
+/// ENOENT when `/proc` is not mounted.
+pub fn threads() -> Result<Vec<Thread>> {
+    let entries = std::fs::read_dir("/proc/self/task").map_err(|e| io("read(/proc/self/task)", &e))?;
+    let mut threads = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| io("read(/proc/self/task)", &e))?.file_name();
+        let Some(tid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A thread that ends between the two reads is no longer alive.
+        if let Ok(comm) = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")) {
+            threads.push(Thread { tid, name: comm.trim_end().to_owned() });
+        }
+    }
+    Ok(threads)
+}
+
+fn io(operation: &'static str, e: &std::io::Error) -> Error {
+    Error::os(operation, e.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+}
+
+/// `prctl(PR_SET_PDEATHSIG, SIGKILL)`: this process dies when the **thread** that made it ends. *Raw.*
+///
+/// # Errors
+/// None known.
+pub fn die_with_parent() -> Result<(), Errno> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+}
+
+/// `prctl(PR_SET_NAME, name)`: what `ps` shows, at most 15 bytes. *Raw.*
+pub fn set_name(name: &CStr) {
+    // A name is a courtesy; a refusal changes nothing.
+    let _refused = rustix::thread::set_name(name);
+}
+
+/// `close_range(2)` around the given descriptors: closes all others of this process. Since Linux 5.9. *Raw.*
+///
+/// # Safety
+/// Nobody in this process may use any other descriptor afterwards.
+///
+/// # Errors
+/// ENOSYS before 5.9.
+pub unsafe fn close_all_but<const N: usize>(mut keep: [i32; N]) -> Result<(), Errno> {
+    keep.sort_unstable();
+    let mut first: u32 = 0;
+    let close = |first: u32, last: u32| {
+        // SAFETY: passed on to the caller.
+        let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if done == 0 { Ok(()) } else { Err(super::map::last_errno()) }
+    };
+    for fd in keep.into_iter().filter_map(|fd| u32::try_from(fd).ok()) {
+        if fd > first {
+            close(first, fd - 1)?;
+        }
+        first = first.max(fd + 1);
+    }
+    close(first, u32::MAX)
+}
+
+/// `/proc/PID/FILE` as a C string. *Raw.*
+pub(super) fn proc_path(pid: i32, file: &str) -> PathBuffer {
+    let mut path = PathBuffer { bytes: [0; 64] };
+    // The longest: /proc/ + 11 digits + /task/ + 11 digits + /syscall.
+    let mut rest = path.bytes.split_at_mut(63).0;
+    let _fits = write!(rest, "/proc/{pid}/{file}");
+    path
+}
+
+/// A short path, made without allocation.
+pub(super) struct PathBuffer {
+    bytes: [u8; 64],
+}
+
+impl std::ops::Deref for PathBuffer {
+    type Target = CStr;
+
+    fn deref(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+}
+
+/// Stack pointer and program counter of a thread that waits in a page fault, from
+/// `/proc/PID/task/TID/syscall` (`-1 SP PC`). `None` when it cannot be read (ptrace access is
+/// needed) or the thread is in a system call. *Raw.*
+pub fn blocked_at(pid: i32, tid: i32) -> Option<(u64, u64)> {
+    let mut path = PathBuffer { bytes: [0; 64] };
+    let mut rest = path.bytes.split_at_mut(63).0;
+    write!(rest, "/proc/{pid}/task/{tid}/syscall").ok()?;
+    let mut buffer = [0; 256];
+    let text = read_small(&path, &mut buffer).ok()?;
+    parse_blocked(text)
+}
+
+fn parse_blocked(text: &[u8]) -> Option<(u64, u64)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut fields = text.trim_end().rsplitn(3, ' ');
+    let mut hex = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
+    let (pc, sp) = (hex()?, hex()?);
+    Some((sp, pc))
+}
+
+/// Reads the start of a file into `buffer`, without allocation. *Raw.*
+///
+/// # Errors
+/// As `open(2)` and `read(2)`.
+pub fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let got = super::memfd::read_at(&fd, buffer, 0)?;
+    buffer.get(..got).ok_or(Errno::IO)
+}
+
+/// `/proc/PID/auxv`, which differs from one `exec` to the next; `pid` 0 means this process. *Raw.*
+///
+/// # Errors
+/// ENOENT when the process is gone; EACCES without ptrace read access.
+pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
+    if pid == 0 { read_small(c"/proc/self/auxv", buffer) } else { read_small(&proc_path(pid, "auxv"), buffer) }
+}
+
+/// `process_vm_readv`: copies memory of another process, as much as `into` holds.
+///
+/// # Errors
+/// EPERM without ptrace access; EFAULT when something there cannot be read; ESRCH.
+pub fn read_memory(pid: i32, address: usize, into: &mut [u8]) -> Result<(), Errno> {
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
+    // SAFETY: `local` is `into`; the remote side is only read, and checked by the kernel.
+    let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    match usize::try_from(got) {
+        Ok(got) if got == into.len() => Ok(()),
+        Ok(_) => Err(Errno::FAULT),
+        Err(_) => Err(super::map::last_errno()),
+    }
+}
+
+/// Where this program's executable was loaded: addresses minus this are what `addr2line` takes.
+pub fn executable_base() -> usize {
+    // SAFETY: getauxval has no precondition.
+    let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+    // The program headers lie in the first page of the file, just behind the ELF header.
+    super::page_size().round_down(headers as usize)
+}
+
+/// `eventfd(0, EFD_CLOEXEC)`.
+///
+/// # Errors
+/// EMFILE, ENFILE.
+pub fn event() -> Result<OwnedFd> {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(|e| Error::os("eventfd", e))
+}
+
+/// Adds one to an eventfd, waking who polls it. *Raw.*
+pub fn notify(event: impl AsFd) {
+    // The counter never comes near its limit, so this neither blocks nor fails.
+    let _written = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+/// Takes an eventfd's count, waiting for it to be above 0. *Raw.*
+pub fn take_notice(event: impl AsFd) {
+    let _read = rustix::io::read(event, &mut [0u8; 8]);
+}
+
+/// `pipe2(O_CLOEXEC)`: the end to read from, the end to write to. *Raw.*
+///
+/// # Errors
+/// EMFILE, ENFILE.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+}
+
+/// Lifts the restriction of the Yama module for one process: it may trace us. *Raw.*
+pub fn allow_tracing_by(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        // EINVAL where there is no Yama, and then there is nothing to lift.
+        let _refused = rustix::process::set_ptracer(rustix::process::PTracer::ProcessID(pid));
+    }
+}
+
+/// Writes all of `bytes` to standard error. *Raw.*
+pub fn write_stderr(mut bytes: &[u8]) {
+    // SAFETY: descriptor 2 may be closed; then the write fails and nothing else happens.
+    let stderr = unsafe { BorrowedFd::borrow_raw(2) };
+    while !bytes.is_empty() {
+        match rustix::io::write(stderr, bytes) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A descriptor's number, for the calls and the handlers that take one.
+pub fn number(fd: &impl AsFd) -> i32 {
+    fd.as_fd().as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_blocked_thread_shows_sp_and_pc() {
+        assert_eq!(super::parse_blocked(b"-1 0x7ffd10 0x55aa\n"), Some((0x7f_fd10, 0x55aa)));
+        assert_eq!(super::parse_blocked(b"running\n"), None);
+        assert_eq!(super::parse_blocked(b"0 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffe 0x7fff\n"), Some((0x7ffe, 0x7fff)));
+    }
+}

@@ -1,0 +1,156 @@
+//! Signals: `sigaction(2)`, `rt_sigprocmask(2)`, and what a fault's signal frame says.
+//!
+//! # Safety
+//! A handler may run at any instruction of any thread, so it only does what is *raw*.
+#![expect(unsafe_code, reason = "signal handlers are called by the kernel")]
+
+use super::Errno;
+use super::map::last_errno;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+
+/// SIGSEGV.
+pub const SEGV: i32 = libc::SIGSEGV;
+/// SIGBUS.
+pub const BUS: i32 = libc::SIGBUS;
+/// SIGKILL.
+pub const KILL: i32 = libc::SIGKILL;
+
+/// A handler that gets the frame.
+pub type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+
+/// What was installed for a signal before.
+#[derive(Clone, Copy)]
+pub struct Action(libc::sigaction);
+
+/// `sigaction(signal, SA_SIGINFO | SA_ONSTACK)` with all signals blocked in the handler: installs a
+/// handler and returns what was there. *Raw.*
+///
+/// # Safety
+/// The handler does only what is async-signal-safe (signal-safety(7)).
+///
+/// # Errors
+/// EINVAL for a signal that cannot be handled.
+pub unsafe fn install(signal: i32, handler: Handler) -> Result<Action, Errno> {
+    // SAFETY: a sigaction of zeroes is a valid value (SIG_DFL, no flags).
+    let mut new: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    new.sa_sigaction = handler as *const () as usize;
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the set is ours.
+    unsafe { libc::sigfillset(&raw mut new.sa_mask) };
+    let mut old = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: both structs are valid for the call; the handler is the caller's promise.
+    let done = unsafe { libc::sigaction(signal, &raw const new, old.as_mut_ptr()) };
+    if done != 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call succeeded, so the kernel filled it.
+    Ok(Action(unsafe { old.assume_init() }))
+}
+
+impl Action {
+    /// Hands a signal that is not ours to whom it was meant for: calls the earlier handler, or puts
+    /// the default back so that the repeated fault has its default effect. *Raw.*
+    ///
+    /// # Safety
+    /// To be called from a handler with that handler's own arguments.
+    pub unsafe fn pass_on(&self, signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+        match self.0.sa_sigaction {
+            libc::SIG_DFL | libc::SIG_IGN => restore_default(signal),
+            handler if self.0.sa_flags & libc::SA_SIGINFO != 0 => {
+                // SAFETY: with SA_SIGINFO the field holds a function of this type (sigaction(2)).
+                let handler: Handler = unsafe { std::mem::transmute(handler) };
+                handler(signal, info, context);
+            }
+            handler => {
+                // SAFETY: without SA_SIGINFO the field holds a function of this type (sigaction(2)).
+                let handler: extern "C" fn(i32) = unsafe { std::mem::transmute(handler) };
+                handler(signal);
+            }
+        }
+    }
+}
+
+/// `sigaction(signal, SIG_DFL)`: the next one has its default effect. *Raw.*
+pub fn restore_default(signal: i32) {
+    // SAFETY: installing the default has no precondition.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// A set of blocked signals.
+#[derive(Clone, Copy)]
+pub struct Mask(libc::sigset_t);
+
+/// Blocks all signals of this thread that can be blocked and returns the mask from before. *Raw.*
+pub fn block_all() -> Mask {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut old = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is ours; the call fills it.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: both sets are valid for the call, which cannot fail with a valid first argument.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr()) };
+    // SAFETY: the call filled it.
+    Mask(unsafe { old.assume_init() })
+}
+
+/// Puts a mask back. *Raw.*
+pub fn restore(mask: &Mask) {
+    // SAFETY: the set is valid for the call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask.0, std::ptr::null_mut()) };
+}
+
+/// Where a thread was when a signal hit it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Program counter.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer, if the code keeps one.
+    pub fp: u64,
+}
+
+/// A memory fault as its signal frame tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryFault {
+    /// The address touched.
+    pub address: usize,
+    /// Did the kernel raise the signal because of a memory access (rather than a process by `kill`)?
+    pub from_access: bool,
+    /// Was the access a write? `None` where the frame does not say.
+    pub write: Option<bool>,
+    /// The thread's registers.
+    pub registers: Registers,
+}
+
+impl MemoryFault {
+    /// Reads a SIGSEGV's or SIGBUS's frame. *Raw.*
+    ///
+    /// # Safety
+    /// To be called from a handler installed with `SA_SIGINFO` with that handler's own arguments.
+    pub unsafe fn read(info: *const libc::siginfo_t, context: *const c_void) -> Self {
+        // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler.
+        let info = unsafe { &*info };
+        // SAFETY: for these signals the kernel fills the address.
+        let address = unsafe { info.si_addr() };
+        // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext_t.
+        let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+        let (registers, write) = decode(context);
+        Self { address: address.addr(), from_access: info.si_code > 0, write, registers }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn decode(context: &libc::ucontext_t) -> (Registers, Option<bool>) {
+    let register = |index: i32| context.uc_mcontext.gregs.get(index as usize).map_or(0, |&value| value as u64);
+    let registers = Registers { pc: register(libc::REG_RIP), sp: register(libc::REG_RSP), fp: register(libc::REG_RBP) };
+    // Bit 1 of the page fault's error code: the access was a write (Intel SDM 4.7).
+    (registers, Some(register(libc::REG_ERR) & 2 != 0))
+}
+
+#[cfg(target_arch = "aarch64")]
+fn decode(context: &libc::ucontext_t) -> (Registers, Option<bool>) {
+    let machine = &context.uc_mcontext;
+    let fp = machine.regs.get(29).copied().unwrap_or(0);
+    (Registers { pc: machine.pc, sp: machine.sp, fp }, None)
+}

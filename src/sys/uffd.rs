@@ -1,0 +1,284 @@
+//! userfaultfd, write-protection only: `userfaultfd(2)`, `ioctl_userfaultfd(2)`.
+//!
+//! # Safety
+//! A write to an armed page waits until somebody lifts the protection, or is a SIGBUS. Whoever
+//! arms a range answers for that.
+#![expect(unsafe_code, reason = "ioctls pass pointers and decide what memory accesses do")]
+
+use super::Errno;
+use super::map::Range;
+use linux_raw_sys::{general as raw, ioctl as number};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater};
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+bitflags::bitflags! {
+    /// Features of a userfaultfd, asked for when it is opened.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// Write faults on protected pages are reported (5.7).
+        const PAGEFAULT_FLAG_WP = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+        /// A fork is reported, and the child keeps its registration (4.11; needs CAP_SYS_PTRACE).
+        const EVENT_FORK = raw::UFFD_FEATURE_EVENT_FORK as u64;
+        /// A fault is a SIGBUS in the faulting thread instead of a message (4.14).
+        const SIGBUS = raw::UFFD_FEATURE_SIGBUS as u64;
+        /// Messages carry the thread id (4.14).
+        const THREAD_ID = raw::UFFD_FEATURE_THREAD_ID as u64;
+        /// Messages carry the address to the byte (5.18).
+        const EXACT_ADDRESS = raw::UFFD_FEATURE_EXACT_ADDRESS as u64;
+        /// Shared memory, and private mappings of it, can be write-protected (5.19).
+        const WP_HUGETLBFS_SHMEM = raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64;
+        /// Anonymous pages that are not there yet are protected, too (6.4).
+        const WP_UNPOPULATED = raw::UFFD_FEATURE_WP_UNPOPULATED as u64;
+        /// The kernel lifts the protection by itself and remembers it (6.7).
+        const WP_ASYNC = raw::UFFD_FEATURE_WP_ASYNC as u64;
+        const _ = !0;
+    }
+}
+
+/// The ways to get a userfaultfd, the most powerful first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Door {
+    /// `ioctl(USERFAULTFD_IOC_NEW)` on `/dev/userfaultfd` (6.1): whoever may open the file.
+    Device,
+    /// `userfaultfd(0)`: CAP_SYS_PTRACE, or everyone where `vm.unprivileged_userfaultfd` is 1.
+    SystemCall,
+    /// `userfaultfd(UFFD_USER_MODE_ONLY)` (5.11): everyone. Faults the kernel takes on a program's
+    /// behalf are not handled: a `read(2)` into a protected page fails with EFAULT.
+    UserModeOnly,
+}
+
+impl Door {
+    /// All doors, the most powerful first.
+    pub const ALL: [Self; 3] = [Self::Device, Self::SystemCall, Self::UserModeOnly];
+
+    /// Are faults handled that the kernel takes on a program's behalf?
+    pub fn sees_kernel_writes(self) -> bool {
+        self != Self::UserModeOnly
+    }
+}
+
+/// An open userfaultfd. It watches the address space it was opened in, whoever holds it; when the
+/// last descriptor is closed, all its ranges are disarmed and all waiting writers go on.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    features: Features,
+}
+
+const _: () = assert!(size_of::<raw::uffd_msg>() == 32);
+const _: () = assert!(size_of::<raw::uffdio_api>() == 24);
+const _: () = assert!(size_of::<raw::uffdio_register>() == 32);
+const _: () = assert!(size_of::<raw::uffdio_writeprotect>() == 24);
+
+/// A write that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The address written to (to the byte with [`Features::EXACT_ADDRESS`], else its page).
+    pub address: usize,
+    /// The writing thread, in its own pid namespace's numbers; 0 without [`Features::THREAD_ID`].
+    pub tid: i32,
+    /// Was it a write to a protected page?
+    pub write_protect: bool,
+}
+
+/// What a userfaultfd reports.
+#[derive(Debug)]
+pub enum Event {
+    /// A thread waits for a page.
+    Fault(Fault),
+    /// The process forked: a descriptor that watches the child.
+    Fork(OwnedFd),
+    /// Another event, by its number.
+    Other(u8),
+}
+
+impl Uffd {
+    /// Opens a userfaultfd through one door and settles its features. *Raw.*
+    ///
+    /// A descriptor that was refused a feature stays unusable, so every try opens its own.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES (device); EPERM (system call, or EVENT_FORK without CAP_SYS_PTRACE);
+    /// EINVAL when a feature is unknown to this kernel; ENOSYS without userfaultfd.
+    pub fn open(door: Door, features: Features) -> Result<Self, Errno> {
+        let fd = match door {
+            Door::Device => open_device()?,
+            Door::SystemCall => open_call(rustix::mm::UserfaultfdFlags::empty())?,
+            Door::UserModeOnly => open_call(rustix::mm::UserfaultfdFlags::from_bits_retain(raw::UFFD_USER_MODE_ONLY))?,
+        };
+        let mut api = raw::uffdio_api { api: API, features: features.bits(), ioctls: 0 };
+        // SAFETY: the number is UFFDIO_API's, which reads and writes a uffdio_api.
+        let call = unsafe { Updater::<{ number::UFFDIO_API as Opcode }, _>::new(&mut api) };
+        // SAFETY: the kernel writes within `api` only.
+        unsafe { rustix::ioctl::ioctl(fd.as_fd(), call) }?;
+        Ok(Self { fd, features: Features::from_bits_retain(api.features) })
+    }
+
+    /// The features this kernel has (all it knows, not only those asked for).
+    pub fn kernel_features(&self) -> Features {
+        self.features
+    }
+
+    /// Takes over a descriptor whose features were settled elsewhere (from [`Event::Fork`], another process).
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd, features: Features::empty() }
+    }
+
+    /// `UFFDIO_REGISTER` with `UFFDIO_REGISTER_MODE_WP`. *Raw.*
+    ///
+    /// # Safety
+    /// The range is the caller's, and whoever writes there can bear to wait or to get a SIGBUS.
+    ///
+    /// # Errors
+    /// EINVAL when the mapping cannot be watched this way (private mappings of ordinary files,
+    /// unless asynchronous); EBUSY when another userfaultfd has it; EPERM when the mapping's file is sealed.
+    pub unsafe fn register(&self, range: Range) -> Result<(), Errno> {
+        let mut register = raw::uffdio_register {
+            range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },
+            mode: u64::from(raw::UFFDIO_REGISTER_MODE_WP),
+            ioctls: 0,
+        };
+        // SAFETY: the number is UFFDIO_REGISTER's, which reads and writes a uffdio_register.
+        let call = unsafe { Updater::<{ number::UFFDIO_REGISTER as Opcode }, _>::new(&mut register) };
+        // SAFETY: the kernel writes within `register` only; the effect is the caller's promise.
+        unsafe { rustix::ioctl::ioctl(self.fd.as_fd(), call) }
+    }
+
+    /// `UFFDIO_WRITEPROTECT`: arms a registered range, or lifts the protection and wakes who waits there. *Raw.*
+    ///
+    /// # Safety
+    /// As [`Self::register`].
+    ///
+    /// # Errors
+    /// ENOENT when the range is not registered; EAGAIN while the mappings change (try again);
+    /// ESRCH when the watched process is gone; EBADF or ENOTTY when somebody closed the descriptor.
+    pub unsafe fn write_protect(&self, range: Range, armed: bool) -> Result<(), Errno> {
+        // SAFETY: passed on to the caller.
+        unsafe { write_protect(self.fd.as_fd(), range, armed) }
+    }
+
+    /// Reads up to 16 events without waiting and calls `seen` for each; false when there was none. *Raw*, if `seen` is.
+    ///
+    /// # Errors
+    /// The errno of the read; EMFILE when a fork's descriptor cannot be made (the event is kept).
+    pub fn read(&self, mut seen: impl FnMut(Event)) -> Result<bool, Errno> {
+        let mut buffer = [MaybeUninit::<raw::uffd_msg>::uninit(); 16];
+        let len = size_of_val(&buffer);
+        // SAFETY: MaybeUninit<u8> covers any bytes, and the slice is the whole buffer.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<MaybeUninit<u8>>(), len) };
+        let got = match rustix::io::read(&self.fd, bytes) {
+            Ok((filled, _)) => filled.len(),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        for message in buffer.iter().take(got / size_of::<raw::uffd_msg>()) {
+            // SAFETY: the kernel filled this many whole messages, and any bits are a valid uffd_msg.
+            let message = unsafe { message.assume_init() };
+            seen(decode(&message));
+        }
+        Ok(got > 0)
+    }
+
+    /// Gives up the descriptor.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// `UFFDIO_WRITEPROTECT_MODE_WP` of linux/userfaultfd.h, which linux-raw-sys lacks.
+const MODE_WP: u64 = 1;
+
+/// `UFFD_API`, the only version there is.
+const API: u64 = 0xAA;
+
+/// `UFFDIO_WRITEPROTECT` on a bare descriptor; see [`Uffd::write_protect`]. *Raw.*
+///
+/// # Safety
+/// As [`Uffd::register`].
+///
+/// # Errors
+/// As [`Uffd::write_protect`].
+pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
+    let mut protect = raw::uffdio_writeprotect {
+        range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },
+        mode: if armed { MODE_WP } else { 0 },
+    };
+    loop {
+        // SAFETY: the number is UFFDIO_WRITEPROTECT's, which reads a uffdio_writeprotect.
+        let call = unsafe { Updater::<{ number::UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut protect) };
+        // SAFETY: the kernel writes nothing back; the effect is the caller's promise.
+        match unsafe { rustix::ioctl::ioctl(fd, call) } {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
+
+fn decode(message: &raw::uffd_msg) -> Event {
+    match u32::from(message.event) {
+        raw::UFFD_EVENT_PAGEFAULT => {
+            // SAFETY: the event's number says that this member of the union was filled.
+            let fault = unsafe { message.arg.pagefault };
+            // SAFETY: with THREAD_ID the kernel fills it, without it the kernel zeroes it.
+            let tid = unsafe { fault.feat.ptid };
+            Event::Fault(Fault {
+                address: fault.address as usize,
+                tid: tid as i32,
+                write_protect: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WP) != 0,
+            })
+        }
+        raw::UFFD_EVENT_FORK => {
+            // SAFETY: the event's number says that this member of the union was filled.
+            let fork = unsafe { message.arg.fork };
+            // SAFETY: the kernel has just opened this descriptor for the reader of the event.
+            Event::Fork(unsafe { OwnedFd::from_raw_fd(fork.ufd as i32) })
+        }
+        _ => Event::Other(message.event),
+    }
+}
+
+fn open_call(flags: rustix::mm::UserfaultfdFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | rustix::mm::UserfaultfdFlags::CLOEXEC | rustix::mm::UserfaultfdFlags::NONBLOCK;
+    // SAFETY: opening one changes nothing; what is done with it is answered for elsewhere.
+    unsafe { rustix::mm::userfaultfd(flags) }
+}
+
+fn open_device() -> Result<OwnedFd, Errno> {
+    use rustix::fs::{Mode, OFlags};
+    let device = rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // SAFETY: `New` is USERFAULTFD_IOC_NEW, which takes flags and returns a descriptor.
+    unsafe { rustix::ioctl::ioctl(device.as_fd(), New) }
+}
+
+/// `USERFAULTFD_IOC_NEW`, whose result is a descriptor.
+struct New;
+
+// SAFETY: the opcode is _IO(0xAA, 0) of linux/userfaultfd.h; its argument is an integer of open
+// flags, not a pointer; its result is a fresh descriptor.
+unsafe impl Ioctl for New {
+    type Output = OwnedFd;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        rustix::ioctl::opcode::none(0xAA, 0)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut((libc::O_CLOEXEC | libc::O_NONBLOCK) as usize)
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the kernel has just opened it for us, and nobody else knows its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(out) })
+    }
+}
