@@ -1,5 +1,54 @@
-//! scaffold
+//! Share a large data set with forked workers, and be told exactly which pages each of them copied.
+//!
+//! 1. Build the data in an [`arena`]: `Vec`, `Box`, `HashMap` and plain values.
+//! 2. Freeze it: the pages are sealed for good and shared.
+//! 3. [`fork`] workers over it, in constant time.
+//! 4. Each worker's [`report`] names every page it copied; a [`watch`] adds when, which thread and
+//!    which instruction.
+//!
+//! ```no_run
+//! use cowbell::arena::{Arena, Vec};
+//! use cowbell::fork::{self, ForkOptions};
+//! use cowbell::watch::Watch;
+//!
+//! let arena = Arena::builder("squares").capacity(1 << 30).build()?;
+//! let mut squares = Vec::new_in(*arena);
+//! squares.extend((0..1_000_000u64).map(|n| n * n));
+//! let squares = arena.freeze(squares)?;
+//!
+//! let mut worker = fork::spawn(&ForkOptions::new().watch(Watch::Census), |_| {
+//!     println!("{}", squares[1000]);
+//! })?;
+//! print!("{}", worker.wait()?.report);
+//! # Ok::<(), cowbell::Error>(())
+//! ```
+//!
+//! # Words
+//! **arena**: a reserved address range backed by one memfd; *growing*, then *frozen*.
+//! **written**: a store reached the page. **copied**: the kernel gave the process a private copy of a
+//! page that was shared. **reused**: the kernel made the page writable without a copy, because nobody
+//! else had it any more. **first touch**: there was no page before.
+//! **census**: reading from the page tables which pages were copied. **watch**: how copies are observed.
+//! **arm**: write-protect a range through userfaultfd. **generation**: one frozen image of an arena.
+//! **keeper**: the process that keeps a child's page tables alive until its last census.
+//!
+//! # Rooms
+//! ```text
+//! sys                      the only door to the kernel; not covered by the version promise
+//! page, error              types that everything uses
+//! support                  what this kernel and this user can do
+//! arena                    owns addresses: growing, frozen, handles
+//! fork                     clone3, the child before user code, reaping
+//! watch                    census, async, trap, monitor
+//! report                   evidence in, report out: text and JSON
+//! ```
+
+pub mod arena;
 pub mod error;
+pub mod fork;
 pub mod page;
+pub mod report;
 pub mod sys;
+pub mod watch;
+
 pub use error::{Error, Result};

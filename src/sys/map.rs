@@ -93,6 +93,19 @@ pub fn fence(range: Range) -> Result<(), Errno> {
     if at == range.pointer() { Ok(()) } else { Err(Errno::EXIST) }
 }
 
+/// `mmap(range, PROT_NONE, MAP_FIXED)`: replaces what is mapped there by addresses kept for nothing. *Raw.*
+///
+/// # Safety
+/// The caller owns the range and nobody refers into it.
+///
+/// # Errors
+/// ENOMEM; EPERM when the range is sealed by [`seal`].
+pub unsafe fn blank(range: Range) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::mmap_anonymous(range.pointer(), range.len, ProtFlags::empty(), flags) }.map(drop)
+}
+
 /// `mmap(range, access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)`. *Raw.*
 ///
 /// # Safety
@@ -239,6 +252,12 @@ pub fn seal(range: Range) -> Result<(), Errno> {
     // SAFETY: the call takes three integers and changes no content.
     let done = unsafe { libc::syscall(libc::SYS_mseal, range.start, range.len, 0) };
     if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The size of this machine's huge pages for ordinary mappings, in bytes; `None` without them.
+pub fn huge_page_size() -> Option<usize> {
+    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    text.trim().parse().ok().filter(|size: &usize| size.is_power_of_two())
 }
 
 /// The errno of the libc call just made on this thread.

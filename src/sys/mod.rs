@@ -9,6 +9,7 @@
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
 pub mod clone;
+pub mod limits;
 pub mod map;
 pub mod memfd;
 pub mod pagemap;

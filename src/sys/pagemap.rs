@@ -137,6 +137,11 @@ impl Pagemap {
         Self::open_path(c"/proc/self/pagemap")
     }
 
+    /// The descriptor's number. *Raw.*
+    pub fn number(&self) -> i32 {
+        super::process::number(&self.fd)
+    }
+
     fn open_path(path: &CStr) -> Result<Self, Errno> {
         use rustix::fs::{Mode, OFlags};
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;

@@ -79,21 +79,24 @@ pub fn set_name(name: &CStr) {
 ///
 /// # Errors
 /// ENOSYS before 5.9.
-pub unsafe fn close_all_but<const N: usize>(mut keep: [i32; N]) -> Result<(), Errno> {
-    keep.sort_unstable();
-    let mut first: u32 = 0;
-    let close = |first: u32, last: u32| {
-        // SAFETY: passed on to the caller.
-        let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        if done == 0 { Ok(()) } else { Err(super::map::last_errno()) }
-    };
-    for fd in keep.into_iter().filter_map(|fd| u32::try_from(fd).ok()) {
-        if fd > first {
-            close(first, fd - 1)?;
+pub unsafe fn close_all_but(keep: &[&[i32]]) -> Result<(), Errno> {
+    let kept_from = |first: i32| keep.iter().flat_map(|list| list.iter()).copied().filter(|&fd| fd >= first).min();
+    let mut first = 0;
+    loop {
+        let kept = kept_from(first);
+        let last = kept.map_or(u32::MAX, |kept| (kept as u32).wrapping_sub(1));
+        if kept != Some(first) {
+            // SAFETY: passed on to the caller.
+            let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            if done != 0 {
+                return Err(super::map::last_errno());
+            }
         }
-        first = first.max(fd + 1);
+        match kept {
+            Some(kept) => first = kept + 1,
+            None => return Ok(()),
+        }
     }
-    close(first, u32::MAX)
 }
 
 /// `/proc/PID/FILE` as a C string. *Raw.*
@@ -172,12 +175,34 @@ pub fn read_memory(pid: i32, address: usize, into: &mut [u8]) -> Result<(), Errn
     }
 }
 
-/// Where this program's executable was loaded: addresses minus this are what `addr2line` takes.
-pub fn executable_base() -> usize {
+/// The addresses this program's executable was loaded to: an address minus their start is what
+/// `addr2line` takes.
+pub fn executable() -> super::map::Range {
+    const LOAD: u32 = 1;
+    /// `Elf64_Phdr` of elf(5).
+    #[repr(C)]
+    struct Header {
+        kind: u32,
+        _flags: u32,
+        _offset: u64,
+        address: u64,
+        _physical: u64,
+        _file_size: u64,
+        memory_size: u64,
+        _align: u64,
+    }
     // SAFETY: getauxval has no precondition.
-    let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+    let table = unsafe { libc::getauxval(libc::AT_PHDR) } as usize;
+    // SAFETY: as above.
+    let count = unsafe { libc::getauxval(libc::AT_PHNUM) } as usize;
     // The program headers lie in the first page of the file, just behind the ELF header.
-    super::page_size().round_down(headers as usize)
+    let start = super::page_size().round_down(table);
+    // SAFETY: the kernel mapped the table for the loader; it stays for the life of the program.
+    let headers = unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<Header>(table), count) };
+    let loaded = headers.iter().filter(|header| header.kind == LOAD);
+    let bounds = loaded.map(|header| (header.address, header.address + header.memory_size));
+    let (low, high) = bounds.fold((u64::MAX, 0), |(low, high), (from, to)| (low.min(from), high.max(to)));
+    super::map::Range { start, len: high.saturating_sub(low) as usize }
 }
 
 /// `eventfd(0, EFD_CLOEXEC)`.
@@ -205,6 +230,17 @@ pub fn take_notice(event: impl AsFd) {
 /// EMFILE, ENFILE.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+}
+
+/// Writes one byte to a pipe. *Raw.*
+pub fn give_byte(pipe: impl AsFd) {
+    // A reader that is gone does not want it.
+    let _unread = rustix::io::write(pipe, &[1]);
+}
+
+/// Waits for one byte from a pipe; false when its writers are gone. *Raw.*
+pub fn take_byte(pipe: impl AsFd) -> bool {
+    rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut [0u8; 1])) == Ok(1)
 }
 
 /// Lifts the restriction of the Yama module for one process: it may trace us. *Raw.*

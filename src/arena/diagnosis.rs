@@ -1,0 +1,122 @@
+//! A fault in an arena becomes a sentence: which arena, page, object and instruction.
+//!
+//! A SIGSEGV handler, installed when the first arena is frozen, looks the address up, writes the
+//! sentence to standard error, and hands the signal to whoever handled it before; in the end the
+//! process dies by SIGSEGV, as it would have, with its registers untouched.
+//!
+//! # Safety
+//! The handler is *raw*: it allocates nothing, takes no lock, and formats into a buffer on the stack.
+#![expect(unsafe_code, reason = "a signal handler is called by the kernel")]
+
+use super::{overlapping, registry};
+use crate::error::{Error, Result};
+use crate::sys::map::Range;
+use crate::sys::signal::{self, Action, MemoryFault};
+use crate::sys::{self, process};
+use std::ffi::c_void;
+use std::fmt::Write;
+use std::sync::OnceLock;
+
+static EARLIER: OnceLock<Action> = OnceLock::new();
+static OBSERVER: OnceLock<fn(&Refused)> = OnceLock::new();
+static EXECUTABLE: OnceLock<Range> = OnceLock::new();
+
+/// An access to an arena that was refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    pub(crate) slot: u16,
+    pub(crate) address: usize,
+    pub(crate) tid: i32,
+    pub(crate) pc: u64,
+}
+
+/// Installs the handler, once; again in a child whose handlers were reset. *Raw* once it has run.
+///
+/// # Errors
+/// None known.
+pub(crate) fn install() -> Result<()> {
+    let _known = EXECUTABLE.get_or_init(process::executable);
+    // SAFETY: `handle` is async-signal-safe, see the module's contract.
+    let earlier = unsafe { signal::install(signal::SEGV, handle) }.map_err(|e| Error::os("sigaction(SIGSEGV)", e))?;
+    // The second time, the earlier one is ours or the default: the first one stays.
+    let _first = EARLIER.set(earlier);
+    Ok(())
+}
+
+/// Lets one function know of every refused access, before the process dies. It must be *raw*.
+pub(crate) fn observe(observer: fn(&Refused)) {
+    let _first = OBSERVER.set(observer);
+}
+
+extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: these are a SA_SIGINFO handler's own arguments.
+    let fault = unsafe { MemoryFault::read(info, context) };
+    if fault.from_access {
+        explain(&fault);
+    }
+    match EARLIER.get() {
+        // SAFETY: these are a SA_SIGINFO handler's own arguments.
+        Some(earlier) => unsafe { earlier.pass_on(signal, info, context) },
+        None => signal::restore_default(signal),
+    }
+}
+
+fn explain(fault: &MemoryFault) {
+    let Some(inner) = registry::owner_of(fault.address) else { return };
+    let refused = Refused { slot: inner.slot, address: fault.address, tid: process::tid(), pc: fault.registers.pc };
+    if let Some(observer) = OBSERVER.get() {
+        observer(&refused);
+    }
+    let mut text = Text { bytes: [0; 1024], len: 0 };
+    let _fits = sentence(&mut text, inner, fault);
+    process::write_stderr(text.bytes.get(..text.len).unwrap_or_default());
+}
+
+fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::fmt::Result {
+    let offset = fault.address - inner.range.start;
+    let page = sys::page_size();
+    let what = if fault.write == Some(false) { "read of" } else { "write to" };
+    let state = if inner.image().is_some() { "frozen" } else { "growing" };
+    write!(text, "cowbell: {what} {state} arena `{}` (generation {})", inner.name, inner.generation)?;
+    write!(text, ": page {}, byte {offset}, address {:#x}", page.index_of(offset), fault.address)?;
+    write!(text, "; thread {}, instruction {:#x}", process::tid(), fault.registers.pc)?;
+    let pc = fault.registers.pc as usize;
+    if let Some(executable) = EXECUTABLE.get().filter(|executable| executable.contains(pc)) {
+        write!(text, " (the executable's {:#x}, for addr2line)", pc - executable.start)?;
+    }
+    let Some(image) = inner.image() else {
+        return writeln!(text, "\ncowbell: a growing arena is not passed on to children: freeze it before the fork");
+    };
+    for allocation in overlapping(image.allocations(), offset, offset + 1) {
+        if let Some(site) = allocation.site {
+            let (file, line) = (site.location.file(), site.location.line());
+            write!(text, "\ncowbell: object: {} allocated at {file}:{line}", site.type_name)?;
+        }
+    }
+    writeln!(
+        text,
+        "\ncowbell: frozen data is read-only here: a Cell, Mutex or reference count in it cannot be changed{}",
+        match image.on_write() {
+            super::OnWrite::Copy => "; a child forked from this process may (and gets a copy of the page)",
+            super::OnWrite::Deny => ", nor in children: it was frozen with OnWrite::Deny",
+        }
+    )
+}
+
+/// A line on the stack; what does not fit is cut off.
+struct Text {
+    bytes: [u8; 1024],
+    len: usize,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        let fits = part.len().min(room.len());
+        for (to, from) in room.iter_mut().zip(part.bytes()) {
+            *to = from;
+        }
+        self.len += fits;
+        Ok(())
+    }
+}

@@ -1,0 +1,342 @@
+//! Allocating from a growing arena.
+//!
+//! # Safety
+//! Memory handed out lies in the arena's mapping, inside what is committed, and is handed out
+//! once until it is given back: [`Space`] keeps count. The mapping stays until `release`, which is unsafe.
+#![expect(unsafe_code, reason = "an allocator hands out raw memory")]
+
+use super::site::{Recorder, Site, SiteId};
+use super::space::Space;
+use super::{File, HugePages, Inner, registry};
+use crate::error::{Error, Kind, Result};
+use crate::sys::limits;
+use crate::sys::map::{self, Access, Harmless, Range};
+use crate::sys::memfd;
+use allocator_api2::alloc::{AllocError, Allocator, Layout};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::Location;
+use std::ptr::NonNull;
+use std::sync::{MutexGuard, PoisonError};
+
+/// Memory is committed in steps of this many bytes: a system call per step, not per page.
+const COMMIT_STEP: usize = 4 << 20;
+
+/// What changes while an arena grows.
+pub(super) struct Growing {
+    space: Space,
+    pub(super) recorder: Option<Recorder>,
+    /// Bytes from the start that have memory behind them.
+    committed: usize,
+    capacity: usize,
+    /// Why a collection's last allocation failed.
+    failure: Option<Error>,
+    /// Gone when the arena is frozen.
+    pub(super) file: File,
+}
+
+impl Growing {
+    /// Maps the file over the reserved range.
+    pub(super) fn new(
+        range: Range,
+        capacity: usize,
+        file: &OwnedFd,
+        huge_pages: HugePages,
+        record_sites: bool,
+    ) -> Result<Self> {
+        // SAFETY: the range was just reserved and nobody was given an address in it.
+        let mapped = unsafe { map::map_shared_at(range, Access::ReadWrite, file.as_fd(), 0) };
+        mapped.map_err(|e| Error::os("mmap(arena)", e))?;
+        // SAFETY: a child fences the range before any code of the user runs there.
+        let kept = unsafe { map::inherit(range, false) };
+        kept.map_err(|e| Error::os("madvise(MADV_DONTFORK)", e))?;
+        if huge_pages == HugePages::Advise {
+            map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
+        }
+        let recorder = record_sites.then(Recorder::default);
+        Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: None })
+    }
+
+    pub(super) fn with_file(mut self, file: OwnedFd) -> Self {
+        self.file = Some(file);
+        self
+    }
+
+    /// Bytes from the start to the end of the last allocation.
+    pub(super) fn used(&self) -> usize {
+        self.space.used()
+    }
+
+    /// Puts memory behind the first `end` bytes, or says why there is none.
+    pub(super) fn commit(&mut self, end: usize) -> Result<()> {
+        let Some(missing) = end.checked_sub(self.committed).filter(|&missing| missing > 0) else { return Ok(()) };
+        let step = missing.next_multiple_of(COMMIT_STEP).min(self.capacity.max(end) - self.committed);
+        let short = |limit: String| Error::new(Kind::OutOfMemory { asked: step, limit });
+        // A step to spare, for what else the process needs before the next check.
+        let needed = (step + COMMIT_STEP) as u64;
+        if let Some(headroom) = limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
+            return Err(short(headroom.to_string()));
+        }
+        let Some(file) = &self.file else { return Ok(()) };
+        memfd::allocate(file.as_fd(), self.committed as u64, step as u64)
+            .map_err(|e| short(format!("the kernel refused: {}", Error::os("fallocate", e))))?;
+        self.committed += step;
+        Ok(())
+    }
+}
+
+/// A copyable, `'static` handle to an arena: an allocator for `Vec`, `Box` and `HashMap`.
+///
+/// Thread-safe. Allocates while the arena grows; once it is frozen, allocation fails and freeing
+/// does nothing.
+#[derive(Clone, Copy)]
+pub struct ArenaRef {
+    inner: &'static Inner,
+    site: SiteId,
+}
+
+impl ArenaRef {
+    pub(super) fn new(inner: &'static Inner) -> Self {
+        Self { inner, site: SiteId::default() }
+    }
+
+    pub(super) fn inner(self) -> &'static Inner {
+        self.inner
+    }
+
+    /// The arena's name.
+    pub fn name(&self) -> &'static str {
+        &self.inner.name
+    }
+
+    /// The most the arena can hold, in bytes.
+    pub fn capacity(&self) -> usize {
+        self.inner.capacity
+    }
+
+    /// Bytes from the arena's start to the end of the last allocation.
+    pub fn used(&self) -> usize {
+        self.inner.image().map_or_else(|| self.growing().used(), |image| image.used())
+    }
+
+    /// Is the arena frozen?
+    pub fn is_frozen(&self) -> bool {
+        self.inner.image().is_some()
+    }
+
+    /// The same arena, with every allocation through the new handle recorded as a `T` asked for by
+    /// the calling line (if the arena records sites): `Vec::new_in(arena.site::<Edge>())`.
+    #[track_caller]
+    pub fn site<T: ?Sized>(&self) -> Self {
+        self.site_at::<T>(Location::caller())
+    }
+
+    fn site_at<T: ?Sized>(&self, location: &'static Location<'static>) -> Self {
+        let site = Site { type_name: std::any::type_name::<T>(), location };
+        let id = self.growing().recorder.as_mut().map_or(SiteId::default(), |recorder| recorder.id_of(site));
+        Self { inner: self.inner, site: id }
+    }
+
+    /// Moves a value into the arena. It is never dropped.
+    ///
+    /// # Errors
+    /// Out of capacity, out of memory, frozen, or not this process's arena.
+    #[track_caller]
+    pub fn alloc<T: 'static>(&self, value: T) -> Result<&'static mut T> {
+        let place = self.site_at::<T>(Location::caller()).take(Layout::new::<T>())?.cast::<T>();
+        // SAFETY: `take` gave memory for one T, aligned and used by nobody else.
+        unsafe { place.write(value) };
+        // SAFETY: initialised just now, never given back, and the mapping stays.
+        Ok(unsafe { &mut *place.as_ptr() })
+    }
+
+    /// Copies a slice into the arena.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`].
+    #[track_caller]
+    pub fn alloc_slice<T: Copy + 'static>(&self, values: &[T]) -> Result<&'static mut [T]> {
+        let place = self.site_at::<T>(Location::caller()).take(Layout::for_value(values))?.cast::<T>();
+        // SAFETY: `take` gave memory for as many T, and fresh memory does not overlap `values`.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place.as_ptr(), values.len()) };
+        // SAFETY: initialised just now, never given back, and the mapping stays.
+        Ok(unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), values.len()) })
+    }
+
+    /// Copies a string into the arena.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`].
+    #[track_caller]
+    pub fn alloc_str(&self, text: &str) -> Result<&'static mut str> {
+        let bytes = self.alloc_slice(text.as_bytes())?;
+        // SAFETY: the bytes are a copy of a str's.
+        Ok(unsafe { std::str::from_utf8_unchecked_mut(bytes) })
+    }
+
+    /// Moves everything an iterator yields into the arena, as one slice. The values are never dropped.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`]; what was taken from the iterator until then is dropped.
+    #[track_caller]
+    pub fn alloc_iter<T: 'static>(&self, values: impl IntoIterator<Item = T>) -> Result<&'static mut [T]> {
+        let handle = self.site_at::<T>(Location::caller());
+        let values = values.into_iter();
+        let mut list = super::Vec::new_in(handle);
+        let reserve = |list: &mut super::Vec<T>, more: usize| -> Result<()> {
+            if list.capacity() - list.len() >= more {
+                return Ok(());
+            }
+            list.try_reserve(more).map_err(|_| handle.take_failure().unwrap_or_else(|| handle.full(usize::MAX)))
+        };
+        reserve(&mut list, values.size_hint().0)?;
+        for value in values {
+            reserve(&mut list, 1)?;
+            list.push(value);
+        }
+        list.shrink_to_fit();
+        Ok(list.leak())
+    }
+
+    /// Why the last allocation by a collection failed, once: `try_reserve` and its like cannot say.
+    pub fn take_failure(&self) -> Option<Error> {
+        self.growing().failure.take()
+    }
+
+    /// Takes memory for a layout.
+    fn take(&self, layout: Layout) -> Result<NonNull<u8>> {
+        if layout.size() == 0 {
+            return Ok(dangling(layout));
+        }
+        let mut growing = self.growing();
+        if growing.file.is_none() {
+            return Err(Error::new(Kind::Frozen { arena: self.name().to_owned() }));
+        }
+        self.check_process()?;
+        let base = self.inner.range.start;
+        let offset = growing.space.take(layout.size(), layout.align(), base);
+        let offset = offset.ok_or_else(|| self.full(layout.size()))?;
+        if let Err(e) = growing.commit(offset + layout.size()) {
+            growing.space.give(offset, layout.size());
+            return Err(e);
+        }
+        let site = self.site;
+        if let Some(recorder) = &mut growing.recorder {
+            recorder.add(offset, layout.size(), site);
+        }
+        map::pointer_at(base + offset).ok_or_else(|| self.full(layout.size()))
+    }
+
+    fn full(&self, asked: usize) -> Error {
+        let (arena, capacity) = (self.name().to_owned(), self.inner.capacity);
+        Error::new(Kind::OutOfCapacity { arena, capacity, asked })
+            .with_hint("give the arena a larger capacity: only addresses are taken up front")
+    }
+
+    fn check_process(&self) -> Result<()> {
+        if self.inner.process == registry::process_number() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("arena `{}` was growing when this process was forked off", self.name()))
+            .with_hint("freeze it before the fork, or build a new one in the child"))
+    }
+
+    pub(super) fn growing(&self) -> MutexGuard<'static, Growing> {
+        // A panic cannot leave the state half changed: nothing in here calls the user's code.
+        self.inner.growing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn dangling(layout: Layout) -> NonNull<u8> {
+    NonNull::new(std::ptr::without_provenance_mut(layout.align())).unwrap_or(NonNull::dangling())
+}
+
+// SAFETY: a block stays valid and its own until it is given back, because `Space` hands out no byte
+// twice and the mapping stays until the unsafe `release`; copies of an `ArenaRef` are the same
+// allocator. Frozen blocks stay readable.
+unsafe impl Allocator for ArenaRef {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        match self.take(layout) {
+            Ok(place) => Ok(NonNull::slice_from_raw_parts(place, layout.size())),
+            Err(e) => {
+                // The trait has no room for the reason, so it is kept for who asks, and logged.
+                log::warn!("{e}");
+                self.growing().failure = Some(e);
+                Err(AllocError)
+            }
+        }
+    }
+
+    unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
+        let mut growing = self.growing();
+        if layout.size() == 0 || growing.file.is_none() || self.check_process().is_err() {
+            return;
+        }
+        let offset = place.addr().get() - self.inner.range.start;
+        growing.space.give(offset, layout.size());
+        if let Some(recorder) = &mut growing.recorder {
+            recorder.remove(offset);
+        }
+    }
+
+    unsafe fn grow(&self, place: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if self.resize(place, old, new) {
+            return Ok(NonNull::slice_from_raw_parts(place, new.size()));
+        }
+        let moved = self.allocate(new)?;
+        // SAFETY: the caller owns `old.size()` bytes there, and a fresh block does not overlap them.
+        unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), moved.cast().as_ptr(), old.size()) };
+        // SAFETY: the caller gives the old block up.
+        unsafe { self.deallocate(place, old) };
+        Ok(moved)
+    }
+
+    unsafe fn shrink(&self, place: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let stays = place.addr().get() % new.align() == 0 && !self.is_growing_here();
+        if stays || self.resize(place, old, new) {
+            return Ok(NonNull::slice_from_raw_parts(place, new.size()));
+        }
+        let moved = self.allocate(new)?;
+        // SAFETY: the caller owns more than `new.size()` bytes there, and a fresh block does not overlap them.
+        unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), moved.cast().as_ptr(), new.size()) };
+        // SAFETY: the caller gives the old block up.
+        unsafe { self.deallocate(place, old) };
+        Ok(moved)
+    }
+}
+
+impl ArenaRef {
+    /// Can this process still allocate from the arena?
+    fn is_growing_here(&self) -> bool {
+        self.growing().file.is_some() && self.check_process().is_ok()
+    }
+
+    /// Resizes a block where it lies; false when that cannot be done.
+    fn resize(&self, place: NonNull<u8>, old: Layout, new: Layout) -> bool {
+        if old.size() == 0 || new.size() == 0 || place.addr().get() % new.align() != 0 {
+            return false;
+        }
+        let mut growing = self.growing();
+        if growing.file.is_none() || self.check_process().is_err() {
+            return false;
+        }
+        let offset = place.addr().get() - self.inner.range.start;
+        if !growing.space.resize(offset, old.size(), new.size()) {
+            return false;
+        }
+        if growing.commit(offset + new.size()).is_err() {
+            growing.space.resize(offset, new.size(), old.size());
+            return false;
+        }
+        if let Some(recorder) = &mut growing.recorder {
+            recorder.resize(offset, new.size());
+        }
+        true
+    }
+}
+
+impl fmt::Debug for ArenaRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ArenaRef({})", self.name())
+    }
+}

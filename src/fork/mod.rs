@@ -1,0 +1,250 @@
+//! Forking workers: raw `clone3`, what runs in the child before user code, and how a child ends.
+//!
+//! ```text
+//! parent                                         child
+//! is this the only thread? flush stdio
+//! shared region, pipe; block signals; clone3 --> dies with its parent; growing arenas fenced off;
+//! waits for the set-up                           frozen arenas made writable (or left read-only);
+//!                          <-- pipe: done ------ arenas armed, keeper started; signals unblocked
+//! spawn returns a Child                          the closure; stdio flushed; _exit
+//! ```
+//! Up to the closure the child neither allocates nor takes a lock. It never unwinds into the parent's
+//! frames, runs no destructor of theirs and no `atexit`.
+
+mod child;
+mod enter;
+mod panics;
+
+pub use crate::sys::pidfd::Ended;
+pub use child::{ArenaCensus, Child, Exit};
+pub use enter::{Context, ExitCode};
+
+use crate::arena::{Image, registry};
+use crate::error::{Error, Kind, Result};
+use crate::sys::clone::{self, ForkArgs, Forked};
+use crate::sys::{pidfd, process, signal};
+use crate::watch::{Evidence, Failure, Step, Watch};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a child may take from fork to its closure. It is a matter of microseconds; only a
+/// child that is stopped or starved of its processor takes longer.
+const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Settings of [`spawn`].
+#[derive(Clone, Debug)]
+pub struct ForkOptions<'a> {
+    watch: Watch,
+    events_max: usize,
+    last_census: bool,
+    exit_signal: i32,
+    reset_handlers: bool,
+    cgroup: Option<BorrowedFd<'a>>,
+}
+
+impl<'a> ForkOptions<'a> {
+    /// Census, last census taken, no SIGCHLD, signal handlers kept.
+    pub fn new() -> Self {
+        Self {
+            watch: Watch::Census,
+            events_max: 1 << 16,
+            last_census: true,
+            exit_signal: 0,
+            reset_handlers: false,
+            cgroup: None,
+        }
+    }
+
+    /// How the child's copies are observed.
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// How many events are kept until they are read (default 65,536, of 64 bytes). Further ones are counted
+    /// as lost; which pages were written is known all the same.
+    pub fn events_max(mut self, events: usize) -> Self {
+        self.events_max = events;
+        self
+    }
+
+    /// False: no keeper is started, and a dead child's report has no census (only for
+    /// [`Watch::Census`], the others need the keeper). Saves one `clone` a child.
+    pub fn last_census(mut self, take: bool) -> Self {
+        self.last_census = take;
+        self
+    }
+
+    /// The signal this process gets when the child ends, such as SIGCHLD. Default: none, so that children
+    /// neither disturb a SIGCHLD handler nor are taken by a foreign `wait()`.
+    pub fn exit_signal(mut self, signal: i32) -> Self {
+        self.exit_signal = signal;
+        self
+    }
+
+    /// True: signal handlers are back to their defaults in the child (`CLONE_CLEAR_SIGHAND`, Linux 5.5).
+    pub fn reset_handlers(mut self, reset: bool) -> Self {
+        self.reset_handlers = reset;
+        self
+    }
+
+    /// A directory of a version 2 control group to start the child in (`CLONE_INTO_CGROUP`, Linux 5.7).
+    pub fn cgroup(mut self, directory: BorrowedFd<'a>) -> Self {
+        self.cgroup = Some(directory);
+        self
+    }
+}
+
+impl Default for ForkOptions<'_> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Forks a child that runs `body` and exits with what it returns. Returns once the child is about to
+/// run it: whatever the child needs is set up, or this is an error.
+///
+/// The child has this process's memory as it is now, and one thread. It sees all frozen arenas; growing
+/// ones are fenced off. It dies (SIGKILL) when **the thread** that called this ends.
+///
+/// # Errors
+/// [`Error::threads`] when other threads are alive: they may hold locks that nobody would release in
+/// the child. EAGAIN, ENOMEM when there can be no further process. Unsupported when the kernel or the user
+/// lacks what the watch needs: see [`crate::support`].
+///
+/// # Example
+/// ```no_run
+/// use cowbell::arena::Arena;
+/// use cowbell::fork::{self, ForkOptions};
+///
+/// let arena = Arena::builder("counters").capacity(1 << 20).build()?;
+/// let counters = arena.alloc_iter((0..1000).map(std::sync::atomic::AtomicU64::new))?;
+/// let frozen = arena.freeze(&*counters)?;
+/// let mut child = fork::spawn(&ForkOptions::new(), |_| {
+///     frozen[3].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+/// })?;
+/// let exit = child.wait()?;
+/// assert_eq!(exit.report.arenas[0].copied_pages.0, 1);
+/// # Ok::<(), cowbell::Error>(())
+/// ```
+pub fn spawn<R: ExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
+    let threads = process::threads()?;
+    if threads.len() > 1 {
+        let hint = "fork before starting threads, or use spawn_unchecked";
+        return Err(Error::new(Kind::Threads(threads)).with_hint(hint));
+    }
+    fork(options, body)
+}
+
+/// [`spawn`] without the check for other threads.
+///
+/// # Safety
+/// In the child, `body` must not use anything that another thread of this process may have held at the
+/// moment of the fork: no allocator, no std I/O, no lock. In short, only what signal-safety(7) allows;
+/// the allocators of glibc and its stdio are *not* made safe, as `fork()` would.
+///
+/// # Errors
+/// As [`spawn`], but for the threads.
+#[expect(unsafe_code, reason = "declares an unsafe function")]
+pub unsafe fn spawn_unchecked<R: ExitCode>(
+    options: &ForkOptions<'_>,
+    body: impl FnOnce(&Context) -> R,
+) -> Result<Child> {
+    fork(options, body)
+}
+
+/// The pipes and events of one child.
+struct Channels {
+    ready: (OwnedFd, OwnedFd),
+    command: OwnedFd,
+}
+
+fn fork<R: ExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
+    if options.watch.arms() && !options.last_census {
+        return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
+    }
+    panics::install_hooks();
+    let images: Vec<Arc<Image>> = registry::all().filter_map(|arena| arena.image().cloned()).collect();
+    let evidence = Evidence::new(options.watch, images, options.events_max, options.last_census)?;
+    let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
+    let channels = Channels { ready: pipe, command: process::event()? };
+    let _unflushed = std::io::stdout().flush();
+    let _unflushed = std::io::stderr().flush();
+    process::flush_c_streams();
+
+    let args =
+        ForkArgs { exit_signal: options.exit_signal, reset_handlers: options.reset_handlers, cgroup: options.cgroup };
+    let mask = signal::block_all();
+    match clone3(&args) {
+        Ok(Forked::Child) => enter::run(options, &evidence, channels, &mask, body),
+        Ok(Forked::Parent { pid, pidfd }) => {
+            signal::restore(&mask);
+            wait_for_set_up(pid, pidfd, evidence, channels, options)
+        }
+        Err(e) => {
+            signal::restore(&mask);
+            Err(e)
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "a fork duplicates the process")]
+fn clone3(args: &ForkArgs<'_>) -> Result<Forked> {
+    // SAFETY: the child runs `enter::run`, which is raw until the closure and never returns; what the
+    // closure may do was settled by counting threads, or by the caller of `spawn_unchecked`.
+    unsafe { clone::fork(args) }
+}
+
+/// In the parent: waits until the child has said that it is ready, or takes the failed child away.
+fn wait_for_set_up(
+    pid: i32,
+    pidfd: OwnedFd,
+    evidence: Evidence,
+    channels: Channels,
+    options: &ForkOptions<'_>,
+) -> Result<Child> {
+    let (ready, others_end) = channels.ready;
+    drop(others_end);
+    let mut child = Child::new(pid, pidfd, evidence, channels.command);
+    let answered = pidfd::readable(ready.as_fd(), Some(SET_UP_TIME_MAX)).map_err(|e| Error::os("ppoll", e))?;
+    if answered && process::take_byte(&ready) {
+        child.find_keeper(options.last_census)?;
+        return Ok(child);
+    }
+    let failure = child.evidence().failure();
+    // The half-made child is killed and reaped when it is dropped.
+    child.find_keeper(false)?;
+    let ended = child.end_now()?;
+    Err(failure.map_or_else(
+        || Error::new(Kind::Child(format!("ended before its closure began: {ended:?}").into())),
+        |failure| explain(failure, options.watch),
+    ))
+}
+
+/// What a failed step means to the user.
+fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
+    let error = Error::os(step.operation(), errno);
+    match (step, errno.raw_os_error()) {
+        (Step::OpenUserfaultfd, libc::EPERM | libc::EACCES) => {
+            error.with_hint("sysctl vm.unprivileged_userfaultfd=1, or CAP_SYS_PTRACE, or access to /dev/userfaultfd")
+        }
+        (Step::OpenUserfaultfd, libc::EINVAL) => {
+            let (feature, since) = match watch {
+                Watch::Async => ("UFFD_FEATURE_WP_ASYNC", "6.7"),
+                _ => ("UFFD_FEATURE_WP_HUGETLBFS_SHMEM", "5.19"),
+            };
+            Error::unsupported(feature, since, format!("watch `{watch}` needs it"))
+                .with_hint("use Watch::Census, which needs nothing")
+        }
+        (Step::OpenUserfaultfd, libc::ENOSYS) => {
+            Error::unsupported("userfaultfd", "4.3", "the kernel was built without it, or a sandbox forbids it")
+                .with_hint("use Watch::Census, which needs nothing")
+        }
+        (Step::AllowWriting, libc::ENOMEM) => {
+            error.with_hint("the overcommit limit forbids private copies of the arena: sysctl vm.overcommit_memory=1")
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,60 @@
+//! What a child tells its parent when it fails: a panic's message and place, a refused write.
+
+use crate::arena;
+use crate::watch::Evidence;
+use std::fmt::Write;
+use std::ptr::null_mut;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// The region of the child this process is; null in a process nobody spawned.
+static MINE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());
+
+/// Says which child this process is.
+pub(super) fn this_is(evidence: &'static Evidence) {
+    MINE.store(std::ptr::from_ref(evidence).cast_mut(), Ordering::Release);
+}
+
+/// The region of the child this process is.
+#[expect(unsafe_code, reason = "a pointer is followed")]
+pub(super) fn mine() -> Option<&'static Evidence> {
+    // SAFETY: `this_is` stored a reference that lives as long as this process.
+    unsafe { MINE.load(Ordering::Acquire).as_ref() }
+}
+
+/// Puts our panic hook before the one that is there, and listens to refused writes, once. Both do
+/// nothing but in a child.
+///
+/// A child cannot install it itself: that takes a lock. If the program replaces the hook later, a
+/// child's panic is still reported by its exit code 101.
+pub(super) fn install_hooks() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        arena::observe_diagnosis(|refused| {
+            if let Some(evidence) = mine() {
+                evidence.refused(refused);
+            }
+        });
+        let earlier = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if let Some(evidence) = mine() {
+                let payload = info.payload_as_str().unwrap_or("(a payload that is no text)");
+                let mut text = Text(evidence);
+                let _fits = match info.location() {
+                    Some(location) => write!(text, "{payload}, at {location}"),
+                    None => write!(text, "{payload}"),
+                };
+            }
+            earlier(info);
+        }));
+    });
+}
+
+struct Text(&'static Evidence);
+
+impl Write for Text {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        self.0.add_panic_text(part);
+        Ok(())
+    }
+}

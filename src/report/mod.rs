@@ -1,0 +1,282 @@
+//! Reports: what a child copied, from evidence alone. Pure: no descriptor, no system call, no unsafe code.
+//!
+//! A [`Report`] prints itself for people (`Display`) and, with the feature `serde`, is JSON with a
+//! version field ([`VERSION`]).
+
+mod text;
+
+use crate::arena::{self, Image, OnWrite};
+use crate::page::{PageCount, PageIndex, PageSet, PageSize, PageSpan};
+use crate::sys::map::Range;
+use crate::sys::pidfd::Ended;
+use crate::sys::uffd::Door;
+use crate::watch::{self, Changed, Watch};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The version of the report's JSON: raised when a field changes its meaning or goes away.
+pub const VERSION: u32 = 1;
+
+/// Where a report's census comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Census {
+    /// Taken from a living child: it may have copied more since.
+    Living,
+    /// Taken after the child's end: final.
+    Last,
+    /// Taken when the child executed another program: final for the memory it had.
+    AtExec,
+    /// There was to be none.
+    NotTaken,
+    /// Lost: the keeper died before it could take it (killed, or out of memory). What the watch observed stands.
+    Lost,
+}
+
+/// What one child did to the arenas it was forked over.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The child's process id.
+    pub pid: i32,
+    /// How it was watched.
+    pub watch: Watch,
+    /// Through which door its userfaultfd came; `UserModeOnly` means that system calls could not write
+    /// into pages not yet copied (except under [`Watch::Async`]).
+    pub door: Option<Door>,
+    /// How it ended; `None` for a living child.
+    pub ended: Option<Ended>,
+    /// Where the census comes from.
+    pub census: Census,
+    /// Bytes in a page.
+    pub page_size: u64,
+    /// One part for each frozen arena.
+    pub arenas: Vec<ArenaReport>,
+    /// Writes in the order they were noted, the first to each page in each epoch; only under watches
+    /// that have events.
+    pub events: Vec<EventReport>,
+    /// Writes whose event was lost because too many waited to be read, or with the writer that was
+    /// killed. Their pages are in `observed` all the same.
+    pub events_lost: u64,
+    /// The program closed the trap's descriptor: from then on nothing was observed.
+    pub trap_lost: bool,
+    /// Where the program's executable lies: an instruction in it minus `start` is what `addr2line` takes.
+    pub executable: Executable,
+}
+
+/// Where the program's executable lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Executable {
+    /// Its first address.
+    pub start: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// What a child did to one arena.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ArenaReport {
+    /// The arena's name.
+    pub name: String,
+    /// Which frozen image of it.
+    pub generation: u16,
+    /// Its first address.
+    pub start: u64,
+    /// How many pages it has.
+    pub pages: PageCount,
+    /// What a write does.
+    pub on_write: OnWrite,
+    /// How many pages the child has copied, by the census.
+    pub copied_pages: PageCount,
+    /// Which.
+    pub copied: Vec<PageSpan>,
+    /// How many bytes differ from the original in the copied pages; `None` if that is unknown of some.
+    pub bytes_changed: Option<u64>,
+    /// How many copied pages are the same as the original again.
+    pub identical_pages: PageCount,
+    /// Which pages the watch observed being written; `None` under [`Watch::Census`].
+    pub observed: Option<Vec<PageSpan>>,
+    /// Pages copied that the watch did not observe: the kernel copied them for a system call that then
+    /// failed, or the watch was lost.
+    pub copied_unobserved: PageCount,
+    /// Copied pages by what was allocated there, most pages first; empty unless the arena records sites.
+    pub sites: Vec<SiteReport>,
+}
+
+/// An allocation site and the copied pages its objects lie on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SiteReport {
+    /// The type allocated; empty for allocations made without a site.
+    pub type_name: String,
+    /// The line that allocated, as `file:line`.
+    pub location: String,
+    /// How many copied pages have such an object where bytes changed (or at all, where no byte differs).
+    pub pages: PageCount,
+}
+
+/// A write as a watch saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct EventReport {
+    /// The arena, by its place in [`Report::arenas`].
+    pub arena: usize,
+    /// The page.
+    pub page: PageIndex,
+    /// The address; to the byte where the kernel tells it.
+    pub address: u64,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    /// The thread.
+    pub tid: i32,
+    /// The instruction; 0 where it could not be read.
+    pub pc: u64,
+    /// The type of the object written, where the arena records sites.
+    pub object: Option<String>,
+}
+
+/// What a report is made from besides the arenas.
+pub(crate) struct Facts {
+    pub(crate) pid: i32,
+    pub(crate) watch: Watch,
+    pub(crate) door: Option<Door>,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) census: Census,
+    pub(crate) trap_lost: bool,
+    pub(crate) events_lost: u64,
+    pub(crate) page_size: PageSize,
+    pub(crate) executable: Range,
+}
+
+impl Report {
+    pub(crate) fn new(facts: Facts, arenas: Vec<ArenaReport>, events: &[watch::Event], images: &[Arc<Image>]) -> Self {
+        let describe = |event: &watch::Event| {
+            let image = images.get(event.arena);
+            let offset = event.address.saturating_sub(image.map_or(0, |image| image.range().start));
+            let allocations =
+                image.map_or(&[][..], |image| arena::overlapping(image.allocations(), offset, offset + 1));
+            let object = allocations.first().and_then(|allocation| allocation.site);
+            EventReport {
+                arena: event.arena,
+                page: event.page,
+                address: event.address as u64,
+                time_ns: event.time_ns,
+                tid: event.tid,
+                pc: event.registers.pc,
+                object: object.map(|site| site.type_name.to_owned()),
+            }
+        };
+        Self {
+            version: VERSION,
+            pid: facts.pid,
+            watch: facts.watch,
+            door: facts.door,
+            ended: facts.ended,
+            census: facts.census,
+            page_size: facts.page_size.bytes() as u64,
+            arenas,
+            events: events.iter().map(describe).collect(),
+            events_lost: facts.events_lost,
+            trap_lost: facts.trap_lost,
+            executable: Executable { start: facts.executable.start as u64, len: facts.executable.len as u64 },
+        }
+    }
+
+    /// Pages copied in all arenas.
+    pub fn copied_pages(&self) -> PageCount {
+        PageCount(self.arenas.iter().map(|arena| arena.copied_pages.0).sum())
+    }
+
+    /// Bytes copied in all arenas.
+    pub fn copied_bytes(&self) -> u64 {
+        self.copied_pages().0 * self.page_size
+    }
+}
+
+impl ArenaReport {
+    pub(crate) fn new(
+        image: &Image,
+        copied: &PageSet,
+        observed: Option<&PageSet>,
+        changed: impl Fn(PageIndex) -> Option<Changed>,
+    ) -> Self {
+        let changes: Vec<(PageIndex, Option<Changed>)> = copied.iter().map(|page| (page, changed(page))).collect();
+        let bytes_changed = changes.iter().map(|(_, changed)| changed.map(|c| u64::from(c.bytes))).sum();
+        let identical = changes.iter().filter(|(_, changed)| changed.is_some_and(|c| c.bytes == 0)).count();
+        let unobserved = observed.map_or(PageCount(0), |observed| copied.difference(observed).count());
+        Self {
+            name: image.name().to_owned(),
+            generation: image.generation(),
+            start: image.range().start as u64,
+            pages: image.pages(),
+            on_write: image.on_write(),
+            copied_pages: copied.count(),
+            copied: copied.runs().collect(),
+            bytes_changed,
+            identical_pages: PageCount(identical as u64),
+            observed: observed.map(|observed| observed.runs().collect()),
+            copied_unobserved: unobserved,
+            sites: sites(image, &changes),
+        }
+    }
+
+    /// The copied pages as a set.
+    pub fn copied_set(&self) -> PageSet {
+        set_of(&self.copied)
+    }
+
+    /// The observed pages as a set; empty under [`Watch::Census`].
+    pub fn observed_set(&self) -> PageSet {
+        set_of(self.observed.as_deref().unwrap_or_default())
+    }
+
+    /// Bytes copied for each byte changed; `None` when no byte differs or that is unknown.
+    pub fn amplification(&self, page_size: u64) -> Option<f64> {
+        let changed = self.bytes_changed.filter(|&bytes| bytes > 0)?;
+        Some((self.copied_pages.0 * page_size) as f64 / changed as f64)
+    }
+}
+
+fn set_of(runs: &[PageSpan]) -> PageSet {
+    let mut set = PageSet::new();
+    runs.iter().for_each(|&run| set.insert_span(run));
+    set
+}
+
+/// Which sites have objects where copied pages changed.
+fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
+    let allocations = image.allocations();
+    if allocations.is_empty() {
+        return Vec::new();
+    }
+    let page_bytes = (image.range().len as u64 / image.pages().0.max(1)) as usize;
+    let mut pages: HashMap<Option<arena::Site>, u64> = HashMap::new();
+    for (page, changed) in changes {
+        let start = page.0 as usize * page_bytes;
+        let (from, to) = match changed {
+            Some(changed) if changed.bytes > 0 => (start + changed.first as usize, start + changed.last as usize + 1),
+            _ => (start, start + page_bytes),
+        };
+        let mut here: Vec<_> = arena::overlapping(allocations, from, to).iter().map(|a| a.site).collect();
+        here.sort_by_key(|site| site.map(|site| (site.type_name, site.location.file(), site.location.line())));
+        here.dedup();
+        for site in here {
+            *pages.entry(site).or_default() += 1;
+        }
+    }
+    let mut sites: Vec<SiteReport> = pages
+        .into_iter()
+        .map(|(site, pages)| SiteReport {
+            type_name: site.map_or_else(String::new, |site| site.type_name.to_owned()),
+            location: site.map_or_else(String::new, |s| format!("{}:{}", s.location.file(), s.location.line())),
+            pages: PageCount(pages),
+        })
+        .collect();
+    sites.sort_by(|a, b| b.pages.cmp(&a.pages).then_with(|| a.type_name.cmp(&b.type_name)));
+    sites
+}

@@ -1,0 +1,189 @@
+//! A report as text for people: how much, where, what for, and what could not be seen.
+
+use super::{ArenaReport, Census, Report};
+use crate::arena::OnWrite;
+use crate::page::PageSpan;
+use crate::sys::pidfd::Ended;
+use crate::sys::uffd::Door;
+use crate::watch::Watch;
+use std::fmt;
+
+/// How many runs, sites and events are shown before the rest is only counted.
+const SHOWN_MAX: usize = 5;
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pages = self.arenas.iter().map(|arena| arena.pages.0).sum::<u64>();
+        write!(f, "child {}", self.pid)?;
+        match self.ended {
+            None => f.write_str(" (running)")?,
+            Some(ended) => write!(f, " ({ended})")?,
+        }
+        writeln!(
+            f,
+            ": copied {} of {pages} pages, {} of {}; watch {}",
+            self.copied_pages(),
+            bytes(self.copied_bytes()),
+            bytes(pages * self.page_size),
+            self.watch
+        )?;
+        for (at, arena) in self.arenas.iter().enumerate() {
+            self.arena(f, at, arena)?;
+        }
+        self.caveats(f)
+    }
+}
+
+impl Report {
+    fn arena(&self, f: &mut fmt::Formatter<'_>, at: usize, arena: &ArenaReport) -> fmt::Result {
+        write!(f, "  arena `{}`: {} of {} pages copied", arena.name, arena.copied_pages, arena.pages)?;
+        if arena.on_write == OnWrite::Deny {
+            f.write_str(" (writing is denied)")?;
+        }
+        writeln!(f)?;
+        if arena.copied_pages.0 > 0 {
+            writeln!(f, "    pages    {}", runs(&arena.copied))?;
+            match (arena.bytes_changed, arena.amplification(self.page_size)) {
+                (Some(changed), Some(factor)) => {
+                    writeln!(
+                        f,
+                        "    changed  {changed} bytes in them: {factor:.0} bytes copied for each byte changed"
+                    )?;
+                }
+                (Some(_), None) => writeln!(f, "    changed  nothing: all copies are the same as the original again")?,
+                (None, _) => writeln!(f, "    changed  unknown of some pages")?,
+            }
+            if arena.identical_pages.0 > 0 && arena.bytes_changed.is_some_and(|bytes| bytes > 0) {
+                writeln!(f, "    same     {} copied pages are the same as the original again", arena.identical_pages)?;
+            }
+        }
+        for (nth, site) in arena.sites.iter().take(SHOWN_MAX).enumerate() {
+            let name = if site.type_name.is_empty() { "(allocated without a site)" } else { &site.type_name };
+            let heading = if nth == 0 { "objects" } else { "" };
+            writeln!(f, "    {heading:<8} {name}, {} pages {}", site.pages, site.location)?;
+        }
+        more(f, arena.sites.len())?;
+        let events: Vec<_> = self.events.iter().filter(|event| event.arena == at).collect();
+        let begin = self.events.first().map_or(0, |event| event.time_ns);
+        for (nth, event) in events.iter().take(SHOWN_MAX).enumerate() {
+            let heading = if nth == 0 { "events" } else { "" };
+            let time = event.time_ns.saturating_sub(begin) as f64 / 1e6;
+            write!(
+                f,
+                "    {heading:<8} +{time:.3} ms page {} thread {} at {}",
+                event.page,
+                event.tid,
+                self.instruction(event.pc)
+            )?;
+            match &event.object {
+                Some(object) => writeln!(f, " in {object}")?,
+                None => writeln!(f)?,
+            }
+        }
+        more(f, events.len())?;
+        if arena.copied_unobserved.0 > 0 {
+            writeln!(
+                f,
+                "    unseen   {} copied pages that the watch did not observe: copied for a system call that then failed (EFAULT), or after the watch was lost",
+                arena.copied_unobserved
+            )?;
+        }
+        Ok(())
+    }
+
+    fn instruction(&self, pc: u64) -> String {
+        match pc.checked_sub(self.executable.start) {
+            _ if pc == 0 => "an unknown instruction".to_owned(),
+            Some(offset) if offset < self.executable.len => format!("executable+{offset:#x}"),
+            _ => format!("{pc:#x}"),
+        }
+    }
+
+    fn caveats(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.census {
+            Census::Last => {}
+            Census::Living => writeln!(f, "  note: the child runs on; it may copy more")?,
+            Census::AtExec => {
+                writeln!(f, "  note: the child executed another program; what it did then is not counted")?
+            }
+            Census::NotTaken => writeln!(f, "  note: no last census was asked for")?,
+            Census::Lost => {
+                writeln!(f, "  LOST: the last census: the keeper died before it (killed, or out of memory)")?
+            }
+        }
+        if self.events_lost > 0 {
+            writeln!(f, "  LOST: {} events; their pages are counted all the same", self.events_lost)?;
+        }
+        if self.trap_lost {
+            writeln!(f, "  LOST: the program closed the trap's descriptor; what it wrote then was not observed")?;
+        }
+        let blind = match (self.watch, self.door) {
+            (Watch::Trap, _) => true,
+            (Watch::Monitor, door) => door == Some(Door::UserModeOnly),
+            _ => false,
+        };
+        if blind {
+            writeln!(
+                f,
+                "  note: under this watch a system call that writes into a page not yet copied fails with EFAULT"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with {code}"),
+            Self::Signaled(signal) => write!(f, "killed by signal {signal}"),
+            Self::Unknown => f.write_str("ended, its status was taken by somebody else"),
+        }
+    }
+}
+
+fn more(f: &mut fmt::Formatter<'_>, count: usize) -> fmt::Result {
+    match count.checked_sub(SHOWN_MAX) {
+        Some(rest) if rest > 0 => writeln!(f, "             and {rest} more"),
+        _ => Ok(()),
+    }
+}
+
+fn runs(runs: &[PageSpan]) -> String {
+    let mut text = String::new();
+    for run in runs.iter().take(SHOWN_MAX) {
+        let separator = if text.is_empty() { "" } else { ", " };
+        text += &match run.count.0 {
+            1 => format!("{separator}{}", run.start),
+            count => format!("{separator}{}-{}", run.start, run.start.0 + count - 1),
+        };
+    }
+    match runs.len().checked_sub(SHOWN_MAX) {
+        Some(rest) if rest > 0 => text + &format!(" and {rest} more runs"),
+        _ => text,
+    }
+}
+
+/// A number of bytes, in the largest unit that leaves at least one before the point.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (0..UNITS.len()).rev().find(|&unit| count >> (10 * unit) > 0).unwrap_or(0);
+    if unit == 0 {
+        format!("{count} bytes")
+    } else {
+        format!("{:.1} {}", count as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_shown_in_their_unit() {
+        assert_eq!(bytes(0), "0 bytes");
+        assert_eq!(bytes(1023), "1023 bytes");
+        assert_eq!(bytes(4096), "4.0 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+    }
+}

@@ -1,0 +1,358 @@
+//! What child, keeper and parent share: one region of atomic words that stays shared over fork.
+//!
+//! ```text
+//! header   64 words: states, descriptors, a refused write, the ring's counters
+//! panic    256 words: the text of the child's panic
+//! ring     events
+//! images   for each frozen arena:  seen    a bit a page: observed by the watch since the last epoch
+//!                                  epoch   a bit a page: observed in the epoch that was closed last
+//!                                  copied  a bit a page: in the last census
+//!                                  changed a word a page: how it differed from the original then
+//! ```
+//! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
+
+use super::ring::{self, Payload, Ring};
+use super::{Failure, Watch};
+use crate::arena::{Image, Refused};
+use crate::error::Result;
+use crate::page::{PageIndex, PageSet};
+use crate::sys;
+use crate::sys::map::SharedWords;
+use crate::sys::signal::Registers;
+use crate::sys::uffd::Door;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const HEADER: usize = 64;
+const PANIC: usize = 256;
+
+/// Words of the header, by name.
+#[derive(Clone, Copy)]
+pub(crate) enum Word {
+    /// The keeper's thread id, stored by the kernel.
+    KeeperTid,
+    /// What failed while the child was set up: see [`Failure`].
+    Failure,
+    /// What failed in the keeper.
+    KeeperFailure,
+    /// 1 when the last census is complete.
+    LastCensus,
+    /// Raised for each step of the keeper's work, so that a long census is told from a dead one.
+    Progress,
+    /// The number of the newest order to the keeper, and of the newest that is done.
+    Order,
+    Done,
+    /// What the order asks: see [`super::keeper::Task`].
+    Task,
+    /// The door the userfaultfd came through, plus 1.
+    Door,
+    /// 1 when the child closed the trap's descriptor.
+    TrapLost,
+    /// 1 when the child executed another program.
+    Executed,
+    /// A refused write: arena's slot plus 1, address, thread, program counter.
+    RefusedSlot,
+    RefusedAddress,
+    RefusedTid,
+    RefusedPc,
+    /// Bytes of panic text.
+    PanicLen,
+    /// Descriptors in the child, plus 1.
+    UffdNumber,
+    LifelineNumber,
+    CommandNumber,
+    BegunNumber,
+    /// Process ids.
+    ChildPid,
+}
+
+/// How a copied page differs from the original.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// How many bytes differ; 0 when the page is the same again.
+    pub bytes: u32,
+    /// The first byte that differs, from the page's start.
+    pub first: u32,
+    /// The last byte that differs, from the page's start.
+    pub last: u32,
+}
+
+/// Bits of each of a [`Changed`]'s numbers in its word; pages of up to 1 MiB fit.
+const CHANGED_BITS: u32 = 20;
+
+impl Changed {
+    fn pack(self) -> u64 {
+        let known = 1 << 63;
+        known
+            | u64::from(self.bytes)
+            | u64::from(self.first) << (CHANGED_BITS + 1)
+            | u64::from(self.last) << (2 * CHANGED_BITS + 1)
+    }
+
+    fn unpack(word: u64) -> Option<Self> {
+        let field = |shift: u32, bits: u32| (word >> shift) as u32 & ((1 << bits) - 1);
+        (word >> 63 == 1).then(|| Self {
+            bytes: field(0, CHANGED_BITS + 1),
+            first: field(CHANGED_BITS + 1, CHANGED_BITS),
+            last: field(2 * CHANGED_BITS + 1, CHANGED_BITS),
+        })
+    }
+}
+
+/// A write as a watch saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The arena, by its place in the report.
+    pub arena: usize,
+    /// The page written, from the arena's start.
+    pub page: PageIndex,
+    /// The address; to the byte where the kernel tells it, else the page's.
+    pub address: usize,
+    /// `CLOCK_MONOTONIC`, in nanoseconds.
+    pub time_ns: u64,
+    /// The writing thread.
+    pub tid: i32,
+    /// Where it was; all 0 where that could not be read. `fp` is known to [`Watch::Trap`] only.
+    pub registers: Registers,
+}
+
+/// A write that [`crate::arena::OnWrite::Deny`] (or a growing arena) refused, and of which the child died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct DeniedWrite {
+    /// The arena's name; empty if it is not among the frozen ones.
+    pub arena: String,
+    /// The page, from the arena's start.
+    pub page: PageIndex,
+    /// The address.
+    pub address: usize,
+    /// The thread.
+    pub tid: i32,
+    /// The instruction.
+    pub pc: u64,
+}
+
+/// What a child's panic said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PanicMessage(pub String);
+
+/// One image's place in the region.
+#[derive(Clone, Copy)]
+struct Section {
+    seen: usize,
+    epoch: usize,
+    copied: usize,
+    changed: usize,
+    bitmap_words: usize,
+}
+
+/// The shared region of one child.
+pub(crate) struct Evidence {
+    shared: SharedWords,
+    ring_at: usize,
+    sections: Vec<Section>,
+    pub(crate) images: Vec<Arc<Image>>,
+    /// Descriptor numbers of the images' files, which the keeper needs.
+    pub(crate) files: Vec<i32>,
+    pub(crate) watch: Watch,
+    pub(crate) parent_pid: i32,
+    /// Is there to be a keeper?
+    pub(crate) keep: bool,
+}
+
+/// The three bitmaps of an image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Seen,
+    Epoch,
+    Copied,
+}
+
+impl Evidence {
+    /// Makes the region, before the fork.
+    pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, keep: bool) -> Result<Self> {
+        let ring_at = HEADER + PANIC;
+        let slots = if watch.has_events() { events_max.max(1) } else { 0 };
+        let mut at = ring_at + ring::HEADER_WORDS + slots.saturating_mul(ring::EVENT_WORDS);
+        let mut sections = Vec::new();
+        for image in &images {
+            let pages = image.pages().0 as usize;
+            let bitmap_words = pages.div_ceil(64);
+            let [seen, epoch, copied, changed] = [0, 1, 2, 3].map(|n| at.saturating_add(n * bitmap_words));
+            sections.push(Section { seen, epoch, copied, changed, bitmap_words });
+            at = changed.saturating_add(pages);
+        }
+        let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
+        let parent_pid = sys::process::pid();
+        let shared = SharedWords::new(at)?;
+        // The ring ends where the first image begins.
+        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, keep })
+    }
+
+    /// A word of the header.
+    pub(crate) fn word(&self, word: Word) -> &AtomicU64 {
+        static NOWHERE: AtomicU64 = AtomicU64::new(0);
+        self.shared.words().get(word as usize).unwrap_or(&NOWHERE)
+    }
+
+    pub(crate) fn get(&self, word: Word) -> u64 {
+        self.word(word).load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, word: Word, value: u64) {
+        self.word(word).store(value, Ordering::Release);
+    }
+
+    /// Stores a descriptor's number.
+    pub(super) fn set_number(&self, word: Word, number: i32) {
+        self.set(word, number as u64 + 1);
+    }
+
+    /// A descriptor's number, if one was stored.
+    pub(super) fn number(&self, word: Word) -> Option<i32> {
+        self.get(word).checked_sub(1).map(|number| number as i32)
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        let end = self.sections.first().map_or(usize::MAX, |section| section.seen).min(self.shared.words().len());
+        Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default())
+    }
+
+    /// The words of one of an image's bitmaps, 64 pages each.
+    pub(super) fn bitmap(&self, image: usize, which: Pages) -> &[AtomicU64] {
+        let Some(section) = self.sections.get(image) else { return &[] };
+        let start = match which {
+            Pages::Seen => section.seen,
+            Pages::Epoch => section.epoch,
+            Pages::Copied => section.copied,
+        };
+        self.shared.words().get(start..start + section.bitmap_words).unwrap_or_default()
+    }
+
+    /// Sets a page's bit; true if it was not set.
+    pub(super) fn mark(&self, image: usize, which: Pages, page: PageIndex) -> bool {
+        let bit = 1 << (page.0 % 64);
+        let word = self.bitmap(image, which).get((page.0 / 64) as usize);
+        word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
+    }
+
+    /// One of an image's bitmaps as a set.
+    pub(crate) fn pages(&self, image: usize, which: Pages) -> PageSet {
+        PageSet::from_words(self.bitmap(image, which).iter().map(|word| word.load(Ordering::Acquire)))
+    }
+
+    fn changed_word(&self, image: usize, page: PageIndex) -> Option<&AtomicU64> {
+        let section = self.sections.get(image)?;
+        let pages = self.images.get(image)?.pages().0;
+        (page.0 < pages).then(|| self.shared.words().get(section.changed + page.0 as usize))?
+    }
+
+    /// Says how a copied page differs.
+    pub(super) fn set_changed(&self, image: usize, page: PageIndex, changed: Option<Changed>) {
+        if let Some(word) = self.changed_word(image, page) {
+            word.store(changed.map_or(0, Changed::pack), Ordering::Release);
+        }
+    }
+
+    /// How a copied page differed at the last census.
+    pub(crate) fn changed(&self, image: usize, page: PageIndex) -> Option<Changed> {
+        Changed::unpack(self.changed_word(image, page)?.load(Ordering::Acquire))
+    }
+
+    /// The image an address lies in, and the page there.
+    pub(super) fn place(&self, address: usize) -> Option<(usize, PageIndex)> {
+        let image = self.images.iter().position(|image| image.range().contains(address))?;
+        let start = self.images.get(image)?.range().start;
+        Some((image, sys::page_size().index_of(address - start)))
+    }
+
+    /// Notes a write: always in the bitmap, and as an event if the page was not written before in this epoch.
+    pub(super) fn saw(&self, address: usize, tid: i32, registers: Registers) {
+        let Some((image, page)) = self.place(address) else { return };
+        if self.mark(image, Pages::Seen, page) {
+            let Registers { pc, sp, fp } = registers;
+            let time = sys::monotonic_ns();
+            self.ring().push(&[image as u64, address as u64, time, tid as u64, pc, sp, fp]);
+        }
+    }
+
+    /// Takes the oldest event.
+    pub(crate) fn take_event(&self, writers_gone: bool) -> Option<Event> {
+        let [image, address, time_ns, tid, pc, sp, fp]: Payload = self.ring().pop(writers_gone)?;
+        let address = address as usize;
+        let (arena, page) = self.place(address).unwrap_or((image as usize, PageIndex(0)));
+        Some(Event { arena, page, address, time_ns, tid: tid as i32, registers: Registers { pc, sp, fp } })
+    }
+
+    /// How many events were lost for want of room, or with their writer.
+    pub(crate) fn events_lost(&self) -> u64 {
+        self.ring().dropped()
+    }
+
+    /// Notes a refused write.
+    pub(crate) fn refused(&self, refused: &Refused) {
+        self.set(Word::RefusedAddress, refused.address as u64);
+        self.set(Word::RefusedTid, refused.tid as u64);
+        self.set(Word::RefusedPc, refused.pc);
+        self.set(Word::RefusedSlot, u64::from(refused.slot) + 1);
+    }
+
+    /// The refused write, if there was one.
+    pub(crate) fn denied(&self) -> Option<DeniedWrite> {
+        let slot = self.get(Word::RefusedSlot).checked_sub(1)?;
+        let address = self.get(Word::RefusedAddress) as usize;
+        let image = self.images.iter().find(|image| u64::from(image.slot()) == slot);
+        let offset = image.map_or(0, |image| address.saturating_sub(image.range().start));
+        Some(DeniedWrite {
+            arena: image.map_or_else(String::new, |image| image.name().to_owned()),
+            page: sys::page_size().index_of(offset),
+            address,
+            tid: self.get(Word::RefusedTid) as i32,
+            pc: self.get(Word::RefusedPc),
+        })
+    }
+
+    /// Adds to the panic's text; what does not fit is cut off.
+    pub(crate) fn add_panic_text(&self, text: &str) {
+        let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
+        for byte in text.bytes() {
+            let at = self.get(Word::PanicLen) as usize;
+            let Some(word) = words.get(at / 8) else { return };
+            word.fetch_or(u64::from(byte) << (at % 8 * 8), Ordering::AcqRel);
+            self.set(Word::PanicLen, at as u64 + 1);
+        }
+    }
+
+    /// What the child's panic said, if it panicked.
+    pub(crate) fn panic_text(&self) -> Option<PanicMessage> {
+        let len = self.get(Word::PanicLen) as usize;
+        let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
+        let bytes = words.iter().flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).take(len);
+        (len > 0).then(|| PanicMessage(String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()))
+    }
+
+    /// What failed while the child (or its keeper) was set up.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        Failure::unpack(self.get(Word::Failure)).or_else(|| Failure::unpack(self.get(Word::KeeperFailure)))
+    }
+
+    /// The door the userfaultfd came through.
+    pub(crate) fn door(&self) -> Option<Door> {
+        (self.get(Word::Door) as usize).checked_sub(1).and_then(|at| Door::ALL.get(at)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_page_survives_packing() {
+        for bytes in [0, 1, 4096, 65536, 1 << CHANGED_BITS] {
+            let changed = Changed { bytes, first: 17.min(bytes), last: bytes.saturating_sub(1) };
+            assert_eq!(Changed::unpack(changed.pack()), Some(changed));
+        }
+        assert_eq!(Changed::unpack(0), None);
+    }
+}

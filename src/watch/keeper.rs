@@ -1,0 +1,324 @@
+//! The keeper: a process that shares the child's memory and so keeps its page tables alive.
+//!
+//! # Safety
+//! The keeper runs on a stack of its own **with the thread-local storage of the child's main thread**, so
+//! all of it is *raw*: no allocation, no std I/O, no panic, no libc call that may fail while the child lives.
+//! It uses `Evidence`, which the child never frees.
+#![expect(unsafe_code, reason = "a process is started in shared memory")]
+
+use super::arm::At;
+use super::census;
+use super::evidence::{Changed, Evidence, Pages, Word};
+use super::{Failure, Step, Watch};
+use crate::page::PageIndex;
+use crate::sys::map::{self, Access, Range};
+use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
+use crate::sys::signal::Registers;
+use crate::sys::uffd::{Event, Uffd};
+use crate::sys::{self, Errno, clone, memfd, pidfd, process};
+use rustix::event::{PollFd, PollFlags};
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+/// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
+const STACK_BYTES: usize = 256 << 10;
+
+/// What the parent can ask of a keeper.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Read the page tables and compare the copies.
+    Census = 1,
+    /// Close the epoch: hand over what was seen, and arm again.
+    Epoch = 2,
+}
+
+/// Starts the keeper, from the child, and waits until it has begun.
+pub(super) fn start(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
+    let (lifeline, held) = process::pipe().at(Step::Lifeline)?;
+    let (answer, begun) = process::pipe().at(Step::Lifeline)?;
+    let page = sys::page_size().bytes();
+    let memory = map::anonymous(STACK_BYTES + page).at(Step::KeeperStack)?;
+    // SAFETY: fresh memory; its first page becomes the guard below the stack.
+    unsafe { map::protect(Range { start: memory.start, len: page }, Access::None) }.at(Step::KeeperStack)?;
+    let stack = Range { start: memory.start + page, len: STACK_BYTES };
+    evidence.set(Word::ChildPid, process::pid() as u64);
+    for (word, number) in [
+        (Word::CommandNumber, process::number(&command)),
+        (Word::BegunNumber, process::number(&begun)),
+        (Word::LifelineNumber, process::number(&lifeline)),
+    ] {
+        evidence.set_number(word, number);
+    }
+    let argument = std::ptr::from_ref(evidence).cast_mut().cast();
+    // SAFETY: `run` is raw; the stack is its own; `evidence` is never freed in this process.
+    let started = unsafe { clone::share_memory(run, argument, stack, evidence.word(Word::KeeperTid)) };
+    process::allow_tracing_by(started.at(Step::StartKeeper)?);
+    drop(begun);
+    if !process::take_byte(&answer) {
+        // Its only other writer was the keeper, so the keeper has ended.
+        let failure = Failure::unpack(evidence.get(Word::KeeperFailure));
+        return Err(failure.unwrap_or(Failure(Step::StartKeeper, Errno::SRCH)));
+    }
+    // The keeper's end of the pipe reports a hang-up when this process executes another program.
+    std::mem::forget(held);
+    Ok(())
+}
+
+extern "C" fn run(argument: *mut c_void) -> c_int {
+    // SAFETY: `start` passes a reference that stays valid.
+    let evidence: &'static Evidence = unsafe { &*argument.cast::<Evidence>() };
+    match Keeper::new(evidence) {
+        Ok(keeper) => {
+            keeper.serve();
+            0
+        }
+        Err(failure) => {
+            evidence.set(Word::KeeperFailure, failure.pack());
+            1
+        }
+    }
+}
+
+struct Keeper {
+    evidence: &'static Evidence,
+    child: OwnedFd,
+    child_pid: i32,
+    lifeline: OwnedFd,
+    command: OwnedFd,
+    pagemap: Pagemap,
+    uffd: Option<Uffd>,
+    /// The child's auxiliary vector, which tells whether it is still the same program.
+    program: [u8; 512],
+}
+
+impl Keeper {
+    fn new(evidence: &'static Evidence) -> Result<Self, Failure> {
+        process::set_name(c"cowbell-keeper");
+        process::die_with_parent().at(Step::DieWithParent)?;
+        if process::parent_pid() != evidence.parent_pid {
+            process::exit(1);
+        }
+        let child_pid = evidence.get(Word::ChildPid) as i32;
+        let child = pidfd::open(child_pid).at(Step::KeeperDescriptors)?;
+        let pagemap = Pagemap::open_self().at(Step::KeeperPagemap)?;
+        let mut program = [0; 512];
+        process::auxiliary_vector(0, &mut program).at(Step::KeeperPagemap)?;
+        let inherited = |word| evidence.number(word).ok_or(Failure(Step::KeeperDescriptors, Errno::BADF));
+        let (command, lifeline) = (inherited(Word::CommandNumber)?, inherited(Word::LifelineNumber)?);
+        // SAFETY: the number is the eventfd's; this process's table is its own copy.
+        let command = unsafe { OwnedFd::from_raw_fd(command) };
+        // SAFETY: the number is the pipe's, likewise.
+        let lifeline = unsafe { OwnedFd::from_raw_fd(lifeline) };
+        // SAFETY: the number is the userfaultfd's, likewise.
+        let uffd = evidence.number(Word::UffdNumber).map(|uffd| Uffd::from_fd(unsafe { OwnedFd::from_raw_fd(uffd) }));
+        let begun = inherited(Word::BegunNumber)?;
+        let keeper = Self { evidence, child, child_pid, lifeline, command, pagemap, uffd, program };
+        keeper.close_all_but(begun);
+        // SAFETY: the number is the other pipe's, likewise.
+        process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
+        Ok(keeper)
+    }
+
+    /// Closes what was inherited and is not needed, so that the program's own files close when it closes them.
+    fn close_all_but(&self, begun: i32) {
+        let uffd = self.uffd.as_ref().map_or(-1, |uffd| process::number(uffd));
+        let mine = [
+            process::number(&self.child),
+            process::number(&self.lifeline),
+            process::number(&self.command),
+            self.pagemap.number(),
+            uffd,
+            begun,
+        ];
+        // SAFETY: this process's table is its own copy, and it uses no descriptor but these.
+        // Before Linux 5.9 they stay open, which delays ends of file but breaks nothing else.
+        let _kept_open = unsafe { process::close_all_but(&[&mine, &self.evidence.files]) };
+    }
+
+    /// Until the child is gone; then the last census.
+    fn serve(&self) {
+        let monitor = self.uffd.as_ref().filter(|_| self.evidence.watch == Watch::Monitor);
+        let mut same_program = true;
+        loop {
+            // A descriptor the poll does not need stands as the child's own.
+            let uffd = monitor.map_or(self.child.as_fd(), |uffd| uffd.as_fd());
+            let lifeline = if same_program { self.lifeline.as_fd() } else { self.child.as_fd() };
+            let mut polled = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+            let [child, lifeline, command, uffd] = polled.map(|fd| !fd.revents().is_empty());
+            if let (true, Some(monitor)) = (uffd, monitor) {
+                self.monitor(monitor);
+            }
+            if command {
+                process::take_notice(&self.command);
+                self.obey();
+            }
+            if child {
+                break;
+            }
+            if lifeline && same_program {
+                // The pipe's other end is gone: closed by exec, or by a program that closes everything.
+                if self.executed() {
+                    self.evidence.set(Word::Executed, 1);
+                    break;
+                }
+                same_program = false;
+            }
+        }
+        self.observe_async(Pages::Seen, false);
+        self.census();
+        self.evidence.set(Word::LastCensus, 1);
+    }
+
+    /// Has the child executed another program?
+    fn executed(&self) -> bool {
+        let mut now = [0; 512];
+        match process::auxiliary_vector(self.child_pid, &mut now) {
+            // A process that is exiting has closed its files and has no memory any more.
+            Ok([]) => false,
+            Ok(_) => now != self.program,
+            // Unreadable means that the program runs with rights we lack, so it is another one.
+            Err(Errno::ACCESS | Errno::PERM) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Notes every waiting write and lets it go on.
+    fn monitor(&self, uffd: &Uffd) {
+        let page = sys::page_size();
+        let _readable = uffd.read(|event| {
+            let Event::Fault(fault) = event else { return };
+            let (sp, pc) = process::blocked_at(self.child_pid, fault.tid).unwrap_or_default();
+            self.evidence.saw(fault.address, fault.tid, Registers { pc, sp, fp: 0 });
+            let range = Range { start: page.round_down(fault.address), len: page.bytes() };
+            // SAFETY: the page lies in an arena we armed. Fails only when the child is gone.
+            let _gone = unsafe { uffd.write_protect(range, false) };
+        });
+    }
+
+    fn obey(&self) {
+        let order = self.evidence.get(Word::Order);
+        if order == self.evidence.get(Word::Done) {
+            return;
+        }
+        if self.evidence.get(Word::Task) == Task::Epoch as u64 {
+            self.epoch();
+        } else {
+            self.observe_async(Pages::Seen, false);
+            self.census();
+        }
+        self.evidence.set(Word::Done, order);
+    }
+
+    /// Hands over what was seen since the last epoch and arms those pages again.
+    ///
+    /// Pages are taken from `seen` first and armed after: a page written in between is one that was
+    /// already taken, so it belongs to the epoch that ends.
+    fn epoch(&self) {
+        // What was copied so far must not be forgotten when a swapped copy is armed again.
+        self.census();
+        for image in 0..self.evidence.images.len() {
+            for (seen, epoch) in
+                self.evidence.bitmap(image, Pages::Seen).iter().zip(self.evidence.bitmap(image, Pages::Epoch))
+            {
+                epoch.store(seen.swap(0, Ordering::AcqRel), Ordering::Release);
+            }
+        }
+        self.observe_async(Pages::Epoch, true);
+        if !self.evidence.watch.has_events() {
+            return;
+        }
+        let page = sys::page_size();
+        for (at, image) in self.evidence.images.iter().enumerate() {
+            for (word_at, word) in self.evidence.bitmap(at, Pages::Epoch).iter().enumerate() {
+                let mut bits = word.load(Ordering::Acquire);
+                while bits != 0 {
+                    let index = PageIndex(word_at as u64 * 64 + u64::from(bits.trailing_zeros()));
+                    bits &= bits - 1;
+                    let range = Range { start: image.range().start + page.offset_of(index), len: page.bytes() };
+                    if let Some(uffd) = &self.uffd {
+                        // SAFETY: the page lies in an arena we armed.
+                        let _gone = unsafe { uffd.write_protect(range, true) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Under asynchronous watch: adds the pages written since they were armed, and arms them again if asked.
+    fn observe_async(&self, into: Pages, rearm: bool) {
+        if self.evidence.watch != Watch::Async {
+            return;
+        }
+        let query = Query { rearm, ..WRITTEN };
+        for (at, image) in self.evidence.images.iter().enumerate() {
+            let scanned = self.pagemap.scan(image.range(), &query, |run| {
+                for page in pages_of(image.range(), run) {
+                    self.evidence.mark(at, into, page);
+                }
+            });
+            self.note(scanned);
+        }
+    }
+
+    /// Reads which pages are copies and how they differ from the originals.
+    fn census(&self) {
+        let armed = self.evidence.watch.arms();
+        for (at, image) in self.evidence.images.iter().enumerate() {
+            if !armed {
+                // Without userfaultfd the page tables tell all, and a copy given back is no copy.
+                for word in self.evidence.bitmap(at, Pages::Copied) {
+                    word.store(0, Ordering::Release);
+                }
+            }
+            let scanned = census::scan(&self.pagemap, image.range(), armed, |run| {
+                for page in pages_of(image.range(), run) {
+                    self.evidence.mark(at, Pages::Copied, page);
+                    let changed = compare(image.range(), image.file(), page);
+                    self.evidence.set_changed(at, page, changed.ok());
+                    self.evidence.word(Word::Progress).fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            self.note(scanned);
+        }
+    }
+
+    fn note(&self, scanned: Result<(), Errno>) {
+        if let Err(e) = scanned {
+            self.evidence.set(Word::KeeperFailure, Failure(Step::KeeperPagemap, e).pack());
+        }
+    }
+}
+
+fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageIndex> {
+    let page = sys::page_size();
+    let first = page.index_of(run.start.saturating_sub(range.start)).0;
+    (first..first + (run.len / page.bytes()) as u64).map(PageIndex)
+}
+
+/// How a copied page differs from the original in the sealed memfd.
+fn compare(range: Range, file: BorrowedFd<'_>, page: PageIndex) -> Result<Changed, Errno> {
+    const CHUNK: usize = 4096;
+    let size = sys::page_size();
+    let start = size.offset_of(page);
+    let (mut bytes, mut first, mut last) = (0, None, 0);
+    let (mut mine, mut original) = ([0u8; CHUNK], [0u8; CHUNK]);
+    for at in (0..size.bytes()).step_by(CHUNK) {
+        process::read_memory(process::pid(), range.start + start + at, &mut mine)?;
+        memfd::read_at(file, &mut original, (start + at) as u64)?;
+        if mine == original {
+            continue;
+        }
+        for (within, _) in mine.iter().zip(&original).enumerate().filter(|(_, (a, b))| a != b) {
+            bytes += 1;
+            last = (at + within) as u32;
+            first = first.or(Some(last));
+        }
+    }
+    Ok(Changed { bytes, first: first.unwrap_or(0), last })
+}

@@ -1,0 +1,96 @@
+//! Watching a child: how copies are observed, and what was seen.
+//!
+//! ```text
+//!   parent                       child                          keeper
+//!   Evidence (shared memory) --- same ------------------------- same
+//!   reads it                     Trap: its SIGBUS handler        a process that shares the child's memory:
+//!                                writes events into it           Monitor: reads the faults, lets writers go on;
+//!                                                                takes each census, and the last one when the
+//!                                                                child is dead, by whatever signal
+//! ```
+//!
+//! The **keeper** is what makes the last census possible: page tables vanish with the last process that
+//! uses them, so one more process uses them (`clone(CLONE_VM)`), sleeps, and is woken by the child's end.
+//! It costs one sleeping process a child, no memory, and nothing per write. A child that executes another
+//! program ends its accounting; the keeper takes the last census then. Grandchildren are not watched.
+//!
+//! Every watch agrees with the census to the page, with one exception it says itself: where the kernel
+//! writes on the program's behalf and the watch makes that fail (`EFAULT`), the page may be copied
+//! although nothing was written.
+
+mod arm;
+pub(crate) mod census;
+mod evidence;
+mod keeper;
+mod ring;
+mod trap;
+
+pub(crate) use arm::{At, Failure, Step, begin};
+pub use evidence::{Changed, DeniedWrite, Event, PanicMessage};
+pub(crate) use evidence::{Evidence, Pages, Word};
+pub(crate) use keeper::Task;
+
+/// How a child's copies are observed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+pub enum Watch {
+    /// Read the page tables when asked: which pages were copied. Costs the writer nothing.
+    #[default]
+    Census,
+    /// userfaultfd with `WP_ASYNC` (Linux 6.7): pages written per epoch. About 1.4 times a copy.
+    Async,
+    /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 3.5
+    /// times a copy. A system call that writes into a page not yet copied fails with `EFAULT`.
+    Trap,
+    /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too
+    /// (where the user may, see [`crate::support`]). About 5 to 20 times a copy.
+    Monitor,
+}
+
+impl Watch {
+    /// All watches, the cheapest first.
+    pub const ALL: [Self; 4] = [Self::Census, Self::Async, Self::Trap, Self::Monitor];
+
+    /// Does it arm pages?
+    pub fn arms(self) -> bool {
+        self != Self::Census
+    }
+
+    /// Does it report single writes, with time and thread?
+    pub fn has_events(self) -> bool {
+        matches!(self, Self::Trap | Self::Monitor)
+    }
+
+    /// Its name in lower case, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Census => "census",
+            Self::Async => "async",
+            Self::Trap => "trap",
+            Self::Monitor => "monitor",
+        }
+    }
+}
+
+impl std::fmt::Display for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The census as kernels before 6.7 need it, from one word a page in `/proc/PID/pagemap`: calls `copied` for
+/// each copied page of a frozen arena's `range`. For comparison; [`crate::fork::Child::census`] chooses by itself.
+///
+/// # Errors
+/// The errno of the read; ESRCH when the process is gone.
+pub fn read_without_scan(
+    pagemap: &crate::sys::pagemap::Pagemap,
+    range: crate::sys::map::Range,
+    armed: bool,
+    mut copied: impl FnMut(crate::page::PageIndex),
+) -> crate::Result<()> {
+    let page = crate::sys::page_size();
+    census::read(pagemap, range, armed, |run| copied(page.index_of(run.start - range.start)))
+        .map_err(|e| crate::Error::os("read(/proc/PID/pagemap)", e))
+}
