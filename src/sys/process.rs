@@ -159,6 +159,21 @@ pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
     if pid == 0 { read_small(c"/proc/self/auxv", buffer) } else { read_small(&proc_path(pid, "auxv"), buffer) }
 }
 
+/// Is a process on its way out, or gone? From the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
+pub fn is_exiting(pid: i32) -> bool {
+    let mut buffer = [0; 512];
+    read_small(&proc_path(pid, "stat"), &mut buffer).map_or(true, |stat| flags_say_exiting(stat).unwrap_or(true))
+}
+
+fn flags_say_exiting(stat: &[u8]) -> Option<bool> {
+    const EXITING: u64 = 4;
+    // The name, in parentheses, may hold anything; the ninth field is the seventh behind it.
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+    let flags: u64 = fields.split_ascii_whitespace().nth(6)?.parse().ok()?;
+    Some(flags & EXITING != 0)
+}
+
 /// `process_vm_readv`: copies memory of another process, as much as `into` holds.
 ///
 /// # Errors
@@ -271,6 +286,14 @@ pub fn number(fd: &impl AsFd) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_process_that_exits_says_so_in_its_flags() {
+        let stat = |flags: u64| format!("7 (a ) name) Z 1 7 7 0 -1 {flags} 0 0 0\n");
+        assert_eq!(super::flags_say_exiting(stat(0x40_0044).as_bytes()), Some(true));
+        assert_eq!(super::flags_say_exiting(stat(0x40_0040).as_bytes()), Some(false));
+        assert_eq!(super::flags_say_exiting(b"7 (x) R"), None);
+    }
+
     #[test]
     fn a_blocked_thread_shows_sp_and_pc() {
         assert_eq!(super::parse_blocked(b"-1 0x7ffd10 0x55aa\n"), Some((0x7f_fd10, 0x55aa)));

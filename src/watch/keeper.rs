@@ -182,8 +182,8 @@ impl Keeper {
             // A process that is exiting has closed its files and has no memory any more.
             Ok([]) => false,
             Ok(_) => now != self.program,
-            // Unreadable means that the program runs with rights we lack, so it is another one.
-            Err(Errno::ACCESS | Errno::PERM) => true,
+            // It runs with rights we lack, so it is another one; unless it is just exiting.
+            Err(Errno::ACCESS | Errno::PERM) => !process::is_exiting(self.child_pid),
             Err(_) => false,
         }
     }

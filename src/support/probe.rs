@@ -1,0 +1,313 @@
+//! From a trial's outcome to a verdict: the reason in words, and the one command that helps.
+
+use super::{Feature, Machine, Missing, Support, Verdict};
+use crate::error::{Error, Result};
+use crate::sys::limits::{self, Limit};
+use crate::sys::uffd::{Door, Features};
+use crate::sys::{Errno, probe as trial};
+use std::path::Path;
+
+pub(super) fn probe() -> Support {
+    let machine = machine();
+    let door = Door::ALL.into_iter().find(|&door| trial::userfaultfd(door, Features::empty()).is_ok());
+    Support::ask(machine.clone(), |feature| verdict(feature, door, &machine))
+}
+
+pub(super) fn machine() -> Machine {
+    let user = limits::user();
+    Machine {
+        kernel: limits::kernel_release(),
+        arch: std::env::consts::ARCH,
+        page_size: crate::sys::page_size().bytes(),
+        uid: user.uid,
+        may_trace: user.may_trace,
+        may_administer: user.may_administer,
+        has_seccomp_filter: limits::has_seccomp_filter(),
+        unprivileged_userfaultfd: limits::sysctl("vm/unprivileged_userfaultfd"),
+        mappings_max: limits::sysctl("vm/max_map_count"),
+        memory: limits::memory_headroom(),
+    }
+}
+
+fn verdict(feature: Feature, door: Option<Door>, machine: &Machine) -> Verdict {
+    let open = |door| trial::userfaultfd(door, Features::empty()).map(drop);
+    let through_door = |tried: fn(Door) -> Result<()>| match door {
+        Some(door) => judge(feature, tried(door), machine),
+        None => doorless(feature, open(Door::UserModeOnly), machine),
+    };
+    match feature {
+        Feature::SealedMemfd => judge(feature, trial::sealed_memfd(), machine),
+        Feature::Fork => judge(feature, trial::fork(), machine),
+        Feature::ProcessDescriptors => judge(feature, trial::process_descriptors(), machine),
+        Feature::CloseRange => judge(feature, trial::close_range(), machine),
+        Feature::Pagemap => judge(feature, trial::pagemap(), machine),
+        Feature::PagemapScan => judge(feature, trial::pagemap_scan(), machine),
+        Feature::UffdDevice => judge(feature, open(Door::Device), machine),
+        Feature::UffdSystemCall => judge(feature, open(Door::SystemCall), machine),
+        Feature::UffdUserModeOnly => judge(feature, open(Door::UserModeOnly), machine),
+        Feature::UffdMemfd => through_door(trial::write_protect_memfd),
+        Feature::UffdAsync => through_door(trial::write_is_recorded),
+        Feature::UffdSigbus => through_door(|door| match trial::write_protect_memfd(door) {
+            Ok(()) => trial::write_is_refused(door),
+            // There is nothing to arm: then all that can be asked is whether it is known.
+            Err(_) => trial::userfaultfd(door, Features::SIGBUS).map(drop),
+        }),
+        Feature::UffdThreadId => through_door(|door| trial::userfaultfd(door, Features::THREAD_ID).map(drop)),
+        Feature::UffdExactAddress => through_door(|door| trial::userfaultfd(door, Features::EXACT_ADDRESS).map(drop)),
+        Feature::UffdEventFork => through_door(|door| trial::userfaultfd(door, Features::EVENT_FORK).map(drop)),
+        Feature::BlockedPc => blocked_pc(limits::sysctl("kernel/yama/ptrace_scope"), machine),
+        Feature::Mseal => judge(feature, trial::seal_mapping(), machine),
+        Feature::Populate => judge(feature, trial::populate(), machine),
+        Feature::Collapse => collapse(machine),
+        Feature::HugeMemfd => huge_memfd(limits::huge_page_setting("shmem_enabled").as_deref(), machine),
+        Feature::Unmerged => {
+            if limits::merging() == Some(true) {
+                merged()
+            } else {
+                Verdict::Works
+            }
+        }
+        Feature::Overcommit => match limits::sysctl("vm/overcommit_memory") {
+            Some(2) => strict_overcommit(),
+            _ => Verdict::Works,
+        },
+    }
+}
+
+fn judge(feature: Feature, tried: Result<()>, machine: &Machine) -> Verdict {
+    match tried {
+        Ok(()) => Verdict::Works,
+        Err(error) => {
+            let (why, fix) = explain(feature, &error, machine);
+            missing(feature, why, fix)
+        }
+    }
+}
+
+fn missing(feature: Feature, why: impl Into<String>, fix: Option<String>) -> Verdict {
+    let (feature, since) = (feature.title(), feature.since());
+    Verdict::Missing(Missing { feature, since, why: why.into(), fix })
+}
+
+fn limited(why: impl Into<String>, fix: impl Into<String>) -> Verdict {
+    Verdict::Limited { why: why.into(), fix: Some(fix.into()) }
+}
+
+/// A feature of userfaultfd where there is no userfaultfd to be had.
+fn doorless(feature: Feature, refused: Result<()>, machine: &Machine) -> Verdict {
+    let fix = refused.err().and_then(|error| explain(Feature::UffdUserModeOnly, &error, machine).1);
+    missing(feature, "no userfaultfd at all can be had here", fix)
+}
+
+/// What an errno means for a feature, and what helps.
+fn explain(feature: Feature, error: &Error, machine: &Machine) -> (String, Option<String>) {
+    let Some(errno) = error.errno().map(Errno::from_raw_os_error) else { return (error.to_string(), None) };
+    match (feature, errno) {
+        (Feature::UffdDevice, Errno::NOENT) if Path::new("/sys/class/misc/userfaultfd").exists() => (
+            "this kernel has it, but there is no /dev/userfaultfd here".to_owned(),
+            Some("docker run --device=/dev/userfaultfd".to_owned()),
+        ),
+        (Feature::UffdDevice, Errno::ACCESS) => (
+            format!("uid {} may not open /dev/userfaultfd", machine.uid),
+            Some(format!("setfacl -m u:{}:rw /dev/userfaultfd", machine.uid)),
+        ),
+        (Feature::UffdSystemCall, Errno::PERM) if !machine.may_trace && machine.unprivileged_userfaultfd == Some(0) => {
+            (
+                "it takes CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd set to 1".to_owned(),
+                Some("sysctl vm.unprivileged_userfaultfd=1".to_owned()),
+            )
+        }
+        (Feature::UffdEventFork, Errno::PERM) if !machine.may_trace => {
+            ("it takes CAP_SYS_PTRACE".to_owned(), Some("setcap cap_sys_ptrace+ep PROGRAM".to_owned()))
+        }
+        (_, Errno::NOENT) if !Path::new("/proc/self/stat").exists() => {
+            ("/proc is not mounted".to_owned(), Some("mount -t proc proc /proc".to_owned()))
+        }
+        (_, Errno::PERM | Errno::ACCESS | Errno::NOSYS) if machine.has_seccomp_filter => (
+            format!("it is refused, perhaps by the seccomp filter this process runs under: {error}"),
+            Some("docker run --security-opt seccomp=PROFILE, with a profile that allows it".to_owned()),
+        ),
+        (_, Errno::PERM | Errno::ACCESS) => {
+            (format!("a security module or this container forbids it: {error}"), Some(look_for_denials()))
+        }
+        (_, Errno::NOSYS | Errno::INVAL | Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOENT) => {
+            (format!("this kernel does not have it: {error}"), Some(other_kernel(feature, machine)))
+        }
+        _ => (error.to_string(), None),
+    }
+}
+
+fn look_for_denials() -> String {
+    "journalctl -k --grep=denied, to see which rule".to_owned()
+}
+
+/// The kernel that would help. Versions decide nothing but this sentence.
+fn other_kernel(feature: Feature, machine: &Machine) -> String {
+    let since = feature.since();
+    match feature.config() {
+        Some(config) if release(&machine.kernel) >= release(since) => format!("boot a kernel built with {config}"),
+        _ => format!("boot Linux {since} or later"),
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn blocked_pc(yama_scope: Option<u64>, machine: &Machine) -> Verdict {
+    let feature = Feature::BlockedPc;
+    let shown = judge(feature, trial::program_counter(), machine);
+    if shown != Verdict::Works || machine.may_trace && yama_scope != Some(3) {
+        return shown;
+    }
+    if !limits::is_dumpable() {
+        let why = "this process is closed to others of its user: it was started set-user-id, or asked for it";
+        return missing(feature, why, Some("chmod u-s,g-s PROGRAM".to_owned()));
+    }
+    match yama_scope {
+        None | Some(0) => Verdict::Works,
+        Some(1) => limited(
+            "kernel.yama.ptrace_scope is 1: only in workers forked by cowbell, not in programs that run already",
+            "sysctl kernel.yama.ptrace_scope=0",
+        ),
+        Some(2) => missing(
+            feature,
+            "kernel.yama.ptrace_scope is 2: it takes CAP_SYS_PTRACE",
+            Some("sysctl kernel.yama.ptrace_scope=1".to_owned()),
+        ),
+        Some(scope) => missing(
+            feature,
+            format!("kernel.yama.ptrace_scope is {scope}: nobody may, until the next boot"),
+            Some("reboot without kernel.yama.ptrace_scope=3".to_owned()),
+        ),
+    }
+}
+
+/// Huge pages up to this size are tried; 512 MiB, as with arm64's large pages, would be rude.
+const COLLAPSE_BYTES_MAX: usize = 32 << 20;
+
+fn collapse(machine: &Machine) -> Verdict {
+    let feature = Feature::Collapse;
+    let Some(size) = limits::huge_page_size() else {
+        return missing(feature, "this kernel has no huge pages", Some(other_kernel(feature, machine)));
+    };
+    if size > COLLAPSE_BYTES_MAX {
+        return Verdict::Limited { why: format!("not tried: a huge page is {size} bytes here"), fix: None };
+    }
+    if let Some(memory) = machine.memory.as_ref().filter(|memory| memory.bytes < 16 * size as u64) {
+        let fix = match memory.limit {
+            Limit::Machine => None,
+            Limit::ControlGroup { .. } => Some("systemctl set-property UNIT MemoryMax=MORE".to_owned()),
+        };
+        return Verdict::Limited { why: format!("not tried, for want of memory: {memory}"), fix };
+    }
+    match trial::collapse(size) {
+        Err(error) if is_momentary(&error) => {
+            limited(format!("no huge page was free just now ({error})"), "sysctl vm.compact_memory=1")
+        }
+        Err(_) if limits::huge_page_setting("shmem_enabled").as_deref() == Some("deny") => denied(feature),
+        tried => judge(feature, tried, machine),
+    }
+}
+
+fn is_momentary(error: &Error) -> bool {
+    let errno = error.errno().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NOMEM | Errno::NOSPC | Errno::AGAIN | Errno::BUSY))
+}
+
+fn huge_memfd(setting: Option<&str>, machine: &Machine) -> Verdict {
+    let feature = Feature::HugeMemfd;
+    match setting {
+        None => missing(feature, "this kernel has no huge pages", Some(other_kernel(feature, machine))),
+        Some("deny") => denied(feature),
+        Some("never") => limited("shmem_enabled is never: only by MADV_COLLAPSE, after a freeze", ALLOW_HUGE),
+        Some(_) => Verdict::Works,
+    }
+}
+
+const ALLOW_HUGE: &str = "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+fn denied(feature: Feature) -> Verdict {
+    missing(feature, "shmem_enabled is deny", Some(ALLOW_HUGE.to_owned()))
+}
+
+pub(super) fn merged() -> Verdict {
+    limited(
+        "KSM may merge pages of this process: a merged page loses its protection, so writes are missed or made up",
+        "systemctl edit UNIT, and there MemoryKSM=no under [Service]",
+    )
+}
+
+pub(super) fn strict_overcommit() -> Verdict {
+    limited(
+        "vm.overcommit_memory is 2: a fork counts all private writable memory a second time, shared or not, \
+         and fails with ENOMEM above the limit",
+        "sysctl vm.overcommit_memory=0",
+    )
+}
+
+pub(super) fn taken_away(feature: Feature, machine: &Machine) -> Verdict {
+    missing(feature, "it was taken away to see what happens without it", Some(other_kernel(feature, machine)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody() -> Machine {
+        let machine = machine();
+        Machine {
+            kernel: "6.1.0-9-amd64".to_owned(),
+            unprivileged_userfaultfd: Some(0),
+            uid: 65534,
+            may_trace: false,
+            has_seccomp_filter: false,
+            ..machine
+        }
+    }
+
+    #[test]
+    fn an_errno_becomes_a_reason_and_a_command() {
+        use Feature::*;
+        let seccomp = Machine { has_seccomp_filter: true, ..nobody() };
+        let root = Machine { may_trace: true, uid: 0, ..nobody() };
+        let table = [
+            (PagemapScan, Errno::NOTTY, nobody(), "does not have it", "boot Linux 6.7 or later"),
+            (Pagemap, Errno::NOENT, nobody(), "does not have it", "boot a kernel built with CONFIG_PROC_PAGE_MONITOR"),
+            (UffdDevice, Errno::ACCESS, nobody(), "uid 65534 may not open", "setfacl -m u:65534:rw /dev/userfaultfd"),
+            (UffdSystemCall, Errno::PERM, nobody(), "CAP_SYS_PTRACE", "sysctl vm.unprivileged_userfaultfd=1"),
+            (UffdSystemCall, Errno::PERM, root, "security module", "journalctl"),
+            (UffdUserModeOnly, Errno::PERM, seccomp.clone(), "seccomp filter", "profile that allows it"),
+            (Fork, Errno::NOSYS, seccomp, "seccomp filter", "profile that allows it"),
+            (Fork, Errno::NOSYS, nobody(), "clone3", "CONFIG_CHECKPOINT_RESTORE"),
+            (UffdEventFork, Errno::PERM, nobody(), "CAP_SYS_PTRACE", "setcap"),
+        ];
+        for (feature, errno, machine, why, fix) in table {
+            let verdict = judge(feature, Err(Error::os("clone3", errno)), &machine);
+            let missing = verdict.missing().expect("missing");
+            assert_eq!((missing.feature, missing.since), (feature.title(), feature.since()));
+            assert!(missing.why.contains(why), "{missing:?}");
+            assert!(missing.fix.as_ref().is_some_and(|said| said.contains(fix)), "{missing:?}");
+        }
+    }
+
+    #[test]
+    fn yama_decides_who_may_see_where_a_thread_waits() {
+        let root = Machine { may_trace: true, ..nobody() };
+        assert_eq!(blocked_pc(None, &nobody()), Verdict::Works);
+        assert_eq!(blocked_pc(Some(0), &nobody()), Verdict::Works);
+        assert!(matches!(blocked_pc(Some(1), &nobody()), Verdict::Limited { .. }));
+        assert!(!blocked_pc(Some(2), &nobody()).is_available());
+        assert_eq!(blocked_pc(Some(2), &root), Verdict::Works);
+        assert!(!blocked_pc(Some(3), &root).is_available());
+    }
+
+    #[test]
+    fn releases_compare_by_number() {
+        assert!(release("6.18.44-x") > release("6.7"));
+        assert_eq!(release("5.10.0-33-amd64"), Some((5, 10)));
+        assert_eq!(release(""), None);
+    }
+}

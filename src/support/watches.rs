@@ -1,0 +1,284 @@
+//! The watches, answered from the features. No system call: evidence in, verdict out.
+
+use super::{Feature, Missing, Support, Verdict};
+use crate::sys::uffd::Door;
+
+/// The ways to observe copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Watch {
+    /// Page tables, read on demand.
+    Census,
+    /// Asynchronous write-protection, and scans for what was written.
+    Async,
+    /// A signal in the writer at each write to an armed page.
+    Trap,
+    /// Messages to another process at each write to an armed page.
+    Monitor,
+}
+
+impl Watch {
+    /// All of them, the cheapest for the writer first.
+    pub const ALL: [Self; 4] = [Self::Census, Self::Async, Self::Trap, Self::Monitor];
+
+    /// Its key in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Census => "census",
+            Self::Async => "async",
+            Self::Trap => "trap",
+            Self::Monitor => "monitor",
+        }
+    }
+
+    /// What it is, for people.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Census => "Census",
+            Self::Async => "Async",
+            Self::Trap => "Trap",
+            Self::Monitor => "Monitor",
+        }
+    }
+
+    /// What it tells.
+    pub fn tells(self) -> &'static str {
+        match self {
+            Self::Census => "which pages were copied, and which bytes differ",
+            Self::Async => "which pages were written since the last look",
+            Self::Trap => "each first write to a page: order, thread, code, call stack",
+            Self::Monitor => "each first write to a page: order, thread, code; programs unchanged",
+        }
+    }
+
+    /// What it costs the writer.
+    pub fn costs(self) -> &'static str {
+        match self {
+            Self::Census => "costs the writer nothing",
+            Self::Async => "a copied page costs the writer about 1.4 times as much",
+            Self::Trap => "a copied page costs the writer about 3.5 times as much",
+            Self::Monitor => "a copied page costs the writer about 5 to 20 times as much",
+        }
+    }
+
+    /// What one has to know even where it works.
+    pub fn note(self) -> Option<&'static str> {
+        match self {
+            Self::Trap => Some("a read(2) or recv(2) into a page that is still armed fails with EFAULT"),
+            Self::Census | Self::Async | Self::Monitor => None,
+        }
+    }
+
+    /// The first Linux on which everything it needs exists.
+    fn since(self) -> &'static str {
+        match self {
+            Self::Census => Feature::Pagemap.since(),
+            Self::Async => Feature::UffdAsync.since(),
+            Self::Trap | Self::Monitor => Feature::UffdMemfd.since(),
+        }
+    }
+
+    fn feature(self) -> &'static str {
+        match self {
+            Self::Census => "watch Census",
+            Self::Async => "watch Async",
+            Self::Trap => "watch Trap",
+            Self::Monitor => "watch Monitor",
+        }
+    }
+
+    /// Missing, because it needs what is missing.
+    fn stopped_by(self, need: &Missing) -> Verdict {
+        Verdict::Missing(Missing {
+            feature: self.feature(),
+            since: self.since(),
+            why: format!("it needs {}, but {}", need.feature, need.why),
+            fix: need.fix.clone(),
+        })
+    }
+}
+
+impl Support {
+    /// Any watch's verdict.
+    pub fn watch(&self, watch: Watch) -> Verdict {
+        match watch {
+            Watch::Census => self.census(),
+            Watch::Async => self.asynchronous(),
+            Watch::Trap => self.trap(),
+            Watch::Monitor => self.monitor(),
+        }
+    }
+
+    /// The census: works by `PAGEMAP_SCAN`, limited by reading `/proc/PID/pagemap` word by word.
+    pub fn census(&self) -> Verdict {
+        let Some(scan) = self.pagemap_scan.missing() else { return Verdict::Works };
+        if let Some(pagemap) = self.pagemap.missing() {
+            return Watch::Census.stopped_by(pagemap);
+        }
+        let why = format!("slower: it reads a word for every page, copied or not, because {} is missing", scan.feature);
+        Verdict::Limited { why, fix: scan.fix.clone() }
+    }
+
+    /// The asynchronous watch: `WP_ASYNC` through any door, and `PAGEMAP_SCAN`. Writes by the kernel
+    /// are recorded through every door.
+    pub fn asynchronous(&self) -> Verdict {
+        self.armed(Watch::Async, &[Feature::UffdAsync, Feature::PagemapScan])
+    }
+
+    /// The trap: armed memfd pages and `SIGBUS` through any door. A write by the kernel into an armed
+    /// page fails with EFAULT, through every door.
+    pub fn trap(&self) -> Verdict {
+        self.armed(Watch::Trap, &[Feature::UffdMemfd, Feature::UffdSigbus])
+    }
+
+    /// The monitor: armed memfd pages and `THREAD_ID`. Limited through the door for user mode only,
+    /// and where the place of a blocked thread cannot be read.
+    pub fn monitor(&self) -> Verdict {
+        self.armed(Watch::Monitor, &[Feature::UffdMemfd, Feature::UffdThreadId])
+    }
+
+    /// The most powerful way to a userfaultfd that is open here.
+    pub fn best_door(&self) -> Option<Door> {
+        let open = |door: &Door| self.verdict(Feature::of_door(*door)).is_available();
+        Door::ALL.into_iter().find(open)
+    }
+
+    /// A watch by userfaultfd, which needs a door and these features.
+    fn armed(&self, watch: Watch, needs: &[Feature]) -> Verdict {
+        let Some(door) = self.best_door() else {
+            let last = self.uffd_user_mode_only.missing();
+            return last.map_or(Verdict::Works, |missing| watch.stopped_by(missing));
+        };
+        if let Some(need) = needs.iter().find_map(|&feature| self.verdict(feature).missing()) {
+            return watch.stopped_by(need);
+        }
+        self.losses(watch, door)
+    }
+
+    /// Works, or what the watch loses here, the worst first.
+    fn losses(&self, watch: Watch, door: Door) -> Verdict {
+        let mut losses: Vec<(String, Option<&str>)> = Vec::new();
+        if let Verdict::Limited { why, fix } = &self.unmerged {
+            losses.push((why.clone(), fix.as_deref()));
+        }
+        if watch == Watch::Monitor && !door.sees_kernel_writes() {
+            let why = "a read(2) or recv(2) into a page not yet copied fails with EFAULT, \
+                       because only the user-mode-only userfaultfd is open to this user";
+            losses.push((why.to_owned(), self.more_powerful_door()));
+        }
+        if watch == Watch::Monitor
+            && let Verdict::Missing(Missing { why, fix, .. }) | Verdict::Limited { why, fix } = &self.blocked_pc
+        {
+            losses.push((format!("it cannot tell which code wrote: {why}"), fix.as_deref()));
+        }
+        let Some(fix) = losses.first().map(|(_, fix)| fix.map(str::to_owned)) else { return Verdict::Works };
+        let whys: Vec<String> = losses.into_iter().map(|(why, _)| why).collect();
+        Verdict::Limited { why: whys.join("; "), fix }
+    }
+
+    /// The command that opens a door that sees writes by the kernel, too.
+    fn more_powerful_door(&self) -> Option<&str> {
+        [&self.uffd_system_call, &self.uffd_device].into_iter().find_map(|door| door.missing()?.fix.as_deref())
+    }
+}
+
+impl Feature {
+    /// The feature that a door is.
+    pub fn of_door(door: Door) -> Self {
+        match door {
+            Door::Device => Self::UffdDevice,
+            Door::SystemCall => Self::UffdSystemCall,
+            Door::UserModeOnly => Self::UffdUserModeOnly,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::probe;
+
+    /// A machine on which everything works, but for what is named.
+    fn without(features: &[Feature]) -> Support {
+        let everything = Support::ask(probe::machine(), |_| Verdict::Works);
+        features.iter().fold(everything, |support, &feature| support.without(feature))
+    }
+
+    fn verdicts(support: &Support) -> String {
+        let letter = |watch| match support.watch(watch) {
+            Verdict::Works => 'W',
+            Verdict::Limited { .. } => 'L',
+            Verdict::Missing(_) => '-',
+        };
+        Watch::ALL.map(letter).into_iter().collect()
+    }
+
+    #[test]
+    fn each_absence_changes_the_watches_that_need_it() {
+        use Feature::*;
+        // In the order Census, Async, Trap, Monitor.
+        let expected = |feature| match feature {
+            PagemapScan => "L-WW",
+            UffdMemfd => "WW--",
+            UffdAsync => "W-WW",
+            UffdSigbus => "WW-W",
+            UffdThreadId => "WWW-",
+            BlockedPc => "WWWL",
+            Unmerged => "WLLL",
+            SealedMemfd | Fork | ProcessDescriptors | CloseRange | Pagemap | UffdDevice | UffdSystemCall
+            | UffdUserModeOnly | UffdExactAddress | UffdEventFork | Mseal | Populate | Collapse | HugeMemfd
+            | Overcommit => "WWWW",
+        };
+        assert_eq!(verdicts(&without(&[])), "WWWW");
+        for &feature in Feature::ALL {
+            assert_eq!(verdicts(&without(&[feature])), expected(feature), "without {feature:?}");
+        }
+        for (features, left) in [
+            (&[Pagemap, PagemapScan][..], "--WW"),
+            (&[UffdDevice, UffdSystemCall], "WWWL"),
+            (&[UffdDevice, UffdUserModeOnly], "WWWW"),
+            (&[UffdDevice, UffdSystemCall, UffdUserModeOnly], "W---"),
+            (&[UffdDevice, UffdSystemCall, BlockedPc, Unmerged], "WLLL"),
+        ] {
+            assert_eq!(verdicts(&without(features)), left, "without {features:?}");
+        }
+    }
+
+    #[test]
+    fn the_best_door_is_the_most_powerful_one_left() {
+        use Feature::*;
+        assert_eq!(without(&[]).best_door(), Some(Door::Device));
+        assert_eq!(without(&[UffdDevice]).best_door(), Some(Door::SystemCall));
+        assert_eq!(without(&[UffdDevice, UffdSystemCall]).best_door(), Some(Door::UserModeOnly));
+        assert_eq!(without(&[UffdDevice, UffdSystemCall, UffdUserModeOnly]).best_door(), None);
+    }
+
+    #[test]
+    fn what_is_missing_has_a_name_a_version_and_a_remedy() {
+        use Feature::*;
+        for &feature in Feature::ALL {
+            let support = without(&[feature]);
+            let mut answers = vec![support.verdict(feature).clone()];
+            answers.extend(Watch::ALL.map(|watch| support.watch(watch)));
+            for missing in answers.iter().filter_map(Verdict::missing) {
+                let error = crate::Error::from(missing.clone());
+                assert!(error.is_unsupported());
+                let said = error.to_string();
+                for part in [missing.feature, missing.since, missing.why.as_str()] {
+                    assert!(!part.is_empty() && said.contains(part), "{part} in {said}");
+                }
+                assert!(error.hint().is_some_and(|hint| said.contains(hint)), "{said}");
+            }
+        }
+        let said = without(&[PagemapScan]).asynchronous().require().expect_err("missing").to_string();
+        assert!(said.contains("watch Async") && said.contains("PAGEMAP_SCAN") && said.contains("6.7"), "{said}");
+    }
+
+    #[test]
+    fn what_is_lost_comes_with_the_command_that_brings_it_back() {
+        use Feature::*;
+        let Verdict::Limited { why, fix } = without(&[UffdDevice, UffdSystemCall]).monitor() else { panic!("limited") };
+        assert!(why.contains("EFAULT") && fix.is_some(), "{why}, {fix:?}");
+        let Verdict::Limited { why, fix } = without(&[PagemapScan]).census() else { panic!("limited") };
+        assert!(why.contains("slower") && fix.is_some(), "{why}, {fix:?}");
+    }
+}
