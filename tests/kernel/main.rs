@@ -1,1 +1,80 @@
-fn main() {}
+//! What Linux does: the kernel behaviour this crate rests on, as claims that can fail.
+//!
+//! A claim is a sentence about the kernel and a function that would notice if it were false. Each
+//! runs in a forked process of its own, one at a time, under a time limit (see [`case`]). What a
+//! machine or a user cannot do is a *skip*, with its reason: never a pass.
+//!
+//! `docs/KERNEL.md` has one row a claim: who relies on it, since when, and whether it may be
+//! skipped. With `CI=true` a skip that its row does not allow is a failure.
+
+mod case;
+mod child;
+mod claim;
+mod docs;
+mod evidence;
+mod memory;
+mod watcher;
+
+mod copying;
+mod forking;
+mod holes;
+mod huge;
+mod io_ring;
+mod keeper;
+mod mapping;
+mod pagemap;
+mod processes;
+mod sealing;
+mod swapping;
+mod taskstats;
+mod uffd;
+mod writers;
+
+use claim::{Claim, Run};
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+
+/// All claims, topic by topic, in the order of `docs/KERNEL.md`.
+const TOPICS: &[(&str, &[Claim])] = &[
+    ("seals", sealing::CLAIMS),
+    ("mappings", mapping::CLAIMS),
+    ("fork", forking::CLAIMS),
+    ("copies", copying::CLAIMS),
+    ("page tables", pagemap::CLAIMS),
+    ("userfaultfd", uffd::CLAIMS),
+    ("writers", writers::CLAIMS),
+    ("holes", holes::CLAIMS),
+    ("holes", io_ring::CLAIMS),
+    ("huge pages", huge::CLAIMS),
+    ("swap", swapping::CLAIMS),
+    ("processes", processes::CLAIMS),
+    ("processes", keeper::CLAIMS),
+    ("processes", taskstats::CLAIMS),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Cases change machine-wide settings, and a fork wants one thread.
+    arguments.test_threads = Some(1);
+    case::adopt_orphans();
+    let mut trials = vec![Trial::test("every_claim_has_its_row", || docs::check(TOPICS))];
+    for (topic, claims) in TOPICS {
+        for claim in *claims {
+            trials.extend(trials_of(topic, claim));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trials_of(topic: &str, claim: &'static Claim) -> Vec<Trial> {
+    match claim.run {
+        Run::Once(_) => vec![Trial::ignorable_test(claim.name, move || case::run(claim, None)).with_kind(topic)],
+        Run::On(kinds, _) => kinds
+            .iter()
+            .map(|&kind| {
+                let name = format!("{} ({kind})", claim.name);
+                Trial::ignorable_test(name, move || case::run(claim, Some(kind))).with_kind(topic)
+            })
+            .collect(),
+    }
+}

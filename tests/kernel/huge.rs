@@ -1,0 +1,167 @@
+//! Huge pages: collapsing a memfd, and what a write to a huge page copies.
+
+use crate::child;
+use crate::claim::{Claim, Need, Skip, Verdict, claim};
+use crate::evidence::{self, pages};
+use crate::memory::{Kind, Memory, mark};
+use crate::watcher;
+use cowbell::sys::map::{self, Access, Harmless};
+use cowbell::sys::memfd::{SEALS_FINAL, seal};
+use cowbell::sys::pagemap::{Categories, Entry};
+use cowbell::sys::{Errno, process};
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        collapse_makes_huge_pages_of_a_sealed_memfd,
+        "`MADV_COLLAPSE` puts huge pages behind a read-only private mapping of a sealed memfd and maps them huge, also with shmem_enabled=never; content stays and nothing is copied."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        child_reads_a_collapsed_memfd_by_huge_entries,
+        "A forked child that reads one byte of a collapsed memfd maps it by a huge entry."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        one_byte_in_a_private_huge_page_copies_one_base_page,
+        "A write of one byte to a private mapping of a memfd's huge page copies one base page; the neighbours' entries become none."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        one_byte_in_an_armed_huge_page_leaves_markers,
+        "The same in an armed range copies and records one base page, and the neighbours stay armed."
+    )
+    .needs(&[Need::Scan, Need::WpAsync]),
+    claim!(
+        one_byte_in_an_anonymous_huge_page_copies_one_base_page,
+        "A forked child's write of one byte to an anonymous huge page copies one base page."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        collapse_refuses_copies,
+        "`MADV_COLLAPSE` of a range whose pages were all copied privately is EINVAL."
+    )
+    .needs(&[Need::Scan]),
+];
+
+const HUGE_PAGES: usize = 2;
+
+/// The size of a huge page.
+fn huge_size() -> Result<usize, Skip> {
+    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+        .map_err(|e| Skip(format!("no transparent huge pages: {e}")))?;
+    Ok(text.trim().parse().expect("a number"))
+}
+
+fn marked(kind: Kind) -> Result<Memory, Skip> {
+    let size = huge_size()?;
+    let memory = Memory::aligned(kind, HUGE_PAGES * size / cowbell::sys::page_size().bytes(), size)?;
+    if kind == Kind::Anonymous {
+        map::advise(memory.range, Harmless::HugePage).expect("MADV_HUGEPAGE");
+    }
+    memory.fill();
+    Ok(memory)
+}
+
+/// A frozen memfd in huge pages.
+fn collapsed() -> Result<Memory, Skip> {
+    let memory = marked(Kind::PrivateMemfd)?;
+    seal(memory.file(), SEALS_FINAL).expect("F_ADD_SEALS");
+    memory.protect(memory.range, Access::Read).expect("mprotect");
+    assert_eq!(huge_bytes(&memory), 0, "before");
+    match map::advise(memory.range, Harmless::Collapse) {
+        Ok(()) => Ok(memory),
+        // EINVAL would be an answer about the mapping, and wrong.
+        Err(e @ (Errno::NOMEM | Errno::AGAIN)) => Err(Skip(format!("no free huge page: {e}"))),
+        Err(e) => panic!("MADV_COLLAPSE: {e}"),
+    }
+}
+
+fn huge_bytes(memory: &Memory) -> u64 {
+    evidence::smaps(process::pid(), memory).huge_file
+}
+
+fn is_huge(memory: &Memory, page: usize) -> bool {
+    evidence::categories(memory, page).contains(Categories::HUGE)
+}
+
+fn collapse_makes_huge_pages_of_a_sealed_memfd() -> Verdict {
+    let memory = collapsed()?;
+    assert_eq!(huge_bytes(&memory), memory.range.len as u64, "ShmemPmdMapped and FilePmdMapped");
+    assert!(is_huge(&memory, 0) && is_huge(&memory, memory.pages() - 1), "PAGEMAP_SCAN agrees");
+    assert_eq!(evidence::copied(&memory), pages([]), "nothing is copied");
+    assert!((0..memory.pages()).all(|page| memory.load(page) == mark(page)), "the content stays");
+    Ok(())
+}
+
+fn child_reads_a_collapsed_memfd_by_huge_entries() -> Verdict {
+    let memory = collapsed()?;
+    child::spawn(|| {
+        assert_eq!(huge_bytes(&memory), 0, "fork copied no page tables");
+        memory.touch(1);
+        assert_eq!(huge_bytes(&memory), huge_size().expect("it was there") as u64, "one huge page");
+        assert!(is_huge(&memory, 0));
+    })
+    .finish();
+    Ok(())
+}
+
+fn one_byte_in_a_private_huge_page_copies_one_base_page() -> Verdict {
+    let memory = collapsed()?;
+    child::spawn(|| {
+        memory.load_all();
+        memory.protect(memory.range, Access::ReadWrite).expect("mprotect");
+        memory.store(3, 255);
+        assert_eq!(evidence::copied(&memory), pages([3]));
+        assert_eq!(evidence::anonymous_pages(&memory), 1, "smaps agrees");
+        assert!(!is_huge(&memory, 4) && is_huge(&memory, memory.pages() - 1), "only this huge entry is split");
+        assert_eq!(evidence::entry(&memory, 4) & (Entry::PRESENT | Entry::SWAPPED), Entry::empty(), "a neighbour");
+        assert_eq!((memory.load(4), memory.in_file(3)), (mark(4), mark(3)));
+    })
+    .finish();
+    assert_eq!(huge_bytes(&memory), memory.range.len as u64, "the parent keeps its huge entries");
+    Ok(())
+}
+
+fn one_byte_in_an_armed_huge_page_leaves_markers() -> Verdict {
+    let memory = collapsed()?;
+    child::spawn(|| {
+        memory.load_all();
+        memory.protect(memory.range, Access::ReadWrite).expect("mprotect");
+        let _uffd = watcher::arm_async(&memory);
+        memory.store(3, 255);
+        assert_eq!(evidence::written(&memory), pages([3]), "recorded");
+        assert_eq!(evidence::copied_armed(&memory), pages([3]), "copied");
+        assert_eq!(evidence::anonymous_pages(&memory), 1, "smaps agrees");
+        assert!(evidence::entry(&memory, 4).contains(evidence::WP_BIT), "a neighbour is armed");
+        memory.store(4, 255);
+        assert_eq!(evidence::written(&memory), pages([3, 4]), "and recorded when it is written");
+    })
+    .finish();
+    Ok(())
+}
+
+fn one_byte_in_an_anonymous_huge_page_copies_one_base_page() -> Verdict {
+    let memory = marked(Kind::Anonymous)?;
+    if !is_huge(&memory, 0) {
+        return Err(Skip("no huge page came: transparent huge pages are off, or none was free".to_owned()));
+    }
+    child::spawn(|| {
+        let exclusive = |page| evidence::entry(&memory, page).contains(Entry::EXCLUSIVE);
+        assert!((0..memory.pages()).all(|page| !exclusive(page)), "all shared after fork");
+        memory.store(3, 255);
+        let own: Vec<_> = (0..memory.pages()).filter(|&page| exclusive(page)).collect();
+        assert_eq!(own, [3], "pages that the child has alone");
+        assert_eq!((memory.load(3), memory.load(4)), (255, mark(4)));
+    })
+    .finish();
+    assert_eq!(memory.load(3), mark(3), "the parent's");
+    Ok(())
+}
+
+fn collapse_refuses_copies() -> Verdict {
+    let memory = marked(Kind::PrivateMemfd)?;
+    (0..memory.pages()).for_each(|page| memory.store(page, 255));
+    assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL));
+    assert_eq!(evidence::anonymous_pages(&memory), memory.pages() as u64);
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Mappings: `mseal`, overcommit, the number of mappings.
+
+use crate::child;
+use crate::claim::{Claim, Need, Skip, Verdict, claim};
+use crate::evidence;
+use crate::memory::{self, Kind, Memory, mark};
+use crate::watcher;
+use cowbell::sys::map::{self, Access};
+
+use cowbell::sys::{Errno, memfd};
+use std::os::fd::AsFd;
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        mseal_stops_mprotect_and_munmap_and_is_inherited,
+        "After `mseal` mprotect, munmap and mapping over it are EPERM, in forked children too; the pages can be read and written as before."
+    )
+    .needs(&[Need::Mseal]),
+    claim!(
+        mseal_leaves_userfaultfd_working,
+        "A sealed mapping can be registered, armed and disarmed with userfaultfd."
+    )
+    .needs(&[Need::Mseal, Need::WpAsync, Need::Scan]),
+    claim!(
+        mseal_and_dropping_of_private_pages,
+        "`MADV_DONTNEED` drops the copies of a sealed private memfd mapping, read-only or writable; on sealed read-only anonymous memory it is EPERM."
+    )
+    .needs(&[Need::Mseal]),
+    claim!(
+        noreserve_map_larger_than_memory_can_be_made_writable,
+        "Under overcommit 0 a `MAP_NORESERVE` private memfd mapping larger than memory and swap can go from read-only to writable; without `MAP_NORESERVE` that is ENOMEM."
+    ),
+    claim!(
+        mprotect_of_single_pages_runs_out_of_mappings,
+        "`mprotect` of every second page makes a mapping of each, and is ENOMEM at `vm.max_map_count`."
+    )
+    .limit_s(60),
+];
+
+fn mseal_stops_mprotect_and_munmap_and_is_inherited() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    let open = Memory::marked(Kind::PrivateMemfd, 4)?;
+    map::seal(memory.range).expect("mseal");
+    let check = || {
+        assert_eq!(memory.protect(memory.at(1), Access::Read), Err(Errno::PERM), "mprotect");
+        assert_eq!(memory.unmap(memory.at(1)), Err(Errno::PERM), "munmap");
+        assert_eq!(memory.map(memory.at(1), 0), Err(Errno::PERM), "mmap over it");
+        assert_eq!(memory.load(2), mark(2));
+        assert_eq!(open.protect(open.at(1), Access::Read), Ok(()), "mprotect, not sealed");
+        assert_eq!(open.unmap(open.at(1)), Ok(()), "munmap, not sealed");
+        memory.store(2, 255);
+        assert_eq!(memory.load(2), 255);
+    };
+    child::spawn(check).finish();
+    check();
+    Ok(())
+}
+
+fn mseal_leaves_userfaultfd_working() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    map::seal(memory.range).expect("mseal");
+    let uffd = watcher::arm_async(&memory);
+    memory.store(1, 255);
+    assert_eq!(evidence::written(&memory), evidence::pages([1]));
+    watcher::protect(&uffd, memory.range, false).expect("UFFDIO_WRITEPROTECT");
+    memory.store(2, 255);
+    Ok(())
+}
+
+fn mseal_and_dropping_of_private_pages() -> Verdict {
+    for access in [Access::Read, Access::ReadWrite] {
+        let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+        memory.store(1, 255);
+        memory.protect(memory.range, access).expect("mprotect");
+        map::seal(memory.range).expect("mseal");
+        assert_eq!((memory.advise(memory.range, libc::MADV_DONTNEED), memory.load(1)), (Ok(()), mark(1)), "{access:?}");
+    }
+    let anonymous = Memory::marked(Kind::Anonymous, 4)?;
+    anonymous.protect(anonymous.range, Access::Read).expect("mprotect");
+    map::seal(anonymous.range).expect("mseal");
+    assert_eq!(anonymous.advise(anonymous.range, libc::MADV_DONTNEED), Err(Errno::PERM), "anonymous");
+    assert_eq!(anonymous.load(1), mark(1), "nothing was dropped");
+    Ok(())
+}
+
+/// Memory and swap of this machine, in bytes.
+fn memory_and_swap() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("/proc/meminfo");
+    let field = |key: &str| -> usize {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the key");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    };
+    field("MemTotal:") + field("SwapTotal:")
+}
+
+fn noreserve_map_larger_than_memory_can_be_made_writable() -> Verdict {
+    let policy = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    if policy.trim() != "0" {
+        return Err(Skip(format!("vm.overcommit_memory is `{}`, not 0", policy.trim())));
+    }
+    let page = cowbell::sys::page_size();
+    let len = page.round_down(memory_and_swap() * 2);
+    let file = memfd::create("larger than memory").expect("memfd_create");
+    memfd::set_len(file.as_fd(), len as u64).expect("ftruncate");
+    let range = map::reserve(len, page.bytes()).expect("addresses");
+    assert_eq!(memory::map_readonly(range, file.as_fd(), true), Ok(()), "read-only");
+    assert_eq!(memory::make_writable(range), Ok(()), "MAP_NORESERVE");
+    memory::store(range.start + len / 2, 1);
+    assert_eq!(memory::load(range.start + len / 2), 1);
+
+    assert_eq!(memory::map_readonly(range, file.as_fd(), false), Ok(()), "read-only");
+    assert_eq!(memory::make_writable(range), Err(Errno::NOMEM), "without MAP_NORESERVE");
+    Ok(())
+}
+
+fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").expect("/proc/self/maps").lines().count()
+}
+
+fn mprotect_of_single_pages_runs_out_of_mappings() -> Verdict {
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("vm.max_map_count");
+    let limit: usize = text.trim().parse().expect("a number");
+    if limit > 2_000_000 {
+        return Err(Skip(format!("vm.max_map_count is {limit}: too many to make")));
+    }
+    let memory = Memory::new(Kind::PrivateMemfd, 2 * limit + 2)?;
+    let before = mappings();
+    memory.protect(memory.range, Access::Read).expect("mprotect of all of it");
+    memory.protect(memory.range, Access::ReadWrite).expect("mprotect of all of it");
+    assert_eq!(mappings(), before, "a whole mapping is one");
+    memory.protect(memory.at(1), Access::Read).expect("mprotect of one page");
+    assert_eq!(mappings(), before + 2, "one page splits it in three");
+    let refused = (3..memory.pages())
+        .step_by(2)
+        .find_map(|page| memory.protect(memory.at(page), Access::Read).err().map(|errno| (page, errno)));
+    let (page, errno) = refused.expect("the limit is met");
+    assert_eq!(errno, Errno::NOMEM);
+    // The kernel checks before it splits, and maps has a line or two for what is no mapping.
+    let reached = before + page - 1;
+    assert!(reached.abs_diff(limit) < 8, "{reached} mappings, limit {limit}");
+    Ok(())
+}
