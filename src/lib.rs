@@ -48,6 +48,7 @@ pub mod error;
 pub mod fork;
 pub mod page;
 pub mod report;
+pub mod support;
 pub mod sys;
 pub mod watch;
 

@@ -267,6 +267,9 @@ fn grow_on(range: Range, file: &OwnedFd) -> Result<()> {
 }
 
 fn collapse(range: Range) -> Result<Collapsed> {
+    // Linux 6.1 refuses a mapping that has no page table yet; one page is enough.
+    let first = Range { start: range.start, len: sys::page_size().bytes() };
+    map::advise(first, Harmless::PopulateRead).map_err(|e| Error::os("madvise(MADV_POPULATE_READ)", e))?;
     match map::advise(range, Harmless::Collapse) {
         Ok(()) => Ok(Collapsed::Whole),
         Err(Errno::INVAL) => Err(Error::unsupported(

@@ -292,7 +292,7 @@ unsafe impl Allocator for ArenaRef {
     }
 
     unsafe fn shrink(&self, place: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let stays = place.addr().get() % new.align() == 0 && !self.is_growing_here();
+        let stays = place.addr().get().is_multiple_of(new.align()) && !self.is_growing_here();
         if stays || self.resize(place, old, new) {
             return Ok(NonNull::slice_from_raw_parts(place, new.size()));
         }
@@ -313,7 +313,7 @@ impl ArenaRef {
 
     /// Resizes a block where it lies; false when that cannot be done.
     fn resize(&self, place: NonNull<u8>, old: Layout, new: Layout) -> bool {
-        if old.size() == 0 || new.size() == 0 || place.addr().get() % new.align() != 0 {
+        if old.size() == 0 || new.size() == 0 || !place.addr().get().is_multiple_of(new.align()) {
             return false;
         }
         let mut growing = self.growing();

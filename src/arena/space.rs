@@ -60,11 +60,11 @@ impl Space {
     pub(super) fn give(&mut self, offset: usize, len: usize) {
         let mut start = offset;
         let mut len = len.next_multiple_of(GRAIN);
-        if let Some((&before, &free)) = self.by_offset.range(..offset).next_back() {
-            if before + free == start {
-                self.remove(before, free);
-                (start, len) = (before, len + free);
-            }
+        if let Some((&before, &free)) = self.by_offset.range(..offset).next_back()
+            && before + free == start
+        {
+            self.remove(before, free);
+            (start, len) = (before, len + free);
         }
         if let Some(&free) = self.by_offset.get(&(start + len)) {
             self.remove(start + len, free);

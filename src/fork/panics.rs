@@ -38,7 +38,7 @@ pub(super) fn install_hooks() {
         let earlier = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if let Some(evidence) = mine() {
-                let payload = info.payload_as_str().unwrap_or("(a payload that is no text)");
+                let payload = message(info.payload());
                 let mut text = Text(evidence);
                 let _fits = match info.location() {
                     Some(location) => write!(text, "{payload}, at {location}"),
@@ -57,4 +57,9 @@ impl Write for Text {
         self.0.add_panic_text(part);
         Ok(())
     }
+}
+
+fn message(payload: &dyn std::any::Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a payload that is no text)")
 }

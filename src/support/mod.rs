@@ -16,10 +16,9 @@ mod probe;
 mod text;
 mod watches;
 
-pub use watches::Watch;
-
 use crate::error::{Error, Result};
 use crate::sys::limits::Headroom;
+use crate::watch::Watch;
 use std::sync::OnceLock;
 
 /// Can it be used?

@@ -1,7 +1,8 @@
 //! A [`Support`] as people read it: the text of `cowbell doctor`.
 
-use super::{Feature, Missing, Support, Verdict, Watch};
+use super::{Feature, Missing, Support, Verdict};
 use crate::sys::limits::Limit;
+use crate::watch::Watch;
 use std::fmt;
 
 /// Where lines are broken.

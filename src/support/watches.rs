@@ -1,35 +1,10 @@
-//! The watches, answered from the features. No system call: evidence in, verdict out.
+//! The watches, answered from the features. No system call: features in, verdict out.
 
 use super::{Feature, Missing, Support, Verdict};
 use crate::sys::uffd::Door;
-
-/// The ways to observe copies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Watch {
-    /// Page tables, read on demand.
-    Census,
-    /// Asynchronous write-protection, and scans for what was written.
-    Async,
-    /// A signal in the writer at each write to an armed page.
-    Trap,
-    /// Messages to another process at each write to an armed page.
-    Monitor,
-}
+use crate::watch::Watch;
 
 impl Watch {
-    /// All of them, the cheapest for the writer first.
-    pub const ALL: [Self; 4] = [Self::Census, Self::Async, Self::Trap, Self::Monitor];
-
-    /// Its key in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Census => "census",
-            Self::Async => "async",
-            Self::Trap => "trap",
-            Self::Monitor => "monitor",
-        }
-    }
-
     /// What it is, for people.
     pub fn title(self) -> &'static str {
         match self {
@@ -45,7 +20,7 @@ impl Watch {
         match self {
             Self::Census => "which pages were copied, and which bytes differ",
             Self::Async => "which pages were written since the last look",
-            Self::Trap => "each first write to a page: order, thread, code, call stack",
+            Self::Trap => "each first write to a page: order, thread, code",
             Self::Monitor => "each first write to a page: order, thread, code; programs unchanged",
         }
     }

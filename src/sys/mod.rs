@@ -14,6 +14,7 @@ pub mod map;
 pub mod memfd;
 pub mod pagemap;
 pub mod pidfd;
+pub mod probe;
 pub mod process;
 pub mod signal;
 pub mod smaps;

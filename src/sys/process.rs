@@ -121,9 +121,9 @@ impl std::ops::Deref for PathBuffer {
     }
 }
 
-/// Stack pointer and program counter of a thread that waits in a page fault, from
-/// `/proc/PID/task/TID/syscall` (`-1 SP PC`). `None` when it cannot be read (ptrace access is
-/// needed) or the thread is in a system call. *Raw.*
+/// Stack pointer and program counter of a thread that waits, from `/proc/PID/task/TID/syscall`: in a page
+/// fault of its own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs,
+/// or when the file cannot be read (ptrace access is needed). *Raw.*
 pub fn blocked_at(pid: i32, tid: i32) -> Option<(u64, u64)> {
     let mut path = PathBuffer { bytes: [0; 64] };
     let mut rest = path.bytes.split_at_mut(63).0;

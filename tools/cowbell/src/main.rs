@@ -1,2 +1,44 @@
-//! scaffold
-fn main() {}
+//! The cowbell command: who copied which page after fork, and why.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod demo;
+mod doctor;
+mod failure;
+mod symbols;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Who copied which page after fork, and why.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build a graph, fork workers over it, and show what each of them copied and why.
+    Demo(demo::Options),
+    /// Say what this kernel and this user can do, and what would change that.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Doctor { json } => doctor::run(json),
+        Command::Demo(options) => match demo::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("cowbell demo: {e}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}

@@ -1,0 +1,156 @@
+//! What the demo prints.
+
+use super::graph::Paths;
+use super::roles::Role;
+use crate::failure::Failure;
+use crate::symbols::{self, Code};
+use cowbell::report::Report;
+use cowbell::watch::Watch;
+use cowbell_bench::Writes;
+use std::collections::HashMap;
+use std::io::Write;
+
+/// All of a run, as `--json` prints it.
+#[derive(serde::Serialize)]
+pub struct Outcome {
+    /// Raised when a field changes its meaning or goes away.
+    pub version: u32,
+    /// How the workers were watched.
+    pub watch: Watch,
+    /// The graph.
+    pub graph: Summary,
+    /// The workers, in the order they were forked.
+    pub workers: Vec<WorkerOutcome>,
+    /// What each watch costs a writer on this machine.
+    pub measured: Writes,
+}
+
+/// The graph and what building it took.
+#[derive(serde::Serialize)]
+pub struct Summary {
+    pub input: String,
+    pub vertices: u64,
+    pub edges: u64,
+    pub arena_bytes: u64,
+    pub pages: u64,
+    pub build_seconds: f64,
+    pub freeze_seconds: f64,
+}
+
+/// A worker: what it did, what it found, what it copied, and which code wrote.
+#[derive(serde::Serialize)]
+pub struct WorkerOutcome {
+    pub role: Role,
+    pub spawn_us: f64,
+    pub paths: Paths,
+    pub cause: &'static str,
+    /// Functions by how many pages they wrote first, most first.
+    pub code: Vec<CodeShare>,
+    pub report: Report,
+}
+
+/// A place in the code and how many pages it wrote first.
+#[derive(serde::Serialize)]
+pub struct CodeShare {
+    #[serde(flatten)]
+    pub code: Code,
+    pub pages: u64,
+}
+
+impl WorkerOutcome {
+    /// Puts a worker's evidence together.
+    pub fn new(role: Role, spawn_us: f64, paths: Paths, report: Report) -> Self {
+        Self { role, spawn_us, paths, cause: cause(&report), code: shares(&report), report }
+    }
+}
+
+/// The likely cause of the copies, from the bytes that changed.
+fn cause(report: &Report) -> &'static str {
+    let copied = report.copied_pages().0;
+    let identical: u64 = report.arenas.iter().map(|arena| arena.identical_pages.0).sum();
+    if copied == 0 {
+        "nothing was written: every page is still shared"
+    } else if identical == copied {
+        "every copy is the same as the original again: values went up and down, as reference counts do"
+    } else if identical * 2 > copied {
+        "most copies are the same as the original again, as after reference counting; the others hold real changes"
+    } else {
+        "the copies hold real changes"
+    }
+}
+
+fn shares(report: &Report) -> Vec<CodeShare> {
+    let mut pages: HashMap<u64, u64> = HashMap::new();
+    for event in report.events.iter().filter(|event| event.pc != 0) {
+        *pages.entry(event.pc).or_default() += 1;
+    }
+    let (addresses, counts): (Vec<u64>, Vec<u64>) = pages.into_iter().unzip();
+    let mut by_code: HashMap<Code, u64> = HashMap::new();
+    for (code, count) in symbols::resolve(&addresses).into_iter().zip(counts) {
+        *by_code.entry(code).or_default() += count;
+    }
+    let mut shares: Vec<_> = by_code.into_iter().map(|(code, pages)| CodeShare { code, pages }).collect();
+    shares.sort_by(|a, b| b.pages.cmp(&a.pages).then_with(|| a.code.cmp(&b.code)));
+    shares
+}
+
+/// Prints to standard output.
+pub fn print(outcome: &Outcome, json: bool) -> Result<(), Failure> {
+    let mut out = anstream::stdout().lock();
+    let written = if json {
+        serde_json::to_writer_pretty(&mut out, outcome).map_err(std::io::Error::from).and_then(|()| writeln!(out))
+    } else {
+        text(&mut out, outcome)
+    };
+    match written.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
+    let Summary { input, vertices, edges, arena_bytes, pages, build_seconds, freeze_seconds } = &outcome.graph;
+    writeln!(out, "graph: {input}, {vertices} vertices, {edges} edges")?;
+    writeln!(
+        out,
+        "arena: {:.1} MiB, {pages} pages; built in {build_seconds:.2} s, frozen in {:.1} ms",
+        *arena_bytes as f64 / f64::from(1 << 20),
+        freeze_seconds * 1e3
+    )?;
+    for (nth, worker) in outcome.workers.iter().enumerate() {
+        writeln!(out, "\nworker {nth}, the {}: {}", worker.role, worker.role.does())?;
+        writeln!(
+            out,
+            "  found    {} shortest paths, the longest {} edges; forked in {:.0} us",
+            worker.paths.reached, worker.paths.longest, worker.spawn_us
+        )?;
+        writeln!(out, "  why      {}", worker.cause)?;
+        for (at, share) in worker.code.iter().take(3).enumerate() {
+            let heading = if at == 0 { "code" } else { "" };
+            let line = share.code.line.as_deref().unwrap_or("line unknown");
+            writeln!(out, "  {heading:<8} {} pages first written by {} at {line}", share.pages, share.code.function)?;
+        }
+        for line in worker.report.to_string().lines() {
+            writeln!(out, "  {line}")?;
+        }
+    }
+    costs(out, &outcome.measured)
+}
+
+fn costs(out: &mut impl Write, measured: &Writes) -> std::io::Result<()> {
+    let native = measured.native.untouched_ns_per_page.median;
+    writeln!(out, "\nwhat watching costs the writer, against {native:.0} ns for a copied page without it")?;
+    for watch in &measured.watches {
+        match (&watch.untouched, &watch.error) {
+            (Some(cost), _) => writeln!(
+                out,
+                "  {:<8} {:.2} times ({:.0} ns; {} pages, {} rounds)",
+                watch.watch, cost.ratio_to_native.median, cost.ns_per_page.median, measured.pages, measured.repeats
+            )?,
+            (None, error) => writeln!(out, "  {:<8} {}", watch.watch, error.as_deref().unwrap_or("not measured"))?,
+        }
+    }
+    Ok(())
+}
