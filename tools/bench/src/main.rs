@@ -1,8 +1,146 @@
-//! scaffold
-fn main() {
-    let n = |at, or| std::env::args().nth(at).and_then(|n| n.parse().ok()).unwrap_or(or);
-    match cowbell_bench::writes(n(1, 1024), n(2, 5)) {
-        Ok(w) => println!("{w:#?}"),
-        Err(e) => println!("{e}"),
+//! Prints what forking, copying and watching cost on this machine.
+
+use clap::{Parser, Subcommand};
+use cowbell_bench::{Arming, Error, Forks, Result, Writes};
+use serde::Serialize;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// What forking, copying and watching cost on this machine.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+    /// JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    /// How many children are measured, for each contender.
+    #[arg(long, global = true, default_value_t = 31)]
+    repeats: usize,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The first write to a page, under each watch.
+    Writes {
+        /// How many pages each child writes.
+        #[arg(long, default_value_t = 4096)]
+        pages: usize,
+    },
+    /// Forks over an empty process, an anonymous heap and frozen arenas; the child's first read.
+    Forks {
+        /// The size of the data forked over, such as 4GiB.
+        #[arg(long, default_value = "4GiB", value_parser = bytes)]
+        size: u64,
+    },
+    /// What a watch adds to a fork.
+    Arming {
+        /// The size of the arena that is armed.
+        #[arg(long, default_value = "256MiB", value_parser = bytes)]
+        size: u64,
+    },
+    /// All of these.
+    All {
+        /// How many pages each child writes.
+        #[arg(long, default_value_t = 4096)]
+        pages: usize,
+        /// The size of the data forked over; at most 256 MiB of it are armed.
+        #[arg(long, default_value = "4GiB", value_parser = bytes)]
+        size: u64,
+    },
+}
+
+/// The measurements that were asked for.
+#[derive(Serialize)]
+struct Results {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    writes: Option<Writes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forks: Option<Forks>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arming: Option<Arming>,
+}
+
+/// The largest arena that `all` arms.
+const ALL_ARMING_BYTES_MAX: u64 = 256 << 20;
+
+fn measure(what: &What, repeats: usize) -> Result<Results> {
+    let (pages, size, arming_size) = match *what {
+        What::Writes { pages } => (Some(pages), None, None),
+        What::Forks { size } => (None, Some(size), None),
+        What::Arming { size } => (None, None, Some(size)),
+        What::All { pages, size } => (Some(pages), Some(size), Some(size.min(ALL_ARMING_BYTES_MAX))),
+    };
+    // The forks first: they inherit what the process has, and it has nothing yet.
+    let forks = size.map(|size| cowbell_bench::forks(size, repeats)).transpose()?;
+    let writes = pages.map(|pages| cowbell_bench::writes(pages, repeats)).transpose()?;
+    let arming = arming_size.map(|size| cowbell_bench::arming(size, repeats)).transpose()?;
+    Ok(Results { writes, forks, arming })
+}
+
+fn print(results: &Results, json: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, results)?;
+        return writeln!(out);
+    }
+    let parts = [
+        results.writes.as_ref().map(ToString::to_string),
+        results.forks.as_ref().map(ToString::to_string),
+        results.arming.as_ref().map(ToString::to_string),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    write!(out, "{}", parts.join("\n"))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let results = match measure(&cli.what, cli.repeats) {
+        Ok(results) => results,
+        Err(e) => {
+            eprintln!("cowbell-bench: {e}");
+            return ExitCode::from(if matches!(e, Error::Input(_)) { 2 } else { 1 });
+        }
+    };
+    match print(&results, cli.json) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who closes the pipe has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cowbell-bench: stdout: {e}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// A number of bytes: digits, then nothing, B, KiB, MiB, GiB or TiB.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("`{unit}` is no unit of bytes: use KiB, MiB, GiB or TiB")),
+    };
+    let number: u64 = number.parse().map_err(|_| "give a size as digits and a unit, such as 4GiB".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that is more than 64 bits".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_digits_and_a_unit() {
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("4GiB"), Ok(4 << 30));
+        assert_eq!(bytes("3 m"), Ok(3 << 20));
+        for bad in ["", "GiB", "-1", "1.5GiB", "4 parsecs", "99999999TiB", "99999999999999999999"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -1,0 +1,247 @@
+//! A process that holds one kind of memory and forks on request.
+//!
+//! ```text
+//! us                            server
+//! spawn ----------------------> builds its memory
+//!         <-- a line: Ready --- (or what went wrong)
+//! a line: fork|spawn|read ----> forks a child, times it, reaps it
+//!         <-- a line: times ---
+//! drop: killed and reaped
+//! ```
+//! A line is JSON. A server that dies closes its pipe.
+
+use crate::error::{Error, Result};
+use cowbell::arena::{Arena, Collapsed, FreezeOptions, HugePages};
+use cowbell::fork::{self, Child, ForkOptions};
+use cowbell::sys::clone::{self, ForkArgs, Forked};
+use cowbell::sys::map::SharedWords;
+use cowbell::sys::{self, pidfd, process};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::hint::black_box;
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+/// What a fork is measured over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Memory {
+    /// Nothing but the program.
+    Empty,
+    /// An anonymous heap, written in full.
+    Anonymous,
+    /// A frozen arena, read in full by the parent, too.
+    Frozen,
+    /// The same, collapsed to huge pages.
+    FrozenCollapsed,
+}
+
+impl Memory {
+    /// All kinds, what they are compared with first.
+    pub const ALL: [Self; 4] = [Self::Empty, Self::Anonymous, Self::Frozen, Self::FrozenCollapsed];
+
+    /// What it is called in a table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty process",
+            Self::Anonymous => "anonymous heap",
+            Self::Frozen => "frozen arena",
+            Self::FrozenCollapsed => "frozen, collapsed",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Request {
+    Fork,
+    Spawn,
+    Read,
+}
+
+type Reply<T> = Result<T, String>;
+
+/// A fork's times.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct ForkTimes {
+    /// Until the fork returned in the parent.
+    pub(crate) returned_ns: u64,
+    /// Until the child was waited for.
+    pub(crate) waited_ns: u64,
+}
+
+/// What a child found that read everything.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct ReadTimes {
+    pub(crate) read_ns: u64,
+    pub(crate) page_tables_kib: u64,
+    pub(crate) page_tables_after_kib: u64,
+}
+
+/// A server, seen from outside.
+pub(crate) struct Server {
+    memory: Memory,
+    requests: PipeWriter,
+    replies: BufReader<PipeReader>,
+    // Killed and reaped when dropped.
+    _process: Child,
+}
+
+impl Server {
+    /// Starts a server and waits until it has built its memory.
+    pub(crate) fn start(memory: Memory, bytes: usize) -> Result<Self> {
+        let pipe = || std::io::pipe().map_err(|e| Error::Failed(format!("pipe: {e}")));
+        let ((their_requests, requests), (replies, mut their_replies)) = (pipe()?, pipe()?);
+        let options = ForkOptions::new().last_census(false);
+        let process = fork::spawn(&options, move |_| {
+            let ready = match hold(memory, bytes) {
+                Ok(held) => serve(&held, their_requests, &mut their_replies),
+                Err(e) => answer(&mut their_replies, &Reply::<()>::Err(e.to_string())),
+            };
+            i32::from(ready.is_err())
+        })?;
+        let mut server = Self { memory, requests, replies: BufReader::new(replies), _process: process };
+        server.reply::<()>()?;
+        Ok(server)
+    }
+
+    pub(crate) fn fork(&mut self) -> Result<ForkTimes> {
+        self.ask(Request::Fork)
+    }
+
+    pub(crate) fn spawn(&mut self) -> Result<ForkTimes> {
+        self.ask(Request::Spawn)
+    }
+
+    pub(crate) fn read(&mut self) -> Result<ReadTimes> {
+        self.ask(Request::Read)
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T> {
+        let sent = to_line(&request).and_then(|line| self.requests.write_all(&line));
+        sent.map_err(|e| self.failed(&e.to_string()))?;
+        self.reply()
+    }
+
+    fn reply<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let reply: Option<Reply<T>> = from_line(&mut self.replies).map_err(|e| self.failed(&e.to_string()))?;
+        match reply {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(e)) => Err(self.failed(&e)),
+            None => Err(self.failed("its process died (out of memory?)")),
+        }
+    }
+
+    fn failed(&self, what: &str) -> Error {
+        Error::Failed(format!("{}: {what}", self.memory.name()))
+    }
+}
+
+fn to_line(value: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// `None` at the end of the file.
+fn from_line<T: DeserializeOwned>(from: &mut impl BufRead) -> std::io::Result<Option<T>> {
+    let mut line = String::new();
+    if from.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_str(&line)?))
+}
+
+fn answer(to: &mut PipeWriter, reply: &Reply<impl Serialize>) -> std::io::Result<()> {
+    to.write_all(&to_line(reply)?)
+}
+
+/// Builds memory of a kind: the words a child may read, which stay for ever.
+fn hold(memory: Memory, bytes: usize) -> Result<Vec<&'static [u64]>> {
+    let words = bytes.div_ceil(size_of::<u64>());
+    let huge_pages = match memory {
+        Memory::Empty => return Ok(Vec::new()),
+        Memory::Anonymous => return Ok(vec![(0..words as u64).collect::<Vec<_>>().leak()]),
+        Memory::Frozen => HugePages::Never,
+        Memory::FrozenCollapsed => HugePages::Collapse,
+    };
+    // A page more for the root, and what rounding to huge pages adds.
+    let arena = Arena::builder("bench-forks").capacity(bytes.saturating_add(4 << 20)).build()?;
+    let data = &*arena.alloc_iter(0..words as u64)?;
+    let frozen = arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
+    if let Collapsed::Partly(why) = frozen.image().collapsed() {
+        return Err(Error::Failed(format!("not all of it could be collapsed: {why}")));
+    }
+    // A parent that never looks at its data would have no page tables to copy.
+    read_each_page(data);
+    Ok(vec![data])
+}
+
+fn read_each_page(data: &[u64]) {
+    let words = sys::page_size().bytes() / size_of::<u64>();
+    black_box(data.iter().step_by(words).fold(0, |sum: u64, word| sum.wrapping_add(*word)));
+}
+
+fn serve(held: &[&'static [u64]], requests: PipeReader, replies: &mut PipeWriter) -> std::io::Result<()> {
+    answer(replies, &Reply::Ok(()))?;
+    let mut requests = BufReader::new(requests);
+    while let Some(request) = from_line(&mut requests)? {
+        let text = |e: Error| e.to_string();
+        match request {
+            Request::Fork => answer(replies, &time_clone3().map_err(text))?,
+            Request::Spawn => answer(replies, &time_spawn().map_err(text))?,
+            Request::Read => answer(replies, &time_read(held).map_err(text))?,
+        }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "a fork duplicates the process")]
+fn time_clone3() -> Result<ForkTimes> {
+    let begun = sys::monotonic_ns();
+    // SAFETY: the child does nothing but leave by _exit.
+    let forked = unsafe { clone::fork(&ForkArgs::default()) }?;
+    let returned_ns = sys::monotonic_ns() - begun;
+    match forked {
+        Forked::Child => process::exit(0),
+        Forked::Parent { pidfd, .. } => {
+            pidfd::wait_end(pidfd.as_fd(), None)?;
+            pidfd::reap(pidfd.as_fd())?;
+            Ok(ForkTimes { returned_ns, waited_ns: sys::monotonic_ns() - begun })
+        }
+    }
+}
+
+fn time_spawn() -> Result<ForkTimes> {
+    let begun = sys::monotonic_ns();
+    let mut child = fork::spawn(&ForkOptions::new(), |_| ())?;
+    let returned_ns = sys::monotonic_ns() - begun;
+    child.wait()?;
+    Ok(ForkTimes { returned_ns, waited_ns: sys::monotonic_ns() - begun })
+}
+
+fn time_read(held: &[&'static [u64]]) -> Result<ReadTimes> {
+    let shared = SharedWords::new(3)?;
+    let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
+        let before = page_tables_kib();
+        let begun = sys::monotonic_ns();
+        held.iter().for_each(|data| read_each_page(data));
+        let read_ns = sys::monotonic_ns() - begun;
+        for (word, value) in shared.words().iter().zip([read_ns, before, page_tables_kib()]) {
+            word.store(value, Ordering::Release);
+        }
+    })?;
+    let exit = child.wait()?;
+    if !exit.success() {
+        return Err(Error::Failed(format!("a child that read everything ended with {:?}", exit.ended)));
+    }
+    let word = |at: usize| shared.words().get(at).map_or(0, |word| word.load(Ordering::Acquire));
+    Ok(ReadTimes { read_ns: word(0), page_tables_kib: word(1), page_tables_after_kib: word(2) })
+}
+
+/// `VmPTE` of this process; 0 where `/proc` does not say.
+fn page_tables_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,75 @@
+//! What the command answers; the times themselves are nobody's business here.
+
+use cowbell_bench::{Arming, Forks, Memory, Writes};
+use std::process::{Command, Output};
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cowbell-bench")).args(args).output().expect("the command starts")
+}
+
+/// The part of a successful run's JSON that is called `part`.
+fn json<T: serde::de::DeserializeOwned>(args: &[&str], part: &str) -> T {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    serde_json::from_value(all[part].take()).expect("the library's own type")
+}
+
+#[test]
+fn writes_measure_every_watch_or_say_why_not() {
+    let writes: Writes = json(&["writes", "--pages", "64", "--repeats", "2", "--json"], "writes");
+    assert_eq!((writes.pages, writes.repeats, writes.watches.len()), (64, 2, 4));
+    for watch in &writes.watches {
+        assert_ne!(watch.error.is_some(), watch.untouched.is_some() && watch.read_before.is_some(), "{watch:?}");
+    }
+    assert_eq!(writes.watches[0].error, None, "a census needs nothing");
+}
+
+#[test]
+fn forks_are_measured_over_every_kind_of_memory() {
+    let forks: Forks = json(&["forks", "--size", "8MiB", "--repeats", "2", "--json"], "forks");
+    assert_eq!(forks.over.len(), 4);
+    for memory in [Memory::Empty, Memory::Anonymous, Memory::Frozen] {
+        let over = forks.over(memory).expect("each is there");
+        assert!(over.error.is_none() && over.clone3_us.is_some() && over.spawn_ratio_to_empty.is_some(), "{over:?}");
+    }
+    let frozen = forks.over(Memory::Frozen).expect("each is there");
+    assert!(frozen.page_tables_kib < frozen.page_tables_after_read_kib, "a fork copies no page tables: {frozen:?}");
+}
+
+#[test]
+fn arming_is_measured_for_the_watches_that_arm() {
+    let arming: Arming = json(&["arming", "--size", "4MiB", "--repeats", "2", "--json"], "arming");
+    assert!(arming.watches.iter().all(|cost| cost.error.is_some() || cost.spawn_us.is_some()));
+    assert_eq!(arming.watches[0].arming_us_per_mib, None, "a census arms nothing");
+}
+
+#[test]
+fn tables_name_the_goals() {
+    let output = run(&["all", "--pages", "16", "--size", "1MiB", "--repeats", "1"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["native", "monitor", "3.5x", "anonymous heap", "at most 1.5x", "us/MiB"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn bad_input_is_refused_with_exit_code_2_and_a_reason() {
+    let cases: [(&[&str], &str); 8] = [
+        (&[], "Usage"),
+        (&["writes", "--pages", "0"], "at least 1"),
+        (&["writes", "--pages", "many"], "invalid value"),
+        (&["writes", "--pages", "18446744073709551615"], "no arena's size"),
+        (&["writes", "--repeats", "0"], "at least 1"),
+        (&["forks", "--size", "4parsecs"], "no unit"),
+        (&["forks", "--size", "1048576TiB"], "memory"),
+        (&["arming", "--size", "0"], "at least 1"),
+    ];
+    for (args, why) in cases {
+        let output = run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(why), "{args:?}: {stderr}");
+    }
+}
