@@ -5,7 +5,7 @@ use crate::claim::{Claim, Need, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory};
 use crate::watcher;
-use cowbell::page::PageSet;
+use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{COPIED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
 use cowbell::sys::{Errno, process};
@@ -31,6 +31,11 @@ pub const CLAIMS: &[Claim] = &[
         "Scans with a small vector, resumed at the larger of `walk_end` and the last region's end, find every page once per pass and none else."
     )
     .needs(&[Need::Scan]),
+    claim!(
+        reading_maps_neighbours_unless_watched on [PrivateMemfd, PrivateFile],
+        "Reading one page of a file that is in memory maps its neighbours, too (fault-around); in a mapping under userfaultfd it maps that page alone."
+    )
+    .needs(&[Need::Scan, Need::WpAsync]),
     claim!(
         written_without_wpallowed_means_nothing,
         "PAGE_IS_WRITTEN shows on pages that were never armed; only together with PAGE_IS_WPALLOWED does it mean written."
@@ -152,15 +157,26 @@ fn small_scans_resume_to_the_truth() -> Verdict {
     Ok(())
 }
 
+fn reading_maps_neighbours_unless_watched(kind: Kind) -> Verdict {
+    let memory = Memory::marked(kind, 256)?;
+    let there = Query { all: Categories::PRESENT, none: Categories::empty(), any: Categories::empty(), rearm: false };
+    let pagemap = Pagemap::open_self().expect("pagemap");
+    memory.touch(100);
+    let mapped = evidence::scan(&pagemap, &memory, &[there]);
+    assert!(mapped.count().0 > 1 && mapped.contains(PageIndex(100)), "{mapped:?}");
+    memory.drop_pages(memory.range);
+    let _uffd = watcher::arm_async(&memory);
+    memory.touch(100);
+    assert_eq!(evidence::scan(&pagemap, &memory, &[there]), pages([100]), "under userfaultfd");
+    Ok(())
+}
+
 fn written_without_wpallowed_means_nothing() -> Verdict {
     let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
     memory.touch(0);
     let query = Query { all: Categories::WRITTEN, ..WRITTEN };
     let pagemap = Pagemap::open_self().expect("pagemap");
-    assert!(
-        evidence::scan(&pagemap, &memory, &[query]).contains(cowbell::page::PageIndex(0)),
-        "only read, yet WRITTEN"
-    );
+    assert!(evidence::scan(&pagemap, &memory, &[query]).contains(PageIndex(0)), "only read, yet WRITTEN");
     assert_eq!(evidence::written(&memory), pages([]), "with WPALLOWED");
     let _uffd = watcher::arm_async(&memory);
     assert_eq!(evidence::scan(&pagemap, &memory, &[query]), pages([]), "armed");

@@ -6,16 +6,19 @@
 
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Need, Verdict, claim};
+use crate::evidence;
 use crate::memory::{Kind, Memory, last_errno, load, mark};
 use crate::watcher::{self, SYNC};
 use cowbell::sys::clone::{ForkArgs, Forked};
 use cowbell::sys::map::SharedWords;
+use cowbell::sys::pagemap::{COPIED, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::uffd::Features;
 use cowbell::sys::{Errno, process};
+use rustix::fs::OFlags;
 use rustix::process::WaitOptions;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 pub const CLAIMS: &[Claim] = &[
@@ -43,6 +46,11 @@ pub const CLAIMS: &[Claim] = &[
         death_signal_follows_the_thread,
         "`PR_SET_PDEATHSIG` fires when the thread that forked ends, though its process lives on."
     ),
+    claim!(
+        exec_gives_a_new_address_space,
+        "`exec` keeps the process id and replaces the address space: a pagemap descriptor opened before shows nothing any more, and `/proc/PID/auxv` differs."
+    )
+    .needs(&[Need::Scan]),
     claim!(
         waiting_faulter_shows_its_program_counter,
         "`/proc/PID/task/TID/syscall` of a thread that waits in a page fault is `-1 SP PC`, and PC is the address of the store."
@@ -209,6 +217,52 @@ fn death_signal_follows_the_thread() -> Verdict {
         }
         assert_eq!(child.wait(), expected);
     }
+    Ok(())
+}
+
+/// Becomes another program, which waits for room in a pipe and so lives until it is killed.
+fn become_blocked(stdout: OwnedFd) -> ! {
+    use std::os::unix::process::CommandExt;
+    let failed = std::process::Command::new("/proc/self/exe").arg("--list").stdout(stdout).exec();
+    panic!("exec: {failed}");
+}
+
+fn exec_gives_a_new_address_space() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 8)?;
+    let (ready, go) = (Gate::new(), Gate::new());
+    let (unread, stdout) = process::pipe().expect("pipe");
+    rustix::fs::fcntl_setfl(&stdout, OFlags::NONBLOCK).expect("F_SETFL");
+    while rustix::io::write(&stdout, &[0]).is_ok() {}
+    rustix::fs::fcntl_setfl(&stdout, OFlags::empty()).expect("F_SETFL");
+    // Closed by exec, which is the event to wait for.
+    let (closed, until_exec) = process::pipe().expect("pipe");
+    let child = child::spawn(|| {
+        memory.store(1, 255);
+        ready.open();
+        go.pass();
+        become_blocked(stdout.try_clone().expect("dup"));
+    });
+    drop(until_exec);
+    ready.pass();
+    let auxv = || {
+        let mut buffer = [0; 1024];
+        process::auxiliary_vector(child.pid, &mut buffer).expect("auxv").to_vec()
+    };
+    let pagemap = Pagemap::open(child.pid).expect("pagemap");
+    let before = auxv();
+    assert_eq!(evidence::scan(&pagemap, &memory, &COPIED), evidence::pages([1]), "before");
+    assert_eq!(auxv(), before, "the same without exec");
+    go.open();
+    assert_eq!(rustix::io::read(&closed, &mut [0u8; 1]), Ok(0), "until exec");
+    assert_eq!(evidence::scan(&pagemap, &memory, &COPIED), evidence::pages([]), "the old address space is gone");
+    let after = auxv();
+    assert!(!after.is_empty(), "the process lives");
+    let random = std::fs::read_to_string("/proc/sys/kernel/randomize_va_space").unwrap_or_default();
+    if random.trim() != "0" {
+        assert_ne!(after, before, "another auxv");
+    }
+    drop(unread);
+    child.kill();
     Ok(())
 }
 

@@ -106,6 +106,8 @@ impl Taskstats {
 }
 
 const PAGES: usize = 20;
+/// Far behind the pages that are read, as reading one maps its neighbours, too.
+const UNTOUCHED: usize = 50 * PAGES;
 
 fn taskstats_counts_copies_and_not_reuse(kind: Kind) -> Verdict {
     let setting = "/proc/sys/kernel/task_delayacct";
@@ -113,13 +115,13 @@ fn taskstats_counts_copies_and_not_reuse(kind: Kind) -> Verdict {
         return Err(Skip(format!("{setting}: {e}")));
     }
     let taskstats = Taskstats::open()?;
-    let memory = Memory::marked(kind, 4 * PAGES)?;
+    let memory = Memory::marked(kind, UNTOUCHED + PAGES)?;
     let (step, go) = (Gate::new(), Gate::new());
     // Only threads made after the setting are counted.
     let child = child::spawn(|| {
         // Fork gave it no page tables of a file, so it must read for itself.
-        (0..3 * PAGES).for_each(|page| memory.touch(page));
-        for pages in [0..0, 0..PAGES, PAGES..2 * PAGES, 3 * PAGES..4 * PAGES] {
+        (0..2 * PAGES).for_each(|page| memory.touch(page));
+        for pages in [0..0, 0..PAGES, PAGES..2 * PAGES, UNTOUCHED..UNTOUCHED + PAGES] {
             go.pass();
             pages.for_each(|page| memory.store(page, 255));
             step.open();

@@ -12,7 +12,7 @@ use crate::memory::{Kind, Memory, last_errno, mark};
 use crate::watcher::{self, ASYNC, Monitor, SIGBUS, SYNC};
 use cowbell::sys::map::{self, Access};
 use cowbell::sys::memfd::{SEALS_FINAL, seal};
-use cowbell::sys::pagemap::{COPIED_ARMED, Pagemap};
+use cowbell::sys::pagemap::{COPIED_ARMED, Entry, Pagemap};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::uffd::Uffd;
 use cowbell::sys::{Errno, memfd, process, signal};
@@ -49,6 +49,11 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         untouched_page_is_copied_before_the_message,
         "Under a synchronous watch an untouched private memfd page is copied before the writer's message is sent; one that was read before is copied after the protection is lifted."
+    )
+    .needs(&[Need::Uffd, Need::Scan]),
+    claim!(
+        fresh_copy_looks_like_an_old_one_at_the_message,
+        "While a synchronous writer waits, a private memfd page that was untouched and one copied long before and armed again show the same bits (exclusive, not FILE): only an earlier census tells copied from written again."
     )
     .needs(&[Need::Uffd, Need::Scan]),
     claim!(
@@ -210,6 +215,28 @@ fn untouched_page_is_copied_before_the_message() -> Verdict {
         });
         assert_eq!((memory.load(1), evidence::copied_armed(&memory)), (200, pages([1])), "{before:?}: written");
     }
+    Ok(())
+}
+
+/// What pagemap says of the page while its writer waits.
+fn bits_at_the_message(before: Before) -> Result<Entry, crate::claim::Skip> {
+    let memory = with_past(Kind::PrivateMemfd, before)?;
+    let uffd = watcher::any(SYNC).expect("userfaultfd");
+    watcher::arm(&uffd, &memory);
+    std::thread::scope(|scope| {
+        scope.spawn(|| memory.store(1, 200));
+        watcher::next_fault(&uffd);
+        let bits = evidence::entry(&memory, 1);
+        watcher::protect(&uffd, memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+        Ok(bits & (Entry::PRESENT | Entry::FILE | Entry::EXCLUSIVE | Entry::UFFD_WP))
+    })
+}
+
+fn fresh_copy_looks_like_an_old_one_at_the_message() -> Verdict {
+    let own = Entry::PRESENT | Entry::EXCLUSIVE | Entry::UFFD_WP;
+    assert_eq!(bits_at_the_message(Before::Untouched)?, own, "untouched");
+    assert_eq!(bits_at_the_message(Before::Copied)?, own, "copied long before");
+    assert!(bits_at_the_message(Before::Read)?.contains(Entry::FILE), "read before: the file's still");
     Ok(())
 }
 
