@@ -1,5 +1,6 @@
 //! One opaque [`Error`]: what was tried, what the kernel said, and what the user can do.
 
+use crate::sys::Errno;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -52,7 +53,7 @@ impl Error {
     }
 
     /// A system call's failure.
-    pub(crate) fn os(operation: &'static str, errno: rustix::io::Errno) -> Self {
+    pub(crate) fn os(operation: &'static str, errno: Errno) -> Self {
         Self::new(Kind::Os { operation, errno: errno.raw_os_error() })
     }
 
@@ -90,7 +91,7 @@ impl Error {
 
     /// The kernel refused for want of a permission (`EPERM` or `EACCES`).
     pub fn is_permission(&self) -> bool {
-        matches!(self.errno(), Some(libc::EPERM | libc::EACCES))
+        [Errno::PERM, Errno::ACCESS].iter().any(|errno| self.errno() == Some(errno.raw_os_error()))
     }
 
     /// The arena's reserved range is used up; a larger capacity would have helped.
@@ -100,7 +101,7 @@ impl Error {
 
     /// Memory ran out: the machine's, the control group's or the overcommit limit's.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self.0.kind, Kind::OutOfMemory { .. }) || self.errno() == Some(libc::ENOMEM)
+        matches!(self.0.kind, Kind::OutOfMemory { .. }) || self.errno() == Some(Errno::NOMEM.raw_os_error())
     }
 
     /// The arena is frozen already.

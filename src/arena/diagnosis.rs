@@ -11,7 +11,7 @@
 use super::{overlapping, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
-use crate::sys::signal::{self, Action, MemoryFault};
+use crate::sys::signal::{self, Action, Info, MemoryFault};
 use crate::sys::{self, process};
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -48,7 +48,7 @@ pub(crate) fn observe(observer: fn(&Refused)) {
     let _first = OBSERVER.set(observer);
 }
 
-extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     // SAFETY: these are a SA_SIGINFO handler's own arguments.
     let fault = unsafe { MemoryFault::read(info, context) };
     if fault.from_access {

@@ -248,7 +248,7 @@ fn make_final(range: Range, rest: Range, file: &OwnedFd) -> Result<()> {
         unsafe { map::blank(rest) }.map_err(|e| Error::os("mmap(rest of arena)", e))?;
     }
     memfd::seal(file.as_fd(), memfd::SEALS_FINAL).map_err(|e| {
-        if e.errno() == Some(libc::EBUSY) {
+        if e.errno() == Some(Errno::BUSY.raw_os_error()) {
             e.with_hint("pages of the arena are pinned for I/O, or another process maps its file writable")
         } else {
             e

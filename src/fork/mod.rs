@@ -22,7 +22,7 @@ pub use enter::{Context, ExitCode};
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
 use crate::sys::clone::{self, ForkArgs, Forked};
-use crate::sys::{pidfd, process, signal};
+use crate::sys::{Errno, pidfd, process, signal};
 use crate::watch::{Evidence, Failure, Step, Watch};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -226,11 +226,11 @@ fn wait_for_set_up(
 /// What a failed step means to the user.
 fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
     let error = Error::os(step.operation(), errno);
-    match (step, errno.raw_os_error()) {
-        (Step::OpenUserfaultfd, libc::EPERM | libc::EACCES) => {
+    match (step, errno) {
+        (Step::OpenUserfaultfd, Errno::PERM | Errno::ACCESS) => {
             error.with_hint("sysctl vm.unprivileged_userfaultfd=1, or CAP_SYS_PTRACE, or access to /dev/userfaultfd")
         }
-        (Step::OpenUserfaultfd, libc::EINVAL) => {
+        (Step::OpenUserfaultfd, Errno::INVAL) => {
             let (feature, since) = match watch {
                 Watch::Async => ("UFFD_FEATURE_WP_ASYNC", "6.7"),
                 _ => ("UFFD_FEATURE_WP_HUGETLBFS_SHMEM", "5.19"),
@@ -238,11 +238,11 @@ fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
             Error::unsupported(feature, since, format!("watch `{watch}` needs it"))
                 .with_hint("use Watch::Census, which needs nothing")
         }
-        (Step::OpenUserfaultfd, libc::ENOSYS) => {
+        (Step::OpenUserfaultfd, Errno::NOSYS) => {
             Error::unsupported("userfaultfd", "4.3", "the kernel was built without it, or a sandbox forbids it")
                 .with_hint("use Watch::Census, which needs nothing")
         }
-        (Step::AllowWriting, libc::ENOMEM) => {
+        (Step::AllowWriting, Errno::NOMEM) => {
             error.with_hint("the overcommit limit forbids private copies of the arena: sysctl vm.overcommit_memory=1")
         }
         _ => error,

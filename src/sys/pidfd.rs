@@ -54,6 +54,18 @@ pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, E
     }
 }
 
+/// Waits until at least one descriptor is readable or hung up; says which. *Raw.*
+///
+/// # Errors
+/// EINVAL or ENOMEM from `ppoll(2)`.
+pub fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N]) -> Result<[bool; N], Errno> {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    match rustix::event::poll(&mut polled, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(polled.map(|fd| !fd.revents().is_empty())),
+        Err(e) => Err(e),
+    }
+}
+
 /// `waitid(P_PIDFD, WEXITED | WNOHANG | __WALL)`: takes an ended child's status and lets the kernel
 /// forget it; `None` while it lives. Since Linux 5.4.
 ///

@@ -16,8 +16,11 @@ pub const BUS: i32 = libc::SIGBUS;
 /// SIGKILL.
 pub const KILL: i32 = libc::SIGKILL;
 
+/// `siginfo_t`: what a signal says of itself.
+pub type Info = libc::siginfo_t;
+
 /// A handler that gets the frame.
-pub type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+pub type Handler = extern "C" fn(i32, *mut Info, *mut c_void);
 
 /// What was installed for a signal before.
 #[derive(Clone, Copy)]
@@ -54,7 +57,7 @@ impl Action {
     ///
     /// # Safety
     /// To be called from a handler with that handler's own arguments.
-    pub unsafe fn pass_on(&self, signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    pub unsafe fn pass_on(&self, signal: i32, info: *mut Info, context: *mut c_void) {
         match self.0.sa_sigaction {
             libc::SIG_DFL | libc::SIG_IGN => restore_default(signal),
             handler if self.0.sa_flags & libc::SA_SIGINFO != 0 => {
@@ -128,7 +131,7 @@ impl MemoryFault {
     ///
     /// # Safety
     /// To be called from a handler installed with `SA_SIGINFO` with that handler's own arguments.
-    pub unsafe fn read(info: *const libc::siginfo_t, context: *const c_void) -> Self {
+    pub unsafe fn read(info: *const Info, context: *const c_void) -> Self {
         // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler.
         let info = unsafe { &*info };
         // SAFETY: for these signals the kernel fills the address.

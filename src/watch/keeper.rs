@@ -16,7 +16,6 @@ use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::signal::Registers;
 use crate::sys::uffd::{Event, Uffd};
 use crate::sys::{self, Errno, clone, memfd, pidfd, process};
-use rustix::event::{PollFd, PollFlags};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -144,13 +143,8 @@ impl Keeper {
             // A descriptor the poll does not need stands as the child's own.
             let uffd = monitor.map_or(self.child.as_fd(), |uffd| uffd.as_fd());
             let lifeline = if same_program { self.lifeline.as_fd() } else { self.child.as_fd() };
-            let mut polled = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd]
-                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-            match rustix::event::poll(&mut polled, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(_) => break,
-            }
-            let [child, lifeline, command, uffd] = polled.map(|fd| !fd.revents().is_empty());
+            let awaited = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd];
+            let Ok([child, lifeline, command, uffd]) = pidfd::wait_any(awaited) else { break };
             if let (true, Some(monitor)) = (uffd, monitor) {
                 self.monitor(monitor);
             }

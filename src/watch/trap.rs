@@ -6,7 +6,7 @@
 
 use super::evidence::{Evidence, Word};
 use crate::sys::map::Range;
-use crate::sys::signal::{self, Action, MemoryFault};
+use crate::sys::signal::{self, Action, Info, MemoryFault};
 use crate::sys::{self, Errno, pidfd, process, uffd};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -26,7 +26,7 @@ pub(super) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
     Ok(())
 }
 
-extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     // SAFETY: these are a SA_SIGINFO handler's own arguments.
     let fault = unsafe { MemoryFault::read(info, context) };
     // SAFETY: `install` stored a reference that lives as long as this process.
