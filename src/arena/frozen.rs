@@ -216,6 +216,8 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     if let Err(e) = make_final(range, rest, &file) {
         let undone = grow_on(inner.range, &file);
         growing.file = Some(file);
+        // What lay behind the cut has no memory any more.
+        growing.committed = growing.committed.min(range.len);
         return Err(undone.err().unwrap_or(e));
     }
     if rest.len > 0 {

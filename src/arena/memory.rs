@@ -27,7 +27,7 @@ pub(super) struct Growing {
     space: Space,
     pub(super) recorder: Option<Recorder>,
     /// Bytes from the start that have memory behind them.
-    committed: usize,
+    pub(super) committed: usize,
     capacity: usize,
     /// Why a collection's last allocation failed.
     failure: Option<Error>,
@@ -40,7 +40,7 @@ impl Growing {
     pub(super) fn new(
         range: Range,
         capacity: usize,
-        file: &OwnedFd,
+        file: OwnedFd,
         huge_pages: HugePages,
         record_sites: bool,
     ) -> Result<Self> {
@@ -54,12 +54,7 @@ impl Growing {
             map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
         }
         let recorder = record_sites.then(Recorder::default);
-        Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: None })
-    }
-
-    pub(super) fn with_file(mut self, file: OwnedFd) -> Self {
-        self.file = Some(file);
-        self
+        Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: Some(file) })
     }
 
     /// Bytes from the start to the end of the last allocation.
@@ -83,6 +78,12 @@ impl Growing {
         self.committed += step;
         Ok(())
     }
+}
+
+/// Unmaps a range that became no arena.
+pub(super) fn give_up(range: Range) -> Result<()> {
+    // SAFETY: the range was reserved for an arena that was never made, so nobody has an address in it.
+    unsafe { map::unmap(range) }.map_err(|e| Error::os("munmap", e))
 }
 
 /// A copyable, `'static` handle to an arena: an allocator for `Vec`, `Box` and `HashMap`.

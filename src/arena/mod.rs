@@ -136,23 +136,31 @@ impl ArenaBuilder {
         }
         let too_large = || Error::invalid(format!("{} bytes are no arena's capacity", self.capacity));
         let align = map::huge_page_size().unwrap_or(sys::page_size().bytes());
-        let len = self.capacity.checked_next_multiple_of(align).filter(|&len| len > 0).ok_or_else(too_large)?;
+        let len = self.capacity.checked_next_multiple_of(align);
+        let len = len.filter(|&len| len > 0 && isize::try_from(len).is_ok()).ok_or_else(too_large)?;
         let file = memfd::create(&format!("cowbell:{}", self.name))?;
         memfd::set_len(file.as_fd(), len as u64)?;
-        let range = map::reserve(len, align)?;
         let capacity = sys::page_size().round_up(self.capacity).ok_or_else(too_large)?;
-        let growing = Growing::new(range, capacity, &file, self.huge_pages, self.record_sites)?;
-        let inner = registry::enter(|slot, generation| Inner {
+        let range = map::reserve(len, align)?;
+        let huge_pages = self.huge_pages;
+        self.enter(range, capacity, file).map_or_else(
+            |e| Err(memory::give_up(range).err().unwrap_or(e)),
+            |inner| Ok(Arena { handle: ArenaRef::new(inner), huge_pages }),
+        )
+    }
+
+    fn enter(self, range: Range, capacity: usize, file: OwnedFd) -> Result<&'static Inner> {
+        let growing = Growing::new(range, capacity, file, self.huge_pages, self.record_sites)?;
+        registry::enter(|slot, generation| Inner {
             name: self.name.into(),
             slot,
             generation,
             range,
             capacity,
             process: registry::process_number(),
-            growing: Mutex::new(growing.with_file(file)),
+            growing: Mutex::new(growing),
             frozen: OnceLock::new(),
-        })?;
-        Ok(Arena { handle: ArenaRef::new(inner), huge_pages: self.huge_pages })
+        })
     }
 }
 

@@ -121,7 +121,7 @@ impl Keeper {
 
     /// Closes what was inherited and is not needed, so that the program's own files close when it closes them.
     fn close_all_but(&self, begun: i32) {
-        let uffd = self.uffd.as_ref().map_or(-1, |uffd| process::number(uffd));
+        let uffd = self.uffd.as_ref().map_or(-1, process::number);
         let mine = [
             process::number(&self.child),
             process::number(&self.lifeline),

@@ -149,7 +149,7 @@ mod tests {
         let words = words(64);
         let ring = Ring::new(&words);
         let each = 20_000;
-        let mut seen = vec![0u64; 3];
+        let mut seen = [0u64; 3];
         std::thread::scope(|scope| {
             let writers: Vec<_> = (0..3)
                 .map(|w| scope.spawn(move || (1..=each).for_each(|n| ring.push(&[w, n, n, n, n, n, n]))))
