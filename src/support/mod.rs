@@ -18,7 +18,6 @@ mod watches;
 
 use crate::error::{Error, Result};
 use crate::sys::limits::Headroom;
-use crate::watch::Watch;
 use std::sync::OnceLock;
 
 /// Can it be used?
@@ -290,7 +289,8 @@ impl serde::Serialize for Support {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;
         use std::collections::BTreeMap;
-        let watches: BTreeMap<_, _> = Watch::ALL.iter().map(|&watch| (watch.name(), self.watch(watch))).collect();
+        let watches: BTreeMap<_, _> =
+            crate::watch::Watch::ALL.iter().map(|&watch| (watch.name(), self.watch(watch))).collect();
         let features: BTreeMap<_, _> = Feature::ALL.iter().map(|&f| (f.name(), self.verdict(f))).collect();
         let mut record = serializer.serialize_struct("Support", 5)?;
         record.serialize_field("version", &Self::VERSION)?;

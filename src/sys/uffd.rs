@@ -282,3 +282,27 @@ unsafe impl Ioctl for New {
         Ok(unsafe { OwnedFd::from_raw_fd(out) })
     }
 }
+
+/// For services that hold the descriptor in the userfaultfd crate's type (feature `userfaultfd`).
+#[cfg(feature = "userfaultfd")]
+impl From<Uffd> for userfaultfd::Uffd {
+    fn from(uffd: Uffd) -> Self {
+        use std::os::fd::IntoRawFd;
+        // SAFETY: the descriptor is a userfaultfd and becomes the other type's own.
+        unsafe { Self::from_raw_fd(uffd.into_fd().into_raw_fd()) }
+    }
+}
+
+/// From the userfaultfd crate's type (feature `userfaultfd`); its features are not known then.
+///
+/// The descriptor is duplicated: the crate's own `into_raw_fd` (0.9) returns it and closes it too.
+#[cfg(feature = "userfaultfd")]
+impl TryFrom<userfaultfd::Uffd> for Uffd {
+    type Error = crate::Error;
+
+    fn try_from(uffd: userfaultfd::Uffd) -> crate::Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(uffd.as_fd(), 0)
+            .map_err(|e| crate::Error::os("fcntl(F_DUPFD_CLOEXEC)", e))?;
+        Ok(Self::from_fd(fd))
+    }
+}
