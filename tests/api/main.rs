@@ -3,8 +3,21 @@
 //! Forking needs a single thread, so the tests run one after the other on the main thread; each is a
 //! claim, and its name says it.
 
+/// Functions as tests of their own names, each in a process of its own.
+macro_rules! claims {
+    ($($test:ident),* $(,)?) => { std::vec![$(crate::apart::claim(concat!(module_path!(), "::", stringify!($test)), $test)),*] };
+}
+
+mod apart;
+mod arena;
 mod case;
 mod exactness;
+mod faults;
+mod fork;
+mod frozen;
+mod inherit;
+mod limits;
+mod look;
 
 use libtest_mimic::Arguments;
 
@@ -12,6 +25,17 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // One thread means the main one: no other is started.
     arguments.test_threads = Some(1);
-    let trials = [exactness::trials()].into_iter().flatten().collect();
+    let trials = [
+        arena::trials(),
+        limits::trials(),
+        frozen::trials(),
+        faults::trials(),
+        fork::trials(),
+        inherit::trials(),
+        exactness::trials(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     libtest_mimic::run(&arguments, trials).exit();
 }
