@@ -359,7 +359,7 @@ fn two_hundred_arenas_leave_no_descriptor_and_no_mapping() -> Outcome {
         growing.alloc(n)?;
         // SAFETY: nothing in the arena is used any more.
         unsafe { growing.release() }?;
-        let arena = Arena::builder("passing").capacity(1 << 22).record_sites(n % 2 == 0).build()?;
+        let arena = Arena::builder("passing").capacity(1 << 22).record_sites(n.is_multiple_of(2)).build()?;
         let mut list = Vec::new_in(*arena);
         list.extend(0..n * 100);
         let frozen = arena.freeze(list)?;

@@ -88,8 +88,10 @@ impl Write {
                 // A page's word where one fits, else its bytes; both are read-modify-write.
                 let words = raw.align_offset(align_of::<AtomicU64>());
                 if len >= words + size_of::<AtomicU64>() {
-                    // SAFETY: aligned and inside the target, which is all atomics.
-                    let word = unsafe { AtomicU64::from_ptr(raw.add(words).cast()) };
+                    // SAFETY: inside the target.
+                    let place = unsafe { raw.add(words) };
+                    // SAFETY: aligned, and inside the target, which is all atomics.
+                    let word = unsafe { AtomicU64::from_ptr(place.cast()) };
                     word.fetch_add(1, Ordering::SeqCst);
                 }
                 for byte in target {

@@ -10,6 +10,7 @@ use cowbell::watch::Watch;
 use libtest_mimic::Trial;
 use rustix::process::{Resource, Rlimit, WaitId, WaitIdOptions, getrlimit, setrlimit};
 use std::ffi::c_void;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -175,12 +176,17 @@ fn a_child_with_an_exit_signal_signals_once_and_a_foreign_wait_may_take_it() -> 
     passed()
 }
 
-fn the_keeper_of_a_child_with_an_exit_signal_is_silent() -> Outcome {
-    // SAFETY: the handler counts in an atomic.
-    unsafe { signal::install(libc::SIGCHLD, count_signal) }?;
-    let options = ForkOptions::new().exit_signal(libc::SIGCHLD);
-    let exit = wait(&mut fork::spawn(&options, |_| 4)?)?;
-    assert_eq!((exit.ended, CHILD_SIGNALS.load(Ordering::SeqCst)), (Ended::Exited(4), 1));
+/// The kernel gives the keeper the exit signal of the child that made it.
+fn a_keeper_ends_with_its_childs_exit_signal_and_may_be_taken_too() -> Outcome {
+    let mut child = fork::spawn(&ForkOptions::new().exit_signal(libc::SIGCHLD), |_| 4)?;
+    let keeper = cowbell::sys::pidfd::open(child.keeper_pid().ok_or("a keeper")?)?;
+    for pidfd in [child.pidfd(), keeper.as_fd()] {
+        assert!(cowbell::sys::pidfd::wait_end(pidfd, Some(SOON))?);
+        assert!(foreign_wait()?.is_some());
+    }
+    assert_eq!(foreign_wait().err(), Some(rustix::io::Errno::CHILD));
+    let exit = wait(&mut child)?;
+    assert_eq!((exit.ended, exit.report.census), (Ended::Unknown, cowbell::report::Census::Last));
     passed()
 }
 
@@ -244,7 +250,7 @@ pub fn trials() -> Vec<Trial> {
         dropping_a_child_kills_and_reaps_it_and_its_keeper,
         a_child_neither_signals_its_end_nor_is_taken_by_a_foreign_wait,
         a_child_with_an_exit_signal_signals_once_and_a_foreign_wait_may_take_it,
-        the_keeper_of_a_child_with_an_exit_signal_is_silent,
+        a_keeper_ends_with_its_childs_exit_signal_and_may_be_taken_too,
         a_fork_without_a_descriptor_to_spare_fails_and_leaves_nothing,
         a_fork_beyond_the_limit_on_processes_fails_and_leaves_nothing,
     ]

@@ -152,7 +152,8 @@ fn a_handle_is_16_bytes_and_means_the_same_object_in_every_child() -> Outcome {
     let names = arena.alloc_iter(["a", "b", "c"].map(str::to_owned))?;
     let frozen = arena.freeze(&*names)?;
     let handle = frozen.handle(&frozen[1])?;
-    assert_eq!((handle.get()?, handle, handle == frozen.handle(&frozen[2])?), (&names[1], handle.clone(), false));
+    let copy = handle;
+    assert_eq!((handle.get()?, handle, handle == frozen.handle(&frozen[2])?), (&names[1], copy, false));
     let (from, to) = process::pipe()?;
     let bytes: [u8; 16] = bytes_of(handle);
     let mut child = fork::spawn(&ForkOptions::new(), |_| {

@@ -10,7 +10,9 @@ macro_rules! claims {
 
 mod apart;
 mod arena;
+mod blind;
 mod case;
+mod endurance;
 mod exactness;
 mod faults;
 mod fork;
@@ -18,6 +20,7 @@ mod frozen;
 mod inherit;
 mod limits;
 mod look;
+mod watching;
 
 use libtest_mimic::Arguments;
 
@@ -32,6 +35,9 @@ fn main() {
         faults::trials(),
         fork::trials(),
         inherit::trials(),
+        watching::trials(),
+        blind::trials(),
+        endurance::trials(),
         exactness::trials(),
     ]
     .into_iter()
