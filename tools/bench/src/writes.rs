@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// How many pages are written between two looks at the clock. Other processes on this machine interrupt
+/// some of these batches, and the middle one tells what a write costs without them.
+const BATCH_PAGES: usize = 64;
+
 /// What [`writes`] found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Writes {
@@ -71,7 +75,7 @@ type Contender = (Option<Watch>, Before);
 /// Measures the first write to each of `pages` pages of a frozen arena in a forked child: natively, and
 /// under each watch, `repeats` times in turns.
 ///
-/// The time is taken in the child, around the writes alone. A watch that this kernel or this user does not
+/// The time is taken in the child, around each 64 writes, and the middle one of these times counts. A watch that this kernel or this user does not
 /// have is in the result with the reason.
 ///
 /// # Errors
@@ -87,7 +91,7 @@ pub fn writes(pages: usize, repeats: usize) -> Result<Writes> {
     let arena = Arena::builder("bench-writes").capacity(bytes + page_bytes).build()?;
     let cells = &*arena.alloc_iter((0..bytes / size_of::<AtomicU64>()).map(|_| AtomicU64::new(0)))?;
     let frozen = arena.freeze(cells)?;
-    let measured = Bench { frozen: &frozen, pages, clock: SharedWords::new(1)? }.all(repeats);
+    let measured = Bench { frozen: &frozen, pages, clock: SharedWords::new(pages.div_ceil(BATCH_PAGES))? }.all(repeats);
     release(frozen)?;
     measured.map(|times| times.summary(pages, repeats, page_bytes))
 }
@@ -101,7 +105,7 @@ fn release(frozen: Frozen<&'static [AtomicU64]>) -> Result<()> {
 struct Bench<'a> {
     frozen: &'a Frozen<&'static [AtomicU64]>,
     pages: usize,
-    /// Nanoseconds, by which a child tells its time.
+    /// Nanoseconds each batch took, by which a child tells its time.
     clock: SharedWords,
 }
 
@@ -122,7 +126,7 @@ impl Bench<'_> {
                 let Ok(sofar) = series else { continue };
                 match self.one(*contender) {
                     Ok(_) if round == 0 => {}
-                    Ok(ns) => sofar.push(ns as f64 / self.pages as f64),
+                    Ok(ns_per_page) => sofar.push(ns_per_page),
                     Err(e) if contender.0.is_none() => return Err(e),
                     Err(e) => *series = Err(e.to_string()),
                 }
@@ -131,14 +135,11 @@ impl Bench<'_> {
         Ok(times)
     }
 
-    /// One child; the nanoseconds it took for all pages.
-    fn one(&self, (watch, before): Contender) -> Result<u64> {
+    /// One child; the nanoseconds a page it took, in the middle of its batches.
+    fn one(&self, (watch, before): Contender) -> Result<f64> {
         let options = ForkOptions::new().last_census(watch.is_some()).watch(watch.unwrap_or_default());
         let (cells, clock) = (*self.frozen.root(), self.clock.words());
-        let mut child = fork::spawn(&options, |_| {
-            let ns = write_each(cells, before);
-            clock.iter().take(1).for_each(|word| word.store(ns, Ordering::Release));
-        })?;
+        let mut child = fork::spawn(&options, |_| write_each(cells, before, clock))?;
         let exit = child.wait()?;
         let failed = |what| Err(Error::Failed(what));
         if !exit.success() {
@@ -149,20 +150,27 @@ impl Bench<'_> {
         if watch.is_some() && copied != self.pages as u64 {
             return failed(format!("a child wrote {} pages, and {copied} are reported", self.pages));
         }
-        Ok(clock.iter().take(1).map(|word| word.load(Ordering::Acquire)).sum())
+        // The last batch may be a smaller one.
+        let batches = (0..self.pages).step_by(BATCH_PAGES).map(|start| BATCH_PAGES.min(self.pages - start));
+        let times = batches.zip(clock).map(|(pages, ns)| ns.load(Ordering::Acquire) as f64 / pages as f64);
+        Spread::of(times).map(|times| times.median).ok_or_else(|| Error::Failed("a child took no time".into()))
     }
 }
 
-/// In the child: writes one word of each page; the nanoseconds that took.
-fn write_each(cells: &[AtomicU64], before: Before) -> u64 {
+/// In the child: writes one word of each page, and to `clock` the nanoseconds each batch took.
+fn write_each(cells: &'static [AtomicU64], before: Before, clock: &[AtomicU64]) {
     let words = sys::page_size().bytes() / size_of::<AtomicU64>();
-    let first_words = || cells.iter().step_by(words);
+    let first_words = |part: &'static [AtomicU64]| part.iter().step_by(words);
     if before == Before::Read {
-        black_box(first_words().map(|cell| cell.load(Ordering::Relaxed)).sum::<u64>());
+        black_box(first_words(cells).map(|cell| cell.load(Ordering::Relaxed)).sum::<u64>());
     }
-    let begun = sys::monotonic_ns();
-    first_words().for_each(|cell| cell.store(1, Ordering::Relaxed));
-    sys::monotonic_ns() - begun
+    // The clock's own pages are touched before it runs.
+    clock.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    for (batch, word) in cells.chunks(BATCH_PAGES * words).zip(clock) {
+        let begun = sys::monotonic_ns();
+        first_words(batch).for_each(|cell| cell.store(1, Ordering::Relaxed));
+        word.store(sys::monotonic_ns() - begun, Ordering::Release);
+    }
 }
 
 impl Times {
