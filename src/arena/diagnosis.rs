@@ -1,25 +1,29 @@
 //! A fault in an arena becomes a sentence: which arena, page, object and instruction.
 //!
-//! A SIGSEGV handler, installed when the first arena is frozen, looks the address up, writes the
+//! A SIGSEGV handler, installed when the first arena is built, looks the address up, writes the
 //! sentence to standard error, and hands the signal to whoever handled it before; in the end the
 //! process dies by SIGSEGV, as it would have, with its registers untouched.
 //!
 //! # Safety
-//! The handler is *raw*: it allocates nothing, takes no lock, and formats into a buffer on the stack.
+//! The handler is *raw*: it allocates nothing, takes no lock, and formats through a small buffer on the stack.
 #![expect(unsafe_code, reason = "a signal handler is called by the kernel")]
 
 use super::{overlapping, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
-use crate::sys::{self, process};
+use crate::sys::{self, Errno, process};
 use std::ffi::c_void;
 use std::fmt::Write;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 static EARLIER: OnceLock<Action> = OnceLock::new();
 static OBSERVER: OnceLock<fn(&Refused)> = OnceLock::new();
 static EXECUTABLE: OnceLock<Range> = OnceLock::new();
+
+/// In a child whose handlers were reset, the earlier one is not called.
+static RESET: AtomicBool = AtomicBool::new(false);
 
 /// An access to an arena that was refused.
 #[derive(Clone, Copy, Debug)]
@@ -30,17 +34,37 @@ pub(crate) struct Refused {
     pub(crate) pc: u64,
 }
 
-/// Installs the handler, once; again in a child whose handlers were reset. *Raw* once it has run.
+/// Installs the handler when the first arena is built, and never again: a handler that the program installs
+/// later is its own business.
+pub(super) fn install_once() -> Result<()> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*done {
+        let error = |e| Error::os("sigaction(SIGSEGV)", e);
+        let _known = EXECUTABLE.get_or_init(process::executable);
+        // Known before it is needed: a fault may come as soon as the handler is there.
+        let _first = EARLIER.set(signal::current(signal::SEGV).map_err(error)?);
+        install().map_err(error)?;
+        *done = true;
+    }
+    Ok(())
+}
+
+/// Installs the handler again, in a child whose handlers were reset. *Raw.*
 ///
 /// # Errors
 /// None known.
-pub(crate) fn install() -> Result<()> {
-    let _known = EXECUTABLE.get_or_init(process::executable);
-    // SAFETY: `handle` is async-signal-safe, see the module's contract.
-    let earlier = unsafe { signal::install(signal::SEGV, handle) }.map_err(|e| Error::os("sigaction(SIGSEGV)", e))?;
-    // The second time, the earlier one is ours or the default: the first one stays.
-    let _first = EARLIER.set(earlier);
+pub(crate) fn install_again() -> Result<(), Errno> {
+    if EARLIER.get().is_some() {
+        RESET.store(true, Ordering::Release);
+        install()?;
+    }
     Ok(())
+}
+
+fn install() -> Result<(), Errno> {
+    // SAFETY: `handle` is async-signal-safe, see the module's contract.
+    unsafe { signal::install(signal::SEGV, handle) }
 }
 
 /// Lets one function know of every refused access, before the process dies. It must be *raw*.
@@ -54,7 +78,7 @@ extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     if fault.from_access {
         explain(&fault);
     }
-    match EARLIER.get() {
+    match EARLIER.get().filter(|_| !RESET.load(Ordering::Acquire)) {
         // SAFETY: these are a SA_SIGINFO handler's own arguments.
         Some(earlier) => unsafe { earlier.pass_on(signal, info, context) },
         None => signal::restore_default(signal),
@@ -62,14 +86,16 @@ extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
 }
 
 fn explain(fault: &MemoryFault) {
-    let Some(inner) = registry::owner_of(fault.address) else { return };
-    let refused = Refused { slot: inner.slot, address: fault.address, tid: process::tid(), pc: fault.registers.pc };
-    if let Some(observer) = OBSERVER.get() {
-        observer(&refused);
-    }
-    let mut text = Text { bytes: [0; 1024], len: 0 };
-    let _fits = sentence(&mut text, inner, fault);
-    process::write_stderr(text.bytes.get(..text.len).unwrap_or_default());
+    registry::visit(|mut arenas| {
+        let Some(inner) = arenas.find(|inner| inner.addresses().contains(fault.address)) else { return };
+        let refused = Refused { slot: inner.slot, address: fault.address, tid: process::tid(), pc: fault.registers.pc };
+        if let Some(observer) = OBSERVER.get() {
+            observer(&refused);
+        }
+        let mut text = Text { bytes: [0; 128], len: 0 };
+        let _written = sentence(&mut text, inner, fault);
+        text.flush();
+    });
 }
 
 fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::fmt::Result {
@@ -103,20 +129,30 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
     )
 }
 
-/// A line on the stack; what does not fit is cut off.
+/// Standard error behind a small buffer: the alternate signal stack has little room.
 struct Text {
-    bytes: [u8; 1024],
+    bytes: [u8; 128],
     len: usize,
+}
+
+impl Text {
+    fn flush(&mut self) {
+        process::write_stderr(self.bytes.get(..self.len).unwrap_or_default());
+        self.len = 0;
+    }
 }
 
 impl Write for Text {
     fn write_str(&mut self, part: &str) -> std::fmt::Result {
-        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
-        let fits = part.len().min(room.len());
-        for (to, from) in room.iter_mut().zip(part.bytes()) {
-            *to = from;
+        for byte in part.bytes() {
+            if self.len == self.bytes.len() {
+                self.flush();
+            }
+            if let Some(place) = self.bytes.get_mut(self.len) {
+                *place = byte;
+                self.len += 1;
+            }
         }
-        self.len += fits;
         Ok(())
     }
 }

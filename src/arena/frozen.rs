@@ -6,7 +6,7 @@
 //! fault is diagnosed and kills, and no reader ever sees a change.
 #![expect(unsafe_code, reason = "mappings are replaced under live references")]
 
-use super::{Allocation, Arena, ArenaRef, Handle, HugePages, Inner, diagnosis, registry};
+use super::{Allocation, Arena, ArenaRef, Handle, HugePages, Inner, registry};
 use crate::error::{Error, Kind, Result};
 use crate::page::PageCount;
 use crate::sys::map::{self, Access, Harmless, Range};
@@ -96,6 +96,7 @@ pub struct Image {
     range: Range,
     used: usize,
     on_write: OnWrite,
+    for_good: bool,
     collapsed: Collapsed,
     allocations: Vec<Allocation>,
     file: OwnedFd,
@@ -130,6 +131,11 @@ impl Image {
     /// What a child's write does.
     pub fn on_write(&self) -> OnWrite {
         self.on_write
+    }
+
+    /// Is [`OnWrite::Deny`] held by `mseal` (Linux 6.10), so that nothing in any process can lift it?
+    pub fn denied_for_good(&self) -> bool {
+        self.for_good
     }
 
     /// Whether huge pages could be put behind it.
@@ -189,13 +195,14 @@ impl Arena {
     #[track_caller]
     pub fn freeze_with<T: 'static>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
         let handle: ArenaRef = *self;
+        handle.check_process()?;
         let root: &'static T = handle.alloc(root)?;
         let huge_pages = options.huge_pages.unwrap_or(self.huge_pages);
         let image = Arc::new(freeze(handle, huge_pages, &options)?);
-        diagnosis::install()?;
         let inner = handle.inner();
         let stored = inner.frozen.set(Arc::clone(&image)).is_ok();
         debug_assert!(stored, "the file is taken once, under the lock");
+        registry::frozen(&image);
         Ok(Frozen { root, inner, image })
     }
 }
@@ -203,6 +210,7 @@ impl Arena {
 fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> Result<Image> {
     let inner = handle.inner();
     let mut growing = handle.growing();
+    handle.check_process()?;
     let used = growing.used();
     let page = sys::page_size().bytes();
     let unit = if huge_pages == HugePages::Collapse { map::huge_page_size().unwrap_or(page) } else { page };
@@ -213,7 +221,7 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     let frozen = || Error::new(Kind::Frozen { arena: handle.name().to_owned() });
     let file = growing.file.take().ok_or_else(frozen)?;
     let rest = Range { start: range.end(), len: inner.range.end() - range.end() };
-    if let Err(e) = make_final(range, rest, &file) {
+    if let Err(e) = make_final(range, rest, &file, options) {
         let undone = grow_on(inner.range, &file);
         growing.file = Some(file);
         // What lay behind the cut has no memory any more.
@@ -221,10 +229,11 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
         return Err(undone.err().unwrap_or(e));
     }
     if rest.len > 0 {
-        // SAFETY: as in `make_final`.
-        unsafe { map::unmap(rest) }.map_err(|e| Error::os("munmap", e))?;
+        // SAFETY: as in `make_final`. Should it fail, the addresses stay reserved for nothing.
+        let _reserved = unsafe { map::unmap(rest) };
     }
-    mark(range, options)?;
+    // Without mseal the range is read-only all the same; only deliberate code could lift that.
+    let for_good = options.on_write == OnWrite::Deny && map::seal(range).is_ok();
     let allocations = growing.recorder.take().map(super::site::Recorder::into_allocations).unwrap_or_default();
     Ok(Image {
         name: handle.name().into(),
@@ -233,14 +242,16 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
         range,
         used,
         on_write: options.on_write,
+        for_good,
         collapsed,
         allocations,
         file,
     })
 }
 
-/// Cuts the file, maps it privately in place, takes the shared mapping off the rest, and seals it.
-fn make_final(range: Range, rest: Range, file: &OwnedFd) -> Result<()> {
+/// Cuts the file, maps it privately in place, takes the shared mapping off the rest, and, when nothing else can
+/// fail, seals it.
+fn make_final(range: Range, rest: Range, file: &OwnedFd, options: &FreezeOptions) -> Result<()> {
     memfd::set_len(file.as_fd(), range.len as u64)?;
     // SAFETY: the range is the arena's and the new mapping shows the same bytes.
     let mapped = unsafe { map::map_private_at(range, Access::Read, file.as_fd(), 0) };
@@ -249,6 +260,7 @@ fn make_final(range: Range, rest: Range, file: &OwnedFd) -> Result<()> {
         // SAFETY: the addresses behind the last allocation were never handed out.
         unsafe { map::blank(rest) }.map_err(|e| Error::os("mmap(rest of arena)", e))?;
     }
+    mark(range, options)?;
     memfd::seal(file.as_fd(), memfd::SEALS_FINAL).map_err(|e| {
         if e.errno() == Some(Errno::BUSY.raw_os_error()) {
             e.with_hint("pages of the arena are pinned for I/O, or another process maps its file writable")
@@ -292,13 +304,6 @@ fn mark(range: Range, options: &FreezeOptions) -> Result<()> {
     if options.lock {
         map::lock(range)
             .map_err(|e| Error::os("mlock2", e).with_hint("raise the limit on locked memory: ulimit -l"))?;
-    }
-    if options.on_write == OnWrite::Deny {
-        match map::seal(range) {
-            // Without mseal the range is read-only all the same; only deliberate code could lift that.
-            Ok(()) | Err(Errno::NOSYS) => {}
-            Err(e) => return Err(Error::os("mseal", e)),
-        }
     }
     Ok(())
 }

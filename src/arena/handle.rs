@@ -51,16 +51,16 @@ impl<T: 'static> Handle<T> {
     /// # Errors
     /// Bad handle: the arena was released, or the place is out of bounds, misaligned or of another type.
     pub fn get(self) -> Result<&'static T> {
-        let inner = registry::at(self.slot, self.generation).ok_or_else(|| refuse("its arena was released"))?;
-        let image = inner.image().ok_or_else(|| refuse("its arena is not frozen"))?;
+        let range = registry::image_at(self.slot, self.generation);
+        let range = range.ok_or_else(|| refuse("its arena was released, or is another process's"))?;
         if self.tag != tag::<T>() {
             return Err(refuse("it was made for another type"));
         }
         let end = (self.offset as usize).checked_add(size_of::<T>());
-        if end.is_none_or(|end| end > image.range().len) {
+        if end.is_none_or(|end| end > range.len) {
             return Err(refuse("it is out of bounds"));
         }
-        let place = map::pointer_at(image.range().start + self.offset as usize).ok_or_else(|| refuse("it is null"))?;
+        let place = map::pointer_at(range.start + self.offset as usize).ok_or_else(|| refuse("it is null"))?;
         if !place.addr().get().is_multiple_of(mem::align_of::<T>()) {
             return Err(refuse("it is misaligned"));
         }

@@ -80,10 +80,30 @@ impl Growing {
     }
 }
 
-/// Unmaps a range that became no arena.
-pub(super) fn give_up(range: Range) -> Result<()> {
-    // SAFETY: the range was reserved for an arena that was never made, so nobody has an address in it.
-    unsafe { map::unmap(range) }.map_err(|e| Error::os("munmap", e))
+/// A reserved range that may become an arena; unmapped if it does not.
+pub(super) struct Reserved(Range);
+
+impl Reserved {
+    pub(super) fn new(len: usize, align: usize) -> Result<Self> {
+        map::reserve(len, align).map(Self)
+    }
+
+    pub(super) fn range(&self) -> Range {
+        self.0
+    }
+
+    /// The range is an arena's now.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: `new` reserved it, and what was not kept was handed to nobody.
+        let unmapped = unsafe { map::unmap(self.0) };
+        debug_assert!(unmapped.is_ok());
+    }
 }
 
 /// A copyable, `'static` handle to an arena: an allocator for `Vec`, `Box` and `HashMap`.
@@ -234,7 +254,7 @@ impl ArenaRef {
             .with_hint("give the arena a larger capacity: only addresses are taken up front")
     }
 
-    fn check_process(&self) -> Result<()> {
+    pub(super) fn check_process(&self) -> Result<()> {
         if self.inner.process == registry::process_number() {
             return Ok(());
         }

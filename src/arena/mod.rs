@@ -35,7 +35,7 @@ pub(crate) mod registry;
 mod site;
 mod space;
 
-pub(crate) use diagnosis::{Refused, install as install_diagnosis, observe as observe_diagnosis};
+pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
 pub use frozen::{Collapsed, FreezeOptions, Frozen, Image, OnWrite};
 pub use handle::Handle;
 pub use memory::ArenaRef;
@@ -45,7 +45,7 @@ pub use site::{Allocation, Site};
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::{self, map, memfd};
-use memory::Growing;
+use memory::{Growing, Reserved};
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -64,7 +64,7 @@ pub(crate) struct Inner {
     pub(crate) name: std::boxed::Box<str>,
     pub(crate) slot: u16,
     pub(crate) generation: u16,
-    /// The reserved addresses; after freezing, those that the image takes.
+    /// The reserved addresses; once it is frozen, only its image's are its own.
     pub(crate) range: Range,
     /// The most that can be allocated, in bytes.
     capacity: usize,
@@ -75,6 +75,11 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// The addresses that are the arena's now. *Raw.*
+    pub(crate) fn addresses(&self) -> Range {
+        self.image().map_or(self.range, |image| image.range())
+    }
+
     /// The frozen image, if the arena is frozen. *Raw.*
     pub(crate) fn image(&self) -> Option<&Arc<Image>> {
         self.frozen.get()
@@ -141,12 +146,17 @@ impl ArenaBuilder {
         let file = memfd::create(&format!("cowbell:{}", self.name))?;
         memfd::set_len(file.as_fd(), len as u64)?;
         let capacity = sys::page_size().round_up(self.capacity).ok_or_else(too_large)?;
-        let range = map::reserve(len, align)?;
+        diagnosis::install_once()?;
+        static NOTICES: OnceLock<()> = OnceLock::new();
+        if NOTICES.get().is_none() {
+            registry::notice_other_forks()?;
+            let _first = NOTICES.set(());
+        }
         let huge_pages = self.huge_pages;
-        self.enter(range, capacity, file).map_or_else(
-            |e| Err(memory::give_up(range).err().unwrap_or(e)),
-            |inner| Ok(Arena { handle: ArenaRef::new(inner), huge_pages }),
-        )
+        let reserved = Reserved::new(len, align)?;
+        let inner = self.enter(reserved.range(), capacity, file)?;
+        reserved.keep();
+        Ok(Arena { handle: ArenaRef::new(inner), huge_pages })
     }
 
     fn enter(self, range: Range, capacity: usize, file: OwnedFd) -> Result<&'static Inner> {

@@ -1,12 +1,15 @@
 //! All arenas of this process, in a table that signal handlers and forked children can read.
 //!
 //! # Safety
-//! A slot points to an [`Inner`] that lives until `release` takes it out; `release` is unsafe and
-//! demands that nobody uses the arena any more.
+//! A slot points to an [`Inner`] that lives until `release` takes it out. Who follows the pointer is counted
+//! ([`visit`]), and `release` waits until nobody does. A handle follows no pointer: what it needs stands in
+//! the slot itself.
 #![expect(unsafe_code, reason = "slots are read without a lock, in signal handlers")]
 
-use super::Inner;
+use super::{Image, Inner};
 use crate::error::{Error, Result};
+use crate::sys::map::{self, Range};
+use crate::sys::{Errno, process};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering};
 
@@ -15,12 +18,22 @@ const SLOTS: usize = 1024;
 
 struct Slot {
     inner: AtomicPtr<Inner>,
-    /// Raised when the slot's arena is released, so that old handles are told from new ones.
+    /// Raised when the slot's arena is released, so that old handles are told from new ones. At its highest
+    /// value the slot is used no more: no number comes twice.
     generation: AtomicU16,
+    /// The frozen image's addresses; no length while there is none.
+    start: AtomicUsize,
+    len: AtomicUsize,
 }
 
-static TABLE: [Slot; SLOTS] =
-    [const { Slot { inner: AtomicPtr::new(null_mut()), generation: AtomicU16::new(1) } }; SLOTS];
+static TABLE: [Slot; SLOTS] = [const {
+    Slot {
+        inner: AtomicPtr::new(null_mut()),
+        generation: AtomicU16::new(1),
+        start: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+    }
+}; SLOTS];
 
 /// Slots at and above this were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -28,14 +41,45 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 /// How many forks lie between this process and the one the program started in.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
 
+/// How many are following a slot's pointer.
+static VISITORS: AtomicUsize = AtomicUsize::new(0);
+
 /// The number of this process in its line of forks: an arena that was growing belongs to one of them.
 pub(crate) fn process_number() -> usize {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// A forked child says that it is another process. *Raw.*
-pub(crate) fn entered_child() {
+/// A forked child says that it is another process, and keeps the addresses of growing arenas: `MADV_DONTFORK`
+/// left holes, and nothing else may ever be mapped there, because the parent's references into the arenas
+/// are still in this process's memory. *Raw.*
+///
+/// # Errors
+/// ENOMEM.
+pub(crate) fn entered_child() -> Result<(), Errno> {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    // Visitors were threads of the parent.
+    VISITORS.store(0, Ordering::Release);
+    visit(|mut arenas| {
+        arenas.try_for_each(|arena| match arena.image() {
+            Some(_) => Ok(()),
+            None => match map::fence(arena.range) {
+                // Fenced already, by an earlier fork in the line.
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(e) => Err(e),
+            },
+        })
+    })
+}
+
+/// Has `fork()` itself call [`entered_child`], for forks that are not ours. Once.
+pub(super) fn notice_other_forks() -> Result<()> {
+    extern "C" fn entered() {
+        if entered_child().is_err() {
+            process::write_stderr(b"cowbell: no memory to fence off a growing arena after fork\n");
+            process::exit(101);
+        }
+    }
+    process::after_fork_in_child(entered).map_err(|e| Error::os("pthread_atfork", e))
 }
 
 /// Enters a new arena and returns it with its slot and generation settled.
@@ -43,45 +87,79 @@ pub(super) fn enter(make: impl FnOnce(u16, u16) -> Inner) -> Result<&'static Inn
     // One at a time, so that a slot found empty stays empty.
     static ENTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _entering = ENTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let free = TABLE.iter().position(|slot| slot.inner.load(Ordering::Acquire).is_null());
+    let generation = |at: usize| TABLE[at].generation.load(Ordering::Acquire);
+    let is_free = |&at: &usize| TABLE[at].inner.load(Ordering::Acquire).is_null() && generation(at) < u16::MAX;
+    let free = (0..SLOTS).find(is_free);
     let at = free.ok_or_else(|| Error::invalid(format!("{SLOTS} arenas are alive; release some first")))?;
-    let inner = Box::leak(Box::new(make(at as u16, TABLE[at].generation.load(Ordering::Relaxed))));
+    let inner = Box::leak(Box::new(make(at as u16, generation(at))));
     TABLE[at].inner.store(inner, Ordering::Release);
     USED.fetch_max(at + 1, Ordering::Release);
     Ok(inner)
 }
 
+/// Makes a frozen image known to handles.
+pub(super) fn frozen(image: &Image) {
+    let slot = &TABLE[usize::from(image.slot())];
+    slot.start.store(image.range().start, Ordering::Release);
+    slot.len.store(image.range().len, Ordering::Release);
+}
+
 /// Takes an arena out; its slot's next arena has another generation.
 ///
 /// # Safety
-/// Nobody uses the arena any more: no reference, no [`super::ArenaRef`], no watched child.
+/// Nobody uses the arena any more: no reference, no [`super::ArenaRef`].
 pub(super) unsafe fn leave(inner: &'static Inner) -> Box<Inner> {
     let slot = &TABLE[usize::from(inner.slot)];
-    let pointer = slot.inner.swap(null_mut(), Ordering::AcqRel);
-    slot.generation.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: `enter` made the pointer from a box, and the swap took it out once.
+    slot.len.store(0, Ordering::Release);
+    slot.generation.fetch_add(1, Ordering::AcqRel);
+    let pointer = slot.inner.swap(null_mut(), Ordering::SeqCst);
+    // A signal handler on another thread may be reading; it takes microseconds.
+    while VISITORS.load(Ordering::SeqCst) != 0 {
+        std::thread::yield_now();
+    }
+    // SAFETY: `enter` made the pointer from a box, the swap took it out once, and nobody follows it.
     unsafe { Box::from_raw(pointer) }
 }
 
-/// The arena in a slot, if there is one of this generation. *Raw.*
-pub(super) fn at(slot: u16, generation: u16) -> Option<&'static Inner> {
-    let inner = get(usize::from(slot))?;
-    (inner.generation == generation).then_some(inner)
+/// The addresses of the image in a slot, if there is one of this generation. *Raw.*
+pub(super) fn image_at(slot: u16, generation: u16) -> Option<Range> {
+    let slot = TABLE.get(usize::from(slot))?;
+    let same = || slot.generation.load(Ordering::Acquire) == generation;
+    if !same() {
+        return None;
+    }
+    let range = Range { start: slot.start.load(Ordering::Acquire), len: slot.len.load(Ordering::Acquire) };
+    // Looked at again, so that the two numbers are of one image.
+    (range.len > 0 && same()).then_some(range)
 }
 
-/// All arenas. *Raw.*
-pub(crate) fn all() -> impl Iterator<Item = &'static Inner> {
-    (0..USED.load(Ordering::Acquire)).filter_map(get)
+/// Looks at all arenas. *Raw*, if `look` is; `look` must not release one.
+pub(crate) fn visit<R>(look: impl for<'v> FnOnce(Arenas<'v>) -> R) -> R {
+    struct Visit;
+    impl Drop for Visit {
+        fn drop(&mut self) {
+            VISITORS.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    VISITORS.fetch_add(1, Ordering::SeqCst);
+    let _visit = Visit;
+    look(Arenas { slots: TABLE.get(..USED.load(Ordering::Acquire)).unwrap_or_default().iter() })
 }
 
-/// The arena that owns an address. *Raw.*
-pub(crate) fn owner_of(address: usize) -> Option<&'static Inner> {
-    all().find(|inner| inner.range.contains(address))
+/// All arenas, during a visit.
+pub(crate) struct Arenas<'v> {
+    slots: std::slice::Iter<'v, Slot>,
 }
 
-fn get(at: usize) -> Option<&'static Inner> {
-    let pointer = TABLE.get(at)?.inner.load(Ordering::Acquire);
-    // SAFETY: a non-null slot points to a leaked box that lives until `leave`, whose caller
-    // promises that nobody is here any more.
-    unsafe { pointer.as_ref() }
+impl<'v> Iterator for Arenas<'v> {
+    type Item = &'v Inner;
+
+    fn next(&mut self) -> Option<&'v Inner> {
+        self.slots.find_map(|slot| {
+            let pointer = slot.inner.load(Ordering::SeqCst);
+            // SAFETY: a non-null slot points to a leaked box, which `leave` frees only after the slot is
+            // null and no visitor is left; 'v ends with the visit.
+            unsafe { pointer.as_ref() }
+        })
+    }
 }

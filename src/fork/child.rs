@@ -1,28 +1,16 @@
-//! The parent's side of a child: waiting, killing, asking, and the report at the end.
+//! The parent's side of a child: waiting for it, killing it, reaping it and its keeper.
 
-use crate::arena::Image;
 use crate::error::{Error, Kind, Result};
-use crate::page::{PageIndex, PageSet};
-use crate::report::{self, Report};
-use crate::sys::pagemap::Pagemap;
+use crate::page::PageSet;
+use crate::report::Report;
 use crate::sys::pidfd::{self, Ended};
-use crate::sys::{self, Errno, process, signal};
-use crate::watch::{self, DeniedWrite, Event, Evidence, Pages, PanicMessage, Task, Watch, Word};
+use crate::sys::{Errno, process, signal};
+use crate::watch::{DeniedWrite, Event, Evidence, PanicMessage, Watch, Word};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a keeper may go without any progress before it counts as dead.
-const KEEPER_SILENCE_MAX: Duration = Duration::from_secs(10);
-
-/// The pages of one frozen arena that a process has copied.
-#[derive(Clone, Debug)]
-pub struct ArenaCensus {
-    /// The arena.
-    pub image: Arc<Image>,
-    /// The copied pages.
-    pub copied: PageSet,
-}
+pub(super) const KEEPER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How a child ended, and what it copied.
 #[derive(Clone, Debug)]
@@ -47,20 +35,31 @@ impl Exit {
 /// A forked child. Dropping it kills the child, if it still runs, and reaps it.
 #[derive(Debug)]
 pub struct Child {
-    pid: i32,
-    pidfd: OwnedFd,
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
     /// Gone when it is reaped.
-    keeper: Option<OwnedFd>,
-    command: OwnedFd,
-    evidence: Box<Evidence>,
+    pub(super) keeper: Option<Keeper>,
+    pub(super) command: OwnedFd,
+    pub(super) evidence: Box<Evidence>,
     /// Known once the child is reaped.
-    ended: Option<Ended>,
+    pub(super) ended: Option<Ended>,
     /// Events taken from the ring so far.
-    events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     /// Pages the watch saw in epochs that are closed, for each arena.
-    earlier: Vec<PageSet>,
+    pub(super) earlier: Vec<PageSet>,
+    /// How many pages those epochs had: each page has one event an epoch.
+    pub(super) earlier_marks: u64,
     /// The process that made it; in a process forked from that one, this is nobody's child.
-    owner: i32,
+    pub(super) owner: i32,
+}
+
+/// The keeper of a child; a child of ours too.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) pidfd: OwnedFd,
+    /// Its progress when it was looked at last, and since when it has been that.
+    progress: u64,
+    since: Instant,
 }
 
 impl Child {
@@ -75,6 +74,7 @@ impl Child {
             ended: None,
             events: Vec::new(),
             earlier,
+            earlier_marks: 0,
             owner: process::pid(),
         }
     }
@@ -89,13 +89,22 @@ impl Child {
         if tid == 0 && !expected {
             return Ok(());
         }
-        // It is our child (CLONE_PARENT) and not reaped, so the id is still its own.
+        // It is our child (CLONE_PARENT), so the id is its own until we reap it; unless SIGCHLD is ignored and
+        // is its signal, and then ESRCH or a stranger's id comes of it, which waiting will not take for a child.
         match pidfd::open(tid) {
-            Ok(keeper) => self.keeper = Some(keeper),
-            Err(Errno::SRCH) => {}
-            Err(e) => return Err(Error::os("pidfd_open(keeper)", e)),
+            Ok(pidfd) => {
+                let progress = self.evidence.get(Word::Progress);
+                self.keeper = Some(Keeper { pidfd, progress, since: Instant::now() });
+                Ok(())
+            }
+            Err(Errno::SRCH) => Ok(()),
+            Err(e) => {
+                // It cannot be awaited, so it must not stay.
+                process::kill(tid);
+                pidfd::reap_by_id(tid);
+                Err(Error::os("pidfd_open(keeper)", e))
+            }
         }
-        Ok(())
     }
 
     /// The child's process id.
@@ -131,37 +140,43 @@ impl Child {
     /// # Errors
     /// From `ppoll(2)` and `waitid(2)`; none known for a child of ours.
     pub fn wait(&mut self) -> Result<Exit> {
-        self.wait_at_most(None)?.ok_or_else(|| Error::new(Kind::Child("waiting ended without an end".into())))
+        self.wait_until(None)?.ok_or_else(|| Error::new(Kind::Child("waiting ended without an end".into())))
     }
 
-    /// Waits for the end, at most so long; `None` when the child still runs.
+    /// Waits for the end and the last census, at most so long; `None` when they are not there yet.
     ///
     /// # Errors
     /// As [`Self::wait`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Exit>> {
-        self.wait_at_most(Some(timeout))
+        self.wait_until(Instant::now().checked_add(timeout))
     }
 
-    /// The end, if the child has ended.
+    /// The end, if the child has ended and its last census was taken.
     ///
     /// # Errors
     /// As [`Self::wait`].
     pub fn try_wait(&mut self) -> Result<Option<Exit>> {
-        self.wait_at_most(Some(Duration::ZERO))
+        self.wait_until(Some(Instant::now()))
     }
 
-    fn wait_at_most(&mut self, timeout: Option<Duration>) -> Result<Option<Exit>> {
+    fn wait_until(&mut self, deadline: Option<Instant>) -> Result<Option<Exit>> {
+        self.check_owner()?;
+        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if self.ended.is_none() {
-            if !pidfd::wait_end(self.pidfd.as_fd(), timeout)? {
+            if !pidfd::wait_end(self.pidfd.as_fd(), left())? {
                 return Ok(None);
             }
             self.reap_child()?;
-            self.reap_keeper()?;
+        }
+        if !self.reap_keeper(left)? {
+            return Ok(None);
         }
         let ended = self.ended.unwrap_or(Ended::Unknown);
         self.take_events();
         let report = self.make_report(true)?;
-        Ok(Some(Exit { ended, panic: self.evidence.panic_text(), denied: self.evidence.denied(), report }))
+        // A panic that the closure caught is its own affair.
+        let panic = (ended == Ended::Exited(super::PANICKED)).then(|| self.evidence.panic_text()).flatten();
+        Ok(Some(Exit { ended, panic, denied: self.evidence.denied(), report }))
     }
 
     fn reap_child(&mut self) -> Result<Ended> {
@@ -170,185 +185,53 @@ impl Child {
         Ok(ended)
     }
 
-    /// Waits for the keeper's last census. One that is dead, or stuck, is a loss the report counts.
-    fn reap_keeper(&mut self) -> Result<()> {
-        let Some(keeper) = self.keeper.take() else { return Ok(()) };
-        if !self.keeper_done(|| pidfd::wait_end(keeper.as_fd(), Some(KEEPER_SILENCE_MAX)))? {
-            pidfd::signal(&keeper, signal::KILL)?;
-            pidfd::wait_end(keeper.as_fd(), None)?;
+    /// Waits for the keeper's last census; false when the time is over before. A keeper that is dead, or silent
+    /// for long, is a loss that the report counts.
+    fn reap_keeper(&mut self, left: impl Fn() -> Option<Duration>) -> Result<bool> {
+        let progress = |evidence: &Evidence| evidence.get(Word::Progress);
+        while let Some(keeper) = &mut self.keeper {
+            let step = left().map_or(KEEPER_SILENCE_MAX, |left| left.min(KEEPER_SILENCE_MAX));
+            if !pidfd::wait_end(keeper.pidfd.as_fd(), Some(step))? {
+                let now = progress(&self.evidence);
+                if now != keeper.progress {
+                    (keeper.progress, keeper.since) = (now, Instant::now());
+                } else if keeper.since.elapsed() > KEEPER_SILENCE_MAX {
+                    pidfd::signal(&keeper.pidfd, signal::KILL)?;
+                    pidfd::wait_end(keeper.pidfd.as_fd(), None)?;
+                }
+                if left().is_some_and(|left| left.is_zero()) {
+                    return Ok(false);
+                }
+                continue;
+            }
+            pidfd::reap(keeper.pidfd.as_fd())?;
+            self.keeper = None;
         }
-        pidfd::reap(keeper.as_fd())?;
-        Ok(())
+        Ok(true)
     }
 
-    /// Repeats a wait for the keeper as long as it makes progress.
-    fn keeper_done(&self, mut wait: impl FnMut() -> Result<bool>) -> Result<bool> {
-        loop {
-            let progress = self.evidence.get(Word::Progress);
-            if wait()? {
-                return Ok(true);
-            }
-            if self.evidence.get(Word::Progress) == progress {
-                return Ok(false);
-            }
+    /// In a process forked from the owner this value is a copy, and the child is somebody else's.
+    pub(super) fn check_owner(&self) -> Result<()> {
+        if self.owner == process::pid() {
+            return Ok(());
         }
+        Err(Error::invalid("this child belongs to the process that spawned it, not to one forked from that"))
     }
 
     /// Kills and reaps child and keeper.
     pub(super) fn end_now(&mut self) -> Result<Ended> {
-        if let Some(ended) = self.ended {
+        if let (Some(ended), None) = (self.ended, &self.keeper) {
             return Ok(ended);
         }
         self.kill(signal::KILL)?;
         if let Some(keeper) = &self.keeper {
-            pidfd::signal(keeper, signal::KILL)?;
+            pidfd::signal(&keeper.pidfd, signal::KILL)?;
         }
         pidfd::wait_end(self.pidfd.as_fd(), None)?;
-        let ended = self.reap_child()?;
-        self.reap_keeper()?;
+        let ended = self.ended.map_or_else(|| self.reap_child(), Ok)?;
+        self.reap_keeper(|| None)?;
         Ok(ended)
     }
-
-    /// The pages a living child has copied so far, read from its page tables by this process.
-    ///
-    /// # Errors
-    /// ESRCH or ENOENT when it has ended; EACCES without ptrace read access to it.
-    pub fn census(&self) -> Result<Vec<ArenaCensus>> {
-        let pagemap = Pagemap::open(self.pid).map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;
-        census_of(&self.evidence, &pagemap)
-    }
-
-    /// Events since the last call, in the order they were noted.
-    pub fn events(&mut self) -> Vec<Event> {
-        let before = self.events.len();
-        self.take_events();
-        self.events.get(before..).unwrap_or_default().to_vec()
-    }
-
-    fn take_events(&mut self) {
-        let writers_gone = self.ended.is_some();
-        while let Some(event) = self.evidence.take_event(writers_gone) {
-            self.events.push(event);
-        }
-    }
-
-    /// What a living child has copied so far.
-    ///
-    /// # Errors
-    /// Child: it has no keeper, or the keeper is gone.
-    pub fn report(&mut self) -> Result<Report> {
-        self.order(Task::Census)?;
-        self.take_events();
-        self.make_report(false)
-    }
-
-    /// Ends an epoch and begins the next: returns, for each arena, the pages written since the last
-    /// call (or the fork), and arms them again.
-    ///
-    /// Under [`Watch::Census`], which arms nothing, these are the pages *copied* for the first time.
-    ///
-    /// # Errors
-    /// As [`Self::report`].
-    pub fn end_epoch(&mut self) -> Result<Vec<ArenaCensus>> {
-        self.order(Task::Epoch)?;
-        self.take_events();
-        let mut epoch = Vec::new();
-        for (at, image) in self.evidence.images.iter().enumerate() {
-            let Some(earlier) = self.earlier.get_mut(at) else { continue };
-            let pages = if self.evidence.watch.arms() {
-                self.evidence.pages(at, Pages::Epoch)
-            } else {
-                self.evidence.pages(at, Pages::Copied).difference(earlier)
-            };
-            earlier.union_with(&pages);
-            epoch.push(ArenaCensus { image: Arc::clone(image), copied: pages });
-        }
-        Ok(epoch)
-    }
-
-    /// Gives the keeper an order and waits until it is done.
-    fn order(&self, task: Task) -> Result<()> {
-        let lost = |what: &'static str| Error::new(Kind::Child(what.into()));
-        let keeper = self.keeper.as_ref().ok_or_else(|| lost("it has no keeper, or has ended"))?;
-        let order = self.evidence.get(Word::Order) + 1;
-        self.evidence.set(Word::Task, task as u64);
-        self.evidence.set(Word::Order, order);
-        process::notify(&self.command);
-        let begun = Instant::now();
-        let mut progress = self.evidence.get(Word::Progress);
-        let mut since = begun;
-        while self.evidence.get(Word::Done) != order {
-            // The keeper's end is an event; its progress is a matter of microseconds, so a short wait
-            // for the one doubles as a pause for the other.
-            let over = pidfd::wait_end(keeper.as_fd(), Some(Duration::from_micros(50)))?;
-            if over && self.evidence.get(Word::Done) != order {
-                return Err(lost("its keeper has ended; wait() has what it left"));
-            }
-            let now = self.evidence.get(Word::Progress);
-            if now != progress {
-                (progress, since) = (now, Instant::now());
-            } else if since.elapsed() > KEEPER_SILENCE_MAX {
-                return Err(lost("its keeper does not answer (stopped?)"));
-            }
-        }
-        Ok(())
-    }
-
-    fn make_report(&self, last: bool) -> Result<Report> {
-        let evidence = &self.evidence;
-        let census = if evidence.get(Word::LastCensus) == 1 {
-            let executed = evidence.get(Word::Executed) == 1;
-            if executed { report::Census::AtExec } else { report::Census::Last }
-        } else if !evidence.keep {
-            report::Census::NotTaken
-        } else if last {
-            report::Census::Lost
-        } else {
-            report::Census::Living
-        };
-        let arenas = evidence.images.iter().enumerate().map(|(at, image)| {
-            let copied = evidence.pages(at, Pages::Copied);
-            let mut observed = evidence.pages(at, Pages::Seen);
-            if let Some(earlier) = self.earlier.get(at).filter(|_| evidence.watch.arms()) {
-                observed.union_with(earlier);
-            }
-            let changed = |page: PageIndex| evidence.changed(at, page);
-            let observed = evidence.watch.arms().then_some(observed);
-            report::ArenaReport::new(image, &copied, observed.as_ref(), changed)
-        });
-        let facts = report::Facts {
-            pid: self.pid,
-            watch: evidence.watch,
-            door: evidence.door(),
-            ended: self.ended,
-            census,
-            trap_lost: evidence.get(Word::TrapLost) == 1,
-            events_lost: evidence.events_lost(),
-            page_size: sys::page_size(),
-            executable: process::executable(),
-        };
-        Ok(Report::new(facts, arenas.collect(), &self.events, &evidence.images))
-    }
-}
-
-/// A census of all arenas in `evidence`, by whoever may read the page tables.
-pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<ArenaCensus>> {
-    let page = sys::page_size();
-    let mut all = Vec::new();
-    for (at, image) in evidence.images.iter().enumerate() {
-        let armed = evidence.watch.arms();
-        // Copies that were armed again and swapped out look untouched: what was counted stays counted.
-        let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
-        watch::census::scan(pagemap, image.range(), armed, |run| {
-            let first = page.index_of(run.start - image.range().start).0;
-            for index in first..first + page.pages_for(run.len).0 {
-                copied.insert(PageIndex(index));
-            }
-        })
-        .map_err(|e| Error::os("ioctl(PAGEMAP_SCAN)", e))?;
-        all.push(ArenaCensus { image: Arc::clone(image), copied });
-    }
-    Ok(all)
 }
 
 impl Drop for Child {

@@ -5,7 +5,7 @@
 //! process, because [`run`] never returns.
 #![expect(unsafe_code, reason = "protections of mappings change")]
 
-use super::{Channels, ForkOptions, panics};
+use super::{Channels, ForkOptions, PANICKED, panics};
 use crate::arena::{self, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access};
@@ -16,29 +16,27 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The exit code of a child whose closure panicked, as Rust programs have it.
-const PANICKED: i32 = 101;
-
-/// What a child's closure may return: it becomes the exit code.
-pub trait ExitCode {
+/// What a child's closure may return: it becomes the exit code. A closure that never returns says so:
+/// `|_| -> () { panic!() }`.
+pub trait IntoExitCode {
     /// The exit code, 0 to 255.
     fn code(self) -> i32;
 }
 
-impl ExitCode for () {
+impl IntoExitCode for () {
     fn code(self) -> i32 {
         0
     }
 }
 
-impl ExitCode for i32 {
+impl IntoExitCode for i32 {
     fn code(self) -> i32 {
         self
     }
 }
 
 /// 0, or the error on standard error and 1.
-impl<T: ExitCode, E: std::fmt::Display> ExitCode for Result<T, E> {
+impl<T: IntoExitCode, E: std::fmt::Display> IntoExitCode for Result<T, E> {
     fn code(self) -> i32 {
         match self {
             Ok(value) => value.code(),
@@ -74,20 +72,21 @@ impl Context {
     pub fn census(&self) -> Result<Vec<super::ArenaCensus>> {
         let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
         let evidence = panics::mine().ok_or_else(|| Error::invalid("this process was not spawned"))?;
-        super::child::census_of(evidence, &pagemap)
+        super::ask::census_of(evidence, &pagemap)
     }
 }
 
 /// The child's life.
-pub(super) fn run<R: ExitCode>(
+pub(super) fn run<R: IntoExitCode>(
     options: &ForkOptions<'_>,
     evidence: &Evidence,
     channels: Channels,
     mask: &Mask,
     body: impl FnOnce(&Context) -> R,
 ) -> ! {
+    let _guard = NeverLeave;
     let evidence: *const Evidence = evidence;
-    // SAFETY: this frame is never left, so the evidence lives as long as the process.
+    // SAFETY: this frame is never left (`NeverLeave` sees to it, should anything panic), so the evidence lives as long as the process.
     let evidence: &'static Evidence = unsafe { &*evidence };
     let (parents_end, ready) = channels.ready;
     drop(parents_end);
@@ -105,39 +104,46 @@ pub(super) fn run<R: ExitCode>(
     signal::restore(mask);
 
     let context = Context { watch: options.watch };
-    let code = catch_unwind(AssertUnwindSafe(|| body(&context).code())).unwrap_or(PANICKED);
-    let _unflushed = catch_unwind(|| {
+    let code = match catch_unwind(AssertUnwindSafe(|| body(&context).code())) {
+        Ok(code) => code,
+        Err(payload) => {
+            // Its destructor might panic again.
+            std::mem::forget(payload);
+            PANICKED
+        }
+    };
+    // A thread that the closure left behind may hold the streams' locks for ever.
+    if process::threads().is_ok_and(|threads| threads.len() == 1) {
         let _unflushed = std::io::stdout().flush();
         process::flush_c_streams();
-    });
+    }
     process::exit(code)
+}
+
+/// Ends the process instead of unwinding into the parent's frames.
+struct NeverLeave;
+
+impl Drop for NeverLeave {
+    fn drop(&mut self) {
+        process::exit(PANICKED);
+    }
 }
 
 fn set_up(options: &ForkOptions<'_>, evidence: &'static Evidence, command: &impl AsFd) -> Result<(), Failure> {
     process::die_with_parent().at(Step::DieWithParent)?;
-    if process::parent_pid() != evidence.parent_pid {
+    // 0 is a parent in another pid namespace, which this process cannot see.
+    if ![evidence.parent_pid, 0].contains(&process::parent_pid()) {
         // The parent died before it could be followed.
         process::exit(PANICKED);
     }
-    registry::entered_child();
+    registry::entered_child().at(Step::FenceGrowing)?;
     panics::this_is(evidence);
     if options.reset_handlers {
-        arena::install_diagnosis().map_err(|_| Failure(Step::Handlers, crate::sys::Errno::INVAL))?;
+        arena::install_diagnosis_again().at(Step::Handlers)?;
     }
-    for arena in registry::all() {
-        match arena.image() {
-            // MADV_DONTFORK left a hole; nothing else may ever be mapped there, because the parent's
-            // references into the arena are still in this process's memory.
-            None => match map::fence(arena.range) {
-                Ok(()) | Err(crate::sys::Errno::EXIST) => {}
-                Err(e) => return Err(Failure(Step::FenceGrowing, e)),
-            },
-            Some(image) if image.on_write() == OnWrite::Copy => {
-                // SAFETY: rights are added, and this process's writes go to its own copies.
-                unsafe { map::protect(image.range(), Access::ReadWrite) }.at(Step::AllowWriting)?;
-            }
-            Some(_) => {}
-        }
+    for image in evidence.images.iter().filter(|image| image.on_write() == OnWrite::Copy) {
+        // SAFETY: rights are added, and this process's writes go to its own copies.
+        unsafe { map::protect(image.range(), Access::ReadWrite) }.at(Step::AllowWriting)?;
     }
     watch::begin(evidence, command.as_fd())
 }

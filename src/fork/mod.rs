@@ -11,13 +11,15 @@
 //! Up to the closure the child neither allocates nor takes a lock. It never unwinds into the parent's
 //! frames, runs no destructor of theirs and no `atexit`.
 
+mod ask;
 mod child;
 mod enter;
 mod panics;
 
 pub use crate::sys::pidfd::Ended;
-pub use child::{ArenaCensus, Child, Exit};
-pub use enter::{Context, ExitCode};
+pub use ask::{ArenaCensus, ArenaEpoch};
+pub use child::{Child, Exit};
+pub use enter::{Context, IntoExitCode};
 
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
@@ -32,6 +34,9 @@ use std::time::Duration;
 /// How long a child may take from fork to its closure. It is a matter of microseconds; only a
 /// child that is stopped or starved of its processor takes longer.
 const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The exit code of a child whose closure panicked, as Rust programs have it.
+const PANICKED: i32 = 101;
 
 /// Settings of [`spawn`].
 #[derive(Clone, Debug)]
@@ -78,7 +83,8 @@ impl<'a> ForkOptions<'a> {
     }
 
     /// The signal this process gets when the child ends, such as SIGCHLD. Default: none, so that children
-    /// neither disturb a SIGCHLD handler nor are taken by a foreign `wait()`.
+    /// neither disturb a SIGCHLD handler nor are taken by a foreign `wait()`. The kernel gives the keeper the
+    /// same signal: it comes twice for each child, unless [`Self::last_census`] is false.
     pub fn exit_signal(mut self, signal: i32) -> Self {
         self.exit_signal = signal;
         self
@@ -107,7 +113,10 @@ impl Default for ForkOptions<'_> {
 /// run it: whatever the child needs is set up, or this is an error.
 ///
 /// The child has this process's memory as it is now, and one thread. It sees all frozen arenas; growing
-/// ones are fenced off. It dies (SIGKILL) when **the thread** that called this ends.
+/// ones are fenced off. It dies (SIGKILL) when **the thread** that called this ends, unless it changes its user
+/// or capabilities. Handlers registered with `pthread_atfork` do not run: a generator of random numbers that
+/// relies on them repeats itself in every child, so seed it anew. What the closure prints is flushed at its end,
+/// unless it leaves threads behind. What it captured by value is dropped in the child as well as here.
 ///
 /// # Errors
 /// [`Error::threads`] when other threads are alive: they may hold locks that nobody would release in
@@ -129,7 +138,7 @@ impl Default for ForkOptions<'_> {
 /// assert_eq!(exit.report.arenas[0].copied_pages.0, 1);
 /// # Ok::<(), cowbell::Error>(())
 /// ```
-pub fn spawn<R: ExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
+pub fn spawn<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
     let threads = process::threads()?;
     if threads.len() > 1 {
         let hint = "fork before starting threads, or use spawn_unchecked";
@@ -148,7 +157,7 @@ pub fn spawn<R: ExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context)
 /// # Errors
 /// As [`spawn`], but for the threads.
 #[expect(unsafe_code, reason = "declares an unsafe function")]
-pub unsafe fn spawn_unchecked<R: ExitCode>(
+pub unsafe fn spawn_unchecked<R: IntoExitCode>(
     options: &ForkOptions<'_>,
     body: impl FnOnce(&Context) -> R,
 ) -> Result<Child> {
@@ -161,12 +170,12 @@ struct Channels {
     command: OwnedFd,
 }
 
-fn fork<R: ExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
+fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
     if options.watch.arms() && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
     }
     panics::install_hooks();
-    let images: Vec<Arc<Image>> = registry::all().filter_map(|arena| arena.image().cloned()).collect();
+    let images: Vec<Arc<Image>> = registry::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());
     let evidence = Evidence::new(options.watch, images, options.events_max, options.last_census)?;
     let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
     let channels = Channels { ready: pipe, command: process::event()? };
@@ -228,7 +237,8 @@ fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
     let error = Error::os(step.operation(), errno);
     match (step, errno) {
         (Step::OpenUserfaultfd, Errno::PERM | Errno::ACCESS) => {
-            error.with_hint("sysctl vm.unprivileged_userfaultfd=1, or CAP_SYS_PTRACE, or access to /dev/userfaultfd")
+            // The system call for user mode only is everybody's, so this was not the usual sysctl.
+            error.with_hint("a sandbox (seccomp, as in containers, or a security module) forbids userfaultfd")
         }
         (Step::OpenUserfaultfd, Errno::INVAL) => {
             let (feature, since) = match watch {

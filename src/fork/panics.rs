@@ -4,8 +4,11 @@ use crate::arena;
 use crate::watch::Evidence;
 use std::fmt::Write;
 use std::ptr::null_mut;
-use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// How much of a panic's message is kept, so that its place has room behind it.
+const MESSAGE_BYTES_MAX: usize = 1536;
 
 /// The region of the child this process is; null in a process nobody spawned.
 static MINE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());
@@ -28,8 +31,11 @@ pub(super) fn mine() -> Option<&'static Evidence> {
 /// A child cannot install it itself: that takes a lock. If the program replaces the hook later, a
 /// child's panic is still reported by its exit code 101.
 pub(super) fn install_hooks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // A thread that is panicking may not change the hook; the next spawn will.
+    if !*done && !std::thread::panicking() {
+        *done = true;
         arena::observe_diagnosis(|refused| {
             if let Some(evidence) = mine() {
                 evidence.refused(refused);
@@ -38,7 +44,8 @@ pub(super) fn install_hooks() {
         let earlier = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             if let Some(evidence) = mine() {
-                let payload = message(info.payload());
+                let payload = cut(message(info.payload()), MESSAGE_BYTES_MAX);
+                evidence.begin_panic_text();
                 let mut text = Text(evidence);
                 let _fits = match info.location() {
                     Some(location) => write!(text, "{payload}, at {location}"),
@@ -47,7 +54,7 @@ pub(super) fn install_hooks() {
             }
             earlier(info);
         }));
-    });
+    }
 }
 
 struct Text(&'static Evidence);
@@ -57,6 +64,12 @@ impl Write for Text {
         self.0.add_panic_text(part);
         Ok(())
     }
+}
+
+/// As much of a text as fits, whole characters.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=text.len().min(bytes_max)).rev().find(|&end| text.is_char_boundary(end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 fn message(payload: &dyn std::any::Any) -> &str {

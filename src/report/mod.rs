@@ -95,6 +95,9 @@ pub struct ArenaReport {
     pub copied_pages: PageCount,
     /// Which.
     pub copied: Vec<PageSpan>,
+    /// How many pages were private copies already when the child was forked, because its parent is a child that
+    /// copied them. They are not in `copied`: whether this child copied one again cannot be told.
+    pub inherited_pages: PageCount,
     /// How many bytes differ from the original in the copied pages; `None` if that is unknown of some.
     pub bytes_changed: Option<u64>,
     /// How many copied pages are the same as the original again.
@@ -202,6 +205,7 @@ impl ArenaReport {
     pub(crate) fn new(
         image: &Image,
         copied: &PageSet,
+        inherited_pages: PageCount,
         observed: Option<&PageSet>,
         changed: impl Fn(PageIndex) -> Option<Changed>,
     ) -> Self {
@@ -217,6 +221,7 @@ impl ArenaReport {
             on_write: image.on_write(),
             copied_pages: copied.count(),
             copied: copied.runs().collect(),
+            inherited_pages,
             bytes_changed,
             identical_pages: PageCount(identical as u64),
             observed: observed.map(|observed| observed.runs().collect()),

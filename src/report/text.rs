@@ -81,6 +81,13 @@ impl Report {
             }
         }
         more(f, events.len())?;
+        if arena.inherited_pages.0 > 0 {
+            writeln!(
+                f,
+                "    inherited {} pages that the parent had copied before the fork; copies of those are not counted",
+                arena.inherited_pages
+            )?;
+        }
         if arena.copied_unobserved.0 > 0 {
             writeln!(
                 f,

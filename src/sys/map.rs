@@ -246,6 +246,8 @@ pub fn lock(range: Range) -> Result<(), Errno> {
 /// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,
 /// 64-bit only. *Raw.*
 ///
+/// It takes nothing away from memory, only from later calls: safe, though not to be undone.
+///
 /// # Errors
 /// ENOSYS before 6.10.
 pub fn seal(range: Range) -> Result<(), Errno> {

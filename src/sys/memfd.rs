@@ -37,7 +37,9 @@ pub fn create(name: &str) -> Result<OwnedFd> {
 /// Invalid when `len` is above `RLIMIT_FSIZE`: the kernel would send SIGXFSZ, which kills.
 /// EPERM when a seal forbids the change.
 pub fn set_len(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
-    if rustix::process::getrlimit(Resource::Fsize).current.is_some_and(|limit| len > limit) {
+    // Making a file shorter needs no leave.
+    let grows = rustix::fs::fstat(fd).map_or(true, |now| len > now.st_size as u64);
+    if grows && rustix::process::getrlimit(Resource::Fsize).current.is_some_and(|limit| len > limit) {
         return Err(Error::invalid(format!("{len} bytes exceed the limit on file size"))
             .with_hint("raise it: ulimit -f unlimited"));
     }

@@ -98,3 +98,11 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
         Err(e) => Err(Error::os("pidfd_send_signal", e)),
     }
 }
+
+/// `waitid(P_PID, WEXITED | __WALL)`: waits for the end of a child that has no descriptor, and forgets it.
+pub fn reap_by_id(pid: i32) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
+    // ECHILD when it was none, or is gone already.
+    let _gone = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | wall));
+}

@@ -315,7 +315,7 @@ pub fn collapse(bytes: usize) -> Result<()> {
 /// # Errors
 /// What is missing.
 pub fn program_counter() -> Result<()> {
-    match process::blocked_at(process::pid(), process::tid()) {
+    match process::open_syscall(process::pid(), process::tid()).ok().and_then(process::blocked_at) {
         Some((_, pc)) if pc != 0 => Ok(()),
         _ => Err(Error::os("read(/proc/PID/task/TID/syscall)", Errno::NOENT)),
     }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Thread};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CStr;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 /// `getpid()`. *Raw.*
 pub fn pid() -> i32 {
@@ -27,6 +27,23 @@ pub fn tid() -> i32 {
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit ends the process and touches nothing of it.
     unsafe { libc::_exit(code) }
+}
+
+/// `pthread_atfork(NULL, NULL, entered)`: has libc's `fork` call a function in the child. It must be *raw*.
+///
+/// # Errors
+/// ENOMEM.
+pub fn after_fork_in_child(entered: extern "C" fn()) -> Result<(), Errno> {
+    // SAFETY: the function stays where it is, and does what a forked child may do.
+    match unsafe { libc::pthread_atfork(None, None, Some(entered_shim(entered))) } {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
+
+/// The libc crate wants the function to be unsafe to call.
+fn entered_shim(entered: extern "C" fn()) -> unsafe extern "C" fn() {
+    entered
 }
 
 /// `fflush(NULL)`: what C code of this process has buffered is written, so that a forked child does
@@ -121,16 +138,23 @@ impl std::ops::Deref for PathBuffer {
     }
 }
 
-/// Stack pointer and program counter of a thread that waits, from `/proc/PID/task/TID/syscall`: in a page
-/// fault of its own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs,
-/// or when the file cannot be read (ptrace access is needed). *Raw.*
-pub fn blocked_at(pid: i32, tid: i32) -> Option<(u64, u64)> {
+/// Opens `/proc/PID/task/TID/syscall`, for [`blocked_at`]. *Raw.*
+///
+/// # Errors
+/// ENOENT when there is no such thread; EACCES without ptrace access.
+pub fn open_syscall(pid: i32, tid: i32) -> Result<OwnedFd, Errno> {
     let mut path = PathBuffer { bytes: [0; 64] };
     let mut rest = path.bytes.split_at_mut(63).0;
-    write!(rest, "/proc/{pid}/task/{tid}/syscall").ok()?;
+    let _fits = write!(rest, "/proc/{pid}/task/{tid}/syscall");
+    rustix::fs::open(&*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Stack pointer and program counter of a thread that waits, from its [`open_syscall`]: in a page fault of its
+/// own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs. *Raw.*
+pub fn blocked_at(syscall: impl AsFd) -> Option<(u64, u64)> {
     let mut buffer = [0; 256];
-    let text = read_small(&path, &mut buffer).ok()?;
-    parse_blocked(text)
+    let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
+    parse_blocked(buffer.get(..got)?)
 }
 
 fn parse_blocked(text: &[u8]) -> Option<(u64, u64)> {
@@ -147,8 +171,15 @@ fn parse_blocked(text: &[u8]) -> Option<(u64, u64)> {
 /// As `open(2)` and `read(2)`.
 pub fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let got = super::memfd::read_at(&fd, buffer, 0)?;
-    buffer.get(..got).ok_or(Errno::IO)
+    let got = super::memfd::read_at(&fd, buffer, 0);
+    close(fd);
+    buffer.get(..got?).ok_or(Errno::IO)
+}
+
+/// `close(fd)` without libc, whose `close` is a cancellation point and so touches thread-local storage. *Raw.*
+pub fn close(fd: OwnedFd) {
+    // SAFETY: the descriptor was owned and is given up here.
+    unsafe { rustix::io::close(fd.into_raw_fd()) };
 }
 
 /// `/proc/PID/auxv`, which differs from one `exec` to the next; `pid` 0 means this process. *Raw.*
@@ -174,20 +205,12 @@ fn flags_say_exiting(stat: &[u8]) -> Option<bool> {
     Some(flags & EXITING != 0)
 }
 
-/// `process_vm_readv`: copies memory of another process, as much as `into` holds.
+/// Opens `/proc/self/mem`, by which memory is read without the danger of a fault. *Raw.*
 ///
 /// # Errors
-/// EPERM without ptrace access; EFAULT when something there cannot be read; ESRCH.
-pub fn read_memory(pid: i32, address: usize, into: &mut [u8]) -> Result<(), Errno> {
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
-    // SAFETY: `local` is `into`; the remote side is only read, and checked by the kernel.
-    let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    match usize::try_from(got) {
-        Ok(got) if got == into.len() => Ok(()),
-        Ok(_) => Err(Errno::FAULT),
-        Err(_) => Err(super::map::last_errno()),
-    }
+/// ENOENT when `/proc` is not mounted.
+pub fn open_memory() -> Result<OwnedFd, Errno> {
+    rustix::fs::open(c"/proc/self/mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The addresses this program's executable was loaded to: an address minus their start is what
@@ -210,6 +233,9 @@ pub fn executable() -> super::map::Range {
     let table = unsafe { libc::getauxval(libc::AT_PHDR) } as usize;
     // SAFETY: as above.
     let count = unsafe { libc::getauxval(libc::AT_PHNUM) } as usize;
+    if table == 0 {
+        return super::map::Range { start: 0, len: 0 };
+    }
     // The program headers lie in the first page of the file, just behind the ELF header.
     let start = super::page_size().round_down(table);
     // SAFETY: the kernel mapped the table for the loader; it stays for the life of the program.
@@ -264,6 +290,18 @@ pub fn allow_tracing_by(pid: i32) {
         // EINVAL where there is no Yama, and then there is nothing to lift.
         let _refused = rustix::process::set_ptracer(rustix::process::PTracer::ProcessID(pid));
     }
+}
+
+/// `kill(pid, SIGKILL)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// `sched_yield()`. *Raw.*
+pub fn yield_now() {
+    rustix::thread::sched_yield();
 }
 
 /// Writes all of `bytes` to standard error. *Raw.*

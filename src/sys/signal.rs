@@ -26,29 +26,39 @@ pub type Handler = extern "C" fn(i32, *mut Info, *mut c_void);
 #[derive(Clone, Copy)]
 pub struct Action(libc::sigaction);
 
+/// `sigaction(signal, NULL, old)`: what is installed. *Raw.*
+///
+/// # Errors
+/// EINVAL for a number that is no signal.
+pub fn current(signal: i32) -> Result<Action, Errno> {
+    let mut old = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: the struct is valid for the call.
+    let done = unsafe { libc::sigaction(signal, std::ptr::null(), old.as_mut_ptr()) };
+    if done != 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call succeeded, so the kernel filled it.
+    Ok(Action(unsafe { old.assume_init() }))
+}
+
 /// `sigaction(signal, SA_SIGINFO | SA_ONSTACK)` with all signals blocked in the handler: installs a
-/// handler and returns what was there. *Raw.*
+/// handler. *Raw.*
 ///
 /// # Safety
 /// The handler does only what is async-signal-safe (signal-safety(7)).
 ///
 /// # Errors
 /// EINVAL for a signal that cannot be handled.
-pub unsafe fn install(signal: i32, handler: Handler) -> Result<Action, Errno> {
+pub unsafe fn install(signal: i32, handler: Handler) -> Result<(), Errno> {
     // SAFETY: a sigaction of zeroes is a valid value (SIG_DFL, no flags).
     let mut new: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
     new.sa_sigaction = handler as *const () as usize;
     new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: the set is ours.
     unsafe { libc::sigfillset(&raw mut new.sa_mask) };
-    let mut old = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: both structs are valid for the call; the handler is the caller's promise.
-    let done = unsafe { libc::sigaction(signal, &raw const new, old.as_mut_ptr()) };
-    if done != 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the call succeeded, so the kernel filled it.
-    Ok(Action(unsafe { old.assume_init() }))
+    // SAFETY: the struct is valid for the call; the handler is the caller's promise.
+    let done = unsafe { libc::sigaction(signal, &raw const new, std::ptr::null_mut()) };
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 impl Action {
@@ -59,6 +69,9 @@ impl Action {
     /// To be called from a handler with that handler's own arguments.
     pub unsafe fn pass_on(&self, signal: i32, info: *mut Info, context: *mut c_void) {
         match self.0.sa_sigaction {
+            // A fault cannot be ignored, a signal sent by a process can.
+            // SAFETY: as this function's own contract.
+            libc::SIG_IGN if !unsafe { MemoryFault::read(info, context) }.from_access => {}
             libc::SIG_DFL | libc::SIG_IGN => restore_default(signal),
             handler if self.0.sa_flags & libc::SA_SIGINFO != 0 => {
                 // SAFETY: with SA_SIGINFO the field holds a function of this type (sigaction(2)).
@@ -120,6 +133,8 @@ pub struct MemoryFault {
     pub address: usize,
     /// Did the kernel raise the signal because of a memory access (rather than a process by `kill`)?
     pub from_access: bool,
+    /// Of a SIGBUS: is the address the matter (`BUS_ADRERR`), and not the hardware or the disk?
+    pub bus_address: bool,
     /// Was the access a write? `None` where the frame does not say.
     pub write: Option<bool>,
     /// The thread's registers.
@@ -139,7 +154,9 @@ impl MemoryFault {
         // SAFETY: the third argument of a SA_SIGINFO handler is a ucontext_t.
         let context = unsafe { &*context.cast::<libc::ucontext_t>() };
         let (registers, write) = decode(context);
-        Self { address: address.addr(), from_access: info.si_code > 0, write, registers }
+        let code = info.si_code;
+        let bus_address = code == libc::BUS_ADRERR;
+        Self { address: address.addr(), from_access: code > 0, bus_address, write, registers }
     }
 }
 

@@ -124,7 +124,10 @@ impl Uffd {
     }
 
     /// Takes over a descriptor whose features were settled elsewhere (from [`Event::Fork`], another process).
-    pub fn from_fd(fd: OwnedFd) -> Self {
+    ///
+    /// # Safety
+    /// It is a userfaultfd: its events carry descriptors that the reader owns, and only the kernel may make those.
+    pub unsafe fn from_fd(fd: OwnedFd) -> Self {
         Self { fd, features: Features::empty() }
     }
 
@@ -240,7 +243,8 @@ fn decode(message: &raw::uffd_msg) -> Event {
         raw::UFFD_EVENT_FORK => {
             // SAFETY: the event's number says that this member of the union was filled.
             let fork = unsafe { message.arg.fork };
-            // SAFETY: the kernel has just opened this descriptor for the reader of the event.
+            // SAFETY: the message came from a userfaultfd (`open`, or `from_fd`'s contract), and the kernel has
+            // just opened this descriptor for the reader of the event.
             Event::Fork(unsafe { OwnedFd::from_raw_fd(fork.ufd as i32) })
         }
         _ => Event::Other(message.event),
@@ -303,6 +307,7 @@ impl TryFrom<userfaultfd::Uffd> for Uffd {
     fn try_from(uffd: userfaultfd::Uffd) -> crate::Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(uffd.as_fd(), 0)
             .map_err(|e| crate::Error::os("fcntl(F_DUPFD_CLOEXEC)", e))?;
-        Ok(Self::from_fd(fd))
+        // SAFETY: the crate's type holds nothing but a userfaultfd.
+        Ok(unsafe { Self::from_fd(fd) })
     }
 }

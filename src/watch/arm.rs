@@ -5,7 +5,8 @@
 #![expect(unsafe_code, reason = "arming decides what writes do")]
 
 use super::evidence::{Evidence, Word};
-use super::{Watch, keeper, trap};
+use super::{Watch, census, keeper, trap};
+use crate::arena::registry;
 use crate::sys::uffd::{Door, Features, Uffd};
 use crate::sys::{Errno, process};
 use std::os::fd::BorrowedFd;
@@ -17,6 +18,7 @@ pub(crate) enum Step {
     FenceGrowing,
     AllowWriting,
     Handlers,
+    Inherited,
     OpenUserfaultfd,
     Register,
     WriteProtect,
@@ -25,14 +27,17 @@ pub(crate) enum Step {
     StartKeeper,
     KeeperDescriptors,
     KeeperPagemap,
+    KeeperPoll,
+    KeeperScan,
 }
 
 impl Step {
-    const ALL: [(Self, &str); 12] = [
+    const ALL: [(Self, &str); 15] = [
         (Self::DieWithParent, "prctl(PR_SET_PDEATHSIG)"),
         (Self::FenceGrowing, "mmap(fence)"),
         (Self::AllowWriting, "mprotect(frozen arena)"),
         (Self::Handlers, "sigaction"),
+        (Self::Inherited, "ioctl(PAGEMAP_SCAN)"),
         (Self::OpenUserfaultfd, "userfaultfd"),
         (Self::Register, "ioctl(UFFDIO_REGISTER)"),
         (Self::WriteProtect, "ioctl(UFFDIO_WRITEPROTECT)"),
@@ -41,6 +46,8 @@ impl Step {
         (Self::StartKeeper, "clone(keeper)"),
         (Self::KeeperDescriptors, "pidfd_open(child) in the keeper"),
         (Self::KeeperPagemap, "open(/proc/self/pagemap) in the keeper"),
+        (Self::KeeperPoll, "ppoll in the keeper"),
+        (Self::KeeperScan, "ioctl(PAGEMAP_SCAN) in the keeper"),
     ];
 
     pub(crate) fn operation(self) -> &'static str {
@@ -78,6 +85,10 @@ impl<T> At<T> for Result<T, Errno> {
 
 /// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper.
 pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
+    if registry::process_number() > 1 {
+        // Only a child can have copies to pass on: where arenas are built they are read-only.
+        census::note_inherited(evidence).at(Step::Inherited)?;
+    }
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
     if let Some(uffd) = &uffd {
         evidence.set_number(Word::UffdNumber, process::number(uffd));

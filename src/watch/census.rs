@@ -3,6 +3,8 @@
 //! A page of the arena's private mapping is a copy when there is a page and it is not the file's:
 //! that is all there is to it, and it equals `Anonymous:` (plus `Swap:`) of the mapping in smaps.
 
+use super::evidence::{Evidence, Pages};
+use crate::page::PageIndex;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{COPIED, COPIED_ARMED, Entry, Pagemap};
 use crate::sys::{self, Errno};
@@ -40,4 +42,28 @@ pub(crate) fn read(pagemap: &Pagemap, range: Range, armed: bool, mut copied: imp
             copied(Range { start: address, len: page });
         }
     })
+}
+
+/// The pages of a run, counted from the start of `range`. *Raw.*
+pub(crate) fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageIndex> {
+    let page = sys::page_size();
+    let first = page.index_of(run.start.saturating_sub(range.start)).0;
+    (first..first + (run.len / page.bytes()) as u64).map(PageIndex)
+}
+
+/// Before anything is armed: notes the pages that are private copies already, in a child of a child. They are
+/// the parent's copies, not this process's; whether it copies one again cannot be told from its page tables. *Raw.*
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn note_inherited(evidence: &Evidence) -> Result<(), Errno> {
+    let pagemap = Pagemap::open_self()?;
+    for (at, image) in evidence.images.iter().enumerate() {
+        scan(&pagemap, image.range(), false, |run| {
+            for page in pages_of(image.range(), run) {
+                evidence.mark(at, Pages::Inherited, page);
+            }
+        })?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@
 //! images   for each frozen arena:  seen    a bit a page: observed by the watch since the last epoch
 //!                                  epoch   a bit a page: observed in the epoch that was closed last
 //!                                  copied  a bit a page: in the last census
+//!                                  inherited a bit a page: was a private copy of the parent's at the fork
 //!                                  changed a word a page: how it differed from the original then
 //! ```
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
@@ -42,8 +43,8 @@ pub(crate) enum Word {
     /// The number of the newest order to the keeper, and of the newest that is done.
     Order,
     Done,
-    /// What the order asks: see [`super::keeper::Task`].
-    Task,
+    /// What failed in the order done last.
+    OrderFailure,
     /// The door the userfaultfd came through, plus 1.
     Door,
     /// 1 when the child closed the trap's descriptor.
@@ -143,6 +144,7 @@ struct Section {
     seen: usize,
     epoch: usize,
     copied: usize,
+    inherited: usize,
     changed: usize,
     bitmap_words: usize,
 }
@@ -161,12 +163,13 @@ pub(crate) struct Evidence {
     pub(crate) keep: bool,
 }
 
-/// The three bitmaps of an image.
+/// The bitmaps of an image.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pages {
     Seen,
     Epoch,
     Copied,
+    Inherited,
 }
 
 impl Evidence {
@@ -174,13 +177,14 @@ impl Evidence {
     pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, keep: bool) -> Result<Self> {
         let ring_at = HEADER + PANIC;
         let slots = if watch.has_events() { events_max.max(1) } else { 0 };
-        let mut at = ring_at + ring::HEADER_WORDS + slots.saturating_mul(ring::EVENT_WORDS);
+        let mut at = slots.saturating_mul(ring::EVENT_WORDS).saturating_add(ring_at + ring::HEADER_WORDS);
         let mut sections = Vec::new();
         for image in &images {
             let pages = image.pages().0 as usize;
             let bitmap_words = pages.div_ceil(64);
-            let [seen, epoch, copied, changed] = [0, 1, 2, 3].map(|n| at.saturating_add(n * bitmap_words));
-            sections.push(Section { seen, epoch, copied, changed, bitmap_words });
+            let [seen, epoch, copied, inherited, changed] =
+                [0, 1, 2, 3, 4].map(|n| at.saturating_add(n * bitmap_words));
+            sections.push(Section { seen, epoch, copied, inherited, changed, bitmap_words });
             at = changed.saturating_add(pages);
         }
         let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
@@ -226,6 +230,7 @@ impl Evidence {
             Pages::Seen => section.seen,
             Pages::Epoch => section.epoch,
             Pages::Copied => section.copied,
+            Pages::Inherited => section.inherited,
         };
         self.shared.words().get(start..start + section.bitmap_words).unwrap_or_default()
     }
@@ -235,6 +240,12 @@ impl Evidence {
         let bit = 1 << (page.0 % 64);
         let word = self.bitmap(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
+    }
+
+    /// Is a page's bit set?
+    pub(super) fn is_marked(&self, image: usize, which: Pages, page: PageIndex) -> bool {
+        let word = self.bitmap(image, which).get((page.0 / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (page.0 % 64) != 0)
     }
 
     /// One of an image's bitmaps as a set.
@@ -313,10 +324,20 @@ impl Evidence {
         })
     }
 
+    /// Begins a panic's text, in place of an earlier panic's that was caught.
+    pub(crate) fn begin_panic_text(&self) {
+        self.set(Word::PanicLen, 0);
+        for word in self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default() {
+            word.store(0, Ordering::Release);
+        }
+    }
+
     /// Adds to the panic's text; what does not fit is cut off.
     pub(crate) fn add_panic_text(&self, text: &str) {
         let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
-        for byte in text.bytes() {
+        let room = (words.len() * 8).saturating_sub(self.get(Word::PanicLen) as usize);
+        let fits = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|&end| end <= room).last();
+        for byte in text.bytes().take(fits.unwrap_or(0)) {
             let at = self.get(Word::PanicLen) as usize;
             let Some(word) = words.get(at / 8) else { return };
             word.fetch_or(u64::from(byte) << (at % 8 * 8), Ordering::AcqRel);

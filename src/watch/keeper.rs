@@ -16,6 +16,7 @@ use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::signal::Registers;
 use crate::sys::uffd::{Event, Uffd};
 use crate::sys::{self, Errno, clone, memfd, pidfd, process};
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -23,13 +24,27 @@ use std::sync::atomic::Ordering;
 /// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
 const STACK_BYTES: usize = 256 << 10;
 
+/// How often a writer is looked at before it sleeps: some milliseconds, when others have its processor.
+const SLEEP_TRIES_MAX: usize = 1000;
+
 /// What the parent can ask of a keeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
     /// Read the page tables and compare the copies.
-    Census = 1,
+    Census,
     /// Close the epoch: hand over what was seen, and arm again.
-    Epoch = 2,
+    Epoch,
+}
+
+impl Task {
+    /// The order after `last`: its number, and what it asks in the lowest bit.
+    pub(crate) fn order_after(self, last: u64) -> u64 {
+        ((last >> 1) + 1) << 1 | u64::from(self == Self::Epoch)
+    }
+
+    fn of(order: u64) -> Self {
+        if order & 1 == 1 { Self::Epoch } else { Self::Census }
+    }
 }
 
 /// Starts the keeper, from the child, and waits until it has begun.
@@ -86,7 +101,11 @@ struct Keeper {
     lifeline: OwnedFd,
     command: OwnedFd,
     pagemap: Pagemap,
+    /// This process's memory, which is the child's.
+    memory: OwnedFd,
     uffd: Option<Uffd>,
+    /// The writing thread seen last, and where its state is read: most writes come from one thread.
+    writer: Cell<Option<(i32, OwnedFd)>>,
     /// The child's auxiliary vector, which tells whether it is still the same program.
     program: [u8; 512],
 }
@@ -110,9 +129,13 @@ impl Keeper {
         // SAFETY: the number is the pipe's, likewise.
         let lifeline = unsafe { OwnedFd::from_raw_fd(lifeline) };
         // SAFETY: the number is the userfaultfd's, likewise.
-        let uffd = evidence.number(Word::UffdNumber).map(|uffd| Uffd::from_fd(unsafe { OwnedFd::from_raw_fd(uffd) }));
+        let uffd = evidence.number(Word::UffdNumber).map(|uffd| unsafe { OwnedFd::from_raw_fd(uffd) });
+        // SAFETY: the child stored the number of its userfaultfd.
+        let uffd = uffd.map(|uffd| unsafe { Uffd::from_fd(uffd) });
         let begun = inherited(Word::BegunNumber)?;
-        let keeper = Self { evidence, child, child_pid, lifeline, command, pagemap, uffd, program };
+        let memory = process::open_memory().at(Step::KeeperPagemap)?;
+        let writer = Cell::new(None);
+        let keeper = Self { evidence, child, child_pid, lifeline, command, pagemap, memory, uffd, writer, program };
         keeper.close_all_but(begun);
         // SAFETY: the number is the other pipe's, likewise.
         process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
@@ -127,6 +150,7 @@ impl Keeper {
             process::number(&self.lifeline),
             process::number(&self.command),
             self.pagemap.number(),
+            process::number(&self.memory),
             uffd,
             begun,
         ];
@@ -144,7 +168,10 @@ impl Keeper {
             let uffd = monitor.map_or(self.child.as_fd(), |uffd| uffd.as_fd());
             let lifeline = if same_program { self.lifeline.as_fd() } else { self.child.as_fd() };
             let awaited = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd];
-            let Ok([child, lifeline, command, uffd]) = pidfd::wait_any(awaited) else { break };
+            let Ok([child, lifeline, command, uffd]) = pidfd::wait_any(awaited) else {
+                // Out of kernel memory: without the last census, which would be too early.
+                return self.evidence.set(Word::KeeperFailure, Failure(Step::KeeperPoll, Errno::NOMEM).pack());
+            };
             if let (true, Some(monitor)) = (uffd, monitor) {
                 self.monitor(monitor);
             }
@@ -164,9 +191,11 @@ impl Keeper {
                 same_program = false;
             }
         }
-        self.observe_async(Pages::Seen, false);
-        self.census();
-        self.evidence.set(Word::LastCensus, 1);
+        let last = self.observe_async(Pages::Seen, false).and_then(|()| self.census());
+        match last {
+            Ok(()) => self.evidence.set(Word::LastCensus, 1),
+            Err(failure) => self.evidence.set(Word::KeeperFailure, failure.pack()),
+        }
     }
 
     /// Has the child executed another program?
@@ -187,7 +216,7 @@ impl Keeper {
         let page = sys::page_size();
         let _readable = uffd.read(|event| {
             let Event::Fault(fault) = event else { return };
-            let (sp, pc) = process::blocked_at(self.child_pid, fault.tid).unwrap_or_default();
+            let (sp, pc) = self.blocked_at(fault.tid).unwrap_or_default();
             self.evidence.saw(fault.address, fault.tid, Registers { pc, sp, fp: 0 });
             let range = Range { start: page.round_down(fault.address), len: page.bytes() };
             // SAFETY: the page lies in an arena we armed. Fails only when the child is gone.
@@ -195,17 +224,33 @@ impl Keeper {
         });
     }
 
+    /// Where a waiting thread is.
+    fn blocked_at(&self, tid: i32) -> Option<(u64, u64)> {
+        let known = match self.writer.take() {
+            Some((known, syscall)) if known == tid => syscall,
+            other => {
+                if let Some((_, old)) = other {
+                    process::close(old);
+                }
+                process::open_syscall(self.child_pid, tid).ok()?
+            }
+        };
+        // The message is sent just before the writer sleeps; until then its state says that it runs.
+        let at = (0..SLEEP_TRIES_MAX).find_map(|_| process::blocked_at(&known));
+        self.writer.set(Some((tid, known)));
+        at
+    }
+
     fn obey(&self) {
         let order = self.evidence.get(Word::Order);
         if order == self.evidence.get(Word::Done) {
             return;
         }
-        if self.evidence.get(Word::Task) == Task::Epoch as u64 {
-            self.epoch();
-        } else {
-            self.observe_async(Pages::Seen, false);
-            self.census();
-        }
+        let done = match Task::of(order) {
+            Task::Epoch => self.epoch(),
+            Task::Census => self.observe_async(Pages::Seen, false).and_then(|()| self.census()),
+        };
+        self.evidence.set(Word::OrderFailure, done.err().map_or(0, Failure::pack));
         self.evidence.set(Word::Done, order);
     }
 
@@ -213,9 +258,9 @@ impl Keeper {
     ///
     /// Pages are taken from `seen` first and armed after: a page written in between is one that was
     /// already taken, so it belongs to the epoch that ends.
-    fn epoch(&self) {
+    fn epoch(&self) -> Result<(), Failure> {
         // What was copied so far must not be forgotten when a swapped copy is armed again.
-        self.census();
+        self.census()?;
         for image in 0..self.evidence.images.len() {
             for (seen, epoch) in
                 self.evidence.bitmap(image, Pages::Seen).iter().zip(self.evidence.bitmap(image, Pages::Epoch))
@@ -223,9 +268,9 @@ impl Keeper {
                 epoch.store(seen.swap(0, Ordering::AcqRel), Ordering::Release);
             }
         }
-        self.observe_async(Pages::Epoch, true);
+        self.observe_async(Pages::Epoch, true)?;
         if !self.evidence.watch.has_events() {
-            return;
+            return Ok(());
         }
         let page = sys::page_size();
         for (at, image) in self.evidence.images.iter().enumerate() {
@@ -235,33 +280,42 @@ impl Keeper {
                     let index = PageIndex(word_at as u64 * 64 + u64::from(bits.trailing_zeros()));
                     bits &= bits - 1;
                     let range = Range { start: image.range().start + page.offset_of(index), len: page.bytes() };
+                    self.progress();
                     if let Some(uffd) = &self.uffd {
                         // SAFETY: the page lies in an arena we armed.
-                        let _gone = unsafe { uffd.write_protect(range, true) };
+                        unsafe { uffd.write_protect(range, true) }.at(Step::WriteProtect)?;
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Says that the work goes on.
+    fn progress(&self) {
+        self.evidence.word(Word::Progress).fetch_add(1, Ordering::Relaxed);
     }
 
     /// Under asynchronous watch: adds the pages written since they were armed, and arms them again if asked.
-    fn observe_async(&self, into: Pages, rearm: bool) {
+    fn observe_async(&self, into: Pages, rearm: bool) -> Result<(), Failure> {
         if self.evidence.watch != Watch::Async {
-            return;
+            return Ok(());
         }
         let query = Query { rearm, ..WRITTEN };
         for (at, image) in self.evidence.images.iter().enumerate() {
             let scanned = self.pagemap.scan(image.range(), &query, |run| {
-                for page in pages_of(image.range(), run) {
+                self.progress();
+                for page in census::pages_of(image.range(), run) {
                     self.evidence.mark(at, into, page);
                 }
             });
-            self.note(scanned);
+            scanned.at(Step::KeeperScan)?;
         }
+        Ok(())
     }
 
     /// Reads which pages are copies and how they differ from the originals.
-    fn census(&self) {
+    fn census(&self) -> Result<(), Failure> {
         let armed = self.evidence.watch.arms();
         for (at, image) in self.evidence.images.iter().enumerate() {
             if !armed {
@@ -271,48 +325,40 @@ impl Keeper {
                 }
             }
             let scanned = census::scan(&self.pagemap, image.range(), armed, |run| {
-                for page in pages_of(image.range(), run) {
+                for page in census::pages_of(image.range(), run) {
+                    if self.evidence.is_marked(at, Pages::Inherited, page) {
+                        continue;
+                    }
                     self.evidence.mark(at, Pages::Copied, page);
-                    let changed = compare(image.range(), image.file(), page);
+                    let changed = self.compare(image.range(), image.file(), page);
                     self.evidence.set_changed(at, page, changed.ok());
-                    self.evidence.word(Word::Progress).fetch_add(1, Ordering::Relaxed);
+                    self.progress();
                 }
             });
-            self.note(scanned);
+            scanned.at(Step::KeeperScan)?;
         }
+        Ok(())
     }
 
-    fn note(&self, scanned: Result<(), Errno>) {
-        if let Err(e) = scanned {
-            self.evidence.set(Word::KeeperFailure, Failure(Step::KeeperPagemap, e).pack());
+    /// How a copied page differs from the original in the sealed memfd.
+    fn compare(&self, range: Range, file: BorrowedFd<'_>, page: PageIndex) -> Result<Changed, Errno> {
+        const CHUNK: usize = 4096;
+        let size = sys::page_size();
+        let start = size.offset_of(page);
+        let (mut bytes, mut first, mut last) = (0, None, 0);
+        let (mut mine, mut original) = ([0u8; CHUNK], [0u8; CHUNK]);
+        for at in (0..size.bytes()).step_by(CHUNK) {
+            memfd::read_at(&self.memory, &mut mine, (range.start + start + at) as u64)?;
+            memfd::read_at(file, &mut original, (start + at) as u64)?;
+            if mine == original {
+                continue;
+            }
+            for (within, _) in mine.iter().zip(&original).enumerate().filter(|(_, (a, b))| a != b) {
+                bytes += 1;
+                last = (at + within) as u32;
+                first = first.or(Some(last));
+            }
         }
+        Ok(Changed { bytes, first: first.unwrap_or(0), last })
     }
-}
-
-fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageIndex> {
-    let page = sys::page_size();
-    let first = page.index_of(run.start.saturating_sub(range.start)).0;
-    (first..first + (run.len / page.bytes()) as u64).map(PageIndex)
-}
-
-/// How a copied page differs from the original in the sealed memfd.
-fn compare(range: Range, file: BorrowedFd<'_>, page: PageIndex) -> Result<Changed, Errno> {
-    const CHUNK: usize = 4096;
-    let size = sys::page_size();
-    let start = size.offset_of(page);
-    let (mut bytes, mut first, mut last) = (0, None, 0);
-    let (mut mine, mut original) = ([0u8; CHUNK], [0u8; CHUNK]);
-    for at in (0..size.bytes()).step_by(CHUNK) {
-        process::read_memory(process::pid(), range.start + start + at, &mut mine)?;
-        memfd::read_at(file, &mut original, (start + at) as u64)?;
-        if mine == original {
-            continue;
-        }
-        for (within, _) in mine.iter().zip(&original).enumerate().filter(|(_, (a, b))| a != b) {
-            bytes += 1;
-            last = (at + within) as u32;
-            first = first.or(Some(last));
-        }
-    }
-    Ok(Changed { bytes, first: first.unwrap_or(0), last })
 }

@@ -41,7 +41,8 @@ pub enum Watch {
     /// userfaultfd with `WP_ASYNC` (Linux 6.7): pages written per epoch. About 1.4 times a copy.
     Async,
     /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 3.5
-    /// times a copy. A system call that writes into a page not yet copied fails with `EFAULT`.
+    /// times a copy. A system call that writes into a page not yet copied fails with `EFAULT`. The program must not
+    /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,
     /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too
     /// (where the user may, see [`crate::support`]). About 5 to 20 times a copy.

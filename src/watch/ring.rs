@@ -3,7 +3,7 @@
 //! ```text
 //! head    the next number to be written; events that found no room are counted in `dropped`
 //! tail    the next number to be read
-//! slot    number + 1 once the event is complete, then the event's words
+//! slot    number.wrapping_add(1) once the event is complete, then the event's words
 //! ```
 //! Invariant: `tail <= head <= tail + slots`. A slot claimed but not complete holds the reader up; when
 //! the writers are dead, it is a loss, and is counted.
@@ -61,7 +61,7 @@ impl<'a> Ring<'a> {
                 dropped.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            match head.compare_exchange_weak(number, number + 1, Ordering::Relaxed, Ordering::Relaxed) {
+            match head.compare_exchange_weak(number, number.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => number = now,
             }
@@ -70,7 +70,7 @@ impl<'a> Ring<'a> {
         for (word, &value) in words.iter().zip(event) {
             word.store(value, Ordering::Relaxed);
         }
-        complete.store(number + 1, Ordering::Release);
+        complete.store(number.wrapping_add(1), Ordering::Release);
     }
 
     /// Takes the oldest event. With `writers_gone`, an incomplete one is skipped and counted as dropped.
@@ -78,11 +78,13 @@ impl<'a> Ring<'a> {
         let (head, tail, dropped) = (self.word(HEAD)?, self.word(TAIL)?, self.word(DROPPED)?);
         loop {
             let number = tail.load(Ordering::Relaxed);
-            if number == head.load(Ordering::Relaxed) {
+            // Never more than the ring has: a writer gone wild may have written anything there.
+            let waiting = head.load(Ordering::Relaxed).wrapping_sub(number).min(self.capacity());
+            if waiting == 0 {
                 return None;
             }
             let [complete, words @ ..] = self.slot(number)? else { return None };
-            let done = complete.load(Ordering::Acquire) == number + 1;
+            let done = complete.load(Ordering::Acquire) == number.wrapping_add(1);
             if !done && !writers_gone {
                 return None;
             }
@@ -91,7 +93,7 @@ impl<'a> Ring<'a> {
                 *value = word.load(Ordering::Relaxed);
             }
             // Frees the slot, so the words are read before.
-            tail.store(number + 1, Ordering::Release);
+            tail.store(number.wrapping_add(1), Ordering::Release);
             if done {
                 return Some(event);
             }

@@ -7,12 +7,15 @@
 use super::evidence::{Evidence, Word};
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
-use crate::sys::{self, Errno, pidfd, process, uffd};
+use crate::sys::{self, Errno, process, uffd};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+/// How long a trap without descriptor may last.
+const PATIENCE_NS: u64 = 10_000_000_000;
 
 static EVIDENCE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());
 static EARLIER: OnceLock<Action> = OnceLock::new();
@@ -20,10 +23,10 @@ static EARLIER: OnceLock<Action> = OnceLock::new();
 /// Installs the handler in the child.
 pub(super) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
     EVIDENCE.store(std::ptr::from_ref(evidence).cast_mut(), Ordering::Release);
+    // In a child of a child the first one stays: what is there now is our own.
+    let _first = EARLIER.set(signal::current(signal::BUS)?);
     // SAFETY: `handle` is async-signal-safe, see the module's contract.
-    let earlier = unsafe { signal::install(signal::BUS, handle) }?;
-    let _first = EARLIER.set(earlier);
-    Ok(())
+    unsafe { signal::install(signal::BUS, handle) }
 }
 
 extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
@@ -32,13 +35,18 @@ extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     // SAFETY: `install` stored a reference that lives as long as this process.
     let evidence = unsafe { EVIDENCE.load(Ordering::Acquire).as_ref() };
     match evidence {
-        Some(evidence) if fault.from_access && evidence.place(fault.address).is_some() => trap(evidence, &fault),
+        Some(evidence) if is_ours(&fault) && evidence.place(fault.address).is_some() => trap(evidence, &fault),
         _ => match EARLIER.get() {
             // SAFETY: these are a SA_SIGINFO handler's own arguments.
             Some(earlier) => unsafe { earlier.pass_on(signal, info, context) },
             None => signal::restore_default(signal),
         },
     }
+}
+
+/// Could userfaultfd have sent it? Anything else, such as a page the hardware lost, would come again for ever.
+fn is_ours(fault: &MemoryFault) -> bool {
+    fault.from_access && fault.bus_address && fault.write != Some(false)
 }
 
 fn trap(evidence: &Evidence, fault: &MemoryFault) {
@@ -52,14 +60,26 @@ fn trap(evidence: &Evidence, fault: &MemoryFault) {
     // SAFETY: the page lies in an arena we armed.
     if unsafe { uffd::write_protect(descriptor, range, false) }.is_err() {
         give_up(evidence);
+        return;
     }
+    // An epoch may have ended between the two: it took the mark, and armed the page before we let it go.
+    evidence.saw(fault.address, process::tid(), fault.registers);
 }
 
 /// The program closed our descriptor (or its number means another file now). The keeper holds the last one:
 /// its death disarms everything, and the write goes on unwatched. The report says so.
+///
+/// Should somebody else still hold one (a process forked behind our back), the write would trap for ever:
+/// after a while the program dies of it.
 fn give_up(evidence: &Evidence) {
+    static SINCE: AtomicU64 = AtomicU64::new(0);
     evidence.set(Word::TrapLost, 1);
-    if let Ok(keeper) = pidfd::open(evidence.get(Word::KeeperTid) as i32) {
-        let _gone = pidfd::signal(&keeper, signal::KILL);
+    process::kill(evidence.get(Word::KeeperTid) as i32);
+    process::yield_now();
+    let now = sys::monotonic_ns();
+    let since = SINCE.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|since| since);
+    if since != 0 && now.saturating_sub(since) > PATIENCE_NS {
+        process::write_stderr(b"cowbell: the trap's descriptor was closed, and an arena is still armed\n");
+        signal::restore_default(signal::BUS);
     }
 }

@@ -279,6 +279,21 @@ fn a_stopped_monitor_holds_the_writer_up_until_it_is_continued() -> Outcome {
     })
 }
 
+fn a_keeper_that_never_answers_holds_the_wait_up_for_seconds_only() -> Outcome {
+    let frozen = frozen_pages("unanswered", 3)?;
+    let (mut child, turns) = child_that_waits(&ForkOptions::new(), |_| write(*frozen, 1))?;
+    let keeper = keeper_of(&child)?;
+    pidfd::signal(&keeper, libc::SIGSTOP)?;
+    is_stopped(child.keeper_pid().ok_or("a keeper")?)?;
+    turns.give();
+    // The time given bounds the wait for the child; the keeper has its own.
+    let exit = wait(&mut child)?;
+    assert_eq!((exit.ended, exit.report.census), (Ended::Exited(0), Census::Lost));
+    ends_soon(&keeper, "the keeper")?;
+    assert!(!has_children());
+    passed()
+}
+
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     let name = "endurance::ten_thousand_forks_leave_no_descriptor_no_mapping_and_no_process";
@@ -290,6 +305,7 @@ pub fn trials() -> Vec<Trial> {
         a_stopped_child_is_reported_and_goes_on_when_continued,
         a_stopped_child_can_be_killed,
         a_stopped_monitor_holds_the_writer_up_until_it_is_continued,
+        a_keeper_that_never_answers_holds_the_wait_up_for_seconds_only,
     ];
     trials.push(long);
     trials

@@ -155,6 +155,21 @@ fn a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing() -> 
     passed()
 }
 
+fn where_a_growing_arena_lies_a_child_can_map_nothing_else() -> Outcome {
+    let arena = Arena::builder("kept free").capacity(8 << 20).build()?;
+    arena.alloc(5u64)?;
+    let range = crate::arena::place_of("kept free").ok_or("it is mapped")?;
+    let page = sys::page_size().bytes();
+    let exit = child_of(|| {
+        assert!(crate::arena::place_of("kept free").is_none(), "the child has not got it");
+        for start in [range.start, range.end() - page] {
+            assert_eq!(map::fence(Range { start, len: page }), Err(Errno::EXIST), "the place is taken");
+        }
+    })?;
+    assert!(exit.success(), "{:?}", exit.panic);
+    passed()
+}
+
 fn a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own() -> Outcome {
     let arena = Arena::builder("the parents").capacity(1 << 20).build()?;
     arena.alloc(1u8)?;
@@ -274,6 +289,7 @@ pub fn trials() -> std::vec::Vec<Trial> {
         a_denied_write_tells_the_parent_arena_page_address_thread_and_instruction,
         a_child_cannot_lift_a_denial,
         a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing,
+        where_a_growing_arena_lies_a_child_can_map_nothing_else,
         a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own,
         a_fault_elsewhere_is_not_claimed,
         an_earlier_sigsegv_handler_is_still_called,

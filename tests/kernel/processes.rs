@@ -292,7 +292,8 @@ fn waiting_faulter_shows_its_program_counter() -> Verdict {
         });
         let fault = watcher::next_fault(&uffd);
         assert_eq!(fault.tid, writer_id.load(Ordering::SeqCst));
-        let blocked_at = || process::blocked_at(process::pid(), fault.tid);
+        let syscall = process::open_syscall(process::pid(), fault.tid).expect("its state");
+        let blocked_at = || process::blocked_at(&syscall);
         // The message is sent just before the thread sleeps; until then the file says `running`.
         let (sp, pc) = std::iter::repeat_with(blocked_at).take(100_000).flatten().next().expect("a waiting thread");
         assert_eq!(pc, cowbell_claim_store as *const () as u64, "the store");

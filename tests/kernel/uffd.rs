@@ -1,4 +1,5 @@
 //! userfaultfd: doors, features, messages, and what closing it does.
+#![expect(unsafe_code, reason = "a descriptor is taken over")]
 
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Need, Verdict, claim};
@@ -180,7 +181,8 @@ fn unknown_feature_is_einval_and_spoils_the_descriptor() -> Verdict {
     let fd = watcher::open_bare().expect("userfaultfd");
     assert_eq!(watcher::settle(&fd, 1 << 63), Err(Errno::INVAL), "refused");
     let range = Memory::new(Kind::Anonymous, 1)?.range;
-    let spoiled = Uffd::from_fd(fd);
+    // SAFETY: the descriptor is a userfaultfd.
+    let spoiled = unsafe { Uffd::from_fd(fd) };
     assert_eq!(watcher::register(&spoiled, range), Err(Errno::INVAL), "unusable without its features");
     Ok(())
 }

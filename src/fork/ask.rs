@@ -1,0 +1,201 @@
+//! Asking a child: censuses, events, epochs, and the report.
+
+use super::child::{Child, KEEPER_SILENCE_MAX};
+use crate::arena::Image;
+use crate::error::{Error, Kind, Result};
+use crate::page::{PageIndex, PageSet};
+use crate::report::{self, Report};
+use crate::sys::pagemap::Pagemap;
+use crate::sys::{self, pidfd, process};
+use crate::watch::{self, Event, Evidence, Failure, Pages, Task, Word};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The pages of one frozen arena that a process has copied.
+#[derive(Clone, Debug)]
+pub struct ArenaCensus {
+    /// The arena.
+    pub image: Arc<Image>,
+    /// The copied pages.
+    pub copied: PageSet,
+}
+
+/// The pages of one frozen arena that a child wrote in an epoch.
+#[derive(Clone, Debug)]
+pub struct ArenaEpoch {
+    /// The arena.
+    pub image: Arc<Image>,
+    /// The pages written (under [`crate::watch::Watch::Census`]: copied for the first time).
+    pub written: PageSet,
+}
+
+impl Child {
+    /// The pages a living child has copied so far, read from its page tables by this process.
+    ///
+    /// # Errors
+    /// ESRCH or ENOENT when it has ended; EACCES without ptrace read access to it.
+    pub fn census(&self) -> Result<Vec<ArenaCensus>> {
+        self.check_owner()?;
+        if self.ended.is_some() {
+            return Err(Error::new(Kind::Child("it has ended; its report has the last census".into())));
+        }
+        // The keeper has the same memory, and keeps it even if the child ends in between.
+        let pagemap = Pagemap::open(self.keeper_pid().unwrap_or(self.pid))
+            .map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;
+        census_of(&self.evidence, &pagemap)
+    }
+
+    /// Events since the last call, in the order they were noted.
+    ///
+    /// # Errors
+    /// Invalid in another process than the one that spawned the child.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        self.check_owner()?;
+        let before = self.events.len();
+        self.take_events();
+        Ok(self.events.get(before..).unwrap_or_default().to_vec())
+    }
+
+    pub(super) fn take_events(&mut self) {
+        let writers_gone = self.ended.is_some();
+        while let Some(event) = self.evidence.take_event(writers_gone) {
+            self.events.push(event);
+        }
+    }
+
+    /// What a living child has copied so far.
+    ///
+    /// # Errors
+    /// Child: it has no keeper, or the keeper is gone.
+    pub fn report(&mut self) -> Result<Report> {
+        self.order(Task::Census)?;
+        self.take_events();
+        self.make_report(false)
+    }
+
+    /// Ends an epoch and begins the next: returns, for each arena, the pages written since the last
+    /// call (or the fork), and arms them again.
+    ///
+    /// Under [`Watch::Census`], which arms nothing, these are the pages *copied* for the first time.
+    ///
+    /// # Errors
+    /// As [`Self::report`].
+    pub fn end_epoch(&mut self) -> Result<Vec<ArenaEpoch>> {
+        self.order(Task::Epoch)?;
+        self.take_events();
+        let mut epoch = Vec::new();
+        for (at, image) in self.evidence.images.iter().enumerate() {
+            let Some(earlier) = self.earlier.get_mut(at) else { continue };
+            let pages = if self.evidence.watch.arms() {
+                self.evidence.pages(at, Pages::Epoch)
+            } else {
+                self.evidence.pages(at, Pages::Copied).difference(earlier)
+            };
+            earlier.union_with(&pages);
+            self.earlier_marks += pages.count().0;
+            epoch.push(ArenaEpoch { image: Arc::clone(image), written: pages });
+        }
+        Ok(epoch)
+    }
+
+    /// Gives the keeper an order and waits until it is done.
+    fn order(&self, task: Task) -> Result<()> {
+        self.check_owner()?;
+        let lost = |what: &'static str| Error::new(Kind::Child(what.into()));
+        let keeper = self.keeper.as_ref().ok_or_else(|| lost("it has no keeper, or has ended"))?;
+        let order = task.order_after(self.evidence.get(Word::Order));
+        self.evidence.set(Word::Order, order);
+        process::notify(&self.command);
+        let mut progress = self.evidence.get(Word::Progress);
+        let mut since = Instant::now();
+        while self.evidence.get(Word::Done) != order {
+            // The keeper's end is an event; its progress is a matter of microseconds, so a short wait
+            // for the one doubles as a pause for the other.
+            let over = pidfd::wait_end(keeper.pidfd.as_fd(), Some(Duration::from_micros(50)))?;
+            if over && self.evidence.get(Word::Done) != order {
+                return Err(lost("its keeper has ended; wait() has what it left"));
+            }
+            let now = self.evidence.get(Word::Progress);
+            if now != progress {
+                (progress, since) = (now, Instant::now());
+            } else if since.elapsed() > KEEPER_SILENCE_MAX {
+                return Err(lost("its keeper does not answer (stopped?)"));
+            }
+        }
+        match Failure::unpack(self.evidence.get(Word::OrderFailure)) {
+            None => Ok(()),
+            Some(Failure(step, errno)) => Err(Error::os(step.operation(), errno)),
+        }
+    }
+
+    /// Events that did not reach us: dropped for want of room, or not yet made when their writer was killed.
+    /// A writer marks the page first, so what has a mark and no event was lost.
+    fn events_lost(&self) -> u64 {
+        let dropped = self.evidence.events_lost();
+        if self.ended.is_none() || !self.evidence.watch.has_events() {
+            return dropped;
+        }
+        let open = (0..self.evidence.images.len()).map(|at| self.evidence.pages(at, Pages::Seen).count().0);
+        let marks = self.earlier_marks + open.sum::<u64>();
+        dropped.max(marks.saturating_sub(self.events.len() as u64))
+    }
+
+    pub(super) fn make_report(&self, last: bool) -> Result<Report> {
+        let evidence = &self.evidence;
+        let census = if evidence.get(Word::LastCensus) == 1 {
+            let executed = evidence.get(Word::Executed) == 1;
+            if executed { report::Census::AtExec } else { report::Census::Last }
+        } else if !evidence.keep {
+            report::Census::NotTaken
+        } else if last {
+            report::Census::Lost
+        } else {
+            report::Census::Living
+        };
+        let arenas = evidence.images.iter().enumerate().map(|(at, image)| {
+            let copied = evidence.pages(at, Pages::Copied);
+            let mut observed = evidence.pages(at, Pages::Seen);
+            // An epoch whose end was not answered for is in nobody's hands yet.
+            observed.union_with(&evidence.pages(at, Pages::Epoch));
+            if let Some(earlier) = self.earlier.get(at).filter(|_| evidence.watch.arms()) {
+                observed.union_with(earlier);
+            }
+            let changed = |page: PageIndex| evidence.changed(at, page);
+            let observed = evidence.watch.arms().then_some(observed);
+            let inherited = evidence.pages(at, Pages::Inherited).count();
+            report::ArenaReport::new(image, &copied, inherited, observed.as_ref(), changed)
+        });
+        let facts = report::Facts {
+            pid: self.pid,
+            watch: evidence.watch,
+            door: evidence.door(),
+            ended: self.ended,
+            census,
+            trap_lost: evidence.get(Word::TrapLost) == 1,
+            events_lost: self.events_lost(),
+            page_size: sys::page_size(),
+            executable: process::executable(),
+        };
+        Ok(Report::new(facts, arenas.collect(), &self.events, &evidence.images))
+    }
+}
+
+/// A census of all arenas in `evidence`, by whoever may read the page tables.
+pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<ArenaCensus>> {
+    let mut all = Vec::new();
+    for (at, image) in evidence.images.iter().enumerate() {
+        let armed = evidence.watch.arms();
+        // Copies that were armed again and swapped out look untouched: what was counted stays counted.
+        let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
+        let inherited = evidence.pages(at, Pages::Inherited);
+        watch::census::scan(pagemap, image.range(), armed, |run| {
+            for page in watch::census::pages_of(image.range(), run).filter(|&page| !inherited.contains(page)) {
+                copied.insert(page);
+            }
+        })
+        .map_err(|e| Error::os("ioctl(PAGEMAP_SCAN)", e))?;
+        all.push(ArenaCensus { image: Arc::clone(image), copied });
+    }
+    Ok(all)
+}
