@@ -77,7 +77,7 @@ impl Child {
     /// Ends an epoch and begins the next: returns, for each arena, the pages written since the last
     /// call (or the fork), and arms them again.
     ///
-    /// Under [`Watch::Census`], which arms nothing, these are the pages *copied* for the first time.
+    /// Under [`crate::watch::Watch::Census`], which arms nothing, these are the pages *copied* for the first time.
     ///
     /// # Errors
     /// As [`Self::report`].
