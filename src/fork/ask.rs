@@ -155,15 +155,17 @@ impl Child {
         };
         let arenas = evidence.images.iter().enumerate().map(|(at, image)| {
             let copied = evidence.pages(at, Pages::Copied);
-            let mut observed = evidence.pages(at, Pages::Seen);
-            // An epoch whose end was not answered for is in nobody's hands yet.
-            observed.union_with(&evidence.pages(at, Pages::Epoch));
-            if let Some(earlier) = self.earlier.get(at).filter(|_| evidence.watch.arms()) {
-                observed.union_with(earlier);
-            }
+            let observed = evidence.watch.arms().then(|| {
+                let mut observed = evidence.pages(at, Pages::Seen);
+                // An epoch whose end was not answered for is in nobody's hands yet.
+                observed.union_with(&evidence.pages(at, Pages::Epoch));
+                if let Some(earlier) = self.earlier.get(at) {
+                    observed.union_with(earlier);
+                }
+                observed
+            });
             let changed = |page: PageIndex| evidence.changed(at, page);
-            let observed = evidence.watch.arms().then_some(observed);
-            let inherited = evidence.pages(at, Pages::Inherited).count();
+            let inherited = evidence.inherited(at).count();
             report::ArenaReport::new(image, &copied, inherited, observed.as_ref(), changed)
         });
         let facts = report::Facts {
@@ -188,7 +190,7 @@ pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<Ar
         let armed = evidence.watch.arms();
         // Copies that were armed again and swapped out look untouched: what was counted stays counted.
         let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
-        let inherited = evidence.pages(at, Pages::Inherited);
+        let inherited = evidence.inherited(at);
         watch::census::scan(pagemap, image.range(), armed, |run| {
             for page in watch::census::pages_of(image.range(), run).filter(|&page| !inherited.contains(page)) {
                 copied.insert(page);

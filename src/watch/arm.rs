@@ -6,7 +6,6 @@
 
 use super::evidence::{Evidence, Word};
 use super::{Watch, census, keeper, trap};
-use crate::arena::registry;
 use crate::sys::uffd::{Door, Features, Uffd};
 use crate::sys::{Errno, process};
 use std::os::fd::BorrowedFd;
@@ -85,7 +84,7 @@ impl<T> At<T> for Result<T, Errno> {
 
 /// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper.
 pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
-    if registry::process_number() > 1 {
+    if evidence.from_child {
         // Only a child can have copies to pass on: where arenas are built they are read-only.
         census::note_inherited(evidence).at(Step::Inherited)?;
     }

@@ -14,7 +14,7 @@
 
 use super::ring::{self, Payload, Ring};
 use super::{Failure, Watch};
-use crate::arena::{Image, Refused};
+use crate::arena::{Image, Refused, registry};
 use crate::error::Result;
 use crate::page::{PageIndex, PageSet};
 use crate::sys;
@@ -159,6 +159,8 @@ pub(crate) struct Evidence {
     pub(crate) files: Vec<i32>,
     pub(crate) watch: Watch,
     pub(crate) parent_pid: i32,
+    /// Is the child forked from a process that is a child itself?
+    pub(crate) from_child: bool,
     /// Is there to be a keeper?
     pub(crate) keep: bool,
 }
@@ -189,9 +191,10 @@ impl Evidence {
         }
         let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
         let parent_pid = sys::process::pid();
+        let from_child = registry::process_number() > 0;
         let shared = SharedWords::new(at)?;
         // The ring ends where the first image begins.
-        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, keep })
+        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, from_child, keep })
     }
 
     /// A word of the header.
@@ -253,6 +256,12 @@ impl Evidence {
         PageSet::from_words(self.bitmap(image, which).iter().map(|word| word.load(Ordering::Acquire)))
     }
 
+    /// Pages that were private copies already when the child was forked. Only a child passes such on, and reading
+    /// an empty bitmap would give it memory.
+    pub(crate) fn inherited(&self, image: usize) -> PageSet {
+        if self.from_child { self.pages(image, Pages::Inherited) } else { PageSet::new() }
+    }
+
     fn changed_word(&self, image: usize, page: PageIndex) -> Option<&AtomicU64> {
         let section = self.sections.get(image)?;
         let pages = self.images.get(image)?.pages().0;
@@ -279,12 +288,12 @@ impl Evidence {
     }
 
     /// Notes a write: always in the bitmap, and as an event if the page was not written before in this epoch.
-    pub(super) fn saw(&self, address: usize, tid: i32, registers: Registers) {
+    pub(super) fn saw(&self, address: usize, tid: impl FnOnce() -> i32, registers: Registers) {
         let Some((image, page)) = self.place(address) else { return };
         if self.mark(image, Pages::Seen, page) {
             let Registers { pc, sp, fp } = registers;
             let time = sys::monotonic_ns();
-            self.ring().push(&[image as u64, address as u64, time, tid as u64, pc, sp, fp]);
+            self.ring().push(&[image as u64, address as u64, time, tid() as u64, pc, sp, fp]);
         }
     }
 

@@ -217,7 +217,7 @@ impl Keeper {
         let _readable = uffd.read(|event| {
             let Event::Fault(fault) = event else { return };
             let (sp, pc) = self.blocked_at(fault.tid).unwrap_or_default();
-            self.evidence.saw(fault.address, fault.tid, Registers { pc, sp, fp: 0 });
+            self.evidence.saw(fault.address, || fault.tid, Registers { pc, sp, fp: 0 });
             let range = Range { start: page.round_down(fault.address), len: page.bytes() };
             // SAFETY: the page lies in an arena we armed. Fails only when the child is gone.
             let _gone = unsafe { uffd.write_protect(range, false) };
@@ -353,10 +353,14 @@ impl Keeper {
             if mine == original {
                 continue;
             }
-            for (within, _) in mine.iter().zip(&original).enumerate().filter(|(_, (a, b))| a != b) {
-                bytes += 1;
-                last = (at + within) as u32;
-                first = first.or(Some(last));
+            // Most words are equal, and that is seen eight bytes at a time.
+            let words = mine.as_chunks::<8>().0.iter().zip(original.as_chunks::<8>().0).enumerate();
+            for (word, (mine, original)) in words.filter(|(_, (mine, original))| mine != original) {
+                for (within, _) in mine.iter().zip(original).enumerate().filter(|(_, (a, b))| a != b) {
+                    bytes += 1;
+                    last = (at + word * 8 + within) as u32;
+                    first = first.or(Some(last));
+                }
             }
         }
         Ok(Changed { bytes, first: first.unwrap_or(0), last })

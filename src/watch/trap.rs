@@ -51,7 +51,7 @@ fn is_ours(fault: &MemoryFault) -> bool {
 
 fn trap(evidence: &Evidence, fault: &MemoryFault) {
     // Two threads may trap on one page; the bitmap lets the first one note it.
-    evidence.saw(fault.address, process::tid(), fault.registers);
+    evidence.saw(fault.address, process::tid, fault.registers);
     let page = sys::page_size();
     let range = Range { start: page.round_down(fault.address), len: page.bytes() };
     let number = evidence.number(Word::UffdNumber).unwrap_or(i32::MAX);
@@ -63,7 +63,7 @@ fn trap(evidence: &Evidence, fault: &MemoryFault) {
         return;
     }
     // An epoch may have ended between the two: it took the mark, and armed the page before we let it go.
-    evidence.saw(fault.address, process::tid(), fault.registers);
+    evidence.saw(fault.address, process::tid, fault.registers);
 }
 
 /// The program closed our descriptor (or its number means another file now). The keeper holds the last one:
