@@ -10,6 +10,7 @@ use cowbell::sys::uffd::Door;
 use cowbell::sys::{self, Errno, pidfd};
 use cowbell::watch::Watch;
 use libtest_mimic::Trial;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::CStr;
 use std::sync::atomic::Ordering;
 
@@ -105,6 +106,68 @@ fn a_trap_whose_descriptor_the_program_closed_says_so_and_hangs_nobody() -> Outc
     })
 }
 
+fn a_trap_closed_where_no_descriptor_can_be_opened_hangs_nobody() -> Outcome {
+    for_each(&[Watch::Trap], |watch| {
+        let frozen = frozen_pages("nothing to open", 60)?;
+        let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
+            write(*frozen, 1);
+            close_all();
+            let old = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..old }).expect("setrlimit");
+            (10..50).for_each(|page| write(*frozen, page));
+        })?;
+        let exit = wait(&mut child)?;
+        assert!(exit.success() && exit.report.trap_lost, "{exit:?}");
+        release(frozen)
+    })
+}
+
+/// Epochs end while threads write: whatever is written belongs to one of them, and no page is left unarmed.
+fn epochs_under_concurrent_writers_miss_nothing() -> Outcome {
+    const PAGES: u64 = 64;
+    for_each(&[Watch::Async, Watch::Trap, Watch::Monitor], |watch| {
+        let frozen = frozen_pages("contended", PAGES as usize)?;
+        let data: Bytes = frozen.root();
+        let words = sys::map::SharedWords::new(1)?;
+        let [stop, ..] = words.words() else { return Err("a word".into()) };
+        let (mine, theirs) = Turns::new()?;
+        let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
+            std::thread::scope(|scope| {
+                for thread in 0..3u64 {
+                    scope.spawn(move || {
+                        let mut page = thread;
+                        while stop.load(Ordering::Relaxed) == 0 {
+                            page = (page * 5 + 7 * thread + 1) % PAGES;
+                            write(data, page);
+                        }
+                    });
+                }
+            });
+            theirs.give();
+            theirs.take();
+            (0..PAGES).for_each(|page| write(data, page));
+            theirs.give();
+            theirs.take();
+        })?;
+        let mut all = set([]);
+        for _ in 0..300 {
+            all.union_with(&child.end_epoch()?[0].written);
+            child.events()?;
+        }
+        stop.store(1, Ordering::Relaxed);
+        assert!(mine.take(), "the threads are done");
+        all.union_with(&child.end_epoch()?[0].written);
+        assert_eq!(all, child.census()?[0].copied, "each copied page was in an epoch");
+        mine.give();
+        assert!(mine.take(), "everything is written once more");
+        assert_eq!(child.end_epoch()?[0].written, set(0..PAGES), "no page was left unarmed");
+        mine.give();
+        let exit = wait(&mut child)?;
+        assert_eq!((exit.report.census, exit.report.arenas[0].copied_unobserved.0), (Census::Last, 0));
+        release(frozen)
+    })
+}
+
 fn without_a_last_census_there_is_no_keeper_and_the_report_says_so() -> Outcome {
     let frozen = frozen_pages("unkept", 5)?;
     let options = ForkOptions::new().last_census(false);
@@ -189,6 +252,8 @@ pub fn trials() -> Vec<Trial> {
         executing_another_program_ends_the_accounting_while_that_runs_on,
         closing_all_descriptors_is_not_executing,
         a_trap_whose_descriptor_the_program_closed_says_so_and_hangs_nobody,
+        a_trap_closed_where_no_descriptor_can_be_opened_hangs_nobody,
+        epochs_under_concurrent_writers_miss_nothing,
         without_a_last_census_there_is_no_keeper_and_the_report_says_so,
         a_system_call_that_writes_into_an_armed_page_fails_or_is_seen_and_the_census_is_exact,
         a_bus_error_elsewhere_is_the_programs_own,

@@ -185,6 +185,62 @@ fn a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own() -> Outco
     passed()
 }
 
+fn a_child_cannot_freeze_a_growing_arena_of_its_parent() -> Outcome {
+    for zero_sized in [false, true] {
+        let arena = Arena::builder("the parents").capacity(1 << 20).build()?;
+        let handle = *arena;
+        let value = handle.alloc(5u64)?;
+        let exit = child_of(move || {
+            let e = if zero_sized { arena.freeze(()).err() } else { arena.freeze(1u64).err() };
+            let e = e.expect("it is the parent's");
+            assert!(e.is_invalid() && e.to_string().contains("`the parents`"), "{e}");
+            assert!(!handle.is_frozen());
+        })?;
+        assert!(exit.success(), "{:?}", exit.panic);
+        *value += *handle.alloc(1u64)?;
+        assert_eq!(*value, 6, "here it goes on growing, and can be written");
+    }
+    passed()
+}
+
+/// As a program does that forks by itself, or whose library does.
+fn a_growing_arena_is_kept_from_a_process_forked_by_others() -> Outcome {
+    let arena = Arena::builder("not yours").capacity(8 << 20).build()?;
+    let handle = *arena;
+    let value: &u64 = handle.alloc(5u64)?;
+    let range = crate::arena::place_of("not yours").ok_or("it is mapped")?;
+    let left = apart(|| {
+        assert!(handle.alloc(1u8).is_err_and(|e| e.is_invalid()));
+        assert!(arena.freeze(()).is_err_and(|e| e.is_invalid()));
+        assert_eq!(map::fence(Range { start: range.start, len: sys::page_size().bytes() }), Err(Errno::EXIST));
+        std::hint::black_box(*std::hint::black_box(value));
+        Ok(())
+    })?;
+    assert!(left.ended == SEGV && left.stderr.contains("growing arena `not yours`"), "{left:?}");
+    assert_eq!((*value, *handle.alloc(7u64)?), (5, 7));
+    passed()
+}
+
+/// The child's own arena takes the addresses, or the slot, of one that was released.
+fn a_denied_write_in_an_arena_of_the_childs_own_is_not_laid_to_another() -> Outcome {
+    let frozen = frozen_pages("the parents", 3)?;
+    let mut frozen = Some(frozen);
+    let exit = child_of(|| {
+        let old = frozen.take().expect("it is here");
+        let range = old.image().range();
+        // SAFETY: nothing in the arena is used any more.
+        unsafe { old.release() }.expect("release");
+        let deny = FreezeOptions::new().on_write(OnWrite::Deny);
+        let own = frozen_pages_with("its own", 3, deny).expect("a new arena");
+        assert_eq!(own.image().range().start, range.start, "the addresses are used again");
+        write(*own, 1);
+    })?;
+    assert_eq!(exit.ended, SEGV);
+    let denied = exit.denied.ok_or("a denied write")?;
+    assert_ne!(denied.arena, "the parents");
+    passed()
+}
+
 fn read(address: usize) {
     // SAFETY: none; the read is to fault.
     unsafe { std::ptr::with_exposed_provenance::<u8>(std::hint::black_box(address)).read_volatile() };
@@ -291,6 +347,9 @@ pub fn trials() -> std::vec::Vec<Trial> {
         a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing,
         where_a_growing_arena_lies_a_child_can_map_nothing_else,
         a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own,
+        a_child_cannot_freeze_a_growing_arena_of_its_parent,
+        a_growing_arena_is_kept_from_a_process_forked_by_others,
+        a_denied_write_in_an_arena_of_the_childs_own_is_not_laid_to_another,
         a_fault_elsewhere_is_not_claimed,
         an_earlier_sigsegv_handler_is_still_called,
         a_handler_installed_between_two_freezes_is_still_called,

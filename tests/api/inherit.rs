@@ -258,6 +258,71 @@ fn dies_with_its_parent(watch: Watch) -> Result<(), Failed> {
     crate::look::ends_soon(keeper?, "the keeper")
 }
 
+/// A payload whose drop panics.
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        panic!("dropping the payload");
+    }
+}
+
+fn a_panic_within_a_panic_never_runs_the_parents_frames_in_the_child() -> Outcome {
+    let left = apart(|| {
+        let here = process::pid();
+        let spawned =
+            std::panic::catch_unwind(|| fork::spawn(&ForkOptions::new(), |_| -> () { std::panic::panic_any(Grenade) }));
+        if process::pid() != here {
+            println!("the child came back");
+            return Ok(());
+        }
+        let exit = wait(&mut spawned.expect("the parent does not panic")?)?;
+        assert!(matches!(exit.ended, Ended::Exited(101) | Ended::Signaled(libc::SIGABRT)), "{:?}", exit.ended);
+        println!("the parent");
+        Ok(())
+    })?;
+    assert_eq!((left.success(), left.stdout.as_str()), (true, "the parent\n"), "{}", left.stderr);
+    passed()
+}
+
+/// The keeper lives in the child's memory, its thread-local cells included.
+fn looking_at_a_child_does_not_touch_its_errno() -> Outcome {
+    const MARK: i32 = 4711;
+    for watch in Watch::ALL {
+        if usable(watch)?.is_err() {
+            continue;
+        }
+        let frozen = frozen_pages("errno", 8)?;
+        let words = SharedWords::new(2)?;
+        let [ready, go_on, ..] = words.words() else { return Err("two words".into()) };
+        let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
+            (0..4).for_each(|page| write(*frozen, page));
+            // SAFETY: glibc gives this thread's cell.
+            let errno = unsafe { libc::__errno_location() };
+            // SAFETY: it is valid as long as the thread lives.
+            unsafe { errno.write(MARK) };
+            ready.store(1, Ordering::SeqCst);
+            // No system call, which could set it, until the parent has looked.
+            while go_on.load(Ordering::SeqCst) == 0 {
+                std::hint::spin_loop();
+            }
+            // SAFETY: as above.
+            assert_eq!(unsafe { errno.read_volatile() }, MARK);
+        })?;
+        crate::look::until("it is ready", || ready.load(Ordering::SeqCst) == 1)?;
+        for _ in 0..20 {
+            child.report()?;
+            child.end_epoch()?;
+        }
+        go_on.store(1, Ordering::SeqCst);
+        let exit = wait(&mut child)?;
+        assert!(exit.success(), "{watch}: {:?}", exit.panic);
+        // SAFETY: nothing in the arena is used any more.
+        unsafe { frozen.release() }?;
+    }
+    passed()
+}
+
 fn child_and_keeper_die_with_the_parent() -> Outcome {
     for watch in Watch::ALL {
         if usable(watch)?.is_ok() {
@@ -280,5 +345,7 @@ pub fn trials() -> Vec<Trial> {
         a_child_forks_children_of_its_own,
         a_grandchild_does_not_answer_for_what_the_child_copied_before,
         child_and_keeper_die_with_the_parent,
+        a_panic_within_a_panic_never_runs_the_parents_frames_in_the_child,
+        looking_at_a_child_does_not_touch_its_errno,
     ]
 }

@@ -1,11 +1,11 @@
 //! Limits met while an arena is built: each is an error that says so, and no signal.
-#![expect(unsafe_code, reason = "a mapping is made by hand")]
+#![expect(unsafe_code, reason = "mappings are made by hand, rights given up")]
 
 use crate::apart::apart;
 use crate::arena::place_of;
 use crate::case::{Outcome, passed, skipped};
 use crate::look::{descriptors, maps};
-use cowbell::arena::{Arena, ArenaRef, Vec};
+use cowbell::arena::{Arena, ArenaRef, FreezeOptions, Vec};
 use cowbell::sys::map::{self, Access};
 use libtest_mimic::{Failed, Trial};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -96,6 +96,25 @@ fn a_freeze_that_fails_leaves_an_arena_that_goes_on_growing() -> Outcome {
     passed()
 }
 
+fn a_lock_that_is_refused_leaves_an_arena_that_goes_on_growing() -> Outcome {
+    limit(Resource::Memlock, 0)?;
+    if rustix::process::geteuid().is_root() {
+        // SAFETY: this process has one thread; it gives its rights up, and the limit holds for it.
+        assert_eq!(unsafe { libc::setuid(65534) }, 0);
+    }
+    let arena = Arena::builder("unlocked").capacity(16 << 20).build()?;
+    let handle = *arena;
+    let value = handle.alloc(1u64)?;
+    let e = arena.freeze_with(5u8, FreezeOptions::new().lock(true)).err().ok_or("nothing may be locked")?;
+    assert!((e.is_permission() || e.is_out_of_memory()) && e.hint().is_some(), "{e}");
+    assert!(!handle.is_frozen());
+    *value += *handle.alloc(2u64)?;
+    let mut more: Vec<u64> = Vec::new_in(handle);
+    more.extend(0..1_000_000);
+    assert_eq!((*value, more[999_999]), (3, 999_999));
+    passed()
+}
+
 /// A directory that is a control group of our own with a memory limit; removed when dropped.
 struct Group(PathBuf);
 
@@ -170,6 +189,7 @@ pub fn trials() -> std::vec::Vec<Trial> {
         too_many_arenas_are_an_error_that_leaves_no_mapping,
         no_descriptor_left_is_an_error,
         a_freeze_that_fails_leaves_an_arena_that_goes_on_growing,
+        a_lock_that_is_refused_leaves_an_arena_that_goes_on_growing,
         a_memory_limit_met_in_the_middle_is_an_error_and_no_sigkill,
     ]
 }
