@@ -29,6 +29,7 @@ static RESET: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refused {
     pub(crate) slot: u16,
+    pub(crate) generation: u16,
     pub(crate) address: usize,
     pub(crate) tid: i32,
     pub(crate) pc: u64,
@@ -88,7 +89,13 @@ extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
 fn explain(fault: &MemoryFault) {
     registry::visit(|mut arenas| {
         let Some(inner) = arenas.find(|inner| inner.addresses().contains(fault.address)) else { return };
-        let refused = Refused { slot: inner.slot, address: fault.address, tid: process::tid(), pc: fault.registers.pc };
+        let refused = Refused {
+            slot: inner.slot,
+            generation: inner.generation,
+            address: fault.address,
+            tid: process::tid(),
+            pc: fault.registers.pc,
+        };
         if let Some(observer) = OBSERVER.get() {
             observer(&refused);
         }

@@ -165,7 +165,7 @@ impl Child {
                 observed
             });
             let changed = |page: PageIndex| evidence.changed(at, page);
-            let inherited = evidence.inherited(at).count();
+            let inherited = evidence.pages(at, Pages::Inherited).count();
             report::ArenaReport::new(image, &copied, inherited, observed.as_ref(), changed)
         });
         let facts = report::Facts {
@@ -190,7 +190,7 @@ pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<Ar
         let armed = evidence.watch.arms();
         // Copies that were armed again and swapped out look untouched: what was counted stays counted.
         let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
-        let inherited = evidence.inherited(at);
+        let inherited = evidence.pages(at, Pages::Inherited);
         watch::census::scan(pagemap, image.range(), armed, |run| {
             for page in watch::census::pages_of(image.range(), run).filter(|&page| !inherited.contains(page)) {
                 copied.insert(page);

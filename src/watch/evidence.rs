@@ -3,6 +3,7 @@
 //! ```text
 //! header   64 words: states, descriptors, a refused write, the ring's counters
 //! panic    256 words: the text of the child's panic
+//! touched  for each image and bitmap: 1 once a bit was set, because reading an empty bitmap gives it memory
 //! ring     events
 //! images   for each frozen arena:  seen    a bit a page: observed by the watch since the last epoch
 //!                                  epoch   a bit a page: observed in the epoch that was closed last
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const HEADER: usize = 64;
 const PANIC: usize = 256;
+const TOUCHED: usize = HEADER + PANIC;
 
 /// Words of the header, by name.
 #[derive(Clone, Copy)]
@@ -51,8 +53,8 @@ pub(crate) enum Word {
     TrapLost,
     /// 1 when the child executed another program.
     Executed,
-    /// A refused write: arena's slot plus 1, address, thread, program counter.
-    RefusedSlot,
+    /// A refused write: the arena's generation and slot plus 1, address, thread, program counter.
+    RefusedArena,
     RefusedAddress,
     RefusedTid,
     RefusedPc,
@@ -121,10 +123,11 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DeniedWrite {
-    /// The arena's name; empty if it is not among the frozen ones.
+    /// The arena's name; empty if it is not among those the child was forked over (a growing one, or the child's
+    /// own).
     pub arena: String,
-    /// The page, from the arena's start.
-    pub page: PageIndex,
+    /// The page, from the arena's start; `None` where `arena` is empty.
+    pub page: Option<PageIndex>,
     /// The address.
     pub address: usize,
     /// The thread.
@@ -159,7 +162,7 @@ pub(crate) struct Evidence {
     pub(crate) files: Vec<i32>,
     pub(crate) watch: Watch,
     pub(crate) parent_pid: i32,
-    /// Is the child forked from a process that is a child itself?
+    /// Is the child forked from a process that is a child itself? Only such a one passes copies on.
     pub(crate) from_child: bool,
     /// Is there to be a keeper?
     pub(crate) keep: bool,
@@ -174,10 +177,13 @@ pub(crate) enum Pages {
     Inherited,
 }
 
+/// How many bitmaps an image has.
+const BITMAPS: usize = 4;
+
 impl Evidence {
     /// Makes the region, before the fork.
     pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, keep: bool) -> Result<Self> {
-        let ring_at = HEADER + PANIC;
+        let ring_at = TOUCHED + BITMAPS * images.len();
         let slots = if watch.has_events() { events_max.max(1) } else { 0 };
         let mut at = slots.saturating_mul(ring::EVENT_WORDS).saturating_add(ring_at + ring::HEADER_WORDS);
         let mut sections = Vec::new();
@@ -226,8 +232,27 @@ impl Evidence {
         Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default())
     }
 
-    /// The words of one of an image's bitmaps, 64 pages each.
+    /// 1 once a bit of the bitmap was set.
+    fn touched(&self, image: usize, which: Pages) -> Option<&AtomicU64> {
+        self.shared.words().get(TOUCHED + image * BITMAPS + which as usize)
+    }
+
+    /// The words of one of an image's bitmaps, 64 pages each; none while no bit was ever set.
     pub(super) fn bitmap(&self, image: usize, which: Pages) -> &[AtomicU64] {
+        let touched = self.touched(image, which).is_some_and(|touched| touched.load(Ordering::Acquire) != 0);
+        if touched { self.all_words(image, which) } else { &[] }
+    }
+
+    /// The words of one of an image's bitmaps, to be written.
+    pub(super) fn bitmap_to_write(&self, image: usize, which: Pages) -> &[AtomicU64] {
+        // Before a bit is set, so that no writer killed in between leaves one that is not looked for.
+        if let Some(touched) = self.touched(image, which).filter(|touched| touched.load(Ordering::Relaxed) == 0) {
+            touched.store(1, Ordering::Release);
+        }
+        self.all_words(image, which)
+    }
+
+    fn all_words(&self, image: usize, which: Pages) -> &[AtomicU64] {
         let Some(section) = self.sections.get(image) else { return &[] };
         let start = match which {
             Pages::Seen => section.seen,
@@ -241,7 +266,7 @@ impl Evidence {
     /// Sets a page's bit; true if it was not set.
     pub(super) fn mark(&self, image: usize, which: Pages, page: PageIndex) -> bool {
         let bit = 1 << (page.0 % 64);
-        let word = self.bitmap(image, which).get((page.0 / 64) as usize);
+        let word = self.bitmap_to_write(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
     }
 
@@ -254,12 +279,6 @@ impl Evidence {
     /// One of an image's bitmaps as a set.
     pub(crate) fn pages(&self, image: usize, which: Pages) -> PageSet {
         PageSet::from_words(self.bitmap(image, which).iter().map(|word| word.load(Ordering::Acquire)))
-    }
-
-    /// Pages that were private copies already when the child was forked. Only a child passes such on, and reading
-    /// an empty bitmap would give it memory.
-    pub(crate) fn inherited(&self, image: usize) -> PageSet {
-        if self.from_child { self.pages(image, Pages::Inherited) } else { PageSet::new() }
     }
 
     fn changed_word(&self, image: usize, page: PageIndex) -> Option<&AtomicU64> {
@@ -315,18 +334,20 @@ impl Evidence {
         self.set(Word::RefusedAddress, refused.address as u64);
         self.set(Word::RefusedTid, refused.tid as u64);
         self.set(Word::RefusedPc, refused.pc);
-        self.set(Word::RefusedSlot, u64::from(refused.slot) + 1);
+        let which = u64::from(refused.generation) << 16 | u64::from(refused.slot);
+        self.set(Word::RefusedArena, which + 1);
     }
 
     /// The refused write, if there was one.
     pub(crate) fn denied(&self) -> Option<DeniedWrite> {
-        let slot = self.get(Word::RefusedSlot).checked_sub(1)?;
+        let which = self.get(Word::RefusedArena).checked_sub(1)?;
+        let (slot, generation) = (which as u16, (which >> 16) as u16);
         let address = self.get(Word::RefusedAddress) as usize;
-        let image = self.images.iter().find(|image| u64::from(image.slot()) == slot);
-        let offset = image.map_or(0, |image| address.saturating_sub(image.range().start));
+        let image = self.images.iter().find(|image| (image.slot(), image.generation()) == (slot, generation));
+        let offset = image.map(|image| address.saturating_sub(image.range().start));
         Some(DeniedWrite {
             arena: image.map_or_else(String::new, |image| image.name().to_owned()),
-            page: sys::page_size().index_of(offset),
+            page: offset.map(|offset| sys::page_size().index_of(offset)),
             address,
             tid: self.get(Word::RefusedTid) as i32,
             pc: self.get(Word::RefusedPc),

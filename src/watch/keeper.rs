@@ -262,10 +262,13 @@ impl Keeper {
         // What was copied so far must not be forgotten when a swapped copy is armed again.
         self.census()?;
         for image in 0..self.evidence.images.len() {
-            for (seen, epoch) in
-                self.evidence.bitmap(image, Pages::Seen).iter().zip(self.evidence.bitmap(image, Pages::Epoch))
-            {
-                epoch.store(seen.swap(0, Ordering::AcqRel), Ordering::Release);
+            let seen = self.evidence.bitmap(image, Pages::Seen);
+            if seen.is_empty() && self.evidence.bitmap(image, Pages::Epoch).is_empty() {
+                continue;
+            }
+            for (at, epoch) in self.evidence.bitmap_to_write(image, Pages::Epoch).iter().enumerate() {
+                let taken = seen.get(at).map_or(0, |seen| seen.swap(0, Ordering::AcqRel));
+                epoch.store(taken, Ordering::Release);
             }
         }
         self.observe_async(Pages::Epoch, true)?;
