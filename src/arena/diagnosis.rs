@@ -8,7 +8,7 @@
 //! The handler is *raw*: it allocates nothing, takes no lock, and formats through a small buffer on the stack.
 #![expect(unsafe_code, reason = "a signal handler is called by the kernel")]
 
-use super::{overlapping, registry};
+use super::registry;
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
@@ -120,7 +120,7 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
     let Some(image) = inner.image() else {
         return writeln!(text, "\ncowbell: a growing arena is not passed on to children: freeze it before the fork");
     };
-    for allocation in overlapping(image.allocations(), offset, offset + 1) {
+    for allocation in image.table().overlapping(offset, offset + 1) {
         if let Some(site) = allocation.site {
             let (file, line) = (site.location.file(), site.location.line());
             write!(text, "\ncowbell: object: {} allocated at {file}:{line}", site.type_name)?;

@@ -6,6 +6,7 @@
 //! fault is diagnosed and kills, and no reader ever sees a change.
 #![expect(unsafe_code, reason = "mappings are replaced under live references")]
 
+use super::site::{Recorder, Table};
 use super::{Allocation, Arena, ArenaRef, Handle, HugePages, Inner, registry};
 use crate::error::{Error, Kind, Result};
 use crate::page::PageCount;
@@ -98,7 +99,7 @@ pub struct Image {
     on_write: OnWrite,
     for_good: bool,
     collapsed: Collapsed,
-    allocations: Vec<Allocation>,
+    allocations: Table,
     file: OwnedFd,
 }
 
@@ -144,7 +145,12 @@ impl Image {
     }
 
     /// All allocations by offset, if the arena records sites; else none.
-    pub fn allocations(&self) -> &[Allocation] {
+    pub fn allocations(&self) -> impl Iterator<Item = Allocation> + '_ {
+        self.allocations.iter()
+    }
+
+    /// The same, to look an address up in. *Raw.*
+    pub(crate) fn table(&self) -> &Table {
         &self.allocations
     }
 
@@ -220,6 +226,13 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
 
     let frozen = || Error::new(Kind::Frozen { arena: handle.name().to_owned() });
     let file = growing.file.take().ok_or_else(frozen)?;
+    let allocations = match growing.recorder.take().map(Recorder::into_table).transpose() {
+        Ok(table) => table.unwrap_or_default(),
+        Err(e) => {
+            growing.file = Some(file);
+            return Err(e);
+        }
+    };
     let rest = Range { start: range.end(), len: inner.range.end() - range.end() };
     if let Err(e) = make_final(range, rest, &file, options) {
         let undone = grow_on(inner.range, &file);
@@ -234,7 +247,6 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     }
     // Without mseal the range is read-only all the same; only deliberate code could lift that.
     let for_good = options.on_write == OnWrite::Deny && map::seal(range).is_ok();
-    let allocations = growing.recorder.take().map(super::site::Recorder::into_allocations).unwrap_or_default();
     Ok(Image {
         name: handle.name().into(),
         slot: inner.slot,

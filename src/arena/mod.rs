@@ -39,7 +39,6 @@ pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, ob
 pub use frozen::{Collapsed, FreezeOptions, Frozen, Image, OnWrite};
 pub use handle::Handle;
 pub use memory::ArenaRef;
-pub(crate) use site::overlapping;
 pub use site::{Allocation, Site};
 
 use crate::error::{Error, Result};

@@ -1,7 +1,11 @@
 //! Allocation sites: which type was put where, by which line.
 
-use std::collections::{BTreeMap, HashMap};
+use crate::error::Result;
+use crate::sys::map::SharedWords;
+use hashbrown::HashMap;
+use std::fmt;
 use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where allocations come from: a type and the line that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +36,8 @@ pub(super) struct SiteId(u32);
 pub(super) struct Recorder {
     sites: Vec<Site>,
     ids: HashMap<Site, SiteId>,
-    live: BTreeMap<usize, (usize, SiteId)>,
+    /// By offset.
+    live: HashMap<usize, (usize, SiteId)>,
 }
 
 impl Recorder {
@@ -57,18 +62,78 @@ impl Recorder {
         }
     }
 
-    /// All live allocations, by offset.
-    pub(super) fn into_allocations(self) -> Vec<Allocation> {
-        let site = |SiteId(id): SiteId| (id as usize).checked_sub(1).and_then(|at| self.sites.get(at)).copied();
-        self.live.iter().map(|(&offset, &(len, id))| Allocation { offset, len, site: site(id) }).collect()
+    /// All live allocations.
+    pub(super) fn into_table(self) -> Result<Table> {
+        let mut live: Vec<_> = self.live.into_iter().collect();
+        live.sort_unstable_by_key(|&(offset, _)| offset);
+        let words = SharedWords::new(live.len() * WORDS)?;
+        for ((offset, (len, SiteId(id))), entry) in live.iter().zip(words.words().chunks_exact(WORDS)) {
+            // Sites beyond the last number that fits are as good as none.
+            let id = if u64::from(*id) <= SITES_MAX { u64::from(*id) } else { 0 };
+            for (word, value) in entry.iter().zip([*offset as u64, (*len as u64) << SITE_BITS | id]) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        Ok(Table { count: live.len(), words: Some(words), sites: self.sites })
     }
 }
 
-/// The allocations that overlap `start..end`, in a list sorted by offset without overlaps.
-pub(crate) fn overlapping(allocations: &[Allocation], start: usize, end: usize) -> &[Allocation] {
-    let first = allocations.partition_point(|a| a.offset + a.len <= start);
-    let behind = allocations.partition_point(|a| a.offset < end);
-    allocations.get(first..behind).unwrap_or_default()
+/// Words of an entry: the offset; the length and, in the lowest bits, the site.
+const WORDS: usize = 2;
+const SITE_BITS: u32 = 20;
+const SITES_MAX: u64 = (1 << SITE_BITS) - 1;
+
+/// The allocations of a frozen arena by offset, without overlaps.
+///
+/// They lie in shared memory, of which fork copies no page table: in the ordinary heap, 16 bytes for each of
+/// some million objects would make every fork slower. All reading is *raw*.
+#[derive(Default)]
+pub(crate) struct Table {
+    count: usize,
+    words: Option<SharedWords>,
+    sites: Vec<Site>,
+}
+
+impl Table {
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Allocation> + '_ {
+        (0..self.count).filter_map(|at| self.get(at))
+    }
+
+    /// Those that overlap `start..end`.
+    pub(crate) fn overlapping(&self, start: usize, end: usize) -> impl Iterator<Item = Allocation> + '_ {
+        let first = self.partition_point(|allocation| allocation.offset + allocation.len <= start);
+        (first..self.count).filter_map(|at| self.get(at)).take_while(move |allocation| allocation.offset < end)
+    }
+
+    /// Is nothing recorded?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    fn get(&self, at: usize) -> Option<Allocation> {
+        let words: &[AtomicU64] = self.words.as_ref()?.words();
+        let [offset, rest] = words.get(at * WORDS..(at + 1) * WORDS)? else { return None };
+        let rest = rest.load(Ordering::Relaxed);
+        let site = ((rest & SITES_MAX) as usize).checked_sub(1).and_then(|id| self.sites.get(id)).copied();
+        Some(Allocation { offset: offset.load(Ordering::Relaxed) as usize, len: (rest >> SITE_BITS) as usize, site })
+    }
+
+    /// The first entry for which `is_before` is false, as of a slice.
+    fn partition_point(&self, is_before: impl Fn(Allocation) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.get(middle).is_some_and(&is_before) { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table({} allocations)", self.count)
+    }
 }
 
 #[cfg(test)]
@@ -77,12 +142,23 @@ mod tests {
 
     #[test]
     fn a_page_finds_the_allocations_that_touch_it() {
-        let make = |offset, len| Allocation { offset, len, site: None };
-        let list = [make(0, 10), make(16, 100), make(4090, 16), make(9000, 8)];
-        let at = |start, end| overlapping(&list, start, end).iter().map(|a| a.offset).collect::<Vec<_>>();
+        let mut recorder = Recorder::default();
+        let site = Site { type_name: "T", location: Location::caller() };
+        let id = recorder.id_of(site);
+        for (offset, len) in [(9000, 8), (0, 10), (4090, 16), (16, 100), (500, 20)] {
+            recorder.add(offset, len, if offset == 16 { id } else { SiteId::default() });
+        }
+        recorder.remove(500);
+        recorder.resize(9000, 9);
+        let table = recorder.into_table().expect("memory");
+        let at = |start, end| table.overlapping(start, end).map(|a| a.offset).collect::<Vec<_>>();
         assert_eq!(at(0, 4096), [0, 16, 4090]);
         assert_eq!(at(4096, 8192), [4090]);
         assert_eq!(at(8192, 9000), [] as [usize; 0]);
         assert_eq!(at(8192, 9001), [9000]);
+        assert_eq!(at(9008, 9009), [9000]);
+        let all: Vec<_> = table.iter().map(|a| (a.offset, a.len, a.site)).collect();
+        assert_eq!(all, [(0, 10, None), (16, 100, Some(site)), (4090, 16, None), (9000, 9, None)]);
+        assert!(Table::default().overlapping(0, usize::MAX).next().is_none());
     }
 }

@@ -161,9 +161,8 @@ impl Report {
         let describe = |event: &watch::Event| {
             let image = images.get(event.arena);
             let offset = event.address.saturating_sub(image.map_or(0, |image| image.range().start));
-            let allocations =
-                image.map_or(&[][..], |image| arena::overlapping(image.allocations(), offset, offset + 1));
-            let object = allocations.first().and_then(|allocation| allocation.site);
+            let allocation = image.and_then(|image| image.table().overlapping(offset, offset + 1).next());
+            let object = allocation.and_then(|allocation| allocation.site);
             EventReport {
                 arena: event.arena,
                 page: event.page,
@@ -255,7 +254,7 @@ fn set_of(runs: &[PageSpan]) -> PageSet {
 
 /// Which sites have objects where copied pages changed.
 fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
-    let allocations = image.allocations();
+    let allocations = image.table();
     if allocations.is_empty() {
         return Vec::new();
     }
@@ -267,7 +266,7 @@ fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteRep
             Some(changed) if changed.bytes > 0 => (start + changed.first as usize, start + changed.last as usize + 1),
             _ => (start, start + page_bytes),
         };
-        let mut here: Vec<_> = arena::overlapping(allocations, from, to).iter().map(|a| a.site).collect();
+        let mut here: Vec<_> = allocations.overlapping(from, to).map(|allocation| allocation.site).collect();
         here.sort_by_key(|site| site.map(|site| (site.type_name, site.location.file(), site.location.line())));
         here.dedup();
         for site in here {
