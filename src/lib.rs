@@ -53,3 +53,8 @@ pub mod sys;
 pub mod watch;
 
 pub use error::{Error, Result};
+
+/// The README's example is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
