@@ -125,7 +125,8 @@ fn in_child(claim: &Claim, kind: Option<Kind>, to_verdict: OwnedFd, path: PathBu
     SCRATCH.set(path).expect("one case a process");
     std::panic::set_hook(Box::new(report_panic));
     // Some claims kill their children by SIGSEGV, and that is no reason for a core dump.
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let maximum = rustix::process::getrlimit(rustix::process::Resource::Core).maximum;
+    let none = rustix::process::Rlimit { current: Some(0), maximum };
     rustix::process::setrlimit(rustix::process::Resource::Core, none).expect("setrlimit");
     match claim.needs.iter().try_for_each(|need| need.check()).and_then(|()| examine(claim, kind)) {
         Ok(()) => tell('P', ""),

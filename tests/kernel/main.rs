@@ -15,8 +15,11 @@ mod evidence;
 mod memory;
 mod watcher;
 
+mod backing;
 mod copying;
+mod ending;
 mod forking;
+mod frames;
 mod holes;
 mod huge;
 mod io_ring;
@@ -25,6 +28,7 @@ mod mapping;
 mod pagemap;
 mod processes;
 mod sealing;
+mod sharing;
 mod swapping;
 mod taskstats;
 mod uffd;
@@ -37,18 +41,23 @@ use std::process::ExitCode;
 /// All claims, topic by topic, in the order of `docs/KERNEL.md`.
 const TOPICS: &[(&str, &[Claim])] = &[
     ("seals", sealing::CLAIMS),
+    ("seals", backing::CLAIMS),
     ("mappings", mapping::CLAIMS),
+    ("mappings", backing::OF_MAPPINGS),
     ("fork", forking::CLAIMS),
     ("copies", copying::CLAIMS),
     ("page tables", pagemap::CLAIMS),
     ("userfaultfd", uffd::CLAIMS),
     ("writers", writers::CLAIMS),
+    ("writers", frames::CLAIMS),
     ("holes", holes::CLAIMS),
     ("holes", io_ring::CLAIMS),
     ("huge pages", huge::CLAIMS),
     ("swap", swapping::CLAIMS),
     ("processes", processes::CLAIMS),
     ("processes", keeper::CLAIMS),
+    ("processes", sharing::CLAIMS),
+    ("processes", ending::CLAIMS),
     ("processes", taskstats::CLAIMS),
 ];
 
