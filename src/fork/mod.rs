@@ -113,8 +113,8 @@ impl Default for ForkOptions<'_> {
 /// run it: whatever the child needs is set up, or this is an error.
 ///
 /// The child has this process's memory as it is now, and one thread. It sees all frozen arenas; growing
-/// ones are fenced off. It dies (SIGKILL) when **the thread** that called this ends, unless it changes its user
-/// or capabilities. Handlers registered with `pthread_atfork` do not run: a generator of random numbers that
+/// ones are fenced off. It dies (SIGKILL) when **the thread** that called this ends, unless it changes its
+/// user. Handlers registered with `pthread_atfork` do not run: a generator of random numbers that
 /// relies on them repeats itself in every child, so seed it anew. What the closure prints is flushed at its end,
 /// unless it leaves threads behind. What it captured by value is dropped in the child as well as here.
 ///

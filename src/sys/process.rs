@@ -63,9 +63,11 @@ pub fn threads() -> Result<Vec<Thread>> {
     for entry in entries {
         let name = entry.map_err(|e| io("read(/proc/self/task)", &e))?.file_name();
         let Some(tid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A thread that ends between the two reads is no longer alive.
-        if let Ok(comm) = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")) {
-            threads.push(Thread { tid, name: comm.trim_end().to_owned() });
+        // A thread that ends between the two reads is no longer alive; nor is one that was joined and is still
+        // listed, which its flags tell.
+        let Ok(stat) = std::fs::read(format!("/proc/self/task/{tid}/stat")) else { continue };
+        if flags_say_exiting(&stat) != Some(true) {
+            threads.push(Thread { tid, name: name_in(&stat) });
         }
     }
     Ok(threads)
@@ -194,6 +196,13 @@ pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
 pub fn is_exiting(pid: i32) -> bool {
     let mut buffer = [0; 512];
     read_small(&proc_path(pid, "stat"), &mut buffer).map_or(true, |stat| flags_say_exiting(stat).unwrap_or(true))
+}
+
+/// The name in a `stat` file, which stands in parentheses and may itself have some.
+fn name_in(stat: &[u8]) -> String {
+    let begin = stat.iter().position(|&byte| byte == b'(').map_or(0, |at| at + 1);
+    let end = stat.iter().rposition(|&byte| byte == b')').unwrap_or(stat.len());
+    String::from_utf8_lossy(stat.get(begin..end).unwrap_or_default()).into_owned()
 }
 
 fn flags_say_exiting(stat: &[u8]) -> Option<bool> {
@@ -330,6 +339,7 @@ mod tests {
         assert_eq!(super::flags_say_exiting(stat(0x40_0044).as_bytes()), Some(true));
         assert_eq!(super::flags_say_exiting(stat(0x40_0040).as_bytes()), Some(false));
         assert_eq!(super::flags_say_exiting(b"7 (x) R"), None);
+        assert_eq!(super::name_in(stat(0).as_bytes()), "a ) name");
     }
 
     #[test]

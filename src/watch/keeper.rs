@@ -202,7 +202,7 @@ impl Keeper {
     fn executed(&self) -> bool {
         let mut now = [0; 512];
         match process::auxiliary_vector(self.child_pid, &mut now) {
-            // A process that is exiting has closed its files and has no memory any more.
+            // A process that is exiting may have no memory any more (others find ESRCH then, below).
             Ok([]) => false,
             Ok(_) => now != self.program,
             // It runs with rights we lack, so it is another one; unless it is just exiting.
