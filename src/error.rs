@@ -54,7 +54,11 @@ impl Error {
 
     /// A system call's failure.
     pub(crate) fn os(operation: &'static str, errno: Errno) -> Self {
-        Self::new(Kind::Os { operation, errno: errno.raw_os_error() })
+        let error = Self::new(Kind::Os { operation, errno: errno.raw_os_error() });
+        match remedy(operation, errno) {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
     }
 
     pub(crate) fn unsupported(feature: &'static str, since: &'static str, why: impl Into<Cow<'static, str>>) -> Self {
@@ -125,6 +129,21 @@ impl Error {
             Kind::Threads(threads) => Some(threads),
             _ => None,
         }
+    }
+}
+
+/// What usually helps against an errno.
+fn remedy(operation: &str, errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::MFILE => Some("raise the limit on open files: ulimit -n"),
+        Errno::NFILE => Some("raise the machine's limit on open files: sysctl fs.file-max"),
+        Errno::AGAIN if operation.starts_with("clone") => {
+            Some("raise the limit on processes: ulimit -u, or pids.max of the control group")
+        }
+        Errno::NOMEM if operation.starts_with("mmap") => {
+            Some("raise the limit on address space: ulimit -v, or choose a smaller capacity")
+        }
+        _ => None,
     }
 }
 

@@ -163,6 +163,7 @@ impl PageSet {
     }
 
     /// Pages in this set and not in `other`.
+    #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
         let theirs = other.words.iter().copied().chain(std::iter::repeat(0));
         Self::from_words(self.words.iter().zip(theirs).map(|(a, b)| a & !b))

@@ -31,6 +31,7 @@ pub enum OnWrite {
 }
 
 /// Settings of [`Arena::freeze_with`].
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct FreezeOptions {
     huge_pages: Option<HugePages>,
@@ -109,7 +110,8 @@ impl Image {
         &self.name
     }
 
-    /// The image's number among those of its slot.
+    /// The image's number: handles of an image that was released are told by it. It counts the images of one
+    /// place in this process's table of arenas, so a new arena may begin above 1.
     pub fn generation(&self) -> u16 {
         self.generation
     }
@@ -222,25 +224,20 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     let unit = if huge_pages == HugePages::Collapse { map::huge_page_size().unwrap_or(page) } else { page };
     let range = Range { start: inner.range.start, len: used.max(1).next_multiple_of(unit) };
     growing.commit(range.len)?;
+    let allocations = growing.recorder.as_ref().map(Recorder::table).transpose()?.unwrap_or_default();
     let collapsed = if huge_pages == HugePages::Collapse { collapse(range)? } else { Collapsed::NotAsked };
 
     let frozen = || Error::new(Kind::Frozen { arena: handle.name().to_owned() });
     let file = growing.file.take().ok_or_else(frozen)?;
-    let allocations = match growing.recorder.take().map(Recorder::into_table).transpose() {
-        Ok(table) => table.unwrap_or_default(),
-        Err(e) => {
-            growing.file = Some(file);
-            return Err(e);
-        }
-    };
     let rest = Range { start: range.end(), len: inner.range.end() - range.end() };
-    if let Err(e) = make_final(range, rest, &file, options) {
+    if let Err(e) = make_final(range, rest, &file, huge_pages, options) {
         let undone = grow_on(inner.range, &file);
         growing.file = Some(file);
         // What lay behind the cut has no memory any more.
         growing.committed = growing.committed.min(range.len);
         return Err(undone.err().unwrap_or(e));
     }
+    growing.recorder = None;
     if rest.len > 0 {
         // SAFETY: as in `make_final`. Should it fail, the addresses stay reserved for nothing.
         let _reserved = unsafe { map::unmap(rest) };
@@ -263,7 +260,7 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
 
 /// Cuts the file, maps it privately in place, takes the shared mapping off the rest, and, when nothing else can
 /// fail, seals it.
-fn make_final(range: Range, rest: Range, file: &OwnedFd, options: &FreezeOptions) -> Result<()> {
+fn make_final(range: Range, rest: Range, file: &OwnedFd, huge_pages: HugePages, options: &FreezeOptions) -> Result<()> {
     memfd::set_len(file.as_fd(), range.len as u64)?;
     // SAFETY: the range is the arena's and the new mapping shows the same bytes.
     let mapped = unsafe { map::map_private_at(range, Access::Read, file.as_fd(), 0) };
@@ -272,7 +269,7 @@ fn make_final(range: Range, rest: Range, file: &OwnedFd, options: &FreezeOptions
         // SAFETY: the addresses behind the last allocation were never handed out.
         unsafe { map::blank(rest) }.map_err(|e| Error::os("mmap(rest of arena)", e))?;
     }
-    mark(range, options)?;
+    mark(range, huge_pages, options)?;
     memfd::seal(file.as_fd(), memfd::SEALS_FINAL).map_err(|e| {
         if e.errno() == Some(Errno::BUSY.raw_os_error()) {
             e.with_hint("pages of the arena are pinned for I/O, or another process maps its file writable")
@@ -309,7 +306,10 @@ fn collapse(range: Range) -> Result<Collapsed> {
 }
 
 /// What the user asked for beyond sharing.
-fn mark(range: Range, options: &FreezeOptions) -> Result<()> {
+fn mark(range: Range, huge_pages: HugePages, options: &FreezeOptions) -> Result<()> {
+    if huge_pages == HugePages::Advise {
+        map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
+    }
     if !options.dump {
         map::advise(range, Harmless::DontDump).map_err(|e| Error::os("madvise(MADV_DONTDUMP)", e))?;
     }
@@ -343,16 +343,19 @@ impl<T: 'static> Frozen<T> {
     ///
     /// # Safety
     /// No reference into the arena, no [`ArenaRef`] of it and nothing allocated from it may be used
-    /// any more, by any thread. Handles are told from valid ones and refused.
+    /// any more, by any thread, nor may another thread resolve a handle meanwhile. Handles that are
+    /// resolved later are told from valid ones and refused.
     ///
     /// # Errors
     /// EPERM for an arena frozen with [`OnWrite::Deny`] where the kernel has `mseal`.
     pub unsafe fn release(self) -> Result<()> {
-        // SAFETY: passed on to the caller.
-        unsafe { map::unmap(self.image.range) }.map_err(|e| Error::os("munmap", e))?;
+        if self.image.for_good {
+            return Err(Error::os("munmap(arena sealed by mseal)", Errno::PERM));
+        }
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(self.inner) });
-        Ok(())
+        // SAFETY: passed on to the caller.
+        unsafe { map::unmap(self.image.range) }.map_err(|e| Error::os("munmap", e))
     }
 }
 
@@ -367,11 +370,11 @@ impl Arena {
     /// None known.
     pub unsafe fn release(self) -> Result<()> {
         let inner = self.inner();
-        // SAFETY: passed on to the caller.
-        unsafe { map::unmap(inner.range) }.map_err(|e| Error::os("munmap", e))?;
+        let range = inner.range;
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(inner) });
-        Ok(())
+        // SAFETY: passed on to the caller.
+        unsafe { map::unmap(range) }.map_err(|e| Error::os("munmap", e))
     }
 }
 

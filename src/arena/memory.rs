@@ -19,6 +19,9 @@ use std::panic::Location;
 use std::ptr::NonNull;
 use std::sync::{MutexGuard, PoisonError};
 
+/// The smallest allocations that are expected to fill a step: smaller ones are rare.
+const SMALL_ALLOCATION: usize = 32;
+
 /// Memory is committed in steps of this many bytes: a system call per step, not per page.
 const COMMIT_STEP: usize = 4 << 20;
 
@@ -66,17 +69,25 @@ impl Growing {
     pub(super) fn commit(&mut self, end: usize) -> Result<()> {
         let Some(missing) = end.checked_sub(self.committed).filter(|&missing| missing > 0) else { return Ok(()) };
         let step = missing.next_multiple_of(COMMIT_STEP).min(self.capacity.max(end) - self.committed);
-        let short = |limit: String| Error::new(Kind::OutOfMemory { asked: step, limit });
-        // A step to spare, for what else the process needs before the next check.
-        let needed = (step + COMMIT_STEP) as u64;
-        if let Some(headroom) = limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
-            return Err(short(headroom.to_string()));
-        }
+        // Recording the allocations that fit in the step takes ordinary heap beside it.
+        let recording = self.recorder.as_ref().map_or(0, |recorder| recorder.growth(step / SMALL_ALLOCATION));
+        check_headroom(step + recording)?;
         let Some(file) = &self.file else { return Ok(()) };
-        memfd::allocate(file.as_fd(), self.committed as u64, step as u64)
-            .map_err(|e| short(format!("the kernel refused: {}", Error::os("fallocate", e))))?;
+        memfd::allocate(file.as_fd(), self.committed as u64, step as u64).map_err(|e| {
+            let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
+            Error::new(Kind::OutOfMemory { asked: step, limit })
+        })?;
         self.committed += step;
         Ok(())
+    }
+}
+
+/// Is there memory for so many bytes, and a step to spare for what else the process needs before the next check?
+pub(super) fn check_headroom(asked: usize) -> Result<()> {
+    let needed = asked.saturating_add(COMMIT_STEP) as u64;
+    match limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
+        Some(headroom) => Err(Error::new(Kind::OutOfMemory { asked, limit: headroom.to_string() })),
+        None => Ok(()),
     }
 }
 

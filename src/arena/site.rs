@@ -62,9 +62,21 @@ impl Recorder {
         }
     }
 
+    /// Bytes of ordinary heap that recording so many more allocations may take at once: the table's next size.
+    pub(super) fn growth(&self, more: usize) -> usize {
+        let entry = size_of::<(usize, (usize, SiteId))>() + 1;
+        // Tables double, and are at most seven eighths full.
+        if self.live.len() + more > self.live.capacity() {
+            (self.live.capacity() + more) * 2 * entry * 8 / 7
+        } else {
+            0
+        }
+    }
+
     /// All live allocations.
-    pub(super) fn into_table(self) -> Result<Table> {
-        let mut live: Vec<_> = self.live.into_iter().collect();
+    pub(super) fn table(&self) -> Result<Table> {
+        super::memory::check_headroom(self.live.len() * (size_of::<(usize, (usize, SiteId))>() + WORDS * 8))?;
+        let mut live: Vec<_> = self.live.iter().map(|(&offset, &entry)| (offset, entry)).collect();
         live.sort_unstable_by_key(|&(offset, _)| offset);
         let words = SharedWords::new(live.len() * WORDS)?;
         for ((offset, (len, SiteId(id))), entry) in live.iter().zip(words.words().chunks_exact(WORDS)) {
@@ -74,7 +86,7 @@ impl Recorder {
                 word.store(value, Ordering::Relaxed);
             }
         }
-        Ok(Table { count: live.len(), words: Some(words), sites: self.sites })
+        Ok(Table { count: live.len(), words: Some(words), sites: self.sites.clone() })
     }
 }
 
@@ -150,7 +162,7 @@ mod tests {
         }
         recorder.remove(500);
         recorder.resize(9000, 9);
-        let table = recorder.into_table().expect("memory");
+        let table = recorder.table().expect("memory");
         let at = |start, end| table.overlapping(start, end).map(|a| a.offset).collect::<Vec<_>>();
         assert_eq!(at(0, 4096), [0, 16, 4090]);
         assert_eq!(at(4096, 8192), [4090]);

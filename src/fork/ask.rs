@@ -46,21 +46,26 @@ impl Child {
         census_of(&self.evidence, &pagemap)
     }
 
-    /// Events since the last call, in the order they were noted.
+    /// Takes the events since the last call, in the order they were noted. They are not in later reports.
     ///
     /// # Errors
     /// Invalid in another process than the one that spawned the child.
     pub fn events(&mut self) -> Result<Vec<Event>> {
         self.check_owner()?;
-        let before = self.events.len();
         self.take_events();
-        Ok(self.events.get(before..).unwrap_or_default().to_vec())
+        self.events_told += self.events.len() as u64;
+        Ok(std::mem::take(&mut self.events))
     }
 
     pub(super) fn take_events(&mut self) {
         let writers_gone = self.ended.is_some();
         while let Some(event) = self.evidence.take_event(writers_gone) {
-            self.events.push(event);
+            // As many as the ring has are kept for a report; a program that wants all takes them in time.
+            if self.events.len() < self.evidence.events_max {
+                self.events.push(event);
+            } else {
+                self.events_dropped += 1;
+            }
         }
     }
 
@@ -132,13 +137,13 @@ impl Child {
     /// Events that did not reach us: dropped for want of room, or not yet made when their writer was killed.
     /// A writer marks the page first, so what has a mark and no event was lost.
     fn events_lost(&self) -> u64 {
-        let dropped = self.evidence.events_lost();
+        let dropped = self.evidence.events_lost() + self.events_dropped;
         if self.ended.is_none() || !self.evidence.watch.has_events() {
             return dropped;
         }
         let open = (0..self.evidence.images.len()).map(|at| self.evidence.pages(at, Pages::Seen).count().0);
         let marks = self.earlier_marks + open.sum::<u64>();
-        dropped.max(marks.saturating_sub(self.events.len() as u64))
+        dropped.max(marks.saturating_sub(self.events.len() as u64 + self.events_told))
     }
 
     pub(super) fn make_report(&self, last: bool) -> Result<Report> {

@@ -33,6 +33,9 @@ impl Exit {
 }
 
 /// A forked child. Dropping it kills the child, if it still runs, and reaps it.
+///
+/// It takes three descriptors: `ulimit -n` bounds how many children there can be.
+#[must_use = "dropping a Child kills the process"]
 #[derive(Debug)]
 pub struct Child {
     pub(super) pid: i32,
@@ -43,8 +46,11 @@ pub struct Child {
     pub(super) evidence: Box<Evidence>,
     /// Known once the child is reaped.
     pub(super) ended: Option<Ended>,
-    /// Events taken from the ring so far.
+    /// Events taken from the ring and not yet handed out.
     pub(super) events: Vec<Event>,
+    /// How many were handed out, and how many found no room here.
+    pub(super) events_told: u64,
+    pub(super) events_dropped: u64,
     /// Pages the watch saw in epochs that are closed, for each arena.
     pub(super) earlier: Vec<PageSet>,
     /// How many pages those epochs had: each page has one event an epoch.
@@ -73,6 +79,8 @@ impl Child {
             evidence: Box::new(evidence),
             ended: None,
             events: Vec::new(),
+            events_told: 0,
+            events_dropped: 0,
             earlier,
             earlier_marks: 0,
             owner: process::pid(),
@@ -112,7 +120,8 @@ impl Child {
         self.pid
     }
 
-    /// The child's process descriptor: readable (for `poll`) once the child has ended.
+    /// The child's process descriptor: readable (for `poll`) once the child has ended. Its last census may
+    /// take a moment longer: [`Self::wait`] then.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }

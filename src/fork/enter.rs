@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// What a child's closure may return: it becomes the exit code. A closure that never returns says so:
 /// `|_| -> () { panic!() }`.
 pub trait IntoExitCode {
-    /// The exit code, 0 to 255.
+    /// The exit code, 0 to 255; what lies outside becomes 255, so that no failure looks like success.
     fn code(self) -> i32;
 }
 
@@ -117,7 +117,7 @@ pub(super) fn run<R: IntoExitCode>(
         let _unflushed = std::io::stdout().flush();
         process::flush_c_streams();
     }
-    process::exit(code)
+    process::exit(u8::try_from(code).map_or(255, i32::from))
 }
 
 /// Ends the process instead of unwinding into the parent's frames.

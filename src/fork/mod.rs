@@ -31,6 +31,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The highest signal number (`_NSIG`).
+const SIGNAL_MAX: i32 = 64;
+
 /// How long a child may take from fork to its closure. It is a matter of microseconds; only a
 /// child that is stopped or starved of its processor takes longer.
 const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
@@ -39,6 +42,7 @@ const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
 const PANICKED: i32 = 101;
 
 /// Settings of [`spawn`].
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct ForkOptions<'a> {
     watch: Watch,
@@ -173,6 +177,9 @@ struct Channels {
 fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
     if options.watch.arms() && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
+    }
+    if !(0..=SIGNAL_MAX).contains(&options.exit_signal) {
+        return Err(Error::invalid(format!("exit signal {} is no signal", options.exit_signal)));
     }
     panics::install_hooks();
     let images: Vec<Arc<Image>> = registry::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());

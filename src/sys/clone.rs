@@ -95,7 +95,7 @@ pub unsafe fn fork(args: &ForkArgs<'_>) -> Result<Forked> {
     // of this stack; the rest is the caller's promise.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut clone_args, size) };
     match pid {
-        -1 => Err(Error::os("clone3", last_errno())),
+        -1 => Err(refused(last_errno(), args)),
         0 => {
             set_robust_list(robust);
             Ok(Forked::Child)
@@ -106,6 +106,23 @@ pub unsafe fn fork(args: &ForkArgs<'_>) -> Result<Forked> {
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Forked::Parent { pid: pid as i32, pidfd })
         }
+    }
+}
+
+/// Why clone3 said no.
+fn refused(errno: Errno, args: &ForkArgs<'_>) -> Error {
+    match errno {
+        Errno::NOSYS => Error::unsupported("clone3", "5.3", "the kernel is older, or a sandbox forbids the call"),
+        Errno::INVAL if args.cgroup.is_some() => {
+            Error::unsupported("CLONE_INTO_CGROUP", "5.7", "the kernel does not know the flag")
+        }
+        Errno::INVAL if args.reset_handlers => {
+            Error::unsupported("CLONE_CLEAR_SIGHAND", "5.5", "the kernel does not know the flag")
+        }
+        Errno::BADF if args.cgroup.is_some() => {
+            Error::os("clone3", errno).with_hint("the descriptor is no directory of a version 2 control group")
+        }
+        _ => Error::os("clone3", errno),
     }
 }
 

@@ -164,6 +164,8 @@ pub(crate) struct Evidence {
     pub(crate) parent_pid: i32,
     /// Is the child forked from a process that is a child itself? Only such a one passes copies on.
     pub(crate) from_child: bool,
+    /// How many events are kept until they are read.
+    pub(crate) events_max: usize,
     /// Is there to be a keeper?
     pub(crate) keep: bool,
 }
@@ -200,7 +202,7 @@ impl Evidence {
         let from_child = registry::process_number() > 0;
         let shared = SharedWords::new(at)?;
         // The ring ends where the first image begins.
-        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, from_child, keep })
+        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, from_child, events_max, keep })
     }
 
     /// A word of the header.

@@ -228,6 +228,13 @@ fn a_system_call_that_writes_into_an_armed_page_fails_or_is_seen_and_the_census_
     })
 }
 
+/// Does a core dump end only the process that dies, and not all that share its memory (Linux 5.16)?
+fn has_own_core_dumps() -> bool {
+    let kernel = &cowbell::support::Support::get().machine.kernel;
+    let mut numbers = kernel.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(16))
+}
+
 fn a_bus_error_elsewhere_is_the_programs_own() -> Outcome {
     for_each(&Watch::ALL, |watch| {
         let frozen = frozen_pages("bystander", 2)?;
@@ -241,7 +248,13 @@ fn a_bus_error_elsewhere_is_the_programs_own() -> Outcome {
             unsafe { std::ptr::with_exposed_provenance_mut::<u8>(range.start).write_volatile(1) };
         })?;
         let exit = wait(&mut child)?;
-        assert_eq!((exit.ended, copied(&exit.report)), (Ended::Signaled(libc::SIGBUS), set([1])));
+        assert_eq!(exit.ended, Ended::Signaled(libc::SIGBUS));
+        match exit.report.census {
+            Census::Last => assert_eq!(copied(&exit.report), set([1])),
+            // Before Linux 5.16 a core dump, also one that is not kept, ends the keeper: a loss that is told.
+            Census::Lost if !has_own_core_dumps() => {}
+            census => panic!("{census:?}"),
+        }
         release(frozen)
     })
 }

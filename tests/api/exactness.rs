@@ -5,7 +5,7 @@
 //! kernel's `Anonymous:` of the mapping in smaps.
 #![expect(unsafe_code, reason = "raw writes of every kind, and arenas are released")]
 
-use crate::case::{Outcome, child_that_waits, passed, trial};
+use crate::case::{Outcome, child_that_waits, passed, skipped, trial};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, HugePages};
 use cowbell::fork::{Ended, ForkOptions};
 use cowbell::page::{PageIndex, PageSet};
@@ -155,17 +155,23 @@ impl Case {
                 data.iter().step_by(sys::page_size().bytes()).for_each(|byte| byte.store(1, Ordering::Relaxed));
                 data[data.len() - 1].store(1, Ordering::Relaxed);
             }
-            // Atomics from several threads at once; the rest in turn, since other writes may overlap.
+            // Atomic writes from several threads at once; the others in turn, since they may overlap, but each by
+            // its own thread as well.
+            let at_once = |write: &&Write| write.thread > 0 && matches!(write.how, How::Atomics | How::Stores);
             std::thread::scope(|scope| {
                 for thread in 1..4 {
-                    let mine = self.writes.iter().filter(move |w| w.thread == thread && matches!(w.how, How::Atomics));
+                    let mine = self.writes.iter().filter(at_once).filter(move |write| write.thread == thread);
                     if mine.clone().next().is_some() {
                         scope.spawn(move || mine.for_each(|write| write.make(data)));
                     }
                 }
             });
-            for write in self.writes.iter().filter(|w| w.thread == 0 || !matches!(w.how, How::Atomics)) {
-                write.make(data);
+            for write in self.writes.iter().filter(|write| !at_once(write)) {
+                if write.thread == 0 {
+                    write.make(data);
+                } else {
+                    std::thread::scope(|scope| scope.spawn(|| write.make(data)).join()).expect("a write");
+                }
             }
         }
     }
@@ -236,6 +242,9 @@ fn check_frozen(case: &Case, watch: Watch, frozen: &Frozen<Bytes>) -> Result<(),
 }
 
 fn property(watch: Watch, huge_pages: HugePages) -> Outcome {
+    if let Some(missing) = cowbell::support::Support::get().watch(watch).missing() {
+        return skipped(format!("{}: {}", missing.feature, missing.why));
+    }
     // System calls may write where the watch lets them: always, but under the trap, and under a
     // monitor that sees user mode only.
     let probe = cowbell::fork::spawn(&ForkOptions::new().watch(watch), |_| ())?.wait()?.report;

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 /// Who copied which page after fork, and why.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(name = "cowbell", version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -3,6 +3,7 @@
 use blazesym::symbolize::source::{Process, Source};
 use blazesym::symbolize::{CodeInfo, Input, Symbolizer};
 use blazesym::{Addr, Pid};
+use cowbell::sys::process;
 use std::path::{Path, PathBuf};
 
 /// What an instruction belongs to.
@@ -16,9 +17,21 @@ pub struct Code {
 
 /// Resolves addresses of this process, in the order given. What has no name stays an address.
 pub fn resolve(addresses: &[u64]) -> Vec<Code> {
-    let bare = |address: u64| Code { function: format!("{address:#x}"), line: None };
+    let executable = process::executable();
+    let bare = |address: u64| {
+        let inside = executable.contains(address as usize);
+        let function = if inside {
+            format!("executable+{:#x}", address as usize - executable.start)
+        } else {
+            format!("{address:#x}")
+        };
+        Code { function, line: None }
+    };
     let symbolizer = Symbolizer::new();
-    let source = Source::Process(Process::new(Pid::Slf));
+    let mut this = Process::new(Pid::Slf);
+    // By the paths in /proc/self/maps: /proc/self/map_files is closed to ordinary users.
+    this.map_files = false;
+    let source = Source::Process(this);
     let inputs: Vec<Addr> = addresses.to_vec();
     let Ok(resolved) = symbolizer.symbolize(&source, Input::AbsAddr(&inputs)) else {
         return addresses.iter().copied().map(bare).collect();

@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 fn cowbell(arguments: &[&str]) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_cowbell")).args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(tool()).args(arguments).stdin(Stdio::null()).output();
     output.expect("the tool can be started")
+}
+
+/// The tool that cargo built, or a copy of it where an ordinary user may run it.
+fn tool() -> std::ffi::OsString {
+    std::env::var_os("COWBELL_TOOL").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowbell").into())
 }
 
 /// A file of this test alone, gone when the test is over.
@@ -132,7 +137,8 @@ fn bad_input_is_one_clear_line_and_an_exit_code() {
 fn a_limit_on_addresses_is_a_clear_error() {
     // 300 MiB of addresses: enough for the program, not for the arena.
     let limited = Command::new("sh")
-        .args(["-c", "ulimit -v 307200; exec \"$0\" demo --size 200M", env!("CARGO_BIN_EXE_cowbell")])
+        .args(["-c", "ulimit -v 307200; exec \"$0\" demo --size 200M"])
+        .arg(tool())
         .output()
         .expect("sh");
     assert_eq!(limited.status.code(), Some(1), "{}", text(&limited.stderr));
@@ -141,26 +147,25 @@ fn a_limit_on_addresses_is_a_clear_error() {
 
 #[test]
 fn a_memory_limit_hit_while_building_is_a_clear_error_and_leaves_no_process() {
-    let Some(group) = Group::new(64 << 20) else {
-        println!("skipped: this user may not make a control group with a memory limit");
-        return;
-    };
-    // Read from a file, so that only building meets the limit.
+    // Read from a file, so that only building meets the limit, at one place after the other.
     let mut list = String::new();
     for vertex in 0..400_000u64 {
         list += &format!("{vertex} {}\n", vertex / 2);
     }
     let edges = Scratch::new("many", &list);
-    let script = format!("echo $$ > {}/cgroup.procs; exec \"$0\" demo --edges \"$1\"", group.path.display());
-    let limited = Command::new("sh")
-        .args(["-c", &script, env!("CARGO_BIN_EXE_cowbell"), edges.path().to_str().expect("text")])
-        .output()
-        .expect("sh");
-    let err = text(&limited.stderr);
-    assert_eq!(limited.status.code(), Some(1), "{err}");
-    assert!(err.contains("out of memory") && err.contains("control group"), "{err}");
-    let left = std::fs::read_to_string(group.path.join("cgroup.procs")).expect("cgroup.procs");
-    assert_eq!(left, "", "no process is left");
+    for mebibytes in [30, 40, 64, 90, 120, 140, 160, 180] {
+        let Some(group) = Group::new(mebibytes << 20) else {
+            println!("skipped: this user may not make a control group with a memory limit");
+            return;
+        };
+        let script = format!("echo $$ > {}/cgroup.procs; exec \"$0\" demo --edges \"$1\"", group.path.display());
+        let limited = Command::new("sh").args(["-c", &script]).arg(tool()).arg(edges.path()).output().expect("sh");
+        let err = text(&limited.stderr);
+        assert_eq!(limited.status.code(), Some(1), "{mebibytes} MiB: {err}");
+        assert!(err.contains("out of memory") && err.contains("control group"), "{mebibytes} MiB: {err}");
+        let left = std::fs::read_to_string(group.path.join("cgroup.procs")).expect("cgroup.procs");
+        assert_eq!(left, "", "{mebibytes} MiB: no process is left");
+    }
 }
 
 /// A control group with a memory limit, version 1 or 2.

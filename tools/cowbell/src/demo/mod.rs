@@ -93,7 +93,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let workers = fork_workers(options, &frozen, &sources)?;
     let measured = cowbell_bench::writes(MEASURED_PAGES, MEASURED_ROUNDS).map_err(|e| Failure::new(e.to_string()))?;
     let outcome = Outcome { version: 1, watch: options.watch, graph: summary, workers, measured };
-    render::print(&outcome, options.json)
+    render::print(&outcome, options.json)?;
+    failed(&outcome)
 }
 
 fn build(options: &Options, progress: &ProgressBar) -> Result<(Arena, Graph), Failure> {
@@ -101,7 +102,10 @@ fn build(options: &Options, progress: &ProgressBar) -> Result<(Arena, Graph), Fa
     let size = options.size.unwrap_or(SIZE_DEFAULT);
     let capacity = match &options.edges {
         Some(path) => {
-            let length = std::fs::metadata(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?.len();
+            let file = std::fs::metadata(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
+            // How much a pipe will bring is not known: addresses for what memory could hold cost nothing.
+            let memory = limits::memory_headroom().map_or(1 << 40, |headroom| headroom.bytes);
+            let length = if file.is_file() { file.len() } else { memory / edges::ARENA_BYTES_PER_FILE_BYTE as u64 };
             (length as usize).checked_mul(edges::ARENA_BYTES_PER_FILE_BYTE).ok_or_else(|| too_large(length))?
         }
         None => {
@@ -140,20 +144,25 @@ fn fork_workers(
     let mut workers = Vec::new();
     for (nth, (role, mut child, spawn_us)) in running.into_iter().enumerate() {
         let exit = child.wait()?;
-        if !exit.success() {
-            let why = exit.panic.map_or(String::new(), |panic| format!(": {}", panic.0));
-            return Err(Failure::new(format!("worker {nth} ({role}) {}{why}", exit.ended)));
-        }
         let words = results.words().get(nth * RESULT_WORDS..).unwrap_or_default();
-        workers.push(WorkerOutcome::new(role, spawn_us, roles::result_in(words), exit.report));
+        workers.push(WorkerOutcome::new(role, spawn_us, roles::result_in(words), exit));
     }
     Ok(workers)
+}
+
+/// The first worker that failed, if one did. What all of them copied was printed before.
+fn failed(outcome: &Outcome) -> Result<(), Failure> {
+    let failed = outcome.workers.iter().enumerate().find_map(|(nth, worker)| Some((nth, worker.failure.as_ref()?)));
+    match failed {
+        Some((nth, why)) => Err(Failure::new(format!("worker {nth} {why}"))),
+        None => Ok(()),
+    }
 }
 
 /// On standard error, if that is a terminal.
 fn progress_bar(options: &Options) -> ProgressBar {
     let what = if options.edges.is_some() { "reading edges" } else { "making up a graph" };
-    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {eta}");
+    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes}");
     let bar = ProgressBar::new(0).with_message(what);
     match style {
         Ok(style) => bar.with_style(style),

@@ -4,6 +4,7 @@ use super::graph::Paths;
 use super::roles::Role;
 use crate::failure::Failure;
 use crate::symbols::{self, Code};
+use cowbell::fork::Exit;
 use cowbell::report::Report;
 use cowbell::watch::Watch;
 use cowbell_bench::Writes;
@@ -44,6 +45,8 @@ pub struct WorkerOutcome {
     pub spawn_us: f64,
     pub paths: Paths,
     pub cause: &'static str,
+    /// How it failed, if it did.
+    pub failure: Option<String>,
     /// Functions by how many pages they wrote first, most first.
     pub code: Vec<CodeShare>,
     pub report: Report,
@@ -59,8 +62,13 @@ pub struct CodeShare {
 
 impl WorkerOutcome {
     /// Puts a worker's evidence together.
-    pub fn new(role: Role, spawn_us: f64, paths: Paths, report: Report) -> Self {
-        Self { role, spawn_us, paths, cause: cause(&report), code: shares(&report), report }
+    pub fn new(role: Role, spawn_us: f64, paths: Paths, exit: Exit) -> Self {
+        let failure = (!exit.success()).then(|| {
+            let panic = exit.panic.map_or(String::new(), |panic| format!(": {}", panic.0));
+            format!("({role}) {}{panic}", exit.ended)
+        });
+        let report = exit.report;
+        Self { role, spawn_us, paths, cause: cause(&report), failure, code: shares(&report), report }
     }
 }
 
@@ -126,6 +134,9 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
             "  found    {} shortest paths, the longest {} edges; forked in {:.0} us",
             worker.paths.reached, worker.paths.longest, worker.spawn_us
         )?;
+        if let Some(failure) = &worker.failure {
+            writeln!(out, "  FAILED   {failure}")?;
+        }
         writeln!(out, "  why      {}", worker.cause)?;
         for (at, share) in worker.code.iter().take(3).enumerate() {
             let heading = if at == 0 { "code" } else { "" };
