@@ -8,7 +8,7 @@
 //!            huge page
 //! mapping    MAP_SHARED, read-write, MADV_DONTFORK      MAP_PRIVATE, read-only in the parent
 //! memfd      as long as the capacity, sparse            cut to what is used, sealed for good
-//! metadata   in the ordinary heap, never in the arena   dropped
+//! metadata   in the ordinary heap, never in the arena   dropped, but for recorded sites
 //! ```
 //!
 //! Invariant: a page of a frozen arena is written by nobody but a child that gets its own copy.

@@ -11,12 +11,12 @@
 //!
 //! The **keeper** is what makes the last census possible: page tables vanish with the last process that
 //! uses them, so one more process uses them (`clone(CLONE_VM)`), sleeps, and is woken by the child's end.
-//! It costs one sleeping process a child, no memory, and nothing per write. A child that executes another
+//! It costs one sleeping process a child, a few pages, and nothing per write. A child that executes another
 //! program ends its accounting; the keeper takes the last census then. Grandchildren are not watched.
 //!
-//! Every watch agrees with the census to the page, with one exception it says itself: where the kernel
-//! writes on the program's behalf and the watch makes that fail (`EFAULT`), the page may be copied
-//! although nothing was written.
+//! Every watch agrees with the census to the page, with the exceptions that docs/DESIGN.md lists. The one that is
+//! met in practice: where the kernel writes on the program's behalf and the watch makes that fail (`EFAULT`), the page
+//! may be copied although nothing was written; the report counts it as copied and unobserved.
 
 mod arm;
 pub(crate) mod census;
@@ -45,7 +45,8 @@ pub enum Watch {
     /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,
     /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too
-    /// (where the user may, see [`crate::support`]). About 5 to 20 times a copy.
+    /// (where the user may, see [`crate::support`]). About 6 times a copy, more on a busy
+    /// machine.
     Monitor,
 }
 
