@@ -1,5 +1,6 @@
 //! One opaque [`Error`]: what was tried, what the kernel said, and what the user can do.
 
+use crate::page::Bytes;
 use crate::sys::Errno;
 use std::borrow::Cow;
 use std::fmt;
@@ -160,7 +161,7 @@ impl fmt::Display for Error {
                 write!(f, "arena `{arena}` is full: {asked} bytes asked, capacity {capacity} bytes")?
             }
             Kind::OutOfMemory { asked, limit } => {
-                write!(f, "out of memory: {asked} bytes asked, {limit}")?;
+                write!(f, "out of memory: {} asked, {limit}", Bytes(*asked as u64))?;
             }
             Kind::Frozen { arena } => write!(f, "arena `{arena}` is frozen")?,
             Kind::Threads(threads) => {

@@ -72,6 +72,20 @@ impl fmt::Display for PageCount {
     }
 }
 
+/// A number of bytes, shown to people in the largest unit that leaves at least one before the point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        match (1..=UNITS.len()).rev().find(|unit| self.0 >> (10 * unit) > 0) {
+            Some(unit) => write!(f, "{:.1} {}", self.0 as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit - 1]),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
 /// A run of neighbouring pages: `start`, and `count` pages from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -254,6 +268,12 @@ mod tests {
             runs.into_iter().for_each(|run| again.insert_span(run));
             prop_assert_eq!(again, set);
         }
+    }
+
+    #[test]
+    fn bytes_are_shown_in_their_unit() {
+        let shown = [0, 1023, 4096, 5 << 30].map(|bytes| Bytes(bytes).to_string());
+        assert_eq!(shown, ["0 bytes", "1023 bytes", "4.0 KiB", "5.0 GiB"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ const LINES_MAX: usize = 420;
 const ARROWS: &[(&str, &[&str])] = &[
     ("page", &[]),
     // `Errno` is the one type of the kernel's that an error carries.
-    ("error", &["sys"]),
+    ("error", &["sys", "page"]),
     ("sys", &["page", "error"]),
     ("arena", &["sys", "page", "error"]),
     ("support", &["sys", "error", "watch", "page"]),

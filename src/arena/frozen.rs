@@ -292,7 +292,11 @@ fn grow_on(range: Range, file: &OwnedFd) -> Result<()> {
 fn collapse(range: Range) -> Result<Collapsed> {
     // Linux 6.1 refuses a mapping that has no page table yet; one page is enough.
     let first = Range { start: range.start, len: sys::page_size().bytes() };
-    map::advise(first, Harmless::PopulateRead).map_err(|e| Error::os("madvise(MADV_POPULATE_READ)", e))?;
+    match map::advise(first, Harmless::PopulateRead) {
+        // Before 5.14 there is no such advice, and none to collapse either, which is what shall be said.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(e) => return Err(Error::os("madvise(MADV_POPULATE_READ)", e)),
+    }
     match map::advise(range, Harmless::Collapse) {
         Ok(()) => Ok(Collapsed::Whole),
         Err(Errno::INVAL) => Err(Error::unsupported(

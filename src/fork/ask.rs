@@ -21,13 +21,13 @@ pub struct ArenaCensus {
     pub copied: PageSet,
 }
 
-/// The pages of one frozen arena that a child wrote in an epoch.
+/// The pages of one frozen arena that an epoch had.
 #[derive(Clone, Debug)]
 pub struct ArenaEpoch {
     /// The arena.
     pub image: Arc<Image>,
-    /// The pages written (under [`crate::watch::Watch::Census`]: copied for the first time).
-    pub written: PageSet,
+    /// The pages written; under [`crate::watch::Watch::Census`], those copied for the first time.
+    pub pages: PageSet,
 }
 
 impl Child {
@@ -99,7 +99,7 @@ impl Child {
             };
             earlier.union_with(&pages);
             self.earlier_marks += pages.count().0;
-            epoch.push(ArenaEpoch { image: Arc::clone(image), written: pages });
+            epoch.push(ArenaEpoch { image: Arc::clone(image), pages });
         }
         Ok(epoch)
     }

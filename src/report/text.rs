@@ -2,7 +2,7 @@
 
 use super::{ArenaReport, Census, Report};
 use crate::arena::OnWrite;
-use crate::page::PageSpan;
+use crate::page::{Bytes, PageSpan};
 use crate::sys::pidfd::Ended;
 use crate::sys::uffd::Door;
 use crate::watch::Watch;
@@ -23,8 +23,8 @@ impl fmt::Display for Report {
             f,
             ": copied {} of {pages} pages, {} of {}; watch {}",
             self.copied_pages(),
-            bytes(self.copied_bytes()),
-            bytes(pages * self.page_size),
+            Bytes(self.copied_bytes()),
+            Bytes(pages * self.page_size),
             self.watch
         )?;
         for (at, arena) in self.arenas.iter().enumerate() {
@@ -168,29 +168,5 @@ fn runs(runs: &[PageSpan]) -> String {
     match runs.len().checked_sub(SHOWN_MAX) {
         Some(rest) if rest > 0 => text + &format!(" and {rest} more runs"),
         _ => text,
-    }
-}
-
-/// A number of bytes, in the largest unit that leaves at least one before the point.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (0..UNITS.len()).rev().find(|&unit| count >> (10 * unit) > 0).unwrap_or(0);
-    if unit == 0 {
-        format!("{count} bytes")
-    } else {
-        format!("{:.1} {}", count as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_shown_in_their_unit() {
-        assert_eq!(bytes(0), "0 bytes");
-        assert_eq!(bytes(1023), "1023 bytes");
-        assert_eq!(bytes(4096), "4.0 KiB");
-        assert_eq!(bytes(5 << 30), "5.0 GiB");
     }
 }

@@ -190,7 +190,7 @@ const COLLAPSE_BYTES_MAX: usize = 32 << 20;
 
 fn collapse(machine: &Machine) -> Verdict {
     let feature = Feature::Collapse;
-    let Some(size) = limits::huge_page_size() else {
+    let Some(size) = crate::sys::map::huge_page_size() else {
         return missing(feature, "this kernel has no huge pages", Some(other_kernel(feature, machine)));
     };
     if size > COLLAPSE_BYTES_MAX {

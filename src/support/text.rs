@@ -1,6 +1,7 @@
 //! A [`Support`] as people read it: the text of `cowbell doctor`.
 
 use super::{Feature, Missing, Support, Verdict};
+use crate::page::Bytes;
 use crate::sys::limits::Limit;
 use crate::watch::Watch;
 use std::fmt;
@@ -39,16 +40,6 @@ impl fmt::Display for Support {
     }
 }
 
-/// Bytes, to three digits or so.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, name) = if self.0 < 1 << 30 { (1 << 20, "MiB") } else { (1 << 30, "GiB") };
-        write!(f, "{:.1} {name}", self.0 as f64 / f64::from(unit))
-    }
-}
-
 impl Support {
     fn write_machine(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machine = &self.machine;
@@ -63,11 +54,11 @@ impl Support {
             if machine.has_seccomp_filter { ", under a seccomp filter" } else { "" }
         )?;
         if let Some(memory) = &machine.memory {
-            let left = Size(memory.bytes);
+            let left = Bytes(memory.bytes);
             match &memory.limit {
                 Limit::Machine => writeln!(f, "memory  {left} left on this machine, swap included")?,
                 Limit::ControlGroup { path, max } => {
-                    writeln!(f, "memory  {left} left of {} that control group {path} allows", Size(*max))?;
+                    writeln!(f, "memory  {left} left of {} that control group {path} allows", Bytes(*max))?;
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Read-only and without policy. A file that cannot be read is a limit that is not there.
 #![expect(unsafe_code, reason = "one prctl has no safe wrapper")]
 
+use crate::page::Bytes;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,9 +38,14 @@ pub enum Limit {
 impl fmt::Display for Headroom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.limit {
-            Limit::Machine => write!(f, "this machine has {} bytes of memory and swap left", self.bytes),
+            Limit::Machine => write!(f, "this machine has {} of memory and swap left", Bytes(self.bytes)),
             Limit::ControlGroup { path, max } => {
-                write!(f, "control group {path} allows {max} bytes, {} in use", max.saturating_sub(self.bytes))
+                write!(
+                    f,
+                    "control group {path} allows {}, {} in use",
+                    Bytes(*max),
+                    Bytes(max.saturating_sub(self.bytes))
+                )
             }
         }
     }
@@ -200,11 +206,6 @@ fn parse_choice(line: &str) -> Option<String> {
     Some(line.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
-/// The size in bytes of a huge page; `None` in a kernel without them.
-pub fn huge_page_size() -> Option<usize> {
-    text("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").trim().parse().ok()
-}
-
 /// `prctl(PR_GET_MEMORY_MERGE)`: may KSM merge equal pages anywhere in this process? It is inherited
 /// over fork and exec. `None` before Linux 6.4 and without `CONFIG_KSM`, where it cannot.
 pub fn merging() -> Option<bool> {
@@ -306,11 +307,11 @@ mod tests {
         let made = hierarchy("up", "/", &levels);
         let seen = |group: &str| made.headroom(&format!("0::{group}\n")).map(|headroom| headroom.to_string());
         // a: 1000 - (700 - 200) = 500; c: 800 - 100 = 700.
-        assert_eq!(seen("/a/b/c").as_deref(), Some("control group /a allows 1000 bytes, 500 in use"));
-        assert_eq!(seen("/a").as_deref(), Some("control group /a allows 1000 bytes, 500 in use"));
-        assert_eq!(seen("/").as_deref(), Some("control group / allows 9000 bytes, 100 in use"));
-        assert_eq!(seen("/gone/since").as_deref(), Some("control group / allows 9000 bytes, 100 in use"));
-        assert_eq!(seen("/../outside").as_deref(), Some("control group / allows 9000 bytes, 100 in use"));
+        assert_eq!(seen("/a/b/c").as_deref(), Some("control group /a allows 1000 bytes, 500 bytes in use"));
+        assert_eq!(seen("/a").as_deref(), Some("control group /a allows 1000 bytes, 500 bytes in use"));
+        assert_eq!(seen("/").as_deref(), Some("control group / allows 8.8 KiB, 100 bytes in use"));
+        assert_eq!(seen("/gone/since").as_deref(), Some("control group / allows 8.8 KiB, 100 bytes in use"));
+        assert_eq!(seen("/../outside").as_deref(), Some("control group / allows 8.8 KiB, 100 bytes in use"));
         fs::remove_dir_all(&made.mount_point).expect("removed");
     }
 

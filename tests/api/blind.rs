@@ -151,16 +151,16 @@ fn epochs_under_concurrent_writers_miss_nothing() -> Outcome {
         })?;
         let mut all = set([]);
         for _ in 0..300 {
-            all.union_with(&child.end_epoch()?[0].written);
+            all.union_with(&child.end_epoch()?[0].pages);
             child.events()?;
         }
         stop.store(1, Ordering::Relaxed);
         assert!(mine.take(), "the threads are done");
-        all.union_with(&child.end_epoch()?[0].written);
+        all.union_with(&child.end_epoch()?[0].pages);
         assert_eq!(all, child.census()?[0].copied, "each copied page was in an epoch");
         mine.give();
         assert!(mine.take(), "everything is written once more");
-        assert_eq!(child.end_epoch()?[0].written, set(0..PAGES), "no page was left unarmed");
+        assert_eq!(child.end_epoch()?[0].pages, set(0..PAGES), "no page was left unarmed");
         mine.give();
         let exit = wait(&mut child)?;
         assert_eq!((exit.report.census, exit.report.arenas[0].copied_unobserved.0), (Census::Last, 0));

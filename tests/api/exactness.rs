@@ -9,6 +9,7 @@ use crate::case::{Outcome, child_that_waits, passed, skipped, trial};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, HugePages};
 use cowbell::fork::{Ended, ForkOptions};
 use cowbell::page::{PageIndex, PageSet};
+use cowbell::support::Feature;
 use cowbell::sys::{self, pagemap::Pagemap, smaps};
 use cowbell::watch::Watch;
 use libtest_mimic::Trial;
@@ -242,7 +243,11 @@ fn check_frozen(case: &Case, watch: Watch, frozen: &Frozen<Bytes>) -> Result<(),
 }
 
 fn property(watch: Watch, huge_pages: HugePages) -> Outcome {
-    if let Some(missing) = cowbell::support::Support::get().watch(watch).missing() {
+    let support = cowbell::support::Support::get();
+    if let (HugePages::Collapse, Some(missing)) = (huge_pages, support.verdict(Feature::Collapse).missing()) {
+        return skipped(format!("{}: {}", missing.feature, missing.why));
+    }
+    if let Some(missing) = support.watch(watch).missing() {
         return skipped(format!("{}: {}", missing.feature, missing.why));
     }
     // System calls may write where the watch lets them: always, but under the trap, and under a

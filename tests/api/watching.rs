@@ -58,7 +58,7 @@ fn each_epoch_has_the_pages_written_in_it_and_no_other() -> Outcome {
             write(*frozen, 7);
         })?;
         let again = |all: &[u64], new: &[u64]| set(if watch.arms() { all } else { new }.iter().copied());
-        let epoch = |child: &mut Child| child.end_epoch().map(|epoch| epoch[0].written.clone());
+        let epoch = |child: &mut Child| child.end_epoch().map(|epoch| epoch[0].pages.clone());
         assert!(mine.take());
         assert_eq!(epoch(&mut child)?, set([1, 5, 64]));
         next(&mine)?;

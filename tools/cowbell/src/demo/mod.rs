@@ -9,6 +9,7 @@ mod roles;
 use crate::failure::Failure;
 use cowbell::arena::{Arena, Frozen, Handle, HugePages};
 use cowbell::fork::{self, Child, ForkOptions};
+use cowbell::page::Bytes;
 use cowbell::sys::{limits, map::SharedWords};
 use cowbell::watch::Watch;
 use graph::{Builder, Graph, Vertex};
@@ -98,7 +99,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn build(options: &Options, progress: &ProgressBar) -> Result<(Arena, Graph), Failure> {
-    let too_large = |bytes: u64| Failure::new(format!("a graph of {bytes} bytes has no room in an address space"));
+    let too_large = |bytes: u64| Failure::new(format!("a graph of {} has no room in an address space", Bytes(bytes)));
     let size = options.size.unwrap_or(SIZE_DEFAULT);
     let capacity = match &options.edges {
         Some(path) => {
@@ -110,7 +111,7 @@ fn build(options: &Options, progress: &ProgressBar) -> Result<(Arena, Graph), Fa
         }
         None => {
             if let Some(headroom) = limits::memory_headroom().filter(|headroom| headroom.bytes < size as u64) {
-                return Err(Failure::new(format!("--size {size} bytes is more than there is: {headroom}")));
+                return Err(Failure::new(format!("--size: {} is more than there is: {headroom}", Bytes(size as u64))));
             }
             size.checked_mul(CAPACITY_FACTOR).ok_or_else(|| too_large(size as u64))?
         }

@@ -5,6 +5,7 @@ use super::roles::Role;
 use crate::failure::Failure;
 use crate::symbols::{self, Code};
 use cowbell::fork::Exit;
+use cowbell::page::Bytes;
 use cowbell::report::Report;
 use cowbell::watch::Watch;
 use cowbell_bench::Writes;
@@ -123,8 +124,8 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     writeln!(out, "graph: {input}, {vertices} vertices, {edges} edges")?;
     writeln!(
         out,
-        "arena: {:.1} MiB, {pages} pages; built in {build_seconds:.2} s, frozen in {:.1} ms",
-        *arena_bytes as f64 / f64::from(1 << 20),
+        "arena: {}, {pages} pages; built in {build_seconds:.2} s, frozen in {:.1} ms",
+        Bytes(*arena_bytes),
         freeze_seconds * 1e3
     )?;
     for (nth, worker) in outcome.workers.iter().enumerate() {
