@@ -27,6 +27,14 @@ pub fn scan(pagemap: &Pagemap, memory: &Memory, queries: &[Query]) -> PageSet {
     set
 }
 
+/// Does a descriptor of memory that is gone show nothing? Some kernels say so by ESRCH.
+pub fn shows_nothing(pagemap: &Pagemap, memory: &Memory) -> bool {
+    let mut none = true;
+    let all = Query { all: Categories::PRESENT, none: Categories::empty(), any: Categories::empty(), rearm: false };
+    let scanned = pagemap.scan(memory.range, &all, |_| none = false);
+    none && matches!(scanned, Ok(()) | Err(Errno::SRCH))
+}
+
 /// Adds a run of addresses as pages.
 pub fn insert(set: &mut PageSet, memory: &Memory, run: Range) {
     assert!(run.start >= memory.range.start && run.end() <= memory.range.end(), "{run:?} is outside");

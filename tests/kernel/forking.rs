@@ -172,7 +172,7 @@ fn fork_with_event_keeps_child_armed(kind: Kind) -> Verdict {
 
 fn fork_event_needs_ptrace_capability() -> Verdict {
     // A door that is open to this user without the capability.
-    let with_event = ASYNC | Features::EVENT_FORK;
+    let with_event = watcher::SYNC | Features::EVENT_FORK;
     let held = rustix::thread::capabilities(None).expect("capget").effective.contains(CapabilitySet::SYS_PTRACE);
     if held {
         watcher::full(with_event).expect("with CAP_SYS_PTRACE");
