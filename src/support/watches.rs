@@ -18,7 +18,7 @@ impl Watch {
     /// What it tells.
     pub fn tells(self) -> &'static str {
         match self {
-            Self::Census => "which pages were copied, and which bytes differ",
+            Self::Census => "which pages were copied, and how many bytes differ",
             Self::Async => "which pages were written since the last look",
             Self::Trap => "each first write to a page: order, thread, code",
             Self::Monitor => "each first write to a page: order, thread, code; programs unchanged",
