@@ -30,7 +30,8 @@ pub enum Census {
     AtExec,
     /// There was to be none.
     NotTaken,
-    /// Lost: the keeper died before it could take it (killed, or out of memory). What the watch observed stands.
+    /// Lost: the keeper was killed before it, or the kernel refused. `copied` has what an earlier census found,
+    /// `observed` what the watch saw: the child may have copied more.
     Lost,
 }
 

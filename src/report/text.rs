@@ -21,7 +21,8 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            ": copied {} of {pages} pages, {} of {}; watch {}",
+            ": copied {}{} of {pages} pages, {} of {}; watch {}",
+            self.at_least(),
             self.copied_pages(),
             Bytes(self.copied_bytes()),
             Bytes(pages * self.page_size),
@@ -36,7 +37,14 @@ impl fmt::Display for Report {
 
 impl Report {
     fn arena(&self, f: &mut fmt::Formatter<'_>, at: usize, arena: &ArenaReport) -> fmt::Result {
-        write!(f, "  arena `{}`: {} of {} pages copied", arena.name, arena.copied_pages, arena.pages)?;
+        write!(
+            f,
+            "  arena `{}`: {}{} of {} pages copied",
+            arena.name,
+            self.at_least(),
+            arena.copied_pages,
+            arena.pages
+        )?;
         if arena.on_write == OnWrite::Deny {
             f.write_str(" (writing is denied)")?;
         }
@@ -98,6 +106,11 @@ impl Report {
         Ok(())
     }
 
+    /// Without a census the copied pages are only those that an earlier one found.
+    fn at_least(&self) -> &'static str {
+        if matches!(self.census, Census::Lost | Census::NotTaken) { "at least " } else { "" }
+    }
+
     fn instruction(&self, pc: u64) -> String {
         match pc.checked_sub(self.executable.start) {
             _ if pc == 0 => "an unknown instruction".to_owned(),
@@ -114,9 +127,10 @@ impl Report {
                 writeln!(f, "  note: the child executed another program; what it did then is not counted")?
             }
             Census::NotTaken => writeln!(f, "  note: no last census was asked for")?,
-            Census::Lost => {
-                writeln!(f, "  LOST: the last census: the keeper died before it (killed, or out of memory)")?
-            }
+            Census::Lost => writeln!(
+                f,
+                "  LOST: the last census, so how much was copied is not known: the keeper was killed, or the kernel refused"
+            )?,
         }
         if self.events_lost > 0 {
             writeln!(f, "  LOST: {} events; their pages are counted all the same", self.events_lost)?;
@@ -168,5 +182,40 @@ fn runs(runs: &[PageSpan]) -> String {
     match runs.len().checked_sub(SHOWN_MAX) {
         Some(rest) if rest > 0 => text + &format!(" and {rest} more runs"),
         _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Executable;
+    use super::*;
+
+    #[test]
+    fn a_lost_census_is_not_told_as_no_copies() {
+        let shown = |census| {
+            let executable = Executable { start: 0, len: 0 };
+            let (version, pid, page_size, events_lost) = (super::super::VERSION, 7, 4096, 0);
+            let (watch, door, ended, trap_lost) = (Watch::Census, None, Some(Ended::Signaled(9)), false);
+            let (arenas, events) = (Vec::new(), Vec::new());
+            Report {
+                version,
+                pid,
+                watch,
+                door,
+                ended,
+                census,
+                page_size,
+                arenas,
+                events,
+                events_lost,
+                trap_lost,
+                executable,
+            }
+            .to_string()
+        };
+        let lost = shown(Census::Lost);
+        assert!(lost.contains("copied at least 0 of") && lost.contains("LOST: the last census"), "{lost}");
+        let last = shown(Census::Last);
+        assert!(last.contains("copied 0 of") && !last.contains("LOST"), "{last}");
     }
 }

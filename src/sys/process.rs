@@ -240,7 +240,7 @@ pub fn executable() -> super::map::Range {
     }
     // SAFETY: getauxval has no precondition.
     let table = unsafe { libc::getauxval(libc::AT_PHDR) } as usize;
-    // SAFETY: as above.
+    // SAFETY: getauxval has no precondition.
     let count = unsafe { libc::getauxval(libc::AT_PHNUM) } as usize;
     if table == 0 {
         return super::map::Range { start: 0, len: 0 };

@@ -113,7 +113,7 @@ fn arm(evidence: &Evidence) -> Result<Uffd, Failure> {
     for image in &evidence.images {
         // SAFETY: a frozen arena is ours; its writers wait for our handler or our keeper.
         unsafe { uffd.register(image.range()) }.at(Step::Register)?;
-        // SAFETY: as above.
+        // SAFETY: the range was just registered, and its writers wait for our handler or our keeper.
         unsafe { uffd.write_protect(image.range(), true) }.at(Step::WriteProtect)?;
     }
     Ok(uffd)

@@ -126,9 +126,9 @@ impl Keeper {
         let (command, lifeline) = (inherited(Word::CommandNumber)?, inherited(Word::LifelineNumber)?);
         // SAFETY: the number is the eventfd's; this process's table is its own copy.
         let command = unsafe { OwnedFd::from_raw_fd(command) };
-        // SAFETY: the number is the pipe's, likewise.
+        // SAFETY: the number is the pipe's; this process's table is its own copy.
         let lifeline = unsafe { OwnedFd::from_raw_fd(lifeline) };
-        // SAFETY: the number is the userfaultfd's, likewise.
+        // SAFETY: the number is the userfaultfd's; this process's table is its own copy.
         let uffd = evidence.number(Word::UffdNumber).map(|uffd| unsafe { OwnedFd::from_raw_fd(uffd) });
         // SAFETY: the child stored the number of its userfaultfd.
         let uffd = uffd.map(|uffd| unsafe { Uffd::from_fd(uffd) });
@@ -137,7 +137,7 @@ impl Keeper {
         let writer = Cell::new(None);
         let keeper = Self { evidence, child, child_pid, lifeline, command, pagemap, memory, uffd, writer, program };
         keeper.close_all_but(begun);
-        // SAFETY: the number is the other pipe's, likewise.
+        // SAFETY: the number is the other pipe's; this process's table is its own copy.
         process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
         Ok(keeper)
     }

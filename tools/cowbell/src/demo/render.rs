@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::symbols::{self, Code};
 use cowbell::fork::Exit;
 use cowbell::page::Bytes;
-use cowbell::report::Report;
+use cowbell::report::{Census, Report};
 use cowbell::watch::Watch;
 use cowbell_bench::Writes;
 use std::collections::HashMap;
@@ -77,7 +77,9 @@ impl WorkerOutcome {
 fn cause(report: &Report) -> &'static str {
     let copied = report.copied_pages().0;
     let identical: u64 = report.arenas.iter().map(|arena| arena.identical_pages.0).sum();
-    if copied == 0 {
+    if matches!(report.census, Census::Lost | Census::NotTaken) {
+        "not known: the last census was lost"
+    } else if copied == 0 {
         "nothing was written: every page is still shared"
     } else if identical == copied {
         "every copy is the same as the original again: values went up and down, as reference counts do"
