@@ -2,10 +2,17 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
+mod capture;
 mod demo;
 mod doctor;
 mod failure;
+mod front;
+mod profile;
+mod render;
+mod snapshot;
+mod stacks;
 mod symbols;
+mod tracer;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

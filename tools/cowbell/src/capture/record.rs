@@ -1,0 +1,442 @@
+//! What a capture is made of: one [`Record`] a line, as JSON, in the order in which things happened.
+//!
+//! The tracer writes records, the report reads them; nothing else passes between the two. So a capture file renders
+//! to the same report as the live run, and one that was cut off renders up to its last complete line.
+//!
+//! Times are nanoseconds of the monotonic clock since the header. Addresses are those of the process named. An
+//! **account** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
+//! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
+
+use cowbell::sys::pidfd::Ended;
+use serde::{Deserialize, Serialize};
+
+/// The first line's `format`.
+pub const FORMAT: &str = "cowbell-capture";
+/// The version this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// One line of a capture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// Always the first.
+    Header(Header),
+    /// A process came into being, was found, or executed another program.
+    Process(Process),
+    /// An account opens.
+    Begin(Begin),
+    /// What the account's address space holds besides what was known, found when an instruction lay outside of it.
+    Mapped { account: u32, mappings: Vec<Mapping> },
+    /// Pages written, in order. Only of accounts in [`Mode::Trace`].
+    Events { account: u32, events: Vec<Event> },
+    /// A sampled stack, before the event that refers to it.
+    Stack(Stack),
+    /// An account closes. An account without an end was cut off: its events stand, its pages are not known.
+    End(End),
+    /// A process ended.
+    Exit { pid: i32, time_ns: u64, ended: Ended },
+    /// Something that the tool could not see or chose not to look at.
+    Blind(Blind),
+    /// Names of instructions of one account, once resolved.
+    Symbols { account: u32, codes: Vec<Code> },
+    /// Always the last; without it the capture was cut off.
+    Finish(Finish),
+}
+
+/// What was run, where and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`].
+    pub version: u32,
+    /// The version of cowbell.
+    pub cowbell: String,
+    /// What `uname -r` says.
+    pub kernel: String,
+    /// Bytes a page.
+    pub page_size: u64,
+    /// The program and its arguments, or the process attached to.
+    pub command: Vec<String>,
+    /// When, in milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// How it was watched.
+    pub mode: Mode,
+    /// Why this mode and not another, for people; empty if it was asked for and given.
+    pub mode_reason: String,
+    /// Whose copies were counted.
+    pub who: Who,
+    /// Every how many events a stack was asked for; 0 for never.
+    pub stacks_every: u32,
+    /// Were page frames readable (root)? Without them a copy and a reuse cannot always be told apart.
+    pub frames: bool,
+}
+
+/// How pages are observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Which pages, in which mappings; no stop at a write (`WP_ASYNC`).
+    Count,
+    /// Also when, by which thread and which instruction (synchronous write protection).
+    Trace,
+}
+
+/// Whose copies are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// Of forked children.
+    Child,
+    /// Of processes that forked, while a child shares memory with them.
+    Parent,
+    /// Of both.
+    Both,
+}
+
+/// A process, named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Who forked it; 0 where not known.
+    pub parent: i32,
+    /// When.
+    pub time_ns: u64,
+    /// How it came.
+    pub origin: Origin,
+    /// Its arguments, lossily as text.
+    pub command: Vec<String>,
+}
+
+/// How a process came to the tool's notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The tool started it.
+    Started,
+    /// It was there when the tool attached.
+    Attached,
+    /// `fork`, or a clone that copies memory.
+    Forked,
+    /// `vfork`, `posix_spawn` or a clone that shares memory: nothing is copied, nothing is armed.
+    Shares,
+    /// It executed another program: what it had is gone, its account with it.
+    Executed,
+}
+
+/// An account opens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Begin {
+    /// Its number, unique in the capture.
+    pub account: u32,
+    /// Whose memory.
+    pub pid: i32,
+    /// Why it is watched.
+    pub role: Role,
+    /// When: the moment from which writes are seen.
+    pub time_ns: u64,
+    /// How.
+    pub mode: Mode,
+    /// The whole address space, ascending.
+    pub mappings: Vec<Mapping>,
+    /// What the armed mappings held.
+    pub held: Held,
+    /// What arming took, all told.
+    pub arm_ns: u64,
+}
+
+/// Why a process' memory is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It was forked.
+    Child,
+    /// It forked.
+    Parent,
+    /// It was running when the tool came.
+    Attached,
+}
+
+/// One mapping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// As in /proc/PID/maps: `rw-p`.
+    pub permissions: String,
+    /// Offset into the file.
+    pub offset: u64,
+    /// As in /proc/PID/maps: a path, `[heap]`, `[anon:name]` or nothing.
+    pub name: String,
+    /// How its pages are observed.
+    pub watched: Watched,
+}
+
+/// How a mapping is observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Watched {
+    /// Shared, or of the kernel: its writes copy nothing.
+    No,
+    /// Each first write is an event.
+    Events,
+    /// Which pages were written is read when the account closes.
+    Bits,
+    /// Page tables are compared when the account closes; inherited copies in it cannot be told.
+    Census,
+    /// It should have been watched and could not be, for this reason.
+    Refused(String),
+}
+
+/// What an account's watched mappings held when it opened, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Private pages that others have too: each write copies one.
+    pub shared: u64,
+    /// Private pages that nobody else has.
+    pub exclusive: u64,
+    /// The zero page.
+    pub zero: u64,
+    /// Pages of files.
+    pub file: u64,
+    /// In swap.
+    pub swapped: u64,
+}
+
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// The kernel gave the process a private copy of a page that others had too.
+    Copy,
+    /// Nobody else had the page any more: made writable, no copy.
+    Reuse,
+    /// Written and shared when the account opened; without page frames a copy and a reuse cannot be told apart.
+    CopyOrReuse,
+    /// There was no page before.
+    FirstTouch,
+    /// The zero page was replaced by a page of its own.
+    ZeroPage,
+    /// A page of a file (a memfd too) was copied to a private one.
+    PrivateFile,
+}
+
+/// One first write of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "EventRow", from = "EventRow")]
+pub struct Event {
+    /// When.
+    pub time_ns: u64,
+    /// The page's address.
+    pub page: u64,
+    /// The thread.
+    pub tid: i32,
+    /// The instruction; after the system call instruction where `syscall` is known. 0 where not known.
+    pub pc: u64,
+    /// What it did.
+    pub class: Class,
+    /// The kernel wrote, on behalf of this system call.
+    pub syscall: Option<i32>,
+    /// The [`Stack`] sampled with it.
+    pub stack: Option<u32>,
+}
+
+/// An [`Event`] as an array: there are many.
+type EventRow = (u64, u64, i32, u64, Class, Option<i32>, Option<u32>);
+
+impl From<Event> for EventRow {
+    fn from(e: Event) -> Self {
+        (e.time_ns, e.page, e.tid, e.pc, e.class, e.syscall, e.stack)
+    }
+}
+
+impl From<EventRow> for Event {
+    fn from((time_ns, page, tid, pc, class, syscall, stack): EventRow) -> Self {
+        Self { time_ns, page, tid, pc, class, syscall, stack }
+    }
+}
+
+/// A sampled stack, innermost frame first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stack {
+    /// Its number, unique in the capture.
+    pub stack: u32,
+    /// Of which account.
+    pub account: u32,
+    /// Native frames: the instruction, then return addresses. Empty where not unwound.
+    pub native: Vec<u64>,
+    /// Python frames. Empty where the thread runs none.
+    pub python: Vec<PythonFrame>,
+}
+
+/// A frame of Python code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PythonFrame {
+    /// Function.
+    pub function: String,
+    /// File, as Python knows it.
+    pub file: String,
+    /// Line, 0 where not known.
+    pub line: i32,
+}
+
+/// An account closes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// Which.
+    pub account: u32,
+    /// When.
+    pub time_ns: u64,
+    /// Why.
+    pub closed: Closed,
+    /// Every page written in this account that is known, those of events included: ascending, disjoint runs. This is
+    /// the verdict; where it contradicts an event's class (only with page frames), it is right and the event is not.
+    pub pages: Vec<PageRun>,
+    /// How copies differ from their originals, as far as compared; in order of address.
+    pub contents: Vec<Content>,
+    /// At most so many more pages may have been written that were unmapped before they could be counted.
+    pub unmapped_uncounted: u64,
+}
+
+/// Why an account closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Closed {
+    /// The process ends.
+    Exit,
+    /// It executed another program.
+    Exec,
+    /// Nobody shares with it any more.
+    Unshared,
+    /// The tool let go: time was up or it was told to.
+    Detached,
+    /// It was gone before it could be read: pages without events are not known.
+    Lost,
+}
+
+/// Neighbouring pages of one class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "(u64, u64, Class)", from = "(u64, u64, Class)")]
+pub struct PageRun {
+    /// The first page's address.
+    pub start: u64,
+    /// How many pages.
+    pub pages: u64,
+    /// What the writes did.
+    pub class: Class,
+}
+
+impl From<PageRun> for (u64, u64, Class) {
+    fn from(run: PageRun) -> Self {
+        (run.start, run.pages, run.class)
+    }
+}
+
+impl From<(u64, u64, Class)> for PageRun {
+    fn from((start, pages, class): (u64, u64, Class)) -> Self {
+        Self { start, pages, class }
+    }
+}
+
+/// How one copied page differed from its original when the account closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "(u64, u32, u32, u32)", from = "(u64, u32, u32, u32)")]
+pub struct Content {
+    /// The page's address.
+    pub page: u64,
+    /// Bytes that differ; 0: identical again.
+    pub bytes: u32,
+    /// Aligned words of eight bytes that differ.
+    pub words: u32,
+    /// Those of them whose values, as integers, are less than a million apart: counters.
+    pub counters: u32,
+}
+
+impl From<Content> for (u64, u32, u32, u32) {
+    fn from(c: Content) -> Self {
+        (c.page, c.bytes, c.words, c.counters)
+    }
+}
+
+impl From<(u64, u32, u32, u32)> for Content {
+    fn from((page, bytes, words, counters): (u64, u32, u32, u32)) -> Self {
+        Self { page, bytes, words, counters }
+    }
+}
+
+/// What could not be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blind {
+    /// Of which process; 0 for the whole run.
+    pub pid: i32,
+    /// When.
+    pub time_ns: u64,
+    /// What.
+    pub what: Blindness,
+    /// The particulars, for people: one sentence without a full stop, or nothing.
+    pub detail: String,
+}
+
+/// Kinds of what could not be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blindness {
+    /// A child beyond `--max-children` ran unwatched.
+    TooManyChildren,
+    /// A child shares its parent's memory (vfork, posix_spawn): there is nothing to copy.
+    SharesMemory,
+    /// The kernel would not watch this process; `detail` says why.
+    NotArmed,
+    /// Events came too fast to be kept; `detail` says how many.
+    EventsDropped,
+    /// What a process copied before it executed another program cannot be counted in this mode.
+    Executed,
+    /// The tool stopped before the process ended.
+    StillRunning,
+    /// No stacks could be taken; `detail` says why.
+    NoStacks,
+    /// Anything else; `detail` says it.
+    Other,
+}
+
+/// An instruction's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    /// The instruction.
+    pub pc: u64,
+    /// Functions and lines, the innermost inlined one first; empty where there is no name.
+    pub frames: Vec<NativeFrame>,
+    /// The file mapped there and the address in it, for what has no name.
+    pub module: String,
+}
+
+/// A named frame of native code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NativeFrame {
+    /// Function, demangled.
+    pub function: String,
+    /// Source file, where debug information tells.
+    pub file: Option<String>,
+    /// Line, where debug information tells.
+    pub line: Option<u32>,
+}
+
+/// The end of the capture, and what looking cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish {
+    /// When.
+    pub time_ns: u64,
+    /// How the program that was run ended; `None` under attach.
+    pub ended: Option<Ended>,
+    /// Time in which targets stood still to be armed.
+    pub arming_ns: u64,
+    /// Time that the tool spent answering page events, in which the writer waits.
+    pub events_ns: u64,
+    /// Time spent on sampled stacks, in which the writer waits.
+    pub stacks_ns: u64,
+    /// How often a thread was stopped by the tracer.
+    pub stops: u64,
+}

@@ -1,0 +1,1 @@
+//! `cowbell snapshot`: what each process of a tree shares with its parent now. Arms nothing.

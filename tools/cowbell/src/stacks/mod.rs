@@ -1,0 +1,1 @@
+//! Which code: names of instructions, native stacks, Python stacks.
