@@ -9,6 +9,7 @@
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
 pub mod clone;
+pub mod inject;
 pub mod limits;
 pub mod map;
 pub mod memfd;
@@ -16,6 +17,9 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
+pub mod ptrace;
+pub mod registers;
+pub mod remote;
 pub mod signal;
 pub mod smaps;
 pub mod uffd;

@@ -158,6 +158,19 @@ impl Pagemap {
     /// ENOTTY before Linux 6.7; EPERM when `rearm` is asked and the range is not under asynchronous
     /// write-protection; EINVAL for addresses off a page.
     pub fn scan(&self, range: Range, query: &Query, mut found: impl FnMut(Range)) -> Result<(), Errno> {
+        self.scan_categories(range, query, |run, _| found(run))
+    }
+
+    /// As [`Self::scan`], and `found` is told which of the categories named in `all` and `any` the run has.
+    ///
+    /// # Errors
+    /// As [`Self::scan`].
+    pub fn scan_categories(
+        &self,
+        range: Range,
+        query: &Query,
+        mut found: impl FnMut(Range, Categories),
+    ) -> Result<(), Errno> {
         const EMPTY: Region = Region { start: 0, end: 0, categories: 0 };
         let mut regions = [EMPTY; 128];
         let mut start = range.start as u64;
@@ -166,7 +179,8 @@ impl Pagemap {
             let (walk_end, count) = self.scan_once(start, end, query, &mut regions)?;
             let mut next = walk_end;
             for region in regions.iter().take(count) {
-                found(Range { start: region.start as usize, len: (region.end - region.start) as usize });
+                let run = Range { start: region.start as usize, len: (region.end - region.start) as usize };
+                found(run, Categories::from_bits_retain(region.categories));
                 next = next.max(region.end);
             }
             if next <= start {

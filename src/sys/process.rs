@@ -308,6 +308,14 @@ pub fn kill(pid: i32) {
     }
 }
 
+/// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
+pub fn send(pid: i32, signal: i32) {
+    let signal = rustix::process::Signal::from_named_raw(signal);
+    if let (Some(pid), Some(signal)) = (rustix::process::Pid::from_raw(pid), signal) {
+        let _gone = rustix::process::kill_process(pid, signal);
+    }
+}
+
 /// `sched_yield()`. *Raw.*
 pub fn yield_now() {
     rustix::thread::sched_yield();

@@ -19,6 +19,12 @@ bitflags::bitflags! {
     pub struct Features: u64 {
         /// Write faults on protected pages are reported (5.7).
         const PAGEFAULT_FLAG_WP = raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
+        /// A move by mremap is reported, and what moved stays protected (4.11).
+        const EVENT_REMAP = raw::UFFD_FEATURE_EVENT_REMAP as u64;
+        /// MADV_DONTNEED and its kind are reported, before the pages go (4.11).
+        const EVENT_REMOVE = raw::UFFD_FEATURE_EVENT_REMOVE as u64;
+        /// An unmapping is reported, after the pages went (4.11).
+        const EVENT_UNMAP = raw::UFFD_FEATURE_EVENT_UNMAP as u64;
         /// A fork is reported, and the child keeps its registration (4.11; needs CAP_SYS_PTRACE).
         const EVENT_FORK = raw::UFFD_FEATURE_EVENT_FORK as u64;
         /// A fault is a SIGBUS in the faulting thread instead of a message (4.14).
@@ -92,6 +98,19 @@ pub enum Event {
     Fault(Fault),
     /// The process forked: a descriptor that watches the child.
     Fork(OwnedFd),
+    /// The process moved memory, and with it the protection.
+    Remap {
+        /// The old address.
+        from: usize,
+        /// The new address.
+        to: usize,
+        /// How many bytes.
+        len: usize,
+    },
+    /// The process gives pages back (MADV_DONTNEED): they are still there while this event is unread.
+    Remove(Range),
+    /// The process unmapped this: the pages are gone.
+    Unmap(Range),
     /// Another event, by its number.
     Other(u8),
 }
@@ -110,6 +129,14 @@ impl Uffd {
             Door::SystemCall => open_call(rustix::mm::UserfaultfdFlags::empty())?,
             Door::UserModeOnly => open_call(rustix::mm::UserfaultfdFlags::from_bits_retain(raw::UFFD_USER_MODE_ONLY))?,
         };
+        Self::agree(fd, features)
+    }
+
+    /// Settles the features of a userfaultfd that was just made. *Raw.*
+    ///
+    /// # Errors
+    /// EPERM: EVENT_FORK without CAP_SYS_PTRACE; EINVAL when a feature is unknown to this kernel.
+    pub(super) fn agree(fd: OwnedFd, features: Features) -> Result<Self, Errno> {
         let mut api = raw::uffdio_api { api: API, features: features.bits(), ioctls: 0 };
         // SAFETY: the number is UFFDIO_API's, which reads and writes a uffdio_api.
         let call = unsafe { Updater::<{ number::UFFDIO_API as Opcode }, _>::new(&mut api) };
@@ -246,6 +273,17 @@ fn decode(message: &raw::uffd_msg) -> Event {
             // SAFETY: the message came from a userfaultfd (`open`, or `from_fd`'s contract), and the kernel has
             // just opened this descriptor for the reader of the event.
             Event::Fork(unsafe { OwnedFd::from_raw_fd(fork.ufd as i32) })
+        }
+        raw::UFFD_EVENT_REMAP => {
+            // SAFETY: the event's number says that this member of the union was filled.
+            let remap = unsafe { message.arg.remap };
+            Event::Remap { from: remap.from as usize, to: remap.to as usize, len: remap.len as usize }
+        }
+        number @ (raw::UFFD_EVENT_REMOVE | raw::UFFD_EVENT_UNMAP) => {
+            // SAFETY: the event's number says that this member of the union was filled.
+            let remove = unsafe { message.arg.remove };
+            let range = Range { start: remove.start as usize, len: (remove.end - remove.start) as usize };
+            if number == raw::UFFD_EVENT_REMOVE { Event::Remove(range) } else { Event::Unmap(range) }
         }
         _ => Event::Other(message.event),
     }

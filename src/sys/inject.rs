@@ -1,0 +1,164 @@
+//! System calls made by another process on the tracer's order.
+//!
+//! A stopped thread's registers are set to a system call, one is made, and the registers are put back. Only calls that
+//! leave memory alone are offered, so nothing here can make memory unsafe, in the target or (if it shares ours) here.
+//!
+//! While this runs the thread must not be let go: if the tracer dies in between, the target goes on with wrong registers.
+//! So the tracer is a process of its own that nobody has a reason to kill, and the time is kept short.
+
+use super::Errno;
+use super::ptrace::{self, CallSide, Status, Stop, Until};
+use super::registers::{CALL, Registers};
+use super::remote;
+
+/// A call that may be injected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// `userfaultfd`, close-on-exec and non-blocking, with or without `UFFD_USER_MODE_ONLY`.
+    Userfaultfd {
+        /// See [`super::uffd::Door::UserModeOnly`].
+        user_mode_only: bool,
+    },
+    /// `close` of a descriptor that an injected call has opened.
+    Close(i32),
+}
+
+impl Call {
+    fn encode(self) -> (i64, [u64; 3]) {
+        match self {
+            Self::Userfaultfd { user_mode_only } => {
+                let only = if user_mode_only { linux_raw_sys::general::UFFD_USER_MODE_ONLY } else { 0 };
+                let flags = only | (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32;
+                (libc::SYS_userfaultfd, [u64::from(flags), 0, 0])
+            }
+            Self::Close(fd) => (libc::SYS_close, [fd as u64, 0, 0]),
+        }
+    }
+}
+
+/// Why an injection did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// The kernel refused; the thread is as it was.
+    Refused(Errno),
+    /// The thread ends (it was killed): it stands in this state and must be handled accordingly.
+    Ending(Status),
+}
+
+impl From<Errno> for Interrupted {
+    fn from(e: Errno) -> Self {
+        Self::Refused(e)
+    }
+}
+
+/// A stopped thread that makes system calls for us.
+///
+/// [`Injection::begin`] on a thread that stands in a [`Stop::Trap`]; any number of [`Injection::call`]; then
+/// [`Injection::finish`].
+pub struct Injection<'a> {
+    tid: i32,
+    saved: Registers,
+    mask: u64,
+    at: u64,
+    stop_signal: bool,
+    wait: &'a mut dyn FnMut(i32) -> Result<Status, Errno>,
+}
+
+impl<'a> Injection<'a> {
+    /// Prepares a thread in a [`Stop::Trap`]: blocks its signals and finds a system call instruction. `wait` waits for the
+    /// next stop of a thread; it may do other work meanwhile, such as answering page events.
+    ///
+    /// # Errors
+    /// `ESRCH`: gone; `EIO`: a 32-bit program; `ENOENT`: no system call instruction was found.
+    pub fn begin(tid: i32, wait: &'a mut dyn FnMut(i32) -> Result<Status, Errno>) -> Result<Self, Errno> {
+        let saved = ptrace::registers(tid)?;
+        if !saved.is_native() {
+            return Err(Errno::IO);
+        }
+        let at = instruction(tid, &saved).ok_or(Errno::NOENT)?;
+        let mask = ptrace::signal_mask(tid)?;
+        ptrace::set_signal_mask(tid, u64::MAX)?;
+        Ok(Self { tid, saved, mask, at, stop_signal: false, wait })
+    }
+
+    /// Makes the call and returns its result, minus errno if negative.
+    ///
+    /// # Errors
+    /// [`Interrupted::Ending`]: the thread was killed; nothing more can be called, nor finished.
+    pub fn call(&mut self, call: Call) -> Result<i64, Interrupted> {
+        let (number, arguments) = call.encode();
+        ptrace::set_registers(self.tid, &self.saved.calling(self.at, number, arguments))?;
+        let mut entered = false;
+        loop {
+            ptrace::resume(self.tid, Until::SystemCall, 0)?;
+            if self.next_stop()? != Stop::SystemCall {
+                continue;
+            }
+            match ptrace::call_side(self.tid)? {
+                CallSide::Entry => entered = true,
+                CallSide::Exit if entered => return Ok(ptrace::registers(self.tid)?.result()),
+                CallSide::Exit | CallSide::Neither => {}
+            }
+        }
+    }
+
+    /// Puts everything back. The thread stands in a [`Stop::Trap`] again, or in the group stop that came meanwhile: the
+    /// stop is returned.
+    ///
+    /// # Errors
+    /// [`Interrupted::Ending`]: the thread was killed.
+    pub fn finish(mut self) -> Result<Stop, Interrupted> {
+        // Restored where signals are handled, not after the system call: only there the kernel looks again whether a
+        // system call is to be restarted.
+        ptrace::interrupt(self.tid)?;
+        let stop = loop {
+            ptrace::resume(self.tid, Until::Event, 0)?;
+            match self.next_stop()? {
+                stop @ (Stop::Trap | Stop::Group(_)) => break stop,
+                _ => {}
+            }
+        };
+        ptrace::set_registers(self.tid, &self.saved)?;
+        ptrace::set_signal_mask(self.tid, self.mask)?;
+        if self.stop_signal {
+            super::process::send(self.tid, libc::SIGSTOP);
+        }
+        Ok(stop)
+    }
+
+    fn next_stop(&mut self) -> Result<Stop, Interrupted> {
+        match (self.wait)(self.tid)? {
+            ending @ (Status::Stopped(Stop::Event(ptrace::Event::Exit)) | Status::Exited(_) | Status::Signaled(_)) => {
+                Err(Interrupted::Ending(ending))
+            }
+            Status::Stopped(stop) => {
+                // The one signal that cannot be blocked and does not end the thread: kept for later.
+                self.stop_signal |= stop == Stop::Signal(libc::SIGSTOP);
+                Ok(stop)
+            }
+        }
+    }
+}
+
+/// The address of a system call instruction in the target: the one that it came here by, or one of the vDSO.
+fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
+    let behind = registers.pc().wrapping_sub(CALL.len() as u64);
+    let mut bytes = CALL;
+    bytes.fill(0);
+    if remote::read_memory(tid, behind, &mut bytes) == Ok(CALL.len()) && bytes == CALL {
+        return Some(behind);
+    }
+    let (start, end) = vdso(tid)?;
+    let mut code = vec![0; (end - start) as usize];
+    let got = remote::read_memory(tid, start, &mut code).ok()?;
+    let at = code.get(..got)?.windows(CALL.len()).position(|window| window == CALL)?;
+    Some(start + at as u64)
+}
+
+fn vdso(tid: i32) -> Option<(u64, u64)> {
+    let maps = std::fs::read_to_string(format!("/proc/{tid}/maps")).ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
+    let (start, rest) = line.split_once('-')?;
+    let (end, _) = rest.split_once(' ')?;
+    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+}
