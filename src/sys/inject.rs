@@ -113,9 +113,8 @@ impl<'a> Injection<'a> {
         ptrace::interrupt(self.tid)?;
         let stop = loop {
             ptrace::resume(self.tid, Until::Event, 0)?;
-            match self.next_stop()? {
-                stop @ (Stop::Trap | Stop::Group(_)) => break stop,
-                _ => {}
+            if let stop @ (Stop::Trap | Stop::Group(_)) = self.next_stop()? {
+                break stop;
             }
         };
         ptrace::set_registers(self.tid, &self.saved)?;

@@ -9,7 +9,9 @@
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
 pub mod clone;
+pub mod epoll;
 pub mod inject;
+pub mod launch;
 pub mod limits;
 pub mod map;
 pub mod memfd;

@@ -154,17 +154,34 @@ pub fn open_syscall(pid: i32, tid: i32) -> Result<OwnedFd, Errno> {
 /// Stack pointer and program counter of a thread that waits, from its [`open_syscall`]: in a page fault of its
 /// own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs. *Raw.*
 pub fn blocked_at(syscall: impl AsFd) -> Option<(u64, u64)> {
+    blocked_in(syscall).map(|blocked| (blocked.sp, blocked.pc))
+}
+
+/// Where a thread waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// In this system call; `None` in a page fault of its own.
+    pub syscall: Option<i32>,
+    /// Its stack pointer.
+    pub sp: u64,
+    /// Its next instruction: the faulting one, or the one after the system call.
+    pub pc: u64,
+}
+
+/// As [`blocked_at`], with the system call. *Raw.*
+pub fn blocked_in(syscall: impl AsFd) -> Option<Blocked> {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
     parse_blocked(buffer.get(..got)?)
 }
 
-fn parse_blocked(text: &[u8]) -> Option<(u64, u64)> {
-    let text = std::str::from_utf8(text).ok()?;
-    let mut fields = text.trim_end().rsplitn(3, ' ');
+fn parse_blocked(text: &[u8]) -> Option<Blocked> {
+    let text = std::str::from_utf8(text).ok()?.trim_end();
+    let number = text.split(' ').next()?.parse::<i32>().ok()?;
+    let mut fields = text.rsplitn(3, ' ');
     let mut hex = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
     let (pc, sp) = (hex()?, hex()?);
-    Some((sp, pc))
+    Some(Blocked { syscall: (number >= 0).then_some(number), sp, pc })
 }
 
 /// Reads the start of a file into `buffer`, without allocation. *Raw.*
@@ -282,6 +299,26 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
 }
 
+/// Writes this process' id into a pipe, for [`take_pid`]. *Raw.*
+pub fn give_pid(pipe: impl AsFd) {
+    let _unread = rustix::io::write(pipe, &pid().to_ne_bytes());
+}
+
+/// Reads what [`give_pid`] wrote; `None` at the pipe's end.
+pub fn take_pid(pipe: impl AsFd) -> Option<i32> {
+    let mut bytes = [0u8; 4];
+    let got = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut bytes));
+    (got == Ok(4)).then(|| i32::from_ne_bytes(bytes))
+}
+
+/// Lets a descriptor pass through exec: [`pipe`] and the standard library make them close-on-exec.
+///
+/// # Errors
+/// None that an open descriptor meets.
+pub fn keep_on_exec(fd: impl AsFd) -> Result<(), Errno> {
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
+}
+
 /// Writes one byte to a pipe. *Raw.*
 pub fn give_byte(pipe: impl AsFd) {
     // A reader that is gone does not want it.
@@ -352,8 +389,9 @@ mod tests {
 
     #[test]
     fn a_blocked_thread_shows_sp_and_pc() {
-        assert_eq!(super::parse_blocked(b"-1 0x7ffd10 0x55aa\n"), Some((0x7f_fd10, 0x55aa)));
+        let at = |syscall, sp, pc| Some(super::Blocked { syscall, sp, pc });
+        assert_eq!(super::parse_blocked(b"-1 0x7ffd10 0x55aa\n"), at(None, 0x7f_fd10, 0x55aa));
         assert_eq!(super::parse_blocked(b"running\n"), None);
-        assert_eq!(super::parse_blocked(b"0 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffe 0x7fff\n"), Some((0x7ffe, 0x7fff)));
+        assert_eq!(super::parse_blocked(b"0 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffe 0x7fff\n"), at(Some(0), 0x7ffe, 0x7fff));
     }
 }

@@ -8,11 +8,32 @@ use super::Errno;
 use super::map::last_errno;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 /// SIGSEGV.
 pub const SEGV: i32 = libc::SIGSEGV;
 /// SIGBUS.
 pub const BUS: i32 = libc::SIGBUS;
+/// SIGCHLD.
+pub const CHLD: i32 = libc::SIGCHLD;
+/// SIGINT.
+pub const INT: i32 = libc::SIGINT;
+/// SIGQUIT.
+pub const QUIT: i32 = libc::SIGQUIT;
+/// SIGTERM.
+pub const TERM: i32 = libc::SIGTERM;
+/// SIGHUP.
+pub const HUP: i32 = libc::SIGHUP;
+/// SIGTSTP.
+pub const TSTP: i32 = libc::SIGTSTP;
+/// SIGTTIN.
+pub const TTIN: i32 = libc::SIGTTIN;
+/// SIGTTOU.
+pub const TTOU: i32 = libc::SIGTTOU;
+/// SIGPIPE.
+pub const PIPE: i32 = libc::SIGPIPE;
+/// SIGSTOP.
+pub const STOP: i32 = libc::SIGSTOP;
 /// SIGKILL.
 pub const KILL: i32 = libc::SIGKILL;
 
@@ -173,4 +194,42 @@ fn decode(context: &libc::ucontext_t) -> (Registers, Option<bool>) {
     let machine = &context.uc_mcontext;
     let fp = machine.regs.get(29).copied().unwrap_or(0);
     (Registers { pc: machine.pc, sp: machine.sp, fp }, None)
+}
+
+/// Blocks signals in this thread and delivers them through a descriptor instead: `signalfd(2)`, non-blocking.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`; `EINVAL` for a number that is no signal.
+pub fn receive(signals: &[i32]) -> Result<OwnedFd, Errno> {
+    // SAFETY: a set of zeroes is valid storage for sigemptyset to fill.
+    let mut set: libc::sigset_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    for &signal in signals {
+        // SAFETY: the set is ours, and was initialised (an empty set is zeroes in glibc).
+        let added = unsafe { libc::sigaddset(&raw mut set, signal) };
+        if added != 0 {
+            return Err(last_errno());
+        }
+    }
+    // SAFETY: the set is valid for the call.
+    let done = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if done != 0 {
+        return Err(Errno::from_raw_os_error(done));
+    }
+    // SAFETY: the set is valid for the call.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The next signal that [`receive`] caught; `None` when there is none now. Signals of one number merge.
+pub fn received(signals: impl AsFd) -> Option<i32> {
+    const SIZE: usize = size_of::<libc::signalfd_siginfo>();
+    let mut buffer = [0u8; SIZE];
+    let got = rustix::io::read(signals, &mut buffer).ok()?;
+    // `struct signalfd_siginfo` begins with `uint32_t ssi_signo`.
+    let number = buffer.first_chunk::<4>().filter(|_| got == SIZE)?;
+    i32::try_from(u32::from_ne_bytes(*number)).ok()
 }
