@@ -3,7 +3,7 @@
 
 use super::Errno;
 use super::map::Range;
-use super::uffd::{Event, Features, Uffd};
+use super::uffd::{self, Event, Features, Uffd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -58,10 +58,19 @@ impl RemoteUffd {
     /// Arms the range, or lifts the protection and wakes who waits for it.
     ///
     /// # Errors
-    /// `ENOENT`: not registered (any more); `ESRCH`: the process ends.
+    /// `EAGAIN`: an event must be read first; `ENOENT`: not registered (any more): [`Self::wake`] who waits;
+    /// `ESRCH`: the process ends.
     pub fn write_protect(&self, range: Range, armed: bool) -> Result<(), Errno> {
-        // SAFETY: as in `register`: the range is the other process', and `adopt` refuses this one.
-        unsafe { self.0.write_protect(range, armed) }
+        // SAFETY: the range is the other process', and `adopt` refuses this one.
+        unsafe { uffd::write_protect_once(self.0.as_fd(), range, armed) }
+    }
+
+    /// Wakes who waits in the range, though it is not protected or not registered any more.
+    ///
+    /// # Errors
+    /// `EINVAL`: a range off a page.
+    pub fn wake(&self, range: Range) -> Result<(), Errno> {
+        uffd::wake(self.0.as_fd(), range)
     }
 
     /// See [`Uffd::read`].

@@ -239,6 +239,23 @@ const API: u64 = 0xAA;
 /// # Errors
 /// As [`Uffd::write_protect`].
 pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
+    loop {
+        // SAFETY: passed on to the caller.
+        match unsafe { write_protect_once(fd, range, armed) } {
+            Err(Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+}
+
+/// As [`write_protect`], but returns EAGAIN: who reads this userfaultfd's events must do that first. *Raw.*
+///
+/// # Safety
+/// As [`Uffd::register`].
+///
+/// # Errors
+/// As [`Uffd::write_protect`].
+pub(super) unsafe fn write_protect_once(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
     let mut protect = raw::uffdio_writeprotect {
         range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },
         mode: if armed { MODE_WP } else { 0 },
@@ -248,10 +265,22 @@ pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Re
         let call = unsafe { Updater::<{ number::UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut protect) };
         // SAFETY: the kernel writes nothing back; the effect is the caller's promise.
         match unsafe { rustix::ioctl::ioctl(fd, call) } {
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             done => return done,
         }
     }
+}
+
+/// `UFFDIO_WAKE`: wakes who waits in the range, whatever became of it. *Raw.*
+///
+/// # Errors
+/// EINVAL for a range off a page.
+pub(super) fn wake(fd: BorrowedFd<'_>, range: Range) -> Result<(), Errno> {
+    let mut range = raw::uffdio_range { start: range.start as u64, len: range.len as u64 };
+    // SAFETY: the number is UFFDIO_WAKE's, which reads a uffdio_range.
+    let call = unsafe { Updater::<{ number::UFFDIO_WAKE as Opcode }, _>::new(&mut range) };
+    // SAFETY: waking a thread lets it try its access again; nothing else changes.
+    unsafe { rustix::ioctl::ioctl(fd, call) }
 }
 
 fn decode(message: &raw::uffd_msg) -> Event {

@@ -1,0 +1,216 @@
+//! What an address space held when its account opened: the pages that were its own already.
+//!
+//! Files' pages are not listed, so "not here" means: a page of the file behind the mapping, or none.
+
+use cowbell::sys::Errno;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use std::rc::Rc;
+
+/// What a page was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Was {
+    /// A private page.
+    Private,
+    /// A private page in swap.
+    Swapped,
+    /// The zero page.
+    Zero,
+}
+
+/// Neighbouring pages of one kind.
+#[derive(Clone, Debug)]
+struct Run {
+    start: u64,
+    end: u64,
+    was: Was,
+    /// The frames of the pages, from this index on, where they were read.
+    frames: Option<(Rc<[u64]>, usize)>,
+}
+
+/// The runs, ascending and disjoint.
+#[derive(Clone, Debug, Default)]
+pub struct Baseline {
+    runs: Vec<Run>,
+    page: u64,
+}
+
+/// The user's half of the address space, from its second page on.
+pub fn user_space() -> Range {
+    let page = cowbell::sys::page_size().bytes();
+    Range { start: page, len: (1 << 47) - 2 * page }
+}
+
+impl Baseline {
+    /// Reads page tables. `frames`: keep the frames of private pages too, which takes ten times as long.
+    ///
+    /// # Errors
+    /// The process is gone, or the kernel has no PAGEMAP_SCAN.
+    pub fn scan(pagemap: &Pagemap, frames: bool) -> Result<Self, Errno> {
+        let query = Query {
+            all: Categories::empty(),
+            none: Categories::FILE,
+            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
+            rearm: false,
+        };
+        let mut runs: Vec<Run> = Vec::new();
+        pagemap.scan_categories(user_space(), &query, |range, categories| {
+            let was = if categories.contains(Categories::PFN_ZERO) {
+                Was::Zero
+            } else if categories.contains(Categories::PRESENT) {
+                Was::Private
+            } else {
+                Was::Swapped
+            };
+            let (start, end) = (range.start as u64, range.end() as u64);
+            match runs.last_mut() {
+                Some(last) if last.end == start && last.was == was => last.end = end,
+                _ => runs.push(Run { start, end, was, frames: None }),
+            }
+        })?;
+        if frames {
+            for run in runs.iter_mut().filter(|run| run.was == Was::Private) {
+                let mut read = Vec::with_capacity(((run.end - run.start) / page_bytes()) as usize);
+                let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
+                pagemap.read(range, |_, entry| read.push(entry.frame()))?;
+                run.frames = Some((read.into(), 0));
+            }
+        }
+        Ok(Self { runs, page: page_bytes() })
+    }
+
+    /// What the page at this address was.
+    pub fn at(&self, page: u64) -> Option<Was> {
+        self.run(page).map(|run| run.was)
+    }
+
+    /// The frame that the page at this address had, where frames were read.
+    pub fn frame(&self, page: u64) -> Option<u64> {
+        let run = self.run(page)?;
+        let (frames, first) = run.frames.as_ref()?;
+        frames.get(first + ((page - run.start) / self.page) as usize).copied().filter(|&frame| frame != 0)
+    }
+
+    /// How many pages of a kind lie in a range.
+    pub fn count(&self, start: u64, end: u64, was: Was) -> u64 {
+        let inside = self.runs.iter().filter(|run| run.was == was);
+        inside.map(|run| run.end.min(end).saturating_sub(run.start.max(start)) / self.page).sum()
+    }
+
+    /// Is there any page in the range?
+    pub fn any(&self, start: u64, end: u64) -> bool {
+        let first = self.runs.partition_point(|run| run.end <= start);
+        self.runs.get(first).is_some_and(|run| run.start < end)
+    }
+
+    /// The private pages of a range, in order.
+    pub fn private_in(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
+        let page = self.page as usize;
+        let inside = self.runs.iter().filter(move |run| run.was != Was::Zero && run.start < end && start < run.end);
+        inside.flat_map(move |run| (run.start.max(start)..run.end.min(end)).step_by(page))
+    }
+
+    /// Forgets a range: its pages are gone.
+    pub fn remove(&mut self, start: u64, end: u64) {
+        self.take(start, end);
+    }
+
+    /// A range was moved: what it held is elsewhere now.
+    pub fn relocate(&mut self, from: u64, to: u64, len: u64) {
+        let mut moved = self.take(from, from + len);
+        self.take(to, to + len);
+        for run in &mut moved {
+            (run.start, run.end) = (run.start - from + to, run.end - from + to);
+        }
+        self.runs.extend(moved);
+        self.runs.sort_by_key(|run| run.start);
+    }
+
+    /// Takes out what lies in a range, cutting runs at its borders.
+    fn take(&mut self, start: u64, end: u64) -> Vec<Run> {
+        let mut taken = Vec::new();
+        let mut kept = Vec::with_capacity(self.runs.len());
+        for run in self.runs.drain(..) {
+            let cut = |from: u64, to: u64| {
+                let skipped = ((from - run.start) / self.page) as usize;
+                let frames = run.frames.as_ref().map(|(frames, first)| (Rc::clone(frames), first + skipped));
+                Run { start: from, end: to, was: run.was, frames }
+            };
+            let (low, high) = (run.start.max(start), run.end.min(end));
+            if low >= high {
+                kept.push(run);
+                continue;
+            }
+            if run.start < low {
+                kept.push(cut(run.start, low));
+            }
+            taken.push(cut(low, high));
+            if high < run.end {
+                kept.push(cut(high, run.end));
+            }
+        }
+        self.runs = kept;
+        taken
+    }
+
+    fn run(&self, page: u64) -> Option<&Run> {
+        let behind = self.runs.partition_point(|run| run.end <= page);
+        self.runs.get(behind).filter(|run| run.start <= page)
+    }
+}
+
+/// One page's word.
+///
+/// # Errors
+/// The process is gone.
+pub fn entry(pagemap: &Pagemap, page: u64) -> Result<Entry, Errno> {
+    let mut found = Entry::empty();
+    let range = Range { start: page as usize, len: page_bytes() as usize };
+    pagemap.read(range, |_, entry| found = entry)?;
+    Ok(found)
+}
+
+/// Bytes a page.
+pub fn page_bytes() -> u64 {
+    cowbell::sys::page_size().bytes() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn baseline() -> Baseline {
+        let page = page_bytes();
+        let frames: Rc<[u64]> = (100..110).collect();
+        let run = |start: u64, pages: u64, was, frames| Run {
+            start: start * page,
+            end: (start + pages) * page,
+            was,
+            frames,
+        };
+        let runs = vec![run(10, 10, Was::Private, Some((frames, 0))), run(30, 2, Was::Zero, None)];
+        Baseline { runs, page }
+    }
+
+    #[test]
+    fn a_cut_out_range_leaves_its_neighbours_with_their_frames() {
+        let page = page_bytes();
+        let mut base = baseline();
+        base.remove(12 * page, 14 * page);
+        let frame = |at: u64| base.frame(at * page);
+        assert_eq!([11, 12, 13, 14, 19].map(frame), [Some(101), None, None, Some(104), Some(109)]);
+        assert_eq!(base.count(0, 100 * page, Was::Private), 8);
+        assert_eq!(base.private_in(11 * page, 15 * page).map(|at| at / page).collect::<Vec<_>>(), [11, 14]);
+    }
+
+    #[test]
+    fn a_moved_range_is_found_at_its_new_place_only() {
+        let page = page_bytes();
+        let mut base = baseline();
+        base.relocate(15 * page, 50 * page, 20 * page);
+        assert_eq!((base.at(15 * page), base.frame(14 * page)), (None, Some(104)));
+        assert_eq!((base.at(50 * page), base.frame(54 * page)), (Some(Was::Private), Some(109)));
+        assert_eq!(base.at(65 * page), Some(Was::Zero));
+        assert!(base.any(54 * page, 60 * page) && !base.any(55 * page, 60 * page));
+    }
+}
