@@ -3,6 +3,13 @@
 //! A stopped thread's registers are set to a system call, one is made, and the registers are put back. Only calls that
 //! leave memory alone are offered, so nothing here can make memory unsafe, in the target or (if it shares ours) here.
 //!
+//! A seccomp filter of the target decides about the call as about any other: it may refuse it, and may kill the process
+//! (also by a SIGSYS that the program would handle, for signals are blocked meanwhile). So a careful caller looks first
+//! whether `/proc/PID/status` says `Seccomp: 2`.
+//!
+//! A system call that the thread was in goes on afterwards as after any stop. On aarch64 a sleep with a relative time
+//! begins anew: there the kernel decides how to go on before the stop, and forgets it for the calls made meanwhile.
+//!
 //! While this runs the thread must not be let go: if the tracer dies in between, the target goes on with wrong registers.
 //! So the tracer is a process of its own that nobody has a reason to kill, and the time is kept short.
 
@@ -39,7 +46,7 @@ impl Call {
 /// Why an injection did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupted {
-    /// The kernel refused; the thread is as it was.
+    /// No call was made; `EFAULT`: the thread got a signal of its own making. [`Injection::finish`] still puts it right.
     Refused(Errno),
     /// The thread ends (it was killed): it stands in this state and must be handled accordingly.
     Ending(Status),
@@ -65,7 +72,7 @@ pub struct Injection<'a> {
 }
 
 impl<'a> Injection<'a> {
-    /// Prepares a thread in a [`Stop::Trap`]: blocks its signals and finds a system call instruction. `wait` waits for the
+    /// Prepares a thread in a [`Stop::Trap`] that was seized with [`ptrace::Options::SYSGOOD`]: blocks its signals and finds a system call instruction. `wait` waits for the
     /// next stop of a thread; it may do other work meanwhile, such as answering page events.
     ///
     /// # Errors
@@ -87,16 +94,25 @@ impl<'a> Injection<'a> {
     /// [`Interrupted::Ending`]: the thread was killed; nothing more can be called, nor finished.
     pub fn call(&mut self, call: Call) -> Result<i64, Interrupted> {
         let (number, arguments) = call.encode();
-        ptrace::set_registers(self.tid, &self.saved.calling(self.at, number, arguments))?;
+        let set = ptrace::set_registers(self.tid, &self.saved.calling(self.at, number, arguments));
+        self.unless_killed(set)?;
         let mut entered = false;
         loop {
-            ptrace::resume(self.tid, Until::SystemCall, 0)?;
-            if self.next_stop()? != Stop::SystemCall {
-                continue;
+            let resumed = ptrace::resume(self.tid, Until::SystemCall, 0);
+            self.unless_killed(resumed)?;
+            match self.next_stop()? {
+                Stop::SystemCall => {}
+                // All other signals are blocked: the thread ran into this one, and would for ever.
+                Stop::Signal(signal) if signal != libc::SIGSTOP => return Err(Errno::FAULT.into()),
+                _ => continue,
             }
-            match ptrace::call_side(self.tid)? {
+            let side = ptrace::call_side(self.tid);
+            match self.unless_killed(side)? {
                 CallSide::Entry => entered = true,
-                CallSide::Exit if entered => return Ok(ptrace::registers(self.tid)?.result()),
+                CallSide::Exit if entered => {
+                    let registers = ptrace::registers(self.tid);
+                    return self.unless_killed(registers).map(|registers| registers.result());
+                }
                 CallSide::Exit | CallSide::Neither => {}
             }
         }
@@ -117,12 +133,22 @@ impl<'a> Injection<'a> {
                 break stop;
             }
         };
-        ptrace::set_registers(self.tid, &self.saved)?;
-        ptrace::set_signal_mask(self.tid, self.mask)?;
+        let set = ptrace::set_registers(self.tid, &self.saved);
+        self.unless_killed(set)?;
+        let set = ptrace::set_signal_mask(self.tid, self.mask);
+        self.unless_killed(set)?;
         if self.stop_signal {
             super::process::send(self.tid, libc::SIGSTOP);
         }
         Ok(stop)
+    }
+
+    /// A thread that is killed while it stands still leaves its stop, and requests to it fail until its next one.
+    fn unless_killed<T>(&mut self, done: Result<T, Errno>) -> Result<T, Interrupted> {
+        match done {
+            Err(Errno::SRCH) => self.next_stop().and(Err(Errno::SRCH.into())),
+            done => Ok(done?),
+        }
     }
 
     fn next_stop(&mut self) -> Result<Stop, Interrupted> {
@@ -141,15 +167,18 @@ impl<'a> Injection<'a> {
 
 /// The address of a system call instruction in the target: the one that it came here by, or one of the vDSO.
 fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
+    let memory = remote::Memory::open(tid).ok()?;
     let behind = registers.pc().wrapping_sub(CALL.len() as u64);
+    let page = !(super::page_size().bytes() as u64 - 1);
     let mut bytes = CALL;
     bytes.fill(0);
-    if remote::read_memory(tid, behind, &mut bytes) == Ok(CALL.len()) && bytes == CALL {
+    // Only in the page that the thread executes: the one before it may be data.
+    if behind & page == registers.pc() & page && memory.read(behind, &mut bytes) == Ok(CALL.len()) && bytes == CALL {
         return Some(behind);
     }
     let (start, end) = vdso(tid)?;
-    let mut code = vec![0; (end - start) as usize];
-    let got = remote::read_memory(tid, start, &mut code).ok()?;
+    let mut code = vec![0; end.checked_sub(start)? as usize];
+    let got = memory.read(start, &mut code).ok()?;
     let at = code.get(..got)?.windows(CALL.len()).position(|window| window == CALL)?;
     Some(start + at as u64)
 }

@@ -97,6 +97,9 @@ pub enum Until {
 
 /// Lets a stopped thread run, delivering `signal` if it is not 0 and the stop was a [`Stop::Signal`].
 ///
+/// A SIGKILL moves a stopped thread on to its [`Event::Exit`] by itself. If it comes after the stop was waited for, this
+/// call lets the thread pass that event unseen; the next [`wait`] then tells its end.
+///
 /// # Errors
 /// `ESRCH`: gone, or not stopped.
 pub fn resume(tid: i32, until: Until, signal: i32) -> Result<(), Errno> {
@@ -217,7 +220,11 @@ pub fn wait(tid: Option<i32>, block: bool) -> Result<Option<(i32, Status)>, Errn
     // Threads are children that only __WALL sees.
     let wall = WaitOptions::from_bits_retain(libc::__WALL as u32);
     let options = if block { wall } else { wall | WaitOptions::NOHANG };
-    let found = rustix::io::retry_on_intr(|| rustix::process::waitpid(which, options))?;
+    let found = rustix::io::retry_on_intr(|| match which {
+        Some(_) => rustix::process::waitpid(which, options),
+        // Not `waitpid(None)`, which is the own process group: a tracee may be in any.
+        None => rustix::process::wait(options),
+    })?;
     Ok(found.map(|(pid, status)| (pid.as_raw_nonzero().get(), decode(status.as_raw()))))
 }
 

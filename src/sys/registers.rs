@@ -159,6 +159,9 @@ mod arch {
 
         /// These, about to make a system call with the instruction at `at`.
         pub(in super::super) fn calling(mut self, at: u64, number: i64, arguments: [u64; 3]) -> Self {
+            // Set after an indirect jump: where the page is guarded, what is jumped to must then be a landing pad.
+            const BRANCH_TYPE: u64 = 3 << 10;
+            self.0.pstate &= !BRANCH_TYPE;
             self.0.pc = at;
             self.0.regs[8] = number as u64;
             self.0.regs[..3].copy_from_slice(&arguments);

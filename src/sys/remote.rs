@@ -1,24 +1,55 @@
 //! Another process' memory: reading it, and watching it through a userfaultfd that was made there.
-#![expect(unsafe_code, reason = "process_vm_readv takes pointers; arming acts on addresses")]
+#![expect(unsafe_code, reason = "arming acts on addresses")]
 
 use super::Errno;
 use super::map::Range;
 use super::uffd::{self, Event, Features, Uffd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Reads from another process' memory; returns how many bytes there were before the first hole.
+/// Another process' memory, for reading: `/proc/PID/mem`. It means the address space that the process had when this was
+/// opened.
+///
+/// Not `process_vm_readv(2)`: that pins the pages it reads, for which the kernel first gives the process a copy of its own
+/// of each anonymous page that it shares.
+#[derive(Debug)]
+pub struct Memory(OwnedFd);
+
+impl Memory {
+    /// Opens the memory of the process that the thread `tid` belongs to.
+    ///
+    /// # Errors
+    /// `ENOENT`: gone; `EACCES`/`EPERM`: not ours to trace.
+    pub fn open(tid: i32) -> Result<Self, Errno> {
+        use rustix::fs::{Mode, OFlags};
+        let path = super::process::proc_path(tid, "mem");
+        rustix::fs::open(&*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(Self)
+    }
+
+    /// Reads; returns how many bytes there were before the first hole.
+    ///
+    /// # Errors
+    /// `EIO`: nothing is there; `ESRCH`: the address space is gone; `EINVAL`: an address of the kernel's half.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&self.0, rest, address.saturating_add(done as u64)) {
+                Ok(0) => return if done == 0 { Err(Errno::SRCH) } else { Ok(done) },
+                Ok(got) => done += got,
+                Err(Errno::INTR) => {}
+                Err(e) => return if done == 0 { Err(e) } else { Ok(done) },
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Reads once from another process' memory, see [`Memory`].
 ///
 /// # Errors
-/// `EFAULT`: nothing is there; `EPERM`: not ours to read; `ESRCH`: gone.
-pub fn read_memory(pid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    let there = std::ptr::without_provenance_mut(address as usize);
-    let remote = libc::iovec { iov_base: there, iov_len: buffer.len() };
-    // SAFETY: the kernel writes to `buffer` alone, which is borrowed until the call returns; the other vector is not
-    // followed here but in the other process.
-    let got = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    usize::try_from(got).map_err(|_| super::map::last_errno())
+/// As [`Memory::open`] and [`Memory::read`].
+pub fn read_memory(tid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+    Memory::open(tid)?.read(address, buffer)
 }
 
 /// A userfaultfd of another process: what it protects is never this process' memory, so arming is safe here.
