@@ -157,6 +157,9 @@ pub fn blocked_at(syscall: impl AsFd) -> Option<(u64, u64)> {
     blocked_in(syscall).map(|blocked| (blocked.sp, blocked.pc))
 }
 
+/// The number of `exit`.
+pub const EXIT_CALL: i32 = libc::SYS_exit as i32;
+
 /// Where a thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {

@@ -27,6 +27,17 @@ bitflags::bitflags! {
     }
 }
 
+/// The number of `clone`.
+pub const CLONE: i64 = libc::SYS_clone;
+/// The number of `clone3`.
+pub const CLONE3: i64 = libc::SYS_clone3;
+/// The number of `vfork`, where there is such a call.
+#[cfg(target_arch = "x86_64")]
+pub const VFORK: Option<i64> = Some(libc::SYS_vfork);
+/// The number of `vfork`, where there is such a call.
+#[cfg(not(target_arch = "x86_64"))]
+pub const VFORK: Option<i64> = None;
+
 /// What a wait found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {

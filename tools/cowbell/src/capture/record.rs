@@ -309,6 +309,8 @@ pub enum Closed {
     Exit,
     /// It executed another program.
     Exec,
+    /// It forked: its pages are shared anew, and another account of it follows.
+    Forked,
     /// Nobody shares with it any more.
     Unshared,
     /// The tool let go: time was up or it was told to.

@@ -103,8 +103,8 @@ impl Baseline {
         self.runs.get(first).is_some_and(|run| run.start < end)
     }
 
-    /// The private pages of a range, in order.
-    pub fn private_in(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
+    /// The private pages of a range, those in swap too, in order.
+    pub fn held_in(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
         let page = self.page as usize;
         let inside = self.runs.iter().filter(move |run| run.was != Was::Zero && run.start < end && start < run.end);
         inside.flat_map(move |run| (run.start.max(start)..run.end.min(end)).step_by(page))
@@ -200,7 +200,7 @@ mod tests {
         let frame = |at: u64| base.frame(at * page);
         assert_eq!([11, 12, 13, 14, 19].map(frame), [Some(101), None, None, Some(104), Some(109)]);
         assert_eq!(base.count(0, 100 * page, Was::Private), 8);
-        assert_eq!(base.private_in(11 * page, 15 * page).map(|at| at / page).collect::<Vec<_>>(), [11, 14]);
+        assert_eq!(base.held_in(11 * page, 15 * page).map(|at| at / page).collect::<Vec<_>>(), [11, 14]);
     }
 
     #[test]

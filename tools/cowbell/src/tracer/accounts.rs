@@ -1,0 +1,186 @@
+//! Opening and closing accounts.
+
+use super::birth::{self, Unarmed};
+use super::compare::Donor;
+use super::settle::{Close, settle};
+use super::watch::{Doors, Order, THREAD_DATA, Watch};
+use super::{DOORS, Tracer};
+use crate::capture::record::{Blindness, Closed, Mode, Record, Role, Who};
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys;
+
+impl Tracer {
+    /// Arms a child that stands before its first instruction. Returns the stop it is left in, `None` if it ended.
+    pub(super) fn arm_child(&mut self, child: i32, syscall: i32) -> Option<Stop> {
+        let wanted = self.options.who != Who::Parent && !self.leaving;
+        if !wanted || !self.has_room(child) {
+            return Some(Stop::Trap);
+        }
+        let started = sys::monotonic_ns();
+        let stop = match birth::open_doors(child, child, self.mode) {
+            Ok((doors, stop)) => {
+                self.open_account(child, Role::Child, doors);
+                let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
+                let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
+                if let (Some(watch), Ok(thread)) = (watch, thread) {
+                    watch.written_at_birth(thread, thread + THREAD_DATA, child, syscall);
+                }
+                Some(stop)
+            }
+            Err(Unarmed::Because(why)) => {
+                self.blind(child, Blindness::NotArmed, why);
+                Some(Stop::Trap)
+            }
+            Err(Unarmed::Ending(status)) => {
+                self.on_status(child, status);
+                None
+            }
+        };
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    /// Arms the process that has just forked, whose thread `maker` stands in the fork. Returns the stop it is left in.
+    pub(super) fn arm_maker(&mut self, maker: i32, pid: i32) -> Stop {
+        let at_event = Stop::Event(Event::Fork);
+        let started = sys::monotonic_ns();
+        let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
+        let stop = if let Some(doors) = self.close_account(pid, Closed::Forked, true) {
+            self.open_account(pid, role, doors);
+            at_event
+        } else if self.has_room(pid) {
+            self.arm_first_time(maker, pid, role)
+        } else {
+            at_event
+        };
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    fn arm_first_time(&mut self, maker: i32, pid: i32, role: Role) -> Stop {
+        // Nothing can be injected inside of fork: on to the return from it. Nothing of this process is armed yet, so
+        // nobody has to be served on the way.
+        let stop = match ptrace::interrupt(maker).and_then(|()| ptrace::resume(maker, Until::Event, 0)) {
+            Ok(()) => match ptrace::wait(Some(maker), true) {
+                Ok(Some((_, Status::Stopped(stop)))) => stop,
+                Ok(Some((_, ended))) => {
+                    self.on_status(maker, ended);
+                    return Stop::Trap;
+                }
+                _ => return Stop::Trap,
+            },
+            Err(_) => return Stop::Trap,
+        };
+        if !matches!(stop, Stop::Trap | Stop::Group(_)) {
+            return stop;
+        }
+        self.arm_at(maker, pid, role, stop)
+    }
+
+    /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
+    fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
+        match birth::open_doors(tid, pid, self.mode) {
+            Ok((doors, left)) => {
+                self.open_account(pid, role, doors);
+                // A group stop that was there before is one still.
+                if matches!(stop, Stop::Group(_)) { stop } else { left }
+            }
+            Err(Unarmed::Because(why)) => {
+                self.blind(pid, Blindness::NotArmed, why);
+                stop
+            }
+            Err(Unarmed::Ending(Status::Stopped(ending))) => ending,
+            Err(Unarmed::Ending(ended)) => {
+                self.on_status(tid, ended);
+                Stop::Trap
+            }
+        }
+    }
+
+    /// Is this process to be armed at the next stop of a thread?
+    pub(super) fn wants_arming(&self, pid: i32) -> bool {
+        !self.leaving && self.tree.processes.get(&pid).is_some_and(|process| process.to_arm)
+    }
+
+    /// Arms a process that was attached to.
+    pub(super) fn arm_attached(&mut self, tid: i32, pid: i32, stop: Stop) -> Stop {
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.to_arm = false;
+        }
+        if !self.has_room(pid) {
+            return stop;
+        }
+        let started = sys::monotonic_ns();
+        let stop = self.arm_at(tid, pid, Role::Attached, stop);
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    fn has_room(&mut self, pid: i32) -> bool {
+        let room = self.tree.watched() < self.options.children_max;
+        if !room {
+            let limit = self.options.children_max;
+            self.blind(pid, Blindness::TooManyChildren, format!("{limit} processes are watched already"));
+        }
+        room
+    }
+
+    fn open_account(&mut self, pid: i32, role: Role, doors: Doors) {
+        self.accounts += 1;
+        let (now_ns, frames) = (self.now(), self.frames);
+        // A process with fewer rights than this one could make but the one userfaultfd.
+        let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
+        let order = Order { account: self.accounts, role, mode, pid, frames, now_ns };
+        let (watch, begin) = match Watch::arm(&order, doors) {
+            Ok(armed) => armed,
+            Err(e) => {
+                self.blind(pid, Blindness::NotArmed, format!("its page tables could not be read: {e}"));
+                return;
+            }
+        };
+        let token = DOORS + pid as u64 * 2;
+        let doors = watch.doors();
+        let added = [(&doors.events, token), (&doors.bits, token + 1)].into_iter().all(|(door, token)| {
+            let Some(door) = door else { return true };
+            matches!(self.poller.add(door, token), Ok(()) | Err(sys::Errno::EXIST))
+        });
+        if !added {
+            // Dropped, and with it the protection: nobody is left waiting.
+            self.blind(pid, Blindness::NotArmed, "its events could not be waited for");
+            return;
+        }
+        self.say(Record::Begin(begin));
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.watch = Some(Box::new(watch));
+        }
+    }
+
+    /// Closes a process' account, if one is open, and returns its userfaultfds.
+    pub(super) fn close_account(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
+        let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
+        // Nobody waits for an answer any more, but moves may still be told.
+        let events = std::mem::take(&mut watch.events);
+        if !events.is_empty() {
+            self.say(Record::Events { account: watch.account, events });
+        }
+        let now_ns = self.now();
+        let donor = if is_there { self.donor(pid, now_ns) } else { None };
+        let end = settle(&mut watch, &mut self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
+        self.say(Record::End(end));
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
+        }
+        self.owed.retain(|&(of, _)| of != pid);
+        Some(watch.into_doors())
+    }
+
+    /// Who may have the originals of this process' copies: its parent.
+    fn donor(&mut self, pid: i32, now_ns: u64) -> Option<Donor> {
+        let parent = self.tree.processes.get(&pid)?.parent;
+        let process = self.tree.processes.get_mut(&parent)?;
+        if let Some(watch) = &mut process.watch {
+            watch.collect(now_ns).ok()?;
+        }
+        Donor::new(parent, process.wrote())
+    }
+}

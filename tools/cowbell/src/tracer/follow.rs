@@ -1,0 +1,198 @@
+//! What stops of the target mean, and how it goes on.
+
+use super::birth::{self, Kind};
+use super::tree::Process;
+use super::Tracer;
+use crate::capture::record::{Blindness, Closed, Origin, Process as Named, Record, Role, Who};
+use cowbell::sys::pidfd::Ended;
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use std::collections::HashSet;
+
+impl Tracer {
+    pub(super) fn on_status(&mut self, tid: i32, status: Status) {
+        match status {
+            Status::Exited(code) => self.on_gone(tid, Ended::Exited(code)),
+            Status::Signaled(signal) => self.on_gone(tid, Ended::Signaled(signal)),
+            Status::Stopped(stop) => self.on_stop(tid, stop),
+        }
+    }
+
+    fn on_stop(&mut self, tid: i32, stop: Stop) {
+        let Some(&pid) = self.tree.threads.get(&tid) else {
+            // Its maker's stop comes later, and tells what this is.
+            self.newborn.insert(tid);
+            return;
+        };
+        self.spent.stops += 1;
+        match stop {
+            Stop::Event(Event::Fork) => self.on_made(tid, pid, true),
+            Stop::Event(Event::Clone) => self.on_made(tid, pid, true),
+            Stop::Event(Event::VFork) => self.on_made(tid, pid, false),
+            Stop::Event(Event::Exec) => self.on_exec(tid, pid),
+            Stop::Event(Event::Exit) => self.on_exit(tid, pid),
+            Stop::Trap | Stop::Group(_) if self.wants_arming(pid) => {
+                let stop = self.arm_attached(tid, pid, stop);
+                self.go_on(tid, stop);
+            }
+            stop => self.go_on(tid, stop),
+        }
+    }
+
+    /// Lets a thread go on from a stop, as if nobody had looked.
+    pub(super) fn go_on(&mut self, tid: i32, stop: Stop) {
+        let due = if let Stop::Signal(signal) = stop { signal } else { 0 };
+        let parks = matches!(stop, Stop::Signal(_) | Stop::Group(_) | Stop::Trap);
+        if self.leaving && parks {
+            self.parked.insert(tid, due);
+            return;
+        }
+        // A thread that was killed meanwhile is in its next stop already, or gone: both will be reported.
+        let _killed = match stop {
+            Stop::Group(_) => ptrace::listen(tid),
+            _ => ptrace::resume(tid, Until::Event, due),
+        };
+    }
+
+    /// A thread made a task. `returns`: the maker is not held until the child has executed a program.
+    fn on_made(&mut self, maker: i32, pid: i32, returns: bool) {
+        let at_event = Stop::Event(Event::Fork);
+        let (Ok(child), Ok(registers)) = (ptrace::event_message(maker), ptrace::registers(maker)) else {
+            self.go_on(maker, at_event);
+            return;
+        };
+        let child = child as i32;
+        match birth::kind(maker, &registers) {
+            Kind::Thread => {
+                self.tree.add_thread(pid, child);
+                if self.newborn.remove(&child) {
+                    self.go_on(child, Stop::Trap);
+                }
+                self.go_on(maker, at_event);
+            }
+            Kind::Shares => {
+                let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
+                let mut process = Process::new(child, pid, family, Role::Child);
+                process.shares = true;
+                self.tree.add(child, process);
+                self.name(child, pid, Origin::Shares);
+                if self.newborn.remove(&child) {
+                    self.go_on(child, Stop::Trap);
+                }
+                self.go_on(maker, at_event);
+            }
+            Kind::Copy => self.on_fork(maker, pid, child, returns, registers.call_number() as i32),
+        }
+    }
+
+    /// Both stand still: the maker in its fork, the child before its first instruction.
+    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, returns: bool, syscall: i32) {
+        let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
+        self.tree.add(child, Process::new(child, pid, family, Role::Child));
+        self.name(child, pid, Origin::Forked);
+        let first = if self.newborn.remove(&child) {
+            Status::Stopped(Stop::Trap)
+        } else {
+            match ptrace::wait(Some(child), true) {
+                Ok(Some((_, status))) => status,
+                _ => Status::Exited(0),
+            }
+        };
+        let mut maker_stop = Stop::Event(Event::Fork);
+        if self.options.who != Who::Child && !self.leaving {
+            if returns {
+                maker_stop = self.arm_maker(maker, pid);
+            } else {
+                self.blind(pid, Blindness::NotArmed, "it waits until the child has executed a program");
+            }
+        }
+        match first {
+            Status::Stopped(Stop::Trap) => {
+                let stop = self.arm_child(child, syscall);
+                if let Some(stop) = stop {
+                    self.go_on(child, stop);
+                }
+            }
+            // Killed before it began.
+            status => self.on_status(child, status),
+        }
+        match maker_stop {
+            Stop::Event(Event::Exit) => self.on_exit(maker, pid),
+            stop => self.go_on(maker, stop),
+        }
+    }
+
+    fn on_exec(&mut self, tid: i32, pid: i32) {
+        self.close_account(pid, Closed::Exec, false);
+        let family = self.tree.new_family();
+        let mut left = 0;
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            left = process.family;
+            let gone: Vec<i32> = process.threads.iter().copied().filter(|&other| other != tid).collect();
+            process.threads = HashSet::from([tid]);
+            process.ending.clear();
+            process.history.clear();
+            process.family = family;
+            process.shares = false;
+            process.role = Role::Parent;
+            for other in gone {
+                self.tree.threads.remove(&other);
+            }
+        }
+        self.name(pid, 0, Origin::Executed);
+        self.unshare(left);
+        self.go_on(tid, Stop::Event(Event::Exec));
+    }
+
+    fn on_exit(&mut self, tid: i32, pid: i32) {
+        let now = self.now();
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.ending.insert(tid);
+            if process.is_ending() {
+                self.close_account(pid, Closed::Exit, true);
+            } else if let (Some(watch), Ok(registers)) = (process.watch.as_mut(), ptrace::registers(tid)) {
+                watch.thread_ends(registers.thread_pointer(), tid, now);
+            }
+        }
+        self.go_on(tid, Stop::Event(Event::Exit));
+    }
+
+    fn on_gone(&mut self, tid: i32, ended: Ended) {
+        self.newborn.remove(&tid);
+        self.parked.remove(&tid);
+        let Some(pid) = self.tree.threads.remove(&tid) else { return };
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.threads.remove(&tid);
+            process.ending.remove(&tid);
+            if let Some(watch) = &mut process.watch {
+                watch.forget_thread(tid);
+            }
+        }
+        // A process' first thread is the last to be reported.
+        if tid == pid {
+            self.close_account(pid, Closed::Lost, false);
+            let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
+            let time_ns = self.now();
+            self.say(Record::Exit { pid, time_ns, ended });
+            if pid == self.root {
+                self.root_ended = Some(ended);
+            }
+            self.unshare(family);
+        }
+    }
+
+    /// Who is left alone with its memory shares it with nobody: nothing is copied any more.
+    fn unshare(&mut self, family: u32) {
+        if let Some(last) = self.tree.last_of(family) {
+            self.close_account(last, Closed::Unshared, true);
+        }
+    }
+
+    /// Writes down who a process is.
+    pub(super) fn name(&mut self, pid: i32, parent: i32, origin: Origin) {
+        let time_ns = self.now();
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = command.split(|&byte| byte == 0).filter(|part| !part.is_empty());
+        let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+        self.say(Record::Process(Named { pid, parent, time_ns, origin, command }));
+    }
+}

@@ -1,0 +1,421 @@
+//! One account's watch: arming an address space, and answering what its userfaultfds say.
+
+use super::baseline::{self, Baseline, Was, page_bytes};
+use super::maps::{self, Backing, Map};
+use crate::capture::record::{Begin, Class, Event, Held, Mapping, Mode, Role, Watched};
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::uffd::{Event as Message, Fault, Features};
+use cowbell::sys::{Errno, process};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+/// How often a thread that has not gone to sleep yet is asked where it is.
+const ASK_MAX: usize = 10_000;
+
+/// What a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
+pub const THREAD_DATA: u64 = 0x900;
+
+/// The userfaultfds of one process: made there once, kept for all its accounts.
+#[derive(Debug)]
+pub struct Doors {
+    /// Synchronous: each first write is a message. Only in [`Mode::Trace`].
+    pub events: Option<RemoteUffd>,
+    /// Asynchronous: the kernel notes which pages were written.
+    pub bits: Option<RemoteUffd>,
+}
+
+/// What the synchronous one must be able to do.
+pub const EVENT_FEATURES: Features = Features::PAGEFAULT_FLAG_WP
+    .union(Features::THREAD_ID)
+    .union(Features::EXACT_ADDRESS)
+    .union(Features::WP_HUGETLBFS_SHMEM)
+    .union(MOVES);
+/// What the asynchronous one must be able to do.
+pub const BIT_FEATURES: Features = Features::WP_ASYNC.union(Features::WP_HUGETLBFS_SHMEM).union(MOVES);
+const MOVES: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
+
+/// A page that was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// What the write did, as far as known when it was seen.
+    pub class: Class,
+    /// The frame the page had before it; 0 where not known.
+    pub frame: u64,
+    /// When it was seen.
+    pub time_ns: u64,
+}
+
+/// A fault that was looked at; the writer still waits.
+pub struct Seen {
+    /// The page.
+    pub page: u64,
+    /// What is known of it; `None` for a page that was seen before.
+    pub event: Option<Event>,
+}
+
+/// One account while it is open.
+pub struct Watch {
+    /// Its number.
+    pub account: u32,
+    /// Why.
+    pub role: Role,
+    /// How.
+    pub mode: Mode,
+    /// Whose memory.
+    pub pid: i32,
+    /// Since when.
+    pub begun_ns: u64,
+    /// The process' page tables.
+    pub pagemap: Pagemap,
+    /// The mappings known, with how each is observed.
+    pub maps: Vec<Map>,
+    /// What they held.
+    pub base: Baseline,
+    /// The pages written, as far as seen.
+    pub written: HashMap<u64, Written>,
+    /// Events that are not yet in the capture.
+    pub events: Vec<Event>,
+    /// Pages that may have been written and went before they were counted.
+    pub uncounted: u64,
+    doors: Doors,
+    memory: Memory,
+    frames: bool,
+    blocked: HashMap<i32, OwnedFd>,
+}
+
+/// What a watch is opened with.
+pub struct Order {
+    /// The account's number.
+    pub account: u32,
+    /// Why.
+    pub role: Role,
+    /// How.
+    pub mode: Mode,
+    /// Whose memory.
+    pub pid: i32,
+    /// Are page frames readable?
+    pub frames: bool,
+    /// The time, since the header.
+    pub now_ns: u64,
+}
+
+impl Watch {
+    /// Arms the private mappings of a process that stands still, or at least its one thread that could fork.
+    ///
+    /// # Errors
+    /// Its page tables cannot be read.
+    pub fn arm(order: &Order, doors: Doors) -> Result<(Self, Begin), Errno> {
+        let started = cowbell::sys::monotonic_ns();
+        let pagemap = Pagemap::open(order.pid)?;
+        let base = Baseline::scan(&pagemap, order.frames && order.mode == Mode::Count)?;
+        let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let mut watch = Self {
+            account: order.account,
+            role: order.role,
+            mode: order.mode,
+            pid: order.pid,
+            begun_ns: order.now_ns,
+            pagemap,
+            maps: Vec::new(),
+            base,
+            written: HashMap::new(),
+            events: Vec::new(),
+            uncounted: 0,
+            doors,
+            memory: Memory::open(order.pid)?,
+            frames: order.frames,
+            blocked: HashMap::new(),
+        };
+        for mut map in maps {
+            map.mapping.watched = watch.arm_mapping(&map);
+            watch.maps.push(map);
+        }
+        let held = watch.held()?;
+        let begin = Begin {
+            account: order.account,
+            pid: order.pid,
+            role: order.role,
+            time_ns: order.now_ns,
+            mode: order.mode,
+            mappings: watch.maps.iter().map(|map| map.mapping.clone()).collect(),
+            held,
+            arm_ns: cowbell::sys::monotonic_ns() - started,
+        };
+        Ok((watch, begin))
+    }
+
+    /// Gives the userfaultfds back, for the next account of the same process.
+    pub fn into_doors(self) -> Doors {
+        self.doors
+    }
+
+    fn arm_mapping(&self, map: &Map) -> Watched {
+        let Mapping { start, end, .. } = map.mapping;
+        let inherited = self.base.any(start, end);
+        let door = match (map.backing, self.mode) {
+            (Backing::Shared, _) => return Watched::No,
+            (Backing::HugePages, _) => return Watched::Refused("huge pages of hugetlbfs are not watched".to_owned()),
+            // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
+            (Backing::Memory, Mode::Trace) => (&self.doors.events, Watched::Events),
+            (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),
+            (Backing::File, Mode::Trace) if inherited => (&self.doors.bits, Watched::Bits),
+            (_, Mode::Count) if inherited => (&self.doors.bits, Watched::Bits),
+            // Nothing to copy, or nothing that page tables do not tell afterwards.
+            _ => return Watched::Census,
+        };
+        let (Some(uffd), watched) = door else {
+            return Watched::Refused("the kernel cannot write-protect this kind of mapping".to_owned());
+        };
+        let range = Range { start: start as usize, len: (end - start) as usize };
+        let armed = uffd.register(range).and_then(|()| protect(uffd, range));
+        match armed {
+            Ok(()) => watched,
+            Err(Errno::BUSY) => Watched::Refused("another userfaultfd watches it".to_owned()),
+            Err(e) => Watched::Refused(format!("userfaultfd refused it: {e}")),
+        }
+    }
+
+    fn held(&self) -> Result<Held, Errno> {
+        let mut held = Held::default();
+        for Mapping { start, end, .. } in self.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
+            held.zero += self.base.count(*start, *end, Was::Zero);
+            held.swapped += self.base.count(*start, *end, Was::Swapped);
+            held.shared += self.base.count(*start, *end, Was::Private);
+        }
+        if self.role != Role::Attached {
+            // Just forked: what is private is also the other's.
+            return Ok(held);
+        }
+        held.shared = 0;
+        for map in self.maps.iter().filter(|map| is_watched(map)) {
+            for page in self.base.held_in(map.mapping.start, map.mapping.end) {
+                let exclusive = baseline::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
+                *(if exclusive { &mut held.exclusive } else { &mut held.shared }) += 1;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Notes pages that the kernel itself wrote while it made the child: those at `from..to` that are no longer shared.
+    pub fn written_at_birth(&mut self, from: u64, to: u64, tid: i32, syscall: i32) {
+        let page = page_bytes();
+        for address in (from / page * page..to).step_by(page as usize) {
+            let exclusive = baseline::entry(&self.pagemap, address).is_ok_and(|entry| entry.contains(Entry::EXCLUSIVE));
+            if exclusive && self.base.at(address) == Some(Was::Private) {
+                let (class, time_ns) = (Class::Copy, self.begun_ns);
+                self.written.insert(address, Written { class, frame: 0, time_ns });
+                if self.mode == Mode::Trace {
+                    let syscall = Some(syscall);
+                    self.events.push(Event { time_ns, page: address, tid, pc: 0, class, syscall, stack: None });
+                }
+            }
+        }
+    }
+
+    /// A thread ends, and the kernel will clear its id in the thread's own data: a store that is lost if the page is
+    /// protected, and with it the wake-up of whoever joins the thread. So the page is given free, and counted.
+    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) {
+        let page = page_bytes();
+        for page in (thread_pointer / page * page..thread_pointer + THREAD_DATA).step_by(page as usize) {
+            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
+            let Some(entry) = protected.filter(|_| !self.written.contains_key(&page)) else { continue };
+            let class = self.class_of_write(page, entry);
+            self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+            let syscall = Some(process::EXIT_CALL);
+            self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
+            self.release(page);
+        }
+    }
+
+    /// Looks at a fault. Afterwards [`Self::release`] the page.
+    pub fn look(&mut self, fault: Fault, time_ns: u64) -> Seen {
+        let page = fault.address as u64 / page_bytes() * page_bytes();
+        if !fault.write_protect || self.written.contains_key(&page) {
+            return Seen { page, event: None };
+        }
+        let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
+        let class = self.class_of_write(page, entry);
+        let at = self.blocked(fault.tid);
+        let (pc, syscall) = at.map_or((0, None), |at| (at.pc, at.syscall));
+        self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+        Seen { page, event: Some(Event { time_ns, page, tid: fault.tid, pc, class, syscall, stack: None }) }
+    }
+
+    /// Lets the writer of a page go on. False: an event must be read first, then again.
+    pub fn release(&self, page: u64) -> bool {
+        let Some(uffd) = &self.doors.events else { return true };
+        let range = Range { start: page as usize, len: page_bytes() as usize };
+        match uffd.write_protect(range, false) {
+            Ok(()) => true,
+            Err(Errno::AGAIN) => false,
+            // Unmapped or moved meanwhile: the writer tries again, and meets what is there now.
+            Err(_) => {
+                let _gone = uffd.wake(range);
+                true
+            }
+        }
+    }
+
+    /// What a write to a page that has this entry will do.
+    fn class_of_write(&self, page: u64, entry: Entry) -> Class {
+        match self.base.at(page) {
+            Some(Was::Private | Was::Swapped) if entry.contains(Entry::EXCLUSIVE) => Class::Reuse,
+            Some(Was::Private | Was::Swapped) => Class::Copy,
+            Some(Was::Zero) => Class::ZeroPage,
+            None => self.class_of_new(page),
+        }
+    }
+
+    /// What a page is that was not there when the account opened.
+    pub fn class_of_new(&self, page: u64) -> Class {
+        match maps::find(&self.maps, page).map(|map| map.backing) {
+            Some(Backing::Memory | Backing::File) => Class::PrivateFile,
+            _ => Class::FirstTouch,
+        }
+    }
+
+    /// Where a thread waits. The message comes just before it sleeps, so it may still run.
+    fn blocked(&mut self, tid: i32) -> Option<process::Blocked> {
+        if !self.blocked.contains_key(&tid) {
+            // A child that shares the memory (vfork) is a process of its own.
+            let opened = process::open_syscall(self.pid, tid).or_else(|_| process::open_syscall(tid, tid));
+            self.blocked.insert(tid, opened.ok()?);
+        }
+        let known = self.blocked.get(&tid)?;
+        (0..ASK_MAX).find_map(|_| {
+            let found = process::blocked_in(known);
+            if found.is_none() {
+                process::yield_now();
+            }
+            found
+        })
+    }
+
+    /// A thread ended: its number may come again for another.
+    pub fn forget_thread(&mut self, tid: i32) {
+        self.blocked.remove(&tid);
+    }
+
+    /// Reads the synchronous userfaultfd.
+    pub fn read_events(&self, messages: &mut Vec<Message>) -> bool {
+        self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
+    }
+
+    /// Reads the asynchronous userfaultfd, whose messages are moves and removals only. What was written must be noted
+    /// first: the pages of a removal go when it has been read.
+    pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> bool {
+        if self.doors.bits.is_none() || self.collect(now_ns).is_err() {
+            return false;
+        }
+        self.doors.bits.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
+    }
+
+    /// The userfaultfds, to wait for.
+    pub fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// Follows a change of the address space.
+    pub fn follow(&mut self, message: &Message) {
+        match *message {
+            Message::Remap { from, to, len } => {
+                let (from, to, len) = (from as u64, to as u64, len as u64);
+                self.base.relocate(from, to, len);
+                let moved: Vec<_> =
+                    self.written.iter().filter(|(page, _)| (from..from + len).contains(page)).map(|(&p, &w)| (p, w)).collect();
+                // The old addresses stay in the account: that is where they were written.
+                self.written.extend(moved.into_iter().map(|(page, written)| (page - from + to, written)));
+                if let Some(map) = maps::find(&self.maps, from) {
+                    let mut map = map.clone();
+                    map.mapping.offset += from - map.mapping.start;
+                    (map.mapping.start, map.mapping.end) = (to, to + len);
+                    self.maps.retain(|other| other.mapping.end <= to || to + len <= other.mapping.start);
+                    self.maps.push(map);
+                    self.maps.sort_by_key(|map| map.mapping.start);
+                }
+            }
+            Message::Remove(range) => self.base.remove(range.start as u64, range.end() as u64),
+            Message::Unmap(range) => {
+                let (start, end) = (range.start as u64, range.end() as u64);
+                let bits = |page| maps::find(&self.maps, page).is_some_and(|map| map.mapping.watched == Watched::Bits);
+                let lost = self.base.held_in(start, end).filter(|page| !self.written.contains_key(page) && bits(*page));
+                self.uncounted += lost.count() as u64;
+                self.base.remove(start, end);
+            }
+            Message::Fault(_) | Message::Fork(_) | Message::Other(_) => {}
+        }
+    }
+
+    /// Notes which pages the kernel saw written in the mappings without events.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn collect(&mut self, now_ns: u64) -> Result<(), Errno> {
+        let query = Query {
+            all: Categories::WP_ALLOWED | Categories::WRITTEN,
+            none: Categories::FILE,
+            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
+            rearm: false,
+        };
+        let mut found = Vec::new();
+        self.pagemap.scan_categories(baseline::user_space(), &query, |range, categories| {
+            if !categories.contains(Categories::PFN_ZERO) {
+                found.push(range);
+            }
+        })?;
+        for range in found {
+            self.collect_range(range, now_ns)?;
+        }
+        Ok(())
+    }
+
+    fn collect_range(&mut self, range: Range, now_ns: u64) -> Result<(), Errno> {
+        let (mut entries, page) = (Vec::new(), page_bytes());
+        if self.frames {
+            self.pagemap.read(range, |_, entry| entries.push(entry.frame()))?;
+        }
+        for (index, address) in (range.start as u64..range.end() as u64).step_by(page as usize).enumerate() {
+            // Nobody armed what was mapped later: the census counts it.
+            let armed = maps::find(&self.maps, address).is_some_and(|map| map.mapping.watched == Watched::Bits);
+            if !armed || self.written.contains_key(&address) {
+                continue;
+            }
+            let frame = self.base.frame(address).unwrap_or(0);
+            let now = entries.get(index).copied().unwrap_or(0);
+            let class = match self.base.at(address) {
+                Some(Was::Private) if frame != 0 && now != 0 && frame == now => Class::Reuse,
+                Some(Was::Private) if frame != 0 && now != 0 => Class::Copy,
+                Some(Was::Private | Was::Swapped) => Class::CopyOrReuse,
+                Some(Was::Zero) => Class::ZeroPage,
+                None => self.class_of_new(address),
+            };
+            self.written.insert(address, Written { class, frame, time_ns: now_ns });
+        }
+        Ok(())
+    }
+
+    /// The page's content now; `None` if it is gone.
+    pub fn content(&self, page: u64) -> Option<Box<[u8]>> {
+        let mut bytes = vec![0; page_bytes() as usize];
+        let got = self.memory.read(page, &mut bytes).ok()?;
+        (got == bytes.len()).then(|| bytes.into())
+    }
+}
+
+/// Are this mapping's private pages of interest?
+fn is_watched(map: &Map) -> bool {
+    !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
+}
+
+/// Arms a range. Nobody reads this userfaultfd's events yet, and none can come but from threads that run meanwhile.
+fn protect(uffd: &RemoteUffd, range: Range) -> Result<(), Errno> {
+    loop {
+        match uffd.write_protect(range, true) {
+            // A thread changes mappings meanwhile and waits to tell: what it says concerns what is not armed yet.
+            Err(Errno::AGAIN) => drop(uffd.read(|_| {})?),
+            done => return done,
+        }
+    }
+}
