@@ -14,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Options about the report.
 #[derive(Args, Clone, Debug)]
+// Each subcommand's own options are a group of their own name.
+#[group(id = "output_options")]
 pub struct Options {
     /// Write the report to this file; %p is this process' id, %t the time in seconds since 1970, - is standard output.
     #[arg(short, long, value_name = "FILE", env = "COWBELL_OUTPUT")]
@@ -209,4 +211,20 @@ pub fn create(path: &Path, mode: u32, force: bool) -> Result<File, Failure> {
     // A new file and not the old one emptied: that may be another's, or open to others.
     fs::remove_file(path).map_err(failure)?;
     new().map_err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_expanded() {
+        let id = std::process::id();
+        let expanded = |name: &str| expand(Path::new(name)).expect("a name").display().to_string();
+        assert_eq!(expanded("a-%p.json"), format!("a-{id}.json"));
+        assert_eq!(expanded("100%%"), "100%");
+        let time: u64 = expanded("%t").parse().expect("seconds");
+        assert!(time > 1_700_000_000, "{time}");
+        assert!(expand(Path::new("50%off")).is_err());
+    }
 }

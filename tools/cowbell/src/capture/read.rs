@@ -181,3 +181,106 @@ impl<R: BufRead> Iterator for Reader<R> {
         next
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    const HEADER: &str = r#"{"header":{"format":"cowbell-capture","version":1,"cowbell":"0","kernel":"6.18","page_size":4096,"command":["x"],"started_unix_ms":0,"mode":"trace","mode_reason":"","who":"both","stacks_every":0,"frames":true}}"#;
+    const EXIT: &str = r#"{"exit":{"pid":7,"time_ns":1,"ended":{"exited":0}}}"#;
+    const FINISH: &str = r#"{"finish":{"time_ns":9,"ended":null,"arming_ns":0,"events_ns":0,"stacks_ns":0,"stops":0}}"#;
+
+    /// How many records there are, and how the input ends.
+    fn read(input: impl AsRef<[u8]>) -> Result<(usize, Option<Cut>), String> {
+        let mut reader = Reader::new(Cursor::new(input)).map_err(|e| e.to_string())?;
+        let mut records = 0;
+        for record in reader.by_ref() {
+            record.map_err(|e| e.to_string())?;
+            records += 1;
+        }
+        Ok((records, reader.cut()))
+    }
+
+    #[test]
+    fn a_whole_capture_has_all_its_records_and_is_not_cut() {
+        assert_eq!(read(format!("{HEADER}\n{EXIT}\n{FINISH}\n")), Ok((3, None)));
+        assert_eq!(read(format!("{HEADER}\n{EXIT}\n{FINISH}")), Ok((3, None)), "the last line feed is not missed");
+    }
+
+    #[test]
+    fn a_capture_cut_at_any_byte_has_its_whole_lines_and_is_told_to_be_cut() {
+        let whole = format!("{HEADER}\n{EXIT}\n{EXIT}\n{FINISH}\n");
+        for end in HEADER.len() + 1..whole.len() - 1 {
+            let part = &whole[..end];
+            let (records, cut) = read(part).unwrap_or_else(|e| panic!("{end}: {e}"));
+            let lines = part.matches('\n').count() + usize::from(part.ends_with("}}}"));
+            assert_eq!(records, lines, "{part:?}");
+            assert!(cut.is_some(), "{part:?}");
+        }
+        assert_eq!(read(format!("{HEADER}\n{EXIT}\n{{\"ex")), Ok((2, Some(Cut::InLine(2)))));
+        assert_eq!(read(format!("{HEADER}\n{EXIT}\n\0\0\0")), Ok((2, Some(Cut::InLine(2)))), "zeros after a crash");
+        assert_eq!(read(format!("{HEADER}\n{EXIT}\n")), Ok((2, Some(Cut::BetweenLines(2)))));
+    }
+
+    #[test]
+    fn what_is_no_capture_or_a_newer_one_is_refused_with_its_reason() {
+        for (input, why) in [
+            (String::new(), "it is empty"),
+            ("\n".into(), "does not begin with a header"),
+            ("#!/bin/sh\n".into(), "does not begin with a header"),
+            (HEADER[..80].into(), "does not begin with a header"),
+            (format!("{EXIT}\n"), "does not begin with a header"),
+            (HEADER.replace("cowbell-capture", "other"), "its format is \"other\""),
+            (HEADER.replace("\"version\":1", "\"version\":2"), "version is 2, this program reads up to 1"),
+            ("{\"header\":{\"format\":\"cowbell-capture\",\"version\":77}}".into(), "version is 77"),
+            (HEADER.replace("4096", "0"), "0 is no page size"),
+            (HEADER.replace("4096", "5000"), "5000 is no page size"),
+            (HEADER.replace("\"kernel\":\"6.18\",", ""), "damaged: line 1: missing field `kernel`"),
+        ] {
+            let told = read(&input).expect_err(&input);
+            assert!(told.contains(why), "{input:?}: {told}");
+        }
+        let binary = read([0xff, 0xfe, 0x00, b'\n']).expect_err("no text");
+        assert!(binary.contains("not a capture"), "{binary}");
+    }
+
+    #[test]
+    fn damage_is_told_with_its_line() {
+        for (line, why) in [
+            ("{\"exit\":{}}", "line 3: missing field"),
+            ("", "line 3: "),
+            ("{\"unheard_of\":1}", "line 3: unknown variant `unheard_of`"),
+            (HEADER, "line 3: a second header"),
+        ] {
+            let told = read(format!("{HEADER}\n{EXIT}\n{line}\n{FINISH}\n")).expect_err(line);
+            assert!(told.starts_with("damaged: ") && told.contains(why), "{told}");
+        }
+        let told = read(format!("{HEADER}\n{FINISH}\n{EXIT}\n")).expect_err("no end");
+        assert!(told.contains("line 3: a record after the last"), "{told}");
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_not_read_whole() {
+        /// Counts what is taken from it.
+        #[derive(Debug)]
+        struct Endless(u64);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                self.0 += buffer.len() as u64;
+                assert!(self.0 < 1 << 20, "read on");
+                buffer.fill(b' ');
+                Ok(buffer.len())
+            }
+        }
+        let input = io::BufReader::new(Endless(0));
+        let told = Reader::limited(input, 1 << 16).expect_err("too long").to_string();
+        assert!(told.contains("not a capture"), "{told}");
+        let input = io::BufReader::new(Cursor::new(format!("{HEADER}\n")).chain(Endless(0)));
+        let mut reader = Reader::limited(input, 1 << 16).expect("a header");
+        assert!(matches!(reader.next(), Some(Ok(Record::Header(_)))));
+        let told = reader.next().expect("an error").expect_err("too long").to_string();
+        assert_eq!(told, "damaged: line 2: longer than 64.0 KiB");
+        assert!(reader.next().is_none());
+    }
+}

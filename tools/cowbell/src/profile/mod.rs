@@ -14,6 +14,8 @@ mod source;
 mod sum;
 pub mod summary;
 mod syscalls;
+#[cfg(test)]
+mod tests;
 
 pub use cause::Cause;
 pub use mapping::Kind;

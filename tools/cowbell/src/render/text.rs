@@ -56,7 +56,7 @@ fn headline(text: &mut Text, summary: &Summary) {
         if attached > 0 {
             who.push(some(attached, "process", "processes"));
         }
-        let most = if totals.pages.copy_or_reuse > 0 { "at most " } else { "" };
+        let most = if totals.pages.copy_or_reuse > 0 { "At most " } else { "" };
         let pages = some(totals.copied_pages, "page", "pages");
         let bytes = Bytes(totals.copied_bytes);
         text.loud(&format!("{most}{pages} ({bytes}) copied by {} of {command}", who.join(" and ")));
@@ -103,7 +103,7 @@ fn accounts(text: &mut Text, summary: &Summary, look: &Look) {
     let mut sorted: Vec<&Account> = summary.accounts.iter().collect();
     sorted.sort_by_key(|account| std::cmp::Reverse(account.copied_pages));
     let times = sorted.iter().any(|account| account.when.is_some());
-    text.heading("By process");
+    text.heading("Copied pages by process");
     let when = if times { format!("{:>8} {:>8} {:>8}", "first", "half", "last") } else { String::new() };
     text.faint(&format!("{:>11} {:>10} {:>9}  {:>7} {:<8} {when}", "copied", "", "of shared", "pid", "role"));
     let all = summary.totals.copied_pages.max(1) as f64;
@@ -111,7 +111,7 @@ fn accounts(text: &mut Text, summary: &Summary, look: &Look) {
     text.list(&sorted, look.top, share, |text, account| {
         text.line(&account_line(summary, account, times));
         if look.verbose {
-            account_details(text, account);
+            account_details(text, summary, account);
         }
     });
 }
@@ -150,7 +150,12 @@ fn account_line(summary: &Summary, account: &Account, times: bool) -> String {
 }
 
 /// An account's own mappings and causes, for those who want to know more.
-fn account_details(text: &mut Text, account: &Account) {
+fn account_details(text: &mut Text, summary: &Summary, account: &Account) {
+    if let Some(process) = account.process.and_then(|process| summary.processes.get(process)) {
+        let command = clean(&process.executed.last().unwrap_or(&process.command).join(" "));
+        let parent = if process.parent > 0 { format!(", forked by {}", process.parent) } else { String::new() };
+        text.faint(&format!("{:>34}{command}{parent}", ""));
+    }
     for mapping in account.mappings.iter().take(3).filter(|mapping| mapping.copied_pages > 0) {
         text.faint(&format!("{:>34}{} in {}", "", some(mapping.copied_pages, "page", "pages"), mapping_name(mapping)));
     }
@@ -164,7 +169,7 @@ fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
     if copied.is_empty() {
         return;
     }
-    text.heading("In which mappings");
+    text.heading("Copied pages by mapping, with their share of all copies");
     text.list(
         &copied,
         look.top,
@@ -201,7 +206,7 @@ fn functions(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.functions.is_empty() {
         return;
     }
-    text.heading("By which code (the first write to each page)");
+    text.heading("Copied pages by the code that first wrote to them");
     text.list(
         &summary.functions,
         look.top,
@@ -243,7 +248,7 @@ fn python(text: &mut Text, summary: &Summary, look: &Look) {
         return;
     }
     let samples = some(python.samples, "sampled stack", "sampled stacks");
-    text.heading(&format!("By which Python line (estimated from {samples})"));
+    text.heading(&format!("Copied pages by Python line, estimated from {samples}"));
     text.list(
         &python.lines,
         look.top,
@@ -252,10 +257,11 @@ fn python(text: &mut Text, summary: &Summary, look: &Look) {
             let source = clean(line.source.as_deref().unwrap_or_default());
             let source = if source.is_empty() { format!("in {}", clean(&line.function)) } else { source };
             let place = python_place(line);
+            let cause = if line.cause == Cause::Unknown { "" } else { line.cause.name() };
             let columns = if look.verbose {
-                format!("{place}  {source}  {}", line.cause.name())
+                format!("{place}  {source}  {cause}")
             } else {
-                format!("{} {} {}", tail(&place, 33), head(&source, 26), line.cause.name())
+                format!("{} {} {cause}", tail(&place, 33), head(&source, 26))
             };
             text.line(&format!("{}  {columns}", pages_and_share(line.copied_pages_estimated, line.share)));
         },
@@ -278,7 +284,7 @@ fn syscalls(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.syscalls.is_empty() {
         return;
     }
-    text.heading("By the kernel, on behalf of a system call");
+    text.heading("Copied pages by system call, where the kernel wrote first");
     text.list(
         &summary.syscalls,
         look.top,
@@ -352,7 +358,7 @@ fn blind(text: &mut Text, summary: &Summary, look: &Look) {
         let what = match blind.what {
             Blindness::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
             Blindness::SharesMemory => {
-                format!("{processes} shared their parent's memory (vfork, posix_spawn): nothing is copied there")
+                format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
             }
             Blindness::NotArmed => "the kernel would not watch everything".to_owned(),
             Blindness::EventsDropped => {
@@ -399,6 +405,6 @@ fn overhead(text: &mut Text, summary: &Summary) {
     if !parts.is_empty() {
         text.heading("What looking cost");
         let sum = percent(overhead.share);
-        text.faint_sentence(2, &format!("{}: {sum} of the time watched", parts.join(", ")));
+        text.faint_sentence(2, &format!("{sum} of the time watched: {}", parts.join(", ")));
     }
 }
