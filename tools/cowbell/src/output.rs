@@ -21,16 +21,16 @@ pub struct Options {
     #[arg(short, long, value_name = "FILE", env = "COWBELL_OUTPUT")]
     pub output: Option<PathBuf>,
     /// Replace files that exist.
-    #[arg(long, env = "COWBELL_FORCE")]
+    #[arg(long)]
     pub force: bool,
     /// Say only how much was copied.
-    #[arg(short, long, conflicts_with = "verbose", env = "COWBELL_QUIET")]
+    #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more: each child's own mappings and causes, and names in full.
     #[arg(short, long)]
     pub verbose: bool,
     /// Print JSON.
-    #[arg(long, env = "COWBELL_JSON")]
+    #[arg(long, env = "COWBELL_JSON", value_parser = clap::builder::FalseyValueParser::new())]
     pub json: bool,
     /// How many lines each list in the text has.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..), env = "COWBELL_TOP")]
