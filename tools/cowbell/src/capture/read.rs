@@ -111,7 +111,7 @@ impl<R: BufRead> Reader<R> {
         let header = match serde_json::from_slice(&line) {
             Ok(Record::Header(header)) => header,
             Ok(_) => return Err(Error::Damaged(1, "no header".into())),
-            Err(e) => return Err(Error::Damaged(1, e.to_string())),
+            Err(e) => return Err(Error::Damaged(1, said(&e))),
         };
         if usize::try_from(header.page_size).ok().and_then(PageSize::new).is_none() {
             return Err(Error::Damaged(1, format!("{} is no page size", header.page_size)));
@@ -161,9 +161,14 @@ impl<R: BufRead> Reader<R> {
                 Ok(Some(record))
             }
             Err(_) if self.cut.is_some() => Ok(None),
-            Err(e) => Err(Error::Damaged(self.lines + 1, e.to_string())),
+            Err(e) => Err(Error::Damaged(self.lines + 1, said(&e))),
         }
     }
+}
+
+/// What is wrong with a line, without what it holds that a terminal would obey, and not all of it if it is long.
+fn said(e: &serde_json::Error) -> String {
+    e.to_string().chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 impl<R: BufRead> Iterator for Reader<R> {
@@ -251,6 +256,7 @@ mod tests {
             ("{\"exit\":{}}", "line 3: missing field"),
             ("", "line 3: "),
             ("{\"unheard_of\":1}", "line 3: unknown variant `unheard_of`"),
+            ("{\"\\u001b[2J\":1}", "line 3: unknown variant `?[2J`"),
             (HEADER, "line 3: a second header"),
         ] {
             let told = read(format!("{HEADER}\n{EXIT}\n{line}\n{FINISH}\n")).expect_err(line);

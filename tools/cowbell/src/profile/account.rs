@@ -1,5 +1,6 @@
 //! One account: its events as they come, added up when its verdict is known.
 
+use super::Stacks;
 use super::cause::{Change, Runtime};
 use super::mapping::{Area, Areas, Group, Kind};
 use super::summary::{ByClass, Contents, When, is_copied};
@@ -40,6 +41,8 @@ pub struct Sums {
     pub mappings: HashMap<Group, ByClass>,
     /// Copied pages by what is known of each.
     pub copies: HashMap<Copied, u64>,
+    /// The stacks sampled with each instruction, and how often.
+    pub stacks: HashMap<u64, HashMap<u32, u64>>,
     /// How they differ from their originals.
     pub contents: Contents,
     /// When they were copied.
@@ -112,21 +115,21 @@ impl Account {
     }
 
     /// Closes the account with its verdict.
-    pub fn close(&mut self, mut end: End, page_size: u64, python: &HashMap<u32, Option<u32>>) {
+    pub fn close(&mut self, mut end: End, page_size: u64, stacks: &Stacks) {
         self.end = Some((end.closed, end.time_ns));
         self.unmapped_uncounted = end.unmapped_uncounted;
         if end.closed == Closed::Lost && end.pages.is_empty() {
-            self.cut_off(page_size, python);
+            self.cut_off(page_size, stacks);
             return;
         }
         end.contents.sort_by_key(|content| content.page);
-        let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, python);
+        let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
         self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&end.pages);
     }
 
     /// Closes an account that has no verdict: its pages are those of its events.
-    pub fn cut_off(&mut self, page_size: u64, python: &HashMap<u32, Option<u32>>) {
-        let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, python);
+    pub fn cut_off(&mut self, page_size: u64, stacks: &Stacks) {
+        let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
         let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
         self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&runs);
@@ -138,23 +141,17 @@ struct Evidence<'a> {
     events: Vec<Event>,
     contents: &'a [Content],
     page_size: u64,
-    /// Places in Python code by stack.
-    python: &'a HashMap<u32, Option<u32>>,
+    stacks: &'a Stacks,
 }
 
 impl<'a> Evidence<'a> {
-    fn new(
-        mut events: Vec<Event>,
-        contents: &'a [Content],
-        page_size: u64,
-        python: &'a HashMap<u32, Option<u32>>,
-    ) -> Self {
+    fn new(mut events: Vec<Event>, contents: &'a [Content], page_size: u64, stacks: &'a Stacks) -> Self {
         for event in &mut events {
             event.page &= !(page_size - 1);
         }
         // Stable: events of one page stay in order of time.
         events.sort_by_key(|event| event.page);
-        Self { events, contents, page_size, python }
+        Self { events, contents, page_size, stacks }
     }
 }
 
@@ -245,13 +242,18 @@ impl<'a> Adding<'a> {
             contents.counter_pages += u64::from(change == Change::Counters);
             contents.changed_bytes += u64::from(content.bytes);
         }
-        let seen = match event.map(|event| event.stack.and_then(|stack| self.evidence.python.get(&stack))) {
-            None => Seen::Nothing,
-            Some(None) => Seen::Event,
-            Some(Some(None)) => Seen::Native,
-            Some(Some(Some(place))) => Seen::Python(*place),
-        };
         let (pc, syscall) = event.map_or((0, None), |event| (event.pc, event.syscall));
+        let number = event.and_then(|event| event.stack);
+        let stack = number.and_then(|number| self.evidence.stacks.get(&number));
+        let seen = match (event, stack.map(|stack| stack.python)) {
+            (None, _) => Seen::Nothing,
+            (_, None) => Seen::Event,
+            (_, Some(None)) => Seen::Native,
+            (_, Some(Some(place))) => Seen::Python(place),
+        };
+        if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
+            *self.sums.stacks.entry(pc).or_default().entry(number).or_default() += 1;
+        }
         self.count(Copied { pc, syscall, change, in_stack, seen }, 1);
     }
 

@@ -85,6 +85,15 @@ const COLLECTOR: &[&str] = &[
     "update_gc_refs",
     "mark_stacks",
     "_PyGC_CollectNoFail",
+    "_PyGC_CollectIfEnabled",
+    "_PyGC_Collect",
+    "_PyGC_Freeze",
+    "_Py_RunGC",
+    "PyGC_Collect",
+    "gc_collect",
+    "gc_freeze",
+    "collect_generations",
+    "invoke_gc_callback",
     // Ruby, PHP, Go, Lua, Boehm
     "gc_mark",
     "gc_mark_ptr",
@@ -200,6 +209,10 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
     "operator delete[](",
 ];
 
+/// Beginnings of names of functions that move or set bytes for others.
+const MOVES_BYTES: &[&str] =
+    &["memcpy", "memmove", "memset", "mempcpy", "strcpy", "strncpy", "stpcpy", "strcat", "bzero", "bcopy"];
+
 /// Frames that are nobody's own code: what the language's library inlines everywhere.
 const LIBRARY_FILES: &[&str] =
     &["/rustc/", "library/core/", "library/alloc/", "library/std/", "/usr/include/", "/lib/gcc/", "Include/object.h"];
@@ -227,6 +240,12 @@ fn collects(name: &str) -> bool {
 
 fn allocates(name: &str) -> bool {
     ALLOCATOR.contains(&name) || ALLOCATOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// Does a function merely move or set bytes for its caller?
+pub fn moves_bytes(function: &str) -> bool {
+    let name = function.trim_start_matches("__GI_").trim_start_matches('_');
+    MOVES_BYTES.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// What an instruction is there for, from its frames, the innermost inlined one first. The collector decides over

@@ -10,6 +10,7 @@ mod blind;
 mod cause;
 mod code;
 mod mapping;
+mod name;
 mod source;
 mod sum;
 pub mod summary;
@@ -34,8 +35,7 @@ pub struct Profile {
     process_by_pid: HashMap<i32, usize>,
     accounts: Vec<Account>,
     account_by_number: HashMap<u32, usize>,
-    /// The place in Python code of each stack, `None` for stacks without.
-    stacks: HashMap<u32, Option<u32>>,
+    stacks: Stacks,
     places: Vec<PythonPlace>,
     place_numbers: HashMap<PythonPlace, u32>,
     blind: Vec<record::Blind>,
@@ -46,6 +46,21 @@ pub struct Profile {
     /// Records about accounts or processes that there are none of.
     stray: u64,
 }
+
+/// Sampled stacks by number.
+type Stacks = HashMap<u32, Sampled>;
+
+/// What is kept of a sampled stack.
+#[derive(Debug)]
+struct Sampled {
+    /// Its place in Python code.
+    python: Option<u32>,
+    /// The nearest return addresses, the innermost first.
+    callers: Vec<u64>,
+}
+
+/// So many return addresses of a stack are kept: who called code that has no name or says nothing is near.
+const CALLERS_KEPT: usize = 8;
 
 /// A place in Python code.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -164,14 +179,15 @@ impl Profile {
             let own = stack.python.iter().find(|frame| is_own(&frame.file)).filter(|own| *own != innermost);
             PythonPlace { frame: innermost.clone(), called_from: own.cloned() }
         });
-        let number = place.map(|place| {
+        let python = place.map(|place| {
             let next = self.places.len() as u32;
             *self.place_numbers.entry(place).or_insert_with_key(|place| {
                 self.places.push(place.clone());
                 next
             })
         });
-        self.stacks.insert(stack.stack, number);
+        let callers = stack.native.iter().skip(1).take(CALLERS_KEPT).copied().collect();
+        self.stacks.insert(stack.stack, Sampled { python, callers });
     }
 }
 

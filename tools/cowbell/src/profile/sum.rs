@@ -3,11 +3,11 @@
 use super::account::{Account, Copied, Seen, amplification};
 use super::blind;
 use super::cause::{self, Cause, Runtime};
-use super::code::{self, Purpose};
-use super::mapping::{Group, Kind};
+use super::mapping::Group;
+use super::name::{self, Named};
 use super::summary::{self, ByClass, CauseShare, Contents, Overhead, PythonLine, Run, Summary, Totals};
-use super::{Profile, syscalls};
-use crate::capture::record::{Code, Mode, Who};
+use super::{Profile, Stacks, syscalls};
+use crate::capture::record::{Mode, Who};
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -17,7 +17,7 @@ pub fn summary(profile: Profile) -> Summary {
     let mut tables = Tables::default();
     let mut accounts = Vec::new();
     for account in &profile.accounts {
-        accounts.push(one(account, &run, &mut tables));
+        accounts.push(one(account, &run, &profile.stacks, &mut tables));
     }
     let totals = totals(&profile, &accounts, run.page_size);
     let copied = totals.copied_pages;
@@ -68,6 +68,7 @@ type Causes = HashMap<(Cause, Runtime), (u64, u64)>;
 struct Name {
     function: String,
     inlined: Option<String>,
+    caller: Option<String>,
     module: String,
 }
 
@@ -122,7 +123,7 @@ fn run(profile: &Profile) -> Run {
 }
 
 /// Adds an account to the tables, and says what it comes to by itself.
-fn one(account: &Account, run: &Run, tables: &mut Tables) -> summary::Account {
+fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> summary::Account {
     let sums = &account.sums;
     let mut own = HashMap::new();
     let mut own_causes = Causes::new();
@@ -139,9 +140,11 @@ fn one(account: &Account, run: &Run, tables: &mut Tables) -> summary::Account {
         sum.add_all(pages);
         *largest = (*largest).max(*bytes);
     }
+    let names = name::all(account, stacks);
     let mut sampled = Sampled::default();
     for (copied, pages) in &sums.copies {
-        let cause = cause_of(account, copied);
+        let named = names.get(&copied.pc);
+        let cause = cause_of(account, copied, named);
         for causes in [&mut own_causes, &mut tables.causes] {
             let (all, without_code) = causes.entry((cause, account.runtime)).or_default();
             *all = all.saturating_add(*pages);
@@ -152,8 +155,8 @@ fn one(account: &Account, run: &Run, tables: &mut Tables) -> summary::Account {
         if let Some(syscall) = copied.syscall {
             *tables.syscalls.entry(syscall).or_default() += pages;
         }
-        if copied.pc != 0 {
-            function(account, copied.pc, *pages, cause, &mut tables.functions);
+        if let Some(named) = named {
+            function(named, *pages, cause, &mut tables.functions);
         }
         sampled.add(copied.seen, *pages, cause);
     }
@@ -220,40 +223,25 @@ impl Sampled {
     }
 }
 
-fn cause_of(account: &Account, copied: &Copied) -> Cause {
-    let Copied { pc, change, syscall, in_stack, .. } = *copied;
-    let frames = account.codes.get(&pc).map(|code| code.frames.as_slice());
-    let purpose = if pc == 0 { None } else { frames.and_then(code::purpose).or(Some(Purpose::Other)) };
-    let python = account.runtime == Runtime::Python && file_of(account, pc).is_none_or(cause::is_python_code);
+fn cause_of(account: &Account, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
+    let Copied { change, syscall, in_stack, .. } = *copied;
+    let purpose = named.map(|named| named.purpose);
+    let file = named.and_then(|named| named.file);
+    let python = account.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
     cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
 }
 
-/// The file that an instruction is in.
-fn file_of(account: &Account, pc: u64) -> Option<&str> {
-    let area = account.areas.from(pc).filter(|area| area.start <= pc && pc != 0)?;
-    matches!(area.group.kind, Kind::File | Kind::Memfd).then_some(area.group.name.as_str())
-}
-
-fn function(account: &Account, pc: u64, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
-    let code = account.codes.get(&pc);
-    let place = code.and_then(|code| code::place(&code.frames));
-    let module = file_of(account, pc).unwrap_or_default().to_owned();
-    let name = match &place {
-        Some(place) => Name { function: place.function.to_owned(), inlined: place.inlined.map(str::to_owned), module },
-        None => Name { function: bare_name(code, pc), inlined: None, module },
+fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
+    let (function, inlined) = match &named.place {
+        Some(place) => (place.function.to_owned(), place.inlined.map(str::to_owned)),
+        None => (named.bare.clone(), None),
     };
-    let sum = functions.entry(name).or_default();
+    let module = named.file.unwrap_or_default().to_owned();
+    let sum = functions.entry(Name { function, inlined, caller: named.caller.clone(), module }).or_default();
     sum.pages = sum.pages.saturating_add(pages);
     *sum.causes.entry(cause).or_default() += pages;
-    if let Some((file, line)) = place.and_then(|place| place.line) {
+    if let Some((file, line)) = named.place.as_ref().and_then(|place| place.line) {
         *sum.lines.entry((file.to_owned(), line)).or_default() += pages;
-    }
-}
-
-fn bare_name(code: Option<&Code>, pc: u64) -> String {
-    match code.map(|code| code.module.as_str()).filter(|module| !module.is_empty()) {
-        Some(module) => module.to_owned(),
-        None => format!("{pc:#x}"),
     }
 }
 
@@ -275,7 +263,7 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 /// The key that counts most; the first of equals in their order, so that a report is the same each time.
-fn most<K: Copy + Ord + Hash>(counts: &HashMap<K, u64>) -> Option<K> {
+pub fn most<K: Copy + Ord + Hash>(counts: &HashMap<K, u64>) -> Option<K> {
     counts.iter().max_by_key(|(key, count)| (**count, std::cmp::Reverse(**key))).map(|(key, _)| *key)
 }
 
@@ -301,6 +289,7 @@ fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Fun
         summary::Function {
             function: name.function,
             inlined: name.inlined,
+            called_from: name.caller,
             module: name.module,
             copied_pages: sum.pages,
             share: share(sum.pages, copied),
@@ -309,7 +298,7 @@ fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Fun
         }
     };
     let mut functions: Vec<_> = table.into_iter().map(named).collect();
-    let name = |f: &summary::Function| (f.function.clone(), f.inlined.clone(), f.module.clone());
+    let name = |f: &summary::Function| (f.function.clone(), f.inlined.clone(), f.called_from.clone(), f.module.clone());
     functions.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| name(a).cmp(&name(b))));
     functions
 }

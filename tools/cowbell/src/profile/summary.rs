@@ -209,6 +209,8 @@ pub struct Function {
     pub function: String,
     /// The function inlined into it that wrote, where that says more.
     pub inlined: Option<String>,
+    /// The function that called it most often in sampled stacks, where it has no name or merely copies bytes.
+    pub called_from: Option<String>,
     /// The file mapped there, where known.
     pub module: String,
     pub copied_pages: u64,

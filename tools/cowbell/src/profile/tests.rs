@@ -275,6 +275,46 @@ fn a_library_line_names_the_users_line_that_led_there() {
 }
 
 #[test]
+fn code_without_a_name_is_told_by_its_caller() {
+    let named = |pc, function: &str| Code {
+        pc,
+        frames: vec![NativeFrame { function: function.into(), file: None, line: None }],
+        module: String::new(),
+    };
+    let stack = |stack, pc, callers: [u64; 2]| {
+        let native = [&[pc][..], &callers[..]].concat();
+        Record::Stack(Stack { stack, account: 0, native, python: vec![] })
+    };
+    let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
+    // 1 is nameless code of malloc's, 2 copies bytes for `parse`; a return address is one past its call.
+    let events = vec![sampled(0, 1, Some(1)), sampled(1, 1, None), sampled(2, 2, Some(2)), sampled(3, 3, Some(3))];
+    let runs = vec![PageRun { start: HEAP, pages: 4, class: Class::Copy }];
+    let codes =
+        vec![named(50, "malloc"), named(60, "parse"), named(2, "__memmove_avx_unaligned_erms"), named(3, "own")];
+    let summary = profile(vec![
+        header(),
+        begin(0),
+        stack(1, 1, [51, 61]),
+        stack(2, 2, [9, 61]),
+        stack(3, 3, [51, 61]),
+        Record::Events { account: 0, events },
+        end(0, runs, vec![]),
+        Record::Symbols { account: 0, codes },
+    ]);
+    let found: Vec<_> = summary
+        .functions
+        .iter()
+        .map(|f| (f.function.as_str(), f.called_from.as_deref(), f.copied_pages, f.cause))
+        .collect();
+    let expected = [
+        ("0x1", Some("malloc"), 2, Cause::Allocator),
+        ("__memmove_avx_unaligned_erms", Some("parse"), 1, Cause::Unknown),
+        ("own", None, 1, Cause::Unknown),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn absurd_numbers_neither_hang_nor_panic() {
     let (all, class) = (u64::MAX, Class::Copy);
     let runs = vec![

@@ -225,9 +225,10 @@ fn functions(text: &mut Text, summary: &Summary, look: &Look) {
 
 fn function_name(function: &Function) -> String {
     let name = clean(&function.function);
-    match &function.inlined {
-        Some(inlined) => format!("{name} ({})", clean(inlined)),
-        None => name,
+    match (&function.inlined, &function.called_from) {
+        (Some(inlined), _) => format!("{name} ({})", clean(inlined)),
+        (None, Some(caller)) => format!("{name} < {}", clean(caller)),
+        (None, None) => name,
     }
 }
 
