@@ -7,8 +7,10 @@ mod demo;
 mod doctor;
 mod failure;
 mod front;
+mod output;
 mod profile;
 mod render;
+mod report;
 mod snapshot;
 mod stacks;
 mod symbols;
@@ -29,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Build a graph, fork workers over it, and show what each of them copied and why.
     Demo(demo::Options),
+    /// Render a capture again.
+    Report(report::Options),
     /// Say what this kernel and this user can do, and what would change that.
     Doctor {
         /// Print JSON.
@@ -44,6 +48,13 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => {
                 eprintln!("cowbell demo: {e}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Report(options) => match report::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("cowbell report: {e}");
                 ExitCode::FAILURE
             }
         },

@@ -1,1 +1,17 @@
-//! A profile as text for people and as JSON for programs.
+//! A profile as text for people. As JSON for programs it is [`Summary`](crate::profile::Summary) itself.
+
+mod lines;
+mod text;
+
+pub use text::text;
+
+/// How much the text says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// So many lines of each list.
+    pub top: usize,
+    /// Only how much was copied.
+    pub quiet: bool,
+    /// Each child's own lists, and names in full.
+    pub verbose: bool,
+}

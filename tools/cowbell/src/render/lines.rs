@@ -1,0 +1,202 @@
+//! Lines of text: numbers, columns and widths.
+
+use anstyle::Style;
+use std::fmt::Write;
+
+/// A line is not longer, unless names are shown in full.
+pub const WIDTH: usize = 100;
+/// What is less than this of a whole, all told, is not listed one by one.
+const REST_MAX: f64 = 0.01;
+/// So many entries of a list are shown, however small.
+const SHOWN_MIN: usize = 3;
+
+const HEADING: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const LOUD: Style = Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Yellow)));
+
+/// Text in the making.
+#[derive(Debug, Default)]
+pub struct Text(String);
+
+impl Text {
+    /// The text, with colours.
+    pub fn finish(self) -> String {
+        self.0
+    }
+
+    fn styled(&mut self, style: Style, line: &str) {
+        // Writing to a string cannot fail.
+        let _written = writeln!(self.0, "{style}{line}{style:#}");
+    }
+
+    /// A line.
+    pub fn line(&mut self, line: &str) {
+        self.0.push_str(line.trim_end());
+        self.0.push('\n');
+    }
+
+    /// A line that must not be missed.
+    pub fn loud(&mut self, line: &str) {
+        self.styled(LOUD, line);
+    }
+
+    /// The heading of a section.
+    pub fn heading(&mut self, line: &str) {
+        self.0.push('\n');
+        self.styled(HEADING, line);
+    }
+
+    /// A line of secondary interest.
+    pub fn faint(&mut self, line: &str) {
+        self.styled(FAINT, line.trim_end());
+    }
+
+    /// A sentence of secondary interest, on as many lines as it takes.
+    pub fn faint_sentence(&mut self, indent: usize, sentence: &str) {
+        for line in wrap(sentence, WIDTH - indent) {
+            self.faint(&format!("{:indent$}{line}", ""));
+        }
+    }
+
+    /// A list: `row` makes a line of each entry, whose share of the whole `share` tells. Entries come largest first;
+    /// those beyond `top` and those that hardly count are only told by number.
+    pub fn list<T>(
+        &mut self,
+        entries: &[T],
+        top: usize,
+        share: impl Fn(&T) -> f64,
+        mut row: impl FnMut(&mut Self, &T),
+    ) {
+        let mut rest: f64 = entries.iter().map(&share).sum();
+        for (nth, entry) in entries.iter().enumerate() {
+            let is_rest = nth >= top || (nth >= SHOWN_MIN && rest < REST_MAX);
+            if is_rest && entries.len() - nth > 1 {
+                self.faint(&format!("{:>11} {:>7}  {} more", "", percent(rest), count((entries.len() - nth) as u64)));
+                return;
+            }
+            row(self, entry);
+            rest -= share(entry);
+        }
+    }
+}
+
+/// Pages and their share, the first two columns of lists.
+pub fn pages_and_share(pages: u64, share: f64) -> String {
+    format!("{:>11} {:>7}", count(pages), percent(share))
+}
+
+/// A number with its thousands apart.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut apart = String::new();
+    for (nth, digit) in digits.chars().enumerate() {
+        if nth > 0 && (digits.len() - nth).is_multiple_of(3) {
+            apart.push(',');
+        }
+        apart.push(digit);
+    }
+    apart
+}
+
+/// A number of things, in the singular where it is one.
+pub fn some(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// A share.
+pub fn percent(share: f64) -> String {
+    let percent = share.max(0.0) * 100.0;
+    match percent {
+        p if p > 0.0 && p < 0.05 => "<0.1 %".into(),
+        // What is not all is not told as all.
+        p if p < 100.0 => format!("{:.1} %", p.min(99.9)),
+        p => format!("{p:.0} %"),
+    }
+}
+
+/// A time.
+pub fn time(ns: u64) -> String {
+    let ns = ns as f64;
+    match ns {
+        ns if ns < 1e3 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.0} us", ns / 1e3),
+        ns if ns < 1e7 => format!("{:.1} ms", ns / 1e6),
+        ns if ns < 1e9 => format!("{:.0} ms", ns / 1e6),
+        ns if ns < 1e11 => format!("{:.2} s", ns / 1e9),
+        ns => format!("{:.0} s", ns / 1e9),
+    }
+}
+
+/// A foreign string without what a terminal would obey.
+pub fn clean(foreign: &str) -> String {
+    foreign.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// The beginning of a text where all of it is too long; padded to the width where it is shorter.
+pub fn head(text: &str, width: usize) -> String {
+    let text = clean(text);
+    if text.chars().count() <= width {
+        return format!("{text:width$}");
+    }
+    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+/// The end of a text where all of it is too long; padded to the width where it is shorter. Of paths the end tells more.
+pub fn tail(text: &str, width: usize) -> String {
+    let text = clean(text);
+    let long = text.chars().count();
+    if long <= width {
+        return format!("{text:width$}");
+    }
+    let kept: String = text.chars().skip(long - width.saturating_sub(1)).collect();
+    format!("…{kept}")
+}
+
+/// A sentence as lines of at most `width` characters, broken between words.
+fn wrap(sentence: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in sentence.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.0, 0.0001, 0.123, 0.9999, 1.0].map(percent), ["0.0 %", "<0.1 %", "12.3 %", "99.9 %", "100 %"]);
+        let times = [999, 5_000, 1_500_000, 50_000_000, 1_500_000_000, 200_000_000_000].map(time);
+        assert_eq!(times, ["999 ns", "5 us", "1.5 ms", "50 ms", "1.50 s", "200 s"]);
+    }
+
+    #[test]
+    fn long_names_lose_what_tells_less_and_keep_their_width() {
+        assert_eq!(tail("/a/long/path.py:12", 10), "…ath.py:12");
+        assert_eq!(head("a_long_function", 6), "a_lon…");
+        assert_eq!(head("ab", 4), "ab  ");
+        assert_eq!(head("\u{1b}[31mred", 9), "?[31mred ");
+    }
+
+    #[test]
+    fn a_list_tells_the_number_of_what_it_leaves_out() {
+        let mut text = Text::default();
+        text.list(&[0.5, 0.3, 0.1, 0.05, 0.05], 3, |share| *share, |text, share| text.line(&percent(*share)));
+        let shown = anstream::adapter::strip_str(&text.finish()).to_string();
+        assert!(shown.contains("10.0 %\n") && shown.contains("2 more") && !shown.contains("\n5.0 %"), "{shown}");
+        // One that is left would take the line that tells of it.
+        let mut text = Text::default();
+        text.list(&[0.5, 0.5], 1, |share| *share, |text, share| text.line(&percent(*share)));
+        assert_eq!(text.finish(), "50.0 %\n50.0 %\n");
+    }
+}
