@@ -356,6 +356,21 @@ pub fn send(pid: i32, signal: i32) {
     }
 }
 
+/// A second descriptor for `number`, which the process that started this one has passed on; `number` itself is closed on
+/// exec from now on.
+///
+/// # Errors
+/// `EBADF`: there is none.
+pub fn inherited(number: i32) -> Result<OwnedFd, Errno> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the borrow ends in this function, and a number that is not open makes both calls fail.
+    let passed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::fcntl_dupfd_cloexec(passed, 3)
+}
+
 /// `sched_yield()`. *Raw.*
 pub fn yield_now() {
     rustix::thread::sched_yield();

@@ -17,6 +17,7 @@ mod symbols;
 mod tracer;
 
 use clap::{Parser, Subcommand};
+use cowbell::sys::process;
 use std::process::ExitCode;
 
 /// Who copied which page after fork, and why.
@@ -31,6 +32,13 @@ struct Arguments {
 enum Command {
     /// Build a graph, fork workers over it, and show what each of them copied and why.
     Demo(demo::Options),
+    /// Run a program and report which pages it and its forked children copied, and which code did it.
+    ///
+    /// The program's exit status is passed on (128+n if signal n ended it); 125: cowbell failed, 126: the program cannot
+    /// be executed, 127: it was not found.
+    Run(front::options::Run),
+    /// The same for a running process and all that it has forked; it is left running.
+    Attach(front::options::Attach),
     /// Render a capture again.
     Report(report::Options),
     /// Say what this kernel and this user can do, and what would change that.
@@ -39,6 +47,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The process behind `run` and `attach`: its socket is this descriptor.
+    #[command(hide = true)]
+    Tracer { socket: i32 },
 }
 
 fn main() -> ExitCode {
@@ -48,6 +59,15 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => {
                 eprintln!("cowbell demo: {e}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Run(options) => front::run(&options),
+        Command::Attach(options) => front::attach(&options),
+        Command::Tracer { socket } => match process::inherited(socket) {
+            Ok(socket) => tracer::run(socket.into()),
+            Err(e) => {
+                eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
                 ExitCode::FAILURE
             }
         },

@@ -1,1 +1,165 @@
 //! The process that the user started: it starts the tracer, keeps the capture, and renders the report.
+
+mod keep;
+pub mod options;
+
+use crate::capture::Writer;
+use crate::failure::Failure;
+use crate::output::{Output, Stream};
+use crate::tracer::link::{Options, Order, Target};
+use cowbell::sys::epoll::Poller;
+use cowbell::sys::{Errno, process, signal};
+use keep::{Kept, exit_code};
+use options::{Attach, Run, Watching};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// The tool failed; the program's own codes are passed on as they are.
+const FAILED: u8 = 125;
+
+const TRACER: u64 = 0;
+const SIGNALS: u64 = 1;
+
+/// `cowbell run`.
+pub fn run(options: &Run) -> ExitCode {
+    answer("run", watch(&options.watching, Target::Run(options.command.clone())))
+}
+
+/// `cowbell attach`.
+pub fn attach(options: &Attach) -> ExitCode {
+    answer("attach", watch(&options.watching, Target::Attach(options.pid)))
+}
+
+fn answer(subcommand: &str, done: Result<u8, (u8, Failure)>) -> ExitCode {
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err((code, e)) => {
+            eprintln!("cowbell {subcommand}: {e}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn watch(watching: &Watching, target: Target) -> Result<u8, (u8, Failure)> {
+    let failed = |e| (FAILED, e);
+    // Before anything runs: a bad name must not cost a run.
+    let mut output = watching.output.open(Stream::Error).map_err(failed)?;
+    let writer = watching.capture.as_ref().map(|name| Writer::create(name, watching.output.force));
+    let writer = writer.transpose().map_err(failed)?;
+    let runs = matches!(target, Target::Run(_));
+    let options = Options {
+        target,
+        mode: watching.mode,
+        who: watching.who,
+        stacks_every: watching.stacks,
+        children_max: watching.max_children as usize,
+    };
+    let mut session = Session::start(&options, Kept::new(writer)).map_err(failed)?;
+    session.follow(watching.duration, runs).map_err(|e| failed(Failure::new(format!("cannot wait: {e}"))))?;
+    session.close(&mut output, runs)
+}
+
+/// One run with its tracer.
+struct Session {
+    tracer: Child,
+    stream: UnixStream,
+    poller: Poller,
+    signals: std::os::fd::OwnedFd,
+    kept: Kept,
+}
+
+impl Session {
+    fn start(options: &Options, kept: Kept) -> Result<Self, Failure> {
+        let failure = |what: &str, e: &dyn std::fmt::Display| Failure::new(format!("{what}: {e}"));
+        let (mut stream, theirs) = UnixStream::pair().map_err(|e| failure("cannot make a socket", &e))?;
+        process::keep_on_exec(&theirs).map_err(|e| failure("cannot pass a socket on", &e))?;
+        let signals = [signal::INT, signal::QUIT, signal::TERM, signal::HUP];
+        let signals = signal::receive(&signals).map_err(|e| failure("cannot receive signals", &e))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["tracer", &theirs.as_raw_fd().to_string()]);
+        let tracer = command.spawn().map_err(|e| failure("cannot start the tracer", &e))?;
+        drop(theirs);
+        let mut line = serde_json::to_vec(options).map_err(|e| failure("no options", &e))?;
+        line.push(b'\n');
+        stream.write_all(&line).map_err(|e| failure("the tracer does not listen", &e))?;
+        let poller = Poller::new().map_err(|e| failure("cannot wait", &e))?;
+        poller.add(&stream, TRACER).map_err(|e| failure("cannot wait", &e))?;
+        poller.add(&signals, SIGNALS).map_err(|e| failure("cannot wait", &e))?;
+        Ok(Self { tracer, stream, poller, signals, kept })
+    }
+
+    /// Listens until the tracer has said everything.
+    fn follow(&mut self, duration: Option<Duration>, runs: bool) -> Result<(), Errno> {
+        let mut deadline = duration.and_then(|duration| Instant::now().checked_add(duration));
+        let mut asked = 0;
+        let mut found = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            self.poller.wait(left, &mut found)?;
+            if left.is_some_and(|left| left.is_zero()) {
+                deadline = None;
+                self.order(Order::Detach);
+            }
+            if found.contains(&SIGNALS) {
+                while let Some(number) = signal::received(&self.signals) {
+                    asked += 1;
+                    self.on_signal(number, asked, runs);
+                }
+            }
+            if found.contains(&TRACER) {
+                match self.stream.read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(got) => {
+                        if let Err(e) = self.kept.hear(buffer.get(..got).unwrap_or_default()) {
+                            eprintln!("cowbell: {e}");
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// What a terminal sends reaches the program too: it decides, and this process waits to report. Whoever asks twice
+    /// means this process.
+    fn on_signal(&mut self, number: i32, asked: u32, runs: bool) {
+        if !runs || asked > 1 {
+            self.order(Order::Detach);
+        } else if number == signal::TERM || number == signal::HUP {
+            self.order(Order::Signal(number));
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Ok(mut line) = serde_json::to_vec(&order) {
+            line.push(b'\n');
+            // A tracer that is gone is noticed by its silence.
+            let _gone = self.stream.write_all(&line);
+        }
+    }
+
+    fn close(mut self, output: &mut Output, runs: bool) -> Result<u8, (u8, Failure)> {
+        let _status = self.tracer.wait();
+        if let Some((code, message)) = self.kept.failed.take() {
+            return Err((code, Failure::new(message)));
+        }
+        let finish = self.kept.finish.clone();
+        let (summary, written) = self.kept.finish("the tracer ended early; the program ran on unwatched");
+        output.report(summary).map_err(|e| (FAILED, e))?;
+        let complete = written.unwrap_or_else(|e| {
+            eprintln!("cowbell: {e}");
+            false
+        });
+        let code = match finish.as_ref().map(|finish| finish.ended) {
+            None => FAILED,
+            Some(Some(ended)) if runs => exit_code(ended),
+            Some(_) => 0,
+        };
+        Ok(if code == 0 && !complete { FAILED } else { code })
+    }
+}

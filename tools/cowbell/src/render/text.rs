@@ -139,6 +139,7 @@ fn account_line(summary: &Summary, account: &Account, times: bool) -> String {
             program.map_or("executed another program".to_owned(), |program| format!("then ran {}", clean(program)))
         }
         (Some(Closed::Unshared), _) => "shares no more".to_owned(),
+        (Some(Closed::Forked), _) => "forked again".to_owned(),
         (Some(Closed::Detached), _) => "let go".to_owned(),
         (Some(Closed::Lost), None) => "lost".to_owned(),
         (Some(Closed::Exit), None) => "ended".to_owned(),

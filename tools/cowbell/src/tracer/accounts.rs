@@ -6,8 +6,8 @@ use super::settle::{Close, settle};
 use super::watch::{Doors, Order, THREAD_DATA, Watch};
 use super::{DOORS, Tracer};
 use crate::capture::record::{Blindness, Closed, Mode, Record, Role, Who};
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use cowbell::sys;
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 
 impl Tracer {
     /// Arms a child that stands before its first instruction. Returns the stop it is left in, `None` if it ended.

@@ -182,12 +182,8 @@ mod tests {
     fn baseline() -> Baseline {
         let page = page_bytes();
         let frames: Rc<[u64]> = (100..110).collect();
-        let run = |start: u64, pages: u64, was, frames| Run {
-            start: start * page,
-            end: (start + pages) * page,
-            was,
-            frames,
-        };
+        let run =
+            |start: u64, pages: u64, was, frames| Run { start: start * page, end: (start + pages) * page, was, frames };
         let runs = vec![run(10, 10, Was::Private, Some((frames, 0))), run(30, 2, Was::Zero, None)];
         Baseline { runs, page }
     }

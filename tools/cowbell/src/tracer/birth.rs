@@ -2,11 +2,11 @@
 
 use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES};
 use crate::capture::record::Mode;
+use cowbell::sys::Errno;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::ptrace::{self, Status, Stop};
 use cowbell::sys::registers::Registers;
 use cowbell::sys::remote::{Memory, RemoteUffd};
-use cowbell::sys::Errno;
 use std::fs;
 
 /// What a new task is.
@@ -57,9 +57,8 @@ pub fn open_doors(tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarm
     if let Some(filter) = seccomp(tid) {
         return Err(Unarmed::Because(filter));
     }
-    let mut wait = |tid| {
-        ptrace::wait(Some(tid), true).and_then(|found| found.map(|(_, status)| status).ok_or(Errno::CHILD))
-    };
+    let mut wait =
+        |tid| ptrace::wait(Some(tid), true).and_then(|found| found.map(|(_, status)| status).ok_or(Errno::CHILD));
     let mut injection = Injection::begin(tid, &mut wait).map_err(|e| match e {
         Errno::IO => Unarmed::Because("it runs 32-bit code".to_owned()),
         e => Unarmed::Because(format!("no system call could be injected: {e}")),
@@ -111,5 +110,6 @@ fn open_door(
 fn seccomp(tid: i32) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?.trim();
-    (mode != "0").then(|| "a seccomp filter is on, which might kill it for the userfaultfd it would have to make".to_owned())
+    (mode != "0")
+        .then(|| "a seccomp filter is on, which might kill it for the userfaultfd it would have to make".to_owned())
 }

@@ -58,7 +58,9 @@ impl Originals {
     /// Keeps the content of the page that this event's write will copy.
     pub fn keep_if_copied(&mut self, watch: &Watch, event: &Event) {
         let page = event.page;
-        if !matches!(event.class, Class::Copy | Class::PrivateFile) || self.kept.len() * page_bytes() as usize >= KEPT_MAX {
+        if !matches!(event.class, Class::Copy | Class::PrivateFile)
+            || self.kept.len() * page_bytes() as usize >= KEPT_MAX
+        {
             return;
         }
         if let Some(content) = watch.content(page) {

@@ -1,8 +1,8 @@
 //! What stops of the target mean, and how it goes on.
 
+use super::Tracer;
 use super::birth::{self, Kind};
 use super::tree::Process;
-use super::Tracer;
 use crate::capture::record::{Blindness, Closed, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};

@@ -71,8 +71,7 @@ impl Link {
     /// # Errors
     /// The front is gone or does not speak this language.
     pub fn open(stream: UnixStream) -> std::io::Result<(Self, Options)> {
-        let mut link =
-            Self { stream, incoming: Vec::new(), outgoing: Vec::new(), sent: 0, broken: false };
+        let mut link = Self { stream, incoming: Vec::new(), outgoing: Vec::new(), sent: 0, broken: false };
         let line = loop {
             if let Some(line) = link.line() {
                 break line;
@@ -165,13 +164,8 @@ mod tests {
     #[test]
     fn orders_arrive_whole_and_a_front_that_leaves_means_detach() {
         let (mut front, tracer) = UnixStream::pair().expect("a pair");
-        let options = Options {
-            target: Target::Attach(7),
-            mode: None,
-            who: Who::Both,
-            stacks_every: 0,
-            children_max: 1,
-        };
+        let options =
+            Options { target: Target::Attach(7), mode: None, who: Who::Both, stacks_every: 0, children_max: 1 };
         serde_json::to_writer(&mut front, &options).expect("options");
         front.write_all(b"\n{\"signal\":15}\n\"det").expect("written");
         let (mut link, read) = Link::open(tracer).expect("options");

@@ -101,13 +101,9 @@ mod tests {
         let maps: Vec<_> =
             ["1000-2000 rw-p 0 00:00 0", "3000-4000 rw-p 0 00:00 0"].into_iter().filter_map(parse).collect();
         let start = |address| find(&maps, address).map(|map| map.mapping.start);
-        assert_eq!([0xfff, 0x1000, 0x1fff, 0x2000, 0x3fff, 0x4000].map(start), [
-            None,
-            Some(0x1000),
-            Some(0x1000),
-            None,
-            Some(0x3000),
-            None
-        ]);
+        assert_eq!(
+            [0xfff, 0x1000, 0x1fff, 0x2000, 0x3fff, 0x4000].map(start),
+            [None, Some(0x1000), Some(0x1000), None, Some(0x3000), None]
+        );
     }
 }

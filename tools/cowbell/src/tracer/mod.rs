@@ -186,7 +186,9 @@ impl Tracer {
     /// Answers the page events of a process.
     fn serve_events(&mut self, pid: i32) {
         let started = sys::monotonic_ns();
-        let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else { return };
+        let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
+            return;
+        };
         let mut messages = Vec::new();
         while watch.read_events(&mut messages) {
             let time_ns = self.now();

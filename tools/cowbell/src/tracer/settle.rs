@@ -58,7 +58,9 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
         rearm: false,
     };
     let mut found: Vec<(Range, Categories)> = Vec::new();
-    watch.pagemap.scan_categories(baseline::user_space(), &query, |range, categories| found.push((range, categories)))?;
+    watch
+        .pagemap
+        .scan_categories(baseline::user_space(), &query, |range, categories| found.push((range, categories)))?;
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);
         for page in (range.start as u64..range.end() as u64).step_by(page_bytes() as usize) {

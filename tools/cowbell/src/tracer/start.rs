@@ -193,8 +193,10 @@ fn traced() -> Traced {
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
     let can = |door, features: Features| Uffd::open(door, features).map(drop);
     can(Door::UserModeOnly, BIT_FEATURES).map_err(|e| {
-        format!("this kernel cannot note writes without stopping the writer ({e}); it takes Linux 6.7 or newer with \
-                 userfaultfd; `cowbell snapshot PID` needs neither")
+        format!(
+            "this kernel cannot note writes without stopping the writer ({e}); it takes Linux 6.7 or newer with \
+                 userfaultfd; `cowbell snapshot PID` needs neither"
+        )
     })?;
     let trace = can(Door::SystemCall, EVENT_FEATURES);
     match (asked, trace) {
@@ -255,8 +257,7 @@ fn children(pid: i32) -> Vec<i32> {
 fn frames_are_readable() -> bool {
     let local = 0u8;
     let here = std::ptr::from_ref(&local).addr() as u64;
-    let entry = Pagemap::open_self().and_then(|pagemap| {
-        baseline::entry(&pagemap, here / baseline::page_bytes() * baseline::page_bytes())
-    });
+    let entry = Pagemap::open_self()
+        .and_then(|pagemap| baseline::entry(&pagemap, here / baseline::page_bytes() * baseline::page_bytes()));
     entry.is_ok_and(|entry| entry.frame() != 0)
 }

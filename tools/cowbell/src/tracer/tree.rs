@@ -99,4 +99,3 @@ impl Tree {
         self.processes.values().filter(|process| process.watch.is_some()).count()
     }
 }
-

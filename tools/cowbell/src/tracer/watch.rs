@@ -323,8 +323,12 @@ impl Watch {
             Message::Remap { from, to, len } => {
                 let (from, to, len) = (from as u64, to as u64, len as u64);
                 self.base.relocate(from, to, len);
-                let moved: Vec<_> =
-                    self.written.iter().filter(|(page, _)| (from..from + len).contains(page)).map(|(&p, &w)| (p, w)).collect();
+                let moved: Vec<_> = self
+                    .written
+                    .iter()
+                    .filter(|(page, _)| (from..from + len).contains(page))
+                    .map(|(&p, &w)| (p, w))
+                    .collect();
                 // The old addresses stay in the account: that is where they were written.
                 self.written.extend(moved.into_iter().map(|(page, written)| (page - from + to, written)));
                 if let Some(map) = maps::find(&self.maps, from) {
