@@ -3,7 +3,12 @@
 //! [`names`] runs in the front, where time costs no writer anything; [`native`] and [`python`] run in the tracer,
 //! while the thread whose stack they read stands still.
 
+mod elf;
+pub mod native;
 pub mod python;
 
 /// Frames kept of a stack, from the innermost one.
 const FRAMES_MAX: usize = 64;
+
+#[cfg(test)]
+mod fixture;
