@@ -128,11 +128,6 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         None
     }
 
-    /// Does it have debug information, or name the file that has it?
-    pub fn leads_to_debug_information(&self) -> bool {
-        self.section(b".debug_info").or_else(|| self.section(b".gnu_debuglink")).is_some()
-    }
-
     /// The exported function that an address, as the file counts them, lies in.
     pub fn exported_function(&self, address: u64) -> Option<String> {
         let symbols = self.sections.symbols(self.endian, self.data, elf::SHT_DYNSYM).ok()?;

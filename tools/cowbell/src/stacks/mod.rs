@@ -4,7 +4,9 @@
 //! while the thread whose stack they read stands still.
 
 mod elf;
+pub mod names;
 pub mod native;
+mod perf_map;
 pub mod python;
 
 /// Frames kept of a stack, from the innermost one.
