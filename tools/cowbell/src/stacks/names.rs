@@ -8,7 +8,7 @@ use super::elf::{self, Image, Layout};
 use super::perf_map::PerfMap;
 use crate::capture::record::{Code, Mapping, NativeFrame};
 use blazesym::symbolize::source::Elf;
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer};
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -368,5 +368,24 @@ int main(void) {
         let names: Vec<_> = codes.iter().flat_map(functions).collect();
         assert!(names.iter().any(|name| name.contains("gettime")), "{names:?}");
         assert!(codes[0].frames.is_empty() && codes[0].module == "[vdso]+0x0", "its header is no code");
+    }
+
+    #[test]
+    #[ignore = "measures, claims nothing"]
+    fn costs() {
+        let python = std::env::var("COWBELL_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+        let mut program = Program::start(Command::new(python).args(["-c", "print(flush=True); input()"]));
+        program.line();
+        let mappings = mappings(program.pid());
+        let mut names = Names::new();
+        for mapping in mappings.iter().filter(|mapping| mapping.permissions.contains('x')) {
+            let pcs: Vec<_> = (mapping.start..mapping.end).step_by(256).collect();
+            let start = std::time::Instant::now();
+            names.resolve(program.pid(), &mappings, &pcs[..1]);
+            let first = start.elapsed();
+            let codes = names.resolve(program.pid(), &mappings, &pcs);
+            let (all, named) = (start.elapsed(), codes.iter().filter(|code| !code.frames.is_empty()).count());
+            eprintln!("{}: first {first:?}, {} in {all:?}, {named} named", mapping.name, pcs.len());
+        }
     }
 }
