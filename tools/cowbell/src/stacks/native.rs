@@ -157,13 +157,13 @@ int main(void) {
         let functions: Vec<_> = line.split(' ').map(|f| u64::from_str_radix(&f[2..], 16).unwrap()).collect();
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
-        let registers = registers(pid);
+        let (registers, memory) = (registers(pid), remote::Memory::open(pid).unwrap());
         let mut unwinder = Files::default().unwinder(&mappings(pid));
         if without_unwind_information {
             unwinder.framehop = UnwinderNative::default();
         }
-        let stack = unwinder.stack(registers, &mut |address| read(pid, address));
-        let unwound_again = unwinder.stack(registers, &mut |address| read(pid, address));
+        let stack = unwinder.stack(registers, &mut |address| read(&memory, address));
+        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address));
         assert_eq!(stack, unwound_again, "the rules are cached now");
         assert_eq!(stack[0], registers.ip);
         // They are short, and main may be followed by the code that calls it.
@@ -194,9 +194,9 @@ int main(void) {
         registers.lr()
     }
 
-    fn read(pid: i32, address: u64) -> Option<u64> {
+    fn read(memory: &remote::Memory, address: u64) -> Option<u64> {
         let mut word = [0; 8];
-        (remote::read_memory(pid, address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
+        (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
     }
 
     #[test]
@@ -252,6 +252,7 @@ int main(void) {
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
         let (registers, mappings) = (registers(pid), mappings(pid));
+        let memory = remote::Memory::open(pid).unwrap();
         let mut files = Files::default();
         let time = |what: &str, n: u32, f: &mut dyn FnMut()| {
             let start = std::time::Instant::now();
@@ -265,7 +266,7 @@ int main(void) {
         let mut stack = || {
             unwinder.stack(registers, &mut |address| {
                 reads += 1;
-                read(pid, address)
+                read(&memory, address)
             })
         };
         time("first stack", 1, &mut || drop(stack()));

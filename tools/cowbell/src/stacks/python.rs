@@ -207,6 +207,44 @@ else:
         assert_eq!(calls(&python.frames(parent))[2], ("<module>", 14), "the parent again after the child");
     }
 
+    /// A process' share of its anonymous memory: it grows when a shared page becomes two.
+    fn share_kib(pid: i32) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find(|line| line.starts_with("Pss_Anon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    const FORKS_DEEP: &str = "
+import os
+
+def deepest():
+    if os.fork():
+        os.wait()
+        return
+    os.write(1, b'%d %d\\n' % (os.getpid(), os.getpid()))
+    os.read(0, 1)
+
+functions, filler = [deepest], []
+for n in range(40):
+    names = {'next': functions[-1]}
+    exec(compile(f'def f{n}(): next()', f'file{n}.py', 'exec'), names)
+    functions.append(names[f'f{n}'])
+    filler.append([str(n * 1000 + i) for i in range(1000)])
+functions[-1]()
+";
+
+    #[test]
+    fn looking_at_a_forked_child_gives_it_no_copies() {
+        let mut program = start(FORKS_DEEP);
+        let (child, _) = next_reading(&mut program);
+        let mut python = Python::find(program.pid()).unwrap().expect("CPython").for_child(child);
+        let before = share_kib(child);
+        assert_eq!(python.frames(child).len(), 42);
+        assert_eq!(share_kib(child), before);
+        Python::find(child).unwrap().expect("CPython");
+        assert_eq!(share_kib(child), before, "finding it anew");
+    }
+
     const THREADS: &str = "
 import os, threading
 
