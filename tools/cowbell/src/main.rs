@@ -39,6 +39,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what each process of a running tree shares with its parent now. Arms and stops nothing.
+    Snapshot(snapshot::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,13 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => {
                 eprintln!("cowbell report: {e}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Snapshot(options) => match snapshot::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("cowbell snapshot: {e}");
                 ExitCode::FAILURE
             }
         },
