@@ -139,6 +139,8 @@ pub struct Total {
 pub struct Children {
     /// How many were read.
     pub processes: u64,
+    /// Page frames that a child has and the top does not, each counted once; not known without page frames.
+    pub added_bytes: Option<u64>,
     /// Private pages that nobody else has.
     pub own_bytes: u64,
     /// Those at whose address the parent has another page: one of the two copied it.

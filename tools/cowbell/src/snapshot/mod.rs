@@ -93,6 +93,7 @@ struct Look {
     notes: Vec<String>,
     processes: Vec<ProcessReport>,
     frames: Frames,
+    frames_of_top: u64,
     /// Marks of the memories read, for processes that share one: see [`marks`].
     marks: HashMap<u64, (i32, Vec<u8>)>,
     total: Total,
@@ -107,6 +108,7 @@ impl Look {
             notes: Vec::new(),
             processes: Vec::new(),
             frames: Frames::default(),
+            frames_of_top: 0,
             marks: HashMap::new(),
             total: Total::default(),
             groups: BTreeMap::new(),
@@ -160,6 +162,9 @@ impl Look {
                 self.marks.insert(mark, (node.pid, memory.image.clone()));
             }
             self.frames.add(&memory.space);
+            if node.depth == 0 {
+                self.frames_of_top = self.frames.count();
+            }
             self.sum(node, memory, &pages, &groups);
         }
         MemoryReport {
@@ -209,6 +214,8 @@ impl Look {
     fn finish(mut self, pid: i32) -> Snapshot {
         let page_size = cowbell::sys::page_size().bytes() as u64;
         let frames = self.frames.count() > 0;
+        let added = self.frames.count() - self.frames_of_top;
+        self.total.children.added_bytes = frames.then_some(added * page_size);
         (self.total.takes_bytes, self.total.takes_by) = if frames {
             (self.frames.count() * page_size, TakesBy::Frames)
         } else {
@@ -241,7 +248,7 @@ impl Look {
     }
 }
 
-/// The groups with most own pages, those without any left out.
+/// The groups with most own pages.
 fn largest(groups: BTreeMap<String, Counts>, count_max: usize) -> Vec<Group> {
     let mut groups: Vec<_> = groups.into_iter().map(|(name, pages)| Group { name, pages }).collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.pages.own.pages));

@@ -176,6 +176,10 @@ impl Node {
         let owner = field(&status, "Uid").and_then(|ids| ids.split_whitespace().nth(1)?.parse::<u32>().ok());
         let user = limits::user().uid;
         let why = match owner {
+            _ if limits::user().may_trace => {
+                "the kernel refuses it even to CAP_SYS_PTRACE; a security module, or another user namespace, guards it"
+                    .to_owned()
+            }
             Some(owner) if owner == user => {
                 "it is guarded (not dumpable, other capabilities or another user namespace); run cowbell as root \
                  (CAP_SYS_PTRACE)"

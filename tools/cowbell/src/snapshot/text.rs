@@ -98,9 +98,13 @@ fn table(out: &mut impl Write, mut rows: Vec<Row>) -> Result<()> {
     Ok(())
 }
 
+/// Id and command, without the folder of the program.
 fn label(process: &ProcessReport) -> String {
-    let command = if process.command.is_empty() { process.name.clone() } else { process.command.join(" ") };
-    format!("{:indent$}{} {}", "", process.pid, plain(&command), indent = 2 * process.depth.min(INDENTED_MAX))
+    let mut words = process.command.iter().map(String::as_str);
+    let program = words.next().map_or(process.name.as_str(), |path| path.rsplit('/').next().unwrap_or(path));
+    let command: Vec<_> = std::iter::once(program).chain(words).collect();
+    let indent = 2 * process.depth.min(INDENTED_MAX);
+    format!("{:indent$}{} {}", "", process.pid, plain(&command.join(" ")))
 }
 
 /// What there is to say of a process besides its figures.
@@ -151,14 +155,10 @@ fn totals(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
         TakesBy::Frames => "each page frame counted once",
         TakesBy::Pss => "the sum of PSS",
     };
-    writeln!(
-        out,
-        "\n{} processes: {} if nothing were shared, {} taken ({by}), {} saved by sharing",
-        total.processes,
-        Bytes(total.unshared_bytes),
-        Bytes(total.takes_bytes),
-        Bytes(total.saved_bytes)
-    )?;
+    let count = if total.processes == 1 { "1 process".to_owned() } else { format!("{} processes", total.processes) };
+    writeln!(out, "\n{count}: {} if nothing were shared", Bytes(total.unshared_bytes))?;
+    writeln!(out, "  {} taken ({by})", Bytes(total.takes_bytes))?;
+    writeln!(out, "  {} saved by sharing", Bytes(total.saved_bytes))?;
     let children = &total.children;
     if children.processes > 0 {
         writeln!(
@@ -167,6 +167,9 @@ fn totals(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
             Bytes(children.own_bytes),
             Bytes(children.differs_bytes)
         )?;
+        if let Some(added) = children.added_bytes {
+            writeln!(out, "  {} added by the children to what the top has", Bytes(added))?;
+        }
     }
     Ok(())
 }
