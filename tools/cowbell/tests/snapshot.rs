@@ -105,16 +105,15 @@ struct Tree {
 impl Tree {
     fn start(place: &Place, script: &str) -> Self {
         let mut top = place.command(&place.tree());
-        let mut top = top.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the tree");
-        let mut lines = BufReader::new(top.stdout.take().expect("its output")).lines();
-        let mut pids = Vec::new();
-        loop {
-            let line = lines.next().unwrap_or_else(|| panic!("{script:?} came to no end")).expect("text");
-            if line == "ready" {
-                return Self { top, pids };
+        let top = top.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the tree");
+        let mut tree = Self { top, pids: Vec::new() };
+        for line in BufReader::new(tree.top.stdout.take().expect("its output")).lines() {
+            match line.expect("text").as_str() {
+                "ready" => return tree,
+                pid => tree.pids.push(pid.parse().expect("a process id")),
             }
-            pids.push(line.parse().expect("a process id"));
         }
+        panic!("{script:?} came to no end");
     }
 }
 

@@ -80,14 +80,17 @@ fn table(out: &mut impl Write, mut rows: Vec<Row>) -> Result<()> {
             columns.push((cells.iter().map(String::len).max().unwrap_or(0), cells));
         }
     }
-    let taken: usize = columns.iter().map(|(width, _)| width + 2).sum();
+    let widths: usize = columns.iter().map(|(width, _)| width).sum();
+    // Closer where two blanks between columns would leave no room for names.
+    let gap = if widths + 2 * columns.len() + NAME_MIN <= WIDTH_MAX { 2 } else { 1 };
+    let taken = widths + gap * columns.len();
     let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(first.name.len());
     let name_width = longest.min(WIDTH_MAX.saturating_sub(taken).max(NAME_MIN));
     let heading = Row { remark: String::new(), ..first };
     for (nth, row) in std::iter::once(&heading).chain(&rows).enumerate() {
         let mut line = format!("{:<name_width$}", cut(&row.name, name_width));
         for (width, cells) in columns.iter().filter(|_| row.remark.is_empty() || !row.figures.is_empty()) {
-            line += &format!("  {:>width$}", cells.get(nth).map_or("", String::as_str));
+            line += &format!("{:gap$}{:>width$}", "", cells.get(nth).map_or("", String::as_str));
         }
         writeln!(out, "{}", line.trim_end())?;
         if !row.remark.is_empty() {
