@@ -78,7 +78,7 @@ impl Place {
 
     /// All there is, every mapping included.
     fn json(&self, pid: i32) -> Value {
-        let output = self.snapshot(&["--json", "--top", "100000", &pid.to_string()]);
+        let output = self.snapshot(&["--json", &pid.to_string()]);
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(text(&output.stderr), "");
         serde_json::from_slice(&output.stdout).expect("JSON")
@@ -467,6 +467,31 @@ fn the_text_shows_the_tree_within_a_hundred_columns() {
         assert_eq!(shown.lines().find(too_long), None);
         assert_eq!(shown.contains("run cowbell as root"), shown.contains("the sum of PSS"), "{shown}");
     }
+}
+
+#[test]
+fn how_much_is_said_is_asked_for() {
+    let place = Place::new("look");
+    let tree = Tree::start(&place, "w0-299 (w0-99)");
+    let [top, child] = [tree.pids[0].to_string(), tree.pids[1].to_string()];
+    let shown = |arguments: &[&str]| {
+        let output = place.snapshot(&[arguments, &[&top]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let quiet = shown(&["-q"]);
+    assert!(quiet.starts_with("2 processes: ") && !quiet.contains(&child), "{quiet}");
+    let verbose = shown(&["-v"]);
+    for part in ["the children's mappings", &format!("mappings of {top}"), &format!("mappings of {child}")] {
+        assert!(verbose.contains(part), "{part} in {verbose}");
+    }
+    let short = shown(&["--top", "1"]);
+    assert!(short.contains("[heap]") && !short.contains("[stack]") && short.contains(" more\n"), "{short}");
+    let file = place.folder.join("report");
+    let name = file.to_str().expect("text");
+    assert_eq!(shown(&["-q", "-o", name]), "");
+    assert!(std::fs::read_to_string(&file).expect("the report").starts_with("2 processes: "));
+    refused(&place, &["-o", name, &top], 1, "--force replaces it");
 }
 
 #[test]

@@ -206,8 +206,9 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
 /// The page frames that a tree uses: how much memory it takes, each page counted once.
 #[derive(Default)]
 pub struct Frames {
-    /// Bitmaps of [`Frames::CHUNK`] frames by the number of the chunk.
-    chunks: HashMap<u64, Box<[u64; 512]>>,
+    /// Where each chunk of [`Frames::CHUNK`] frames has its bitmap.
+    places: HashMap<u64, usize>,
+    bitmaps: Vec<[u64; 512]>,
     count: u64,
 }
 
@@ -217,11 +218,18 @@ impl Frames {
 
     /// Adds the frames of a process' pages.
     pub fn add(&mut self, space: &Space) {
-        let counts = |page: &Page| matches!(page.kind(), Kind::Anonymous | Kind::File);
-        for frame in space.pages().map(|(_, page)| page).filter(counts).filter_map(Page::frame) {
-            let chunk = self.chunks.entry(frame / Self::CHUNK).or_insert_with(|| Box::new([0; 512]));
+        let counts = |page: &&Page| matches!(page.kind(), Kind::Anonymous | Kind::File);
+        // Neighbouring pages mostly have neighbouring frames.
+        let (mut chunk, mut place) = (u64::MAX, 0);
+        for frame in space.runs.iter().flat_map(|run| &run.pages).filter(counts).filter_map(|page| page.frame()) {
+            if frame / Self::CHUNK != chunk {
+                chunk = frame / Self::CHUNK;
+                place = *self.places.entry(chunk).or_insert(self.bitmaps.len());
+                self.bitmaps.resize(self.bitmaps.len().max(place + 1), [0; 512]);
+            }
             let (word, bit) = ((frame % Self::CHUNK / 64) as usize, 1 << (frame % 64));
-            if let Some(word) = chunk.get_mut(word).filter(|word| **word & bit == 0) {
+            let word = self.bitmaps.get_mut(place).and_then(|bitmap| bitmap.get_mut(word));
+            if let Some(word) = word.filter(|word| **word & bit == 0) {
                 *word |= bit;
                 self.count += 1;
             }

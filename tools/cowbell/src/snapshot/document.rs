@@ -91,7 +91,7 @@ pub struct MemoryReport {
     pub hugetlb_bytes: u64,
     /// All mappings.
     pub pages: Counts,
-    /// The mappings with most own pages, by name.
+    /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,
 }
 
@@ -147,6 +147,6 @@ pub struct Children {
     pub differs_bytes: u64,
     /// Their pages.
     pub pages: Counts,
-    /// The mappings with most own pages, by name.
+    /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,
 }

@@ -10,12 +10,12 @@ mod space;
 mod text;
 
 use crate::failure::Failure;
+use crate::output::{self, Stream};
 use compare::{Against, Counts, Frames};
 use document::{Evidence, Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy, Total};
 use process::{Memory, Node, State};
 use space::{Kind, Page, Reader, Space};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 
 /// What to look at and how to show it.
 #[derive(clap::Args)]
@@ -23,38 +23,28 @@ pub struct Options {
     /// The process at the top of the tree.
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pid: i32,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// How many mappings to name, those with most memory of their own first.
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    top: usize,
+    #[command(flatten)]
+    output: output::Options,
 }
 
-/// Takes a snapshot and prints it to standard output.
+/// Takes a snapshot and prints it, to standard output unless a file is named.
 ///
 /// # Errors
 /// When the process is not there, has no memory or may not be read, or when the outcome cannot be written.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    let snapshot = take(options.pid, options.top)?;
-    let mut out = anstream::stdout().lock();
-    let written = if options.json {
-        serde_json::to_writer_pretty(&mut out, &snapshot).map_err(std::io::Error::from).and_then(|()| writeln!(out))
-    } else {
-        text::write(&mut out, &snapshot)
-    };
-    match written.and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("cannot write to standard output: {e}")))
-        }
-        _ => Ok(()),
+    let mut out = options.output.open(Stream::Output)?;
+    let snapshot = take(options.pid)?;
+    if options.output.json {
+        return out.json(&snapshot);
     }
+    let output::Options { top, quiet, verbose, .. } = options.output;
+    out.text(&text::text(&snapshot, &text::Look { top: top as usize, quiet, verbose }))
 }
 
-fn take(id: i32, top: usize) -> Result<Snapshot, Failure> {
+fn take(id: i32) -> Result<Snapshot, Failure> {
     let pid = process::of_thread(id);
     let nodes = process::tree(pid)?;
-    let mut look = Look::new(top);
+    let mut look = Look::new();
     if pid != id {
         look.notes.push(format!("{id} is a thread of process {pid}"));
     }
@@ -89,7 +79,6 @@ fn unusable(node: &Node, state: &State, why: &str) -> Failure {
 /// A snapshot in the making.
 struct Look {
     reader: Reader,
-    mappings_max: usize,
     notes: Vec<String>,
     processes: Vec<ProcessReport>,
     frames: Frames,
@@ -101,10 +90,9 @@ struct Look {
 }
 
 impl Look {
-    fn new(mappings_max: usize) -> Self {
+    fn new() -> Self {
         Self {
             reader: Reader::new(),
-            mappings_max,
             notes: Vec::new(),
             processes: Vec::new(),
             frames: Frames::default(),
@@ -175,7 +163,7 @@ impl Look {
             swap_bytes: sums.swap,
             hugetlb_bytes: memory.hugetlb_bytes,
             pages,
-            mappings: largest(groups, self.mappings_max),
+            mappings: by_own_pages(groups),
         }
     }
 
@@ -222,7 +210,7 @@ impl Look {
             (self.total.pss_bytes, TakesBy::Pss)
         };
         self.total.saved_bytes = self.total.unshared_bytes.saturating_sub(self.total.takes_bytes);
-        self.total.children.mappings = largest(self.groups, self.mappings_max);
+        self.total.children.mappings = by_own_pages(self.groups);
         if !frames {
             self.notes.push(
                 "page frames are not readable, so the verdicts rest on the exclusive bit of each page: run cowbell as \
@@ -248,11 +236,10 @@ impl Look {
     }
 }
 
-/// The groups with most own pages.
-fn largest(groups: BTreeMap<String, Counts>, count_max: usize) -> Vec<Group> {
+/// All groups, those with most own pages first.
+fn by_own_pages(groups: BTreeMap<String, Counts>) -> Vec<Group> {
     let mut groups: Vec<_> = groups.into_iter().map(|(name, pages)| Group { name, pages }).collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.pages.own.pages));
-    groups.truncate(count_max);
     groups
 }
 

@@ -254,11 +254,13 @@ fn mapping(line: &str) -> Option<Mapping> {
     let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
     let private = fields.next()?.ends_with('p');
-    let file = fields.nth(2)? != "0";
+    let inode = fields.nth(2)?;
     let name = match fields.next().map_or("", str::trim) {
         "" => "[anonymous]",
         name => name,
     };
+    // Anonymous memory of a huge page pool has a file that nobody can name.
+    let file = inode != "0" && name != "/anon_hugepage (deleted)";
     Some(Mapping { range: Range { start, len: end.checked_sub(start)? }, private, file, name: name.to_owned() })
 }
 
@@ -294,6 +296,8 @@ mod tests {
         assert_eq!(memfd.range, Range { start: 0x7f00, len: 2 });
         assert_eq!((memfd.private, memfd.file, memfd.name.as_str()), (true, true, "/memfd:a graph (deleted)"));
         let anonymous = mapping("7f00-7f02 ---s 00000000 00:00 0 ").expect("a mapping");
+        let huge = mapping("7f00-7f02 rw-p 00000000 00:11 924   /anon_hugepage (deleted)").expect("a mapping");
+        assert_eq!((huge.private, huge.file), (true, false));
         assert_eq!((anonymous.private, anonymous.file, anonymous.name.as_str()), (false, false, "[anonymous]"));
         for cut in ["", "7f00", "7f00-7f02 rw-p", "7f02-7f00 rw-p 0 0:0 0 ", "x-y rw-p 0 0:0 0 "] {
             assert_eq!(mapping(cut), None, "{cut:?}");

@@ -4,7 +4,7 @@ use super::compare::Counts;
 use super::document::{Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy};
 use super::process::State;
 use cowbell::page::Bytes;
-use std::io::{Result, Write};
+use std::fmt::{Result, Write};
 
 /// Columns of the whole.
 const WIDTH_MAX: usize = 100;
@@ -13,8 +13,28 @@ const NAME_MIN: usize = 16;
 /// Generations that are indented; deeper ones stand below the last.
 const INDENTED_MAX: usize = 6;
 
-/// Writes a snapshot.
-pub fn write(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
+/// How much to say.
+pub struct Look {
+    /// Lines a list of mappings has.
+    pub top: usize,
+    /// The sums only.
+    pub quiet: bool,
+    /// Each process' own mappings too.
+    pub verbose: bool,
+}
+
+/// A snapshot in words.
+pub fn text(snapshot: &Snapshot, look: &Look) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _written = write(&mut out, snapshot, look);
+    out
+}
+
+fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
+    if look.quiet {
+        return totals(out, snapshot);
+    }
     let page = snapshot.page_size;
     let mut rows = vec![header("process", &["rss", "pss", "uss"])];
     for process in &snapshot.processes {
@@ -27,8 +47,17 @@ pub fn write(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
     }
     table(out, rows)?;
     legend(out, snapshot)?;
+    writeln!(out)?;
     totals(out, snapshot)?;
-    groups(out, snapshot)?;
+    let children = &snapshot.total.children;
+    if children.processes > 0 {
+        groups(out, "the children's mappings", &children.mappings, snapshot, look)?;
+    }
+    for process in snapshot.processes.iter().filter(|_| look.verbose || children.processes == 0) {
+        if let Some(memory) = &process.memory {
+            groups(out, &format!("mappings of {}", process.pid), &memory.mappings, snapshot, look)?;
+        }
+    }
     for note in &snapshot.notes {
         writeln!(out, "note: {}", plain(note))?;
     }
@@ -66,7 +95,7 @@ fn header(name: &str, before: &[&str]) -> Row {
 }
 
 /// Writes rows below a [`header`]; columns without any figure are left out.
-fn table(out: &mut impl Write, mut rows: Vec<Row>) -> Result<()> {
+fn table(out: &mut String, mut rows: Vec<Row>) -> Result {
     if rows.is_empty() {
         return Ok(());
     }
@@ -122,12 +151,15 @@ fn remark(process: &ProcessReport) -> String {
         (State::Read, Some(Relation::ParentUnreadable)) if process.depth > 0 => {
             "its parent was not readable: where its own pages came from is not known".to_owned()
         }
-        (State::Read, _) => String::new(),
+        (State::Read, _) => match process.memory.as_ref().map_or(0, |memory| memory.hugetlb_bytes) {
+            0 => String::new(),
+            bytes => format!("and {} of huge page pools, which rss, pss and uss leave out", Bytes(bytes)),
+        },
         (State::KernelThread | State::Denied | State::Failed, _) => plain(&process.why),
     }
 }
 
-fn legend(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
+fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     let reports: Vec<&MemoryReport> = snapshot.processes.iter().filter_map(|p| p.memory.as_ref()).collect();
     let any = |of: fn(&Counts) -> u64| reports.iter().any(|memory| of(&memory.pages) > 0);
     let others = if snapshot.evidence.frames {
@@ -152,14 +184,14 @@ fn legend(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-fn totals(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
+fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
     let total = &snapshot.total;
     let by = match total.takes_by {
         TakesBy::Frames => "each page frame counted once",
         TakesBy::Pss => "the sum of PSS",
     };
     let count = if total.processes == 1 { "1 process".to_owned() } else { format!("{} processes", total.processes) };
-    writeln!(out, "\n{count}: {} if nothing were shared", Bytes(total.unshared_bytes))?;
+    writeln!(out, "{count}: {} if nothing were shared", Bytes(total.unshared_bytes))?;
     writeln!(out, "  {} taken ({by})", Bytes(total.takes_bytes))?;
     writeln!(out, "  {} saved by sharing", Bytes(total.saved_bytes))?;
     let children = &total.children;
@@ -177,26 +209,22 @@ fn totals(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-/// The mappings with most own memory: of the children, or of the only process.
-fn groups(out: &mut impl Write, snapshot: &Snapshot) -> Result<()> {
-    let children = &snapshot.total.children;
-    let alone = snapshot.processes.first().and_then(|process| process.memory.as_ref());
-    let (title, groups): (_, &[Group]) = if children.processes > 0 {
-        ("the children's mappings", &children.mappings)
-    } else {
-        ("mappings", alone.map_or(&[], |memory| &memory.mappings))
-    };
-    if groups.is_empty() {
-        return Ok(());
-    }
-    writeln!(out)?;
+/// Mappings with most own memory.
+fn groups(out: &mut String, title: &str, groups: &[Group], snapshot: &Snapshot, look: &Look) -> Result {
     let mut rows = vec![header(title, &["own"])];
-    for group in groups {
+    for group in groups.iter().take(look.top) {
         let own = group.pages.own.pages * snapshot.page_size;
         let figures = std::iter::once(own).chain(figures(&group.pages, snapshot.page_size)).collect();
-        rows.push(Row { name: format!("  {}", tail(&plain(&group.name))), figures, remark: String::new() });
+        let name = plain(&group.name);
+        let name = if look.verbose { &name } else { tail(&name) };
+        rows.push(Row { name: format!("  {name}"), figures, remark: String::new() });
     }
-    table(out, rows)
+    writeln!(out)?;
+    table(out, rows)?;
+    match groups.len().saturating_sub(look.top) {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more"),
+    }
 }
 
 /// A path's last part where the whole is long: the rest is the same for many.
@@ -260,9 +288,8 @@ mod tests {
         for name in ["1 x".to_owned(), "é".repeat(300), format!("{:12}7 {}", "", "long ".repeat(40))] {
             rows.push(Row { name, figures: vec![999 << 30; 11], remark: "a remark".to_owned() });
         }
-        let mut out = Vec::new();
-        table(&mut out, rows).expect("memory");
-        let shown = String::from_utf8(out).expect("text");
+        let mut shown = String::new();
+        table(&mut shown, rows).expect("memory");
         assert_eq!(shown.lines().count(), 1 + 2 * 3, "{shown}");
         for line in shown.lines() {
             assert!(line.chars().count() <= WIDTH_MAX, "{line}");
