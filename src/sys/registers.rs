@@ -66,6 +66,11 @@ mod arch {
             self.0.rbp
         }
 
+        /// The return address in a register: this architecture keeps it on the stack.
+        pub fn link(&self) -> u64 {
+            0
+        }
+
         /// Where the thread's own data is.
         pub fn thread_pointer(&self) -> u64 {
             self.0.fs_base
@@ -129,6 +134,11 @@ mod arch {
         /// The frame pointer, where the code keeps one.
         pub fn bp(&self) -> u64 {
             self.0.regs[29]
+        }
+
+        /// The return address, where the function has not saved it yet.
+        pub fn link(&self) -> u64 {
+            self.0.regs[30]
         }
 
         /// Where the thread's own data is: not among these registers.

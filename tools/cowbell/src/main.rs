@@ -18,6 +18,7 @@ mod tracer;
 
 use clap::{Parser, Subcommand};
 use cowbell::sys::process;
+use failure::Failure;
 use std::process::ExitCode;
 
 /// Who copied which page after fork, and why.
@@ -39,6 +40,8 @@ enum Command {
     Run(front::options::Run),
     /// The same for a running process and all that it has forked; it is left running.
     Attach(front::options::Attach),
+    /// Show what each process of a running tree shares with its parent now. Arms and stops nothing.
+    Snapshot(snapshot::Options),
     /// Render a capture again.
     Report(report::Options),
     /// Say what this kernel and this user can do, and what would change that.
@@ -54,16 +57,12 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Doctor { json } => doctor::run(json),
-        Command::Demo(options) => match demo::run(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => {
-                eprintln!("cowbell demo: {e}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Demo(options) => answer("demo", demo::run(&options)),
         Command::Run(options) => front::run(&options),
         Command::Attach(options) => front::attach(&options),
+        Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
+        Command::Report(options) => answer("report", report::run(&options)),
+        Command::Doctor { json } => doctor::run(json),
         Command::Tracer { socket } => match process::inherited(socket) {
             Ok(socket) => tracer::run(socket.into()),
             Err(e) => {
@@ -71,12 +70,15 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Command::Report(options) => match report::run(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(e) => {
-                eprintln!("cowbell report: {e}");
-                ExitCode::FAILURE
-            }
-        },
+    }
+}
+
+fn answer(subcommand: &str, done: Result<(), Failure>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cowbell {subcommand}: {e}");
+            ExitCode::FAILURE
+        }
     }
 }

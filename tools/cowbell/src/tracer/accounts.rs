@@ -171,6 +171,7 @@ impl Tracer {
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
         }
         self.owed.retain(|&(of, _)| of != pid);
+        self.sampler.forget(watch.account);
         Some(watch.into_doors())
     }
 

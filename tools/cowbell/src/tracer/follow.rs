@@ -138,6 +138,7 @@ impl Tracer {
                 self.tree.threads.remove(&other);
             }
         }
+        self.sampler.forget_process(pid);
         self.name(pid, 0, Origin::Executed);
         self.unshare(left);
         self.go_on(tid, Stop::Event(Event::Exec));
@@ -170,6 +171,7 @@ impl Tracer {
         // A process' first thread is the last to be reported.
         if tid == pid {
             self.close_account(pid, Closed::Lost, false);
+            self.sampler.forget_process(pid);
             let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
             let time_ns = self.now();
             self.say(Record::Exit { pid, time_ns, ended });

@@ -19,24 +19,27 @@ mod compare;
 mod follow;
 pub mod link;
 mod maps;
+mod sample;
 mod settle;
 mod start;
 mod tree;
 mod watch;
 
-use crate::capture::record::{Blind, Blindness, Finish, Mode, Record};
+use crate::capture::record::{Blind, Blindness, Closed, Event, Finish, Mode, Record};
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
 use link::{Link, Options, Order, Said};
+use sample::{Halted, Sampler};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 use tree::Tree;
+use watch::Watch;
 
 /// Events are handed on in batches of so many, or when the target pauses.
 const BATCH: usize = 256;
@@ -76,6 +79,7 @@ struct Tracer {
     signals: OwnedFd,
     tree: Tree,
     originals: Originals,
+    sampler: Sampler,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
     /// Threads that stand still because everybody is about to be let go, with the signal they are due.
@@ -189,7 +193,7 @@ impl Tracer {
         let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
             return;
         };
-        let mut messages = Vec::new();
+        let (mut messages, mut stopped) = (Vec::new(), Vec::new());
         while watch.read_events(&mut messages) {
             let time_ns = self.now();
             for message in messages.drain(..) {
@@ -198,13 +202,19 @@ impl Tracer {
                     continue;
                 };
                 let seen = watch.look(fault, time_ns);
-                if let Some(event) = seen.event {
+                let mut halted = None;
+                if let Some(mut event) = seen.event {
                     self.originals.keep_if_copied(&watch, &event);
+                    halted = self.sample(&watch, &mut event);
+                    if let Some(new) = watch.place_of(event.pc) {
+                        self.link.say(&Said::Record(Record::Mapped { account: watch.account, mappings: vec![new] }));
+                    }
                     watch.events.push(event);
                 }
                 if !watch.release(seen.page) {
                     self.owed.push((pid, seen.page));
                 }
+                stopped.extend(halted);
             }
             self.owed.retain(|&(of, page)| of != pid || !watch.release(page));
         }
@@ -212,10 +222,30 @@ impl Tracer {
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.watch = Some(watch);
         }
+        for Halted { tid, status } in stopped {
+            self.on_status(tid, status);
+        }
         self.spent.events_ns += sys::monotonic_ns() - started;
         if full {
             self.hand_on_events(BATCH);
         }
+    }
+
+    /// Takes the stack of an event's thread, if it is one of those wanted.
+    fn sample(&mut self, watch: &Watch, event: &mut Event) -> Option<Halted> {
+        if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
+            return None;
+        }
+        let started = sys::monotonic_ns();
+        let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
+        let taken = self.sampler.take(watch, event, parent);
+        self.spent.stops += 1;
+        self.spent.stacks_ns += sys::monotonic_ns() - started;
+        let (halted, stack) = taken?;
+        if let Some(stack) = stack {
+            self.say(Record::Stack(stack));
+        }
+        Some(halted)
     }
 
     /// Follows moves and removals in the mappings that have no events.
@@ -251,7 +281,7 @@ impl Tracer {
         let mut pids: Vec<i32> = self.tree.processes.keys().copied().collect();
         pids.sort_unstable();
         for &pid in &pids {
-            self.close_account(pid, crate::capture::record::Closed::Detached, true);
+            self.close_account(pid, Closed::Detached, true);
         }
         for (tid, due) in std::mem::take(&mut self.parked) {
             let _gone = ptrace::detach(tid, due);

@@ -2,6 +2,7 @@
 
 use super::compare::Originals;
 use super::link::{Link, Options, Target};
+use super::sample::Sampler;
 use super::tree::{Process, Tree};
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use super::{LINK, SIGNALS, Tracer, baseline};
@@ -64,6 +65,7 @@ impl Tracer {
             signals,
             tree: Tree::default(),
             originals: Originals::default(),
+            sampler: Sampler::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),
             leaving: false,

@@ -276,6 +276,20 @@ impl Watch {
         }
     }
 
+    /// The mapping of an instruction that lies in none that is known: a library loaded since.
+    pub fn place_of(&mut self, pc: u64) -> Option<Mapping> {
+        if pc == 0 || maps::find(&self.maps, pc).is_some() {
+            return None;
+        }
+        let now = maps::read(self.pid).ok()?;
+        let map = maps::find(&now, pc)?.clone();
+        let new = map.mapping.clone();
+        self.maps.retain(|old| old.mapping.end <= new.start || new.end <= old.mapping.start);
+        self.maps.push(map);
+        self.maps.sort_by_key(|map| map.mapping.start);
+        Some(new)
+    }
+
     /// Where a thread waits. The message comes just before it sleeps, so it may still run.
     fn blocked(&mut self, tid: i32) -> Option<process::Blocked> {
         if !self.blocked.contains_key(&tid) {

@@ -1,0 +1,324 @@
+//! A process' pages against its parent's: the verdict on each, and the sums. Pure: evidence in, counts out.
+
+use super::space::{Kind, Page, Space};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+
+/// What a process' pages are held against.
+#[derive(Clone, Copy)]
+pub enum Against<'a> {
+    /// Its parent's pages.
+    Parent(&'a Space),
+    /// Nothing: it was not forked from the program that its parent runs.
+    Nobody,
+    /// The parent's pages, which could not be read.
+    Unreadable,
+    /// Itself: it runs in another process' memory.
+    Itself,
+}
+
+/// Where an anonymous page came from, as far as the parent's page at the same address tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The parent has another page there: one of the two copied it.
+    Differs,
+    /// The parent has nothing there, or the page of zeroes.
+    New,
+    /// In a private mapping of a file, where the parent has no private page.
+    FileCopy,
+    /// The parent's page is swapped out or could not be read.
+    Unknown,
+}
+
+/// The verdict on one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Nothing,
+    /// The same page frame as the parent's.
+    Parent,
+    /// Not this process' alone; without page frames the parent cannot be told from others.
+    ParentOrOthers,
+    /// This process' alone.
+    Own(Origin),
+    /// Not the parent's and not this process' alone: its children or siblings have it too.
+    Others(Origin),
+    File,
+    FileExclusive,
+    Zero,
+    Swapped,
+}
+
+/// The verdict on one page; `theirs` is the parent's at the same address, `None` if that is not known.
+fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
+    match (mine.kind(), mine.is_exclusive()) {
+        (Kind::Nothing, _) => Class::Nothing,
+        (Kind::Zero, _) => Class::Zero,
+        (Kind::Swapped, _) => Class::Swapped,
+        (Kind::File, true) => Class::FileExclusive,
+        (Kind::File, false) => Class::File,
+        (Kind::Anonymous, exclusive) => match is_same_page(mine, theirs) {
+            Some(true) => Class::Parent,
+            None => Class::ParentOrOthers,
+            Some(false) if exclusive => Class::Own(origin(theirs, file_mapping)),
+            Some(false) => Class::Others(origin(theirs, file_mapping)),
+        },
+    }
+}
+
+/// Does the parent map this very page? `None` where that cannot be told.
+fn is_same_page(mine: Page, theirs: Option<Page>) -> Option<bool> {
+    if let (Some(frame), Some(theirs)) = (mine.frame(), theirs) {
+        return Some(theirs.kind() == Kind::Anonymous && theirs.frame() == Some(frame));
+    }
+    let one_alone = mine.is_exclusive() || theirs.is_some_and(Page::is_exclusive);
+    let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != Kind::Anonymous);
+    if one_alone || nothing_there { Some(false) } else { None }
+}
+
+fn origin(theirs: Option<Page>, file_mapping: bool) -> Origin {
+    match theirs.map(Page::kind) {
+        None | Some(Kind::Swapped) => Origin::Unknown,
+        Some(Kind::Anonymous) => Origin::Differs,
+        Some(_) if file_mapping => Origin::FileCopy,
+        Some(_) => Origin::New,
+    }
+}
+
+/// Private pages by where they came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Origins {
+    /// All of them.
+    pub pages: u64,
+    /// The parent has another page at the same address: one of the two copied it.
+    pub differs: u64,
+    /// The parent has nothing there.
+    pub new: u64,
+    /// Private copies of a file's pages.
+    pub file_copies: u64,
+    /// Not told: the parent's page is swapped out, or its page tables were not readable.
+    pub unknown: u64,
+}
+
+impl Origins {
+    fn add(&mut self, origin: Origin) {
+        self.pages += 1;
+        *match origin {
+            Origin::Differs => &mut self.differs,
+            Origin::New => &mut self.new,
+            Origin::FileCopy => &mut self.file_copies,
+            Origin::Unknown => &mut self.unknown,
+        } += 1;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.pages += other.pages;
+        self.differs += other.differs;
+        self.new += other.new;
+        self.file_copies += other.file_copies;
+        self.unknown += other.unknown;
+    }
+}
+
+/// Pages of a process or of some of its mappings. Each page is counted once, but for `file_exclusive`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Private pages that are the parent's too: the same page frame at the same address.
+    pub shared_with_parent: u64,
+    /// Private pages that others have too; without page frames not told whether the parent does.
+    pub shared_unknown: u64,
+    /// Private pages that nobody else has.
+    pub own: Origins,
+    /// Private pages that others have, not the parent: the process' own children, or siblings.
+    pub shared_with_others: Origins,
+    /// Pages of files and of shared memory.
+    pub file: u64,
+    /// Those of them that no other process maps.
+    pub file_exclusive: u64,
+    /// Places where the page of zeroes is mapped; takes no memory.
+    pub zero: u64,
+    /// Swapped out.
+    pub swapped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, class: Class) {
+        match class {
+            Class::Nothing => {}
+            Class::Parent => self.shared_with_parent += 1,
+            Class::ParentOrOthers => self.shared_unknown += 1,
+            Class::Own(origin) => self.own.add(origin),
+            Class::Others(origin) => self.shared_with_others.add(origin),
+            Class::File => self.file += 1,
+            Class::FileExclusive => {
+                self.file += 1;
+                self.file_exclusive += 1;
+            }
+            Class::Zero => self.zero += 1,
+            Class::Swapped => self.swapped += 1,
+        }
+    }
+
+    /// Adds another's counts.
+    pub fn merge(&mut self, other: &Self) {
+        self.shared_with_parent += other.shared_with_parent;
+        self.shared_unknown += other.shared_unknown;
+        self.own.merge(&other.own);
+        self.shared_with_others.merge(&other.shared_with_others);
+        self.file += other.file;
+        self.file_exclusive += other.file_exclusive;
+        self.zero += other.zero;
+        self.swapped += other.swapped;
+    }
+
+    /// Pages that are in memory, whoever has them.
+    pub fn present(&self) -> u64 {
+        self.shared_with_parent + self.shared_unknown + self.own.pages + self.shared_with_others.pages + self.file
+    }
+}
+
+/// Counts a process' pages by the name of their mapping.
+pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
+    let page_bytes = cowbell::sys::page_size().bytes();
+    let nothing = Space::default();
+    let mut parent = match against {
+        Against::Parent(parent) => parent.cursor(),
+        Against::Nobody | Against::Unreadable | Against::Itself => nothing.cursor(),
+    };
+    let mut groups: BTreeMap<String, Counts> = BTreeMap::new();
+    for run in &space.runs {
+        let Some(mapping) = space.mappings.get(run.mapping) else { continue };
+        let mut counts = Counts::default();
+        for (nth, &page) in run.pages.iter().enumerate() {
+            counts.add(match against {
+                Against::Itself if page.kind() == Kind::Anonymous => Class::Parent,
+                Against::Unreadable => classify(page, None, mapping.file),
+                _ => classify(page, Some(parent.at(run.start + nth * page_bytes)), mapping.file),
+            });
+        }
+        match groups.get_mut(&mapping.name) {
+            Some(group) => group.merge(&counts),
+            None => drop(groups.insert(mapping.name.clone(), counts)),
+        }
+    }
+    groups
+}
+
+/// The page frames that a tree uses: how much memory it takes, each page counted once.
+#[derive(Default)]
+pub struct Frames {
+    /// Where each chunk of [`Frames::CHUNK`] frames has its bitmap.
+    places: HashMap<u64, usize>,
+    bitmaps: Vec<[u64; 512]>,
+    count: u64,
+}
+
+impl Frames {
+    /// Frames in one bitmap.
+    const CHUNK: u64 = 512 * 64;
+
+    /// Adds the frames of a process' pages.
+    pub fn add(&mut self, space: &Space) {
+        let counts = |page: &&Page| matches!(page.kind(), Kind::Anonymous | Kind::File);
+        // Neighbouring pages mostly have neighbouring frames.
+        let (mut chunk, mut place) = (u64::MAX, 0);
+        for frame in space.runs.iter().flat_map(|run| &run.pages).filter(counts).filter_map(|page| page.frame()) {
+            if frame / Self::CHUNK != chunk {
+                chunk = frame / Self::CHUNK;
+                place = *self.places.entry(chunk).or_insert(self.bitmaps.len());
+                self.bitmaps.resize(self.bitmaps.len().max(place + 1), [0; 512]);
+            }
+            let (word, bit) = ((frame % Self::CHUNK / 64) as usize, 1 << (frame % 64));
+            let word = self.bitmaps.get_mut(place).and_then(|bitmap| bitmap.get_mut(word));
+            if let Some(word) = word.filter(|word| **word & bit == 0) {
+                *word |= bit;
+                self.count += 1;
+            }
+        }
+    }
+
+    /// How many different frames were added.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::space::{Mapping, Run};
+    use super::*;
+    use cowbell::sys::map::Range;
+
+    const FRAME: u64 = 7;
+
+    fn own(frame: u64) -> Page {
+        Page::new(Kind::Anonymous, true, frame)
+    }
+
+    fn shared(frame: u64) -> Page {
+        Page::new(Kind::Anonymous, false, frame)
+    }
+
+    fn some(kind: Kind) -> Page {
+        Page::new(kind, false, 99)
+    }
+
+    #[test]
+    fn with_page_frames_each_page_is_told() {
+        let at = |mine, theirs, file| classify(mine, Some(theirs), file);
+        assert_eq!(at(shared(FRAME), shared(FRAME), false), Class::Parent);
+        assert_eq!(at(shared(FRAME), shared(FRAME), true), Class::Parent);
+        assert_eq!(at(own(FRAME), shared(8), false), Class::Own(Origin::Differs));
+        assert_eq!(at(own(FRAME), own(8), true), Class::Own(Origin::Differs));
+        assert_eq!(at(shared(FRAME), own(8), false), Class::Others(Origin::Differs));
+        assert_eq!(at(shared(FRAME), shared(8), false), Class::Others(Origin::Differs));
+        assert_eq!(at(shared(FRAME), Page::NOTHING, false), Class::Others(Origin::New));
+        assert_eq!(at(own(FRAME), some(Kind::Zero), false), Class::Own(Origin::New));
+        assert_eq!(at(own(FRAME), some(Kind::File), true), Class::Own(Origin::FileCopy));
+        assert_eq!(at(own(FRAME), Page::NOTHING, true), Class::Own(Origin::FileCopy));
+        assert_eq!(at(own(FRAME), some(Kind::Swapped), true), Class::Own(Origin::Unknown));
+    }
+
+    #[test]
+    fn without_page_frames_only_what_is_certain_is_told() {
+        let at = |mine, theirs| classify(mine, Some(theirs), false);
+        assert_eq!(at(shared(0), shared(0)), Class::ParentOrOthers);
+        assert_eq!(at(shared(0), own(0)), Class::Others(Origin::Differs));
+        assert_eq!(at(shared(0), Page::NOTHING), Class::Others(Origin::New));
+        assert_eq!(at(own(0), shared(0)), Class::Own(Origin::Differs));
+        assert_eq!(at(own(0), Page::NOTHING), Class::Own(Origin::New));
+    }
+
+    #[test]
+    fn an_unreadable_parent_leaves_the_origin_open() {
+        assert_eq!(classify(own(FRAME), None, true), Class::Own(Origin::Unknown));
+        assert_eq!(classify(shared(FRAME), None, true), Class::ParentOrOthers);
+        assert_eq!(classify(some(Kind::File), None, true), Class::File);
+    }
+
+    fn space(name: &str, first: usize, pages: &[Page]) -> Space {
+        let bytes = cowbell::sys::page_size().bytes();
+        let range = Range { start: first * bytes, len: pages.len() * bytes };
+        let mapping = Mapping { range, private: true, file: false, name: name.to_owned() };
+        Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: range.start, pages: pages.to_vec() }] }
+    }
+
+    #[test]
+    fn pages_are_held_against_the_parent_at_the_same_address() {
+        let parent = space("heap", 10, &[shared(1), shared(2), own(3)]);
+        let child = space("heap", 11, &[shared(2), own(4), own(5), some(Kind::Zero), some(Kind::Swapped)]);
+        let counts = count(&child, Against::Parent(&parent))["heap"];
+        assert_eq!((counts.shared_with_parent, counts.own.differs, counts.own.new), (1, 1, 1));
+        assert_eq!((counts.zero, counts.swapped, counts.present()), (1, 1, 3));
+        let alone = count(&child, Against::Nobody)["heap"];
+        assert_eq!((alone.own.new, alone.shared_with_others.new), (2, 1));
+        assert_eq!(count(&child, Against::Itself)["heap"].shared_with_parent, 3);
+    }
+
+    #[test]
+    fn a_frame_counts_once_however_often_it_is_mapped() {
+        let mut frames = Frames::default();
+        frames.add(&space("a", 0, &[shared(1), shared(2), own(1 << 40), Page::NOTHING, own(0)]));
+        frames.add(&space("b", 7, &[shared(1), own(3), Page::new(Kind::Zero, false, 0)]));
+        assert_eq!(frames.count(), 4);
+    }
+}

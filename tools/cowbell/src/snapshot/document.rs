@@ -1,0 +1,152 @@
+//! What a snapshot says, as `--json` prints it.
+
+use super::compare::Counts;
+use super::process::State;
+use serde::Serialize;
+
+/// All of it.
+#[derive(Debug, Serialize)]
+pub struct Snapshot {
+    /// Always `cowbell-snapshot`.
+    pub format: &'static str,
+    /// Raised when a field changes its meaning or goes away.
+    pub version: u32,
+    /// What `uname -r` says.
+    pub kernel: String,
+    /// Bytes a page.
+    pub page_size: u64,
+    /// The process at the top of the tree.
+    pub pid: i32,
+    /// On what the verdicts rest.
+    pub evidence: Evidence,
+    /// What could not be seen, for people.
+    pub notes: Vec<String>,
+    /// Parents before their children.
+    pub processes: Vec<ProcessReport>,
+    /// The tree's sums.
+    pub total: Total,
+}
+
+/// On what the verdicts rest.
+#[derive(Debug, Serialize)]
+pub struct Evidence {
+    /// Were page frames readable? Without them a page that is shared may be the parent's or another's.
+    pub frames: bool,
+    /// Could the page of zeroes be told from a shared page?
+    pub zero_pages: bool,
+}
+
+/// A process and the memory it has now.
+#[derive(Debug, Serialize)]
+pub struct ProcessReport {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Generations below the top of the tree.
+    pub depth: usize,
+    /// The name of its main thread.
+    pub name: String,
+    /// Its arguments, lossily as text.
+    pub command: Vec<String>,
+    /// Whether it was read, or why not.
+    pub state: State,
+    /// The same in words; empty where there is nothing to add.
+    pub why: String,
+    /// Its memory; nothing if it was not read.
+    pub memory: Option<MemoryReport>,
+}
+
+/// What a process has to do with its parent's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Relation {
+    /// It was forked from the program that its parent runs; its pages were held against the parent's.
+    Forked,
+    /// It or its parent executed another program since, or its parent by birth has ended: they share no private page.
+    Unrelated,
+    /// Its parent's memory could not be read.
+    ParentUnreadable,
+    /// It runs in the memory of another process of the tree (`vfork`, `CLONE_VM`): nothing there is its own.
+    SameMemory {
+        /// That process.
+        of: i32,
+    },
+}
+
+/// A process' memory in figures.
+#[derive(Debug, Serialize)]
+pub struct MemoryReport {
+    /// What its pages were held against.
+    pub relation: Relation,
+    /// Resident, as the kernel says.
+    pub rss_bytes: u64,
+    /// Resident, each page divided by the number of its mappers.
+    pub pss_bytes: u64,
+    /// Resident and mapped by this process alone, pages of files included.
+    pub uss_bytes: u64,
+    /// Swapped out.
+    pub swap_bytes: u64,
+    /// In huge page pools: in the page counts, and in none of the figures above.
+    pub hugetlb_bytes: u64,
+    /// All mappings.
+    pub pages: Counts,
+    /// The mappings by name, those with most own pages first.
+    pub mappings: Vec<Group>,
+}
+
+/// Mappings of one name.
+#[derive(Clone, Debug, Serialize)]
+pub struct Group {
+    /// The file, `[heap]`, `[stack]`, or `[anonymous]`.
+    pub name: String,
+    /// Their pages.
+    pub pages: Counts,
+}
+
+/// How the memory that a tree takes was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TakesBy {
+    /// Page frames, each counted once.
+    Frames,
+    /// The sum of PSS: what processes outside of the tree share is counted in part.
+    #[default]
+    Pss,
+}
+
+/// The tree's sums. A process that runs in another's memory adds nothing.
+#[derive(Debug, Default, Serialize)]
+pub struct Total {
+    /// Processes that were read.
+    pub processes: u64,
+    /// What the tree would take if nothing were shared.
+    pub unshared_bytes: u64,
+    /// What it takes.
+    pub takes_bytes: u64,
+    /// How that was found.
+    pub takes_by: TakesBy,
+    /// What sharing saves: the difference.
+    pub saved_bytes: u64,
+    /// The sum of PSS.
+    pub pss_bytes: u64,
+    /// Of all processes but the top.
+    pub children: Children,
+}
+
+/// Sums over all processes but the top of the tree.
+#[derive(Debug, Default, Serialize)]
+pub struct Children {
+    /// How many were read.
+    pub processes: u64,
+    /// Page frames that a child has and the top does not, each counted once; not known without page frames.
+    pub added_bytes: Option<u64>,
+    /// Private pages that nobody else has.
+    pub own_bytes: u64,
+    /// Those at whose address the parent has another page: one of the two copied it.
+    pub differs_bytes: u64,
+    /// Their pages.
+    pub pages: Counts,
+    /// The mappings by name, those with most own pages first.
+    pub mappings: Vec<Group>,
+}

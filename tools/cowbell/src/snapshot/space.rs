@@ -1,0 +1,340 @@
+//! The pages that a process has now, mapping by mapping, as its page tables show them.
+//!
+//! Nothing is stopped: a process that runs changes while it is read, so that what is read is of one moment only
+//! page by page.
+
+use cowbell::sys::Errno;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::smaps;
+
+/// Pages that a scan is not told apart for: reading this many words over a hole costs less than another call.
+const GAP_PAGES_MAX: usize = 64;
+
+/// What lies at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No page.
+    Nothing,
+    /// A page of no file: written at some time by this process or by one that it was forked from.
+    Anonymous,
+    /// A page of a file or of shared memory.
+    File,
+    /// The page of zeroes that all share.
+    Zero,
+    /// Swapped out.
+    Swapped,
+}
+
+/// One page, packed into a word: its frame in bits 0 to 54, [`Page::EXCLUSIVE`], and its kind from bit 60 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page(u64);
+
+impl Page {
+    /// Where there is none.
+    pub const NOTHING: Self = Self(0);
+    const EXCLUSIVE: u64 = 1 << 56;
+    const KINDS: [Kind; 5] = [Kind::Nothing, Kind::Anonymous, Kind::File, Kind::Zero, Kind::Swapped];
+
+    /// A page of a kind, in this memory alone or not, in a frame (0 where it is not known).
+    pub fn new(kind: Kind, exclusive: bool, frame: u64) -> Self {
+        let kind = Self::KINDS.iter().position(|&known| known == kind).unwrap_or_default() as u64;
+        Self(kind << 60 | if exclusive { Self::EXCLUSIVE } else { 0 } | frame & ((1 << 55) - 1))
+    }
+
+    /// Of a word of `/proc/PID/pagemap`, in a mapping that is private or not.
+    fn of(entry: Entry, private: bool) -> Self {
+        /// Bit 58: a guard marker (since Linux 6.15), which shows as swapped.
+        const GUARD: Entry = Entry::from_bits_retain(1 << 58);
+        if entry.contains(Entry::PRESENT) {
+            let exclusive = entry.contains(Entry::EXCLUSIVE);
+            match (entry.contains(Entry::FILE), private) {
+                (true, _) => Self::new(Kind::File, exclusive, entry.frame()),
+                (false, true) => Self::new(Kind::Anonymous, exclusive, entry.frame()),
+                // A device's memory: no page that counts as anybody's.
+                (false, false) => Self::NOTHING,
+            }
+        } else if entry.contains(Entry::SWAPPED) && !entry.intersects(GUARD | Entry::UFFD_WP) {
+            Self::new(Kind::Swapped, false, 0)
+        } else {
+            // A write-protected entry that is not present is nearly always the marker of an untouched page.
+            Self::NOTHING
+        }
+    }
+
+    /// What it is.
+    pub fn kind(self) -> Kind {
+        Self::KINDS.get((self.0 >> 60) as usize).copied().unwrap_or(Kind::Nothing)
+    }
+
+    /// Is it mapped by this memory alone?
+    pub fn is_exclusive(self) -> bool {
+        self.0 & Self::EXCLUSIVE != 0
+    }
+
+    /// Its frame, where the reader may know.
+    pub fn frame(self) -> Option<u64> {
+        Some(self.0 & ((1 << 55) - 1)).filter(|&frame| frame != 0)
+    }
+}
+
+/// One mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its addresses.
+    pub range: Range,
+    /// Not shared: what is written there is this process' own.
+    pub private: bool,
+    /// It maps a file, a memfd included.
+    pub file: bool,
+    /// As in `/proc/PID/maps`; `[anonymous]` where that has none.
+    pub name: String,
+}
+
+/// Neighbouring pages of one mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The mapping's place in [`Space::mappings`].
+    pub mapping: usize,
+    /// The first page's address.
+    pub start: usize,
+    /// The pages; not all need be there.
+    pub pages: Vec<Page>,
+}
+
+/// A process' pages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Ascending.
+    pub mappings: Vec<Mapping>,
+    /// Ascending.
+    pub runs: Vec<Run>,
+}
+
+impl Space {
+    /// Every page with its address.
+    pub fn pages(&self) -> impl DoubleEndedIterator<Item = (usize, Page)> + '_ {
+        let bytes = cowbell::sys::page_size().bytes();
+        let of = move |run: &Run, nth: usize| run.start + nth * bytes;
+        self.runs.iter().flat_map(move |run| run.pages.iter().enumerate().map(move |(nth, &page)| (of(run, nth), page)))
+    }
+
+    /// A reader of pages at ascending addresses.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { runs: &self.runs, page_bytes: cowbell::sys::page_size().bytes() }
+    }
+}
+
+/// Looks pages up at ascending addresses.
+pub struct Cursor<'a> {
+    runs: &'a [Run],
+    page_bytes: usize,
+}
+
+impl Cursor<'_> {
+    /// The page at an address, which must not be below that of the call before.
+    pub fn at(&mut self, address: usize) -> Page {
+        while let Some((run, rest)) = self.runs.split_first() {
+            if address < run.start {
+                break;
+            }
+            if let Some(&page) = run.pages.get((address - run.start) / self.page_bytes) {
+                return page;
+            }
+            self.runs = rest;
+        }
+        Page::NOTHING
+    }
+}
+
+/// Reads page tables by `PAGEMAP_SCAN` where the kernel has it, else word by word.
+pub struct Reader {
+    scan: bool,
+}
+
+impl Reader {
+    /// Asks the kernel what it has.
+    pub fn new() -> Self {
+        let nothing = Range { start: 0, len: cowbell::sys::page_size().bytes() };
+        let scan = Pagemap::open_self().and_then(|pagemap| pagemap.scan(nothing, &PRESENT, |_| {}));
+        Self { scan: scan.is_ok() }
+    }
+
+    /// Can the page of zeroes be told from a page that is shared?
+    pub fn tells_zero_pages(&self) -> bool {
+        self.scan
+    }
+
+    /// The pages of the process or thread `id`.
+    ///
+    /// # Errors
+    /// ENOENT and ESRCH when it is gone or has no memory; EACCES and EPERM without ptrace read access.
+    pub fn read(&self, id: i32) -> Result<Space, Errno> {
+        let pagemap = Pagemap::open(id)?;
+        let mut space = Space { mappings: mappings(id)?, runs: Vec::new() };
+        let resident = if self.scan { None } else { resident(id) };
+        for (mapping, Mapping { range, private, .. }) in space.mappings.iter().enumerate() {
+            if resident.as_ref().is_some_and(|resident| resident.binary_search(&range.start).is_err()) {
+                continue;
+            }
+            let (present, zero) = if self.scan { scan(&pagemap, *range)? } else { (vec![*range], Vec::new()) };
+            for range in present {
+                let mut pages = Vec::with_capacity(range.len / cowbell::sys::page_size().bytes());
+                pagemap.read(range, |_, entry| pages.push(Page::of(entry, *private)))?;
+                space.runs.push(Run { mapping, start: range.start, pages });
+            }
+            mark_zero(&mut space.runs, &zero);
+        }
+        Ok(space)
+    }
+}
+
+/// Pages that are there, or are not because they were swapped out.
+const PRESENT: Query = Query {
+    all: Categories::empty(),
+    none: Categories::empty(),
+    any: Categories::PRESENT.union(Categories::SWAPPED),
+    rearm: false,
+};
+
+/// Where the page of zeroes is mapped.
+const ZERO: Query =
+    Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
+
+/// Where a mapping has pages, small gaps closed; and where those are the page of zeroes.
+fn scan(pagemap: &Pagemap, range: Range) -> Result<(Vec<Range>, Vec<Range>), Errno> {
+    let gap_bytes_max = GAP_PAGES_MAX * cowbell::sys::page_size().bytes();
+    let mut present: Vec<Range> = Vec::new();
+    pagemap.scan(range, &PRESENT, |found| match present.last_mut() {
+        Some(last) if found.start - last.end() <= gap_bytes_max => last.len = found.end() - last.start,
+        _ => present.push(found),
+    })?;
+    let mut zero = Vec::new();
+    if let (Some(first), Some(last)) = (present.first(), present.last()) {
+        let within = Range { start: first.start, len: last.end() - first.start };
+        pagemap.scan(within, &ZERO, |found| zero.push(found))?;
+    }
+    Ok((present, zero))
+}
+
+/// Corrects what the words of zero pages say: they look like shared pages.
+fn mark_zero(runs: &mut [Run], zero: &[Range]) {
+    let bytes = cowbell::sys::page_size().bytes();
+    for range in zero {
+        let first = runs.partition_point(|run| run.start + run.pages.len() * bytes <= range.start);
+        for run in runs.iter_mut().skip(first).take_while(|run| run.start < range.end()) {
+            let from = range.start.saturating_sub(run.start) / bytes;
+            let to = (range.end() - run.start) / bytes;
+            let there = |page: &&mut Page| page.kind() != Kind::Nothing;
+            for page in run.pages.iter_mut().take(to).skip(from).filter(there) {
+                *page = Page::new(Kind::Zero, false, 0);
+            }
+        }
+    }
+}
+
+/// Starts of the mappings that have pages, ascending, for kernels without a scan; `None` where that cannot be read.
+fn resident(id: i32) -> Option<Vec<usize>> {
+    let all = smaps::mappings(id, Range { start: 0, len: usize::MAX }).ok()?;
+    // Memory of huge page pools is in no figure of these; it is told by its flag.
+    let has_pages = |m: &smaps::Mapping| m.rss > 0 || m.swap > 0 || m.flags.iter().any(|flag| flag == "ht");
+    Some(all.into_iter().filter(has_pages).map(|m| m.addresses.0).collect())
+}
+
+fn mappings(id: i32) -> Result<Vec<Mapping>, Errno> {
+    let text = super::process::file(id, "maps")?;
+    // Pages of [vvar] are the kernel's; [vsyscall] is beyond what page tables of a process hold.
+    let has_pages = |mapping: &Mapping| !mapping.name.starts_with("[vvar") && mapping.name != "[vsyscall]";
+    Ok(text.lines().filter_map(mapping).filter(has_pages).collect())
+}
+
+/// `55d0c000-55d0d000 rw-p 00000000 00:01 1024  /memfd:name (deleted)`
+fn mapping(line: &str) -> Option<Mapping> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let private = fields.next()?.ends_with('p');
+    let inode = fields.nth(2)?;
+    let name = match fields.next().map_or("", str::trim) {
+        "" => "[anonymous]",
+        name => name,
+    };
+    // Anonymous memory of a huge page pool has a file that nobody can name.
+    let file = inode != "0" && name != "/anon_hugepage (deleted)";
+    Some(Mapping { range: Range { start, len: end.checked_sub(start)? }, private, file, name: name.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_keeps_what_it_was_made_of() {
+        for kind in Page::KINDS {
+            for (exclusive, frame) in [(false, 0), (true, 1), (false, (1 << 55) - 1), (true, 0)] {
+                let page = Page::new(kind, exclusive, frame);
+                assert_eq!((page.kind(), page.is_exclusive(), page.frame().unwrap_or(0)), (kind, exclusive, frame));
+            }
+        }
+    }
+
+    #[test]
+    fn words_are_read_for_what_they_are() {
+        let kind = |bits: u64, private| Page::of(Entry::from_bits_retain(bits), private).kind();
+        assert_eq!(kind(1 << 63 | 7, true), Kind::Anonymous);
+        assert_eq!(kind(1 << 63 | 1 << 61 | 7, true), Kind::File);
+        assert_eq!(kind(1 << 63 | 7, false), Kind::Nothing, "a device's page");
+        assert_eq!(kind(1 << 62, true), Kind::Swapped);
+        assert_eq!(kind(1 << 62 | 1 << 57, true), Kind::Nothing, "the marker of an armed range");
+        assert_eq!(kind(1 << 62 | 1 << 58, true), Kind::Nothing, "a guard");
+        assert_eq!(kind(0, true), Kind::Nothing);
+    }
+
+    #[test]
+    fn a_line_of_maps_is_read_in_full() {
+        let memfd = mapping("7f00-7f02 rw-p 00001000 00:01 1033   /memfd:a graph (deleted)").expect("a mapping");
+        assert_eq!(memfd.range, Range { start: 0x7f00, len: 2 });
+        assert_eq!((memfd.private, memfd.file, memfd.name.as_str()), (true, true, "/memfd:a graph (deleted)"));
+        let anonymous = mapping("7f00-7f02 ---s 00000000 00:00 0 ").expect("a mapping");
+        let huge = mapping("7f00-7f02 rw-p 00000000 00:11 924   /anon_hugepage (deleted)").expect("a mapping");
+        assert_eq!((huge.private, huge.file), (true, false));
+        assert_eq!((anonymous.private, anonymous.file, anonymous.name.as_str()), (false, false, "[anonymous]"));
+        for cut in ["", "7f00", "7f00-7f02 rw-p", "7f02-7f00 rw-p 0 0:0 0 ", "x-y rw-p 0 0:0 0 "] {
+            assert_eq!(mapping(cut), None, "{cut:?}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_finds_each_page_and_nothing_between() {
+        let bytes = cowbell::sys::page_size().bytes();
+        let page = |frame| Page::new(Kind::Anonymous, false, frame);
+        let run = |start: usize, pages: Vec<Page>| Run { mapping: 0, start: start * bytes, pages };
+        let runs = vec![run(2, vec![page(1), page(2)]), run(4, vec![page(3)]), run(9, vec![page(4)])];
+        let mut space = Space { mappings: Vec::new(), runs };
+        let mut cursor = space.cursor();
+        let found: Vec<_> = (0..11).map(|at| cursor.at(at * bytes).frame().unwrap_or(0)).collect();
+        assert_eq!(found, [0, 0, 1, 2, 3, 0, 0, 0, 0, 4, 0]);
+        // Zeroes from page 3 to page 9.
+        mark_zero(&mut space.runs, &[Range { start: 3 * bytes, len: 7 * bytes }]);
+        let kinds: Vec<_> = space.pages().map(|(at, page)| (at / bytes, page.kind())).collect();
+        assert_eq!(kinds, [(2, Kind::Anonymous), (3, Kind::Zero), (4, Kind::Zero), (9, Kind::Zero)]);
+    }
+
+    #[test]
+    fn word_by_word_and_by_scan_the_same_pages_are_found() {
+        let data = vec![1u8; 64 * cowbell::sys::page_size().bytes()];
+        let pages = |reader: Reader| {
+            let space = reader.read(cowbell::sys::process::pid()).expect("this process is readable");
+            let within = data.as_ptr_range().start.addr()..data.as_ptr_range().end.addr();
+            space.pages().filter(|(at, _)| within.contains(at)).collect::<Vec<_>>()
+        };
+        let by_word = pages(Reader { scan: false });
+        assert!(by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == Kind::Anonymous), "{by_word:?}");
+        let by_scan = Reader::new();
+        if by_scan.scan {
+            assert_eq!(pages(by_scan), by_word);
+        } else {
+            println!("skipped: this kernel has no PAGEMAP_SCAN (Linux 6.7)");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! `cowbell snapshot` on trees whose every page is known: a C program follows a script, a model of copy-on-write
+//! follows the same one, and the tool must agree with the model to the page.
+
+#[path = "snapshot/model.rs"]
+mod model;
+#[path = "snapshot/place.rs"]
+mod place;
+
+use cowbell::sys::{page_size, process, smaps};
+use model::{COUNTS, Models, NAMES, random_script};
+use place::{Place, Tree, text};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+fn counts(pages: &Value) -> BTreeMap<&'static str, u64> {
+    let count = |name: &str| name.split('.').fold(pages, |at, part| &at[part]).as_u64().unwrap_or(0);
+    COUNTS.iter().map(|&name| (name, count(name))).collect()
+}
+
+fn process_of(snapshot: &Value, pid: i32) -> &Value {
+    let mut processes = snapshot["processes"].as_array().expect("processes").iter();
+    processes.find(|process| process["pid"] == pid).unwrap_or_else(|| panic!("{pid} is not in {snapshot}"))
+}
+
+fn group<'a>(process: &'a Value, name: &str) -> &'a Value {
+    let mut groups = process["memory"]["mappings"].as_array().expect("mappings").iter();
+    groups.find(|group| group["name"] == name).map_or(&Value::Null, |group| &group["pages"])
+}
+
+/// Runs a script and demands that the tool agrees with the model on every process.
+fn agrees_with_the_model(place: &Place, script: &str) {
+    let (tree, models) = (Tree::start(place, script), Models::follow(script));
+    let snapshot = place.json(tree.pids[0]);
+    let frames = snapshot["evidence"]["frames"].as_bool().expect("a truth");
+    assert_eq!(tree.pids.len(), models.processes.len(), "{script}");
+    for (nth, (&pid, model)) in tree.pids.iter().zip(&models.processes).enumerate() {
+        let process = process_of(&snapshot, pid);
+        match model.left {
+            Some('x') => assert_eq!(process["state"], "zombie", "{script}: {process}"),
+            Some(_) => assert_eq!(process["memory"]["relation"], "unrelated", "{script}: {process}"),
+            None => {
+                // The first one's parent is these tests: another program, which nobody may not read.
+                let readable = nth > 0 || place.user.is_empty();
+                let relation = match (nth, readable) {
+                    (0, true) => "unrelated",
+                    (0, false) => "parent_unreadable",
+                    _ => "forked",
+                };
+                assert_eq!(process["memory"]["relation"], relation, "{script}: {process}");
+                for (mapping, name) in NAMES.iter().enumerate() {
+                    let (found, expected) =
+                        (counts(group(process, name)), models.expected(nth, mapping, frames, readable));
+                    assert_eq!(found, expected, "{script}: process {nth}, {name}, frames {frames}, {:?}", place.user);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_page_is_told_as_a_model_of_copy_on_write_tells_it() {
+    let place = &Place::with_users("model");
+    for script in [
+        "w0-99",
+        "w0-99 (w0-9)(w5-24 w100-103)",
+        "w0-99 f0-9 (f5-14 w3-3) w50-59",
+        "w0-99 (w0-9 (w0-4 w200-200) w20-29) (d0-19)",
+        "w0-9 (x) w0-9 (e) w0-4",
+        "z0-19 w10-29 (z30-39 w0-4 w30-31)",
+        "w0-9 ((((w0-0)w1-1)w2-2)w3-3)",
+    ] {
+        place.iter().for_each(|place| agrees_with_the_model(place, script));
+    }
+}
+
+#[test]
+fn forty_random_trees_agree_with_the_model() {
+    let place = &Place::with_users("random");
+    for seed in 0..40 {
+        let script = random_script(seed);
+        place.iter().for_each(|place| agrees_with_the_model(place, &script));
+    }
+}
+
+#[test]
+fn private_pages_are_those_of_smaps_in_every_mapping() {
+    for place in Place::with_users("smaps") {
+        // All wait in read(2), so that nothing changes between the two readers.
+        let tree = Tree::start(&place, "w0-299 f0-19 (w0-49 f10-29 (w40-59)) (z300-320 w310-330 d0-9)");
+        let snapshot = place.json(tree.pids[0]);
+        let bytes = page_size().bytes() as u64;
+        for &pid in &tree.pids {
+            let process = process_of(&snapshot, pid);
+            let mut kernel: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+            let everything = cowbell::sys::map::Range { start: 0, len: usize::MAX };
+            let smaps = smaps::mappings(pid, everything).expect("smaps");
+            for mapping in smaps.into_iter().filter(|mapping| mapping.rss > 0) {
+                let name = if mapping.name.is_empty() { "[anonymous]".to_owned() } else { mapping.name };
+                let sum = kernel.entry(name).or_default();
+                *sum = (sum.0 + mapping.private, sum.1 + mapping.rss, sum.2 + mapping.anonymous);
+            }
+            let mut found = BTreeMap::new();
+            for group in process["memory"]["mappings"].as_array().expect("mappings") {
+                let pages = &group["pages"];
+                let count = |name: &str| pages[name].as_u64().expect("a count");
+                let all = |name: &str| pages[name]["pages"].as_u64().expect("a count");
+                let anonymous = counts(pages).values().sum::<u64>();
+                let own = all("own") + count("file_exclusive");
+                let sums = (own * bytes, (anonymous + count("file")) * bytes, anonymous * bytes);
+                if sums.1 > 0 {
+                    found.insert(group["name"].as_str().expect("a name").to_owned(), sums);
+                }
+            }
+            assert_eq!(found, kernel, "{pid}: private, resident and anonymous bytes");
+            let uss: u64 = kernel.values().map(|sums| sums.0).sum();
+            assert_eq!(process["memory"]["uss_bytes"], uss);
+        }
+    }
+}
+
+#[test]
+fn the_sums_are_those_of_the_processes() {
+    for place in Place::with_users("sums") {
+        let tree = Tree::start(&place, "w0-399 (w0-99)(w0-49 (w200-209))");
+        let snapshot = place.json(tree.pids[0]);
+        let total = &snapshot["total"];
+        let number = |value: &Value| value.as_u64().expect("a number");
+        let bytes = page_size().bytes() as u64;
+        assert_eq!(total["processes"], 4);
+        let saved = number(&total["unshared_bytes"]) - number(&total["takes_bytes"]);
+        assert_eq!(total["saved_bytes"], saved);
+        // Of the heap's 1600 pages 560 are different ones; other mappings are shared as well.
+        assert!(saved >= (1600 - 560) * bytes, "{total}");
+        let rss: u64 = tree.pids.iter().map(|&pid| number(&process_of(&snapshot, pid)["memory"]["rss_bytes"])).sum();
+        assert_eq!(number(&total["unshared_bytes"]), rss, "nothing of huge page pools is here");
+        // Where frames are not readable, PSS is below by what the C library's other users share.
+        assert!(number(&total["pss_bytes"]) <= number(&total["takes_bytes"]), "{total}");
+        let children = &total["children"];
+        let mut groups = children["mappings"].as_array().expect("mappings").iter();
+        let heap = &groups.find(|group| group["name"] == "[heap]").expect("the heap")["pages"];
+        // What the second child wrote first it shares with its own child: together they added it once.
+        assert_eq!((&heap["own"]["pages"], &heap["own"]["differs"]), (&110.into(), &110.into()), "{heap}");
+        assert!(number(&children["own_bytes"]) >= 110 * bytes);
+        let added = &children["added_bytes"];
+        if snapshot["evidence"]["frames"] == true {
+            assert!((160 * bytes..200 * bytes).contains(&number(added)), "{children}");
+        } else {
+            assert!(added.is_null(), "{children}");
+        }
+    }
+}
+
+#[test]
+fn a_process_in_the_same_memory_has_nothing_of_its_own_and_adds_nothing() {
+    for place in Place::with_users("same") {
+        let alone = Tree::start(&place, "w0-99");
+        let tree = Tree::start(&place, "w0-99 v");
+        let snapshot = place.json(tree.pids[0]);
+        let process = process_of(&snapshot, tree.pids[1]);
+        assert_eq!(process["memory"]["relation"]["same_memory"]["of"], tree.pids[0], "{process}");
+        assert_eq!(process["memory"]["pages"]["own"]["pages"], 0);
+        assert_eq!(snapshot["total"]["processes"], 1);
+        assert_eq!(snapshot["total"]["children"]["own_bytes"], 0);
+        assert_eq!(place.json(alone.pids[0])["total"]["processes"], 1);
+    }
+}
+
+#[test]
+fn a_process_whose_main_thread_has_ended_is_read_through_another() {
+    let place = Place::new("thread");
+    let tree = Tree::start(&place, "w0-9 t");
+    let snapshot = place.json(tree.pids[0]);
+    let process = process_of(&snapshot, tree.pids[0]);
+    assert_eq!(process["state"], "read", "{process}");
+    assert!(group(process, "[heap]")["own"]["new"].as_u64() >= Some(10), "{process}");
+}
+
+#[test]
+fn a_thread_stands_for_its_process() {
+    let place = Place::new("tid");
+    let (tell, told) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        tell.send(process::tid()).expect("a receiver");
+        let _closed = ended.recv();
+    });
+    let tid = told.recv().expect("a thread");
+    let snapshot = place.json(tid);
+    drop(end);
+    thread.join().expect("the thread");
+    assert_eq!(snapshot["pid"], process::pid());
+    let note = format!("{tid} is a thread of process {}", process::pid());
+    assert_eq!(snapshot["notes"][0], note);
+}
+
+#[test]
+fn the_text_shows_the_tree_within_a_hundred_columns() {
+    for place in Place::with_users("text") {
+        let tree = Tree::start(&place, "w0-299 f0-9 (w0-99 (w0-9 f0-9)(x)) (e) (d0-9)");
+        let output = place.snapshot(&[&tree.pids[0].to_string()]);
+        let shown = text(&output.stdout);
+        for (pid, indent) in tree.pids.iter().zip(["", "  ", "    ", "    ", "  ", "  "]) {
+            assert!(shown.lines().any(|line| line.starts_with(&format!("{indent}{pid} "))), "{pid} in {shown}");
+        }
+        for part in
+            ["if nothing were shared", "children's own memory", "not reaped yet", "not a fork of what", "[heap]"]
+        {
+            assert!(shown.contains(part), "{part:?} in {shown}");
+        }
+        let too_long = |line: &&str| line.chars().count() > 100 && !line.starts_with("note:");
+        assert_eq!(shown.lines().find(too_long), None);
+        assert_eq!(shown.contains("run cowbell as root"), shown.contains("the sum of PSS"), "{shown}");
+    }
+}
+
+#[test]
+fn how_much_is_said_is_asked_for() {
+    let place = Place::new("look");
+    let tree = Tree::start(&place, "w0-299 (w0-99)");
+    let [top, child] = [tree.pids[0].to_string(), tree.pids[1].to_string()];
+    let shown = |arguments: &[&str]| {
+        let output = place.snapshot(&[arguments, &[&top]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let quiet = shown(&["-q"]);
+    assert!(quiet.starts_with("2 processes: ") && !quiet.contains(&child), "{quiet}");
+    let verbose = shown(&["-v"]);
+    for part in ["the children's mappings", &format!("mappings of {top}"), &format!("mappings of {child}")] {
+        assert!(verbose.contains(part), "{part} in {verbose}");
+    }
+    let short = shown(&["--top", "1"]);
+    assert!(short.contains("[heap]") && !short.contains("[stack]") && short.contains(" more\n"), "{short}");
+    let file = place.folder.join("report");
+    let name = file.to_str().expect("text");
+    assert_eq!(shown(&["-q", "-o", name]), "");
+    assert!(std::fs::read_to_string(&file).expect("the report").starts_with("2 processes: "));
+    refused(&place, &["-o", name, &top], 1, "--force replaces it");
+}
+
+#[test]
+fn two_tebibytes_of_reserved_addresses_cost_no_time_and_hide_no_page() {
+    let place = Place::new("reserve");
+    let new_pages = |script: &str| {
+        let tree = Tree::start(&place, script);
+        let started = std::time::Instant::now();
+        let snapshot = place.json(tree.pids[0]);
+        // Word by word it would be gigabytes to read.
+        assert!(started.elapsed().as_secs() < 5 || snapshot["evidence"]["zero_pages"] == false, "{script:?}");
+        group(process_of(&snapshot, tree.pids[0]), "[anonymous]")["own"]["new"].as_u64().expect("a count")
+    };
+    assert_eq!(new_pages("r"), new_pages("w0-0") + 2);
+}
+
+#[test]
+fn processes_that_come_and_go_are_no_error() {
+    let place = Place::new("storm");
+    let script = "echo ready; while :; do /bin/true & /bin/true; (:); wait; done";
+    let mut storm = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh");
+    let mut line = String::new();
+    BufReader::new(storm.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+    let mut states = BTreeSet::new();
+    for _ in 0..60 {
+        let snapshot = place.json(storm.id() as i32);
+        for process in snapshot["processes"].as_array().expect("processes") {
+            states.insert(process["state"].as_str().expect("a state").to_owned());
+        }
+    }
+    storm.kill().expect("the storm ends");
+    let _status = storm.wait();
+    println!("states seen: {states:?}");
+    assert!(states.contains("read") && !states.contains("failed"), "{states:?}");
+}
+
+/// Demands that the tool fails with a code, says `why` on standard error and nothing on standard output.
+fn refused(place: &Place, arguments: &[&str], code: i32, why: &str) {
+    let output = place.snapshot(arguments);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {err}");
+    assert!(err.contains(why), "{arguments:?}: {err:?} does not say {why:?}");
+    assert_eq!(out, "", "{arguments:?}");
+    assert!(code == 2 || err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn bad_input_is_one_clear_line_and_an_exit_code() {
+    for place in Place::with_users("input") {
+        refused(&place, &[], 2, "<PID>");
+        for bad in ["0", "many", "99999999999", "1.5"] {
+            refused(&place, &[bad], 2, "invalid value");
+        }
+        refused(&place, &["1", "--top", "all"], 2, "invalid value");
+        // Linux has no process ids above 4194304.
+        refused(&place, &["4194305"], 1, "there is no process 4194305");
+        let mut gone = Command::new("true").spawn().expect("true");
+        let _status = gone.wait();
+        refused(&place, &[&gone.id().to_string()], 1, "there is no process");
+        let tree = Tree::start(&place, "(x)");
+        refused(&place, &[&tree.pids[1].to_string()], 1, "waits to be reaped");
+        if std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
+            refused(&place, &["2"], 1, "kernel has no memory of its own");
+        } else {
+            println!("skipped: there is no kernel thread to see");
+        }
+    }
+}
+
+#[test]
+fn another_users_process_is_refused_with_what_would_help() {
+    let places = Place::with_users("denied");
+    let last = places.last().expect("a place");
+    if last.user.is_empty() && cowbell::sys::limits::user().may_trace {
+        println!("skipped: no ordinary user to try it as");
+        return;
+    }
+    // Root's, if this is root; else the first process, if that is another user's.
+    let mine = Command::new("sleep").arg("600").spawn();
+    let mut mine = mine.expect("sleep");
+    let foreign = if last.user.is_empty() { 1 } else { mine.id() as i32 };
+    refused(last, &[&foreign.to_string()], 1, "run cowbell as that user or as root (CAP_SYS_PTRACE)");
+    mine.kill().expect("sleep ends");
+    let _status = mine.wait();
+}
