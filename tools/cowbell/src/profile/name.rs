@@ -53,7 +53,7 @@ fn one<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Named<'a> {
 
 /// The named callers of an instruction, the nearest first, in the stack that was sampled most often with it.
 fn callers<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Vec<&'a [NativeFrame]> {
-    let sampled = account.sums.stacks.get(&pc).and_then(|counts| super::sum::most(counts));
+    let sampled = account.sums.stacks.get(&pc).and_then(super::sum::most);
     let callers = sampled.and_then(|stack| stacks.get(&stack)).map_or(&[][..], |Sampled { callers, .. }| callers);
     // A return address is one past the call, which may be the first instruction of another function.
     let code = |address: &u64| account.codes.get(&address.wrapping_sub(1)).or_else(|| account.codes.get(address));

@@ -208,13 +208,18 @@ proptest! {
 #[test]
 fn the_verdict_decides_where_an_event_contradicts_it() {
     let (copy, reuse) = (Class::Copy, Class::Reuse);
-    let events = vec![event(HEAP, copy, 1), event(HEAP + PAGE, reuse, 2), event(HEAP + 9 * PAGE, copy, 3)];
+    let events = vec![
+        event(HEAP, copy, 1),
+        event(HEAP + PAGE, reuse, 2),
+        event(HEAP + PAGE, copy, 4),
+        event(HEAP + 9 * PAGE, copy, 3),
+    ];
     let runs =
         vec![PageRun { start: HEAP, pages: 1, class: reuse }, PageRun { start: HEAP + PAGE, pages: 1, class: copy }];
     let summary = profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs, vec![])]);
     assert_eq!((summary.totals.pages.copy, summary.totals.pages.reuse), (1, 1));
     let functions: Vec<_> = summary.functions.iter().map(|f| (f.function.as_str(), f.copied_pages)).collect();
-    assert_eq!(functions, [("0x2", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
+    assert_eq!(functions, [("0x4", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
 }
 
 #[test]
