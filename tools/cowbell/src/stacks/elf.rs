@@ -1,0 +1,223 @@
+//! What an ELF file says about its code: where it is loaded, how to unwind it, which build it is.
+//!
+//! Only headers and the sections asked for are read. A file that is not a little-endian 64-bit ELF, or that contradicts
+//! itself, is no answer rather than an error: its code stays without names and is unwound by frame pointers.
+
+use framehop::ExplicitModuleSectionInfo;
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use object::{Endianness, ReadCache, ReadRef, elf};
+use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+type Header = elf::FileHeader64<Endianness>;
+
+/// The sections by which code is unwound, shared by every process that maps the file.
+pub type UnwindSections = ExplicitModuleSectionInfo<Arc<[u8]>>;
+
+/// Where a file's code and data are loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Executable segments first: where two share a page of the file, the code is in the executable one.
+    segments: Vec<Segment>,
+}
+
+/// A loaded segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Segment {
+    file: Range<u64>,
+    address: u64,
+}
+
+impl Layout {
+    /// The address, as the file counts them, of a place in the file.
+    pub fn address(&self, offset: u64) -> Option<u64> {
+        let segment = self.segments.iter().find(|segment| segment.file.contains(&offset))?;
+        Some(segment.address.wrapping_add(offset - segment.file.start))
+    }
+
+    /// What is to be added to the file's addresses where this part of it is mapped at `start`.
+    pub fn bias(&self, start: u64, part: Range<u64>) -> Option<u64> {
+        let overlaps = |segment: &&Segment| segment.file.start < part.end && part.start < segment.file.end;
+        let segment = self.segments.iter().find(overlaps)?;
+        let mapped_at = start.wrapping_sub(part.start).wrapping_add(segment.file.start);
+        Some(mapped_at.wrapping_sub(segment.address))
+    }
+}
+
+/// An ELF file whose headers make sense.
+pub struct Image<'data, R: ReadRef<'data>> {
+    data: R,
+    endian: Endianness,
+    segments: &'data [elf::ProgramHeader64<Endianness>],
+    sections: SectionTable<'data, Header, R>,
+}
+
+/// Opens a file for as long as `look` looks at it.
+pub fn with_file<T>(
+    path: &Path,
+    look: impl for<'data> FnOnce(Image<'data, &'data ReadCache<File>>) -> Option<T>,
+) -> Option<T> {
+    // Opening something else that was mapped, a device say, may have effects.
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let cache = ReadCache::new(File::open(path).ok()?);
+    look(Image::parse(&cache)?)
+}
+
+/// The code that the kernel maps into every process of this architecture: the same in ours as in any other.
+pub fn vdso() -> Option<Vec<u8>> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16));
+    let (start, end) = (start.ok()?, end.ok()?);
+    let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
+    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, start).ok()?;
+    Some(bytes)
+}
+
+impl<'data, R: ReadRef<'data>> Image<'data, R> {
+    /// Reads the headers.
+    pub fn parse(data: R) -> Option<Self> {
+        let header = Header::parse(data).ok()?;
+        let endian = header.endian().ok().filter(|&endian| endian == Endianness::Little)?;
+        let segments = header.program_headers(endian, data).ok()?;
+        let sections = header.sections(endian, data).ok()?;
+        Some(Self { data, endian, segments, sections })
+    }
+
+    /// Where it is loaded.
+    pub fn layout(&self) -> Layout {
+        let endian = self.endian;
+        let loaded = self.segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
+        let is_code = |segment: &&elf::ProgramHeader64<_>| segment.p_flags(endian).contains(elf::PF_X);
+        let (code, other): (Vec<_>, Vec<_>) = loaded.partition(is_code);
+        let segments = code.into_iter().chain(other).map(|segment: &elf::ProgramHeader64<_>| {
+            let (start, size) = segment.file_range(endian);
+            Segment { file: start..start.saturating_add(size), address: segment.p_vaddr(endian) }
+        });
+        Layout { segments: segments.collect() }
+    }
+
+    /// What is needed to unwind its code.
+    pub fn unwinding(&self) -> UnwindSections {
+        UnwindSections {
+            text_svma: self.range(b".text"),
+            got_svma: self.range(b".got"),
+            eh_frame_svma: self.range(b".eh_frame"),
+            eh_frame: self.bytes(b".eh_frame").map(Arc::from),
+            eh_frame_hdr_svma: self.range(b".eh_frame_hdr"),
+            eh_frame_hdr: self.bytes(b".eh_frame_hdr").map(Arc::from),
+            debug_frame: self.bytes(b".debug_frame").map(Arc::from),
+            ..UnwindSections::default()
+        }
+    }
+
+    /// Which build it is, if it says so.
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        let mut notes = self.section(b".note.gnu.build-id")?.notes(self.endian, self.data).ok()??;
+        while let Some(note) = notes.next().ok()? {
+            if note.name() == elf::ELF_NOTE_GNU && note.n_type(self.endian) == elf::NT_GNU_BUILD_ID {
+                return Some(note.desc().to_vec());
+            }
+        }
+        None
+    }
+
+    /// The exported function that an address, as the file counts them, lies in.
+    pub fn exported_function(&self, address: u64) -> Option<String> {
+        let symbols = self.sections.symbols(self.endian, self.data, elf::SHT_DYNSYM).ok()?;
+        let covers = |symbol: &&elf::Sym64<_>| {
+            let start = symbol.st_value(self.endian);
+            address.wrapping_sub(start) < symbol.st_size(self.endian)
+        };
+        let symbol = symbols.iter().find(covers)?;
+        let name = symbols.symbol_name(self.endian, symbol).ok()?;
+        Some(String::from_utf8_lossy(name).into_owned())
+    }
+
+    fn section(&self, name: &[u8]) -> Option<&'data elf::SectionHeader64<Endianness>> {
+        self.sections.section_by_name(self.endian, name).map(|(_, section)| section)
+    }
+
+    fn range(&self, name: &[u8]) -> Option<Range<u64>> {
+        let section = self.section(name)?;
+        let start = section.sh_addr(self.endian);
+        Some(start..start.checked_add(section.sh_size(self.endian))?)
+    }
+
+    /// A section's contents, unless it is empty or compressed.
+    fn bytes(&self, name: &[u8]) -> Option<&'data [u8]> {
+        let section = self.section(name)?;
+        let is_compressed = section.sh_flags(self.endian).contains(elf::SHF_COMPRESSED);
+        section.data(self.endian, self.data).ok().filter(|bytes| !is_compressed && !bytes.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Layout {
+        // Data and code share the page of the file that begins at 0x1000.
+        let code = Segment { file: 0x1800..0x3000, address: 0x40_2800 };
+        let data = Segment { file: 0x0..0x1800, address: 0x40_0000 };
+        Layout { segments: vec![code, data] }
+    }
+
+    #[test]
+    fn a_place_in_the_file_has_the_address_of_its_segment() {
+        assert_eq!(layout().address(0x1900), Some(0x40_2900));
+        assert_eq!(layout().address(0x17ff), Some(0x40_17ff));
+        assert_eq!(layout().address(0x3000), None);
+    }
+
+    #[test]
+    fn the_bias_of_a_mapping_is_that_of_the_code_in_it() {
+        assert_eq!(layout().bias(0x40_2000, 0x1000..0x3000), Some(0), "mapped from the page's beginning on");
+        assert_eq!(layout().bias(0x7f00_0040_2000, 0x1000..0x3000), Some(0x7f00_0000_0000));
+        assert_eq!(layout().bias(0x40_3000, 0x2000..0x3000), Some(0), "the rest of a mapping that was split");
+        assert_eq!(layout().bias(0x40_3000, 0x3000..0x4000), None);
+    }
+
+    #[test]
+    fn our_own_file_has_a_layout_and_unwind_sections() {
+        let (layout, unwinding) =
+            with_file(Path::new("/proc/self/exe"), |i| Some((i.layout(), i.unwinding()))).unwrap();
+        assert!(!layout.segments.is_empty());
+        assert!(unwinding.eh_frame.is_some() && unwinding.eh_frame_hdr.is_some() && unwinding.text_svma.is_some());
+    }
+
+    #[test]
+    fn the_vdso_tells_its_functions() {
+        let vdso = vdso().expect("this kernel maps one");
+        let image = Image::parse(vdso.as_slice()).unwrap();
+        let symbols = image.sections.symbols(image.endian, image.data, elf::SHT_DYNSYM).unwrap();
+        let any = symbols.iter().find(|s| s.st_size(image.endian) > 1).unwrap();
+        let name = |s| String::from_utf8_lossy(symbols.symbol_name(image.endian, s).unwrap()).into_owned();
+        // Several names may be of one address.
+        let alike = symbols.iter().filter(|s| s.st_value(image.endian) == any.st_value(image.endian)).map(name);
+        let found = image.exported_function(any.st_value(image.endian) + 1).unwrap();
+        assert!(alike.into_iter().any(|name| name == found), "{found}");
+        assert_eq!(image.exported_function(u64::MAX), None);
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_no_answer() {
+        let is_answer = |path: &str| with_file(Path::new(path), |image| Some(image.layout())).is_some();
+        for path in ["/proc/self/maps", "/etc/passwd", "/dev/zero", "/nonexistent"] {
+            assert!(!is_answer(path), "{path}");
+        }
+        let ours = fs::read("/proc/self/exe").unwrap();
+        for length in 0..512 {
+            let bytes = &ours[..length];
+            if let Some(image) = Image::parse(bytes) {
+                drop((image.layout(), image.unwinding(), image.build_id(), image.exported_function(0)));
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Native stacks of another process: by the unwind information in its files, else by frame pointers.
+//!
+//! Distributions compile without frame pointers, so what exceptions are unwound by (`.eh_frame`) is the rule and not
+//! the exception. Files are read once, however many processes map them.
+
+use super::FRAMES_MAX;
+use super::elf::{self, Image, Layout, UnwindSections};
+use crate::capture::record::Mapping;
+use framehop::{CacheNative, MayAllocateDuringUnwind, Module, Unwinder as _, UnwinderNative};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The registers that unwinding starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// The instruction.
+    pub ip: u64,
+    /// The stack pointer.
+    pub sp: u64,
+    /// The frame pointer, which is any other value in code that keeps none.
+    pub bp: u64,
+    /// Where the function returns to, on aarch64.
+    pub lr: u64,
+}
+
+/// Unwind information by file, across processes.
+#[derive(Default)]
+pub struct Files {
+    read: HashMap<String, Option<Unwinding>>,
+}
+
+/// A file's unwind information.
+#[derive(Clone)]
+struct Unwinding {
+    layout: Layout,
+    sections: UnwindSections,
+}
+
+impl Files {
+    /// An unwinder for a process that maps this. Reads the files that are new; those that are gone or replaced count
+    /// as having no unwind information.
+    pub fn unwinder(&mut self, mappings: &[Mapping]) -> Unwinder {
+        let mut unwinder = Unwinder::default();
+        for mapping in mappings.iter().filter(|mapping| mapping.permissions.contains('x')) {
+            unwinder.code.push(mapping.start..mapping.end);
+            if let Some(module) = self.module(mapping) {
+                unwinder.framehop.add_module(module);
+            }
+        }
+        unwinder
+    }
+
+    fn module(&mut self, mapping: &Mapping) -> Option<Module<Arc<[u8]>>> {
+        let name = mapping.name.as_str();
+        if !self.read.contains_key(name) {
+            self.read.insert(name.to_owned(), Unwinding::read(name));
+        }
+        let Unwinding { layout, sections } = self.read.get(name)?.as_ref()?;
+        let part = mapping.offset..mapping.offset.checked_add(mapping.end.checked_sub(mapping.start)?)?;
+        let bias = layout.bias(mapping.start, part)?;
+        Some(Module::new(name.to_owned(), mapping.start..mapping.end, bias, sections.clone()))
+    }
+}
+
+impl Unwinding {
+    /// Reads a file, or the kernel's own, by its name in /proc/PID/maps.
+    fn read(name: &str) -> Option<Self> {
+        if name == "[vdso]" {
+            let bytes = elf::vdso()?;
+            let image = Image::parse(bytes.as_slice())?;
+            return Some(Self { layout: image.layout(), sections: image.unwinding() });
+        }
+        // This leaves out the deleted: their names end in " (deleted)", which is no file.
+        let path = name.starts_with('/').then(|| Path::new(name))?;
+        elf::with_file(path, |image| Some(Self { layout: image.layout(), sections: image.unwinding() }))
+    }
+}
+
+/// Unwinds the stacks of one process, and of those forked from it as long as they map nothing new.
+#[derive(Default)]
+pub struct Unwinder {
+    framehop: UnwinderNative<Arc<[u8]>, MayAllocateDuringUnwind>,
+    cache: CacheNative<MayAllocateDuringUnwind>,
+    /// Where code can be, ascending.
+    code: Vec<Range<u64>>,
+}
+
+impl Unwinder {
+    /// The stack of a thread that stands still, the innermost frame first: its instruction, then for each caller an
+    /// address **within the call** rather than the one it returns to, which may belong to the next line or function.
+    ///
+    /// `read` reads an aligned word of the thread's memory. At most 64 frames; where the stack stops making sense, those
+    /// up to there.
+    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Vec<u64> {
+        let Self { framehop, cache, code } = self;
+        let is_code = |address: u64| {
+            let after = code.partition_point(|range| range.start <= address);
+            after.checked_sub(1).and_then(|at| code.get(at)).is_some_and(|range| range.contains(&address))
+        };
+        let mut read = |address| read(address).ok_or(());
+        let from = native_registers(registers, framehop.max_known_code_address());
+        let mut frames = framehop.iter_frames(registers.ip, from, cache, &mut read);
+        let mut stack = Vec::new();
+        while let Ok(Some(frame)) = frames.next() {
+            let address = frame.address_for_lookup();
+            // A frame pointer that was none leads to what is no code. The instruction itself is beyond doubt.
+            if stack.len() == FRAMES_MAX || (!stack.is_empty() && !is_code(address)) {
+                break;
+            }
+            stack.push(address);
+        }
+        stack
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native_registers(registers: Registers, _code_max: u64) -> framehop::UnwindRegsNative {
+    framehop::UnwindRegsNative::new(registers.ip, registers.sp, registers.bp)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn native_registers(registers: Registers, code_max: u64) -> framehop::UnwindRegsNative {
+    // Return addresses may be signed in the bits above those that addresses need.
+    let mask = framehop::aarch64::PtrAuthMask::from_max_known_address(code_max);
+    framehop::UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.bp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Directory, Program, mappings};
+    use super::*;
+    use cowbell::sys::{ptrace, remote};
+    use std::process::Command;
+
+    /// Says where its functions are, then waits for its input in the innermost.
+    const NESTED: &str = r#"
+#include <stdio.h>
+#include <unistd.h>
+int inner(char *room) { char c = 0; read(0, &c, 1); room[0] = c; return c + 1; }
+int middle(int n) { char room[200]; room[1] = n; return inner(room) + room[1]; }
+int outer(int n) { volatile int seven = 7; return middle(n) * seven; }
+int main(void) {
+    printf("%p %p %p %p\n", (void *)inner, (void *)middle, (void *)outer, (void *)main);
+    fflush(stdout);
+    return outer(3) > 5;
+}
+"#;
+
+    /// Compiles and runs it, and tells which of its functions are on its stack, the innermost first.
+    fn functions_on_the_stack(flags: &[&str], without_unwind_information: bool) -> Vec<usize> {
+        let directory = Directory::new();
+        let flags = [&["-O2", "-fno-inline", "-fno-ipa-icf"], flags].concat();
+        let mut program = Program::start(&mut Command::new(directory.compile(NESTED, &flags)));
+        let line = program.line();
+        let functions: Vec<_> = line.split(' ').map(|f| u64::from_str_radix(&f[2..], 16).unwrap()).collect();
+        let pid = program.pid();
+        program.wait_until_reading(pid, pid);
+        let (registers, memory) = (registers(pid), remote::Memory::open(pid).unwrap());
+        let mut unwinder = Files::default().unwinder(&mappings(pid));
+        if without_unwind_information {
+            unwinder.framehop = UnwinderNative::default();
+        }
+        let stack = unwinder.stack(registers, &mut |address| read(&memory, address));
+        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address));
+        assert_eq!(stack, unwound_again, "the rules are cached now");
+        assert_eq!(stack[0], registers.ip);
+        // They are short, and main may be followed by the code that calls it.
+        let starts_before = |pc: &u64, f: &usize| functions[*f] <= *pc && *pc < functions[*f] + 0x100;
+        let function = |pc| (0..functions.len()).filter(|f| starts_before(pc, f)).max_by_key(|f| functions[*f]);
+        let mut functions: Vec<_> = stack.iter().filter_map(function).collect();
+        functions.dedup();
+        functions
+    }
+
+    /// Stops a thread for a moment.
+    fn registers(tid: i32) -> Registers {
+        ptrace::seize(tid, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(tid).unwrap();
+        ptrace::wait(Some(tid), true).unwrap();
+        let registers = ptrace::registers(tid).unwrap();
+        ptrace::detach(tid, 0).unwrap();
+        Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: link(&registers) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn link(_registers: &cowbell::sys::registers::Registers) -> u64 {
+        0
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn link(registers: &cowbell::sys::registers::Registers) -> u64 {
+        registers.lr()
+    }
+
+    fn read(memory: &remote::Memory, address: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
+    }
+
+    #[test]
+    fn without_frame_pointers_every_caller_is_on_the_stack() {
+        let flags = ["-fomit-frame-pointer"];
+        assert_eq!(functions_on_the_stack(&flags, false), [0, 1, 2, 3]);
+        assert_eq!(functions_on_the_stack(&[flags[0], "-no-pie"], false), [0, 1, 2, 3], "at fixed addresses");
+        assert_eq!(functions_on_the_stack(&[flags[0], "-static"], false), [0, 1, 2, 3], "statically linked");
+        assert_eq!(functions_on_the_stack(&[flags[0], "-s"], false), [0, 1, 2, 3], "stripped");
+    }
+
+    #[test]
+    fn without_unwind_information_frame_pointers_lead_the_way() {
+        // The C library's read() keeps no frame, so that the frame pointer is still its caller's and that one is missed.
+        let functions = functions_on_the_stack(&["-fno-omit-frame-pointer"], true);
+        assert!(functions.ends_with(&[1, 2, 3]), "{functions:?}");
+    }
+
+    #[test]
+    fn a_stack_that_leads_to_itself_ends() {
+        let mut unwinder = Unwinder { code: vec![0x1000..0x2000], ..Unwinder::default() };
+        for word in [0x1008, 0x1800, 0, u64::MAX] {
+            let registers = Registers { ip: 0x1004, sp: 0x1000, bp: 0x1008, lr: 0x1010 };
+            assert!(unwinder.stack(registers, &mut |_| Some(word)).len() <= FRAMES_MAX);
+        }
+    }
+
+    #[test]
+    fn a_deep_stack_is_cut_and_one_in_no_code_ends() {
+        // Each frame keeps its caller's frame pointer, and above that where it returns to.
+        let mut deep = |address: u64| Some(if address % 16 == 0 { address + 16 } else { 0x1100 });
+        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: 0x8000, lr: 0x1010 };
+        let mut unwinder = Unwinder { code: vec![0x1000..0x2000], ..Unwinder::default() };
+        let stack = unwinder.stack(registers, &mut deep);
+        assert_eq!((stack.len(), stack[0], stack[2]), (FRAMES_MAX, 0x1004, 0x10ff));
+        unwinder.code = vec![0x3000..0x4000];
+        assert_eq!(unwinder.stack(registers, &mut deep), [0x1004]);
+        assert_eq!(unwinder.stack(registers, &mut |_| None)[0], 0x1004);
+    }
+
+    #[test]
+    fn files_that_are_gone_leave_their_code_to_frame_pointers() {
+        let gone = super::super::fixture::code_at(0x1000, 0, 0x1000, Path::new("/nonexistent (deleted)"));
+        let unwinder = Files::default().unwinder(&[gone]);
+        assert_eq!((unwinder.code, unwinder.framehop.max_known_code_address()), (vec![0x1000..0x2000], 0));
+    }
+
+    #[test]
+    #[ignore = "measures, claims nothing"]
+    fn costs() {
+        let mut program = Program::start(Command::new("python3").args(["-c", "print(flush=True); input()"]));
+        program.line();
+        let pid = program.pid();
+        program.wait_until_reading(pid, pid);
+        let (registers, mappings) = (registers(pid), mappings(pid));
+        let memory = remote::Memory::open(pid).unwrap();
+        let mut files = Files::default();
+        let time = |what: &str, n: u32, f: &mut dyn FnMut()| {
+            let start = std::time::Instant::now();
+            (0..n).for_each(|_| f());
+            eprintln!("{what}: {:.1} µs", start.elapsed().as_secs_f64() * 1e6 / f64::from(n));
+        };
+        time("files read", 1, &mut || drop(files.unwinder(&mappings)));
+        time("files known", 100, &mut || drop(files.unwinder(&mappings)));
+        let mut unwinder = files.unwinder(&mappings);
+        let mut reads = 0;
+        let mut stack = || {
+            unwinder.stack(registers, &mut |address| {
+                reads += 1;
+                read(&memory, address)
+            })
+        };
+        time("first stack", 1, &mut || drop(stack()));
+        time("stack", 1000, &mut || drop(stack()));
+        eprintln!("{} frames, {} reads", stack().len(), reads / 1002);
+    }
+}

@@ -1,0 +1,402 @@
+//! Which Python lines a thread of another process is in, read from outside.
+//!
+//! Everything here only reads the target's memory: it neither stops nor resumes anything, because the tracer has the
+//! thread of interest standing still already.
+
+use super::FRAMES_MAX;
+use crate::capture::record::PythonFrame;
+use py_spy::config::{Config, LockingStrategy};
+use py_spy::{PythonSpy, StackTrace};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where the C library keeps a thread's id in its control block, glibc first, then musl. Neither has moved it for ten
+/// years; where it is not there the thread is not found, and no other one is taken for it.
+const IDS_IN_CONTROL_BLOCK: [u64; 2] = if cfg!(target_arch = "x86_64") { [720, 48] } else { [208, 32] };
+
+/// The Python interpreter of one process.
+#[derive(Clone)]
+pub struct Python {
+    /// Which process.
+    pid: i32,
+    /// Does it live in a process id namespace of its own, and so know its threads by other ids?
+    namespaced: bool,
+    /// Where the interpreter keeps its threads. Shared by all forked relatives, in which it is at the same addresses,
+    /// and turned towards one of them at each use.
+    spy: Arc<Mutex<PythonSpy>>,
+}
+
+impl Python {
+    /// Finds the interpreter in a process; `None` if it runs no CPython.
+    ///
+    /// Where there is one its symbols are parsed, which takes milliseconds: ask once a family, then use
+    /// [`Python::for_child`].
+    ///
+    /// # Errors
+    /// The process has the looks of CPython and cannot be read: not initialised yet, of an unknown version, without
+    /// permission, or gone.
+    pub fn find(pid: i32) -> Result<Option<Self>, String> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
+            .map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
+        if !maps.lines().filter_map(code_file).any(is_interpreter) {
+            return Ok(None);
+        }
+        let config = Config {
+            blocking: LockingStrategy::AlreadyLocked,
+            // Otherwise it looks in the file system for where each file's package begins.
+            full_filenames: true,
+            collect_thread_names: false,
+            ..Config::default()
+        };
+        match catch_unwind(|| PythonSpy::new(pid, &config)) {
+            Ok(Ok(spy)) => Ok(Some(Self { pid, namespaced: is_namespaced(pid), spy: Arc::new(Mutex::new(spy)) })),
+            Ok(Err(e)) => Err(format!("cannot read the Python of process {pid}: {e:#}")),
+            Err(_) => Err(format!("cannot read the Python of process {pid}: its memory makes no sense")),
+        }
+    }
+
+    /// The interpreter of a process that was forked from this one and has not executed another program.
+    pub fn for_child(&self, pid: i32) -> Self {
+        Self { pid, namespaced: is_namespaced(pid), spy: Arc::clone(&self.spy) }
+    }
+
+    /// The Python frames of a thread that stands still, the innermost first. Empty if it runs none, or if what is
+    /// there makes no sense.
+    pub fn frames(&mut self, tid: i32) -> Vec<PythonFrame> {
+        let tid = if self.namespaced { own_id(self.pid, tid).unwrap_or(tid) } else { tid };
+        let mut spy = self.spy.lock().unwrap_or_else(PoisonError::into_inner);
+        spy.pid = self.pid;
+        spy.process.pid = self.pid;
+        // Who writes reference counts holds the interpreter lock nearly always, and its stack alone is read much
+        // faster than all of them.
+        let mut stack = |lock_holder_only| {
+            spy.config.gil_only = lock_holder_only;
+            // The reader trusts the lengths that it finds, so memory caught half-written can make it panic.
+            let stacks = catch_unwind(AssertUnwindSafe(|| spy.get_stack_traces())).ok()?.ok()?;
+            stacks.into_iter().find(|stack| self.is_of(stack, tid))
+        };
+        let stack = stack(true).or_else(|| stack(false));
+        let frame = |frame: py_spy::Frame| PythonFrame { function: frame.name, file: frame.filename, line: frame.line };
+        stack.into_iter().flat_map(|stack| stack.frames).take(FRAMES_MAX).map(frame).collect()
+    }
+
+    /// Is this the stack of the thread that its process knows by this id?
+    fn is_of(&self, stack: &StackTrace, tid: i32) -> bool {
+        // Python before 3.11 does not tell the id, and just after a fork tells the parent's. The control block,
+        // which is what pthread_self() points to, has it from the first instruction after the fork.
+        stack.os_thread_id == Some(tid as u64) || self.control_block_has(stack.thread_id, tid)
+    }
+
+    /// Is this the id in the control block that the C library keeps for a thread?
+    fn control_block_has(&self, address: u64, tid: i32) -> bool {
+        let Ok(memory) = File::open(format!("/proc/{}/mem", self.pid)) else { return false };
+        IDS_IN_CONTROL_BLOCK.into_iter().any(|offset| {
+            let mut id = [0; size_of::<i32>()];
+            memory.read_exact_at(&mut id, address.wrapping_add(offset)).is_ok() && i32::from_ne_bytes(id) == tid
+        })
+    }
+}
+
+/// The file whose code a line of /proc/PID/maps shows; a debugger maps an interpreter's file too, but as data.
+fn code_file(line: &str) -> Option<&str> {
+    let is_code = line.split(' ').nth(1)?.contains('x');
+    line.find('/').and_then(|at| line.get(at..)).filter(|_| is_code)
+}
+
+/// Does a process that maps this file run CPython? The interpreter itself, its library, or one of its extensions,
+/// which are mapped even where the interpreter is part of another program.
+fn is_interpreter(path: &str) -> bool {
+    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.starts_with("python") || name.starts_with("libpython") || name.contains(".cpython-")
+}
+
+/// The ids of a thread, from the outermost namespace to its own.
+fn ids(pid: i32, tid: i32) -> Option<Vec<i32>> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    Some(ids.split_whitespace().filter_map(|id| id.parse().ok()).collect())
+}
+
+/// Does a process know itself by another id than we do?
+fn is_namespaced(pid: i32) -> bool {
+    ids(pid, pid).is_some_and(|ids| ids.len() > 1)
+}
+
+/// The id by which a thread knows itself.
+fn own_id(pid: i32, tid: i32) -> Option<i32> {
+    ids(pid, tid)?.last().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stacks::fixture::Program;
+    use std::process::Command;
+
+    /// Starts a Python program that says whom to look at, one process and thread a line.
+    fn start(source: &str) -> Program {
+        let python = std::env::var("COWBELL_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+        Program::start(Command::new(python).args(["-c", source]))
+    }
+
+    /// The next process and thread.
+    fn next(program: &mut Program) -> (i32, i32) {
+        let line = program.line();
+        let (pid, tid) = line.split_once(' ').unwrap();
+        (pid.parse().unwrap(), tid.parse().unwrap())
+    }
+
+    /// The same, once that thread waits for its input.
+    fn next_reading(program: &mut Program) -> (i32, i32) {
+        let (pid, tid) = next(program);
+        program.wait_until_reading(pid, tid);
+        (pid, tid)
+    }
+
+    /// Waits until a file of a thread in /proc says something.
+    fn wait_until(thread: (i32, i32), file: &str, says: impl Fn(&str) -> bool) {
+        let path = format!("/proc/{}/task/{}/{file}", thread.0, thread.1);
+        while !says(&fs::read_to_string(&path).unwrap()) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The fields of /proc/PID/stat after the name, which may hold anything.
+    fn fields(stat: &str) -> Vec<&str> {
+        stat.rsplit_once(") ").unwrap().1.split(' ').collect()
+    }
+
+    fn calls(frames: &[PythonFrame]) -> Vec<(&str, i32)> {
+        frames.iter().map(|frame| (frame.function.rsplit('.').next().unwrap(), frame.line)).collect()
+    }
+
+    const FORKS: &str = "
+import os, threading
+
+def inner(go):
+    os.write(1, b'%d %d\\n' % (os.getpid(), threading.get_native_id()))
+    os.read(go, 1)
+
+def outer(go):
+    x = 1
+    inner(go)
+
+pid = os.fork()
+if pid:
+    outer(0)
+    os.waitpid(pid, 0)
+else:
+    outer(0)
+    os._exit(0)
+";
+
+    #[test]
+    fn a_parent_and_its_forked_child_tell_their_functions_and_lines() {
+        let mut program = start(FORKS);
+        let parent = program.pid();
+        let (first, second) = (next_reading(&mut program), next_reading(&mut program));
+        let child = if first.0 == parent { second } else { first };
+        let mut python = Python::find(parent).unwrap().expect("CPython");
+        let mut in_child = python.for_child(child.0);
+        assert_eq!(calls(&python.frames(parent)), [("inner", 6), ("outer", 10), ("<module>", 14)]);
+        assert_eq!(calls(&in_child.frames(child.1)), [("inner", 6), ("outer", 10), ("<module>", 17)]);
+        assert_eq!(python.frames(parent)[0].file, "<string>");
+        assert_eq!(calls(&python.frames(parent))[2], ("<module>", 14), "the parent again after the child");
+    }
+
+    /// A process' share of its anonymous memory: it grows when a shared page becomes two.
+    fn share_kib(pid: i32) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find(|line| line.starts_with("Pss_Anon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    const FORKS_DEEP: &str = "
+import os
+
+def deepest():
+    if os.fork():
+        os.wait()
+        return
+    os.write(1, b'%d %d\\n' % (os.getpid(), os.getpid()))
+    os.read(0, 1)
+
+functions, filler = [deepest], []
+for n in range(40):
+    names = {'next': functions[-1]}
+    exec(compile(f'def f{n}(): next()', f'file{n}.py', 'exec'), names)
+    functions.append(names[f'f{n}'])
+    filler.append([str(n * 1000 + i) for i in range(1000)])
+functions[-1]()
+";
+
+    #[test]
+    fn looking_at_a_forked_child_gives_it_no_copies() {
+        let mut program = start(FORKS_DEEP);
+        let (child, _) = next_reading(&mut program);
+        let mut python = Python::find(program.pid()).unwrap().expect("CPython").for_child(child);
+        let before = share_kib(child);
+        assert_eq!(python.frames(child).len(), 42);
+        assert_eq!(share_kib(child), before);
+        Python::find(child).unwrap().expect("CPython");
+        assert_eq!(share_kib(child), before, "finding it anew");
+    }
+
+    const THREADS: &str = "
+import os, threading
+
+def here(go):
+    os.write(1, b'%d %d\\n' % (os.getpid(), threading.get_native_id()))
+    os.read(go, 1)
+
+def there(go):
+    here(go)
+
+thread = threading.Thread(target=there, args=(0,))
+thread.start()
+here(0)
+thread.join()
+";
+
+    #[test]
+    fn each_thread_has_its_own_stack_and_a_stranger_none() {
+        let mut program = start(THREADS);
+        let pid = program.pid();
+        let (first, second) = (next_reading(&mut program), next_reading(&mut program));
+        let (main, thread) = if first.1 == pid { (first, second) } else { (second, first) };
+        let mut python = Python::find(pid).unwrap().expect("CPython");
+        assert_eq!(calls(&python.frames(main.1)), [("here", 6), ("<module>", 13)]);
+        assert_eq!(calls(&python.frames(thread.1))[..2], [("here", 6), ("there", 9)]);
+        assert_eq!(python.frames(1), []);
+    }
+
+    #[test]
+    fn a_thread_is_found_by_its_control_block_alone() {
+        let mut program = start(THREADS);
+        let pid = program.pid();
+        let (_, _) = (next_reading(&mut program), next_reading(&mut program));
+        let python = Python::find(pid).unwrap().expect("CPython");
+        let stacks = python.spy.lock().unwrap().get_stack_traces().unwrap();
+        let id = stacks.iter().find(|stack| stack.frames.len() == 2).unwrap().thread_id;
+        assert!(python.control_block_has(id, pid));
+        assert!(!python.control_block_has(id, std::process::id() as i32));
+        assert!(!python.control_block_has(0, pid));
+    }
+
+    const SPINS: &str = "
+import os, threading
+
+def spin(data):
+    os.write(1, b'%d %d\\n' % (os.getpid(), os.getpid()))
+    while True:
+        for x in data: pass
+
+threading.Thread(target=os.read, args=(0, 1), daemon=True).start()
+spin([1] * 1000)
+";
+
+    /// A program whose main thread was stopped in a loop, where it holds the interpreter lock.
+    fn stopped_in_a_loop() -> (Program, i32) {
+        let mut program = start(SPINS);
+        let thread = next(&mut program);
+        // Once it has spent time in its own code, it has left the system call by which it told us.
+        let ticks = |stat: &str| fields(stat)[11].parse::<u64>().unwrap();
+        let before = ticks(&fs::read_to_string(format!("/proc/{}/stat", thread.0)).unwrap());
+        wait_until(thread, "stat", |stat| ticks(stat) > before + 2);
+        assert!(Command::new("kill").args(["-STOP", &thread.0.to_string()]).status().unwrap().success());
+        wait_until(thread, "stat", |stat| fields(stat)[0] == "T");
+        (program, thread.0)
+    }
+
+    #[test]
+    fn a_thread_stopped_in_a_loop_is_at_the_loop_and_the_holder_of_the_lock() {
+        let (_program, pid) = stopped_in_a_loop();
+        let mut python = Python::find(pid).unwrap().expect("CPython");
+        let frames = python.frames(pid);
+        let lock_holder_sufficed = python.spy.lock().unwrap().config.gil_only;
+        let [("spin", line), ("<module>", 10)] = calls(&frames)[..] else { panic!("{frames:?}") };
+        assert!((6..=7).contains(&line), "{line}");
+        assert!(lock_holder_sufficed);
+    }
+
+    const RECURSES: &str = "
+import os
+
+def down(n):
+    if n:
+        return down(n - 1)
+    os.write(1, b'%d %d\\n' % (os.getpid(), os.getpid()))
+    os.read(0, 1)
+
+down(200)
+";
+
+    #[test]
+    fn of_a_deep_recursion_the_innermost_frames_are_kept() {
+        let mut program = start(RECURSES);
+        let (pid, tid) = next_reading(&mut program);
+        let frames = Python::find(pid).unwrap().expect("CPython").frames(tid);
+        assert_eq!(frames.len(), FRAMES_MAX);
+        assert_eq!(calls(&frames)[..2], [("down", 8), ("down", 6)]);
+    }
+
+    #[test]
+    fn a_process_without_python_has_none_and_one_that_is_gone_is_an_error() {
+        let pid = std::process::id() as i32;
+        assert!(Python::find(pid).unwrap().is_none());
+        let mut gone = Command::new("true").spawn().unwrap();
+        let pid = gone.id() as i32;
+        gone.wait().unwrap();
+        assert!(Python::find(pid).is_err());
+    }
+
+    #[test]
+    fn frames_of_a_process_that_is_gone_are_none() {
+        let mut program = start(RECURSES);
+        let (pid, tid) = next_reading(&mut program);
+        let mut python = Python::find(pid).unwrap().expect("CPython");
+        drop(program);
+        assert_eq!(python.frames(tid), []);
+    }
+
+    #[test]
+    fn an_interpreter_is_known_by_its_files() {
+        for path in ["/usr/bin/python3.11", "/usr/lib/libpython3.12.so.1.0", "/x/_json.cpython-311-x86_64-linux-gnu.so"]
+        {
+            assert!(is_interpreter(path), "{path}");
+        }
+        for path in ["/usr/lib/python3/dist-packages/bin/ninja", "/usr/bin/redis-server", "/usr/lib/pypy3"] {
+            assert!(!is_interpreter(path), "{path}");
+        }
+        assert_eq!(code_file("7f00-7f01 r-xp 00000000 fe:00 17 /usr/bin/python3"), Some("/usr/bin/python3"));
+        assert_eq!(code_file("7f00-7f01 r--p 00000000 fe:00 17 /usr/bin/python3"), None);
+        assert_eq!(code_file("7f00-7f01 r-xp 00000000 00:00 0 [vdso]"), None);
+    }
+
+    #[test]
+    #[ignore = "measures, claims nothing"]
+    fn costs() {
+        let mut program = start(FORKS);
+        let parent = program.pid();
+        let (first, second) = (next_reading(&mut program), next_reading(&mut program));
+        let child = if first.0 == parent { second } else { first };
+        let time = |what: &str, n: u32, f: &mut dyn FnMut()| {
+            let start = std::time::Instant::now();
+            (0..n).for_each(|_| f());
+            eprintln!("{what}: {:.1} µs", start.elapsed().as_secs_f64() * 1e6 / f64::from(n));
+        };
+        time("find", 10, &mut || drop(Python::find(parent).unwrap().unwrap()));
+        time("find none", 10, &mut || drop(Python::find(std::process::id() as i32).unwrap()));
+        let python = Python::find(parent).unwrap().unwrap();
+        time("for_child", 1000, &mut || drop(python.for_child(child.0)));
+        let mut python = python.for_child(child.0);
+        time("frames, no lock", 1000, &mut || assert_eq!(python.frames(child.1).len(), 3));
+        let (_spinning, pid) = stopped_in_a_loop();
+        let mut python = Python::find(pid).unwrap().unwrap();
+        time("frames, lock held", 1000, &mut || assert_eq!(python.frames(pid).len(), 2));
+        time("frames of a stranger", 1000, &mut || assert_eq!(python.frames(1).len(), 0));
+    }
+}
