@@ -136,7 +136,7 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
     let shown = shown(&[&file]);
     let mut from = 0;
     for part in [
-        "200 pages (800.0 KiB) copied by 2 children of python3",
+        "200 pages (800.0 KiB) copied by 2 children: python3",
         "written without a copy: 14 first touched",
         "exited with 3",
         "by process",

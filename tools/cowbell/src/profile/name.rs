@@ -22,8 +22,8 @@ pub struct Named<'a> {
     pub bare: String,
     /// The function that had it run, where it has no name or merely copies or sets bytes for others.
     pub caller: Option<String>,
-    /// What it is there for.
-    pub purpose: Purpose,
+    /// What it is there for; `None` where neither its name nor its callers' tell.
+    pub purpose: Option<Purpose>,
 }
 
 /// The names of an account's copying instructions.
@@ -47,7 +47,7 @@ fn one<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Named<'a> {
     // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
     let theirs = || called.iter().take(CALLERS_MAX).filter_map(|frames| code::purpose(frames));
     let theirs = || theirs().find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator));
-    let purpose = code::purpose(frames).or_else(theirs).unwrap_or(Purpose::Other);
+    let purpose = code::purpose(frames).or_else(theirs);
     Named { place, file: file_of(account, pc), bare, caller, purpose }
 }
 
