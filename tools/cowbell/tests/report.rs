@@ -104,7 +104,7 @@ fn account(child: u32, script: &str) -> Vec<Value> {
             "watched": if permissions == "rw-p" { "events" } else { "no" }})
     };
     let event = |nth: u64| {
-        let (pc, stack) = if nth < 90 { (0x401000, (nth % 10 == 0).then_some(child)) } else { (0x401100, None) };
+        let (pc, stack) = if nth < 90 { (0x401000, nth.is_multiple_of(10).then_some(child)) } else { (0x401100, None) };
         json!([200 + nth, HEAP + nth * PAGE, pid, pc, "copy", null, stack])
     };
     let content =
@@ -136,7 +136,7 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
     let shown = shown(&[&file]);
     let mut from = 0;
     for part in [
-        "200 pages (800.0 KiB) copied by 2 children of python3",
+        "200 pages (800.0 KiB) copied by 2 children: python3",
         "written without a copy: 14 first touched",
         "exited with 3",
         "by process",
@@ -339,7 +339,7 @@ fn what_a_capture_says_commands_no_terminal() {
 fn a_capture_that_may_not_be_read_is_refused() {
     let scratch = Scratch::new("shut");
     let file = scratch.file("capture", capture(1, "/job.py"));
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("shut");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("shut");
     if fs::File::open(Path::new(&file)).is_ok() {
         println!("skipped: root reads all files");
         return;

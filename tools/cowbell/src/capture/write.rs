@@ -31,11 +31,6 @@ impl Writer {
         Ok(Self { file, path, failed: false })
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Was a write lost?
     pub fn failed(&self) -> bool {
         self.failed

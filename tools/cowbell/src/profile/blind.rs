@@ -37,7 +37,9 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Blind> {
     }
     if totals.pages.copy_or_reuse > 0 {
         let pages = totals.pages.copy_or_reuse;
-        let detail = format!("of {pages} pages counted as copied some may have been reused: only root can tell");
+        let frames = profile.header.as_ref().is_some_and(|header| header.frames);
+        let root = if frames { "" } else { "; root can tell more of them apart" };
+        let detail = format!("of {pages} pages that count as copied some may have been reused{root}");
         kinds.add(Blindness::Other, 0, &detail);
     }
     if profile.stray > 0 {

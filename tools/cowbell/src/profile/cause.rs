@@ -132,6 +132,12 @@ impl Cause {
         }
     }
 
+    /// The cause that looks the same where the code tells nothing: both leave pages as they were.
+    pub fn otherwise(self, runtime: Runtime) -> Option<Self> {
+        let looks_alike = self == Self::ReferenceCount && runtime == Runtime::Python;
+        looks_alike.then_some(Self::GarbageCollector)
+    }
+
     /// What is known to help, in one sentence.
     pub fn remedy(self, runtime: Runtime) -> Option<&'static str> {
         use Runtime::{Native, Python, Redis, Ruby};

@@ -35,7 +35,7 @@ pub struct Group {
     pub kind: Kind,
     /// Their name, empty for anonymous ones.
     pub name: String,
-    /// The first address, for anonymous mappings without a name: each is a group.
+    /// The first address, for anonymous mappings without a name: those that touch are a group.
     pub start: Option<u64>,
 }
 
@@ -61,10 +61,16 @@ pub struct Areas(Vec<Area>);
 impl Areas {
     /// Adds mappings, in order of address. What is known already stays: writes are counted where they were armed.
     pub fn add(&mut self, mappings: &[record::Mapping]) {
-        for (nth, mapping) in mappings.iter().enumerate() {
-            let below = nth.checked_sub(1).and_then(|nth| mappings.get(nth));
-            let below = below.filter(|below| below.end == mapping.start);
-            self.insert(Area { start: mapping.start, end: mapping.end, group: group(mapping, below) });
+        let mut below: Option<(&record::Mapping, Group)> = None;
+        for mapping in mappings {
+            let touching = below.take().filter(|(below, _)| below.end == mapping.start);
+            let group = match touching {
+                // One piece of memory to whoever mapped it: where the kernel splits it is the kernel's affair.
+                Some((below, group)) if is_anonymous(below, &group) && is_like(below, mapping) => group,
+                touching => group(mapping, touching.map(|(below, _)| below)),
+            };
+            self.insert(Area { start: mapping.start, end: mapping.end, group: group.clone() });
+            below = Some((mapping, group));
         }
     }
 
@@ -122,6 +128,14 @@ fn group(mapping: &record::Mapping, below: Option<&record::Mapping>) -> Group {
     }
 }
 
+fn is_anonymous(mapping: &record::Mapping, group: &Group) -> bool {
+    mapping.name.is_empty() && group.kind == Kind::Anonymous
+}
+
+fn is_like(a: &record::Mapping, b: &record::Mapping) -> bool {
+    (&a.name, &a.permissions) == (&b.name, &b.permissions)
+}
+
 fn is_guard(mapping: &record::Mapping) -> bool {
     let bytes = mapping.end.saturating_sub(mapping.start);
     mapping.name.is_empty() && mapping.permissions.starts_with("---") && bytes <= GUARD_BYTES_MAX
@@ -158,6 +172,20 @@ mod tests {
         let stack = Kind::Stack;
         let (anonymous, file) = (Kind::Anonymous, Kind::File);
         assert_eq!(found, [file, Kind::Bss, Kind::Heap, anonymous, anonymous, stack, Kind::Memfd, stack]);
+    }
+
+    #[test]
+    fn touching_anonymous_memory_is_one_mapping_but_not_across_a_change_or_a_gap() {
+        let mut areas = Areas::default();
+        areas.add(&[
+            mapping(0x1000, 0x2000, "rw-p", ""),
+            mapping(0x2000, 0x3000, "rw-p", ""),
+            mapping(0x3000, 0x4000, "rw-p", ""),
+            mapping(0x4000, 0x5000, "rwxp", ""),
+            mapping(0x6000, 0x7000, "rwxp", ""),
+        ]);
+        let starts: Vec<_> = areas.all().iter().filter_map(|area| area.group.start).collect();
+        assert_eq!(starts, [0x1000, 0x1000, 0x1000, 0x4000, 0x6000]);
     }
 
     #[test]

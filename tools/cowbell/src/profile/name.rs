@@ -22,8 +22,8 @@ pub struct Named<'a> {
     pub bare: String,
     /// The function that had it run, where it has no name or merely copies or sets bytes for others.
     pub caller: Option<String>,
-    /// What it is there for.
-    pub purpose: Purpose,
+    /// What it is there for; `None` where neither its name nor its callers' tell.
+    pub purpose: Option<Purpose>,
 }
 
 /// The names of an account's copying instructions.
@@ -47,13 +47,13 @@ fn one<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Named<'a> {
     // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
     let theirs = || called.iter().take(CALLERS_MAX).filter_map(|frames| code::purpose(frames));
     let theirs = || theirs().find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator));
-    let purpose = code::purpose(frames).or_else(theirs).unwrap_or(Purpose::Other);
+    let purpose = code::purpose(frames).or_else(theirs);
     Named { place, file: file_of(account, pc), bare, caller, purpose }
 }
 
 /// The named callers of an instruction, the nearest first, in the stack that was sampled most often with it.
 fn callers<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Vec<&'a [NativeFrame]> {
-    let sampled = account.sums.stacks.get(&pc).and_then(|counts| super::sum::most(counts));
+    let sampled = account.sums.stacks.get(&pc).and_then(super::sum::most);
     let callers = sampled.and_then(|stack| stacks.get(&stack)).map_or(&[][..], |Sampled { callers, .. }| callers);
     // A return address is one past the call, which may be the first instruction of another function.
     let code = |address: &u64| account.codes.get(&address.wrapping_sub(1)).or_else(|| account.codes.get(address));

@@ -60,8 +60,25 @@ struct Tables {
     causes: Causes,
 }
 
-/// Pages by cause and what runs there, with those of them whose code was not seen.
-type Causes = HashMap<(Cause, Runtime), (u64, u64)>;
+/// Pages by cause and what runs there.
+type Causes = HashMap<(Cause, Runtime), CauseSum>;
+
+#[derive(Clone, Copy, Default)]
+struct CauseSum {
+    pages: u64,
+    /// Those of them whose code was not seen.
+    without_code: u64,
+    /// Those of them whose code has no name.
+    without_name: u64,
+}
+
+impl CauseSum {
+    fn add(&mut self, other: Self) {
+        self.pages = self.pages.saturating_add(other.pages);
+        self.without_code = self.without_code.saturating_add(other.without_code);
+        self.without_name = self.without_name.saturating_add(other.without_name);
+    }
+}
 
 /// What functions are counted by.
 #[derive(PartialEq, Eq, Hash)]
@@ -145,12 +162,12 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
     for (copied, pages) in &sums.copies {
         let named = names.get(&copied.pc);
         let cause = cause_of(account, copied, named);
+        let is_code_seen = named.is_some() || copied.syscall.is_some();
+        let without_code = if is_code_seen { 0 } else { *pages };
+        let without_name = if named.is_some_and(|named| named.purpose.is_none()) { *pages } else { 0 };
         for causes in [&mut own_causes, &mut tables.causes] {
-            let (all, without_code) = causes.entry((cause, account.runtime)).or_default();
-            *all = all.saturating_add(*pages);
-            if copied.pc == 0 && copied.syscall.is_none() {
-                *without_code = without_code.saturating_add(*pages);
-            }
+            let sum = causes.entry((cause, account.runtime)).or_default();
+            sum.add(CauseSum { pages: *pages, without_code, without_name });
         }
         if let Some(syscall) = copied.syscall {
             *tables.syscalls.entry(syscall).or_default() += pages;
@@ -225,7 +242,7 @@ impl Sampled {
 
 fn cause_of(account: &Account, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
     let Copied { change, syscall, in_stack, .. } = *copied;
-    let purpose = named.map(|named| named.purpose);
+    let purpose = named.and_then(|named| named.purpose);
     let file = named.and_then(|named| named.file);
     let python = account.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
     cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
@@ -335,17 +352,26 @@ fn system_calls(table: HashMap<i32, u64>, copied: u64) -> Vec<summary::Syscall> 
 }
 
 fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
-    let mut by_cause: HashMap<Cause, (u64, u64, HashMap<Runtime, u64>)> = HashMap::new();
-    for ((cause, runtime), (pages, without_code)) in table {
-        let sum = by_cause.entry(*cause).or_default();
-        sum.0 = sum.0.saturating_add(*pages);
-        sum.1 = sum.1.saturating_add(*without_code);
-        sum.2.insert(*runtime, *pages);
+    let mut by_cause: HashMap<Cause, (CauseSum, HashMap<Runtime, u64>)> = HashMap::new();
+    for ((cause, runtime), added) in table {
+        let (sum, runtimes) = by_cause.entry(*cause).or_default();
+        sum.add(*added);
+        runtimes.insert(*runtime, added.pages);
     }
-    let named = |(cause, (copied_pages, without_code_pages, runtimes)): (Cause, (u64, u64, HashMap<Runtime, u64>))| {
-        let remedy = cause.remedy(most(&runtimes).unwrap_or_default());
-        let share = share(copied_pages, copied);
-        CauseShare { cause, name: cause.name(), copied_pages, share, without_code_pages, remedy }
+    let named = |(cause, (sum, runtimes)): (Cause, (CauseSum, HashMap<Runtime, u64>))| {
+        let runtime = most(&runtimes).unwrap_or_default();
+        let otherwise = cause.otherwise(runtime).filter(|_| sum.without_code.saturating_add(sum.without_name) > 0);
+        CauseShare {
+            cause,
+            name: cause.name(),
+            copied_pages: sum.pages,
+            share: share(sum.pages, copied),
+            without_code_pages: sum.without_code,
+            without_name_pages: sum.without_name,
+            remedy: cause.remedy(runtime),
+            otherwise,
+            remedy_otherwise: otherwise.and_then(|cause| cause.remedy(runtime)),
+        }
     };
     let mut causes: Vec<_> = by_cause.into_iter().map(named).collect();
     causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));

@@ -296,8 +296,14 @@ pub struct CauseShare {
     pub share: f64,
     /// Copies of this cause that rest on their contents alone: which code wrote them was not seen.
     pub without_code_pages: u64,
+    /// Copies of this cause that rest on their contents alone: the code that wrote them has no name.
+    pub without_name_pages: u64,
     /// What is known to help; `null` where nothing needs to.
     pub remedy: Option<&'static str>,
+    /// The cause that those copies, which rest on their contents alone, may have instead.
+    pub otherwise: Option<Cause>,
+    /// What helps against that one.
+    pub remedy_otherwise: Option<&'static str>,
 }
 
 /// What could not be seen.

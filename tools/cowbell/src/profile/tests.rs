@@ -208,13 +208,18 @@ proptest! {
 #[test]
 fn the_verdict_decides_where_an_event_contradicts_it() {
     let (copy, reuse) = (Class::Copy, Class::Reuse);
-    let events = vec![event(HEAP, copy, 1), event(HEAP + PAGE, reuse, 2), event(HEAP + 9 * PAGE, copy, 3)];
+    let events = vec![
+        event(HEAP, copy, 1),
+        event(HEAP + PAGE, reuse, 2),
+        event(HEAP + PAGE, copy, 4),
+        event(HEAP + 9 * PAGE, copy, 3),
+    ];
     let runs =
         vec![PageRun { start: HEAP, pages: 1, class: reuse }, PageRun { start: HEAP + PAGE, pages: 1, class: copy }];
     let summary = profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs, vec![])]);
     assert_eq!((summary.totals.pages.copy, summary.totals.pages.reuse), (1, 1));
     let functions: Vec<_> = summary.functions.iter().map(|f| (f.function.as_str(), f.copied_pages)).collect();
-    assert_eq!(functions, [("0x2", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
+    assert_eq!(functions, [("0x4", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
 }
 
 #[test]
@@ -251,7 +256,7 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
     assert!(cause.remedy.is_some_and(|remedy| remedy.contains("numpy")));
     let look = render::Look { top: 10, quiet: false, verbose: false };
     let shown = anstream::adapter::strip_str(&render::text(&summary, &look)).to_string();
-    for part in ["8 pages (32.0 KiB) copied by 1 child of python3 job.py", "/home/me/job.py:12", "copied for nothing"] {
+    for part in ["8 pages (32.0 KiB) copied by 1 child: python3 job.py", "/home/me/job.py:12", "copied for nothing"] {
         assert!(shown.contains(part), "{part:?} in\n{shown}");
     }
 }
@@ -272,6 +277,27 @@ fn a_library_line_names_the_users_line_that_led_there() {
     let line = &summary.python.lines[0];
     assert_eq!((line.file.as_str(), line.line), ("<frozen importlib>", 3));
     assert_eq!(line.called_from, Some(frame("/home/me/job.py", 7)));
+}
+
+#[test]
+fn where_the_code_has_no_name_counting_and_collecting_look_alike() {
+    let code = HEAP + PAGES * PAGE + 8;
+    let runs = || vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }];
+    let content = || vec![Content { page: HEAP, bytes: 0, words: 0, counters: 0 }];
+    let of = |frames: Vec<NativeFrame>| {
+        let events = vec![event(HEAP, Class::Copy, code)];
+        let codes = vec![Code { pc: code, frames, module: "python3.13+0x8".into() }];
+        let symbols = Record::Symbols { account: 0, codes };
+        profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs(), content()), symbols])
+    };
+    let frame = |function: &str| NativeFrame { function: function.into(), file: None, line: None };
+    let look = render::Look { top: 10, quiet: false, verbose: false };
+    let nameless = of(vec![]);
+    assert_eq!(nameless.causes[0].otherwise, Some(Cause::GarbageCollector));
+    let shown = render::text(&nameless, &look);
+    assert!(shown.contains("reference counts, or the garbage collector (symbols") && shown.contains("right before"));
+    assert_eq!(of(vec![frame("listiter_next")]).causes[0].otherwise, None);
+    assert_eq!(of(vec![frame("update_refs")]).causes[0].cause, Cause::GarbageCollector);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A profile as text for people. As JSON for programs it is [`Summary`](crate::profile::Summary) itself.
 
 mod lines;
+mod tables;
 mod text;
+mod why;
 
 pub use text::text;
 
