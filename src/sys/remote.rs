@@ -80,7 +80,7 @@ impl RemoteUffd {
     ///
     /// # Errors
     /// `EINVAL`: a mapping that the features do not cover, or none; `EBUSY`: another userfaultfd has it;
-    /// `EPERM`: a shared mapping of a sealed file; `ENOMEM`/`ESRCH`: the process ends.
+    /// `EPERM`: a shared mapping of a sealed file; `ENOMEM`: the address space is gone.
     pub fn register(&self, range: Range) -> Result<(), Errno> {
         // SAFETY: the range is the other process', see `adopt`: no memory of this process is concerned.
         unsafe { self.0.register(range) }
@@ -89,10 +89,11 @@ impl RemoteUffd {
     /// Arms the range, or lifts the protection and wakes who waits for it.
     ///
     /// # Errors
-    /// `ENOENT`: not registered (any more); `ESRCH`: the process ends.
+    /// `ENOENT`: not registered (any more); `ESRCH`: the process ends; `EAGAIN`: its mappings change. If the features ask
+    /// for an event of that, it must be read before this can work.
     pub fn write_protect(&self, range: Range, armed: bool) -> Result<(), Errno> {
         // SAFETY: as in `register`: the range is the other process', and `adopt` refuses this one.
-        unsafe { self.0.write_protect(range, armed) }
+        unsafe { super::uffd::write_protect_once(self.0.as_fd(), range, armed) }
     }
 
     /// See [`Uffd::read`].

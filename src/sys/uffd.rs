@@ -184,7 +184,7 @@ impl Uffd {
     /// As [`Self::register`].
     ///
     /// # Errors
-    /// ENOENT when the range is not registered; EAGAIN while the mappings change (try again);
+    /// ENOENT when the range is not registered;
     /// ESRCH when the watched process is gone; EBADF or ENOTTY when somebody closed the descriptor.
     pub unsafe fn write_protect(&self, range: Range, armed: bool) -> Result<(), Errno> {
         // SAFETY: passed on to the caller.
@@ -239,19 +239,32 @@ const API: u64 = 0xAA;
 /// # Errors
 /// As [`Uffd::write_protect`].
 pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
-    let mut protect = raw::uffdio_writeprotect {
-        range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },
-        mode: if armed { MODE_WP } else { 0 },
-    };
     loop {
-        // SAFETY: the number is UFFDIO_WRITEPROTECT's, which reads a uffdio_writeprotect.
-        let call = unsafe { Updater::<{ number::UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut protect) };
-        // SAFETY: the kernel writes nothing back; the effect is the caller's promise.
-        match unsafe { rustix::ioctl::ioctl(fd, call) } {
+        // SAFETY: passed on to the caller.
+        match unsafe { write_protect_once(fd, range, armed) } {
             Err(Errno::AGAIN | Errno::INTR) => {}
             done => return done,
         }
     }
+}
+
+/// As [`write_protect`], without a second try. *Raw.*
+///
+/// # Safety
+/// As [`Uffd::register`].
+///
+/// # Errors
+/// As [`Uffd::write_protect`], and EAGAIN while a mapping changes: until its event is read, if it is one of those that
+/// the features ask for.
+pub(super) unsafe fn write_protect_once(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
+    let mut protect = raw::uffdio_writeprotect {
+        range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },
+        mode: if armed { MODE_WP } else { 0 },
+    };
+    // SAFETY: the number is UFFDIO_WRITEPROTECT's, which reads a uffdio_writeprotect.
+    let call = unsafe { Updater::<{ number::UFFDIO_WRITEPROTECT as Opcode }, _>::new(&mut protect) };
+    // SAFETY: the kernel writes nothing back; the effect is the caller's promise.
+    unsafe { rustix::ioctl::ioctl(fd, call) }
 }
 
 fn decode(message: &raw::uffd_msg) -> Event {
