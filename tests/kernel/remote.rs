@@ -71,6 +71,16 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::FullUffd]),
     claim!(
+        protecting_fails_while_an_event_is_unread,
+        "`UFFDIO_WRITEPROTECT` is EAGAIN from the moment a mapping changes until the event that the userfaultfd asked for is read."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        killed_writer_leaves_its_page_alone,
+        "A thread that is killed while it waits in a synchronous fault ends at once; its page was announced and is not copied."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
         frames_of_a_tracee_show_to_the_administrator,
         "The page frames of another process show in its pagemap with CAP_SYS_ADMIN."
     )
@@ -553,6 +563,50 @@ fn robust_futex_on_a_sync_armed_page_is_not_marked() -> Verdict {
         let marked = word_at(1).load(Ordering::SeqCst) & libc::FUTEX_OWNER_DIED != 0;
         assert_eq!(marked, disarm);
     }
+    Ok(())
+}
+
+fn protecting_fails_while_an_event_is_unread() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let go = Gate::new();
+    let child = tracee::spawn(tracee::ALL, || {
+        go.pass();
+        memory.drop_pages(memory.at(1));
+    });
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, false, SYNC | Features::EVENT_REMOVE);
+    tracee::arm(&uffd, memory.range);
+    go.open();
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    pidfd::readable(uffd.as_fd(), None).expect("poll");
+    assert_eq!(uffd.write_protect(memory.at(2), false), Err(Errno::AGAIN), "unread");
+    let mut removed = None;
+    uffd.read(|event| removed = Some(event)).expect("read");
+    assert!(matches!(removed, Some(cowbell::sys::uffd::Event::Remove(range)) if range == memory.at(1)));
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    assert_eq!(uffd.write_protect(memory.at(2), false), Ok(()), "read");
+    assert_eq!(tracee::end(child.pid), Status::Exited(0));
+    Ok(())
+}
+
+fn killed_writer_leaves_its_page_alone() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let go = Gate::new();
+    let child = tracee::spawn(tracee::ALL, || {
+        go.pass();
+        memory.store(1, 200);
+    });
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, false, SYNC);
+    tracee::arm(&uffd, memory.range);
+    go.open();
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    assert_eq!(tracee::next_fault(&uffd).address, memory.at(1).start, "announced");
+    process::kill(child.pid);
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    let entry = entry_of(child.pid, &memory, 1);
+    assert!(entry.contains(Entry::PRESENT | Entry::UFFD_WP) && !entry.contains(Entry::EXCLUSIVE), "{entry:?}");
+    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
     Ok(())
 }
 

@@ -4,10 +4,12 @@ use crate::child::{self, Gate};
 use crate::claim::{ADMIN, Claim, Need, Skip, Verdict, claim};
 use crate::copying::own_pages;
 use crate::evidence;
-use crate::memory::{Kind, Memory};
+use crate::memory::{Kind, Memory, store};
 use crate::watcher::{self, SYNC};
 use cowbell::sys::map::{self, Harmless};
 use cowbell::sys::pagemap::{Categories, Entry};
+use cowbell::sys::uffd::{Event, Features};
+use std::os::fd::AsFd;
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
@@ -25,6 +27,11 @@ pub const CLAIMS: &[Claim] = &[
         "While a synchronous writer waits, an anonymous page that was only read is PFNZERO; once the writer goes on it is a page of its own."
     )
     .needs(&[Need::Uffd, Need::Scan]),
+    claim!(
+        two_writers_of_one_page_are_two_messages,
+        "Two threads that write to an armed page at once are two messages, and one answer lets both go on."
+    )
+    .needs(&[Need::Uffd]),
     claim!(
         one_message_arms_the_rest_of_an_anonymous_huge_page,
         "A write to an armed anonymous huge page is a message; disarming that base page leaves the others armed, and the write copies it alone."
@@ -94,6 +101,34 @@ fn zero_page_shows_at_the_message() -> Verdict {
         watcher::protect(&uffd, memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
     });
     assert!(!zero() && evidence::anonymous_pages(&memory) == 1, "a new page");
+    Ok(())
+}
+
+fn two_writers_of_one_page_are_two_messages() -> Verdict {
+    let memory = own_pages(Kind::Anonymous)?;
+    let address = memory.at(1).start;
+    let uffd = watcher::any(SYNC | Features::THREAD_ID).expect("userfaultfd");
+    watcher::arm(&uffd, &memory);
+    std::thread::scope(|scope| {
+        for byte in [100, 200] {
+            scope.spawn(move || store(address, byte));
+        }
+        // The second comes while the first still waits.
+        let mut writers = std::collections::BTreeSet::new();
+        while writers.len() < 2 {
+            cowbell::sys::pidfd::readable(uffd.as_fd(), None).expect("poll");
+            let seen = |event| match event {
+                Event::Fault(fault) => {
+                    assert_eq!(fault.address, address);
+                    assert!(writers.insert(fault.tid), "one message each");
+                }
+                other => panic!("a fault was expected: {other:?}"),
+            };
+            uffd.read(seen).expect("read");
+        }
+        watcher::protect(&uffd, memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+    });
+    assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no third message");
     Ok(())
 }
 

@@ -13,10 +13,11 @@ use crate::{tracee, watcher};
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::map::{Range, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Entry, Pagemap};
-use cowbell::sys::pidfd::Ended;
+use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::ptrace::{self, Event, Options, Status, Stop, Until};
 use cowbell::sys::{Errno, process, remote};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 pub const CLAIMS: &[Claim] = &[
@@ -36,6 +37,10 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         tracee_in_another_process_group_needs_wait_for_any,
         "A tracee that has left the tracer's process group is found by `waitpid(-1)` and not by `waitpid(0)`."
+    ),
+    claim!(
+        traced_child_has_no_status_before_its_tracer_saw_it,
+        "When a traced child has ended, its pidfd is readable, and `waitid` of its parent says nothing until the tracer has waited for it."
     ),
     claim!(
         forked_tracee_stands_before_its_first_instruction,
@@ -97,10 +102,16 @@ fn each_thread_stops_at_the_end_of_its_group() -> Verdict {
     let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
     let child = tracee::spawn(tracee::ALL, || {
         memory.store(1, 200);
-        let never = Gate::new();
+        let (runs, never) = (Gate::new(), Gate::new());
         std::thread::scope(|scope| {
-            scope.spawn(|| never.pass());
-            scope.spawn(|| never.pass());
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    runs.open();
+                    never.pass();
+                });
+                // One that still stood at its first stop would be taken out of it.
+                runs.pass();
+            }
             process::exit(7);
         });
     });
@@ -160,6 +171,34 @@ fn tracee_in_another_process_group_needs_wait_for_any() -> Verdict {
     assert_eq!(own_group.map(|_| ()), Err(Errno::CHILD));
     assert_eq!(ptrace::wait(None, false), Ok(Some((child.pid, Status::Stopped(Stop::Event(Event::Exit))))));
     assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    Ok(())
+}
+
+fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
+    let (told, tell) = process::pipe().expect("pipe");
+    let (seized, go, release) = (Gate::new(), Gate::new(), Gate::new());
+    let tracer = child::spawn(|| {
+        let pid = process::take_pid(&told).expect("an id");
+        ptrace::seize(pid, Options::empty()).expect("PTRACE_SEIZE");
+        seized.open();
+        release.pass();
+        assert_eq!(tracee::next(pid), Status::Exited(7));
+    });
+    let child = child::spawn(|| {
+        process::allow_tracing_by(tracer.pid);
+        process::give_pid(&tell);
+        go.pass();
+        process::exit(7);
+    });
+    seized.pass();
+    go.open();
+    assert!(pidfd::wait_end(child.pidfd.as_fd(), None).expect("poll"), "readable");
+    assert_eq!(pidfd::reap(child.pidfd.as_fd()).expect("waitid"), None);
+    let soon = Some(std::time::Duration::from_millis(1));
+    assert_eq!(pidfd::wait_and_reap(child.pidfd.as_fd(), soon).expect("waitid"), None);
+    release.open();
+    assert_eq!(child.wait(), Ended::Exited(7));
+    tracer.finish();
     Ok(())
 }
 
