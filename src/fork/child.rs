@@ -172,10 +172,10 @@ impl Child {
         self.check_owner()?;
         let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if self.ended.is_none() {
-            if !pidfd::wait_end(self.pidfd.as_fd(), left())? {
+            self.ended = pidfd::wait_and_reap(self.pidfd.as_fd(), left())?;
+            if self.ended.is_none() {
                 return Ok(None);
             }
-            self.reap_child()?;
         }
         if !self.reap_keeper(left)? {
             return Ok(None);
@@ -186,12 +186,6 @@ impl Child {
         // A panic that the closure caught is its own affair.
         let panic = (ended == Ended::Exited(super::PANICKED)).then(|| self.evidence.panic_text()).flatten();
         Ok(Some(Exit { ended, panic, denied: self.evidence.denied(), report }))
-    }
-
-    fn reap_child(&mut self) -> Result<Ended> {
-        let ended = pidfd::reap(self.pidfd.as_fd())?.unwrap_or(Ended::Unknown);
-        self.ended = Some(ended);
-        Ok(ended)
     }
 
     /// Waits for the keeper's last census; false when the time is over before. A keeper that is dead, or silent
@@ -213,7 +207,7 @@ impl Child {
                 }
                 continue;
             }
-            pidfd::reap(keeper.pidfd.as_fd())?;
+            pidfd::wait_and_reap(keeper.pidfd.as_fd(), None)?;
             self.keeper = None;
         }
         Ok(true)
@@ -236,10 +230,11 @@ impl Child {
         if let Some(keeper) = &self.keeper {
             pidfd::signal(&keeper.pidfd, signal::KILL)?;
         }
-        pidfd::wait_end(self.pidfd.as_fd(), None)?;
-        let ended = self.ended.map_or_else(|| self.reap_child(), Ok)?;
+        if self.ended.is_none() {
+            self.ended = pidfd::wait_and_reap(self.pidfd.as_fd(), None)?;
+        }
         self.reap_keeper(|| None)?;
-        Ok(ended)
+        Ok(self.ended.unwrap_or(Ended::Unknown))
     }
 }
 

@@ -3,9 +3,8 @@
 //! A stopped thread's registers are set to a system call, one is made, and the registers are put back. Only calls that
 //! leave memory alone are offered, so nothing here can make memory unsafe, in the target or (if it shares ours) here.
 //!
-//! A seccomp filter of the target decides about the call as about any other: it may refuse it, and may kill the process
-//! (also by a SIGSYS that the program would handle, for signals are blocked meanwhile). So a careful caller looks first
-//! whether `/proc/PID/status` says `Seccomp: 2`.
+//! A seccomp filter of the target decides about the call as about any other: it may refuse it, and may kill the process.
+//! So a careful caller looks first whether `/proc/PID/status` says `Seccomp: 2`.
 //!
 //! A system call that the thread was in goes on afterwards as after any stop. On aarch64 a sleep with a relative time
 //! begins anew: there the kernel decides how to go on before the stop, and forgets it for the calls made meanwhile.
@@ -46,7 +45,8 @@ impl Call {
 /// Why an injection did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupted {
-    /// No call was made; `EFAULT`: the thread got a signal of its own making. [`Injection::finish`] still puts it right.
+    /// No call was made. `EPERM`: a seccomp filter sent SIGSYS instead; `EFAULT`: the thread ran into another signal.
+    /// [`Injection::finish`] still puts everything back.
     Refused(Errno),
     /// The thread ends (it was killed): it stands in this state and must be handled accordingly.
     Ending(Status),
@@ -72,8 +72,9 @@ pub struct Injection<'a> {
 }
 
 impl<'a> Injection<'a> {
-    /// Prepares a thread in a [`Stop::Trap`] that was seized with [`ptrace::Options::SYSGOOD`]: blocks its signals and finds a system call instruction. `wait` waits for the
-    /// next stop of a thread; it may do other work meanwhile, such as answering page events.
+    /// Prepares a thread in a [`Stop::Trap`] that was seized with [`ptrace::Options::SYSGOOD`]: blocks its signals and
+    /// finds a system call instruction. `wait` waits for the next stop of a thread; it may do other work meanwhile, such
+    /// as answering page events.
     ///
     /// # Errors
     /// `ESRCH`: gone; `EIO`: a 32-bit program; `ENOENT`: no system call instruction was found.
@@ -84,7 +85,8 @@ impl<'a> Injection<'a> {
         }
         let at = instruction(tid, &saved).ok_or(Errno::NOENT)?;
         let mask = ptrace::signal_mask(tid)?;
-        ptrace::set_signal_mask(tid, u64::MAX)?;
+        // Where a seccomp filter sends SIGSYS and that is blocked, the kernel takes the program's handler away.
+        ptrace::set_signal_mask(tid, !(1 << (libc::SIGSYS - 1)))?;
         Ok(Self { tid, saved, mask, at, stop_signal: false, wait })
     }
 
@@ -94,6 +96,16 @@ impl<'a> Injection<'a> {
     /// [`Interrupted::Ending`]: the thread was killed; nothing more can be called, nor finished.
     pub fn call(&mut self, call: Call) -> Result<i64, Interrupted> {
         let (number, arguments) = call.encode();
+        let result = self.make(number, arguments)?;
+        // That is also how a seccomp filter that sends SIGSYS leaves the registers; then the signal comes before the next
+        // call is made.
+        if result == number || arguments.first() == Some(&(result as u64)) {
+            self.make(libc::SYS_close, [u64::MAX, 0, 0])?;
+        }
+        Ok(result)
+    }
+
+    fn make(&mut self, number: i64, arguments: [u64; 3]) -> Result<i64, Interrupted> {
         let set = ptrace::set_registers(self.tid, &self.saved.calling(self.at, number, arguments));
         self.unless_killed(set)?;
         let mut entered = false;
@@ -102,6 +114,7 @@ impl<'a> Injection<'a> {
             self.unless_killed(resumed)?;
             match self.next_stop()? {
                 Stop::SystemCall => {}
+                Stop::Signal(libc::SIGSYS) => return Err(Errno::PERM.into()),
                 // All other signals are blocked: the thread ran into this one, and would for ever.
                 Stop::Signal(signal) if signal != libc::SIGSTOP => return Err(Errno::FAULT.into()),
                 _ => continue,
@@ -126,9 +139,11 @@ impl<'a> Injection<'a> {
     pub fn finish(mut self) -> Result<Stop, Interrupted> {
         // Restored where signals are handled, not after the system call: only there the kernel looks again whether a
         // system call is to be restarted.
-        ptrace::interrupt(self.tid)?;
+        let interrupted = ptrace::interrupt(self.tid);
+        self.unless_killed(interrupted)?;
         let stop = loop {
-            ptrace::resume(self.tid, Until::Event, 0)?;
+            let resumed = ptrace::resume(self.tid, Until::Event, 0);
+            self.unless_killed(resumed)?;
             if let stop @ (Stop::Trap | Stop::Group(_)) = self.next_stop()? {
                 break stop;
             }

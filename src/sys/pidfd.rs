@@ -67,7 +67,7 @@ pub fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N]) -> Result<[bool; N], E
 }
 
 /// `waitid(P_PIDFD, WEXITED | WNOHANG | __WALL)`: takes an ended child's status and lets the kernel
-/// forget it; `None` while it lives. Since Linux 5.4.
+/// forget it; `None` while it lives, and while its tracer has not seen the status. Since Linux 5.4.
 ///
 /// # Errors
 /// EINVAL on a descriptor that is no child's.
@@ -84,6 +84,32 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
         })),
         Err(Errno::CHILD) => Ok(Some(Ended::Unknown)),
         Err(e) => Err(Error::os("waitid(P_PIDFD)", e)),
+    }
+}
+
+/// Waits until the process has ended, at most `timeout`, and takes its status as [`reap`] does; `None` if time is over.
+///
+/// The end is not all there is to wait for: who traces the child (strace, a debugger) gets the status first, and until
+/// then there is none for its parent.
+///
+/// # Errors
+/// As [`wait_end`] and [`reap`].
+pub fn wait_and_reap(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<Option<Ended>> {
+    const STEP: Duration = Duration::from_micros(50);
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    loop {
+        if !wait_end(pidfd, left())? {
+            return Ok(None);
+        }
+        if let Some(ended) = reap(pidfd)? {
+            return Ok(Some(ended));
+        }
+        if left() == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+        // The tracer was told just now. Nothing tells when it is done.
+        std::thread::sleep(STEP);
     }
 }
 

@@ -80,7 +80,7 @@ impl RemoteUffd {
     ///
     /// # Errors
     /// `EINVAL`: a mapping that the features do not cover, or none; `EBUSY`: another userfaultfd has it;
-    /// `EPERM`: a shared mapping of a sealed file; `ENOMEM`/`ESRCH`: the process ends.
+    /// `EPERM`: a shared mapping of a sealed file; `ENOMEM`: the address space is gone.
     pub fn register(&self, range: Range) -> Result<(), Errno> {
         // SAFETY: the range is the other process', see `adopt`: no memory of this process is concerned.
         unsafe { self.0.register(range) }

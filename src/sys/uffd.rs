@@ -184,7 +184,7 @@ impl Uffd {
     /// As [`Self::register`].
     ///
     /// # Errors
-    /// ENOENT when the range is not registered; EAGAIN while the mappings change (try again);
+    /// ENOENT when the range is not registered;
     /// ESRCH when the watched process is gone; EBADF or ENOTTY when somebody closed the descriptor.
     pub unsafe fn write_protect(&self, range: Range, armed: bool) -> Result<(), Errno> {
         // SAFETY: passed on to the caller.

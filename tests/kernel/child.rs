@@ -43,8 +43,7 @@ pub fn compute(body: impl FnOnce() -> u64) -> u64 {
 impl Child {
     /// Waits for the child's end.
     pub fn wait(self) -> Ended {
-        pidfd::wait_end(self.pidfd.as_fd(), None).expect("poll");
-        pidfd::reap(self.pidfd.as_fd()).expect("waitid").expect("it has ended")
+        pidfd::wait_and_reap(self.pidfd.as_fd(), None).expect("waitid").expect("it has ended")
     }
 
     /// Waits for the child, which must exit with 0.

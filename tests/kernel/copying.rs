@@ -67,7 +67,7 @@ fn one_byte_copies_one_page(kind: Kind) -> Verdict {
 }
 
 /// Memory whose pages are anonymous in this process, and held by nobody else.
-fn own_pages(kind: Kind) -> Result<Memory, crate::claim::Skip> {
+pub fn own_pages(kind: Kind) -> Result<Memory, crate::claim::Skip> {
     // Each CPU keeps the pages that were made last in a batch, and holds them there: then a write copies.
     // The writer's own batch is looked through (not by 5.10), so there must be one CPU, and younger pages.
     let mut cpu = rustix::thread::CpuSet::new();

@@ -13,9 +13,11 @@ mod claim;
 mod docs;
 mod evidence;
 mod memory;
+mod tracee;
 mod watcher;
 
 mod backing;
+mod changes;
 mod copying;
 mod ending;
 mod forking;
@@ -27,10 +29,13 @@ mod keeper;
 mod mapping;
 mod pagemap;
 mod processes;
+mod remote;
 mod sealing;
+mod settling;
 mod sharing;
 mod swapping;
 mod taskstats;
+mod tracing;
 mod uffd;
 mod writers;
 
@@ -59,6 +64,10 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("processes", sharing::CLAIMS),
     ("processes", ending::CLAIMS),
     ("processes", taskstats::CLAIMS),
+    ("tracees", tracing::CLAIMS),
+    ("tracees", remote::CLAIMS),
+    ("changes", changes::CLAIMS),
+    ("settling", settling::CLAIMS),
 ];
 
 fn main() -> ExitCode {

@@ -273,7 +273,7 @@ std::arch::global_asm!(".globl cowbell_claim_store", "cowbell_claim_store:", "st
 
 unsafe extern "C" {
     /// Stores a byte; its first instruction is the store.
-    fn cowbell_claim_store(address: usize, byte: u32);
+    pub fn cowbell_claim_store(address: usize, byte: u32);
 }
 
 fn waiting_faulter_shows_its_program_counter() -> Verdict {

@@ -1,5 +1,6 @@
 //! Captures: what they hold, and how they are written and read.
 
+mod code;
 pub mod read;
 pub mod record;
 pub mod write;

@@ -7,6 +7,7 @@
 //! **account** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
+pub use super::code::{Code, NativeFrame, PythonFrame, Stack};
 use cowbell::sys::pidfd::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -259,30 +260,6 @@ impl From<EventRow> for Event {
     }
 }
 
-/// A sampled stack, innermost frame first.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Stack {
-    /// Its number, unique in the capture.
-    pub stack: u32,
-    /// Of which account.
-    pub account: u32,
-    /// Native frames: the instruction, then return addresses. Empty where not unwound.
-    pub native: Vec<u64>,
-    /// Python frames. Empty where the thread runs none.
-    pub python: Vec<PythonFrame>,
-}
-
-/// A frame of Python code.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PythonFrame {
-    /// Function.
-    pub function: String,
-    /// File, as Python knows it.
-    pub file: String,
-    /// Line, 0 where not known.
-    pub line: i32,
-}
-
 /// An account closes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
@@ -402,28 +379,6 @@ pub enum Blindness {
     NoStacks,
     /// Anything else; `detail` says it.
     Other,
-}
-
-/// An instruction's name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Code {
-    /// The instruction.
-    pub pc: u64,
-    /// Functions and lines, the innermost inlined one first; empty where there is no name.
-    pub frames: Vec<NativeFrame>,
-    /// The file mapped there and the address in it, for what has no name.
-    pub module: String,
-}
-
-/// A named frame of native code.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct NativeFrame {
-    /// Function, demangled.
-    pub function: String,
-    /// Source file, where debug information tells.
-    pub file: Option<String>,
-    /// Line, where debug information tells.
-    pub line: Option<u32>,
 }
 
 /// The end of the capture, and what looking cost.

@@ -42,11 +42,11 @@ pub fn user_space() -> Range {
 }
 
 impl Baseline {
-    /// Reads page tables. `frames`: keep the frames of private pages too, which takes ten times as long.
+    /// Reads page tables.
     ///
     /// # Errors
     /// The process is gone, or the kernel has no PAGEMAP_SCAN.
-    pub fn scan(pagemap: &Pagemap, frames: bool) -> Result<Self, Errno> {
+    pub fn scan(pagemap: &Pagemap) -> Result<Self, Errno> {
         let query = Query {
             all: Categories::empty(),
             none: Categories::FILE,
@@ -68,15 +68,24 @@ impl Baseline {
                 _ => runs.push(Run { start, end, was, frames: None }),
             }
         })?;
-        if frames {
-            for run in runs.iter_mut().filter(|run| run.was == Was::Private) {
-                let mut read = Vec::with_capacity(((run.end - run.start) / page_bytes()) as usize);
-                let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
-                pagemap.read(range, |_, entry| read.push(entry.frame()))?;
-                run.frames = Some((read.into(), 0));
-            }
-        }
         Ok(Self { runs, page: page_bytes() })
+    }
+
+    /// Reads the frames of a range's private pages too, which takes ten times as long as the scan.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64) -> Result<(), Errno> {
+        // A run can reach over the borders of a mapping.
+        let mut cut = self.take(start, end);
+        for run in cut.iter_mut().filter(|run| run.was == Was::Private) {
+            let mut read = Vec::with_capacity(((run.end - run.start) / self.page) as usize);
+            let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
+            pagemap.read(range, |_, entry| read.push(entry.frame()))?;
+            run.frames = Some((read.into(), 0));
+        }
+        self.put(cut);
+        Ok(())
     }
 
     /// What the page at this address was.
@@ -122,7 +131,11 @@ impl Baseline {
         for run in &mut moved {
             (run.start, run.end) = (run.start - from + to, run.end - from + to);
         }
-        self.runs.extend(moved);
+        self.put(moved);
+    }
+
+    fn put(&mut self, runs: Vec<Run>) {
+        self.runs.extend(runs);
         self.runs.sort_by_key(|run| run.start);
     }
 

@@ -68,8 +68,10 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
                 continue;
             }
             let backing = maps::find(&now, page).map(|map| map.backing);
-            // Markers look like pages in swap: userfaultfd's in files, guards anywhere.
-            if !present && (backing != Some(Backing::Anonymous) || is_guard(watch, page)) {
+            // Markers look like pages in swap: userfaultfd's in what is armed, guards anywhere. Of the armed ones, those
+            // that were written are known already.
+            let armed = maps::find(&watch.maps, page).is_some_and(|map| map.mapping.watched != Watched::Census);
+            if !present && (armed || backing != Some(Backing::Anonymous) || is_guard(watch, page)) {
                 continue;
             }
             match backing {

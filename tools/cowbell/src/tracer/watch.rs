@@ -109,7 +109,7 @@ impl Watch {
     pub fn arm(order: &Order, doors: Doors) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let pagemap = Pagemap::open(order.pid)?;
-        let base = Baseline::scan(&pagemap, order.frames && order.mode == Mode::Count)?;
+        let base = Baseline::scan(&pagemap)?;
         let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         let mut watch = Self {
             account: order.account,
@@ -130,6 +130,9 @@ impl Watch {
         };
         for mut map in maps {
             map.mapping.watched = watch.arm_mapping(&map);
+            if map.mapping.watched == Watched::Bits && order.frames {
+                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
+            }
             watch.maps.push(map);
         }
         let held = watch.held()?;
@@ -261,11 +264,27 @@ impl Watch {
     /// What a write to a page that has this entry will do.
     fn class_of_write(&self, page: u64, entry: Entry) -> Class {
         match self.base.at(page) {
-            Some(Was::Private | Was::Swapped) if entry.contains(Entry::EXCLUSIVE) => Class::Reuse,
-            Some(Was::Private | Was::Swapped) => Class::Copy,
+            Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => Class::Copy,
+            Some(Was::Private | Was::Swapped) if self.may_be_part_of_a_huge_page(page) => Class::CopyOrReuse,
+            Some(Was::Private | Was::Swapped) => Class::Reuse,
             Some(Was::Zero) => Class::ZeroPage,
             None => self.class_of_new(page),
         }
+    }
+
+    /// A part of a huge page that only this process maps is copied all the same while others map another part. Frames
+    /// tell afterwards; without them, a shared neighbour leaves it open.
+    fn may_be_part_of_a_huge_page(&self, page: u64) -> bool {
+        const HUGE: u64 = 2 << 20;
+        let Some(map) = maps::find(&self.maps, page).filter(|_| !self.frames) else { return false };
+        let start = (page / HUGE * HUGE).max(map.mapping.start);
+        let end = (page / HUGE * HUGE + HUGE).min(map.mapping.end);
+        let mut shared = false;
+        let range = Range { start: start as usize, len: (end - start) as usize };
+        let read = self.pagemap.read(range, |_, entry| {
+            shared |= entry.contains(Entry::PRESENT) && !entry.contains(Entry::EXCLUSIVE);
+        });
+        read.is_err() || shared
     }
 
     /// What a page is that was not there when the account opened.

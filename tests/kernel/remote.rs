@@ -1,0 +1,620 @@
+//! Another process' memory: a userfaultfd injected there, and what reading it does.
+//!
+//! # Safety
+//! Stores and system calls go to a [`Memory`], in children that do nothing else.
+#![expect(unsafe_code, reason = "claims about stores and system calls")]
+
+use crate::child::{self, Child, Gate};
+use crate::claim::{ADMIN, Claim, Need, Verdict, claim};
+use crate::evidence;
+use crate::memory::{Kind, Memory, last_errno, mark};
+use crate::tracee;
+use crate::watcher::SYNC;
+use cowbell::sys::map::SharedWords;
+use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::remote::RemoteUffd;
+use cowbell::sys::uffd::Features;
+use cowbell::sys::{Errno, pidfd, process, remote};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        reading_by_process_vm_readv_copies_shared_pages,
+        "`process_vm_readv` of an anonymous page that the target shares gives the target a copy of its own; reading `/proc/PID/mem` does not."
+    ),
+    claim!(
+        injected_userfaultfd_watches_the_child,
+        "A userfaultfd made in a forked child by an injected call, taken by `pidfd_getfd` and closed there, watches the child's memory and not the parent's; registers and signal mask are as before."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        blocked_calls_go_on_after_an_injection,
+        "`read` of a pipe, `futex`, `poll`, `nanosleep`, `pause` and `wait4` go on after an injected call, those with a time limit by `restart_syscall`."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        some_blocked_calls_are_interrupted_by_any_stop,
+        "`epoll_wait`, `semtimedop` and `sigtimedwait` are EINTR after a tracer's stop, with an injected call or without."
+    ),
+    claim!(
+        targets_go_on_when_the_tracer_is_killed,
+        "When the tracer is killed, a tracee that is stopped goes on, and so does one that waits in a fault for the tracer's userfaultfd; the registration is gone."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        userfaultfd_outlives_the_address_space,
+        "After the watched process has executed another program or ended, its userfaultfd is neither readable nor hung up; registering is ENOMEM and protecting ESRCH."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        kernel_write_waits_inside_its_system_call,
+        "`/proc/PID/task/TID/syscall` of a thread whose `read(2)` waits at an armed page is the call's number, its arguments, and the stack pointer and program counter of user mode."
+    )
+    .needs(&[Need::FullUffd]),
+    claim!(
+        rseq_area_on_an_armed_page,
+        "The kernel's store to a thread's rseq area is a message under a full synchronous watch, and recorded under `WP_ASYNC`; under a user-mode-only synchronous watch the thread dies of SIGSEGV."
+    )
+    .needs(&[Need::WpAsync, Need::Scan]),
+    claim!(
+        tid_word_disarmed_at_the_exit_stop_is_cleared,
+        "The `CLONE_CHILD_CLEARTID` word on a page under synchronous write-protection is cleared if the page is disarmed at the thread's `PTRACE_EVENT_EXIT`, and else not."
+    )
+    .needs(&[Need::FullUffd]),
+    claim!(
+        robust_futex_on_a_sync_armed_page_is_not_marked,
+        "A robust futex on a page under synchronous write-protection does not get `FUTEX_OWNER_DIED` when its owner ends; disarmed at `PTRACE_EVENT_EXIT` it does."
+    )
+    .needs(&[Need::FullUffd]),
+    claim!(
+        protecting_fails_while_an_event_is_unread,
+        "`UFFDIO_WRITEPROTECT` is EAGAIN from the moment a mapping changes until the event that the userfaultfd asked for is read."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        killed_writer_leaves_its_page_alone,
+        "A thread that is killed while it waits in a synchronous fault ends at once; its page was announced and is not copied."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        frames_of_a_tracee_show_to_the_administrator,
+        "The page frames of another process show in its pagemap with CAP_SYS_ADMIN."
+    )
+    .needs(&[ADMIN]),
+];
+
+fn entry_of(pid: i32, memory: &Memory, page: usize) -> Entry {
+    let mut found = Entry::empty();
+    Pagemap::open(pid).expect("pagemap").read(memory.at(page), |_, entry| found = entry).expect("read of pagemap");
+    found
+}
+
+fn reading_by_process_vm_readv_copies_shared_pages() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let child = child::spawn(|| Gate::new().pass());
+    let copied = |page| entry_of(child.pid, &memory, page).contains(Entry::PRESENT | Entry::EXCLUSIVE);
+    let mut byte = [0u8];
+    assert_eq!(remote::read_memory(child.pid, memory.at(1).start as u64, &mut byte), Ok(1));
+    assert_eq!((byte, copied(1)), ([mark(1)], false), "/proc/PID/mem");
+    let local = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let there = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(memory.at(2).start), iov_len: 1 };
+    // SAFETY: the kernel writes to `byte` only; the other vector is followed in the child.
+    let got = unsafe { libc::process_vm_readv(child.pid, &raw const local, 1, &raw const there, 1, 0) };
+    assert_eq!((got, byte), (1, [mark(2)]), "process_vm_readv: {}", last_errno());
+    assert!(copied(2), "process_vm_readv");
+    assert!(!copied(3), "others stay shared");
+    child.kill();
+    Ok(())
+}
+
+/// All general registers of a stopped thread, and its blocked signals.
+fn state(tid: i32) -> (Vec<u8>, String) {
+    let mut bytes = [0u8; 512];
+    let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let set = std::ptr::without_provenance_mut::<libc::c_void>(libc::NT_PRSTATUS as usize);
+    // SAFETY: the kernel writes at most as many bytes as the vector says.
+    let done = unsafe { libc::ptrace(libc::PTRACE_GETREGSET, tid, set, &raw mut vector) };
+    assert_eq!(done, 0, "PTRACE_GETREGSET: {}", last_errno());
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).expect("status");
+    let mask = status.lines().find(|line| line.starts_with("SigBlk")).expect("a mask").to_owned();
+    (bytes[..vector.iov_len].to_vec(), mask)
+}
+
+fn descriptors(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc/PID/fd").count()
+}
+
+fn injected_userfaultfd_watches_the_child() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let parent = tracee::spawn(tracee::ALL, || {
+        let child = child::spawn(|| memory.store(1, 200));
+        memory.store(2, 200);
+        child.finish();
+    });
+    let child = tracee::born(parent.pid);
+    let before = (state(child), descriptors(child));
+    let uffd = tracee::watch(child, false, SYNC | Features::THREAD_ID);
+    assert!(before == (state(child), descriptors(child)), "as before");
+    tracee::arm(&uffd, memory.range);
+    ptrace::resume(parent.pid, Until::Event, 0).expect("PTRACE_CONT");
+    ptrace::resume(child, Until::Event, 0).expect("PTRACE_CONT");
+    let fault = tracee::next_fault(&uffd);
+    assert_eq!((fault.address, fault.tid), (memory.at(1).start, child));
+    assert!(fault.write_protect && !entry_of(child, &memory, 1).contains(Entry::EXCLUSIVE), "not yet copied");
+    uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+    tracee::until(child, Stop::Event(Event::Exit));
+    assert!(entry_of(child, &memory, 1).contains(Entry::EXCLUSIVE), "copied");
+    assert_eq!(tracee::end(child), Status::Exited(0));
+    while tracee::next(parent.pid) != Status::Exited(0) {
+        ptrace::resume(parent.pid, Until::Event, 0).expect("PTRACE_CONT");
+    }
+    assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "nothing of the parent");
+    Ok(())
+}
+
+/// A system call that waits for ever, made by number; `-errno` or the result.
+fn call(number: i64, arguments: [usize; 4]) -> i64 {
+    let [a, b, c, d] = arguments;
+    // SAFETY: the callers pass what the call demands.
+    let got = unsafe { libc::syscall(number, a, b, c, d, 0, 0) };
+    if got == -1 { -i64::from(last_errno().raw_os_error()) } else { got }
+}
+
+/// Longer than this test runs, and later than now.
+static LONG: libc::timespec = libc::timespec { tv_sec: 1 << 31, tv_nsec: 0 };
+
+/// Blocks a tracee in a system call, stops it there, injects if told to, and lets it go on. Its result, if it ends.
+fn stop_in(number: i64, again: Option<i64>, inject: bool, body: impl FnOnce() -> i64) -> Option<i64> {
+    let result = SharedWords::new(1).expect("a shared page");
+    let [word, ..] = result.words() else { unreachable!("a page holds a word") };
+    let ready = Gate::new();
+    let child = tracee::spawn(tracee::ALL - ptrace::Options::FORK, || {
+        ready.open();
+        word.store(body() as u64, Ordering::SeqCst);
+    });
+    ready.pass();
+    tracee::blocked_in(child.pid, |in_call, _| in_call == number);
+    tracee::interrupt(child.pid);
+    if inject {
+        let before = state(child.pid);
+        let _uffd = tracee::watch(child.pid, false, SYNC);
+        assert!(before == state(child.pid), "call {number}: as before");
+    }
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    let Some(again) = again else {
+        tracee::until(child.pid, Stop::Event(Event::Exit));
+        let result = word.load(Ordering::SeqCst) as i64;
+        assert_eq!(tracee::end(child.pid), Status::Exited(0));
+        return Some(result);
+    };
+    tracee::blocked_in(child.pid, |in_call, _| {
+        let result = word.load(Ordering::SeqCst) as i64;
+        assert_eq!(result, 0, "call {number} returned");
+        in_call == again
+    });
+    process::kill(child.pid);
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    None
+}
+
+fn blocked_calls_go_on_after_an_injection() -> Verdict {
+    let (unread, _unwritten) = process::pipe().expect("pipe");
+    let unread = unread.as_raw_fd();
+    let long = (&raw const LONG).expose_provenance();
+    let mut byte = [0u8; 8];
+    let byte = byte.as_mut_ptr().expose_provenance();
+    let zero = 0u32;
+    let word = (&raw const zero).expose_provenance();
+    let polled = libc::pollfd { fd: unread, events: libc::POLLIN, revents: 0 };
+    let polled = (&raw const polled).expose_provenance();
+    // On aarch64 the kernel has forgotten what was to be restarted, and the call is made anew.
+    let restart = |number| if cfg!(target_arch = "x86_64") { libc::SYS_restart_syscall } else { number };
+    let calls = [
+        (libc::SYS_read, [unread as usize, byte, 1, 0], libc::SYS_read),
+        (libc::SYS_futex, [word, libc::FUTEX_WAIT as usize, 0, 0], libc::SYS_futex),
+        (libc::SYS_futex, [word, libc::FUTEX_WAIT as usize, 0, long], restart(libc::SYS_futex)),
+        (libc::SYS_ppoll, [polled, 1, 0, 0], libc::SYS_ppoll),
+        (libc::SYS_clock_nanosleep, [libc::CLOCK_MONOTONIC as usize, 0, long, 0], restart(libc::SYS_clock_nanosleep)),
+        (libc::SYS_clock_nanosleep, [libc::CLOCK_MONOTONIC as usize, 1, long, 0], libc::SYS_clock_nanosleep),
+        (libc::SYS_nanosleep, [long, 0, 0, 0], restart(libc::SYS_nanosleep)),
+    ];
+    for (number, arguments, again) in calls {
+        for inject in [false, true] {
+            assert_eq!(stop_in(number, Some(again), inject, || call(number, arguments)), None);
+        }
+    }
+    let waiting = || {
+        let child = child::spawn(|| Gate::new().pass());
+        call(libc::SYS_wait4, [child.pid as usize, 0, 0, 0])
+    };
+    assert_eq!(stop_in(libc::SYS_wait4, Some(libc::SYS_wait4), true, waiting), None);
+    Ok(())
+}
+
+fn some_blocked_calls_are_interrupted_by_any_stop() -> Verdict {
+    let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("epoll_create");
+    let epoll = epoll.as_raw_fd() as usize;
+    let mut room = [0u64; 4];
+    let room = room.as_mut_ptr().expose_provenance();
+    let long = (&raw const LONG).expose_provenance();
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the set is ours, and zeroes are the empty one.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1) };
+    let set = set.as_ptr().expose_provenance();
+    for inject in [false, true] {
+        // epoll_pwait without a mask, which every architecture has, is epoll_wait.
+        let epolling = || call(libc::SYS_epoll_pwait, [epoll, room, 1, usize::MAX]);
+        assert_eq!(stop_in(libc::SYS_epoll_pwait, None, inject, epolling), Some(-i64::from(libc::EINTR)), "epoll");
+        let waiting = || call(libc::SYS_rt_sigtimedwait, [set, 0, long, 8]);
+        let got = stop_in(libc::SYS_rt_sigtimedwait, None, inject, waiting);
+        assert_eq!(got, Some(-i64::from(libc::EINTR)), "rt_sigtimedwait");
+        let semaphore = || {
+            // SAFETY: the call takes numbers.
+            let id = unsafe { libc::semget(libc::IPC_PRIVATE, 1, 0o600) };
+            let take = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
+            let got = call(libc::SYS_semtimedop, [id as usize, (&raw const take).expose_provenance(), 1, long]);
+            // SAFETY: removing it takes no argument.
+            unsafe { libc::semctl(id, 0, libc::IPC_RMID) };
+            got
+        };
+        assert_eq!(stop_in(libc::SYS_semtimedop, None, inject, semaphore), Some(-i64::from(libc::EINTR)), "semtimedop");
+    }
+    Ok(())
+}
+
+/// Is the memory, all of it, registered for write-protection?
+fn registered(pid: i32, memory: &Memory) -> bool {
+    evidence::smaps(pid, memory).flags.iter().any(|flag| flag == "uw")
+}
+
+/// A target whose tracer, another process, did `traced` and then waits to be killed.
+fn with_tracer(target: impl FnOnce(&Gate), traced: impl FnOnce(i32, &Gate)) -> (Child, Child) {
+    let (ids, go, ready) = (process::pipe().expect("pipe"), Gate::new(), Gate::new());
+    let told = process::pipe().expect("pipe");
+    let tracer = child::spawn(|| {
+        traced(process::take_pid(&ids.0).expect("an id"), &go);
+        process::give_byte(&told.1);
+        Gate::new().pass();
+    });
+    let child = child::spawn(|| {
+        process::allow_tracing_by(tracer.pid);
+        ready.open();
+        target(&go);
+    });
+    ready.pass();
+    let mut bytes = ids.1;
+    rustix::io::write(&mut bytes, &child.pid.to_ne_bytes()).expect("write");
+    assert!(process::take_byte(&told.0), "the tracer is ready");
+    (child, tracer)
+}
+
+fn targets_go_on_when_the_tracer_is_killed() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    for faulting in [false, true] {
+        let (child, tracer) = with_tracer(
+            |go| {
+                go.pass();
+                memory.store(1, 200);
+            },
+            |pid, go| {
+                ptrace::seize(pid, tracee::ALL).expect("PTRACE_SEIZE");
+                tracee::interrupt(pid);
+                let uffd = tracee::watch(pid, false, SYNC);
+                tracee::arm(&uffd, memory.range);
+                go.open();
+                if faulting {
+                    ptrace::resume(pid, Until::Event, 0).expect("PTRACE_CONT");
+                    tracee::next_fault(&uffd);
+                }
+                // It lives as long as this process.
+                std::mem::forget(uffd);
+            },
+        );
+        assert!(registered(child.pid, &memory));
+        let ended = pidfd::wait_end(child.pidfd.as_fd(), Some(Duration::from_millis(50)));
+        assert!(!ended.expect("poll"), "it stands");
+        tracer.kill();
+        child.finish();
+    }
+    let (child, tracer) = with_tracer(
+        |_| Gate::new().pass(),
+        |pid, _| {
+            ptrace::seize(pid, tracee::ALL).expect("PTRACE_SEIZE");
+            tracee::interrupt(pid);
+            let uffd = tracee::watch(pid, false, SYNC);
+            tracee::arm(&uffd, memory.range);
+            std::mem::forget(uffd);
+        },
+    );
+    assert!(registered(child.pid, &memory));
+    tracer.kill();
+    assert!(!registered(child.pid, &memory), "no longer");
+    child.kill();
+    Ok(())
+}
+
+/// What can be had from a userfaultfd.
+#[derive(Debug, PartialEq)]
+struct Abilities {
+    /// What poll says.
+    ready: bool,
+    read: Result<bool, Errno>,
+    register: Result<(), Errno>,
+    protect: Result<(), Errno>,
+}
+
+fn abilities(uffd: &RemoteUffd, memory: &Memory) -> Abilities {
+    let ready = pidfd::readable(uffd.as_fd(), Some(Duration::ZERO)).expect("poll");
+    let read = uffd.read(|event| panic!("{event:?}"));
+    let register = uffd.register(memory.range);
+    Abilities { ready, read, register, protect: uffd.write_protect(memory.range, true) }
+}
+
+fn userfaultfd_outlives_the_address_space() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let gone = Abilities { ready: false, read: Ok(false), register: Err(Errno::NOMEM), protect: Err(Errno::SRCH) };
+    let go = Gate::new();
+    let child = tracee::spawn(tracee::ALL, || {
+        use std::os::unix::process::CommandExt;
+        go.pass();
+        let failed =
+            std::process::Command::new("/proc/self/exe").arg("--list").stdout(std::process::Stdio::null()).exec();
+        panic!("exec: {failed}");
+    });
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, false, SYNC);
+    let live = Abilities { ready: false, read: Ok(false), register: Ok(()), protect: Ok(()) };
+    assert_eq!(abilities(&uffd, &memory), live, "while it lives");
+    // What the child writes on its way is not the matter here.
+    uffd.write_protect(memory.range, false).expect("UFFDIO_WRITEPROTECT");
+    go.open();
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    tracee::until(child.pid, Stop::Event(Event::Exec));
+    assert_eq!(abilities(&uffd, &memory), gone, "after exec");
+    let newer = {
+        // The event is inside of the system call.
+        ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+        tracee::interrupt(child.pid);
+        tracee::watch(child.pid, false, SYNC)
+    };
+    process::kill(child.pid);
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    assert_eq!(abilities(&newer, &memory), gone, "after the end");
+    Ok(())
+}
+
+fn kernel_write_waits_inside_its_system_call() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let (unread, to_child) = process::pipe().expect("pipe");
+    let address = memory.at(1).start;
+    let arguments = [unread.as_raw_fd() as usize, address, 1, 0];
+    let child = tracee::spawn(tracee::ALL, || assert_eq!(call(libc::SYS_read, arguments), 1));
+    tracee::blocked_in(child.pid, |number, given| number == libc::SYS_read && given.get(1) == Some(&(address as u64)));
+    tracee::interrupt(child.pid);
+    let registers = ptrace::registers(child.pid).expect("PTRACE_GETREGSET");
+    let uffd = tracee::watch(child.pid, true, SYNC);
+    tracee::arm(&uffd, memory.range);
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    process::give_byte(&to_child);
+    assert_eq!(tracee::next_fault(&uffd).address, address);
+    // On aarch64 the registers of the stop are those of the call about to be made anew.
+    let behind = if cfg!(target_arch = "x86_64") { 0 } else { 4 };
+    tracee::blocked_in(child.pid, |number, given| {
+        assert_eq!((number, given.get(1)), (libc::SYS_read, Some(&(address as u64))));
+        assert_eq!(given.get(6..), Some([registers.sp(), registers.pc() + behind].as_slice()));
+        true
+    });
+    uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+    assert_eq!(tracee::end_running(child.pid), Status::Exited(0));
+    Ok(())
+}
+
+/// `struct rseq`: 32 bytes, aligned to as many.
+const RSEQ_LEN: usize = 32;
+
+/// Registers its rseq area there, tells so, and sleeps now and then until told to end. It has no thread-local storage.
+extern "C" fn sleep_with_rseq(shared: *mut libc::c_void) -> i32 {
+    // SAFETY: `rseq_case` passes three words that outlive this process.
+    let [area, ready, go] = unsafe { *shared.cast::<[usize; 3]>() };
+    // SAFETY: the area is mapped, aligned, and nobody's else.
+    if unsafe { libc::syscall(libc::SYS_rseq, area, RSEQ_LEN, 0, 0x5305_3053) } != 0 {
+        return 9;
+    }
+    let mut count = 1u64;
+    let count = &raw mut count;
+    // SAFETY: the number is an eventfd's.
+    unsafe { libc::syscall(libc::SYS_write, ready, count, 8) };
+    // SAFETY: as above; it waits, and so the thread is scheduled again, and the kernel stores where it runs.
+    unsafe { libc::syscall(libc::SYS_read, go, count, 8) };
+    0
+}
+
+/// How a process ends that is scheduled with its rseq area on an armed page, and what came of the page.
+fn rseq_case(full: bool, features: Features) -> Result<(pidfd::Ended, usize, bool), crate::claim::Skip> {
+    let memory = Memory::new(Kind::Anonymous, 4)?;
+    memory.store(1, 0);
+    let stack = Memory::new(Kind::Anonymous, 16)?.range;
+    let (ready, go) = (Gate::new(), Gate::new());
+    let words = [memory.at(1).start, ready.as_fd().as_raw_fd() as usize, go.as_fd().as_raw_fd() as usize];
+    let tid = std::sync::atomic::AtomicU64::new(0);
+    let argument = (&raw const words).cast_mut().cast();
+    // SAFETY: the entry makes system calls only; stack and argument outlive the process.
+    let pid = unsafe { cowbell::sys::clone::share_memory(sleep_with_rseq, argument, stack, &tid) }.expect("clone");
+    let pidfd = pidfd::open(pid).expect("pidfd_open");
+    ready.pass();
+    tracee::blocked_in(pid, |number, given| {
+        number == libc::SYS_read && given.first() == words.get(2).map(|go| *go as u64).as_ref()
+    });
+    let uffd = if full { crate::watcher::full(features) } else { Ok(crate::watcher::user_mode(features)) };
+    let uffd = uffd.expect("userfaultfd");
+    crate::watcher::arm(&uffd, &memory);
+    go.open();
+    let mut messages = 0;
+    if full && !features.contains(Features::WP_ASYNC) {
+        assert_eq!(crate::watcher::next_fault(&uffd).address, memory.at(1).start);
+        messages += 1;
+        crate::watcher::protect(&uffd, memory.range, false).expect("UFFDIO_WRITEPROTECT");
+    }
+    pidfd::wait_end(pidfd.as_fd(), None).expect("poll");
+    let written = features.contains(Features::WP_ASYNC) && evidence::written(&memory) == evidence::pages([1]);
+    // It is the harness' child.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let code: i32 = status.split_whitespace().last().and_then(|code| code.parse().ok()).expect("an exit code");
+    Ok((ptrace::end_in(code as u64), messages, written))
+}
+
+fn rseq_area_on_an_armed_page() -> Verdict {
+    use pidfd::Ended;
+    assert_eq!(rseq_case(false, SYNC)?, (Ended::Signaled(libc::SIGSEGV), 0, false), "user mode only");
+    assert_eq!(rseq_case(false, crate::watcher::ASYNC)?, (Ended::Exited(0), 0, true), "asynchronous");
+    if crate::watcher::full(SYNC).is_ok() {
+        assert_eq!(rseq_case(true, SYNC)?, (Ended::Exited(0), 1, false), "full");
+    }
+    Ok(())
+}
+
+/// A traced child whose `prepare` points the kernel to something in page 1, ended with that page armed (and disarmed at
+/// the exit stop, if asked). The memory is shared with us, so that it can be looked at.
+fn ended_with_armed_page(memory: &Memory, disarm: bool, prepare: impl FnOnce()) {
+    let (ready, go) = (Gate::new(), Gate::new());
+    let child = tracee::spawn(tracee::ALL, || {
+        prepare();
+        ready.open();
+        go.pass();
+    });
+    ready.pass();
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, true, SYNC);
+    tracee::arm(&uffd, memory.at(1));
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    go.open();
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    if disarm {
+        uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+    }
+    assert_eq!(tracee::end(child.pid), Status::Exited(0));
+    assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no message");
+}
+
+fn tid_word_disarmed_at_the_exit_stop_is_cleared() -> Verdict {
+    for disarm in [false, true] {
+        let memory = Memory::marked(Kind::SharedMemfd, 4)?;
+        let (ready, go) = (Gate::new(), Gate::new());
+        let child = tracee::spawn(tracee::ALL, || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    call(libc::SYS_set_tid_address, [memory.at(1).start, 0, 0, 0]);
+                    ready.open();
+                    go.pass();
+                    call(libc::SYS_exit, [0; 4]);
+                });
+                Gate::new().pass();
+            });
+        });
+        tracee::until(child.pid, Stop::Event(Event::Clone));
+        let thread = ptrace::event_message(child.pid).expect("PTRACE_GETEVENTMSG") as i32;
+        tracee::until(thread, Stop::Trap);
+        ptrace::resume(thread, Until::Event, 0).expect("PTRACE_CONT");
+        ready.pass();
+        tracee::interrupt(thread);
+        let uffd = tracee::watch_in(child.pid, thread, true, SYNC);
+        tracee::arm(&uffd, memory.at(1));
+        ptrace::resume(thread, Until::Event, 0).expect("PTRACE_CONT");
+        go.open();
+        tracee::until(thread, Stop::Event(Event::Exit));
+        if disarm {
+            uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
+        }
+        assert_eq!(tracee::end(thread), Status::Exited(0));
+        assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no message");
+        assert_eq!(memory.load(1), if disarm { 0 } else { mark(1) });
+        process::kill(child.pid);
+        assert_eq!(tracee::end_running(child.pid), Status::Signaled(libc::SIGKILL));
+    }
+    Ok(())
+}
+
+fn robust_futex_on_a_sync_armed_page_is_not_marked() -> Verdict {
+    for disarm in [false, true] {
+        let memory = Memory::new(Kind::SharedMemfd, 4)?;
+        let word_at = |page: usize| {
+            let at = std::ptr::with_exposed_provenance::<std::sync::atomic::AtomicU32>(memory.at(page).start);
+            // SAFETY: the page is mapped for as long as this process lives, and aligned.
+            unsafe { &*at }
+        };
+        ended_with_armed_page(&memory, disarm, || {
+            // The list's head is in page 2 and its one entry in page 3, whose futex is where the offset leads: in page 1.
+            let [futex, head, entry] = [1, 2, 3].map(|page| memory.at(page).start);
+            let list = std::ptr::with_exposed_provenance_mut::<[usize; 3]>(head);
+            // SAFETY: page 2 is mapped, and nobody refers to it.
+            unsafe { list.write_volatile([entry, futex.wrapping_sub(entry), 0]) };
+            let next = std::ptr::with_exposed_provenance_mut::<usize>(entry);
+            // SAFETY: page 3 is mapped, and nobody refers to it.
+            unsafe { next.write_volatile(head) };
+            word_at(1).store(process::tid() as u32, Ordering::SeqCst);
+            assert_eq!(call(libc::SYS_set_robust_list, [head, 24, 0, 0]), 0);
+        });
+        let marked = word_at(1).load(Ordering::SeqCst) & libc::FUTEX_OWNER_DIED != 0;
+        assert_eq!(marked, disarm);
+    }
+    Ok(())
+}
+
+fn protecting_fails_while_an_event_is_unread() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let go = Gate::new();
+    let child = tracee::spawn(tracee::ALL, || {
+        go.pass();
+        memory.drop_pages(memory.at(1));
+    });
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, false, SYNC | Features::EVENT_REMOVE);
+    tracee::arm(&uffd, memory.range);
+    go.open();
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    pidfd::readable(uffd.as_fd(), None).expect("poll");
+    assert_eq!(uffd.write_protect(memory.at(2), false), Err(Errno::AGAIN), "unread");
+    let mut removed = None;
+    uffd.read(|event| removed = Some(event)).expect("read");
+    assert!(matches!(removed, Some(cowbell::sys::uffd::Event::Remove(range)) if range == memory.at(1)));
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    assert_eq!(uffd.write_protect(memory.at(2), false), Ok(()), "read");
+    assert_eq!(tracee::end(child.pid), Status::Exited(0));
+    Ok(())
+}
+
+fn killed_writer_leaves_its_page_alone() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let go = Gate::new();
+    let child = tracee::spawn(tracee::ALL, || {
+        go.pass();
+        memory.store(1, 200);
+    });
+    tracee::interrupt(child.pid);
+    let uffd = tracee::watch(child.pid, false, SYNC);
+    tracee::arm(&uffd, memory.range);
+    go.open();
+    ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
+    assert_eq!(tracee::next_fault(&uffd).address, memory.at(1).start, "announced");
+    process::kill(child.pid);
+    tracee::until(child.pid, Stop::Event(Event::Exit));
+    let entry = entry_of(child.pid, &memory, 1);
+    assert!(entry.contains(Entry::PRESENT | Entry::UFFD_WP) && !entry.contains(Entry::EXCLUSIVE), "{entry:?}");
+    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    Ok(())
+}
+
+fn frames_of_a_tracee_show_to_the_administrator() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let child = child::spawn(|| Gate::new().pass());
+    assert_eq!(entry_of(child.pid, &memory, 1).frame(), evidence::entry(&memory, 1).frame(), "shared");
+    assert_ne!(evidence::entry(&memory, 1).frame(), 0);
+    child.kill();
+    Ok(())
+}

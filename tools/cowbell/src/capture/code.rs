@@ -1,0 +1,49 @@
+//! The records about code: stacks and names.
+
+use serde::{Deserialize, Serialize};
+
+/// A sampled stack, innermost frame first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stack {
+    /// Its number, unique in the capture.
+    pub stack: u32,
+    /// Of which account.
+    pub account: u32,
+    /// Native frames: the instruction, then for each caller an address within its call. Empty where not unwound.
+    pub native: Vec<u64>,
+    /// Python frames. Empty where the thread runs none.
+    pub python: Vec<PythonFrame>,
+}
+
+/// A frame of Python code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PythonFrame {
+    /// Function.
+    pub function: String,
+    /// File, as Python knows it.
+    pub file: String,
+    /// Line, 0 where not known.
+    pub line: i32,
+}
+
+/// An instruction's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    /// The instruction.
+    pub pc: u64,
+    /// Functions and lines, the innermost inlined one first; empty where there is no name.
+    pub frames: Vec<NativeFrame>,
+    /// The file mapped there and the address in it, for what has no name.
+    pub module: String,
+}
+
+/// A named frame of native code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NativeFrame {
+    /// Function, demangled.
+    pub function: String,
+    /// Source file, where debug information tells.
+    pub file: Option<String>,
+    /// Line, where debug information tells.
+    pub line: Option<u32>,
+}
