@@ -33,6 +33,7 @@ mod remote;
 mod sealing;
 mod settling;
 mod sharing;
+mod stores;
 mod swapping;
 mod taskstats;
 mod tracing;
@@ -66,6 +67,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("processes", taskstats::CLAIMS),
     ("tracees", tracing::CLAIMS),
     ("tracees", remote::CLAIMS),
+    ("tracees", stores::CLAIMS),
     ("changes", changes::CLAIMS),
     ("settling", settling::CLAIMS),
 ];
