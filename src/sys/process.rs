@@ -302,13 +302,13 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
 }
 
-/// Writes this process' id into a pipe, for [`take_pid`]. *Raw.*
-pub fn give_pid(pipe: impl AsFd) {
-    let _unread = rustix::io::write(pipe, &pid().to_ne_bytes());
+/// Writes a number into a pipe, for [`take_number`]. *Raw.*
+pub fn give_number(pipe: impl AsFd, number: i32) {
+    let _unread = rustix::io::write(pipe, &number.to_ne_bytes());
 }
 
-/// Reads what [`give_pid`] wrote; `None` at the pipe's end.
-pub fn take_pid(pipe: impl AsFd) -> Option<i32> {
+/// Reads what [`give_number`] wrote; `None` at the pipe's end.
+pub fn take_number(pipe: impl AsFd) -> Option<i32> {
     let mut bytes = [0u8; 4];
     let got = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut bytes));
     (got == Ok(4)).then(|| i32::from_ne_bytes(bytes))

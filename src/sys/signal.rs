@@ -196,6 +196,22 @@ fn decode(context: &libc::ucontext_t) -> (Registers, Option<bool>) {
     (Registers { pc: machine.pc, sp: machine.sp, fp }, None)
 }
 
+/// The signals this thread blocks, bit `n - 1` for signal `n`. *Raw.*
+pub fn mask() -> u64 {
+    let mut mask = 0u64;
+    let (none, size) = (std::ptr::null::<u64>(), size_of::<u64>());
+    // SAFETY: the kernel writes `size` bytes to `mask`, which lives until the call returns.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, none, &raw mut mask, size) };
+    mask
+}
+
+/// Blocks exactly these signals in this thread. *Raw.*
+pub fn set_mask(mask: u64) {
+    let (old, size) = (std::ptr::null_mut::<u64>(), size_of::<u64>());
+    // SAFETY: the kernel reads `size` bytes from `mask`, which lives until the call returns.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, old, size) };
+}
+
 /// Blocks signals in this thread and delivers them through a descriptor instead: `signalfd(2)`, non-blocking.
 ///
 /// # Errors

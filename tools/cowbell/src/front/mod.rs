@@ -56,6 +56,7 @@ fn watch(watching: &Watching, target: Target) -> Result<u8, (u8, Failure)> {
         who: watching.who,
         stacks_every: watching.stacks,
         children_max: watching.max_children as usize,
+        signal_mask: signal::mask(),
     };
     let mut session = Session::start(&options, Kept::new(writer)).map_err(failed)?;
     session.follow(watching.duration, runs).map_err(|e| failed(Failure::new(format!("cannot wait: {e}"))))?;

@@ -19,6 +19,8 @@ pub struct Options {
     pub stacks_every: u32,
     /// How many processes are watched at once, at most.
     pub children_max: usize,
+    /// The signals that the program starts with blocked: those that the front did.
+    pub signal_mask: u64,
 }
 
 /// Whom to watch.

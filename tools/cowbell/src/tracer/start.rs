@@ -17,7 +17,6 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Exit codes of a tracer that could not begin.
@@ -108,11 +107,9 @@ impl Tracer {
     }
 
     fn run(&mut self, words: &[OsString], mode_reason: String) -> Result<(), (u8, String)> {
-        let [program, arguments @ ..] = words else { return Err((FAILED, "no program to run".to_owned())) };
-        let name = program.to_string_lossy();
-        let mut command = Command::new(program);
-        command.args(arguments);
-        let launch = Launch::prepare(command).map_err(|e| (FAILED, format!("cannot start a process: {e}")))?;
+        let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+        let launch = Launch::prepare(words, self.options.signal_mask)
+            .map_err(|e| (FAILED, format!("cannot start a process: {e}")))?;
         let pid = launch.pid();
         ptrace::seize(pid, traced()).map_err(|e| (FAILED, cannot_trace(pid, e)))?;
         match until_executed(pid, launch.go()) {
@@ -219,15 +216,10 @@ fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
         let (_, status) = ptrace::wait(Some(pid), true)?.ok_or(Errno::CHILD)?;
         match status {
             Status::Stopped(Stop::Event(Event::Exec)) => return launched.result(),
-            Status::Stopped(Stop::Event(Event::Exit)) => {
-                // It could not execute the program. Who started it reaps it, and knows why.
-                ptrace::resume(pid, Until::Event, 0)?;
-                return launched.result().and(Err(Errno::CHILD.into()));
-            }
             Status::Stopped(Stop::Signal(due)) => ptrace::resume(pid, Until::Event, due)?,
             Status::Stopped(Stop::Group(_)) => ptrace::listen(pid)?,
             Status::Stopped(_) => ptrace::resume(pid, Until::Event, 0)?,
-            Status::Exited(_) | Status::Signaled(_) => return Err(Errno::CHILD.into()),
+            Status::Exited(_) | Status::Signaled(_) => return launched.result().and(Err(Errno::CHILD.into())),
         }
     }
 }
