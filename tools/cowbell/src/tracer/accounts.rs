@@ -1,9 +1,10 @@
 //! Opening and closing accounts.
 
+use super::arm::Order;
 use super::birth::{self, Unarmed};
 use super::compare::Donor;
 use super::settle::{Close, settle};
-use super::watch::{Doors, Order, THREAD_DATA, Watch};
+use super::watch::{Doors, THREAD_DATA, Watch};
 use super::{DOORS, Tracer};
 use crate::capture::record::{Blindness, Closed, Mode, Record, Role, Who};
 use cowbell::sys;

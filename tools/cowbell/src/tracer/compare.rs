@@ -37,14 +37,22 @@ impl Donor {
         Some(Self { memory: Memory::open(pid).ok()?, pagemap: Pagemap::open(pid).ok()?, written })
     }
 
+    /// Has it this page still, as it was when the account opened? Then whoever wrote it there was given a copy.
+    pub fn still_has(&self, watch: &Watch, page: u64) -> bool {
+        let present = baseline::entry(&self.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
+        let wrote = self.written.as_ref().map(|written| written.get(&page));
+        present && wrote.is_some_and(|wrote| wrote.is_none_or(|&time| time < watch.begun_ns))
+    }
+
     fn original(&self, watch: &Watch, page: u64, class: Class) -> Option<Box<[u8]>> {
-        let entry = baseline::entry(&self.pagemap, page).ok()?;
-        let is_the_files = !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE);
-        if class == Class::PrivateFile {
-            return is_the_files.then(|| read(&self.memory, page)).flatten();
-        }
-        let unwritten = self.written.as_ref()?.get(&page).is_none_or(|&time| time < watch.begun_ns);
-        (unwritten && entry.contains(Entry::PRESENT)).then(|| read(&self.memory, page)).flatten()
+        let there = match class {
+            Class::PrivateFile => {
+                let entry = baseline::entry(&self.pagemap, page).ok()?;
+                !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE)
+            }
+            _ => self.still_has(watch, page),
+        };
+        there.then(|| read(&self.memory, page)).flatten()
     }
 }
 

@@ -13,6 +13,7 @@
 //! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
 
 mod accounts;
+mod arm;
 mod baseline;
 mod birth;
 mod compare;

@@ -34,6 +34,10 @@ pub fn settle(watch: &mut Watch, originals: &mut Originals, donor: Option<&Donor
     if is_there && closed != Closed::Lost {
         drop_what_never_happened(watch, &mut pages, closed == Closed::Forked);
     }
+    if let Some(donor) = donor {
+        let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
+        undecided.filter(|(page, _)| donor.still_has(watch, **page)).for_each(|(_, class)| *class = Class::Copy);
+    }
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
     originals.forget(watch.account);
     let unseen = watch.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);

@@ -2,7 +2,7 @@
 
 use super::baseline::{self, Baseline, Was, page_bytes};
 use super::maps::{self, Backing, Map};
-use crate::capture::record::{Begin, Class, Event, Held, Mapping, Mode, Role, Watched};
+use crate::capture::record::{Class, Event, Mapping, Mode, Role, Watched};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
@@ -79,126 +79,16 @@ pub struct Watch {
     pub events: Vec<Event>,
     /// Pages that may have been written and went before they were counted.
     pub uncounted: u64,
-    doors: Doors,
-    memory: Memory,
-    frames: bool,
-    blocked: HashMap<i32, OwnedFd>,
-}
-
-/// What a watch is opened with.
-pub struct Order {
-    /// The account's number.
-    pub account: u32,
-    /// Why.
-    pub role: Role,
-    /// How.
-    pub mode: Mode,
-    /// Whose memory.
-    pub pid: i32,
-    /// Are page frames readable?
-    pub frames: bool,
-    /// The time, since the header.
-    pub now_ns: u64,
+    pub(super) doors: Doors,
+    pub(super) memory: Memory,
+    pub(super) frames: bool,
+    pub(super) blocked: HashMap<i32, OwnedFd>,
 }
 
 impl Watch {
-    /// Arms the private mappings of a process that stands still, or at least its one thread that could fork.
-    ///
-    /// # Errors
-    /// Its page tables cannot be read.
-    pub fn arm(order: &Order, doors: Doors) -> Result<(Self, Begin), Errno> {
-        let started = cowbell::sys::monotonic_ns();
-        let pagemap = Pagemap::open(order.pid)?;
-        let base = Baseline::scan(&pagemap)?;
-        let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-        let mut watch = Self {
-            account: order.account,
-            role: order.role,
-            mode: order.mode,
-            pid: order.pid,
-            begun_ns: order.now_ns,
-            pagemap,
-            maps: Vec::new(),
-            base,
-            written: HashMap::new(),
-            events: Vec::new(),
-            uncounted: 0,
-            doors,
-            memory: Memory::open(order.pid)?,
-            frames: order.frames,
-            blocked: HashMap::new(),
-        };
-        for mut map in maps {
-            map.mapping.watched = watch.arm_mapping(&map);
-            if map.mapping.watched == Watched::Bits && order.frames {
-                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
-            }
-            watch.maps.push(map);
-        }
-        let held = watch.held()?;
-        let begin = Begin {
-            account: order.account,
-            pid: order.pid,
-            role: order.role,
-            time_ns: order.now_ns,
-            mode: order.mode,
-            mappings: watch.maps.iter().map(|map| map.mapping.clone()).collect(),
-            held,
-            arm_ns: cowbell::sys::monotonic_ns() - started,
-        };
-        Ok((watch, begin))
-    }
-
     /// Gives the userfaultfds back, for the next account of the same process.
     pub fn into_doors(self) -> Doors {
         self.doors
-    }
-
-    fn arm_mapping(&self, map: &Map) -> Watched {
-        let Mapping { start, end, .. } = map.mapping;
-        let inherited = self.base.any(start, end);
-        let door = match (map.backing, self.mode) {
-            (Backing::Shared, _) => return Watched::No,
-            (Backing::HugePages, _) => return Watched::Refused("huge pages of hugetlbfs are not watched".to_owned()),
-            // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
-            (Backing::Memory, Mode::Trace) => (&self.doors.events, Watched::Events),
-            (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),
-            (Backing::File, Mode::Trace) if inherited => (&self.doors.bits, Watched::Bits),
-            (_, Mode::Count) if inherited => (&self.doors.bits, Watched::Bits),
-            // Nothing to copy, or nothing that page tables do not tell afterwards.
-            _ => return Watched::Census,
-        };
-        let (Some(uffd), watched) = door else {
-            return Watched::Refused("the kernel cannot write-protect this kind of mapping".to_owned());
-        };
-        let range = Range { start: start as usize, len: (end - start) as usize };
-        let armed = uffd.register(range).and_then(|()| protect(uffd, range));
-        match armed {
-            Ok(()) => watched,
-            Err(Errno::BUSY) => Watched::Refused("another userfaultfd watches it".to_owned()),
-            Err(e) => Watched::Refused(format!("userfaultfd refused it: {e}")),
-        }
-    }
-
-    fn held(&self) -> Result<Held, Errno> {
-        let mut held = Held::default();
-        for Mapping { start, end, .. } in self.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
-            held.zero += self.base.count(*start, *end, Was::Zero);
-            held.swapped += self.base.count(*start, *end, Was::Swapped);
-            held.shared += self.base.count(*start, *end, Was::Private);
-        }
-        if self.role != Role::Attached {
-            // Just forked: what is private is also the other's.
-            return Ok(held);
-        }
-        held.shared = 0;
-        for map in self.maps.iter().filter(|map| is_watched(map)) {
-            for page in self.base.held_in(map.mapping.start, map.mapping.end) {
-                let exclusive = baseline::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
-                *(if exclusive { &mut held.exclusive } else { &mut held.shared }) += 1;
-            }
-        }
-        Ok(held)
     }
 
     /// Notes pages that the kernel itself wrote while it made the child: those at `from..to` that are no longer shared.
@@ -438,21 +328,5 @@ impl Watch {
         let mut bytes = vec![0; page_bytes() as usize];
         let got = self.memory.read(page, &mut bytes).ok()?;
         (got == bytes.len()).then(|| bytes.into())
-    }
-}
-
-/// Are this mapping's private pages of interest?
-fn is_watched(map: &Map) -> bool {
-    !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
-}
-
-/// Arms a range. Nobody reads this userfaultfd's events yet, and none can come but from threads that run meanwhile.
-fn protect(uffd: &RemoteUffd, range: Range) -> Result<(), Errno> {
-    loop {
-        match uffd.write_protect(range, true) {
-            // A thread changes mappings meanwhile and waits to tell: what it says concerns what is not armed yet.
-            Err(Errno::AGAIN) => drop(uffd.read(|_| {})?),
-            done => return done,
-        }
     }
 }
