@@ -1,5 +1,6 @@
 //! `cowbell doctor`: what works here for this user, and what would make the rest work.
 
+use crate::tracer::ability;
 use cowbell::support::Support;
 use std::io::Write;
 use std::process::ExitCode;
@@ -23,12 +24,42 @@ pub fn run(json: bool) -> ExitCode {
 fn print(support: &Support, json: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut out, support)?;
+        serde_json::to_writer_pretty(&mut out, &document(support)?)?;
         writeln!(out)?;
     } else {
         write!(out, "{support}")?;
+        writeln!(out, "\nCommands: looking into programs that are not prepared")?;
+        for (command, verdict, tells) in commands() {
+            let word = if verdict.is_ok() { "works" } else { "MISSING" };
+            writeln!(out, "  {command:<18} {word:<8} {tells}")?;
+            if let Err(why) = verdict {
+                writeln!(out, "{:29}why   {why}", "")?;
+            }
+        }
     }
     out.flush()
+}
+
+/// The library's answer, and the commands'.
+fn document(support: &Support) -> serde_json::Result<serde_json::Value> {
+    let mut document = serde_json::to_value(support)?;
+    let commands = commands().into_iter().map(|(command, verdict, _)| match verdict {
+        Ok(()) => (command.to_owned(), serde_json::json!({ "verdict": "works" })),
+        Err(why) => (command.to_owned(), serde_json::json!({ "verdict": "missing", "why": why })),
+    });
+    document["commands"] = serde_json::Value::Object(commands.collect());
+    Ok(document)
+}
+
+/// The commands that depend on rights, whether they work, and what they tell.
+fn commands() -> [(&'static str, Result<(), String>, &'static str); 4] {
+    let frames = if ability::frames() { Ok(()) } else { Err("page frames need root (CAP_SYS_ADMIN)".to_owned()) };
+    [
+        ("run --mode count", ability::count(), "which pages a program and its children copy"),
+        ("run --mode trace", ability::trace(), "and when, which thread, which code"),
+        ("attach", ability::count().and_then(|()| ability::attach()), "the same for a running process"),
+        ("page frames", frames, "copies and reuses are always told apart"),
+    ]
 }
 
 #[cfg(test)]
@@ -37,7 +68,10 @@ mod tests {
 
     #[test]
     fn json_holds_its_version_four_watches_and_every_feature() {
-        let json = serde_json::to_value(Support::probe()).expect("JSON");
+        let json = document(&Support::probe()).expect("JSON");
+        for (command, _, _) in commands() {
+            assert!(json["commands"][command]["verdict"].is_string(), "{command} in {json}");
+        }
         assert_eq!(json["version"], 1);
         for watch in ["census", "async", "trap", "monitor"] {
             assert!(json["watches"][watch]["verdict"].is_string(), "{watch} in {json}");

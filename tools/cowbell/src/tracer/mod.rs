@@ -12,6 +12,7 @@
 //! It is a process apart from the front so that whoever kills the command does not strike in the middle of an injection
 //! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
 
+pub mod ability;
 mod accounts;
 mod arm;
 mod baseline;

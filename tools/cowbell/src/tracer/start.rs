@@ -4,14 +4,11 @@ use super::compare::Originals;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
 use super::tree::{Process, Tree};
-use super::watch::{BIT_FEATURES, EVENT_FEATURES};
-use super::{LINK, SIGNALS, Tracer, baseline};
+use super::{LINK, SIGNALS, Tracer, ability, baseline};
 use crate::capture::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
-use cowbell::sys::pagemap::Pagemap;
 use cowbell::sys::ptrace::{self, Event, Options as Traced, Status, Stop, Until};
-use cowbell::sys::uffd::{Door, Features, Uffd};
 use cowbell::sys::{self, Errno, signal};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -59,7 +56,7 @@ impl Tracer {
         let mut tracer = Self {
             link,
             mode,
-            frames: frames_are_readable(),
+            frames: ability::frames(),
             poller,
             signals,
             tree: Tree::default(),
@@ -190,23 +187,12 @@ fn traced() -> Traced {
 
 /// The most that is allowed, or what was asked for.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
-    let can = |door, features: Features| Uffd::open(door, features).map(drop);
-    can(Door::UserModeOnly, BIT_FEATURES).map_err(|e| {
-        format!(
-            "this kernel cannot note writes without stopping the writer ({e}); it takes Linux 6.7 or newer with \
-                 userfaultfd; `cowbell snapshot PID` needs neither"
-        )
-    })?;
-    let trace = can(Door::SystemCall, EVENT_FEATURES);
-    match (asked, trace) {
+    ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"))?;
+    match (asked, ability::trace()) {
         (Some(Mode::Count), _) => Ok((Mode::Count, String::new())),
         (None | Some(Mode::Trace), Ok(())) => Ok((Mode::Trace, String::new())),
-        (None, Err(e)) => {
-            Ok((Mode::Count, format!("trace needs CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1 ({e})")))
-        }
-        (Some(Mode::Trace), Err(e)) => Err(format!(
-            "--mode trace needs CAP_SYS_PTRACE or `sysctl vm.unprivileged_userfaultfd=1` ({e}); --mode count works without"
-        )),
+        (None, Err(why)) => Ok((Mode::Count, why)),
+        (Some(Mode::Trace), Err(why)) => Err(format!("{why}; --mode count works without")),
     }
 }
 
@@ -245,13 +231,4 @@ fn children(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
-}
-
-/// May page frames be read? They are all 0 without CAP_SYS_ADMIN.
-fn frames_are_readable() -> bool {
-    let local = 0u8;
-    let here = std::ptr::from_ref(&local).addr() as u64;
-    let entry = Pagemap::open_self()
-        .and_then(|pagemap| baseline::entry(&pagemap, here / baseline::page_bytes() * baseline::page_bytes()));
-    entry.is_ok_and(|entry| entry.frame() != 0)
 }
