@@ -34,7 +34,6 @@ impl Random {
 
 /// What backs a region. `Late`, `LateFile` and `Grown` come into being after the fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it; writer.c makes them")]
 pub enum Kind {
     Anon,
     Huge,
@@ -76,7 +75,6 @@ pub struct Region {
 
 /// What a step does; the words are those of writer.c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "writer.c says what each does")]
 pub enum Op {
     Write,
     Read,
@@ -304,7 +302,9 @@ impl Builder {
         let may = self.actors[actor].as_ref().expect("it lives")[id];
         if !may.mapped {
             // Inherited by later children like anything else.
-            return self.whole(actor, id, Op::Map);
+            self.whole(actor, id, Op::Map);
+            // Whether it is one mapping with what lies before it, and so has been written, is not for us to say.
+            return self.steps.push(Step::on(actor, Op::Write, id, 0, 1));
         }
         // The first process keeps its memory as it is: it is what the others are compared with.
         if actor != 0 && !may.torn && self.random.chance(8) {

@@ -35,13 +35,17 @@ impl Log {
             match (what, &n[..]) {
                 ("page", &[bytes]) => log.page_size = bytes,
                 ("zero", &[word]) => log.zero = word,
-                ("process", &[actor, pid]) => drop(log.pids.insert(actor as usize, pid as i32)),
-                ("stats", &[step, count]) => drop(log.stats.insert(step as usize, count as i64)),
+                ("process", &[actor, pid]) => {
+                    log.pids.insert(actor as usize, pid as i32);
+                }
+                ("stats", &[step, count]) => {
+                    log.stats.insert(step as usize, count as i64);
+                }
                 ("base", &[step, actor, region, address]) => {
                     log.bases.push((step as usize, actor as usize, region as usize, address));
                 }
                 ("seen", &[step, page, before, after]) => {
-                    drop(log.seen.insert((step as usize, page as usize), (before, after)));
+                    log.seen.insert((step as usize, page as usize), (before, after));
                 }
                 _ => panic!("{line}"),
             }
@@ -169,9 +173,9 @@ impl Verdict<'_> {
                 Some(closed) if closed == due => {}
                 other => self.wrong.push(format!("the account of actor {actor} closed with {other:?}, not {due:?}")),
             }
-            let forked = self.capture.records.iter().any(|record| {
-                matches!(record, Record::Process(p) if p.pid == pid && p.parent == self.log.pids[&parent])
-            });
+            let forked = self.capture.records.iter().any(
+                |record| matches!(record, Record::Process(p) if p.pid == pid && p.parent == self.log.pids[&parent]),
+            );
             if !forked {
                 self.wrong.push(format!("nothing says that actor {parent} forked actor {actor}"));
             }
@@ -241,7 +245,9 @@ impl Verdict<'_> {
             let bound = |account: &Account| account.end.as_ref().map_or(0, |end| end.unmapped_uncounted);
             let uncounted: u64 = self.capture.of(self.log.pids[&actor]).map(bound).sum();
             if pages > uncounted {
-                self.say(format!("actor {actor}: {pages} pages gone before they were counted, said at most {uncounted}"));
+                self.say(format!(
+                    "actor {actor}: {pages} pages gone before they were counted, said at most {uncounted}"
+                ));
             }
         }
     }
@@ -336,7 +342,10 @@ fn every_case(mode: Mode, count: u64) {
         if !wrong.is_empty() {
             let small = smaller(&writer, case, seed, mode);
             let (_, still) = differences(&writer, &small, seed, mode);
-            panic!("COWBELL_SEED={seed}, {mode:?}: {wrong:#?}\nit said: {}\nleft of it: {still:#?}\n{small}", outcome.err);
+            panic!(
+                "COWBELL_SEED={seed}, {mode:?}: {wrong:#?}\nit said: {}\nleft of it: {still:#?}\n{small}",
+                outcome.err
+            );
         }
     }
 }

@@ -86,6 +86,8 @@ struct Actor {
     watched: bool,
     /// Regions mapped since the account opened.
     late: Vec<bool>,
+    /// Regions that have been written, here or before a fork, or lie in one mapping with what has been.
+    written: Vec<bool>,
 }
 
 struct Model<'a> {
@@ -103,17 +105,13 @@ pub fn play(case: &Case) -> Truth {
         _ if kind.is_file() => Slot::File,
         _ => Slot::Empty,
     };
-    let page = |kind| Page {
-        slot: empty(kind),
-        written: false,
-        empty_at_fork: true,
-        dropped: false,
-        shared_again: false,
-    };
+    let page =
+        |kind| Page { slot: empty(kind), written: false, empty_at_fork: true, dropped: false, shared_again: false };
     let pages = case.regions.iter().map(|r| vec![page(r.kind); r.pages]).collect();
-    let first = Actor { pages, watched: false, late: vec![false; case.regions.len()] };
-    let mut model =
-        Model { case, actors: BTreeMap::from([(0, first)]), frames: Vec::new(), truth: Truth::default() };
+    let late = vec![false; case.regions.len()];
+    let written = case.regions.iter().map(|r| matches!(r.kind, Kind::Heap | Kind::Bss)).collect();
+    let first = Actor { pages, watched: false, late, written };
+    let mut model = Model { case, actors: BTreeMap::from([(0, first)]), frames: Vec::new(), truth: Truth::default() };
     (0..case.steps.len()).for_each(|step| model.step(step));
     model.truth
 }
@@ -166,7 +164,15 @@ impl Model<'_> {
         }
         old.watched = true;
         let late = vec![false; old.late.len()];
-        self.actors.insert(child, Actor { pages: fresh, watched: true, late });
+        let written = old.written.clone();
+        let mut inherited = fresh;
+        // Fork copies page tables of mappings that have been written; of others the child starts with none.
+        for (region, _) in inherited.iter_mut().zip(&written).filter(|(_, written)| !**written) {
+            for page in region.iter_mut().filter(|page| page.slot == Slot::Zero) {
+                (page.slot, page.empty_at_fork) = (Slot::Empty, true);
+            }
+        }
+        self.actors.insert(child, Actor { pages: inherited, watched: true, late, written });
         self.truth.parents.insert(child, parent);
     }
 
@@ -243,6 +249,7 @@ impl Model<'_> {
             let required = !page.written;
             self.truth.faults.push(Fault { step, actor, place, kernel, classes, required, gone: false, late });
         }
+        self.actor(actor).written[place.0] = true;
         let page = self.page(actor, place);
         (page.written, page.shared_again) = (true, false);
     }
