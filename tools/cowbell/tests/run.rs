@@ -11,6 +11,12 @@ mod exact;
 mod lab;
 #[path = "run/model.rs"]
 mod model;
+#[path = "run/programs.rs"]
+mod programs;
+#[path = "run/python.rs"]
+mod python;
 #[path = "../src/capture/record.rs"]
 #[expect(dead_code, reason = "the records as the tool writes them; no test reads every field")]
 mod record;
+#[path = "run/robust.rs"]
+mod robust;

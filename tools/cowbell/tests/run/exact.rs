@@ -1,6 +1,6 @@
 //! Exactness: every page and every class, equal to what is known of a program that does as its script says.
 
-use crate::case::{Case, Kind, Op};
+use crate::case::{Case, Kind, Op, Random, Region, Step};
 use crate::lab::{Account, Capture, Outcome, Scratch, cases, cowbell, is_root, run, skip};
 use crate::model::{self, Fault, Seen, Truth};
 use crate::record::{Blindness, Class, Closed, Mode, Record, Role};
@@ -350,10 +350,13 @@ fn every_case(mode: Mode, count: u64) {
     }
 }
 
-/// May this user trace with messages, or why not? Kernel writes would fail under a userfaultfd of user mode only.
-fn trace_refused(writer: &Writer) -> Option<String> {
-    let outcome = run(&writer.scratch, &mut cowbell(&["--mode", "trace"], ["true"]));
-    (outcome.code == Some(125)).then_some(outcome.err)
+/// Why this user may not trace, if so. Kernel writes would fail under a userfaultfd of user mode only.
+pub fn may_trace() -> Option<String> {
+    let outcome = run(&Scratch::new(), &mut cowbell(&["--mode", "trace"], ["true"]));
+    let why = (outcome.code == Some(125)).then_some(outcome.err)?;
+    assert!(!is_root(), "root may trace: {why}");
+    assert!(why.contains("count"), "says what can be done instead: {why}");
+    Some(format!("this user may not trace: {why}"))
 }
 
 #[test]
@@ -363,10 +366,83 @@ fn counting_finds_every_page_and_class_of_random_cases() {
 
 #[test]
 fn tracing_finds_every_page_and_class_of_random_cases() {
-    if let Some(why) = trace_refused(&Writer::new()) {
-        assert!(!is_root(), "root may trace: {why}");
-        assert!(why.contains("count"), "says what can be done instead: {why}");
-        return skip(&format!("this user may not trace: {why}"));
+    match may_trace() {
+        Some(why) => skip(&why),
+        None => every_case(Mode::Trace, 200),
     }
-    every_case(Mode::Trace, 200);
+}
+
+/// A case in which every copy is of memory that was there at the fork: what taskstats counts, and nothing else.
+fn anonymous_case(seed: u64) -> Case {
+    let mut random = Random::new(seed);
+    let pages = 20 + random.below(40);
+    let regions = vec![Region { kind: Kind::Anon, pages }; 2];
+    let mut steps = vec![Step::on(0, Op::Write, 0, 0, pages), Step::on(0, Op::Write, 1, 0, 1)];
+    steps.push(Step::on(0, Op::Read, 1, 1, pages - 1));
+    steps.extend([Step::of(0, Op::Fork, 1), Step::of(1, Op::Settle, 0), Step::of(1, Op::Settle, 0)]);
+    // Only while the others sleep is its count still.
+    steps.push(Step::of(0, Op::Stats, 1));
+    for _ in 0..30 {
+        let page = random.below(pages);
+        let pages = (1 + random.below(4)).min(pages - page);
+        let actor = usize::from(random.below(4) > 0);
+        let op = [Op::Write, Op::Kwrite, Op::Read][random.below(3)];
+        steps.push(Step::on(actor, op, random.below(2), page, pages));
+    }
+    steps.extend([Step::of(0, Op::Stats, 1), Step::of(1, Op::Quit, 0)]);
+    Case { regions, steps }
+}
+
+/// Switches the kernel's counting of delays on; as it was when dropped.
+struct Accounting(String);
+
+impl Accounting {
+    const SETTING: &str = "/proc/sys/kernel/task_delayacct";
+
+    fn on() -> Result<Self, std::io::Error> {
+        let was = std::fs::read_to_string(Self::SETTING)?;
+        std::fs::write(Self::SETTING, "1")?;
+        Ok(Self(was))
+    }
+}
+
+impl Drop for Accounting {
+    fn drop(&mut self) {
+        let _best_effort = std::fs::write(Self::SETTING, &self.0);
+    }
+}
+
+/// `wpcopy_count` counts copies of pages that were mapped, the page of zeroes among them; not reuse, not first touches,
+/// and not the copy of a file's page that was not mapped before. So only anonymous memory is compared to the page; the
+/// child's whole count lies between what the tool says of it with and without pages of files.
+#[test]
+fn copies_are_as_many_as_the_kernel_counts_in_taskstats() {
+    let accounting = Accounting::on();
+    if let Err(e) = &accounting {
+        assert!(!is_root(), "{}: {e}", Accounting::SETTING);
+        return skip(&format!("{}: {e}", Accounting::SETTING));
+    }
+    let writer = Writer::new();
+    for (seed, mode) in (0..cases(20)).flat_map(|seed| [(seed, Mode::Count), (seed, Mode::Trace)]) {
+        let case = anonymous_case(seed);
+        let (outcome, wrong) = differences(&writer, &case, seed, mode);
+        assert!(wrong.is_empty(), "seed {seed}, {mode:?}: {wrong:#?}\n{case}{}", outcome.err);
+        let (truth, log) = (model::play(&case), writer.log());
+        let [(_, before), (_, after)] = log.stats.iter().collect::<Vec<_>>()[..] else { panic!("asked twice") };
+        if *before < 0 {
+            return skip("no taskstats in this kernel");
+        }
+        let copied = |fault: &&Fault| fault.actor == 1 && matches!(fault.kernel, Class::Copy | Class::ZeroPage);
+        let due = truth.faults.iter().filter(copied).count() as i64;
+        assert_eq!(after - before, due, "seed {seed}, {mode:?}\n{case}");
+
+        let capture = Capture::read(&writer.scratch.path("capture"));
+        let pages = |classes: &[Class]| -> i64 {
+            let ends = capture.of(log.pids[&1]).filter_map(|account| account.end.as_ref());
+            let runs = ends.flat_map(|end| &end.pages).filter(|run| classes.contains(&run.class));
+            runs.map(|run| run.pages as i64).sum()
+        };
+        let (least, files) = (pages(&[Class::Copy, Class::ZeroPage]), pages(&[Class::PrivateFile]));
+        assert!((least..=least + files).contains(after), "seed {seed}, {mode:?}: {least} + {files}, not {after}");
+    }
 }

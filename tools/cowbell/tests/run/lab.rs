@@ -229,6 +229,12 @@ impl Capture {
         Self { records, accounts }
     }
 
+    /// Bytes a page.
+    pub fn page_size(&self) -> u64 {
+        let Some(Record::Header(header)) = self.records.first() else { panic!("read() saw the header") };
+        header.page_size
+    }
+
     /// The accounts of one process.
     pub fn of(&self, pid: i32) -> impl Iterator<Item = &Account> {
         self.accounts.values().filter(move |account| account.begin.pid == pid)
