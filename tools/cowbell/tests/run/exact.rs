@@ -3,7 +3,7 @@
 use crate::case::{Case, Kind, Op, Random, Region, Step};
 use crate::lab::{Account, Capture, Outcome, Scratch, cases, cowbell, is_root, run, skip};
 use crate::model::{self, Fault, Seen, Truth};
-use crate::record::{Blindness, Class, Closed, Mode, Record, Role};
+use crate::record::{Class, Closed, Mode, Origin, Record, Role};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -142,9 +142,6 @@ fn the_model_agrees_with_the_page_tables_of_an_unwatched_run() {
     }
 }
 
-/// What a report said of one page, account by account.
-type Reported = BTreeMap<(usize, Place), Vec<Class>>;
-
 struct Verdict<'a> {
     case: &'a Case,
     truth: &'a Truth,
@@ -159,49 +156,55 @@ impl Verdict<'_> {
         self.wrong.push(what);
     }
 
-    /// One account of each child from birth to end, and at least one of a parent; none was lost.
+    /// The accounts of an actor in the order in which they opened.
+    fn accounts(&self, actor: usize) -> Vec<&Account> {
+        self.capture.of(self.log.pids[&actor]).collect()
+    }
+
+    /// A child has an account from its birth, one more from each fork of its own, and all of them are closed.
     fn check_accounts(&mut self) {
         for (&actor, &parent) in &self.truth.parents {
             let pid = self.log.pids[&actor];
-            let mine: Vec<&Account> = self.capture.of(pid).filter(|a| a.begin.role == Role::Child).collect();
-            let [account] = mine[..] else {
-                self.wrong.push(format!("actor {actor} has {} accounts of a child", mine.len()));
-                continue;
-            };
-            let due = if self.truth.ends[&actor] == Op::Exec { Closed::Exec } else { Closed::Exit };
-            match account.end.as_ref().map(|end| end.closed) {
-                Some(closed) if closed == due => {}
-                other => self.wrong.push(format!("the account of actor {actor} closed with {other:?}, not {due:?}")),
+            let forks = self.truth.parents.values().filter(|other| **other == actor).count();
+            let mut due = vec![(Role::Child, Closed::Forked); forks];
+            let end = if self.truth.ends[&actor] == Op::Exec { Closed::Exec } else { Closed::Exit };
+            due.push((Role::Child, end));
+            let closed = |account: &&Account| (account.begin.role, account.end.as_ref().map(|end| end.closed));
+            let found: Vec<_> = self.accounts(actor).iter().map(closed).collect();
+            if !found.iter().copied().eq(due.iter().map(|&(role, closed)| (role, Some(closed)))) {
+                self.say(format!("accounts of actor {actor}: {found:?}, not {due:?}"));
             }
             let forked = self.capture.records.iter().any(
                 |record| matches!(record, Record::Process(p) if p.pid == pid && p.parent == self.log.pids[&parent]),
             );
             if !forked {
-                self.wrong.push(format!("nothing says that actor {parent} forked actor {actor}"));
+                self.say(format!("nothing says that actor {parent} forked actor {actor}"));
             }
         }
-        let first = self.log.pids[&0];
-        if !self.capture.of(first).any(|account| account.begin.role == Role::Parent) {
-            self.say("the first process forked, and has no account".to_owned());
+        let forks = self.truth.parents.values().filter(|other| **other == 0).count();
+        let first = self.accounts(0);
+        if first.len() != forks || first.iter().any(|account| account.begin.role != Role::Parent) {
+            let found: Vec<_> = first.iter().map(|account| account.begin.role).collect();
+            self.say(format!("the first process forked {forks} times, and has the accounts {found:?}"));
         }
-        let is_sharing = |r: &&Record| matches!(r, Record::Blind(b) if b.what == Blindness::SharesMemory);
-        if self.truth.sharing > 0 && self.capture.records.iter().find(is_sharing).is_none() {
-            self.say("vfork was not spoken of".to_owned());
+        let is_sharing = |r: &&Record| matches!(r, Record::Process(p) if p.origin == Origin::Shares);
+        let sharing = self.capture.records.iter().filter(is_sharing).count();
+        if self.truth.sharing != sharing {
+            self.say(format!("{sharing} processes share memory, not {}", self.truth.sharing));
         }
     }
 
-    /// The pages of all accounts, by actor and place.
-    fn reported(&mut self) -> Reported {
-        let mut reported = Reported::new();
-        for (&actor, &pid) in &self.log.pids {
+    /// The pages of all accounts, by actor, account and place.
+    fn reported(&self) -> BTreeMap<(usize, usize, Place), Vec<Class>> {
+        let mut reported: BTreeMap<_, Vec<Class>> = BTreeMap::new();
+        for &actor in self.log.pids.keys() {
             let mut places = BTreeMap::new();
             self.log.places(self.case, actor, usize::MAX, &mut places);
-            for account in self.capture.of(pid) {
-                let Some(end) = &account.end else { continue };
-                for run in &end.pages {
+            for (epoch, account) in self.accounts(actor).into_iter().enumerate() {
+                for run in account.end.iter().flat_map(|end| &end.pages) {
                     for nth in 0..run.pages {
                         if let Some(&place) = places.get(&(run.start + nth * self.log.page_size)) {
-                            reported.entry((actor, place)).or_default().push(run.class);
+                            reported.entry((actor, epoch, place)).or_default().push(run.class);
                         }
                     }
                 }
@@ -211,81 +214,80 @@ impl Verdict<'_> {
     }
 
     fn check_pages(&mut self) {
-        let reported = self.reported();
-        let mut known: BTreeMap<(usize, Place), Vec<&Fault>> = BTreeMap::new();
+        let mut reported = self.reported();
+        let mut missing: BTreeMap<(usize, usize), u64> = BTreeMap::new();
         for fault in &self.truth.faults {
-            known.entry((fault.actor, fault.place)).or_default().push(fault);
-        }
-        let mut missing: BTreeMap<usize, u64> = BTreeMap::new();
-        for (&(actor, place), faults) in &known {
-            let first = faults[0];
+            let Fault { actor, epoch, place, .. } = *fault;
             let kind = self.case.regions[place.0].kind;
-            let classes = reported.get(&(actor, place)).map_or(&[][..], |classes| classes);
+            // A page that was moved may be told at both its addresses.
+            let classes = reported.remove(&(actor, epoch, place)).unwrap_or_default();
             match classes.first() {
-                None if first.gone && (first.late || self.mode == Mode::Count) => {
-                    *missing.entry(actor).or_default() += u64::from(!first.late);
+                None if fault.gone => {
+                    // First touches are no copies, and what was mapped since the fork has none.
+                    let counts = self.must_be_bounded(fault);
+                    *missing.entry((actor, epoch)).or_default() += u64::from(counts);
                 }
-                None => self.say(format!("actor {actor} {kind:?} {place:?}: missing, {first:?}")),
-                Some(&class) if !self.may_be_called(first, class) => {
-                    self.say(format!("actor {actor} {kind:?} {place:?}: {class:?}, but {first:?}"));
-                }
-                Some(_) => {}
-            }
-            if classes.len() > faults.len() {
-                self.say(format!("actor {actor} {kind:?} {place:?}: {classes:?}, but only {faults:?}"));
+                None => self.wrong.push(format!("{kind:?} missing: {fault:?}")),
+                Some(_) if classes.iter().all(|&class| self.may_be_called(fault, class)) => {}
+                Some(_) => self.wrong.push(format!("{kind:?} {classes:?}, but {fault:?}")),
             }
         }
-        for (&(actor, place), classes) in &reported {
+        for ((actor, epoch, place), classes) in reported {
             let kind = self.case.regions[place.0].kind;
-            if !known.contains_key(&(actor, place)) {
-                self.say(format!("actor {actor} {kind:?} {place:?}: {classes:?}, and nothing was written"));
+            self.say(format!("actor {actor} account {epoch} {kind:?} {place:?}: {classes:?}, and nothing was written"));
+        }
+        for ((actor, epoch), pages) in missing {
+            let end = self.accounts(actor).get(epoch).and_then(|account| account.end.as_ref());
+            let bound = end.map_or(0, |end| end.unmapped_uncounted);
+            if pages > bound {
+                self.say(format!("actor {actor} account {epoch}: {pages} pages gone and untold, said at most {bound}"));
             }
         }
-        for (actor, pages) in missing {
-            let bound = |account: &Account| account.end.as_ref().map_or(0, |end| end.unmapped_uncounted);
-            let uncounted: u64 = self.capture.of(self.log.pids[&actor]).map(bound).sum();
-            if pages > uncounted {
-                self.say(format!(
-                    "actor {actor}: {pages} pages gone before they were counted, said at most {uncounted}"
-                ));
-            }
-        }
+    }
+
+    /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.
+    fn must_be_bounded(&self, fault: &Fault) -> bool {
+        !fault.late
+            && !matches!(fault.kernel, Class::FirstTouch)
+            && !(fault.kernel == Class::ZeroPage && fault.empty_at_fork)
     }
 
     fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
         let frames = self.log.zero & FRAME != 0;
         let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
-        // Counting looks at the end only: what was there at the fork, given back and written anew, is another page.
-        let counted = fault.gone && self.mode == Mode::Count;
-        either || fault.classes.contains(&class) || counted
+        either || fault.classes.contains(&class)
     }
 
-    /// Tracing: each first write is an event, with the thread and the instruction or the system call.
+    /// Tracing: the first write of what was inherited is an event, with the thread and the instruction or the system
+    /// call. Not of ordinary files, which the kernel does not let be watched so; nor of pages that were not there.
+    fn must_be_an_event(&self, fault: &Fault) -> bool {
+        let kind = self.case.regions[fault.place.0].kind;
+        let is_plain_file = matches!(kind, Kind::File | Kind::Data | Kind::LateFile);
+        let inherited = !fault.empty_at_fork || kind == Kind::Memfd && !fault.dropped;
+        !fault.late && !is_plain_file && inherited && fault.kernel != Class::FirstTouch
+    }
+
     fn check_events(&mut self) {
         for (&actor, &pid) in &self.log.pids {
             let mut places = BTreeMap::new();
             self.log.places(self.case, actor, usize::MAX, &mut places);
-            let mut events = BTreeMap::new();
-            for event in self.capture.of(pid).flat_map(|account| &account.events) {
-                if let Some(&place) = places.get(&event.page) {
-                    events.entry(place).or_insert(*event);
-                }
-            }
-            for fault in self.truth.faults.iter().filter(|f| f.actor == actor && f.required && !f.late) {
-                let op = self.case.steps[fault.step].op;
-                // A private file cannot be watched synchronously: its pages are read when the account closes.
-                let may_be_silent = matches!(self.case.regions[fault.place.0].kind, Kind::File | Kind::Data);
-                let Some(event) = events.get(&fault.place) else {
-                    if !may_be_silent {
-                        self.wrong.push(format!("no event: {fault:?}"));
+            for (epoch, account) in self.capture.of(pid).enumerate() {
+                let mut events = BTreeMap::new();
+                for event in &account.events {
+                    if let Some(&place) = places.get(&event.page) {
+                        events.entry(place).or_insert(*event);
                     }
-                    continue;
-                };
-                if event.syscall.is_some() != (op == Op::Kwrite) {
-                    self.wrong.push(format!("{op:?} as {event:?}"));
                 }
-                if event.pc == 0 || event.tid == 0 || (op == Op::Write && event.tid != pid) {
-                    self.wrong.push(format!("{op:?} by nobody or nowhere: {event:?}"));
+                let mine = |f: &&Fault| f.actor == actor && f.epoch == epoch && self.must_be_an_event(f);
+                for fault in self.truth.faults.iter().filter(mine) {
+                    let (op, event) = (self.case.steps[fault.step].op, events.get(&fault.place));
+                    let right = event.is_some_and(|event| {
+                        let by_kernel = event.syscall.is_some() == (op == Op::Kwrite);
+                        by_kernel && event.pc != 0 && event.tid != 0 && (op != Op::Write || event.tid == pid)
+                    });
+                    if !right {
+                        self.wrong.push(format!("{op:?} of pid {pid} as {event:?}: {fault:?}"));
+                    }
                 }
             }
         }

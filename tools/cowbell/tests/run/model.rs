@@ -23,35 +23,37 @@ enum Slot {
 #[derive(Clone, Copy, Debug)]
 struct Page {
     slot: Slot,
-    /// Written since the account opened.
-    written: bool,
     /// There was nothing when the account opened, whatever has been read since.
     empty_at_fork: bool,
     /// Given back by the process since the account opened.
     dropped: bool,
-    /// Shared with one more child since the account opened, and not written since.
-    shared_again: bool,
+    /// The first write of it in this account, by its place among the faults.
+    fault: Option<usize>,
 }
 
-/// A write that made the kernel do something.
+/// The first write of a page in an account.
 #[derive(Clone, Debug)]
 pub struct Fault {
     /// At which step.
     pub step: usize,
     /// Of which process.
     pub actor: usize,
+    /// In which of its accounts, counted from 0.
+    pub epoch: usize,
     /// The region and the page in it.
     pub place: (usize, usize),
     /// What the kernel did.
     pub kernel: Class,
-    /// How the report may call it: one class, but where it was changed since the account opened.
+    /// How the report may call it: one class, unless the page was given back before.
     pub classes: Vec<Class>,
-    /// Must it be reported, or is it beyond what an account is about?
-    pub required: bool,
-    /// The process unmapped or dropped the page later: counting finds it no more.
+    /// The process unmapped or dropped the page later and left it so: its page tables no longer tell.
     pub gone: bool,
+    /// The process gave the page back at some time.
+    pub dropped: bool,
     /// The mapping is younger than the account: its writes are not events.
     pub late: bool,
+    /// There was nothing, or nothing but a file's page, when the account opened.
+    pub empty_at_fork: bool,
 }
 
 /// What a write to a page does, by the page's state before it, seen from the kernel's side.
@@ -84,6 +86,8 @@ struct Actor {
     pages: Vec<Vec<Page>>,
     /// An account is open: it was forked, or has forked and some of its descendants live.
     watched: bool,
+    /// Which account it is, counted from 0: each fork closes one and opens the next.
+    epoch: usize,
     /// Regions mapped since the account opened.
     late: Vec<bool>,
     /// Regions that have been written, here or before a fork, or lie in one mapping with what has been.
@@ -105,12 +109,11 @@ pub fn play(case: &Case) -> Truth {
         _ if kind.is_file() => Slot::File,
         _ => Slot::Empty,
     };
-    let page =
-        |kind| Page { slot: empty(kind), written: false, empty_at_fork: true, dropped: false, shared_again: false };
+    let page = |kind| Page { slot: empty(kind), empty_at_fork: true, dropped: false, fault: None };
     let pages = case.regions.iter().map(|r| vec![page(r.kind); r.pages]).collect();
     let late = vec![false; case.regions.len()];
     let written = case.regions.iter().map(|r| matches!(r.kind, Kind::Heap | Kind::Bss)).collect();
-    let first = Actor { pages, watched: false, late, written };
+    let first = Actor { pages, watched: false, epoch: 0, late, written };
     let mut model = Model { case, actors: BTreeMap::from([(0, first)]), frames: Vec::new(), truth: Truth::default() };
     (0..case.steps.len()).for_each(|step| model.step(step));
     model.truth
@@ -147,21 +150,15 @@ impl Model<'_> {
             }
         }
         let old = self.actor(parent);
-        let opens = |page: &Page| Page {
-            written: false,
-            empty_at_fork: page.slot == Slot::Empty,
-            dropped: false,
-            shared_again: false,
-            slot: page.slot,
+        let opens = |page: &Page| {
+            let empty_at_fork = matches!(page.slot, Slot::Empty | Slot::File);
+            Page { slot: page.slot, empty_at_fork, dropped: false, fault: None }
         };
         let fresh: Vec<Vec<Page>> = old.pages.iter().map(|region| region.iter().map(opens).collect()).collect();
-        if !old.watched {
-            // Its own account opens at the same moment.
-            old.pages.clone_from(&fresh);
-            old.late.fill(false);
-        } else {
-            old.pages.iter_mut().flatten().for_each(|page| page.shared_again = true);
-        }
+        // What it has is shared anew: its own account ends, and another opens at the same moment.
+        old.pages.clone_from(&fresh);
+        old.late.fill(false);
+        old.epoch += usize::from(old.watched);
         old.watched = true;
         let late = vec![false; old.late.len()];
         let written = old.written.clone();
@@ -172,7 +169,7 @@ impl Model<'_> {
                 (page.slot, page.empty_at_fork) = (Slot::Empty, true);
             }
         }
-        self.actors.insert(child, Actor { pages: inherited, watched: true, late, written });
+        self.actors.insert(child, Actor { pages: inherited, watched: true, epoch: 0, late, written });
         self.truth.parents.insert(child, parent);
     }
 
@@ -188,6 +185,7 @@ impl Model<'_> {
         if self.actors.len() == 1
             && let Some(first) = self.actors.get_mut(&0)
         {
+            first.epoch += usize::from(first.watched);
             first.watched = false;
         }
     }
@@ -214,8 +212,8 @@ impl Model<'_> {
         if let Slot::Frame(frame) = was {
             self.frames[frame] -= 1;
         }
-        for fault in self.truth.faults.iter_mut().filter(|f| f.actor == actor && f.place == place) {
-            fault.gone = true;
+        if let Some(fault) = self.page(actor, place).fault {
+            (self.truth.faults[fault].gone, self.truth.faults[fault].dropped) = (true, true);
         }
     }
 
@@ -229,8 +227,8 @@ impl Model<'_> {
             Slot::Zero => (Some(Class::ZeroPage), Seen::Fault(Class::ZeroPage)),
             Slot::File => (Some(Class::PrivateFile), Seen::Fault(Class::PrivateFile)),
             Slot::Frame(frame) if self.frames[frame] > 1 => (Some(Class::Copy), Seen::Fault(Class::Copy)),
-            Slot::Frame(_) if page.written && !page.shared_again => (None, Seen::Own),
-            // Alone with it: a fault if the page was shared since it was last written, and none otherwise.
+            Slot::Frame(_) if page.fault.is_some() => (None, Seen::Own),
+            // Alone with it: the account sees the first write, which copies nothing.
             Slot::Frame(_) => (Some(Class::Reuse), Seen::Own),
         };
         self.truth.seen.insert((step, place.1), seen);
@@ -242,16 +240,21 @@ impl Model<'_> {
             self.frames.push(1);
             self.page(actor, place).slot = Slot::Frame(self.frames.len() - 1);
         }
-        let me = &self.actors[&actor];
-        if me.watched {
-            let late = me.late[place.0];
-            let classes = classes(kernel, page);
-            let required = !page.written;
-            self.truth.faults.push(Fault { step, actor, place, kernel, classes, required, gone: false, late });
-        }
         self.actor(actor).written[place.0] = true;
-        let page = self.page(actor, place);
-        (page.written, page.shared_again) = (true, false);
+        let me = &self.actors[&actor];
+        if !me.watched {
+            return;
+        }
+        if let Some(fault) = page.fault {
+            // Written, given back, written again: there once more.
+            self.truth.faults[fault].gone = false;
+            return;
+        }
+        let (late, epoch, empty_at_fork) = (me.late[place.0], me.epoch, page.empty_at_fork);
+        let (classes, dropped) = (classes(kernel, page), page.dropped);
+        let fault = Fault { step, actor, epoch, place, kernel, classes, gone: false, dropped, late, empty_at_fork };
+        self.page(actor, place).fault = Some(self.truth.faults.len());
+        self.truth.faults.push(fault);
     }
 }
 
@@ -259,12 +262,9 @@ impl Model<'_> {
 fn classes(kernel: Class, page: Page) -> Vec<Class> {
     match kernel {
         // What is first touched is what was not there when the account opened, though it was read since.
-        Class::ZeroPage if page.empty_at_fork && page.shared_again => vec![Class::FirstTouch, Class::ZeroPage],
         Class::ZeroPage if page.empty_at_fork => vec![Class::FirstTouch],
-        // Given back, then written: who only compares before and after cannot see the gap between.
-        Class::FirstTouch | Class::ZeroPage if page.dropped => {
-            vec![Class::FirstTouch, Class::Copy, Class::CopyOrReuse, Class::ZeroPage]
-        }
+        // Given back, then read, then written: nothing of what the account opened with is left.
+        Class::ZeroPage if page.dropped => vec![Class::FirstTouch, Class::ZeroPage],
         kernel => vec![kernel],
     }
 }
