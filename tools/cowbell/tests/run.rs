@@ -5,6 +5,9 @@
 
 #[path = "run/case.rs"]
 mod case;
+#[path = "../src/capture/code.rs"]
+#[expect(dead_code, reason = "a part of the records")]
+mod code;
 #[path = "run/exact.rs"]
 mod exact;
 #[path = "run/lab.rs"]
