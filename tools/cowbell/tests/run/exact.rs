@@ -3,7 +3,7 @@
 use crate::case::{Case, Kind, Op, Random, Region, Step};
 use crate::lab::{Account, Capture, Outcome, Scratch, cases, cowbell, is_root, run, skip};
 use crate::model::{self, Fault, Seen, Truth};
-use crate::record::{Class, Closed, Mode, Origin, Record, Role};
+use crate::record::{Blindness, Class, Closed, Mode, Origin, Record, Role};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -187,6 +187,13 @@ impl Verdict<'_> {
             let found: Vec<_> = first.iter().map(|account| account.begin.role).collect();
             self.say(format!("the first process forked {forks} times, and has the accounts {found:?}"));
         }
+        for (actor, _) in self.truth.ends.iter().filter(|(_, op)| self.mode == Mode::Count && **op == Op::Exec) {
+            let pid = self.log.pids[actor];
+            let is_told = |r: &Record| matches!(r, Record::Blind(b) if b.pid == pid && b.what == Blindness::Executed);
+            if !self.capture.records.iter().any(is_told) {
+                self.wrong.push(format!("nothing says that what actor {actor} copied before exec was not counted"));
+            }
+        }
         let is_sharing = |r: &&Record| matches!(r, Record::Process(p) if p.origin == Origin::Shares);
         let sharing = self.capture.records.iter().filter(is_sharing).count();
         if self.truth.sharing != sharing {
@@ -222,7 +229,8 @@ impl Verdict<'_> {
             // A page that was moved may be told at both its addresses.
             let classes = reported.remove(&(actor, epoch, place)).unwrap_or_default();
             match classes.first() {
-                None if fault.gone => {
+                // What it had is gone with exec, and only events tell of it.
+                None if fault.gone || self.is_lost_by_exec(fault) => {
                     // First touches are no copies, and what was mapped since the fork has none.
                     let counts = self.must_be_bounded(fault);
                     *missing.entry((actor, epoch)).or_default() += u64::from(counts);
@@ -243,6 +251,12 @@ impl Verdict<'_> {
                 self.say(format!("actor {actor} account {epoch}: {pages} pages gone and untold, said at most {bound}"));
             }
         }
+    }
+
+    fn is_lost_by_exec(&self, fault: &Fault) -> bool {
+        let account = self.accounts(fault.actor).into_iter().nth(fault.epoch);
+        let closed = account.and_then(|account| account.end.as_ref()).map(|end| end.closed);
+        closed == Some(Closed::Exec) && !(self.mode == Mode::Trace && self.must_be_an_event(fault))
     }
 
     /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.

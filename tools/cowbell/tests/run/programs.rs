@@ -241,7 +241,7 @@ fn the_tool_and_the_library_find_the_same_copies_of_an_arena_to_the_page() {
     let scratch = Scratch::new();
     let capture = scratch.path("capture");
     let mut demo = vec![crate::lab::tool()];
-    demo.extend(["demo", "--size", "8M", "--watch", "census", "--json"].map(Into::into));
+    demo.extend(["demo", "--size", "2M", "--watch", "census", "--json"].map(Into::into));
     let options = ["--mode", "count", "--capture", capture.to_str().expect("text")];
     let outcome = crate::lab::run(&scratch, &mut cowbell(&options, demo));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
