@@ -6,7 +6,6 @@
 #[path = "run/case.rs"]
 mod case;
 #[path = "../src/capture/code.rs"]
-#[expect(dead_code, reason = "a part of the records")]
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
@@ -19,7 +18,7 @@ mod programs;
 #[path = "run/python.rs"]
 mod python;
 #[path = "../src/capture/record.rs"]
-#[expect(dead_code, reason = "the records as the tool writes them; no test reads every field")]
+#[expect(dead_code, unused_imports, reason = "the records as the tool writes them; no test reads every field")]
 mod record;
 #[path = "run/robust.rs"]
 mod robust;

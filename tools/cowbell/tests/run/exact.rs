@@ -261,9 +261,8 @@ impl Verdict<'_> {
 
     /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.
     fn must_be_bounded(&self, fault: &Fault) -> bool {
-        !fault.late
-            && !matches!(fault.kernel, Class::FirstTouch)
-            && !(fault.kernel == Class::ZeroPage && fault.empty_at_fork)
+        let was_empty = fault.kernel == Class::ZeroPage && fault.empty_at_fork;
+        !(fault.late || was_empty || fault.kernel == Class::FirstTouch)
     }
 
     fn may_be_called(&self, fault: &Fault, class: Class) -> bool {

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// No target takes so long.
-pub const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The tool that cargo built, or a copy of it where an ordinary user may run it.
 pub fn tool() -> OsString {
@@ -86,8 +86,6 @@ impl Drop for Scratch {
 pub struct Outcome {
     /// Its exit code, or `None` if a signal ended it.
     pub code: Option<i32>,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
     /// Standard output.
     pub out: Vec<u8>,
     /// Standard error.
@@ -123,34 +121,18 @@ impl Running {
         String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
     }
 
-    /// Sends a signal to it alone.
-    pub fn signal(&self, signal: i32) {
-        let pidfd = pidfd::open(self.pid()).expect("it is not reaped yet");
-        pidfd::signal(&pidfd, signal).expect("a child of ours");
-    }
-
     /// Waits for its end, and kills all that it started if that does not come in time.
-    pub fn finish(self) -> Outcome {
-        self.finish_within(LIMIT)
-    }
-
-    /// The same with another limit.
-    pub fn finish_within(mut self, limit: Duration) -> Outcome {
+    pub fn finish(mut self) -> Outcome {
         let pidfd = pidfd::open(self.pid()).expect("it is not reaped yet");
-        let ended = pidfd::wait_end(pidfd.as_fd(), Some(limit)).expect("poll");
+        let ended = pidfd::wait_end(pidfd.as_fd(), Some(LIMIT)).expect("poll");
         if !ended {
             let states = processes_of_group(self.pid());
             signal_group(self.pid(), "KILL");
             let err = self.err_so_far();
-            panic!("not done within {limit:?}; its processes were\n{states}it said: {err}");
+            panic!("not done within {LIMIT:?}; its processes were\n{states}it said: {err}");
         }
         let status = self.child.wait().expect("its status");
-        Outcome {
-            code: status.code(),
-            signal: status.signal(),
-            out: std::fs::read(&self.out).expect("its output"),
-            err: self.err_so_far(),
-        }
+        Outcome { code: status.code(), out: std::fs::read(&self.out).expect("its output"), err: self.err_so_far() }
     }
 }
 

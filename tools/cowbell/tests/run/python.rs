@@ -64,7 +64,7 @@ fn reading_a_list_is_reported_as_reference_counting_at_the_line_of_its_loop() {
     let (outcome, capture) = read_list(&scratch, "list", &["--mode", "trace", "--stacks", "1/20"]);
     let [account] = children(&capture)[..] else { panic!("one child, one account") };
     // 300,000 strings of 54 bytes or so, and the list: each string is counted up and down once.
-    let pages = (300_000 * 54 / capture.page_size()) as u64;
+    let pages = 300_000 * 54 / capture.page_size();
     assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(account)), "{} pages copied", copies(account));
 
     let nth = 1 + READ_LIST.lines().position(|line| line.contains("for x in data")).expect("the loop");
@@ -85,7 +85,7 @@ fn counting_finds_the_same_pages_of_a_list_that_is_read() {
     let scratch = Scratch::new();
     let (outcome, capture) = read_list(&scratch, "list", &["--mode", "count"]);
     let [account] = children(&capture)[..] else { panic!("one child, one account") };
-    let pages = (300_000 * 54 / capture.page_size()) as u64;
+    let pages = 300_000 * 54 / capture.page_size();
     assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(account)), "{} pages copied", copies(account));
     assert!(outcome.err.contains("copied"), "{}", outcome.err);
 }
