@@ -22,3 +22,5 @@ mod python;
 mod record;
 #[path = "run/robust.rs"]
 mod robust;
+#[path = "run/verdict.rs"]
+mod verdict;
