@@ -1,0 +1,26 @@
+//! `cowbell run` and `cowbell attach` over programs whose copies are known, or were counted by somebody else.
+//!
+//! The truth comes from three sides: a program that does what a script says and a model of what Linux must do then
+//! (`model`), page frames as that program itself saw them, and other people's counters (taskstats, smaps, Redis).
+
+#[path = "run/case.rs"]
+mod case;
+#[path = "../src/capture/code.rs"]
+mod code;
+#[path = "run/exact.rs"]
+mod exact;
+#[path = "run/lab.rs"]
+mod lab;
+#[path = "run/model.rs"]
+mod model;
+#[path = "run/programs.rs"]
+mod programs;
+#[path = "run/python.rs"]
+mod python;
+#[path = "../src/capture/record.rs"]
+#[expect(dead_code, unused_imports, reason = "the records as the tool writes them; no test reads every field")]
+mod record;
+#[path = "run/robust.rs"]
+mod robust;
+#[path = "run/verdict.rs"]
+mod verdict;

@@ -1,0 +1,224 @@
+//! What all tests need: a place of their own, targets built from source, the tool started under a time limit, and
+//! captures read back.
+
+use crate::record::{Begin, End, Event, Record};
+use cowbell::sys::pidfd;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// No target takes so long.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The tool that cargo built, or a copy of it where an ordinary user may run it.
+pub fn tool() -> OsString {
+    std::env::var_os("COWBELL_TOOL").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowbell").into())
+}
+
+/// Is this root, with what root may do?
+pub fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+    status.lines().any(|line| line.starts_with("CapEff:") && line.trim_end().ends_with("ff"))
+}
+
+/// How many times to repeat something random: `COWBELL_CASES`, or this.
+pub fn cases(usual: u64) -> u64 {
+    std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
+}
+
+/// Says why something was not tested.
+pub fn skip(why: &str) {
+    println!("skipped: {why}");
+}
+
+/// A directory of one test, gone when the test is over.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("cowbell-run-{}-{nth}", std::process::id()));
+        std::fs::create_dir(&path).expect("a temporary directory");
+        Self(path)
+    }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A file in it with this content.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).expect("a file");
+        path
+    }
+
+    /// A program in it, compiled from C. `None` where the compiler cannot (`-static`, `-m32` without libraries).
+    pub fn compile(&self, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
+        let file = self.file(&format!("{name}.c"), source);
+        let path = self.path(name);
+        let built = Command::new("cc").args(["-O1", "-g", "-pthread", "-o"]).arg(&path).arg(&file).args(flags).output();
+        let built = built.expect("a C compiler: tools/setup --tests installs it");
+        if !built.status.success() {
+            println!("cc {name} {flags:?}: {}", String::from_utf8_lossy(&built.stderr));
+        }
+        built.status.success().then_some(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code, or `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: Vec<u8>,
+    /// Standard error.
+    pub err: String,
+}
+
+/// A program under way, in a process group of its own, with its output in files.
+pub struct Running {
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Running {
+    /// Starts it.
+    pub fn start(scratch: &Scratch, command: &mut Command) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [out, err] = ["out", "err"].map(|name| scratch.path(&format!("{name}-{nth}")));
+        let file = |path: &Path| File::create(path).expect("a file for output");
+        let child = command.stdout(file(&out)).stderr(file(&err)).process_group(0).spawn();
+        let child = child.unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Self { child, out, err }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// What it has said on standard error so far.
+    pub fn err_so_far(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for its end, and kills all that it started if that does not come in time.
+    pub fn finish(mut self) -> Outcome {
+        let pidfd = pidfd::open(self.pid()).expect("it is not reaped yet");
+        let ended = pidfd::wait_end(pidfd.as_fd(), Some(LIMIT)).expect("poll");
+        if !ended {
+            let states = processes_of_group(self.pid());
+            signal_group(self.pid(), "KILL");
+            let err = self.err_so_far();
+            panic!("not done within {LIMIT:?}; its processes were\n{states}it said: {err}");
+        }
+        let status = self.child.wait().expect("its status");
+        Outcome { code: status.code(), out: std::fs::read(&self.out).expect("its output"), err: self.err_so_far() }
+    }
+}
+
+/// Sends a signal by name to a process group.
+pub fn signal_group(leader: i32, signal: &str) {
+    let _sent = Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{leader}")]).output();
+}
+
+/// What ps says of the processes of a group.
+pub fn processes_of_group(leader: i32) -> String {
+    let ps = Command::new("ps").args(["-eo", "pgid,ppid,pid,stat,wchan:20,args"]).output().expect("ps");
+    let all = String::from_utf8_lossy(&ps.stdout).into_owned();
+    let mine = |line: &&str| line.split_whitespace().next() == Some(&leader.to_string());
+    all.lines().filter(mine).map(|line| format!("{line}\n")).collect()
+}
+
+/// Runs a command to its end.
+pub fn run(scratch: &Scratch, command: &mut Command) -> Outcome {
+    Running::start(scratch, command.stdin(Stdio::null())).finish()
+}
+
+/// A command line of the tool, for a target with arguments.
+pub fn cowbell<I: AsRef<OsStr>>(options: &[&str], target: impl IntoIterator<Item = I>) -> Command {
+    let mut command = Command::new(tool());
+    command.arg("run").args(options).arg("--").args(target);
+    command
+}
+
+/// One account of a capture.
+#[derive(Debug)]
+pub struct Account {
+    /// How it opened.
+    pub begin: Begin,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// How it closed.
+    pub end: Option<End>,
+}
+
+/// A capture, read back.
+#[derive(Debug)]
+pub struct Capture {
+    /// Every record.
+    pub records: Vec<Record>,
+    /// The accounts by number.
+    pub accounts: BTreeMap<u32, Account>,
+}
+
+impl Capture {
+    /// Reads a file; demands that it begins and ends as a whole capture does.
+    pub fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        let records: Vec<Record> = text.lines().map(parse).collect();
+        assert!(matches!(records.first(), Some(Record::Header(_))), "a capture begins with its header");
+        assert!(matches!(records.last(), Some(Record::Finish(_))), "a whole capture ends with a finish");
+        let mut accounts: BTreeMap<u32, Account> = BTreeMap::new();
+        for record in &records {
+            match record {
+                Record::Begin(begin) => {
+                    let account = Account { begin: begin.clone(), events: Vec::new(), end: None };
+                    let other = accounts.insert(begin.account, account);
+                    assert!(other.is_none(), "the number {} was given twice", begin.account);
+                }
+                Record::Events { account, events } => {
+                    accounts.get_mut(account).expect("events of an open account").events.extend(events);
+                }
+                Record::End(end) => {
+                    let account = accounts.get_mut(&end.account).expect("the end of an open account");
+                    assert!(account.end.is_none(), "an account ends once");
+                    account.end = Some(end.clone());
+                }
+                _ => {}
+            }
+        }
+        Self { records, accounts }
+    }
+
+    /// Bytes a page.
+    pub fn page_size(&self) -> u64 {
+        let Some(Record::Header(header)) = self.records.first() else { panic!("read() saw the header") };
+        header.page_size
+    }
+
+    /// The accounts of one process.
+    pub fn of(&self, pid: i32) -> impl Iterator<Item = &Account> {
+        self.accounts.values().filter(move |account| account.begin.pid == pid)
+    }
+}

@@ -1,0 +1,270 @@
+//! What Linux must do when a case's steps are taken, by its documented rules; pure, no kernel asked.
+//!
+//! A page of a process is one of: nothing, the page of zeroes, a page of the file, an anonymous frame. A write to
+//! nothing is a first touch, to the page of zeroes or of a file makes a page of the process' own, and to a frame it is
+//! a copy while another process maps the same frame, and a reuse when nobody else does any more.
+
+use crate::case::{Case, Kind, Op};
+use crate::record::Class;
+use std::collections::BTreeMap;
+
+/// A page of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Empty,
+    Zero,
+    File,
+    Frame(usize),
+    /// Unmapped, or shared memory: no write of it is anybody's copy.
+    None,
+}
+
+/// What is known of a page of one process.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    slot: Slot,
+    /// There was nothing when the account opened, whatever has been read since.
+    empty_at_fork: bool,
+    /// Given back by the process since the account opened.
+    dropped: bool,
+    /// The first write of it in this account, by its place among the faults.
+    fault: Option<usize>,
+}
+
+/// The first write of a page in an account.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// At which step.
+    pub step: usize,
+    /// Of which process.
+    pub actor: usize,
+    /// In which of its accounts, counted from 0.
+    pub epoch: usize,
+    /// The region and the page in it.
+    pub place: (usize, usize),
+    /// What the kernel did.
+    pub kernel: Class,
+    /// How the report may call it: one class, unless the page was given back before.
+    pub classes: Vec<Class>,
+    /// The process unmapped or dropped the page later and left it so: its page tables no longer tell.
+    pub gone: bool,
+    /// The process gave the page back at some time.
+    pub dropped: bool,
+    /// The mapping is younger than the account: its writes are not events.
+    pub late: bool,
+    /// There was nothing, or nothing but a file's page, when the account opened.
+    pub empty_at_fork: bool,
+}
+
+/// What a write to a page does, by the page's state before it, seen from the kernel's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The kernel did this.
+    Fault(Class),
+    /// The page was the process' own already.
+    Own,
+    /// Shared memory, reads: nothing is claimed.
+    Nothing,
+}
+
+/// What must happen.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// Writes that made the kernel do something, in order.
+    pub faults: Vec<Fault>,
+    /// What each page that a step touched must have done.
+    pub seen: BTreeMap<(usize, usize), Seen>,
+    /// How each actor ends; those that do not are not there.
+    pub ends: BTreeMap<usize, Op>,
+    /// Who forked whom.
+    pub parents: BTreeMap<usize, usize>,
+    /// How often an actor called vfork or posix_spawn.
+    pub sharing: usize,
+}
+
+struct Actor {
+    pages: Vec<Vec<Page>>,
+    /// An account is open: it was forked, or has forked and some of its descendants live.
+    watched: bool,
+    /// Which account it is, counted from 0: each fork closes one and opens the next.
+    epoch: usize,
+    /// Regions mapped since the account opened.
+    late: Vec<bool>,
+    /// Regions that have been written, here or before a fork, or lie in one mapping with what has been.
+    written: Vec<bool>,
+}
+
+struct Model<'a> {
+    case: &'a Case,
+    actors: BTreeMap<usize, Actor>,
+    /// By how many processes each frame is mapped.
+    frames: Vec<usize>,
+    truth: Truth,
+}
+
+/// Plays a case.
+pub fn play(case: &Case) -> Truth {
+    let empty = |kind: Kind| match kind {
+        Kind::Shared => Slot::None,
+        _ if kind.is_file() => Slot::File,
+        _ => Slot::Empty,
+    };
+    let page = |kind| Page { slot: empty(kind), empty_at_fork: true, dropped: false, fault: None };
+    let pages = case.regions.iter().map(|r| vec![page(r.kind); r.pages]).collect();
+    let late = vec![false; case.regions.len()];
+    let written = case.regions.iter().map(|r| matches!(r.kind, Kind::Heap | Kind::Bss)).collect();
+    let first = Actor { pages, watched: false, epoch: 0, late, written };
+    let mut model = Model { case, actors: BTreeMap::from([(0, first)]), frames: Vec::new(), truth: Truth::default() };
+    (0..case.steps.len()).for_each(|step| model.step(step));
+    model.truth
+}
+
+impl Model<'_> {
+    fn step(&mut self, index: usize) {
+        let step = self.case.steps[index];
+        let places = || (step.page..step.page + step.pages).map(|page| (step.region, page));
+        match step.op {
+            Op::Fork => self.fork(step.actor, step.value),
+            Op::Vfork | Op::Spawn => self.truth.sharing += 1,
+            Op::Map => self.actor(step.actor).late[step.region] = true,
+            op if op.ends() => self.end(step.actor, op),
+            Op::Read => places().for_each(|place| self.read(index, step.actor, place)),
+            Op::Dontneed | Op::Unmap => places().for_each(|place| self.drop_page(step.actor, place, step.op)),
+            op if op.writes() => places().for_each(|place| self.write(index, step.actor, place)),
+            _ => {}
+        }
+    }
+
+    fn actor(&mut self, actor: usize) -> &mut Actor {
+        self.actors.get_mut(&actor).expect("a case has no steps of the dead")
+    }
+
+    fn page(&mut self, actor: usize, (region, page): (usize, usize)) -> &mut Page {
+        &mut self.actor(actor).pages[region][page]
+    }
+
+    fn fork(&mut self, parent: usize, child: usize) {
+        for &Page { slot, .. } in self.actor(parent).pages.clone().iter().flatten() {
+            if let Slot::Frame(frame) = slot {
+                self.frames[frame] += 1;
+            }
+        }
+        let old = self.actor(parent);
+        let opens = |page: &Page| {
+            let empty_at_fork = matches!(page.slot, Slot::Empty | Slot::File);
+            Page { slot: page.slot, empty_at_fork, dropped: false, fault: None }
+        };
+        let fresh: Vec<Vec<Page>> = old.pages.iter().map(|region| region.iter().map(opens).collect()).collect();
+        // What it has is shared anew: its own account ends, and another opens at the same moment.
+        old.pages.clone_from(&fresh);
+        old.late.fill(false);
+        old.epoch += usize::from(old.watched);
+        old.watched = true;
+        let late = vec![false; old.late.len()];
+        let written = old.written.clone();
+        let mut inherited = fresh;
+        // Fork copies page tables of mappings that have been written; of others the child starts with none.
+        for (region, _) in inherited.iter_mut().zip(&written).filter(|(_, written)| !**written) {
+            for page in region.iter_mut().filter(|page| page.slot == Slot::Zero) {
+                (page.slot, page.empty_at_fork) = (Slot::Empty, true);
+            }
+        }
+        self.actors.insert(child, Actor { pages: inherited, watched: true, epoch: 0, late, written });
+        self.truth.parents.insert(child, parent);
+    }
+
+    fn end(&mut self, actor: usize, op: Op) {
+        let gone = self.actors.remove(&actor).expect("it lived");
+        for page in gone.pages.iter().flatten() {
+            if let Slot::Frame(frame) = page.slot {
+                self.frames[frame] -= 1;
+            }
+        }
+        self.truth.ends.insert(actor, op);
+        // The first process is watched only because of the others; whoever lives was forked from it.
+        if self.actors.len() == 1
+            && let Some(first) = self.actors.get_mut(&0)
+        {
+            first.epoch += usize::from(first.watched);
+            first.watched = false;
+        }
+    }
+
+    fn read(&mut self, step: usize, actor: usize, place: (usize, usize)) {
+        let page = self.page(actor, place);
+        if page.slot == Slot::Empty {
+            page.slot = Slot::Zero;
+        }
+        let _was = self.truth.seen.insert((step, place.1), Seen::Nothing);
+    }
+
+    fn drop_page(&mut self, actor: usize, place: (usize, usize), op: Op) {
+        let kind = self.case.regions[place.0].kind;
+        let page = self.page(actor, place);
+        let was = page.slot;
+        page.dropped = true;
+        page.slot = match was {
+            _ if op == Op::Unmap => Slot::None,
+            Slot::None => Slot::None,
+            _ if kind.is_file() => Slot::File,
+            _ => Slot::Empty,
+        };
+        if let Slot::Frame(frame) = was {
+            self.frames[frame] -= 1;
+        }
+        if let Some(fault) = self.page(actor, place).fault {
+            (self.truth.faults[fault].gone, self.truth.faults[fault].dropped) = (true, true);
+        }
+    }
+
+    fn write(&mut self, step: usize, actor: usize, place: (usize, usize)) {
+        let page = *self.page(actor, place);
+        let (kernel, seen) = match page.slot {
+            Slot::None => (None, Seen::Nothing),
+            // The store to its first page brought in all of it.
+            Slot::Empty if self.case.regions[place.0].kind == Kind::Huge => (Some(Class::FirstTouch), Seen::Nothing),
+            Slot::Empty => (Some(Class::FirstTouch), Seen::Fault(Class::FirstTouch)),
+            Slot::Zero => (Some(Class::ZeroPage), Seen::Fault(Class::ZeroPage)),
+            Slot::File => (Some(Class::PrivateFile), Seen::Fault(Class::PrivateFile)),
+            Slot::Frame(frame) if self.frames[frame] > 1 => (Some(Class::Copy), Seen::Fault(Class::Copy)),
+            Slot::Frame(_) if page.fault.is_some() => (None, Seen::Own),
+            // Alone with it: the account sees the first write, which copies nothing.
+            Slot::Frame(_) => (Some(Class::Reuse), Seen::Own),
+        };
+        self.truth.seen.insert((step, place.1), seen);
+        let Some(kernel) = kernel else { return };
+        if kernel != Class::Reuse {
+            if let Slot::Frame(frame) = page.slot {
+                self.frames[frame] -= 1;
+            }
+            self.frames.push(1);
+            self.page(actor, place).slot = Slot::Frame(self.frames.len() - 1);
+        }
+        self.actor(actor).written[place.0] = true;
+        let me = &self.actors[&actor];
+        if !me.watched {
+            return;
+        }
+        if let Some(fault) = page.fault {
+            // Written, given back, written again: there once more.
+            self.truth.faults[fault].gone = false;
+            return;
+        }
+        let (late, epoch, empty_at_fork) = (me.late[place.0], me.epoch, page.empty_at_fork);
+        let (classes, dropped) = (classes(kernel, page), page.dropped);
+        let fault = Fault { step, actor, epoch, place, kernel, classes, gone: false, dropped, late, empty_at_fork };
+        self.page(actor, place).fault = Some(self.truth.faults.len());
+        self.truth.faults.push(fault);
+    }
+}
+
+/// How the report may call what the kernel did to a page in this state.
+fn classes(kernel: Class, page: Page) -> Vec<Class> {
+    match kernel {
+        // What is first touched is what was not there when the account opened, though it was read since.
+        Class::ZeroPage if page.empty_at_fork => vec![Class::FirstTouch],
+        // Given back, then read, then written: nothing of what the account opened with is left.
+        Class::ZeroPage if page.dropped => vec![Class::FirstTouch, Class::ZeroPage],
+        kernel => vec![kernel],
+    }
+}

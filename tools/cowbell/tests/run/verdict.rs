@@ -1,0 +1,286 @@
+//! A capture against the model: every account, page, class and event.
+
+use crate::case::{Case, Kind, Op};
+use crate::lab::{Account, Capture};
+use crate::model::{Fault, Seen, Truth};
+use crate::record::{Blindness, Class, Closed, Mode, Origin, Record, Role};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A page of a region.
+type Place = (usize, usize);
+
+/// What writer.c wrote down of a run.
+#[derive(Default)]
+pub struct Log {
+    /// Bytes a page.
+    pub page_size: u64,
+    zero: u64,
+    /// The process of each actor.
+    pub pids: BTreeMap<usize, i32>,
+    /// Step (from 1), actor, region, address.
+    bases: Vec<(usize, usize, usize, u64)>,
+    /// Words of pagemap before and after a step, by step and page.
+    seen: BTreeMap<(usize, usize), (u64, u64)>,
+    /// What taskstats said, by step; -1 where it cannot.
+    pub stats: BTreeMap<usize, i64>,
+}
+
+impl Log {
+    /// Reads the writer's file.
+    pub fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).expect("the writer's log");
+        let mut log = Self::default();
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            let what = words.next().expect("a word");
+            let n: Vec<u64> = words.map(|word| u64::from_str_radix(word, 16).expect("a number")).collect();
+            match (what, &n[..]) {
+                ("page", &[bytes]) => log.page_size = bytes,
+                ("zero", &[word]) => log.zero = word,
+                ("process", &[actor, pid]) => {
+                    log.pids.insert(actor as usize, pid as i32);
+                }
+                ("stats", &[step, count]) => {
+                    log.stats.insert(step as usize, count as i64);
+                }
+                ("base", &[step, actor, region, address]) => {
+                    log.bases.push((step as usize, actor as usize, region as usize, address));
+                }
+                ("seen", &[step, page, before, after]) => {
+                    log.seen.insert((step as usize, page as usize), (before, after));
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        log
+    }
+
+    /// Where each page that an actor ever had lay, also before it was moved.
+    fn places(&self, case: &Case, actor: usize, before_step: usize, into: &mut BTreeMap<u64, Place>) {
+        let fork = case.steps.iter().position(|s| s.op == Op::Fork && s.value == actor);
+        if let Some(fork) = fork {
+            self.places(case, case.steps[fork].actor, fork + 1, into);
+        }
+        for &(_, _, region, base) in self.bases.iter().filter(|b| b.1 == actor && b.0 < before_step) {
+            for page in 0..case.regions[region].pages {
+                into.insert(base + page as u64 * self.page_size, (region, page));
+            }
+        }
+    }
+}
+
+const PRESENT: u64 = 1 << 63;
+const FILE: u64 = 1 << 61;
+const EXCLUSIVE: u64 = 1 << 56;
+const FRAME: u64 = (1 << 55) - 1;
+
+/// Does what the writer saw of its page tables agree with the model?
+pub fn check_frames(truth: &Truth, log: &Log) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (&(step, page), &seen) in &truth.seen {
+        let Some(&(before, after)) = log.seen.get(&(step, page)) else {
+            wrong.push(format!("step {step} page {page} was not reached"));
+            continue;
+        };
+        let there = before & PRESENT != 0;
+        let own_after = after & PRESENT != 0 && after & FILE == 0;
+        let same = before & FRAME == after & FRAME;
+        // Frames are 0 for who may not see them; the other bits are true for everybody.
+        let frames = log.zero & FRAME != 0;
+        let right = match seen {
+            Seen::Nothing => true,
+            Seen::Own => there && own_after && (!frames || same),
+            Seen::Fault(Class::FirstTouch) => !there && own_after,
+            Seen::Fault(Class::ZeroPage) => {
+                there && own_after && (!frames || before & FRAME == log.zero & FRAME && !same)
+            }
+            Seen::Fault(Class::PrivateFile) => (!there || before & FILE != 0) && own_after && (!frames || !same),
+            Seen::Fault(_) => there && before & (FILE | EXCLUSIVE) == 0 && own_after && (!frames || !same),
+        };
+        if !right {
+            wrong.push(format!("step {step} page {page}: {seen:?}, but pagemap went from {before:x} to {after:x}"));
+        }
+    }
+    wrong
+}
+
+/// What is compared.
+struct Verdict<'a> {
+    case: &'a Case,
+    truth: &'a Truth,
+    log: &'a Log,
+    capture: &'a Capture,
+    mode: Mode,
+    wrong: Vec<String>,
+}
+
+impl Verdict<'_> {
+    fn say(&mut self, what: String) {
+        self.wrong.push(what);
+    }
+
+    /// The accounts of an actor in the order in which they opened.
+    fn accounts(&self, actor: usize) -> Vec<&Account> {
+        self.capture.of(self.log.pids[&actor]).collect()
+    }
+
+    /// A child has an account from its birth, one more from each fork of its own, and all of them are closed.
+    fn check_accounts(&mut self) {
+        for (&actor, &parent) in &self.truth.parents {
+            let pid = self.log.pids[&actor];
+            let forks = self.truth.parents.values().filter(|other| **other == actor).count();
+            let mut due = vec![(Role::Child, Closed::Forked); forks];
+            let end = if self.truth.ends[&actor] == Op::Exec { Closed::Exec } else { Closed::Exit };
+            due.push((Role::Child, end));
+            let closed = |account: &&Account| (account.begin.role, account.end.as_ref().map(|end| end.closed));
+            let found: Vec<_> = self.accounts(actor).iter().map(closed).collect();
+            if !found.iter().copied().eq(due.iter().map(|&(role, closed)| (role, Some(closed)))) {
+                self.say(format!("accounts of actor {actor}: {found:?}, not {due:?}"));
+            }
+            let forked = self.capture.records.iter().any(
+                |record| matches!(record, Record::Process(p) if p.pid == pid && p.parent == self.log.pids[&parent]),
+            );
+            if !forked {
+                self.say(format!("nothing says that actor {parent} forked actor {actor}"));
+            }
+        }
+        let forks = self.truth.parents.values().filter(|other| **other == 0).count();
+        let first = self.accounts(0);
+        if first.len() != forks || first.iter().any(|account| account.begin.role != Role::Parent) {
+            let found: Vec<_> = first.iter().map(|account| account.begin.role).collect();
+            self.say(format!("the first process forked {forks} times, and has the accounts {found:?}"));
+        }
+        for (actor, _) in self.truth.ends.iter().filter(|(_, op)| self.mode == Mode::Count && **op == Op::Exec) {
+            let pid = self.log.pids[actor];
+            let is_told = |r: &Record| matches!(r, Record::Blind(b) if b.pid == pid && b.what == Blindness::Executed);
+            if !self.capture.records.iter().any(is_told) {
+                self.wrong.push(format!("nothing says that what actor {actor} copied before exec was not counted"));
+            }
+        }
+        let is_sharing = |r: &&Record| matches!(r, Record::Process(p) if p.origin == Origin::Shares);
+        let sharing = self.capture.records.iter().filter(is_sharing).count();
+        if self.truth.sharing != sharing {
+            self.say(format!("{sharing} processes share memory, not {}", self.truth.sharing));
+        }
+    }
+
+    /// The pages of all accounts, by actor, account and place.
+    fn reported(&self) -> BTreeMap<(usize, usize, Place), Vec<Class>> {
+        let mut reported: BTreeMap<_, Vec<Class>> = BTreeMap::new();
+        for &actor in self.log.pids.keys() {
+            let mut places = BTreeMap::new();
+            self.log.places(self.case, actor, usize::MAX, &mut places);
+            for (epoch, account) in self.accounts(actor).into_iter().enumerate() {
+                for run in account.end.iter().flat_map(|end| &end.pages) {
+                    for nth in 0..run.pages {
+                        if let Some(&place) = places.get(&(run.start + nth * self.log.page_size)) {
+                            reported.entry((actor, epoch, place)).or_default().push(run.class);
+                        }
+                    }
+                }
+            }
+        }
+        reported
+    }
+
+    fn check_pages(&mut self) {
+        let mut reported = self.reported();
+        let mut missing: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+        for fault in &self.truth.faults {
+            let Fault { actor, epoch, place, .. } = *fault;
+            let kind = self.case.regions[place.0].kind;
+            // A page that was moved may be told at both its addresses.
+            let classes = reported.remove(&(actor, epoch, place)).unwrap_or_default();
+            match classes.first() {
+                // What it had is gone with exec, and only events tell of it.
+                None if fault.gone || self.is_lost_by_exec(fault) => {
+                    // First touches are no copies, and what was mapped since the fork has none.
+                    let counts = self.must_be_bounded(fault);
+                    *missing.entry((actor, epoch)).or_default() += u64::from(counts);
+                }
+                None => self.wrong.push(format!("{kind:?} missing: {fault:?}")),
+                Some(_) if classes.iter().all(|&class| self.may_be_called(fault, class)) => {}
+                Some(_) => self.wrong.push(format!("{kind:?} {classes:?}, but {fault:?}")),
+            }
+        }
+        for ((actor, epoch, place), classes) in reported {
+            let kind = self.case.regions[place.0].kind;
+            self.say(format!("actor {actor} account {epoch} {kind:?} {place:?}: {classes:?}, and nothing was written"));
+        }
+        for ((actor, epoch), pages) in missing {
+            let end = self.accounts(actor).get(epoch).and_then(|account| account.end.as_ref());
+            let bound = end.map_or(0, |end| end.unmapped_uncounted);
+            if pages > bound {
+                self.say(format!("actor {actor} account {epoch}: {pages} pages gone and untold, said at most {bound}"));
+            }
+        }
+    }
+
+    fn is_lost_by_exec(&self, fault: &Fault) -> bool {
+        let account = self.accounts(fault.actor).into_iter().nth(fault.epoch);
+        let closed = account.and_then(|account| account.end.as_ref()).map(|end| end.closed);
+        closed == Some(Closed::Exec) && !(self.mode == Mode::Trace && self.must_be_an_event(fault))
+    }
+
+    /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.
+    fn must_be_bounded(&self, fault: &Fault) -> bool {
+        let was_empty = fault.kernel == Class::ZeroPage && fault.empty_at_fork;
+        !(fault.late || was_empty || fault.kernel == Class::FirstTouch)
+    }
+
+    fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
+        let frames = self.log.zero & FRAME != 0;
+        let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
+        either || fault.classes.contains(&class)
+    }
+
+    /// Tracing: the first write of what was inherited is an event, with the thread and the instruction or the system
+    /// call. Not of ordinary files, which the kernel does not let be watched so; nor of pages that were not there.
+    fn must_be_an_event(&self, fault: &Fault) -> bool {
+        let kind = self.case.regions[fault.place.0].kind;
+        let is_plain_file = matches!(kind, Kind::File | Kind::Data | Kind::LateFile);
+        let inherited = !fault.empty_at_fork || kind == Kind::Memfd && !fault.dropped;
+        !fault.late && !is_plain_file && inherited && fault.kernel != Class::FirstTouch
+    }
+
+    fn check_events(&mut self) {
+        let mut wrong = Vec::new();
+        for (&actor, &pid) in &self.log.pids {
+            let mut places = BTreeMap::new();
+            self.log.places(self.case, actor, usize::MAX, &mut places);
+            for (epoch, account) in self.capture.of(pid).enumerate() {
+                let mut events = BTreeMap::new();
+                for event in &account.events {
+                    if let Some(&place) = places.get(&event.page) {
+                        events.entry(place).or_insert(*event);
+                    }
+                }
+                let mine = |f: &&Fault| f.actor == actor && f.epoch == epoch && self.must_be_an_event(f);
+                for fault in self.truth.faults.iter().filter(mine) {
+                    let (op, event) = (self.case.steps[fault.step].op, events.get(&fault.place));
+                    let right = event.is_some_and(|event| {
+                        let by_kernel = event.syscall.is_some() == (op == Op::Kwrite);
+                        by_kernel && event.pc != 0 && event.tid != 0 && (op != Op::Write || event.tid == pid)
+                    });
+                    if !right {
+                        wrong.push(format!("{op:?} of pid {pid} as {event:?}: {fault:?}"));
+                    }
+                }
+            }
+        }
+        self.wrong.extend(wrong);
+    }
+}
+
+/// All in which a capture differs from what must be.
+pub fn differences(case: &Case, truth: &Truth, log: &Log, capture: &Capture, mode: Mode) -> Vec<String> {
+    let wrong = check_frames(truth, log);
+    let mut verdict = Verdict { case, truth, log, capture, mode, wrong };
+    verdict.check_accounts();
+    verdict.check_pages();
+    if mode == Mode::Trace {
+        verdict.check_events();
+    }
+    verdict.wrong
+}
