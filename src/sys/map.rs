@@ -243,6 +243,15 @@ pub fn lock(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::mlock_with(range.pointer(), range.len, MlockFlags::ONFAULT) }
 }
 
+/// `munlock(range)`. *Raw.*
+///
+/// # Errors
+/// ENOMEM when part of it is not mapped.
+pub fn unlock(range: Range) -> Result<(), Errno> {
+    // SAFETY: unlocking pages changes no content.
+    unsafe { rustix::mm::munlock(range.pointer(), range.len) }
+}
+
 /// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,
 /// 64-bit only. *Raw.*
 ///

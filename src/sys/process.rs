@@ -348,6 +348,18 @@ pub fn kill(pid: i32) {
     }
 }
 
+/// `kcmp(KCMP_VM)`: have two processes the same memory, not just equal ones?
+///
+/// # Errors
+/// `ENOSYS`: a kernel without it; `EPERM`: not ours to trace; `ESRCH`: gone.
+pub fn same_memory(one: i32, other: i32) -> Result<bool, Errno> {
+    // <linux/kcmp.h>: enum kcmp_type.
+    const KCMP_VM: i32 = 1;
+    // SAFETY: the call takes numbers only.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    if order < 0 { Err(super::map::last_errno()) } else { Ok(order == 0) }
+}
+
 /// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
 pub fn send(pid: i32, signal: i32) {
     let signal = rustix::process::Signal::from_named_raw(signal);

@@ -24,19 +24,13 @@ bitflags::bitflags! {
         const EXEC = libc::PTRACE_O_TRACEEXEC as u32;
         /// The end of a thread, while its memory is still there; after SIGKILL too.
         const EXIT = libc::PTRACE_O_TRACEEXIT as u32;
+        /// The tracee is killed should the tracer die.
+        const KILL_WITH_TRACER = libc::PTRACE_O_EXITKILL as u32;
     }
 }
 
 /// The number of `clone`.
-pub const CLONE: i64 = libc::SYS_clone;
-/// The number of `clone3`.
-pub const CLONE3: i64 = libc::SYS_clone3;
-/// The number of `vfork`, where there is such a call.
-#[cfg(target_arch = "x86_64")]
-pub const VFORK: Option<i64> = Some(libc::SYS_vfork);
-/// The number of `vfork`, where there is such a call.
-#[cfg(not(target_arch = "x86_64"))]
-pub const VFORK: Option<i64> = None;
+pub const CLONE: i32 = libc::SYS_clone as i32;
 
 /// What a wait found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +81,14 @@ pub enum Event {
 /// `EPERM`: traced already, of another user, not dumpable, or forbidden by Yama or seccomp; `ESRCH`: gone.
 pub fn seize(tid: i32, options: Options) -> Result<(), Errno> {
     call(libc::PTRACE_SEIZE, tid, 0, u64::from(options.bits()))
+}
+
+/// Changes the options of a stopped thread.
+///
+/// # Errors
+/// `ESRCH`: gone, or not stopped.
+pub fn set_options(tid: i32, options: Options) -> Result<(), Errno> {
+    call(libc::PTRACE_SETOPTIONS, tid, 0, u64::from(options.bits()))
 }
 
 /// Stops a thread at the next return to user mode; the stop is a [`Stop::Trap`].

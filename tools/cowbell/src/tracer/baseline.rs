@@ -71,14 +71,19 @@ impl Baseline {
         Ok(Self { runs, page: page_bytes() })
     }
 
-    /// Reads the frames of a range's private pages too, which takes ten times as long as the scan.
+    /// Reads the frames of a range's private pages too, which takes longer than all else. Those of `known`, the baseline of
+    /// a process that has the same pages, are taken from there.
     ///
     /// # Errors
     /// The process is gone.
-    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64) -> Result<(), Errno> {
+    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64, known: Option<&Self>) -> Result<(), Errno> {
         // A run can reach over the borders of a mapping.
         let mut cut = self.take(start, end);
         for run in cut.iter_mut().filter(|run| run.was == Was::Private) {
+            run.frames = known.and_then(|known| known.frames_of(run));
+            if run.frames.is_some() {
+                continue;
+            }
             let mut read = Vec::with_capacity(((run.end - run.start) / self.page) as usize);
             let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
             pagemap.read(range, |_, entry| read.push(entry.frame()))?;
@@ -86,6 +91,13 @@ impl Baseline {
         }
         self.put(cut);
         Ok(())
+    }
+
+    /// The frames of all pages of another baseline's run, where all are known.
+    fn frames_of(&self, run: &Run) -> Option<(Rc<[u64]>, usize)> {
+        let ours = self.run(run.start).filter(|ours| ours.was == Was::Private && run.end <= ours.end)?;
+        let (frames, first) = ours.frames.as_ref()?;
+        Some((Rc::clone(frames), first + ((run.start - ours.start) / self.page) as usize))
     }
 
     /// What the page at this address was.
@@ -117,6 +129,13 @@ impl Baseline {
         let page = self.page as usize;
         let inside = self.runs.iter().filter(move |run| run.was != Was::Zero && run.start < end && start < run.end);
         inside.flat_map(move |run| (run.start.max(start)..run.end.min(end)).step_by(page))
+    }
+
+    /// Forgets what looked like pages in swap in a range.
+    pub fn drop_swapped(&mut self, start: u64, end: u64) {
+        let mut cut = self.take(start, end);
+        cut.retain(|run| run.was != Was::Swapped);
+        self.put(cut);
     }
 
     /// Forgets a range: its pages are gone.
@@ -210,6 +229,18 @@ mod tests {
         assert_eq!([11, 12, 13, 14, 19].map(frame), [Some(101), None, None, Some(104), Some(109)]);
         assert_eq!(base.count(0, 100 * page, Was::Private), 8);
         assert_eq!(base.held_in(11 * page, 15 * page).map(|at| at / page).collect::<Vec<_>>(), [11, 14]);
+    }
+
+    #[test]
+    fn frames_known_of_a_relative_are_taken_from_it() {
+        let page = page_bytes();
+        let (parent, mut child) = (baseline(), baseline());
+        child.runs.retain(|run| run.was == Was::Private);
+        child.runs.iter_mut().for_each(|run| run.frames = None);
+        let nobody = Pagemap::open_self().expect("our own");
+        child.read_frames(&nobody, 12 * page, 15 * page, Some(&parent)).expect("nothing to read");
+        let frame = |at: u64| child.frame(at * page);
+        assert_eq!([11, 12, 14, 15].map(frame), [None, Some(102), Some(104), None]);
     }
 
     #[test]

@@ -2,11 +2,10 @@
 
 use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES};
 use crate::capture::record::Mode;
-use cowbell::sys::Errno;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
-use cowbell::sys::ptrace::{self, Status, Stop};
-use cowbell::sys::registers::Registers;
-use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
+use cowbell::sys::remote::RemoteUffd;
+use cowbell::sys::{Errno, process};
 use std::fs;
 
 /// What a new task is.
@@ -29,37 +28,45 @@ pub enum Unarmed {
     Ending(Status),
 }
 
-/// What the task that this thread has just made is, from the system call it stands in.
-pub fn kind(maker: i32, registers: &Registers) -> Kind {
-    const THREAD: u64 = 0x0001_0000;
-    const MEMORY: u64 = 0x0000_0100;
-    let flags = match registers.call_number() {
-        number if number == cowbell::sys::ptrace::CLONE => registers.call_argument(),
-        number if number == cowbell::sys::ptrace::CLONE3 => {
-            // `struct clone_args` begins with the flags.
-            let mut flags = [0; 8];
-            let read = Memory::open(maker).and_then(|memory| memory.read(registers.call_argument(), &mut flags));
-            if read == Ok(flags.len()) { u64::from_ne_bytes(flags) } else { 0 }
-        }
-        number if Some(number) == cowbell::sys::ptrace::VFORK => MEMORY,
-        _ => 0,
-    };
-    match (flags & THREAD != 0, flags & MEMORY != 0) {
-        (true, _) => Kind::Thread,
-        (false, true) => Kind::Shares,
-        (false, false) => Kind::Copy,
+/// What the task is that a thread of `pid` has just made.
+pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
+    if fs::exists(format!("/proc/{pid}/task/{task}")).unwrap_or(false) {
+        return Kind::Thread;
+    }
+    match process::same_memory(pid, task) {
+        Ok(true) => Kind::Shares,
+        Ok(false) => Kind::Copy,
+        // A kernel that cannot compare: what vfork makes shares, as a rule.
+        Err(_) if event == Event::VFork => Kind::Shares,
+        Err(_) => Kind::Copy,
     }
 }
 
+/// What every tracee stops for.
+pub fn traced() -> Options {
+    Options::SYSGOOD | Options::FORK | Options::VFORK | Options::CLONE | Options::EXEC | Options::EXIT
+}
+
 /// Makes userfaultfds in a process, by its thread `tid` that stands in a [`Stop::Trap`], and takes them over. Returns the
-/// stop that the thread is left in.
-pub fn open_doors(tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarmed> {
+/// stop that the thread is left in. `wait` waits for the thread's next stop.
+///
+/// Meanwhile its registers are not its own. Should the tracer die now, the process is better dead than going on with a
+/// wrong result of its fork.
+pub fn open_doors(tid: i32, pid: i32, mode: Mode, wait: &mut Wait<'_>) -> Result<(Doors, Stop), Unarmed> {
     if let Some(filter) = seccomp(tid) {
         return Err(Unarmed::Because(filter));
     }
-    let mut wait =
-        |tid| ptrace::wait(Some(tid), true).and_then(|found| found.map(|(_, status)| status).ok_or(Errno::CHILD));
-    let mut injection = Injection::begin(tid, &mut wait).map_err(|e| match e {
+    let _gone = ptrace::set_options(tid, traced() | Options::KILL_WITH_TRACER);
+    let opened = inject(tid, pid, mode, wait);
+    let _gone = ptrace::set_options(tid, traced());
+    opened
+}
+
+/// Waits for a thread's next stop.
+pub type Wait<'a> = dyn FnMut(i32) -> Result<Status, Errno> + 'a;
+
+fn inject(tid: i32, pid: i32, mode: Mode, wait: &mut Wait<'_>) -> Result<(Doors, Stop), Unarmed> {
+    let mut injection = Injection::begin(tid, wait).map_err(|e| match e {
         Errno::IO => Unarmed::Because("it runs 32-bit code".to_owned()),
         e => Unarmed::Because(format!("no system call could be injected: {e}")),
     })?;

@@ -6,6 +6,7 @@ use super::watch::Watch;
 use crate::capture::record::{Class, Content, Event};
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::remote::Memory;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,14 +16,17 @@ const KEPT_MAX: usize = 256 << 20;
 /// Words that differ by less than this count as counters.
 const COUNTER: u64 = 1 << 20;
 
-/// Originals of pages that are about to be copied.
+/// Originals of pages that were about to be written, by process and page, with the time: what the page held then, and at
+/// the process' last fork before.
 #[derive(Default)]
 pub struct Originals {
-    kept: HashMap<(u32, u64), Box<[u8]>>,
+    kept: HashMap<(i32, u64), Vec<(u64, Box<[u8]>)>>,
+    pages: usize,
 }
 
 /// A process that had the same pages, and may have them still.
 pub struct Donor {
+    pid: i32,
     /// Its memory.
     memory: Memory,
     /// Its page tables.
@@ -34,7 +38,7 @@ pub struct Donor {
 impl Donor {
     /// The process `pid`, of which it is known when it wrote which page.
     pub fn new(pid: i32, written: Option<HashMap<u64, u64>>) -> Option<Self> {
-        Some(Self { memory: Memory::open(pid).ok()?, pagemap: Pagemap::open(pid).ok()?, written })
+        Some(Self { pid, memory: Memory::open(pid).ok()?, pagemap: Pagemap::open(pid).ok()?, written })
     }
 
     /// Has it this page still, as it was when the account opened? Then whoever wrote it there was given a copy.
@@ -63,44 +67,59 @@ fn read(memory: &Memory, page: u64) -> Option<Box<[u8]>> {
 }
 
 impl Originals {
-    /// Keeps the content of the page that this event's write will copy.
-    pub fn keep_if_copied(&mut self, watch: &Watch, event: &Event) {
-        let page = event.page;
-        if !matches!(event.class, Class::Copy | Class::PrivateFile)
-            || self.kept.len() * page_bytes() as usize >= KEPT_MAX
+    /// Keeps the content of the page that this event is about. True if it was read.
+    pub fn keep(&mut self, watch: &Watch, event: &Event) -> bool {
+        if !matches!(event.class, Class::Copy | Class::Reuse | Class::CopyOrReuse | Class::PrivateFile)
+            || self.pages * page_bytes() as usize >= KEPT_MAX
         {
-            return;
+            return false;
         }
-        if let Some(content) = watch.content(page) {
-            self.kept.insert((watch.account, page), content);
-        }
+        let Some(content) = read(&watch.memory, event.page) else { return false };
+        self.kept.entry((watch.pid, event.page)).or_default().push((event.time_ns, content));
+        self.pages += 1;
+        true
     }
 
-    /// Compares what can be compared, and forgets the account's originals.
-    pub fn compare(&mut self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor>) -> Vec<Content> {
+    /// What a process' page held since `since_ns`, until it wrote there.
+    fn of(&self, pid: i32, page: u64, since_ns: u64) -> Option<&[u8]> {
+        let (_, content) = self.kept.get(&(pid, page))?.iter().find(|(time_ns, _)| *time_ns >= since_ns)?;
+        Some(content)
+    }
+
+    /// Compares what can be compared.
+    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = HashMap::new();
         let mut contents = Vec::new();
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
-            let kept = self.kept.remove(&(watch.account, page));
-            let original = kept
-                .or_else(|| (class == Class::PrivateFile).then(|| from_file(watch, page, &mut files)).flatten())
-                .or_else(|| donor?.original(watch, page, class));
-            if let (Some(original), Some(now)) = (original, watch.content(page)) {
+            let kept = |pid| self.of(pid, page, watch.begun_ns);
+            let original = kept(watch.pid).map(Cow::Borrowed).or_else(|| match class {
+                Class::PrivateFile => from_file(watch, page, &mut files).map(Cow::Owned),
+                _ => None,
+            });
+            let original = original
+                .or_else(|| kept(donor?.pid).map(Cow::Borrowed))
+                .or_else(|| donor?.original(watch, page, class).map(|read| Cow::Owned(read.into())));
+            if let (Some(original), Some(now)) = (original, read(&watch.memory, page)) {
                 contents.push(difference(page, &original, &now));
             }
         }
         contents
     }
 
-    /// Forgets an account's originals.
-    pub fn forget(&mut self, account: u32) {
-        self.kept.retain(|&(of, _), _| of != account);
+    /// Forgets a process: nobody that it made is left, or it is itself gone.
+    pub fn forget(&mut self, pid: i32) {
+        self.kept.retain(|&(of, _), contents| {
+            if of == pid {
+                self.pages -= contents.len();
+            }
+            of != pid
+        });
     }
 }
 
 /// The page in the ordinary file behind its mapping.
-fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>) -> Option<Box<[u8]>> {
+fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>) -> Option<Vec<u8>> {
     let map = maps::find(&watch.maps, page).filter(|map| map.backing == Backing::File)?;
     let mapping = &map.mapping;
     let root = format!("/proc/{}/root{}", watch.pid, mapping.name);
@@ -115,7 +134,7 @@ fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>
             got => filled += got,
         }
     }
-    Some(bytes.into())
+    Some(bytes)
 }
 
 fn difference(page: u64, original: &[u8], now: &[u8]) -> Content {

@@ -19,15 +19,12 @@ impl Tracer {
 
     fn on_stop(&mut self, tid: i32, stop: Stop) {
         let Some(&pid) = self.tree.threads.get(&tid) else {
-            // Its maker's stop comes later, and tells what this is.
-            self.newborn.insert(tid);
+            self.on_unknown(tid);
             return;
         };
         self.spent.stops += 1;
         match stop {
-            Stop::Event(Event::Fork) => self.on_made(tid, pid, true),
-            Stop::Event(Event::Clone) => self.on_made(tid, pid, true),
-            Stop::Event(Event::VFork) => self.on_made(tid, pid, false),
+            Stop::Event(made @ (Event::Fork | Event::Clone | Event::VFork)) => self.on_made(tid, pid, made),
             Stop::Event(Event::Exec) => self.on_exec(tid, pid),
             Stop::Event(Event::Exit) => self.on_exit(tid, pid),
             Stop::Trap | Stop::Group(_) if self.wants_arming(pid) => {
@@ -53,15 +50,46 @@ impl Tracer {
         };
     }
 
-    /// A thread made a task. `returns`: the maker is not held until the child has executed a program.
-    fn on_made(&mut self, maker: i32, pid: i32, returns: bool) {
-        let at_event = Stop::Event(Event::Fork);
-        let (Ok(child), Ok(registers)) = (ptrace::event_message(maker), ptrace::registers(maker)) else {
+    /// A task stands at its first instruction. A thread is told by its process. What a process is, its maker's stop will
+    /// tell, unless the maker was killed.
+    fn on_unknown(&mut self, tid: i32) {
+        let process = status_field(tid, "Tgid:").filter(|pid| *pid != tid && self.tree.processes.contains_key(pid));
+        if let Some(pid) = process {
+            self.tree.add_thread(pid, tid);
+            self.go_on(tid, Stop::Trap);
+            return;
+        }
+        self.newborn.insert(tid);
+        self.adopt_orphans();
+    }
+
+    /// Lets tasks go on whose makers will not tell of them any more.
+    fn adopt_orphans(&mut self) {
+        for &task in &self.newborn.clone() {
+            let parent = status_field(task, "PPid:").unwrap_or(0);
+            let lives = self.tree.processes.get(&parent).is_some_and(|process| !process.is_ending());
+            if lives || status_field(task, "Tgid:").is_some_and(|pid| pid != task) {
+                continue;
+            }
+            self.newborn.remove(&task);
+            let family = self.tree.new_family();
+            self.tree.add(task, Process::new(task, parent, family, Role::Child));
+            self.name(task, parent, Origin::Forked);
+            self.blind(task, Blindness::NotArmed, "its parent was killed while it forked");
+            self.go_on(task, Stop::Trap);
+        }
+    }
+
+    /// A thread made a task.
+    fn on_made(&mut self, maker: i32, pid: i32, event: Event) {
+        let at_event = Stop::Event(event);
+        let Ok(child) = ptrace::event_message(maker).map(|child| child as i32) else {
+            // Killed meanwhile.
             self.go_on(maker, at_event);
+            self.adopt_orphans();
             return;
         };
-        let child = child as i32;
-        match birth::kind(maker, &registers) {
+        match birth::kind(pid, child, event) {
             Kind::Thread => {
                 self.tree.add_thread(pid, child);
                 if self.newborn.remove(&child) {
@@ -80,26 +108,26 @@ impl Tracer {
                 }
                 self.go_on(maker, at_event);
             }
-            Kind::Copy => self.on_fork(maker, pid, child, returns, registers.call_number() as i32),
+            Kind::Copy => self.on_fork(maker, pid, child, event),
         }
     }
 
     /// Both stand still: the maker in its fork, the child before its first instruction.
-    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, returns: bool, syscall: i32) {
+    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, event: Event) {
+        let forked_ns = self.now();
+        let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
         let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
         self.tree.add(child, Process::new(child, pid, family, Role::Child));
         self.name(child, pid, Origin::Forked);
         let first = if self.newborn.remove(&child) {
             Status::Stopped(Stop::Trap)
         } else {
-            match ptrace::wait(Some(child), true) {
-                Ok(Some((_, status))) => status,
-                _ => Status::Exited(0),
-            }
+            self.wait_for(child).unwrap_or(Status::Exited(0))
         };
-        let mut maker_stop = Stop::Event(Event::Fork);
+        let mut maker_stop = Stop::Event(event);
         if self.options.who != Who::Child && !self.leaving {
-            if returns {
+            // One that vforked is held until the child has executed a program.
+            if event != Event::VFork {
                 maker_stop = self.arm_maker(maker, pid);
             } else {
                 self.blind(pid, Blindness::NotArmed, "it waits until the child has executed a program");
@@ -107,7 +135,7 @@ impl Tracer {
         }
         match first {
             Status::Stopped(Stop::Trap) => {
-                let stop = self.arm_child(child, syscall);
+                let stop = self.arm_child(child, call, forked_ns);
                 if let Some(stop) = stop {
                     self.go_on(child, stop);
                 }
@@ -122,6 +150,11 @@ impl Tracer {
     }
 
     fn on_exec(&mut self, tid: i32, pid: i32) {
+        let watch = self.tree.processes.get(&pid).and_then(|process| process.watch.as_ref());
+        if let Some(unseen) = watch.map(|watch| watch.unread()).filter(|&unseen| unseen > 0) {
+            let detail = format!("at most {unseen} pages; --mode trace sees them");
+            self.blind(pid, Blindness::Executed, detail);
+        }
         self.close_account(pid, Closed::Exec, false);
         let family = self.tree.new_family();
         let mut left = 0;
@@ -139,6 +172,7 @@ impl Tracer {
             }
         }
         self.sampler.forget_process(pid);
+        self.originals.forget(pid);
         self.name(pid, 0, Origin::Executed);
         self.unshare(left);
         self.go_on(tid, Stop::Event(Event::Exec));
@@ -172,12 +206,14 @@ impl Tracer {
         if tid == pid {
             self.close_account(pid, Closed::Lost, false);
             self.sampler.forget_process(pid);
+            self.originals.forget(pid);
             let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
             let time_ns = self.now();
             self.say(Record::Exit { pid, time_ns, ended });
             if pid == self.root {
                 self.root_ended = Some(ended);
             }
+            self.adopt_orphans();
             self.unshare(family);
         }
     }
@@ -197,4 +233,10 @@ impl Tracer {
         let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
         self.say(Record::Process(Named { pid, parent, time_ns, origin, command }));
     }
+}
+
+/// A number from /proc/PID/status.
+fn status_field(tid: i32, name: &str) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }

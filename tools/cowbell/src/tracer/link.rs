@@ -166,8 +166,14 @@ mod tests {
     #[test]
     fn orders_arrive_whole_and_a_front_that_leaves_means_detach() {
         let (mut front, tracer) = UnixStream::pair().expect("a pair");
-        let options =
-            Options { target: Target::Attach(7), mode: None, who: Who::Both, stacks_every: 0, children_max: 1 };
+        let options = Options {
+            target: Target::Attach(7),
+            mode: None,
+            who: Who::Both,
+            stacks_every: 0,
+            children_max: 1,
+            signal_mask: 0,
+        };
         serde_json::to_writer(&mut front, &options).expect("options");
         front.write_all(b"\n{\"signal\":15}\n\"det").expect("written");
         let (mut link, read) = Link::open(tracer).expect("options");

@@ -27,10 +27,12 @@ mod start;
 mod tree;
 mod watch;
 
-use crate::capture::record::{Blind, Blindness, Closed, Event, Finish, Mode, Record};
+use crate::capture::record::{Blind, Blindness, Closed, Event, Finish, Mode, Record, Role};
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::pidfd::Ended;
+use cowbell::sys::ptrace::Status;
+use cowbell::sys::remote::Drain;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
 use link::{Link, Options, Order, Said};
@@ -47,6 +49,8 @@ use watch::Watch;
 const BATCH: usize = 256;
 /// How long the target must pause until its events are handed on.
 const PAUSE: Duration = Duration::from_millis(50);
+/// When to look again after the kernel could not lift a protection.
+const RETRY: Duration = Duration::from_micros(100);
 /// How long threads may take to stand still when everybody is let go.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -81,11 +85,14 @@ struct Tracer {
     signals: OwnedFd,
     tree: Tree,
     originals: Originals,
+    drain: Drain,
     sampler: Sampler,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
     /// Threads that stand still because everybody is about to be let go, with the signal they are due.
     parked: HashMap<i32, i32>,
+    /// Stops were announced while one thread was waited for.
+    stops_unread: bool,
     leaving: bool,
     leaving_since_ns: u64,
     /// Pages whose writers could not be let go before an event was read.
@@ -117,15 +124,19 @@ impl Tracer {
         while !self.tree.threads.is_empty() && !self.all_parked() && !self.has_waited_enough() {
             let pending = self.link.flush();
             let _same = self.poller.also_writable(self.link.socket(), LINK, pending);
-            if self.poller.wait(Some(PAUSE), &mut found).is_err() {
+            if std::mem::take(&mut self.stops_unread) {
+                self.serve_stops();
+            }
+            if self.poller.wait(Some(self.patience()), &mut found).is_err() {
                 return;
             }
-            if found.is_empty() {
+            if found.is_empty() && self.owed.is_empty() {
                 self.hand_on_events(1);
             }
             for &token in &found {
                 self.serve(token);
             }
+            self.pay();
         }
     }
 
@@ -144,11 +155,50 @@ impl Tracer {
                     }
                 }
             }
-            door => {
-                let pid = ((door - DOORS) / 2) as i32;
-                if (door - DOORS) % 2 == 0 { self.serve_events(pid) } else { self.serve_moves(pid) }
-            }
+            door => self.serve_door(door),
         }
+    }
+
+    fn serve_door(&mut self, door: u64) {
+        let pid = ((door - DOORS) / 2) as i32;
+        if (door - DOORS) % 2 == 0 { self.serve_events(pid) } else { self.serve_moves(pid) }
+    }
+
+    /// Waits for the next stop of one thread, and answers page events meanwhile: it may itself wait for such an answer.
+    fn wait_for(&mut self, tid: i32) -> Result<Status, Errno> {
+        let mut found = Vec::new();
+        loop {
+            if let Some((_, status)) = ptrace::wait(Some(tid), false)? {
+                return Ok(status);
+            }
+            self.poller.wait(Some(self.patience()), &mut found)?;
+            for &token in &found {
+                match token {
+                    SIGNALS => {
+                        while signal::received(&self.signals).is_some() {}
+                        self.stops_unread = true;
+                    }
+                    LINK => {}
+                    door => self.serve_door(door),
+                }
+            }
+            self.pay();
+        }
+    }
+
+    /// How long nothing may happen until it is time to look again.
+    fn patience(&self) -> Duration {
+        if self.owed.is_empty() { PAUSE } else { RETRY }
+    }
+
+    /// Lets writers go that could not be let go before. The kernel refuses while a mapping changes, which is over only some
+    /// time after the event about it was read.
+    fn pay(&mut self) {
+        let processes = &self.tree.processes;
+        self.owed.retain(|&(pid, page)| {
+            let watch = processes.get(&pid).and_then(|process| process.watch.as_ref());
+            watch.is_some_and(|watch| !watch.release(page))
+        });
     }
 
     fn serve_stops(&mut self) {
@@ -195,6 +245,7 @@ impl Tracer {
         let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
             return;
         };
+        let keeps = self.keeps_originals(pid);
         let (mut messages, mut stopped) = (Vec::new(), Vec::new());
         while watch.read_events(&mut messages) {
             let time_ns = self.now();
@@ -206,8 +257,11 @@ impl Tracer {
                 let seen = watch.look(fault, time_ns);
                 let mut halted = None;
                 if let Some(mut event) = seen.event {
-                    self.originals.keep_if_copied(&watch, &event);
+                    let kept = keeps && self.originals.keep(&watch, &event);
                     halted = self.sample(&watch, &mut event);
+                    if kept || halted.is_some() {
+                        self.drain.run();
+                    }
                     if let Some(new) = watch.place_of(event.pc) {
                         self.link.say(&Said::Record(Record::Mapped { account: watch.account, mappings: vec![new] }));
                     }
@@ -218,7 +272,6 @@ impl Tracer {
                 }
                 stopped.extend(halted);
             }
-            self.owed.retain(|&(of, page)| of != pid || !watch.release(page));
         }
         let full = watch.events.len() >= BATCH;
         if let Some(process) = self.tree.processes.get_mut(&pid) {
@@ -231,6 +284,14 @@ impl Tracer {
         if full {
             self.hand_on_events(BATCH);
         }
+    }
+
+    /// Are contents of this process' pages lost to somebody when it writes them? A child's copies are compared with what the
+    /// parent has, as long as that is watched.
+    fn keeps_originals(&self, pid: i32) -> bool {
+        let Some(process) = self.tree.processes.get(&pid) else { return false };
+        let parent = self.tree.processes.get(&process.parent).is_some_and(|parent| parent.watch.is_some());
+        process.role != Role::Child || !parent || self.tree.processes.values().any(|other| other.parent == pid)
     }
 
     /// Takes the stack of an event's thread, if it is one of those wanted.

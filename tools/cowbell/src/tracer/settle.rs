@@ -22,7 +22,7 @@ pub struct Close {
 }
 
 /// Closes an account.
-pub fn settle(watch: &mut Watch, originals: &mut Originals, donor: Option<&Donor>, close: Close) -> End {
+pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor>, close: Close) -> End {
     let Close { mut closed, is_there, now_ns } = close;
     let mut pages: BTreeMap<u64, Class> = BTreeMap::new();
     if is_there && read_page_tables(watch, &mut pages, now_ns).is_err() {
@@ -39,15 +39,8 @@ pub fn settle(watch: &mut Watch, originals: &mut Originals, donor: Option<&Donor
         undecided.filter(|(page, _)| donor.still_has(watch, **page)).for_each(|(_, class)| *class = Class::Copy);
     }
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
-    originals.forget(watch.account);
-    let unseen = watch.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);
-    let unmapped_uncounted = if is_there {
-        watch.uncounted
-    } else {
-        // Without page tables nothing is known of mappings without events.
-        let held = unseen.flat_map(|map| watch.base.held_in(map.mapping.start, map.mapping.end));
-        watch.uncounted + held.filter(|page| !watch.written.contains_key(page)).count() as u64
-    };
+    // Without page tables nothing is known of mappings without events.
+    let unmapped_uncounted = watch.uncounted + if is_there { 0 } else { watch.unread() };
     End { account: watch.account, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
 }
 

@@ -1,5 +1,6 @@
 //! How a trace begins: the mode, the header, and the program or the process.
 
+use super::birth::traced;
 use super::compare::Originals;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
@@ -8,7 +9,8 @@ use super::{LINK, SIGNALS, Tracer, ability, baseline};
 use crate::capture::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
-use cowbell::sys::ptrace::{self, Event, Options as Traced, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::remote::Drain;
 use cowbell::sys::{self, Errno, signal};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -47,9 +49,9 @@ impl Tracer {
             let (poller, signals) = (Poller::new()?, signal::receive(&ignored)?);
             poller.add(&signals, SIGNALS)?;
             poller.add(link.socket(), LINK)?;
-            Ok((poller, signals))
+            Ok((poller, signals, Drain::new()?))
         })();
-        let (poller, signals) = match prepared {
+        let (poller, signals, drain) = match prepared {
             Ok(prepared) => prepared,
             Err(e) => return Err((link, FAILED, format!("cannot watch for events: {e}"))),
         };
@@ -61,9 +63,11 @@ impl Tracer {
             signals,
             tree: Tree::default(),
             originals: Originals::default(),
+            drain,
             sampler: Sampler::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),
+            stops_unread: false,
             leaving: false,
             leaving_since_ns: 0,
             owed: Vec::new(),
@@ -178,11 +182,6 @@ impl Tracer {
             }
         }
     }
-}
-
-/// What every tracee stops for.
-fn traced() -> Traced {
-    Traced::SYSGOOD | Traced::FORK | Traced::VFORK | Traced::CLONE | Traced::EXEC | Traced::EXIT
 }
 
 /// The most that is allowed, or what was asked for.

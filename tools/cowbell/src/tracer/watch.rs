@@ -221,6 +221,13 @@ impl Watch {
         self.blocked.remove(&tid);
     }
 
+    /// How many pages may have been written without an event that would have told.
+    pub fn unread(&self) -> u64 {
+        let bits = self.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);
+        let held = bits.flat_map(|map| self.base.held_in(map.mapping.start, map.mapping.end));
+        held.filter(|page| !self.written.contains_key(page)).count() as u64
+    }
+
     /// Reads the synchronous userfaultfd.
     pub fn read_events(&self, messages: &mut Vec<Message>) -> bool {
         self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
@@ -321,12 +328,5 @@ impl Watch {
             self.written.insert(address, Written { class, frame, time_ns: now_ns });
         }
         Ok(())
-    }
-
-    /// The page's content now; `None` if it is gone.
-    pub fn content(&self, page: u64) -> Option<Box<[u8]>> {
-        let mut bytes = vec![0; page_bytes() as usize];
-        let got = self.memory.read(page, &mut bytes).ok()?;
-        (got == bytes.len()).then(|| bytes.into())
     }
 }
