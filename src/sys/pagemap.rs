@@ -192,6 +192,25 @@ impl Pagemap {
         Ok(())
     }
 
+    /// Arms every page of a range that is under asynchronous write-protection, without asking what it is: the fastest way
+    /// to arm. Where there is no page it leaves a marker.
+    ///
+    /// # Errors
+    /// ENOTTY before Linux 6.7; EPERM when the range is not under asynchronous write-protection.
+    pub fn arm(&self, range: Range) -> Result<(), Errno> {
+        let nothing = Categories::empty();
+        let query = Query { all: nothing, none: nothing, any: nothing, rearm: true };
+        let (mut start, end) = (range.start as u64, range.end() as u64);
+        while start < end {
+            let (walk_end, _) = self.scan_once(start, end, &query, &mut [])?;
+            if walk_end <= start {
+                return Err(Errno::IO);
+            }
+            start = walk_end;
+        }
+        Ok(())
+    }
+
     /// One `ioctl(PAGEMAP_SCAN)`: where the walk ended, and how many of `regions` were filled. *Raw.*
     ///
     /// # Errors
@@ -210,7 +229,8 @@ impl Pagemap {
             start,
             end,
             walk_end: 0,
-            vec: regions.as_mut_ptr().expose_provenance() as u64,
+            // An empty buffer is none: an address would be written to.
+            vec: if regions.is_empty() { 0 } else { regions.as_mut_ptr().expose_provenance() as u64 },
             vec_len: regions.len() as u64,
             max_pages: 0,
             category_inverted: query.none.bits(),

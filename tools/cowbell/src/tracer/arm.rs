@@ -6,7 +6,7 @@ use super::watch::{Doors, Watch};
 use crate::capture::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use std::collections::HashMap;
 
@@ -26,14 +26,6 @@ pub struct Order {
     pub now_ns: u64,
 }
 
-/// Arms what is there, and leaves no markers where nothing is. Three times as fast as userfaultfd's own call.
-const ARM: Query = Query {
-    all: Categories::empty(),
-    none: Categories::FILE,
-    any: Categories::PRESENT.union(Categories::SWAPPED),
-    rearm: true,
-};
-
 impl Watch {
     /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
     /// what a process held that had the very same pages when this one was made.
@@ -43,8 +35,15 @@ impl Watch {
     pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let pagemap = Pagemap::open(order.pid)?;
-        let base = Baseline::scan(&pagemap)?;
         let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let base = match relative {
+            Some(parent) => {
+                let private = maps.iter().filter(|map| map.backing != Backing::Shared);
+                let private = private.map(|map| (map.mapping.start, map.mapping.end));
+                Baseline::inherited(parent, private, &pagemap)?
+            }
+            None => Baseline::scan(&pagemap)?,
+        };
         let mut watch = Self {
             account: order.account,
             role: order.role,
@@ -69,7 +68,7 @@ impl Watch {
             }
             map.mapping.watched = watch.arm_mapping(&map);
             if map.mapping.watched == Watched::Bits && order.frames {
-                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end, relative)?;
+                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
             }
             watch.maps.push(map);
         }
@@ -106,7 +105,8 @@ impl Watch {
         };
         let range = Range { start: start as usize, len: (end - start) as usize };
         let armed = uffd.register(range).and_then(|()| match watched {
-            Watched::Bits => self.pagemap.scan(range, &ARM, |_| {}),
+            // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
+            Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
             _ => protect(uffd, range),
         });
         match armed {

@@ -47,43 +47,60 @@ impl Baseline {
     /// # Errors
     /// The process is gone, or the kernel has no PAGEMAP_SCAN.
     pub fn scan(pagemap: &Pagemap) -> Result<Self, Errno> {
-        let query = Query {
-            all: Categories::empty(),
-            none: Categories::FILE,
-            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
-            rearm: false,
-        };
-        let mut runs: Vec<Run> = Vec::new();
-        pagemap.scan_categories(user_space(), &query, |range, categories| {
-            let was = if categories.contains(Categories::PFN_ZERO) {
-                Was::Zero
-            } else if categories.contains(Categories::PRESENT) {
-                Was::Private
-            } else {
-                Was::Swapped
-            };
-            let (start, end) = (range.start as u64, range.end() as u64);
-            match runs.last_mut() {
-                Some(last) if last.end == start && last.was == was => last.end = end,
-                _ => runs.push(Run { start, end, was, frames: None }),
-            }
-        })?;
-        Ok(Self { runs, page: page_bytes() })
+        Ok(Self { runs: runs_in(pagemap, user_space())?, page: page_bytes() })
     }
 
-    /// Reads the frames of a range's private pages too, which takes longer than all else. Those of `known`, the baseline of
-    /// a process that has the same pages, are taken from there.
+    /// What a newborn holds: what its parent does, which was read in this very fork. What the parent's mappings do not hand
+    /// on (MADV_DONTFORK, MADV_WIPEONFORK) is found out by the first page of each.
     ///
     /// # Errors
     /// The process is gone.
-    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64, known: Option<&Self>) -> Result<(), Errno> {
+    pub fn inherited(
+        parent: &Self,
+        mappings: impl Iterator<Item = (u64, u64)>,
+        newborn: &Pagemap,
+    ) -> Result<Self, Errno> {
+        let mut runs = Vec::new();
+        for (start, end) in mappings {
+            let held = parent.clipped(start, end);
+            let Some(first) = held.first().map(|run| run.start) else { continue };
+            if entry(newborn, first)?.intersects(Entry::PRESENT | Entry::SWAPPED) {
+                runs.extend(held);
+            } else {
+                runs.extend(runs_in(newborn, Range { start: start as usize, len: (end - start) as usize })?);
+            }
+        }
+        Ok(Self { runs, page: parent.page })
+    }
+
+    /// The runs of a range, cut at its borders.
+    fn clipped(&self, start: u64, end: u64) -> Vec<Run> {
+        let first = self.runs.partition_point(|run| run.end <= start);
+        let inside = self.runs.iter().skip(first).take_while(|run| run.start < end);
+        inside.map(|run| self.cut(run, run.start.max(start), run.end.min(end))).collect()
+    }
+
+    fn cut(&self, run: &Run, from: u64, to: u64) -> Run {
+        let skipped = ((from - run.start) / self.page) as usize;
+        let frames = run.frames.as_ref().map(|(frames, first)| (Rc::clone(frames), first + skipped));
+        Run { start: from, end: to, was: run.was, frames }
+    }
+
+    /// Where there were pages in a range.
+    pub fn ranges(&self, start: u64, end: u64) -> impl Iterator<Item = Range> {
+        self.clipped(start, end)
+            .into_iter()
+            .map(|run| Range { start: run.start as usize, len: (run.end - run.start) as usize })
+    }
+
+    /// Reads the frames of a range's private pages too, where they are not known yet.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64) -> Result<(), Errno> {
         // A run can reach over the borders of a mapping.
         let mut cut = self.take(start, end);
-        for run in cut.iter_mut().filter(|run| run.was == Was::Private) {
-            run.frames = known.and_then(|known| known.frames_of(run));
-            if run.frames.is_some() {
-                continue;
-            }
+        for run in cut.iter_mut().filter(|run| run.was == Was::Private && run.frames.is_none()) {
             let mut read = Vec::with_capacity(((run.end - run.start) / self.page) as usize);
             let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
             pagemap.read(range, |_, entry| read.push(entry.frame()))?;
@@ -91,13 +108,6 @@ impl Baseline {
         }
         self.put(cut);
         Ok(())
-    }
-
-    /// The frames of all pages of another baseline's run, where all are known.
-    fn frames_of(&self, run: &Run) -> Option<(Rc<[u64]>, usize)> {
-        let ours = self.run(run.start).filter(|ours| ours.was == Was::Private && run.end <= ours.end)?;
-        let (frames, first) = ours.frames.as_ref()?;
-        Some((Rc::clone(frames), first + ((run.start - ours.start) / self.page) as usize))
     }
 
     /// What the page at this address was.
@@ -162,23 +172,18 @@ impl Baseline {
     fn take(&mut self, start: u64, end: u64) -> Vec<Run> {
         let mut taken = Vec::new();
         let mut kept = Vec::with_capacity(self.runs.len());
-        for run in self.runs.drain(..) {
-            let cut = |from: u64, to: u64| {
-                let skipped = ((from - run.start) / self.page) as usize;
-                let frames = run.frames.as_ref().map(|(frames, first)| (Rc::clone(frames), first + skipped));
-                Run { start: from, end: to, was: run.was, frames }
-            };
+        for run in std::mem::take(&mut self.runs) {
             let (low, high) = (run.start.max(start), run.end.min(end));
             if low >= high {
                 kept.push(run);
                 continue;
             }
             if run.start < low {
-                kept.push(cut(run.start, low));
+                kept.push(self.cut(&run, run.start, low));
             }
-            taken.push(cut(low, high));
+            taken.push(self.cut(&run, low, high));
             if high < run.end {
-                kept.push(cut(high, run.end));
+                kept.push(self.cut(&run, high, run.end));
             }
         }
         self.runs = kept;
@@ -189,6 +194,32 @@ impl Baseline {
         let behind = self.runs.partition_point(|run| run.end <= page);
         self.runs.get(behind).filter(|run| run.start <= page)
     }
+}
+
+/// The runs of a range, from page tables.
+fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
+    let query = Query {
+        all: Categories::empty(),
+        none: Categories::FILE,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
+        rearm: false,
+    };
+    let mut runs: Vec<Run> = Vec::new();
+    pagemap.scan_categories(range, &query, |run, categories| {
+        let was = if categories.contains(Categories::PFN_ZERO) {
+            Was::Zero
+        } else if categories.contains(Categories::PRESENT) {
+            Was::Private
+        } else {
+            Was::Swapped
+        };
+        let (start, end) = (run.start as u64, run.end() as u64);
+        match runs.last_mut() {
+            Some(last) if last.end == start && last.was == was => last.end = end,
+            _ => runs.push(Run { start, end, was, frames: None }),
+        }
+    })?;
+    Ok(runs)
 }
 
 /// One page's word.
@@ -232,15 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn frames_known_of_a_relative_are_taken_from_it() {
+    fn a_newborn_inherits_what_lies_in_its_mappings_with_the_frames() {
         let page = page_bytes();
-        let (parent, mut child) = (baseline(), baseline());
-        child.runs.retain(|run| run.was == Was::Private);
-        child.runs.iter_mut().for_each(|run| run.frames = None);
-        let nobody = Pagemap::open_self().expect("our own");
-        child.read_frames(&nobody, 12 * page, 15 * page, Some(&parent)).expect("nothing to read");
-        let frame = |at: u64| child.frame(at * page);
-        assert_eq!([11, 12, 14, 15].map(frame), [None, Some(102), Some(104), None]);
+        // Our own page tables stand in for the newborn's: a page of ours that is there.
+        let (here, ours) = (Box::new(7u8), Pagemap::open_self().expect("our own"));
+        let start = std::ptr::from_ref(&*here).addr() as u64 / page * page;
+        let frames: Rc<[u64]> = (100..110).collect();
+        let run = Run { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };
+        let parent = Baseline { runs: vec![run], page };
+        let mappings = [(start, start + 4 * page)];
+        let child = Baseline::inherited(&parent, mappings.into_iter(), &ours).expect("read");
+        assert_eq!((child.frame(start + 3 * page), child.at(start + 4 * page)), (Some(103), None));
+        assert_eq!(*here, 7);
     }
 
     #[test]
