@@ -16,6 +16,9 @@ const TRIES_MAX: u32 = 5;
 /// Instructions whose first page is sampled in any case, for each account.
 const FIRSTS_MAX: usize = 200;
 
+/// How long a thread may take to stand still.
+const STAND_NS_MAX: u64 = 2_000_000;
+
 /// What is known of stacks.
 #[derive(Default)]
 pub struct Sampler {
@@ -71,7 +74,7 @@ impl Sampler {
     pub fn take(&mut self, watch: &Watch, event: &mut Event, parent: i32) -> Option<(Halted, Option<Stack>)> {
         let tid = event.tid;
         ptrace::interrupt(tid).ok()?;
-        let (_, status) = ptrace::wait(Some(tid), true).ok()??;
+        let status = stopped(tid)?;
         let halted = Halted { tid, status };
         let stands = matches!(status, Status::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
         let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
@@ -139,6 +142,19 @@ impl Sampler {
             _ => Vec::new(),
         }
     }
+}
+
+/// How an interrupted thread stands. One that the kernel made fault (it writes a signal's frame, say) cannot stand still
+/// before its page is there: `None`, and its stop comes later.
+fn stopped(tid: i32) -> Option<Status> {
+    let started = cowbell::sys::monotonic_ns();
+    while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX {
+        if let Some((_, status)) = ptrace::wait(Some(tid), false).ok()? {
+            return Some(status);
+        }
+        cowbell::sys::process::yield_now();
+    }
+    None
 }
 
 fn search(pid: i32, tries: u32) -> Search {
