@@ -274,7 +274,7 @@ pub struct End {
     pub pages: Vec<PageRun>,
     /// How copies differ from their originals, as far as compared; in order of address.
     pub contents: Vec<Content>,
-    /// At most so many more pages may have been written that were unmapped before they could be counted.
+    /// At most so many more pages may have been copied that were unmapped before they could be counted.
     pub unmapped_uncounted: u64,
 }
 

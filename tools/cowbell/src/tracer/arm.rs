@@ -62,8 +62,8 @@ impl Watch {
             blocked: HashMap::new(),
         };
         for mut map in maps {
-            if map.backing == Backing::Memory {
-                // Markers of an earlier account of this process.
+            if matches!(map.backing, Backing::Memory | Backing::File) {
+                // Markers that an earlier account of this process has left look like pages in swap.
                 watch.base.drop_swapped(map.mapping.start, map.mapping.end);
             }
             map.mapping.watched = watch.arm_mapping(&map);
@@ -97,6 +97,10 @@ impl Watch {
             (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),
             (Backing::File, Mode::Trace) if inherited => (&self.doors.bits, Watched::Bits),
             (_, Mode::Count) if inherited => (&self.doors.bits, Watched::Bits),
+            // Not armed, but so that it is told when it is unmapped.
+            (Backing::File, _) | (Backing::Memory, Mode::Count) if map.mapping.permissions.contains('w') => {
+                (&self.doors.bits, Watched::Bits)
+            }
             // Nothing to copy, or nothing that page tables do not tell afterwards.
             _ => return Watched::Census,
         };

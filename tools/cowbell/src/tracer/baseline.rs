@@ -5,6 +5,8 @@
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 /// What a page was.
@@ -201,10 +203,15 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE,
-        any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::HUGE,
         rearm: false,
     };
     let mut runs: Vec<Run> = Vec::new();
+    let mut huge = Vec::new();
+    let mut add = |start: u64, end: u64, was| match runs.last_mut() {
+        Some(last) if last.end == start && last.was == was => last.end = end,
+        _ => runs.push(Run { start, end, was, frames: None }),
+    };
     pagemap.scan_categories(range, &query, |run, categories| {
         let was = if categories.contains(Categories::PFN_ZERO) {
             Was::Zero
@@ -213,13 +220,35 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
         } else {
             Was::Swapped
         };
-        let (start, end) = (run.start as u64, run.end() as u64);
-        match runs.last_mut() {
-            Some(last) if last.end == start && last.was == was => last.end = end,
-            _ => runs.push(Run { start, end, was, frames: None }),
+        if categories.contains(Categories::HUGE) {
+            huge.push((run.start as u64, run.end() as u64));
         }
+        add(run.start as u64, run.end() as u64, was);
     })?;
-    Ok(runs)
+    let zero: Vec<_> = huge.into_iter().flat_map(|(start, end)| huge_zero_pages(pagemap, start, end)).collect();
+    let mut baseline = Baseline { runs, page: page_bytes() };
+    for (start, end) in zero {
+        let mut cut = baseline.take(start, end);
+        cut.iter_mut().for_each(|run| run.was = Was::Zero);
+        baseline.put(cut);
+    }
+    Ok(baseline.runs)
+}
+
+/// The parts of a run of huge pages that are the huge page of zeroes: the kernel's list calls them zero pages, where page
+/// frames may be read.
+fn huge_zero_pages(pagemap: &Pagemap, start: u64, end: u64) -> Vec<(u64, u64)> {
+    const ZERO_PAGE: u64 = 1 << 24;
+    let huge = huge_bytes();
+    let Ok(flags) = File::open("/proc/kpageflags") else { return Vec::new() };
+    let is_zero = |page: u64| {
+        let frame = entry(pagemap, page).map_or(0, Entry::frame);
+        let mut word = [0; 8];
+        frame != 0 && flags.read_exact_at(&mut word, frame * 8).is_ok() && u64::from_ne_bytes(word) & ZERO_PAGE != 0
+    };
+    let blocks = (start / huge * huge..end).step_by(huge as usize);
+    let blocks = blocks.map(|block| (block.max(start), (block + huge).min(end)));
+    blocks.filter(|&(start, _)| is_zero(start)).collect()
 }
 
 /// One page's word.
@@ -231,6 +260,29 @@ pub fn entry(pagemap: &Pagemap, page: u64) -> Result<Entry, Errno> {
     let range = Range { start: page as usize, len: page_bytes() as usize };
     pagemap.read(range, |_, entry| found = entry)?;
     Ok(found)
+}
+
+/// A run that a scan has found, without the huge page of zeroes in it. The scan must ask for [`Categories::HUGE`].
+pub fn without_zeroes(pagemap: &Pagemap, run: Range, categories: Categories) -> Vec<Range> {
+    let (mut start, end) = (run.start as u64, run.end() as u64);
+    let zero = if categories.contains(Categories::HUGE) { huge_zero_pages(pagemap, start, end) } else { Vec::new() };
+    let mut left = Vec::new();
+    let mut add = |start: u64, end: u64| {
+        if start < end {
+            left.push(Range { start: start as usize, len: (end - start) as usize });
+        }
+    };
+    for (from, to) in zero {
+        add(start, from);
+        start = to;
+    }
+    add(start, end);
+    left
+}
+
+/// Bytes a huge page: as many pages as a page has entries.
+pub fn huge_bytes() -> u64 {
+    page_bytes() * page_bytes() / 8
 }
 
 /// Bytes a page.

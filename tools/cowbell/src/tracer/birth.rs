@@ -17,6 +17,8 @@ pub enum Kind {
     Shares,
     /// A process with a copy of its maker's memory.
     Copy,
+    /// Not there any more.
+    Gone,
 }
 
 /// Why a process is not watched.
@@ -36,6 +38,7 @@ pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
     match process::same_memory(pid, task) {
         Ok(true) => Kind::Shares,
         Ok(false) => Kind::Copy,
+        Err(Errno::SRCH) => Kind::Gone,
         // A kernel that cannot compare: what vfork makes shares, as a rule.
         Err(_) if event == Event::VFork => Kind::Shares,
         Err(_) => Kind::Copy,

@@ -100,7 +100,10 @@ impl Originals {
             let original = original
                 .or_else(|| kept(donor?.pid).map(Cow::Borrowed))
                 .or_else(|| donor?.original(watch, page, class).map(|read| Cow::Owned(read.into())));
-            if let (Some(original), Some(now)) = (original, read(&watch.memory, page)) {
+            // Reading where there is nothing would put the zero page there.
+            let there = baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
+            let now = there.then(|| read(&watch.memory, page)).flatten();
+            if let (Some(original), Some(now)) = (original, now) {
                 contents.push(difference(page, &original, &now));
             }
         }

@@ -3,7 +3,7 @@
 use super::Tracer;
 use super::birth::{self, Kind};
 use super::tree::Process;
-use crate::capture::record::{Blindness, Closed, Origin, Process as Named, Record, Role, Who};
+use crate::capture::record::{Blindness, Closed, Mode, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ impl Tracer {
 
     fn on_stop(&mut self, tid: i32, stop: Stop) {
         let Some(&pid) = self.tree.threads.get(&tid) else {
-            self.on_unknown(tid);
+            self.on_unknown(tid, stop);
             return;
         };
         self.spent.stops += 1;
@@ -50,33 +50,44 @@ impl Tracer {
         };
     }
 
-    /// A task stands at its first instruction. A thread is told by its process. What a process is, its maker's stop will
-    /// tell, unless the maker was killed.
-    fn on_unknown(&mut self, tid: i32) {
-        let process = status_field(tid, "Tgid:").filter(|pid| *pid != tid && self.tree.processes.contains_key(pid));
-        if let Some(pid) = process {
-            self.tree.add_thread(pid, tid);
-            self.go_on(tid, Stop::Trap);
-            return;
-        }
+    /// A task that its maker has not told of. At its first instruction it waits for that, unless the maker was killed. In any
+    /// other stop it was itself killed before.
+    fn on_unknown(&mut self, tid: i32, stop: Stop) {
         self.newborn.insert(tid);
+        if stop != Stop::Trap {
+            self.adopt(tid, stop);
+        }
         self.adopt_orphans();
     }
 
     /// Lets tasks go on whose makers will not tell of them any more.
     fn adopt_orphans(&mut self) {
         for &task in &self.newborn.clone() {
-            let parent = status_field(task, "PPid:").unwrap_or(0);
-            let lives = self.tree.processes.get(&parent).is_some_and(|process| !process.is_ending());
-            if lives || status_field(task, "Tgid:").is_some_and(|pid| pid != task) {
-                continue;
+            let maker = match status_field(task, "Tgid:") {
+                Some(pid) if pid != task => pid,
+                _ => status_field(task, "PPid:").unwrap_or(0),
+            };
+            let lives = self.tree.processes.get(&maker).is_some_and(|process| !process.is_ending());
+            if !lives {
+                self.adopt(task, Stop::Trap);
             }
-            self.newborn.remove(&task);
-            let family = self.tree.new_family();
+        }
+    }
+
+    fn adopt(&mut self, task: i32, stop: Stop) {
+        self.newborn.remove(&task);
+        let process = status_field(task, "Tgid:").filter(|pid| self.tree.processes.contains_key(pid));
+        if let Some(pid) = process {
+            self.tree.add_thread(pid, task);
+        } else {
+            let (family, parent) = (self.tree.new_family(), status_field(task, "PPid:").unwrap_or(0));
             self.tree.add(task, Process::new(task, parent, family, Role::Child));
             self.name(task, parent, Origin::Forked);
             self.blind(task, Blindness::NotArmed, "its parent was killed while it forked");
-            self.go_on(task, Stop::Trap);
+        }
+        match stop {
+            Stop::Event(Event::Exit) => self.on_exit(task, process.unwrap_or(task)),
+            stop => self.go_on(task, stop),
         }
     }
 
@@ -90,6 +101,8 @@ impl Tracer {
             return;
         };
         match birth::kind(pid, child, event) {
+            // It was killed, and is reaped already or will be reported.
+            Kind::Gone => self.go_on(maker, at_event),
             Kind::Thread => {
                 self.tree.add_thread(pid, child);
                 if self.newborn.remove(&child) {
@@ -151,9 +164,10 @@ impl Tracer {
 
     fn on_exec(&mut self, tid: i32, pid: i32) {
         let watch = self.tree.processes.get(&pid).and_then(|process| process.watch.as_ref());
-        if let Some(unseen) = watch.map(|watch| watch.unread()).filter(|&unseen| unseen > 0) {
-            let detail = format!("at most {unseen} pages; --mode trace sees them");
-            self.blind(pid, Blindness::Executed, detail);
+        let unseen = watch.map(|watch| (watch.unread(), watch.mode)).filter(|&(unseen, _)| unseen > 0);
+        if let Some((unseen, mode)) = unseen {
+            let more = if mode == Mode::Count { "; --mode trace sees most of them" } else { ", all of mapped files" };
+            self.blind(pid, Blindness::Executed, format!("at most {unseen} pages{more}"));
         }
         self.close_account(pid, Closed::Exec, false);
         let family = self.tree.new_family();

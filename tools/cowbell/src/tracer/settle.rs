@@ -51,7 +51,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE | Categories::PFN_ZERO,
-        any: Categories::PRESENT | Categories::SWAPPED,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::HUGE,
         rearm: false,
     };
     let mut found: Vec<(Range, Categories)> = Vec::new();
@@ -60,7 +60,8 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
         .scan_categories(baseline::user_space(), &query, |range, categories| found.push((range, categories)))?;
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);
-        for page in (range.start as u64..range.end() as u64).step_by(page_bytes() as usize) {
+        let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
+        for page in ranges.flat_map(|range| (range.start as u64..range.end() as u64).step_by(page_bytes() as usize)) {
             if watch.written.contains_key(&page) || watch.base.at(page).is_some() {
                 continue;
             }

@@ -165,10 +165,10 @@ impl Watch {
     /// A part of a huge page that only this process maps is copied all the same while others map another part. Frames
     /// tell afterwards; without them, a shared neighbour leaves it open.
     fn may_be_part_of_a_huge_page(&self, page: u64) -> bool {
-        const HUGE: u64 = 2 << 20;
+        let huge = baseline::huge_bytes();
         let Some(map) = maps::find(&self.maps, page).filter(|_| !self.frames) else { return false };
-        let start = (page / HUGE * HUGE).max(map.mapping.start);
-        let end = (page / HUGE * HUGE + HUGE).min(map.mapping.end);
+        let start = (page / huge * huge).max(map.mapping.start);
+        let end = (page / huge * huge + huge).min(map.mapping.end);
         let mut shared = false;
         let range = Range { start: start as usize, len: (end - start) as usize };
         let read = self.pagemap.read(range, |_, entry| {
@@ -221,11 +221,29 @@ impl Watch {
         self.blocked.remove(&tid);
     }
 
-    /// How many pages may have been written without an event that would have told.
+    /// How many pages may have been copied without an event that would have told.
     pub fn unread(&self) -> u64 {
+        self.unread_in(0, u64::MAX)
+    }
+
+    fn unread_in(&self, start: u64, end: u64) -> u64 {
         let bits = self.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);
-        let held = bits.flat_map(|map| self.base.held_in(map.mapping.start, map.mapping.end));
-        held.filter(|page| !self.written.contains_key(page)).count() as u64
+        let mut unread = 0;
+        for map in bits {
+            let (start, end) = (start.max(map.mapping.start), end.min(map.mapping.end));
+            if start >= end {
+                continue;
+            }
+            let known = self.written.keys().filter(|page| (start..end).contains(page)).count() as u64;
+            unread += match map.backing {
+                Backing::Anonymous => {
+                    self.base.held_in(start, end).filter(|page| !self.written.contains_key(page)).count() as u64
+                }
+                // Any page of the file.
+                _ => (end.saturating_sub(start) / page_bytes()).saturating_sub(known),
+            };
+        }
+        unread
     }
 
     /// Reads the synchronous userfaultfd.
@@ -273,9 +291,7 @@ impl Watch {
             Message::Remove(range) => self.base.remove(range.start as u64, range.end() as u64),
             Message::Unmap(range) => {
                 let (start, end) = (range.start as u64, range.end() as u64);
-                let bits = |page| maps::find(&self.maps, page).is_some_and(|map| map.mapping.watched == Watched::Bits);
-                let lost = self.base.held_in(start, end).filter(|page| !self.written.contains_key(page) && bits(*page));
-                self.uncounted += lost.count() as u64;
+                self.uncounted += self.unread_in(start, end);
                 self.base.remove(start, end);
             }
             Message::Fault(_) | Message::Fork(_) | Message::Other(_) => {}
@@ -290,17 +306,19 @@ impl Watch {
         let query = Query {
             all: Categories::WP_ALLOWED | Categories::WRITTEN,
             none: Categories::FILE,
-            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO,
+            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::HUGE,
             rearm: false,
         };
         let mut found = Vec::new();
         self.pagemap.scan_categories(baseline::user_space(), &query, |range, categories| {
             if !categories.contains(Categories::PFN_ZERO) {
-                found.push(range);
+                found.push((range, categories));
             }
         })?;
-        for range in found {
-            self.collect_range(range, now_ns)?;
+        for (range, categories) in found {
+            for range in baseline::without_zeroes(&self.pagemap, range, categories) {
+                self.collect_range(range, now_ns)?;
+            }
         }
         Ok(())
     }

@@ -252,8 +252,10 @@ fn kill_the_tool(scratch: &Scratch, storm: &Path, mode: &str, random: &mut Rando
     let status = front.wait().expect("a status");
     // Killed before it had started anything, there is nobody to say a word.
     let nothing_started = killed.is_some() && said.is_empty() && victim == 0 && processes.len() < 2;
+    // The tracer alone, and only in the middle of an injection, takes one process with it: better than a wrong result.
+    let one_died_with_the_tracer = victim == 1 && said.starts_with("killed 1 of ");
     assert!(
-        said.starts_with("right ") || nothing_started,
+        said.starts_with("right ") || one_died_with_the_tracer || nothing_started,
         "{mode}, killed {killed:?} of {processes:?} (the front is first): {said:?}, {status:?}"
     );
     killed.is_some() && !said.is_empty()

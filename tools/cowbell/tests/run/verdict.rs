@@ -225,7 +225,7 @@ impl Verdict<'_> {
 
     /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.
     fn must_be_bounded(&self, fault: &Fault) -> bool {
-        let was_empty = fault.kernel == Class::ZeroPage && fault.empty_at_fork;
+        let was_empty = fault.kernel == Class::ZeroPage && (fault.empty_at_fork || fault.dropped);
         !(fault.late || was_empty || fault.kernel == Class::FirstTouch)
     }
 
@@ -240,7 +240,11 @@ impl Verdict<'_> {
     fn must_be_an_event(&self, fault: &Fault) -> bool {
         let kind = self.case.regions[fault.place.0].kind;
         let is_plain_file = matches!(kind, Kind::File | Kind::Data | Kind::LateFile);
-        let inherited = !fault.empty_at_fork || kind == Kind::Memfd && !fault.dropped;
+        // What was dropped lost its protection with its page, but for a memfd's.
+        let inherited = match kind {
+            Kind::Memfd => !fault.empty_at_fork || !fault.dropped,
+            _ => !fault.empty_at_fork && !fault.dropped,
+        };
         !fault.late && !is_plain_file && inherited && fault.kernel != Class::FirstTouch
     }
 
