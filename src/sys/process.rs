@@ -187,6 +187,22 @@ fn parse_blocked(text: &[u8]) -> Option<Blocked> {
     Some(Blocked { syscall: (number >= 0).then_some(number), sp, pc })
 }
 
+/// Allows this process as many descriptors as it may allow itself: `RLIMIT_NOFILE`, soft up to hard. *Raw.*
+pub fn raise_descriptors_max() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _as_before = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+/// `get_robust_list(tid)`: the address of a thread's `struct robust_list_head` in its own memory; `None` if it has none,
+/// is gone or is not ours to trace. *Raw.*
+pub fn robust_list(tid: i32) -> Option<u64> {
+    let (mut head, mut size) = (0u64, 0usize);
+    // SAFETY: the kernel writes one pointer to `head` and one size to `size`, which live until the call returns.
+    let done = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut size) };
+    (done == 0 && head != 0).then_some(head)
+}
+
 /// Reads the start of a file into `buffer`, without allocation. *Raw.*
 ///
 /// # Errors

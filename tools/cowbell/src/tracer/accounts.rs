@@ -163,6 +163,9 @@ impl Tracer {
             process.watch = Some(Box::new(watch));
             process.to_arm = false;
         }
+        // What other threads told while their process was armed.
+        self.serve_events(pid);
+        self.serve_moves(pid);
     }
 
     /// Closes a process' account, if one is open, and returns its userfaultfds.
@@ -181,7 +184,6 @@ impl Tracer {
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
         }
-        self.owed.retain(|&(of, _)| of != pid);
         self.sampler.forget(watch.account);
         Some(watch.into_doors())
     }

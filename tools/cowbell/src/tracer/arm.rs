@@ -2,12 +2,12 @@
 
 use super::baseline::{self, Baseline, Was};
 use super::maps::{self, Backing, Map};
-use super::watch::{Doors, Watch};
+use super::watch::{Doors, Told, Watch};
 use crate::capture::record::{Begin, Held, Mapping, Mode, Role, Watched};
-use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
 
 /// What a watch is opened with.
@@ -56,6 +56,7 @@ impl Watch {
             written: HashMap::new(),
             events: Vec::new(),
             uncounted: 0,
+            told: Told::default(),
             doors,
             memory: Memory::open(order.pid)?,
             frames: order.frames,
@@ -86,7 +87,7 @@ impl Watch {
         Ok((watch, begin))
     }
 
-    fn arm_mapping(&self, map: &Map) -> Watched {
+    fn arm_mapping(&mut self, map: &Map) -> Watched {
         let Mapping { start, end, .. } = map.mapping;
         let inherited = self.base.any(start, end);
         let door = match (map.backing, self.mode) {
@@ -107,7 +108,7 @@ impl Watch {
         let armed = uffd.register(range).and_then(|()| match watched {
             // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
             Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
-            _ => protect(uffd, range),
+            _ => protect(uffd, range, &self.doors, &mut self.told),
         });
         match armed {
             Ok(()) => watched,
@@ -143,12 +144,17 @@ fn is_watched(map: &Map) -> bool {
     !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
 }
 
-/// Arms a range. Nobody reads this userfaultfd's events yet, and none can come but from threads that run meanwhile.
-fn protect(uffd: &RemoteUffd, range: Range) -> Result<(), Errno> {
+/// Arms a range.
+fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
     loop {
         match uffd.write_protect(range, true) {
-            // A thread changes mappings meanwhile and waits to tell: what it says concerns what is not armed yet.
-            Err(Errno::AGAIN) => drop(uffd.read(|_| {})?),
+            // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served
+            // once the account is open.
+            Err(Errno::AGAIN) => {
+                if !told.hear(doors)? {
+                    process::yield_now();
+                }
+            }
             done => return done,
         }
     }

@@ -55,6 +55,31 @@ pub struct Seen {
     pub event: Option<Event>,
 }
 
+/// Messages that were read but not looked at yet.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Of the synchronous userfaultfd.
+    pub events: Vec<Message>,
+    /// Of the asynchronous one.
+    pub moves: Vec<Message>,
+}
+
+impl Told {
+    /// Reads both userfaultfds; false if there was nothing.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn hear(&mut self, doors: &Doors) -> Result<bool, Errno> {
+        let mut any = false;
+        for (door, told) in [(&doors.events, &mut self.events), (&doors.bits, &mut self.moves)] {
+            if let Some(uffd) = door {
+                any |= uffd.read(|message| told.push(message))?;
+            }
+        }
+        Ok(any)
+    }
+}
+
 /// One account while it is open.
 pub struct Watch {
     /// Its number.
@@ -80,6 +105,7 @@ pub struct Watch {
     /// Pages that may have been written and went before they were counted.
     pub uncounted: u64,
     pub(super) doors: Doors,
+    pub(super) told: Told,
     pub(super) memory: Memory,
     pub(super) frames: bool,
     pub(super) blocked: HashMap<i32, OwnedFd>,
@@ -107,19 +133,30 @@ impl Watch {
         }
     }
 
-    /// A thread ends, and the kernel will clear its id in the thread's own data: a store that is lost if the page is
-    /// protected, and with it the wake-up of whoever joins the thread. So the page is given free, and counted.
-    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) {
-        let page = page_bytes();
-        for page in (thread_pointer / page * page..thread_pointer + THREAD_DATA).step_by(page as usize) {
-            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
-            let Some(entry) = protected.filter(|_| !self.written.contains_key(&page)) else { continue };
-            let class = self.class_of_write(page, entry);
-            self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
-            let syscall = Some(process::EXIT_CALL);
-            self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
-            self.release(page);
+    /// A thread ends, and the kernel will clear its id in the thread's own data and mark the robust mutexes that it holds:
+    /// stores that are lost if the page is protected, and with them the wake-up of whoever waits. So these pages are
+    /// counted as written. Afterwards [`Self::release`] them.
+    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) -> Vec<u64> {
+        if self.doors.events.is_none() {
+            return Vec::new();
         }
+        let page = page_bytes();
+        let own = (thread_pointer / page * page..thread_pointer.saturating_add(THREAD_DATA)).step_by(page as usize);
+        let mut pages: Vec<u64> = own.chain(robust_words(&self.memory, tid).map(|word| word / page * page)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.retain(|&page| {
+            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
+            let Some(entry) = protected else { return false };
+            if !self.written.contains_key(&page) {
+                let class = self.class_of_write(page, entry);
+                self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+                let syscall = Some(process::EXIT_CALL);
+                self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
+            }
+            true
+        });
+        pages
     }
 
     /// Looks at a fault. Afterwards [`Self::release`] the page.
@@ -229,7 +266,11 @@ impl Watch {
     }
 
     /// Reads the synchronous userfaultfd.
-    pub fn read_events(&self, messages: &mut Vec<Message>) -> bool {
+    pub fn read_events(&mut self, messages: &mut Vec<Message>) -> bool {
+        if !self.told.events.is_empty() {
+            messages.append(&mut self.told.events);
+            return true;
+        }
         self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
     }
 
@@ -238,6 +279,10 @@ impl Watch {
     pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> bool {
         if self.doors.bits.is_none() || self.collect(now_ns).is_err() {
             return false;
+        }
+        if !self.told.moves.is_empty() {
+            messages.append(&mut self.told.moves);
+            return true;
         }
         self.doors.bits.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
     }
@@ -329,4 +374,23 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// The words that the kernel changes when a thread ends that holds robust mutexes.
+fn robust_words(memory: &Memory, tid: i32) -> impl Iterator<Item = u64> {
+    // As many as the kernel looks at: a list may be a ring.
+    const ENTRIES_MAX: usize = 2048;
+    let word = |address: u64| {
+        let mut bytes = [0; 8];
+        (memory.read(address, &mut bytes) == Ok(bytes.len())).then(|| u64::from_ne_bytes(bytes))
+    };
+    // `struct robust_list_head`: the list, the words' distance from its entries, the entry that is being changed. The
+    // lowest bit of an entry says that the mutex inherits priority.
+    let head = process::robust_list(tid).unwrap_or(0);
+    let listed = std::iter::successors(word(head), move |&entry| word(entry & !1));
+    let listed = listed.take_while(move |&entry| entry & !1 != head).take(ENTRIES_MAX);
+    let pending = word(head.wrapping_add(16)).filter(|&entry| entry != 0);
+    let offset = word(head.wrapping_add(8)).filter(|_| head != 0);
+    let entries: Vec<u64> = listed.chain(pending).collect();
+    entries.into_iter().filter_map(move |entry| Some((entry & !1).wrapping_add(offset?)))
 }
