@@ -1,7 +1,7 @@
 //! Starting a program that stands still before its first instruction until the tracer is ready.
 #![expect(unsafe_code, reason = "code between fork and exec")]
 
-use super::{Errno, process, signal};
+use super::{Errno, process, signal, tracing};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -68,10 +68,10 @@ impl Launch {
             // Else the child would hold its own gate open, and wait for ever for a tracer that died.
             // SAFETY: this is the forked child, which runs nothing that owns its copy of the descriptor.
             unsafe { libc::close(held) };
-            process::give_number(&tell, process::pid());
+            tracing::give_number(&tell, process::pid());
             if process::take_byte(&gate) {
                 signal::set_mask(mask);
-                process::give_number(&tell, program.execute().raw_os_error());
+                tracing::give_number(&tell, program.execute().raw_os_error());
             }
             process::exit(127)
         };
@@ -81,7 +81,7 @@ impl Launch {
         // `spawn` returns once the program runs, so it waits in a thread of its own. The command goes with it, and with
         // the command the descriptors of the closure: a child that failed is then noticed at `told`.
         let starter = std::thread::spawn(move || command.spawn());
-        match process::take_number(&told) {
+        match tracing::take_number(&told) {
             Some(pid) => Ok(Self { pid, go, launched: Launched { told, starter } }),
             None => {
                 drop(go);
@@ -113,7 +113,7 @@ impl Launched {
     pub fn result(self) -> io::Result<()> {
         // Its copy of the pipe goes with it.
         let _child = self.starter.join();
-        match process::take_number(&self.told) {
+        match tracing::take_number(&self.told) {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(()),
         }

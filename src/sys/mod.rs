@@ -24,6 +24,7 @@ pub mod registers;
 pub mod remote;
 pub mod signal;
 pub mod smaps;
+pub mod tracing;
 pub mod uffd;
 
 use crate::page::PageSize;

@@ -302,18 +302,6 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
 }
 
-/// Writes a number into a pipe, for [`take_number`]. *Raw.*
-pub fn give_number(pipe: impl AsFd, number: i32) {
-    let _unread = rustix::io::write(pipe, &number.to_ne_bytes());
-}
-
-/// Reads what [`give_number`] wrote; `None` at the pipe's end.
-pub fn take_number(pipe: impl AsFd) -> Option<i32> {
-    let mut bytes = [0u8; 4];
-    let got = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut bytes));
-    (got == Ok(4)).then(|| i32::from_ne_bytes(bytes))
-}
-
 /// Lets a descriptor pass through exec: [`pipe`] and the standard library make them close-on-exec.
 ///
 /// # Errors
@@ -348,39 +336,12 @@ pub fn kill(pid: i32) {
     }
 }
 
-/// `kcmp(KCMP_VM)`: have two processes the same memory, not just equal ones?
-///
-/// # Errors
-/// `ENOSYS`: a kernel without it; `EPERM`: not ours to trace; `ESRCH`: gone.
-pub fn same_memory(one: i32, other: i32) -> Result<bool, Errno> {
-    // <linux/kcmp.h>: enum kcmp_type.
-    const KCMP_VM: i32 = 1;
-    // SAFETY: the call takes numbers only.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
-    if order < 0 { Err(super::map::last_errno()) } else { Ok(order == 0) }
-}
-
 /// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
 pub fn send(pid: i32, signal: i32) {
     let signal = rustix::process::Signal::from_named_raw(signal);
     if let (Some(pid), Some(signal)) = (rustix::process::Pid::from_raw(pid), signal) {
         let _gone = rustix::process::kill_process(pid, signal);
     }
-}
-
-/// A second descriptor for `number`, which the process that started this one has passed on; `number` itself is closed on
-/// exec from now on.
-///
-/// # Errors
-/// `EBADF`: there is none.
-pub fn inherited(number: i32) -> Result<OwnedFd, Errno> {
-    if number < 0 {
-        return Err(Errno::BADF);
-    }
-    // SAFETY: the borrow ends in this function, and a number that is not open makes both calls fail.
-    let passed = unsafe { BorrowedFd::borrow_raw(number) };
-    rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
-    rustix::io::fcntl_dupfd_cloexec(passed, 3)
 }
 
 /// `sched_yield()`. *Raw.*

@@ -17,7 +17,7 @@ mod symbols;
 mod tracer;
 
 use clap::{Parser, Subcommand};
-use cowbell::sys::process;
+use cowbell::sys::tracing;
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Doctor { json } => doctor::run(json),
-        Command::Tracer { socket } => match process::inherited(socket) {
+        Command::Tracer { socket } => match tracing::inherited(socket) {
             Ok(socket) => tracer::run(socket.into()),
             Err(e) => {
                 eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");

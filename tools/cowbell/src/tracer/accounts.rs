@@ -163,6 +163,9 @@ impl Tracer {
             process.watch = Some(Box::new(watch));
             process.to_arm = false;
         }
+        // What other threads told while their process was armed.
+        self.serve_events(pid);
+        self.serve_moves(pid);
     }
 
     /// Closes a process' account, if one is open, and returns its userfaultfds.
@@ -174,25 +177,33 @@ impl Tracer {
             self.say(Record::Events { account: watch.account, events });
         }
         let now_ns = self.now();
-        let donor = if is_there { self.donor(pid, now_ns) } else { None };
+        if is_there {
+            self.collect_of_parent(pid, now_ns);
+        }
+        let donor = if is_there { self.donor(pid) } else { None };
         let end = settle(&mut watch, &self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
         self.drain.run();
         self.say(Record::End(end));
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
         }
-        self.owed.retain(|&(of, _)| of != pid);
         self.sampler.forget(watch.account);
         Some(watch.into_doors())
     }
 
     /// Who may have the originals of this process' copies: its parent.
-    fn donor(&mut self, pid: i32, now_ns: u64) -> Option<Donor> {
+    fn donor(&self, pid: i32) -> Option<Donor<'_>> {
         let parent = self.tree.processes.get(&pid)?.parent;
-        let process = self.tree.processes.get_mut(&parent)?;
-        if let Some(watch) = &mut process.watch {
-            watch.collect(now_ns).ok()?;
+        Donor::new(parent, self.tree.processes.get(&parent)?)
+    }
+
+    /// Notes what the parent of a process has written up to now.
+    fn collect_of_parent(&mut self, pid: i32, now_ns: u64) {
+        let parent = self.tree.processes.get(&pid).map(|process| process.parent);
+        let parent = parent.and_then(|parent| self.tree.processes.get_mut(&parent));
+        if let Some(watch) = parent.and_then(|parent| parent.watch.as_mut()) {
+            // A parent that is gone has nothing left to compare with, which is found out then.
+            let _gone = watch.collect(now_ns);
         }
-        Donor::new(parent, process.wrote())
     }
 }

@@ -2,12 +2,12 @@
 
 use super::baseline::{self, Baseline, Was};
 use super::maps::{self, Backing, Map};
-use super::watch::{Doors, Watch};
+use super::watch::{Doors, Told, Watch};
 use crate::capture::record::{Begin, Held, Mapping, Mode, Role, Watched};
-use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
 
 /// What a watch is opened with.
@@ -26,6 +26,9 @@ pub struct Order {
     pub now_ns: u64,
 }
 
+/// A larger mapping of a memfd has events only for the pages that are private already.
+const WHOLE_MAX: u64 = 16 << 30;
+
 impl Watch {
     /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
     /// what a process held that had the very same pages when this one was made.
@@ -34,7 +37,8 @@ impl Watch {
     /// Its page tables cannot be read.
     pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
-        let pagemap = Pagemap::open(order.pid)?;
+        let living = maps::living(order.pid);
+        let pagemap = Pagemap::open(living)?;
         let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         let base = match relative {
             Some(parent) => {
@@ -54,10 +58,12 @@ impl Watch {
             maps: Vec::new(),
             base,
             written: HashMap::new(),
+            moved: HashMap::new(),
             events: Vec::new(),
             uncounted: 0,
+            told: Told::default(),
             doors,
-            memory: Memory::open(order.pid)?,
+            memory: Memory::open(living)?,
             frames: order.frames,
             blocked: HashMap::new(),
         };
@@ -86,7 +92,7 @@ impl Watch {
         Ok((watch, begin))
     }
 
-    fn arm_mapping(&self, map: &Map) -> Watched {
+    fn arm_mapping(&mut self, map: &Map) -> Watched {
         let Mapping { start, end, .. } = map.mapping;
         let inherited = self.base.any(start, end);
         let door = match (map.backing, self.mode) {
@@ -111,7 +117,12 @@ impl Watch {
         let armed = uffd.register(range).and_then(|()| match watched {
             // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
             Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
-            _ => protect(uffd, range),
+            // The kernel leaves a marker for each page that is not there: too many in a huge reservation, where new
+            // private pages are then found when the account closes.
+            _ if map.backing == Backing::Memory && end - start > WHOLE_MAX => {
+                self.base.ranges(start, end).try_for_each(|pages| protect(uffd, pages, &self.doors, &mut self.told))
+            }
+            _ => protect(uffd, range, &self.doors, &mut self.told),
         });
         match armed {
             Ok(()) => watched,
@@ -147,12 +158,17 @@ fn is_watched(map: &Map) -> bool {
     !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
 }
 
-/// Arms a range. Nobody reads this userfaultfd's events yet, and none can come but from threads that run meanwhile.
-fn protect(uffd: &RemoteUffd, range: Range) -> Result<(), Errno> {
+/// Arms a range.
+fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
     loop {
         match uffd.write_protect(range, true) {
-            // A thread changes mappings meanwhile and waits to tell: what it says concerns what is not armed yet.
-            Err(Errno::AGAIN) => drop(uffd.read(|_| {})?),
+            // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served
+            // once the account is open.
+            Err(Errno::AGAIN) => {
+                if !told.hear(doors)? {
+                    process::yield_now();
+                }
+            }
             done => return done,
         }
     }

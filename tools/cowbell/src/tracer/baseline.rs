@@ -126,7 +126,8 @@ impl Baseline {
 
     /// How many pages of a kind lie in a range.
     pub fn count(&self, start: u64, end: u64, was: Was) -> u64 {
-        let inside = self.runs.iter().filter(|run| run.was == was);
+        let first = self.runs.partition_point(|run| run.end <= start);
+        let inside = self.runs.iter().skip(first).take_while(|run| run.start < end).filter(|run| run.was == was);
         inside.map(|run| run.end.min(end).saturating_sub(run.start.max(start)) / self.page).sum()
     }
 

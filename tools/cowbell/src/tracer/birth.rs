@@ -5,7 +5,7 @@ use crate::capture::record::Mode;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, tracing};
 use std::fs;
 
 /// What a new task is.
@@ -35,7 +35,7 @@ pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
     if fs::exists(format!("/proc/{pid}/task/{task}")).unwrap_or(false) {
         return Kind::Thread;
     }
-    match process::same_memory(pid, task) {
+    match tracing::same_memory(pid, task) {
         Ok(true) => Kind::Shares,
         Ok(false) => Kind::Copy,
         Err(Errno::SRCH) => Kind::Gone,

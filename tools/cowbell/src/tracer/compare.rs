@@ -2,6 +2,7 @@
 
 use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing};
+use super::tree::Process;
 use super::watch::Watch;
 use crate::capture::record::{Class, Content, Event};
 use cowbell::sys::pagemap::{Entry, Pagemap};
@@ -25,27 +26,25 @@ pub struct Originals {
 }
 
 /// A process that had the same pages, and may have them still.
-pub struct Donor {
+pub struct Donor<'a> {
     pid: i32,
-    /// Its memory.
     memory: Memory,
-    /// Its page tables.
     pagemap: Pagemap,
-    /// When it last wrote each page, as far as it was seen; `None` if nobody looked.
-    written: Option<HashMap<u64, u64>>,
+    process: &'a Process,
 }
 
-impl Donor {
-    /// The process `pid`, of which it is known when it wrote which page.
-    pub fn new(pid: i32, written: Option<HashMap<u64, u64>>) -> Option<Self> {
-        Some(Self { pid, memory: Memory::open(pid).ok()?, pagemap: Pagemap::open(pid).ok()?, written })
+impl<'a> Donor<'a> {
+    /// The process `pid`.
+    pub fn new(pid: i32, process: &'a Process) -> Option<Self> {
+        let living = maps::living(pid);
+        Some(Self { pid, memory: Memory::open(living).ok()?, pagemap: Pagemap::open(living).ok()?, process })
     }
 
     /// Has it this page still, as it was when the account opened? Then whoever wrote it there was given a copy.
     pub fn still_has(&self, watch: &Watch, page: u64) -> bool {
         let present = baseline::entry(&self.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
-        let wrote = self.written.as_ref().map(|written| written.get(&page));
-        present && wrote.is_some_and(|wrote| wrote.is_none_or(|&time| time < watch.begun_ns))
+        let is_watched = self.process.watch.is_some();
+        is_watched && present && self.process.wrote(page).is_none_or(|time_ns| time_ns < watch.begun_ns)
     }
 
     fn original(&self, watch: &Watch, page: u64, class: Class) -> Option<Box<[u8]>> {
@@ -87,7 +86,7 @@ impl Originals {
     }
 
     /// Compares what can be compared.
-    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor>) -> Vec<Content> {
+    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = HashMap::new();
         let mut contents = Vec::new();

@@ -1,8 +1,8 @@
 //! What stops of the target mean, and how it goes on.
 
-use super::Tracer;
 use super::birth::{self, Kind};
 use super::tree::Process;
+use super::{LEAVE, Tracer};
 use crate::capture::record::{Blindness, Closed, Mode, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
@@ -199,10 +199,26 @@ impl Tracer {
             if process.is_ending() {
                 self.close_account(pid, Closed::Exit, true);
             } else if let (Some(watch), Ok(registers)) = (process.watch.as_mut(), ptrace::registers(tid)) {
-                watch.thread_ends(registers.thread_pointer(), tid, now);
+                let pages = watch.thread_ends(registers.thread_pointer(), tid, now);
+                self.owed.extend(pages.into_iter().map(|page| (pid, page)));
+                self.pay_before_exit(pid);
             }
         }
         self.go_on(tid, Stop::Event(Event::Exit));
+    }
+
+    /// An unread event, or one whose thread has not gone on yet, holds up lifting the protection; the ending thread must
+    /// not go on before.
+    fn pay_before_exit(&mut self, pid: i32) {
+        let deadline = self.now() + LEAVE.as_nanos() as u64;
+        self.pay();
+        while self.owed.iter().any(|&(of, _)| of == pid) && self.now() < deadline {
+            self.serve_events(pid);
+            // An unmapping is told to one userfaultfd after the other, and holds up both.
+            self.serve_moves(pid);
+            cowbell::sys::process::yield_now();
+            self.pay();
+        }
     }
 
     fn on_gone(&mut self, tid: i32, ended: Ended) {

@@ -39,8 +39,23 @@ impl Map {
 /// # Errors
 /// The process is gone, or not ours to read.
 pub fn read(pid: i32) -> io::Result<Vec<Map>> {
-    let text = fs::read(format!("/proc/{pid}/maps"))?;
+    let text = fs::read(format!("/proc/{}/maps", living(pid)))?;
     Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
+}
+
+/// A thread by whose number the memory of a process can be read: the first one, unless it has ended before the others.
+pub fn living(pid: i32) -> i32 {
+    let has_memory = |tid: &i32| {
+        fs::read(format!("/proc/{tid}/stat")).is_ok_and(|stat| {
+            let state = stat.iter().rposition(|&byte| byte == b')').and_then(|at| stat.get(at + 2));
+            !matches!(state, Some(b'Z' | b'X'))
+        })
+    };
+    if has_memory(&pid) {
+        return pid;
+    }
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).find(has_memory).unwrap_or(pid)
 }
 
 /// The mapping that an address lies in.

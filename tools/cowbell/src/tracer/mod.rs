@@ -161,7 +161,7 @@ impl Tracer {
 
     fn serve_door(&mut self, door: u64) {
         let pid = ((door - DOORS) / 2) as i32;
-        if (door - DOORS) % 2 == 0 { self.serve_events(pid) } else { self.serve_moves(pid) }
+        if (door - DOORS).is_multiple_of(2) { self.serve_events(pid) } else { self.serve_moves(pid) }
     }
 
     /// Waits for the next stop of one thread, and answers page events meanwhile: it may itself wait for such an answer.
@@ -258,7 +258,7 @@ impl Tracer {
                 let mut halted = None;
                 if let Some(mut event) = seen.event {
                     let kept = keeps && self.originals.keep(&watch, &event);
-                    halted = self.sample(&watch, &mut event);
+                    halted = self.sample(&mut watch, &mut event);
                     if kept || halted.is_some() {
                         self.drain.run();
                     }
@@ -295,7 +295,7 @@ impl Tracer {
     }
 
     /// Takes the stack of an event's thread, if it is one of those wanted.
-    fn sample(&mut self, watch: &Watch, event: &mut Event) -> Option<Halted> {
+    fn sample(&mut self, watch: &mut Watch, event: &mut Event) -> Option<Halted> {
         if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
             return None;
         }

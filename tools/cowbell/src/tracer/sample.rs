@@ -71,10 +71,10 @@ impl Sampler {
 
     /// Interrupts the thread of an event, reads its stacks, and says whether this stack is new. The thread is left as it
     /// stands: the caller lifts the protection, then handles the stop.
-    pub fn take(&mut self, watch: &Watch, event: &mut Event, parent: i32) -> Option<(Halted, Option<Stack>)> {
+    pub fn take(&mut self, watch: &mut Watch, event: &mut Event, parent: i32) -> Option<(Halted, Option<Stack>)> {
         let tid = event.tid;
         ptrace::interrupt(tid).ok()?;
-        let status = stopped(tid)?;
+        let status = stopped(tid, watch, event.time_ns)?;
         let halted = Halted { tid, status };
         let stands = matches!(status, Status::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
         let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
@@ -144,14 +144,16 @@ impl Sampler {
     }
 }
 
-/// How an interrupted thread stands. One that the kernel made fault (it writes a signal's frame, say) cannot stand still
-/// before its page is there: `None`, and its stop comes later.
-fn stopped(tid: i32) -> Option<Status> {
+/// How an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
+/// answered. A thread that the kernel made fault at this very page (it writes a signal's frame, say) cannot stand still
+/// before the page is there: `None`, and its stop comes later.
+fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
     let started = cowbell::sys::monotonic_ns();
     while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX {
         if let Some((_, status)) = ptrace::wait(Some(tid), false).ok()? {
             return Some(status);
         }
+        watch.answer_meanwhile(time_ns);
         cowbell::sys::process::yield_now();
     }
     None

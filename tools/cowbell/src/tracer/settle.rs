@@ -22,7 +22,7 @@ pub struct Close {
 }
 
 /// Closes an account.
-pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor>, close: Close) -> End {
+pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>>, close: Close) -> End {
     let Close { mut closed, is_there, now_ns } = close;
     let mut pages: BTreeMap<u64, Class> = BTreeMap::new();
     if is_there && read_page_tables(watch, &mut pages, now_ns).is_err() {
@@ -62,7 +62,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
         for page in ranges.flat_map(|range| (range.start as u64..range.end() as u64).step_by(page_bytes() as usize)) {
-            if watch.written.contains_key(&page) || watch.base.at(page).is_some() {
+            if watch.is_known(page) || watch.base.at(page).is_some() {
                 continue;
             }
             let backing = maps::find(&now, page).map(|map| map.backing);

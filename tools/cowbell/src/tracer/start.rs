@@ -83,7 +83,11 @@ impl Tracer {
             Target::Attach(pid) => tracer.attach(pid, mode_reason),
         };
         match begun {
-            Ok(()) => Ok(tracer),
+            Ok(()) => {
+                // Several for each process watched. Only now: the program was to start with the user's limit.
+                sys::tracing::raise_descriptors_max();
+                Ok(tracer)
+            }
             Err((code, message)) => Err((tracer.link, code, message)),
         }
     }

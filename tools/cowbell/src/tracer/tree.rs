@@ -47,12 +47,13 @@ impl Process {
         self.threads.is_subset(&self.ending)
     }
 
-    /// When it wrote which page, open account and closed ones; `None` if nobody looks.
-    pub fn wrote(&self) -> Option<HashMap<u64, u64>> {
-        let watch = self.watch.as_ref()?;
-        let mut wrote = self.history.clone();
-        wrote.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
-        Some(wrote)
+    /// When it last wrote a page, in the open account or a closed one, as far as seen.
+    pub fn wrote(&self, page: u64) -> Option<u64> {
+        let open = self.watch.as_ref().and_then(|watch| {
+            let written = watch.written.get(&page).map(|written| written.time_ns);
+            written.or_else(|| watch.moved.get(&page).copied())
+        });
+        open.or_else(|| self.history.get(&page).copied())
     }
 }
 

@@ -7,12 +7,13 @@ use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::uffd::{Event as Message, Fault, Features};
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, process, tracing};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-/// How often a thread that has not gone to sleep yet is asked where it is.
-const ASK_MAX: usize = 10_000;
+/// How long a thread that has not gone to sleep yet is asked where it is. One that is due a signal never does while the
+/// kernel writes for it.
+const ASK_NS_MAX: u64 = 500_000;
 
 /// What a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
 pub const THREAD_DATA: u64 = 0x900;
@@ -55,6 +56,31 @@ pub struct Seen {
     pub event: Option<Event>,
 }
 
+/// Messages that were read but not looked at yet.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Of the synchronous userfaultfd.
+    pub events: Vec<Message>,
+    /// Of the asynchronous one.
+    pub moves: Vec<Message>,
+}
+
+impl Told {
+    /// Reads both userfaultfds; false if there was nothing.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn hear(&mut self, doors: &Doors) -> Result<bool, Errno> {
+        let mut any = false;
+        for (door, told) in [(&doors.events, &mut self.events), (&doors.bits, &mut self.moves)] {
+            if let Some(uffd) = door {
+                any |= uffd.read(|message| told.push(message))?;
+            }
+        }
+        Ok(any)
+    }
+}
+
 /// One account while it is open.
 pub struct Watch {
     /// Its number.
@@ -75,11 +101,14 @@ pub struct Watch {
     pub base: Baseline,
     /// The pages written, as far as seen.
     pub written: HashMap<u64, Written>,
+    /// Where pages are now that were written before they were moved, and when.
+    pub moved: HashMap<u64, u64>,
     /// Events that are not yet in the capture.
     pub events: Vec<Event>,
     /// Pages that may have been written and went before they were counted.
     pub uncounted: u64,
     pub(super) doors: Doors,
+    pub(super) told: Told,
     pub(super) memory: Memory,
     pub(super) frames: bool,
     pub(super) blocked: HashMap<i32, OwnedFd>,
@@ -107,25 +136,36 @@ impl Watch {
         }
     }
 
-    /// A thread ends, and the kernel will clear its id in the thread's own data: a store that is lost if the page is
-    /// protected, and with it the wake-up of whoever joins the thread. So the page is given free, and counted.
-    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) {
-        let page = page_bytes();
-        for page in (thread_pointer / page * page..thread_pointer + THREAD_DATA).step_by(page as usize) {
-            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
-            let Some(entry) = protected.filter(|_| !self.written.contains_key(&page)) else { continue };
-            let class = self.class_of_write(page, entry);
-            self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
-            let syscall = Some(process::EXIT_CALL);
-            self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
-            self.release(page);
+    /// A thread ends, and the kernel will clear its id in the thread's own data and mark the robust mutexes that it holds:
+    /// stores that are lost if the page is protected, and with them the wake-up of whoever waits. So these pages are
+    /// counted as written. Afterwards [`Self::release`] them.
+    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) -> Vec<u64> {
+        if self.doors.events.is_none() {
+            return Vec::new();
         }
+        let page = page_bytes();
+        let own = (thread_pointer / page * page..thread_pointer.saturating_add(THREAD_DATA)).step_by(page as usize);
+        let mut pages: Vec<u64> = own.chain(robust_words(&self.memory, tid).map(|word| word / page * page)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.retain(|&page| {
+            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
+            let Some(entry) = protected else { return false };
+            if !self.written.contains_key(&page) {
+                let class = self.class_of_write(page, entry);
+                self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+                let syscall = Some(process::EXIT_CALL);
+                self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
+            }
+            true
+        });
+        pages
     }
 
     /// Looks at a fault. Afterwards [`Self::release`] the page.
     pub fn look(&mut self, fault: Fault, time_ns: u64) -> Seen {
         let page = fault.address as u64 / page_bytes() * page_bytes();
-        if !fault.write_protect || self.written.contains_key(&page) {
+        if !fault.write_protect || self.is_known(page) {
             return Seen { page, event: None };
         }
         let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
@@ -134,6 +174,23 @@ impl Watch {
         let (pc, syscall) = at.map_or((0, None), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
         Seen { page, event: Some(Event { time_ns, page, tid: fault.tid, pc, class, syscall, stack: None }) }
+    }
+
+    /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
+    /// its turn.
+    pub fn answer_meanwhile(&mut self, time_ns: u64) {
+        if let Some(uffd) = &self.doors.events {
+            let _none = uffd.read(|message| self.told.events.push(message));
+        }
+        let mut waiting = std::mem::take(&mut self.told.events);
+        waiting.retain(|message| {
+            let Message::Fault(fault) = *message else { return true };
+            let seen = self.look(fault, time_ns);
+            self.events.extend(seen.event);
+            // Else it is looked at again, as a page that is known.
+            !self.release(seen.page)
+        });
+        self.told.events = waiting;
     }
 
     /// Lets the writer of a page go on. False: an event must be read first, then again.
@@ -149,6 +206,11 @@ impl Watch {
                 true
             }
         }
+    }
+
+    /// Was this page written already, here or before it was moved here?
+    pub fn is_known(&self, page: u64) -> bool {
+        self.written.contains_key(&page) || self.moved.contains_key(&page)
     }
 
     /// What a write to a page that has this entry will do.
@@ -207,13 +269,14 @@ impl Watch {
             self.blocked.insert(tid, opened.ok()?);
         }
         let known = self.blocked.get(&tid)?;
-        (0..ASK_MAX).find_map(|_| {
+        let started = cowbell::sys::monotonic_ns();
+        loop {
             let found = process::blocked_in(known);
-            if found.is_none() {
-                process::yield_now();
+            if found.is_some() || cowbell::sys::monotonic_ns() - started > ASK_NS_MAX {
+                return found;
             }
-            found
-        })
+            process::yield_now();
+        }
     }
 
     /// A thread ended: its number may come again for another.
@@ -247,7 +310,11 @@ impl Watch {
     }
 
     /// Reads the synchronous userfaultfd.
-    pub fn read_events(&self, messages: &mut Vec<Message>) -> bool {
+    pub fn read_events(&mut self, messages: &mut Vec<Message>) -> bool {
+        if !self.told.events.is_empty() {
+            messages.append(&mut self.told.events);
+            return true;
+        }
         self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
     }
 
@@ -256,6 +323,10 @@ impl Watch {
     pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> bool {
         if self.doors.bits.is_none() || self.collect(now_ns).is_err() {
             return false;
+        }
+        if !self.told.moves.is_empty() {
+            messages.append(&mut self.told.moves);
+            return true;
         }
         self.doors.bits.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
     }
@@ -277,8 +348,8 @@ impl Watch {
                     .filter(|(page, _)| (from..from + len).contains(page))
                     .map(|(&p, &w)| (p, w))
                     .collect();
-                // The old addresses stay in the account: that is where they were written.
-                self.written.extend(moved.into_iter().map(|(page, written)| (page - from + to, written)));
+                // They stay in the account where they were written.
+                self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
                 if let Some(map) = maps::find(&self.maps, from) {
                     let mut map = map.clone();
                     map.mapping.offset += from - map.mapping.start;
@@ -331,7 +402,7 @@ impl Watch {
         for (index, address) in (range.start as u64..range.end() as u64).step_by(page as usize).enumerate() {
             // Nobody armed what was mapped later: the census counts it.
             let armed = maps::find(&self.maps, address).is_some_and(|map| map.mapping.watched == Watched::Bits);
-            if !armed || self.written.contains_key(&address) {
+            if !armed || self.is_known(address) {
                 continue;
             }
             let frame = self.base.frame(address).unwrap_or(0);
@@ -347,4 +418,23 @@ impl Watch {
         }
         Ok(())
     }
+}
+
+/// The words that the kernel changes when a thread ends that holds robust mutexes.
+fn robust_words(memory: &Memory, tid: i32) -> impl Iterator<Item = u64> {
+    // As many as the kernel looks at: a list may be a ring.
+    const ENTRIES_MAX: usize = 2048;
+    let word = |address: u64| {
+        let mut bytes = [0; 8];
+        (memory.read(address, &mut bytes) == Ok(bytes.len())).then(|| u64::from_ne_bytes(bytes))
+    };
+    // `struct robust_list_head`: the list, the words' distance from its entries, the entry that is being changed. The
+    // lowest bit of an entry says that the mutex inherits priority.
+    let head = tracing::robust_list(tid).unwrap_or(0);
+    let listed = std::iter::successors(word(head), move |&entry| word(entry & !1));
+    let listed = listed.take_while(move |&entry| entry & !1 != head).take(ENTRIES_MAX);
+    let pending = word(head.wrapping_add(16)).filter(|&entry| entry != 0);
+    let offset = word(head.wrapping_add(8)).filter(|_| head != 0);
+    let entries: Vec<u64> = listed.chain(pending).collect();
+    entries.into_iter().filter_map(move |entry| Some((entry & !1).wrapping_add(offset?)))
 }

@@ -1,0 +1,60 @@
+//! What a tracer asks of the kernel besides ptrace itself.
+#![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
+
+use super::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `kcmp(KCMP_VM)`: have two processes the same memory, not just equal ones?
+///
+/// # Errors
+/// `ENOSYS`: a kernel without it; `EPERM`: not ours to trace; `ESRCH`: gone.
+pub fn same_memory(one: i32, other: i32) -> Result<bool, Errno> {
+    // <linux/kcmp.h>: enum kcmp_type.
+    const KCMP_VM: i32 = 1;
+    // SAFETY: the call takes numbers only.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    if order < 0 { Err(super::map::last_errno()) } else { Ok(order == 0) }
+}
+
+/// Allows this process as many descriptors as it may allow itself: `RLIMIT_NOFILE`, soft up to hard. *Raw.*
+pub fn raise_descriptors_max() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _as_before = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+/// `get_robust_list(tid)`: the address of a thread's `struct robust_list_head` in its own memory; `None` if it has none,
+/// is gone or is not ours to trace. *Raw.*
+pub fn robust_list(tid: i32) -> Option<u64> {
+    let (mut head, mut size) = (0u64, 0usize);
+    // SAFETY: the kernel writes one pointer to `head` and one size to `size`, which live until the call returns.
+    let done = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut size) };
+    (done == 0 && head != 0).then_some(head)
+}
+
+/// Writes a number into a pipe, for [`take_number`]. *Raw.*
+pub fn give_number(pipe: impl AsFd, number: i32) {
+    let _unread = rustix::io::write(pipe, &number.to_ne_bytes());
+}
+
+/// Reads what [`give_number`] wrote; `None` at the pipe's end.
+pub fn take_number(pipe: impl AsFd) -> Option<i32> {
+    let mut bytes = [0u8; 4];
+    let got = rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut bytes));
+    (got == Ok(4)).then(|| i32::from_ne_bytes(bytes))
+}
+
+/// A second descriptor for `number`, which the process that started this one has passed on; `number` itself is closed on
+/// exec from now on.
+///
+/// # Errors
+/// `EBADF`: there is none.
+pub fn inherited(number: i32) -> Result<OwnedFd, Errno> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the borrow ends in this function, and a number that is not open makes both calls fail.
+    let passed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::io::fcntl_dupfd_cloexec(passed, 3)
+}
