@@ -257,7 +257,7 @@ fn with_tracer(target: impl FnOnce(&Gate), traced: impl FnOnce(i32, &Gate)) -> (
     let (ids, go, ready) = (process::pipe().expect("pipe"), Gate::new(), Gate::new());
     let told = process::pipe().expect("pipe");
     let tracer = child::spawn(|| {
-        traced(process::take_pid(&ids.0).expect("an id"), &go);
+        traced(cowbell::sys::tracing::take_number(&ids.0).expect("an id"), &go);
         process::give_byte(&told.1);
         Gate::new().pass();
     });

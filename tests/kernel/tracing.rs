@@ -178,7 +178,7 @@ fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
     let (told, tell) = process::pipe().expect("pipe");
     let (seized, go, release) = (Gate::new(), Gate::new(), Gate::new());
     let tracer = child::spawn(|| {
-        let pid = process::take_pid(&told).expect("an id");
+        let pid = cowbell::sys::tracing::take_number(&told).expect("an id");
         ptrace::seize(pid, Options::empty()).expect("PTRACE_SEIZE");
         seized.open();
         release.pass();
@@ -186,7 +186,7 @@ fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
     });
     let child = child::spawn(|| {
         process::allow_tracing_by(tracer.pid);
-        process::give_pid(&tell);
+        cowbell::sys::tracing::give_number(&tell, process::pid());
         go.pass();
         process::exit(7);
     });

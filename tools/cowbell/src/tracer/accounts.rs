@@ -3,8 +3,9 @@
 use super::arm::Order;
 use super::birth::{self, Unarmed};
 use super::compare::Donor;
+use super::kernel_writes::THREAD_DATA;
 use super::settle::{Close, settle};
-use super::watch::{Doors, THREAD_DATA, Watch};
+use super::watch::{Doors, Watch};
 use super::{DOORS, Tracer};
 use crate::capture::record::{Blindness, Closed, Mode, Record, Role, Who};
 use cowbell::sys;

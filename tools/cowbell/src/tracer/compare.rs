@@ -17,11 +17,14 @@ const KEPT_MAX: usize = 256 << 20;
 /// Words that differ by less than this count as counters.
 const COUNTER: u64 = 1 << 20;
 
+/// What a page held, and when.
+type Kept = (u64, Box<[u8]>);
+
 /// Originals of pages that were about to be written, by process and page, with the time: what the page held then, and at
 /// the process' last fork before.
 #[derive(Default)]
 pub struct Originals {
-    kept: HashMap<(i32, u64), Vec<(u64, Box<[u8]>)>>,
+    kept: HashMap<(i32, u64), Vec<Kept>>,
     pages: usize,
 }
 

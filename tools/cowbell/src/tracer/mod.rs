@@ -19,6 +19,7 @@ mod baseline;
 mod birth;
 mod compare;
 mod follow;
+mod kernel_writes;
 pub mod link;
 mod maps;
 mod sample;
