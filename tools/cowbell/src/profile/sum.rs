@@ -175,7 +175,7 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
         if let Some(named) = named {
             function(named, *pages, cause, &mut tables.functions);
         }
-        sampled.add(copied.seen, *pages, cause);
+        sampled.add(copied, *pages, cause);
     }
     sampled.into_sum(&mut tables.python);
     let copied_pages = sums.pages.copied();
@@ -201,9 +201,15 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
     }
 }
 
-/// The copies of an account by what its samples saw.
+/// The copies of an account by what its samples saw, for each instruction apart: those that copy little are sampled more
+/// often than those that copy much.
 #[derive(Default)]
 struct Sampled {
+    instructions: HashMap<u64, SampledInstruction>,
+}
+
+#[derive(Default)]
+struct SampledInstruction {
     /// Copies with an event.
     events: u64,
     samples: u64,
@@ -211,30 +217,36 @@ struct Sampled {
 }
 
 impl Sampled {
-    fn add(&mut self, seen: Seen, pages: u64, cause: Cause) {
-        self.events += if seen == Seen::Nothing { 0 } else { pages };
-        self.samples += if matches!(seen, Seen::Native | Seen::Python(_)) { pages } else { 0 };
-        if let Seen::Python(place) = seen {
-            let (samples, causes) = self.places.entry(place).or_default();
+    fn add(&mut self, copied: &Copied, pages: u64, cause: Cause) {
+        if copied.seen == Seen::Nothing {
+            return;
+        }
+        let sum = self.instructions.entry(copied.pc).or_default();
+        sum.events += pages;
+        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Python(_)) { pages } else { 0 };
+        if let Seen::Python(place) = copied.seen {
+            let (samples, causes) = sum.places.entry(place).or_default();
             *samples += pages;
             *causes.entry(cause).or_default() += pages;
         }
     }
 
     fn into_sum(self, sum: &mut PythonSum) {
-        if self.samples == 0 {
+        if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
-        let scale = self.events as f64 / self.samples as f64;
-        sum.samples += self.samples;
-        sum.copied += self.events;
-        for (place, (samples, causes)) in self.places {
-            sum.python_samples += samples;
-            let place = sum.places.entry(place).or_default();
-            place.samples += samples;
-            place.pages += samples as f64 * scale;
-            for (cause, samples) in causes {
-                *place.causes.entry(cause).or_default() += samples;
+        for SampledInstruction { events, samples, places } in self.instructions.into_values() {
+            sum.samples += samples;
+            sum.copied += events;
+            let scale = events as f64 / samples.max(1) as f64;
+            for (place, (samples, causes)) in places {
+                sum.python_samples += samples;
+                let place = sum.places.entry(place).or_default();
+                place.samples += samples;
+                place.pages += samples as f64 * scale;
+                for (cause, samples) in causes {
+                    *place.causes.entry(cause).or_default() += samples;
+                }
             }
         }
     }

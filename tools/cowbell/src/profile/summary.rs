@@ -253,7 +253,7 @@ pub struct PythonLine {
     pub source: Option<String>,
     /// How many samples say so.
     pub samples: u64,
-    /// The samples, scaled to the copies of their accounts.
+    /// The samples, scaled to the copies of their instructions.
     pub copied_pages_estimated: u64,
     /// Of the copies of all accounts that have samples.
     pub share: f64,
