@@ -2,6 +2,7 @@
 
 use super::baseline::{self, Baseline, Was};
 use super::maps::{self, Backing, Map};
+use super::threads::Threads;
 use super::watch::{Doors, Told, Watch};
 use crate::capture::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::map::Range;
@@ -65,7 +66,7 @@ impl Watch {
             doors,
             memory: Memory::open(living)?,
             frames: order.frames,
-            blocked: HashMap::new(),
+            threads: Threads::of(order.pid),
         };
         for mut map in maps {
             if matches!(map.backing, Backing::Memory | Backing::File) {

@@ -25,6 +25,7 @@ mod maps;
 mod sample;
 mod settle;
 mod start;
+mod threads;
 mod tree;
 mod watch;
 

@@ -2,18 +2,14 @@
 
 use super::baseline::{self, Baseline, Was, page_bytes};
 use super::maps::{self, Backing, Map};
+use super::threads::Threads;
 use crate::capture::record::{Class, Event, Mapping, Mode, Role, Watched};
+use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::uffd::{Event as Message, Fault, Features};
-use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
-/// How long a thread that has not gone to sleep yet is asked where it is. One that is due a signal never does while the
-/// kernel writes for it.
-const ASK_NS_MAX: u64 = 500_000;
 
 /// The userfaultfds of one process: made there once, kept for all its accounts.
 #[derive(Debug)]
@@ -108,7 +104,7 @@ pub struct Watch {
     pub(super) told: Told,
     pub(super) memory: Memory,
     pub(super) frames: bool,
-    pub(super) blocked: HashMap<i32, OwnedFd>,
+    pub(super) threads: Threads,
 }
 
 impl Watch {
@@ -125,10 +121,10 @@ impl Watch {
         }
         let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
         let class = self.class_of_write(page, entry);
-        let at = self.blocked(fault.tid);
-        let (pc, syscall) = at.map_or((0, None), |at| (at.pc, at.syscall));
+        let tid = self.threads.ours(fault.tid);
+        let (pc, syscall) = self.threads.blocked(tid).map_or((0, None), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
-        Seen { page, event: Some(Event { time_ns, page, tid: fault.tid, pc, class, syscall, stack: None }) }
+        Seen { page, event: Some(Event { time_ns, page, tid, pc, class, syscall, stack: None }) }
     }
 
     /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
@@ -216,27 +212,9 @@ impl Watch {
         Some(new)
     }
 
-    /// Where a thread waits. The message comes just before it sleeps, so it may still run.
-    fn blocked(&mut self, tid: i32) -> Option<process::Blocked> {
-        if !self.blocked.contains_key(&tid) {
-            // A child that shares the memory (vfork) is a process of its own.
-            let opened = process::open_syscall(self.pid, tid).or_else(|_| process::open_syscall(tid, tid));
-            self.blocked.insert(tid, opened.ok()?);
-        }
-        let known = self.blocked.get(&tid)?;
-        let started = cowbell::sys::monotonic_ns();
-        loop {
-            let found = process::blocked_in(known);
-            if found.is_some() || cowbell::sys::monotonic_ns() - started > ASK_NS_MAX {
-                return found;
-            }
-            process::yield_now();
-        }
-    }
-
-    /// A thread ended: its number may come again for another.
+    /// A thread ended.
     pub fn forget_thread(&mut self, tid: i32) {
-        self.blocked.remove(&tid);
+        self.threads.forget(tid);
     }
 
     /// How many pages may have been copied without an event that would have told.

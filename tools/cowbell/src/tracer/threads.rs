@@ -1,0 +1,97 @@
+//! The threads that page events name, and where they stand.
+//!
+//! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
+
+use cowbell::sys::process::{self, Blocked};
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+
+/// How long a thread that has not gone to sleep yet is asked where it is. One that is due a signal never does while the
+/// kernel writes for it.
+const ASK_NS_MAX: u64 = 500_000;
+
+/// The threads of one process.
+pub struct Threads {
+    pid: i32,
+    /// By the number in the process' own namespace, where that is another.
+    ours: Option<HashMap<i32, i32>>,
+    /// `/proc/PID/task/TID/syscall` of those that were asked.
+    syscalls: HashMap<i32, OwnedFd>,
+}
+
+impl Threads {
+    /// The threads of a process.
+    pub fn of(pid: i32) -> Self {
+        let namespaced = numbers(pid, pid).is_some_and(|numbers| numbers.len() > 1);
+        Self { pid, ours: namespaced.then(HashMap::new), syscalls: HashMap::new() }
+    }
+
+    /// The thread that an event names by `theirs`, by our number; 0 if it is not to be found.
+    pub fn ours(&mut self, theirs: i32) -> i32 {
+        let Some(ours) = &mut self.ours else { return theirs };
+        if let Some(&known) = ours.get(&theirs) {
+            return known;
+        }
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let mut tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+        let is_it = |tid: &i32| numbers(self.pid, *tid).is_some_and(|numbers| numbers.last() == Some(&theirs));
+        let Some(found) = tids.find(is_it) else { return 0 };
+        ours.insert(theirs, found);
+        found
+    }
+
+    /// Where a thread waits. The message comes just before it sleeps, so it may still run.
+    pub fn blocked(&mut self, tid: i32) -> Option<Blocked> {
+        if tid == 0 {
+            return None;
+        }
+        if !self.syscalls.contains_key(&tid) {
+            // A child that shares the memory (vfork) is a process of its own.
+            let opened = process::open_syscall(self.pid, tid).or_else(|_| process::open_syscall(tid, tid));
+            self.syscalls.insert(tid, opened.ok()?);
+        }
+        let known = self.syscalls.get(&tid)?;
+        let started = cowbell::sys::monotonic_ns();
+        loop {
+            let found = process::blocked_in(known);
+            if found.is_some() || cowbell::sys::monotonic_ns() - started > ASK_NS_MAX {
+                return found;
+            }
+            process::yield_now();
+        }
+    }
+
+    /// A thread ended: its number may come again for another.
+    pub fn forget(&mut self, tid: i32) {
+        self.syscalls.remove(&tid);
+        if let Some(ours) = &mut self.ours {
+            ours.retain(|_, known| *known != tid);
+        }
+    }
+}
+
+/// A thread's numbers, from our pid namespace inwards to its own.
+fn numbers(pid: i32, tid: i32) -> Option<Vec<i32>> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    Some(numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_of_our_own_namespace_keeps_its_number() {
+        let me = process::pid();
+        assert_eq!(numbers(me, me).map(|numbers| numbers.first() == Some(&me)), Some(true));
+        let mut threads = Threads::of(me);
+        let outer = threads.ours.is_some();
+        assert!(outer || threads.ours(me) == me);
+        // As if it were another namespace, in which the last number counts.
+        threads.ours = Some(HashMap::new());
+        let inner = numbers(me, me).and_then(|numbers| numbers.last().copied()).expect("a number");
+        assert_eq!((threads.ours(inner), threads.ours(i32::MAX)), (me, 0));
+    }
+}
