@@ -135,7 +135,14 @@ impl Tracer {
         let first = if self.newborn.remove(&child) {
             Status::Stopped(Stop::Trap)
         } else {
-            self.wait_for(child).unwrap_or(Status::Exited(0))
+            match self.wait_for(child) {
+                Ok(status) => status,
+                Err(_) => {
+                    self.on_gone(child, Ended::Unknown);
+                    self.go_on(maker, Stop::Event(event));
+                    return;
+                }
+            }
         };
         let mut maker_stop = Stop::Event(event);
         if self.options.who != Who::Child && !self.leaving {

@@ -113,7 +113,7 @@ fn freezing_spares_the_collector_the_pages() {
 }
 
 #[test]
-fn collecting_garbage_is_told_from_reference_counting() {
+fn where_garbage_is_collected_the_collector_is_named() {
     if let Some(why) = may_trace() {
         return skip(&why);
     }
