@@ -36,6 +36,7 @@ mod sharing;
 mod stores;
 mod swapping;
 mod taskstats;
+mod tool;
 mod tracing;
 mod uffd;
 mod writers;
@@ -70,6 +71,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("tracees", stores::CLAIMS),
     ("changes", changes::CLAIMS),
     ("settling", settling::CLAIMS),
+    ("tracer", tool::CLAIMS),
 ];
 
 fn main() -> ExitCode {

@@ -67,7 +67,7 @@ pub const CLAIMS: &[Claim] = &[
     .needs(&[ADMIN]),
 ];
 
-fn entry_of(pid: i32, memory: &Memory, page: usize) -> Entry {
+pub fn entry_of(pid: i32, memory: &Memory, page: usize) -> Entry {
     let mut found = Entry::empty();
     Pagemap::open(pid).expect("pagemap").read(memory.at(page), |_, entry| found = entry).expect("read of pagemap");
     found
@@ -253,7 +253,7 @@ fn registered(pid: i32, memory: &Memory) -> bool {
 }
 
 /// A target whose tracer, another process, did `traced` and then waits to be killed.
-fn with_tracer(target: impl FnOnce(&Gate), traced: impl FnOnce(i32, &Gate)) -> (Child, Child) {
+pub fn with_tracer(target: impl FnOnce(&Gate), traced: impl FnOnce(i32, &Gate)) -> (Child, Child) {
     let (ids, go, ready) = (process::pipe().expect("pipe"), Gate::new(), Gate::new());
     let told = process::pipe().expect("pipe");
     let tracer = child::spawn(|| {

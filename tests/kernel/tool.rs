@@ -1,0 +1,384 @@
+//! What the tool's tracer asks of the kernel: arming by a scan, comparing memories, reading without holding on to pages,
+//! and starting programs.
+//!
+//! # Safety
+//! What a bare clone runs makes raw system calls only, on its own stack, with what is never freed.
+#![expect(unsafe_code, reason = "claims about clone and robust lists")]
+
+use crate::case;
+use crate::child::{self, Gate};
+use crate::claim::{ADMIN, Claim, Need, Skip, Verdict, claim};
+use crate::copying::own_pages;
+use crate::evidence::{self, pages};
+use crate::memory::{Kind, Memory, last_errno};
+use crate::remote::{entry_of, with_tracer};
+use crate::tracee;
+use crate::watcher::{self, ASYNC, SYNC};
+use cowbell::page::PageIndex;
+use cowbell::sys::launch::Launch;
+use cowbell::sys::map::{self, Harmless, SharedWords};
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap};
+use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::ptrace::{self, Options, Until};
+use cowbell::sys::tracing::{give_number, robust_list, same_memory, take_number};
+use cowbell::sys::{Errno, process, remote, signal};
+use std::ffi::{OsString, c_void};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        scan_without_a_query_arms_every_page on [Anonymous, PrivateMemfd],
+        "PM_SCAN_WP_MATCHING without a query and a buffer arms every page of a range under `WP_ASYNC`, also one written since, and leaves a marker where there is none, with a page table or without; only later writes are WRITTEN."
+    )
+    .needs(&[Need::Scan, Need::WpAsync]),
+    claim!(
+        scan_without_a_query_needs_an_asynchronous_watch,
+        "PM_SCAN_WP_MATCHING with PM_SCAN_CHECK_WPASYNC, without a query and a buffer, is EPERM and arms nothing where no userfaultfd or a synchronous one watches."
+    )
+    .needs(&[Need::Scan, Need::WpAsync]),
+    claim!(
+        kcmp_tells_shared_memory_from_equal_memory,
+        "`kcmp(KCMP_VM)` says that a thread, a `CLONE_VM` child and a `CLONE_VM | CLONE_VFORK` child have their maker's memory, and that a forked child, or one that ended and was not waited for, has not; for a process that is gone it is ESRCH."
+    ),
+    claim!(
+        locking_a_page_gives_back_what_reading_holds,
+        "Reading a page that its owner has alone through `/proc/PID/mem` can make the owner's next write copy it; after `mlock` and `munlock` of a page of the reader's own on the same CPU the owner keeps the frame."
+    )
+    .needs(&[ADMIN]),
+    claim!(
+        huge_page_of_zeroes_is_told_by_its_frame,
+        "Reading untouched anonymous memory under `MADV_HUGEPAGE` maps the huge page of zeroes, in forked children too: PAGEMAP_SCAN shows HUGE, and `/proc/kpageflags` has ZERO_PAGE (bit 24) for its frame as for the small one's, and not for a written page's."
+    )
+    .needs(&[Need::Scan, ADMIN]),
+    claim!(
+        tracee_dies_with_its_tracer_while_the_option_is_set,
+        "With `PTRACE_O_EXITKILL`, set while it stands, a tracee is killed when its tracer dies, standing or running; with the option taken back it goes on."
+    ),
+    claim!(
+        robust_list_of_another_process_shows,
+        "`get_robust_list` of another process' thread gives the address that it passed to `set_robust_list`, and none once it has passed none."
+    ),
+    claim!(
+        launch_ends_with_its_tracer,
+        "A process that waits for its tracer's byte before it executes a program sees the pipe's end when the tracer is killed, and ends without executing it: no end for writing is its own."
+    ),
+    claim!(
+        launch_says_why_its_program_does_not_run,
+        "A launch of a program that is missing ends in ENOENT, of one that may not be executed in EACCES."
+    ),
+    claim!(
+        launched_program_has_the_mask_asked_for,
+        "A launched program blocks exactly the signals asked for, though the process that launched it blocks all."
+    ),
+];
+
+fn scan_without_a_query_arms_every_page(kind: Kind) -> Verdict {
+    // So many that reading one page of a file does not map the last one, too.
+    let memory = Memory::new(kind, 64)?;
+    if kind == Kind::PrivateMemfd {
+        memory.fill();
+    }
+    memory.touch(1);
+    memory.store(2, 255);
+    // Where nobody has touched anything there is no page table.
+    let empty = Memory::aligned(kind, 1024, 512 * memory.page.bytes())?;
+    let uffd = watcher::any(ASYNC).expect("WP_ASYNC was there a moment ago");
+    let pagemap = Pagemap::open_self().expect("pagemap");
+    for memory in [&memory, &empty] {
+        watcher::register(&uffd, memory.range).expect("UFFDIO_REGISTER");
+    }
+    let before = evidence::written(&memory);
+    assert!(before.contains(PageIndex(1)) && before.contains(PageIndex(2)), "not armed yet: {before:?}");
+    for round in 0..2 {
+        for memory in [&memory, &empty] {
+            pagemap.arm(memory.range).expect("PAGEMAP_SCAN");
+            assert_eq!(evidence::written(memory), pages([]), "{round}: armed");
+            let armed = |page| evidence::entry(memory, page).contains(evidence::WP_BIT);
+            assert!((0..memory.pages()).all(armed), "{round}: every page");
+            let none = memory.pages() - 1;
+            let marker = evidence::entry(memory, none);
+            assert!(marker.contains(Entry::SWAPPED) && !marker.contains(Entry::PRESENT), "{round}: {marker:?}");
+            for page in [2, 3] {
+                memory.store(page, 200);
+            }
+            assert_eq!(evidence::written(memory), pages([2, 3]), "{round}: written");
+        }
+        assert!(evidence::entry(&memory, 1).contains(Entry::PRESENT), "the page that was only read is there");
+    }
+    Ok(())
+}
+
+fn scan_without_a_query_needs_an_asynchronous_watch() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let pagemap = Pagemap::open_self().expect("pagemap");
+    let refused = |why: &str| {
+        assert_eq!(pagemap.arm(memory.range), Err(Errno::PERM), "{why}");
+        assert!(
+            (0..4).all(|page| !evidence::entry(&memory, page).contains(evidence::WP_BIT)),
+            "{why}: nothing is armed"
+        );
+    };
+    refused("not registered");
+    let uffd = watcher::any(SYNC).expect("userfaultfd");
+    watcher::register(&uffd, memory.range).expect("UFFDIO_REGISTER");
+    refused("synchronous");
+    drop(uffd);
+    let uffd = watcher::any(ASYNC).expect("userfaultfd");
+    watcher::register(&uffd, memory.range).expect("UFFDIO_REGISTER");
+    assert_eq!(pagemap.arm(memory.range), Ok(()), "asynchronous");
+    Ok(())
+}
+
+/// What a bare clone is given.
+struct Compared {
+    pid: &'static AtomicU64,
+    ready: &'static Gate,
+    go: &'static Gate,
+}
+
+/// Tells its id and waits. It may share its maker's thread-local storage.
+extern "C" fn wait_in_clone(job: *mut c_void) -> i32 {
+    // SAFETY: the maker passes a job that is never dropped.
+    let job = unsafe { &*job.cast::<Compared>() };
+    job.pid.store(process::pid() as u64, Ordering::SeqCst);
+    job.ready.open();
+    job.go.pass();
+    0
+}
+
+/// Has a child made by `clone` with these flags its maker's memory?
+fn clone_has_makers_memory(flags: i32) -> Result<bool, Skip> {
+    let stack = Memory::new(Kind::Anonymous, 64)?.range;
+    let words: &'static SharedWords = Box::leak(Box::new(SharedWords::new(1).expect("a shared page")));
+    let [pid, ..] = words.words() else { unreachable!("a page holds a word") };
+    let leak = || -> &'static Gate { Box::leak(Box::new(Gate::new())) };
+    let job: &'static Compared = Box::leak(Box::new(Compared { pid, ready: leak(), go: leak() }));
+    // A process of its own makes it: with CLONE_VFORK it is stuck until the other ends.
+    let maker = child::spawn(|| {
+        let top = std::ptr::with_exposed_provenance_mut(stack.end() & !15);
+        let argument = std::ptr::from_ref(job).cast_mut().cast();
+        // SAFETY: the stack is unused, and what runs on it makes raw calls only.
+        let made = unsafe { libc::clone(wait_in_clone, top, flags | libc::SIGCHLD, argument) };
+        assert!(made > 0, "clone: {}", last_errno());
+        pidfd::reap_by_id(made);
+    });
+    job.ready.pass();
+    let made = job.pid.load(Ordering::SeqCst) as i32;
+    let same = same_memory(maker.pid, made);
+    assert_eq!(same, same_memory(made, maker.pid), "the other way round");
+    job.go.open();
+    maker.finish();
+    Ok(same.expect("kcmp"))
+}
+
+fn kcmp_tells_shared_memory_from_equal_memory() -> Verdict {
+    let own = process::pid();
+    match same_memory(own, own) {
+        Err(Errno::NOSYS) => return Err(Skip("kernel without CONFIG_KCMP".to_owned())),
+        same => assert_eq!(same, Ok(true), "itself"),
+    }
+    assert!(clone_has_makers_memory(libc::CLONE_VM)?, "CLONE_VM");
+    assert!(clone_has_makers_memory(libc::CLONE_VM | libc::CLONE_VFORK)?, "as vfork");
+    assert!(!clone_has_makers_memory(libc::CLONE_VFORK)?, "that waits for its child, and shares nothing");
+    assert!(!clone_has_makers_memory(0)?, "as fork");
+    let child = child::spawn(|| ());
+    pidfd::wait_end(child.pidfd.as_fd(), None).expect("poll");
+    assert_eq!(same_memory(own, child.pid), Ok(false), "ended");
+    let gone = child.pid;
+    child.finish();
+    assert_eq!(same_memory(own, gone), Err(Errno::SRCH), "gone");
+    let thread = std::thread::spawn(move || same_memory(own, process::tid())).join().expect("the thread");
+    assert_eq!(thread, Ok(true), "a thread");
+    Ok(())
+}
+
+/// Which frames a process keeps at its write to three pages that it has alone: one not read, one read by another process,
+/// one read and then drained.
+fn kept_frames(drain: &remote::Drain) -> Result<[bool; 3], Skip> {
+    let memory = own_pages(Kind::Anonymous)?;
+    let (go, written, end) = (Gate::new(), Gate::new(), Gate::new());
+    let owner = child::spawn(|| {
+        for page in 1..=3 {
+            go.pass();
+            memory.store(page, 200);
+            written.open();
+        }
+        end.pass();
+    });
+    memory.drop_pages(memory.range);
+    let there = remote::Memory::open(owner.pid).expect("its memory");
+    let kept = [1, 2, 3].map(|page| {
+        let before = entry_of(owner.pid, &memory, page);
+        assert!(before.contains(Entry::PRESENT | Entry::EXCLUSIVE), "nobody else has it");
+        if page > 1 {
+            // Once would only note that it was used.
+            for _ in 0..3 {
+                assert_eq!(there.read(memory.at(page).start as u64, &mut [0]), Ok(1));
+            }
+        }
+        if page == 3 {
+            drain.run();
+        }
+        go.open();
+        written.pass();
+        entry_of(owner.pid, &memory, page).frame() == before.frame()
+    });
+    end.open();
+    owner.finish();
+    Ok(kept)
+}
+
+fn locking_a_page_gives_back_what_reading_holds() -> Verdict {
+    let drain = remote::Drain::new().expect("a page");
+    let mut copied = 0;
+    for attempt in 0..20 {
+        let [unread, read, drained] = kept_frames(&drain)?;
+        assert!(unread && drained, "attempt {attempt}: kept if not read {unread}, if drained {drained}");
+        copied += u32::from(!read);
+    }
+    assert_ne!(copied, 0, "reading copied nothing in 20 attempts");
+    Ok(())
+}
+
+fn huge_page_of_zeroes_is_told_by_its_frame() -> Verdict {
+    const ZERO_PAGE: u64 = 1 << 24;
+    let flags = std::fs::File::open("/proc/kpageflags").map_err(|e| Skip(format!("/proc/kpageflags: {e}")))?;
+    let is_zero = |memory: &Memory, page| {
+        let frame = evidence::entry(memory, page).frame();
+        let mut word = [0; 8];
+        assert_ne!(frame, 0, "a page is there");
+        flags.read_exact_at(&mut word, frame * 8).expect("the frame's flags");
+        u64::from_ne_bytes(word) & ZERO_PAGE != 0
+    };
+    let small = Memory::new(Kind::Anonymous, 4)?;
+    small.touch(1);
+    small.store(2, 1);
+    assert!(evidence::categories(&small, 1).contains(Categories::PFN_ZERO), "the small page of zeroes");
+    assert_eq!((is_zero(&small, 1), is_zero(&small, 2)), (true, false), "read, written");
+
+    let used = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/use_zero_page").unwrap_or_default();
+    if used.trim() == "0" {
+        return Err(Skip("transparent huge pages are told to do without one of zeroes (use_zero_page)".to_owned()));
+    }
+    let size = map::huge_page_size().ok_or_else(|| Skip("no transparent huge pages".to_owned()))?;
+    let huge = Memory::aligned(Kind::Anonymous, size / cowbell::sys::page_size().bytes(), size)?;
+    map::advise(huge.range, Harmless::HugePage).map_err(|e| Skip(format!("MADV_HUGEPAGE: {e}")))?;
+    huge.touch(1);
+    let seen = evidence::categories(&huge, 1);
+    if !seen.contains(Categories::HUGE) {
+        return Err(Skip("no huge page of zeroes: transparent huge pages are off, or none was free".to_owned()));
+    }
+    // Whether PFNZERO shows as well depends on the kernel.
+    let all_zero = || is_zero(&huge, 0) && is_zero(&huge, huge.pages() - 1);
+    assert!(all_zero(), "the huge page of zeroes");
+    child::spawn(|| assert!(all_zero(), "in a forked child")).finish();
+    huge.store(1, 1);
+    assert!(!is_zero(&huge, 1), "written");
+    Ok(())
+}
+
+fn tracee_dies_with_its_tracer_while_the_option_is_set() -> Verdict {
+    for running in [false, true] {
+        let (child, tracer) = with_tracer(
+            |_| Gate::new().pass(),
+            |pid, _| {
+                ptrace::seize(pid, Options::empty()).expect("PTRACE_SEIZE");
+                tracee::interrupt(pid);
+                ptrace::set_options(pid, Options::KILL_WITH_TRACER).expect("PTRACE_SETOPTIONS");
+                if running {
+                    ptrace::resume(pid, Until::Event, 0).expect("PTRACE_CONT");
+                }
+            },
+        );
+        let early = pidfd::wait_end(child.pidfd.as_fd(), Some(Duration::from_millis(20)));
+        assert!(!early.expect("poll"), "while the tracer lives");
+        tracer.kill();
+        assert_eq!(child.wait(), Ended::Signaled(libc::SIGKILL), "running: {running}");
+    }
+    let (child, tracer) = with_tracer(
+        |go| go.pass(),
+        |pid, go| {
+            ptrace::seize(pid, Options::empty()).expect("PTRACE_SEIZE");
+            tracee::interrupt(pid);
+            for options in [Options::KILL_WITH_TRACER, Options::empty()] {
+                ptrace::set_options(pid, options).expect("PTRACE_SETOPTIONS");
+            }
+            go.open();
+        },
+    );
+    tracer.kill();
+    child.finish();
+    Ok(())
+}
+
+fn robust_list_of_another_process_shows() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 1)?;
+    let head = memory.range.start;
+    let (set, go) = (Gate::new(), Gate::new());
+    let child = child::spawn(|| {
+        for head in [head, 0] {
+            // SAFETY: the kernel only notes the address; when this process ends, none is noted.
+            let done = unsafe { libc::syscall(libc::SYS_set_robust_list, head, 3 * size_of::<usize>()) };
+            assert_eq!(done, 0, "set_robust_list: {}", last_errno());
+            set.open();
+            go.pass();
+        }
+    });
+    set.pass();
+    assert_eq!(robust_list(child.pid), Some(head as u64), "set");
+    go.open();
+    set.pass();
+    assert_eq!(robust_list(child.pid), None, "taken back");
+    go.open();
+    child.finish();
+    Ok(())
+}
+
+fn launch_ends_with_its_tracer() -> Verdict {
+    let ran = case::scratch().join("ran");
+    let (told, tell) = process::pipe().expect("pipe");
+    let tracer = child::spawn(|| {
+        let launch = Launch::prepare(&["touch".into(), ran.clone().into()], 0).expect("a launch");
+        give_number(&tell, launch.pid());
+        Gate::new().pass();
+    });
+    let pid = take_number(&told).expect("an id");
+    let launched = pidfd::open(pid).expect("pidfd_open");
+    let ended = |limit| pidfd::wait_end(launched.as_fd(), limit).expect("poll");
+    assert!(!ended(Some(Duration::from_millis(20))), "it waits");
+    tracer.kill();
+    assert!(ended(Some(Duration::from_secs(10))), "it ends");
+    assert!(!ran.exists(), "the program did not run");
+    Ok(())
+}
+
+fn launch_says_why_its_program_does_not_run() -> Verdict {
+    let forbidden = case::scratch().join("forbidden");
+    std::fs::write(&forbidden, "#!/bin/sh\n").expect("a file");
+    let missing = case::scratch().join("missing");
+    for (program, errno) in [(missing, Errno::NOENT), (forbidden, Errno::ACCESS)] {
+        let launch = Launch::prepare(&[program.into()], 0).expect("a launch");
+        let result = launch.go().result().expect_err("there is no such program");
+        assert_eq!(result.raw_os_error(), Some(errno.raw_os_error()), "{result}");
+    }
+    Ok(())
+}
+
+fn launched_program_has_the_mask_asked_for() -> Verdict {
+    let bit = |signal: i32| 1u64 << (signal - 1);
+    let before = signal::block_all();
+    for mask in [0, bit(libc::SIGUSR1) | bit(libc::SIGTERM), bit(libc::SIGHUP) | bit(libc::SIGRTMAX())] {
+        let launch = Launch::prepare(&["sleep", "1000"].map(OsString::from), mask).expect("a launch");
+        let pid = launch.pid();
+        launch.go().result().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a mask");
+        assert_eq!(u64::from_str_radix(blocked.trim(), 16), Ok(mask), "{status}");
+        process::kill(pid);
+    }
+    signal::restore(&before);
+    Ok(())
+}
