@@ -11,7 +11,7 @@ use cowbell::sys::uffd::{self, Fault, Features};
 use std::os::fd::AsFd;
 
 /// Events of every kind.
-pub const ALL: Options = Options::all();
+pub const ALL: Options = Options::all().difference(Options::KILL_WITH_TRACER);
 
 /// Forks a child and seizes it before it runs `body`.
 pub fn spawn(options: Options, body: impl FnOnce()) -> Child {

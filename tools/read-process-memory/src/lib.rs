@@ -64,6 +64,7 @@ impl CopyAddress for ProcessHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::process::{Command, Stdio};
 
     fn read<const N: usize>(pid: Pid, address: usize) -> io::Result<[u8; N]> {
@@ -80,8 +81,11 @@ mod tests {
     #[test]
     fn memory_of_this_and_of_another_process_is_read_in_turn() {
         let ours = std::process::id() as Pid;
-        let mut cat = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let theirs = cat.id() as Pid;
+        // Until it answers it may still be on its way into the program.
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let word = 0x0123_4567_u32;
         for _ in 0..2 {
             assert_eq!(read(ours, &raw const word as usize).unwrap(), word.to_ne_bytes());

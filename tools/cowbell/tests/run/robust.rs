@@ -151,7 +151,7 @@ fn a_storm_of_forks_comes_out_right_and_each_child_has_an_account() {
         let capture = scratch.path(mode);
         let options = ["-q", "--mode", mode, "--stacks", "0", "--capture", capture.to_str().expect("text")];
         let outcome = run(&scratch, &mut cowbell(&options, [storm, "5", "12"]));
-        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"right "), "{mode}: {outcome:?}");
+        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
         // A child that forks has one more account.
         let mut written: BTreeMap<i32, u64> = BTreeMap::new();
@@ -175,7 +175,7 @@ fn children_beyond_the_limit_run_unwatched_and_that_is_said() {
     let capture = scratch.path("capture");
     let options = ["--mode", "count", "--max-children", "2", "--capture", capture.to_str().expect("text")];
     let outcome = run(&scratch, &mut cowbell(&options, [storm.to_str().expect("text"), "3", "9"]));
-    assert!(outcome.code == Some(0) && outcome.out.starts_with(b"right "), "{outcome:?}");
+    assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{outcome:?}");
     let capture = Capture::read(&capture);
     let beyond = |r: &&Record| matches!(r, Record::Blind(b) if b.what == Blindness::TooManyChildren);
     assert!(capture.records.iter().any(|r| beyond(&r)), "it is told");
@@ -191,7 +191,7 @@ fn a_32_bit_program_runs_right_and_is_watched_or_named_as_not() {
         let capture = scratch.path(mode);
         let options = ["--mode", mode, "--capture", capture.to_str().expect("text")];
         let outcome = run(&scratch, &mut cowbell(&options, [storm.to_str().expect("text"), "2", "3"]));
-        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"right "), "{mode}: {outcome:?}");
+        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
         let told = |r: &&Record| matches!(r, Record::Blind(b) if b.what == Blindness::NotArmed);
         assert!(!capture.accounts.is_empty() || capture.records.iter().any(|r| told(&r)), "{mode}");
@@ -250,12 +250,12 @@ fn kill_the_tool(scratch: &Scratch, storm: &Path, mode: &str, random: &mut Rando
     }
     let said = read_all.join().expect("the reader").expect("text");
     let status = front.wait().expect("a status");
-    // Killed before it had started anything, there is nobody to say a word.
-    let nothing_started = killed.is_some() && said.is_empty() && victim == 0 && processes.len() < 2;
     // The tracer alone, and only in the middle of an injection, takes one process with it: better than a wrong result.
-    let one_died_with_the_tracer = victim == 1 && said.starts_with("killed 1 of ");
+    let one_died_with_the_tracer = victim == 1 && said.starts_with("started\nkilled 1 of ");
+    // Killed before the target ran, there is nobody to say a word.
+    let never_started = killed.is_some() && said.is_empty();
     assert!(
-        said.starts_with("right ") || one_died_with_the_tracer || nothing_started,
+        said.starts_with("started\nright ") || one_died_with_the_tracer || never_started,
         "{mode}, killed {killed:?} of {processes:?} (the front is first): {said:?}, {status:?}"
     );
     killed.is_some() && !said.is_empty()
@@ -294,7 +294,7 @@ fn attaching_leaves_a_running_tree_unharmed() {
         let outcome = run(&scratch, command.arg(&capture));
         assert_eq!(outcome.code, Some(0), "{mode}: {}", outcome.err);
         let outcome = target.finish();
-        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"right "), "{mode}: {outcome:?}");
+        assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
         let forked = capture.accounts.values().filter(|a| a.begin.role == Role::Child).count();
         assert!(forked > 0, "{mode}: it forked all the time");

@@ -1,5 +1,5 @@
 // Forks in waves, grandchildren too; each process writes pages that it shares and adds up what it finds there. Prints
-// one line, which is right only if no store was lost. Stops at the first wave in which somebody was killed by SIGKILL,
+// `started`, and one line more, which is right only if no store was lost. Stops at the first wave in which somebody was killed by SIGKILL,
 // after checking all others.
 //
 // usage: storm WAVES CHILDREN
@@ -35,6 +35,8 @@ int main(int count, char **arguments) {
     memory = mmap(NULL, PAGES * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uint64_t *found = mmap(NULL, 4096 * sizeof *found, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || found == MAP_FAILED || children * 2 > 4096) return 3;
+    puts("started");
+    fflush(stdout);
     uint64_t sum = 0, due = 0, base = 0;
     for (int wave = 0; wave < waves; wave++) {
         base += 1;
