@@ -10,7 +10,7 @@ use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::{self, Fault, Features};
 use std::os::fd::AsFd;
 
-/// Events of every kind.
+/// Events of every kind; the tracee outlives its tracer.
 pub const ALL: Options = Options::all().difference(Options::KILL_WITH_TRACER);
 
 /// Forks a child and seizes it before it runs `body`.
