@@ -1,6 +1,7 @@
 //! Opening and closing accounts.
 
 use super::arm::Order;
+use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
 use super::compare::Donor;
 use super::kernel_writes::THREAD_DATA;
@@ -184,18 +185,20 @@ impl Tracer {
         let donor = if is_there { self.donor(pid) } else { None };
         let end = settle(&mut watch, &self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
         self.drain.run();
-        self.say(Record::End(end));
-        if let Some(process) = self.tree.processes.get_mut(&pid) {
+        if let Some(process) = self.tree.processes.get_mut(&pid).filter(|_| closed == Closed::Forked) {
+            let pages = end.pages.iter().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
+            process.history.extend(pages.map(|page| (page, now_ns)));
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
         }
+        self.say(Record::End(end));
         self.sampler.forget(watch.account);
         Some(watch.into_doors())
     }
 
     /// Who may have the originals of this process' copies: its parent.
     fn donor(&self, pid: i32) -> Option<Donor<'_>> {
-        let parent = self.tree.processes.get(&pid)?.parent;
-        Donor::new(parent, self.tree.processes.get(&parent)?)
+        let process = self.tree.processes.get(&pid)?;
+        Donor::new(process.parent, self.tree.processes.get(&process.parent)?, process)
     }
 
     /// Notes what the parent of a process has written up to now.

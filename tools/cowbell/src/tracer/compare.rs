@@ -34,29 +34,41 @@ pub struct Donor<'a> {
     memory: Memory,
     pagemap: Pagemap,
     process: &'a Process,
+    /// Who was forked from it.
+    child: &'a Process,
 }
 
 impl<'a> Donor<'a> {
-    /// The process `pid`.
-    pub fn new(pid: i32, process: &'a Process) -> Option<Self> {
+    /// The process `pid`, for one that was forked from it.
+    pub fn new(pid: i32, process: &'a Process, child: &'a Process) -> Option<Self> {
         let living = maps::living(pid);
-        Some(Self { pid, memory: Memory::open(living).ok()?, pagemap: Pagemap::open(living).ok()?, process })
+        let (memory, pagemap) = (Memory::open(living).ok()?, Pagemap::open(living).ok()?);
+        Some(Self { pid, memory, pagemap, process, child })
     }
 
-    /// Has it this page still, as it was when the account opened? Then whoever wrote it there was given a copy.
-    pub fn still_has(&self, watch: &Watch, page: u64) -> bool {
-        let present = baseline::entry(&self.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
-        let is_watched = self.process.watch.is_some();
-        is_watched && present && self.process.wrote(page).is_none_or(|time_ns| time_ns < watch.begun_ns)
+    /// Has it this page still, as both had it when the child was born? Then whoever wrote it there was given a copy. Pages
+    /// that the child wrote in accounts before are its own.
+    pub fn still_has(&self, page: u64) -> bool {
+        let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
+        let present = || baseline::entry(&self.pagemap, page).is_ok_and(is_private);
+        self.has_shared(page)
+            && self.process.watch.is_some()
+            && self.process.wrote(page).is_none_or(|time_ns| time_ns < self.child.born_ns)
+            && present()
     }
 
-    fn original(&self, watch: &Watch, page: u64, class: Class) -> Option<Box<[u8]>> {
+    /// Did the child begin this account with the page that it was born with?
+    fn has_shared(&self, page: u64) -> bool {
+        self.child.born_ns > 0 && !self.child.history.contains_key(&page)
+    }
+
+    fn original(&self, page: u64, class: Class) -> Option<Box<[u8]>> {
         let there = match class {
             Class::PrivateFile => {
                 let entry = baseline::entry(&self.pagemap, page).ok()?;
                 !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE)
             }
-            _ => self.still_has(watch, page),
+            _ => self.still_has(page),
         };
         there.then(|| read(&self.memory, page)).flatten()
     }
@@ -94,14 +106,16 @@ impl Originals {
         let mut files = HashMap::new();
         let mut contents = Vec::new();
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
-            let kept = |pid| self.of(pid, page, watch.begun_ns);
-            let original = kept(watch.pid).map(Cow::Borrowed).or_else(|| match class {
+            let original = self.of(watch.pid, page, watch.begun_ns).map(Cow::Borrowed).or_else(|| match class {
                 Class::PrivateFile => from_file(watch, page, &mut files).map(Cow::Owned),
                 _ => None,
             });
             let original = original
-                .or_else(|| kept(donor?.pid).map(Cow::Borrowed))
-                .or_else(|| donor?.original(watch, page, class).map(|read| Cow::Owned(read.into())));
+                .or_else(|| {
+                    let donor = donor.filter(|donor| donor.has_shared(page))?;
+                    self.of(donor.pid, page, donor.child.born_ns).map(Cow::Borrowed)
+                })
+                .or_else(|| donor?.original(page, class).map(|read| Cow::Owned(read.into())));
             // Reading where there is nothing would put the zero page there.
             let there = baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
             let now = there.then(|| read(&watch.memory, page)).flatten();

@@ -130,7 +130,9 @@ impl Tracer {
         let forked_ns = self.now();
         let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
         let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
-        self.tree.add(child, Process::new(child, pid, family, Role::Child));
+        let mut process = Process::new(child, pid, family, Role::Child);
+        process.born_ns = forked_ns;
+        self.tree.add(child, process);
         self.name(child, pid, Origin::Forked);
         let first = if self.newborn.remove(&child) {
             Status::Stopped(Stop::Trap)

@@ -36,7 +36,7 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
     }
     if let Some(donor) = donor {
         let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
-        undecided.filter(|(page, _)| donor.still_has(watch, **page)).for_each(|(_, class)| *class = Class::Copy);
+        undecided.filter(|(page, _)| donor.still_has(**page)).for_each(|(_, class)| *class = Class::Copy);
     }
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
     // Without page tables nothing is known of mappings without events.

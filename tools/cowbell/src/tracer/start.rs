@@ -13,9 +13,11 @@ use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use cowbell::sys::remote::Drain;
 use cowbell::sys::{self, Errno, signal};
 use std::collections::{HashMap, HashSet};
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Exit codes of a tracer that could not begin.
@@ -119,7 +121,7 @@ impl Tracer {
         ptrace::seize(pid, traced()).map_err(|e| (FAILED, cannot_trace(pid, e)))?;
         match until_executed(pid, launch.go()) {
             Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => {
+            Err(e) if e.kind() == ErrorKind::NotFound || !may_be_there(words) => {
                 return Err((NOT_FOUND, format!("{name}: not found; is it installed, and on the PATH?")));
             }
             Err(e) => return Err((NOT_EXECUTABLE, format!("{name}: cannot be executed: {e}"))),
@@ -211,6 +213,13 @@ fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
             Status::Exited(_) | Status::Signaled(_) => return launched.result().and(Err(Errno::CHILD.into())),
         }
     }
+}
+
+/// Is there a file of the program's name? A folder on the PATH that may not be searched makes the kernel speak of permissions.
+fn may_be_there(words: &[OsString]) -> bool {
+    let Some(program) = words.first().map(Path::new) else { return false };
+    let path = env::var_os("PATH").unwrap_or_default();
+    program.components().count() > 1 || env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
 fn cannot_trace(pid: i32, e: Errno) -> String {

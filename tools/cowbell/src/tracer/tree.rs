@@ -12,6 +12,8 @@ pub struct Process {
     pub family: u32,
     /// What it is watched as.
     pub role: Role,
+    /// When it was forked; 0 where not seen.
+    pub born_ns: u64,
     /// Its threads that are not gone.
     pub threads: HashSet<i32>,
     /// Those that are about to go.
@@ -33,6 +35,7 @@ impl Process {
             parent,
             family,
             role,
+            born_ns: 0,
             threads: HashSet::from([pid]),
             ending: HashSet::new(),
             watch: None,
