@@ -199,7 +199,7 @@ fn json_holds_the_same_figures_under_stable_names() {
     assert_eq!(json["processes"][2]["parent"], 100);
     assert_eq!(json["processes"][2]["ended"], json!({"signaled": 9}));
     assert_eq!(json["functions"][0]["function"], "listiter_next");
-    assert_eq!(json["python"]["lines"][0]["copied_pages_estimated"], 200);
+    assert_eq!(json["python"]["lines"][0]["copied_pages_estimated"], 180);
     assert_eq!(json["contents"]["identical_pages"], 180);
     assert_eq!(json["causes"][0]["cause"], "reference_count");
     assert_eq!(json["overhead"]["share"], 0.1);

@@ -54,7 +54,8 @@ fn headline(text: &mut Text, summary: &Summary) {
         let most = if totals.pages.copy_or_reuse > 0 { "At most " } else { "" };
         let pages = some(totals.copied_pages, "page", "pages");
         let bytes = Bytes(totals.copied_bytes);
-        text.loud(&format!("{most}{pages} ({bytes}) copied by {}: {command}", who.join(" and ")));
+        let line = format!("{most}{pages} ({bytes}) copied by {}: {command}", who.join(" and "));
+        text.loud(head(&line, WIDTH).trim_end());
         besides(text, &totals.pages);
     }
     let run = &summary.run;

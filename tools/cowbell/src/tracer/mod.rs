@@ -256,7 +256,7 @@ impl Tracer {
                     watch.follow(&message);
                     continue;
                 };
-                let seen = watch.look(fault, time_ns);
+                let seen = watch.look(fault, time_ns, self.leaving);
                 let mut halted = None;
                 if let Some(mut event) = seen.event {
                     let kept = keeps && self.originals.keep(&watch, &event);

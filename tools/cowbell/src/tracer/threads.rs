@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 
-/// How long a thread that has not gone to sleep yet is asked where it is. One that is due a signal never does while the
-/// kernel writes for it.
-const ASK_NS_MAX: u64 = 500_000;
+/// How long a thread that has not gone to sleep yet is asked where it is, on a busy machine.
+const ASK_NS_MAX: u64 = 20_000_000;
+/// The same for one that never goes to sleep while the kernel writes for it: it is due a signal, or was interrupted.
+const RESTLESS_NS_MAX: u64 = 500_000;
 
 /// The threads of one process.
 pub struct Threads {
@@ -41,8 +42,8 @@ impl Threads {
         found
     }
 
-    /// Where a thread waits. The message comes just before it sleeps, so it may still run.
-    pub fn blocked(&mut self, tid: i32) -> Option<Blocked> {
+    /// Where a thread waits. The message comes just before it sleeps, so it may still run. `interrupted`: it may have been.
+    pub fn blocked(&mut self, tid: i32, interrupted: bool) -> Option<Blocked> {
         if tid == 0 {
             return None;
         }
@@ -53,9 +54,13 @@ impl Threads {
         }
         let known = self.syscalls.get(&tid)?;
         let started = cowbell::sys::monotonic_ns();
+        let mut limit = RESTLESS_NS_MAX;
         loop {
             let found = process::blocked_in(known);
-            if found.is_some() || cowbell::sys::monotonic_ns() - started > ASK_NS_MAX {
+            let waited = cowbell::sys::monotonic_ns() - started;
+            if found.is_none() && waited > limit && limit < ASK_NS_MAX && !interrupted && !is_due_a_signal(tid) {
+                limit = ASK_NS_MAX;
+            } else if found.is_some() || waited > limit {
                 return found;
             }
             process::yield_now();
@@ -69,6 +74,16 @@ impl Threads {
             ours.retain(|_, known| *known != tid);
         }
     }
+}
+
+/// Has a thread a signal to take that it does not block?
+fn is_due_a_signal(tid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+    };
+    (set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0
 }
 
 /// A thread's numbers, from our pid namespace inwards to its own.

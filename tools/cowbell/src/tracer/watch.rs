@@ -113,8 +113,8 @@ impl Watch {
         self.doors
     }
 
-    /// Looks at a fault. Afterwards [`Self::release`] the page.
-    pub fn look(&mut self, fault: Fault, time_ns: u64) -> Seen {
+    /// Looks at a fault. Afterwards [`Self::release`] the page. `interrupted`: its thread may be on its way to a stop.
+    pub fn look(&mut self, fault: Fault, time_ns: u64, interrupted: bool) -> Seen {
         let page = fault.address as u64 / page_bytes() * page_bytes();
         if !fault.write_protect || self.is_known(page) {
             return Seen { page, event: None };
@@ -122,7 +122,7 @@ impl Watch {
         let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
         let class = self.class_of_write(page, entry);
         let tid = self.threads.ours(fault.tid);
-        let (pc, syscall) = self.threads.blocked(tid).map_or((0, None), |at| (at.pc, at.syscall));
+        let (pc, syscall) = self.threads.blocked(tid, interrupted).map_or((0, None), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
         Seen { page, event: Some(Event { time_ns, page, tid, pc, class, syscall, stack: None }) }
     }
@@ -136,7 +136,7 @@ impl Watch {
         let mut waiting = std::mem::take(&mut self.told.events);
         waiting.retain(|message| {
             let Message::Fault(fault) = *message else { return true };
-            let seen = self.look(fault, time_ns);
+            let seen = self.look(fault, time_ns, true);
             self.events.extend(seen.event);
             // Else it is looked at again, as a page that is known.
             !self.release(seen.page)
