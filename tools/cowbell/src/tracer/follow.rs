@@ -31,7 +31,20 @@ impl Tracer {
                 let stop = self.arm_attached(tid, pid, stop);
                 self.go_on(tid, stop);
             }
-            stop => self.go_on(tid, stop),
+            stop => {
+                if let Stop::Signal(_) = stop {
+                    self.place(tid, pid);
+                }
+                self.go_on(tid, stop);
+            }
+        }
+    }
+
+    /// Tells the process' watch where a thread stands that takes a signal.
+    fn place(&mut self, tid: i32, pid: i32) {
+        let watch = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut());
+        if let (Some(watch), Ok(registers)) = (watch, ptrace::registers(tid)) {
+            watch.place(tid, registers.pc(), registers.call_number());
         }
     }
 

@@ -144,6 +144,15 @@ impl Watch {
         self.told.events = waiting;
     }
 
+    /// Completes the last event of a thread of which was not known where it stood: one that is due a signal does not sleep
+    /// while the kernel writes for it, but takes its signal right after.
+    pub fn place(&mut self, tid: i32, pc: u64, call: i64) {
+        if let Some(event) = self.events.iter_mut().rev().find(|event| event.tid == tid).filter(|event| event.pc == 0) {
+            event.pc = pc;
+            event.syscall = event.syscall.or(i32::try_from(call).ok().filter(|&call| call >= 0));
+        }
+    }
+
     /// Lets the writer of a page go on. False: an event must be read first, then again.
     pub fn release(&self, page: u64) -> bool {
         let Some(uffd) = &self.doors.events else { return true };
