@@ -128,7 +128,8 @@ impl Node {
             }
             match read {
                 Ok(Some(memory)) => return Ok(memory),
-                Ok(None) => {}
+                // It lives, so what is gone is the memory of the program that it executed before.
+                Ok(None) | Err(Errno::SRCH) => {}
                 Err(e) => return Err(self.refused(e)),
             }
         }
