@@ -6,15 +6,15 @@
 //! fault is diagnosed and kills, and no reader ever sees a change.
 #![expect(unsafe_code, reason = "mappings are replaced under live references")]
 
-use super::site::{Recorder, Table};
-use super::{Allocation, Arena, ArenaRef, Handle, HugePages, Inner, registry};
+use super::image::{Marks, Origin};
+use super::site::Recorder;
+use super::{Arena, Collapsed, Handle, HugePages, Image, Inner, registry};
 use crate::error::{Error, Kind, Result};
-use crate::page::PageCount;
 use crate::sys::map::{self, Access, Harmless, Range};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// What happens when a child writes into a frozen arena.
@@ -41,6 +41,12 @@ pub struct FreezeOptions {
 }
 
 impl FreezeOptions {
+    /// What is done to the range, with the arena's policy of huge pages.
+    pub(super) fn marks(&self, huge_pages: HugePages) -> Marks {
+        let huge_pages = self.huge_pages.unwrap_or(huge_pages);
+        Marks { huge_pages, on_write: self.on_write, dump: self.dump, lock: self.lock }
+    }
+
     /// Children copy, pages as the builder said, in core dumps, not locked.
     pub fn new() -> Self {
         Self { huge_pages: None, on_write: OnWrite::Copy, dump: true, lock: false }
@@ -79,114 +85,29 @@ impl Default for FreezeOptions {
     }
 }
 
-/// Were huge pages put behind the arena when it was frozen?
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Collapsed {
-    /// Nobody asked.
-    NotAsked,
-    /// All of it.
-    Whole,
-    /// Some of it stayed in ordinary pages, for this reason.
-    Partly(String),
-}
-
-/// One generation of an arena: the frozen content and what is known of it.
-pub struct Image {
-    name: Box<str>,
-    slot: u16,
-    generation: u16,
-    range: Range,
-    used: usize,
-    on_write: OnWrite,
-    for_good: bool,
-    collapsed: Collapsed,
-    allocations: Table,
-    file: OwnedFd,
-}
-
-impl Image {
-    /// The arena's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The image's number: handles of an image that was released are told by it. It counts the images of one
-    /// place in this process's table of arenas, so a new arena may begin above 1.
-    pub fn generation(&self) -> u16 {
-        self.generation
-    }
-
-    /// The addresses, whole pages.
-    pub fn range(&self) -> Range {
-        self.range
-    }
-
-    /// How many pages the image has.
-    pub fn pages(&self) -> PageCount {
-        sys::page_size().pages_for(self.range.len)
-    }
-
-    /// Bytes from the start to the end of the last allocation.
-    pub fn used(&self) -> usize {
-        self.used
-    }
-
-    /// What a child's write does.
-    pub fn on_write(&self) -> OnWrite {
-        self.on_write
-    }
-
-    /// Is [`OnWrite::Deny`] held by `mseal` (Linux 6.10), so that nothing in any process can lift it?
-    pub fn denied_for_good(&self) -> bool {
-        self.for_good
-    }
-
-    /// Whether huge pages could be put behind it.
-    pub fn collapsed(&self) -> &Collapsed {
-        &self.collapsed
-    }
-
-    /// All allocations by offset, if the arena records sites; else none.
-    pub fn allocations(&self) -> impl Iterator<Item = Allocation> + '_ {
-        self.allocations.iter()
-    }
-
-    /// The same, to look an address up in. *Raw.*
-    pub(crate) fn table(&self) -> &Table {
-        &self.allocations
-    }
-
-    /// The sealed memfd, which holds the original of every page for good.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    pub(crate) fn slot(&self) -> u16 {
-        self.slot
-    }
-}
-
-impl fmt::Debug for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Image({} generation {}, {} pages)", self.name, self.generation, self.pages())
-    }
-}
-
 /// A frozen arena and the root of what is in it.
 ///
 /// Dereferences to the root. It never drops it and never gives up the memory (see
 /// [`Frozen::release`]), so references into it live for ever.
+///
+/// A clone is the same arena again; after the release of one, none may be used.
 pub struct Frozen<T: 'static> {
     root: &'static T,
     inner: &'static Inner,
     image: Arc<Image>,
 }
 
+impl<T: 'static> Clone for Frozen<T> {
+    fn clone(&self) -> Self {
+        Self { root: self.root, inner: self.inner, image: Arc::clone(&self.image) }
+    }
+}
+
 impl Arena {
     /// Moves `root` into the arena and freezes it: children forked from now on share its pages, and
     /// whoever writes one gets a copy (or dies, see [`OnWrite`]).
     ///
-    /// Allocation by copies of the arena's [`ArenaRef`] fails from now on. Writing into the arena in
+    /// Allocation by copies of the arena's [`ArenaRef`](super::ArenaRef) fails from now on. Writing into the arena in
     /// this process (through a `&mut`, a `Cell`, a `Mutex`, a reference count in it) is a SIGSEGV
     /// whose message names arena, page and instruction.
     ///
@@ -199,15 +120,20 @@ impl Arena {
     /// Out of capacity or memory for the root; frozen already; unsupported when huge pages were to be
     /// collapsed and the kernel cannot; EBUSY when the arena's pages are pinned for I/O or somebody
     /// maps its file; EPERM or ENOMEM from locking. The arena goes on growing then, for
-    /// who still has an [`ArenaRef`].
+    /// who still has an [`ArenaRef`](super::ArenaRef).
     #[track_caller]
     pub fn freeze_with<T: 'static>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
-        let handle: ArenaRef = *self;
-        handle.check_process()?;
-        let root: &'static T = handle.alloc(root)?;
+        let inner = self.known()?;
+        inner.check_process()?;
+        let root: &'static T = self.alloc(root)?;
+        self.freeze_at(root, options)
+    }
+
+    /// [`Self::freeze_with`] with a root that is in the arena.
+    pub(super) fn freeze_at<T: 'static>(&self, root: &'static T, options: FreezeOptions) -> Result<Frozen<T>> {
+        let inner = self.known()?;
         let huge_pages = options.huge_pages.unwrap_or(self.huge_pages);
-        let image = Arc::new(freeze(handle, huge_pages, &options)?);
-        let inner = handle.inner();
+        let image = Arc::new(freeze(inner, huge_pages, &options)?);
         let stored = inner.frozen.set(Arc::clone(&image)).is_ok();
         debug_assert!(stored, "the file is taken once, under the lock");
         registry::frozen(&image);
@@ -215,10 +141,9 @@ impl Arena {
     }
 }
 
-fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> Result<Image> {
-    let inner = handle.inner();
-    let mut growing = handle.growing();
-    handle.check_process()?;
+fn freeze(inner: &Inner, huge_pages: HugePages, options: &FreezeOptions) -> Result<Image> {
+    let mut growing = inner.growing();
+    inner.check_process()?;
     let used = growing.used();
     let page = sys::page_size().bytes();
     let unit = if huge_pages == HugePages::Collapse { map::huge_page_size().unwrap_or(page) } else { page };
@@ -226,11 +151,12 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     growing.commit(range.len)?;
     let allocations = growing.recorder.as_ref().map(Recorder::table).transpose()?.unwrap_or_default();
     let collapsed = if huge_pages == HugePages::Collapse { collapse(range)? } else { Collapsed::NotAsked };
+    let marks = options.marks(huge_pages);
 
-    let frozen = || Error::new(Kind::Frozen { arena: handle.name().to_owned() });
+    let frozen = || Error::new(Kind::Frozen { arena: inner.name.to_string() });
     let file = growing.file.take().ok_or_else(frozen)?;
     let rest = Range { start: range.end(), len: inner.range.end() - range.end() };
-    if let Err(e) = make_final(range, rest, &file, huge_pages, options) {
+    if let Err(e) = make_final(range, rest, &file, &marks) {
         let undone = grow_on(inner.range, &file);
         growing.file = Some(file);
         // What lay behind the cut has no memory any more.
@@ -242,25 +168,25 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
         // SAFETY: as in `make_final`. Should it fail, the addresses stay reserved for nothing.
         let _reserved = unsafe { map::unmap(rest) };
     }
-    // Without mseal the range is read-only all the same; only deliberate code could lift that.
-    let for_good = options.on_write == OnWrite::Deny && map::seal(range).is_ok();
     Ok(Image {
-        name: handle.name().into(),
+        name: inner.name.clone(),
         slot: inner.slot,
         generation: inner.generation,
         range,
         used,
-        on_write: options.on_write,
-        for_good,
+        plain: inner.plain,
+        for_good: marks.deny_for_good(range),
+        marks,
         collapsed,
         allocations,
         file,
+        origin: Origin::Sealed,
     })
 }
 
 /// Cuts the file, maps it privately in place, takes the shared mapping off the rest, and, when nothing else can
 /// fail, seals it.
-fn make_final(range: Range, rest: Range, file: &OwnedFd, huge_pages: HugePages, options: &FreezeOptions) -> Result<()> {
+fn make_final(range: Range, rest: Range, file: &OwnedFd, marks: &Marks) -> Result<()> {
     memfd::set_len(file.as_fd(), range.len as u64)?;
     // SAFETY: the range is the arena's and the new mapping shows the same bytes.
     let mapped = unsafe { map::map_private_at(range, Access::Read, file.as_fd(), 0) };
@@ -269,7 +195,7 @@ fn make_final(range: Range, rest: Range, file: &OwnedFd, huge_pages: HugePages, 
         // SAFETY: the addresses behind the last allocation were never handed out.
         unsafe { map::blank(rest) }.map_err(|e| Error::os("mmap(rest of arena)", e))?;
     }
-    mark(range, huge_pages, options)?;
+    marks.put_on(range)?;
     memfd::seal(file.as_fd(), memfd::SEALS_FINAL).map_err(|e| {
         if e.errno() == Some(Errno::BUSY.raw_os_error()) {
             e.with_hint("pages of the arena are pinned for I/O, or another process maps its file writable")
@@ -309,22 +235,14 @@ fn collapse(range: Range) -> Result<Collapsed> {
     }
 }
 
-/// What the user asked for beyond sharing.
-fn mark(range: Range, huge_pages: HugePages, options: &FreezeOptions) -> Result<()> {
-    if huge_pages == HugePages::Advise {
-        map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
-    }
-    if !options.dump {
-        map::advise(range, Harmless::DontDump).map_err(|e| Error::os("madvise(MADV_DONTDUMP)", e))?;
-    }
-    if options.lock {
-        map::lock(range)
-            .map_err(|e| Error::os("mlock2", e).with_hint("raise the limit on locked memory: ulimit -l"))?;
-    }
-    Ok(())
-}
-
 impl<T: 'static> Frozen<T> {
+    /// An arena that entered the registry frozen, with its root.
+    pub(super) fn of(root: &'static T, inner: &'static Inner) -> Result<Self> {
+        let image = inner.image().ok_or_else(|| Error::invalid("the arena is not frozen"))?;
+        registry::frozen(image);
+        Ok(Self { root, inner, image: Arc::clone(image) })
+    }
+
     /// The root, for as long as the program runs.
     pub fn root(&self) -> &'static T {
         self.root
@@ -346,7 +264,7 @@ impl<T: 'static> Frozen<T> {
     /// Gives the memory back.
     ///
     /// # Safety
-    /// No reference into the arena, no [`ArenaRef`] of it and nothing allocated from it may be used
+    /// No reference into the arena, no [`ArenaRef`](super::ArenaRef) of it and nothing allocated from it may be used
     /// any more, by any thread, nor may another thread resolve a handle meanwhile. Handles that are
     /// resolved later are told from valid ones and refused.
     ///
@@ -367,13 +285,13 @@ impl Arena {
     /// Gives a growing arena's memory back.
     ///
     /// # Safety
-    /// No reference into the arena, no [`ArenaRef`] of it and nothing allocated from it may be used
+    /// No reference into the arena, no [`ArenaRef`](super::ArenaRef) of it and nothing allocated from it may be used
     /// any more, by any thread.
     ///
     /// # Errors
     /// None known.
     pub unsafe fn release(self) -> Result<()> {
-        let inner = self.inner();
+        let inner = self.known()?;
         let range = inner.range;
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(inner) });

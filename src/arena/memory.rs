@@ -60,6 +60,11 @@ impl Growing {
         Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: Some(file) })
     }
 
+    /// Of an arena that never grew in this process.
+    pub(super) fn never() -> Self {
+        Self { space: Space::new(0), recorder: None, committed: 0, capacity: 0, failure: None, file: None }
+    }
+
     /// Bytes from the start to the end of the last allocation.
     pub(super) fn used(&self) -> usize {
         self.space.used()
@@ -96,7 +101,7 @@ pub(super) struct Reserved(Range);
 
 impl Reserved {
     pub(super) fn new(len: usize, align: usize) -> Result<Self> {
-        map::reserve(len, align).map(Self)
+        map::reserve_apart(len, align).map(Self)
     }
 
     pub(super) fn range(&self) -> Range {
@@ -121,39 +126,57 @@ impl Drop for Reserved {
 ///
 /// Thread-safe. Allocates while the arena grows; once it is frozen, allocation fails and freeing
 /// does nothing.
+///
+/// It holds a number and no pointer, so that it keeps its meaning in the data of an arena that another process
+/// adopts. In a process that does not have the arena, it has no name, allocation fails and freeing does nothing.
 #[derive(Clone, Copy)]
 pub struct ArenaRef {
-    inner: &'static Inner,
+    slot: u16,
+    generation: u16,
     site: SiteId,
 }
 
 impl ArenaRef {
-    pub(super) fn new(inner: &'static Inner) -> Self {
-        Self { inner, site: SiteId::default() }
+    pub(super) fn new(inner: &Inner) -> Self {
+        Self { slot: inner.slot, generation: inner.generation, site: SiteId::default() }
     }
 
-    pub(super) fn inner(self) -> &'static Inner {
-        self.inner
+    fn inner(&self) -> Option<&'static Inner> {
+        registry::find(self.slot, self.generation)
+    }
+
+    /// The arena, in a process that has it.
+    pub(super) fn known(&self) -> Result<&'static Inner> {
+        self.inner().ok_or_else(|| {
+            let (slot, generation) = (self.slot, self.generation);
+            Error::invalid(format!("arena {slot}.{generation} is not in this process"))
+                .with_hint("its owner released it, or it was built in another process")
+        })
+    }
+
+    /// Slot and generation.
+    pub(super) fn number(&self) -> (u16, u16) {
+        (self.slot, self.generation)
     }
 
     /// The arena's name.
     pub fn name(&self) -> &'static str {
-        &self.inner.name
+        self.inner().map_or("(of another process)", |inner| &inner.name)
     }
 
-    /// The most the arena can hold, in bytes.
+    /// The most the arena can hold, in bytes; 0 for an arena that did not grow in this process.
     pub fn capacity(&self) -> usize {
-        self.inner.capacity
+        self.inner().map_or(0, |inner| inner.capacity)
     }
 
     /// Bytes from the arena's start to the end of the last allocation.
     pub fn used(&self) -> usize {
-        self.inner.image().map_or_else(|| self.growing().used(), |image| image.used())
+        self.inner().map_or(0, |inner| inner.image().map_or_else(|| inner.growing().used(), |image| image.used()))
     }
 
     /// Is the arena frozen?
     pub fn is_frozen(&self) -> bool {
-        self.inner.image().is_some()
+        self.inner().is_none_or(|inner| inner.image().is_some())
     }
 
     /// The same arena, with every allocation through the new handle recorded as a `T` asked for by
@@ -165,8 +188,8 @@ impl ArenaRef {
 
     fn site_at<T: ?Sized>(&self, location: &'static Location<'static>) -> Self {
         let site = Site { type_name: std::any::type_name::<T>(), location };
-        let id = self.growing().recorder.as_mut().map_or(SiteId::default(), |recorder| recorder.id_of(site));
-        Self { inner: self.inner, site: id }
+        let id = self.inner().and_then(|inner| inner.growing().recorder.as_mut().map(|all| all.id_of(site)));
+        Self { site: id.unwrap_or_default(), ..*self }
     }
 
     /// Moves a value into the arena. It is never dropped.
@@ -219,7 +242,10 @@ impl ArenaRef {
             if list.capacity() - list.len() >= more {
                 return Ok(());
             }
-            list.try_reserve(more).map_err(|_| handle.take_failure().unwrap_or_else(|| handle.full(usize::MAX)))
+            list.try_reserve(more).map_err(|_| {
+                let full = || handle.known().map_or_else(|e| e, |inner| inner.full(usize::MAX));
+                handle.take_failure().unwrap_or_else(full)
+            })
         };
         reserve(&mut list, values.size_hint().0)?;
         for value in values {
@@ -232,7 +258,7 @@ impl ArenaRef {
 
     /// Why the last allocation by a collection failed, once: `try_reserve` and its like cannot say.
     pub fn take_failure(&self) -> Option<Error> {
-        self.growing().failure.take()
+        self.inner()?.growing().failure.take()
     }
 
     /// Takes memory for a layout.
@@ -240,19 +266,25 @@ impl ArenaRef {
         if layout.size() == 0 {
             return Ok(dangling(layout));
         }
+        self.known()?.take(layout, self.site)
+    }
+}
+
+impl Inner {
+    /// Takes memory for a layout that is not empty.
+    pub(super) fn take(&self, layout: Layout, site: SiteId) -> Result<NonNull<u8>> {
         let mut growing = self.growing();
         if growing.file.is_none() {
-            return Err(Error::new(Kind::Frozen { arena: self.name().to_owned() }));
+            return Err(Error::new(Kind::Frozen { arena: self.name.to_string() }));
         }
         self.check_process()?;
-        let base = self.inner.range.start;
+        let base = self.range.start;
         let offset = growing.space.take(layout.size(), layout.align(), base);
         let offset = offset.ok_or_else(|| self.full(layout.size()))?;
         if let Err(e) = growing.commit(offset + layout.size()) {
             growing.space.give(offset, layout.size());
             return Err(e);
         }
-        let site = self.site;
         if let Some(recorder) = &mut growing.recorder {
             recorder.add(offset, layout.size(), site);
         }
@@ -260,22 +292,27 @@ impl ArenaRef {
     }
 
     fn full(&self, asked: usize) -> Error {
-        let (arena, capacity) = (self.name().to_owned(), self.inner.capacity);
+        let (arena, capacity) = (self.name.to_string(), self.capacity);
         Error::new(Kind::OutOfCapacity { arena, capacity, asked })
             .with_hint("give the arena a larger capacity: only addresses are taken up front")
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
-        if self.inner.process == registry::process_number() {
+        if self.process == registry::process_number() {
             return Ok(());
         }
-        Err(Error::invalid(format!("arena `{}` was growing when this process was forked off", self.name()))
+        Err(Error::invalid(format!("arena `{}` was growing when this process was forked off", self.name))
             .with_hint("freeze it before the fork, or build a new one in the child"))
     }
 
-    pub(super) fn growing(&self) -> MutexGuard<'static, Growing> {
+    pub(super) fn growing(&self) -> MutexGuard<'_, Growing> {
         // A panic cannot leave the state half changed: nothing in here calls the user's code.
-        self.inner.growing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.growing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Can this process still allocate from the arena?
+    fn is_growing_here(&self) -> bool {
+        self.growing().file.is_some() && self.check_process().is_ok()
     }
 }
 
@@ -293,18 +330,21 @@ unsafe impl Allocator for ArenaRef {
             Err(e) => {
                 // The trait has no room for the reason, so it is kept for who asks, and logged.
                 log::warn!("{e}");
-                self.growing().failure = Some(e);
+                if let Some(inner) = self.inner() {
+                    inner.growing().failure = Some(e);
+                }
                 Err(AllocError)
             }
         }
     }
 
     unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
-        let mut growing = self.growing();
-        if layout.size() == 0 || growing.file.is_none() || self.check_process().is_err() {
+        let Some(inner) = self.inner().filter(|_| layout.size() > 0) else { return };
+        let mut growing = inner.growing();
+        if growing.file.is_none() || inner.check_process().is_err() {
             return;
         }
-        let offset = place.addr().get() - self.inner.range.start;
+        let offset = place.addr().get() - inner.range.start;
         growing.space.give(offset, layout.size());
         if let Some(recorder) = &mut growing.recorder {
             recorder.remove(offset);
@@ -324,7 +364,8 @@ unsafe impl Allocator for ArenaRef {
     }
 
     unsafe fn shrink(&self, place: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let stays = place.addr().get().is_multiple_of(new.align()) && !self.is_growing_here();
+        let stays =
+            place.addr().get().is_multiple_of(new.align()) && self.inner().is_none_or(|inner| !inner.is_growing_here());
         if stays || self.resize(place, old, new) {
             return Ok(NonNull::slice_from_raw_parts(place, new.size()));
         }
@@ -338,21 +379,17 @@ unsafe impl Allocator for ArenaRef {
 }
 
 impl ArenaRef {
-    /// Can this process still allocate from the arena?
-    fn is_growing_here(&self) -> bool {
-        self.growing().file.is_some() && self.check_process().is_ok()
-    }
-
     /// Resizes a block where it lies; false when that cannot be done.
     fn resize(&self, place: NonNull<u8>, old: Layout, new: Layout) -> bool {
         if old.size() == 0 || new.size() == 0 || !place.addr().get().is_multiple_of(new.align()) {
             return false;
         }
-        let mut growing = self.growing();
-        if growing.file.is_none() || self.check_process().is_err() {
+        let Some(inner) = self.inner() else { return false };
+        let mut growing = inner.growing();
+        if growing.file.is_none() || inner.check_process().is_err() {
             return false;
         }
-        let offset = place.addr().get() - self.inner.range.start;
+        let offset = place.addr().get() - inner.range.start;
         if !growing.space.resize(offset, old.size(), new.size()) {
             return false;
         }

@@ -25,21 +25,37 @@
 //!   overcommit is met in order and not as a SIGBUS or by the OOM killer (somebody else may
 //!   still take the memory between the check and the use).
 //! - **Zero-sized types** take no memory. **Alignment** may be any power of two that fits.
+//! - **A process that was forked before** an arena was frozen may adopt it ([`Export`]); data of [`Contained`] types
+//!   means the same there.
+//! - **Data that outlives its processes**: an arena of plain old data can be [saved](Frozen::save) and
+//!   [loaded](Frozen::load) or [opened in place](Frozen::open).
 //! - **A child** does not get growing arenas: a touch there is a SIGSEGV that names the arena.
 
+mod contained;
+mod defining;
 mod diagnosis;
 mod frozen;
 mod handle;
+mod image;
+mod image_file;
+mod images;
 mod memory;
 pub(crate) mod registry;
 mod site;
 mod space;
+mod span;
+mod transfer;
 
+pub use contained::{Contained, Extent};
 pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
-pub use frozen::{Collapsed, FreezeOptions, Frozen, Image, OnWrite};
+pub use frozen::{FreezeOptions, Frozen, OnWrite};
 pub use handle::Handle;
+pub use image::{Collapsed, Image};
+pub use images::ImageOptions;
 pub use memory::ArenaRef;
 pub use site::{Allocation, Site};
+pub use span::{PlainArena, Span};
+pub use transfer::Export;
 
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
@@ -67,6 +83,8 @@ pub(crate) struct Inner {
     pub(crate) range: Range,
     /// The most that can be allocated, in bytes.
     capacity: usize,
+    /// Only plain old data is allocated from it.
+    plain: bool,
     /// Of which process in a line of forks the arena is; see [`registry::process_number`].
     process: usize,
     growing: Mutex<Growing>,
@@ -107,6 +125,7 @@ pub struct ArenaBuilder {
     capacity: usize,
     huge_pages: HugePages,
     record_sites: bool,
+    plain: bool,
 }
 
 impl ArenaBuilder {
@@ -136,7 +155,7 @@ impl ArenaBuilder {
     /// Invalid: a capacity of 0, a name that is empty, longer than 200 bytes, or has control
     /// characters. ENOMEM when the addresses cannot be had (`ulimit -v`).
     pub fn build(self) -> Result<Arena> {
-        if self.name.is_empty() || self.name.len() > 200 || self.name.chars().any(char::is_control) {
+        if !is_name(&self.name) {
             return Err(Error::invalid("an arena's name has 1 to 200 bytes and no control characters"));
         }
         let too_large = || Error::invalid(format!("{} bytes are no arena's capacity", self.capacity));
@@ -146,12 +165,7 @@ impl ArenaBuilder {
         let file = memfd::create(&format!("cowbell:{}", self.name))?;
         memfd::set_len(file.as_fd(), len as u64)?;
         let capacity = sys::page_size().round_up(self.capacity).ok_or_else(too_large)?;
-        diagnosis::install_once()?;
-        static NOTICES: OnceLock<()> = OnceLock::new();
-        if NOTICES.get().is_none() {
-            registry::notice_other_forks()?;
-            let _first = NOTICES.set(());
-        }
+        prepare()?;
         let huge_pages = self.huge_pages;
         let reserved = Reserved::new(len, align)?;
         let inner = self.enter(reserved.range(), capacity, file)?;
@@ -167,11 +181,38 @@ impl ArenaBuilder {
             generation,
             range,
             capacity,
+            plain: self.plain,
             process: registry::process_number(),
             growing: Mutex::new(growing),
             frozen: OnceLock::new(),
         })
     }
+}
+
+/// May an arena have this name?
+fn is_name(name: &str) -> bool {
+    (1..=NAME_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+}
+
+/// Bytes of an arena's name.
+const NAME_MAX: usize = 200;
+
+/// What a process with arenas needs, once.
+fn prepare() -> Result<()> {
+    diagnosis::install_once()?;
+    registry::prepare()?;
+    static NOTICES: OnceLock<()> = OnceLock::new();
+    if NOTICES.get().is_none() {
+        registry::notice_other_forks()?;
+        let _first = NOTICES.set(());
+    }
+    Ok(())
+}
+
+/// Settles the seed that all hash maps of this process share. Made at first use, it would be another one in a
+/// process that was forked before: a map built here would not be searched right there.
+fn prepare_hashing() {
+    std::hint::black_box(hashbrown::DefaultHashBuilder::default());
 }
 
 /// The owner of a growing arena. Allocate through it or through copies of its [`ArenaRef`].
@@ -195,7 +236,8 @@ pub struct Arena {
 impl Arena {
     /// Starts a new arena. Its name shows in `/proc/PID/maps` as `/memfd:cowbell:NAME`.
     pub fn builder(name: impl Into<String>) -> ArenaBuilder {
-        ArenaBuilder { name: name.into(), capacity: 1 << 30, huge_pages: HugePages::default(), record_sites: false }
+        let huge_pages = HugePages::default();
+        ArenaBuilder { name: name.into(), capacity: 1 << 30, huge_pages, record_sites: false, plain: false }
     }
 
     /// Moves `root` into the arena and freezes it with the default options.

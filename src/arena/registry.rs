@@ -2,24 +2,31 @@
 //!
 //! # Safety
 //! A slot points to an [`Inner`] that lives until `release` takes it out. Who follows the pointer is counted
-//! ([`visit`]), and `release` waits until nobody does. A handle follows no pointer: what it needs stands in
-//! the slot itself.
+//! ([`visit`]), and `release` waits until nobody does; or holds an [`super::ArenaRef`] of it ([`find`]), which the
+//! caller of `release` promises that nobody uses. A handle follows no pointer: what it needs stands in the slot
+//! itself.
+//!
+//! # One number for one arena
+//! Handles and allocators name an arena by slot and generation, and both may come to another process: in
+//! the data of an arena that is [adopted](super::Export::adopt), or in a worker's job. So the generations of
+//! a slot are counted in memory that stays shared over fork: no two arenas of processes that came from one
+//! have the same slot and generation.
 #![expect(unsafe_code, reason = "slots are read without a lock, in signal handlers")]
 
 use super::{Image, Inner};
 use crate::error::{Error, Result};
-use crate::sys::map::{self, Range};
+use crate::sys::map::{self, Range, SharedWords};
 use crate::sys::{Errno, process};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// How many arenas can be alive at once.
 const SLOTS: usize = 1024;
 
 struct Slot {
     inner: AtomicPtr<Inner>,
-    /// Raised when the slot's arena is released, so that old handles are told from new ones. At its highest
-    /// value the slot is used no more: no number comes twice.
+    /// The number of the slot's arena; 0 while there is none.
     generation: AtomicU16,
     /// The frozen image's addresses; no length while there is none.
     start: AtomicUsize,
@@ -29,11 +36,17 @@ struct Slot {
 static TABLE: [Slot; SLOTS] = [const {
     Slot {
         inner: AtomicPtr::new(null_mut()),
-        generation: AtomicU16::new(1),
+        generation: AtomicU16::new(0),
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
     }
 }; SLOTS];
+
+/// For each slot the highest generation that any process which came from this one's first has given out.
+static FAMILY: OnceLock<SharedWords> = OnceLock::new();
+
+/// One at a time enters an arena, so that a slot found empty stays empty.
+static ENTERING: Mutex<()> = Mutex::new(());
 
 /// Slots at and above this were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
@@ -82,19 +95,82 @@ pub(super) fn notice_other_forks() -> Result<()> {
     process::after_fork_in_child(entered).map_err(|e| Error::os("pthread_atfork", e))
 }
 
+/// Makes what this process and those forked from it must have in common: before the first arena and before any
+/// fork.
+///
+/// # Errors
+/// ENOMEM.
+pub(crate) fn prepare() -> Result<()> {
+    let _entering = entering();
+    if FAMILY.get().is_none() {
+        let _first = FAMILY.set(SharedWords::new(SLOTS)?);
+        super::prepare_hashing();
+    }
+    Ok(())
+}
+
+fn entering() -> MutexGuard<'static, ()> {
+    ENTERING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The highest generation of a slot in all processes; `None` before [`prepare`].
+fn family(at: usize) -> Option<&'static AtomicU64> {
+    FAMILY.get()?.words().get(at)
+}
+
 /// Enters a new arena and returns it with its slot and generation settled.
 pub(super) fn enter(make: impl FnOnce(u16, u16) -> Inner) -> Result<&'static Inner> {
-    // One at a time, so that a slot found empty stays empty.
-    static ENTERING: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _entering = ENTERING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let generation = |at: usize| TABLE[at].generation.load(Ordering::Acquire);
-    let is_free = |&at: &usize| TABLE[at].inner.load(Ordering::Acquire).is_null() && generation(at) < u16::MAX;
-    let free = (0..SLOTS).find(is_free);
+    prepare()?;
+    let _entering = entering();
+    let highest = |at: usize| family(at).map_or(0, |word| word.load(Ordering::Relaxed));
+    // At its highest number a slot is used no more: no number comes twice.
+    let is_free = |&at: &usize| TABLE[at].inner.load(Ordering::Acquire).is_null() && highest(at) < u64::from(u16::MAX);
+    // The one used least: other processes may still have arenas of this process that it has released, and arenas of
+    // their own, under the numbers of those slots.
+    let free = (0..SLOTS).filter(is_free).min_by_key(|&at| highest(at));
     let at = free.ok_or_else(|| Error::invalid(format!("{SLOTS} arenas are alive; release some first")))?;
-    let inner = Box::leak(Box::new(make(at as u16, generation(at))));
-    TABLE[at].inner.store(inner, Ordering::Release);
+    let number = family(at).map_or(0, |word| word.fetch_add(1, Ordering::Relaxed) + 1);
+    let generation = u16::try_from(number).map_err(|_| Error::invalid("an arena's place was used too often"))?;
+    Ok(put(at, generation, make(at as u16, generation)))
+}
+
+/// Enters an arena of another process under the number it has there.
+///
+/// # Errors
+/// Invalid when this process has an arena in that slot, or when `make` fails.
+pub(super) fn enter_as(slot: u16, generation: u16, make: impl FnOnce() -> Result<Inner>) -> Result<&'static Inner> {
+    prepare()?;
+    let _entering = entering();
+    let at = usize::from(slot);
+    let is_free = TABLE.get(at).is_some_and(|slot| slot.inner.load(Ordering::Acquire).is_null());
+    if !is_free || generation == 0 {
+        return Err(Error::invalid(format!("this process has an arena of its own in place {slot}"))
+            .with_hint("release it first, or adopt before building"));
+    }
+    if let Some(word) = family(at) {
+        word.fetch_max(u64::from(generation), Ordering::Relaxed);
+    }
+    Ok(put(at, generation, make()?))
+}
+
+fn put(at: usize, generation: u16, inner: Inner) -> &'static Inner {
+    let inner = Box::leak(Box::new(inner));
+    let slot = &TABLE[at];
+    slot.generation.store(generation, Ordering::Release);
+    slot.inner.store(inner, Ordering::Release);
     USED.fetch_max(at + 1, Ordering::Release);
-    Ok(inner)
+    inner
+}
+
+/// The arena of this number, if this process has it. For an [`super::ArenaRef`]'s own use only: see `release`.
+pub(super) fn find(slot: u16, generation: u16) -> Option<&'static Inner> {
+    let slot = TABLE.get(usize::from(slot))?;
+    if generation == 0 || slot.generation.load(Ordering::Acquire) != generation {
+        return None;
+    }
+    // SAFETY: a non-null slot points to a leaked box, which only `leave` frees; its caller promises that no
+    // ArenaRef of this number is used then or later.
+    unsafe { slot.inner.load(Ordering::Acquire).as_ref() }
 }
 
 /// Makes a frozen image known to handles.
@@ -111,7 +187,7 @@ pub(super) fn frozen(image: &Image) {
 pub(super) unsafe fn leave(inner: &'static Inner) -> Box<Inner> {
     let slot = &TABLE[usize::from(inner.slot)];
     slot.len.store(0, Ordering::Release);
-    slot.generation.fetch_add(1, Ordering::AcqRel);
+    slot.generation.store(0, Ordering::Release);
     let pointer = slot.inner.swap(null_mut(), Ordering::SeqCst);
     // A signal handler on another thread may be reading; it takes microseconds.
     while VISITORS.load(Ordering::SeqCst) != 0 {
@@ -125,7 +201,7 @@ pub(super) unsafe fn leave(inner: &'static Inner) -> Box<Inner> {
 pub(super) fn image_at(slot: u16, generation: u16) -> Option<Range> {
     let slot = TABLE.get(usize::from(slot))?;
     let same = || slot.generation.load(Ordering::Acquire) == generation;
-    if !same() {
+    if generation == 0 || !same() {
         return None;
     }
     let range = Range { start: slot.start.load(Ordering::Acquire), len: slot.len.load(Ordering::Acquire) };

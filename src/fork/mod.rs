@@ -182,6 +182,7 @@ fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) 
         return Err(Error::invalid(format!("exit signal {} is no signal", options.exit_signal)));
     }
     panics::install_hooks();
+    registry::prepare()?;
     let images: Vec<Arc<Image>> = registry::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());
     let evidence = Evidence::new(options.watch, images, options.events_max, options.last_census)?;
     let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
@@ -259,6 +260,9 @@ fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
             Error::unsupported("userfaultfd", "4.3", "the kernel was built without it, or a sandbox forbids it")
                 .with_hint("use Watch::Census, which needs nothing")
         }
+        (Step::Register, Errno::INVAL) => error.with_hint(format!(
+            "an image that was opened in place cannot be under watch `{watch}`: load it, or use Watch::Census"
+        )),
         (Step::AllowWriting, Errno::NOMEM) => {
             error.with_hint("the overcommit limit forbids private copies of the arena: sysctl vm.overcommit_memory=1")
         }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
 use std::os::fd::BorrowedFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A range of addresses, in bytes. Holding one promises nothing about what is mapped there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +64,41 @@ impl Access {
 /// # Errors
 /// ENOMEM when the address space or `RLIMIT_AS` is used up.
 pub fn reserve(len: usize, align: usize) -> Result<Range> {
+    reserve_near(0, len, align)
+}
+
+/// Where [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
+/// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits).
+const APART: (u64, u64) = (16 << 40, 40 << 40);
+
+/// The next address of [`APART`] that no process in this line of forks has asked for yet.
+static NEXT_APART: AtomicU64 = AtomicU64::new(APART.0);
+
+/// [`reserve`], at addresses that were given out neither by this process nor by those it was forked from, and
+/// that the kernel chooses for nothing else. Two processes that came from one find the same addresses free,
+/// until both have reserved some. Only a hint: where such an address is taken or there is none, any other is given.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn reserve_apart(len: usize, align: usize) -> Result<Range> {
+    let (first, last) = APART;
+    // One more unit stays free behind each, so that no range touches the next.
+    let step = len.checked_next_multiple_of(align).and_then(|len| len.checked_add(align));
+    let step = step.map(|step| step as u64).filter(|&step| step <= last - first);
+    let Some(step) = step else { return reserve(len, align) };
+    // Behind the end it begins anew: what was reserved there first is given back by then, or is seen to be taken.
+    let begin = |now: u64| if now + step <= last { now } else { first };
+    let taken = NEXT_APART.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(begin(now) + step));
+    let hint = begin(taken.unwrap_or(first));
+    reserve_near(usize::try_from(hint).unwrap_or(0), len, align)
+}
+
+fn reserve_near(hint: usize, len: usize, align: usize) -> Result<Range> {
     let padded = len.checked_add(align).ok_or_else(|| Error::invalid("range too large"))?;
+    let hint = std::ptr::with_exposed_provenance_mut(hint);
     // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
     let base = unsafe {
-        rustix::mm::mmap_anonymous(null_mut(), padded, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+        rustix::mm::mmap_anonymous(hint, padded, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
     };
     let base = base.map_err(|e| Error::os("mmap(reserve)", e))?.expose_provenance();
     let start = base.next_multiple_of(align);
@@ -131,6 +162,24 @@ pub unsafe fn map_private_at(range: Range, access: Access, fd: BorrowedFd<'_>, o
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
     // SAFETY: the caller owns the range.
     unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }.map(drop)
+}
+
+/// `mmap(range, access, MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, fd, offset)`: as [`map_private_at`], but
+/// only where nothing is mapped. *Raw.*
+///
+/// # Errors
+/// EEXIST when something is mapped there; ENOMEM.
+pub fn map_private_new(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE;
+    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping (since Linux 4.17, mmap(2)).
+    let at = unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }?;
+    if at.expose_provenance() == range.start {
+        return Ok(());
+    }
+    // An older kernel takes the address for a hint.
+    // SAFETY: the mapping is fresh, and nobody was given its address.
+    unsafe { unmap(Range { start: at.addr(), len: range.len }) }?;
+    Err(Errno::EXIST)
 }
 
 /// `mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)`: fresh

@@ -64,6 +64,11 @@ pub fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<()> {
     rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| Error::os("fcntl(F_ADD_SEALS)", e))
 }
 
+/// `fcntl(fd, F_GET_SEALS)`; none for what is no memfd.
+pub fn seals(fd: BorrowedFd<'_>) -> SealFlags {
+    rustix::fs::fcntl_get_seals(fd).unwrap_or(SealFlags::empty())
+}
+
 /// `pread(fd, buffer, offset)`, the whole buffer or as much as the file holds. *Raw.*
 ///
 /// # Errors

@@ -10,6 +10,7 @@
 
 pub mod clone;
 pub mod epoll;
+pub mod file;
 pub mod inject;
 pub mod launch;
 pub mod limits;

@@ -10,6 +10,7 @@ use super::arm::At;
 use super::census;
 use super::evidence::{Changed, Evidence, Pages, Word};
 use super::{Failure, Step, Watch};
+use crate::arena::Image;
 use crate::page::PageIndex;
 use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
@@ -333,7 +334,7 @@ impl Keeper {
                         continue;
                     }
                     self.evidence.mark(at, Pages::Copied, page);
-                    let changed = self.compare(image.range(), image.file(), page);
+                    let changed = self.compare(image, page);
                     self.evidence.set_changed(at, page, changed.ok());
                     self.progress();
                 }
@@ -343,16 +344,19 @@ impl Keeper {
         Ok(())
     }
 
-    /// How a copied page differs from the original in the sealed memfd.
-    fn compare(&self, range: Range, file: BorrowedFd<'_>, page: PageIndex) -> Result<Changed, Errno> {
+    /// How a copied page differs from the original.
+    fn compare(&self, image: &Image, page: PageIndex) -> Result<Changed, Errno> {
         const CHUNK: usize = 4096;
         let size = sys::page_size();
         let start = size.offset_of(page);
         let (mut bytes, mut first, mut last) = (0, None, 0);
         let (mut mine, mut original) = ([0u8; CHUNK], [0u8; CHUNK]);
         for at in (0..size.bytes()).step_by(CHUNK) {
-            memfd::read_at(&self.memory, &mut mine, (range.start + start + at) as u64)?;
-            memfd::read_at(file, &mut original, (start + at) as u64)?;
+            memfd::read_at(&self.memory, &mut mine, (image.range().start + start + at) as u64)?;
+            if image.read_original(start + at, &mut original)? < CHUNK {
+                // A file that was opened in place, and cut since.
+                return Err(Errno::IO);
+            }
             if mine == original {
                 continue;
             }

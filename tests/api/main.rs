@@ -17,9 +17,11 @@ mod exactness;
 mod faults;
 mod fork;
 mod frozen;
+mod images;
 mod inherit;
 mod limits;
 mod look;
+mod transfer;
 mod watching;
 
 use libtest_mimic::Arguments;
@@ -34,6 +36,8 @@ fn main() {
         arena::trials(),
         limits::trials(),
         frozen::trials(),
+        transfer::trials(),
+        images::trials(),
         faults::trials(),
         fork::trials(),
         inherit::trials(),

@@ -5,8 +5,7 @@ use crate::claim::{Claim, Need, Skip, Verdict, claim};
 use crate::evidence;
 use crate::memory::{self, Kind, Memory, mark};
 use crate::watcher;
-use cowbell::sys::map::{self, Access};
-
+use cowbell::sys::map::{self, Access, Range};
 use cowbell::sys::{Errno, memfd};
 use std::os::fd::AsFd;
 
@@ -35,6 +34,14 @@ pub const CLAIMS: &[Claim] = &[
         "`mprotect` of every second page makes a mapping of each, and is ENOMEM at `vm.max_map_count`."
     )
     .limit_s(60),
+    claim!(
+        a_hint_is_honoured_where_addresses_are_free,
+        "mmap without `MAP_FIXED` takes the address it is asked for where nothing is mapped, below 2^47, and another one where something is."
+    ),
+    claim!(
+        a_private_map_of_a_memfd_fills_a_hole_and_replaces_nothing,
+        "`MAP_FIXED_NOREPLACE` maps a sealed memfd privately into a hole, and is EEXIST over a mapping, also of a single page, which stays."
+    ),
 ];
 
 fn mseal_stops_mprotect_and_munmap_and_is_inherited() -> Verdict {
@@ -138,5 +145,38 @@ fn mprotect_of_single_pages_runs_out_of_mappings() -> Verdict {
     // The kernel checks before it splits, and maps has a line or two for what is no mapping.
     let reached = before + page - 1;
     assert!(reached.abs_diff(limit) < 8, "{reached} mappings, limit {limit}");
+    Ok(())
+}
+
+fn a_hint_is_honoured_where_addresses_are_free() -> Verdict {
+    const UNIT: usize = 2 << 20;
+    let first = map::reserve_apart(4 * UNIT, UNIT).expect("addresses");
+    let second = map::reserve_apart(UNIT, UNIT).expect("addresses");
+    assert!((16 << 40..40 << 40).contains(&first.start), "{:#x}", first.start);
+    assert_eq!(second.start, first.end() + UNIT, "the next hint");
+    // In two processes that came from one, whatever else each has mapped.
+    let here = map::reserve_apart(UNIT, UNIT).expect("addresses").start;
+    let there = child::compute(|| {
+        map::anonymous(64 << 20).expect("memory");
+        map::reserve_apart(UNIT, UNIT).expect("addresses").start as u64
+    });
+    assert_eq!(there as usize, here + 2 * UNIT, "the child begins where its parent stood");
+    let taken = Range { start: here + 2 * UNIT, len: UNIT };
+    map::fence(taken).expect("free here");
+    let elsewhere = map::reserve_apart(UNIT, UNIT).expect("addresses");
+    assert!(elsewhere.start.abs_diff(taken.start) >= UNIT, "{:#x} is taken", taken.start);
+    Ok(())
+}
+
+fn a_private_map_of_a_memfd_fills_a_hole_and_replaces_nothing() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    let map = || map::map_private_new(memory.range, Access::Read, memory.file(), 0);
+    assert_eq!(map(), Err(Errno::EXIST), "mapped");
+    memory.unmap(memory.span(0, 3)).expect("munmap");
+    assert_eq!(map(), Err(Errno::EXIST), "one page is mapped");
+    assert_eq!(memory.load(3), mark(3), "which stays");
+    memory.unmap(memory.at(3)).expect("munmap");
+    assert_eq!(map(), Ok(()), "a hole");
+    assert!((0..4).all(|page| memory.load(page) == mark(page)));
     Ok(())
 }

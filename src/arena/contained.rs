@@ -1,0 +1,299 @@
+//! Which values are whole in their arena, so that another process can use it.
+//!
+//! # Safety
+//! `Contained` is a promise about all values of a type; each implementation below says why it holds. A value is
+//! looked at in the process that made it, before it goes anywhere.
+#![expect(unsafe_code, reason = "promises that the compiler cannot check")]
+
+use super::{ArenaRef, Box, Frozen, Handle, HashMap, HashSet, Image, Span, Vec};
+use crate::error::{Error, Result};
+use crate::sys::map::Range;
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::collections::HashSet as StdHashSet;
+use std::hash::Hash;
+use std::marker::PhantomData;
+use std::num::NonZero;
+use std::sync::atomic;
+use std::time::Duration;
+
+/// Values that mean the same in another process that has only their arena and the program itself.
+///
+/// Numbers are, and what is made of them; `Vec`, `Box`, `HashMap`, `HashSet` of an arena and `&'static` references
+/// are where they lie in the arena itself, which [`Self::is_within`] finds out. `String`, `std::vec::Vec`, `Arc`,
+/// `Mutex` and the like are not: their memory or their meaning is one process's own. For your own types use
+/// [`contained!`](crate::contained).
+///
+/// # Safety
+/// When `is_within` is true of a value, then everything that is reached from it, other than through a [`Handle`],
+/// lies in the extent or is part of the program itself, unchanged since it was started; and all of it is valid in
+/// every process that was forked from the same one, if it has the arena at the same addresses. When `POINTS` is
+/// false, that is so for every value.
+pub unsafe trait Contained: 'static {
+    /// Can a value hold the place of another at all? False lets a million of them pass at once.
+    const POINTS: bool;
+
+    /// Is everything that is reached from here within the arena? Looks at every value that [points](Self::POINTS),
+    /// and calls itself for those it points to, so a list of a million links needs a large stack.
+    fn is_within(&self, arena: &Extent) -> bool;
+}
+
+/// A frozen arena, for [`Contained::is_within`].
+#[derive(Debug)]
+pub struct Extent {
+    range: Range,
+    number: (u16, u16),
+    /// Shared objects that were looked at: a graph may have more paths than objects.
+    seen: RefCell<StdHashSet<(usize, usize, TypeId)>>,
+}
+
+impl Extent {
+    fn of(image: &Image) -> Self {
+        let range = Range { start: image.range().start, len: image.used() };
+        Self { range, number: (image.slot(), image.generation()), seen: RefCell::default() }
+    }
+
+    /// Does an object lie in the arena? What has no size lies everywhere.
+    pub fn holds<T: ?Sized>(&self, object: &T) -> bool {
+        self.holds_bytes(std::ptr::from_ref(object).addr(), size_of_val(object))
+    }
+
+    /// Is this the arena's own allocator?
+    pub fn is_of(&self, allocator: &ArenaRef) -> bool {
+        allocator.number() == self.number
+    }
+
+    fn holds_bytes(&self, start: usize, len: usize) -> bool {
+        let end = start.checked_sub(self.range.start).and_then(|offset| offset.checked_add(len));
+        len == 0 || end.is_some_and(|end| end <= self.range.len)
+    }
+
+    fn is_first_look<T: ?Sized + 'static>(&self, object: &T) -> bool {
+        let place = (std::ptr::from_ref(object).addr(), size_of_val(object), TypeId::of::<T>());
+        self.seen.borrow_mut().insert(place)
+    }
+}
+
+impl<T: Contained> Frozen<T> {
+    /// Is everything that is reached from the root in this arena? Takes the time to look at every collection and
+    /// reference in it once.
+    ///
+    /// # Errors
+    /// Invalid when something lies elsewhere: in another arena, or in this process's own memory.
+    pub fn check_contained(&self) -> Result<()> {
+        let image = self.image();
+        if self.root().is_within(&Extent::of(image)) {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("arena `{}` holds something that points out of it", image.name()))
+            .with_hint("allocate all its collections and references from this one arena"))
+    }
+}
+
+/// Types without places, for which every value is whole.
+macro_rules! plain {
+    ($($(#[$condition:meta])* $type:ty),* $(,)?) => { $(
+        $(#[$condition])*
+        // SAFETY: the value is all there is.
+        unsafe impl Contained for $type {
+            const POINTS: bool = false;
+            fn is_within(&self, _: &Extent) -> bool {
+                true
+            }
+        }
+    )* };
+}
+
+plain![
+    (),
+    bool,
+    char,
+    u8,
+    u16,
+    u32,
+    u64,
+    u128,
+    usize,
+    i8,
+    i16,
+    i32,
+    i64,
+    i128,
+    isize,
+    f32,
+    f64,
+    Duration,
+    NonZero<u8>,
+    NonZero<u16>,
+    NonZero<u32>,
+    NonZero<u64>,
+    NonZero<u128>,
+    NonZero<usize>,
+    NonZero<i8>,
+    NonZero<i16>,
+    NonZero<i32>,
+    NonZero<i64>,
+    NonZero<i128>,
+    NonZero<isize>,
+    atomic::AtomicBool,
+    #[cfg(target_has_atomic = "8")]
+    atomic::AtomicU8,
+    #[cfg(target_has_atomic = "8")]
+    atomic::AtomicI8,
+    #[cfg(target_has_atomic = "16")]
+    atomic::AtomicU16,
+    #[cfg(target_has_atomic = "16")]
+    atomic::AtomicI16,
+    #[cfg(target_has_atomic = "32")]
+    atomic::AtomicU32,
+    #[cfg(target_has_atomic = "32")]
+    atomic::AtomicI32,
+    #[cfg(target_has_atomic = "64")]
+    atomic::AtomicU64,
+    #[cfg(target_has_atomic = "64")]
+    atomic::AtomicI64,
+    atomic::AtomicUsize,
+    atomic::AtomicIsize,
+    std::cmp::Ordering,
+    std::net::IpAddr,
+    std::net::Ipv4Addr,
+    std::net::Ipv6Addr,
+    std::net::SocketAddr,
+    std::time::SystemTime,
+    // An arena's number, which a process that does not have it tells from its own.
+    ArenaRef,
+    str,
+];
+
+// SAFETY: a number that is looked up where it is used; no two arenas of processes that came from one share it.
+unsafe impl<T: 'static> Contained for Handle<T> {
+    const POINTS: bool = false;
+    fn is_within(&self, _: &Extent) -> bool {
+        true
+    }
+}
+
+// SAFETY: two numbers that are checked where they are used.
+unsafe impl<T: 'static> Contained for Span<T> {
+    const POINTS: bool = false;
+    fn is_within(&self, _: &Extent) -> bool {
+        true
+    }
+}
+
+// SAFETY: there is no value.
+unsafe impl<T: ?Sized + 'static> Contained for PhantomData<T> {
+    const POINTS: bool = false;
+    fn is_within(&self, _: &Extent) -> bool {
+        true
+    }
+}
+
+// SAFETY: the value, if there is one, is whole.
+unsafe impl<T: Contained> Contained for Option<T> {
+    const POINTS: bool = T::POINTS;
+    fn is_within(&self, arena: &Extent) -> bool {
+        self.as_ref().is_none_or(|value| value.is_within(arena))
+    }
+}
+
+// SAFETY: whichever value there is, it is whole.
+unsafe impl<T: Contained, E: Contained> Contained for std::result::Result<T, E> {
+    const POINTS: bool = T::POINTS || E::POINTS;
+    fn is_within(&self, arena: &Extent) -> bool {
+        match self {
+            Ok(value) => value.is_within(arena),
+            Err(error) => error.is_within(arena),
+        }
+    }
+}
+
+// SAFETY: each element is whole.
+unsafe impl<T: Contained> Contained for [T] {
+    const POINTS: bool = T::POINTS;
+    fn is_within(&self, arena: &Extent) -> bool {
+        !T::POINTS || self.iter().all(|value| value.is_within(arena))
+    }
+}
+
+// SAFETY: each element is whole.
+unsafe impl<T: Contained, const N: usize> Contained for [T; N] {
+    const POINTS: bool = T::POINTS;
+    fn is_within(&self, arena: &Extent) -> bool {
+        self.as_slice().is_within(arena)
+    }
+}
+
+// SAFETY: what the range is made of is whole.
+unsafe impl<T: Contained> Contained for std::ops::Range<T> {
+    const POINTS: bool = T::POINTS;
+    fn is_within(&self, arena: &Extent) -> bool {
+        self.start.is_within(arena) && self.end.is_within(arena)
+    }
+}
+
+/// Tuples of whole values.
+macro_rules! tuples {
+    ($first:ident $($rest:ident)*) => {
+        // SAFETY: each part is whole.
+        unsafe impl<$first: Contained, $($rest: Contained),*> Contained for ($first, $($rest,)*) {
+            const POINTS: bool = $first::POINTS $(|| $rest::POINTS)*;
+            #[expect(non_snake_case, reason = "values are named as their types")]
+            fn is_within(&self, arena: &Extent) -> bool {
+                let ($first, $($rest,)*) = self;
+                $first.is_within(arena) $(&& $rest.is_within(arena))*
+            }
+        }
+        tuples!($($rest)*);
+    };
+    () => {};
+}
+
+tuples!(A B C D E F G H I J K L);
+
+// SAFETY: the elements lie in the arena and are whole; the allocator is a number.
+unsafe impl<T: Contained> Contained for Vec<T> {
+    const POINTS: bool = true;
+    fn is_within(&self, arena: &Extent) -> bool {
+        let capacity = self.capacity().saturating_mul(size_of::<T>());
+        arena.holds_bytes(self.as_ptr().addr(), capacity) && self.as_slice().is_within(arena)
+    }
+}
+
+// SAFETY: the object lies in the arena and is whole; the allocator is a number.
+unsafe impl<T: Contained + ?Sized> Contained for Box<T> {
+    const POINTS: bool = true;
+    fn is_within(&self, arena: &Extent) -> bool {
+        arena.holds::<T>(self) && (!T::POINTS || (**self).is_within(arena))
+    }
+}
+
+// SAFETY: a table that is allocated comes from its allocator, which gives memory of its own arena only; one that is
+// not is a constant of the program. The seed of the hashes is in the map and in a static, which is set before the
+// first fork (`registry::prepare`). The entries are whole.
+unsafe impl<K: Contained + Eq + Hash, V: Contained> Contained for HashMap<K, V> {
+    const POINTS: bool = true;
+    fn is_within(&self, arena: &Extent) -> bool {
+        let points = K::POINTS || V::POINTS;
+        (self.allocation_size() == 0 || arena.is_of(self.allocator()))
+            && (!points || self.iter().all(|(key, value)| key.is_within(arena) && value.is_within(arena)))
+    }
+}
+
+// SAFETY: as a map's.
+unsafe impl<T: Contained + Eq + Hash> Contained for HashSet<T> {
+    const POINTS: bool = true;
+    fn is_within(&self, arena: &Extent) -> bool {
+        (self.allocation_size() == 0 || arena.is_of(self.allocator()))
+            && (!T::POINTS || self.iter().all(|value| value.is_within(arena)))
+    }
+}
+
+// SAFETY: the object lies in the arena and is whole: looked at once, it stays what it is, since a frozen arena is
+// written by nobody.
+unsafe impl<T: Contained + ?Sized> Contained for &'static T {
+    const POINTS: bool = true;
+    fn is_within(&self, arena: &Extent) -> bool {
+        arena.holds::<T>(self) && (!T::POINTS || !arena.is_first_look::<T>(self) || (**self).is_within(arena))
+    }
+}

@@ -1,0 +1,192 @@
+//! What is known of a frozen arena.
+//!
+//! # Safety
+//! An image holds facts; only `release` and the freezing change what is mapped.
+
+use super::site::Table;
+use super::{Allocation, HugePages, Inner, OnWrite, registry};
+use crate::error::{Error, Result};
+use crate::page::PageCount;
+use crate::sys::map::{self, Harmless, Range};
+use crate::sys::{self, Errno, memfd};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Were huge pages put behind the arena when it was frozen?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collapsed {
+    /// Nobody asked.
+    NotAsked,
+    /// All of it.
+    Whole,
+    /// Some of it stayed in ordinary pages, for this reason.
+    Partly(String),
+}
+
+/// Where the originals of an image's pages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// In a sealed memfd, from its start.
+    Sealed,
+    /// In an ordinary file, from this byte on.
+    InPlace(u64),
+}
+
+/// What the user asked for beyond sharing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Marks {
+    pub(super) huge_pages: HugePages,
+    pub(super) on_write: OnWrite,
+    pub(super) dump: bool,
+    pub(super) lock: bool,
+}
+
+impl Marks {
+    /// All but what cannot be undone.
+    pub(super) fn put_on(&self, range: Range) -> Result<()> {
+        if self.huge_pages == HugePages::Advise {
+            map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
+        }
+        if !self.dump {
+            map::advise(range, Harmless::DontDump).map_err(|e| Error::os("madvise(MADV_DONTDUMP)", e))?;
+        }
+        if self.lock {
+            map::lock(range)
+                .map_err(|e| Error::os("mlock2", e).with_hint("raise the limit on locked memory: ulimit -l"))?;
+        }
+        Ok(())
+    }
+
+    /// Holds [`OnWrite::Deny`] by `mseal`, where the kernel has it. Without, the range is read-only all the same;
+    /// only deliberate code could lift that.
+    pub(super) fn deny_for_good(&self, range: Range) -> bool {
+        self.on_write == OnWrite::Deny && map::seal(range).is_ok()
+    }
+}
+
+/// One generation of an arena: the frozen content and what is known of it.
+pub struct Image {
+    pub(super) name: Box<str>,
+    pub(super) slot: u16,
+    pub(super) generation: u16,
+    pub(super) range: Range,
+    pub(super) used: usize,
+    /// Nothing but plain old data was ever put in.
+    pub(super) plain: bool,
+    pub(super) marks: Marks,
+    pub(super) for_good: bool,
+    pub(super) collapsed: Collapsed,
+    pub(super) allocations: Table,
+    pub(super) file: OwnedFd,
+    pub(super) origin: Origin,
+}
+
+impl Image {
+    /// The arena's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The image's number: handles of an image that was released are told by it. It counts the images of one
+    /// place in the table of arenas, in this process and all that came from the same one, so a new arena may
+    /// begin above 1.
+    pub fn generation(&self) -> u16 {
+        self.generation
+    }
+
+    /// The addresses, whole pages.
+    pub fn range(&self) -> Range {
+        self.range
+    }
+
+    /// How many pages the image has.
+    pub fn pages(&self) -> PageCount {
+        sys::page_size().pages_for(self.range.len)
+    }
+
+    /// Bytes from the start to the end of the last allocation.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// What a child's write does.
+    pub fn on_write(&self) -> OnWrite {
+        self.marks.on_write
+    }
+
+    /// Is [`OnWrite::Deny`] held by `mseal` (Linux 6.10), so that nothing in any process can lift it?
+    pub fn denied_for_good(&self) -> bool {
+        self.for_good
+    }
+
+    /// Whether huge pages could be put behind it.
+    pub fn collapsed(&self) -> &Collapsed {
+        &self.collapsed
+    }
+
+    /// All allocations by offset, if the arena records sites and was frozen by this process or before it was
+    /// forked; else none.
+    pub fn allocations(&self) -> impl Iterator<Item = Allocation> + '_ {
+        self.allocations.iter()
+    }
+
+    /// The same, to look an address up in. *Raw.*
+    pub(crate) fn table(&self) -> &Table {
+        &self.allocations
+    }
+
+    /// The sealed memfd, which holds the original of every page for good; of an image that was
+    /// [opened in place](super::Frozen::open) its file.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Does the image lie in an ordinary file, as [`super::Frozen::open`] maps it?
+    pub fn is_in_place(&self) -> bool {
+        self.origin != Origin::Sealed
+    }
+
+    /// Does it hold plain old data only, so that it can be [saved](super::Frozen::save)?
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Reads the original of the bytes at an offset from the arena's start, whatever a process has made of its
+    /// copy; returns how many could be read. *Raw.*
+    ///
+    /// # Errors
+    /// The errno of the read.
+    pub(crate) fn read_original(&self, offset: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let begin = match self.origin {
+            Origin::Sealed => 0,
+            Origin::InPlace(begin) => begin,
+        };
+        memfd::read_at(&self.file, buffer, begin + offset as u64)
+    }
+
+    pub(crate) fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// The registry's entry of an image that did not grow in this process.
+    pub(super) fn entry(self) -> Inner {
+        Inner {
+            name: self.name.clone(),
+            slot: self.slot,
+            generation: self.generation,
+            range: self.range,
+            capacity: 0,
+            plain: self.plain,
+            process: registry::process_number(),
+            growing: Mutex::new(super::memory::Growing::never()),
+            frozen: OnceLock::from(Arc::new(self)),
+        }
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({} generation {}, {} pages)", self.name, self.generation, self.pages())
+    }
+}
