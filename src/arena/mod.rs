@@ -27,6 +27,7 @@
 //! - **Zero-sized types** take no memory. **Alignment** may be any power of two that fits.
 //! - **A child** does not get growing arenas: a touch there is a SIGSEGV that names the arena.
 
+mod collapse;
 mod diagnosis;
 mod frozen;
 mod handle;
@@ -35,8 +36,9 @@ pub(crate) mod registry;
 mod site;
 mod space;
 
+pub use collapse::Collapsed;
 pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
-pub use frozen::{Collapsed, FreezeOptions, Frozen, Image, OnWrite};
+pub use frozen::{FreezeOptions, Frozen, Image, OnWrite};
 pub use handle::Handle;
 pub use memory::ArenaRef;
 pub use site::{Allocation, Site};
