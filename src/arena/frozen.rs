@@ -6,16 +6,21 @@
 //! fault is diagnosed and kills, and no reader ever sees a change.
 #![expect(unsafe_code, reason = "mappings are replaced under live references")]
 
+use super::collapse::collapse;
 use super::image::{Marks, Origin};
 use super::site::Recorder;
 use super::{Arena, Collapsed, Handle, HugePages, Image, Inner, registry};
 use crate::error::{Error, Kind, Result};
-use crate::sys::map::{self, Access, Harmless, Range};
+use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+
+/// How often the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
+/// EBUSY; compaction and reclaim take any page for a moment, and longer on a busy machine.
+const SEAL_TRIES: usize = 8;
 
 /// What happens when a child writes into a frozen arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,8 +123,8 @@ impl Arena {
     ///
     /// # Errors
     /// Out of capacity or memory for the root; frozen already; unsupported when huge pages were to be
-    /// collapsed and the kernel cannot; EBUSY when the arena's pages are pinned for I/O or somebody
-    /// maps its file; EPERM or ENOMEM from locking. The arena goes on growing then, for
+    /// collapsed and the kernel cannot; EBUSY when the arena's pages stay pinned for I/O for more than a
+    /// second or somebody maps its file; EPERM or ENOMEM from locking. The arena goes on growing then, for
     /// who still has an [`ArenaRef`](super::ArenaRef).
     #[track_caller]
     pub fn freeze_with<T: 'static>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
@@ -196,8 +201,21 @@ fn make_final(range: Range, rest: Range, file: &OwnedFd, marks: &Marks) -> Resul
         unsafe { map::blank(rest) }.map_err(|e| Error::os("mmap(rest of arena)", e))?;
     }
     marks.put_on(range)?;
-    memfd::seal(file.as_fd(), memfd::SEALS_FINAL).map_err(|e| {
-        if e.errno() == Some(Errno::BUSY.raw_os_error()) {
+    seal(file)
+}
+
+/// Makes the content final.
+fn seal(file: &OwnedFd) -> Result<()> {
+    let is_busy = |e: &Error| e.errno() == Some(Errno::BUSY.raw_os_error());
+    let mut sealed = memfd::seal(file.as_fd(), memfd::SEALS_FINAL);
+    for _ in 1..SEAL_TRIES {
+        if !sealed.as_ref().is_err_and(is_busy) {
+            return sealed;
+        }
+        sealed = memfd::seal(file.as_fd(), memfd::SEALS_FINAL);
+    }
+    sealed.map_err(|e| {
+        if is_busy(&e) {
             e.with_hint("pages of the arena are pinned for I/O, or another process maps its file writable")
         } else {
             e
@@ -213,26 +231,6 @@ fn grow_on(range: Range, file: &OwnedFd) -> Result<()> {
     mapped.map_err(|e| Error::os("mmap(arena)", e))?;
     // SAFETY: a child fences the range before any code of the user runs there.
     unsafe { map::inherit(range, false) }.map_err(|e| Error::os("madvise(MADV_DONTFORK)", e))
-}
-
-fn collapse(range: Range) -> Result<Collapsed> {
-    // Linux 6.1 refuses a mapping that has no page table yet; one page is enough.
-    let first = Range { start: range.start, len: sys::page_size().bytes() };
-    match map::advise(first, Harmless::PopulateRead) {
-        // Before 5.14 there is no such advice, and none to collapse either, which is what shall be said.
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(e) => return Err(Error::os("madvise(MADV_POPULATE_READ)", e)),
-    }
-    match map::advise(range, Harmless::Collapse) {
-        Ok(()) => Ok(Collapsed::Whole),
-        Err(Errno::INVAL) => Err(Error::unsupported(
-            "MADV_COLLAPSE",
-            "6.1",
-            "the kernel refused it for shared memory (no transparent huge pages, or too old)",
-        )
-        .with_hint("freeze with HugePages::Never")),
-        Err(e) => Ok(Collapsed::Partly(Error::os("madvise(MADV_COLLAPSE)", e).to_string())),
-    }
 }
 
 impl<T: 'static> Frozen<T> {

@@ -4,7 +4,7 @@
 //! An image holds facts; only `release` and the freezing change what is mapped.
 
 use super::site::Table;
-use super::{Allocation, HugePages, Inner, OnWrite, registry};
+use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::sys::map::{self, Harmless, Range};
@@ -12,17 +12,6 @@ use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock};
-
-/// Were huge pages put behind the arena when it was frozen?
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Collapsed {
-    /// Nobody asked.
-    NotAsked,
-    /// All of it.
-    Whole,
-    /// Some of it stayed in ordinary pages, for this reason.
-    Partly(String),
-}
 
 /// Where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,7 @@
 //!   [loaded](Frozen::load) or [opened in place](Frozen::open).
 //! - **A child** does not get growing arenas: a touch there is a SIGSEGV that names the arena.
 
+mod collapse;
 mod contained;
 mod defining;
 mod diagnosis;
@@ -46,11 +47,12 @@ mod space;
 mod span;
 mod transfer;
 
+pub use collapse::Collapsed;
 pub use contained::{Contained, Extent};
 pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
 pub use frozen::{FreezeOptions, Frozen, OnWrite};
 pub use handle::Handle;
-pub use image::{Collapsed, Image};
+pub use image::Image;
 pub use images::ImageOptions;
 pub use memory::ArenaRef;
 pub use site::{Allocation, Site};

@@ -1,6 +1,6 @@
 //! Asking a child: censuses, events, epochs, and the report.
 
-use super::child::{Child, KEEPER_SILENCE_MAX};
+use super::child::{Child, Silence};
 use crate::arena::Image;
 use crate::error::{Error, Kind, Result};
 use crate::page::{PageIndex, PageSet};
@@ -10,7 +10,7 @@ use crate::sys::{self, pidfd, process};
 use crate::watch::{self, Event, Evidence, Failure, Pages, Task, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The pages of one frozen arena that a process has copied.
 #[derive(Clone, Debug)]
@@ -112,8 +112,7 @@ impl Child {
         let order = task.order_after(self.evidence.get(Word::Order));
         self.evidence.set(Word::Order, order);
         process::notify(&self.command);
-        let mut progress = self.evidence.get(Word::Progress);
-        let mut since = Instant::now();
+        let mut silence = Silence::begin(self.evidence.get(Word::Progress));
         while self.evidence.get(Word::Done) != order {
             // The keeper's end is an event; its progress is a matter of microseconds, so a short wait
             // for the one doubles as a pause for the other.
@@ -121,10 +120,7 @@ impl Child {
             if over && self.evidence.get(Word::Done) != order {
                 return Err(lost("its keeper has ended; wait() has what it left"));
             }
-            let now = self.evidence.get(Word::Progress);
-            if now != progress {
-                (progress, since) = (now, Instant::now());
-            } else if since.elapsed() > KEEPER_SILENCE_MAX {
+            if silence.is_too_long(self.evidence.get(Word::Progress)) {
                 return Err(lost("its keeper does not answer (stopped?)"));
             }
         }

@@ -10,7 +10,44 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long a keeper may go without any progress before it counts as dead.
-pub(super) const KEEPER_SILENCE_MAX: Duration = Duration::from_secs(10);
+const KEEPER_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// How much of that may pass between two looks at it.
+const LOOK_STEP: Duration = Duration::from_secs(1);
+
+/// How long a keeper that was asked for something has made no progress.
+///
+/// Only time in which this process was looking counts: when the whole machine stood still (a suspended virtual
+/// machine, a frozen group), the keeper could not run either.
+#[derive(Debug)]
+pub(super) struct Silence {
+    progress: u64,
+    looked: Instant,
+    silent: Duration,
+}
+
+impl Silence {
+    /// Begins now, where it has come this far.
+    pub(super) fn begin(progress: u64) -> Self {
+        Self { progress, looked: Instant::now(), silent: Duration::ZERO }
+    }
+
+    /// Looks how far it has come; true when it has been silent for too long.
+    pub(super) fn is_too_long(&mut self, progress: u64) -> bool {
+        self.look(progress, Instant::now())
+    }
+
+    fn look(&mut self, progress: u64, now: Instant) -> bool {
+        let step = now.saturating_duration_since(self.looked).min(LOOK_STEP);
+        self.looked = now;
+        if progress == self.progress {
+            self.silent += step;
+        } else {
+            (self.progress, self.silent) = (progress, Duration::ZERO);
+        }
+        self.silent >= KEEPER_SILENCE_MAX
+    }
+}
 
 /// How a child ended, and what it copied.
 #[derive(Clone, Debug)]
@@ -63,9 +100,8 @@ pub struct Child {
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) pidfd: OwnedFd,
-    /// Its progress when it was looked at last, and since when it has been that.
-    progress: u64,
-    since: Instant,
+    /// Since the child's end was seen: only then is there something to wait for.
+    silence: Option<Silence>,
 }
 
 impl Child {
@@ -101,8 +137,7 @@ impl Child {
         // is its signal, and then ESRCH or a stranger's id comes of it, which waiting will not take for a child.
         match pidfd::open(tid) {
             Ok(pidfd) => {
-                let progress = self.evidence.get(Word::Progress);
-                self.keeper = Some(Keeper { pidfd, progress, since: Instant::now() });
+                self.keeper = Some(Keeper { pidfd, silence: None });
                 Ok(())
             }
             Err(Errno::SRCH) => Ok(()),
@@ -191,14 +226,12 @@ impl Child {
     /// Waits for the keeper's last census; false when the time is over before. A keeper that is dead, or silent
     /// for long, is a loss that the report counts.
     fn reap_keeper(&mut self, left: impl Fn() -> Option<Duration>) -> Result<bool> {
-        let progress = |evidence: &Evidence| evidence.get(Word::Progress);
         while let Some(keeper) = &mut self.keeper {
-            let step = left().map_or(KEEPER_SILENCE_MAX, |left| left.min(KEEPER_SILENCE_MAX));
+            let progress = || self.evidence.get(Word::Progress);
+            let silence = keeper.silence.get_or_insert_with(|| Silence::begin(progress()));
+            let step = left().map_or(LOOK_STEP, |left| left.min(LOOK_STEP));
             if !pidfd::wait_end(keeper.pidfd.as_fd(), Some(step))? {
-                let now = progress(&self.evidence);
-                if now != keeper.progress {
-                    (keeper.progress, keeper.since) = (now, Instant::now());
-                } else if keeper.since.elapsed() > KEEPER_SILENCE_MAX {
+                if silence.is_too_long(progress()) {
                     pidfd::signal(&keeper.pidfd, signal::KILL)?;
                     pidfd::wait_end(keeper.pidfd.as_fd(), None)?;
                 }
@@ -250,5 +283,22 @@ impl Drop for Child {
 impl std::fmt::Debug for Evidence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Evidence({})", self.watch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_counts_while_somebody_listens() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut silence = Silence { progress: 7, looked: start, silent: Duration::ZERO };
+        assert!(!(1..10).any(|second| silence.look(7, at(second))));
+        assert!(!silence.look(8, at(10)), "it has come further");
+        assert!(!silence.look(8, at(1000)), "the machine stood still");
+        assert!(!(1001..1009).any(|second| silence.look(8, at(second))));
+        assert!(silence.look(8, at(1009)));
     }
 }

@@ -4,7 +4,7 @@
 //! was: the pages it copied are exactly those written, and perhaps the one it was just about to write.
 
 use crate::apart::claim_within;
-use crate::case::{Outcome, Turns, child_that_waits, passed, soak};
+use crate::case::{Outcome, Turns, child_that_waits, passed, skipped, soak};
 use crate::look::{
     Bytes, SOON, descriptors, ends_soon, frozen_pages, has_children, maps, set, until, usable, wait, write,
 };
@@ -294,6 +294,26 @@ fn a_keeper_that_never_answers_holds_the_wait_up_for_seconds_only() -> Outcome {
     passed()
 }
 
+/// The keeper has nothing to do while the child lives; its silence counts from when there is.
+fn a_child_that_lived_long_may_be_asked_at_once_whether_it_has_ended() -> Outcome {
+    if !soak() {
+        return skipped("takes longer than a keeper may be silent: COWBELL_SOAK=1");
+    }
+    let frozen = frozen_pages("long-lived", 3)?;
+    let (mut child, turns) = child_that_waits(&ForkOptions::new(), |_| write(*frozen, 1))?;
+    let keeper = keeper_of(&child)?;
+    std::thread::sleep(Duration::from_secs(11));
+    pidfd::signal(&keeper, libc::SIGSTOP)?;
+    is_stopped(child.keeper_pid().ok_or("a keeper")?)?;
+    turns.give();
+    ends_soon(child.pidfd(), "the child")?;
+    assert!(child.try_wait()?.is_none(), "the last census is to come");
+    pidfd::signal(&keeper, libc::SIGCONT)?;
+    let exit = wait(&mut child)?;
+    assert_eq!((exit.report.census, copied(&exit.report)), (Census::Last, set([1])));
+    passed()
+}
+
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     let name = "endurance::ten_thousand_forks_leave_no_descriptor_no_mapping_and_no_process";
@@ -306,6 +326,7 @@ pub fn trials() -> Vec<Trial> {
         a_stopped_child_can_be_killed,
         a_stopped_monitor_holds_the_writer_up_until_it_is_continued,
         a_keeper_that_never_answers_holds_the_wait_up_for_seconds_only,
+        a_child_that_lived_long_may_be_asked_at_once_whether_it_has_ended,
     ];
     trials.push(long);
     trials

@@ -15,6 +15,7 @@ use cowbell::watch::Watch;
 use libtest_mimic::Trial;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use std::cell::OnceCell;
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -178,19 +179,19 @@ impl Case {
     }
 }
 
-fn freeze(bytes: usize, huge_pages: HugePages) -> cowbell::Result<(Frozen<Bytes>, PageSet)> {
+fn freeze(bytes: usize, huge_pages: HugePages) -> cowbell::Result<Frozen<Bytes>> {
     let arena = Arena::builder("exactness").capacity(bytes + (1 << 16)).build()?;
     let data: Bytes = arena.alloc_iter((0..bytes).map(|n| AtomicU8::new(n as u8 | 1)))?;
-    let frozen = arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
-    Ok((frozen, PageSet::new()))
+    arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))
 }
 
 fn check(case: &Case, watch: Watch, huge_pages: HugePages) -> Result<(), TestCaseError> {
     let fail = |e: String| TestCaseError::fail(e);
-    let (frozen, _) = freeze(case.bytes, huge_pages).map_err(|e| fail(e.to_string()))?;
-    let result = check_frozen(case, watch, &frozen);
+    let frozen = freeze(case.bytes, huge_pages).map_err(|e| fail(format!("the freeze: {e}")))?;
+    let collapsed = frozen.image().collapsed();
+    let result = check_frozen(case, watch, &frozen).map_err(|e| fail(format!("{e}; huge pages: {collapsed:?}")));
     // SAFETY: the child is gone and the data is used no more.
-    unsafe { frozen.release() }.map_err(|e| fail(e.to_string()))?;
+    unsafe { frozen.release() }.map_err(|e| fail(format!("the release: {e}")))?;
     result
 }
 
@@ -200,31 +201,31 @@ fn check_frozen(case: &Case, watch: Watch, frozen: &Frozen<Bytes>) -> Result<(),
     let expected = case.expected();
     let options = ForkOptions::new().watch(watch);
     let spawned = child_that_waits(&options, |_| case.act(data));
-    let (mut child, turns) = spawned.map_err(|e| fail(e.message().unwrap_or_default().to_owned()))?;
+    let (mut child, turns) = spawned.map_err(|e| fail(format!("the fork: {}", e.message().unwrap_or_default())))?;
 
     let range = frozen.image().range();
-    let living = child.census().map_err(|e| fail(e.to_string()))?;
+    let living = child.census().map_err(|e| fail(format!("the census: {e}")))?;
     prop_assert_eq!(&living[0].copied, &expected, "the census of the living child");
-    let mappings = smaps::mappings(child.pid(), range).map_err(|e| fail(e.to_string()))?;
+    let mappings = smaps::mappings(child.pid(), range).map_err(|e| fail(format!("smaps: {e}")))?;
     let anonymous: u64 = mappings.iter().map(|mapping| mapping.anonymous).sum();
     prop_assert_eq!(anonymous, expected.count().bytes(sys::page_size()), "smaps");
-    let pagemap = Pagemap::open(child.pid()).map_err(|e| fail(e.to_string()))?;
+    let pagemap = Pagemap::open(child.pid()).map_err(|e| fail(format!("pagemap: {e}")))?;
     let mut read = PageSet::new();
     let armed = watch.arms();
     cowbell::watch::read_without_scan(&pagemap, range, armed, |page| {
         read.insert(page);
     })
-    .map_err(|e| fail(e.to_string()))?;
+    .map_err(|e| fail(format!("the page tables: {e}")))?;
     prop_assert_eq!(&read, &expected, "the page tables without PAGEMAP_SCAN");
 
     if case.killed {
-        child.kill(libc::SIGKILL).map_err(|e| fail(e.to_string()))?;
+        child.kill(libc::SIGKILL).map_err(|e| fail(format!("the kill: {e}")))?;
     } else {
         turns.give();
     }
-    let exit = child.wait().map_err(|e| fail(e.to_string()))?;
+    let exit = child.wait().map_err(|e| fail(format!("the wait: {e}")))?;
     let ended = if case.killed { Ended::Signaled(libc::SIGKILL) } else { Ended::Exited(0) };
-    prop_assert_eq!(exit.ended, ended);
+    prop_assert_eq!(exit.ended, ended, "{:?}", exit.panic);
     let arena = &exit.report.arenas[0];
     prop_assert_eq!(exit.report.census, cowbell::report::Census::Last);
     prop_assert_eq!(arena.copied_set(), expected.clone(), "the last census");
@@ -262,9 +263,20 @@ fn property(watch: Watch, huge_pages: HugePages) -> Outcome {
     let cases = std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let bytes_max = if huge_pages == HugePages::Collapse { 7 << 20 } else { 3 << 20 };
+    // What fails once may pass when it is made smaller: the first failure is the one to be explained.
+    let first = OnceCell::new();
     runner
-        .run(&case(kernel_writes, bytes_max), |case| check(&case, watch, huge_pages))
-        .map_err(|e| format!("{watch}, {huge_pages:?}: {e}"))?;
+        .run(&case(kernel_writes, bytes_max), |case| {
+            check(&case, watch, huge_pages).inspect_err(|e| {
+                first.get_or_init(|| {
+                    let text = format!("{watch}, {huge_pages:?}: {e}\n{case:?}");
+                    // At once, should a time limit end the search for a smaller one.
+                    eprintln!("{text}");
+                    text
+                });
+            })
+        })
+        .map_err(|e| format!("first: {}\nsmallest: {e}", first.get().map_or("", String::as_str)))?;
     passed()
 }
 

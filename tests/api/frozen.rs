@@ -1,15 +1,17 @@
 //! Frozen arenas: sealed, private, marked as asked; and handles into them.
 #![expect(unsafe_code, reason = "arenas are released, handles are forged")]
 
+use crate::arena::place_of;
 use crate::case::{Outcome, child_that_waits, passed, skipped};
 use crate::look::{Bytes, first_byte, frozen_pages, frozen_pages_with, original, wait, write};
 use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, Handle, HugePages};
 use cowbell::fork::{self, ForkOptions};
+use cowbell::support::{Feature, Support, Verdict};
 use cowbell::sys::smaps::{self, Mapping};
 use cowbell::sys::{self, Errno, process};
 use libtest_mimic::{Failed, Trial};
 use rustix::fs::{FallocateFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -108,6 +110,23 @@ fn collapsed_pages_are_mapped_by_huge_entries_and_copies_stay_small() -> Outcome
     assert_eq!(there.anonymous, sys::page_size().bytes() as u64);
     turns.give();
     assert_eq!(wait(&mut child)?.report.copied_pages().0, 1);
+    passed()
+}
+
+/// The kernel says EINVAL where one range cannot be collapsed, as it does where none can.
+fn a_range_that_does_not_collapse_stays_in_ordinary_pages_and_the_image_says_why() -> Outcome {
+    if Support::get().verdict(Feature::Collapse) != &Verdict::Works {
+        return skipped("MADV_COLLAPSE does not work here, or not now");
+    }
+    let arena = Arena::builder("kept small").capacity(8 << 20).build()?;
+    let value = arena.alloc(7u64)?;
+    let range = place_of("kept small").ok_or("its mapping")?;
+    // SAFETY: the advice changes no content.
+    unsafe { madvise(std::ptr::with_exposed_provenance_mut(range.start), range.len, Advice::LinuxNoHugepage) }?;
+    let frozen = arena.freeze_with(&*value, FreezeOptions::new().huge_pages(HugePages::Collapse))?;
+    let collapsed = frozen.image().collapsed();
+    assert!(matches!(collapsed, Collapsed::Partly(why) if why.contains("MADV_COLLAPSE")), "{collapsed:?}");
+    assert_eq!(**frozen, 7);
     passed()
 }
 
@@ -279,6 +298,7 @@ pub fn trials() -> Vec<Trial> {
         an_arena_is_left_out_of_core_dumps_when_asked,
         pages_are_locked_when_asked_and_allowed,
         collapsed_pages_are_mapped_by_huge_entries_and_copies_stay_small,
+        a_range_that_does_not_collapse_stays_in_ordinary_pages_and_the_image_says_why,
         nothing_is_allocated_from_a_frozen_arena,
         the_original_is_intact_after_children_wrote_everywhere,
         a_handle_is_16_bytes_and_means_the_same_object_in_every_child,

@@ -1,17 +1,20 @@
 //! Limits met while an arena is built: each is an error that says so, and no signal.
 #![expect(unsafe_code, reason = "mappings are made by hand, rights given up")]
 
-use crate::apart::apart;
+use crate::apart::{Process, apart};
 use crate::arena::place_of;
 use crate::case::{Outcome, passed, skipped};
-use crate::look::{descriptors, maps};
+use crate::look::{SOON, descriptors, maps};
 use cowbell::arena::{Arena, ArenaRef, FreezeOptions, Vec};
 use cowbell::sys::map::{self, Access};
+use cowbell::sys::{page_size, pidfd::Ended};
 use libtest_mimic::{Failed, Trial};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 fn limit(resource: Resource, current: u64) -> Result<(), Failed> {
     Ok(setrlimit(resource, Rlimit { current: Some(current), ..getrlimit(resource) })?)
@@ -75,15 +78,41 @@ fn no_descriptor_left_is_an_error() -> Outcome {
     passed()
 }
 
+/// The file of the arena of that name, opened anew.
+fn file_of(name: &str) -> Result<fs::File, Failed> {
+    let name = format!("cowbell:{name}");
+    let open = fs::read_dir("/proc/self/fd")?.filter_map(Result::ok).map(|entry| entry.path());
+    let mut named = open.filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains(&name)));
+    Ok(fs::File::options().read(true).write(true).open(named.next().ok_or("the arena's file")?)?)
+}
+
+/// Compaction and reclaim take pages into their hands when they like. A pipe that pages were spliced into holds them
+/// the same way, and for as long as a test wants.
+fn a_freeze_waits_for_who_holds_a_page_for_a_moment() -> Outcome {
+    /// More than the kernel waits by itself.
+    const A_MOMENT: Duration = Duration::from_millis(400);
+    let arena = Arena::builder("held").capacity(16 << 20).build()?;
+    let list = arena.alloc_slice(&[7u64; 1000])?;
+    let page = page_size().bytes();
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC)?;
+    assert_eq!(splice(&file_of("held")?, None, &to, None, page, SpliceFlags::empty())?, page);
+    // Nothing tells when the kernel has begun to wait, so it is time that passes.
+    let holder = Process::start(|| {
+        std::thread::sleep(A_MOMENT);
+        i32::from(rustix::io::read(&from, &mut vec![0; page]) != Ok(page))
+    });
+    let frozen = arena.freeze(&*list)?;
+    assert!(frozen.iter().all(|&n| n == 7));
+    assert_eq!(holder.end_within(SOON), Some(Ended::Exited(0)));
+    passed()
+}
+
 /// A freeze fails when somebody else maps the arena's file writable.
 fn a_freeze_that_fails_leaves_an_arena_that_goes_on_growing() -> Outcome {
     let arena = Arena::builder("busy").capacity(16 << 20).build()?;
     let handle: ArenaRef = *arena;
     let list = handle.alloc_slice(&[7u64; 1000])?;
-    let file = fs::read_dir("/proc/self/fd")?.filter_map(Result::ok).map(|entry| entry.path());
-    let mut named =
-        file.filter(|path| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().contains("cowbell:busy")));
-    let file = fs::File::options().read(true).write(true).open(named.next().ok_or("the arena's file")?)?;
+    let file = file_of("busy")?;
     let other = map::anonymous(4096)?;
     // SAFETY: the range is fresh memory of ours.
     unsafe { map::map_shared_at(other, Access::ReadWrite, file.as_fd(), 0) }?;
@@ -192,6 +221,7 @@ pub fn trials() -> std::vec::Vec<Trial> {
         a_limit_on_file_size_is_an_error_and_no_sigxfsz,
         too_many_arenas_are_an_error_that_leaves_no_mapping,
         no_descriptor_left_is_an_error,
+        a_freeze_waits_for_who_holds_a_page_for_a_moment,
         a_freeze_that_fails_leaves_an_arena_that_goes_on_growing,
         a_lock_that_is_refused_leaves_an_arena_that_goes_on_growing,
         a_memory_limit_met_in_the_middle_is_an_error_and_no_sigkill,

@@ -41,6 +41,10 @@ pub const CLAIMS: &[Claim] = &[
         "`MADV_COLLAPSE` of a range whose pages were all copied privately is EINVAL."
     )
     .needs(&[Need::Scan]),
+    claim!(
+        collapse_refuses_a_range_kept_from_huge_pages,
+        "`MADV_COLLAPSE` of a range under `MADV_NOHUGEPAGE` is EINVAL, as on a kernel that does not know it, while it works elsewhere in the same file."
+    ),
 ];
 
 const HUGE_PAGES: usize = 2;
@@ -71,7 +75,7 @@ fn collapsed() -> Result<Memory, Skip> {
     match map::advise(memory.range, Harmless::Collapse) {
         Ok(()) => Ok(memory),
         // EINVAL would be an answer about the mapping, and wrong.
-        Err(e @ (Errno::NOMEM | Errno::AGAIN)) => Err(Skip(format!("no free huge page: {e}"))),
+        Err(e @ (Errno::NOMEM | Errno::AGAIN | Errno::BUSY)) => Err(Skip(format!("no free huge page: {e}"))),
         Err(e) => panic!("MADV_COLLAPSE: {e}"),
     }
 }
@@ -164,4 +168,17 @@ fn collapse_refuses_copies() -> Verdict {
     assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL));
     assert_eq!(evidence::anonymous_pages(&memory), memory.pages() as u64);
     Ok(())
+}
+
+fn collapse_refuses_a_range_kept_from_huge_pages() -> Verdict {
+    let memory = marked(Kind::PrivateMemfd)?;
+    let half = memory.pages() / 2;
+    let (first, second) = (memory.span(0, half), memory.span(half, half));
+    memory.advise(second, libc::MADV_NOHUGEPAGE).expect("MADV_NOHUGEPAGE");
+    assert_eq!(map::advise(second, Harmless::Collapse), Err(Errno::INVAL));
+    match map::advise(first, Harmless::Collapse) {
+        Ok(()) => Ok(()),
+        Err(e @ (Errno::NOMEM | Errno::AGAIN | Errno::BUSY)) => Err(Skip(format!("no free huge page: {e}"))),
+        Err(e) => panic!("MADV_COLLAPSE elsewhere: {e}"),
+    }
 }

@@ -11,13 +11,19 @@ use cowbell::sys::memfd::{SEALS_FINAL, seal, set_len};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::{Errno, page_size};
 use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Resource, Rlimit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
         write_seal_is_busy_while_a_shared_map_of_a_writable_descriptor_lives,
         "`F_SEAL_WRITE` is EBUSY while any `MAP_SHARED` mapping of a writable descriptor lives, even a `PROT_READ` one."
+    ),
+    claim!(
+        write_seal_waits_for_held_pages_and_is_busy_then,
+        "While somebody holds a page of the file (a pipe it was spliced into; compaction and reclaim do so, too) `F_SEAL_WRITE` waits, more than 100 ms, and is EBUSY then; once the page is let go it is accepted."
     ),
     claim!(
         final_seals_stop_every_writer,
@@ -73,6 +79,20 @@ fn write_seal_is_busy_while_a_shared_map_of_a_writable_descriptor_lives() -> Ver
     let private = Memory::marked(Kind::PrivateMemfd, 4)?;
     private.store(0, 7);
     assert_eq!(seal_errno(private.file(), SealFlags::WRITE), None, "mapped privately");
+    Ok(())
+}
+
+fn write_seal_waits_for_held_pages_and_is_busy_then() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    let page = memory.page.bytes();
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC).expect("pipe2");
+    let spliced = splice(memory.file(), Some(&mut 0), &to, None, page, SpliceFlags::empty());
+    assert_eq!(spliced, Ok(page), "splice");
+    let begun = Instant::now();
+    assert_eq!(seal_errno(memory.file(), SealFlags::WRITE), Some(libc::EBUSY), "held");
+    assert!(begun.elapsed() > Duration::from_millis(100), "it waited: {:?}", begun.elapsed());
+    assert_eq!(rustix::io::read(&from, &mut vec![0; page]), Ok(page));
+    assert_eq!(seal_errno(memory.file(), SealFlags::WRITE), None, "let go");
     Ok(())
 }
 
