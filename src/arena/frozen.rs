@@ -11,7 +11,7 @@ use super::{Allocation, Arena, ArenaRef, Handle, HugePages, Inner, registry};
 use crate::error::{Error, Kind, Result};
 use crate::page::PageCount;
 use crate::sys::map::{self, Access, Harmless, Range};
-use crate::sys::{self, Errno, memfd};
+use crate::sys::{self, Errno, memfd, random};
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -95,6 +95,7 @@ pub struct Image {
     name: Box<str>,
     slot: u16,
     generation: u16,
+    stamp: u64,
     range: Range,
     used: usize,
     on_write: OnWrite,
@@ -164,6 +165,12 @@ impl Image {
     pub(crate) fn slot(&self) -> u16 {
         self.slot
     }
+
+    /// A number that no other image has, in any process of a line of forks: slot and generation may come twice
+    /// there, once two processes have each frozen an arena of their own.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp
+    }
 }
 
 impl fmt::Debug for Image {
@@ -224,6 +231,7 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
     let unit = if huge_pages == HugePages::Collapse { map::huge_page_size().unwrap_or(page) } else { page };
     let range = Range { start: inner.range.start, len: used.max(1).next_multiple_of(unit) };
     growing.commit(range.len)?;
+    let stamp = random::bits().map_err(|e| Error::os("getrandom", e))?;
     let allocations = growing.recorder.as_ref().map(Recorder::table).transpose()?.unwrap_or_default();
     let collapsed = if huge_pages == HugePages::Collapse { collapse(range)? } else { Collapsed::NotAsked };
 
@@ -248,6 +256,7 @@ fn freeze(handle: ArenaRef, huge_pages: HugePages, options: &FreezeOptions) -> R
         name: handle.name().into(),
         slot: inner.slot,
         generation: inner.generation,
+        stamp,
         range,
         used,
         on_write: options.on_write,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::sys::map::{self, Range};
 use crate::sys::{Errno, process};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 /// How many arenas can be alive at once.
 const SLOTS: usize = 1024;
@@ -24,6 +24,8 @@ struct Slot {
     /// The frozen image's addresses; no length while there is none.
     start: AtomicUsize,
     len: AtomicUsize,
+    /// The frozen image's stamp, the same in every process that has the image.
+    stamp: AtomicU64,
 }
 
 static TABLE: [Slot; SLOTS] = [const {
@@ -32,6 +34,7 @@ static TABLE: [Slot; SLOTS] = [const {
         generation: AtomicU16::new(1),
         start: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
+        stamp: AtomicU64::new(0),
     }
 }; SLOTS];
 
@@ -100,6 +103,7 @@ pub(super) fn enter(make: impl FnOnce(u16, u16) -> Inner) -> Result<&'static Inn
 /// Makes a frozen image known to handles.
 pub(super) fn frozen(image: &Image) {
     let slot = &TABLE[usize::from(image.slot())];
+    slot.stamp.store(image.stamp(), Ordering::Release);
     slot.start.store(image.range().start, Ordering::Release);
     slot.len.store(image.range().len, Ordering::Release);
 }
@@ -131,6 +135,25 @@ pub(super) fn image_at(slot: u16, generation: u16) -> Option<Range> {
     let range = Range { start: slot.start.load(Ordering::Acquire), len: slot.len.load(Ordering::Acquire) };
     // Looked at again, so that the two numbers are of one image.
     (range.len > 0 && same()).then_some(range)
+}
+
+/// The stamp of the image in a slot, if there is one of this generation. *Raw.*
+#[cfg(feature = "pool")]
+pub(super) fn stamp_at(slot: u16, generation: u16) -> Option<u64> {
+    let stamp = TABLE.get(usize::from(slot))?.stamp.load(Ordering::Acquire);
+    // Looked at after the stamp, so that it is this image's.
+    image_at(slot, generation).map(|_| stamp)
+}
+
+/// Where this process has the image of a stamp: slot and generation. Another process may have it in another
+/// slot. *Raw.*
+#[cfg(feature = "pool")]
+pub(super) fn find(stamp: u64) -> Option<(u16, u16)> {
+    let used = TABLE.get(..USED.load(Ordering::Acquire)).unwrap_or_default();
+    used.iter().enumerate().find_map(|(at, slot)| {
+        let generation = slot.generation.load(Ordering::Acquire);
+        (stamp_at(at as u16, generation)? == stamp).then_some((at as u16, generation))
+    })
 }
 
 /// Looks at all arenas. *Raw*, if `look` is; `look` must not release one.

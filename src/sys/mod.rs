@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod ptrace;
+pub mod random;
 pub mod registers;
 pub mod remote;
 pub mod signal;
