@@ -20,6 +20,7 @@ mod frozen;
 mod inherit;
 mod limits;
 mod look;
+mod reshare;
 mod watching;
 
 use libtest_mimic::Arguments;
@@ -37,6 +38,7 @@ fn main() {
         faults::trials(),
         fork::trials(),
         inherit::trials(),
+        reshare::trials(),
         watching::trials(),
         blind::trials(),
         endurance::trials(),
