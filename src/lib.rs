@@ -37,6 +37,7 @@
 //! sys                      the only door to the kernel; not covered by the version promise
 //! page, error              types that everything uses
 //! support                  what this kernel and this user can do
+//! wire                     how jobs and results are encoded
 //! arena                    owns addresses: growing, frozen, handles
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, trap, monitor
@@ -51,6 +52,8 @@ pub mod report;
 pub mod support;
 pub mod sys;
 pub mod watch;
+#[cfg(feature = "pool")]
+pub mod wire;
 
 pub use error::{Error, Result};
 

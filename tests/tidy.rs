@@ -13,7 +13,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // `Errno` is the one type of the kernel's that an error carries.
     ("error", &["sys", "page"]),
     ("sys", &["page", "error"]),
-    ("arena", &["sys", "page", "error"]),
+    // Handles say how they travel.
+    ("arena", &["wire", "sys", "page", "error"]),
+    ("wire", &["error"]),
     ("support", &["sys", "error", "watch", "page"]),
     ("watch", &["arena", "sys", "page", "error"]),
     // Types only: what arenas and watches found.

@@ -2,7 +2,9 @@
 //!
 //! # Safety
 //! A handle is made from a `&'static T` and resolved to one again. In between, the arena may only go
-//! away by `release`, which is unsafe; every other mistake is caught by the checks.
+//! away by `release`, which is unsafe; every other mistake is caught by the checks. A handle that travelled in
+//! a pool's job or result is made again from words that `Serialize` put there, never from the bytes; slot
+//! and generation are no other image's in any process of a line of forks (see the registry).
 #![expect(unsafe_code, reason = "an offset becomes a reference again")]
 
 use super::{Image, registry};
@@ -70,6 +72,47 @@ impl<T: 'static> Handle<T> {
     }
 }
 
+/// A handle travels beside the bytes of a job or result (see [`crate::wire`]) and is a number in them.
+#[cfg(feature = "pool")]
+mod travel {
+    use super::{Handle, PhantomData, registry, tag};
+    use crate::wire::{self, Passenger};
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    const ONLY_IN_A_POOL: &str = "a handle travels only in the jobs and results of a pool";
+
+    /// Only inside of a pool's jobs and results; everywhere else it is an error.
+    impl<T: 'static> Serialize for Handle<T> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let refused = |why| S::Error::custom(wire::refuse(why));
+            registry::image_at(self.slot, self.generation).ok_or_else(|| refused("a handle's arena was released"))?;
+            let number = u64::from(self.slot) | u64::from(self.generation) << 16;
+            let passenger = Passenger { kind: wire::kind_of::<Self>(), words: [self.offset, number] };
+            let number = wire::embark(passenger).ok_or_else(|| refused(ONLY_IN_A_POOL))?;
+            serializer.serialize_u32(number)
+        }
+    }
+
+    /// As for [`Serialize`]. Slot and generation are no other image's in any process of a line of forks.
+    impl<'de, T: 'static> Deserialize<'de> for Handle<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let refused = |why| D::Error::custom(wire::refuse(why));
+            let number = u32::deserialize(deserializer)?;
+            let passenger = wire::disembark(number).ok_or_else(|| refused(ONLY_IN_A_POOL))?;
+            if passenger.kind != wire::kind_of::<Self>() {
+                return Err(refused("what travelled is not a handle of this type"));
+            }
+            let [offset, number] = passenger.words;
+            let (slot, generation) = (number as u16, (number >> 16) as u16);
+            registry::image_at(slot, generation).ok_or_else(|| refused("a handle's arena is not in this process"))?;
+            // As good as the one that embarked: nobody but `serialize` makes a passenger of this kind.
+            Ok(Self { offset, slot, generation, tag: tag::<T>(), object: PhantomData })
+        }
+    }
+}
+
 fn refuse(why: &'static str) -> Error {
     Error::new(Kind::Handle(why))
 }
@@ -99,5 +142,83 @@ impl<T: 'static> Eq for Handle<T> {}
 impl<T: 'static> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Handle({}.{}+{:#x})", self.slot, self.generation, self.offset)
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "pool")]
+mod tests {
+    use super::Handle;
+    use crate::arena::{Arena, Frozen};
+    use crate::wire::{decode, encode};
+    use serde::{Deserialize, Serialize};
+    use std::collections::HashMap;
+
+    fn frozen(name: &str) -> Frozen<[u64; 100]> {
+        let arena = Arena::builder(name).capacity(1 << 20).build().expect("an arena");
+        arena.freeze(std::array::from_fn(|at| at as u64)).expect("frozen")
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Job {
+        source: Handle<u64>,
+        maybe: Option<Handle<u64>>,
+        nothing: Handle<()>,
+        by_name: HashMap<String, Handle<u64>>,
+    }
+
+    #[test]
+    fn handles_travel_beside_the_bytes() {
+        let (one, other) = (frozen("one"), frozen("other"));
+        let handle = |from: &Frozen<[u64; 100]>, at: usize| from.handle(&from.root()[at]).expect("it lies there");
+        let job = Job {
+            source: handle(&one, 7),
+            maybe: Some(handle(&other, 8)),
+            nothing: one.handle(&()).expect("no place is any place"),
+            by_name: (0..50).map(|at| (at.to_string(), handle(&one, at))).collect(),
+        };
+        let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
+        encode(&job, &mut bytes, &mut passengers).expect("handles travel");
+        let back: Job = decode(&bytes, &passengers).expect("and come back");
+        assert_eq!(back, job);
+        assert_eq!(back.maybe.map(|handle| *handle.get().expect("it is there")), Some(8));
+        assert!(back.by_name.iter().all(|(name, handle)| *name == handle.get().expect("there").to_string()));
+    }
+
+    #[test]
+    fn a_forged_number_reaches_nothing_else() {
+        let one = frozen("forged");
+        let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
+        let number = one.handle(&one.root()[3]).expect("there");
+        let whole = one.handle(one.root()).expect("there");
+        encode(&(number, whole), &mut bytes, &mut passengers).expect("handles travel");
+        assert_eq!(bytes, [0, 1]);
+        let error = decode::<Handle<u64>>(&[1], &passengers).expect_err("it is the array's");
+        assert!(error.is_invalid() && error.to_string().contains("not a handle of this type"), "{error}");
+        let error = decode::<Handle<u64>>(&[2], &passengers).expect_err("there is none");
+        assert!(error.to_string().contains("pool"), "{error}");
+        assert_eq!(decode::<(Handle<u64>, Handle<u64>)>(&[0, 0], &passengers).expect("twice the same").1, number);
+    }
+
+    #[test]
+    fn an_image_that_is_not_here_is_refused() {
+        let one = frozen("elsewhere");
+        let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
+        let handle = one.handle(&one.root()[3]).expect("there");
+        encode(&handle, &mut bytes, &mut passengers).expect("handles travel");
+        // As a worker's own arena would be, that it froze after the fork into the same slot: of another generation.
+        passengers[0].words[1] += 1 << 16;
+        let error = decode::<Handle<u64>>(&bytes, &passengers).expect_err("no such image");
+        assert!(error.to_string().contains("not in this process"), "{error}");
+    }
+
+    #[test]
+    fn outside_of_a_pool_a_handle_stays() {
+        let one = frozen("stays");
+        let handle = one.handle(&one.root()[3]).expect("there");
+        postcard::to_allocvec(&handle).expect_err("no table");
+        let number = serde::de::value::U32Deserializer::<serde::de::value::Error>::new(0);
+        let error = Handle::<u64>::deserialize(number).expect_err("no table");
+        assert_eq!(error.to_string(), "a handle travels only in the jobs and results of a pool");
     }
 }

@@ -3,7 +3,7 @@
 use super::child::{Child, Silence};
 use crate::arena::Image;
 use crate::error::{Error, Kind, Result};
-use crate::page::{PageIndex, PageSet};
+use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, pidfd, process};
@@ -177,6 +177,7 @@ impl Child {
             census,
             trap_lost: evidence.get(Word::TrapLost) == 1,
             events_lost: self.events_lost(),
+            reshared_pages: PageCount(evidence.get(Word::Reshared)),
             page_size: sys::page_size(),
             executable: process::executable(),
         };

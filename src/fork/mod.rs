@@ -15,11 +15,13 @@ mod ask;
 mod child;
 mod enter;
 mod panics;
+mod reshare;
 
 pub use crate::sys::pidfd::Ended;
 pub use ask::{ArenaCensus, ArenaEpoch};
 pub use child::{Child, Exit};
 pub use enter::{Context, IntoExitCode};
+pub use reshare::{Reshared, copied_now, page_faults};
 
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};

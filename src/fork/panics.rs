@@ -1,10 +1,11 @@
 //! What a child tells its parent when it fails: a panic's message and place, a refused write.
 
 use crate::arena;
+use crate::sys::process;
 use crate::watch::Evidence;
 use std::fmt::Write;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// How much of a panic's message is kept, so that its place has room behind it.
@@ -13,8 +14,12 @@ const MESSAGE_BYTES_MAX: usize = 1536;
 /// The region of the child this process is; null in a process nobody spawned.
 static MINE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());
 
+/// The process that it is the region of: a child may be forked by others, too.
+static PID: AtomicI32 = AtomicI32::new(0);
+
 /// Says which child this process is.
 pub(super) fn this_is(evidence: &'static Evidence) {
+    PID.store(process::pid(), Ordering::Release);
     MINE.store(std::ptr::from_ref(evidence).cast_mut(), Ordering::Release);
 }
 
@@ -23,6 +28,11 @@ pub(super) fn this_is(evidence: &'static Evidence) {
 pub(super) fn mine() -> Option<&'static Evidence> {
     // SAFETY: `this_is` stored a reference that lives as long as this process.
     unsafe { MINE.load(Ordering::Acquire).as_ref() }
+}
+
+/// The same; none in a process that a child forked by other means than ours.
+pub(super) fn own() -> Option<&'static Evidence> {
+    mine().filter(|_| PID.load(Ordering::Acquire) == process::pid())
 }
 
 /// Puts our panic hook before the one that is there, and listens to refused writes, once. Both do

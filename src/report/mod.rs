@@ -64,6 +64,10 @@ pub struct Report {
     pub events_lost: u64,
     /// The program closed the trap's descriptor: from then on nothing was observed.
     pub trap_lost: bool,
+    /// How many times a copied page was given back ([`crate::fork::Reshared`]): such a page is not in `copied`, unless it was copied
+    /// again.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub reshared_pages: PageCount,
     /// Where the program's executable lies: an instruction in it minus `start` is what `addr2line` takes.
     pub executable: Executable,
 }
@@ -153,6 +157,7 @@ pub(crate) struct Facts {
     pub(crate) census: Census,
     pub(crate) trap_lost: bool,
     pub(crate) events_lost: u64,
+    pub(crate) reshared_pages: PageCount,
     pub(crate) page_size: PageSize,
     pub(crate) executable: Range,
 }
@@ -186,6 +191,7 @@ impl Report {
             events: events.iter().map(describe).collect(),
             events_lost: facts.events_lost,
             trap_lost: facts.trap_lost,
+            reshared_pages: facts.reshared_pages,
             executable: Executable { start: facts.executable.start as u64, len: facts.executable.len as u64 },
         }
     }

@@ -132,6 +132,13 @@ impl Report {
                 "  LOST: the last census, so how much was copied is not known: the keeper was killed, or the kernel refused"
             )?,
         }
+        if self.reshared_pages.0 > 0 {
+            writeln!(
+                f,
+                "  note: {} copies were given back, being the same as the original again",
+                self.reshared_pages
+            )?;
+        }
         if self.events_lost > 0 {
             writeln!(f, "  LOST: {} events; their pages are counted all the same", self.events_lost)?;
         }
@@ -187,7 +194,7 @@ fn runs(runs: &[PageSpan]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Executable;
+    use super::super::{Executable, PageCount};
     use super::*;
 
     #[test]
@@ -209,6 +216,7 @@ mod tests {
                 events,
                 events_lost,
                 trap_lost,
+                reshared_pages: PageCount(0),
                 executable,
             }
             .to_string()

@@ -27,6 +27,7 @@ pub mod signal;
 pub mod smaps;
 pub mod tracing;
 pub mod uffd;
+pub mod usage;
 
 use crate::page::PageSize;
 

@@ -67,6 +67,8 @@ pub(crate) enum Word {
     BegunNumber,
     /// Process ids.
     ChildPid,
+    /// How many times a page was given back.
+    Reshared,
 }
 
 /// How a copied page differs from the original.
@@ -270,6 +272,13 @@ impl Evidence {
         let bit = 1 << (page.0 % 64);
         let word = self.bitmap_to_write(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
+    }
+
+    /// Clears a page's bit.
+    pub(super) fn unmark(&self, image: usize, which: Pages, page: PageIndex) {
+        if let Some(word) = self.bitmap(image, which).get((page.0 / 64) as usize) {
+            word.fetch_and(!(1 << (page.0 % 64)), Ordering::AcqRel);
+        }
     }
 
     /// Is a page's bit set?

@@ -22,6 +22,7 @@ mod arm;
 pub(crate) mod census;
 mod evidence;
 mod keeper;
+mod reshare;
 mod ring;
 mod trap;
 
@@ -29,6 +30,7 @@ pub(crate) use arm::{At, Failure, Step, begin};
 pub use evidence::{Changed, DeniedWrite, Event, PanicMessage};
 pub(crate) use evidence::{Evidence, Pages, Word};
 pub(crate) use keeper::Task;
+pub(crate) use reshare::{copied_now, give_back};
 
 /// How a child's copies are observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -176,6 +176,33 @@ fn an_image_is_opened_in_place_and_forked_over() -> Outcome {
     passed()
 }
 
+/// The originals are the data's, and not what stands at the same place of the file: zeroes, behind the header.
+fn copies_of_an_image_in_place_are_given_back_when_they_are_its_data_again() -> Outcome {
+    let folder = Folder::new()?;
+    let page = sys::page_size().bytes();
+    let arena = plain("given back")?;
+    let span = arena.alloc_span(&vec![0xffu8; 4 * page])?;
+    arena.freeze(span)?.save(folder.image())?;
+    let opened = open::<Span<u8>>(folder.image())?;
+    let start = opened.image().range().start + page;
+    let mut worker = fork::spawn(&ForkOptions::new(), |_| {
+        let fill = |byte: u8| {
+            let place = std::ptr::with_exposed_provenance_mut::<u8>(start);
+            // SAFETY: a page of this process's own copy, to which there is no reference.
+            unsafe { place.write_bytes(byte, page) };
+        };
+        for (byte, reshared) in [(0, 0), (0xff, 1)] {
+            fill(byte);
+            let counts = opened.reshare().expect("one thread");
+            assert_eq!((counts.looked_at.0, counts.reshared.0), (1, reshared), "{byte}");
+        }
+        assert!(opened.slice(*opened).expect("whole").iter().all(|&byte| byte == 0xff));
+    })?;
+    let exit = wait(&mut worker)?;
+    assert!(exit.success(), "{:?}", exit.panic);
+    passed()
+}
+
 fn what_cannot_be_done_in_place_is_an_error_that_says_so() -> Outcome {
     let folder = Folder::new()?;
     graph("in place")?.save(folder.image())?;
@@ -566,6 +593,7 @@ pub fn trials() -> Vec<Trial> {
     claims![
         an_image_is_loaded_as_it_was_saved,
         an_image_is_opened_in_place_and_forked_over,
+        copies_of_an_image_in_place_are_given_back_when_they_are_its_data_again,
         what_cannot_be_done_in_place_is_an_error_that_says_so,
         an_image_that_is_there_is_replaced_only_when_asked,
         a_save_that_fails_leaves_nothing_behind,

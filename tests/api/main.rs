@@ -21,6 +21,7 @@ mod images;
 mod inherit;
 mod limits;
 mod look;
+mod reshare;
 mod transfer;
 mod watching;
 
@@ -41,6 +42,7 @@ fn main() {
         faults::trials(),
         fork::trials(),
         inherit::trials(),
+        reshare::trials(),
         watching::trials(),
         blind::trials(),
         endurance::trials(),

@@ -4,8 +4,9 @@ use crate::child::{self, Gate};
 use crate::claim::{ADMIN, Claim, Need, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory, mark};
+use crate::writers::kernel_write;
 use cowbell::sys::pagemap::{Categories, Entry};
-use cowbell::sys::{map, process};
+use cowbell::sys::{map, process, usage};
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
@@ -40,6 +41,15 @@ pub const CLAIMS: &[Claim] = &[
         dontneed_works_on_a_readonly_map,
         "`MADV_DONTNEED` drops copies also where the mapping has been made read-only since."
     ),
+    claim!(
+        dontneed_is_refused_on_locked_pages,
+        "`MADV_DONTNEED` over locked pages is EINVAL and drops nothing; after `munlock` it works."
+    ),
+    claim!(
+        copies_take_a_fault_each,
+        "A child's `getrusage` counts its faults from the fork; each page it copies, by a store or by a system call of its own, adds one at least."
+    )
+    .needs(&[Need::Scan]),
     claim!(
         free_is_refused_on_a_private_memfd,
         "`MADV_FREE` on a private memfd mapping is EINVAL; on anonymous memory it is accepted."
@@ -190,6 +200,50 @@ fn dontneed_works_on_a_readonly_map() -> Verdict {
     assert_eq!((memory.load(1), evidence::anonymous_pages(&memory)), (255, 1));
     memory.drop_pages(memory.range);
     assert_eq!((memory.load(1), evidence::anonymous_pages(&memory)), (mark(1), 0));
+    Ok(())
+}
+
+fn dontneed_is_refused_on_locked_pages() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    memory.store(0, 200);
+    memory.store(1, 200);
+    if let Err(e) = map::lock(memory.at(1)) {
+        return Err(crate::claim::Skip(format!("mlock2: {e}")));
+    }
+    assert_eq!(memory.advise(memory.at(1), libc::MADV_DONTNEED), Err(cowbell::sys::Errno::INVAL));
+    assert_eq!(memory.load(1), 200);
+    map::unlock(memory.at(1)).expect("munlock");
+    memory.drop_pages(memory.span(0, 2));
+    assert_eq!((memory.load(0), memory.load(1)), (mark(0), mark(1)));
+    Ok(())
+}
+
+fn copies_take_a_fault_each() -> Verdict {
+    const PAGES: usize = 200;
+    let memory = Memory::marked(Kind::PrivateMemfd, 2 * PAGES)?;
+    // So that this process has had many more faults than the child will have.
+    for page in 0..4 * PAGES {
+        Memory::new(Kind::Anonymous, 1)?.store(0, page as u8);
+    }
+    let before = usage::page_faults();
+    child::spawn(|| {
+        let begun = usage::page_faults();
+        assert!(begun < before.min(4 * PAGES as u64), "{begun} of {before}: from the fork on");
+        memory.load_all();
+        let read = usage::page_faults();
+        for page in 0..PAGES {
+            memory.store(page, 255);
+        }
+        let stored = usage::page_faults();
+        assert!(stored - read >= PAGES as u64, "{}", stored - read);
+        for page in PAGES..2 * PAGES {
+            kernel_write(&memory, page).expect("pread");
+        }
+        let called = usage::page_faults();
+        assert!(called - stored >= PAGES as u64, "{}", called - stored);
+        assert_eq!(evidence::copied(&memory), pages(0..2 * PAGES));
+    })
+    .finish();
     Ok(())
 }
 

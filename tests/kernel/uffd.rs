@@ -6,7 +6,8 @@ use crate::claim::{Claim, Need, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{self, Kind, Memory, mark};
 use crate::watcher::{self, ASYNC, Monitor, SIGBUS, SYNC};
-use cowbell::sys::pagemap::Categories;
+use cowbell::page::PageSet;
+use cowbell::sys::pagemap::{Categories, Pagemap, Query, WRITTEN};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::uffd::{Door, Features, Uffd};
 use cowbell::sys::{Errno, process};
@@ -76,6 +77,16 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         stale_written_after_dontneed,
         "`WP_ASYNC`: a page written, dropped by `MADV_DONTNEED` and read again still shows WRITTEN, and is no copy."
+    )
+    .needs(&[Need::WpAsync, Need::Scan]),
+    claim!(
+        copy_armed_before_dontneed_stays_armed,
+        "A copied page of a private memfd that is armed again and then dropped by `MADV_DONTNEED` leaves a marker and is no copy: the next write is reported."
+    )
+    .needs(&[Need::Uffd, Need::Scan]),
+    claim!(
+        copy_rearmed_by_scan_before_dontneed_stays_armed,
+        "`WP_ASYNC`: a copied page that `PAGEMAP_SCAN` arms again and `MADV_DONTNEED` then drops is neither written nor a copy, read or not; the next write makes it both."
     )
     .needs(&[Need::WpAsync, Need::Scan]),
     claim!(
@@ -292,6 +303,48 @@ fn stale_written_after_dontneed() -> Verdict {
     assert!(seen.contains(Categories::WRITTEN | Categories::FILE | Categories::PRESENT), "{seen:?}");
     assert_eq!(evidence::copied_armed(&memory), pages([]), "the census is right");
     assert_eq!(evidence::written(&memory), pages([1]), "and the page never written is not");
+    Ok(())
+}
+
+fn copy_armed_before_dontneed_stays_armed() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    let uffd = watcher::any(SYNC).expect("userfaultfd");
+    watcher::arm(&uffd, &memory);
+    for page in 1..4 {
+        watcher::protect(&uffd, memory.at(page), false).expect("UFFDIO_WRITEPROTECT");
+        memory.store(page, 7);
+    }
+    assert_eq!(evidence::copied_armed(&memory), pages([1, 2, 3]));
+    // The third is dropped as it is, for comparison.
+    watcher::protect(&uffd, memory.span(1, 2), true).expect("UFFDIO_WRITEPROTECT");
+    memory.drop_pages(memory.span(1, 3));
+    assert_eq!(evidence::copied_armed(&memory), pages([]));
+    assert_eq!(memory.load(1), mark(1), "one was read since, one was not");
+    let monitor = Monitor::start(uffd);
+    for page in 1..4 {
+        memory.store(page, 9);
+    }
+    assert_eq!(evidence::copied_armed(&memory), pages([1, 2, 3]));
+    assert_eq!(monitor.stop(), [memory.at(1).start, memory.at(2).start]);
+    Ok(())
+}
+
+fn copy_rearmed_by_scan_before_dontneed_stays_armed() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    let _uffd = watcher::arm_async(&memory);
+    memory.store(1, 7);
+    memory.store(2, 7);
+    let mut found = PageSet::new();
+    let pagemap = Pagemap::open_self().expect("pagemap");
+    let take = Query { rearm: true, ..WRITTEN };
+    pagemap.scan(memory.range, &take, |run| evidence::insert(&mut found, &memory, run)).expect("PAGEMAP_SCAN");
+    assert_eq!(found, pages([1, 2]));
+    memory.drop_pages(memory.span(1, 2));
+    assert_eq!(memory.load(1), mark(1), "one was read since, one was not");
+    assert_eq!((evidence::written(&memory), evidence::copied_armed(&memory)), (pages([]), pages([])));
+    memory.store(1, 9);
+    memory.store(2, 9);
+    assert_eq!((evidence::written(&memory), evidence::copied_armed(&memory)), (pages([1, 2]), pages([1, 2])));
     Ok(())
 }
 

@@ -109,7 +109,7 @@ fn source() -> OwnedFd {
 }
 
 /// The kernel writes 200 into the first byte of a page: `pread(2)`.
-fn kernel_write(memory: &Memory, page: usize) -> Result<(), Errno> {
+pub fn kernel_write(memory: &Memory, page: usize) -> Result<(), Errno> {
     let source = source();
     let at = std::ptr::with_exposed_provenance_mut::<c_void>(memory.at(page).start);
     // SAFETY: the byte lies in the memory.

@@ -1,0 +1,144 @@
+//! The table that travels beside the bytes.
+//!
+//! serde has no way to hand a context to the types it calls, so the table of the value that is encoded or decoded right
+//! now is kept by thread; values within values (a type that encodes another for itself) have tables of their own.
+
+use std::any::TypeId;
+use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::mem;
+
+/// One value that goes beside the bytes. Only this crate makes one, and only [`embark`] enters it into a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Passenger {
+    /// What it is; see [`kind_of`].
+    pub(crate) kind: [u64; 2],
+    /// Where it is, in the words of its type.
+    pub(crate) words: [u64; 2],
+}
+
+/// 128 bits that tell a type from all others of this program: of the type's id the 64 bits that it gives to hashers, and
+/// apart from it the type's name and shape. The same in every fork of one program image.
+pub(crate) fn kind_of<T: 'static>() -> [u64; 2] {
+    let mut id = DefaultHasher::new();
+    TypeId::of::<T>().hash(&mut id);
+    let mut name = DefaultHasher::new();
+    (std::any::type_name::<T>(), size_of::<T>(), align_of::<T>()).hash(&mut name);
+    [id.finish(), name.finish()]
+}
+
+/// Why a passenger was refused, if one was: the reason that is said to the user.
+pub(super) type Refusals = Option<&'static str>;
+
+#[derive(Default)]
+struct State {
+    table: Option<(Way, Vec<Passenger>)>,
+    refusal: Refusals,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Boarding,
+    Leaving,
+}
+
+thread_local! {
+    static CURRENT: Cell<State> = const { Cell::new(State { table: None, refusal: None }) };
+}
+
+/// Looks at the current state. There is none while the thread ends.
+fn with<R>(look: impl FnOnce(&mut State) -> R) -> Option<R> {
+    CURRENT
+        .try_with(|current| {
+            let mut state = current.take();
+            let found = look(&mut state);
+            current.set(state);
+            found
+        })
+        .ok()
+}
+
+/// Puts the former state back, on unwinding too.
+struct Restore<'a> {
+    former: State,
+    /// Where the table goes that was current, cut to `len`.
+    boarded: Option<&'a mut Vec<Passenger>>,
+    len: usize,
+}
+
+impl Restore<'_> {
+    fn end(&mut self) -> State {
+        let former = mem::take(&mut self.former);
+        with(|state| mem::replace(state, former)).unwrap_or_default()
+    }
+}
+
+impl Drop for Restore<'_> {
+    fn drop(&mut self) {
+        let ended = self.end();
+        if let (Some(boarded), Some((_, mut table))) = (self.boarded.take(), ended.table) {
+            table.truncate(self.len);
+            *boarded = table;
+        }
+    }
+}
+
+fn enter<'a>(way: Way, table: Vec<Passenger>, boarded: Option<&'a mut Vec<Passenger>>) -> Restore<'a> {
+    let len = table.len();
+    let entered = State { table: Some((way, table)), refusal: None };
+    let former = with(|state| mem::replace(state, entered)).unwrap_or_default();
+    Restore { former, boarded, len }
+}
+
+/// Runs `encode` with `passengers` as the table. They are as before if it fails or unwinds.
+pub(super) fn boarding<R, E>(
+    passengers: &mut Vec<Passenger>,
+    encode: impl FnOnce() -> Result<R, E>,
+) -> (Result<R, E>, Refusals) {
+    let table = mem::take(passengers);
+    let mut restore = enter(Way::Boarding, table, Some(passengers));
+    let result = encode();
+    let refusal = with(|state| {
+        if let (Ok(_), Some((_, table))) = (&result, &state.table) {
+            restore.len = table.len();
+        }
+        state.refusal
+    });
+    (result, refusal.flatten())
+}
+
+/// Runs `decode` with `passengers` as the table.
+pub(super) fn leaving<R>(passengers: &[Passenger], decode: impl FnOnce() -> R) -> (R, Refusals) {
+    let _restore = enter(Way::Leaving, passengers.to_vec(), None);
+    let result = decode();
+    (result, with(|state| state.refusal).flatten())
+}
+
+/// Enters a passenger into the table of the value that is being encoded, and says its number. `None` outside of
+/// `encode`.
+pub(crate) fn embark(passenger: Passenger) -> Option<u32> {
+    with(|state| match &mut state.table {
+        Some((Way::Boarding, table)) => {
+            let number = u32::try_from(table.len()).ok()?;
+            table.push(passenger);
+            Some(number)
+        }
+        _ => None,
+    })?
+}
+
+/// The passenger of that number, in the table of the value that is being decoded. `None` outside of `decode`, and when there
+/// is no such number. The same one may be asked for twice, by bytes that were made by hand.
+pub(crate) fn disembark(number: u32) -> Option<Passenger> {
+    with(|state| match &state.table {
+        Some((Way::Leaving, table)) => table.get(number as usize).copied(),
+        _ => None,
+    })?
+}
+
+/// Notes for the error of this `encode` or `decode` why a value refused, and gives it back.
+pub(crate) fn refuse(why: &'static str) -> &'static str {
+    let _noted = with(|state| state.refusal = Some(why));
+    why
+}
