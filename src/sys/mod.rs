@@ -10,6 +10,7 @@
 
 pub mod clone;
 pub mod epoll;
+pub mod futex;
 pub mod inject;
 pub mod launch;
 pub mod limits;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod ptrace;
 pub mod registers;
 pub mod remote;
+pub mod robust;
 pub mod signal;
 pub mod smaps;
 pub mod tracing;

@@ -20,6 +20,8 @@ mod frozen;
 mod inherit;
 mod limits;
 mod look;
+mod shared;
+mod shared_deaths;
 mod watching;
 
 use libtest_mimic::Arguments;
@@ -39,6 +41,8 @@ fn main() {
         inherit::trials(),
         watching::trials(),
         blind::trials(),
+        shared::trials(),
+        shared_deaths::trials(),
         endurance::trials(),
         exactness::trials(),
     ]
