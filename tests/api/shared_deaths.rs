@@ -147,6 +147,25 @@ fn a_vector_is_whole_whoever_died() -> Outcome {
     passed()
 }
 
+fn an_element_is_replaced_as_a_whole_or_not_at_all() -> Outcome {
+    // So large that a death in the middle of copying it is likely.
+    type Large = [u64; 5000];
+    let arena = SharedArena::new("elements", 4 << 20)?;
+    let (list, progress) = (arena.vec::<Large>(2)?, arena.alloc(AtomicU64::new(0))?);
+    list.extend_from_slice(&[[0; 5000], [0; 5000]])?;
+    let work = |number: usize| {
+        for n in 0.. {
+            list.set(number % 2, [n; 5000]).expect("no closure is run");
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    slaughter(100, 1, &progress, work, || {
+        assert!(list.with_lock(|both| both.iter().all(|large| large.iter().all(|&n| n == large[0])))?);
+        Ok(())
+    })?;
+    passed()
+}
+
 fn a_vector_tells_who_died_in_a_closure() -> Outcome {
     let arena = SharedArena::new("closure", 1 << 16)?;
     let list = arena.vec::<u64>(8)?;
@@ -300,6 +319,7 @@ pub fn trials() -> Vec<Trial> {
         a_mutex_survives_its_holders,
         a_killed_holder_is_told_of_once_it_is_dead,
         a_vector_is_whole_whoever_died,
+        an_element_is_replaced_as_a_whole_or_not_at_all,
         a_vector_tells_who_died_in_a_closure,
         a_queue_loses_at_most_what_the_dead_had_taken,
         a_wake_up_passes_from_a_dead_waiter_to_the_next,
