@@ -79,7 +79,7 @@ fn a_mutex_survives_its_holders() -> Outcome {
         }
         progress.fetch_add(1, Ordering::Relaxed);
     };
-    slaughter(400, 2, &progress, work, || {
+    slaughter(300, 2, &progress, work, || {
         match mutex.lock_timeout(SOON) {
             Ok(guard) => assert!(guard.get().iter().all(|&n| n == guard.get()[0]), "{:?}", guard.get()),
             Err(LockError::OwnerDied(_)) => told += 1,
@@ -302,14 +302,17 @@ fn a_stopped_waiter_does_not_stop_the_others() -> Outcome {
 
 fn an_arena_survives_those_who_allocate() -> Outcome {
     let arena = SharedArena::new("allocating", 256 << 20)?;
-    let progress = arena.alloc(AtomicU64::new(0))?;
+    let (progress, made) = (arena.alloc(AtomicU64::new(0))?, arena.alloc(AtomicU64::new(0))?);
     let work = |number: usize| loop {
-        let Ok(place) = arena.atomics::<AtomicU64>(40) else { return };
-        assert!(place.iter().all(|n| n.swap(number as u64 + 1, Ordering::Relaxed) == 0), "nobody else has it");
+        // When it is full, which it may be on a slow machine, it stays so.
+        if let Ok(place) = arena.atomics::<AtomicU64>(40) {
+            assert!(place.iter().all(|n| n.swap(number as u64 + 1, Ordering::Relaxed) == 0), "nobody else has it");
+            made.fetch_add(1, Ordering::Relaxed);
+        }
         progress.fetch_add(1, Ordering::Relaxed);
     };
     slaughter(100, 2, &progress, work, || Ok(()))?;
-    assert!(arena.used() as u64 >= progress.load(Ordering::Relaxed) * 320);
+    assert!(arena.used() as u64 >= made.load(Ordering::Relaxed) * 320);
     passed()
 }
 
