@@ -27,6 +27,10 @@ pub(crate) enum Kind {
     OutOfCapacity { arena: String, capacity: usize, asked: usize },
     /// There is room in the arena, but no memory to put there.
     OutOfMemory { asked: usize, limit: String },
+    /// A container of fixed capacity in shared memory has no room: elements.
+    Full { capacity: usize, asked: usize },
+    /// Data in shared memory may be half changed: who held its lock died or panicked.
+    OwnerDied,
     /// The arena is frozen: nothing can be allocated from it any more.
     Frozen { arena: String },
     /// More than one thread is alive, so fork would leave the child with locks nobody releases.
@@ -99,14 +103,19 @@ impl Error {
         [Errno::PERM, Errno::ACCESS].iter().any(|errno| self.errno() == Some(errno.raw_os_error()))
     }
 
-    /// The arena's reserved range is used up; a larger capacity would have helped.
+    /// The arena's reserved range, or a shared vector, is used up; a larger capacity would have helped.
     pub fn is_out_of_capacity(&self) -> bool {
-        matches!(self.0.kind, Kind::OutOfCapacity { .. })
+        matches!(self.0.kind, Kind::OutOfCapacity { .. } | Kind::Full { .. })
     }
 
     /// Memory ran out: the machine's, the control group's or the overcommit limit's.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self.0.kind, Kind::OutOfMemory { .. }) || self.errno() == Some(Errno::NOMEM.raw_os_error())
+    }
+
+    /// Data in shared memory may be half changed: who held its lock died or panicked.
+    pub fn is_owner_died(&self) -> bool {
+        matches!(self.0.kind, Kind::OwnerDied)
     }
 
     /// The arena is frozen already.
@@ -162,6 +171,12 @@ impl fmt::Display for Error {
             }
             Kind::OutOfMemory { asked, limit } => {
                 write!(f, "out of memory: {} asked, {limit}", Bytes(*asked as u64))?;
+            }
+            Kind::Full { capacity, asked } => {
+                write!(f, "no room for {asked} more elements: the capacity is {capacity}")?;
+            }
+            Kind::OwnerDied => {
+                f.write_str("the last holder of the lock died or panicked with it: its data may be half changed")?
             }
             Kind::Frozen { arena } => write!(f, "arena `{arena}` is frozen")?,
             Kind::Threads(threads) => {

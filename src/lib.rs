@@ -39,6 +39,7 @@
 //! support                  what this kernel and this user can do
 //! wire                     how jobs and results are encoded
 //! arena                    owns addresses: growing, frozen, handles
+//! shared                   writable memory of forked processes: atomics, mutex, vector, queue
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, trap, monitor
 //! report                   evidence in, report out: text and JSON
@@ -49,6 +50,7 @@ pub mod error;
 pub mod fork;
 pub mod page;
 pub mod report;
+pub mod shared;
 pub mod support;
 pub mod sys;
 pub mod watch;

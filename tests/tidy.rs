@@ -16,11 +16,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Handles say how they travel.
     ("arena", &["wire", "sys", "page", "error"]),
     ("wire", &["error"]),
+    ("shared", &["sys", "page", "error"]),
     ("support", &["sys", "error", "watch", "page"]),
     ("watch", &["arena", "sys", "page", "error"]),
     // Types only: what arenas and watches found.
     ("report", &["arena", "watch", "sys", "page"]),
-    ("fork", &["report", "watch", "arena", "sys", "page", "error"]),
+    ("fork", &["report", "watch", "arena", "shared", "sys", "page", "error"]),
 ];
 
 fn root() -> PathBuf {

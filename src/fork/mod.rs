@@ -25,6 +25,7 @@ pub use reshare::{Reshared, copied_now, page_faults};
 
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
+use crate::shared;
 use crate::sys::clone::{self, ForkArgs, Forked};
 use crate::sys::{Errno, pidfd, process, signal};
 use crate::watch::{Evidence, Failure, Step, Watch};
@@ -126,7 +127,7 @@ impl Default for ForkOptions<'_> {
 ///
 /// # Errors
 /// [`Error::threads`] when other threads are alive: they may hold locks that nobody would release in
-/// the child. EAGAIN, ENOMEM when there can be no further process. Unsupported when the kernel or the user
+/// the child. Invalid while this thread holds a lock of [`crate::shared`] memory. EAGAIN, ENOMEM when there can be no further process. Unsupported when the kernel or the user
 /// lacks what the watch needs: see [`crate::support`].
 ///
 /// # Example
@@ -182,6 +183,12 @@ fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) 
     }
     if !(0..=SIGNAL_MAX).contains(&options.exit_signal) {
         return Err(Error::invalid(format!("exit signal {} is no signal", options.exit_signal)));
+    }
+    if shared::is_held_by_this_thread() {
+        // The child would have the same exclusive reference to the same memory.
+        return Err(
+            Error::invalid("this thread holds a lock of shared memory").with_hint("give it back before the fork")
+        );
     }
     panics::install_hooks();
     registry::prepare()?;

@@ -141,6 +141,11 @@ fn robust_list() -> Result<RobustList, Errno> {
 
 fn set_robust_list(list: RobustList) {
     if list.head != 0 {
+        let head = std::ptr::with_exposed_provenance_mut::<usize>(list.head);
+        // Its first word is the first mutex held, or the head itself. Left as it is, the child's first lock
+        // would write into that mutex, which may lie in memory that the two share.
+        // SAFETY: the head is the C library's own for this thread; no mutex is being locked now.
+        unsafe { head.write(list.head) };
         // SAFETY: the head is glibc's own for this thread; the child has the same thread image.
         unsafe { libc::syscall(libc::SYS_set_robust_list, list.head, list.len) };
     }

@@ -11,6 +11,7 @@
 pub mod clone;
 pub mod epoll;
 pub mod file;
+pub mod futex;
 pub mod inject;
 pub mod launch;
 pub mod limits;
@@ -23,6 +24,7 @@ pub mod process;
 pub mod ptrace;
 pub mod registers;
 pub mod remote;
+pub mod robust;
 pub mod signal;
 pub mod smaps;
 pub mod tracing;

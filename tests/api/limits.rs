@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-fn limit(resource: Resource, current: u64) -> Result<(), Failed> {
+pub fn limit(resource: Resource, current: u64) -> Result<(), Failed> {
     Ok(setrlimit(resource, Rlimit { current: Some(current), ..getrlimit(resource) })?)
 }
 
@@ -149,7 +149,7 @@ fn a_lock_that_is_refused_leaves_an_arena_that_goes_on_growing() -> Outcome {
 }
 
 /// A directory that is a control group of our own with a memory limit; removed when dropped.
-struct Group(PathBuf);
+pub struct Group(pub PathBuf);
 
 impl Drop for Group {
     fn drop(&mut self) {
@@ -158,7 +158,7 @@ impl Drop for Group {
 }
 
 /// A group below this process's own that allows `bytes`, in version 1 or 2; `Err` says why there can be none.
-fn limited_group(bytes: u64) -> Result<Group, String> {
+pub fn limited_group(bytes: u64) -> Result<Group, String> {
     let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| e.to_string())?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
     let mut why = "no control group hierarchy with memory is mounted".to_owned();

@@ -22,6 +22,8 @@ mod inherit;
 mod limits;
 mod look;
 mod reshare;
+mod shared;
+mod shared_deaths;
 mod transfer;
 mod watching;
 
@@ -45,6 +47,8 @@ fn main() {
         reshare::trials(),
         watching::trials(),
         blind::trials(),
+        shared::trials(),
+        shared_deaths::trials(),
         endurance::trials(),
         exactness::trials(),
     ]

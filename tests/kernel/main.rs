@@ -30,6 +30,7 @@ mod mapping;
 mod pagemap;
 mod processes;
 mod remote;
+mod robust;
 mod sealing;
 mod settling;
 mod sharing;
@@ -66,6 +67,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("processes", sharing::CLAIMS),
     ("processes", ending::CLAIMS),
     ("processes", taskstats::CLAIMS),
+    ("shared memory", robust::CLAIMS),
     ("tracees", tracing::CLAIMS),
     ("tracees", remote::CLAIMS),
     ("tracees", stores::CLAIMS),
