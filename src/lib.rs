@@ -32,6 +32,10 @@
 //! **arm**: write-protect a range through userfaultfd. **generation**: one frozen image of an arena.
 //! **keeper**: the process that keeps a child's page tables alive until its last census.
 //!
+//! Of pools: **zygote**: the process with one thread that forks the **workers**. **batch**: jobs that go to a worker
+//! together. **slot**: where a batch lies until its results are read. **seat**: a worker's place, which the next worker takes
+//! over. **ticket**: one submitted job, and its result to come.
+//!
 //! # Rooms
 //! ```text
 //! sys                      the only door to the kernel; not covered by the version promise
@@ -43,12 +47,15 @@
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, trap, monitor
 //! report                   evidence in, report out: text and JSON
+//! pool                     workers that take jobs: queue, results, generations
 //! ```
 
 pub mod arena;
 pub mod error;
 pub mod fork;
 pub mod page;
+#[cfg(feature = "pool")]
+pub mod pool;
 pub mod report;
 pub mod shared;
 pub mod support;
@@ -59,7 +66,12 @@ pub mod wire;
 
 pub use error::{Error, Result};
 
-/// The README's example is compiled with the tests.
-#[cfg(doctest)]
+/// The README's examples are compiled with the tests.
+#[cfg(all(doctest, feature = "pool"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The guide's programs run with the tests.
+#[cfg(all(doctest, feature = "pool"))]
+#[doc = include_str!("../docs/POOL.md")]
+struct PoolGuide;

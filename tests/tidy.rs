@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Types only: what arenas and watches found.
     ("report", &["arena", "watch", "sys", "page"]),
     ("fork", &["report", "watch", "arena", "shared", "sys", "page", "error"]),
+    ("pool", &["wire", "fork", "report", "watch", "arena", "sys", "page", "error"]),
 ];
 
 fn root() -> PathBuf {

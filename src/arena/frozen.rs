@@ -279,6 +279,30 @@ impl<T: 'static> Frozen<T> {
     }
 }
 
+#[cfg(feature = "pool")]
+impl<T: 'static> Frozen<T> {
+    /// Gives the memory up and keeps the addresses for nothing, for good: a reference that is still followed is a
+    /// SIGSEGV and never reads another's memory, as with arenas that were growing when a child was forked. Handles are
+    /// refused. Children forked from now on do not have the arena.
+    ///
+    /// # Safety
+    /// As [`Self::release`], but for references, which fault.
+    pub(crate) unsafe fn withdraw(self) -> Result<()> {
+        if self.image.for_good {
+            // Nobody can unmap it. It stays, and so do its pages.
+            return Ok(());
+        }
+        // SAFETY: passed on to the caller.
+        drop(unsafe { registry::leave(self.inner) });
+        // What was forked has the descriptor of values that are never dropped here. It would keep the memory.
+        if self.image.origin == Origin::Sealed {
+            memfd::forget(self.image.file.as_fd())?;
+        }
+        // SAFETY: the range is the arena's, and who refers into it faults as the caller was told.
+        unsafe { map::blank(self.image.range) }.map_err(|e| Error::os("mmap(withdrawn arena)", e))
+    }
+}
+
 impl Arena {
     /// Gives a growing arena's memory back.
     ///

@@ -76,18 +76,64 @@ impl<T: 'static> Handle<T> {
 #[cfg(feature = "pool")]
 mod travel {
     use super::{Handle, PhantomData, registry, tag};
+    use crate::arena::{Image, Inner, OnWrite};
+    use crate::sys::{Errno, memfd, process};
     use crate::wire::{self, Passenger};
     use serde::de::Error as _;
     use serde::ser::Error as _;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::os::fd::OwnedFd;
+    use std::sync::{Mutex, PoisonError};
 
     const ONLY_IN_A_POOL: &str = "a handle travels only in the jobs and results of a pool";
 
-    /// Only inside of a pool's jobs and results; everywhere else it is an error.
+    /// This process's memory as a file; a fork needs its own.
+    static MEMORY: Mutex<Option<(usize, OwnedFd)>> = Mutex::new(None);
+
+    /// How many bytes are compared at a time.
+    const STEP: usize = 1 << 14;
+
+    /// Are these bytes of an image here what they are in every process? A forked child may have written its copy: what lies
+    /// there then (the value of a cell that was set there, say) is no such value anywhere else.
+    fn is_original(image: &Image, offset: usize, len: usize) -> Result<bool, Errno> {
+        // What was never forked cannot write, and a write of who was is fatal.
+        if len == 0 || registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
+            return Ok(true);
+        }
+        let mut memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, memory) = match &mut *memory {
+            Some(open) if open.0 == registry::process_number() => open,
+            other => other.insert((registry::process_number(), process::open_memory()?)),
+        };
+        let (mut mine, mut original) = (vec![0; len.min(STEP)], vec![0; len.min(STEP)]);
+        for at in (offset..offset + len).step_by(STEP) {
+            let left = STEP.min(offset + len - at);
+            let (Some(mine), Some(original)) = (mine.get_mut(..left), original.get_mut(..left)) else { break };
+            let (here, there) = (
+                memfd::read_at(&*memory, mine, (image.range().start + at) as u64)?,
+                image.read_original(at, original)?,
+            );
+            if (here, there) != (left, left) || mine != original {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Only inside of a pool's jobs and results; everywhere else it is an error. So it is in a worker that has changed the
+    /// object in its own copy of the data: what it made there is nowhere else. Say then which object it is in another way.
     impl<T: 'static> Serialize for Handle<T> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let refused = |why| S::Error::custom(wire::refuse(why));
-            registry::image_at(self.slot, self.generation).ok_or_else(|| refused("a handle's arena was released"))?;
+            let image = registry::find(self.slot, self.generation).and_then(Inner::image);
+            let image = image.ok_or_else(|| refused("a handle's arena was released"))?;
+            match is_original(image, self.offset as usize, size_of::<T>()) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(refused("a handle's object was changed in this process's own copy of the data"));
+                }
+                Err(_) => return Err(refused("whether a handle's object was changed cannot be told without /proc")),
+            }
             let number = u64::from(self.slot) | u64::from(self.generation) << 16;
             let passenger = Passenger { kind: wire::kind_of::<Self>(), words: [self.offset, number] };
             let number = wire::embark(passenger).ok_or_else(|| refused(ONLY_IN_A_POOL))?;

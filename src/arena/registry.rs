@@ -6,6 +6,8 @@
 //! caller of `release` promises that nobody uses. A handle follows no pointer: what it needs stands in the slot
 //! itself.
 //!
+//! The ranges beside it are what a child gets a fence for instead.
+//!
 //! # One number for one arena
 //! Handles and allocators name an arena by slot and generation, and both may come to another process: in
 //! the data of an arena that is [adopted](super::Export::adopt), or in a worker's job. So the generations of
@@ -54,6 +56,12 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 /// How many forks lie between this process and the one the program started in.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
 
+/// How many ranges besides arenas a process may keep from its children.
+const KEPT_MAX: usize = 256;
+
+/// Ranges that a forked child must not have: start and length, which is 0 where there is none.
+static KEPT: [(AtomicUsize, AtomicUsize); KEPT_MAX] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; KEPT_MAX];
+
 /// How many are following a slot's pointer.
 static VISITORS: AtomicUsize = AtomicUsize::new(0);
 
@@ -72,16 +80,55 @@ pub(crate) fn entered_child() -> Result<(), Errno> {
     FORKS.fetch_add(1, Ordering::Relaxed);
     // Visitors were threads of the parent.
     VISITORS.store(0, Ordering::Release);
+    for (start, len) in &KEPT {
+        let range = Range { start: start.load(Ordering::Acquire), len: len.load(Ordering::Acquire) };
+        if range.len > 0 {
+            fence(range)?;
+        }
+    }
     visit(|mut arenas| {
         arenas.try_for_each(|arena| match arena.image() {
             Some(_) => Ok(()),
-            None => match map::fence(arena.range) {
-                // Fenced already, by an earlier fork in the line.
-                Ok(()) | Err(Errno::EXIST) => Ok(()),
-                Err(e) => Err(e),
-            },
+            None => fence(arena.range),
         })
     })
+}
+
+fn fence(range: Range) -> Result<(), Errno> {
+    match map::fence(range) {
+        // Fenced already, by an earlier fork in the line.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Keeps shared memory from processes that this one forks from now on: they get a fence there, so that who follows a
+/// reference faults, and nobody writes what this process has lent. Until [`unkeep`].
+///
+/// # Safety
+/// The range is mapped, the caller's, and stays so until [`unkeep`].
+///
+/// # Errors
+/// Invalid when there are too many ranges.
+#[cfg(feature = "pool")]
+pub(crate) unsafe fn keep_from_children(range: Range) -> Result<()> {
+    let _entering = entering();
+    let free = KEPT.iter().find(|(_, len)| len.load(Ordering::Acquire) == 0);
+    let (start, len) = free.ok_or_else(|| Error::invalid(format!("{KEPT_MAX} pools are alive; drop some first")))?;
+    start.store(range.start, Ordering::Release);
+    len.store(range.len, Ordering::Release);
+    // SAFETY: the range is the caller's; a child fences it before any code of the user runs there.
+    unsafe { map::inherit(range, false) }.map_err(|e| Error::os("madvise(MADV_DONTFORK)", e))
+}
+
+/// The range is about to be unmapped.
+#[cfg(feature = "pool")]
+pub(crate) fn unkeep(range: Range) {
+    let _entering = entering();
+    let own = KEPT.iter().filter(|(start, len)| {
+        start.load(Ordering::Acquire) == range.start && len.load(Ordering::Acquire) == range.len
+    });
+    own.for_each(|(_, len)| len.store(0, Ordering::Release));
 }
 
 /// Has `fork()` itself call [`entered_child`], for forks that are not ours. Once.

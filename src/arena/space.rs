@@ -21,7 +21,7 @@ const TRIES: usize = 8;
 /// Invariants: no free spans overlap, and all end at or before `next`; the large ones touch neither each other nor
 /// `next`; `by_len` holds the same spans as `by_offset`, turned around.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(crate) struct Space {
     /// Everything from here on was never used, or was given back.
     next: usize,
     capacity: usize,
@@ -33,7 +33,7 @@ pub(super) struct Space {
 }
 
 impl Space {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         let bins = std::array::from_fn(|_| Vec::new());
         Self { next: 0, capacity, bins, by_offset: BTreeMap::new(), by_len: BTreeSet::new() }
     }
@@ -44,7 +44,7 @@ impl Space {
     }
 
     /// Takes `len` bytes (not 0) whose offset plus `base` is a multiple of `align`; `None` when they do not fit.
-    pub(super) fn take(&mut self, len: usize, align: usize, base: usize) -> Option<usize> {
+    pub(crate) fn take(&mut self, len: usize, align: usize, base: usize) -> Option<usize> {
         let len = len.checked_next_multiple_of(GRAIN)?;
         if align <= GRAIN
             && len <= SMALL_MAX
@@ -72,7 +72,7 @@ impl Space {
     }
 
     /// Gives back what [`Self::take`] handed out with the same length.
-    pub(super) fn give(&mut self, offset: usize, len: usize) {
+    pub(crate) fn give(&mut self, offset: usize, len: usize) {
         let mut start = offset;
         let mut len = len.next_multiple_of(GRAIN);
         if start + len == self.next {

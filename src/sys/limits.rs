@@ -190,6 +190,36 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |field, (code, meant)| field.replace(code, meant))
 }
 
+/// How many processes of this one's control groups the OOM killer has ended so far; `None` where nobody counts.
+///
+/// Version 2 counts those of the groups below as well, version 1 (Linux 4.13) only a group's own.
+pub fn out_of_memory_kills() -> Option<u64> {
+    let groups = text("/proc/self/cgroup");
+    let counts = parse_mounts(&text("/proc/self/mountinfo")).into_iter().filter_map(|hierarchy| {
+        let file = match hierarchy.version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
+        };
+        let group = hierarchy.group(&groups)?;
+        let inside = group.strip_prefix(hierarchy.root.trim_end_matches('/')).unwrap_or(group);
+        let directory = hierarchy.mount_point.join(inside.trim_start_matches('/'));
+        parse_stat(&text(directory.join(file)), "oom_kill")
+    });
+    counts.reduce(|one, other| one + other)
+}
+
+/// Allows this process `bytes` of private writable memory more than it has now: `RLIMIT_DATA`, which since Linux 4.7 counts
+/// every private writable mapping. An allocation beyond fails with ENOMEM.
+pub fn limit_data(bytes: u64) {
+    let status = text("/proc/self/status");
+    let data =
+        status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Data);
+    let most = (data.unwrap_or(0) * 1024).saturating_add(bytes);
+    limit.current = Some(limit.maximum.map_or(most, |maximum| most.min(maximum)));
+    let _lowering_is_allowed = rustix::process::setrlimit(rustix::process::Resource::Data, limit);
+}
+
 /// The number in `/proc/sys/NAME` (such as `vm/max_map_count`); `None` where there is no such setting.
 pub fn sysctl(name: &str) -> Option<u64> {
     text(Path::new("/proc/sys").join(name)).trim().parse().ok()

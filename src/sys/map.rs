@@ -283,6 +283,19 @@ pub unsafe fn drop_private_pages(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::madvise(range.pointer(), range.len, Advice::LinuxDontNeed) }
 }
 
+/// `madvise(range, MADV_REMOVE)`: takes the memory out of a shared mapping's file; it reads as zeroes, in every process.
+/// *Raw.*
+///
+/// # Safety
+/// The caller answers for every reference into the range, and into its file: the content changes.
+///
+/// # Errors
+/// EINVAL for private or locked mappings; EPERM when the file is sealed against writing.
+pub unsafe fn punch(range: Range) -> Result<(), Errno> {
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::madvise(range.pointer(), range.len, Advice::LinuxRemove) }
+}
+
 /// `mlock2(range, MLOCK_ONFAULT)`: pages stay in memory once touched. *Raw.*
 ///
 /// # Errors

@@ -69,6 +69,18 @@ pub fn seals(fd: BorrowedFd<'_>) -> SealFlags {
     rustix::fs::fcntl_get_seals(fd).unwrap_or(SealFlags::empty())
 }
 
+/// `dup3(empty memfd, fd, O_CLOEXEC)`: from now on the number means an empty file, so that it keeps nothing else alive.
+/// Whoever owns the number still does.
+///
+/// # Errors
+/// EMFILE, ENFILE.
+#[cfg(feature = "pool")]
+pub fn forget(fd: BorrowedFd<'_>) -> Result<()> {
+    let nothing = create("cowbell:nothing")?;
+    let mut target = super::process::alias(fd);
+    rustix::io::dup3(&nothing, &mut target, rustix::io::DupFlags::CLOEXEC).map_err(|e| Error::os("dup3", e))
+}
+
 /// `pread(fd, buffer, offset)`, the whole buffer or as much as the file holds. *Raw.*
 ///
 /// # Errors

@@ -54,13 +54,25 @@ pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, E
     }
 }
 
-/// Waits until at least one descriptor is readable or hung up; says which. *Raw.*
+/// Waits until at least one descriptor is readable or hung up; says which. None when a signal came. *Raw.*
 ///
 /// # Errors
 /// EINVAL or ENOMEM from `ppoll(2)`.
 pub fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N]) -> Result<[bool; N], Errno> {
+    wait_any_within(fds, None)
+}
+
+/// [`wait_any`], at most so long. *Raw.*
+///
+/// # Errors
+/// As [`wait_any`].
+pub fn wait_any_within<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: Option<Duration>,
+) -> Result<[bool; N], Errno> {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    match rustix::event::poll(&mut polled, None) {
+    match rustix::event::poll(&mut polled, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(polled.map(|fd| !fd.revents().is_empty())),
         Err(e) => Err(e),
     }
@@ -111,6 +123,13 @@ pub fn wait_and_reap(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result
         // The tracer was told just now. Nothing tells when it is done.
         std::thread::sleep(STEP);
     }
+}
+
+/// Is a child stopped by a signal now? `waitid(P_PIDFD, WSTOPPED | WNOHANG | WNOWAIT | __WALL)`. *Raw.*
+pub fn is_stopped(pidfd: BorrowedFd<'_>) -> bool {
+    let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT | wall;
+    matches!(rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)), Ok(Some(_)))
 }
 
 /// `pidfd_send_signal(pidfd, signal)`. Since Linux 5.1. A process that has ended already is no error.

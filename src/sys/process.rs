@@ -362,9 +362,30 @@ pub fn write_stderr(mut bytes: &[u8]) {
     }
 }
 
+/// The same descriptor where a call wants it owned; it is not closed by this value.
+#[cfg(feature = "pool")]
+pub(super) fn alias(fd: BorrowedFd<'_>) -> std::mem::ManuallyDrop<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the number is open, and its owner stays its owner, because this value is not dropped.
+    std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) })
+}
+
 /// A descriptor's number, for the calls and the handlers that take one.
 pub fn number(fd: &impl AsFd) -> i32 {
     fd.as_fd().as_raw_fd()
+}
+
+/// Writes the highest `/proc/self/oom_score_adj`: where memory runs out, the kernel ends this process before others.
+/// Anybody may raise his own. Without `/proc` nothing happens.
+pub fn die_first_of_memory() {
+    let _without_proc = std::fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+/// Sleeps until a signal ends this process.
+pub fn wait_for_death() -> ! {
+    loop {
+        rustix::event::pause();
+    }
 }
 
 #[cfg(test)]

@@ -114,6 +114,12 @@ pub fn restore_default(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
+/// `sigaction(signal, SIG_IGN)`: it has no effect any more, here and in processes forked from here. *Raw.*
+pub fn ignore(signal: i32) {
+    // SAFETY: ignoring has no precondition.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
 /// A set of blocked signals.
 #[derive(Clone, Copy)]
 pub struct Mask(libc::sigset_t);

@@ -12,8 +12,6 @@
 //! table. Outside of a pool there is no table, and such values refuse to be serialised.
 //!
 //! **Plain old data** needs no encoding: [`Plain`] and [`PlainVec`] are copied as they are.
-// The pool is the only user, and no part of the public interface may make a passenger.
-#![cfg_attr(not(test), expect(dead_code, reason = "the pool is the user"))]
 
 mod flavor;
 mod plain;
@@ -23,7 +21,7 @@ pub use plain::{Plain, PlainVec};
 pub(crate) use table::{Passenger, disembark, embark, kind_of, refuse};
 
 use crate::error::{Error, Result};
-use flavor::{Append, Fill};
+use flavor::Append;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use table::Refusals;
@@ -40,27 +38,6 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
 ) -> Result<()> {
     let (written, refusal) = table::boarding(passengers, || postcard::serialize_with_flavor(value, Append::new(bytes)));
     written.map_err(|e| failed("encoded", &e, refusal))
-}
-
-/// As [`encode`], into `bytes` from their start: how many were written, or `None` when they do not suffice. `passengers`
-/// are then as they were, but `bytes` are not.
-///
-/// # Errors
-/// As [`encode`].
-pub(crate) fn encode_into<T: Serialize + ?Sized>(
-    value: &T,
-    bytes: &mut [u8],
-    passengers: &mut Vec<Passenger>,
-) -> Result<Option<usize>> {
-    let mut full = false;
-    let (written, refusal) =
-        table::boarding(passengers, || postcard::serialize_with_flavor(value, Fill::new(bytes, &mut full)));
-    match written {
-        // Whatever the user's code made of that error.
-        Err(_) if full => Ok(None),
-        Ok(written) => Ok(Some(written)),
-        Err(e) => Err(failed("encoded", &e, refusal)),
-    }
 }
 
 /// The value that [`encode`] made these bytes and passengers of.

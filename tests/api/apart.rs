@@ -12,7 +12,7 @@ use crate::case::{Outcome, trial};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::process;
 use libtest_mimic::{Completion, Failed, Trial};
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -103,9 +103,12 @@ fn run(time_max: Duration, body: impl FnOnce() -> i32) -> Result<Left, Failed> {
     }
 }
 
-/// A file in memory: unlike a pipe it is never full and has no end that somebody may hold.
+/// A file in memory: unlike a pipe it is never full and has no end that somebody may hold. Several processes may write
+/// to it at once, so all append: the kernel does not lock the position of such a file.
 fn sink() -> Result<OwnedFd, Failed> {
-    Ok(rustix::fs::memfd_create(c"caught", MemfdFlags::CLOEXEC)?)
+    let file = rustix::fs::memfd_create(c"caught", MemfdFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }
 
 fn text(sink: &OwnedFd) -> Result<String, Failed> {

@@ -3,7 +3,7 @@
 
 use crate::apart::apart;
 use crate::case::{Outcome, passed, skipped};
-use crate::look::{anonymous_pages, descriptors, maps, usable, wait};
+use crate::look::{anonymous_pages, descriptors, mapped_files, maps, usable, wait};
 use bytemuck::{Pod, Zeroable};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, ImageOptions, OnWrite, PlainArena, Span};
 use cowbell::fork::{self, ForkOptions};
@@ -170,9 +170,9 @@ fn an_image_is_opened_in_place_and_forked_over() -> Outcome {
     check(&opened)?;
     // It holds the images it was forked over.
     drop(worker);
-    let before = (descriptors(), maps().len());
+    let before = (descriptors(), mapped_files().len());
     release(opened)?;
-    assert_eq!((descriptors(), maps().len()), (before.0 - 1, before.1 - 1));
+    assert_eq!((descriptors(), mapped_files().len()), (before.0 - 1, before.1 - 1));
     passed()
 }
 
@@ -331,10 +331,10 @@ fn a_full_disk_is_an_error_and_the_old_image_stays() -> Outcome {
 
 /// What loading and opening say of a file.
 fn refusals<T: Pod>(path: &Path) -> Result<[String; 2], Failed> {
-    let before = (descriptors(), maps().len());
+    let before = (descriptors(), mapped_files().len());
     let loaded = Frozen::<T>::load(path).err().ok_or("it was loaded")?;
     let opened = open::<T>(path).err().ok_or("it was opened")?;
-    assert_eq!((descriptors(), maps().len()), before, "nothing is left of the attempt");
+    assert_eq!((descriptors(), mapped_files().len()), before, "nothing is left of the attempt");
     for e in [&loaded, &opened] {
         assert!(e.to_string().contains(&*path.to_string_lossy()), "{e}");
     }

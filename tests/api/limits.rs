@@ -151,6 +151,13 @@ fn a_lock_that_is_refused_leaves_an_arena_that_goes_on_growing() -> Outcome {
 /// A directory that is a control group of our own with a memory limit; removed when dropped.
 pub struct Group(pub PathBuf);
 
+impl Group {
+    /// Moves this process into it.
+    pub fn enter(&self) -> std::io::Result<()> {
+        fs::write(self.0.join("cgroup.procs"), "0")
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
         let _left = fs::remove_dir(&self.0);
@@ -190,7 +197,7 @@ fn a_memory_limit_met_in_the_middle_is_an_error_and_no_sigkill() -> Outcome {
         Err(why) => return skipped(format!("needs a control group of its own: {why}")),
     };
     let left = apart(|| {
-        fs::write(group.0.join("cgroup.procs"), "0")?;
+        group.enter()?;
         let arena = Arena::builder("limited").capacity(1 << 30).build()?;
         let chunk = vec![1u8; 1 << 20];
         let mut chunks = 0;

@@ -21,6 +21,22 @@ mod images;
 mod inherit;
 mod limits;
 mod look;
+#[cfg(feature = "pool")]
+mod pool;
+#[cfg(feature = "pool")]
+mod pool_faults;
+#[cfg(feature = "pool")]
+mod pool_futures;
+#[cfg(feature = "pool")]
+mod pool_kit;
+#[cfg(feature = "pool")]
+mod pool_replace;
+#[cfg(feature = "pool")]
+mod pool_results;
+#[cfg(feature = "pool")]
+mod pool_review;
+#[cfg(feature = "pool")]
+mod pool_storm;
 mod reshare;
 mod shared;
 mod shared_deaths;
@@ -51,6 +67,20 @@ fn main() {
         shared_deaths::trials(),
         endurance::trials(),
         exactness::trials(),
+        #[cfg(feature = "pool")]
+        pool::trials(),
+        #[cfg(feature = "pool")]
+        pool_faults::trials(),
+        #[cfg(feature = "pool")]
+        pool_results::trials(),
+        #[cfg(feature = "pool")]
+        pool_review::trials(),
+        #[cfg(feature = "pool")]
+        pool_replace::trials(),
+        #[cfg(feature = "pool")]
+        pool_futures::trials(),
+        #[cfg(feature = "pool")]
+        pool_storm::trials(),
     ]
     .into_iter()
     .flatten()

@@ -4,7 +4,7 @@
 use crate::apart::{Process, apart};
 use crate::case::{Outcome, Turns, passed, skipped};
 use crate::limits::{limit, limited_group};
-use crate::look::{SOON, descriptors, frozen_pages, maps, wait};
+use crate::look::{SOON, descriptors, frozen_pages, mapped_files, maps, wait};
 use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::shared::{
     LockError, Pod, QueueError, Shareable, Shared, SharedArena, SharedMutex, SharedQueue, SharedVec, Zeroable,
@@ -425,7 +425,9 @@ fn threads_use_it_as_processes_do() -> Outcome {
 }
 
 fn nothing_is_left_when_the_last_handle_is_dropped() -> Outcome {
-    let before = (descriptors(), maps().len());
+    // What is made once stays.
+    wait(&mut fork::spawn(&ForkOptions::new().last_census(false), |_| ())?)?;
+    let before = (descriptors(), mapped_files());
     let arena = SharedArena::new("gone", 8 << 20)?;
     let number: Shared<AtomicU64> = arena.alloc(AtomicU64::new(1))?;
     let mutex: SharedMutex<u8> = arena.mutex(1)?;
@@ -452,7 +454,7 @@ fn nothing_is_left_when_the_last_handle_is_dropped() -> Outcome {
     assert_eq!(another.pop()?, 1);
     drop(another);
     assert!(place_of("gone").is_none());
-    assert_eq!((descriptors(), maps().len()), before);
+    assert_eq!((descriptors(), mapped_files()), before);
     passed()
 }
 
@@ -497,16 +499,16 @@ fn a_full_arena_is_an_error_that_takes_nothing() -> Outcome {
 }
 
 fn limits_met_are_errors_that_leave_nothing_behind() -> Outcome {
-    let before = (descriptors(), maps().len());
+    let before = (descriptors(), mapped_files());
     limit(Resource::As, 4 << 30)?;
     let e = SharedArena::new("too wide", 64 << 30).err().ok_or("64 GiB in 4 GiB of addresses")?;
     assert!(e.is_out_of_memory() && e.hint().is_some(), "{e}");
-    assert_eq!((descriptors(), maps().len()), before);
+    assert_eq!((descriptors(), mapped_files()), before);
     let hard = rustix::process::getrlimit(Resource::Fsize).maximum;
     limit(Resource::Fsize, 1 << 20)?;
     let e = SharedArena::new("too long", 1 << 30).err().ok_or("1 GiB in a file of 1 MiB")?;
     assert!(e.is_invalid() && e.hint().is_some(), "{e}");
-    assert_eq!((descriptors(), maps().len()), before);
+    assert_eq!((descriptors(), mapped_files()), before);
     limit(Resource::Fsize, hard.unwrap_or(u64::MAX))?;
     limit(Resource::Nofile, 0)?;
     assert_eq!(SharedArena::new("no file", 1 << 16).err().and_then(|e| e.errno()), Some(libc::EMFILE));

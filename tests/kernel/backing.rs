@@ -24,6 +24,10 @@ pub const CLAIMS: &[Claim] = &[
         "`ftruncate` to a shorter length gives back the memory behind the cut, also while it is mapped; grown again, the file has zeroes there."
     ),
     claim!(
+        madv_remove_gives_memory_back,
+        "`MADV_REMOVE` on a shared mapping of a memfd takes the memory of those pages out of the file, in a forked process as well: they read as zeroes, the others stay, and a write puts memory there again."
+    ),
+    claim!(
         fallocate_after_the_final_seals_changes_no_content,
         "After the final seals `fallocate` behind the file's end is EPERM; inside it still works: it puts memory behind holes and changes no content."
     ),
@@ -136,6 +140,21 @@ fn write_seal_is_busy_for_a_mapping_behind_the_end() -> Verdict {
         assert_eq!(busy(&memory), None, "mapped over: {over}");
         assert_eq!(memory.load(1), mark(1));
     }
+    Ok(())
+}
+
+fn madv_remove_gives_memory_back() -> Verdict {
+    let memory = Memory::marked(Kind::SharedMemfd, 8)?;
+    assert_eq!(blocks(memory.file()), 8);
+    let child = child::spawn(|| {
+        // SAFETY: nobody has a reference into the range.
+        unsafe { map::punch(memory.span(2, 3)) }.expect("madvise");
+    });
+    assert_eq!(child.wait(), Ended::Exited(0));
+    assert_eq!(blocks(memory.file()), 5, "three are gone");
+    memory.store(3, 7);
+    let there: Vec<_> = (0..8).map(|page| memory.load(page)).collect();
+    assert_eq!(there, [mark(0), mark(1), 0, 7, 0, mark(5), mark(6), mark(7)]);
     Ok(())
 }
 

@@ -32,6 +32,7 @@ mod processes;
 mod remote;
 mod robust;
 mod sealing;
+mod serving;
 mod settling;
 mod sharing;
 mod stores;
@@ -67,6 +68,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("processes", sharing::CLAIMS),
     ("processes", ending::CLAIMS),
     ("processes", taskstats::CLAIMS),
+    ("processes", serving::CLAIMS),
     ("shared memory", robust::CLAIMS),
     ("tracees", tracing::CLAIMS),
     ("tracees", remote::CLAIMS),

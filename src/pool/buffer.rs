@@ -1,0 +1,302 @@
+//! Large results without a copy: the job writes them where the parent reads them.
+//!
+//! # Safety
+//! A block has one owner at a time, and its state says who: the worker builds it, sends it, the parent holds it, and
+//! dropping a [`Buffer`] frees it. A block is sent only once the worker's own `Buffer` is dropped ([`land`]): serde encodes
+//! by reference, so the job may still have one. `T: Pod`, so whatever bytes lie there are values.
+#![expect(unsafe_code, reason = "shared memory is lent as a slice")]
+
+use super::heap::{self, Heap, NoBlock};
+use super::region::Region;
+use crate::arena::registry;
+use crate::error::{Error, Kind, Result};
+use crate::wire::{self, Passenger};
+use bytemuck::Pod;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// A worker as its buffers see it.
+struct Mine {
+    region: &'static Region,
+    seat: usize,
+    /// Which process in a line of forks it is: its children have no region.
+    process: usize,
+}
+
+/// Set once in each worker.
+static MINE: OnceLock<Mine> = OnceLock::new();
+
+thread_local! {
+    /// The result that is being decoded.
+    static DECODING: RefCell<Option<Decoding>> = const { RefCell::new(None) };
+}
+
+/// The blocks that the result of the current job has put into its table, and whether their buffers are dropped.
+static BOARDED: Mutex<Vec<(usize, bool)>> = Mutex::new(Vec::new());
+
+fn boarded() -> MutexGuard<'static, Vec<(usize, bool)>> {
+    BOARDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The current job is over, and its result dropped: may its buffers be sent? False when the job kept one, which would
+/// share it with the parent. What is not to be sent (`keep`) or may not is freed, now or when it is dropped.
+pub(super) fn land(keep: bool) -> bool {
+    let mut boarded = boarded();
+    let all_dropped = boarded.iter().all(|&(_, dropped)| dropped);
+    let sent = keep && all_dropped;
+    for (block, dropped) in boarded.drain(..) {
+        if let (false, true, Some(mine)) = (sent, dropped, MINE.get()) {
+            heap::free(mine.region, block);
+        }
+    }
+    all_dropped
+}
+
+/// Says that this process is the worker in `seat`.
+pub(super) fn this_is(region: &'static Region, seat: usize) {
+    let _first = MINE.set(Mine { region, seat, process: registry::process_number() });
+}
+
+/// A result that is being decoded.
+struct Decoding {
+    region: Arc<Region>,
+    /// The blocks of its buffers that were not taken out yet. Each is once: from then on it may be freed, and be
+    /// another result's.
+    left: Vec<usize>,
+}
+
+impl Decoding {
+    fn take(&mut self, block: usize) -> bool {
+        let at = self.left.iter().position(|&left| left == block);
+        at.map(|at| self.left.swap_remove(at)).is_some()
+    }
+}
+
+/// Runs `decode` for a result that lies in `region` and has these passengers. Frees the buffers that it did not take, whatever
+/// the reason.
+pub(super) fn decoding<R>(region: &Arc<Region>, passengers: &[Passenger], decode: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Decoding>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let Some(over) = DECODING.replace(self.0.take()) else { return };
+            for block in over.left {
+                heap::free(&over.region, block);
+            }
+        }
+    }
+    let left = passengers.iter().filter_map(block_of).collect();
+    let _restore = Restore(DECODING.replace(Some(Decoding { region: Arc::clone(region), left })));
+    decode()
+}
+
+/// The block that a passenger means; `None` if it is no buffer.
+pub(super) fn block_of(passenger: &Passenger) -> Option<usize> {
+    (passenger.kind[0] == kind()).then_some(passenger.words[0] as usize)
+}
+
+/// Frees the buffers of a result that is not wanted and was not decoded.
+pub(super) fn discard(region: &Region, passengers: &[Passenger]) {
+    for block in passengers.iter().filter_map(block_of) {
+        let unread = heap::header(region, block).is_some_and(|header| {
+            header.state.compare_exchange(heap::SENT, heap::HELD, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        });
+        if unread {
+            heap::free(region, block);
+        }
+    }
+}
+
+fn digest<T: 'static + ?Sized>() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    TypeId::of::<T>().hash(&mut hasher);
+    hasher.finish()
+}
+
+fn kind() -> u64 {
+    digest::<Region>()
+}
+
+enum Home {
+    Worker(&'static Region),
+    Parent(Arc<Region>),
+}
+
+impl Deref for Home {
+    type Target = Region;
+
+    fn deref(&self) -> &Region {
+        match self {
+            Self::Worker(region) => region,
+            Self::Parent(region) => region,
+        }
+    }
+}
+
+/// A slice in the memory that a worker shares with its parent: made by a job, returned in its result (also inside of a
+/// structure), and read by the parent where it lies. Dropping it gives the memory back to the worker's
+/// `result_capacity`.
+///
+/// A process that the job, or later the program, forks does not have it: who touches it there dies of SIGSEGV.
+///
+/// It can travel only in the result of a pool's job, which must own it: a result that refers to a buffer that the job keeps
+/// is refused.
+pub struct Buffer<T: Pod> {
+    home: Home,
+    block: usize,
+    len: usize,
+    /// Its block belongs to a result now.
+    sent: AtomicBool,
+    /// Of which process in a line of forks it is.
+    process: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    const FITS: () = assert!(align_of::<T>() <= heap::HEADER, "an alignment that blocks have");
+
+    /// Room for `len` elements, all zeroes.
+    ///
+    /// # Errors
+    /// As [`Self::stale`].
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let mut buffer = Self::stale(len)?;
+        buffer.fill(T::zeroed());
+        Ok(buffer)
+    }
+
+    /// A copy of `elements`.
+    ///
+    /// # Errors
+    /// As [`Self::stale`].
+    pub fn copy_of(elements: &[T]) -> Result<Self> {
+        let mut buffer = Self::stale(elements.len())?;
+        buffer.copy_from_slice(elements);
+        Ok(buffer)
+    }
+
+    /// Room for `len` elements whose values are whatever earlier results left there: for who writes all of them.
+    ///
+    /// Waits while earlier results that the parent is about to read leave no room.
+    ///
+    /// # Errors
+    /// Invalid outside of a job; out of memory when it is larger than the pool's `result_capacity`, or when buffers that the
+    /// program still holds leave no room.
+    pub fn stale(len: usize) -> Result<Self> {
+        let () = Self::FITS;
+        let mine = MINE.get().filter(|mine| mine.process == registry::process_number());
+        let Mine { region, seat, process } =
+            *mine.ok_or_else(|| Error::invalid("a Buffer is made in a job of a pool"))?;
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid("a Buffer of so many elements"))?;
+        let block = Heap::of(region, seat).take(bytes).map_err(|why| {
+            let limit = match why {
+                NoBlock::TooLarge => "the pool's result_capacity",
+                NoBlock::AllHeld => "the pool's result_capacity, which results that the program holds fill",
+            };
+            Error::new(Kind::OutOfMemory { asked: bytes, limit: limit.to_owned() })
+                .with_hint("raise PoolBuilder::result_capacity, or drop results earlier")
+        })?;
+        Ok(Self {
+            home: Home::Worker(region),
+            block,
+            len,
+            sent: AtomicBool::new(false),
+            process,
+            elements: PhantomData,
+        })
+    }
+
+    fn start(&self) -> *mut T {
+        let bytes = self.len * size_of::<T>();
+        let start = self.home.bytes_at(self.block + heap::HEADER, bytes);
+        start.map_or(std::ptr::dangling_mut(), <*mut u8>::cast)
+    }
+}
+
+impl<T: Pod> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `stale` and `deserialize` checked that so many elements lie in the block, aligned; it is ours alone
+        // until we are dropped, and any bytes are a `T`.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
+    }
+}
+
+impl<T: Pod> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
+    }
+}
+
+impl<T: Pod> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // In a process forked from its owner this value is a copy.
+        if self.process != registry::process_number() {
+            return;
+        }
+        if self.sent.load(Ordering::Acquire)
+            && let Some((_, dropped)) = boarded().iter_mut().find(|(block, _)| *block == self.block)
+        {
+            *dropped = true;
+            return;
+        }
+        heap::free(&self.home, self.block);
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl<T: Pod> Serialize for Buffer<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if matches!(self.home, Home::Parent(_)) || self.sent.swap(true, Ordering::AcqRel) {
+            return Err(ser::Error::custom("a Buffer is sent once, by the job that made it"));
+        }
+        let passenger = Passenger { kind: [kind(), digest::<T>()], words: [self.block as u64, self.len as u64] };
+        let Some(index) = wire::embark(passenger) else {
+            self.sent.store(false, Ordering::Release);
+            return Err(ser::Error::custom("a Buffer travels in a job's result only"));
+        };
+        boarded().push((self.block, false));
+        serializer.serialize_u32(index)
+    }
+}
+
+impl<'de, T: Pod> Deserialize<'de> for Buffer<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let () = Self::FITS;
+        let wrong = || de::Error::custom("no Buffer of this type");
+        let index = u32::deserialize(deserializer)?;
+        let passenger = wire::disembark(index).ok_or_else(wrong)?;
+        let region = DECODING.with_borrow(|now| now.as_ref().map(|now| Arc::clone(&now.region))).ok_or_else(wrong)?;
+        let block = block_of(&passenger).filter(|_| passenger.kind[1] == digest::<T>()).ok_or_else(wrong)?;
+        let len = passenger.words[1] as usize;
+        let fits = len.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= heap::room(&region, block));
+        let header = heap::header(&region, block).filter(|_| fits).ok_or_else(wrong)?;
+        let taken = DECODING.with_borrow_mut(|now| now.as_mut().is_some_and(|now| now.take(block)));
+        if !taken {
+            return Err(wrong());
+        }
+        header.state.store(heap::HELD, Ordering::Release);
+        let process = registry::process_number();
+        Ok(Self {
+            home: Home::Parent(region),
+            block,
+            len,
+            sent: AtomicBool::new(false),
+            process,
+            elements: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,316 @@
+//! The parent's side without the user's types: filling slots and reading what they hold. Making room is in room.rs, waiting in
+//! waiting.rs, orders to the zygote in orders.rs.
+//!
+//! The parent has no thread of its own here: whoever waits does what is to be done meanwhile ([`Core::look_after`]).
+
+use super::batch::Item;
+use super::failure::{Failure, JobError};
+use super::progress;
+use super::queue::{DONE, QUEUED};
+use super::reactor::Reactor;
+use super::region::{BELLS, Region, SLOTS, Slot};
+use super::settings::Settings;
+use super::spin::Patience;
+use super::waiting::LOOK_AFTER;
+use super::{batch, results};
+use crate::arena::{Space, registry};
+use crate::error::{Error, Result};
+use crate::fork::Child;
+use crate::sys::process;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// What one lock guards: the free slots, the memory of jobs, the tail of the queue.
+pub(super) struct Front {
+    pub(super) free: Vec<u16>,
+    pub(super) payloads: Space,
+    /// Nothing was written from here on since memory was given back.
+    pub(super) payloads_end: usize,
+    /// Whose a slot's result is; a ticket that was dropped is gone.
+    pub(super) owners: Vec<Option<Owner>>,
+    /// Results that were taken out of shared memory before their owner asked for them: the items.
+    pub(super) parked: HashMap<usize, Vec<u8>>,
+    /// When memory was given back last.
+    pub(super) trimmed: Instant,
+    pub(super) closed: bool,
+}
+
+/// Who can take the results of a slot into this process's own memory.
+pub(super) trait Park: Send + Sync {
+    /// Takes them, if the slot is this one's still and done; did it?
+    fn park(&self, number: usize) -> bool;
+}
+
+/// A slot's owner.
+#[derive(Clone)]
+pub(super) enum Owner {
+    /// A ticket's. While it is being dropped it is gone, and still the one who decides about the slot.
+    Ticket(Weak<dyn Park>),
+    /// Nobody's: swept when it is done.
+    Nobody,
+    /// Somebody's who is reading its results.
+    Reader,
+}
+
+/// The end of the channel to the zygote.
+pub(super) struct Line {
+    pub(super) end: OwnedFd,
+    pub(super) zygote: Option<Child>,
+    /// Answers that are to come.
+    pub(super) owed: u32,
+}
+
+/// See the module.
+pub(super) struct Core {
+    pub(super) region: Arc<Region>,
+    /// Of who waits for one job.
+    pub(super) patience: Patience,
+    pub(super) settings: Settings,
+    pub(super) front: Mutex<Front>,
+    pub(super) line: Mutex<Line>,
+    /// A descriptor of the zygote, readable at its end.
+    pub(super) zygote: OwnedFd,
+    pub(super) limits: OwnedFd,
+    pub(super) gone: AtomicBool,
+    /// Jobs that are not done are not to be.
+    pub(super) cancelled: AtomicBool,
+    pub(super) reactor: OnceLock<Option<Reactor>>,
+    /// Of which process in a line of forks the pool is.
+    pub(super) process: usize,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a batch was not queued.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// All slots, or all memory of jobs, are taken for now.
+    Full,
+    /// It will never be.
+    Because(JobError),
+}
+
+/// What a batch is queued with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) jobs: usize,
+    pub(super) limit: Option<Duration>,
+    pub(super) bell: usize,
+}
+
+/// How a batch ended.
+pub(super) struct Ended {
+    /// How many of its jobs are done and have an item.
+    pub(super) done: usize,
+    /// Why the next one failed, if it did; otherwise it was not begun.
+    pub(super) failure: Option<Failure>,
+}
+
+impl Core {
+    pub(super) fn new(
+        region: Arc<Region>,
+        settings: Settings,
+        end: OwnedFd,
+        limits: OwnedFd,
+        zygote: Child,
+    ) -> Result<Self> {
+        let pidfd = zygote.pidfd().try_clone_to_owned().map_err(|e| {
+            Error::invalid(format!("no descriptor for the zygote: {e}")).with_hint("raise it: ulimit -n")
+        })?;
+        let front = Front {
+            free: (0..SLOTS as u16).rev().collect(),
+            payloads: Space::new(region.payloads().len),
+            payloads_end: 0,
+            owners: (0..SLOTS).map(|_| None).collect(),
+            parked: HashMap::new(),
+            trimmed: Instant::now(),
+            closed: false,
+        };
+        Ok(Self {
+            patience: Patience::new(settings.spin),
+            region,
+            settings,
+            front: Mutex::new(front),
+            line: Mutex::new(Line { end, zygote: Some(zygote), owed: 0 }),
+            zygote: pidfd,
+            limits,
+            gone: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+            reactor: OnceLock::new(),
+            process: registry::process_number(),
+        })
+    }
+
+    pub(super) fn slot(&self, number: usize) -> &Slot {
+        &self.region.slots()[number]
+    }
+
+    /// The bell of the calling thread. Threads may share one.
+    pub(super) fn bell() -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local!(static MINE: usize = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BELLS - 1));
+        MINE.with(|mine| *mine)
+    }
+
+    /// Queues a batch of encoded jobs.
+    pub(super) fn try_queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, Refused> {
+        self.check_process().map_err(Refused::Because)?;
+        let mut front = lock(&self.front);
+        if front.closed {
+            return Err(Refused::Because(JobError::Cancelled));
+        }
+        if jobs.len() > self.settings.payload_capacity {
+            let why = format!("{} bytes of jobs are more than the pool's job_capacity", jobs.len());
+            return Err(Refused::Because(JobError::NotPassed(why)));
+        }
+        let Some(number) = front.free.pop() else { return Err(Refused::Full) };
+        let Some(place) = front.payloads.take(jobs.len().max(1), 16, 0) else {
+            front.free.push(number);
+            return Err(Refused::Full);
+        };
+        let number = usize::from(number);
+        let at = self.region.payloads().start + place;
+        front.payloads_end = front.payloads_end.max(place + jobs.len());
+        self.fill(at, jobs);
+        let slot = self.slot(number);
+        slot.bell.store(terms.bell as u32, Ordering::Release);
+        slot.jobs.store(terms.jobs as u32, Ordering::Release);
+        // Centuries are as good as no limit.
+        let limit = terms.limit.and_then(|limit| u64::try_from(limit.as_nanos()).ok()).filter(|&ns| ns < u64::MAX);
+        slot.limit.store(limit.unwrap_or(0), Ordering::Release);
+        slot.input.store(at as u64, Ordering::Release);
+        slot.input_first.store(at as u64, Ordering::Release);
+        slot.input_bytes.store(jobs.len() as u64, Ordering::Release);
+        if let Some(place) = front.owners.get_mut(number) {
+            *place = owner;
+        }
+        self.region.board().slots_used.fetch_max(number as u32 + 1, Ordering::AcqRel);
+        self.push(&front, number);
+        drop(front);
+        self.announce(limit.is_some());
+        Ok(number)
+    }
+
+    #[expect(unsafe_code, reason = "shared memory is written")]
+    pub(super) fn fill(&self, at: usize, jobs: &[u8]) {
+        // SAFETY: `Space` handed the bytes out to this call alone.
+        let written = unsafe { self.region.write(at, jobs) };
+        debug_assert!(written, "Space stays inside");
+    }
+
+    /// Queues a slot that is filled. With the lock held: one at a time.
+    pub(super) fn push(&self, _front: &Front, number: usize) {
+        let slot = self.slot(number);
+        progress::reset(&slot.progress);
+        slot.since.store(0, Ordering::Release);
+        slot.failure.store(0, Ordering::Release);
+        slot.output.store(0, Ordering::Release);
+        slot.generation.store(self.region.board().generation.0.load(Ordering::Acquire), Ordering::Release);
+        let pushed = self.region.queue().push(number);
+        // Each slot has one entry that is not stale, and there are four times as many; stale ones make room.
+        debug_assert!(pushed, "the ring has room for every slot");
+    }
+
+    pub(super) fn announce(&self, limited: bool) {
+        self.region.queue().announce();
+        if limited && self.region.board().limits_watched.swap(1, Ordering::SeqCst) == 0 {
+            process::notify(&self.limits);
+        }
+    }
+
+    /// Queues a batch, and waits for room.
+    pub(super) fn queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, JobError> {
+        self.check_process()?;
+        let bell = &self.region.board().bells[0];
+        let mut heard = None;
+        loop {
+            match self.try_queue(jobs, terms, owner.clone()) {
+                Ok(number) => return Ok(number),
+                Err(Refused::Because(e)) => return Err(e),
+                Err(Refused::Full) => {}
+            }
+            if self.make_room() {
+                continue;
+            }
+            self.check()?;
+            // Only who listened before it looked may sleep.
+            if let Some(heard) = heard {
+                bell.sleep(heard, Some(LOOK_AFTER));
+                self.look_after();
+            }
+            heard = Some(bell.listen());
+        }
+    }
+
+    /// Queues the rest of a batch again: all but its first `skip` jobs. What was done must have been read.
+    pub(super) fn queue_again(&self, number: usize, skip: usize) {
+        let slot = self.slot(number);
+        self.free_output(slot);
+        let (at, len) =
+            (slot.input.load(Ordering::Acquire) as usize, slot.input_bytes.load(Ordering::Acquire) as usize);
+        let skipped: usize = batch::items(self.input(at, len)).take(skip).map(|item| item.size()).sum();
+        slot.input.store((at + skipped) as u64, Ordering::Release);
+        slot.input_bytes.store((len - skipped) as u64, Ordering::Release);
+        slot.jobs.fetch_sub(skip as u32, Ordering::AcqRel);
+        let mut front = lock(&self.front);
+        if let Some(owner @ Some(Owner::Reader)) = front.owners.get_mut(number) {
+            *owner = None;
+        }
+        self.push(&front, number);
+        drop(front);
+        self.announce(slot.limit.load(Ordering::Acquire) > 0);
+    }
+
+    #[expect(unsafe_code, reason = "shared memory is lent as bytes")]
+    pub(super) fn input(&self, at: usize, len: usize) -> &[u8] {
+        // SAFETY: jobs are written before the slot is queued and freed with it; this is called by the slot's owner.
+        unsafe { self.region.read(at, len) }.unwrap_or_default()
+    }
+
+    /// Is the batch done? Its results are final then. Never in a process forked from the pool's, which must not free
+    /// what is the pool's.
+    pub(super) fn is_done(&self, number: usize) -> bool {
+        self.check_process().is_ok() && self.slot(number).state.load(Ordering::SeqCst) == DONE
+    }
+
+    /// How a batch that is done ended.
+    pub(super) fn ended(&self, number: usize) -> Ended {
+        let slot = self.slot(number);
+        let (done, _) = progress::read(&slot.progress);
+        Ended { done, failure: Failure::read(slot) }
+    }
+
+    /// Calls `each` with the results of a batch that is done, which nobody moves meanwhile.
+    pub(super) fn read_results(&self, number: usize, each: impl FnMut(Item<'_>)) {
+        let mut front = lock(&self.front);
+        if let Some(owner @ None) = front.owners.get_mut(number) {
+            *owner = Some(Owner::Reader);
+        }
+        let parked = front.parked.remove(&number);
+        drop(front);
+        self.results(number, parked.as_deref()).for_each(each);
+    }
+
+    /// The results of a batch that is done, and where they were parked if they were.
+    pub(super) fn results<'a>(&'a self, number: usize, parked: Option<&'a [u8]>) -> impl Iterator<Item = Item<'a>> {
+        let slot = self.slot(number);
+        let (done, _) = progress::read(&slot.progress);
+        let here = results::items(&self.region, slot.output.load(Ordering::Acquire) as usize);
+        batch::items(parked.unwrap_or_default()).chain(here).take(done)
+    }
+
+    /// Takes a batch back that nobody has begun.
+    pub(super) fn take_back(&self, number: usize) -> bool {
+        let slot = self.slot(number);
+        let mine = slot.state.compare_exchange(QUEUED, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if mine {
+            Failure::Cancelled.write(slot);
+        }
+        mine
+    }
+}

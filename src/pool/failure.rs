@@ -1,0 +1,135 @@
+//! Why a job has no result.
+
+use super::region::Slot;
+use crate::sys::pidfd::Ended;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Why a job has no result. The pool goes on in every case but [`JobError::PoolGone`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum JobError {
+    /// The job panicked. Its worker goes on.
+    Panicked {
+        /// What the panic said.
+        message: String,
+        /// Where, as `file:line:column`.
+        location: Option<String>,
+    },
+    /// Its worker died while it held the job, and was replaced.
+    Died {
+        /// How the worker died.
+        death: Death,
+        /// How often the job was tried.
+        attempts: u32,
+    },
+    /// It took longer than its time limit; its worker was killed and replaced.
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+        /// How often the job was tried.
+        attempts: u32,
+    },
+    /// It was cancelled: before it began, or by the end of the pool.
+    Cancelled,
+    /// The job or the result could not be encoded or decoded, or a result found no room: why.
+    NotPassed(String),
+    /// The pool ended: its zygote died, or no worker can be started. Why.
+    PoolGone(String),
+}
+
+/// How a worker died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Death {
+    /// By exiting, or by which signal.
+    pub ended: Ended,
+    /// The control group counted a kill by the OOM killer meanwhile, so that is the likely reason.
+    pub out_of_memory: bool,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ended {
+            Ended::Exited(code) => write!(f, "exited with code {code}"),
+            Ended::Signaled(signal) => write!(f, "was killed by signal {signal}"),
+            Ended::Unknown => write!(f, "ended, nobody knows how"),
+        }?;
+        if self.out_of_memory {
+            write!(f, ", probably by the OOM killer")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked { message, location: Some(location) } => {
+                write!(f, "the job panicked at {location}: {message}")
+            }
+            Self::Panicked { message, location: None } => write!(f, "the job panicked: {message}"),
+            Self::Died { death, attempts } => write!(f, "the worker {death} (attempt {attempts})"),
+            Self::TimedOut { limit, attempts } => {
+                write!(f, "the job took longer than {limit:?} and was killed (attempt {attempts})")
+            }
+            Self::Cancelled => write!(f, "the job was cancelled"),
+            Self::NotPassed(why) => write!(f, "the job or its result could not be passed: {why}"),
+            Self::PoolGone(why) => write!(f, "the pool is gone: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for JobError {}
+
+/// What the zygote found out about a job whose worker is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The worker died of it, or beside it.
+    Died(Death),
+    /// Its time was over.
+    TimedOut,
+    /// It was cancelled.
+    Cancelled,
+}
+
+const EXITED: u32 = 1;
+const SIGNALED: u32 = 2;
+const UNKNOWN: u32 = 3;
+const TIMED_OUT: u32 = 4;
+const CANCELLED: u32 = 5;
+const OUT_OF_MEMORY: u32 = 0x100;
+
+impl Failure {
+    /// Writes it into the slot.
+    pub(super) fn write(self, slot: &Slot) {
+        let (kind, detail) = match self {
+            Self::TimedOut => (TIMED_OUT, 0),
+            Self::Cancelled => (CANCELLED, 0),
+            Self::Died(death) => {
+                let memory = if death.out_of_memory { OUT_OF_MEMORY } else { 0 };
+                match death.ended {
+                    Ended::Exited(code) => (EXITED | memory, code),
+                    Ended::Signaled(signal) => (SIGNALED | memory, signal),
+                    Ended::Unknown => (UNKNOWN | memory, 0),
+                }
+            }
+        };
+        slot.failure_detail.store(detail as u32, Ordering::Release);
+        slot.failure.store(kind, Ordering::Release);
+    }
+
+    /// Reads what stands in the slot.
+    pub(super) fn read(slot: &Slot) -> Option<Self> {
+        let (kind, detail) = (slot.failure.load(Ordering::Acquire), slot.failure_detail.load(Ordering::Acquire) as i32);
+        let ended = match kind & 0xff {
+            EXITED => Ended::Exited(detail),
+            SIGNALED => Ended::Signaled(detail),
+            UNKNOWN => Ended::Unknown,
+            TIMED_OUT => return Some(Self::TimedOut),
+            CANCELLED => return Some(Self::Cancelled),
+            _ => return None,
+        };
+        Some(Self::Died(Death { ended, out_of_memory: kind & OUT_OF_MEMORY != 0 }))
+    }
+}

@@ -1,0 +1,136 @@
+//! Making a pool: the region, the zygote, and what the zygote carries for its workers.
+
+use super::batch::{self, Status};
+use super::core::Core;
+use super::region::Region;
+use super::settings::Settings;
+use super::worker::{Outcome, Work};
+use super::zygote::{self, Channels, Data};
+use super::{Pool, Reply, buffer, map, panics};
+use crate::arena::{Export, Frozen, registry};
+use crate::error::{Error, Kind, Result};
+use crate::fork::{self, ForkOptions, Reshared};
+use crate::sys::{channel, process};
+use crate::wire::{self, Passenger};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+/// Marks where a pool is made.
+pub(super) struct MadePool;
+
+/// The closure over the data, in the zygote and the workers.
+struct Job<T: 'static, J, R, F> {
+    frozen: Frozen<T>,
+    body: F,
+    types: map::Types<T, J, R>,
+}
+
+impl<T, J, R, F> Work for Job<T, J, R, F>
+where
+    J: DeserializeOwned,
+    R: Serialize,
+    F: FnMut(&'static T, J) -> R,
+{
+    fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome) {
+        let root = self.frozen.root();
+        let start = batch::begin(&mut outcome.item);
+        let ran = panics::catch(|| -> Result<(), String> {
+            let job: J = wire::decode(bytes, passengers).map_err(|e| format!("the job {e}"))?;
+            let result = (self.body)(root, job);
+            wire::encode(&result, &mut outcome.item, &mut outcome.passengers).map_err(|e| format!("the result {e}"))
+        });
+        let kept = !buffer::land(matches!(ran, Ok(Ok(()))));
+        match ran {
+            Ok(Ok(())) if kept => {
+                outcome.refuse(Status::Unreadable, "the result cannot be sent: the job still has a Buffer of it");
+            }
+            Ok(Ok(())) => {
+                if !batch::end(&mut outcome.item, start, Status::Value, &outcome.passengers) {
+                    outcome.refuse(Status::NoRoom, "the result is larger than 4 GiB");
+                }
+            }
+            Ok(Err(why)) => outcome.refuse(Status::Unreadable, &why),
+            Err(said) => {
+                outcome.item.clear();
+                outcome.passengers.clear();
+                let start = batch::begin(&mut outcome.item);
+                let _texts_always_encode = wire::encode(&said, &mut outcome.item, &mut outcome.passengers);
+                let _short_enough = batch::end(&mut outcome.item, start, Status::Panicked, &[]);
+            }
+        }
+    }
+
+    fn reshare(&self) -> Result<Reshared> {
+        self.frozen.reshare()
+    }
+}
+
+impl<T, J, R, F> Data for Job<T, J, R, F>
+where
+    J: DeserializeOwned,
+    R: Serialize,
+    F: FnMut(&'static T, J) -> R,
+{
+    #[expect(unsafe_code, reason = "another process's memory becomes the data")]
+    fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
+        // SAFETY: `replace` or the caller of `replace_unchecked` promised it; parent and zygote are forks of one program.
+        let new = unsafe { Export::from_bytes(export)?.adopt(file)? };
+        let old = std::mem::replace(&mut self.frozen, new);
+        // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
+        // reference that the closure captured faults, as `Pool::replace` says.
+        let withdrawn = unsafe { old.withdraw() };
+        if let Err(e) = withdrawn {
+            log::warn!("the old data's memory stays: {e}");
+        }
+        Ok(())
+    }
+}
+
+impl MadePool {
+    pub(super) fn make<T, J, R, F>(settings: Settings, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
+    where
+        T: 'static,
+        J: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        F: FnMut(&'static T, J) -> R,
+    {
+        // Arenas of both processes must have numbers of their own, and hash alike.
+        registry::prepare()?;
+        let region =
+            Region::new(&settings.name, settings.workers, settings.payload_capacity, settings.result_capacity)?;
+        let region = Arc::new(region);
+        let (mine, orders) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
+        let mut end = Some(mine);
+        let limits = process::event()?;
+        let theirs = limits.try_clone().map_err(|e| Error::invalid(format!("no descriptor for the pool: {e}")))?;
+        let options = ForkOptions::new().last_census(false).reset_handlers(true);
+        let shared = Arc::clone(&region);
+        let zygotes = settings.clone();
+        let mut job = Job { frozen: frozen.clone(), body, types: PhantomData };
+        let zygote = fork::spawn(&options, |_| {
+            // Else it would not learn that its parent became another program.
+            end.take();
+            // The zygote's life is the process' life.
+            let region: &'static Region = Box::leak(Box::new(shared));
+            zygote::run(region, &zygotes, Channels { orders, limits: theirs }, &mut job);
+        });
+        let zygote = zygote.map_err(|e| match e.threads() {
+            Some(_) => e.with_hint("make the pool before the program starts threads (an async runtime, a logger)"),
+            None => e,
+        })?;
+        let end = end.ok_or_else(|| Error::invalid("the pool's end of the channel is gone"))?;
+        region.keep_from_children()?;
+        // The zygote's end was moved into its closure, and is closed here: if it dies, this ends.
+        let first = channel::receive(end.as_fd()).ok().flatten();
+        match first.map(|(message, _)| wire::decode::<Reply>(&message, &[])).transpose()? {
+            Some(Reply::Done(_)) => {}
+            Some(Reply::Refused(why)) => return Err(Error::new(Kind::Child(why.into()))),
+            _ => return Err(Error::new(Kind::Child("the pool's zygote ended before it had started a worker".into()))),
+        }
+        let core = Arc::new(Core::new(region, settings, end, limits, zygote)?);
+        Ok(Pool { core, frozen: Mutex::new(frozen), types: PhantomData })
+    }
+}

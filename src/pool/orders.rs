@@ -1,0 +1,103 @@
+//! Orders to the zygote, and the end of the pool.
+
+use super::core::{Core, Line, lock};
+use super::queue;
+use super::{Order, Reply, progress};
+use crate::error::{Error, Kind, Result};
+use crate::sys::{channel, pidfd};
+use crate::wire;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the zygote may take for an answer that is no matter of the user's jobs, and to end.
+const ANSWER_TIME: Duration = Duration::from_secs(20);
+
+impl Core {
+    /// Cancels a batch of one job, wherever it is; false if it is done already.
+    pub(super) fn cancel(&self, number: usize) -> Result<bool> {
+        self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
+        if self.take_back(number) {
+            return Ok(true);
+        }
+        let slot = self.slot(number);
+        if queue::holder(slot.state.load(Ordering::Acquire)).is_none() {
+            return Ok(false);
+        }
+        let (job, _) = progress::read(&slot.progress);
+        match self.order(&Order::Cancel { slot: number as u32, job: job as u32 }, None)? {
+            Reply::Done(cancelled) => Ok(cancelled),
+            _ => Ok(false),
+        }
+    }
+
+    /// Gives the zygote an order and waits for the answer.
+    ///
+    /// # Errors
+    /// The zygote is gone, or does not answer: it was stopped.
+    pub(super) fn order(&self, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+        // A process forked from the pool's has a copy of the channel, and would take the answer away.
+        self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
+        let mut line = lock(&self.line);
+        self.ask(&mut line, order, file)
+    }
+
+    pub(super) fn ask(&self, line: &mut Line, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+        let gone = || Error::new(Kind::Child("the pool's zygote has ended".into()));
+        let mut message = Vec::new();
+        wire::encode(order, &mut message, &mut Vec::new())?;
+        channel::send(line.end.as_fd(), &message, file).map_err(|_| gone())?;
+        line.owed += 1;
+        let begun = Instant::now();
+        loop {
+            let left = ANSWER_TIME.saturating_sub(begun.elapsed());
+            // The zygote's own end may be inherited by workers, so its end is looked at as well.
+            let ends = [line.end.as_fd(), self.zygote.as_fd()];
+            match pidfd::wait_any_within(ends, Some(left)).map_err(|e| Error::os("ppoll", e))? {
+                [true, _] => {}
+                [false, true] => return Err(gone()),
+                [false, false] if left.is_zero() => {
+                    return Err(Error::new(Kind::Child("the pool's zygote does not answer".into()))
+                        .with_hint("if it was stopped, let it go on: kill -CONT"));
+                }
+                [false, false] => continue,
+            }
+            let (message, _) = channel::receive(line.end.as_fd()).ok().flatten().ok_or_else(gone)?;
+            line.owed -= 1;
+            // Answers to earlier orders, for which nobody waits any more, come first.
+            if line.owed == 0 {
+                return wire::decode(&message, &[]);
+            }
+        }
+    }
+
+    /// Closes the pool: no further jobs; those that are queued run first, or are cancelled. Returns the zygote's last words.
+    ///
+    /// # Errors
+    /// The zygote was gone before.
+    pub(super) fn close(&self, cancel: bool) -> Result<Option<Reply>> {
+        if self.check_process().is_err() {
+            return Ok(None);
+        }
+        let mut front = lock(&self.front);
+        front.closed = true;
+        self.cancelled.store(cancel, Ordering::Release);
+        if cancel {
+            for number in 0..self.region.board().slots_used.load(Ordering::Acquire) as usize {
+                let _only_if_queued = self.take_back(number);
+            }
+        }
+        drop(front);
+        let mut line = lock(&self.line);
+        let Some(mut zygote) = line.zygote.take() else { return Ok(None) };
+        let reply = self.ask(&mut line, &Order::Close { cancel }, None);
+        // With no answer there is no reason to wait again.
+        let ended = zygote.wait_timeout(if reply.is_ok() { ANSWER_TIME } else { Duration::ZERO });
+        // Killed, if it does not end.
+        drop(zygote);
+        self.gone.store(true, Ordering::Release);
+        self.region.tell_all();
+        ended?;
+        reply.map(Some)
+    }
+}

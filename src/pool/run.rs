@@ -1,0 +1,166 @@
+//! A batch as the parent follows it: what was done is read, what failed is judged, the rest is queued again.
+
+use super::batch::{Item, Status};
+use super::core::{Core, Refused, Terms};
+use super::failure::{Failure, JobError};
+use super::{buffer, core::Owner};
+use crate::wire;
+use serde::de::DeserializeOwned;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A batch under way.
+pub(super) struct Run<R> {
+    pub(super) core: Arc<Core>,
+    /// Its slot; `None` when all is read.
+    number: Option<usize>,
+    /// How many jobs have no result yet.
+    left: usize,
+    /// How often the first of these was tried in vain.
+    attempts: u32,
+    max_attempts: u32,
+    limit: Option<Duration>,
+    /// In the order of the jobs.
+    pub(super) results: Vec<Result<R, JobError>>,
+    /// How long the jobs took that were run, and how many these were.
+    pub(super) ran: (u64, usize),
+}
+
+impl<R: DeserializeOwned> Run<R> {
+    /// Queues encoded jobs; where there is no room, waits for it or gives `None`.
+    ///
+    /// # Errors
+    /// The pool is closed or gone, or the jobs are too large.
+    pub(super) fn begin(
+        core: &Arc<Core>,
+        jobs: &[u8],
+        terms: Terms,
+        max_attempts: u32,
+        owner: Option<Owner>,
+        waits: bool,
+    ) -> Result<Option<Self>, JobError> {
+        let number = if waits {
+            core.queue(jobs, terms, owner)?
+        } else {
+            match core.try_queue(jobs, terms, owner) {
+                Ok(number) => number,
+                Err(Refused::Full) => return Ok(None),
+                Err(Refused::Because(e)) => return Err(e),
+            }
+        };
+        Ok(Some(Self {
+            core: Arc::clone(core),
+            number: Some(number),
+            left: terms.jobs,
+            attempts: 0,
+            max_attempts,
+            limit: terms.limit,
+            results: Vec::with_capacity(terms.jobs),
+            ran: (0, 0),
+        }))
+    }
+
+    /// The slot, while there is something to wait for.
+    pub(super) fn number(&self) -> Option<usize> {
+        self.number
+    }
+
+    /// Reads what is there; true when every job has a result.
+    pub(super) fn advance(&mut self) -> bool {
+        let Some(number) = self.number else { return true };
+        if !self.core.is_done(number) {
+            return false;
+        }
+        let core = Arc::clone(&self.core);
+        let ended = core.ended(number);
+        let before = self.results.len();
+        core.read_results(number, |item| self.results.push(read(&core, &item)));
+        for _ in self.results.len() - before..ended.done {
+            self.results.push(Err(JobError::NotPassed("the result found no room".to_owned())));
+        }
+        let ran = core.slot(number).ran.swap(0, std::sync::atomic::Ordering::AcqRel);
+        self.ran = (self.ran.0 + ran, self.ran.1 + if ran > 0 { ended.done } else { 0 });
+        let mut over = ended.done;
+        if over > 0 {
+            self.attempts = 0;
+        }
+        if let Some(failure) = ended.failure {
+            self.attempts += 1;
+            let again =
+                self.attempts < self.max_attempts && !matches!(failure, Failure::Cancelled) && !core.is_closed();
+            if !again {
+                self.results.push(Err(self.error(failure)));
+                over += 1;
+                self.attempts = 0;
+            }
+        }
+        self.left = self.left.saturating_sub(over);
+        if self.left > 0 && core.may_queue_again() {
+            core.queue_again(number, over);
+            return false;
+        }
+        for _ in 0..std::mem::take(&mut self.left) {
+            self.results.push(Err(JobError::Cancelled));
+        }
+        core.free(number);
+        self.number = None;
+        true
+    }
+
+    fn error(&self, failure: Failure) -> JobError {
+        let attempts = self.attempts;
+        match failure {
+            Failure::Died(death) => JobError::Died { death, attempts },
+            Failure::TimedOut => JobError::TimedOut { limit: self.limit.unwrap_or_default(), attempts },
+            Failure::Cancelled => JobError::Cancelled,
+        }
+    }
+
+    /// Ends it without the results: nothing will come any more.
+    pub(super) fn fail(&mut self, error: &JobError) {
+        for _ in 0..std::mem::take(&mut self.left) {
+            self.results.push(Err(error.clone()));
+        }
+        self.abandon();
+    }
+
+    fn abandon(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.core.abandon(number);
+        }
+    }
+}
+
+impl<R> Drop for Run<R> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.core.abandon(number);
+        }
+    }
+}
+
+/// A job's result from its item.
+fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError> {
+    let text = || String::from_utf8_lossy(item.bytes).into_owned();
+    match item.status {
+        Status::Value => {
+            let passengers = item.passengers();
+            // It may be another's result that a thread reads to make room, so a panic in the type's code must not pass.
+            let decode = || buffer::decoding(&core.region, &passengers, || wire::decode(item.bytes, &passengers));
+            let value = catch_unwind(AssertUnwindSafe(decode));
+            match value {
+                Ok(value) => value.map_err(|e| JobError::NotPassed(format!("the result {e}"))),
+                Err(_said_on_stderr) => {
+                    Err(JobError::NotPassed("the result cannot be decoded: that panicked".to_owned()))
+                }
+            }
+        }
+        Status::Panicked => {
+            let said = wire::decode::<(String, Option<String>)>(item.bytes, &[]);
+            let (message, location) = said.unwrap_or_else(|_| (text(), None));
+            Err(JobError::Panicked { message, location })
+        }
+        Status::Unreadable | Status::NoRoom => Err(JobError::NotPassed(text())),
+    }
+}

@@ -1,0 +1,194 @@
+//! What a pool is made with.
+
+use super::Pool;
+use super::make::MadePool;
+use crate::arena::Frozen;
+use crate::error::{Error, Result};
+use crate::page::PageCount;
+use crate::watch::Watch;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// What becomes of a worker that has copied more pages than its budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverBudget {
+    /// It leaves when its batch is done, and a new one, which has copied nothing, takes its place.
+    #[default]
+    Retire,
+    /// It is counted ([`super::Stats::over_budget`]) and goes on.
+    Report,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) name: String,
+    pub(super) workers: usize,
+    pub(super) watch: Watch,
+    pub(super) last_census: bool,
+    pub(super) copy_budget: Option<(PageCount, OverBudget)>,
+    pub(super) reshare: bool,
+    pub(super) time_limit: Option<Duration>,
+    pub(super) max_attempts: u32,
+    pub(super) memory_limit: Option<u64>,
+    pub(super) payload_capacity: usize,
+    pub(super) result_capacity: usize,
+    pub(super) spin: Duration,
+}
+
+/// Settings of a new [`Pool`].
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct PoolBuilder {
+    settings: Settings,
+}
+
+impl PoolBuilder {
+    pub(super) fn new() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let settings = Settings {
+            name: "pool".to_owned(),
+            workers,
+            watch: Watch::Census,
+            last_census: true,
+            copy_budget: None,
+            reshare: false,
+            time_limit: None,
+            max_attempts: 1,
+            memory_limit: None,
+            payload_capacity: 1 << 30,
+            result_capacity: 256 << 20,
+            spin: Duration::from_micros(50),
+        };
+        Self { settings }
+    }
+
+    /// How many workers, 1 to 1024 (default: one for each processor this process may use).
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.settings.workers = workers;
+        self
+    }
+
+    /// The name in `/proc/PID/maps` and in messages (default `pool`).
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// How the workers' copies are observed (default [`Watch::Census`], which costs the writer nothing).
+    pub fn watch(mut self, watch: Watch) -> Self {
+        self.settings.watch = watch;
+        self
+    }
+
+    /// False: no keeper, and no census of a worker that has ended (only for [`Watch::Census`]). Saves a process a worker.
+    pub fn last_census(mut self, take: bool) -> Self {
+        self.settings.last_census = take;
+        self
+    }
+
+    /// How many pages of frozen arenas a worker may copy. Counted between batches, by a census where page faults say
+    /// that there may be as many.
+    pub fn copy_budget(mut self, pages: PageCount) -> Self {
+        let then = self.settings.copy_budget.map(|(_, then)| then).unwrap_or_default();
+        self.settings.copy_budget = Some((pages, then));
+        self
+    }
+
+    /// What becomes of a worker above the budget (default: it retires).
+    pub fn over_budget(mut self, then: OverBudget) -> Self {
+        let pages = self.settings.copy_budget.map_or(PageCount(u64::MAX), |(pages, _)| pages);
+        self.settings.copy_budget = Some((pages, then));
+        self
+    }
+
+    /// True: a worker above its budget first gives back the copies whose content is the original again
+    /// ([`Frozen::reshare`], counted in [`super::Stats::reshared_pages`]), and only then counts as above it. For jobs that
+    /// undo what they write.
+    pub fn reshare(mut self, reshare: bool) -> Self {
+        self.settings.reshare = reshare;
+        self
+    }
+
+    /// How long a job may take (default: for ever). Then its worker is killed, and the job's error says so. A stopped
+    /// worker (SIGSTOP) is found out this way only.
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.settings.time_limit = Some(limit);
+        self
+    }
+
+    /// How often a job is tried whose worker dies or whose time is over (default 1: it is not tried again, since it may have
+    /// done half of what it does). A panic is never tried again.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.settings.max_attempts = attempts;
+        self
+    }
+
+    /// How much memory a worker may take beyond what it is born with, in bytes (`RLIMIT_DATA`; shared memory and the
+    /// arenas do not count). An allocation beyond fails, of which Rust programs die by SIGABRT.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.settings.memory_limit = Some(bytes);
+        self
+    }
+
+    /// The most that results of one worker may take while they are not read or still held, in bytes (default 256 MiB). Only
+    /// addresses are taken up front.
+    pub fn result_capacity(mut self, bytes: usize) -> Self {
+        self.settings.result_capacity = bytes;
+        self
+    }
+
+    /// The most that jobs may take that are queued or at work, in bytes (default 1 GiB). Only addresses are taken up front.
+    pub fn job_capacity(mut self, bytes: usize) -> Self {
+        self.settings.payload_capacity = bytes;
+        self
+    }
+
+    /// How long a worker without a job, or a thread without a result, waits awake before it sleeps, if waits are that
+    /// short on the average (default 50 µs). Zero: never.
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.settings.spin = spin;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        let settings = &self.settings;
+        if !(1..=super::region::SEATS_MAX).contains(&settings.workers) {
+            return Err(Error::invalid(format!("a pool has 1 to {} workers", super::region::SEATS_MAX)));
+        }
+        if settings.max_attempts == 0 {
+            return Err(Error::invalid("a job is tried once at least: max_attempts"));
+        }
+        if settings.time_limit.is_some_and(|limit| limit.is_zero()) {
+            return Err(Error::invalid("a time limit of nothing"));
+        }
+        if settings.result_capacity < 1 << 16 || settings.payload_capacity < 1 << 16 {
+            return Err(Error::invalid("job_capacity and result_capacity are 64 KiB at least"));
+        }
+        if settings.watch.arms() && !settings.last_census {
+            return Err(Error::invalid(format!("watch `{}` cannot do without the last census", settings.watch)));
+        }
+        Ok(())
+    }
+
+    /// Forks the zygote and through it the workers, which run `body` for each job with the root of `frozen`.
+    ///
+    /// The closure and everything it captures is inherited by the fork; only jobs and results are encoded. It is one closure
+    /// for each worker: what it changes in itself stays in that worker.
+    ///
+    /// Must be called while this process has one thread. The pool starts none.
+    ///
+    /// # Errors
+    /// [`Error::threads`] when other threads are alive. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// the first workers.
+    pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
+    where
+        T: 'static,
+        J: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        F: FnMut(&'static T, J) -> R,
+    {
+        self.check()?;
+        MadePool::make(self.settings, frozen, body)
+    }
+}

@@ -1,0 +1,260 @@
+//! One job that was submitted, and its result to come.
+
+use super::core::{Core, Owner, Park, Terms};
+use super::failure::JobError;
+use super::reactor;
+use super::run::Run;
+use crate::error::Result;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// What a ticket and the pool share.
+pub(super) struct Cell<R> {
+    state: Mutex<State<R>>,
+}
+
+struct State<R> {
+    /// Gone only between a failed submission and the ticket's drop.
+    run: Option<Run<R>>,
+    waker: Option<Waker>,
+}
+
+impl<R> Cell<R> {
+    fn lock(&self) -> MutexGuard<'_, State<R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R: DeserializeOwned + Send> Park for Cell<R> {
+    fn park(&self, number: usize) -> bool {
+        // Who holds the lock is looking at the result already.
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        let Some(run) = state.run.as_mut() else { return false };
+        if run.number() != Some(number) || !run.advance() {
+            return false;
+        }
+        wake(state);
+        true
+    }
+}
+
+impl<R: DeserializeOwned + Send> reactor::Waits for Cell<R> {
+    fn look(&self, gone: Option<&JobError>) -> bool {
+        let mut state = self.lock();
+        let Some(run) = state.run.as_mut() else { return true };
+        let over = run.advance();
+        if let (false, Some(error)) = (over, gone) {
+            run.fail(error);
+        } else if !over {
+            return false;
+        }
+        wake(state);
+        true
+    }
+}
+
+/// Wakes the task that awaits the ticket. It may poll at once, on this thread, so the lock is given up before.
+fn wake<R>(mut state: MutexGuard<'_, State<R>>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// A job under way. Waiting for it takes its result; so does awaiting it, as a `Future` of any runtime.
+///
+/// A dropped ticket's job runs all the same, if it has begun; one that waits in the queue is taken back.
+#[must_use = "dropping a Ticket takes its job back, or drops the result"]
+pub struct Ticket<R: DeserializeOwned + Send + 'static> {
+    core: Arc<Core>,
+    cell: Arc<Cell<R>>,
+}
+
+impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
+    pub(super) fn submit(
+        core: &Arc<Core>,
+        jobs: &[u8],
+        limit: Option<Duration>,
+        max_attempts: u32,
+    ) -> Result<Self, JobError> {
+        let cell = Arc::new(Cell { state: Mutex::new(State { run: None, waker: None }) });
+        let weak: Weak<Cell<R>> = Arc::downgrade(&cell);
+        let owner = Owner::Ticket(weak);
+        let terms = Terms { jobs: 1, limit, bell: Core::bell() };
+        let mut state = cell.lock();
+        state.run = Run::begin(core, jobs, terms, max_attempts, Some(owner), true)?;
+        drop(state);
+        Ok(Self { core: Arc::clone(core), cell })
+    }
+
+    /// Is the result there?
+    fn look(&self, bell: usize) -> bool {
+        if self.core.check_process().is_err() {
+            return false;
+        }
+        let mut state = self.cell.lock();
+        let Some(run) = state.run.as_mut() else { return true };
+        if let Some(number) = run.number() {
+            // Before the look, so that who finishes after it rings there.
+            self.core.slot(number).bell.store(bell as u32, Ordering::SeqCst);
+        }
+        run.advance()
+    }
+
+    fn take(&self) -> Option<Result<R, JobError>> {
+        let mut state = self.cell.lock();
+        state.run.as_mut()?.results.pop()
+    }
+
+    /// Waits for the result.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn wait(self) -> Result<R, JobError> {
+        self.wait_until(None)?;
+        self.take().unwrap_or(Err(JobError::Cancelled))
+    }
+
+    /// Waits at most so long; gives the ticket back when the result is not there by then.
+    ///
+    /// # Errors
+    /// The ticket.
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Result<R, JobError>, Self> {
+        match self.wait_until(Instant::now().checked_add(timeout)) {
+            Ok(true) => Ok(self.take().unwrap_or(Err(JobError::Cancelled))),
+            Ok(false) => Err(self),
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    /// The result, if it is there; else the ticket.
+    ///
+    /// # Errors
+    /// The ticket.
+    pub fn try_wait(self) -> Result<Result<R, JobError>, Self> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Is the result there?
+    pub fn is_done(&self) -> bool {
+        let is_done = self.look(Core::bell());
+        if !is_done && self.core.check_process().is_ok() {
+            // Who only polls must not keep workers waiting for room.
+            self.core.make_room_if_wanted();
+        }
+        is_done
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, JobError> {
+        let bell = Core::bell();
+        self.core.wait(bell, &self.core.patience, deadline, || self.look(bell))
+    }
+
+    /// Cancels the job: takes it back from the queue, or kills the worker that runs it (which is replaced). False if it
+    /// has ended already; then its result stays. Waiting for a cancelled job gives [`JobError::Cancelled`].
+    ///
+    /// # Errors
+    /// The pool is gone.
+    pub fn cancel(&self) -> Result<bool> {
+        // Locked until it is done: the slot must not become another's meanwhile.
+        let state = self.cell.lock();
+        let number = state.run.as_ref().and_then(Run::number);
+        number.map_or(Ok(false), |number| self.core.cancel(number))
+    }
+}
+
+impl<R: DeserializeOwned + Send + 'static> Future for Ticket<R> {
+    type Output = Result<R, JobError>;
+
+    /// The first poll of a pool's tickets starts the one thread that a pool may have.
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Err(error) = self.core.check_process() {
+            return Poll::Ready(Err(error));
+        }
+        let Some(bell) = self.core.reactor_bell() else {
+            return Poll::Ready(Err(JobError::PoolGone("no thread can be started to wait for results".to_owned())));
+        };
+        let mut state = self.cell.lock();
+        let known = state.waker.replace(context.waker().clone()).is_some();
+        drop(state);
+        if self.look(bell) {
+            let mut state = self.cell.lock();
+            state.waker = None;
+            drop(state);
+            return Poll::Ready(self.take().unwrap_or(Err(JobError::Cancelled)));
+        }
+        if !known {
+            let cell: Weak<Cell<R>> = Arc::downgrade(&self.cell);
+            self.core.reactor_watch(cell);
+        }
+        Poll::Pending
+    }
+}
+
+impl<R: DeserializeOwned + Send + 'static> fmt::Debug for Ticket<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket")
+    }
+}
+
+/// Yields results as their jobs end, each with the place of its ticket.
+pub fn as_completed<R: DeserializeOwned + Send + 'static>(
+    tickets: impl IntoIterator<Item = Ticket<R>>,
+) -> AsCompleted<R> {
+    let waiting: Vec<_> = tickets.into_iter().enumerate().collect();
+    AsCompleted { waiting, ended: Vec::new() }
+}
+
+/// See [`as_completed`].
+#[derive(Debug)]
+pub struct AsCompleted<R: DeserializeOwned + Send + 'static> {
+    waiting: Vec<(usize, Ticket<R>)>,
+    ended: Vec<(usize, Result<R, JobError>)>,
+}
+
+impl<R: DeserializeOwned + Send + 'static> AsCompleted<R> {
+    fn sweep(&mut self, bell: usize) {
+        for (at, ticket) in self.waiting.extract_if(.., |(_, ticket)| ticket.look(bell)) {
+            self.ended.push((at, ticket.take().unwrap_or(Err(JobError::Cancelled))));
+        }
+    }
+}
+
+impl<R: DeserializeOwned + Send + 'static> Iterator for AsCompleted<R> {
+    type Item = (usize, Result<R, JobError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(ended) = self.ended.pop() {
+            return Some(ended);
+        }
+        let core = Arc::clone(&self.waiting.first()?.1.core);
+        let bell = Core::bell();
+        let waited = core.wait(bell, &core.patience, None, || {
+            self.sweep(bell);
+            !self.ended.is_empty()
+        });
+        match waited {
+            Ok(_) => {
+                self.ended.reverse();
+                self.ended.pop()
+            }
+            // Of the pool that is gone; the others may be another pool's.
+            Err(error) => {
+                let (at, _gone) = self.waiting.swap_remove(0);
+                Some((at, Err(error)))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.waiting.len() + self.ended.len();
+        (left, Some(left))
+    }
+}

@@ -1,0 +1,126 @@
+//! The zygote's verdicts: which jobs have to end before they are done, and their workers with them.
+
+use super::failure::Failure;
+use super::progress::{self, Phase, Seen};
+use super::queue::{self, QUEUED};
+use super::region::Slot;
+use super::zygote::Zygote;
+use crate::sys::{self, pidfd, signal};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+impl Zygote<'_> {
+    /// Ends jobs whose time is over. `None`: no job has a time limit now; else when to look again.
+    pub(super) fn watch_limits(&mut self) -> Option<Duration> {
+        let watched = &self.region.board().limits_watched;
+        if watched.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut shortest = u64::MAX;
+        let mut over = Vec::new();
+        for pass in 0..2 {
+            for (number, slot) in self.slots() {
+                // First: if this is still so when the job is condemned, all that is read now was about this job.
+                let seen = progress::look(&slot.progress);
+                let state = slot.state.load(Ordering::Acquire);
+                let limit = slot.limit.load(Ordering::Acquire);
+                if limit == 0 || !(state == QUEUED || queue::holder(state).is_some()) {
+                    continue;
+                }
+                shortest = shortest.min(limit);
+                let Some(seat) = queue::holder(state) else { continue };
+                if self.is_over(number, slot, seen, seat, limit) {
+                    over.push((number, seen, seat));
+                }
+            }
+            if shortest < u64::MAX || pass == 1 {
+                break;
+            }
+            // Who queues from now on notifies; who queued before is seen by the second look.
+            watched.store(0, Ordering::SeqCst);
+        }
+        for (number, seen, seat) in over {
+            self.condemn(number, seen, seat, Failure::TimedOut);
+        }
+        if shortest == u64::MAX {
+            return None;
+        }
+        watched.store(1, Ordering::SeqCst);
+        self.end_stopped(Duration::from_nanos(shortest));
+        Some(Duration::from_nanos(shortest / 8).clamp(Duration::from_millis(1), Duration::from_millis(50)))
+    }
+
+    /// Ends workers that have been stopped (SIGSTOP) for so long: those without a job, which no time limit finds, and those
+    /// that wait for room, for which it stands still. If all were stopped nothing would go on.
+    pub(super) fn end_stopped(&mut self, limit: Duration) {
+        let mut over = Vec::new();
+        for (seat, member) in self.crew.iter_mut().enumerate() {
+            if !member.child.as_ref().is_some_and(|child| pidfd::is_stopped(child.pidfd())) {
+                member.stopped = None;
+            } else if member.stopped.get_or_insert_with(Instant::now).elapsed() > limit {
+                over.push(seat);
+            }
+        }
+        for seat in over {
+            let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(seat);
+            if let Some((number, slot)) = self.slots().find(|(_, slot)| held(slot)) {
+                self.condemn(number, progress::look(&slot.progress), seat, Failure::TimedOut);
+            } else if let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref())
+                && let Err(e) = child.kill(signal::KILL)
+            {
+                log::warn!("worker {}: {e}", child.pid());
+            }
+        }
+    }
+
+    /// Is the time of a slot's current job over?
+    pub(super) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, seat: usize, limit: u64) -> bool {
+        match seen.phase() {
+            Phase::Condemned => false,
+            Phase::Running => {
+                let now = sys::monotonic_ns();
+                if self.region.seats().get(seat).is_some_and(|seat| seat.waits.load(Ordering::Acquire) != 0) {
+                    // It waits for the parent to read results.
+                    slot.since.store(now, Ordering::Release);
+                }
+                now.saturating_sub(slot.since.load(Ordering::Acquire)) > limit
+            }
+            // Taken and not begun: its worker was stopped in between, or the next moment will tell.
+            Phase::Ahead => {
+                let (last, since) = self.ahead_since.entry(number).or_insert((seen, Instant::now()));
+                if *last != seen {
+                    (*last, *since) = (seen, Instant::now());
+                }
+                since.elapsed() > Duration::from_nanos(limit)
+            }
+        }
+    }
+
+    /// Has a job end with its worker, if it is current still.
+    pub(super) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
+        let Some(slot) = self.region.slots().get(number) else { return false };
+        let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref()) else { return false };
+        // Who is killed must not have gone on to another batch.
+        if !queue::hold(&slot.state, seat) {
+            return false;
+        }
+        if !progress::condemn(&slot.progress, seen) {
+            queue::let_go(&slot.state, seat);
+            return false;
+        }
+        self.condemned.insert(number, (seen.job(), why));
+        if let Err(e) = child.kill(signal::KILL) {
+            log::warn!("worker {}: {e}", child.pid());
+        }
+        true
+    }
+
+    /// Condemns a job if it is current.
+    pub(super) fn cancel(&mut self, number: usize, job: usize) -> bool {
+        let Some(slot) = self.region.slots().get(number) else { return false };
+        let seen = progress::look(&slot.progress);
+        let seat = queue::holder(slot.state.load(Ordering::Acquire));
+        let current = seen.job() == job && job < slot.jobs.load(Ordering::Acquire) as usize;
+        current && seat.is_some_and(|seat| self.condemn(number, seen, seat, Failure::Cancelled))
+    }
+}

@@ -1,0 +1,182 @@
+//! Waiting for results, and what is looked after meanwhile.
+
+use super::core::{Core, lock};
+use super::failure::JobError;
+use super::queue::{self, QUEUED};
+use super::reactor::{self, Reactor};
+use super::region::{Bell, Seat};
+use super::spin::Patience;
+use crate::arena::registry;
+use crate::sys::pidfd;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// How long a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
+pub(super) const LOOK_AFTER: Duration = Duration::from_millis(100);
+
+impl Core {
+    /// Waits until `ready` holds; false when `deadline` is over before.
+    ///
+    /// # Errors
+    /// The pool is gone.
+    pub(super) fn wait(
+        &self,
+        bell: usize,
+        patience: &Patience,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut() -> bool,
+    ) -> Result<bool, JobError> {
+        self.check_process()?;
+        if ready() {
+            return Ok(true);
+        }
+        let bell: &Bell = &self.region.board().bells[bell];
+        let begun = Instant::now();
+        let start = bell.rings();
+        if !ready() && deadline.is_none_or(|deadline| deadline > begun) {
+            patience.spin(|| bell.rings() != start);
+        }
+        loop {
+            let heard = bell.rings();
+            if ready() {
+                return Ok(true);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                // Who only polls must not keep workers waiting for room either.
+                self.make_room_if_wanted();
+                return Ok(false);
+            }
+            // What was done before the pool ended still counts, so this comes after `ready`.
+            self.check()?;
+            bell.sleep(heard, Some(left.map_or(LOOK_AFTER, |left| left.min(LOOK_AFTER))));
+            if begun.elapsed() > LOOK_AFTER {
+                self.look_after();
+            }
+        }
+    }
+
+    /// Does a batch wait for results of others to be read? Its worker does, or all that could take it.
+    pub(super) fn starves(&self, number: usize) -> bool {
+        let waits = |seat: &Seat| seat.waits.load(Ordering::Acquire) != 0;
+        let seats = self.region.seats();
+        let state = self.slot(number).state.load(Ordering::Acquire);
+        match queue::holder(state) {
+            Some(seat) => seats.get(seat).is_some_and(waits),
+            None => state == QUEUED && seats.iter().all(waits),
+        }
+    }
+
+    /// What a waiting thread does now and then: finds out whether the zygote is gone, wakes workers whose wake was lost, makes
+    /// room for workers that wait for it.
+    pub(super) fn look_after(&self) {
+        self.region.queue().nudge();
+        if pidfd::readable(self.zygote.as_fd(), Some(Duration::ZERO)) == Ok(true)
+            && !self.gone.swap(true, Ordering::AcqRel)
+        {
+            self.region.tell_all();
+        }
+        self.make_room_if_wanted();
+    }
+
+    /// Makes room if a worker waits for it.
+    pub(super) fn make_room_if_wanted(&self) {
+        if self.region.seats().iter().any(|seat| seat.waits.load(Ordering::Acquire) != 0) {
+            self.make_room();
+        }
+    }
+
+    /// Is the pool at work?
+    ///
+    /// # Errors
+    /// It is gone, and why.
+    pub(super) fn check(&self) -> Result<(), JobError> {
+        self.check_process()?;
+        if self.gone.load(Ordering::Acquire) {
+            return Err(JobError::PoolGone("its zygote has ended".to_owned()));
+        }
+        if self.region.board().broken.load(Ordering::Acquire) != 0 {
+            let why = "its workers die as soon as they are started, or cannot be started; see the log";
+            return Err(JobError::PoolGone(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// In a process forked from the pool's, this value is a copy and the pool another's. The region is not there: to be
+    /// asked before it is touched.
+    pub(super) fn check_process(&self) -> Result<(), JobError> {
+        if self.process == registry::process_number() {
+            return Ok(());
+        }
+        Err(JobError::PoolGone("it belongs to the process that made it, not to one forked from that".to_owned()))
+    }
+
+    /// Waits until nothing is queued or at work, and takes no further jobs.
+    pub(super) fn drain(&self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        lock(&self.front).closed = true;
+        let room = &self.region.board().bells[0];
+        loop {
+            let heard = room.listen();
+            // What failed and is to be tried again is queued again by this.
+            self.make_room();
+            if !self.is_busy() || self.check().is_err() {
+                return;
+            }
+            room.sleep(heard, Some(LOOK_AFTER));
+            self.look_after();
+        }
+    }
+
+    /// May what a batch has not done be queued again?
+    pub(super) fn may_queue_again(&self) -> bool {
+        !self.cancelled.load(Ordering::Acquire) && self.check().is_ok()
+    }
+
+    /// The bell on which the reactor listens; `None` if its thread cannot be started.
+    pub(super) fn reactor_bell(self: &Arc<Self>) -> Option<usize> {
+        let started = self.reactor.get_or_init(|| match Reactor::start(self) {
+            Ok(reactor) => Some(reactor),
+            Err(e) => {
+                log::warn!("the pool's thread cannot be started: {e}");
+                None
+            }
+        });
+        started.as_ref().map(|_| reactor::BELL)
+    }
+
+    /// Has the reactor look after a ticket.
+    pub(super) fn reactor_watch(&self, ticket: Weak<dyn reactor::Waits>) {
+        if let Some(Some(reactor)) = self.reactor.get() {
+            reactor.watch(&self.region, ticket);
+        }
+    }
+
+    /// Are there batches queued or at work?
+    pub(super) fn is_busy(&self) -> bool {
+        let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
+        self.region.slots().iter().take(used).any(|slot| {
+            let state = slot.state.load(Ordering::SeqCst);
+            state == QUEUED || queue::holder(state).is_some()
+        })
+    }
+
+    /// Is the pool closed for new jobs?
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.front).closed
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(Some(reactor)) = self.reactor.get()
+            && self.check_process().is_ok()
+        {
+            reactor.end(&self.region);
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The zygote: a process with one thread, forked when the pool is made, that forks the workers, reaps them, tells what
+//! became of the jobs they held, and replaces them. The parent may have as many threads as it likes meanwhile.
+//!
+//! It dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
+
+use super::failure::{Death, Failure};
+use super::progress::{self, Phase, Seen};
+use super::queue::{self, DONE, QUEUED};
+use super::region::{Region, Slot};
+use super::settings::Settings;
+use super::worker::{self, Left, Work};
+use super::{Order, Reply, WorkerExit};
+use crate::error::{Error, Result};
+use crate::fork::{self, Child, ForkOptions};
+use crate::sys::epoll::Poller;
+use crate::sys::pidfd::Ended;
+use crate::sys::{channel, limits, process, signal, tracing};
+use crate::wire;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Tokens of the poller above all seats.
+const ORDERS: u64 = 1 << 32;
+const LIMITS: u64 = ORDERS + 1;
+
+/// For so long after the OOM killer was seen at work a worker's SIGKILL is taken for its doing.
+const OUT_OF_MEMORY: Duration = Duration::from_secs(1);
+
+/// How many ends of workers are kept until somebody asks for them.
+const EXITS_MAX: usize = 1024;
+
+/// A worker that dies this often in a row before it has done anything is not started at once again.
+const SHORT_LIVES: u32 = 3;
+/// When all seats have been empty for so many tries, the pool is given up.
+const SHORT_LIVES_MAX: u32 = 12;
+
+/// The data and the closure, without their types.
+pub(super) trait Data: Work {
+    /// Takes over a new generation of the data and gives up the old one.
+    ///
+    /// # Errors
+    /// Its addresses are taken, or the file is no sealed image.
+    fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()>;
+}
+
+/// What the zygote has of a seat.
+#[derive(Default)]
+pub(super) struct Member {
+    pub(super) child: Option<Child>,
+    /// How many workers in a row died before they had done a job.
+    pub(super) short_lives: u32,
+    /// Jobs the seat had done when its worker began.
+    pub(super) jobs_before: u64,
+    /// When the next is to be started.
+    pub(super) due: Option<Instant>,
+    /// Since when it was seen stopped by a signal.
+    pub(super) stopped: Option<Instant>,
+}
+
+/// The ends of the channels that the zygote has.
+pub(super) struct Channels {
+    pub(super) orders: OwnedFd,
+    /// Notified when batches with a time limit are queued after a while without.
+    pub(super) limits: OwnedFd,
+}
+
+/// The zygote's whole life, from its fork on.
+pub(super) fn run(region: &'static Region, settings: &Settings, channels: Channels, data: &mut dyn Data) {
+    let orders = channels.orders.try_clone();
+    match Zygote::begin(region, settings, channels, data) {
+        Ok(zygote) => zygote.live(),
+        Err(e) => {
+            if let Ok(orders) = orders {
+                reply(&orders, &Reply::Refused(e.to_string()));
+            }
+        }
+    }
+}
+
+fn reply(orders: &OwnedFd, reply: &Reply) -> bool {
+    let mut message = Vec::new();
+    wire::encode(reply, &mut message, &mut Vec::new()).is_ok() && channel::send(orders.as_fd(), &message, None).is_ok()
+}
+
+pub(super) struct Zygote<'a> {
+    pub(super) region: &'static Region,
+    pub(super) settings: &'a Settings,
+    pub(super) channels: Channels,
+    pub(super) poller: Poller,
+    pub(super) crew: Vec<Member>,
+    pub(super) data: &'a mut dyn Data,
+    pub(super) exits: VecDeque<WorkerExit>,
+    pub(super) exits_lost: u64,
+    /// Jobs that end with their workers: which slot, which job, and why.
+    pub(super) condemned: HashMap<usize, (usize, Failure)>,
+    /// Since when a job that has not begun was seen current.
+    pub(super) ahead_since: HashMap<usize, (Seen, Instant)>,
+    pub(super) out_of_memory_kills: Option<u64>,
+    /// When that count was seen to have grown.
+    pub(super) out_of_memory_at: Option<Instant>,
+    pub(super) closing: bool,
+}
+
+impl<'a> Zygote<'a> {
+    /// In the zygote: gets ready and starts the first workers.
+    ///
+    /// # Errors
+    /// As [`fork::spawn`].
+    fn begin(
+        region: &'static Region,
+        settings: &'a Settings,
+        channels: Channels,
+        data: &'a mut dyn Data,
+    ) -> Result<Self> {
+        process::set_name(c"cowbell-zygote");
+        // Ctrl-C is for the parent, which decides what becomes of the pool.
+        signal::ignore(signal::INT);
+        signal::set_mask(0);
+        tracing::raise_descriptors_max();
+        let poller = Poller::new().map_err(|e| Error::os("epoll_create1", e))?;
+        let add = |fd: &OwnedFd, token| poller.add(fd, token).map_err(|e| Error::os("epoll_ctl", e));
+        add(&channels.orders, ORDERS)?;
+        add(&channels.limits, LIMITS)?;
+        let crew = std::iter::repeat_with(Member::default).take(settings.workers).collect();
+        let mut zygote = Self {
+            region,
+            settings,
+            channels,
+            poller,
+            crew,
+            data,
+            exits: VecDeque::new(),
+            exits_lost: 0,
+            condemned: HashMap::new(),
+            ahead_since: HashMap::new(),
+            out_of_memory_kills: limits::out_of_memory_kills(),
+            out_of_memory_at: None,
+            closing: false,
+        };
+        for seat in 0..settings.workers {
+            zygote.start(seat)?;
+        }
+        Ok(zygote)
+    }
+
+    /// The zygote's life; returns when the pool is closed.
+    fn live(mut self) {
+        self.reply(&Reply::Done(true));
+        let mut found = Vec::new();
+        while !(self.closing && self.crew.iter().all(|member| member.child.is_none())) {
+            let ticks = self.watch_limits();
+            let due = self.crew.iter().filter_map(|member| member.due).min();
+            let due = due.map(|due| due.saturating_duration_since(Instant::now()));
+            if self.poller.wait(ticks.into_iter().chain(due).min(), &mut found).is_err() {
+                return;
+            }
+            for &token in &found {
+                match token {
+                    ORDERS => {
+                        if !self.obey() {
+                            return;
+                        }
+                    }
+                    LIMITS => process::take_notice(&self.channels.limits),
+                    seat => self.reap(seat as usize),
+                }
+            }
+            self.start_due();
+        }
+        // Who asked for the end waits for what is left to tell.
+        let exits = self.take_exits();
+        self.reply(&exits);
+    }
+
+    fn start(&mut self, seat: usize) -> Result<()> {
+        let Some(own) = self.region.seats().get(seat) else { return Ok(()) };
+        let board = self.region.board();
+        own.generation.store(board.generation.0.load(Ordering::Acquire), Ordering::Release);
+        own.left.store(0, Ordering::Release);
+        own.copied.store(0, Ordering::Release);
+        own.wants_room.store(0, Ordering::Release);
+        own.waits.store(0, Ordering::Release);
+        let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
+        let (region, settings, data) = (self.region, self.settings, &mut *self.data);
+        let crew = &mut self.crew;
+        let child = fork::spawn(&options, |_| {
+            // Copies of descriptors that are the zygote's business.
+            crew.clear();
+            worker::live(region, settings, seat, data);
+        })?;
+        own.pid.store(child.pid() as u32, Ordering::Release);
+        self.poller.add(child.pidfd(), seat as u64).map_err(|e| Error::os("epoll_ctl", e))?;
+        board.started.fetch_add(1, Ordering::AcqRel);
+        if let Some(member) = self.crew.get_mut(seat) {
+            member.jobs_before = own.jobs.load(Ordering::Acquire);
+            member.child = Some(child);
+            member.due = None;
+            member.stopped = None;
+        }
+        Ok(())
+    }
+
+    /// Starts whoever's time has come.
+    fn start_due(&mut self) {
+        for seat in 0..self.crew.len() {
+            let due = self.crew.get(seat).and_then(|member| member.due).is_some_and(|due| due <= Instant::now());
+            if !due || self.closing {
+                continue;
+            }
+            if let Err(e) = self.start(seat) {
+                log::warn!("no worker can be started: {e}");
+                // It may have run for a moment and taken a batch, before it was found to lack something.
+                self.settle(seat, Death { ended: Ended::Signaled(signal::KILL), out_of_memory: false });
+                self.put_off(seat);
+            }
+        }
+    }
+
+    /// Has a seat filled again: at once, or after a while if its workers do not last.
+    fn put_off(&mut self, seat: usize) {
+        let Some(member) = self.crew.get_mut(seat) else { return };
+        member.short_lives += 1;
+        let wait = match member.short_lives.checked_sub(SHORT_LIVES) {
+            None => Duration::ZERO,
+            Some(more) => Duration::from_millis(10 << more.min(7)),
+        };
+        member.due = Some(Instant::now() + wait);
+        let hopeless = |member: &Member| member.child.is_none() && member.short_lives >= SHORT_LIVES_MAX;
+        // Without a job that waits nobody is hurt, and whoever kills idle workers may stop.
+        let waits = |(_, slot): (usize, &Slot)| slot.state.load(Ordering::Acquire) == QUEUED;
+        if self.crew.iter().all(hopeless) && self.slots().any(waits) {
+            self.region.board().broken.store(1, Ordering::Release);
+            self.region.tell_all();
+        }
+    }
+
+    /// A worker has ended: tells what became of its job and has it replaced.
+    fn reap(&mut self, seat: usize) {
+        let Some(mut child) = self.crew.get_mut(seat).and_then(|member| member.child.take()) else { return };
+        let _closed_soon = self.poller.remove(child.pidfd());
+        // Its id may soon be another's.
+        if let Some(own) = self.region.seats().get(seat) {
+            own.pid.store(0, Ordering::Release);
+        }
+        let exit = match child.wait() {
+            Ok(exit) => exit,
+            Err(e) => {
+                log::warn!("worker {}: {e}", child.pid());
+                drop(child);
+                self.settle(seat, Death { ended: Ended::Unknown, out_of_memory: false });
+                return self.put_off(seat);
+            }
+        };
+        let Some(own) = self.region.seats().get(seat) else { return };
+        let board = self.region.board();
+        let left = Left::of(own.left.load(Ordering::Acquire)).filter(|_| exit.ended == Ended::Exited(0));
+        let death = Death { ended: exit.ended, out_of_memory: self.was_out_of_memory(exit.ended) };
+        if left.is_none() {
+            board.deaths.fetch_add(1, Ordering::AcqRel);
+        }
+        if left == Some(Left::OverBudget) {
+            board.retired.fetch_add(1, Ordering::AcqRel);
+        }
+        let held = self.settle(seat, death);
+        if self.exits.len() == EXITS_MAX {
+            self.exits.pop_front();
+            self.exits_lost += 1;
+        }
+        let retired = left.is_some();
+        self.exits.push_back(WorkerExit { pid: child.pid(), death, left_by_itself: retired, report: exit.report });
+        let Some(member) = self.crew.get_mut(seat) else { return };
+        if held || retired || own.jobs.load(Ordering::Acquire) > member.jobs_before {
+            member.short_lives = 0;
+            member.due = Some(Instant::now());
+        } else {
+            self.put_off(seat);
+        }
+    }
+
+    fn was_out_of_memory(&mut self, ended: Ended) -> bool {
+        if ended != Ended::Signaled(signal::KILL) {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.out_of_memory_kills, limits::out_of_memory_kills());
+        if self.out_of_memory_kills > before {
+            self.out_of_memory_at = Some(Instant::now());
+        }
+        // The count may have been raised for several who are reaped one after the other.
+        self.out_of_memory_at.is_some_and(|at| at.elapsed() < OUT_OF_MEMORY)
+    }
+
+    /// Writes into the slots that a dead worker held how far it came; did it hold any?
+    fn settle(&mut self, seat: usize, death: Death) -> bool {
+        let mut held = false;
+        for (number, slot) in self.slots() {
+            if queue::holder(slot.state.load(Ordering::Acquire)) != Some(seat) {
+                continue;
+            }
+            held = true;
+            worker::hand_over(self.region, slot);
+            self.ahead_since.remove(&number);
+            let condemned = self.condemned.remove(&number);
+            match (progress::read(&slot.progress), condemned) {
+                ((_, Phase::Ahead), _) => slot.failure.store(0, Ordering::Release),
+                // It had done them all.
+                ((job, _), _) if job >= slot.jobs.load(Ordering::Acquire) as usize => {
+                    slot.failure.store(0, Ordering::Release);
+                }
+                ((job, Phase::Condemned), Some((which, why))) if job == which => why.write(slot),
+                ((_, Phase::Running | Phase::Condemned), _) => Failure::Died(death).write(slot),
+            }
+            slot.state.store(DONE, Ordering::SeqCst);
+        }
+        // A wake that the dead one was to get is somebody else's now, and it may have ended a batch without ringing.
+        self.region.queue().bury(seat);
+        self.region.tell_all();
+        held
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = (usize, &'static Slot)> + use<> {
+        let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
+        self.region.slots().iter().enumerate().take(used)
+    }
+
+    /// Takes an order of the parent; false when the parent is gone.
+    fn obey(&mut self) -> bool {
+        let Ok(Some((message, file))) = channel::receive(self.channels.orders.as_fd()) else { return false };
+        let Ok(order) = wire::decode::<Order>(&message, &[]) else { return false };
+        let reply = match order {
+            Order::Exits => self.take_exits(),
+            Order::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
+            Order::Adopt(words) => match file {
+                Some(file) => {
+                    self.adopt(&words, file).map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
+                }
+                None => Reply::Refused("no file came with the order".to_owned()),
+            },
+            Order::Close { cancel } => {
+                self.close(cancel);
+                // The answer comes when the last worker has gone.
+                return true;
+            }
+        };
+        self.reply(&reply)
+    }
+
+    fn reply(&self, message: &Reply) -> bool {
+        reply(&self.channels.orders, message)
+    }
+
+    fn take_exits(&mut self) -> Reply {
+        Reply::Exits { exits: self.exits.drain(..).collect(), lost: std::mem::take(&mut self.exits_lost) }
+    }
+
+    fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
+        self.data.adopt(export, file)?;
+        self.region.board().generation.0.fetch_add(1, Ordering::SeqCst);
+        self.region.queue().wake_all();
+        Ok(())
+    }
+
+    fn close(&mut self, cancel: bool) {
+        self.closing = true;
+        self.region.board().closing.store(if cancel { 2 } else { 1 }, Ordering::SeqCst);
+        self.region.queue().wake_all();
+        for member in &mut self.crew {
+            member.due = None;
+        }
+        if !cancel {
+            return;
+        }
+        for (number, slot) in self.slots() {
+            if let Some(seat) = queue::holder(slot.state.load(Ordering::Acquire)) {
+                self.condemn(number, progress::look(&slot.progress), seat, Failure::Cancelled);
+            }
+        }
+        for child in self.crew.iter().filter_map(|member| member.child.as_ref()) {
+            if let Err(e) = child.kill(signal::KILL) {
+                log::warn!("worker {}: {e}", child.pid());
+            }
+        }
+    }
+}

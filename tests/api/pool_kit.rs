@@ -1,0 +1,223 @@
+//! What the tests of pools share: a small data set, jobs that end in every way, and looking for what stays behind.
+#![expect(unsafe_code, reason = "a job faults on purpose")]
+
+use crate::look::{Bytes, SOON, frozen_pages, has_children, maps, until};
+use cowbell::arena::Frozen;
+use cowbell::pool::{Death, JobError, Pool};
+use cowbell::sys::map::SharedWords;
+use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::{process, signal};
+use libtest_mimic::Failed;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A data set of a few pages.
+pub fn data() -> cowbell::Result<Frozen<Bytes>> {
+    frozen_pages("pool", 8)
+}
+
+/// A pool whose jobs are numbers that are doubled.
+pub fn doubling(workers: usize) -> cowbell::Result<Pool<Bytes, u64, u64>> {
+    Pool::builder().workers(workers).spawn(data()?, |_, job: u64| 2 * job)
+}
+
+/// How a worker comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// `std::process::exit`.
+    Exit(i32),
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Term,
+    /// A write to the null page.
+    Fault,
+    /// `std::process::abort`.
+    Abort,
+    /// Recursion without end.
+    Overflow,
+    /// SIGSTOP: it does not end.
+    Stop,
+}
+
+impl Way {
+    /// Ends this process.
+    pub fn go(self) {
+        let raise = |signal| {
+            process::send(process::pid(), signal);
+        };
+        match self {
+            Self::Exit(code) => std::process::exit(code),
+            Self::Kill => raise(signal::KILL),
+            Self::Term => raise(libc::SIGTERM),
+            Self::Fault => {
+                let address = std::ptr::with_exposed_provenance_mut::<u8>(std::hint::black_box(16));
+                // SAFETY: none; the write is to fault.
+                unsafe { address.write_volatile(1) };
+            }
+            Self::Abort => std::process::abort(),
+            Self::Overflow => {
+                std::hint::black_box(deep(1));
+            }
+            Self::Stop => raise(signal::STOP),
+        }
+    }
+
+    /// Is this what a job that went this way ends with?
+    pub fn explains(self, error: &JobError) -> bool {
+        let ended = match self {
+            Self::Exit(code) => Ended::Exited(code),
+            Self::Kill => Ended::Signaled(libc::SIGKILL),
+            Self::Term => Ended::Signaled(libc::SIGTERM),
+            // The zygote's children have the handlers of a new process, so Rust's own message is not there.
+            Self::Fault | Self::Overflow => Ended::Signaled(libc::SIGSEGV),
+            Self::Abort => Ended::Signaled(libc::SIGABRT),
+            Self::Stop => return matches!(error, JobError::TimedOut { .. }),
+        };
+        matches!(error, JobError::Died { death: Death { ended: told, out_of_memory: false }, .. } if *told == ended)
+    }
+}
+
+#[expect(unconditional_recursion, reason = "it is to use up the stack")]
+fn deep(n: u64) -> u64 {
+    let block = std::hint::black_box([n; 512]);
+    deep(n ^ block[0]) ^ block[511]
+}
+
+/// Words that all processes share, kept for the life of this one.
+pub fn table(words: usize) -> cowbell::Result<&'static [AtomicU64]> {
+    Ok(Box::leak(Box::new(SharedWords::new(words)?)).words())
+}
+
+/// Holds a job until it is let go, or for ever.
+#[derive(Clone, Copy)]
+pub struct Gate(&'static AtomicU64);
+
+impl Gate {
+    /// Closed.
+    pub fn new() -> cowbell::Result<Self> {
+        Ok(Self(&table(1)?[0]))
+    }
+
+    /// Says that somebody is here, and waits for [`Self::open`].
+    pub fn pass(self) {
+        self.0.fetch_or(1, Ordering::SeqCst);
+        while self.0.load(Ordering::SeqCst) & 2 == 0 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Waits until somebody is there.
+    pub fn reached(self) -> Result<(), Failed> {
+        until("a job reaches the gate", || self.0.load(Ordering::SeqCst) & 1 == 1)
+    }
+
+    /// Lets all pass, now and later.
+    pub fn open(self) {
+        self.0.fetch_or(2, Ordering::SeqCst);
+    }
+
+    /// As new.
+    pub fn close(self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Runs `body` on another thread and fails if it takes too long: then the process, hung as it is, ends with the claim.
+pub fn in_time<R: Send>(time: Duration, body: impl FnOnce() -> R + Send) -> Result<R, Failed> {
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let result = body();
+            done.store(1, Ordering::SeqCst);
+            result
+        });
+        let begun = Instant::now();
+        while done.load(Ordering::SeqCst) == 0 && !worker.is_finished() {
+            if begun.elapsed() > time {
+                eprintln!("hung for {time:?}");
+                // The scope would wait for the thread.
+                process::exit(71);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        worker.join().map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default().into()
+        })
+    })
+}
+
+/// Descriptors of the workers of now.
+pub fn worker_pidfds<T, J, R>(pool: &Pool<T, J, R>) -> Result<Vec<OwnedFd>, Failed> {
+    pool.workers().into_iter().map(|pid| Ok(pidfd::open(pid)?)).collect()
+}
+
+/// The process id of the zygote of a pool that has workers: their parent.
+pub fn zygote_of<T, J, R>(pool: &Pool<T, J, R>) -> Result<i32, Failed> {
+    // One that was just replaced may stand there still.
+    let begun = Instant::now();
+    loop {
+        match pool.workers().into_iter().find_map(parent_of) {
+            Some(zygote) => return Ok(zygote),
+            None if begun.elapsed() > SOON => return Err("no worker lives".into()),
+            None => std::thread::yield_now(),
+        }
+    }
+}
+
+/// Waits until the threads that a scope has ended are gone for the kernel, too.
+pub fn alone() -> Result<(), Failed> {
+    until("this thread is alone", || process::threads().is_ok_and(|threads| threads.len() == 1))
+}
+
+/// A process's parent, from `/proc`.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// All processes below one, at the moment. Zombies count.
+pub fn descendants(of: i32) -> Vec<i32> {
+    let mut pairs = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            && let Some(parent) = parent_of(pid)
+        {
+            pairs.push((pid, parent));
+        }
+    }
+    let mut found = vec![of];
+    let mut at = 0;
+    while let Some(&parent) = found.get(at) {
+        found.extend(pairs.iter().filter(|pair| pair.1 == parent).map(|pair| pair.0));
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// From now on this process inherits every orphan below it.
+pub fn adopt_orphans() -> Result<(), Failed> {
+    Ok(rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(process::pid()))?)
+}
+
+/// Reaps children and orphans until there is none; fails when one does not end.
+pub fn all_end_soon() -> Result<(), Failed> {
+    use rustix::process::{WaitId, WaitIdOptions};
+    let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
+    let begun = Instant::now();
+    while has_children() {
+        let _one = rustix::process::waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | wall);
+        if begun.elapsed() > SOON {
+            return Err(format!("processes stay behind: {:?}", descendants(process::pid())).into());
+        }
+    }
+    Ok(())
+}
+
+/// How many mappings of pools there are in this process.
+pub fn pool_mappings() -> usize {
+    maps().iter().filter(|line| line.contains("cowbell-pool:")).count()
+}
