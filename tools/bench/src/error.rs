@@ -30,3 +30,9 @@ impl From<cowbell::Error> for Error {
         Self::Failed(e.to_string())
     }
 }
+
+impl From<cowbell::pool::JobError> for Error {
+    fn from(e: cowbell::pool::JobError) -> Self {
+        Self::Failed(format!("a job failed: {e}"))
+    }
+}

@@ -1,12 +1,13 @@
-//! Prints what forking, copying and watching cost on this machine.
+//! Prints what forking, copying, watching and pools cost on this machine.
 
 use clap::{Parser, Subcommand};
-use cowbell_bench::{Arming, Error, Forks, Result, Writes};
+use cowbell_bench::{Arming, Error, Forks, Order, Pool, PoolMemory, Result, Writes};
 use serde::Serialize;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What forking, copying and watching cost on this machine.
+/// What forking, copying, watching and pools cost on this machine.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -40,7 +41,37 @@ enum What {
         #[arg(long, default_value = "256MiB", value_parser = bytes)]
         size: u64,
     },
-    /// All of these.
+    /// Worker pools at the same work: cowbell, rayon, ipc-channel, Python's.
+    Pool {
+        /// Workers, or threads, of each.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// How many times each does each work.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// A few jobs each: whether it works, in seconds.
+        #[arg(long)]
+        quick: bool,
+    },
+    /// What a pool's workers have of their own, when each has read all of the data.
+    PoolMemory {
+        /// Numbers of workers.
+        #[arg(long, value_delimiter = ',', default_value = "8,200")]
+        workers: Vec<usize>,
+        /// The size of the data.
+        #[arg(long, default_value = "4GiB", value_parser = bytes)]
+        size: u64,
+    },
+    /// One contender of `pool`.
+    #[command(hide = true)]
+    PoolPeer { order: String },
+    /// A worker of `pool`'s ipc-channel.
+    #[command(hide = true)]
+    PoolIpcWorker { name: String },
+    /// One pool of `pool-memory`.
+    #[command(hide = true)]
+    PoolHold { order: String },
+    /// Writes, forks and arming.
     All {
         /// How many pages each child writes.
         #[arg(long, default_value_t = 4096)]
@@ -52,7 +83,7 @@ enum What {
 }
 
 /// The measurements that were asked for.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Results {
     #[serde(skip_serializing_if = "Option::is_none")]
     writes: Option<Writes>,
@@ -60,27 +91,67 @@ struct Results {
     forks: Option<Forks>,
     #[serde(skip_serializing_if = "Option::is_none")]
     arming: Option<Arming>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<Pool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_memory: Option<PoolMemory>,
 }
 
 /// The largest arena that `all` arms.
 const ALL_ARMING_BYTES_MAX: u64 = 256 << 20;
 
-fn measure(what: &What, repeats: usize) -> Result<Results> {
-    let (pages, size, arming_size) = match *what {
-        What::Writes { pages } => (Some(pages), None, None),
-        What::Forks { size } => (None, Some(size), None),
-        What::Arming { size } => (None, None, Some(size)),
-        What::All { pages, size } => (Some(pages), Some(size), Some(size.min(ALL_ARMING_BYTES_MAX))),
+/// What was asked for: results to print, or one line for whoever started this process.
+enum Outcome {
+    Results(Box<Results>),
+    Line(String),
+}
+
+fn measure(what: &What, repeats: usize) -> Result<Outcome> {
+    let line = |line: serde_json::Result<String>| match line {
+        Ok(line) => Ok(Outcome::Line(line)),
+        Err(e) => Err(Error::Failed(e.to_string())),
+    };
+    let (pages, size, arming_size) = match what {
+        What::Writes { pages } => (Some(*pages), None, None),
+        What::Forks { size } => (None, Some(*size), None),
+        What::Arming { size } => (None, None, Some(*size)),
+        What::All { pages, size } => (Some(*pages), Some(*size), Some(ALL_ARMING_BYTES_MAX.min(*size))),
+        What::Pool { workers, rounds, quick } => {
+            let pool = Some(cowbell_bench::pool(&program()?, *workers, *rounds, *quick)?);
+            return Ok(Outcome::Results(Box::new(Results { pool, ..Results::default() })));
+        }
+        What::PoolMemory { workers, size } => {
+            let pool_memory = Some(cowbell_bench::pool_memory(&program()?, *size, workers)?);
+            return Ok(Outcome::Results(Box::new(Results { pool_memory, ..Results::default() })));
+        }
+        What::PoolPeer { order } => {
+            let order: Order = serde_json::from_str(order).map_err(|e| Error::Input(e.to_string()))?;
+            return line(serde_json::to_string(&cowbell_bench::pool_peer(&program()?, &order)?));
+        }
+        What::PoolIpcWorker { name } => {
+            cowbell_bench::ipc_worker(name.clone())?;
+            return Ok(Outcome::Line(String::new()));
+        }
+        What::PoolHold { order } => return line(serde_json::to_string(&cowbell_bench::hold_pool(order)?)),
     };
     // The forks first: they inherit what the process has, and it has nothing yet.
     let forks = size.map(|size| cowbell_bench::forks(size, repeats)).transpose()?;
     let writes = pages.map(|pages| cowbell_bench::writes(pages, repeats)).transpose()?;
     let arming = arming_size.map(|size| cowbell_bench::arming(size, repeats)).transpose()?;
-    Ok(Results { writes, forks, arming })
+    Ok(Outcome::Results(Box::new(Results { writes, forks, arming, ..Results::default() })))
 }
 
-fn print(results: &Results, json: bool) -> std::io::Result<()> {
+/// This program, to start once more.
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|e| Error::Failed(format!("this program's own path: {e}")))
+}
+
+fn print(outcome: &Outcome, json: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
+    let results = match outcome {
+        Outcome::Results(results) => results,
+        Outcome::Line(line) => return writeln!(out, "{line}"),
+    };
     if json {
         serde_json::to_writer_pretty(&mut out, results)?;
         return writeln!(out);
@@ -89,6 +160,8 @@ fn print(results: &Results, json: bool) -> std::io::Result<()> {
         results.writes.as_ref().map(ToString::to_string),
         results.forks.as_ref().map(ToString::to_string),
         results.arming.as_ref().map(ToString::to_string),
+        results.pool.as_ref().map(ToString::to_string),
+        results.pool_memory.as_ref().map(ToString::to_string),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     write!(out, "{}", parts.join("\n"))
@@ -96,14 +169,14 @@ fn print(results: &Results, json: bool) -> std::io::Result<()> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let results = match measure(&cli.what, cli.repeats) {
-        Ok(results) => results,
+    let outcome = match measure(&cli.what, cli.repeats) {
+        Ok(outcome) => outcome,
         Err(e) => {
             eprintln!("cowbell-bench: {e}");
             return ExitCode::from(if matches!(e, Error::Input(_)) { 2 } else { 1 });
         }
     };
-    match print(&results, cli.json) {
+    match print(&outcome, cli.json) {
         Ok(()) => ExitCode::SUCCESS,
         // Who closes the pipe has seen enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! What the command answers; the times themselves are nobody's business here.
 
-use cowbell_bench::{Arming, Forks, Memory, Writes};
+use cowbell_bench::{Arming, Forks, Memory, Peer, Pool, PoolMemory, Work, Writes};
 use std::process::{Command, Output};
 
 fn run(args: &[&str]) -> Output {
@@ -45,6 +45,50 @@ fn arming_is_measured_for_the_watches_that_arm() {
 }
 
 #[test]
+fn pools_do_every_work_or_say_why_not() {
+    let pool: Pool = json(&["pool", "--quick", "--rounds", "1", "--json"], "pool");
+    assert_eq!((pool.workers, pool.rounds, pool.races.len()), (2, 1, Work::ALL.len()));
+    for race in &pool.races {
+        for contender in &race.contenders {
+            let python = contender.peer.name(race.work).starts_with("python");
+            // Whether there is a Python is this machine's business; everybody else is part of the command.
+            let missing = contender.error.as_deref().is_some_and(|why| python && why.contains("not found"));
+            assert_ne!(missing, contender.ns_per_job.is_some(), "{:?}: {contender:?}", race.work);
+            assert_ne!(missing, contender.ratio_to_cowbell.is_some(), "{:?}: {contender:?}", race.work);
+        }
+        assert_eq!(race.contenders[0].peer, Peer::Cowbell);
+        assert_eq!(race.goal.is_some(), race.work != Work::Lookup);
+        assert!(race.goal.as_ref().is_none_or(|goal| goal.measured.is_some()), "{:?}", race.goal);
+    }
+}
+
+#[test]
+fn a_contender_that_cannot_be_started_is_a_row_with_a_reason() {
+    // Nobody's PATH: there is no python3 on it.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cowbell-bench"));
+    let output = command.args(["pool", "--quick", "--rounds", "1"]).env("PATH", "/nonexistent").output();
+    let output = output.expect("the command starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["python3: not found on the PATH", "rayon par_iter", "at least 500,000 jobs/s", "at most 1.05 x rayon"]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn what_workers_have_of_their_own_is_measured() {
+    let args = ["pool-memory", "--workers", "2,3", "--size", "8MiB", "--json"];
+    let memory: PoolMemory = json(&args, "pool_memory");
+    let pools: Vec<_> = memory.costs.iter().map(|cost| (cost.workers, cost.huge_pages)).collect();
+    assert_eq!(pools, [(2, false), (2, true), (3, false), (3, true)]);
+    for cost in memory.costs.iter().filter(|cost| !cost.huge_pages || cost.error.is_none()) {
+        assert!(cost.error.is_none() && cost.uss_bytes > 0 && cost.page_tables_bytes_max > 0, "{cost:?}");
+        assert!(cost.uss_bytes_max <= cost.uss_bytes && cost.stack_bytes <= cost.uss_bytes, "{cost:?}");
+    }
+}
+
+#[test]
 fn tables_name_the_goals() {
     let output = run(&["all", "--pages", "16", "--size", "1MiB", "--repeats", "1"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -56,7 +100,7 @@ fn tables_name_the_goals() {
 
 #[test]
 fn bad_input_is_refused_with_exit_code_2_and_a_reason() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "Usage"),
         (&["writes", "--pages", "0"], "at least 1"),
         (&["writes", "--pages", "many"], "invalid value"),
@@ -65,6 +109,10 @@ fn bad_input_is_refused_with_exit_code_2_and_a_reason() {
         (&["forks", "--size", "4parsecs"], "no unit"),
         (&["forks", "--size", "1048576TiB"], "memory"),
         (&["arming", "--size", "0"], "at least 1"),
+        (&["pool", "--rounds", "0"], "at least 1"),
+        (&["pool", "--workers", "0"], "at least 1"),
+        (&["pool-memory", "--size", "0"], "at least 1"),
+        (&["pool-memory", "--size", "1048576TiB"], "memory"),
     ];
     for (args, why) in cases {
         let output = run(args);
