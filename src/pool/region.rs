@@ -158,7 +158,28 @@ pub(super) struct Seat {
     pub(super) wants_room: AtomicU32,
     /// Not 0: waits for room, so the time limit stands still.
     pub(super) waits: AtomicU32,
-    pub(super) padding: AtomicU32,
+    /// Not 0: the worker is known: its id stands above, and it was counted.
+    known: AtomicU32,
+}
+
+impl Seat {
+    /// A worker is about to begin.
+    pub(super) fn clear(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Release);
+        for word in [&self.left, &self.wants_room, &self.waits, &self.known] {
+            word.store(0, Ordering::Release);
+        }
+        self.copied.store(0, Ordering::Release);
+    }
+
+    /// Makes the worker known, once. Both it and the zygote say so: nobody shall see its first result before, nor a pool
+    /// without it.
+    pub(super) fn welcome(&self, board: &Board, pid: i32) {
+        self.pid.store(pid as u32, Ordering::Release);
+        if self.known.swap(1, Ordering::AcqRel) == 0 {
+            board.started.fetch_add(1, Ordering::AcqRel);
+        }
+    }
 }
 
 /// The mapping.

@@ -81,6 +81,7 @@ pub(super) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     }
     buffer::this_is(region, seat);
     let Some(own) = region.seats().get(seat) else { return };
+    own.welcome(region.board(), process::pid());
     let generation = own.generation.load(Ordering::Acquire);
     let worker =
         Worker { region, settings, seat, own, generation, heap: Heap::take_over(region, seat), faults_checked: 0 };

@@ -177,11 +177,7 @@ impl<'a> Zygote<'a> {
     fn start(&mut self, seat: usize) -> Result<()> {
         let Some(own) = self.region.seats().get(seat) else { return Ok(()) };
         let board = self.region.board();
-        own.generation.store(board.generation.0.load(Ordering::Acquire), Ordering::Release);
-        own.left.store(0, Ordering::Release);
-        own.copied.store(0, Ordering::Release);
-        own.wants_room.store(0, Ordering::Release);
-        own.waits.store(0, Ordering::Release);
+        own.clear(board.generation.0.load(Ordering::Acquire));
         let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
         let (region, settings, data) = (self.region, self.settings, &mut *self.data);
         let crew = &mut self.crew;
@@ -190,9 +186,8 @@ impl<'a> Zygote<'a> {
             crew.clear();
             worker::live(region, settings, seat, data);
         })?;
-        own.pid.store(child.pid() as u32, Ordering::Release);
+        own.welcome(board, child.pid());
         self.poller.add(child.pidfd(), seat as u64).map_err(|e| Error::os("epoll_ctl", e))?;
-        board.started.fetch_add(1, Ordering::AcqRel);
         if let Some(member) = self.crew.get_mut(seat) {
             member.jobs_before = own.jobs.load(Ordering::Acquire);
             member.child = Some(child);
@@ -212,6 +207,9 @@ impl<'a> Zygote<'a> {
             if let Err(e) = self.start(seat) {
                 log::warn!("no worker can be started: {e}");
                 // It may have run for a moment and taken a batch, before it was found to lack something.
+                if let Some(own) = self.region.seats().get(seat) {
+                    own.pid.store(0, Ordering::Release);
+                }
                 self.settle(seat, Death { ended: Ended::Signaled(signal::KILL), out_of_memory: false });
                 self.put_off(seat);
             }
