@@ -155,6 +155,14 @@ impl Pool<(), (), ()> {
     }
 }
 
+/// The ends of workers, with a word in the log about those that were not kept.
+fn told(exits: Vec<WorkerExit>, lost: u64) -> Vec<WorkerExit> {
+    if lost > 0 {
+        log::warn!("{lost} workers ended whose reports were not kept: nobody asked for them in time");
+    }
+    exits
+}
+
 /// Appends a job's item to a row.
 fn encode_job<J: Serialize>(job: &J, row: &mut Vec<u8>) -> Result<(), JobError> {
     let start = batch::begin(row);
@@ -298,13 +306,13 @@ impl<T, J, R> Pool<T, J, R> {
         pids.filter(|&pid| pid != 0).collect()
     }
 
-    /// How workers ended since this was asked last, the oldest first; at most 1024 are kept.
+    /// How workers ended since this was asked last, the oldest first; the last 1024 are kept, and the log says how many were not.
     ///
     /// # Errors
     /// The pool is gone.
     pub fn take_exits(&self) -> Result<Vec<WorkerExit>> {
         match self.core.order(&Order::Exits, None)? {
-            Reply::Exits { exits, .. } => Ok(exits),
+            Reply::Exits { exits, lost } => Ok(told(exits, lost)),
             _ => Err(Error::invalid("the zygote answered something else")),
         }
     }
@@ -318,7 +326,7 @@ impl<T, J, R> Pool<T, J, R> {
             self.core.drain();
         }
         match self.core.close(how == Shutdown::Cancel)? {
-            Some(Reply::Exits { exits, .. }) => Ok(exits),
+            Some(Reply::Exits { exits, lost }) => Ok(told(exits, lost)),
             _ => Ok(Vec::new()),
         }
     }

@@ -42,7 +42,7 @@ impl Core {
 
     pub(super) fn free_input(&self, front: &mut Front, number: usize) {
         let slot = self.slot(number);
-        // Where the jobs began, before some were skipped, is told by where they end.
+        // From where the first of them began, before some were skipped, to the end.
         let end = slot.input.load(Ordering::Acquire) as usize + slot.input_bytes.load(Ordering::Acquire) as usize;
         let first = slot.input_first.load(Ordering::Acquire) as usize;
         front.payloads.give(first - self.region.payloads().start, (end - first).max(1));
