@@ -1,6 +1,6 @@
 //! `cowbell doctor`: what works here for this user, and what would make the rest work.
 
-use crate::tracer::ability;
+use crate::trace::ability;
 use cowbell::support::Support;
 use std::io::Write;
 use std::process::ExitCode;

@@ -2,19 +2,19 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
-mod capture;
+mod analyse;
 mod demo;
 mod doctor;
 mod failure;
 mod front;
 mod output;
-mod profile;
-mod render;
+mod record;
 mod report;
 mod snapshot;
 mod stacks;
 mod symbols;
-mod tracer;
+mod trace;
+mod views;
 
 use clap::{Parser, Subcommand};
 use cowbell::sys::tracing;
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Doctor { json } => doctor::run(json),
         Command::Tracer { socket } => match tracing::inherited(socket) {
-            Ok(socket) => tracer::run(socket.into()),
+            Ok(socket) => trace::run(socket.into()),
             Err(e) => {
                 eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
                 ExitCode::FAILURE

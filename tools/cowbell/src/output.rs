@@ -1,8 +1,8 @@
 //! Where a report goes and how it looks: the options that `run`, `attach`, `snapshot` and `report` share.
 
+use crate::analyse::Summary;
 use crate::failure::Failure;
-use crate::profile::Summary;
-use crate::render;
+use crate::views;
 use clap::Args;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -102,7 +102,7 @@ impl Output {
         if self.options.json {
             return self.json(&summary);
         }
-        self.text(&render::text(&summary, &render::Look { top: top as usize, quiet, verbose }))
+        self.text(&views::text(&summary, &views::Look { top: top as usize, quiet, verbose }))
     }
 
     /// Writes a document as JSON.

@@ -1,9 +1,9 @@
 //! `cowbell report`: a capture, rendered again.
 
-use crate::capture::Reader;
+use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
 use crate::output::{self, Stream};
-use crate::profile::{Profile, Summary};
+use crate::record::Reader;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

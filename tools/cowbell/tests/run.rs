@@ -5,7 +5,7 @@
 
 #[path = "run/case.rs"]
 mod case;
-#[path = "../src/capture/code.rs"]
+#[path = "../src/record/code.rs"]
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
@@ -17,7 +17,7 @@ mod model;
 mod programs;
 #[path = "run/python.rs"]
 mod python;
-#[path = "../src/capture/record.rs"]
+#[path = "../src/record/types.rs"]
 #[expect(dead_code, unused_imports, reason = "the records as the tool writes them; no test reads every field")]
 mod record;
 #[path = "run/robust.rs"]

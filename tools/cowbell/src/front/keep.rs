@@ -1,11 +1,11 @@
 //! What the tracer says, kept: in the capture file, in the profile, and as instructions that want a name.
 
-use crate::capture::Writer;
-use crate::capture::record::{Code, Finish, Mapping, Record};
+use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
-use crate::profile::{Profile, Summary};
+use crate::record::Writer;
+use crate::record::{Code, Finish, Mapping, Record};
 use crate::stacks::names::Names;
-use crate::tracer::link::Said;
+use crate::trace::link::Said;
 use cowbell::sys::pidfd::Ended;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,10 +3,10 @@
 mod keep;
 pub mod options;
 
-use crate::capture::Writer;
 use crate::failure::Failure;
 use crate::output::{Output, Stream};
-use crate::tracer::link::{Options, Order, Target};
+use crate::record::Writer;
+use crate::trace::link::{Options, Order, Target};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{Errno, process, signal};
 use keep::{Kept, exit_code};

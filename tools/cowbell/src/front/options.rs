@@ -1,7 +1,7 @@
 //! The options of `run` and `attach`.
 
-use crate::capture::record::{Mode, Who};
 use crate::output;
+use crate::record::{Mode, Who};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Programs that the tests compile and look at.
 
-use crate::capture::record::{Mapping, Watched};
+use crate::record::{Mapping, Watched};
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};

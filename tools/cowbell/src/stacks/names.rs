@@ -6,7 +6,7 @@
 
 use super::elf::{self, Image, Layout};
 use super::perf_map::PerfMap;
-use crate::capture::record::{Code, Mapping, NativeFrame};
+use crate::record::{Code, Mapping, NativeFrame};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::borrow::Cow;

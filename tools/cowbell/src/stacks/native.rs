@@ -5,7 +5,7 @@
 
 use super::FRAMES_MAX;
 use super::elf::{self, Image, Layout, UnwindSections};
-use crate::capture::record::Mapping;
+use crate::record::Mapping;
 use framehop::{CacheNative, MayAllocateDuringUnwind, Module, Unwinder as _, UnwinderNative};
 use std::collections::HashMap;
 use std::ops::Range;

@@ -4,7 +4,7 @@
 //! thread of interest standing still already.
 
 use super::FRAMES_MAX;
-use crate::capture::record::PythonFrame;
+use crate::record::PythonFrame;
 use py_spy::config::{Config, LockingStrategy};
 use py_spy::{PythonSpy, StackTrace};
 use std::fs::{self, File};

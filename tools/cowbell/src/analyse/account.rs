@@ -1,0 +1,279 @@
+//! One account: its events as they come, added up when its verdict is known.
+
+use super::Stacks;
+use super::cause::{Change, Runtime};
+use super::mapping::{Area, Areas, Group, Kind};
+use super::summary::{ByClass, Contents, When, is_copied};
+use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched};
+use std::collections::HashMap;
+
+/// An account, open or closed.
+#[derive(Debug)]
+pub struct Account {
+    /// How it opened; its mappings are in `areas`.
+    pub begin: Begin,
+    /// The number of its process.
+    pub process: Option<usize>,
+    /// What runs in it.
+    pub runtime: Runtime,
+    /// Its mappings.
+    pub areas: Areas,
+    /// Mappings that should have been watched and could not be, with the reason.
+    pub refused: Vec<(String, String)>,
+    /// Its events until it closes; then none.
+    events: Vec<Event>,
+    /// How it closed, and when; `None` while it is open, and for ever if it was cut off.
+    pub end: Option<(Closed, u64)>,
+    /// See [`End::unmapped_uncounted`].
+    pub unmapped_uncounted: u64,
+    /// What its pages come to; empty while it is open.
+    pub sums: Sums,
+    /// Names of its instructions.
+    pub codes: HashMap<u64, Code>,
+}
+
+/// What the pages of an account come to.
+#[derive(Debug, Default)]
+pub struct Sums {
+    /// All written pages.
+    pub pages: ByClass,
+    /// The same by mapping.
+    pub mappings: HashMap<Group, ByClass>,
+    /// Copied pages by what is known of each.
+    pub copies: HashMap<Copied, u64>,
+    /// The stacks sampled with each instruction, and how often.
+    pub stacks: HashMap<u64, HashMap<u32, u64>>,
+    /// How they differ from their originals.
+    pub contents: Contents,
+    /// When they were copied.
+    pub when: Option<When>,
+}
+
+/// What is known of a copied page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Copied {
+    /// The instruction that wrote it first; 0 where not known.
+    pub pc: u64,
+    /// The system call on whose behalf the kernel wrote it first.
+    pub syscall: Option<i32>,
+    /// How it differs from its original.
+    pub change: Change,
+    /// It lies in a stack.
+    pub in_stack: bool,
+    /// What was seen of the write.
+    pub seen: Seen,
+}
+
+/// What was seen of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// Nothing but the page.
+    Nothing,
+    /// The instruction.
+    Event,
+    /// And a stack, without Python frames.
+    Native,
+    /// And a stack with Python frames, at this place.
+    Python(u32),
+}
+
+impl Account {
+    /// Opens an account.
+    pub fn new(mut begin: Begin, process: Option<usize>, command: &[String]) -> Self {
+        let mappings = std::mem::take(&mut begin.mappings);
+        let program = command.first().map(String::as_str);
+        let runtime = Runtime::of(mappings.iter().map(|mapping| mapping.name.as_str()).chain(program));
+        let mut account = Self {
+            begin,
+            process,
+            runtime,
+            areas: Areas::default(),
+            refused: Vec::new(),
+            events: Vec::new(),
+            end: None,
+            unmapped_uncounted: 0,
+            sums: Sums::default(),
+            codes: HashMap::new(),
+        };
+        account.mapped(mappings);
+        account
+    }
+
+    /// Adds mappings.
+    pub fn mapped(&mut self, mappings: Vec<Mapping>) {
+        self.areas.add(&mappings);
+        let refused = mappings.into_iter().filter_map(|mapping| match mapping.watched {
+            Watched::Refused(why) => Some((mapping.name, why)),
+            _ => None,
+        });
+        self.refused.extend(refused);
+    }
+
+    /// Adds events.
+    pub fn events(&mut self, events: &[Event]) {
+        self.events.extend(events);
+    }
+
+    /// Closes the account with its verdict.
+    pub fn close(&mut self, mut end: End, page_size: u64, stacks: &Stacks) {
+        self.end = Some((end.closed, end.time_ns));
+        self.unmapped_uncounted = end.unmapped_uncounted;
+        if end.closed == Closed::Lost && end.pages.is_empty() {
+            self.cut_off(page_size, stacks);
+            return;
+        }
+        end.contents.sort_by_key(|content| content.page);
+        let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
+        self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&end.pages);
+    }
+
+    /// Closes an account that has no verdict: its pages are those of its events.
+    pub fn cut_off(&mut self, page_size: u64, stacks: &Stacks) {
+        let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
+        let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
+        let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
+        self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&runs);
+    }
+}
+
+/// What is known of single pages, in order of address.
+struct Evidence<'a> {
+    events: Vec<Event>,
+    contents: &'a [Content],
+    page_size: u64,
+    stacks: &'a Stacks,
+}
+
+impl<'a> Evidence<'a> {
+    fn new(mut events: Vec<Event>, contents: &'a [Content], page_size: u64, stacks: &'a Stacks) -> Self {
+        for event in &mut events {
+            event.page &= !(page_size - 1);
+        }
+        // Stable: events of one page stay in order of time.
+        events.sort_by_key(|event| event.page);
+        Self { events, contents, page_size, stacks }
+    }
+}
+
+/// An account's sums in the making.
+struct Adding<'a> {
+    areas: &'a Areas,
+    evidence: &'a Evidence<'a>,
+    begin_ns: u64,
+    sums: Sums,
+    /// When copies were made.
+    times: Vec<u64>,
+}
+
+impl<'a> Adding<'a> {
+    fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin_ns: u64) -> Self {
+        Self { areas, evidence, begin_ns, sums: Sums::default(), times: Vec::new() }
+    }
+
+    fn all(mut self, runs: &[PageRun]) -> Sums {
+        for run in runs {
+            self.run(run);
+        }
+        self.times.sort_unstable();
+        let since = |time: &u64| time.saturating_sub(self.begin_ns);
+        let half = self.times.len().saturating_sub(1) / 2;
+        let (first, half, last) = (self.times.first(), self.times.get(half), self.times.last());
+        if let (Some(first), Some(half), Some(last)) = (first, half, last) {
+            self.sums.when = Some(When { first_ns: since(first), half_ns: since(half), last_ns: since(last) });
+        }
+        let contents = &mut self.sums.contents;
+        contents.amplification = amplification(contents, self.evidence.page_size);
+        self.sums
+    }
+
+    /// Adds a run, by the mappings that it lies in. Never page by page: a run may be as long as the address space.
+    fn run(&mut self, run: &PageRun) {
+        self.sums.pages.add(run.class, run.pages);
+        let page_size = self.evidence.page_size;
+        let mut from = run.start;
+        let mut left = run.pages;
+        while left > 0 {
+            let area = self.areas.from(from);
+            let inside = area.filter(|area| area.start <= from);
+            // Up to where this area ends, or the next begins.
+            let until = inside.map_or(area.map(|next| next.start), |area| Some(area.end));
+            let pages = until.map_or(left, |until| ((until - from) / page_size).clamp(1, left));
+            self.part(from, pages, run.class, inside);
+            left -= pages;
+            from = from.saturating_add(pages.saturating_mul(page_size));
+        }
+    }
+
+    /// Adds neighbouring pages of one class in one mapping.
+    fn part(&mut self, start: u64, pages: u64, class: Class, area: Option<&Area>) {
+        let group = area.map_or_else(Group::unknown, |area| area.group.clone());
+        let in_stack = group.kind == Kind::Stack;
+        self.sums.mappings.entry(group).or_default().add(class, pages);
+        if !is_copied(class) {
+            return;
+        }
+        let end = start.saturating_add(pages.saturating_mul(self.evidence.page_size));
+        let mut events = between(&self.evidence.events, start, end, |event| event.page);
+        let mut contents = between(self.evidence.contents, start, end, |content| content.page);
+        let mut known = 0u64;
+        while let Some(page) = events.first().map(|e| e.page).into_iter().chain(contents.first().map(|c| c.page)).min()
+        {
+            let (same, later) = events.split_at(events.partition_point(|event| event.page <= page));
+            let (content, others) = contents.split_at(contents.partition_point(|content| content.page <= page));
+            (events, contents) = (later, others);
+            // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
+            let event = same.iter().find(|event| event.class == class).or(same.first());
+            self.page(event, content.first(), in_stack);
+            known += 1;
+        }
+        let (change, seen) = (Change::Unknown, Seen::Nothing);
+        let unknown = Copied { pc: 0, syscall: None, change, in_stack, seen };
+        self.count(unknown, pages.saturating_sub(known));
+    }
+
+    /// Adds a copied page.
+    fn page(&mut self, event: Option<&Event>, content: Option<&Content>, in_stack: bool) {
+        self.times.extend(event.map(|event| event.time_ns));
+        let change = content.map_or(Change::Unknown, |content| Change::of(content, self.evidence.page_size));
+        if let Some(content) = content {
+            let contents = &mut self.sums.contents;
+            contents.compared_pages += 1;
+            contents.identical_pages += u64::from(change == Change::Identical);
+            contents.counter_pages += u64::from(change == Change::Counters);
+            contents.changed_bytes += u64::from(content.bytes);
+        }
+        let (pc, syscall) = event.map_or((0, None), |event| (event.pc, event.syscall));
+        let number = event.and_then(|event| event.stack);
+        let stack = number.and_then(|number| self.evidence.stacks.get(&number));
+        let seen = match (event, stack.map(|stack| stack.python)) {
+            (None, _) => Seen::Nothing,
+            (_, None) => Seen::Event,
+            (_, Some(None)) => Seen::Native,
+            (_, Some(Some(place))) => Seen::Python(place),
+        };
+        if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
+            *self.sums.stacks.entry(pc).or_default().entry(number).or_default() += 1;
+        }
+        self.count(Copied { pc, syscall, change, in_stack, seen }, 1);
+    }
+
+    fn count(&mut self, copied: Copied, pages: u64) {
+        if pages > 0 {
+            let count = self.sums.copies.entry(copied).or_default();
+            *count = count.saturating_add(pages);
+        }
+    }
+}
+
+/// Bytes copied for each byte changed.
+pub fn amplification(contents: &Contents, page_size: u64) -> Option<f64> {
+    let copied = contents.compared_pages as f64 * page_size as f64;
+    (contents.changed_bytes > 0).then(|| copied / contents.changed_bytes as f64)
+}
+
+/// The part of what is sorted by page that lies in `start..end`.
+fn between<T>(sorted: &[T], start: u64, end: u64, page: impl Fn(&T) -> u64) -> &[T] {
+    let from = sorted.partition_point(|one| page(one) < start);
+    let to = sorted.partition_point(|one| page(one) < end);
+    sorted.get(from..to).unwrap_or_default()
+}

@@ -1,0 +1,354 @@
+//! What names of functions say: whether code counts references, collects garbage or keeps an allocator's books.
+
+use crate::record::NativeFrame;
+
+/// What a piece of code is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Counting references.
+    References,
+    /// Collecting garbage.
+    Collector,
+    /// Allocating and freeing memory.
+    Allocator,
+    /// Anything else that has a name.
+    Other,
+}
+
+/// Functions that do nothing but count references, inlined or not.
+const REFERENCES: &[&str] = &[
+    // CPython
+    "Py_INCREF",
+    "Py_DECREF",
+    "Py_XINCREF",
+    "Py_XDECREF",
+    "Py_NewRef",
+    "Py_XNewRef",
+    "_Py_NewRef",
+    "_Py_XNewRef",
+    "_Py_INCREF",
+    "_Py_DECREF",
+    "_Py_DECREF_SPECIALIZED",
+    "_Py_DECREF_NO_DEALLOC",
+    "_Py_IncRef",
+    "_Py_DecRef",
+    "Py_IncRef",
+    "Py_DecRef",
+    "Py_SET_REFCNT",
+    "Py_INCREF_MORTAL",
+    // Redis and Valkey
+    "incrRefCount",
+    "decrRefCount",
+    // GLib, PHP
+    "g_object_ref",
+    "g_object_unref",
+    "g_ref_count_inc",
+    "g_atomic_ref_count_inc",
+    "g_atomic_ref_count_dec",
+    "zend_gc_addref",
+    "zend_gc_delref",
+    "rc_dtor_func",
+    // libstdc++
+    "_M_add_ref_copy",
+    "_M_add_ref_lock",
+    "_M_release",
+];
+
+/// Functions of CPython's collector (Modules/gcmodule.c, Python/gc.c) and of others.
+const COLLECTOR: &[&str] = &[
+    "gc_collect_main",
+    "gc_collect_region",
+    "gc_collect_young",
+    "gc_collect_full",
+    "gc_collect_increment",
+    "gc_collect_with_callback",
+    "gc_collect_generations",
+    "update_refs",
+    "subtract_refs",
+    "subtract_refs_unreachable",
+    "deduce_unreachable",
+    "move_unreachable",
+    "move_legacy_finalizers",
+    "move_legacy_finalizer_reachable",
+    "clear_unreachable_mask",
+    "handle_resurrected_objects",
+    "untrack_tuples",
+    "untrack_dicts",
+    "_PyTuple_MaybeUntrack",
+    "_PyDict_MaybeUntrack",
+    "gc_reset_refs",
+    "gc_decref",
+    "gc_set_refs",
+    "gc_clear_collecting",
+    "gc_freeze_impl",
+    "gc_unfreeze_impl",
+    "update_gc_refs",
+    "mark_stacks",
+    "_PyGC_CollectNoFail",
+    "_PyGC_CollectIfEnabled",
+    "_PyGC_Collect",
+    "_PyGC_Freeze",
+    "_Py_RunGC",
+    "PyGC_Collect",
+    "gc_collect",
+    "gc_freeze",
+    "collect_generations",
+    "invoke_gc_callback",
+    // Ruby, PHP, Go, Lua, Boehm
+    "gc_mark",
+    "gc_mark_ptr",
+    "gc_mark_children",
+    "gc_mark_set",
+    "gc_mark_and_pin",
+    "gc_sweep_page",
+    "gc_sweep_step",
+    "gc_sweep",
+    "rgengc_remember",
+    "zend_gc_collect_cycles",
+    "gc_mark_roots",
+    "gc_scan_roots",
+    "gc_collect_white",
+    "runtime.greyobject",
+    "runtime.gcDrain",
+    "runtime.markBits.setMarked",
+    "runtime.scanobject",
+    "propagatemark",
+    "reallymarkobject",
+    "GC_mark_from",
+];
+
+/// Beginnings of names of the collector's callbacks: no other code of these programs is named so.
+const COLLECTOR_BEGINNINGS: &[&str] =
+    &["gc_list_", "visit_decref", "visit_reachable", "visit_move", "gc_marks_", "gc_mark_"];
+
+const ALLOCATOR: &[&str] = &[
+    // C
+    "malloc",
+    "free",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "memalign",
+    "posix_memalign",
+    "aligned_alloc",
+    "cfree",
+    "malloc_consolidate",
+    "unlink_chunk",
+    "sysmalloc",
+    "systrim",
+    "malloc_trim",
+    "alloc_perturb",
+    "sysmalloc_mmap",
+    "tcache_get",
+    "tcache_put",
+    "tcache_init",
+    "ptmalloc_init",
+    // CPython
+    "_PyObject_Malloc",
+    "_PyObject_Free",
+    "_PyObject_Calloc",
+    "_PyObject_Realloc",
+    "PyObject_Malloc",
+    "PyObject_Free",
+    "PyObject_Realloc",
+    "PyMem_Malloc",
+    "PyMem_Free",
+    "PyMem_RawFree",
+    "PyMem_RawMalloc",
+    "_PyMem_RawFree",
+    "_PyMem_RawMalloc",
+    "allocate_from_new_pool",
+    "insert_to_usedpool",
+    "insert_to_freepool",
+    "new_arena",
+    "arena_map_mark_used",
+    // C++
+    "operator new",
+    "operator delete",
+    // Redis' own layer
+    "zmalloc",
+    "zfree",
+];
+
+const ALLOCATOR_BEGINNINGS: &[&str] = &[
+    "_int_malloc",
+    "_int_free",
+    "_int_realloc",
+    "_int_memalign",
+    "__libc_malloc",
+    "__libc_free",
+    "__libc_calloc",
+    "__libc_realloc",
+    "__libc_memalign",
+    "__GI___libc_",
+    "pymalloc_",
+    "je_",
+    "_rjem_",
+    "jemalloc",
+    "tcmalloc",
+    "mi_",
+    "_mi_",
+    "arena_",
+    "tcache_",
+    "edata_",
+    "extent_",
+    "ztrymalloc",
+    "zcalloc",
+    "zrealloc",
+    "_zend_mm_",
+    "zend_mm_",
+    "__rust_alloc",
+    "__rust_dealloc",
+    "__rust_realloc",
+    "__rdl_",
+    "_emalloc",
+    "_efree",
+    "operator new(",
+    "operator new[](",
+    "operator delete(",
+    "operator delete[](",
+];
+
+/// Beginnings of names of functions that move or set bytes for others.
+const MOVES_BYTES: &[&str] =
+    &["memcpy", "memmove", "memset", "mempcpy", "strcpy", "strncpy", "stpcpy", "strcat", "bzero", "bcopy"];
+
+/// Frames that are nobody's own code: what the language's library inlines everywhere.
+const LIBRARY_FILES: &[&str] =
+    &["/rustc/", "library/core/", "library/alloc/", "library/std/", "/usr/include/", "/lib/gcc/", "Include/object.h"];
+
+/// A function's bare name: without arguments of its type, and without what compilers append (`.constprop.0`,
+/// `.part.0`, `.isra.0`, `.cold`, `.lto_priv.0`).
+fn bare(function: &str) -> &str {
+    let end = [".constprop.", ".part.", ".isra.", ".cold", ".lto_priv."].iter().filter_map(|tail| function.find(tail));
+    function.get(..end.min().unwrap_or(function.len())).unwrap_or(function)
+}
+
+fn counts_references(name: &str) -> bool {
+    // Rust's and C++'s shared pointers, whatever they point to.
+    let shared = |name: &str| {
+        let counted = name.contains("sync::Arc<") || name.contains("rc::Rc<");
+        (counted && (name.ends_with("::clone") || name.ends_with("::drop")))
+            || (name.contains("_Sp_counted_base") && ["::_M_add_ref", "::_M_release"].iter().any(|f| name.contains(f)))
+    };
+    REFERENCES.contains(&name) || shared(name)
+}
+
+fn collects(name: &str) -> bool {
+    COLLECTOR.contains(&name) || COLLECTOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+}
+
+fn allocates(name: &str) -> bool {
+    ALLOCATOR.contains(&name) || ALLOCATOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// Does a function merely move or set bytes for its caller?
+pub fn moves_bytes(function: &str) -> bool {
+    let name = function.trim_start_matches("__GI_").trim_start_matches('_');
+    MOVES_BYTES.iter().any(|beginning| name.starts_with(beginning))
+}
+
+/// What an instruction is there for, from its frames, the innermost inlined one first. The collector decides over
+/// what is inlined into it; references count only in the innermost frames: what a function that was inlined next to
+/// one does, it does itself.
+pub fn purpose(frames: &[NativeFrame]) -> Option<Purpose> {
+    let names: Vec<&str> = frames.iter().map(|frame| bare(&frame.function)).collect();
+    let innermost = names.first()?;
+    Some(if names.iter().any(|name| collects(name)) {
+        Purpose::Collector
+    } else if counts_references(innermost) {
+        Purpose::References
+    } else if names.iter().any(|name| allocates(name)) {
+        Purpose::Allocator
+    } else if frames.iter().zip(&names).take_while(|(frame, _)| is_library(frame)).any(|(_, n)| counts_references(n)) {
+        Purpose::References
+    } else {
+        Purpose::Other
+    })
+}
+
+fn is_library(frame: &NativeFrame) -> bool {
+    frame.file.as_ref().is_some_and(|file| LIBRARY_FILES.iter().any(|part| file.contains(part)))
+        || counts_references(bare(&frame.function))
+}
+
+/// Where an instruction is, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place<'a> {
+    /// The function in the symbol table.
+    pub function: &'a str,
+    /// The function inlined into it that says most about the write.
+    pub inlined: Option<&'a str>,
+    /// File and line, of the innermost frame that is the program's own.
+    pub line: Option<(&'a str, u32)>,
+}
+
+/// Where an instruction is; `None` without frames.
+pub fn place(frames: &[NativeFrame]) -> Option<Place<'_>> {
+    let outermost = frames.last()?;
+    let own = frames.iter().find(|frame| !is_library(frame)).unwrap_or(outermost);
+    // Where the program's own frame is the function itself, a reference count inlined into it is worth its name.
+    let counter = || frames.iter().find(|frame| counts_references(bare(&frame.function)));
+    let inlined = if own == outermost { counter() } else { Some(own) };
+    let inlined = inlined.filter(|frame| frame.function != outermost.function).map(|frame| frame.function.as_str());
+    let line = own.file.as_deref().zip(own.line);
+    Some(Place { function: &outermost.function, inlined, line })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(names: &[&str]) -> Vec<NativeFrame> {
+        let frame = |name: &&str| NativeFrame { function: (*name).into(), file: None, line: None };
+        names.iter().map(frame).collect()
+    }
+
+    #[test]
+    fn names_tell_what_code_is_for() {
+        for (names, expected) in [
+            (&["Py_INCREF", "listiter_next"][..], Purpose::References),
+            (&["listiter_next"], Purpose::Other),
+            (&["gc_list_move", "visit_reachable", "gc_collect_main"], Purpose::Collector),
+            (&["update_refs.lto_priv.0"], Purpose::Collector),
+            (&["gc_mark_ptr"], Purpose::Collector),
+            (&["_int_malloc"], Purpose::Allocator),
+            (&["unlink_chunk.constprop.0"], Purpose::Allocator),
+            (&["pymalloc_free", "_PyObject_Free"], Purpose::Allocator),
+            (&["operator new(unsigned long)"], Purpose::Allocator),
+            (&["<alloc::sync::Arc<T> as core::clone::Clone>::clone", "serve"], Purpose::References),
+            (&["incrRefCount"], Purpose::References),
+            // Names that only begin alike.
+            (&["freeze"], Purpose::Other),
+            (&["malloc_report"], Purpose::Other),
+            (&["visit_node"], Purpose::Other),
+            (&["Py_INCREF_me"], Purpose::Other),
+            (&["dictAddRaw"], Purpose::Other),
+        ] {
+            assert_eq!(purpose(&frames(names)), Some(expected), "{names:?}");
+        }
+        assert_eq!(purpose(&[]), None);
+    }
+
+    #[test]
+    fn the_place_is_the_programs_own_line_and_names_the_count_inlined_into_it() {
+        let frame = |function: &str, file: &str, line| NativeFrame {
+            function: function.into(),
+            file: Some(file.into()),
+            line: Some(line),
+        };
+        let found =
+            [frame("Py_INCREF", "./Include/object.h", 505), frame("listiter_next", "Objects/listobject.c", 3273)];
+        let expected =
+            Place { function: "listiter_next", inlined: Some("Py_INCREF"), line: Some(("Objects/listobject.c", 3273)) };
+        assert_eq!(place(&found), Some(expected));
+        let found = [
+            frame("core::sync::atomic::AtomicU64::fetch_add", "/rustc/abc/library/core/src/sync/atomic.rs", 9),
+            frame("bump", "src/a.rs", 3),
+            frame("serve", "src/b.rs", 4),
+        ];
+        let expected = Place { function: "serve", inlined: Some("bump"), line: Some(("src/a.rs", 3)) };
+        assert_eq!(place(&found), Some(expected));
+        assert_eq!(place(&[]), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Which mapping a page lies in, and under which name mappings are counted together.
+
+use crate::record;
+use serde::Serialize;
+
+/// A thread's guard pages are not larger.
+const GUARD_BYTES_MAX: u64 = 1 << 20;
+
+/// Kinds of mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The memory below `brk`.
+    Heap,
+    /// The stack of a main thread, and what looks like a thread's: anonymous memory right above a guard.
+    Stack,
+    /// Memory of no file.
+    Anonymous,
+    /// Memory of no file that has a name.
+    NamedAnonymous,
+    /// Uninitialised data of a program or library: anonymous memory right above its data.
+    Bss,
+    /// A file.
+    File,
+    /// A memfd.
+    Memfd,
+    /// Not in any mapping the capture has: it came and went.
+    Unknown,
+}
+
+/// What mappings are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Group {
+    /// Their kind.
+    pub kind: Kind,
+    /// Their name, empty for anonymous ones.
+    pub name: String,
+    /// The first address, for anonymous mappings without a name: those that touch are a group.
+    pub start: Option<u64>,
+}
+
+impl Group {
+    /// Of what lies in no mapping.
+    pub fn unknown() -> Self {
+        Self { kind: Kind::Unknown, name: String::new(), start: None }
+    }
+}
+
+/// A mapping and its group.
+#[derive(Clone, Debug)]
+pub struct Area {
+    pub start: u64,
+    pub end: u64,
+    pub group: Group,
+}
+
+/// The mappings of an account.
+#[derive(Clone, Debug, Default)]
+pub struct Areas(Vec<Area>);
+
+impl Areas {
+    /// Adds mappings, in order of address. What is known already stays: writes are counted where they were armed.
+    pub fn add(&mut self, mappings: &[record::Mapping]) {
+        let mut below: Option<(&record::Mapping, Group)> = None;
+        for mapping in mappings {
+            let touching = below.take().filter(|(below, _)| below.end == mapping.start);
+            let group = match touching {
+                // One piece of memory to whoever mapped it: where the kernel splits it is the kernel's affair.
+                Some((below, group)) if is_anonymous(below, &group) && is_like(below, mapping) => group,
+                touching => group(mapping, touching.map(|(below, _)| below)),
+            };
+            self.insert(Area { start: mapping.start, end: mapping.end, group: group.clone() });
+            below = Some((mapping, group));
+        }
+    }
+
+    /// Adds what of `area` is not covered.
+    fn insert(&mut self, area: Area) {
+        let mut from = area.start;
+        let first = self.0.partition_point(|known| known.end <= area.start);
+        let mut gaps = Vec::new();
+        for known in self.0.iter().skip(first).take_while(|known| known.start < area.end) {
+            if from < known.start {
+                gaps.push(Area { start: from, end: known.start, group: area.group.clone() });
+            }
+            from = known.end;
+        }
+        if from < area.end {
+            gaps.push(Area { start: from, ..area });
+        }
+        for gap in gaps {
+            let at = self.0.partition_point(|known| known.start < gap.start);
+            self.0.insert(at, gap);
+        }
+    }
+
+    /// All, ascending and disjoint.
+    pub fn all(&self) -> &[Area] {
+        &self.0
+    }
+
+    /// The area at or next above an address.
+    pub fn from(&self, address: u64) -> Option<&Area> {
+        self.0.get(self.0.partition_point(|known| known.end <= address))
+    }
+}
+
+/// The group of a mapping with the one that ends where it starts.
+fn group(mapping: &record::Mapping, below: Option<&record::Mapping>) -> Group {
+    let name = mapping.name.as_str();
+    let named = |kind, name: &str| Group { kind, name: name.to_owned(), start: None };
+    if name == "[heap]" {
+        named(Kind::Heap, name)
+    } else if name.starts_with("[stack") || (name.starts_with("[anon:") && name.contains("stack")) {
+        named(Kind::Stack, name)
+    } else if name.starts_with('[') {
+        named(Kind::NamedAnonymous, name)
+    } else if name.starts_with("/memfd:") {
+        named(Kind::Memfd, name)
+    } else if !name.is_empty() {
+        named(Kind::File, name)
+    } else if below.is_some_and(|below| below.name.starts_with('/') && below.permissions.starts_with("rw")) {
+        named(Kind::Bss, below.map_or("", |below| &below.name))
+    } else if below.is_some_and(is_guard) {
+        named(Kind::Stack, "stacks of threads")
+    } else {
+        Group { kind: Kind::Anonymous, name: String::new(), start: Some(mapping.start) }
+    }
+}
+
+fn is_anonymous(mapping: &record::Mapping, group: &Group) -> bool {
+    mapping.name.is_empty() && group.kind == Kind::Anonymous
+}
+
+fn is_like(a: &record::Mapping, b: &record::Mapping) -> bool {
+    (&a.name, &a.permissions) == (&b.name, &b.permissions)
+}
+
+fn is_guard(mapping: &record::Mapping) -> bool {
+    let bytes = mapping.end.saturating_sub(mapping.start);
+    mapping.name.is_empty() && mapping.permissions.starts_with("---") && bytes <= GUARD_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Watched;
+
+    fn mapping(start: u64, end: u64, permissions: &str, name: &str) -> record::Mapping {
+        let watched = Watched::Events;
+        record::Mapping { start, end, permissions: permissions.into(), offset: 0, name: name.into(), watched }
+    }
+
+    fn kinds(mappings: &[record::Mapping]) -> Vec<Kind> {
+        let mut areas = Areas::default();
+        areas.add(mappings);
+        areas.all().iter().map(|area| area.group.kind).collect()
+    }
+
+    #[test]
+    fn memory_above_a_guard_is_a_stack_and_memory_above_data_is_bss() {
+        let found = kinds(&[
+            mapping(0x1000, 0x2000, "rw-p", "/bin/x"),
+            mapping(0x2000, 0x3000, "rw-p", ""),
+            mapping(0x4000, 0x5000, "rw-p", "[heap]"),
+            mapping(0x5000, 0x6000, "rw-p", ""),
+            mapping(0x7000, 0x8000, "---p", ""),
+            mapping(0x8000, 0x9000, "rw-p", ""),
+            mapping(0xa000, 0xb000, "rw-p", "/memfd:arena (deleted)"),
+            mapping(0xc000, 0xd000, "rw-p", "[stack]"),
+        ]);
+        let stack = Kind::Stack;
+        let (anonymous, file) = (Kind::Anonymous, Kind::File);
+        assert_eq!(found, [file, Kind::Bss, Kind::Heap, anonymous, anonymous, stack, Kind::Memfd, stack]);
+    }
+
+    #[test]
+    fn touching_anonymous_memory_is_one_mapping_but_not_across_a_change_or_a_gap() {
+        let mut areas = Areas::default();
+        areas.add(&[
+            mapping(0x1000, 0x2000, "rw-p", ""),
+            mapping(0x2000, 0x3000, "rw-p", ""),
+            mapping(0x3000, 0x4000, "rw-p", ""),
+            mapping(0x4000, 0x5000, "rwxp", ""),
+            mapping(0x6000, 0x7000, "rwxp", ""),
+        ]);
+        let starts: Vec<_> = areas.all().iter().filter_map(|area| area.group.start).collect();
+        assert_eq!(starts, [0x1000, 0x1000, 0x1000, 0x4000, 0x6000]);
+    }
+
+    #[test]
+    fn a_mapping_found_later_fills_only_what_was_not_known() {
+        let mut areas = Areas::default();
+        areas.add(&[mapping(0x3000, 0x4000, "rw-p", "[heap]"), mapping(0x6000, 0x7000, "rw-p", "/x")]);
+        areas.add(&[mapping(0x2000, 0x8000, "rw-p", "")]);
+        let found: Vec<_> = areas.all().iter().map(|area| (area.start, area.end, area.group.kind)).collect();
+        let (a, heap, file) = (Kind::Anonymous, Kind::Heap, Kind::File);
+        assert_eq!(
+            found,
+            [
+                (0x2000, 0x3000, a),
+                (0x3000, 0x4000, heap),
+                (0x4000, 0x6000, a),
+                (0x6000, 0x7000, file),
+                (0x7000, 0x8000, a)
+            ]
+        );
+        assert_eq!(areas.from(0x3800).map(|area| area.group.kind), Some(Kind::Heap));
+        assert!(areas.from(0x8000).is_none());
+    }
+}

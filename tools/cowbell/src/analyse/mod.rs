@@ -1,0 +1,201 @@
+//! Records added up: who copied how much, in which mappings, by which code, and why. Computes; neither reads nor
+//! prints, but for the source lines that [`Summary::read_sources`] adds.
+//!
+//! An account's verdict ([`End`](crate::record::End)) says which pages were written and how; its events say
+//! when and by whom, as far as they were seen. What the verdict counts is counted; what its events explain is
+//! explained.
+
+mod account;
+mod blind;
+mod cause;
+mod code;
+mod mapping;
+mod name;
+mod source;
+mod sum;
+pub mod summary;
+mod syscalls;
+#[cfg(test)]
+mod tests;
+
+pub use cause::Cause;
+pub use mapping::Kind;
+pub use summary::Summary;
+
+use crate::record::{self, Finish, Header, Origin, PythonFrame, Record, Stack};
+use account::Account;
+use std::collections::HashMap;
+
+/// Records, added up as they come.
+#[derive(Debug, Default)]
+pub struct Profile {
+    header: Option<Header>,
+    processes: Vec<summary::Process>,
+    /// The newest process of each id.
+    process_by_pid: HashMap<i32, usize>,
+    accounts: Vec<Account>,
+    account_by_number: HashMap<u32, usize>,
+    stacks: Stacks,
+    places: Vec<PythonPlace>,
+    place_numbers: HashMap<PythonPlace, u32>,
+    blind: Vec<record::Blind>,
+    finish: Option<Finish>,
+    cut: Option<String>,
+    /// The latest time that a record has.
+    latest_ns: u64,
+    /// Records about accounts or processes that there are none of.
+    stray: u64,
+}
+
+/// Sampled stacks by number.
+type Stacks = HashMap<u32, Sampled>;
+
+/// What is kept of a sampled stack.
+#[derive(Debug)]
+struct Sampled {
+    /// Its place in Python code.
+    python: Option<u32>,
+    /// The nearest return addresses, the innermost first.
+    callers: Vec<u64>,
+}
+
+/// So many return addresses of a stack are kept: who called code that has no name or says nothing is near.
+const CALLERS_KEPT: usize = 8;
+
+/// A place in Python code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PythonPlace {
+    /// The innermost frame.
+    frame: PythonFrame,
+    /// The innermost of the user's own, where that is another.
+    called_from: Option<PythonFrame>,
+}
+
+impl Profile {
+    /// Adds a record. Records come in the order of the capture, the header first.
+    pub fn add(&mut self, record: Record) {
+        match record {
+            Record::Header(header) => self.header = Some(header),
+            Record::Process(process) => self.process(process),
+            Record::Begin(begin) => self.begin(begin),
+            Record::Mapped { account, mappings } => self.with(account, |account| account.mapped(mappings)),
+            Record::Events { account, events } => {
+                self.seen_at(events.last().map_or(0, |event| event.time_ns));
+                self.with(account, |account| account.events(&events));
+            }
+            Record::Stack(stack) => self.stack(&stack),
+            Record::End(end) => {
+                self.seen_at(end.time_ns);
+                let (page_size, stacks) = (self.page_size(), std::mem::take(&mut self.stacks));
+                self.with(end.account, |account| account.close(end, page_size, &stacks));
+                self.stacks = stacks;
+            }
+            Record::Exit { pid, time_ns, ended } => {
+                self.seen_at(time_ns);
+                match self.process_by_pid.get(&pid).and_then(|&at| self.processes.get_mut(at)) {
+                    Some(process) => (process.ended_ns, process.ended) = (Some(time_ns), Some(ended)),
+                    None => self.stray += 1,
+                }
+            }
+            Record::Blind(blind) => self.blind.push(blind),
+            Record::Symbols { account, codes } => self.with(account, |account| {
+                account.codes.extend(codes.into_iter().map(|code| (code.pc, code)));
+            }),
+            Record::Finish(finish) => {
+                self.seen_at(finish.time_ns);
+                self.finish = Some(finish);
+            }
+        }
+    }
+
+    /// Notes that the capture lacks its end, and how.
+    pub fn cut(&mut self, how: &str) {
+        self.cut = Some(how.to_owned());
+    }
+
+    /// What it all comes to.
+    pub fn finish(mut self) -> Summary {
+        let page_size = self.page_size();
+        for account in self.accounts.iter_mut().filter(|account| account.end.is_none()) {
+            account.cut_off(page_size, &self.stacks);
+        }
+        sum::summary(self)
+    }
+
+    fn page_size(&self) -> u64 {
+        self.header.as_ref().map_or(1, |header| header.page_size)
+    }
+
+    fn seen_at(&mut self, time_ns: u64) {
+        self.latest_ns = self.latest_ns.max(time_ns);
+    }
+
+    /// Changes an open account, or one that is only to be named.
+    fn with(&mut self, number: u32, change: impl FnOnce(&mut Account)) {
+        match self.account_by_number.get(&number).and_then(|&at| self.accounts.get_mut(at)) {
+            Some(account) => change(account),
+            None => self.stray += 1,
+        }
+    }
+
+    fn process(&mut self, process: record::Process) {
+        self.seen_at(process.time_ns);
+        let record::Process { pid, parent, time_ns, origin, command } = process;
+        let known = self.process_by_pid.get(&pid).and_then(|&at| self.processes.get_mut(at));
+        match known {
+            Some(known) if origin == Origin::Executed => known.executed.push(command),
+            // A new process, be its id an old one's.
+            _ => {
+                self.process_by_pid.insert(pid, self.processes.len());
+                self.processes.push(summary::Process {
+                    pid,
+                    parent,
+                    origin,
+                    command,
+                    executed: Vec::new(),
+                    started_ns: time_ns,
+                    ended_ns: None,
+                    ended: None,
+                });
+            }
+        }
+    }
+
+    fn begin(&mut self, begin: record::Begin) {
+        self.seen_at(begin.time_ns);
+        let process = self.process_by_pid.get(&begin.pid).copied();
+        let command = process.and_then(|at| self.processes.get(at)).map_or(&[][..], |process| {
+            // What it executed last is what runs.
+            process.executed.last().unwrap_or(&process.command)
+        });
+        let number = begin.account;
+        let account = Account::new(begin, process, command);
+        self.account_by_number.insert(number, self.accounts.len());
+        self.accounts.push(account);
+    }
+
+    fn stack(&mut self, stack: &Stack) {
+        let place = stack.python.first().map(|innermost| {
+            let own = stack.python.iter().find(|frame| is_own(&frame.file)).filter(|own| *own != innermost);
+            PythonPlace { frame: innermost.clone(), called_from: own.cloned() }
+        });
+        let python = place.map(|place| {
+            let next = self.places.len() as u32;
+            *self.place_numbers.entry(place).or_insert_with_key(|place| {
+                self.places.push(place.clone());
+                next
+            })
+        });
+        let callers = stack.native.iter().skip(1).take(CALLERS_KEPT).copied().collect();
+        self.stacks.insert(stack.stack, Sampled { python, callers });
+    }
+}
+
+/// Is a Python file the user's own, not the standard library's or a package's?
+fn is_own(file: &str) -> bool {
+    let library =
+        |part: &&str| part.strip_prefix("python").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let parts: Vec<&str> = file.split('/').collect();
+    let foreign = parts.windows(2).any(|pair| matches!(pair, ["lib" | "lib64", version] if library(version)));
+    !(foreign || file.starts_with('<') || parts.iter().any(|part| ["site-packages", "dist-packages"].contains(part)))
+}

@@ -1,0 +1,410 @@
+//! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
+
+use super::account::{Account, Copied, Seen, amplification};
+use super::blind;
+use super::cause::{self, Cause, Runtime};
+use super::mapping::Group;
+use super::name::{self, Named};
+use super::summary::{self, ByClass, CauseShare, Contents, Overhead, PythonLine, Run, Summary, Totals};
+use super::{Profile, Stacks, syscalls};
+use crate::record::{Mode, Who};
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// The summary of a profile whose accounts are all added up.
+pub fn summary(profile: Profile) -> Summary {
+    let run = run(&profile);
+    let mut tables = Tables::default();
+    let mut accounts = Vec::new();
+    for account in &profile.accounts {
+        accounts.push(one(account, &run, &profile.stacks, &mut tables));
+    }
+    let totals = totals(&profile, &accounts, run.page_size);
+    let copied = totals.copied_pages;
+    let mut contents = Contents::default();
+    for account in &accounts {
+        contents.compared_pages += account.contents.compared_pages;
+        contents.identical_pages += account.contents.identical_pages;
+        contents.counter_pages += account.contents.counter_pages;
+        contents.changed_bytes += account.contents.changed_bytes;
+    }
+    contents.amplification = amplification(&contents, run.page_size);
+    let overhead = overhead(&profile, run.duration_ns);
+    let blind = blind::all(&profile, &totals);
+    Summary {
+        format: summary::FORMAT,
+        version: summary::VERSION,
+        cut: profile.cut.clone(),
+        totals,
+        accounts,
+        mappings: mappings(tables.mappings, copied),
+        functions: functions(tables.functions, copied),
+        python: python(tables.python, &profile),
+        syscalls: system_calls(tables.syscalls, copied),
+        contents,
+        causes: causes(&tables.causes, copied),
+        blind,
+        overhead,
+        processes: profile.processes,
+        run,
+    }
+}
+
+/// What all accounts add to.
+#[derive(Default)]
+struct Tables {
+    mappings: HashMap<Group, (ByClass, u64)>,
+    functions: HashMap<Name, FunctionSum>,
+    python: PythonSum,
+    syscalls: HashMap<i32, u64>,
+    causes: Causes,
+}
+
+/// Pages by cause and what runs there.
+type Causes = HashMap<(Cause, Runtime), CauseSum>;
+
+#[derive(Clone, Copy, Default)]
+struct CauseSum {
+    pages: u64,
+    /// Those of them whose code was not seen.
+    without_code: u64,
+    /// Those of them whose code has no name.
+    without_name: u64,
+}
+
+impl CauseSum {
+    fn add(&mut self, other: Self) {
+        self.pages = self.pages.saturating_add(other.pages);
+        self.without_code = self.without_code.saturating_add(other.without_code);
+        self.without_name = self.without_name.saturating_add(other.without_name);
+    }
+}
+
+/// What functions are counted by.
+#[derive(PartialEq, Eq, Hash)]
+struct Name {
+    function: String,
+    inlined: Option<String>,
+    caller: Option<String>,
+    module: String,
+}
+
+#[derive(Default)]
+struct FunctionSum {
+    pages: u64,
+    causes: HashMap<Cause, u64>,
+    lines: HashMap<(String, u32), u64>,
+}
+
+#[derive(Default)]
+struct PythonSum {
+    samples: u64,
+    python_samples: u64,
+    /// Copies with an event, of accounts with samples.
+    copied: u64,
+    places: HashMap<u32, PlaceSum>,
+}
+
+#[derive(Default)]
+struct PlaceSum {
+    samples: u64,
+    pages: f64,
+    causes: HashMap<Cause, u64>,
+}
+
+fn run(profile: &Profile) -> Run {
+    let ended = profile.finish.as_ref().and_then(|finish| finish.ended);
+    let mut run = Run {
+        command: Vec::new(),
+        cowbell: String::new(),
+        kernel: String::new(),
+        page_size: profile.page_size(),
+        started_unix_ms: 0,
+        duration_ns: profile.latest_ns,
+        mode: Mode::Count,
+        mode_reason: String::new(),
+        who: Who::Both,
+        stacks_every: 0,
+        frames: false,
+        ended,
+    };
+    if let Some(header) = &profile.header {
+        run.command.clone_from(&header.command);
+        run.cowbell.clone_from(&header.cowbell);
+        run.kernel.clone_from(&header.kernel);
+        run.mode_reason.clone_from(&header.mode_reason);
+        (run.started_unix_ms, run.mode, run.who) = (header.started_unix_ms, header.mode, header.who);
+        (run.stacks_every, run.frames) = (header.stacks_every, header.frames);
+    }
+    run
+}
+
+/// Adds an account to the tables, and says what it comes to by itself.
+fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> summary::Account {
+    let sums = &account.sums;
+    let mut own = HashMap::new();
+    let mut own_causes = Causes::new();
+    for area in account.areas.all() {
+        if let Some(pages) = sums.mappings.get(&area.group) {
+            own.entry(area.group.clone()).or_insert((*pages, 0)).1 += area.end - area.start;
+        }
+    }
+    if let Some(pages) = sums.mappings.get(&Group::unknown()) {
+        own.insert(Group::unknown(), (*pages, 0));
+    }
+    for (group, (pages, bytes)) in &own {
+        let (sum, largest) = tables.mappings.entry(group.clone()).or_default();
+        sum.add_all(pages);
+        *largest = (*largest).max(*bytes);
+    }
+    let names = name::all(account, stacks);
+    let mut sampled = Sampled::default();
+    for (copied, pages) in &sums.copies {
+        let named = names.get(&copied.pc);
+        let cause = cause_of(account, copied, named);
+        let is_code_seen = named.is_some() || copied.syscall.is_some();
+        let without_code = if is_code_seen { 0 } else { *pages };
+        let without_name = if named.is_some_and(|named| named.purpose.is_none()) { *pages } else { 0 };
+        for causes in [&mut own_causes, &mut tables.causes] {
+            let sum = causes.entry((cause, account.runtime)).or_default();
+            sum.add(CauseSum { pages: *pages, without_code, without_name });
+        }
+        if let Some(syscall) = copied.syscall {
+            *tables.syscalls.entry(syscall).or_default() += pages;
+        }
+        if let Some(named) = named {
+            function(named, *pages, cause, &mut tables.functions);
+        }
+        sampled.add(copied, *pages, cause);
+    }
+    sampled.into_sum(&mut tables.python);
+    let copied_pages = sums.pages.copied();
+    summary::Account {
+        account: account.begin.account,
+        pid: account.begin.pid,
+        process: account.process,
+        role: account.begin.role,
+        mode: account.begin.mode,
+        begin_ns: account.begin.time_ns,
+        end_ns: account.end.map(|(_, time_ns)| time_ns),
+        closed: account.end.map(|(closed, _)| closed),
+        held: account.begin.held,
+        arm_ns: account.begin.arm_ns,
+        pages: sums.pages,
+        copied_pages,
+        copied_bytes: copied_pages.saturating_mul(run.page_size),
+        contents: sums.contents,
+        when: sums.when,
+        causes: causes(&own_causes, copied_pages),
+        mappings: mappings(own, copied_pages),
+        unmapped_uncounted_pages: account.unmapped_uncounted,
+    }
+}
+
+/// The copies of an account by what its samples saw, for each instruction apart: those that copy little are sampled more
+/// often than those that copy much.
+#[derive(Default)]
+struct Sampled {
+    instructions: HashMap<u64, SampledInstruction>,
+}
+
+#[derive(Default)]
+struct SampledInstruction {
+    /// Copies with an event.
+    events: u64,
+    samples: u64,
+    places: HashMap<u32, (u64, HashMap<Cause, u64>)>,
+}
+
+impl Sampled {
+    fn add(&mut self, copied: &Copied, pages: u64, cause: Cause) {
+        if copied.seen == Seen::Nothing {
+            return;
+        }
+        let sum = self.instructions.entry(copied.pc).or_default();
+        sum.events += pages;
+        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Python(_)) { pages } else { 0 };
+        if let Seen::Python(place) = copied.seen {
+            let (samples, causes) = sum.places.entry(place).or_default();
+            *samples += pages;
+            *causes.entry(cause).or_default() += pages;
+        }
+    }
+
+    fn into_sum(self, sum: &mut PythonSum) {
+        if self.instructions.values().all(|instruction| instruction.samples == 0) {
+            return;
+        }
+        for SampledInstruction { events, samples, places } in self.instructions.into_values() {
+            sum.samples += samples;
+            sum.copied += events;
+            let scale = events as f64 / samples.max(1) as f64;
+            for (place, (samples, causes)) in places {
+                sum.python_samples += samples;
+                let place = sum.places.entry(place).or_default();
+                place.samples += samples;
+                place.pages += samples as f64 * scale;
+                for (cause, samples) in causes {
+                    *place.causes.entry(cause).or_default() += samples;
+                }
+            }
+        }
+    }
+}
+
+fn cause_of(account: &Account, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
+    let Copied { change, syscall, in_stack, .. } = *copied;
+    let purpose = named.and_then(|named| named.purpose);
+    let file = named.and_then(|named| named.file);
+    let python = account.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
+    cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
+}
+
+fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
+    let (function, inlined) = match &named.place {
+        Some(place) => (place.function.to_owned(), place.inlined.map(str::to_owned)),
+        None => (named.bare.clone(), None),
+    };
+    let module = named.file.unwrap_or_default().to_owned();
+    let sum = functions.entry(Name { function, inlined, caller: named.caller.clone(), module }).or_default();
+    sum.pages = sum.pages.saturating_add(pages);
+    *sum.causes.entry(cause).or_default() += pages;
+    if let Some((file, line)) = named.place.as_ref().and_then(|place| place.line) {
+        *sum.lines.entry((file.to_owned(), line)).or_default() += pages;
+    }
+}
+
+fn totals(profile: &Profile, accounts: &[summary::Account], page_size: u64) -> Totals {
+    let mut totals = Totals::default();
+    (totals.accounts, totals.processes) = (accounts.len() as u64, profile.processes.len() as u64);
+    for account in accounts {
+        totals.pages.add_all(&account.pages);
+        totals.shared_pages = totals.shared_pages.saturating_add(account.held.shared);
+    }
+    totals.copied_pages = totals.pages.copied();
+    totals.copied_bytes = totals.copied_pages.saturating_mul(page_size);
+    totals
+}
+
+/// A part of a whole; nothing's part of nothing is nothing.
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+/// The key that counts most; the first of equals in their order, so that a report is the same each time.
+pub fn most<K: Copy + Ord + Hash>(counts: &HashMap<K, u64>) -> Option<K> {
+    counts.iter().max_by_key(|(key, count)| (**count, std::cmp::Reverse(**key))).map(|(key, _)| *key)
+}
+
+fn mappings(table: HashMap<Group, (ByClass, u64)>, copied: u64) -> Vec<summary::Mapping> {
+    let mut table: Vec<_> = table.into_iter().collect();
+    table.sort_by(|(a, (a_pages, _)), (b, (b_pages, _))| {
+        let size = |pages: &ByClass| (pages.copied(), pages.written());
+        size(b_pages).cmp(&size(a_pages)).then_with(|| a.cmp(b))
+    });
+    let named = |(group, (pages, bytes)): (Group, (ByClass, u64))| {
+        let copied_pages = pages.copied();
+        let share = share(copied_pages, copied);
+        summary::Mapping { kind: group.kind, name: group.name, start: group.start, bytes, pages, copied_pages, share }
+    };
+    table.into_iter().map(named).collect()
+}
+
+fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Function> {
+    let named = |(name, sum): (Name, FunctionSum)| {
+        let line = |((file, line), copied_pages)| summary::Line { file, line, copied_pages };
+        let mut lines: Vec<_> = sum.lines.into_iter().map(line).collect();
+        lines.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| a.cmp(b)));
+        summary::Function {
+            function: name.function,
+            inlined: name.inlined,
+            called_from: name.caller,
+            module: name.module,
+            copied_pages: sum.pages,
+            share: share(sum.pages, copied),
+            cause: most(&sum.causes).unwrap_or(Cause::Unknown),
+            lines,
+        }
+    };
+    let mut functions: Vec<_> = table.into_iter().map(named).collect();
+    let name = |f: &summary::Function| (f.function.clone(), f.inlined.clone(), f.called_from.clone(), f.module.clone());
+    functions.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| name(a).cmp(&name(b))));
+    functions
+}
+
+fn python(sum: PythonSum, profile: &Profile) -> summary::Python {
+    let named = |(place, place_sum): (u32, PlaceSum)| {
+        let place = profile.places.get(place as usize)?.clone();
+        Some(PythonLine {
+            file: place.frame.file,
+            line: place.frame.line,
+            function: place.frame.function,
+            called_from: place.called_from,
+            source: None,
+            samples: place_sum.samples,
+            copied_pages_estimated: place_sum.pages.round() as u64,
+            share: place_sum.pages / sum.copied as f64,
+            cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
+        })
+    };
+    let mut lines: Vec<PythonLine> = sum.places.into_iter().filter_map(named).collect();
+    let name = |l: &PythonLine| (l.file.clone(), l.line, l.function.clone());
+    lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
+    summary::Python { samples: sum.samples, python_samples: sum.python_samples, lines }
+}
+
+fn system_calls(table: HashMap<i32, u64>, copied: u64) -> Vec<summary::Syscall> {
+    let mut table: Vec<_> = table.into_iter().collect();
+    table.sort_by_key(|(number, pages)| (std::cmp::Reverse(*pages), *number));
+    let named = |(number, copied_pages)| {
+        let share = share(copied_pages, copied);
+        summary::Syscall { number, name: syscalls::name(number), copied_pages, share }
+    };
+    table.into_iter().map(named).collect()
+}
+
+fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
+    let mut by_cause: HashMap<Cause, (CauseSum, HashMap<Runtime, u64>)> = HashMap::new();
+    for ((cause, runtime), added) in table {
+        let (sum, runtimes) = by_cause.entry(*cause).or_default();
+        sum.add(*added);
+        runtimes.insert(*runtime, added.pages);
+    }
+    let named = |(cause, (sum, runtimes)): (Cause, (CauseSum, HashMap<Runtime, u64>))| {
+        let runtime = most(&runtimes).unwrap_or_default();
+        let otherwise = cause.otherwise(runtime).filter(|_| sum.without_code.saturating_add(sum.without_name) > 0);
+        CauseShare {
+            cause,
+            name: cause.name(),
+            copied_pages: sum.pages,
+            share: share(sum.pages, copied),
+            without_code_pages: sum.without_code,
+            without_name_pages: sum.without_name,
+            remedy: cause.remedy(runtime),
+            otherwise,
+            remedy_otherwise: otherwise.and_then(|cause| cause.remedy(runtime)),
+        }
+    };
+    let mut causes: Vec<_> = by_cause.into_iter().map(named).collect();
+    causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));
+    causes
+}
+
+fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
+    let mut overhead = match &profile.finish {
+        Some(finish) => Overhead {
+            arming_ns: finish.arming_ns,
+            events_ns: finish.events_ns,
+            stacks_ns: finish.stacks_ns,
+            stops: finish.stops,
+            share: 0.0,
+        },
+        None => Overhead {
+            arming_ns: profile.accounts.iter().fold(0, |sum, account| account.begin.arm_ns.saturating_add(sum)),
+            ..Overhead::default()
+        },
+    };
+    let waited = [overhead.arming_ns, overhead.events_ns, overhead.stacks_ns];
+    overhead.share = share(waited.into_iter().fold(0, u64::saturating_add), duration_ns);
+    overhead
+}

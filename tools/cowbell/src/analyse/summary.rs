@@ -1,0 +1,334 @@
+//! What a profile comes to: the document of `--json`, and what the text is made from.
+//!
+//! Field names are stable: a field that changes its meaning or goes away raises [`VERSION`]. Pages are counted per
+//! account and added up, so that a page copied by two children counts twice: it takes memory twice. *Copied* is, here
+//! and below, what [`ByClass::copied`] says. Shares are parts of one of all copied pages.
+
+use super::cause::Cause;
+use super::mapping::Kind;
+use crate::record::{Blindness, Class, Closed, Held, Mode, Origin, PythonFrame, Role, Who};
+use cowbell::sys::pidfd::Ended;
+use serde::Serialize;
+
+/// The document's `format`.
+pub const FORMAT: &str = "cowbell-report";
+/// The document's `version`.
+pub const VERSION: u32 = 1;
+
+/// All that a profile says.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// [`FORMAT`].
+    pub format: &'static str,
+    /// [`VERSION`].
+    pub version: u32,
+    /// How the capture lacks its end; `null` if it is whole.
+    pub cut: Option<String>,
+    /// What was watched, where and how.
+    pub run: Run,
+    /// All accounts together.
+    pub totals: Totals,
+    /// The processes, in the order in which they came to notice.
+    pub processes: Vec<Process>,
+    /// The accounts, in the order in which they opened.
+    pub accounts: Vec<Account>,
+    /// Mappings with written pages, most copied first.
+    pub mappings: Vec<Mapping>,
+    /// Functions that copied, most copied first.
+    pub functions: Vec<Function>,
+    /// Python lines that copied, estimated from samples.
+    pub python: Python,
+    /// System calls on whose behalf the kernel copied pages, most copied first.
+    pub syscalls: Vec<Syscall>,
+    /// How copies differ from their originals.
+    pub contents: Contents,
+    /// Likely causes, most copied first.
+    pub causes: Vec<CauseShare>,
+    /// What could not be seen.
+    pub blind: Vec<Blind>,
+    /// What looking cost.
+    pub overhead: Overhead,
+}
+
+/// What was watched, where and how: the capture's header.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    pub command: Vec<String>,
+    pub cowbell: String,
+    pub kernel: String,
+    pub page_size: u64,
+    pub started_unix_ms: u64,
+    /// From the first record to the last.
+    pub duration_ns: u64,
+    pub mode: Mode,
+    pub mode_reason: String,
+    pub who: Who,
+    pub stacks_every: u32,
+    /// Were page frames readable?
+    pub frames: bool,
+    /// How the program that was run ended.
+    pub ended: Option<Ended>,
+}
+
+/// Written pages by what the write did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByClass {
+    pub copy: u64,
+    pub private_file: u64,
+    pub copy_or_reuse: u64,
+    pub reuse: u64,
+    pub first_touch: u64,
+    pub zero_page: u64,
+}
+
+impl ByClass {
+    /// Adds pages.
+    pub fn add(&mut self, class: Class, pages: u64) {
+        let count = match class {
+            Class::Copy => &mut self.copy,
+            Class::PrivateFile => &mut self.private_file,
+            Class::CopyOrReuse => &mut self.copy_or_reuse,
+            Class::Reuse => &mut self.reuse,
+            Class::FirstTouch => &mut self.first_touch,
+            Class::ZeroPage => &mut self.zero_page,
+        };
+        *count = count.saturating_add(pages);
+    }
+
+    /// Adds another's pages.
+    pub fn add_all(&mut self, other: &Self) {
+        let Self { copy, private_file, copy_or_reuse, reuse, first_touch, zero_page } = *other;
+        self.add(Class::Copy, copy);
+        self.add(Class::PrivateFile, private_file);
+        self.add(Class::CopyOrReuse, copy_or_reuse);
+        self.add(Class::Reuse, reuse);
+        self.add(Class::FirstTouch, first_touch);
+        self.add(Class::ZeroPage, zero_page);
+    }
+
+    /// Pages of which the kernel made a copy: of memory shared by fork, or of a file. Those of which it cannot be told
+    /// whether they were copied or reused are in it: it is an upper bound where there are any.
+    pub fn copied(&self) -> u64 {
+        self.copy.saturating_add(self.private_file).saturating_add(self.copy_or_reuse)
+    }
+
+    /// All of them.
+    pub fn written(&self) -> u64 {
+        self.copied().saturating_add(self.reuse).saturating_add(self.first_touch).saturating_add(self.zero_page)
+    }
+}
+
+/// Is a page of this class counted as copied?
+pub fn is_copied(class: Class) -> bool {
+    matches!(class, Class::Copy | Class::PrivateFile | Class::CopyOrReuse)
+}
+
+/// All accounts together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    pub accounts: u64,
+    pub processes: u64,
+    pub pages: ByClass,
+    pub copied_pages: u64,
+    pub copied_bytes: u64,
+    /// Pages that were shared when the accounts opened: what could have been copied.
+    pub shared_pages: u64,
+}
+
+/// A process.
+#[derive(Clone, Debug, Serialize)]
+pub struct Process {
+    pub pid: i32,
+    /// 0 where not known.
+    pub parent: i32,
+    pub origin: Origin,
+    /// Its arguments when it was first seen: a forked child has its parent's.
+    pub command: Vec<String>,
+    /// What it executed afterwards, in order.
+    pub executed: Vec<Vec<String>>,
+    pub started_ns: u64,
+    pub ended_ns: Option<u64>,
+    pub ended: Option<Ended>,
+}
+
+/// An account: a period in which one process' memory was watched.
+#[derive(Clone, Debug, Serialize)]
+pub struct Account {
+    pub account: u32,
+    pub pid: i32,
+    /// The number of its process in [`Summary::processes`], from 0; `null` where the capture does not have it.
+    pub process: Option<usize>,
+    pub role: Role,
+    pub mode: Mode,
+    pub begin_ns: u64,
+    /// `null`: it was cut off, and its pages are those of its events.
+    pub end_ns: Option<u64>,
+    pub closed: Option<Closed>,
+    pub held: Held,
+    pub arm_ns: u64,
+    pub pages: ByClass,
+    pub copied_pages: u64,
+    pub copied_bytes: u64,
+    pub contents: Contents,
+    /// When it copied; `null` in count mode.
+    pub when: Option<When>,
+    pub causes: Vec<CauseShare>,
+    pub mappings: Vec<Mapping>,
+    pub unmapped_uncounted_pages: u64,
+}
+
+/// When copies were made, from the opening of the account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct When {
+    /// The first.
+    pub first_ns: u64,
+    /// Half of them.
+    pub half_ns: u64,
+    /// The last.
+    pub last_ns: u64,
+}
+
+/// Mappings under one name.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mapping {
+    pub kind: Kind,
+    pub name: String,
+    /// The first address, for anonymous mappings without a name.
+    pub start: Option<u64>,
+    /// Bytes mapped, of the largest account that has it.
+    pub bytes: u64,
+    pub pages: ByClass,
+    pub copied_pages: u64,
+    pub share: f64,
+}
+
+/// A function that copied.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Function {
+    /// As in the symbol table; file and address where there is no name.
+    pub function: String,
+    /// The function inlined into it that wrote, where that says more.
+    pub inlined: Option<String>,
+    /// The function that called it most often in sampled stacks, where it has no name or merely copies bytes.
+    pub called_from: Option<String>,
+    /// The file mapped there, where known.
+    pub module: String,
+    pub copied_pages: u64,
+    pub share: f64,
+    /// Its most frequent likely cause.
+    pub cause: Cause,
+    /// Its lines, most copied first; empty without debug information.
+    pub lines: Vec<Line>,
+}
+
+/// A source line that copied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Line {
+    pub file: String,
+    pub line: u32,
+    pub copied_pages: u64,
+}
+
+/// Python lines that copied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Python {
+    /// Copies of which a stack was sampled.
+    pub samples: u64,
+    /// Those of them in a thread that ran Python code.
+    pub python_samples: u64,
+    /// Most copied first.
+    pub lines: Vec<PythonLine>,
+}
+
+/// A Python line that copied.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PythonLine {
+    pub file: String,
+    /// 0 where not known.
+    pub line: i32,
+    pub function: String,
+    /// Where the line is the standard library's or a package's: the innermost line outside of them that led there.
+    pub called_from: Option<PythonFrame>,
+    /// The line itself (of `called_from` where there is one), where the file could be read when the report was made.
+    pub source: Option<String>,
+    /// How many samples say so.
+    pub samples: u64,
+    /// The samples, scaled to the copies of their instructions.
+    pub copied_pages_estimated: u64,
+    /// Of the copies of all accounts that have samples.
+    pub share: f64,
+    /// Its most frequent likely cause.
+    pub cause: Cause,
+}
+
+/// A system call on whose behalf the kernel copied pages.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Syscall {
+    pub number: i32,
+    /// Its name, where this program knows it.
+    pub name: Option<&'static str>,
+    pub copied_pages: u64,
+    pub share: f64,
+}
+
+/// How copies differ from their originals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Contents {
+    /// Copies that were compared.
+    pub compared_pages: u64,
+    /// Those that are the same as their originals again.
+    pub identical_pages: u64,
+    /// Those in which only words changed that look like counters.
+    pub counter_pages: u64,
+    /// Bytes that differ, in all.
+    pub changed_bytes: u64,
+    /// Bytes copied for each byte changed, in those compared; `null` if none changed.
+    pub amplification: Option<f64>,
+}
+
+/// Copies of one likely cause.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CauseShare {
+    pub cause: Cause,
+    /// The cause in words.
+    pub name: &'static str,
+    pub copied_pages: u64,
+    pub share: f64,
+    /// Copies of this cause that rest on their contents alone: which code wrote them was not seen.
+    pub without_code_pages: u64,
+    /// Copies of this cause that rest on their contents alone: the code that wrote them has no name.
+    pub without_name_pages: u64,
+    /// What is known to help; `null` where nothing needs to.
+    pub remedy: Option<&'static str>,
+    /// The cause that those copies, which rest on their contents alone, may have instead.
+    pub otherwise: Option<Cause>,
+    /// What helps against that one.
+    pub remedy_otherwise: Option<&'static str>,
+}
+
+/// What could not be seen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Blind {
+    pub what: Blindness,
+    /// How often.
+    pub times: u64,
+    /// The processes, as far as known and few.
+    pub pids: Vec<i32>,
+    /// The particulars, each once.
+    pub details: Vec<String>,
+}
+
+/// What looking cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Overhead {
+    /// Time in which targets stood still to be armed.
+    pub arming_ns: u64,
+    /// Time spent answering page events, in which writers wait.
+    pub events_ns: u64,
+    /// Time spent on sampled stacks, in which writers wait.
+    pub stacks_ns: u64,
+    /// How often a thread was stopped.
+    pub stops: u64,
+    /// The times together, as part of the run's duration, which they may exceed: targets run side by side.
+    pub share: f64,
+}

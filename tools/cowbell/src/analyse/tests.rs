@@ -1,0 +1,385 @@
+//! Profiles of made-up captures, against sums taken another way.
+
+use super::*;
+use crate::record::Reader;
+use crate::record::*;
+use crate::views;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const PAGE: u64 = 4096;
+const HEAP: u64 = 0x1000_0000;
+/// Pages of each mapping, of which there are three without a gap and a gap after them.
+const PAGES: u64 = 16;
+
+fn header() -> Record {
+    Record::Header(Header {
+        format: FORMAT.into(),
+        version: VERSION,
+        cowbell: "0".into(),
+        kernel: "6.18".into(),
+        page_size: PAGE,
+        command: vec!["python3".into(), "job.py".into()],
+        started_unix_ms: 0,
+        mode: Mode::Trace,
+        mode_reason: String::new(),
+        who: Who::Both,
+        stacks_every: 4,
+        frames: true,
+    })
+}
+
+fn mapping(nth: u64, name: &str) -> Mapping {
+    let start = HEAP + nth * PAGES * PAGE;
+    let (end, permissions, watched) = (start + PAGES * PAGE, "rw-p".into(), Watched::Events);
+    Mapping { start, end, permissions, offset: 0, name: name.into(), watched }
+}
+
+fn begin(account: u32) -> Record {
+    Record::Begin(Begin {
+        account,
+        pid: 100 + account as i32,
+        role: Role::Child,
+        time_ns: 50,
+        mode: Mode::Trace,
+        mappings: vec![mapping(0, "[heap]"), mapping(1, "/usr/bin/python3.13"), mapping(2, "[anon:x]")],
+        held: Held { shared: 100, ..Held::default() },
+        arm_ns: 10,
+    })
+}
+
+fn end(account: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record {
+    Record::End(End { account, time_ns: 9000, closed: Closed::Exit, pages, contents, unmapped_uncounted: 0 })
+}
+
+fn event(page: u64, class: Class, pc: u64) -> Event {
+    Event { time_ns: 100, page, tid: 7, pc, class, syscall: None, stack: None }
+}
+
+fn profile(records: Vec<Record>) -> Summary {
+    let mut profile = Profile::default();
+    for record in records {
+        profile.add(record);
+    }
+    profile.finish()
+}
+
+/// A page of a made-up account: the verdict, and what else is known.
+#[derive(Clone, Debug)]
+struct Page {
+    class: Class,
+    event: Option<Event>,
+    content: Option<Content>,
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![
+        4 => Just(Class::Copy),
+        1 => Just(Class::Reuse),
+        1 => Just(Class::CopyOrReuse),
+        1 => Just(Class::FirstTouch),
+        1 => Just(Class::ZeroPage),
+        1 => Just(Class::PrivateFile),
+    ]
+}
+
+fn page() -> impl Strategy<Value = Page> {
+    let syscall = option::weighted(0.2, 0..3i32);
+    let event = (class(), 50..9000u64, 0..4u64, syscall, option::weighted(0.3, 1..4u32))
+        .prop_map(|(class, time_ns, pc, syscall, stack)| Event { time_ns, page: 0, tid: 7, pc, class, syscall, stack });
+    let content = (0..600u32, 0..512u32, 0..512u32).prop_map(|(bytes, words, counters)| Content {
+        page: 0,
+        bytes: bytes.saturating_sub(300),
+        words,
+        counters,
+    });
+    (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
+}
+
+/// Pages by number, some beyond the last mapping.
+fn account() -> impl Strategy<Value = BTreeMap<u64, Page>> {
+    btree_map(0..4 * PAGES, page(), 0..40)
+}
+
+/// The records of an account, its pages in runs as long as they go.
+fn records(account: u32, pages: &BTreeMap<u64, Page>, closes: bool) -> Vec<Record> {
+    let address = |nth: &u64| HEAP + nth * PAGE;
+    let mut runs: Vec<PageRun> = Vec::new();
+    for (nth, page) in pages {
+        match runs.last_mut() {
+            Some(run) if run.class == page.class && run.start + run.pages * PAGE == address(nth) => run.pages += 1,
+            _ => runs.push(PageRun { start: address(nth), pages: 1, class: page.class }),
+        }
+    }
+    let mut events: Vec<Event> =
+        pages.iter().filter_map(|(nth, page)| Some(Event { page: address(nth), ..page.event? })).collect();
+    events.sort_by_key(|event| event.time_ns);
+    let contents = pages.iter().filter_map(|(nth, page)| Some(Content { page: address(nth), ..page.content? }));
+    let closing = end(account, runs, contents.collect());
+    let mut records = vec![begin(account), Record::Events { account, events }];
+    records.extend(closes.then_some(closing));
+    records
+}
+
+fn copied(class: Class) -> bool {
+    matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile)
+}
+
+proptest! {
+    #[test]
+    fn every_table_adds_up_to_an_independent_sum(accounts in vec(account(), 0..5)) {
+        let mut all = vec![header()];
+        for (nth, pages) in accounts.iter().enumerate() {
+            all.extend(records(nth as u32, pages, true));
+        }
+        let summary = profile(all);
+        let pages: Vec<&Page> = accounts.iter().flat_map(|account| account.values()).collect();
+        let number = |is: &dyn Fn(&Page) -> bool| pages.iter().filter(|page| is(page)).count() as u64;
+        let by_class = &summary.totals.pages;
+        for (class, counted) in [
+            (Class::Copy, by_class.copy),
+            (Class::Reuse, by_class.reuse),
+            (Class::CopyOrReuse, by_class.copy_or_reuse),
+            (Class::FirstTouch, by_class.first_touch),
+            (Class::ZeroPage, by_class.zero_page),
+            (Class::PrivateFile, by_class.private_file),
+        ] {
+            prop_assert_eq!(counted, number(&|page| page.class == class), "{:?}", class);
+        }
+        let copies = number(&|page| copied(page.class));
+        prop_assert_eq!(summary.totals.copied_pages, copies);
+        prop_assert_eq!(summary.totals.copied_bytes, copies * PAGE);
+        prop_assert_eq!(summary.accounts.iter().map(|a| a.copied_pages).sum::<u64>(), copies);
+        prop_assert_eq!(summary.mappings.iter().map(|m| m.copied_pages).sum::<u64>(), copies);
+        prop_assert_eq!(summary.mappings.iter().map(|m| m.pages.written()).sum::<u64>(), pages.len() as u64);
+        prop_assert_eq!(summary.causes.iter().map(|c| c.copied_pages).sum::<u64>(), copies);
+        let coded = number(&|page| copied(page.class) && page.event.is_some_and(|event| event.pc != 0));
+        prop_assert_eq!(summary.functions.iter().map(|f| f.copied_pages).sum::<u64>(), coded);
+        let by_kernel = number(&|page| copied(page.class) && page.event.is_some_and(|e| e.syscall.is_some()));
+        prop_assert_eq!(summary.syscalls.iter().map(|s| s.copied_pages).sum::<u64>(), by_kernel);
+        let compared = number(&|page| copied(page.class) && page.content.is_some());
+        prop_assert_eq!(summary.contents.compared_pages, compared);
+        let identical = number(&|page| copied(page.class) && page.content.is_some_and(|content| content.bytes == 0));
+        prop_assert_eq!(summary.contents.identical_pages, identical);
+        let bytes = pages.iter().filter(|p| copied(p.class)).filter_map(|p| Some(u64::from(p.content?.bytes)));
+        prop_assert_eq!(summary.contents.changed_bytes, bytes.sum::<u64>());
+        for (account, pages) in summary.accounts.iter().zip(&accounts) {
+            let mut times: Vec<u64> =
+                pages.values().filter(|p| copied(p.class)).filter_map(|p| Some(p.event?.time_ns - 50)).collect();
+            times.sort_unstable();
+            prop_assert_eq!(account.when.map(|when| when.first_ns), times.first().copied());
+            prop_assert_eq!(account.when.map(|when| when.last_ns), times.last().copied());
+            let half = account.when.map_or(0, |when| times.iter().filter(|time| **time <= when.half_ns).count());
+            prop_assert!(half * 2 >= times.len());
+        }
+    }
+
+    #[test]
+    fn an_account_without_an_end_counts_its_events(pages in account()) {
+        let mut all = vec![header()];
+        all.extend(records(0, &pages, false));
+        let summary = profile(all);
+        let events: Vec<Event> = pages.values().filter_map(|page| page.event).collect();
+        let copies = events.iter().filter(|event| copied(event.class)).count() as u64;
+        prop_assert_eq!(summary.totals.copied_pages, copies);
+        prop_assert_eq!(summary.totals.pages.written(), events.len() as u64);
+        prop_assert!(summary.blind.iter().any(|blind| blind.details.iter().any(|d| d.starts_with("cut off"))));
+    }
+
+    #[test]
+    fn a_capture_read_back_gives_the_same_report(accounts in vec(account(), 0..3)) {
+        let mut all = vec![header()];
+        for (nth, pages) in accounts.iter().enumerate() {
+            all.extend(records(nth as u32, pages, true));
+        }
+        let lines: Vec<String> = all.iter().map(|record| serde_json::to_string(record).expect("JSON")).collect();
+        let capture = lines.join("\n");
+        let read = Reader::new(capture.as_bytes()).expect("a capture").map(|record| record.expect("a record"));
+        let (read, live) = (profile(read.collect()), profile(all));
+        let look = views::Look { top: 10, quiet: false, verbose: true };
+        prop_assert_eq!(views::text(&read, &look), views::text(&live, &look));
+        let json = |summary: &Summary| serde_json::to_value(summary).expect("JSON");
+        prop_assert_eq!(json(&read), json(&live));
+    }
+}
+
+#[test]
+fn the_verdict_decides_where_an_event_contradicts_it() {
+    let (copy, reuse) = (Class::Copy, Class::Reuse);
+    let events = vec![
+        event(HEAP, copy, 1),
+        event(HEAP + PAGE, reuse, 2),
+        event(HEAP + PAGE, copy, 4),
+        event(HEAP + 9 * PAGE, copy, 3),
+    ];
+    let runs =
+        vec![PageRun { start: HEAP, pages: 1, class: reuse }, PageRun { start: HEAP + PAGE, pages: 1, class: copy }];
+    let summary = profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs, vec![])]);
+    assert_eq!((summary.totals.pages.copy, summary.totals.pages.reuse), (1, 1));
+    let functions: Vec<_> = summary.functions.iter().map(|f| (f.function.as_str(), f.copied_pages)).collect();
+    assert_eq!(functions, [("0x4", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
+}
+
+#[test]
+fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
+    let code = HEAP + PAGES * PAGE + 8;
+    let frame = |function: &str, line| NativeFrame {
+        function: function.into(),
+        file: Some("Objects/listobject.c".into()),
+        line: Some(line),
+    };
+    let loop_line = PythonFrame { function: "work".into(), file: "/home/me/job.py".into(), line: 12 };
+    let stack = Stack { stack: 5, account: 0, native: vec![code], python: vec![loop_line] };
+    let events =
+        (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, Class::Copy, code) });
+    let runs = vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }];
+    let contents = (0..8).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 0, words: 0, counters: 0 });
+    let codes = vec![Code { pc: code, frames: vec![frame("listiter_next", 3273)], module: String::new() }];
+    let summary = profile(vec![
+        header(),
+        begin(0),
+        Record::Stack(stack),
+        Record::Events { account: 0, events: events.collect() },
+        end(0, runs, contents.collect()),
+        Record::Symbols { account: 0, codes },
+    ]);
+    let line = &summary.python.lines[0];
+    assert_eq!((line.file.as_str(), line.line, line.copied_pages_estimated), ("/home/me/job.py", 12, 8));
+    assert_eq!((line.samples, summary.python.samples), (2, 2));
+    assert_eq!(line.cause, Cause::ReferenceCount);
+    assert_eq!(summary.functions[0].function, "listiter_next");
+    assert_eq!(summary.functions[0].lines[0].line, 3273);
+    let cause = &summary.causes[0];
+    assert_eq!((cause.cause, cause.copied_pages), (Cause::ReferenceCount, 8));
+    assert!(cause.remedy.is_some_and(|remedy| remedy.contains("numpy")));
+    let look = views::Look { top: 10, quiet: false, verbose: false };
+    let shown = anstream::adapter::strip_str(&views::text(&summary, &look)).to_string();
+    for part in ["8 pages (32.0 KiB) copied by 1 child: python3 job.py", "/home/me/job.py:12", "copied for nothing"] {
+        assert!(shown.contains(part), "{part:?} in\n{shown}");
+    }
+}
+
+#[test]
+fn a_library_line_names_the_users_line_that_led_there() {
+    let frame = |file: &str, line| PythonFrame { function: "f".into(), file: file.into(), line };
+    let python = vec![
+        frame("<frozen importlib>", 3),
+        frame("/usr/lib/python3.13/json/decoder.py", 40),
+        frame("/x/lib/python3.13/site-packages/y.py", 2),
+        frame("/home/me/job.py", 7),
+        frame("/home/me/main.py", 1),
+    ];
+    let stack = Stack { stack: 1, account: 0, native: vec![], python };
+    let events = vec![Event { stack: Some(1), ..event(HEAP, Class::Copy, 9) }];
+    let summary = profile(vec![header(), begin(0), Record::Stack(stack), Record::Events { account: 0, events }]);
+    let line = &summary.python.lines[0];
+    assert_eq!((line.file.as_str(), line.line), ("<frozen importlib>", 3));
+    assert_eq!(line.called_from, Some(frame("/home/me/job.py", 7)));
+}
+
+#[test]
+fn where_the_code_has_no_name_counting_and_collecting_look_alike() {
+    let code = HEAP + PAGES * PAGE + 8;
+    let runs = || vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }];
+    let content = || vec![Content { page: HEAP, bytes: 0, words: 0, counters: 0 }];
+    let of = |frames: Vec<NativeFrame>| {
+        let events = vec![event(HEAP, Class::Copy, code)];
+        let codes = vec![Code { pc: code, frames, module: "python3.13+0x8".into() }];
+        let symbols = Record::Symbols { account: 0, codes };
+        profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs(), content()), symbols])
+    };
+    let frame = |function: &str| NativeFrame { function: function.into(), file: None, line: None };
+    let look = views::Look { top: 10, quiet: false, verbose: false };
+    let nameless = of(vec![]);
+    assert_eq!(nameless.causes[0].otherwise, Some(Cause::GarbageCollector));
+    let shown = views::text(&nameless, &look);
+    assert!(shown.contains("reference counts, or the garbage collector (symbols") && shown.contains("right before"));
+    assert_eq!(of(vec![frame("listiter_next")]).causes[0].otherwise, None);
+    assert_eq!(of(vec![frame("update_refs")]).causes[0].cause, Cause::GarbageCollector);
+}
+
+#[test]
+fn code_without_a_name_is_told_by_its_caller() {
+    let named = |pc, function: &str| Code {
+        pc,
+        frames: vec![NativeFrame { function: function.into(), file: None, line: None }],
+        module: String::new(),
+    };
+    let stack = |stack, pc, callers: [u64; 2]| {
+        let native = [&[pc][..], &callers[..]].concat();
+        Record::Stack(Stack { stack, account: 0, native, python: vec![] })
+    };
+    let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
+    // 1 is nameless code of malloc's, 2 copies bytes for `parse`; a return address is one past its call.
+    let events = vec![sampled(0, 1, Some(1)), sampled(1, 1, None), sampled(2, 2, Some(2)), sampled(3, 3, Some(3))];
+    let runs = vec![PageRun { start: HEAP, pages: 4, class: Class::Copy }];
+    let codes =
+        vec![named(50, "malloc"), named(60, "parse"), named(2, "__memmove_avx_unaligned_erms"), named(3, "own")];
+    let summary = profile(vec![
+        header(),
+        begin(0),
+        stack(1, 1, [51, 61]),
+        stack(2, 2, [9, 61]),
+        stack(3, 3, [51, 61]),
+        Record::Events { account: 0, events },
+        end(0, runs, vec![]),
+        Record::Symbols { account: 0, codes },
+    ]);
+    let found: Vec<_> = summary
+        .functions
+        .iter()
+        .map(|f| (f.function.as_str(), f.called_from.as_deref(), f.copied_pages, f.cause))
+        .collect();
+    let expected = [
+        ("0x1", Some("malloc"), 2, Cause::Allocator),
+        ("__memmove_avx_unaligned_erms", Some("parse"), 1, Cause::Unknown),
+        ("own", None, 1, Cause::Unknown),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn absurd_numbers_neither_hang_nor_panic() {
+    let (all, class) = (u64::MAX, Class::Copy);
+    let runs = vec![
+        PageRun { start: 0, pages: all, class },
+        PageRun { start: all, pages: all, class },
+        PageRun { start: 3, pages: 7, class },
+    ];
+    let odd = Mapping { start: all, end: 0, ..mapping(0, "") };
+    let events = vec![event(all, class, all), event(3, class, 1)];
+    let content = Content { page: 1, bytes: u32::MAX, words: u32::MAX, counters: u32::MAX };
+    let summary = profile(vec![
+        header(),
+        begin(0),
+        Record::Mapped { account: 0, mappings: vec![odd, Mapping { start: 1, end: all, ..mapping(0, "") }] },
+        Record::Events { account: 0, events },
+        end(0, runs, vec![content]),
+        Record::Events { account: 8, events: vec![] },
+    ]);
+    assert_eq!(summary.totals.copied_pages, all);
+    assert!(summary.blind.iter().any(|blind| blind.details.iter().any(|d| d.contains("belong to no account"))));
+    let look = views::Look { top: 1, quiet: false, verbose: true };
+    assert!(views::text(&summary, &look).contains("copied by 1 child"));
+}
+
+#[test]
+fn a_process_id_used_again_is_another_process() {
+    let process = |origin, command: &str, time_ns| {
+        Record::Process(Process { pid: 9, parent: 1, time_ns, origin, command: vec![command.into()] })
+    };
+    let ended = |code| Record::Exit { pid: 9, time_ns: 5, ended: cowbell::sys::pidfd::Ended::Exited(code) };
+    let summary = profile(vec![
+        header(),
+        process(Origin::Forked, "a", 1),
+        process(Origin::Executed, "b", 2),
+        ended(1),
+        process(Origin::Forked, "c", 6),
+        ended(2),
+    ]);
+    let [first, second] = &summary.processes[..] else { panic!("{:?}", summary.processes) };
+    assert_eq!((&first.command[0][..], &first.executed[0][0][..], &second.command[0][..]), ("a", "b", "c"));
+    assert_ne!(first.ended, second.ended);
+}

@@ -1,0 +1,10 @@
+//! Captures: what they hold, and how they are written and read.
+
+mod code;
+pub mod read;
+mod types;
+pub mod write;
+
+pub use read::Reader;
+pub use types::*;
+pub use write::Writer;

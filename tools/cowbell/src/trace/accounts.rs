@@ -1,0 +1,213 @@
+//! Opening and closing accounts.
+
+use super::arm::Order;
+use super::baseline::page_bytes;
+use super::birth::{self, Unarmed};
+use super::compare::Donor;
+use super::kernel_writes::THREAD_DATA;
+use super::settle::{Close, settle};
+use super::watch::{Doors, Watch};
+use super::{DOORS, Tracer};
+use crate::record::{Blindness, Closed, Mode, Record, Role, Who};
+use cowbell::sys;
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+
+impl Tracer {
+    /// Arms a child that stands before its first instruction. Returns the stop it is left in, `None` if it ended.
+    pub(super) fn arm_child(&mut self, child: i32, syscall: i32, forked_ns: u64) -> Option<Stop> {
+        let wanted = self.options.who != Who::Parent && !self.leaving;
+        if !wanted || !self.has_room(child) {
+            return Some(Stop::Trap);
+        }
+        let started = sys::monotonic_ns();
+        let mode = self.mode;
+        let stop = match birth::open_doors(child, child, mode, &mut |tid| self.wait_for(tid)) {
+            Ok((doors, stop)) => {
+                self.open_account(child, Role::Child, doors, Some(forked_ns));
+                let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
+                let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
+                if let (Some(watch), Ok(thread)) = (watch, thread) {
+                    watch.written_at_birth(thread, thread + THREAD_DATA, child, syscall);
+                }
+                Some(stop)
+            }
+            Err(Unarmed::Because(why)) => {
+                self.blind(child, Blindness::NotArmed, why);
+                Some(Stop::Trap)
+            }
+            Err(Unarmed::Ending(status)) => {
+                self.on_status(child, status);
+                None
+            }
+        };
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    /// Arms the process that has just forked, whose thread `maker` stands in the fork. Returns the stop it is left in.
+    pub(super) fn arm_maker(&mut self, maker: i32, pid: i32) -> Stop {
+        let at_event = Stop::Event(Event::Fork);
+        let started = sys::monotonic_ns();
+        let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
+        let stop = if let Some(doors) = self.close_account(pid, Closed::Forked, true) {
+            self.open_account(pid, role, doors, None);
+            at_event
+        } else if self.has_room(pid) {
+            self.arm_first_time(maker, pid, role)
+        } else {
+            at_event
+        };
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    fn arm_first_time(&mut self, maker: i32, pid: i32, role: Role) -> Stop {
+        // Nothing can be injected inside of fork: on to the return from it.
+        let stop = match ptrace::interrupt(maker).and_then(|()| ptrace::resume(maker, Until::Event, 0)) {
+            Ok(()) => match self.wait_for(maker) {
+                Ok(Status::Stopped(stop)) => stop,
+                Ok(ended) => {
+                    self.on_status(maker, ended);
+                    return Stop::Trap;
+                }
+                Err(_) => return Stop::Trap,
+            },
+            Err(_) => return Stop::Trap,
+        };
+        if !matches!(stop, Stop::Trap | Stop::Group(_)) {
+            return stop;
+        }
+        self.arm_at(maker, pid, role, stop)
+    }
+
+    /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
+    fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
+        let mode = self.mode;
+        match birth::open_doors(tid, pid, mode, &mut |tid| self.wait_for(tid)) {
+            Ok((doors, left)) => {
+                self.open_account(pid, role, doors, None);
+                // A group stop that was there before is one still.
+                if matches!(stop, Stop::Group(_)) { stop } else { left }
+            }
+            Err(Unarmed::Because(why)) => {
+                self.blind(pid, Blindness::NotArmed, why);
+                stop
+            }
+            Err(Unarmed::Ending(Status::Stopped(ending))) => ending,
+            Err(Unarmed::Ending(ended)) => {
+                self.on_status(tid, ended);
+                Stop::Trap
+            }
+        }
+    }
+
+    /// Is this process to be armed at the next stop of a thread?
+    pub(super) fn wants_arming(&self, pid: i32) -> bool {
+        !self.leaving && self.tree.processes.get(&pid).is_some_and(|process| process.to_arm)
+    }
+
+    /// Arms a process that was attached to.
+    pub(super) fn arm_attached(&mut self, tid: i32, pid: i32, stop: Stop) -> Stop {
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.to_arm = false;
+        }
+        let armed = self.tree.processes.get(&pid).is_some_and(|process| process.watch.is_some());
+        if armed || !self.has_room(pid) {
+            return stop;
+        }
+        let started = sys::monotonic_ns();
+        let stop = self.arm_at(tid, pid, Role::Attached, stop);
+        self.spent.arming_ns += sys::monotonic_ns() - started;
+        stop
+    }
+
+    fn has_room(&mut self, pid: i32) -> bool {
+        let room = self.tree.watched() < self.options.children_max;
+        if !room {
+            let limit = self.options.children_max;
+            self.blind(pid, Blindness::TooManyChildren, format!("{limit} processes are watched already"));
+        }
+        room
+    }
+
+    /// `forked_ns`: when the parent forked it, for a newborn.
+    fn open_account(&mut self, pid: i32, role: Role, doors: Doors, forked_ns: Option<u64>) {
+        self.accounts += 1;
+        let (now_ns, frames) = (self.now(), self.frames);
+        // A process with fewer rights than this one could make but the one userfaultfd.
+        let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
+        let order = Order { account: self.accounts, role, mode, pid, frames, now_ns };
+        // A parent of several threads may have written since.
+        let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
+        let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
+        let relative = parent.filter(|watch| forked_ns.is_some_and(|forked_ns| forked_ns <= watch.begun_ns));
+        let relative = relative.map(|watch| &watch.base);
+        let (watch, begin) = match Watch::arm(&order, doors, relative) {
+            Ok(armed) => armed,
+            Err(e) => {
+                self.blind(pid, Blindness::NotArmed, format!("its page tables could not be read: {e}"));
+                return;
+            }
+        };
+        let token = DOORS + pid as u64 * 2;
+        let doors = watch.doors();
+        let added = [(&doors.events, token), (&doors.bits, token + 1)].into_iter().all(|(door, token)| {
+            let Some(door) = door else { return true };
+            matches!(self.poller.add(door, token), Ok(()) | Err(sys::Errno::EXIST))
+        });
+        if !added {
+            // Dropped, and with it the protection: nobody is left waiting.
+            self.blind(pid, Blindness::NotArmed, "its events could not be waited for");
+            return;
+        }
+        self.say(Record::Begin(begin));
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.watch = Some(Box::new(watch));
+            process.to_arm = false;
+        }
+        // What other threads told while their process was armed.
+        self.serve_events(pid);
+        self.serve_moves(pid);
+    }
+
+    /// Closes a process' account, if one is open, and returns its userfaultfds.
+    pub(super) fn close_account(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
+        let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
+        // Nobody waits for an answer any more, but moves may still be told.
+        let events = std::mem::take(&mut watch.events);
+        if !events.is_empty() {
+            self.say(Record::Events { account: watch.account, events });
+        }
+        let now_ns = self.now();
+        if is_there {
+            self.collect_of_parent(pid, now_ns);
+        }
+        let donor = if is_there { self.donor(pid) } else { None };
+        let end = settle(&mut watch, &self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
+        self.drain.run();
+        if let Some(process) = self.tree.processes.get_mut(&pid).filter(|_| closed == Closed::Forked) {
+            let pages = end.pages.iter().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
+            process.history.extend(pages.map(|page| (page, now_ns)));
+            process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
+        }
+        self.say(Record::End(end));
+        self.sampler.forget(watch.account);
+        Some(watch.into_doors())
+    }
+
+    /// Who may have the originals of this process' copies: its parent.
+    fn donor(&self, pid: i32) -> Option<Donor<'_>> {
+        let process = self.tree.processes.get(&pid)?;
+        Donor::new(process.parent, self.tree.processes.get(&process.parent)?, process)
+    }
+
+    /// Notes what the parent of a process has written up to now.
+    fn collect_of_parent(&mut self, pid: i32, now_ns: u64) {
+        let parent = self.tree.processes.get(&pid).map(|process| process.parent);
+        let parent = parent.and_then(|parent| self.tree.processes.get_mut(&parent));
+        if let Some(watch) = parent.and_then(|parent| parent.watch.as_mut()) {
+            // A parent that is gone has nothing left to compare with, which is found out then.
+            let _gone = watch.collect(now_ns);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Opening an account: which mappings of an address space are armed, and how.
+
+use super::baseline::{self, Baseline, Was};
+use super::maps::{self, Backing, Map};
+use super::threads::Threads;
+use super::watch::{Doors, Told, Watch};
+use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::{Errno, process};
+use std::collections::HashMap;
+
+/// What a watch is opened with.
+pub struct Order {
+    /// The account's number.
+    pub account: u32,
+    /// Why.
+    pub role: Role,
+    /// How.
+    pub mode: Mode,
+    /// Whose memory.
+    pub pid: i32,
+    /// Are page frames readable?
+    pub frames: bool,
+    /// The time, since the header.
+    pub now_ns: u64,
+}
+
+/// A larger mapping of a memfd has events only for the pages that are private already.
+const WHOLE_MAX: u64 = 16 << 30;
+
+impl Watch {
+    /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
+    /// what a process held that had the very same pages when this one was made.
+    ///
+    /// # Errors
+    /// Its page tables cannot be read.
+    pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
+        let started = cowbell::sys::monotonic_ns();
+        let living = maps::living(order.pid);
+        let pagemap = Pagemap::open(living)?;
+        let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let base = match relative {
+            Some(parent) => {
+                let private = maps.iter().filter(|map| map.backing != Backing::Shared);
+                let private = private.map(|map| (map.mapping.start, map.mapping.end));
+                Baseline::inherited(parent, private, &pagemap)?
+            }
+            None => Baseline::scan(&pagemap)?,
+        };
+        let mut watch = Self {
+            account: order.account,
+            role: order.role,
+            mode: order.mode,
+            pid: order.pid,
+            begun_ns: order.now_ns,
+            pagemap,
+            maps: Vec::new(),
+            base,
+            written: HashMap::new(),
+            moved: HashMap::new(),
+            events: Vec::new(),
+            uncounted: 0,
+            told: Told::default(),
+            doors,
+            memory: Memory::open(living)?,
+            frames: order.frames,
+            threads: Threads::of(order.pid),
+        };
+        for mut map in maps {
+            if matches!(map.backing, Backing::Memory | Backing::File) {
+                // Markers that an earlier account of this process has left look like pages in swap.
+                watch.base.drop_swapped(map.mapping.start, map.mapping.end);
+            }
+            map.mapping.watched = watch.arm_mapping(&map);
+            if map.mapping.watched == Watched::Bits && order.frames {
+                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
+            }
+            watch.maps.push(map);
+        }
+        let held = watch.held()?;
+        let begin = Begin {
+            account: order.account,
+            pid: order.pid,
+            role: order.role,
+            time_ns: order.now_ns,
+            mode: order.mode,
+            mappings: watch.maps.iter().map(|map| map.mapping.clone()).collect(),
+            held,
+            arm_ns: cowbell::sys::monotonic_ns() - started,
+        };
+        Ok((watch, begin))
+    }
+
+    fn arm_mapping(&mut self, map: &Map) -> Watched {
+        let Mapping { start, end, .. } = map.mapping;
+        let inherited = self.base.any(start, end);
+        let door = match (map.backing, self.mode) {
+            (Backing::Shared, _) => return Watched::No,
+            (Backing::HugePages, _) => return Watched::Refused("huge pages of hugetlbfs are not watched".to_owned()),
+            // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
+            (Backing::Memory, Mode::Trace) => (&self.doors.events, Watched::Events),
+            (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),
+            (Backing::File, Mode::Trace) if inherited => (&self.doors.bits, Watched::Bits),
+            (_, Mode::Count) if inherited => (&self.doors.bits, Watched::Bits),
+            // Not armed, but so that it is told when it is unmapped.
+            (Backing::File, _) | (Backing::Memory, Mode::Count) if map.mapping.permissions.contains('w') => {
+                (&self.doors.bits, Watched::Bits)
+            }
+            // Nothing to copy, or nothing that page tables do not tell afterwards.
+            _ => return Watched::Census,
+        };
+        let (Some(uffd), watched) = door else {
+            return Watched::Refused("the kernel cannot write-protect this kind of mapping".to_owned());
+        };
+        let range = Range { start: start as usize, len: (end - start) as usize };
+        let armed = uffd.register(range).and_then(|()| match watched {
+            // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
+            Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
+            // The kernel leaves a marker for each page that is not there: too many in a huge reservation, where new
+            // private pages are then found when the account closes.
+            _ if map.backing == Backing::Memory && end - start > WHOLE_MAX => {
+                self.base.ranges(start, end).try_for_each(|pages| protect(uffd, pages, &self.doors, &mut self.told))
+            }
+            _ => protect(uffd, range, &self.doors, &mut self.told),
+        });
+        match armed {
+            Ok(()) => watched,
+            Err(Errno::BUSY) => Watched::Refused("another userfaultfd watches it".to_owned()),
+            Err(e) => Watched::Refused(format!("userfaultfd refused it: {e}")),
+        }
+    }
+
+    fn held(&self) -> Result<Held, Errno> {
+        let mut held = Held::default();
+        for Mapping { start, end, .. } in self.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
+            held.zero += self.base.count(*start, *end, Was::Zero);
+            held.swapped += self.base.count(*start, *end, Was::Swapped);
+            held.shared += self.base.count(*start, *end, Was::Private);
+        }
+        if self.role != Role::Attached {
+            // Just forked: what is private is also the other's.
+            return Ok(held);
+        }
+        held.shared = 0;
+        for map in self.maps.iter().filter(|map| is_watched(map)) {
+            for page in self.base.held_in(map.mapping.start, map.mapping.end) {
+                let exclusive = baseline::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
+                *(if exclusive { &mut held.exclusive } else { &mut held.shared }) += 1;
+            }
+        }
+        Ok(held)
+    }
+}
+
+/// Are this mapping's private pages of interest?
+fn is_watched(map: &Map) -> bool {
+    !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
+}
+
+/// Arms a range.
+fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
+    loop {
+        match uffd.write_protect(range, true) {
+            // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served
+            // once the account is open.
+            Err(Errno::AGAIN) => {
+                if !told.hear(doors)? {
+                    process::yield_now();
+                }
+            }
+            done => return done,
+        }
+    }
+}

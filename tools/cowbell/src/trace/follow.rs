@@ -1,0 +1,294 @@
+//! What stops of the target mean, and how it goes on.
+
+use super::birth::{self, Kind};
+use super::tree::Process;
+use super::{LEAVE, Tracer};
+use crate::record::{Blindness, Closed, Mode, Origin, Process as Named, Record, Role, Who};
+use cowbell::sys::pidfd::Ended;
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use std::collections::HashSet;
+
+impl Tracer {
+    pub(super) fn on_status(&mut self, tid: i32, status: Status) {
+        match status {
+            Status::Exited(code) => self.on_gone(tid, Ended::Exited(code)),
+            Status::Signaled(signal) => self.on_gone(tid, Ended::Signaled(signal)),
+            Status::Stopped(stop) => self.on_stop(tid, stop),
+        }
+    }
+
+    fn on_stop(&mut self, tid: i32, stop: Stop) {
+        let Some(&pid) = self.tree.threads.get(&tid) else {
+            self.on_unknown(tid, stop);
+            return;
+        };
+        self.spent.stops += 1;
+        match stop {
+            Stop::Event(made @ (Event::Fork | Event::Clone | Event::VFork)) => self.on_made(tid, pid, made),
+            Stop::Event(Event::Exec) => self.on_exec(tid, pid),
+            Stop::Event(Event::Exit) => self.on_exit(tid, pid),
+            Stop::Trap | Stop::Group(_) if self.wants_arming(pid) => {
+                let stop = self.arm_attached(tid, pid, stop);
+                self.go_on(tid, stop);
+            }
+            stop => {
+                if let Stop::Signal(_) = stop {
+                    self.place(tid, pid);
+                }
+                self.go_on(tid, stop);
+            }
+        }
+    }
+
+    /// Tells the process' watch where a thread stands that takes a signal.
+    fn place(&mut self, tid: i32, pid: i32) {
+        let watch = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut());
+        if let (Some(watch), Ok(registers)) = (watch, ptrace::registers(tid)) {
+            watch.place(tid, registers.pc(), registers.call_number());
+        }
+    }
+
+    /// Lets a thread go on from a stop, as if nobody had looked.
+    pub(super) fn go_on(&mut self, tid: i32, stop: Stop) {
+        let due = if let Stop::Signal(signal) = stop { signal } else { 0 };
+        let parks = matches!(stop, Stop::Signal(_) | Stop::Group(_) | Stop::Trap);
+        if self.leaving && parks {
+            self.parked.insert(tid, due);
+            return;
+        }
+        // A thread that was killed meanwhile is in its next stop already, or gone: both will be reported.
+        let _killed = match stop {
+            Stop::Group(_) => ptrace::listen(tid),
+            _ => ptrace::resume(tid, Until::Event, due),
+        };
+    }
+
+    /// A task that its maker has not told of. At its first instruction it waits for that, unless the maker was killed. In any
+    /// other stop it was itself killed before.
+    fn on_unknown(&mut self, tid: i32, stop: Stop) {
+        self.newborn.insert(tid);
+        if stop != Stop::Trap {
+            self.adopt(tid, stop);
+        }
+        self.adopt_orphans();
+    }
+
+    /// Lets tasks go on whose makers will not tell of them any more.
+    fn adopt_orphans(&mut self) {
+        for &task in &self.newborn.clone() {
+            let maker = match status_field(task, "Tgid:") {
+                Some(pid) if pid != task => pid,
+                _ => status_field(task, "PPid:").unwrap_or(0),
+            };
+            let lives = self.tree.processes.get(&maker).is_some_and(|process| !process.is_ending());
+            if !lives {
+                self.adopt(task, Stop::Trap);
+            }
+        }
+    }
+
+    fn adopt(&mut self, task: i32, stop: Stop) {
+        self.newborn.remove(&task);
+        let process = status_field(task, "Tgid:").filter(|pid| self.tree.processes.contains_key(pid));
+        if let Some(pid) = process {
+            self.tree.add_thread(pid, task);
+        } else {
+            let (family, parent) = (self.tree.new_family(), status_field(task, "PPid:").unwrap_or(0));
+            self.tree.add(task, Process::new(task, parent, family, Role::Child));
+            self.name(task, parent, Origin::Forked);
+            self.blind(task, Blindness::NotArmed, "its parent was killed while it forked");
+        }
+        match stop {
+            Stop::Event(Event::Exit) => self.on_exit(task, process.unwrap_or(task)),
+            stop => self.go_on(task, stop),
+        }
+    }
+
+    /// A thread made a task.
+    fn on_made(&mut self, maker: i32, pid: i32, event: Event) {
+        let at_event = Stop::Event(event);
+        let Ok(child) = ptrace::event_message(maker).map(|child| child as i32) else {
+            // Killed meanwhile.
+            self.go_on(maker, at_event);
+            self.adopt_orphans();
+            return;
+        };
+        match birth::kind(pid, child, event) {
+            // It was killed, and is reaped already or will be reported.
+            Kind::Gone => self.go_on(maker, at_event),
+            Kind::Thread => {
+                self.tree.add_thread(pid, child);
+                if self.newborn.remove(&child) {
+                    self.go_on(child, Stop::Trap);
+                }
+                self.go_on(maker, at_event);
+            }
+            Kind::Shares => {
+                let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
+                let mut process = Process::new(child, pid, family, Role::Child);
+                process.shares = true;
+                self.tree.add(child, process);
+                self.name(child, pid, Origin::Shares);
+                if self.newborn.remove(&child) {
+                    self.go_on(child, Stop::Trap);
+                }
+                self.go_on(maker, at_event);
+            }
+            Kind::Copy => self.on_fork(maker, pid, child, event),
+        }
+    }
+
+    /// Both stand still: the maker in its fork, the child before its first instruction.
+    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, event: Event) {
+        let forked_ns = self.now();
+        let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
+        let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
+        let mut process = Process::new(child, pid, family, Role::Child);
+        process.born_ns = forked_ns;
+        self.tree.add(child, process);
+        self.name(child, pid, Origin::Forked);
+        let first = if self.newborn.remove(&child) {
+            Status::Stopped(Stop::Trap)
+        } else {
+            match self.wait_for(child) {
+                Ok(status) => status,
+                Err(_) => {
+                    self.on_gone(child, Ended::Unknown);
+                    self.go_on(maker, Stop::Event(event));
+                    return;
+                }
+            }
+        };
+        let mut maker_stop = Stop::Event(event);
+        if self.options.who != Who::Child && !self.leaving {
+            // One that vforked is held until the child has executed a program.
+            if event != Event::VFork {
+                maker_stop = self.arm_maker(maker, pid);
+            } else {
+                self.blind(pid, Blindness::NotArmed, "it waits until the child has executed a program");
+            }
+        }
+        match first {
+            Status::Stopped(Stop::Trap) => {
+                let stop = self.arm_child(child, call, forked_ns);
+                if let Some(stop) = stop {
+                    self.go_on(child, stop);
+                }
+            }
+            // Killed before it began.
+            status => self.on_status(child, status),
+        }
+        match maker_stop {
+            Stop::Event(Event::Exit) => self.on_exit(maker, pid),
+            stop => self.go_on(maker, stop),
+        }
+    }
+
+    fn on_exec(&mut self, tid: i32, pid: i32) {
+        let watch = self.tree.processes.get(&pid).and_then(|process| process.watch.as_ref());
+        let unseen = watch.map(|watch| (watch.unread(), watch.mode)).filter(|&(unseen, _)| unseen > 0);
+        if let Some((unseen, mode)) = unseen {
+            let more = if mode == Mode::Count { "; --mode trace sees most of them" } else { ", all of mapped files" };
+            self.blind(pid, Blindness::Executed, format!("at most {unseen} pages{more}"));
+        }
+        self.close_account(pid, Closed::Exec, false);
+        let family = self.tree.new_family();
+        let mut left = 0;
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            left = process.family;
+            let gone: Vec<i32> = process.threads.iter().copied().filter(|&other| other != tid).collect();
+            process.threads = HashSet::from([tid]);
+            process.ending.clear();
+            process.history.clear();
+            process.family = family;
+            process.shares = false;
+            process.role = Role::Parent;
+            for other in gone {
+                self.tree.threads.remove(&other);
+            }
+        }
+        self.sampler.forget_process(pid);
+        self.originals.forget(pid);
+        self.name(pid, 0, Origin::Executed);
+        self.unshare(left);
+        self.go_on(tid, Stop::Event(Event::Exec));
+    }
+
+    fn on_exit(&mut self, tid: i32, pid: i32) {
+        let now = self.now();
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.ending.insert(tid);
+            if process.is_ending() {
+                self.close_account(pid, Closed::Exit, true);
+            } else if let (Some(watch), Ok(registers)) = (process.watch.as_mut(), ptrace::registers(tid)) {
+                let pages = watch.thread_ends(registers.thread_pointer(), tid, now);
+                self.owed.extend(pages.into_iter().map(|page| (pid, page)));
+                self.pay_before_exit(pid);
+            }
+        }
+        self.go_on(tid, Stop::Event(Event::Exit));
+    }
+
+    /// An unread event, or one whose thread has not gone on yet, holds up lifting the protection; the ending thread must
+    /// not go on before.
+    fn pay_before_exit(&mut self, pid: i32) {
+        let deadline = self.now() + LEAVE.as_nanos() as u64;
+        self.pay();
+        while self.owed.iter().any(|&(of, _)| of == pid) && self.now() < deadline {
+            self.serve_events(pid);
+            // An unmapping is told to one userfaultfd after the other, and holds up both.
+            self.serve_moves(pid);
+            cowbell::sys::process::yield_now();
+            self.pay();
+        }
+    }
+
+    fn on_gone(&mut self, tid: i32, ended: Ended) {
+        self.newborn.remove(&tid);
+        self.parked.remove(&tid);
+        let Some(pid) = self.tree.threads.remove(&tid) else { return };
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.threads.remove(&tid);
+            process.ending.remove(&tid);
+            if let Some(watch) = &mut process.watch {
+                watch.forget_thread(tid);
+            }
+        }
+        // A process' first thread is the last to be reported.
+        if tid == pid {
+            self.close_account(pid, Closed::Lost, false);
+            self.sampler.forget_process(pid);
+            self.originals.forget(pid);
+            let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
+            let time_ns = self.now();
+            self.say(Record::Exit { pid, time_ns, ended });
+            if pid == self.root {
+                self.root_ended = Some(ended);
+            }
+            self.adopt_orphans();
+            self.unshare(family);
+        }
+    }
+
+    /// Who is left alone with its memory shares it with nobody: nothing is copied any more.
+    fn unshare(&mut self, family: u32) {
+        if let Some(last) = self.tree.last_of(family) {
+            self.close_account(last, Closed::Unshared, true);
+        }
+    }
+
+    /// Writes down who a process is.
+    pub(super) fn name(&mut self, pid: i32, parent: i32, origin: Origin) {
+        let time_ns = self.now();
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = command.split(|&byte| byte == 0).filter(|part| !part.is_empty());
+        let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+        self.say(Record::Process(Named { pid, parent, time_ns, origin, command }));
+    }
+}
+
+/// A number from /proc/PID/status.
+fn status_field(tid: i32, name: &str) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+}

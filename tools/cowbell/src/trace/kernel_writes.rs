@@ -1,0 +1,74 @@
+//! What the kernel writes into a thread's own data when it makes the thread and when the thread ends.
+
+use super::baseline::{self, Was, page_bytes};
+use super::watch::{Watch, Written};
+use crate::record::{Class, Event, Mode};
+use cowbell::sys::pagemap::Entry;
+use cowbell::sys::remote::Memory;
+use cowbell::sys::{process, tracing};
+
+/// What a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
+pub const THREAD_DATA: u64 = 0x900;
+
+impl Watch {
+    /// Notes pages that the kernel itself wrote while it made the child: those at `from..to` that are no longer shared.
+    pub fn written_at_birth(&mut self, from: u64, to: u64, tid: i32, syscall: i32) {
+        let page = page_bytes();
+        for address in (from / page * page..to).step_by(page as usize) {
+            let exclusive = baseline::entry(&self.pagemap, address).is_ok_and(|entry| entry.contains(Entry::EXCLUSIVE));
+            if exclusive && self.base.at(address) == Some(Was::Private) {
+                let (class, time_ns) = (Class::Copy, self.begun_ns);
+                self.written.insert(address, Written { class, frame: 0, time_ns });
+                if self.mode == Mode::Trace {
+                    let syscall = Some(syscall);
+                    self.events.push(Event { time_ns, page: address, tid, pc: 0, class, syscall, stack: None });
+                }
+            }
+        }
+    }
+
+    /// A thread ends, and the kernel will clear its id in the thread's own data and mark the robust mutexes that it holds:
+    /// stores that are lost if the page is protected, and with them the wake-up of whoever waits. So these pages are
+    /// counted as written. Afterwards [`Self::release`] them.
+    pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) -> Vec<u64> {
+        if self.doors.events.is_none() {
+            return Vec::new();
+        }
+        let page = page_bytes();
+        let own = (thread_pointer / page * page..thread_pointer.saturating_add(THREAD_DATA)).step_by(page as usize);
+        let mut pages: Vec<u64> = own.chain(robust_words(&self.memory, tid).map(|word| word / page * page)).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages.retain(|&page| {
+            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
+            let Some(entry) = protected else { return false };
+            if !self.written.contains_key(&page) {
+                let class = self.class_of_write(page, entry);
+                self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+                let syscall = Some(process::EXIT_CALL);
+                self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
+            }
+            true
+        });
+        pages
+    }
+}
+
+/// The words that the kernel changes when a thread ends that holds robust mutexes.
+fn robust_words(memory: &Memory, tid: i32) -> impl Iterator<Item = u64> {
+    // As many as the kernel looks at: a list may be a ring.
+    const ENTRIES_MAX: usize = 2048;
+    let word = |address: u64| {
+        let mut bytes = [0; 8];
+        (memory.read(address, &mut bytes) == Ok(bytes.len())).then(|| u64::from_ne_bytes(bytes))
+    };
+    // `struct robust_list_head`: the list, the words' distance from its entries, the entry that is being changed. The
+    // lowest bit of an entry says that the mutex inherits priority.
+    let head = tracing::robust_list(tid).unwrap_or(0);
+    let listed = std::iter::successors(word(head), move |&entry| word(entry & !1));
+    let listed = listed.take_while(move |&entry| entry & !1 != head).take(ENTRIES_MAX);
+    let pending = word(head.wrapping_add(16)).filter(|&entry| entry != 0);
+    let offset = word(head.wrapping_add(8)).filter(|_| head != 0);
+    let entries: Vec<u64> = listed.chain(pending).collect();
+    entries.into_iter().filter_map(move |entry| Some((entry & !1).wrapping_add(offset?)))
+}

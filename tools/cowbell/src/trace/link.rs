@@ -1,0 +1,189 @@
+//! The socket to the front: orders come in, records go out.
+
+use crate::record::{Mode, Record, Who};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// The first line to the tracer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Options {
+    /// Whom to watch.
+    pub target: Target,
+    /// How; `None`: the most that is allowed.
+    pub mode: Option<Mode>,
+    /// Whose copies.
+    pub who: Who,
+    /// A stack for every so many events; 0 for none.
+    pub stacks_every: u32,
+    /// How many processes are watched at once, at most.
+    pub children_max: usize,
+    /// The signals that the program starts with blocked: those that the front did.
+    pub signal_mask: u64,
+}
+
+/// Whom to watch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A program to start, with its arguments.
+    Run(Vec<OsString>),
+    /// A process that runs, and all that it has forked.
+    Attach(i32),
+}
+
+/// The front's further lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Let everybody go and finish.
+    Detach,
+    /// Send this signal to the program.
+    Signal(i32),
+}
+
+/// What the tracer says: records, or why it could not begin.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Said {
+    /// It could not begin.
+    Failed {
+        /// The exit code that this deserves.
+        failed: u8,
+        /// One line for people.
+        message: String,
+    },
+    /// A line of the capture.
+    Record(Record),
+}
+
+/// The tracer's end.
+pub struct Link {
+    stream: UnixStream,
+    incoming: Vec<u8>,
+    outgoing: Vec<u8>,
+    sent: usize,
+    broken: bool,
+}
+
+impl Link {
+    /// Takes the socket over, and waits for the first line.
+    ///
+    /// # Errors
+    /// The front is gone or does not speak this language.
+    pub fn open(stream: UnixStream) -> std::io::Result<(Self, Options)> {
+        let mut link = Self { stream, incoming: Vec::new(), outgoing: Vec::new(), sent: 0, broken: false };
+        let line = loop {
+            if let Some(line) = link.line() {
+                break line;
+            }
+            if !link.fill()? {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let options = serde_json::from_slice(&line)?;
+        link.stream.set_nonblocking(true)?;
+        Ok((link, options))
+    }
+
+    /// The socket, to wait for.
+    pub fn socket(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Queues a line; [`Self::flush`] sends.
+    pub fn say(&mut self, said: &Said) {
+        // Writing to memory fails for no value of these types.
+        if serde_json::to_writer(&mut self.outgoing, said).is_ok() {
+            self.outgoing.push(b'\n');
+        }
+    }
+
+    /// Sends what the socket takes now; true if something is left. The target never waits for a slow front.
+    pub fn flush(&mut self) -> bool {
+        while let Some(rest) = self.outgoing.get(self.sent..).filter(|rest| !rest.is_empty() && !self.broken) {
+            match self.stream.write(rest) {
+                Ok(sent) => self.sent += sent,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
+                Err(_) => self.broken = true,
+            }
+        }
+        self.outgoing.clear();
+        self.sent = 0;
+        false
+    }
+
+    /// Sends all, however long it takes.
+    pub fn flush_all(&mut self) {
+        let _refused = self.stream.set_nonblocking(false);
+        self.flush();
+    }
+
+    /// The next order. A front that is gone wants everybody let go.
+    pub fn order(&mut self) -> Option<Order> {
+        loop {
+            if let Some(line) = self.line() {
+                match serde_json::from_slice(&line) {
+                    Ok(order) => return Some(order),
+                    Err(_) => continue,
+                }
+            }
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.broken = true;
+                    return Some(Order::Detach);
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Is the front gone?
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    fn fill(&mut self) -> std::io::Result<bool> {
+        let mut buffer = [0; 1024];
+        let got = self.stream.read(&mut buffer)?;
+        self.incoming.extend(buffer.iter().take(got));
+        Ok(got > 0)
+    }
+
+    fn line(&mut self) -> Option<Vec<u8>> {
+        let end = self.incoming.iter().position(|&byte| byte == b'\n')?;
+        Some(self.incoming.drain(..=end).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_arrive_whole_and_a_front_that_leaves_means_detach() {
+        let (mut front, tracer) = UnixStream::pair().expect("a pair");
+        let options = Options {
+            target: Target::Attach(7),
+            mode: None,
+            who: Who::Both,
+            stacks_every: 0,
+            children_max: 1,
+            signal_mask: 0,
+        };
+        serde_json::to_writer(&mut front, &options).expect("options");
+        front.write_all(b"\n{\"signal\":15}\n\"det").expect("written");
+        let (mut link, read) = Link::open(tracer).expect("options");
+        assert!(matches!(read.target, Target::Attach(7)));
+        assert_eq!((link.order(), link.order()), (Some(Order::Signal(15)), None));
+        front.write_all(b"ach\"\n").expect("written");
+        assert_eq!(link.order(), Some(Order::Detach));
+        assert!(!link.is_broken());
+        drop(front);
+        assert_eq!(link.order(), Some(Order::Detach));
+        assert!(link.is_broken());
+    }
+}

@@ -1,0 +1,358 @@
+//! The tracer: a process of its own that follows the target with ptrace, arms each forked child, answers its page
+//! events and writes records.
+//!
+//! ```text
+//!  front ──socket── tracer ──ptrace── target
+//!    │ orders  →       │  follow.rs    stops: forks, exec, ends, signals
+//!    │ ← records       │  accounts.rs  opens and closes accounts (arms, settles)
+//!                      │  watch.rs     one account: userfaultfds, page events
+//! ```
+//!
+//! One thread does all: ptrace binds a tracee to a thread, and a page event is answered fastest where nothing is locked.
+//! It is a process apart from the front so that whoever kills the command does not strike in the middle of an injection
+//! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
+
+pub mod ability;
+mod accounts;
+mod arm;
+mod baseline;
+mod birth;
+mod compare;
+mod follow;
+mod kernel_writes;
+pub mod link;
+mod maps;
+mod sample;
+mod settle;
+mod start;
+mod threads;
+mod tree;
+mod watch;
+
+use crate::record::{Blind, Blindness, Closed, Event, Finish, Mode, Record, Role};
+use compare::Originals;
+use cowbell::sys::epoll::Poller;
+use cowbell::sys::pidfd::Ended;
+use cowbell::sys::ptrace::Status;
+use cowbell::sys::remote::Drain;
+use cowbell::sys::uffd::Event as Message;
+use cowbell::sys::{self, Errno, ptrace, signal};
+use link::{Link, Options, Order, Said};
+use sample::{Halted, Sampler};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+use tree::Tree;
+use watch::Watch;
+
+/// Events are handed on in batches of so many, or when the target pauses.
+const BATCH: usize = 256;
+/// How long the target must pause until its events are handed on.
+const PAUSE: Duration = Duration::from_millis(50);
+/// When to look again after the kernel could not lift a protection.
+const RETRY: Duration = Duration::from_micros(100);
+/// How long threads may take to stand still when everybody is let go.
+const LEAVE: Duration = Duration::from_secs(5);
+
+const SIGNALS: u64 = 0;
+const LINK: u64 = 1;
+const DOORS: u64 = 16;
+
+/// Runs the tracer on the socket from the front.
+pub fn run(stream: UnixStream) -> ExitCode {
+    let Ok((link, options)) = Link::open(stream) else { return ExitCode::FAILURE };
+    match Tracer::begin(link, options) {
+        Ok(mut tracer) => {
+            tracer.follow();
+            tracer.finish();
+            ExitCode::SUCCESS
+        }
+        Err((mut link, failed, message)) => {
+            link.say(&Said::Failed { failed, message });
+            link.flush_all();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything the tracer knows.
+struct Tracer {
+    link: Link,
+    options: Options,
+    mode: Mode,
+    frames: bool,
+    poller: Poller,
+    signals: OwnedFd,
+    tree: Tree,
+    originals: Originals,
+    drain: Drain,
+    sampler: Sampler,
+    /// Tasks that stand at their first instruction and whose maker has not told of them yet.
+    newborn: HashSet<i32>,
+    /// Threads that stand still because everybody is about to be let go, with the signal they are due.
+    parked: HashMap<i32, i32>,
+    /// Stops were announced while one thread was waited for.
+    stops_unread: bool,
+    leaving: bool,
+    leaving_since_ns: u64,
+    /// Pages whose writers could not be let go before an event was read.
+    owed: Vec<(i32, u64)>,
+    accounts: u32,
+    started_ns: u64,
+    root: i32,
+    root_ended: Option<Ended>,
+    spent: Finish,
+}
+
+impl Tracer {
+    fn now(&self) -> u64 {
+        sys::monotonic_ns() - self.started_ns
+    }
+
+    fn say(&mut self, record: Record) {
+        self.link.say(&Said::Record(record));
+    }
+
+    fn blind(&mut self, pid: i32, what: Blindness, detail: impl Into<String>) {
+        let time_ns = self.now();
+        self.say(Record::Blind(Blind { pid, time_ns, what, detail: detail.into() }));
+    }
+
+    /// Serves everybody until nobody is left.
+    fn follow(&mut self) {
+        let mut found = Vec::new();
+        while !self.tree.threads.is_empty() && !self.all_parked() && !self.has_waited_enough() {
+            let pending = self.link.flush();
+            let _same = self.poller.also_writable(self.link.socket(), LINK, pending);
+            if std::mem::take(&mut self.stops_unread) {
+                self.serve_stops();
+            }
+            if self.poller.wait(Some(self.patience()), &mut found).is_err() {
+                return;
+            }
+            if found.is_empty() && self.owed.is_empty() {
+                self.hand_on_events(1);
+            }
+            for &token in &found {
+                self.serve(token);
+            }
+            self.pay();
+        }
+    }
+
+    fn serve(&mut self, token: u64) {
+        match token {
+            SIGNALS => {
+                while signal::received(&self.signals).is_some() {}
+                self.serve_stops();
+            }
+            LINK => {
+                while let Some(order) = self.link.order() {
+                    self.obey(order);
+                    if self.link.is_broken() {
+                        let _gone = self.poller.remove(self.link.socket());
+                        break;
+                    }
+                }
+            }
+            door => self.serve_door(door),
+        }
+    }
+
+    fn serve_door(&mut self, door: u64) {
+        let pid = ((door - DOORS) / 2) as i32;
+        if (door - DOORS).is_multiple_of(2) { self.serve_events(pid) } else { self.serve_moves(pid) }
+    }
+
+    /// Waits for the next stop of one thread, and answers page events meanwhile: it may itself wait for such an answer.
+    fn wait_for(&mut self, tid: i32) -> Result<Status, Errno> {
+        let mut found = Vec::new();
+        loop {
+            if let Some((_, status)) = ptrace::wait(Some(tid), false)? {
+                return Ok(status);
+            }
+            self.poller.wait(Some(self.patience()), &mut found)?;
+            for &token in &found {
+                match token {
+                    SIGNALS => {
+                        while signal::received(&self.signals).is_some() {}
+                        self.stops_unread = true;
+                    }
+                    LINK => {}
+                    door => self.serve_door(door),
+                }
+            }
+            self.pay();
+        }
+    }
+
+    /// How long nothing may happen until it is time to look again.
+    fn patience(&self) -> Duration {
+        if self.owed.is_empty() { PAUSE } else { RETRY }
+    }
+
+    /// Lets writers go that could not be let go before. The kernel refuses while a mapping changes, which is over only some
+    /// time after the event about it was read.
+    fn pay(&mut self) {
+        let processes = &self.tree.processes;
+        self.owed.retain(|&(pid, page)| {
+            let watch = processes.get(&pid).and_then(|process| process.watch.as_ref());
+            watch.is_some_and(|watch| !watch.release(page))
+        });
+    }
+
+    fn serve_stops(&mut self) {
+        loop {
+            match ptrace::wait(None, false) {
+                Ok(Some((tid, status))) => self.on_status(tid, status),
+                Ok(None) => return,
+                Err(Errno::CHILD) => {
+                    self.tree = Tree::default();
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Signal(number) => sys::process::send(self.root, number),
+            Order::Detach if self.leaving => {}
+            Order::Detach => {
+                self.leaving = true;
+                self.leaving_since_ns = self.now();
+                let tids: Vec<i32> = self.tree.threads.keys().copied().collect();
+                for tid in tids {
+                    let _gone = ptrace::interrupt(tid);
+                }
+            }
+        }
+    }
+
+    fn all_parked(&self) -> bool {
+        self.leaving && self.tree.threads.keys().all(|tid| self.parked.contains_key(tid))
+    }
+
+    /// A thread in an uninterruptible system call does not stand still; it is let go as it is.
+    fn has_waited_enough(&self) -> bool {
+        self.leaving && self.now() - self.leaving_since_ns > LEAVE.as_nanos() as u64
+    }
+
+    /// Answers the page events of a process.
+    fn serve_events(&mut self, pid: i32) {
+        let started = sys::monotonic_ns();
+        let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
+            return;
+        };
+        let keeps = self.keeps_originals(pid);
+        let (mut messages, mut stopped) = (Vec::new(), Vec::new());
+        while watch.read_events(&mut messages) {
+            let time_ns = self.now();
+            for message in messages.drain(..) {
+                let Message::Fault(fault) = message else {
+                    watch.follow(&message);
+                    continue;
+                };
+                let seen = watch.look(fault, time_ns, self.leaving);
+                let mut halted = None;
+                if let Some(mut event) = seen.event {
+                    let kept = keeps && self.originals.keep(&watch, &event);
+                    halted = self.sample(&mut watch, &mut event);
+                    if kept || halted.is_some() {
+                        self.drain.run();
+                    }
+                    if let Some(new) = watch.place_of(event.pc) {
+                        self.link.say(&Said::Record(Record::Mapped { account: watch.account, mappings: vec![new] }));
+                    }
+                    watch.events.push(event);
+                }
+                if !watch.release(seen.page) {
+                    self.owed.push((pid, seen.page));
+                }
+                stopped.extend(halted);
+            }
+        }
+        let full = watch.events.len() >= BATCH;
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            process.watch = Some(watch);
+        }
+        for Halted { tid, status } in stopped {
+            self.on_status(tid, status);
+        }
+        self.spent.events_ns += sys::monotonic_ns() - started;
+        if full {
+            self.hand_on_events(BATCH);
+        }
+    }
+
+    /// Are contents of this process' pages lost to somebody when it writes them? A child's copies are compared with what the
+    /// parent has, as long as that is watched.
+    fn keeps_originals(&self, pid: i32) -> bool {
+        let Some(process) = self.tree.processes.get(&pid) else { return false };
+        let parent = self.tree.processes.get(&process.parent).is_some_and(|parent| parent.watch.is_some());
+        process.role != Role::Child || !parent || self.tree.processes.values().any(|other| other.parent == pid)
+    }
+
+    /// Takes the stack of an event's thread, if it is one of those wanted.
+    fn sample(&mut self, watch: &mut Watch, event: &mut Event) -> Option<Halted> {
+        if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
+            return None;
+        }
+        let started = sys::monotonic_ns();
+        let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
+        let taken = self.sampler.take(watch, event, parent);
+        self.spent.stops += 1;
+        self.spent.stacks_ns += sys::monotonic_ns() - started;
+        let (halted, stack) = taken?;
+        if let Some(stack) = stack {
+            self.say(Record::Stack(stack));
+        }
+        Some(halted)
+    }
+
+    /// Follows moves and removals in the mappings that have no events.
+    fn serve_moves(&mut self, pid: i32) {
+        let now = self.now();
+        let Some(watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut()) else { return };
+        let mut messages = Vec::new();
+        while watch.read_moves(now, &mut messages) {
+            for message in messages.drain(..) {
+                watch.follow(&message);
+            }
+        }
+    }
+
+    /// Hands on the events of every account that has at least so many.
+    fn hand_on_events(&mut self, least: usize) {
+        for process in self.tree.processes.values_mut() {
+            let Some(watch) = process.watch.as_mut().filter(|watch| watch.events.len() >= least) else { continue };
+            let events = std::mem::take(&mut watch.events);
+            self.link.say(&Said::Record(Record::Events { account: watch.account, events }));
+        }
+    }
+
+    /// Lets go who is left, and writes the last record.
+    fn finish(&mut self) {
+        self.leave();
+        let record = Finish { time_ns: self.now(), ended: self.root_ended, ..self.spent.clone() };
+        self.say(Record::Finish(record));
+        self.link.flush_all();
+    }
+
+    fn leave(&mut self) {
+        let mut pids: Vec<i32> = self.tree.processes.keys().copied().collect();
+        pids.sort_unstable();
+        for &pid in &pids {
+            self.close_account(pid, Closed::Detached, true);
+        }
+        for (tid, due) in std::mem::take(&mut self.parked) {
+            let _gone = ptrace::detach(tid, due);
+        }
+        for pid in pids.into_iter().filter(|&pid| pid != 0) {
+            self.blind(pid, Blindness::StillRunning, "");
+        }
+    }
+}

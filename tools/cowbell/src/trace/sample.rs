@@ -1,0 +1,168 @@
+//! Stacks of threads that wait for a page.
+//!
+//! A sampled thread is interrupted: it leaves the page fault, stands at the faulting instruction, and its registers
+//! can be read. Lifting the protection comes after, so the fault does not come again.
+
+use super::watch::Watch;
+use crate::record::{Event, Mapping, PythonFrame, Stack};
+use crate::stacks::native::{Files, Registers, Unwinder};
+use crate::stacks::python::Python;
+use cowbell::sys::ptrace::{self, Status, Stop};
+use cowbell::sys::remote::Memory;
+use std::collections::HashMap;
+
+/// How often a Python interpreter that could not be read (not initialised yet, say) is looked for.
+const TRIES_MAX: u32 = 5;
+/// Instructions whose first page is sampled in any case, for each account.
+const FIRSTS_MAX: usize = 200;
+
+/// How long a thread may take to stand still.
+const STAND_NS_MAX: u64 = 2_000_000;
+
+/// What is known of stacks.
+#[derive(Default)]
+pub struct Sampler {
+    /// The files' unwind information.
+    files: Files,
+    /// By account.
+    known: HashMap<u32, Known>,
+    /// The number of each stack that was written down.
+    stacks: HashMap<(u32, Vec<u64>, Vec<PythonFrame>), u32>,
+    /// The interpreters found, by process.
+    pythons: HashMap<i32, Search>,
+}
+
+/// How far the search for an interpreter has come.
+enum Search {
+    Found(Python),
+    None,
+    Failed(u32),
+}
+
+/// What is known of one account.
+struct Known {
+    unwinder: Unwinder,
+    memory: Memory,
+    /// Pages by instruction.
+    counts: HashMap<u64, u32>,
+}
+
+/// A thread that was interrupted for its stack, and how it stands.
+pub struct Halted {
+    /// The thread.
+    pub tid: i32,
+    /// What the tracer finds it in.
+    pub status: Status,
+}
+
+impl Sampler {
+    /// Is this event's stack wanted? Every `every`th of its instruction, and the first.
+    pub fn wants(&mut self, watch: &Watch, event: &Event, every: u32) -> bool {
+        // A thread inside of a system call cannot be interrupted there.
+        if every == 0 || event.syscall.is_some() || event.pc == 0 {
+            return false;
+        }
+        let Some(known) = self.known(watch) else { return false };
+        let firsts = known.counts.len();
+        let count = known.counts.entry(event.pc).or_insert(0);
+        *count += 1;
+        (*count == 1 && firsts < FIRSTS_MAX) || *count % every == 0
+    }
+
+    /// Interrupts the thread of an event, reads its stacks, and says whether this stack is new. The thread is left as it
+    /// stands: the caller lifts the protection, then handles the stop.
+    pub fn take(&mut self, watch: &mut Watch, event: &mut Event, parent: i32) -> Option<(Halted, Option<Stack>)> {
+        let tid = event.tid;
+        ptrace::interrupt(tid).ok()?;
+        let status = stopped(tid, watch, event.time_ns)?;
+        let halted = Halted { tid, status };
+        let stands = matches!(status, Status::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
+        let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
+        else {
+            return Some((halted, None));
+        };
+        let python = self.python(watch.pid, parent, tid);
+        let native = self.known(watch).map_or_else(Vec::new, |known| {
+            let registers =
+                Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() };
+            let memory = &known.memory;
+            known.unwinder.stack(registers, &mut |address| {
+                let mut word = [0; 8];
+                (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
+            })
+        });
+        let next = self.stacks.len() as u32;
+        let key = (watch.account, native, python);
+        if let Some(&known) = self.stacks.get(&key) {
+            event.stack = Some(known);
+            return Some((halted, None));
+        }
+        event.stack = Some(next);
+        let (account, native, python) = key.clone();
+        self.stacks.insert(key, next);
+        Some((halted, Some(Stack { stack: next, account, native, python })))
+    }
+
+    /// An account closed.
+    pub fn forget(&mut self, account: u32) {
+        self.known.remove(&account);
+        self.stacks.retain(|(of, _, _), _| *of != account);
+    }
+
+    /// A process ended or executed another program.
+    pub fn forget_process(&mut self, pid: i32) {
+        self.pythons.remove(&pid);
+    }
+
+    fn known(&mut self, watch: &Watch) -> Option<&mut Known> {
+        if !self.known.contains_key(&watch.account) {
+            let mappings: Vec<Mapping> = watch.maps.iter().map(|map| map.mapping.clone()).collect();
+            let memory = Memory::open(watch.pid).ok()?;
+            let known = Known { unwinder: self.files.unwinder(&mappings), memory, counts: HashMap::new() };
+            self.known.insert(watch.account, known);
+        }
+        self.known.get_mut(&watch.account)
+    }
+
+    fn python(&mut self, pid: i32, parent: i32, tid: i32) -> Vec<PythonFrame> {
+        if !self.pythons.contains_key(&pid) {
+            let inherited = match self.pythons.get(&parent) {
+                Some(Search::Found(python)) => Search::Found(python.for_child(pid)),
+                _ => search(pid, 0),
+            };
+            self.pythons.insert(pid, inherited);
+        }
+        if let Some(&Search::Failed(tries)) = self.pythons.get(&pid)
+            && tries < TRIES_MAX
+        {
+            self.pythons.insert(pid, search(pid, tries));
+        }
+        match self.pythons.get_mut(&pid) {
+            Some(Search::Found(python)) => python.frames(tid),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// How an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
+/// answered. A thread that the kernel made fault at this very page (it writes a signal's frame, say) cannot stand still
+/// before the page is there: `None`, and its stop comes later.
+fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
+    let started = cowbell::sys::monotonic_ns();
+    while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX {
+        if let Some((_, status)) = ptrace::wait(Some(tid), false).ok()? {
+            return Some(status);
+        }
+        watch.answer_meanwhile(time_ns);
+        cowbell::sys::process::yield_now();
+    }
+    None
+}
+
+fn search(pid: i32, tries: u32) -> Search {
+    match Python::find(pid) {
+        Ok(Some(python)) => Search::Found(python),
+        Ok(None) => Search::None,
+        Err(_) => Search::Failed(tries + 1),
+    }
+}

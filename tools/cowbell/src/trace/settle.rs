@@ -1,0 +1,136 @@
+//! The end of an account: the verdict over its pages, and how copies differ from their originals.
+
+use super::baseline::{self, page_bytes};
+use super::compare::{Donor, Originals};
+use super::maps::{self, Backing};
+use super::watch::Watch;
+use crate::record::{Class, Closed, End, PageRun, Watched};
+use cowbell::sys::Errno;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Query};
+use std::collections::BTreeMap;
+
+/// How an account closes.
+#[derive(Clone, Copy, Debug)]
+pub struct Close {
+    /// Why.
+    pub closed: Closed,
+    /// Can the address space still be read?
+    pub is_there: bool,
+    /// When.
+    pub now_ns: u64,
+}
+
+/// Closes an account.
+pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>>, close: Close) -> End {
+    let Close { mut closed, is_there, now_ns } = close;
+    let mut pages: BTreeMap<u64, Class> = BTreeMap::new();
+    if is_there && read_page_tables(watch, &mut pages, now_ns).is_err() {
+        closed = Closed::Lost;
+    }
+    for (&page, written) in &watch.written {
+        pages.entry(page).or_insert(written.class);
+    }
+    if is_there && closed != Closed::Lost {
+        drop_what_never_happened(watch, &mut pages, closed == Closed::Forked);
+    }
+    if let Some(donor) = donor {
+        let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
+        undecided.filter(|(page, _)| donor.still_has(**page)).for_each(|(_, class)| *class = Class::Copy);
+    }
+    let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
+    // Without page tables nothing is known of mappings without events.
+    let unmapped_uncounted = watch.uncounted + if is_there { 0 } else { watch.unread() };
+    End { account: watch.account, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
+}
+
+/// What events do not tell: pages noted by the kernel, and private pages where there were none before.
+fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns: u64) -> Result<(), Errno> {
+    watch.collect(now_ns)?;
+    let now = maps::read(watch.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let query = Query {
+        all: Categories::empty(),
+        none: Categories::FILE | Categories::PFN_ZERO,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::HUGE,
+        rearm: false,
+    };
+    let mut found: Vec<(Range, Categories)> = Vec::new();
+    watch
+        .pagemap
+        .scan_categories(baseline::user_space(), &query, |range, categories| found.push((range, categories)))?;
+    for (range, categories) in found {
+        let present = categories.contains(Categories::PRESENT);
+        let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
+        for page in ranges.flat_map(|range| (range.start as u64..range.end() as u64).step_by(page_bytes() as usize)) {
+            if watch.is_known(page) || watch.base.at(page).is_some() {
+                continue;
+            }
+            let backing = maps::find(&now, page).map(|map| map.backing);
+            // Markers look like pages in swap: userfaultfd's in what is armed, guards anywhere. Of the armed ones, those
+            // that were written are known already.
+            let armed = maps::find(&watch.maps, page).is_some_and(|map| map.mapping.watched != Watched::Census);
+            if !present && (armed || backing != Some(Backing::Anonymous) || is_guard(watch, page)) {
+                continue;
+            }
+            match backing {
+                Some(Backing::Anonymous) => pages.insert(page, Class::FirstTouch),
+                Some(Backing::Memory | Backing::File) => pages.insert(page, Class::PrivateFile),
+                _ => None,
+            };
+        }
+    }
+    Ok(())
+}
+
+/// Bit 58 of the pagemap word, since Linux 6.15.
+fn is_guard(watch: &Watch, page: u64) -> bool {
+    baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.bits() & (1 << 58) != 0)
+}
+
+/// A thread that was killed while it waited for a page never wrote it; and between the event and the write others can
+/// have given the page up.
+fn drop_what_never_happened(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
+    for (&page, written) in &watch.written {
+        let (Class::Copy | Class::Reuse, false) = (written.class, written.frame == 0) else { continue };
+        let Ok(entry) = baseline::entry(&watch.pagemap, page) else { continue };
+        if !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE) || watch.base.at(page).is_none() {
+            continue;
+        }
+        let verdict = match (entry.frame() == written.frame, entry.contains(Entry::EXCLUSIVE)) {
+            (false, _) => Some(Class::Copy),
+            (true, true) => Some(Class::Reuse),
+            // The new child has it too.
+            (true, false) if forked && written.class == Class::Reuse => Some(Class::Reuse),
+            (true, false) => None,
+        };
+        match verdict {
+            Some(class) => drop(pages.insert(page, class)),
+            None => drop(pages.remove(&page)),
+        }
+    }
+}
+
+fn runs(pages: &BTreeMap<u64, Class>) -> Vec<PageRun> {
+    let mut runs: Vec<PageRun> = Vec::new();
+    for (&page, &class) in pages {
+        match runs.last_mut() {
+            Some(last) if last.class == class && last.start + last.pages * page_bytes() == page => last.pages += 1,
+            _ => runs.push(PageRun { start: page, pages: 1, class }),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_one_class_are_one_run() {
+        let page = page_bytes();
+        let pages = [(1, Class::Copy), (2, Class::Copy), (3, Class::Reuse), (5, Class::Reuse)];
+        let pages: BTreeMap<u64, Class> = pages.into_iter().map(|(at, class)| (at * page, class)).collect();
+        let found: Vec<_> = runs(&pages).iter().map(|run| (run.start / page, run.pages, run.class)).collect();
+        assert_eq!(found, [(1, 2, Class::Copy), (3, 1, Class::Reuse), (5, 1, Class::Reuse)]);
+    }
+}

@@ -1,0 +1,246 @@
+//! How a trace begins: the mode, the header, and the program or the process.
+
+use super::birth::traced;
+use super::compare::Originals;
+use super::link::{Link, Options, Target};
+use super::sample::Sampler;
+use super::tree::{Process, Tree};
+use super::{LINK, SIGNALS, Tracer, ability, baseline};
+use crate::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
+use cowbell::sys::epoll::Poller;
+use cowbell::sys::launch::{Launch, Launched};
+use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::remote::Drain;
+use cowbell::sys::{self, Errno, signal};
+use std::collections::{HashMap, HashSet};
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Exit codes of a tracer that could not begin.
+const FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Why it could not begin: the link to say it on, the exit code, the words.
+pub type Refused = (Link, u8, String);
+
+impl Tracer {
+    /// Starts or attaches. From then on [`Tracer::follow`].
+    pub(super) fn begin(link: Link, options: Options) -> Result<Self, Refused> {
+        let (mode, mode_reason) = match choose_mode(options.mode) {
+            Ok(chosen) => chosen,
+            Err(why) => return Err((link, FAILED, why)),
+        };
+        let prepared = (|| -> Result<_, Errno> {
+            // What the terminal sends to all its processes is for the target; this one ends when the target does.
+            let ignored = [
+                signal::CHLD,
+                signal::INT,
+                signal::QUIT,
+                signal::TERM,
+                signal::HUP,
+                signal::TSTP,
+                signal::TTIN,
+                signal::TTOU,
+                signal::PIPE,
+            ];
+            let (poller, signals) = (Poller::new()?, signal::receive(&ignored)?);
+            poller.add(&signals, SIGNALS)?;
+            poller.add(link.socket(), LINK)?;
+            Ok((poller, signals, Drain::new()?))
+        })();
+        let (poller, signals, drain) = match prepared {
+            Ok(prepared) => prepared,
+            Err(e) => return Err((link, FAILED, format!("cannot watch for events: {e}"))),
+        };
+        let mut tracer = Self {
+            link,
+            mode,
+            frames: ability::frames(),
+            poller,
+            signals,
+            tree: Tree::default(),
+            originals: Originals::default(),
+            drain,
+            sampler: Sampler::default(),
+            newborn: HashSet::new(),
+            parked: HashMap::new(),
+            stops_unread: false,
+            leaving: false,
+            leaving_since_ns: 0,
+            owed: Vec::new(),
+            accounts: 0,
+            started_ns: sys::monotonic_ns(),
+            root: 0,
+            root_ended: None,
+            spent: Finish { time_ns: 0, ended: None, arming_ns: 0, events_ns: 0, stacks_ns: 0, stops: 0 },
+            options,
+        };
+        let begun = match tracer.options.target.clone() {
+            Target::Run(command) => tracer.run(&command, mode_reason),
+            Target::Attach(pid) => tracer.attach(pid, mode_reason),
+        };
+        match begun {
+            Ok(()) => {
+                // Several for each process watched. Only now: the program was to start with the user's limit.
+                sys::tracing::raise_descriptors_max();
+                Ok(tracer)
+            }
+            Err((code, message)) => Err((tracer.link, code, message)),
+        }
+    }
+
+    fn say_header(&mut self, command: Vec<String>, mode_reason: String) {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let header = Header {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            cowbell: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            page_size: baseline::page_bytes(),
+            command,
+            started_unix_ms: since_1970.as_millis() as u64,
+            mode: self.mode,
+            mode_reason,
+            who: self.options.who,
+            stacks_every: self.options.stacks_every,
+            frames: self.frames,
+        };
+        self.say(Record::Header(header));
+    }
+
+    fn run(&mut self, words: &[OsString], mode_reason: String) -> Result<(), (u8, String)> {
+        let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+        let launch = Launch::prepare(words, self.options.signal_mask)
+            .map_err(|e| (FAILED, format!("cannot start a process: {e}")))?;
+        let pid = launch.pid();
+        ptrace::seize(pid, traced()).map_err(|e| (FAILED, cannot_trace(pid, e)))?;
+        match until_executed(pid, launch.go()) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::NotFound || !may_be_there(words) => {
+                return Err((NOT_FOUND, format!("{name}: not found; is it installed, and on the PATH?")));
+            }
+            Err(e) => return Err((NOT_EXECUTABLE, format!("{name}: cannot be executed: {e}"))),
+        }
+        self.say_header(words.iter().map(|word| word.to_string_lossy().into_owned()).collect(), mode_reason);
+        self.root = pid;
+        let family = self.tree.new_family();
+        self.tree.add(pid, Process::new(pid, 0, family, Role::Parent));
+        self.name(pid, 0, Origin::Started);
+        self.go_on(pid, Stop::Event(Event::Exec));
+        Ok(())
+    }
+
+    fn attach(&mut self, root: i32, mode_reason: String) -> Result<(), (u8, String)> {
+        let command = fs::read(format!("/proc/{root}/cmdline"));
+        let command = command.map_err(|_| (FAILED, format!("there is no process {root}")))?;
+        let command = command.split(|&byte| byte == 0).filter(|part| !part.is_empty());
+        let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+        // Seized first, so that nothing is half done when the right is missing.
+        ptrace::seize(root, traced()).map_err(|e| (FAILED, cannot_trace(root, e)))?;
+        self.say_header(command, mode_reason);
+        self.root = root;
+        let family = self.tree.new_family();
+        let mut seen = HashSet::from([root]);
+        let mut parents = HashMap::from([(root, 0)]);
+        let mut fresh = vec![root];
+        // Until nothing new is found: the tree grows while it is listed.
+        while let Some(pid) = fresh.pop() {
+            let parent = parents.get(&pid).copied().unwrap_or(0);
+            let mut process = Process::new(pid, parent, family, Role::Attached);
+            process.to_arm = true;
+            self.tree.add(pid, process);
+            self.seize_threads(pid, &mut seen);
+            self.name(pid, parent, Origin::Attached);
+            for child in children(pid) {
+                if seen.insert(child) && ptrace::seize(child, traced()).is_ok() {
+                    parents.insert(child, pid);
+                    fresh.push(child);
+                }
+            }
+        }
+        // Relatives outside of this tree may share with it: it is never taken to be alone.
+        self.tree.add(0, Process::new(0, 0, family, Role::Attached));
+        self.tree.threads.remove(&0);
+        let pids: Vec<i32> = self.tree.processes.keys().copied().filter(|&pid| pid != 0).collect();
+        for pid in pids {
+            let _gone = ptrace::interrupt(pid);
+        }
+        Ok(())
+    }
+
+    fn seize_threads(&mut self, pid: i32, seen: &mut HashSet<i32>) {
+        loop {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+            let new: Vec<i32> = tids.filter(|&tid| tid != pid && seen.insert(tid)).collect();
+            if new.is_empty() {
+                return;
+            }
+            for tid in new {
+                if ptrace::seize(tid, traced()).is_ok() {
+                    self.tree.add_thread(pid, tid);
+                }
+            }
+        }
+    }
+}
+
+/// The most that is allowed, or what was asked for.
+fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
+    ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"))?;
+    match (asked, ability::trace()) {
+        (Some(Mode::Count), _) => Ok((Mode::Count, String::new())),
+        (None | Some(Mode::Trace), Ok(())) => Ok((Mode::Trace, String::new())),
+        (None, Err(why)) => Ok((Mode::Count, why)),
+        (Some(Mode::Trace), Err(why)) => Err(format!("{why}; --mode count works without")),
+    }
+}
+
+/// Serves the stops of a process on its way into a program.
+fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
+    loop {
+        let (_, status) = ptrace::wait(Some(pid), true)?.ok_or(Errno::CHILD)?;
+        match status {
+            Status::Stopped(Stop::Event(Event::Exec)) => return launched.result(),
+            Status::Stopped(Stop::Signal(due)) => ptrace::resume(pid, Until::Event, due)?,
+            Status::Stopped(Stop::Group(_)) => ptrace::listen(pid)?,
+            Status::Stopped(_) => ptrace::resume(pid, Until::Event, 0)?,
+            Status::Exited(_) | Status::Signaled(_) => return launched.result().and(Err(Errno::CHILD.into())),
+        }
+    }
+}
+
+/// Is there a file of the program's name? A folder on the PATH that may not be searched makes the kernel speak of permissions.
+fn may_be_there(words: &[OsString]) -> bool {
+    let Some(program) = words.first().map(Path::new) else { return false };
+    let path = env::var_os("PATH").unwrap_or_default();
+    program.components().count() > 1 || env::split_paths(&path).any(|folder| folder.join(program).exists())
+}
+
+fn cannot_trace(pid: i32, e: Errno) -> String {
+    let traced = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = traced.lines().find_map(|line| line.strip_prefix("TracerPid:")).map_or("0", str::trim);
+    if tracer != "0" {
+        return format!("process {pid} is traced already, by process {tracer} (strace, gdb, another cowbell?)");
+    }
+    match e {
+        Errno::SRCH => format!("there is no process {pid}"),
+        Errno::PERM => format!(
+            "process {pid} may not be traced: run as its user or as root (CAP_SYS_PTRACE); in a container allow ptrace; \
+             kernel.yama.ptrace_scope must be 0 to attach without CAP_SYS_PTRACE"
+        ),
+        e => format!("process {pid} cannot be traced: {e}"),
+    }
+}
+
+/// The processes that this one has made and that live.
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}

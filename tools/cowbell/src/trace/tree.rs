@@ -1,0 +1,105 @@
+//! The processes and threads that are followed.
+
+use super::watch::Watch;
+use crate::record::Role;
+use std::collections::{HashMap, HashSet};
+
+/// A process.
+pub struct Process {
+    /// Who forked it; 0 where not known.
+    pub parent: i32,
+    /// The processes that have copies of the same memory share this number.
+    pub family: u32,
+    /// What it is watched as.
+    pub role: Role,
+    /// When it was forked; 0 where not seen.
+    pub born_ns: u64,
+    /// Its threads that are not gone.
+    pub threads: HashSet<i32>,
+    /// Those that are about to go.
+    pub ending: HashSet<i32>,
+    /// Its open account.
+    pub watch: Option<Box<Watch>>,
+    /// When it last wrote each page, as far as seen in closed accounts.
+    pub history: HashMap<u64, u64>,
+    /// It is to be armed once a thread of it stands still.
+    pub to_arm: bool,
+    /// It has its parent's memory itself.
+    pub shares: bool,
+}
+
+impl Process {
+    /// A process with one thread.
+    pub fn new(pid: i32, parent: i32, family: u32, role: Role) -> Self {
+        Self {
+            parent,
+            family,
+            role,
+            born_ns: 0,
+            threads: HashSet::from([pid]),
+            ending: HashSet::new(),
+            watch: None,
+            history: HashMap::new(),
+            to_arm: false,
+            shares: false,
+        }
+    }
+
+    /// Will nothing of it run any more?
+    pub fn is_ending(&self) -> bool {
+        self.threads.is_subset(&self.ending)
+    }
+
+    /// When it last wrote a page, in the open account or a closed one, as far as seen.
+    pub fn wrote(&self, page: u64) -> Option<u64> {
+        let open = self.watch.as_ref().and_then(|watch| {
+            let written = watch.written.get(&page).map(|written| written.time_ns);
+            written.or_else(|| watch.moved.get(&page).copied())
+        });
+        open.or_else(|| self.history.get(&page).copied())
+    }
+}
+
+/// All that is followed.
+#[derive(Default)]
+pub struct Tree {
+    /// By process id.
+    pub processes: HashMap<i32, Process>,
+    /// The process of each thread.
+    pub threads: HashMap<i32, i32>,
+    families: u32,
+}
+
+impl Tree {
+    /// A number for processes that begin a memory of their own.
+    pub fn new_family(&mut self) -> u32 {
+        self.families += 1;
+        self.families
+    }
+
+    /// Adds a process with its first thread.
+    pub fn add(&mut self, pid: i32, process: Process) {
+        self.threads.insert(pid, pid);
+        self.processes.insert(pid, process);
+    }
+
+    /// Adds a thread to a process.
+    pub fn add_thread(&mut self, pid: i32, tid: i32) {
+        self.threads.insert(tid, pid);
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.threads.insert(tid);
+        }
+    }
+
+    /// The one process that is left of a family, if it is one.
+    pub fn last_of(&self, family: u32) -> Option<i32> {
+        let mut left = self.processes.iter().filter(|(_, process)| process.family == family && !process.shares);
+        let (&pid, _) = left.next()?;
+        left.next().is_none().then_some(pid)
+    }
+
+    /// How many processes are watched.
+    pub fn watched(&self) -> usize {
+        self.processes.values().filter(|process| process.watch.is_some()).count()
+    }
+}

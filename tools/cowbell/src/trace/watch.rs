@@ -1,0 +1,363 @@
+//! One account's watch: arming an address space, and answering what its userfaultfds say.
+
+use super::baseline::{self, Baseline, Was, page_bytes};
+use super::maps::{self, Backing, Map};
+use super::threads::Threads;
+use crate::record::{Class, Event, Mapping, Mode, Role, Watched};
+use cowbell::sys::Errno;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::uffd::{Event as Message, Fault, Features};
+use std::collections::HashMap;
+
+/// The userfaultfds of one process: made there once, kept for all its accounts.
+#[derive(Debug)]
+pub struct Doors {
+    /// Synchronous: each first write is a message. Only in [`Mode::Trace`].
+    pub events: Option<RemoteUffd>,
+    /// Asynchronous: the kernel notes which pages were written.
+    pub bits: Option<RemoteUffd>,
+}
+
+/// What the synchronous one must be able to do.
+pub const EVENT_FEATURES: Features = Features::PAGEFAULT_FLAG_WP
+    .union(Features::THREAD_ID)
+    .union(Features::EXACT_ADDRESS)
+    .union(Features::WP_HUGETLBFS_SHMEM)
+    .union(MOVES);
+/// What the asynchronous one must be able to do.
+pub const BIT_FEATURES: Features = Features::WP_ASYNC.union(Features::WP_HUGETLBFS_SHMEM).union(MOVES);
+const MOVES: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
+
+/// A page that was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    /// What the write did, as far as known when it was seen.
+    pub class: Class,
+    /// The frame the page had before it; 0 where not known.
+    pub frame: u64,
+    /// When it was seen.
+    pub time_ns: u64,
+}
+
+/// A fault that was looked at; the writer still waits.
+pub struct Seen {
+    /// The page.
+    pub page: u64,
+    /// What is known of it; `None` for a page that was seen before.
+    pub event: Option<Event>,
+}
+
+/// Messages that were read but not looked at yet.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Of the synchronous userfaultfd.
+    pub events: Vec<Message>,
+    /// Of the asynchronous one.
+    pub moves: Vec<Message>,
+}
+
+impl Told {
+    /// Reads both userfaultfds; false if there was nothing.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn hear(&mut self, doors: &Doors) -> Result<bool, Errno> {
+        let mut any = false;
+        for (door, told) in [(&doors.events, &mut self.events), (&doors.bits, &mut self.moves)] {
+            if let Some(uffd) = door {
+                any |= uffd.read(|message| told.push(message))?;
+            }
+        }
+        Ok(any)
+    }
+}
+
+/// One account while it is open.
+pub struct Watch {
+    /// Its number.
+    pub account: u32,
+    /// Why.
+    pub role: Role,
+    /// How.
+    pub mode: Mode,
+    /// Whose memory.
+    pub pid: i32,
+    /// Since when.
+    pub begun_ns: u64,
+    /// The process' page tables.
+    pub pagemap: Pagemap,
+    /// The mappings known, with how each is observed.
+    pub maps: Vec<Map>,
+    /// What they held.
+    pub base: Baseline,
+    /// The pages written, as far as seen.
+    pub written: HashMap<u64, Written>,
+    /// Where pages are now that were written before they were moved, and when.
+    pub moved: HashMap<u64, u64>,
+    /// Events that are not yet in the capture.
+    pub events: Vec<Event>,
+    /// Pages that may have been written and went before they were counted.
+    pub uncounted: u64,
+    pub(super) doors: Doors,
+    pub(super) told: Told,
+    pub(super) memory: Memory,
+    pub(super) frames: bool,
+    pub(super) threads: Threads,
+}
+
+impl Watch {
+    /// Gives the userfaultfds back, for the next account of the same process.
+    pub fn into_doors(self) -> Doors {
+        self.doors
+    }
+
+    /// Looks at a fault. Afterwards [`Self::release`] the page. `interrupted`: its thread may be on its way to a stop.
+    pub fn look(&mut self, fault: Fault, time_ns: u64, interrupted: bool) -> Seen {
+        let page = fault.address as u64 / page_bytes() * page_bytes();
+        if !fault.write_protect || self.is_known(page) {
+            return Seen { page, event: None };
+        }
+        let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
+        let class = self.class_of_write(page, entry);
+        let tid = self.threads.ours(fault.tid);
+        let (pc, syscall) = self.threads.blocked(tid, interrupted).map_or((0, None), |at| (at.pc, at.syscall));
+        self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
+        Seen { page, event: Some(Event { time_ns, page, tid, pc, class, syscall, stack: None }) }
+    }
+
+    /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
+    /// its turn.
+    pub fn answer_meanwhile(&mut self, time_ns: u64) {
+        if let Some(uffd) = &self.doors.events {
+            let _none = uffd.read(|message| self.told.events.push(message));
+        }
+        let mut waiting = std::mem::take(&mut self.told.events);
+        waiting.retain(|message| {
+            let Message::Fault(fault) = *message else { return true };
+            let seen = self.look(fault, time_ns, true);
+            self.events.extend(seen.event);
+            // Else it is looked at again, as a page that is known.
+            !self.release(seen.page)
+        });
+        self.told.events = waiting;
+    }
+
+    /// Completes the last event of a thread of which was not known where it stood: one that is due a signal does not sleep
+    /// while the kernel writes for it, but takes its signal right after.
+    pub fn place(&mut self, tid: i32, pc: u64, call: i64) {
+        if let Some(event) = self.events.iter_mut().rev().find(|event| event.tid == tid).filter(|event| event.pc == 0) {
+            event.pc = pc;
+            event.syscall = event.syscall.or(i32::try_from(call).ok().filter(|&call| call >= 0));
+        }
+    }
+
+    /// Lets the writer of a page go on. False: an event must be read first, then again.
+    pub fn release(&self, page: u64) -> bool {
+        let Some(uffd) = &self.doors.events else { return true };
+        let range = Range { start: page as usize, len: page_bytes() as usize };
+        match uffd.write_protect(range, false) {
+            Ok(()) => true,
+            Err(Errno::AGAIN) => false,
+            // Unmapped or moved meanwhile: the writer tries again, and meets what is there now.
+            Err(_) => {
+                let _gone = uffd.wake(range);
+                true
+            }
+        }
+    }
+
+    /// Was this page written already, here or before it was moved here?
+    pub fn is_known(&self, page: u64) -> bool {
+        self.written.contains_key(&page) || self.moved.contains_key(&page)
+    }
+
+    /// What a write to a page that has this entry will do.
+    pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> Class {
+        match self.base.at(page) {
+            Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => Class::Copy,
+            Some(Was::Private | Was::Swapped) if self.may_be_part_of_a_huge_page(page) => Class::CopyOrReuse,
+            Some(Was::Private | Was::Swapped) => Class::Reuse,
+            Some(Was::Zero) => Class::ZeroPage,
+            None => self.class_of_new(page),
+        }
+    }
+
+    /// A part of a huge page that only this process maps is copied all the same while others map another part. Frames
+    /// tell afterwards; without them, a shared neighbour leaves it open.
+    fn may_be_part_of_a_huge_page(&self, page: u64) -> bool {
+        let huge = baseline::huge_bytes();
+        let Some(map) = maps::find(&self.maps, page).filter(|_| !self.frames) else { return false };
+        let start = (page / huge * huge).max(map.mapping.start);
+        let end = (page / huge * huge + huge).min(map.mapping.end);
+        let mut shared = false;
+        let range = Range { start: start as usize, len: (end - start) as usize };
+        let read = self.pagemap.read(range, |_, entry| {
+            shared |= entry.contains(Entry::PRESENT) && !entry.contains(Entry::EXCLUSIVE);
+        });
+        read.is_err() || shared
+    }
+
+    /// What a page is that was not there when the account opened.
+    pub fn class_of_new(&self, page: u64) -> Class {
+        match maps::find(&self.maps, page).map(|map| map.backing) {
+            Some(Backing::Memory | Backing::File) => Class::PrivateFile,
+            _ => Class::FirstTouch,
+        }
+    }
+
+    /// The mapping of an instruction that lies in none that is known: a library loaded since.
+    pub fn place_of(&mut self, pc: u64) -> Option<Mapping> {
+        if pc == 0 || maps::find(&self.maps, pc).is_some() {
+            return None;
+        }
+        let now = maps::read(self.pid).ok()?;
+        let map = maps::find(&now, pc)?.clone();
+        let new = map.mapping.clone();
+        self.maps.retain(|old| old.mapping.end <= new.start || new.end <= old.mapping.start);
+        self.maps.push(map);
+        self.maps.sort_by_key(|map| map.mapping.start);
+        Some(new)
+    }
+
+    /// A thread ended.
+    pub fn forget_thread(&mut self, tid: i32) {
+        self.threads.forget(tid);
+    }
+
+    /// How many pages may have been copied without an event that would have told.
+    pub fn unread(&self) -> u64 {
+        self.unread_in(0, u64::MAX)
+    }
+
+    fn unread_in(&self, start: u64, end: u64) -> u64 {
+        let bits = self.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);
+        let mut unread = 0;
+        for map in bits {
+            let (start, end) = (start.max(map.mapping.start), end.min(map.mapping.end));
+            if start >= end {
+                continue;
+            }
+            let known = self.written.keys().filter(|page| (start..end).contains(page)).count() as u64;
+            unread += match map.backing {
+                Backing::Anonymous => {
+                    self.base.held_in(start, end).filter(|page| !self.written.contains_key(page)).count() as u64
+                }
+                // Any page of the file.
+                _ => (end.saturating_sub(start) / page_bytes()).saturating_sub(known),
+            };
+        }
+        unread
+    }
+
+    /// Reads the synchronous userfaultfd.
+    pub fn read_events(&mut self, messages: &mut Vec<Message>) -> bool {
+        if !self.told.events.is_empty() {
+            messages.append(&mut self.told.events);
+            return true;
+        }
+        self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
+    }
+
+    /// Reads the asynchronous userfaultfd, whose messages are moves and removals only. What was written must be noted
+    /// first: the pages of a removal go when it has been read.
+    pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> bool {
+        if self.doors.bits.is_none() || self.collect(now_ns).is_err() {
+            return false;
+        }
+        if !self.told.moves.is_empty() {
+            messages.append(&mut self.told.moves);
+            return true;
+        }
+        self.doors.bits.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
+    }
+
+    /// The userfaultfds, to wait for.
+    pub fn doors(&self) -> &Doors {
+        &self.doors
+    }
+
+    /// Follows a change of the address space.
+    pub fn follow(&mut self, message: &Message) {
+        match *message {
+            Message::Remap { from, to, len } => {
+                let (from, to, len) = (from as u64, to as u64, len as u64);
+                self.base.relocate(from, to, len);
+                let moved: Vec<_> = self
+                    .written
+                    .iter()
+                    .filter(|(page, _)| (from..from + len).contains(page))
+                    .map(|(&p, &w)| (p, w))
+                    .collect();
+                // They stay in the account where they were written.
+                self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
+                if let Some(map) = maps::find(&self.maps, from) {
+                    let mut map = map.clone();
+                    map.mapping.offset += from - map.mapping.start;
+                    (map.mapping.start, map.mapping.end) = (to, to + len);
+                    self.maps.retain(|other| other.mapping.end <= to || to + len <= other.mapping.start);
+                    self.maps.push(map);
+                    self.maps.sort_by_key(|map| map.mapping.start);
+                }
+            }
+            Message::Remove(range) => self.base.remove(range.start as u64, range.end() as u64),
+            Message::Unmap(range) => {
+                let (start, end) = (range.start as u64, range.end() as u64);
+                self.uncounted += self.unread_in(start, end);
+                self.base.remove(start, end);
+            }
+            Message::Fault(_) | Message::Fork(_) | Message::Other(_) => {}
+        }
+    }
+
+    /// Notes which pages the kernel saw written in the mappings without events.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn collect(&mut self, now_ns: u64) -> Result<(), Errno> {
+        let query = Query {
+            all: Categories::WP_ALLOWED | Categories::WRITTEN,
+            none: Categories::FILE,
+            any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::HUGE,
+            rearm: false,
+        };
+        let mut found = Vec::new();
+        self.pagemap.scan_categories(baseline::user_space(), &query, |range, categories| {
+            if !categories.contains(Categories::PFN_ZERO) {
+                found.push((range, categories));
+            }
+        })?;
+        for (range, categories) in found {
+            for range in baseline::without_zeroes(&self.pagemap, range, categories) {
+                self.collect_range(range, now_ns)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_range(&mut self, range: Range, now_ns: u64) -> Result<(), Errno> {
+        let (mut entries, page) = (Vec::new(), page_bytes());
+        if self.frames {
+            self.pagemap.read(range, |_, entry| entries.push(entry.frame()))?;
+        }
+        for (index, address) in (range.start as u64..range.end() as u64).step_by(page as usize).enumerate() {
+            // Nobody armed what was mapped later: the census counts it.
+            let armed = maps::find(&self.maps, address).is_some_and(|map| map.mapping.watched == Watched::Bits);
+            if !armed || self.is_known(address) {
+                continue;
+            }
+            let frame = self.base.frame(address).unwrap_or(0);
+            let now = entries.get(index).copied().unwrap_or(0);
+            let class = match self.base.at(address) {
+                Some(Was::Private) if frame != 0 && now != 0 && frame == now => Class::Reuse,
+                Some(Was::Private) if frame != 0 && now != 0 => Class::Copy,
+                Some(Was::Private | Was::Swapped) => Class::CopyOrReuse,
+                Some(Was::Zero) => Class::ZeroPage,
+                None => self.class_of_new(address),
+            };
+            self.written.insert(address, Written { class, frame, time_ns: now_ns });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,19 @@
+//! A profile as text for people. As JSON for programs it is [`Summary`](crate::analyse::Summary) itself.
+
+mod lines;
+mod tables;
+mod text;
+mod why;
+
+pub use text::text;
+
+/// How much the text says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// So many lines of each list.
+    pub top: usize,
+    /// Only how much was copied.
+    pub quiet: bool,
+    /// Each child's own lists, and names in full.
+    pub verbose: bool,
+}

@@ -1,0 +1,138 @@
+//! The parts of the report that say how much was pointless and why, what was not seen, and what looking cost.
+
+use super::Look;
+use super::lines::{Text, clean, count, pages_and_share, percent, some, time};
+use crate::analyse::Cause;
+use crate::analyse::summary::Summary;
+use crate::record::{Blindness, Mode};
+use cowbell::page::Bytes;
+
+/// Below this share of the copies a cause is named without its remedy.
+const REMEDY_SHARE_MIN: f64 = 0.03;
+
+/// How much of the copying was pointless.
+pub fn contents(text: &mut Text, summary: &Summary) {
+    let contents = &summary.contents;
+    if contents.compared_pages == 0 {
+        return;
+    }
+    text.heading("How much of it was pointless");
+    let compared = contents.compared_pages;
+    if compared < summary.totals.copied_pages {
+        let of = count(summary.totals.copied_pages);
+        text.faint(&format!("{:>21}{} of {of} copies were compared with their originals", "", count(compared)));
+    }
+    let mut row = |pages: u64, what: &str| {
+        if pages > 0 {
+            text.line(&format!("{}  {what}", pages_and_share(pages, pages as f64 / compared as f64)));
+        }
+    };
+    row(contents.identical_pages, "the same as the original again: copied for nothing");
+    row(contents.counter_pages, "changed only in what looks like counters");
+    let other = compared.saturating_sub(contents.identical_pages.saturating_add(contents.counter_pages));
+    row(other, "changed otherwise");
+    if let Some(amplification) = contents.amplification {
+        let changed = some(contents.changed_bytes, "byte", "bytes");
+        text.line(&format!("{:>21}{changed} changed in all: {} copied for each", "", Bytes(amplification as u64)));
+    }
+}
+
+/// Why, and what helps.
+pub fn causes(text: &mut Text, summary: &Summary) {
+    if summary.causes.is_empty() {
+        return;
+    }
+    text.heading("Likely causes, and what is known to help");
+    text.list(
+        &summary.causes,
+        usize::MAX,
+        |cause| cause.share,
+        |text, cause| {
+            let blind = cause.without_code_pages.saturating_add(cause.without_name_pages);
+            // What hardly touches the figure is not worth a doubt.
+            let in_doubt = blind.saturating_mul(10) >= cause.copied_pages;
+            let otherwise = cause.otherwise.filter(|_| in_doubt);
+            let or = otherwise.map_or(String::new(), |otherwise| format!(", or the {}", otherwise.name()));
+            let why = match cause.cause {
+                _ if !in_doubt || cause.share < REMEDY_SHARE_MIN => "",
+                Cause::Stack | Cause::Kernel => "",
+                Cause::Unknown if cause.without_code_pages == 0 => "",
+                _ if cause.without_code_pages < cause.without_name_pages => " (symbols of the program would tell more)",
+                _ if summary.run.mode == Mode::Count => " (--mode trace shows the code)",
+                _ => " (the code was not seen)",
+            };
+            text.line(&format!("{}  {}{or}{why}", pages_and_share(cause.copied_pages, cause.share), cause.name));
+            if cause.share >= REMEDY_SHARE_MIN {
+                if let Some(remedy) = cause.remedy {
+                    text.faint_sentence(23, remedy);
+                }
+                if let (Some(otherwise), Some(remedy)) = (otherwise, cause.remedy_otherwise) {
+                    text.faint_sentence(23, &format!("if the {}: {remedy}", otherwise.name()));
+                }
+            }
+        },
+    );
+}
+
+/// What could not be seen.
+pub fn blind(text: &mut Text, summary: &Summary, look: &Look) {
+    if summary.blind.is_empty() {
+        return;
+    }
+    text.heading("What could not be seen");
+    for blind in summary.blind.iter().take(look.top) {
+        let processes = some(blind.times, "process", "processes");
+        let what = match blind.what {
+            Blindness::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
+            Blindness::SharesMemory => {
+                format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
+            }
+            Blindness::NotArmed => "the kernel would not watch everything".to_owned(),
+            Blindness::EventsDropped => {
+                "events came too fast to be kept: their pages are counted, not explained".into()
+            }
+            Blindness::Executed => {
+                format!("{processes} executed another program: what they copied before is not counted")
+            }
+            Blindness::StillRunning => format!("{processes} still ran when the watch ended"),
+            Blindness::NoStacks => "stacks could not be taken".to_owned(),
+            Blindness::Other => String::new(),
+        };
+        let details = blind.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
+        let parts: Vec<String> = Some(what).into_iter().filter(|what| !what.is_empty()).chain(details).collect();
+        let more =
+            if parts.len() <= blind.details.len() && !look.verbose && blind.details.len() > 2 { "; …" } else { "" };
+        let pids = match blind.pids.as_slice() {
+            [] => String::new(),
+            [pid] => format!(" (process {pid})"),
+            pids => {
+                let shown: Vec<_> = pids.iter().take(5).map(i32::to_string).collect();
+                format!(" (processes {}{})", shown.join(", "), if pids.len() > 5 { ", …" } else { "" })
+            }
+        };
+        text.faint_sentence(2, &format!("{}{more}{pids}", parts.join(": ")));
+    }
+    if let Some(rest) = summary.blind.len().checked_sub(look.top).filter(|rest| *rest > 0) {
+        text.faint(&format!("  and {rest} more kinds"));
+    }
+}
+
+/// What looking cost.
+pub fn overhead(text: &mut Text, summary: &Summary) {
+    let overhead = &summary.overhead;
+    let parts = [
+        (overhead.arming_ns, "to arm"),
+        (overhead.events_ns, "to answer page events"),
+        (overhead.stacks_ns, "for sampled stacks"),
+    ];
+    let mut parts: Vec<String> =
+        parts.iter().filter(|(ns, _)| *ns > 0).map(|(ns, what)| format!("{} {what}", time(*ns))).collect();
+    if overhead.stops > 0 {
+        parts.push(some(overhead.stops, "stop of a thread", "stops of threads"));
+    }
+    if !parts.is_empty() {
+        text.heading("What looking cost");
+        let sum = percent(overhead.share);
+        text.faint_sentence(2, &format!("{sum} of the time watched: {}", parts.join(", ")));
+    }
+}
