@@ -89,7 +89,7 @@ fn capture(children: u32, script: &str) -> String {
         json!({"process": {"pid": 100, "parent": 0, "time_ns": 0, "origin": "started", "command": ["python3", script]}}),
     ];
     for child in 1..=children {
-        records.extend(account(child, script));
+        records.extend(interval(child, script));
     }
     records.push(json!({"exit": {"pid": 100, "time_ns": 900, "ended": {"exited": 3}}}));
     records.push(json!({"finish": {"time_ns": 1000, "ended": {"exited": 3}, "arming_ns": 50, "events_ns": 50,
@@ -97,7 +97,7 @@ fn capture(children: u32, script: &str) -> String {
     records.iter().map(|record| format!("{record}\n")).collect()
 }
 
-fn account(child: u32, script: &str) -> Vec<Value> {
+fn interval(child: u32, script: &str) -> Vec<Value> {
     let pid = 100 + child;
     let mapping = |start: u64, pages: u64, permissions: &str, name: &str| {
         json!({"start": start, "end": start + pages * PAGE, "permissions": permissions, "offset": 0, "name": name,
@@ -112,17 +112,17 @@ fn account(child: u32, script: &str) -> Vec<Value> {
     let frame = |function: &str| json!({"function": function, "file": null, "line": null});
     vec![
         json!({"process": {"pid": pid, "parent": 100, "time_ns": 100, "origin": "forked", "command": ["python3", script]}}),
-        json!({"begin": {"account": child, "pid": pid, "role": "child", "time_ns": 150, "mode": "trace", "arm_ns": 10,
+        json!({"begin": {"interval": child, "pid": pid, "role": "child", "time_ns": 150, "mode": "trace", "arm_ns": 10,
             "mappings": [mapping(0x40_0000, 256, "r-xp", "/usr/bin/python3.13"), mapping(HEAP, 200, "rw-p", "[heap]")],
             "held": {"shared": 200, "exclusive": 0, "zero": 0, "file": 0, "swapped": 0}}}),
-        json!({"stack": {"stack": child, "account": child, "native": [], "python":
+        json!({"stack": {"stack": child, "interval": child, "native": [], "python":
             [{"function": "work", "file": script, "line": 2}]}}),
-        json!({"events": {"account": child, "events": (0..100).map(event).collect::<Vec<_>>()}}),
-        json!({"end": {"account": child, "time_ns": 400, "closed": "exit", "pages": [[HEAP, 100, "copy"],
+        json!({"events": {"interval": child, "events": (0..100).map(event).collect::<Vec<_>>()}}),
+        json!({"end": {"interval": child, "time_ns": 400, "closed": "exit", "pages": [[HEAP, 100, "copy"],
             [HEAP + 100 * PAGE, 7, "first_touch"]], "contents": (0..100).map(content).collect::<Vec<_>>(),
             "unmapped_uncounted": 0}}),
         json!({"exit": {"pid": pid, "time_ns": 500, "ended": {"signaled": 9}}}),
-        json!({"symbols": {"account": child, "codes": [
+        json!({"symbols": {"interval": child, "codes": [
             {"pc": 0x401000, "frames": [frame("Py_INCREF"), frame("listiter_next")], "module": ""},
             {"pc": 0x401100, "frames": [frame("_int_malloc")], "module": ""}]}}),
     ]
@@ -195,7 +195,7 @@ fn json_holds_the_same_figures_under_stable_names() {
     assert_eq!(json["totals"]["copied_pages"], 200);
     assert_eq!(json["totals"]["copied_bytes"], 200 * PAGE);
     assert_eq!(json["totals"]["pages"]["first_touch"], 14);
-    assert_eq!(json["accounts"][1]["when"], json!({"first_ns": 50, "half_ns": 99, "last_ns": 149}));
+    assert_eq!(json["intervals"][1]["when"], json!({"first_ns": 50, "half_ns": 99, "last_ns": 149}));
     assert_eq!(json["processes"][2]["parent"], 100);
     assert_eq!(json["processes"][2]["ended"], json!({"signaled": 9}));
     assert_eq!(json["functions"][0]["function"], "listiter_next");
@@ -219,7 +219,7 @@ fn a_truncated_capture_renders_up_to_its_last_line_and_says_so() {
     assert!(text.contains("only those with events are known (process 102)"), "{text}");
     let json: Value = serde_json::from_str(&shown(&["--json", &file])).expect("JSON");
     assert_eq!(json["cut"], "it ends within line 14");
-    assert_eq!(json["accounts"][1]["closed"], Value::Null);
+    assert_eq!(json["intervals"][1]["closed"], Value::Null);
     let text = shown(&[&cut(&lines[..lines.len() - 1], "")]);
     assert!(text.contains("without its last record") && text.contains("200 pages"), "{text}");
     let text = shown(&[&cut(&lines[..1], "")]);

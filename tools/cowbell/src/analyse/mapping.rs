@@ -54,7 +54,7 @@ pub struct Area {
     pub group: Group,
 }
 
-/// The mappings of an account.
+/// The mappings of an interval.
 #[derive(Clone, Debug, Default)]
 pub struct Areas(Vec<Area>);
 

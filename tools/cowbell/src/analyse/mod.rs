@@ -1,14 +1,14 @@
 //! Records added up: who copied how much, in which mappings, by which code, and why. Computes; neither reads nor
 //! prints, but for the source lines that [`Summary::read_sources`] adds.
 //!
-//! An account's verdict ([`End`](crate::record::End)) says which pages were written and how; its events say
+//! An interval's verdict ([`End`](crate::record::End)) says which pages were written and how; its events say
 //! when and by whom, as far as they were seen. What the verdict counts is counted; what its events explain is
 //! explained.
 
-mod account;
-mod blind;
 mod cause;
 mod code;
+mod gaps;
+mod interval;
 mod mapping;
 mod name;
 mod source;
@@ -23,7 +23,7 @@ pub use mapping::Kind;
 pub use summary::Summary;
 
 use crate::record::{self, Finish, Header, Origin, PythonFrame, Record, Stack};
-use account::Account;
+use interval::Interval;
 use std::collections::HashMap;
 
 /// Records, added up as they come.
@@ -33,17 +33,17 @@ pub struct Profile {
     processes: Vec<summary::Process>,
     /// The newest process of each id.
     process_by_pid: HashMap<i32, usize>,
-    accounts: Vec<Account>,
-    account_by_number: HashMap<u32, usize>,
+    intervals: Vec<Interval>,
+    interval_by_number: HashMap<u32, usize>,
     stacks: Stacks,
     places: Vec<PythonPlace>,
     place_numbers: HashMap<PythonPlace, u32>,
-    blind: Vec<record::Blind>,
+    gaps: Vec<record::Gap>,
     finish: Option<Finish>,
     cut: Option<String>,
     /// The latest time that a record has.
     latest_ns: u64,
-    /// Records about accounts or processes that there are none of.
+    /// Records about intervals or processes that there are none of.
     stray: u64,
 }
 
@@ -78,16 +78,16 @@ impl Profile {
             Record::Header(header) => self.header = Some(header),
             Record::Process(process) => self.process(process),
             Record::Begin(begin) => self.begin(begin),
-            Record::Mapped { account, mappings } => self.with(account, |account| account.mapped(mappings)),
-            Record::Events { account, events } => {
+            Record::Mapped { interval, mappings } => self.with(interval, |interval| interval.mapped(mappings)),
+            Record::Events { interval, events } => {
                 self.seen_at(events.last().map_or(0, |event| event.time_ns));
-                self.with(account, |account| account.events(&events));
+                self.with(interval, |interval| interval.events(&events));
             }
             Record::Stack(stack) => self.stack(&stack),
             Record::End(end) => {
                 self.seen_at(end.time_ns);
                 let (page_size, stacks) = (self.page_size(), std::mem::take(&mut self.stacks));
-                self.with(end.account, |account| account.close(end, page_size, &stacks));
+                self.with(end.interval, |interval| interval.close(end, page_size, &stacks));
                 self.stacks = stacks;
             }
             Record::Exit { pid, time_ns, ended } => {
@@ -97,9 +97,9 @@ impl Profile {
                     None => self.stray += 1,
                 }
             }
-            Record::Blind(blind) => self.blind.push(blind),
-            Record::Symbols { account, codes } => self.with(account, |account| {
-                account.codes.extend(codes.into_iter().map(|code| (code.pc, code)));
+            Record::Gap(gap) => self.gaps.push(gap),
+            Record::Symbols { interval, codes } => self.with(interval, |interval| {
+                interval.codes.extend(codes.into_iter().map(|code| (code.pc, code)));
             }),
             Record::Finish(finish) => {
                 self.seen_at(finish.time_ns);
@@ -116,8 +116,8 @@ impl Profile {
     /// What it all comes to.
     pub fn finish(mut self) -> Summary {
         let page_size = self.page_size();
-        for account in self.accounts.iter_mut().filter(|account| account.end.is_none()) {
-            account.cut_off(page_size, &self.stacks);
+        for interval in self.intervals.iter_mut().filter(|interval| interval.end.is_none()) {
+            interval.cut_off(page_size, &self.stacks);
         }
         sum::summary(self)
     }
@@ -130,10 +130,10 @@ impl Profile {
         self.latest_ns = self.latest_ns.max(time_ns);
     }
 
-    /// Changes an open account, or one that is only to be named.
-    fn with(&mut self, number: u32, change: impl FnOnce(&mut Account)) {
-        match self.account_by_number.get(&number).and_then(|&at| self.accounts.get_mut(at)) {
-            Some(account) => change(account),
+    /// Changes an open interval, or one that is only to be named.
+    fn with(&mut self, number: u32, change: impl FnOnce(&mut Interval)) {
+        match self.interval_by_number.get(&number).and_then(|&at| self.intervals.get_mut(at)) {
+            Some(interval) => change(interval),
             None => self.stray += 1,
         }
     }
@@ -168,10 +168,10 @@ impl Profile {
             // What it executed last is what runs.
             process.executed.last().unwrap_or(&process.command)
         });
-        let number = begin.account;
-        let account = Account::new(begin, process, command);
-        self.account_by_number.insert(number, self.accounts.len());
-        self.accounts.push(account);
+        let number = begin.interval;
+        let interval = Interval::new(begin, process, command);
+        self.interval_by_number.insert(number, self.intervals.len());
+        self.intervals.push(interval);
     }
 
     fn stack(&mut self, stack: &Stack) {

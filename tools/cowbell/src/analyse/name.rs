@@ -1,8 +1,8 @@
-//! What instructions of an account are called and what they are there for: by their own names, and where those are
+//! What instructions of an interval are called and what they are there for: by their own names, and where those are
 //! missing or say nothing, by the functions that called them in sampled stacks.
 
-use super::account::Account;
 use super::code::{self, Place, Purpose};
+use super::interval::Interval;
 use super::mapping::Kind;
 use super::{Sampled, Stacks};
 use crate::record::NativeFrame;
@@ -26,14 +26,14 @@ pub struct Named<'a> {
     pub purpose: Option<Purpose>,
 }
 
-/// The names of an account's copying instructions.
-pub fn all<'a>(account: &'a Account, stacks: &'a Stacks) -> HashMap<u64, Named<'a>> {
-    let pcs = account.sums.copies.keys().map(|copied| copied.pc).filter(|pc| *pc != 0);
-    pcs.map(|pc| (pc, one(account, stacks, pc))).collect()
+/// The names of an interval's copying instructions.
+pub fn all<'a>(interval: &'a Interval, stacks: &'a Stacks) -> HashMap<u64, Named<'a>> {
+    let pcs = interval.sums.copies.keys().map(|copied| copied.pc).filter(|pc| *pc != 0);
+    pcs.map(|pc| (pc, one(interval, stacks, pc))).collect()
 }
 
-fn one<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Named<'a> {
-    let code = account.codes.get(&pc);
+fn one<'a>(interval: &'a Interval, stacks: &'a Stacks, pc: u64) -> Named<'a> {
+    let code = interval.codes.get(&pc);
     let frames = code.map_or(&[][..], |code| &code.frames);
     let place = code::place(frames);
     let bare = match code.map(|code| code.module.as_str()).filter(|module| !module.is_empty()) {
@@ -41,28 +41,28 @@ fn one<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Named<'a> {
         None => format!("{pc:#x}"),
     };
     let says_little = place.as_ref().is_none_or(|place| code::moves_bytes(place.function));
-    let called = if says_little { callers(account, stacks, pc) } else { Vec::new() };
+    let called = if says_little { callers(interval, stacks, pc) } else { Vec::new() };
     let caller = called.iter().flat_map(|frames| frames.last()).map(|frame| frame.function.clone());
     let caller = caller.into_iter().find(|function| !code::moves_bytes(function));
     // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
     let theirs = || called.iter().take(CALLERS_MAX).filter_map(|frames| code::purpose(frames));
     let theirs = || theirs().find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator));
     let purpose = code::purpose(frames).or_else(theirs);
-    Named { place, file: file_of(account, pc), bare, caller, purpose }
+    Named { place, file: file_of(interval, pc), bare, caller, purpose }
 }
 
 /// The named callers of an instruction, the nearest first, in the stack that was sampled most often with it.
-fn callers<'a>(account: &'a Account, stacks: &'a Stacks, pc: u64) -> Vec<&'a [NativeFrame]> {
-    let sampled = account.sums.stacks.get(&pc).and_then(super::sum::most);
+fn callers<'a>(interval: &'a Interval, stacks: &'a Stacks, pc: u64) -> Vec<&'a [NativeFrame]> {
+    let sampled = interval.sums.stacks.get(&pc).and_then(super::sum::most);
     let callers = sampled.and_then(|stack| stacks.get(&stack)).map_or(&[][..], |Sampled { callers, .. }| callers);
     // A return address is one past the call, which may be the first instruction of another function.
-    let code = |address: &u64| account.codes.get(&address.wrapping_sub(1)).or_else(|| account.codes.get(address));
+    let code = |address: &u64| interval.codes.get(&address.wrapping_sub(1)).or_else(|| interval.codes.get(address));
     let named = callers.iter().filter_map(code).map(|code| code.frames.as_slice());
     named.filter(|frames| !frames.is_empty()).collect()
 }
 
 /// The file that an instruction is in.
-fn file_of(account: &Account, pc: u64) -> Option<&str> {
-    let area = account.areas.from(pc).filter(|area| area.start <= pc)?;
+fn file_of(interval: &Interval, pc: u64) -> Option<&str> {
+    let area = interval.areas.from(pc).filter(|area| area.start <= pc)?;
     matches!(area.group.kind, Kind::File | Kind::Memfd).then_some(area.group.name.as_str())
 }

@@ -1,8 +1,8 @@
 //! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
 
-use super::account::{Account, Copied, Seen, amplification};
-use super::blind;
 use super::cause::{self, Cause, Runtime};
+use super::gaps;
+use super::interval::{Copied, Interval, Seen, amplification};
 use super::mapping::Group;
 use super::name::{self, Named};
 use super::summary::{self, ByClass, CauseShare, Contents, Overhead, PythonLine, Run, Summary, Totals};
@@ -11,46 +11,46 @@ use crate::record::{Mode, Who};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// The summary of a profile whose accounts are all added up.
+/// The summary of a profile whose intervals are all added up.
 pub fn summary(profile: Profile) -> Summary {
     let run = run(&profile);
     let mut tables = Tables::default();
-    let mut accounts = Vec::new();
-    for account in &profile.accounts {
-        accounts.push(one(account, &run, &profile.stacks, &mut tables));
+    let mut intervals = Vec::new();
+    for interval in &profile.intervals {
+        intervals.push(one(interval, &run, &profile.stacks, &mut tables));
     }
-    let totals = totals(&profile, &accounts, run.page_size);
+    let totals = totals(&profile, &intervals, run.page_size);
     let copied = totals.copied_pages;
     let mut contents = Contents::default();
-    for account in &accounts {
-        contents.compared_pages += account.contents.compared_pages;
-        contents.identical_pages += account.contents.identical_pages;
-        contents.counter_pages += account.contents.counter_pages;
-        contents.changed_bytes += account.contents.changed_bytes;
+    for interval in &intervals {
+        contents.compared_pages += interval.contents.compared_pages;
+        contents.identical_pages += interval.contents.identical_pages;
+        contents.counter_pages += interval.contents.counter_pages;
+        contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = amplification(&contents, run.page_size);
     let overhead = overhead(&profile, run.duration_ns);
-    let blind = blind::all(&profile, &totals);
+    let gaps = gaps::all(&profile, &totals);
     Summary {
         format: summary::FORMAT,
         version: summary::VERSION,
         cut: profile.cut.clone(),
         totals,
-        accounts,
+        intervals,
         mappings: mappings(tables.mappings, copied),
         functions: functions(tables.functions, copied),
         python: python(tables.python, &profile),
         syscalls: system_calls(tables.syscalls, copied),
         contents,
         causes: causes(&tables.causes, copied),
-        blind,
+        gaps,
         overhead,
         processes: profile.processes,
         run,
     }
 }
 
-/// What all accounts add to.
+/// What all intervals add to.
 #[derive(Default)]
 struct Tables {
     mappings: HashMap<Group, (ByClass, u64)>,
@@ -100,7 +100,7 @@ struct FunctionSum {
 struct PythonSum {
     samples: u64,
     python_samples: u64,
-    /// Copies with an event, of accounts with samples.
+    /// Copies with an event, of intervals with samples.
     copied: u64,
     places: HashMap<u32, PlaceSum>,
 }
@@ -139,12 +139,12 @@ fn run(profile: &Profile) -> Run {
     run
 }
 
-/// Adds an account to the tables, and says what it comes to by itself.
-fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> summary::Account {
-    let sums = &account.sums;
+/// Adds an interval to the tables, and says what it comes to by itself.
+fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> summary::Interval {
+    let sums = &interval.sums;
     let mut own = HashMap::new();
     let mut own_causes = Causes::new();
-    for area in account.areas.all() {
+    for area in interval.areas.all() {
         if let Some(pages) = sums.mappings.get(&area.group) {
             own.entry(area.group.clone()).or_insert((*pages, 0)).1 += area.end - area.start;
         }
@@ -157,16 +157,16 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
         sum.add_all(pages);
         *largest = (*largest).max(*bytes);
     }
-    let names = name::all(account, stacks);
+    let names = name::all(interval, stacks);
     let mut sampled = Sampled::default();
     for (copied, pages) in &sums.copies {
         let named = names.get(&copied.pc);
-        let cause = cause_of(account, copied, named);
+        let cause = cause_of(interval, copied, named);
         let is_code_seen = named.is_some() || copied.syscall.is_some();
         let without_code = if is_code_seen { 0 } else { *pages };
         let without_name = if named.is_some_and(|named| named.purpose.is_none()) { *pages } else { 0 };
         for causes in [&mut own_causes, &mut tables.causes] {
-            let sum = causes.entry((cause, account.runtime)).or_default();
+            let sum = causes.entry((cause, interval.runtime)).or_default();
             sum.add(CauseSum { pages: *pages, without_code, without_name });
         }
         if let Some(syscall) = copied.syscall {
@@ -179,17 +179,17 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
     }
     sampled.into_sum(&mut tables.python);
     let copied_pages = sums.pages.copied();
-    summary::Account {
-        account: account.begin.account,
-        pid: account.begin.pid,
-        process: account.process,
-        role: account.begin.role,
-        mode: account.begin.mode,
-        begin_ns: account.begin.time_ns,
-        end_ns: account.end.map(|(_, time_ns)| time_ns),
-        closed: account.end.map(|(closed, _)| closed),
-        held: account.begin.held,
-        arm_ns: account.begin.arm_ns,
+    summary::Interval {
+        interval: interval.begin.interval,
+        pid: interval.begin.pid,
+        process: interval.process,
+        role: interval.begin.role,
+        mode: interval.begin.mode,
+        begin_ns: interval.begin.time_ns,
+        end_ns: interval.end.map(|(_, time_ns)| time_ns),
+        closed: interval.end.map(|(closed, _)| closed),
+        held: interval.begin.held,
+        arm_ns: interval.begin.arm_ns,
         pages: sums.pages,
         copied_pages,
         copied_bytes: copied_pages.saturating_mul(run.page_size),
@@ -197,11 +197,11 @@ fn one(account: &Account, run: &Run, stacks: &Stacks, tables: &mut Tables) -> su
         when: sums.when,
         causes: causes(&own_causes, copied_pages),
         mappings: mappings(own, copied_pages),
-        unmapped_uncounted_pages: account.unmapped_uncounted,
+        unmapped_uncounted_pages: interval.unmapped_uncounted,
     }
 }
 
-/// The copies of an account by what its samples saw, for each instruction apart: those that copy little are sampled more
+/// The copies of an interval by what its samples saw, for each instruction apart: those that copy little are sampled more
 /// often than those that copy much.
 #[derive(Default)]
 struct Sampled {
@@ -252,11 +252,11 @@ impl Sampled {
     }
 }
 
-fn cause_of(account: &Account, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
+fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
     let Copied { change, syscall, in_stack, .. } = *copied;
     let purpose = named.and_then(|named| named.purpose);
     let file = named.and_then(|named| named.file);
-    let python = account.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
+    let python = interval.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
     cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
 }
 
@@ -274,12 +274,12 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
     }
 }
 
-fn totals(profile: &Profile, accounts: &[summary::Account], page_size: u64) -> Totals {
+fn totals(profile: &Profile, intervals: &[summary::Interval], page_size: u64) -> Totals {
     let mut totals = Totals::default();
-    (totals.accounts, totals.processes) = (accounts.len() as u64, profile.processes.len() as u64);
-    for account in accounts {
-        totals.pages.add_all(&account.pages);
-        totals.shared_pages = totals.shared_pages.saturating_add(account.held.shared);
+    (totals.intervals, totals.processes) = (intervals.len() as u64, profile.processes.len() as u64);
+    for interval in intervals {
+        totals.pages.add_all(&interval.pages);
+        totals.shared_pages = totals.shared_pages.saturating_add(interval.held.shared);
     }
     totals.copied_pages = totals.pages.copied();
     totals.copied_bytes = totals.copied_pages.saturating_mul(page_size);
@@ -400,7 +400,7 @@ fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
             share: 0.0,
         },
         None => Overhead {
-            arming_ns: profile.accounts.iter().fold(0, |sum, account| account.begin.arm_ns.saturating_add(sum)),
+            arming_ns: profile.intervals.iter().fold(0, |sum, interval| interval.begin.arm_ns.saturating_add(sum)),
             ..Overhead::default()
         },
     };

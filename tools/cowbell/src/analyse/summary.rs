@@ -1,19 +1,19 @@
 //! What a profile comes to: the document of `--json`, and what the text is made from.
 //!
 //! Field names are stable: a field that changes its meaning or goes away raises [`VERSION`]. Pages are counted per
-//! account and added up, so that a page copied by two children counts twice: it takes memory twice. *Copied* is, here
+//! interval and added up, so that a page copied by two children counts twice: it takes memory twice. *Copied* is, here
 //! and below, what [`ByClass::copied`] says. Shares are parts of one of all copied pages.
 
 use super::cause::Cause;
 use super::mapping::Kind;
-use crate::record::{Blindness, Class, Closed, Held, Mode, Origin, PythonFrame, Role, Who};
+use crate::record::{Class, Closed, GapKind, Held, Mode, Origin, PythonFrame, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use serde::Serialize;
 
 /// The document's `format`.
 pub const FORMAT: &str = "cowbell-report";
 /// The document's `version`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// All that a profile says.
 #[derive(Clone, Debug, Serialize)]
@@ -26,12 +26,12 @@ pub struct Summary {
     pub cut: Option<String>,
     /// What was watched, where and how.
     pub run: Run,
-    /// All accounts together.
+    /// All intervals together.
     pub totals: Totals,
     /// The processes, in the order in which they came to notice.
     pub processes: Vec<Process>,
-    /// The accounts, in the order in which they opened.
-    pub accounts: Vec<Account>,
+    /// The intervals, in the order in which they opened.
+    pub intervals: Vec<Interval>,
     /// Mappings with written pages, most copied first.
     pub mappings: Vec<Mapping>,
     /// Functions that copied, most copied first.
@@ -45,7 +45,7 @@ pub struct Summary {
     /// Likely causes, most copied first.
     pub causes: Vec<CauseShare>,
     /// What could not be seen.
-    pub blind: Vec<Blind>,
+    pub gaps: Vec<Gap>,
     /// What looking cost.
     pub overhead: Overhead,
 }
@@ -123,15 +123,15 @@ pub fn is_copied(class: Class) -> bool {
     matches!(class, Class::Copy | Class::PrivateFile | Class::CopyOrReuse)
 }
 
-/// All accounts together.
+/// All intervals together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    pub accounts: u64,
+    pub intervals: u64,
     pub processes: u64,
     pub pages: ByClass,
     pub copied_pages: u64,
     pub copied_bytes: u64,
-    /// Pages that were shared when the accounts opened: what could have been copied.
+    /// Pages that were shared when the intervals opened: what could have been copied.
     pub shared_pages: u64,
 }
 
@@ -151,10 +151,10 @@ pub struct Process {
     pub ended: Option<Ended>,
 }
 
-/// An account: a period in which one process' memory was watched.
+/// An interval: a period in which one process' memory was watched.
 #[derive(Clone, Debug, Serialize)]
-pub struct Account {
-    pub account: u32,
+pub struct Interval {
+    pub interval: u32,
     pub pid: i32,
     /// The number of its process in [`Summary::processes`], from 0; `null` where the capture does not have it.
     pub process: Option<usize>,
@@ -177,7 +177,7 @@ pub struct Account {
     pub unmapped_uncounted_pages: u64,
 }
 
-/// When copies were made, from the opening of the account.
+/// When copies were made, from the opening of the interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct When {
     /// The first.
@@ -195,7 +195,7 @@ pub struct Mapping {
     pub name: String,
     /// The first address, for anonymous mappings without a name.
     pub start: Option<u64>,
-    /// Bytes mapped, of the largest account that has it.
+    /// Bytes mapped, of the largest interval that has it.
     pub bytes: u64,
     pub pages: ByClass,
     pub copied_pages: u64,
@@ -255,7 +255,7 @@ pub struct PythonLine {
     pub samples: u64,
     /// The samples, scaled to the copies of their instructions.
     pub copied_pages_estimated: u64,
-    /// Of the copies of all accounts that have samples.
+    /// Of the copies of all intervals that have samples.
     pub share: f64,
     /// Its most frequent likely cause.
     pub cause: Cause,
@@ -308,8 +308,8 @@ pub struct CauseShare {
 
 /// What could not be seen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Blind {
-    pub what: Blindness,
+pub struct Gap {
+    pub what: GapKind,
     /// How often.
     pub times: u64,
     /// The processes, as far as known and few.

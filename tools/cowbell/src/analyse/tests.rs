@@ -37,10 +37,10 @@ fn mapping(nth: u64, name: &str) -> Mapping {
     Mapping { start, end, permissions, offset: 0, name: name.into(), watched }
 }
 
-fn begin(account: u32) -> Record {
+fn begin(interval: u32) -> Record {
     Record::Begin(Begin {
-        account,
-        pid: 100 + account as i32,
+        interval,
+        pid: 100 + interval as i32,
         role: Role::Child,
         time_ns: 50,
         mode: Mode::Trace,
@@ -50,8 +50,8 @@ fn begin(account: u32) -> Record {
     })
 }
 
-fn end(account: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record {
-    Record::End(End { account, time_ns: 9000, closed: Closed::Exit, pages, contents, unmapped_uncounted: 0 })
+fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record {
+    Record::End(End { interval, time_ns: 9000, closed: Closed::Exit, pages, contents, unmapped_uncounted: 0 })
 }
 
 fn event(page: u64, class: Class, pc: u64) -> Event {
@@ -66,7 +66,7 @@ fn profile(records: Vec<Record>) -> Summary {
     profile.finish()
 }
 
-/// A page of a made-up account: the verdict, and what else is known.
+/// A page of a made-up interval: the verdict, and what else is known.
 #[derive(Clone, Debug)]
 struct Page {
     class: Class,
@@ -99,12 +99,12 @@ fn page() -> impl Strategy<Value = Page> {
 }
 
 /// Pages by number, some beyond the last mapping.
-fn account() -> impl Strategy<Value = BTreeMap<u64, Page>> {
+fn interval() -> impl Strategy<Value = BTreeMap<u64, Page>> {
     btree_map(0..4 * PAGES, page(), 0..40)
 }
 
-/// The records of an account, its pages in runs as long as they go.
-fn records(account: u32, pages: &BTreeMap<u64, Page>, closes: bool) -> Vec<Record> {
+/// The records of an interval, its pages in runs as long as they go.
+fn records(interval: u32, pages: &BTreeMap<u64, Page>, closes: bool) -> Vec<Record> {
     let address = |nth: &u64| HEAP + nth * PAGE;
     let mut runs: Vec<PageRun> = Vec::new();
     for (nth, page) in pages {
@@ -117,8 +117,8 @@ fn records(account: u32, pages: &BTreeMap<u64, Page>, closes: bool) -> Vec<Recor
         pages.iter().filter_map(|(nth, page)| Some(Event { page: address(nth), ..page.event? })).collect();
     events.sort_by_key(|event| event.time_ns);
     let contents = pages.iter().filter_map(|(nth, page)| Some(Content { page: address(nth), ..page.content? }));
-    let closing = end(account, runs, contents.collect());
-    let mut records = vec![begin(account), Record::Events { account, events }];
+    let closing = end(interval, runs, contents.collect());
+    let mut records = vec![begin(interval), Record::Events { interval, events }];
     records.extend(closes.then_some(closing));
     records
 }
@@ -129,13 +129,13 @@ fn copied(class: Class) -> bool {
 
 proptest! {
     #[test]
-    fn every_table_adds_up_to_an_independent_sum(accounts in vec(account(), 0..5)) {
+    fn every_table_adds_up_to_an_independent_sum(intervals in vec(interval(), 0..5)) {
         let mut all = vec![header()];
-        for (nth, pages) in accounts.iter().enumerate() {
+        for (nth, pages) in intervals.iter().enumerate() {
             all.extend(records(nth as u32, pages, true));
         }
         let summary = profile(all);
-        let pages: Vec<&Page> = accounts.iter().flat_map(|account| account.values()).collect();
+        let pages: Vec<&Page> = intervals.iter().flat_map(|interval| interval.values()).collect();
         let number = |is: &dyn Fn(&Page) -> bool| pages.iter().filter(|page| is(page)).count() as u64;
         let by_class = &summary.totals.pages;
         for (class, counted) in [
@@ -151,7 +151,7 @@ proptest! {
         let copies = number(&|page| copied(page.class));
         prop_assert_eq!(summary.totals.copied_pages, copies);
         prop_assert_eq!(summary.totals.copied_bytes, copies * PAGE);
-        prop_assert_eq!(summary.accounts.iter().map(|a| a.copied_pages).sum::<u64>(), copies);
+        prop_assert_eq!(summary.intervals.iter().map(|a| a.copied_pages).sum::<u64>(), copies);
         prop_assert_eq!(summary.mappings.iter().map(|m| m.copied_pages).sum::<u64>(), copies);
         prop_assert_eq!(summary.mappings.iter().map(|m| m.pages.written()).sum::<u64>(), pages.len() as u64);
         prop_assert_eq!(summary.causes.iter().map(|c| c.copied_pages).sum::<u64>(), copies);
@@ -165,19 +165,19 @@ proptest! {
         prop_assert_eq!(summary.contents.identical_pages, identical);
         let bytes = pages.iter().filter(|p| copied(p.class)).filter_map(|p| Some(u64::from(p.content?.bytes)));
         prop_assert_eq!(summary.contents.changed_bytes, bytes.sum::<u64>());
-        for (account, pages) in summary.accounts.iter().zip(&accounts) {
+        for (interval, pages) in summary.intervals.iter().zip(&intervals) {
             let mut times: Vec<u64> =
                 pages.values().filter(|p| copied(p.class)).filter_map(|p| Some(p.event?.time_ns - 50)).collect();
             times.sort_unstable();
-            prop_assert_eq!(account.when.map(|when| when.first_ns), times.first().copied());
-            prop_assert_eq!(account.when.map(|when| when.last_ns), times.last().copied());
-            let half = account.when.map_or(0, |when| times.iter().filter(|time| **time <= when.half_ns).count());
+            prop_assert_eq!(interval.when.map(|when| when.first_ns), times.first().copied());
+            prop_assert_eq!(interval.when.map(|when| when.last_ns), times.last().copied());
+            let half = interval.when.map_or(0, |when| times.iter().filter(|time| **time <= when.half_ns).count());
             prop_assert!(half * 2 >= times.len());
         }
     }
 
     #[test]
-    fn an_account_without_an_end_counts_its_events(pages in account()) {
+    fn an_interval_without_an_end_counts_its_events(pages in interval()) {
         let mut all = vec![header()];
         all.extend(records(0, &pages, false));
         let summary = profile(all);
@@ -185,13 +185,13 @@ proptest! {
         let copies = events.iter().filter(|event| copied(event.class)).count() as u64;
         prop_assert_eq!(summary.totals.copied_pages, copies);
         prop_assert_eq!(summary.totals.pages.written(), events.len() as u64);
-        prop_assert!(summary.blind.iter().any(|blind| blind.details.iter().any(|d| d.starts_with("cut off"))));
+        prop_assert!(summary.gaps.iter().any(|gap| gap.details.iter().any(|d| d.starts_with("cut off"))));
     }
 
     #[test]
-    fn a_capture_read_back_gives_the_same_report(accounts in vec(account(), 0..3)) {
+    fn a_capture_read_back_gives_the_same_report(intervals in vec(interval(), 0..3)) {
         let mut all = vec![header()];
-        for (nth, pages) in accounts.iter().enumerate() {
+        for (nth, pages) in intervals.iter().enumerate() {
             all.extend(records(nth as u32, pages, true));
         }
         let lines: Vec<String> = all.iter().map(|record| serde_json::to_string(record).expect("JSON")).collect();
@@ -216,7 +216,7 @@ fn the_verdict_decides_where_an_event_contradicts_it() {
     ];
     let runs =
         vec![PageRun { start: HEAP, pages: 1, class: reuse }, PageRun { start: HEAP + PAGE, pages: 1, class: copy }];
-    let summary = profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs, vec![])]);
+    let summary = profile(vec![header(), begin(0), Record::Events { interval: 0, events }, end(0, runs, vec![])]);
     assert_eq!((summary.totals.pages.copy, summary.totals.pages.reuse), (1, 1));
     let functions: Vec<_> = summary.functions.iter().map(|f| (f.function.as_str(), f.copied_pages)).collect();
     assert_eq!(functions, [("0x4", 1)], "what was reused, and what is not in the verdict, has no copy to explain");
@@ -231,7 +231,7 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         line: Some(line),
     };
     let loop_line = PythonFrame { function: "work".into(), file: "/home/me/job.py".into(), line: 12 };
-    let stack = Stack { stack: 5, account: 0, native: vec![code], python: vec![loop_line] };
+    let stack = Stack { stack: 5, interval: 0, native: vec![code], python: vec![loop_line] };
     let events =
         (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, Class::Copy, code) });
     let runs = vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }];
@@ -241,9 +241,9 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         header(),
         begin(0),
         Record::Stack(stack),
-        Record::Events { account: 0, events: events.collect() },
+        Record::Events { interval: 0, events: events.collect() },
         end(0, runs, contents.collect()),
-        Record::Symbols { account: 0, codes },
+        Record::Symbols { interval: 0, codes },
     ]);
     let line = &summary.python.lines[0];
     assert_eq!((line.file.as_str(), line.line, line.copied_pages_estimated), ("/home/me/job.py", 12, 8));
@@ -271,9 +271,9 @@ fn a_library_line_names_the_users_line_that_led_there() {
         frame("/home/me/job.py", 7),
         frame("/home/me/main.py", 1),
     ];
-    let stack = Stack { stack: 1, account: 0, native: vec![], python };
+    let stack = Stack { stack: 1, interval: 0, native: vec![], python };
     let events = vec![Event { stack: Some(1), ..event(HEAP, Class::Copy, 9) }];
-    let summary = profile(vec![header(), begin(0), Record::Stack(stack), Record::Events { account: 0, events }]);
+    let summary = profile(vec![header(), begin(0), Record::Stack(stack), Record::Events { interval: 0, events }]);
     let line = &summary.python.lines[0];
     assert_eq!((line.file.as_str(), line.line), ("<frozen importlib>", 3));
     assert_eq!(line.called_from, Some(frame("/home/me/job.py", 7)));
@@ -287,8 +287,8 @@ fn where_the_code_has_no_name_counting_and_collecting_look_alike() {
     let of = |frames: Vec<NativeFrame>| {
         let events = vec![event(HEAP, Class::Copy, code)];
         let codes = vec![Code { pc: code, frames, module: "python3.13+0x8".into() }];
-        let symbols = Record::Symbols { account: 0, codes };
-        profile(vec![header(), begin(0), Record::Events { account: 0, events }, end(0, runs(), content()), symbols])
+        let symbols = Record::Symbols { interval: 0, codes };
+        profile(vec![header(), begin(0), Record::Events { interval: 0, events }, end(0, runs(), content()), symbols])
     };
     let frame = |function: &str| NativeFrame { function: function.into(), file: None, line: None };
     let look = views::Look { top: 10, quiet: false, verbose: false };
@@ -309,7 +309,7 @@ fn code_without_a_name_is_told_by_its_caller() {
     };
     let stack = |stack, pc, callers: [u64; 2]| {
         let native = [&[pc][..], &callers[..]].concat();
-        Record::Stack(Stack { stack, account: 0, native, python: vec![] })
+        Record::Stack(Stack { stack, interval: 0, native, python: vec![] })
     };
     let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
     // 1 is nameless code of malloc's, 2 copies bytes for `parse`; a return address is one past its call.
@@ -323,9 +323,9 @@ fn code_without_a_name_is_told_by_its_caller() {
         stack(1, 1, [51, 61]),
         stack(2, 2, [9, 61]),
         stack(3, 3, [51, 61]),
-        Record::Events { account: 0, events },
+        Record::Events { interval: 0, events },
         end(0, runs, vec![]),
-        Record::Symbols { account: 0, codes },
+        Record::Symbols { interval: 0, codes },
     ]);
     let found: Vec<_> = summary
         .functions
@@ -354,13 +354,13 @@ fn absurd_numbers_neither_hang_nor_panic() {
     let summary = profile(vec![
         header(),
         begin(0),
-        Record::Mapped { account: 0, mappings: vec![odd, Mapping { start: 1, end: all, ..mapping(0, "") }] },
-        Record::Events { account: 0, events },
+        Record::Mapped { interval: 0, mappings: vec![odd, Mapping { start: 1, end: all, ..mapping(0, "") }] },
+        Record::Events { interval: 0, events },
         end(0, runs, vec![content]),
-        Record::Events { account: 8, events: vec![] },
+        Record::Events { interval: 8, events: vec![] },
     ]);
     assert_eq!(summary.totals.copied_pages, all);
-    assert!(summary.blind.iter().any(|blind| blind.details.iter().any(|d| d.contains("belong to no account"))));
+    assert!(summary.gaps.iter().any(|gap| gap.details.iter().any(|d| d.contains("belong to no interval"))));
     let look = views::Look { top: 1, quiet: false, verbose: true };
     assert!(views::text(&summary, &look).contains("copied by 1 child"));
 }

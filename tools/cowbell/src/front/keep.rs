@@ -21,7 +21,7 @@ pub struct Kept {
     pub failed: Option<(u8, String)>,
 }
 
-/// The instructions of one account.
+/// The instructions of one interval.
 struct Places {
     pid: i32,
     mappings: Vec<Mapping>,
@@ -67,22 +67,22 @@ impl Kept {
         match record {
             Record::Begin(begin) => {
                 let places = Places { pid: begin.pid, mappings: begin.mappings.clone(), pcs: BTreeSet::new() };
-                self.places.insert(begin.account, places);
+                self.places.insert(begin.interval, places);
             }
-            Record::Mapped { account, mappings } => {
-                let Some(places) = self.places.get_mut(account) else { return };
+            Record::Mapped { interval, mappings } => {
+                let Some(places) = self.places.get_mut(interval) else { return };
                 for new in mappings {
                     places.mappings.retain(|old| old.end <= new.start || new.end <= old.start);
                 }
                 places.mappings.extend(mappings.iter().cloned());
                 places.mappings.sort_by_key(|mapping| mapping.start);
             }
-            Record::Events { account, events } => {
-                let Some(places) = self.places.get_mut(account) else { return };
+            Record::Events { interval, events } => {
+                let Some(places) = self.places.get_mut(interval) else { return };
                 places.pcs.extend(events.iter().map(|event| event.pc).filter(|&pc| pc != 0));
             }
             Record::Stack(stack) => {
-                let Some(places) = self.places.get_mut(&stack.account) else { return };
+                let Some(places) = self.places.get_mut(&stack.interval) else { return };
                 places.pcs.extend(&stack.native);
             }
             _ => {}
@@ -96,11 +96,11 @@ impl Kept {
     pub fn finish(mut self, cut: &str) -> (Summary, Result<bool, Failure>) {
         let mut names = Names::new();
         let mut records = Vec::new();
-        for (account, places) in std::mem::take(&mut self.places) {
+        for (interval, places) in std::mem::take(&mut self.places) {
             let pcs: Vec<u64> = places.pcs.into_iter().collect();
             let codes: Vec<Code> = names.resolve(places.pid, &places.mappings, &pcs);
             if !codes.is_empty() {
-                records.push(Record::Symbols { account, codes });
+                records.push(Record::Symbols { interval, codes });
             }
         }
         match self.finish.take() {

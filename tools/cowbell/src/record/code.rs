@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Stack {
     /// Its number, unique in the capture.
     pub stack: u32,
-    /// Of which account.
-    pub account: u32,
+    /// Of which interval.
+    pub interval: u32,
     /// Native frames: the instruction, then for each caller an address within its call. Empty where not unwound.
     pub native: Vec<u64>,
     /// Python frames. Empty where the thread runs none.

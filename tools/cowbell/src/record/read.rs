@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
-/// No record is longer: what is, is no capture. The tracer's largest, an account's end with the contents of each copy,
+/// No record is longer: what is, is no capture. The tracer's largest, an interval's end with the contents of each copy,
 /// takes about 26 bytes a page: this much for 40 GiB of copies.
 const LINE_BYTES_MAX: u64 = 256 << 20;
 
@@ -16,7 +16,7 @@ pub enum Error {
     /// The first line is no capture's.
     Foreign(String),
     /// A later version of cowbell wrote it, in this version of the format.
-    Newer(u64),
+    OtherVersion(u64),
     /// The line of this number, counted from one, is not what belongs there.
     Damaged(u64, String),
     /// The file cannot be read.
@@ -27,9 +27,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign(why) => write!(f, "not a capture of cowbell's: {why}"),
-            Self::Newer(theirs) => write!(
+            Self::OtherVersion(theirs) => write!(
                 f,
-                "written by a newer cowbell: the capture's version is {theirs}, this program reads up to {VERSION}"
+                "written by {} cowbell: the capture's version is {theirs}, this program reads version {VERSION}; render it \
+                 with the cowbell that wrote it",
+                if *theirs > u64::from(VERSION) { "a newer" } else { "an older" }
             ),
             Self::Damaged(line, why) => write!(f, "damaged: line {line}: {why}"),
             Self::Io(e) => write!(f, "cannot be read: {e}"),
@@ -105,8 +107,8 @@ impl<R: BufRead> Reader<R> {
         if first.header.format != FORMAT {
             return Err(Error::Foreign(format!("its format is {:?}, not {FORMAT:?}", first.header.format)));
         }
-        if first.header.version > u64::from(VERSION) {
-            return Err(Error::Newer(first.header.version));
+        if first.header.version != u64::from(VERSION) {
+            return Err(Error::OtherVersion(first.header.version));
         }
         let header = match serde_json::from_slice(&line) {
             Ok(Record::Header(header)) => header,
@@ -192,7 +194,7 @@ mod tests {
     use super::*;
     use std::io::Cursor;
 
-    const HEADER: &str = r#"{"header":{"format":"cowbell-capture","version":1,"cowbell":"0","kernel":"6.18","page_size":4096,"command":["x"],"started_unix_ms":0,"mode":"trace","mode_reason":"","who":"both","stacks_every":0,"frames":true}}"#;
+    const HEADER: &str = r#"{"header":{"format":"cowbell-capture","version":2,"cowbell":"0","kernel":"6.18","page_size":4096,"command":["x"],"started_unix_ms":0,"mode":"trace","mode_reason":"","who":"both","stacks_every":0,"frames":true}}"#;
     const EXIT: &str = r#"{"exit":{"pid":7,"time_ns":1,"ended":{"exited":0}}}"#;
     const FINISH: &str = r#"{"finish":{"time_ns":9,"ended":null,"arming_ns":0,"events_ns":0,"stacks_ns":0,"stops":0}}"#;
 
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_capture_or_a_newer_one_is_refused_with_its_reason() {
+    fn what_is_no_capture_or_of_another_version_is_refused_with_its_reason() {
         for (input, why) in [
             (String::new(), "it is empty"),
             ("\n".into(), "does not begin with a header"),
@@ -237,7 +239,11 @@ mod tests {
             (HEADER[..80].into(), "does not begin with a header"),
             (format!("{EXIT}\n"), "does not begin with a header"),
             (HEADER.replace("cowbell-capture", "other"), "its format is \"other\""),
-            (HEADER.replace("\"version\":1", "\"version\":2"), "version is 2, this program reads up to 1"),
+            (
+                HEADER.replace("\"version\":2", "\"version\":3"),
+                "a newer cowbell: the capture's version is 3, this program reads version 2",
+            ),
+            (HEADER.replace("\"version\":2", "\"version\":1"), "an older cowbell: the capture's version is 1"),
             ("{\"header\":{\"format\":\"cowbell-capture\",\"version\":77}}".into(), "version is 77"),
             (HEADER.replace("4096", "0"), "0 is no page size"),
             (HEADER.replace("4096", "5000"), "5000 is no page size"),

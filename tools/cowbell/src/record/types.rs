@@ -4,7 +4,7 @@
 //! to the same report as the live run, and one that was cut off renders up to its last complete line.
 //!
 //! Times are nanoseconds of the monotonic clock since the header. Addresses are those of the process named. An
-//! **account** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
+//! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
 pub use super::code::{Code, NativeFrame, PythonFrame, Stack};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// The first line's `format`.
 pub const FORMAT: &str = "cowbell-capture";
 /// The version this program writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One line of a capture.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,22 +24,22 @@ pub enum Record {
     Header(Header),
     /// A process came into being, was found, or executed another program.
     Process(Process),
-    /// An account opens.
+    /// An interval opens.
     Begin(Begin),
-    /// What the account's address space holds besides what was known, found when an instruction lay outside of it.
-    Mapped { account: u32, mappings: Vec<Mapping> },
-    /// Pages written, in order. Only of accounts in [`Mode::Trace`].
-    Events { account: u32, events: Vec<Event> },
+    /// What the interval's address space holds besides what was known, found when an instruction lay outside of it.
+    Mapped { interval: u32, mappings: Vec<Mapping> },
+    /// Pages written, in order. Only of intervals in [`Mode::Trace`].
+    Events { interval: u32, events: Vec<Event> },
     /// A sampled stack, before the event that refers to it.
     Stack(Stack),
-    /// An account closes. An account without an end was cut off: its events stand, its pages are not known.
+    /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
     /// A process ended.
     Exit { pid: i32, time_ns: u64, ended: Ended },
     /// Something that the tool could not see or chose not to look at.
-    Blind(Blind),
-    /// Names of instructions of one account, once resolved.
-    Symbols { account: u32, codes: Vec<Code> },
+    Gap(Gap),
+    /// Names of instructions of one interval, once resolved.
+    Symbols { interval: u32, codes: Vec<Code> },
     /// Always the last; without it the capture was cut off.
     Finish(Finish),
 }
@@ -122,15 +122,15 @@ pub enum Origin {
     Forked,
     /// `vfork`, `posix_spawn` or a clone that shares memory: nothing is copied, nothing is armed.
     Shares,
-    /// It executed another program: what it had is gone, its account with it.
+    /// It executed another program: what it had is gone, its interval with it.
     Executed,
 }
 
-/// An account opens.
+/// An interval opens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Begin {
     /// Its number, unique in the capture.
-    pub account: u32,
+    pub interval: u32,
     /// Whose memory.
     pub pid: i32,
     /// Why it is watched.
@@ -184,15 +184,15 @@ pub enum Watched {
     No,
     /// Each first write is an event.
     Events,
-    /// Which pages were written is read when the account closes.
+    /// Which pages were written is read when the interval closes.
     Bits,
-    /// Page tables are compared when the account closes; inherited copies in it cannot be told.
+    /// Page tables are compared when the interval closes; inherited copies in it cannot be told.
     Census,
     /// It should have been watched and could not be, for this reason.
     Refused(String),
 }
 
-/// What an account's watched mappings held when it opened, in pages.
+/// What an interval's watched mappings held when it opened, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Private pages that others have too: each write copies one.
@@ -215,7 +215,7 @@ pub enum Class {
     Copy,
     /// Nobody else had the page any more: made writable, no copy.
     Reuse,
-    /// Written and shared when the account opened; without page frames a copy and a reuse cannot be told apart.
+    /// Written and shared when the interval opened; without page frames a copy and a reuse cannot be told apart.
     CopyOrReuse,
     /// There was no page before.
     FirstTouch,
@@ -260,16 +260,16 @@ impl From<EventRow> for Event {
     }
 }
 
-/// An account closes.
+/// An interval closes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
     /// Which.
-    pub account: u32,
+    pub interval: u32,
     /// When.
     pub time_ns: u64,
     /// Why.
     pub closed: Closed,
-    /// Every page written in this account that is known, those of events included: ascending, disjoint runs. This is
+    /// Every page written in this interval that is known, those of events included: ascending, disjoint runs. This is
     /// the verdict; where it contradicts an event's class (only with page frames), it is right and the event is not.
     pub pages: Vec<PageRun>,
     /// How copies differ from their originals, as far as compared; in order of address.
@@ -278,7 +278,7 @@ pub struct End {
     pub unmapped_uncounted: u64,
 }
 
-/// Why an account closed.
+/// Why an interval closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Closed {
@@ -286,7 +286,7 @@ pub enum Closed {
     Exit,
     /// It executed another program.
     Exec,
-    /// It forked: its pages are shared anew, and another account of it follows.
+    /// It forked: its pages are shared anew, and another interval of it follows.
     Forked,
     /// Nobody shares with it any more.
     Unshared,
@@ -320,7 +320,7 @@ impl From<(u64, u64, Class)> for PageRun {
     }
 }
 
-/// How one copied page differed from its original when the account closed.
+/// How one copied page differed from its original when the interval closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "(u64, u32, u32, u32)", from = "(u64, u32, u32, u32)")]
 pub struct Content {
@@ -348,13 +348,13 @@ impl From<(u64, u32, u32, u32)> for Content {
 
 /// What could not be seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blind {
+pub struct Gap {
     /// Of which process; 0 for the whole run.
     pub pid: i32,
     /// When.
     pub time_ns: u64,
     /// What.
-    pub what: Blindness,
+    pub what: GapKind,
     /// The particulars, for people: one sentence without a full stop, or nothing.
     pub detail: String,
 }
@@ -362,7 +362,7 @@ pub struct Blind {
 /// Kinds of what could not be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Blindness {
+pub enum GapKind {
     /// A child beyond `--max-children` ran unwatched.
     TooManyChildren,
     /// A child shares its parent's memory (vfork, posix_spawn): there is nothing to copy.

@@ -1,4 +1,4 @@
-//! Opening an account: which mappings of an address space are armed, and how.
+//! Opening an interval: which mappings of an address space are armed, and how.
 
 use super::baseline::{self, Baseline, Was};
 use super::maps::{self, Backing, Map};
@@ -13,8 +13,8 @@ use std::collections::HashMap;
 
 /// What a watch is opened with.
 pub struct Order {
-    /// The account's number.
-    pub account: u32,
+    /// The interval's number.
+    pub interval: u32,
     /// Why.
     pub role: Role,
     /// How.
@@ -50,7 +50,7 @@ impl Watch {
             None => Baseline::scan(&pagemap)?,
         };
         let mut watch = Self {
-            account: order.account,
+            interval: order.interval,
             role: order.role,
             mode: order.mode,
             pid: order.pid,
@@ -70,7 +70,7 @@ impl Watch {
         };
         for mut map in maps {
             if matches!(map.backing, Backing::Memory | Backing::File) {
-                // Markers that an earlier account of this process has left look like pages in swap.
+                // Markers that an earlier interval of this process has left look like pages in swap.
                 watch.base.drop_swapped(map.mapping.start, map.mapping.end);
             }
             map.mapping.watched = watch.arm_mapping(&map);
@@ -81,7 +81,7 @@ impl Watch {
         }
         let held = watch.held()?;
         let begin = Begin {
-            account: order.account,
+            interval: order.interval,
             pid: order.pid,
             role: order.role,
             time_ns: order.now_ns,
@@ -119,7 +119,7 @@ impl Watch {
             // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
             Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
             // The kernel leaves a marker for each page that is not there: too many in a huge reservation, where new
-            // private pages are then found when the account closes.
+            // private pages are then found when the interval closes.
             _ if map.backing == Backing::Memory && end - start > WHOLE_MAX => {
                 self.base.ranges(start, end).try_for_each(|pages| protect(uffd, pages, &self.doors, &mut self.told))
             }
@@ -164,7 +164,7 @@ fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> R
     loop {
         match uffd.write_protect(range, true) {
             // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served
-            // once the account is open.
+            // once the interval is open.
             Err(Errno::AGAIN) => {
                 if !told.hear(doors)? {
                     process::yield_now();

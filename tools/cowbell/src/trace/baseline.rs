@@ -1,4 +1,4 @@
-//! What an address space held when its account opened: the pages that were its own already.
+//! What an address space held when its interval opened: the pages that were its own already.
 //!
 //! Files' pages are not listed, so "not here" means: a page of the file behind the mapping, or none.
 

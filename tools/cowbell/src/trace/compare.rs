@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// How much memory kept originals may take, over all accounts.
+/// How much memory kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
 /// Words that differ by less than this count as counters.
 const COUNTER: u64 = 1 << 20;
@@ -47,7 +47,7 @@ impl<'a> Donor<'a> {
     }
 
     /// Has it this page still, as both had it when the child was born? Then whoever wrote it there was given a copy. Pages
-    /// that the child wrote in accounts before are its own.
+    /// that the child wrote in intervals before are its own.
     pub fn still_has(&self, page: u64) -> bool {
         let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let present = || baseline::entry(&self.pagemap, page).is_ok_and(is_private);
@@ -57,7 +57,7 @@ impl<'a> Donor<'a> {
             && present()
     }
 
-    /// Did the child begin this account with the page that it was born with?
+    /// Did the child begin this interval with the page that it was born with?
     fn has_shared(&self, page: u64) -> bool {
         self.child.born_ns > 0 && !self.child.history.contains_key(&page)
     }

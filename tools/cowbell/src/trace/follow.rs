@@ -3,7 +3,7 @@
 use super::birth::{self, Kind};
 use super::tree::Process;
 use super::{LEAVE, Tracer};
-use crate::record::{Blindness, Closed, Mode, Origin, Process as Named, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use std::collections::HashSet;
@@ -96,7 +96,7 @@ impl Tracer {
             let (family, parent) = (self.tree.new_family(), status_field(task, "PPid:").unwrap_or(0));
             self.tree.add(task, Process::new(task, parent, family, Role::Child));
             self.name(task, parent, Origin::Forked);
-            self.blind(task, Blindness::NotArmed, "its parent was killed while it forked");
+            self.gap(task, GapKind::NotArmed, "its parent was killed while it forked");
         }
         match stop {
             Stop::Event(Event::Exit) => self.on_exit(task, process.unwrap_or(task)),
@@ -165,7 +165,7 @@ impl Tracer {
             if event != Event::VFork {
                 maker_stop = self.arm_maker(maker, pid);
             } else {
-                self.blind(pid, Blindness::NotArmed, "it waits until the child has executed a program");
+                self.gap(pid, GapKind::NotArmed, "it waits until the child has executed a program");
             }
         }
         match first {
@@ -189,9 +189,9 @@ impl Tracer {
         let unseen = watch.map(|watch| (watch.unread(), watch.mode)).filter(|&(unseen, _)| unseen > 0);
         if let Some((unseen, mode)) = unseen {
             let more = if mode == Mode::Count { "; --mode trace sees most of them" } else { ", all of mapped files" };
-            self.blind(pid, Blindness::Executed, format!("at most {unseen} pages{more}"));
+            self.gap(pid, GapKind::Executed, format!("at most {unseen} pages{more}"));
         }
-        self.close_account(pid, Closed::Exec, false);
+        self.close_interval(pid, Closed::Exec, false);
         let family = self.tree.new_family();
         let mut left = 0;
         if let Some(process) = self.tree.processes.get_mut(&pid) {
@@ -219,7 +219,7 @@ impl Tracer {
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.ending.insert(tid);
             if process.is_ending() {
-                self.close_account(pid, Closed::Exit, true);
+                self.close_interval(pid, Closed::Exit, true);
             } else if let (Some(watch), Ok(registers)) = (process.watch.as_mut(), ptrace::registers(tid)) {
                 let pages = watch.thread_ends(registers.thread_pointer(), tid, now);
                 self.owed.extend(pages.into_iter().map(|page| (pid, page)));
@@ -256,7 +256,7 @@ impl Tracer {
         }
         // A process' first thread is the last to be reported.
         if tid == pid {
-            self.close_account(pid, Closed::Lost, false);
+            self.close_interval(pid, Closed::Lost, false);
             self.sampler.forget_process(pid);
             self.originals.forget(pid);
             let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
@@ -273,7 +273,7 @@ impl Tracer {
     /// Who is left alone with its memory shares it with nobody: nothing is copied any more.
     fn unshare(&mut self, family: u32) {
         if let Some(last) = self.tree.last_of(family) {
-            self.close_account(last, Closed::Unshared, true);
+            self.close_interval(last, Closed::Unshared, true);
         }
     }
 

@@ -4,8 +4,8 @@
 //! ```text
 //!  front ──socket── tracer ──ptrace── target
 //!    │ orders  →       │  follow.rs    stops: forks, exec, ends, signals
-//!    │ ← records       │  accounts.rs  opens and closes accounts (arms, settles)
-//!                      │  watch.rs     one account: userfaultfds, page events
+//!    │ ← records       │  intervals.rs  opens and closes intervals (arms, settles)
+//!                      │  watch.rs     one interval: userfaultfds, page events
 //! ```
 //!
 //! One thread does all: ptrace binds a tracee to a thread, and a page event is answered fastest where nothing is locked.
@@ -13,12 +13,12 @@
 //! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
 
 pub mod ability;
-mod accounts;
 mod arm;
 mod baseline;
 mod birth;
 mod compare;
 mod follow;
+mod intervals;
 mod kernel_writes;
 pub mod link;
 mod maps;
@@ -29,7 +29,7 @@ mod threads;
 mod tree;
 mod watch;
 
-use crate::record::{Blind, Blindness, Closed, Event, Finish, Mode, Record, Role};
+use crate::record::{Closed, Event, Finish, Gap, GapKind, Mode, Record, Role};
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::pidfd::Ended;
@@ -99,7 +99,7 @@ struct Tracer {
     leaving_since_ns: u64,
     /// Pages whose writers could not be let go before an event was read.
     owed: Vec<(i32, u64)>,
-    accounts: u32,
+    intervals: u32,
     started_ns: u64,
     root: i32,
     root_ended: Option<Ended>,
@@ -115,9 +115,9 @@ impl Tracer {
         self.link.say(&Said::Record(record));
     }
 
-    fn blind(&mut self, pid: i32, what: Blindness, detail: impl Into<String>) {
+    fn gap(&mut self, pid: i32, what: GapKind, detail: impl Into<String>) {
         let time_ns = self.now();
-        self.say(Record::Blind(Blind { pid, time_ns, what, detail: detail.into() }));
+        self.say(Record::Gap(Gap { pid, time_ns, what, detail: detail.into() }));
     }
 
     /// Serves everybody until nobody is left.
@@ -265,7 +265,7 @@ impl Tracer {
                         self.drain.run();
                     }
                     if let Some(new) = watch.place_of(event.pc) {
-                        self.link.say(&Said::Record(Record::Mapped { account: watch.account, mappings: vec![new] }));
+                        self.link.say(&Said::Record(Record::Mapped { interval: watch.interval, mappings: vec![new] }));
                     }
                     watch.events.push(event);
                 }
@@ -325,12 +325,12 @@ impl Tracer {
         }
     }
 
-    /// Hands on the events of every account that has at least so many.
+    /// Hands on the events of every interval that has at least so many.
     fn hand_on_events(&mut self, least: usize) {
         for process in self.tree.processes.values_mut() {
             let Some(watch) = process.watch.as_mut().filter(|watch| watch.events.len() >= least) else { continue };
             let events = std::mem::take(&mut watch.events);
-            self.link.say(&Said::Record(Record::Events { account: watch.account, events }));
+            self.link.say(&Said::Record(Record::Events { interval: watch.interval, events }));
         }
     }
 
@@ -346,13 +346,13 @@ impl Tracer {
         let mut pids: Vec<i32> = self.tree.processes.keys().copied().collect();
         pids.sort_unstable();
         for &pid in &pids {
-            self.close_account(pid, Closed::Detached, true);
+            self.close_interval(pid, Closed::Detached, true);
         }
         for (tid, due) in std::mem::take(&mut self.parked) {
             let _gone = ptrace::detach(tid, due);
         }
         for pid in pids.into_iter().filter(|&pid| pid != 0) {
-            self.blind(pid, Blindness::StillRunning, "");
+            self.gap(pid, GapKind::StillRunning, "");
         }
     }
 }

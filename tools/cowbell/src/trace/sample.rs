@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 /// How often a Python interpreter that could not be read (not initialised yet, say) is looked for.
 const TRIES_MAX: u32 = 5;
-/// Instructions whose first page is sampled in any case, for each account.
+/// Instructions whose first page is sampled in any case, for each interval.
 const FIRSTS_MAX: usize = 200;
 
 /// How long a thread may take to stand still.
@@ -24,7 +24,7 @@ const STAND_NS_MAX: u64 = 2_000_000;
 pub struct Sampler {
     /// The files' unwind information.
     files: Files,
-    /// By account.
+    /// By interval.
     known: HashMap<u32, Known>,
     /// The number of each stack that was written down.
     stacks: HashMap<(u32, Vec<u64>, Vec<PythonFrame>), u32>,
@@ -39,7 +39,7 @@ enum Search {
     Failed(u32),
 }
 
-/// What is known of one account.
+/// What is known of one interval.
 struct Known {
     unwinder: Unwinder,
     memory: Memory,
@@ -92,21 +92,21 @@ impl Sampler {
             })
         });
         let next = self.stacks.len() as u32;
-        let key = (watch.account, native, python);
+        let key = (watch.interval, native, python);
         if let Some(&known) = self.stacks.get(&key) {
             event.stack = Some(known);
             return Some((halted, None));
         }
         event.stack = Some(next);
-        let (account, native, python) = key.clone();
+        let (interval, native, python) = key.clone();
         self.stacks.insert(key, next);
-        Some((halted, Some(Stack { stack: next, account, native, python })))
+        Some((halted, Some(Stack { stack: next, interval, native, python })))
     }
 
-    /// An account closed.
-    pub fn forget(&mut self, account: u32) {
-        self.known.remove(&account);
-        self.stacks.retain(|(of, _, _), _| *of != account);
+    /// An interval closed.
+    pub fn forget(&mut self, interval: u32) {
+        self.known.remove(&interval);
+        self.stacks.retain(|(of, _, _), _| *of != interval);
     }
 
     /// A process ended or executed another program.
@@ -115,13 +115,13 @@ impl Sampler {
     }
 
     fn known(&mut self, watch: &Watch) -> Option<&mut Known> {
-        if !self.known.contains_key(&watch.account) {
+        if !self.known.contains_key(&watch.interval) {
             let mappings: Vec<Mapping> = watch.maps.iter().map(|map| map.mapping.clone()).collect();
             let memory = Memory::open(watch.pid).ok()?;
             let known = Known { unwinder: self.files.unwinder(&mappings), memory, counts: HashMap::new() };
-            self.known.insert(watch.account, known);
+            self.known.insert(watch.interval, known);
         }
-        self.known.get_mut(&watch.account)
+        self.known.get_mut(&watch.interval)
     }
 
     fn python(&mut self, pid: i32, parent: i32, tid: i32) -> Vec<PythonFrame> {

@@ -1,4 +1,4 @@
-//! The end of an account: the verdict over its pages, and how copies differ from their originals.
+//! The end of an interval: the verdict over its pages, and how copies differ from their originals.
 
 use super::baseline::{self, page_bytes};
 use super::compare::{Donor, Originals};
@@ -10,7 +10,7 @@ use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Query};
 use std::collections::BTreeMap;
 
-/// How an account closes.
+/// How an interval closes.
 #[derive(Clone, Copy, Debug)]
 pub struct Close {
     /// Why.
@@ -21,7 +21,7 @@ pub struct Close {
     pub now_ns: u64,
 }
 
-/// Closes an account.
+/// Closes an interval.
 pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>>, close: Close) -> End {
     let Close { mut closed, is_there, now_ns } = close;
     let mut pages: BTreeMap<u64, Class> = BTreeMap::new();
@@ -41,7 +41,7 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
     // Without page tables nothing is known of mappings without events.
     let unmapped_uncounted = watch.uncounted + if is_there { 0 } else { watch.unread() };
-    End { account: watch.account, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
+    End { interval: watch.interval, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
 }
 
 /// What events do not tell: pages noted by the kernel, and private pages where there were none before.

@@ -73,7 +73,7 @@ impl Tracer {
             leaving: false,
             leaving_since_ns: 0,
             owed: Vec::new(),
-            accounts: 0,
+            intervals: 0,
             started_ns: sys::monotonic_ns(),
             root: 0,
             root_ended: None,

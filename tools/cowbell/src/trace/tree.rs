@@ -18,9 +18,9 @@ pub struct Process {
     pub threads: HashSet<i32>,
     /// Those that are about to go.
     pub ending: HashSet<i32>,
-    /// Its open account.
+    /// Its open interval.
     pub watch: Option<Box<Watch>>,
-    /// When it last wrote each page, as far as seen in closed accounts.
+    /// When it last wrote each page, as far as seen in closed intervals.
     pub history: HashMap<u64, u64>,
     /// It is to be armed once a thread of it stands still.
     pub to_arm: bool,
@@ -50,7 +50,7 @@ impl Process {
         self.threads.is_subset(&self.ending)
     }
 
-    /// When it last wrote a page, in the open account or a closed one, as far as seen.
+    /// When it last wrote a page, in the open interval or a closed one, as far as seen.
     pub fn wrote(&self, page: u64) -> Option<u64> {
         let open = self.watch.as_ref().and_then(|watch| {
             let written = watch.written.get(&page).map(|written| written.time_ns);

@@ -1,4 +1,4 @@
-//! One account's watch: arming an address space, and answering what its userfaultfds say.
+//! One interval's watch: arming an address space, and answering what its userfaultfds say.
 
 use super::baseline::{self, Baseline, Was, page_bytes};
 use super::maps::{self, Backing, Map};
@@ -11,7 +11,7 @@ use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::uffd::{Event as Message, Fault, Features};
 use std::collections::HashMap;
 
-/// The userfaultfds of one process: made there once, kept for all its accounts.
+/// The userfaultfds of one process: made there once, kept for all its intervals.
 #[derive(Debug)]
 pub struct Doors {
     /// Synchronous: each first write is a message. Only in [`Mode::Trace`].
@@ -74,10 +74,10 @@ impl Told {
     }
 }
 
-/// One account while it is open.
+/// One interval while it is open.
 pub struct Watch {
     /// Its number.
-    pub account: u32,
+    pub interval: u32,
     /// Why.
     pub role: Role,
     /// How.
@@ -108,7 +108,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Gives the userfaultfds back, for the next account of the same process.
+    /// Gives the userfaultfds back, for the next interval of the same process.
     pub fn into_doors(self) -> Doors {
         self.doors
     }
@@ -199,7 +199,7 @@ impl Watch {
         read.is_err() || shared
     }
 
-    /// What a page is that was not there when the account opened.
+    /// What a page is that was not there when the interval opened.
     pub fn class_of_new(&self, page: u64) -> Class {
         match maps::find(&self.maps, page).map(|map| map.backing) {
             Some(Backing::Memory | Backing::File) => Class::PrivateFile,
@@ -290,7 +290,7 @@ impl Watch {
                     .filter(|(page, _)| (from..from + len).contains(page))
                     .map(|(&p, &w)| (p, w))
                     .collect();
-                // They stay in the account where they were written.
+                // They stay in the interval where they were written.
                 self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
                 if let Some(map) = maps::find(&self.maps, from) {
                     let mut map = map.clone();

@@ -3,7 +3,7 @@
 use super::Look;
 use super::lines::{Text, WIDTH, clean, count, head, percent, some, time};
 use super::{tables, why};
-use crate::analyse::summary::{Account, ByClass, Summary};
+use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
 use cowbell::page::Bytes;
 
@@ -14,8 +14,8 @@ pub fn text(summary: &Summary, look: &Look) -> String {
         text.loud(&format!("This capture was cut off: {}. What it holds:", clean(cut)));
     }
     headline(&mut text, summary);
-    if !look.quiet && summary.totals.accounts > 0 {
-        accounts(&mut text, summary, look);
+    if !look.quiet && summary.totals.intervals > 0 {
+        intervals(&mut text, summary, look);
         tables::mappings(&mut text, summary, look);
         tables::functions(&mut text, summary, look);
         tables::python(&mut text, summary, look);
@@ -24,7 +24,7 @@ pub fn text(summary: &Summary, look: &Look) -> String {
         why::causes(&mut text, summary);
     }
     if !look.quiet {
-        why::blind(&mut text, summary, look);
+        why::gaps(&mut text, summary, look);
         why::overhead(&mut text, summary);
     }
     text.finish()
@@ -36,7 +36,7 @@ fn headline(text: &mut Text, summary: &Summary) {
     let (children, parents) = (role_count(summary, Role::Child), role_count(summary, Role::Parent));
     let command = head(&summary.run.command.join(" "), 60);
     let command = command.trim_end();
-    if totals.accounts == 0 {
+    if totals.intervals == 0 {
         let why = if summary.processes.len() > 1 { "no process was watched" } else { "nothing forked" };
         text.loud(&format!("Nothing was copied under {command}: {why}."));
     } else {
@@ -88,47 +88,47 @@ fn besides(text: &mut Text, pages: &ByClass) {
 
 fn role_count(summary: &Summary, role: Role) -> u64 {
     // A parent is one parent, however often it forked.
-    let mut pids: Vec<_> = summary.accounts.iter().filter(|a| a.role == role).map(|a| (a.process, a.pid)).collect();
+    let mut pids: Vec<_> = summary.intervals.iter().filter(|a| a.role == role).map(|a| (a.process, a.pid)).collect();
     pids.sort_unstable();
     pids.dedup();
     pids.len() as u64
 }
 
-/// A line per account.
-fn accounts(text: &mut Text, summary: &Summary, look: &Look) {
-    let mut sorted: Vec<&Account> = summary.accounts.iter().collect();
-    sorted.sort_by_key(|account| std::cmp::Reverse(account.copied_pages));
-    let times = sorted.iter().any(|account| account.when.is_some());
+/// A line per interval.
+fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
+    let mut sorted: Vec<&Interval> = summary.intervals.iter().collect();
+    sorted.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
+    let times = sorted.iter().any(|interval| interval.when.is_some());
     text.heading("Copied pages by process");
     let when = if times { format!("{:>8} {:>8} {:>8}", "first", "half", "last") } else { String::new() };
     text.faint(&format!("{:>11} {:>10} {:>9}  {:>7} {:<8} {when}", "copied", "", "of shared", "pid", "role"));
     let all = summary.totals.copied_pages.max(1) as f64;
-    let share = |account: &&Account| account.copied_pages as f64 / all;
-    text.list(&sorted, look.top, share, |text, account| {
-        text.line(&account_line(summary, account, times));
+    let share = |interval: &&Interval| interval.copied_pages as f64 / all;
+    text.list(&sorted, look.top, share, |text, interval| {
+        text.line(&interval_line(summary, interval, times));
         if look.verbose {
-            account_details(text, summary, account);
+            interval_details(text, summary, interval);
         }
     });
 }
 
-fn account_line(summary: &Summary, account: &Account, times: bool) -> String {
-    let of_shared = match account.held.shared {
+fn interval_line(summary: &Summary, interval: &Interval, times: bool) -> String {
+    let of_shared = match interval.held.shared {
         0 => String::new(),
-        shared => percent((account.pages.copy.saturating_add(account.pages.copy_or_reuse)) as f64 / shared as f64),
+        shared => percent((interval.pages.copy.saturating_add(interval.pages.copy_or_reuse)) as f64 / shared as f64),
     };
-    let role = match account.role {
+    let role = match interval.role {
         Role::Child => "child",
         Role::Parent => "parent",
         Role::Attached => "attached",
     };
-    let when = match account.when {
+    let when = match interval.when {
         Some(when) => format!("{:>8} {:>8} {:>8}  ", time(when.first_ns), time(when.half_ns), time(when.last_ns)),
         None if times => format!("{:28}", ""),
         None => String::new(),
     };
-    let process = account.process.and_then(|process| summary.processes.get(process));
-    let end = match (account.closed, process.and_then(|process| process.ended)) {
+    let process = interval.process.and_then(|process| summary.processes.get(process));
+    let end = match (interval.closed, process.and_then(|process| process.ended)) {
         (None, _) => "cut off".to_owned(),
         (Some(Closed::Exec), _) => {
             let program = process.and_then(|process| process.executed.first()?.first());
@@ -141,19 +141,19 @@ fn account_line(summary: &Summary, account: &Account, times: bool) -> String {
         (Some(Closed::Exit), None) => "ended".to_owned(),
         (Some(_), Some(ended)) => ended.to_string(),
     };
-    let (copied, bytes) = (count(account.copied_pages), Bytes(account.copied_bytes).to_string());
-    let line = format!("{copied:>11} {bytes:>10} {of_shared:>9}  {:>7} {role:<8} {when}{end}", account.pid);
+    let (copied, bytes) = (count(interval.copied_pages), Bytes(interval.copied_bytes).to_string());
+    let line = format!("{copied:>11} {bytes:>10} {of_shared:>9}  {:>7} {role:<8} {when}{end}", interval.pid);
     head(&line, WIDTH).trim_end().to_owned()
 }
 
-/// An account's own mappings and causes, for those who want to know more.
-fn account_details(text: &mut Text, summary: &Summary, account: &Account) {
-    if let Some(process) = account.process.and_then(|process| summary.processes.get(process)) {
+/// An interval's own mappings and causes, for those who want to know more.
+fn interval_details(text: &mut Text, summary: &Summary, interval: &Interval) {
+    if let Some(process) = interval.process.and_then(|process| summary.processes.get(process)) {
         let command = clean(&process.executed.last().unwrap_or(&process.command).join(" "));
         let parent = if process.parent > 0 { format!(", forked by {}", process.parent) } else { String::new() };
         text.faint(&format!("{:>34}{command}{parent}", ""));
     }
-    for mapping in account.mappings.iter().take(3).filter(|mapping| mapping.copied_pages > 0) {
+    for mapping in interval.mappings.iter().take(3).filter(|mapping| mapping.copied_pages > 0) {
         text.faint(&format!(
             "{:>34}{} in {}",
             "",
@@ -161,7 +161,7 @@ fn account_details(text: &mut Text, summary: &Summary, account: &Account) {
             tables::mapping_name(mapping)
         ));
     }
-    for cause in account.causes.iter().take(3) {
+    for cause in interval.causes.iter().take(3) {
         text.faint(&format!("{:>34}{}: likely {}", "", some(cause.copied_pages, "page", "pages"), cause.name));
     }
 }

@@ -4,7 +4,7 @@ use super::Look;
 use super::lines::{Text, clean, count, pages_and_share, percent, some, time};
 use crate::analyse::Cause;
 use crate::analyse::summary::Summary;
-use crate::record::{Blindness, Mode};
+use crate::record::{GapKind, Mode};
 use cowbell::page::Bytes;
 
 /// Below this share of the copies a cause is named without its remedy.
@@ -48,9 +48,9 @@ pub fn causes(text: &mut Text, summary: &Summary) {
         usize::MAX,
         |cause| cause.share,
         |text, cause| {
-            let blind = cause.without_code_pages.saturating_add(cause.without_name_pages);
+            let gap = cause.without_code_pages.saturating_add(cause.without_name_pages);
             // What hardly touches the figure is not worth a doubt.
-            let in_doubt = blind.saturating_mul(10) >= cause.copied_pages;
+            let in_doubt = gap.saturating_mul(10) >= cause.copied_pages;
             let otherwise = cause.otherwise.filter(|_| in_doubt);
             let or = otherwise.map_or(String::new(), |otherwise| format!(", or the {}", otherwise.name()));
             let why = match cause.cause {
@@ -75,34 +75,32 @@ pub fn causes(text: &mut Text, summary: &Summary) {
 }
 
 /// What could not be seen.
-pub fn blind(text: &mut Text, summary: &Summary, look: &Look) {
-    if summary.blind.is_empty() {
+pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
+    if summary.gaps.is_empty() {
         return;
     }
     text.heading("What could not be seen");
-    for blind in summary.blind.iter().take(look.top) {
-        let processes = some(blind.times, "process", "processes");
-        let what = match blind.what {
-            Blindness::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
-            Blindness::SharesMemory => {
+    for gap in summary.gaps.iter().take(look.top) {
+        let processes = some(gap.times, "process", "processes");
+        let what = match gap.what {
+            GapKind::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
+            GapKind::SharesMemory => {
                 format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
             }
-            Blindness::NotArmed => "the kernel would not watch everything".to_owned(),
-            Blindness::EventsDropped => {
-                "events came too fast to be kept: their pages are counted, not explained".into()
-            }
-            Blindness::Executed => {
+            GapKind::NotArmed => "the kernel would not watch everything".to_owned(),
+            GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
+            GapKind::Executed => {
                 format!("{processes} executed another program: what they copied before is not counted")
             }
-            Blindness::StillRunning => format!("{processes} still ran when the watch ended"),
-            Blindness::NoStacks => "stacks could not be taken".to_owned(),
-            Blindness::Other => String::new(),
+            GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
+            GapKind::NoStacks => "stacks could not be taken".to_owned(),
+            GapKind::Other => String::new(),
         };
-        let details = blind.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
+        let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
         let parts: Vec<String> = Some(what).into_iter().filter(|what| !what.is_empty()).chain(details).collect();
         let more =
-            if parts.len() <= blind.details.len() && !look.verbose && blind.details.len() > 2 { "; …" } else { "" };
-        let pids = match blind.pids.as_slice() {
+            if parts.len() <= gap.details.len() && !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
+        let pids = match gap.pids.as_slice() {
             [] => String::new(),
             [pid] => format!(" (process {pid})"),
             pids => {
@@ -112,7 +110,7 @@ pub fn blind(text: &mut Text, summary: &Summary, look: &Look) {
         };
         text.faint_sentence(2, &format!("{}{more}{pids}", parts.join(": ")));
     }
-    if let Some(rest) = summary.blind.len().checked_sub(look.top).filter(|rest| *rest > 0) {
+    if let Some(rest) = summary.gaps.len().checked_sub(look.top).filter(|rest| *rest > 0) {
         text.faint(&format!("  and {rest} more kinds"));
     }
 }

@@ -195,7 +195,7 @@ fn copies_are_as_many_as_the_kernel_counts_in_taskstats() {
 
         let capture = Capture::read(&writer.scratch.path("capture"));
         let pages = |classes: &[Class]| -> i64 {
-            let ends = capture.of(log.pids[&1]).filter_map(|account| account.end.as_ref());
+            let ends = capture.of(log.pids[&1]).filter_map(|interval| interval.end.as_ref());
             let runs = ends.flat_map(|end| &end.pages).filter(|run| classes.contains(&run.class));
             runs.map(|run| run.pages as i64).sum()
         };

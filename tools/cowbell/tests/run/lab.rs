@@ -161,9 +161,9 @@ pub fn cowbell<I: AsRef<OsStr>>(options: &[&str], target: impl IntoIterator<Item
     command
 }
 
-/// One account of a capture.
+/// One interval of a capture.
 #[derive(Debug)]
-pub struct Account {
+pub struct Interval {
     /// How it opened.
     pub begin: Begin,
     /// What happened.
@@ -177,8 +177,8 @@ pub struct Account {
 pub struct Capture {
     /// Every record.
     pub records: Vec<Record>,
-    /// The accounts by number.
-    pub accounts: BTreeMap<u32, Account>,
+    /// The intervals by number.
+    pub intervals: BTreeMap<u32, Interval>,
 }
 
 impl Capture {
@@ -189,26 +189,26 @@ impl Capture {
         let records: Vec<Record> = text.lines().map(parse).collect();
         assert!(matches!(records.first(), Some(Record::Header(_))), "a capture begins with its header");
         assert!(matches!(records.last(), Some(Record::Finish(_))), "a whole capture ends with a finish");
-        let mut accounts: BTreeMap<u32, Account> = BTreeMap::new();
+        let mut intervals: BTreeMap<u32, Interval> = BTreeMap::new();
         for record in &records {
             match record {
                 Record::Begin(begin) => {
-                    let account = Account { begin: begin.clone(), events: Vec::new(), end: None };
-                    let other = accounts.insert(begin.account, account);
-                    assert!(other.is_none(), "the number {} was given twice", begin.account);
+                    let interval = Interval { begin: begin.clone(), events: Vec::new(), end: None };
+                    let other = intervals.insert(begin.interval, interval);
+                    assert!(other.is_none(), "the number {} was given twice", begin.interval);
                 }
-                Record::Events { account, events } => {
-                    accounts.get_mut(account).expect("events of an open account").events.extend(events);
+                Record::Events { interval, events } => {
+                    intervals.get_mut(interval).expect("events of an open interval").events.extend(events);
                 }
                 Record::End(end) => {
-                    let account = accounts.get_mut(&end.account).expect("the end of an open account");
-                    assert!(account.end.is_none(), "an account ends once");
-                    account.end = Some(end.clone());
+                    let interval = intervals.get_mut(&end.interval).expect("the end of an open interval");
+                    assert!(interval.end.is_none(), "an interval ends once");
+                    interval.end = Some(end.clone());
                 }
                 _ => {}
             }
         }
-        Self { records, accounts }
+        Self { records, intervals }
     }
 
     /// Bytes a page.
@@ -217,8 +217,8 @@ impl Capture {
         header.page_size
     }
 
-    /// The accounts of one process.
-    pub fn of(&self, pid: i32) -> impl Iterator<Item = &Account> {
-        self.accounts.values().filter(move |account| account.begin.pid == pid)
+    /// The intervals of one process.
+    pub fn of(&self, pid: i32) -> impl Iterator<Item = &Interval> {
+        self.intervals.values().filter(move |interval| interval.begin.pid == pid)
     }
 }

@@ -23,22 +23,22 @@ enum Slot {
 #[derive(Clone, Copy, Debug)]
 struct Page {
     slot: Slot,
-    /// There was nothing when the account opened, whatever has been read since.
+    /// There was nothing when the interval opened, whatever has been read since.
     empty_at_fork: bool,
-    /// Given back by the process since the account opened.
+    /// Given back by the process since the interval opened.
     dropped: bool,
-    /// The first write of it in this account, by its place among the faults.
+    /// The first write of it in this interval, by its place among the faults.
     fault: Option<usize>,
 }
 
-/// The first write of a page in an account.
+/// The first write of a page in an interval.
 #[derive(Clone, Debug)]
 pub struct Fault {
     /// At which step.
     pub step: usize,
     /// Of which process.
     pub actor: usize,
-    /// In which of its accounts, counted from 0.
+    /// In which of its intervals, counted from 0.
     pub epoch: usize,
     /// The region and the page in it.
     pub place: (usize, usize),
@@ -50,9 +50,9 @@ pub struct Fault {
     pub gone: bool,
     /// The process gave the page back at some time.
     pub dropped: bool,
-    /// The mapping is younger than the account: its writes are not events.
+    /// The mapping is younger than the interval: its writes are not events.
     pub late: bool,
-    /// There was nothing, or nothing but a file's page, when the account opened.
+    /// There was nothing, or nothing but a file's page, when the interval opened.
     pub empty_at_fork: bool,
 }
 
@@ -84,11 +84,11 @@ pub struct Truth {
 
 struct Actor {
     pages: Vec<Vec<Page>>,
-    /// An account is open: it was forked, or has forked and some of its descendants live.
+    /// An interval is open: it was forked, or has forked and some of its descendants live.
     watched: bool,
-    /// Which account it is, counted from 0: each fork closes one and opens the next.
+    /// Which interval it is, counted from 0: each fork closes one and opens the next.
     epoch: usize,
-    /// Regions mapped since the account opened.
+    /// Regions mapped since the interval opened.
     late: Vec<bool>,
     /// Regions that have been written, here or before a fork, or lie in one mapping with what has been.
     written: Vec<bool>,
@@ -155,7 +155,7 @@ impl Model<'_> {
             Page { slot: page.slot, empty_at_fork, dropped: false, fault: None }
         };
         let fresh: Vec<Vec<Page>> = old.pages.iter().map(|region| region.iter().map(opens).collect()).collect();
-        // What it has is shared anew: its own account ends, and another opens at the same moment.
+        // What it has is shared anew: its own interval ends, and another opens at the same moment.
         old.pages.clone_from(&fresh);
         old.late.fill(false);
         old.epoch += usize::from(old.watched);
@@ -228,7 +228,7 @@ impl Model<'_> {
             Slot::File => (Some(Class::PrivateFile), Seen::Fault(Class::PrivateFile)),
             Slot::Frame(frame) if self.frames[frame] > 1 => (Some(Class::Copy), Seen::Fault(Class::Copy)),
             Slot::Frame(_) if page.fault.is_some() => (None, Seen::Own),
-            // Alone with it: the account sees the first write, which copies nothing.
+            // Alone with it: the interval sees the first write, which copies nothing.
             Slot::Frame(_) => (Some(Class::Reuse), Seen::Own),
         };
         self.truth.seen.insert((step, place.1), seen);
@@ -261,9 +261,9 @@ impl Model<'_> {
 /// How the report may call what the kernel did to a page in this state.
 fn classes(kernel: Class, page: Page) -> Vec<Class> {
     match kernel {
-        // What is first touched is what was not there when the account opened, though it was read since.
+        // What is first touched is what was not there when the interval opened, though it was read since.
         Class::ZeroPage if page.empty_at_fork => vec![Class::FirstTouch],
-        // Given back, then read, then written: nothing of what the account opened with is left.
+        // Given back, then read, then written: nothing of what the interval opened with is left.
         Class::ZeroPage if page.dropped => vec![Class::FirstTouch, Class::ZeroPage],
         kernel => vec![kernel],
     }

@@ -1,6 +1,6 @@
 //! Programs that fork in earnest: a web server with preloaded workers, a database that saves, this library's demo.
 
-use crate::lab::{Account, Capture, Running, Scratch, cowbell, is_root, skip};
+use crate::lab::{Capture, Interval, Running, Scratch, cowbell, is_root, skip};
 use crate::python::pages_of;
 use crate::record::{Class, Origin, Record, Role};
 use serde_json::Value;
@@ -80,9 +80,9 @@ fn preloaded_web_workers_copy_the_data_that_their_requests_read() {
     let capture = Capture::read(&capture);
     let least = 100_000 * 54 / capture.page_size() * 9 / 10;
     for worker in asked {
-        let accounts: Vec<&Account> = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect();
-        let [account] = accounts[..] else { panic!("worker {worker} has not one account of a child") };
-        let copied = pages_of(account, Class::Copy) + pages_of(account, Class::CopyOrReuse);
+        let intervals: Vec<&Interval> = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect();
+        let [interval] = intervals[..] else { panic!("worker {worker} has not one interval of a child") };
+        let copied = pages_of(interval, Class::Copy) + pages_of(interval, Class::CopyOrReuse);
         assert!(copied >= least, "worker {worker} copied {copied} pages, and its requests read {least} at least");
     }
 }
@@ -195,13 +195,13 @@ fn redis_under_writes(mode: &str) {
 
     let capture = Capture::read(&capture);
     let [child] = capture.of(saver).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
-        panic!("the saving child has one account")
+        panic!("the saving child has one interval")
     };
     // What either side changed is private to the child then: its own new pages, and the old ones that the parent left.
     let mut private = BTreeSet::new();
-    for account in capture.of(server).filter(|a| a.begin.role == Role::Parent).chain([child]) {
-        let is_child = account.begin.role == Role::Child;
-        for run in &account.end.as_ref().expect("closed").pages {
+    for interval in capture.of(server).filter(|a| a.begin.role == Role::Parent).chain([child]) {
+        let is_child = interval.begin.role == Role::Child;
+        for run in &interval.end.as_ref().expect("closed").pages {
             let makes_private = match run.class {
                 Class::Copy | Class::CopyOrReuse => true,
                 Class::Reuse => false,
@@ -214,7 +214,7 @@ fn redis_under_writes(mode: &str) {
     }
     let ours = private.len() as u64 * capture.page_size();
     println!("{mode}: the tool {ours} bytes, Redis {own}, smaps {last_smaps}");
-    let parent = capture.of(server).find(|a| a.begin.role == Role::Parent).expect("the server's account");
+    let parent = capture.of(server).find(|a| a.begin.role == Role::Parent).expect("the server's interval");
     assert!(
         pages_of(parent, Class::Copy) + pages_of(parent, Class::CopyOrReuse) > 2000,
         "the server pays for the save"
@@ -261,9 +261,13 @@ fn the_tool_and_the_library_find_the_same_copies_of_an_arena_to_the_page() {
         }
         let inside = start..start + number(&arena["pages"]) * size;
         let mut tool = BTreeMap::new();
-        assert!(capture.of(pid).any(|account| account.begin.role == Role::Child), "an account of {}", worker["role"]);
-        for account in capture.of(pid) {
-            for run in &account.end.as_ref().expect("closed").pages {
+        assert!(
+            capture.of(pid).any(|interval| interval.begin.role == Role::Child),
+            "an interval of {}",
+            worker["role"]
+        );
+        for interval in capture.of(pid) {
+            for run in &interval.end.as_ref().expect("closed").pages {
                 let pages = (0..run.pages).map(|nth| run.start + nth * size);
                 tool.extend(pages.filter(|page| inside.contains(page)).map(|page| (page, run.class)));
             }

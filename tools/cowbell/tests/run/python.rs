@@ -1,7 +1,7 @@
 //! Python: the case that the tool was made for, and what a user of `multiprocessing` starts.
 
 use crate::exact::may_trace;
-use crate::lab::{Account, Capture, Outcome, Scratch, cowbell, run, skip};
+use crate::lab::{Capture, Interval, Outcome, Scratch, cowbell, run, skip};
 use crate::record::{Class, Record, Role};
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ pub const PYTHON: &str = "/usr/bin/python3";
 
 const READ_LIST: &str = include_str!("../targets/read_list.py");
 
-/// Pages of one class in an account, by its end.
-pub fn pages_of(account: &Account, class: Class) -> u64 {
-    let end = account.end.as_ref().expect("the account is closed");
+/// Pages of one class in an interval, by its end.
+pub fn pages_of(interval: &Interval, class: Class) -> u64 {
+    let end = interval.end.as_ref().expect("the interval is closed");
     end.pages.iter().filter(|run| run.class == class).map(|run| run.pages).sum()
 }
 
 /// Copies, also where they cannot be told from reuse.
-fn copies(account: &Account) -> u64 {
-    pages_of(account, Class::Copy) + pages_of(account, Class::CopyOrReuse)
+fn copies(interval: &Interval) -> u64 {
+    pages_of(interval, Class::Copy) + pages_of(interval, Class::CopyOrReuse)
 }
 
-/// The accounts of children.
-pub fn children(capture: &Capture) -> Vec<&Account> {
-    capture.accounts.values().filter(|account| account.begin.role == Role::Child).collect()
+/// The intervals of children.
+pub fn children(capture: &Capture) -> Vec<&Interval> {
+    capture.intervals.values().filter(|interval| interval.begin.role == Role::Child).collect()
 }
 
 /// Runs read_list.py under the tool; how that ended, and the capture.
@@ -39,7 +39,7 @@ fn read_list(scratch: &Scratch, variant: &str, options: &[&str]) -> (Outcome, Ca
 }
 
 /// How many events each Python line has, as far as stacks were sampled.
-fn lines(capture: &Capture, account: &Account) -> BTreeMap<String, usize> {
+fn lines(capture: &Capture, interval: &Interval) -> BTreeMap<String, usize> {
     let mut of_stack = BTreeMap::new();
     for record in &capture.records {
         if let Record::Stack(stack) = record {
@@ -47,7 +47,7 @@ fn lines(capture: &Capture, account: &Account) -> BTreeMap<String, usize> {
         }
     }
     let mut lines = BTreeMap::new();
-    for stack in account.events.iter().filter_map(|event| event.stack) {
+    for stack in interval.events.iter().filter_map(|event| event.stack) {
         let frame = of_stack.get(&stack).expect("a stack comes before the event that has it").python.first();
         let line = frame.map_or_else(|| "none".to_owned(), |f| format!("{}:{}", f.file, f.line));
         *lines.entry(line).or_default() += 1;
@@ -62,14 +62,14 @@ fn reading_a_list_is_reported_as_reference_counting_at_the_line_of_its_loop() {
     }
     let scratch = Scratch::new();
     let (outcome, capture) = read_list(&scratch, "list", &["--mode", "trace", "--stacks", "1/20"]);
-    let [account] = children(&capture)[..] else { panic!("one child, one account") };
+    let [interval] = children(&capture)[..] else { panic!("one child, one interval") };
     // 300,000 strings of 54 bytes or so, and the list: each string is counted up and down once.
     let pages = 300_000 * 54 / capture.page_size();
-    assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(account)), "{} pages copied", copies(account));
+    assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(interval)), "{} pages copied", copies(interval));
 
     let nth = 1 + READ_LIST.lines().position(|line| line.contains("for x in data")).expect("the loop");
     let due = format!("read_list.py:{nth}");
-    let lines = lines(&capture, account);
+    let lines = lines(&capture, interval);
     let (top, times) = lines.iter().max_by_key(|(_, times)| **times).expect("stacks were sampled");
     let all: usize = lines.values().sum();
     assert!(top.ends_with(&due) && times * 10 > all * 7, "the loop is line {nth}: {lines:?}");
@@ -84,9 +84,9 @@ fn reading_a_list_is_reported_as_reference_counting_at_the_line_of_its_loop() {
 fn counting_finds_the_same_pages_of_a_list_that_is_read() {
     let scratch = Scratch::new();
     let (outcome, capture) = read_list(&scratch, "list", &["--mode", "count"]);
-    let [account] = children(&capture)[..] else { panic!("one child, one account") };
+    let [interval] = children(&capture)[..] else { panic!("one child, one interval") };
     let pages = 300_000 * 54 / capture.page_size();
-    assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(account)), "{} pages copied", copies(account));
+    assert!((pages * 9 / 10..pages * 13 / 10).contains(&copies(interval)), "{} pages copied", copies(interval));
     assert!(outcome.err.contains("copied"), "{}", outcome.err);
 }
 
@@ -124,7 +124,7 @@ fn where_garbage_is_collected_the_collector_is_named() {
 }
 
 #[test]
-fn workers_of_pools_have_an_account_each_however_they_were_made() {
+fn workers_of_pools_have_an_interval_each_however_they_were_made() {
     let scratch = Scratch::new();
     let script = scratch.file("pools.py", include_str!("../targets/pools.py"));
     for how in ["fork", "forkserver", "futures"] {
@@ -138,13 +138,13 @@ fn workers_of_pools_have_an_account_each_however_they_were_made() {
         assert_eq!((*sum, workers.len()), (188_890, 3), "{how}");
         let capture = Capture::read(&capture);
         for &worker in workers {
-            let [account] = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
-                panic!("{how}: worker {worker} has not one account of a child")
+            let [interval] = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
+                panic!("{how}: worker {worker} has not one interval of a child")
             };
             // A third of 40,000 strings, spread over all of their pages. The forkserver imports the data anew.
             let inherited = 40_000 * 54 / capture.page_size();
             let least = if how == "forkserver" { 50 } else { inherited * 8 / 10 };
-            assert!(copies(account) >= least, "{how}: worker {worker} copied {}", copies(account));
+            assert!(copies(interval) >= least, "{how}: worker {worker} copied {}", copies(interval));
         }
     }
 }

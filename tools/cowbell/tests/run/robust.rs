@@ -3,7 +3,7 @@
 use crate::case::Random;
 use crate::exact::may_trace;
 use crate::lab::{self, Capture, Outcome, Running, Scratch, cases, cowbell, is_root, run, skip, tool};
-use crate::record::{Blindness, Class, PageRun, Record, Role};
+use crate::record::{Class, GapKind, PageRun, Record, Role};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -143,7 +143,7 @@ fn job_control_and_timers_work_as_they_do_unwatched() {
 }
 
 #[test]
-fn a_storm_of_forks_comes_out_right_and_each_child_has_an_account() {
+fn a_storm_of_forks_comes_out_right_and_each_child_has_an_interval() {
     let scratch = Scratch::new();
     let storm = scratch.compile("storm", STORM, &["-static"]).expect("libc6-dev has libc.a");
     let storm = storm.to_str().expect("text");
@@ -153,12 +153,12 @@ fn a_storm_of_forks_comes_out_right_and_each_child_has_an_account() {
         let outcome = run(&scratch, &mut cowbell(&options, [storm, "5", "12"]));
         assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
-        // A child that forks has one more account.
+        // A child that forks has one more interval.
         let mut written: BTreeMap<i32, u64> = BTreeMap::new();
-        for account in capture.accounts.values().filter(|a| a.begin.role == Role::Child) {
+        for interval in capture.intervals.values().filter(|a| a.begin.role == Role::Child) {
             let own = |run: &&PageRun| matches!(run.class, Class::Copy | Class::CopyOrReuse | Class::Reuse);
-            let runs = account.end.as_ref().expect("each is closed").pages.iter().filter(own);
-            *written.entry(account.begin.pid).or_default() += runs.map(|run| run.pages).sum::<u64>();
+            let runs = interval.end.as_ref().expect("each is closed").pages.iter().filter(own);
+            *written.entry(interval.begin.pid).or_default() += runs.map(|run| run.pages).sum::<u64>();
         }
         // 12 children and four grandchildren in each of five waves.
         assert_eq!(written.len(), 5 * 16, "{mode}");
@@ -177,7 +177,7 @@ fn children_beyond_the_limit_run_unwatched_and_that_is_said() {
     let outcome = run(&scratch, &mut cowbell(&options, [storm.to_str().expect("text"), "3", "9"]));
     assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{outcome:?}");
     let capture = Capture::read(&capture);
-    let beyond = |r: &&Record| matches!(r, Record::Blind(b) if b.what == Blindness::TooManyChildren);
+    let beyond = |r: &&Record| matches!(r, Record::Gap(b) if b.what == GapKind::TooManyChildren);
     assert!(capture.records.iter().any(|r| beyond(&r)), "it is told");
 }
 
@@ -193,8 +193,8 @@ fn a_32_bit_program_runs_right_and_is_watched_or_named_as_not() {
         let outcome = run(&scratch, &mut cowbell(&options, [storm.to_str().expect("text"), "2", "3"]));
         assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
-        let told = |r: &&Record| matches!(r, Record::Blind(b) if b.what == Blindness::NotArmed);
-        assert!(!capture.accounts.is_empty() || capture.records.iter().any(|r| told(&r)), "{mode}");
+        let told = |r: &&Record| matches!(r, Record::Gap(b) if b.what == GapKind::NotArmed);
+        assert!(!capture.intervals.is_empty() || capture.records.iter().any(|r| told(&r)), "{mode}");
     }
 }
 
@@ -297,7 +297,7 @@ fn attaching_leaves_a_running_tree_unharmed() {
         let outcome = target.finish();
         assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
-        let forked = capture.accounts.values().filter(|a| a.begin.role == Role::Child).count();
+        let forked = capture.intervals.values().filter(|a| a.begin.role == Role::Child).count();
         assert!(forked > 0, "{mode}: it forked all the time");
     }
 }

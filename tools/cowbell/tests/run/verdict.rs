@@ -1,9 +1,9 @@
-//! A capture against the model: every account, page, class and event.
+//! A capture against the model: every interval, page, class and event.
 
 use crate::case::{Case, Kind, Op};
-use crate::lab::{Account, Capture};
+use crate::lab::{Capture, Interval};
 use crate::model::{Fault, Seen, Truth};
-use crate::record::{Blindness, Class, Closed, Mode, Origin, Record, Role};
+use crate::record::{Class, Closed, GapKind, Mode, Origin, Record, Role};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -120,23 +120,23 @@ impl Verdict<'_> {
         self.wrong.push(what);
     }
 
-    /// The accounts of an actor in the order in which they opened.
-    fn accounts(&self, actor: usize) -> Vec<&Account> {
+    /// The intervals of an actor in the order in which they opened.
+    fn intervals(&self, actor: usize) -> Vec<&Interval> {
         self.capture.of(self.log.pids[&actor]).collect()
     }
 
-    /// A child has an account from its birth, one more from each fork of its own, and all of them are closed.
-    fn check_accounts(&mut self) {
+    /// A child has an interval from its birth, one more from each fork of its own, and all of them are closed.
+    fn check_intervals(&mut self) {
         for (&actor, &parent) in &self.truth.parents {
             let pid = self.log.pids[&actor];
             let forks = self.truth.parents.values().filter(|other| **other == actor).count();
             let mut due = vec![(Role::Child, Closed::Forked); forks];
             let end = if self.truth.ends[&actor] == Op::Exec { Closed::Exec } else { Closed::Exit };
             due.push((Role::Child, end));
-            let closed = |account: &&Account| (account.begin.role, account.end.as_ref().map(|end| end.closed));
-            let found: Vec<_> = self.accounts(actor).iter().map(closed).collect();
+            let closed = |interval: &&Interval| (interval.begin.role, interval.end.as_ref().map(|end| end.closed));
+            let found: Vec<_> = self.intervals(actor).iter().map(closed).collect();
             if !found.iter().copied().eq(due.iter().map(|&(role, closed)| (role, Some(closed)))) {
-                self.say(format!("accounts of actor {actor}: {found:?}, not {due:?}"));
+                self.say(format!("intervals of actor {actor}: {found:?}, not {due:?}"));
             }
             let forked = self.capture.records.iter().any(
                 |record| matches!(record, Record::Process(p) if p.pid == pid && p.parent == self.log.pids[&parent]),
@@ -146,14 +146,14 @@ impl Verdict<'_> {
             }
         }
         let forks = self.truth.parents.values().filter(|other| **other == 0).count();
-        let first = self.accounts(0);
-        if first.len() != forks || first.iter().any(|account| account.begin.role != Role::Parent) {
-            let found: Vec<_> = first.iter().map(|account| account.begin.role).collect();
-            self.say(format!("the first process forked {forks} times, and has the accounts {found:?}"));
+        let first = self.intervals(0);
+        if first.len() != forks || first.iter().any(|interval| interval.begin.role != Role::Parent) {
+            let found: Vec<_> = first.iter().map(|interval| interval.begin.role).collect();
+            self.say(format!("the first process forked {forks} times, and has the intervals {found:?}"));
         }
         for (actor, _) in self.truth.ends.iter().filter(|(_, op)| self.mode == Mode::Count && **op == Op::Exec) {
             let pid = self.log.pids[actor];
-            let is_told = |r: &Record| matches!(r, Record::Blind(b) if b.pid == pid && b.what == Blindness::Executed);
+            let is_told = |r: &Record| matches!(r, Record::Gap(b) if b.pid == pid && b.what == GapKind::Executed);
             if !self.capture.records.iter().any(is_told) {
                 self.wrong.push(format!("nothing says that what actor {actor} copied before exec was not counted"));
             }
@@ -165,14 +165,14 @@ impl Verdict<'_> {
         }
     }
 
-    /// The pages of all accounts, by actor, account and place.
+    /// The pages of all intervals, by actor, interval and place.
     fn reported(&self) -> BTreeMap<(usize, usize, Place), Vec<Class>> {
         let mut reported: BTreeMap<_, Vec<Class>> = BTreeMap::new();
         for &actor in self.log.pids.keys() {
             let mut places = BTreeMap::new();
             self.log.places(self.case, actor, usize::MAX, &mut places);
-            for (epoch, account) in self.accounts(actor).into_iter().enumerate() {
-                for run in account.end.iter().flat_map(|end| &end.pages) {
+            for (epoch, interval) in self.intervals(actor).into_iter().enumerate() {
+                for run in interval.end.iter().flat_map(|end| &end.pages) {
                     for nth in 0..run.pages {
                         if let Some(&place) = places.get(&(run.start + nth * self.log.page_size)) {
                             reported.entry((actor, epoch, place)).or_default().push(run.class);
@@ -206,20 +206,24 @@ impl Verdict<'_> {
         }
         for ((actor, epoch, place), classes) in reported {
             let kind = self.case.regions[place.0].kind;
-            self.say(format!("actor {actor} account {epoch} {kind:?} {place:?}: {classes:?}, and nothing was written"));
+            self.say(format!(
+                "actor {actor} interval {epoch} {kind:?} {place:?}: {classes:?}, and nothing was written"
+            ));
         }
         for ((actor, epoch), pages) in missing {
-            let end = self.accounts(actor).get(epoch).and_then(|account| account.end.as_ref());
+            let end = self.intervals(actor).get(epoch).and_then(|interval| interval.end.as_ref());
             let bound = end.map_or(0, |end| end.unmapped_uncounted);
             if pages > bound {
-                self.say(format!("actor {actor} account {epoch}: {pages} pages gone and untold, said at most {bound}"));
+                self.say(format!(
+                    "actor {actor} interval {epoch}: {pages} pages gone and untold, said at most {bound}"
+                ));
             }
         }
     }
 
     fn is_lost_by_exec(&self, fault: &Fault) -> bool {
-        let account = self.accounts(fault.actor).into_iter().nth(fault.epoch);
-        let closed = account.and_then(|account| account.end.as_ref()).map(|end| end.closed);
+        let interval = self.intervals(fault.actor).into_iter().nth(fault.epoch);
+        let closed = interval.and_then(|interval| interval.end.as_ref()).map(|end| end.closed);
         closed == Some(Closed::Exec) && !(self.mode == Mode::Trace && self.must_be_an_event(fault))
     }
 
@@ -253,9 +257,9 @@ impl Verdict<'_> {
         for (&actor, &pid) in &self.log.pids {
             let mut places = BTreeMap::new();
             self.log.places(self.case, actor, usize::MAX, &mut places);
-            for (epoch, account) in self.capture.of(pid).enumerate() {
+            for (epoch, interval) in self.capture.of(pid).enumerate() {
                 let mut events = BTreeMap::new();
-                for event in &account.events {
+                for event in &interval.events {
                     if let Some(&place) = places.get(&event.page) {
                         events.entry(place).or_insert(*event);
                     }
@@ -281,7 +285,7 @@ impl Verdict<'_> {
 pub fn differences(case: &Case, truth: &Truth, log: &Log, capture: &Capture, mode: Mode) -> Vec<String> {
     let wrong = check_frames(truth, log);
     let mut verdict = Verdict { case, truth, log, capture, mode, wrong };
-    verdict.check_accounts();
+    verdict.check_intervals();
     verdict.check_pages();
     if mode == Mode::Trace {
         verdict.check_events();

@@ -1,4 +1,4 @@
-//! Opening and closing accounts.
+//! Opening and closing intervals.
 
 use super::arm::Order;
 use super::baseline::page_bytes;
@@ -8,7 +8,7 @@ use super::kernel_writes::THREAD_DATA;
 use super::settle::{Close, settle};
 use super::watch::{Doors, Watch};
 use super::{DOORS, Tracer};
-use crate::record::{Blindness, Closed, Mode, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, Record, Role, Who};
 use cowbell::sys;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 
@@ -23,7 +23,7 @@ impl Tracer {
         let mode = self.mode;
         let stop = match birth::open_doors(child, child, mode, &mut |tid| self.wait_for(tid)) {
             Ok((doors, stop)) => {
-                self.open_account(child, Role::Child, doors, Some(forked_ns));
+                self.open_interval(child, Role::Child, doors, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
                 let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
                 if let (Some(watch), Ok(thread)) = (watch, thread) {
@@ -32,7 +32,7 @@ impl Tracer {
                 Some(stop)
             }
             Err(Unarmed::Because(why)) => {
-                self.blind(child, Blindness::NotArmed, why);
+                self.gap(child, GapKind::NotArmed, why);
                 Some(Stop::Trap)
             }
             Err(Unarmed::Ending(status)) => {
@@ -49,8 +49,8 @@ impl Tracer {
         let at_event = Stop::Event(Event::Fork);
         let started = sys::monotonic_ns();
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
-        let stop = if let Some(doors) = self.close_account(pid, Closed::Forked, true) {
-            self.open_account(pid, role, doors, None);
+        let stop = if let Some(doors) = self.close_interval(pid, Closed::Forked, true) {
+            self.open_interval(pid, role, doors, None);
             at_event
         } else if self.has_room(pid) {
             self.arm_first_time(maker, pid, role)
@@ -85,12 +85,12 @@ impl Tracer {
         let mode = self.mode;
         match birth::open_doors(tid, pid, mode, &mut |tid| self.wait_for(tid)) {
             Ok((doors, left)) => {
-                self.open_account(pid, role, doors, None);
+                self.open_interval(pid, role, doors, None);
                 // A group stop that was there before is one still.
                 if matches!(stop, Stop::Group(_)) { stop } else { left }
             }
             Err(Unarmed::Because(why)) => {
-                self.blind(pid, Blindness::NotArmed, why);
+                self.gap(pid, GapKind::NotArmed, why);
                 stop
             }
             Err(Unarmed::Ending(Status::Stopped(ending))) => ending,
@@ -125,18 +125,18 @@ impl Tracer {
         let room = self.tree.watched() < self.options.children_max;
         if !room {
             let limit = self.options.children_max;
-            self.blind(pid, Blindness::TooManyChildren, format!("{limit} processes are watched already"));
+            self.gap(pid, GapKind::TooManyChildren, format!("{limit} processes are watched already"));
         }
         room
     }
 
     /// `forked_ns`: when the parent forked it, for a newborn.
-    fn open_account(&mut self, pid: i32, role: Role, doors: Doors, forked_ns: Option<u64>) {
-        self.accounts += 1;
+    fn open_interval(&mut self, pid: i32, role: Role, doors: Doors, forked_ns: Option<u64>) {
+        self.intervals += 1;
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
         let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
-        let order = Order { account: self.accounts, role, mode, pid, frames, now_ns };
+        let order = Order { interval: self.intervals, role, mode, pid, frames, now_ns };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
@@ -145,7 +145,7 @@ impl Tracer {
         let (watch, begin) = match Watch::arm(&order, doors, relative) {
             Ok(armed) => armed,
             Err(e) => {
-                self.blind(pid, Blindness::NotArmed, format!("its page tables could not be read: {e}"));
+                self.gap(pid, GapKind::NotArmed, format!("its page tables could not be read: {e}"));
                 return;
             }
         };
@@ -157,7 +157,7 @@ impl Tracer {
         });
         if !added {
             // Dropped, and with it the protection: nobody is left waiting.
-            self.blind(pid, Blindness::NotArmed, "its events could not be waited for");
+            self.gap(pid, GapKind::NotArmed, "its events could not be waited for");
             return;
         }
         self.say(Record::Begin(begin));
@@ -170,13 +170,13 @@ impl Tracer {
         self.serve_moves(pid);
     }
 
-    /// Closes a process' account, if one is open, and returns its userfaultfds.
-    pub(super) fn close_account(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
+    /// Closes a process' interval, if one is open, and returns its userfaultfds.
+    pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
         let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         // Nobody waits for an answer any more, but moves may still be told.
         let events = std::mem::take(&mut watch.events);
         if !events.is_empty() {
-            self.say(Record::Events { account: watch.account, events });
+            self.say(Record::Events { interval: watch.interval, events });
         }
         let now_ns = self.now();
         if is_there {
@@ -191,7 +191,7 @@ impl Tracer {
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
         }
         self.say(Record::End(end));
-        self.sampler.forget(watch.account);
+        self.sampler.forget(watch.interval);
         Some(watch.into_doors())
     }
 

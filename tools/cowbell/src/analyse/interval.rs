@@ -1,4 +1,4 @@
-//! One account: its events as they come, added up when its verdict is known.
+//! One interval: its events as they come, added up when its verdict is known.
 
 use super::Stacks;
 use super::cause::{Change, Runtime};
@@ -7,9 +7,9 @@ use super::summary::{ByClass, Contents, When, is_copied};
 use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched};
 use std::collections::HashMap;
 
-/// An account, open or closed.
+/// An interval, open or closed.
 #[derive(Debug)]
-pub struct Account {
+pub struct Interval {
     /// How it opened; its mappings are in `areas`.
     pub begin: Begin,
     /// The number of its process.
@@ -32,7 +32,7 @@ pub struct Account {
     pub codes: HashMap<u64, Code>,
 }
 
-/// What the pages of an account come to.
+/// What the pages of an interval come to.
 #[derive(Debug, Default)]
 pub struct Sums {
     /// All written pages.
@@ -77,13 +77,13 @@ pub enum Seen {
     Python(u32),
 }
 
-impl Account {
-    /// Opens an account.
+impl Interval {
+    /// Opens an interval.
     pub fn new(mut begin: Begin, process: Option<usize>, command: &[String]) -> Self {
         let mappings = std::mem::take(&mut begin.mappings);
         let program = command.first().map(String::as_str);
         let runtime = Runtime::of(mappings.iter().map(|mapping| mapping.name.as_str()).chain(program));
-        let mut account = Self {
+        let mut interval = Self {
             begin,
             process,
             runtime,
@@ -95,8 +95,8 @@ impl Account {
             sums: Sums::default(),
             codes: HashMap::new(),
         };
-        account.mapped(mappings);
-        account
+        interval.mapped(mappings);
+        interval
     }
 
     /// Adds mappings.
@@ -114,7 +114,7 @@ impl Account {
         self.events.extend(events);
     }
 
-    /// Closes the account with its verdict.
+    /// Closes the interval with its verdict.
     pub fn close(&mut self, mut end: End, page_size: u64, stacks: &Stacks) {
         self.end = Some((end.closed, end.time_ns));
         self.unmapped_uncounted = end.unmapped_uncounted;
@@ -127,7 +127,7 @@ impl Account {
         self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&end.pages);
     }
 
-    /// Closes an account that has no verdict: its pages are those of its events.
+    /// Closes an interval that has no verdict: its pages are those of its events.
     pub fn cut_off(&mut self, page_size: u64, stacks: &Stacks) {
         let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
@@ -155,7 +155,7 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// An account's sums in the making.
+/// An interval's sums in the making.
 struct Adding<'a> {
     areas: &'a Areas,
     evidence: &'a Evidence<'a>,

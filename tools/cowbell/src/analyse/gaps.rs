@@ -1,0 +1,70 @@
+//! What could not be seen: what the tracer says, and what shows only when all is added up.
+
+use super::Profile;
+use super::summary::{Gap, Totals};
+use crate::record::{Closed, GapKind};
+use std::collections::BTreeMap;
+
+/// No more processes are listed by number.
+const PIDS_MAX: usize = 10;
+/// No more particulars of one kind are kept.
+const DETAILS_MAX: usize = 20;
+
+/// All of it, by kind.
+pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
+    let mut kinds = Kinds::default();
+    for gap in &profile.gaps {
+        kinds.add(gap.what, gap.pid, &gap.detail);
+    }
+    for interval in &profile.intervals {
+        let pid = interval.begin.pid;
+        for (name, why) in &interval.refused {
+            let name = if name.is_empty() { "anonymous memory" } else { name };
+            kinds.add(GapKind::NotArmed, pid, &format!("{name}: {why}"));
+        }
+        match interval.end {
+            None => kinds.add(GapKind::Other, pid, "cut off: of its pages only those with events are known"),
+            Some((Closed::Lost, _)) => {
+                kinds.add(GapKind::Other, pid, "gone before it was read: only pages with events are known");
+            }
+            Some(_) => {}
+        }
+        if interval.unmapped_uncounted > 0 {
+            let pages = interval.unmapped_uncounted;
+            let detail = format!("at most {pages} more pages were unmapped before they could be counted");
+            kinds.add(GapKind::Other, pid, &detail);
+        }
+    }
+    if totals.pages.copy_or_reuse > 0 {
+        let pages = totals.pages.copy_or_reuse;
+        let frames = profile.header.as_ref().is_some_and(|header| header.frames);
+        let root = if frames { "" } else { "; root can tell more of them apart" };
+        let detail = format!("of {pages} pages that count as copied some may have been reused{root}");
+        kinds.add(GapKind::Other, 0, &detail);
+    }
+    if profile.stray > 0 {
+        let detail = format!("{} records belong to no interval or process of the capture", profile.stray);
+        kinds.add(GapKind::Other, 0, &detail);
+    }
+    kinds.0.into_values().collect()
+}
+
+#[derive(Default)]
+struct Kinds(BTreeMap<(GapKind, String), Gap>);
+
+impl Kinds {
+    fn add(&mut self, what: GapKind, pid: i32, detail: &str) {
+        // What is of no certain kind is told apart by its particulars.
+        let apart = if what == GapKind::Other { detail.to_owned() } else { String::new() };
+        let empty = || Gap { what, times: 0, pids: Vec::new(), details: Vec::new() };
+        let gap = self.0.entry((what, apart)).or_insert_with(empty);
+        gap.times += 1;
+        if pid != 0 && gap.pids.len() < PIDS_MAX && !gap.pids.contains(&pid) {
+            gap.pids.push(pid);
+        }
+        let is_new = !detail.is_empty() && !gap.details.iter().any(|known| known == detail);
+        if is_new && gap.details.len() < DETAILS_MAX {
+            gap.details.push(detail.to_owned());
+        }
+    }
+}
