@@ -38,10 +38,8 @@
 //!
 //! # Rooms
 //! ```text
-//! sys                      the only door to the kernel; not covered by the version promise
 //! page, error              types that everything uses
 //! support                  what this kernel and this user can do
-//! wire                     how jobs and results are encoded
 //! arena                    owns addresses: growing, frozen, handles
 //! shared                   writable memory of forked processes: atomics, mutex, vector, queue
 //! fork                     clone3, the child before user code, reaping
@@ -49,9 +47,19 @@
 //! report                   evidence in, report out: text and JSON
 //! pool                     workers that take jobs: queue, results, generations
 //! ```
+//!
+//! # What is promised
+//! All that these pages show, and the types of the crates that stand in it: `allocator-api2` (the allocator of
+//! [`arena`]'s collections), `hashbrown` ([`arena::HashMap`]), `bytemuck` ([`shared::Pod`]) and `serde`. Another major
+//! version of one of them is another major version of this crate.
+//!
+//! **Not promised**: macros and modules that these pages do not show, `cowbell::sys` above all. It is the door to the kernel that the
+//! command-line tool and the tests go through, and changes as they need it. Hidden is for stability only: a function there is
+//! sound, or `unsafe` and says what it demands.
 
 pub mod arena;
 pub mod error;
+mod facts;
 pub mod fork;
 pub mod page;
 #[cfg(feature = "pool")]
@@ -59,10 +67,11 @@ pub mod pool;
 pub mod report;
 pub mod shared;
 pub mod support;
+#[doc(hidden)]
 pub mod sys;
 pub mod watch;
 #[cfg(feature = "pool")]
-pub mod wire;
+mod wire;
 
 pub use error::{Error, Result};
 

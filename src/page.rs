@@ -1,8 +1,8 @@
-//! Pages as types: a size, an index, a count, a span, a set. No unsafe code, no system call.
+//! Pages as types: a size, an index, a count, a range, a span, a set. No unsafe code, no system call.
 
 use std::fmt;
 
-/// The size of one page in bytes: a power of two. Ask [`crate::sys::page_size`] for this machine's.
+/// The size of one page in bytes: a power of two. This machine's is [`crate::support::Machine::page_size`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageSize(u32);
 
@@ -83,6 +83,27 @@ impl fmt::Display for Bytes {
             Some(unit) => write!(f, "{:.1} {}", self.0 as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit - 1]),
             None => write!(f, "{} bytes", self.0),
         }
+    }
+}
+
+/// A range of addresses, in bytes. Holding one promises nothing about what is mapped there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first address.
+    pub start: usize,
+    /// The length in bytes.
+    pub len: usize,
+}
+
+impl Range {
+    /// One past the last address.
+    pub const fn end(self) -> usize {
+        self.start + self.len
+    }
+
+    /// Does the range hold this address?
+    pub const fn contains(self, address: usize) -> bool {
+        address >= self.start && address - self.start < self.len
     }
 }
 

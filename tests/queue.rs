@@ -7,12 +7,20 @@
 //! A worker dies or is stopped by its `Life`: before its n-th access to shared memory it is no more. Each n is a model of
 //! its own. What the zygote does then runs in the same thread of loom, as it happens after the death.
 
-use cowbell::pool::bell::Bell;
-use cowbell::pool::progress::{self, Phase, Seen};
-use cowbell::pool::queue::{self, DONE, FREE, Long, QUEUED, Queue, Word};
+// The very files of the pool, which need nothing of the crate: what only this test uses is no part of its interface.
+#[path = "../src/pool/bell.rs"]
+mod bell;
+#[path = "../src/pool/progress.rs"]
+mod progress;
+#[path = "../src/pool/queue.rs"]
+mod queue;
+
+use bell::Bell;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
+use progress::{Phase, Seen};
+use queue::{DONE, FREE, Long, QUEUED, Queue, Word};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;

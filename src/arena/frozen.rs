@@ -296,7 +296,8 @@ impl<T: 'static> Frozen<T> {
         drop(unsafe { registry::leave(self.inner) });
         // What was forked has the descriptor of values that are never dropped here. It would keep the memory.
         if self.image.origin == Origin::Sealed {
-            memfd::forget(self.image.file.as_fd())?;
+            // SAFETY: the number is the image's own, and who still maps or reads the file faults or fails as the caller was told.
+            unsafe { memfd::forget(self.image.file.as_fd()) }?;
         }
         // SAFETY: the range is the arena's, and who refers into it faults as the caller was told.
         unsafe { map::blank(self.image.range) }.map_err(|e| Error::os("mmap(withdrawn arena)", e))

@@ -139,7 +139,8 @@ pub(super) fn notice_other_forks() -> Result<()> {
             process::exit(101);
         }
     }
-    process::after_fork_in_child(entered).map_err(|e| Error::os("pthread_atfork", e))
+    // SAFETY: it maps fences and stores to atomics: no lock, no allocation.
+    unsafe { process::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))
 }
 
 /// Makes what this process and those forked from it must have in common: before the first arena and before any

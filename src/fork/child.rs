@@ -1,9 +1,10 @@
 //! The parent's side of a child: waiting for it, killing it, reaping it and its keeper.
 
 use crate::error::{Error, Kind, Result};
+use crate::facts::Ended;
 use crate::page::PageSet;
 use crate::report::Report;
-use crate::sys::pidfd::{self, Ended};
+use crate::sys::pidfd;
 use crate::sys::{Errno, process, signal};
 use crate::watch::{DeniedWrite, Event, Evidence, PanicMessage, Watch, Word};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

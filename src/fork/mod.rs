@@ -17,7 +17,7 @@ mod enter;
 mod panics;
 mod reshare;
 
-pub use crate::sys::pidfd::Ended;
+pub use crate::facts::Ended;
 pub use ask::{ArenaCensus, ArenaEpoch};
 pub use child::{Child, Exit};
 pub use enter::{Context, IntoExitCode};

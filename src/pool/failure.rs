@@ -1,7 +1,7 @@
 //! Why a job has no result.
 
 use super::region::Slot;
-use crate::sys::pidfd::Ended;
+use crate::facts::Ended;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -32,8 +32,7 @@
 //! - **No thread** is started, unless a [`Ticket`] is awaited as a future.
 
 mod batch;
-#[doc(hidden)]
-pub mod bell;
+mod bell;
 mod buffer;
 mod core;
 mod failure;
@@ -42,10 +41,8 @@ mod make;
 mod map;
 mod orders;
 mod panics;
-#[doc(hidden)]
-pub mod progress;
-#[doc(hidden)]
-pub mod queue;
+mod progress;
+mod queue;
 mod reactor;
 mod region;
 mod results;

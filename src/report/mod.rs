@@ -6,10 +6,10 @@
 mod text;
 
 use crate::arena::{self, Image, OnWrite};
+use crate::facts::Door;
+use crate::facts::Ended;
 use crate::page::{PageCount, PageIndex, PageSet, PageSize, PageSpan};
 use crate::sys::map::Range;
-use crate::sys::pidfd::Ended;
-use crate::sys::uffd::Door;
 use crate::watch::{self, Changed, Watch};
 use std::collections::HashMap;
 use std::sync::Arc;

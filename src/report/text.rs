@@ -2,9 +2,9 @@
 
 use super::{ArenaReport, Census, Report};
 use crate::arena::OnWrite;
+use crate::facts::Door;
+use crate::facts::Ended;
 use crate::page::{Bytes, PageSpan};
-use crate::sys::pidfd::Ended;
-use crate::sys::uffd::Door;
 use crate::watch::Watch;
 use std::fmt;
 

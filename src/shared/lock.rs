@@ -42,7 +42,8 @@ pub(super) fn notice_forks() -> Result<()> {
     }
     static NOTICED: OnceLock<()> = OnceLock::new();
     if NOTICED.get().is_none() {
-        process::after_fork_in_child(entered).map_err(|e| Error::os("pthread_atfork", e))?;
+        // SAFETY: it adds to an atomic and stores to a thread-local cell that needs no making.
+        unsafe { process::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))?;
         // Two threads at once register it twice, which does no harm.
         let _first = NOTICED.set(());
     }

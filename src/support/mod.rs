@@ -17,7 +17,7 @@ mod text;
 mod watches;
 
 use crate::error::{Error, Result};
-use crate::sys::limits::Headroom;
+pub use crate::facts::{Door, Headroom, Limit};
 use std::sync::OnceLock;
 
 /// Can it be used?

@@ -2,8 +2,9 @@
 
 use super::{Feature, Machine, Missing, Support, Verdict};
 use crate::error::{Error, Result};
-use crate::sys::limits::{self, Limit};
-use crate::sys::uffd::{Door, Features};
+use crate::facts::{Door, Limit};
+use crate::sys::limits;
+use crate::sys::uffd::Features;
 use crate::sys::{Errno, probe as trial};
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! The watches, answered from the features. No system call: features in, verdict out.
 
 use super::{Feature, Missing, Support, Verdict};
-use crate::sys::uffd::Door;
+use crate::facts::Door;
 use crate::watch::Watch;
 
 impl Watch {

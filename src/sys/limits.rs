@@ -3,53 +3,10 @@
 //! Read-only and without policy. A file that cannot be read is a limit that is not there.
 #![expect(unsafe_code, reason = "one prctl has no safe wrapper")]
 
-use crate::page::Bytes;
-use std::fmt;
+pub use crate::facts::{Headroom, Limit};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-
-/// How much memory this process may still take, and what ends it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-pub struct Headroom {
-    /// Bytes until the limit.
-    pub bytes: u64,
-    /// The limit that comes first.
-    pub limit: Limit,
-}
-
-/// What limits memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum Limit {
-    /// The machine's memory and swap.
-    Machine,
-    /// A control group this process is in, itself or by its parents.
-    ControlGroup {
-        /// The group's path in its hierarchy, as in `/proc/self/cgroup`.
-        path: String,
-        /// The bytes it allows (`memory.max`; version 1: `memory.limit_in_bytes`).
-        max: u64,
-    },
-}
-
-impl fmt::Display for Headroom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.limit {
-            Limit::Machine => write!(f, "this machine has {} of memory and swap left", Bytes(self.bytes)),
-            Limit::ControlGroup { path, max } => {
-                write!(
-                    f,
-                    "control group {path} allows {}, {} in use",
-                    Bytes(*max),
-                    Bytes(max.saturating_sub(self.bytes))
-                )
-            }
-        }
-    }
-}
 
 /// The nearest memory limit: the machine's (`MemAvailable` and `SwapFree`) or that of a control
 /// group this process is in (version 1, 2 or both), at any level up to the root that can be seen.

@@ -6,35 +6,15 @@
 #![expect(unsafe_code, reason = "mapping calls change what addresses mean")]
 
 use crate::error::{Error, Result};
+pub use crate::page::Range;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
 use std::os::fd::BorrowedFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A range of addresses, in bytes. Holding one promises nothing about what is mapped there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The first address.
-    pub start: usize,
-    /// The length in bytes.
-    pub len: usize,
-}
-
-impl Range {
-    /// One past the last address.
-    pub const fn end(self) -> usize {
-        self.start + self.len
-    }
-
-    /// Does the range hold this address?
-    pub const fn contains(self, address: usize) -> bool {
-        address >= self.start && address - self.start < self.len
-    }
-
-    fn pointer(self) -> *mut std::ffi::c_void {
-        std::ptr::with_exposed_provenance_mut(self.start)
-    }
+fn pointer(range: Range) -> *mut std::ffi::c_void {
+    std::ptr::with_exposed_provenance_mut(range.start)
 }
 
 /// What a mapping allows.
@@ -120,8 +100,8 @@ fn reserve_near(hint: usize, len: usize, align: usize) -> Result<Range> {
 pub fn fence(range: Range) -> Result<(), Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping (since Linux 4.17, mmap(2)).
-    let at = unsafe { rustix::mm::mmap_anonymous(range.pointer(), range.len, ProtFlags::empty(), flags) }?;
-    if at == range.pointer() { Ok(()) } else { Err(Errno::EXIST) }
+    let at = unsafe { rustix::mm::mmap_anonymous(pointer(range), range.len, ProtFlags::empty(), flags) }?;
+    if at == pointer(range) { Ok(()) } else { Err(Errno::EXIST) }
 }
 
 /// `mmap(range, PROT_NONE, MAP_FIXED)`: replaces what is mapped there by addresses kept for nothing. *Raw.*
@@ -134,7 +114,7 @@ pub fn fence(range: Range) -> Result<(), Errno> {
 pub unsafe fn blank(range: Range) -> Result<(), Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::mmap_anonymous(range.pointer(), range.len, ProtFlags::empty(), flags) }.map(drop)
+    unsafe { rustix::mm::mmap_anonymous(pointer(range), range.len, ProtFlags::empty(), flags) }.map(drop)
 }
 
 /// `mmap(range, access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)`. *Raw.*
@@ -147,7 +127,7 @@ pub unsafe fn blank(range: Range) -> Result<(), Errno> {
 pub unsafe fn map_shared_at(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
     let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
     // SAFETY: the caller owns the range.
-    unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }.map(drop)
+    unsafe { rustix::mm::mmap(pointer(range), range.len, access.protection(), flags, fd, offset) }.map(drop)
 }
 
 /// `mmap(range, access, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, offset)`: readers share the
@@ -161,7 +141,7 @@ pub unsafe fn map_shared_at(range: Range, access: Access, fd: BorrowedFd<'_>, of
 pub unsafe fn map_private_at(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
     // SAFETY: the caller owns the range.
-    unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }.map(drop)
+    unsafe { rustix::mm::mmap(pointer(range), range.len, access.protection(), flags, fd, offset) }.map(drop)
 }
 
 /// `mmap(range, access, MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, fd, offset)`: as [`map_private_at`], but
@@ -172,7 +152,7 @@ pub unsafe fn map_private_at(range: Range, access: Access, fd: BorrowedFd<'_>, o
 pub fn map_private_new(range: Range, access: Access, fd: BorrowedFd<'_>, offset: u64) -> Result<(), Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE;
     // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping (since Linux 4.17, mmap(2)).
-    let at = unsafe { rustix::mm::mmap(range.pointer(), range.len, access.protection(), flags, fd, offset) }?;
+    let at = unsafe { rustix::mm::mmap(pointer(range), range.len, access.protection(), flags, fd, offset) }?;
     if at.expose_provenance() == range.start {
         return Ok(());
     }
@@ -203,7 +183,7 @@ pub fn anonymous(len: usize) -> Result<Range, Errno> {
 /// EPERM when the range is sealed by [`seal`].
 pub unsafe fn unmap(range: Range) -> Result<(), Errno> {
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::munmap(range.pointer(), range.len) }
+    unsafe { rustix::mm::munmap(pointer(range), range.len) }
 }
 
 /// `mprotect(range, access)`. *Raw.*
@@ -221,7 +201,7 @@ pub unsafe fn protect(range: Range, access: Access) -> Result<(), Errno> {
         Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
     };
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::mprotect(range.pointer(), range.len, flags) }
+    unsafe { rustix::mm::mprotect(pointer(range), range.len, flags) }
 }
 
 /// Advice that never changes what a reader of the range sees.
@@ -252,7 +232,7 @@ pub fn advise(range: Range, advice: Harmless) -> Result<(), Errno> {
         Harmless::PopulateWrite => libc::MADV_POPULATE_WRITE,
     };
     // SAFETY: none of these changes what the pages hold in this process (madvise(2)).
-    let done = unsafe { libc::madvise(range.pointer(), range.len, number) };
+    let done = unsafe { libc::madvise(pointer(range), range.len, number) };
     if done == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
@@ -267,7 +247,7 @@ pub fn advise(range: Range, advice: Harmless) -> Result<(), Errno> {
 pub unsafe fn inherit(range: Range, inherited: bool) -> Result<(), Errno> {
     let advice = if inherited { Advice::LinuxDoFork } else { Advice::LinuxDontFork };
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::madvise(range.pointer(), range.len, advice) }
+    unsafe { rustix::mm::madvise(pointer(range), range.len, advice) }
 }
 
 /// `madvise(range, MADV_DONTNEED)`: private pages are dropped; the next read sees the file again
@@ -280,7 +260,7 @@ pub unsafe fn inherit(range: Range, inherited: bool) -> Result<(), Errno> {
 /// EINVAL for locked or huge-table pages.
 pub unsafe fn drop_private_pages(range: Range) -> Result<(), Errno> {
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::madvise(range.pointer(), range.len, Advice::LinuxDontNeed) }
+    unsafe { rustix::mm::madvise(pointer(range), range.len, Advice::LinuxDontNeed) }
 }
 
 /// `madvise(range, MADV_REMOVE)`: takes the memory out of a shared mapping's file; it reads as zeroes, in every process.
@@ -293,7 +273,7 @@ pub unsafe fn drop_private_pages(range: Range) -> Result<(), Errno> {
 /// EINVAL for private or locked mappings; EPERM when the file is sealed against writing.
 pub unsafe fn punch(range: Range) -> Result<(), Errno> {
     // SAFETY: passed on to the caller.
-    unsafe { rustix::mm::madvise(range.pointer(), range.len, Advice::LinuxRemove) }
+    unsafe { rustix::mm::madvise(pointer(range), range.len, Advice::LinuxRemove) }
 }
 
 /// `mlock2(range, MLOCK_ONFAULT)`: pages stay in memory once touched. *Raw.*
@@ -302,7 +282,7 @@ pub unsafe fn punch(range: Range) -> Result<(), Errno> {
 /// ENOMEM above `RLIMIT_MEMLOCK`, EPERM when that is 0.
 pub fn lock(range: Range) -> Result<(), Errno> {
     // SAFETY: locking pages in memory changes no content.
-    unsafe { rustix::mm::mlock_with(range.pointer(), range.len, MlockFlags::ONFAULT) }
+    unsafe { rustix::mm::mlock_with(pointer(range), range.len, MlockFlags::ONFAULT) }
 }
 
 /// `munlock(range)`. *Raw.*
@@ -311,7 +291,7 @@ pub fn lock(range: Range) -> Result<(), Errno> {
 /// ENOMEM when part of it is not mapped.
 pub fn unlock(range: Range) -> Result<(), Errno> {
     // SAFETY: unlocking pages changes no content.
-    unsafe { rustix::mm::munlock(range.pointer(), range.len) }
+    unsafe { rustix::mm::munlock(pointer(range), range.len) }
 }
 
 /// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,

@@ -72,10 +72,22 @@ pub fn seals(fd: BorrowedFd<'_>) -> SealFlags {
 /// `dup3(empty memfd, fd, O_CLOEXEC)`: from now on the number means an empty file, so that it keeps nothing else alive.
 /// Whoever owns the number still does.
 ///
+/// # Safety
+/// Whoever owns the number knows of it, and nobody relies on what the file holds: not on its content, not on its length.
+///
 /// # Errors
 /// EMFILE, ENFILE.
+///
+/// ```compile_fail,E0133
+/// use std::os::fd::AsFd;
+///
+/// let file = std::fs::File::open("/dev/null")?;
+/// cowbell::sys::memfd::forget(file.as_fd())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[cfg(feature = "pool")]
-pub fn forget(fd: BorrowedFd<'_>) -> Result<()> {
+#[expect(unsafe_code, reason = "declares an unsafe function")]
+pub unsafe fn forget(fd: BorrowedFd<'_>) -> Result<()> {
     let nothing = create("cowbell:nothing")?;
     let mut target = super::process::alias(fd);
     rustix::io::dup3(&nothing, &mut target, rustix::io::DupFlags::CLOEXEC).map_err(|e| Error::os("dup3", e))

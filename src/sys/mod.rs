@@ -2,8 +2,9 @@
 //!
 //! Every system call of this crate is made below here. The functions say which call they make,
 //! what it demands of the caller, and which errno means what. They are public so that the
-//! command-line tool and the tests of kernel behaviour use the same wrappers as the runtime;
-//! this module is **not** covered by the crate's version promise.
+//! command-line tool and the tests of kernel behaviour use the same wrappers as the runtime. The module is hidden from
+//! the documentation because it is **not** covered by the crate's version promise, and for no other reason: each function
+//! here is sound, or `unsafe` and says what it demands.
 //!
 //! Functions marked *raw* neither allocate, nor take a lock, nor touch thread-local storage:
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.

@@ -269,6 +269,21 @@ impl Pagemap {
         }
         Ok(())
     }
+
+    /// Calls `copied` for the pages of a private file mapping that are not the file's, from one word a page: what
+    /// [`COPIED`] finds, or [`COPIED_ARMED`] where the range is under userfaultfd. *Raw*, if `copied` is.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_copied(&self, range: Range, armed: bool, mut copied: impl FnMut(Range)) -> Result<(), Errno> {
+        let page = super::page_size().bytes();
+        self.read(range, |address, entry| {
+            let swapped = entry.contains(Entry::SWAPPED) && !(armed && entry.contains(Entry::UFFD_WP));
+            if (entry.contains(Entry::PRESENT) || swapped) && !entry.contains(Entry::FILE) {
+                copied(Range { start: address, len: page });
+            }
+        })
+    }
 }
 
 /// `PAGEMAP_SCAN`, whose result is the number of regions.

@@ -1,24 +1,12 @@
 //! Process descriptors: waiting for a child's end, reaping it, signalling it.
 
 use crate::error::{Error, Result};
+pub use crate::facts::Ended;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum Ended {
-    /// By exiting, with this code.
-    Exited(i32),
-    /// By this signal.
-    Signaled(i32),
-    /// It is gone, but somebody else took its status (a foreign `wait()`, or ignored SIGCHLD).
-    Unknown,
-}
 
 /// `pidfd_open(pid)`. Since Linux 5.3. *Raw.*
 ///

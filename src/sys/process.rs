@@ -29,12 +29,15 @@ pub fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// `pthread_atfork(NULL, NULL, entered)`: has libc's `fork` call a function in the child. It must be *raw*.
+/// `pthread_atfork(NULL, NULL, entered)`: has libc's `fork` call a function in the child.
+///
+/// # Safety
+/// The function is *raw*: it runs in a child that may have been forked while other threads held any lock.
 ///
 /// # Errors
 /// ENOMEM.
-pub fn after_fork_in_child(entered: extern "C" fn()) -> Result<(), Errno> {
-    // SAFETY: the function stays where it is, and does what a forked child may do.
+pub unsafe fn after_fork_in_child(entered: extern "C" fn()) -> Result<(), Errno> {
+    // SAFETY: the function stays where it is; what it does is the caller's promise.
     match unsafe { libc::pthread_atfork(None, None, Some(entered_shim(entered))) } {
         0 => Ok(()),
         errno => Err(Errno::from_raw_os_error(errno)),

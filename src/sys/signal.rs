@@ -6,6 +6,7 @@
 
 use super::Errno;
 use super::map::last_errno;
+pub use crate::facts::Registers;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -140,17 +141,6 @@ pub fn block_all() -> Mask {
 pub fn restore(mask: &Mask) {
     // SAFETY: the set is valid for the call.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask.0, std::ptr::null_mut()) };
-}
-
-/// Where a thread was when a signal hit it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Registers {
-    /// Program counter.
-    pub pc: u64,
-    /// Stack pointer.
-    pub sp: u64,
-    /// Frame pointer, if the code keeps one.
-    pub fp: u64,
 }
 
 /// A memory fault as its signal frame tells it.

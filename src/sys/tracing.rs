@@ -47,13 +47,20 @@ pub fn take_number(pipe: impl AsFd) -> Option<i32> {
 /// A second descriptor for `number`, which the process that started this one has passed on; `number` itself is closed on
 /// exec from now on.
 ///
+/// # Safety
+/// Nothing in this process owns `number`: it came with the exec, and whoever passed it on means it for the caller.
+///
 /// # Errors
 /// `EBADF`: there is none.
-pub fn inherited(number: i32) -> Result<OwnedFd, Errno> {
+///
+/// ```compile_fail,E0133
+/// let _anybodys = cowbell::sys::tracing::inherited(3);
+/// ```
+pub unsafe fn inherited(number: i32) -> Result<OwnedFd, Errno> {
     if number < 0 {
         return Err(Errno::BADF);
     }
-    // SAFETY: the borrow ends in this function, and a number that is not open makes both calls fail.
+    // SAFETY: the caller answers for the number; one that is not open makes both calls fail.
     let passed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
     rustix::io::fcntl_dupfd_cloexec(passed, 3)

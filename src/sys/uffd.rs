@@ -7,6 +7,7 @@
 
 use super::Errno;
 use super::map::Range;
+pub use crate::facts::Door;
 use linux_raw_sys::{general as raw, ioctl as number};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater};
 use std::ffi::c_void;
@@ -40,30 +41,6 @@ bitflags::bitflags! {
         /// The kernel lifts the protection by itself and remembers it (6.7).
         const WP_ASYNC = raw::UFFD_FEATURE_WP_ASYNC as u64;
         const _ = !0;
-    }
-}
-
-/// The ways to get a userfaultfd, the most powerful first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum Door {
-    /// `ioctl(USERFAULTFD_IOC_NEW)` on `/dev/userfaultfd` (6.1): whoever may open the file.
-    Device,
-    /// `userfaultfd(0)`: CAP_SYS_PTRACE, or everyone where `vm.unprivileged_userfaultfd` is 1.
-    SystemCall,
-    /// `userfaultfd(UFFD_USER_MODE_ONLY)` (5.11): everyone. Faults the kernel takes on a program's
-    /// behalf are not handled: a `read(2)` into a protected page fails with EFAULT.
-    UserModeOnly,
-}
-
-impl Door {
-    /// All doors, the most powerful first.
-    pub const ALL: [Self; 3] = [Self::Device, Self::SystemCall, Self::UserModeOnly];
-
-    /// Are faults handled that the kernel takes on a program's behalf?
-    pub fn sees_kernel_writes(self) -> bool {
-        self != Self::UserModeOnly
     }
 }
 

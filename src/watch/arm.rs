@@ -6,7 +6,8 @@
 
 use super::evidence::{Evidence, Word};
 use super::{Watch, census, keeper, trap};
-use crate::sys::uffd::{Door, Features, Uffd};
+use crate::facts::Door;
+use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
 use std::os::fd::BorrowedFd;
 

@@ -6,7 +6,7 @@
 use super::evidence::{Evidence, Pages};
 use crate::page::PageIndex;
 use crate::sys::map::Range;
-use crate::sys::pagemap::{COPIED, COPIED_ARMED, Entry, Pagemap};
+use crate::sys::pagemap::{COPIED, COPIED_ARMED, Pagemap};
 use crate::sys::{self, Errno};
 
 /// Calls `copied` for runs of copied pages in `range`; a page may come twice. *Raw*, if `copied` is.
@@ -23,25 +23,11 @@ pub(crate) fn scan(pagemap: &Pagemap, range: Range, armed: bool, mut copied: imp
         match pagemap.scan(range, query, &mut copied) {
             Ok(()) => {}
             // Linux before 6.7 has no PAGEMAP_SCAN.
-            Err(Errno::NOTTY) => return read(pagemap, range, armed, copied),
+            Err(Errno::NOTTY) => return pagemap.read_copied(range, armed, copied),
             Err(e) => return Err(e),
         }
     }
     Ok(())
-}
-
-/// The same, from one word a page. *Raw*, if `copied` is.
-///
-/// # Errors
-/// As [`scan`].
-pub(crate) fn read(pagemap: &Pagemap, range: Range, armed: bool, mut copied: impl FnMut(Range)) -> Result<(), Errno> {
-    let page = sys::page_size().bytes();
-    pagemap.read(range, |address, entry| {
-        let swapped = entry.contains(Entry::SWAPPED) && !(armed && entry.contains(Entry::UFFD_WP));
-        if (entry.contains(Entry::PRESENT) || swapped) && !entry.contains(Entry::FILE) {
-            copied(Range { start: address, len: page });
-        }
-    })
 }
 
 /// The pages of a run, counted from the start of `range`. *Raw.*

@@ -17,11 +17,10 @@ use super::ring::{self, Payload, Ring};
 use super::{Failure, Watch};
 use crate::arena::{Image, Refused, registry};
 use crate::error::Result;
+use crate::facts::{Door, Registers};
 use crate::page::{PageIndex, PageSet};
 use crate::sys;
 use crate::sys::map::SharedWords;
-use crate::sys::signal::Registers;
-use crate::sys::uffd::Door;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -26,6 +26,7 @@ mod reshare;
 mod ring;
 mod trap;
 
+pub use crate::facts::{Door, Registers};
 pub(crate) use arm::{At, Failure, Step, begin};
 pub use evidence::{Changed, DeniedWrite, Event, PanicMessage};
 pub(crate) use evidence::{Evidence, Pages, Word};
@@ -81,20 +82,4 @@ impl std::fmt::Display for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
     }
-}
-
-/// The census as kernels before 6.7 need it, from one word a page in `/proc/PID/pagemap`: calls `copied` for
-/// each copied page of a frozen arena's `range`. For comparison; [`crate::fork::Child::census`] chooses by itself.
-///
-/// # Errors
-/// The errno of the read; ESRCH when the process is gone.
-pub fn read_without_scan(
-    pagemap: &crate::sys::pagemap::Pagemap,
-    range: crate::sys::map::Range,
-    armed: bool,
-    mut copied: impl FnMut(crate::page::PageIndex),
-) -> crate::Result<()> {
-    let page = crate::sys::page_size();
-    census::read(pagemap, range, armed, |run| copied(page.index_of(run.start - range.start)))
-        .map_err(|e| crate::Error::os("read(/proc/PID/pagemap)", e))
 }

@@ -8,7 +8,7 @@
 use crate::case::{Outcome, child_that_waits, passed, skipped, trial};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, HugePages};
 use cowbell::fork::{Ended, ForkOptions};
-use cowbell::page::{PageIndex, PageSet};
+use cowbell::page::{PageIndex, PageSet, Range};
 use cowbell::support::Feature;
 use cowbell::sys::{self, pagemap::Pagemap, smaps};
 use cowbell::watch::Watch;
@@ -212,10 +212,9 @@ fn check_frozen(case: &Case, watch: Watch, frozen: &Frozen<Bytes>) -> Result<(),
     let pagemap = Pagemap::open(child.pid()).map_err(|e| fail(format!("pagemap: {e}")))?;
     let mut read = PageSet::new();
     let armed = watch.arms();
-    cowbell::watch::read_without_scan(&pagemap, range, armed, |page| {
-        read.insert(page);
-    })
-    .map_err(|e| fail(format!("the page tables: {e}")))?;
+    let page = sys::page_size();
+    let note = |run: Range| _ = read.insert(page.index_of(run.start - range.start));
+    pagemap.read_copied(range, armed, note).map_err(|e| fail(format!("the page tables: {e}")))?;
     prop_assert_eq!(&read, &expected, "the page tables without PAGEMAP_SCAN");
 
     if case.killed {

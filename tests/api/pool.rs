@@ -390,7 +390,7 @@ fn plain_data_goes_as_it_is() -> Outcome {
     let tripled: Vec<u64> = numbers.iter().map(|n| 3 * n).collect();
     let job = |numbers: &[u64]| (Plain([0.0, 1.0, 2.0, 3.0f32]), PlainVec(numbers.to_vec()));
     assert_eq!(pool.submit(job(&numbers))?.wait()?.0, tripled);
-    assert_eq!(pool.submit(job(&[]))?.wait()?.0, []);
+    assert!(pool.submit(job(&[]))?.wait()?.0.is_empty());
     passed()
 }
 

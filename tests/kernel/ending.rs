@@ -325,7 +325,8 @@ extern "C" fn entered() {
 }
 
 fn libc_fork_calls_atfork_handlers_and_clone3_does_not() -> Verdict {
-    process::after_fork_in_child(entered).expect("pthread_atfork");
+    // SAFETY: it adds to an atomic.
+    unsafe { process::after_fork_in_child(entered) }.expect("pthread_atfork");
     let count = || ENTERED.load(Ordering::SeqCst);
     assert_eq!(child::compute(count), 1, "fork()");
     assert_eq!(child::compute(|| child::compute(count)), 2, "fork() in a child of fork()");

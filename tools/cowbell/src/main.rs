@@ -63,13 +63,19 @@ fn main() -> ExitCode {
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Doctor { json } => doctor::run(json),
-        Command::Tracer { socket } => match tracing::inherited(socket) {
-            Ok(socket) => trace::run(socket.into()),
-            Err(e) => {
-                eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Tracer { socket } => tracer(socket),
+    }
+}
+
+#[expect(unsafe_code, reason = "a descriptor that came with the exec has no owner yet")]
+fn tracer(socket: i32) -> ExitCode {
+    // SAFETY: this is the start of the process, which has opened nothing yet; the front passed the number on for this.
+    match unsafe { tracing::inherited(socket) } {
+        Ok(socket) => trace::run(socket.into()),
+        Err(e) => {
+            eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
+            ExitCode::FAILURE
+        }
     }
 }
 
