@@ -83,7 +83,7 @@ const PAGE: u64 = 4096;
 /// A Python job whose children read a list: 90 pages by the list's iterator, 10 by malloc, each child.
 fn capture(children: u32, script: &str) -> String {
     let mut records = vec![
-        json!({"header": {"format": "cowbell-capture", "version": 1, "cowbell": "0.1.0", "kernel": "6.18",
+        json!({"header": {"format": "cowbell-capture", "version": 2, "cowbell": "0.1.0", "kernel": "6.18",
             "page_size": PAGE, "command": ["python3", script], "started_unix_ms": 1, "mode": "trace",
             "mode_reason": "", "who": "child", "stacks_every": 10, "frames": true}}),
         json!({"process": {"pid": 100, "parent": 0, "time_ns": 0, "origin": "started", "command": ["python3", script]}}),
@@ -115,7 +115,7 @@ fn interval(child: u32, script: &str) -> Vec<Value> {
         json!({"begin": {"interval": child, "pid": pid, "role": "child", "time_ns": 150, "mode": "trace", "arm_ns": 10,
             "mappings": [mapping(0x40_0000, 256, "r-xp", "/usr/bin/python3.13"), mapping(HEAP, 200, "rw-p", "[heap]")],
             "held": {"shared": 200, "exclusive": 0, "zero": 0, "file": 0, "swapped": 0}}}),
-        json!({"stack": {"stack": child, "interval": child, "native": [], "python":
+        json!({"stack": {"stack": child, "interval": child, "native": [], "language": "python", "frames":
             [{"function": "work", "file": script, "line": 2}]}}),
         json!({"events": {"interval": child, "events": (0..100).map(event).collect::<Vec<_>>()}}),
         json!({"end": {"interval": child, "time_ns": 400, "closed": "exit", "pages": [[HEAP, 100, "copy"],
@@ -190,7 +190,7 @@ fn json_holds_the_same_figures_under_stable_names() {
     let scratch = Scratch::new("json");
     let file = scratch.file("capture", capture(2, "/job.py"));
     let json: Value = serde_json::from_str(&shown(&["--json", &file])).expect("JSON");
-    assert_eq!((&json["format"], &json["version"]), (&"cowbell-report".into(), &1.into()));
+    assert_eq!((&json["format"], &json["version"]), (&"cowbell-report".into(), &2.into()));
     assert_eq!(json["cut"], Value::Null);
     assert_eq!(json["totals"]["copied_pages"], 200);
     assert_eq!(json["totals"]["copied_bytes"], 200 * PAGE);
@@ -199,7 +199,7 @@ fn json_holds_the_same_figures_under_stable_names() {
     assert_eq!(json["processes"][2]["parent"], 100);
     assert_eq!(json["processes"][2]["ended"], json!({"signaled": 9}));
     assert_eq!(json["functions"][0]["function"], "listiter_next");
-    assert_eq!(json["python"]["lines"][0]["copied_pages_estimated"], 180);
+    assert_eq!(json["script"]["lines"][0]["copied_pages_estimated"], 180);
     assert_eq!(json["contents"]["identical_pages"], 180);
     assert_eq!(json["causes"][0]["cause"], "reference_count");
     assert_eq!(json["overhead"]["share"], 0.1);
@@ -236,8 +236,8 @@ fn what_is_no_capture_is_one_clear_line_and_code_1() {
         ("foreign", whole.replace("cowbell-capture", "gumbo"), "its format is \"gumbo\""),
         (
             "newer",
-            whole.replace("\"version\":1", "\"version\":9"),
-            "capture's version is 9, this program reads up to 1",
+            whole.replace("\"version\":2", "\"version\":9"),
+            "capture's version is 9, this program reads version 2",
         ),
         ("damaged", whole.replace("\"pid\":101", "\"pid\":\"x\""), "damaged: line 3: invalid type"),
         ("half", whole.replace("{\"exit\"", "\"exit\""), "damaged: line 8: "),

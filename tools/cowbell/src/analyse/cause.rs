@@ -6,6 +6,7 @@
 
 use super::code::Purpose;
 use crate::record;
+use crate::stacks::languages;
 use serde::Serialize;
 
 /// Likely causes of copies.
@@ -142,10 +143,7 @@ impl Cause {
     pub fn remedy(self, runtime: Runtime) -> Option<&'static str> {
         use Runtime::{Native, Python, Redis, Ruby};
         Some(match (self, runtime) {
-            (Self::ReferenceCount, Python) => {
-                "keep the data off the object heap (numpy, array, mmap, memoryview, Arrow): reading an object counts \
-                 its references, which gc.freeze() does not stop"
-            }
+            (Self::ReferenceCount, Python) => return languages::ALL.iter().find_map(|l| l.remedy(Purpose::References)),
             (Self::ReferenceCount, _) => {
                 "read through plain references or indices instead of counted ones, or keep the counts apart from \
                  the data"
@@ -154,8 +152,7 @@ impl Cause {
                 "keep counters, locks and flags apart from the data that is shared: one page of them is copied once"
             }
             (Self::GarbageCollector, Python) => {
-                "gc.disable() in the parent before it loads and gc.freeze() right before the fork: what is frozen \
-                 the collector does not visit"
+                return languages::ALL.iter().find_map(|l| l.remedy(Purpose::Collector));
             }
             (Self::GarbageCollector, Ruby) => {
                 "Process.warmup, or GC.start and GC.compact, right before the fork: old objects are marked and moved \
@@ -191,7 +188,7 @@ impl Runtime {
     pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         let found = names.filter_map(|name| {
             let file = name.rsplit('/').next().unwrap_or(name);
-            if is_python(name) {
+            if languages::of_files(std::iter::once(name)).is_some() {
                 Some(Self::Python)
             } else if file.starts_with("libruby") || file.starts_with("ruby") {
                 Some(Self::Ruby)
@@ -204,18 +201,6 @@ impl Runtime {
         // A program that embeds Python next to its own work is Python's here: that is what copies.
         found.min().unwrap_or_default()
     }
-}
-
-/// Is this file the Python interpreter, or an extension module, which counts references as the interpreter does?
-pub fn is_python_code(path: &str) -> bool {
-    is_python(path) || [".cpython-", ".abi3.so", "/site-packages/", "/dist-packages/"].iter().any(|p| path.contains(p))
-}
-
-/// Is this file the Python interpreter?
-fn is_python(path: &str) -> bool {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    let version = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit()) || rest.is_empty();
-    file.starts_with("libpython") || file.strip_prefix("python").is_some_and(version)
 }
 
 #[cfg(test)]

@@ -1,41 +1,11 @@
 //! What names of functions say: whether code counts references, collects garbage or keeps an allocator's books.
 
 use crate::record::NativeFrame;
-
-/// What a piece of code is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Purpose {
-    /// Counting references.
-    References,
-    /// Collecting garbage.
-    Collector,
-    /// Allocating and freeing memory.
-    Allocator,
-    /// Anything else that has a name.
-    Other,
-}
+pub use crate::stacks::languages::Work as Purpose;
+use crate::stacks::languages::work_of_function;
 
 /// Functions that do nothing but count references, inlined or not.
 const REFERENCES: &[&str] = &[
-    // CPython
-    "Py_INCREF",
-    "Py_DECREF",
-    "Py_XINCREF",
-    "Py_XDECREF",
-    "Py_NewRef",
-    "Py_XNewRef",
-    "_Py_NewRef",
-    "_Py_XNewRef",
-    "_Py_INCREF",
-    "_Py_DECREF",
-    "_Py_DECREF_SPECIALIZED",
-    "_Py_DECREF_NO_DEALLOC",
-    "_Py_IncRef",
-    "_Py_DecRef",
-    "Py_IncRef",
-    "Py_DecRef",
-    "Py_SET_REFCNT",
-    "Py_INCREF_MORTAL",
     // Redis and Valkey
     "incrRefCount",
     "decrRefCount",
@@ -54,47 +24,8 @@ const REFERENCES: &[&str] = &[
     "_M_release",
 ];
 
-/// Functions of CPython's collector (Modules/gcmodule.c, Python/gc.c) and of others.
+/// Functions of collectors: of Ruby, PHP, Go, Lua, Boehm.
 const COLLECTOR: &[&str] = &[
-    "gc_collect_main",
-    "gc_collect_region",
-    "gc_collect_young",
-    "gc_collect_full",
-    "gc_collect_increment",
-    "gc_collect_with_callback",
-    "gc_collect_generations",
-    "update_refs",
-    "subtract_refs",
-    "subtract_refs_unreachable",
-    "deduce_unreachable",
-    "move_unreachable",
-    "move_legacy_finalizers",
-    "move_legacy_finalizer_reachable",
-    "clear_unreachable_mask",
-    "handle_resurrected_objects",
-    "untrack_tuples",
-    "untrack_dicts",
-    "_PyTuple_MaybeUntrack",
-    "_PyDict_MaybeUntrack",
-    "gc_reset_refs",
-    "gc_decref",
-    "gc_set_refs",
-    "gc_clear_collecting",
-    "gc_freeze_impl",
-    "gc_unfreeze_impl",
-    "update_gc_refs",
-    "mark_stacks",
-    "_PyGC_CollectNoFail",
-    "_PyGC_CollectIfEnabled",
-    "_PyGC_Collect",
-    "_PyGC_Freeze",
-    "_Py_RunGC",
-    "PyGC_Collect",
-    "gc_collect",
-    "gc_freeze",
-    "collect_generations",
-    "invoke_gc_callback",
-    // Ruby, PHP, Go, Lua, Boehm
     "gc_mark",
     "gc_mark_ptr",
     "gc_mark_children",
@@ -118,8 +49,7 @@ const COLLECTOR: &[&str] = &[
 ];
 
 /// Beginnings of names of the collector's callbacks: no other code of these programs is named so.
-const COLLECTOR_BEGINNINGS: &[&str] =
-    &["gc_list_", "visit_decref", "visit_reachable", "visit_move", "gc_marks_", "gc_mark_"];
+const COLLECTOR_BEGINNINGS: &[&str] = &["gc_marks_", "gc_mark_"];
 
 const ALLOCATOR: &[&str] = &[
     // C
@@ -143,25 +73,6 @@ const ALLOCATOR: &[&str] = &[
     "tcache_put",
     "tcache_init",
     "ptmalloc_init",
-    // CPython
-    "_PyObject_Malloc",
-    "_PyObject_Free",
-    "_PyObject_Calloc",
-    "_PyObject_Realloc",
-    "PyObject_Malloc",
-    "PyObject_Free",
-    "PyObject_Realloc",
-    "PyMem_Malloc",
-    "PyMem_Free",
-    "PyMem_RawFree",
-    "PyMem_RawMalloc",
-    "_PyMem_RawFree",
-    "_PyMem_RawMalloc",
-    "allocate_from_new_pool",
-    "insert_to_usedpool",
-    "insert_to_freepool",
-    "new_arena",
-    "arena_map_mark_used",
     // C++
     "operator new",
     "operator delete",
@@ -181,7 +92,6 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
     "__libc_realloc",
     "__libc_memalign",
     "__GI___libc_",
-    "pymalloc_",
     "je_",
     "_rjem_",
     "jemalloc",
@@ -231,15 +141,19 @@ fn counts_references(name: &str) -> bool {
         (counted && (name.ends_with("::clone") || name.ends_with("::drop")))
             || (name.contains("_Sp_counted_base") && ["::_M_add_ref", "::_M_release"].iter().any(|f| name.contains(f)))
     };
-    REFERENCES.contains(&name) || shared(name)
+    REFERENCES.contains(&name) || shared(name) || work_of_function(name) == Some(Purpose::References)
 }
 
 fn collects(name: &str) -> bool {
-    COLLECTOR.contains(&name) || COLLECTOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    COLLECTOR.contains(&name)
+        || COLLECTOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+        || work_of_function(name) == Some(Purpose::Collector)
 }
 
 fn allocates(name: &str) -> bool {
-    ALLOCATOR.contains(&name) || ALLOCATOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    ALLOCATOR.contains(&name)
+        || ALLOCATOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+        || work_of_function(name) == Some(Purpose::Allocator)
 }
 
 /// Does a function merely move or set bytes for its caller?

@@ -71,10 +71,10 @@ pub enum Seen {
     Nothing,
     /// The instruction.
     Event,
-    /// And a stack, without Python frames.
+    /// And a stack, without a script's frames.
     Native,
-    /// And a stack with Python frames, at this place.
-    Python(u32),
+    /// And a stack with a script's frames, at this place.
+    Script(u32),
 }
 
 impl Interval {
@@ -245,11 +245,11 @@ impl<'a> Adding<'a> {
         let (pc, syscall) = event.map_or((0, None), |event| (event.pc, event.syscall));
         let number = event.and_then(|event| event.stack);
         let stack = number.and_then(|number| self.evidence.stacks.get(&number));
-        let seen = match (event, stack.map(|stack| stack.python)) {
+        let seen = match (event, stack.map(|stack| stack.script)) {
             (None, _) => Seen::Nothing,
             (_, None) => Seen::Event,
             (_, Some(None)) => Seen::Native,
-            (_, Some(Some(place))) => Seen::Python(place),
+            (_, Some(Some(place))) => Seen::Script(place),
         };
         if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
             *self.sums.stacks.entry(pc).or_default().entry(number).or_default() += 1;

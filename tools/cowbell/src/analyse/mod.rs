@@ -22,7 +22,8 @@ pub use cause::Cause;
 pub use mapping::Kind;
 pub use summary::Summary;
 
-use crate::record::{self, Finish, Header, Origin, PythonFrame, Record, Stack};
+use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack};
+use crate::stacks::languages::{self, Work};
 use interval::Interval;
 use std::collections::HashMap;
 
@@ -36,8 +37,8 @@ pub struct Profile {
     intervals: Vec<Interval>,
     interval_by_number: HashMap<u32, usize>,
     stacks: Stacks,
-    places: Vec<PythonPlace>,
-    place_numbers: HashMap<PythonPlace, u32>,
+    places: Vec<ScriptPlace>,
+    place_numbers: HashMap<ScriptPlace, u32>,
     gaps: Vec<record::Gap>,
     finish: Option<Finish>,
     cut: Option<String>,
@@ -53,8 +54,8 @@ type Stacks = HashMap<u32, Sampled>;
 /// What is kept of a sampled stack.
 #[derive(Debug)]
 struct Sampled {
-    /// Its place in Python code.
-    python: Option<u32>,
+    /// Its place in a script.
+    script: Option<u32>,
     /// The nearest return addresses, the innermost first.
     callers: Vec<u64>,
 }
@@ -62,13 +63,17 @@ struct Sampled {
 /// So many return addresses of a stack are kept: who called code that has no name or says nothing is near.
 const CALLERS_KEPT: usize = 8;
 
-/// A place in Python code.
+/// A place in a program that an interpreter runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PythonPlace {
+struct ScriptPlace {
+    /// The language's id.
+    language: Option<String>,
     /// The innermost frame.
-    frame: PythonFrame,
+    frame: Frame,
     /// The innermost of the user's own, where that is another.
-    called_from: Option<PythonFrame>,
+    called_from: Option<Frame>,
+    /// What the stack works at, where the language tells.
+    work: Option<Work>,
 }
 
 impl Profile {
@@ -175,11 +180,14 @@ impl Profile {
     }
 
     fn stack(&mut self, stack: &Stack) {
-        let place = stack.python.first().map(|innermost| {
-            let own = stack.python.iter().find(|frame| is_own(&frame.file)).filter(|own| *own != innermost);
-            PythonPlace { frame: innermost.clone(), called_from: own.cloned() }
+        let language = stack.language.as_deref();
+        let place = stack.frames.first().map(|innermost| {
+            let own = stack.frames.iter().find(|frame| languages::is_own(language, &frame.file));
+            let work = languages::work_of_frames(language, &stack.frames);
+            let called_from = own.filter(|own| *own != innermost).cloned();
+            ScriptPlace { language: stack.language.clone(), frame: innermost.clone(), called_from, work }
         });
-        let python = place.map(|place| {
+        let script = place.map(|place| {
             let next = self.places.len() as u32;
             *self.place_numbers.entry(place).or_insert_with_key(|place| {
                 self.places.push(place.clone());
@@ -187,15 +195,6 @@ impl Profile {
             })
         });
         let callers = stack.native.iter().skip(1).take(CALLERS_KEPT).copied().collect();
-        self.stacks.insert(stack.stack, Sampled { python, callers });
+        self.stacks.insert(stack.stack, Sampled { script, callers });
     }
-}
-
-/// Is a Python file the user's own, not the standard library's or a package's?
-fn is_own(file: &str) -> bool {
-    let library =
-        |part: &&str| part.strip_prefix("python").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    let parts: Vec<&str> = file.split('/').collect();
-    let foreign = parts.windows(2).any(|pair| matches!(pair, ["lib" | "lib64", version] if library(version)));
-    !(foreign || file.starts_with('<') || parts.iter().any(|part| ["site-packages", "dist-packages"].contains(part)))
 }

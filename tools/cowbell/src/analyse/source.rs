@@ -14,10 +14,10 @@ const LINE_CHARACTERS_MAX: usize = 120;
 const LINES_MAX: usize = 100;
 
 impl Summary {
-    /// Adds the text of the Python lines that copied most, of files that can be read now.
+    /// Adds the text of the script's lines that copied most, of files that can be read now.
     pub fn read_sources(&mut self) {
         let mut files: HashMap<String, Option<String>> = HashMap::new();
-        for line in self.python.lines.iter_mut().take(LINES_MAX) {
+        for line in self.script.lines.iter_mut().take(LINES_MAX) {
             let (file, number) = match &line.called_from {
                 Some(frame) => (&frame.file, frame.line),
                 None => (&line.file, line.line),

@@ -5,9 +5,10 @@ use super::gaps;
 use super::interval::{Copied, Interval, Seen, amplification};
 use super::mapping::Group;
 use super::name::{self, Named};
-use super::summary::{self, ByClass, CauseShare, Contents, Overhead, PythonLine, Run, Summary, Totals};
+use super::summary::{self, ByClass, CauseShare, Contents, Overhead, Run, ScriptLine, Summary, Totals};
 use super::{Profile, Stacks, syscalls};
 use crate::record::{Mode, Who};
+use crate::stacks::languages;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -39,7 +40,7 @@ pub fn summary(profile: Profile) -> Summary {
         intervals,
         mappings: mappings(tables.mappings, copied),
         functions: functions(tables.functions, copied),
-        python: python(tables.python, &profile),
+        script: script(tables.script, &profile),
         syscalls: system_calls(tables.syscalls, copied),
         contents,
         causes: causes(&tables.causes, copied),
@@ -55,7 +56,7 @@ pub fn summary(profile: Profile) -> Summary {
 struct Tables {
     mappings: HashMap<Group, (ByClass, u64)>,
     functions: HashMap<Name, FunctionSum>,
-    python: PythonSum,
+    script: ScriptSum,
     syscalls: HashMap<i32, u64>,
     causes: Causes,
 }
@@ -97,9 +98,9 @@ struct FunctionSum {
 }
 
 #[derive(Default)]
-struct PythonSum {
+struct ScriptSum {
     samples: u64,
-    python_samples: u64,
+    script_samples: u64,
     /// Copies with an event, of intervals with samples.
     copied: u64,
     places: HashMap<u32, PlaceSum>,
@@ -177,7 +178,7 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
         }
         sampled.add(copied, *pages, cause);
     }
-    sampled.into_sum(&mut tables.python);
+    sampled.into_sum(&mut tables.script);
     let copied_pages = sums.pages.copied();
     summary::Interval {
         interval: interval.begin.interval,
@@ -223,15 +224,15 @@ impl Sampled {
         }
         let sum = self.instructions.entry(copied.pc).or_default();
         sum.events += pages;
-        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Python(_)) { pages } else { 0 };
-        if let Seen::Python(place) = copied.seen {
+        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Script(_)) { pages } else { 0 };
+        if let Seen::Script(place) = copied.seen {
             let (samples, causes) = sum.places.entry(place).or_default();
             *samples += pages;
             *causes.entry(cause).or_default() += pages;
         }
     }
 
-    fn into_sum(self, sum: &mut PythonSum) {
+    fn into_sum(self, sum: &mut ScriptSum) {
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
@@ -240,7 +241,7 @@ impl Sampled {
             sum.copied += events;
             let scale = events as f64 / samples.max(1) as f64;
             for (place, (samples, causes)) in places {
-                sum.python_samples += samples;
+                sum.script_samples += samples;
                 let place = sum.places.entry(place).or_default();
                 place.samples += samples;
                 place.pages += samples as f64 * scale;
@@ -256,8 +257,13 @@ fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> 
     let Copied { change, syscall, in_stack, .. } = *copied;
     let purpose = named.and_then(|named| named.purpose);
     let file = named.and_then(|named| named.file);
-    let python = interval.runtime == Runtime::Python && file.is_none_or(cause::is_python_code);
+    let python = interval.runtime == Runtime::Python && file.is_none_or(is_script_code);
     cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
+}
+
+/// Is this file an interpreter's code, or an extension's that counts references as the interpreter does?
+fn is_script_code(file: &str) -> bool {
+    languages::ALL.iter().any(|language| language.is_its_code(file))
 }
 
 fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
@@ -332,14 +338,16 @@ fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Fun
     functions
 }
 
-fn python(sum: PythonSum, profile: &Profile) -> summary::Python {
+fn script(sum: ScriptSum, profile: &Profile) -> summary::Script {
     let named = |(place, place_sum): (u32, PlaceSum)| {
         let place = profile.places.get(place as usize)?.clone();
-        Some(PythonLine {
+        Some(ScriptLine {
+            language: place.language.unwrap_or_default(),
             file: place.frame.file,
             line: place.frame.line,
             function: place.frame.function,
             called_from: place.called_from,
+            work: place.work,
             source: None,
             samples: place_sum.samples,
             copied_pages_estimated: place_sum.pages.round() as u64,
@@ -347,10 +355,10 @@ fn python(sum: PythonSum, profile: &Profile) -> summary::Python {
             cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
         })
     };
-    let mut lines: Vec<PythonLine> = sum.places.into_iter().filter_map(named).collect();
-    let name = |l: &PythonLine| (l.file.clone(), l.line, l.function.clone());
+    let mut lines: Vec<ScriptLine> = sum.places.into_iter().filter_map(named).collect();
+    let name = |l: &ScriptLine| (l.file.clone(), l.line, l.function.clone());
     lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
-    summary::Python { samples: sum.samples, python_samples: sum.python_samples, lines }
+    summary::Script { samples: sum.samples, script_samples: sum.script_samples, lines }
 }
 
 fn system_calls(table: HashMap<i32, u64>, copied: u64) -> Vec<summary::Syscall> {

@@ -6,7 +6,8 @@
 
 use super::cause::Cause;
 use super::mapping::Kind;
-use crate::record::{Class, Closed, GapKind, Held, Mode, Origin, PythonFrame, Role, Who};
+use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
+use crate::stacks::languages::Work;
 use cowbell::sys::pidfd::Ended;
 use serde::Serialize;
 
@@ -36,8 +37,8 @@ pub struct Summary {
     pub mappings: Vec<Mapping>,
     /// Functions that copied, most copied first.
     pub functions: Vec<Function>,
-    /// Python lines that copied, estimated from samples.
-    pub python: Python,
+    /// Lines of programs that an interpreter runs, which copied; estimated from samples.
+    pub script: Script,
     /// System calls on whose behalf the kernel copied pages, most copied first.
     pub syscalls: Vec<Syscall>,
     /// How copies differ from their originals.
@@ -229,26 +230,30 @@ pub struct Line {
     pub copied_pages: u64,
 }
 
-/// Python lines that copied.
+/// Lines of programs that an interpreter runs, which copied.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Python {
+pub struct Script {
     /// Copies of which a stack was sampled.
     pub samples: u64,
-    /// Those of them in a thread that ran Python code.
-    pub python_samples: u64,
+    /// Those of them in a thread that ran such a program.
+    pub script_samples: u64,
     /// Most copied first.
-    pub lines: Vec<PythonLine>,
+    pub lines: Vec<ScriptLine>,
 }
 
-/// A Python line that copied.
+/// A line that copied, of a program that an interpreter runs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PythonLine {
+pub struct ScriptLine {
+    /// The language's id, such as `python`.
+    pub language: String,
     pub file: String,
     /// 0 where not known.
     pub line: i32,
     pub function: String,
     /// Where the line is the standard library's or a package's: the innermost line outside of them that led there.
-    pub called_from: Option<PythonFrame>,
+    pub called_from: Option<Frame>,
+    /// What the stack works at (`unpickling`, say); `null` for the program's own work.
+    pub work: Option<Work>,
     /// The line itself (of `called_from` where there is one), where the file could be read when the report was made.
     pub source: Option<String>,
     /// How many samples say so.

@@ -230,8 +230,9 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         file: Some("Objects/listobject.c".into()),
         line: Some(line),
     };
-    let loop_line = PythonFrame { function: "work".into(), file: "/home/me/job.py".into(), line: 12 };
-    let stack = Stack { stack: 5, interval: 0, native: vec![code], python: vec![loop_line] };
+    let loop_line = Frame { function: "work".into(), file: "/home/me/job.py".into(), line: 12 };
+    let stack =
+        Stack { stack: 5, interval: 0, native: vec![code], language: Some("python".into()), frames: vec![loop_line] };
     let events =
         (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, Class::Copy, code) });
     let runs = vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }];
@@ -245,9 +246,9 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         end(0, runs, contents.collect()),
         Record::Symbols { interval: 0, codes },
     ]);
-    let line = &summary.python.lines[0];
+    let line = &summary.script.lines[0];
     assert_eq!((line.file.as_str(), line.line, line.copied_pages_estimated), ("/home/me/job.py", 12, 8));
-    assert_eq!((line.samples, summary.python.samples), (2, 2));
+    assert_eq!((line.samples, summary.script.samples), (2, 2));
     assert_eq!(line.cause, Cause::ReferenceCount);
     assert_eq!(summary.functions[0].function, "listiter_next");
     assert_eq!(summary.functions[0].lines[0].line, 3273);
@@ -263,18 +264,18 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
 
 #[test]
 fn a_library_line_names_the_users_line_that_led_there() {
-    let frame = |file: &str, line| PythonFrame { function: "f".into(), file: file.into(), line };
-    let python = vec![
+    let frame = |file: &str, line| Frame { function: "f".into(), file: file.into(), line };
+    let frames = vec![
         frame("<frozen importlib>", 3),
         frame("/usr/lib/python3.13/json/decoder.py", 40),
         frame("/x/lib/python3.13/site-packages/y.py", 2),
         frame("/home/me/job.py", 7),
         frame("/home/me/main.py", 1),
     ];
-    let stack = Stack { stack: 1, interval: 0, native: vec![], python };
+    let stack = Stack { stack: 1, interval: 0, native: vec![], language: Some("python".into()), frames };
     let events = vec![Event { stack: Some(1), ..event(HEAP, Class::Copy, 9) }];
     let summary = profile(vec![header(), begin(0), Record::Stack(stack), Record::Events { interval: 0, events }]);
-    let line = &summary.python.lines[0];
+    let line = &summary.script.lines[0];
     assert_eq!((line.file.as_str(), line.line), ("<frozen importlib>", 3));
     assert_eq!(line.called_from, Some(frame("/home/me/job.py", 7)));
 }
@@ -309,7 +310,7 @@ fn code_without_a_name_is_told_by_its_caller() {
     };
     let stack = |stack, pc, callers: [u64; 2]| {
         let native = [&[pc][..], &callers[..]].concat();
-        Record::Stack(Stack { stack, interval: 0, native, python: vec![] })
+        Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![] })
     };
     let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
     // 1 is nameless code of malloc's, 2 copies bytes for `parse`; a return address is one past its call.

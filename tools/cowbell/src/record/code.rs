@@ -11,16 +11,18 @@ pub struct Stack {
     pub interval: u32,
     /// Native frames: the instruction, then for each caller an address within its call. Empty where not unwound.
     pub native: Vec<u64>,
-    /// Python frames. Empty where the thread runs none.
-    pub python: Vec<PythonFrame>,
+    /// The language of `frames`, by its id; `None` where the thread runs none that can be read.
+    pub language: Option<String>,
+    /// Frames of the program that an interpreter runs.
+    pub frames: Vec<Frame>,
 }
 
-/// A frame of Python code.
+/// A frame of a program that an interpreter runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PythonFrame {
+pub struct Frame {
     /// Function.
     pub function: String,
-    /// File, as Python knows it.
+    /// File, as the interpreter knows it.
     pub file: String,
     /// Line, 0 where not known.
     pub line: i32,

@@ -7,7 +7,7 @@
 //! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
-pub use super::code::{Code, NativeFrame, PythonFrame, Stack};
+pub use super::code::{Code, Frame, NativeFrame, Stack};
 use cowbell::sys::pidfd::Ended;
 use serde::{Deserialize, Serialize};
 

@@ -1,13 +1,13 @@
-//! Which code: names of instructions, native stacks, Python stacks.
+//! Which code: names of instructions, native stacks, and those of programs that an interpreter runs.
 //!
-//! [`names`] runs in the front, where time costs no writer anything; [`native`] and [`python`] run in the tracer,
-//! while the thread whose stack they read stands still.
+//! [`names`] runs in the front, where time costs no writer anything; [`native`] and the readers of [`languages`] run in
+//! the tracer, while the thread whose stack they read stands still.
 
 mod elf;
+pub mod languages;
 pub mod names;
 pub mod native;
 mod perf_map;
-pub mod python;
 
 /// Frames kept of a stack, from the innermost one.
 const FRAMES_MAX: usize = 64;

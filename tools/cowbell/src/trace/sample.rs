@@ -4,14 +4,14 @@
 //! can be read. Lifting the protection comes after, so the fault does not come again.
 
 use super::watch::Watch;
-use crate::record::{Event, Mapping, PythonFrame, Stack};
+use crate::record::{Event, Frame, Mapping, Stack};
+use crate::stacks::languages::{self, Reader};
 use crate::stacks::native::{Files, Registers, Unwinder};
-use crate::stacks::python::Python;
 use cowbell::sys::ptrace::{self, Status, Stop};
 use cowbell::sys::remote::Memory;
 use std::collections::HashMap;
 
-/// How often a Python interpreter that could not be read (not initialised yet, say) is looked for.
+/// How often an interpreter that could not be read (not initialised yet, say) is looked for.
 const TRIES_MAX: u32 = 5;
 /// Instructions whose first page is sampled in any case, for each interval.
 const FIRSTS_MAX: usize = 200;
@@ -27,14 +27,16 @@ pub struct Sampler {
     /// By interval.
     known: HashMap<u32, Known>,
     /// The number of each stack that was written down.
-    stacks: HashMap<(u32, Vec<u64>, Vec<PythonFrame>), u32>,
+    stacks: HashMap<(u32, Vec<u64>, Vec<Frame>), u32>,
+    /// How many stacks have a number. Numbers are never given again, though stacks are forgotten.
+    told: u32,
     /// The interpreters found, by process.
-    pythons: HashMap<i32, Search>,
+    interpreters: HashMap<i32, Search>,
 }
 
 /// How far the search for an interpreter has come.
 enum Search {
-    Found(Python),
+    Found(Box<dyn Reader>),
     None,
     Failed(u32),
 }
@@ -81,7 +83,7 @@ impl Sampler {
         else {
             return Some((halted, None));
         };
-        let python = self.python(watch.pid, parent, tid);
+        let (language, frames) = self.frames(watch.pid, parent, tid);
         let native = self.known(watch).map_or_else(Vec::new, |known| {
             let registers =
                 Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() };
@@ -91,16 +93,18 @@ impl Sampler {
                 (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
             })
         });
-        let next = self.stacks.len() as u32;
-        let key = (watch.interval, native, python);
+        let key = (watch.interval, native, frames);
         if let Some(&known) = self.stacks.get(&key) {
             event.stack = Some(known);
             return Some((halted, None));
         }
-        event.stack = Some(next);
-        let (interval, native, python) = key.clone();
-        self.stacks.insert(key, next);
-        Some((halted, Some(Stack { stack: next, interval, native, python })))
+        let stack = self.told;
+        self.told += 1;
+        event.stack = Some(stack);
+        let (interval, native, frames) = key.clone();
+        self.stacks.insert(key, stack);
+        let language = language.map(str::to_owned);
+        Some((halted, Some(Stack { stack, interval, native, language, frames })))
     }
 
     /// An interval closed.
@@ -111,7 +115,7 @@ impl Sampler {
 
     /// A process ended or executed another program.
     pub fn forget_process(&mut self, pid: i32) {
-        self.pythons.remove(&pid);
+        self.interpreters.remove(&pid);
     }
 
     fn known(&mut self, watch: &Watch) -> Option<&mut Known> {
@@ -124,22 +128,23 @@ impl Sampler {
         self.known.get_mut(&watch.interval)
     }
 
-    fn python(&mut self, pid: i32, parent: i32, tid: i32) -> Vec<PythonFrame> {
-        if !self.pythons.contains_key(&pid) {
-            let inherited = match self.pythons.get(&parent) {
-                Some(Search::Found(python)) => Search::Found(python.for_child(pid)),
+    /// The language that a thread runs, and its frames in it.
+    fn frames(&mut self, pid: i32, parent: i32, tid: i32) -> (Option<&'static str>, Vec<Frame>) {
+        if !self.interpreters.contains_key(&pid) {
+            let inherited = match self.interpreters.get(&parent) {
+                Some(Search::Found(reader)) => Search::Found(reader.for_child(pid)),
                 _ => search(pid, 0),
             };
-            self.pythons.insert(pid, inherited);
+            self.interpreters.insert(pid, inherited);
         }
-        if let Some(&Search::Failed(tries)) = self.pythons.get(&pid)
+        if let Some(&Search::Failed(tries)) = self.interpreters.get(&pid)
             && tries < TRIES_MAX
         {
-            self.pythons.insert(pid, search(pid, tries));
+            self.interpreters.insert(pid, search(pid, tries));
         }
-        match self.pythons.get_mut(&pid) {
-            Some(Search::Found(python)) => python.frames(tid),
-            _ => Vec::new(),
+        match self.interpreters.get_mut(&pid) {
+            Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid)),
+            _ => (None, Vec::new()),
         }
     }
 }
@@ -160,8 +165,8 @@ fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
 }
 
 fn search(pid: i32, tries: u32) -> Search {
-    match Python::find(pid) {
-        Ok(Some(python)) => Search::Found(python),
+    match languages::reader(pid) {
+        Ok(Some(reader)) => Search::Found(reader),
         Ok(None) => Search::None,
         Err(_) => Search::Failed(tries + 1),
     }

@@ -2,8 +2,9 @@
 
 use super::Look;
 use super::lines::{Text, WIDTH, clean, head, pages_and_share, some, tail};
-use crate::analyse::summary::{Function, Mapping, PythonLine, Summary};
+use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
+use crate::stacks::languages;
 use cowbell::page::Bytes;
 
 /// An anonymous mapping of less than this share of the copies is told together with others such.
@@ -115,22 +116,22 @@ fn function_place(function: &Function) -> String {
     }
 }
 
-/// Which Python lines.
-pub fn python(text: &mut Text, summary: &Summary, look: &Look) {
-    let python = &summary.python;
-    if python.lines.is_empty() {
-        return;
-    }
-    let samples = some(python.samples, "sampled stack", "sampled stacks");
-    text.heading(&format!("Copied pages by Python line, estimated from {samples}"));
+/// Which lines of a program that an interpreter runs.
+pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
+    let script = &summary.script;
+    let Some(first) = script.lines.first() else { return };
+    let samples = some(script.samples, "sampled stack", "sampled stacks");
+    let is_one = script.lines.iter().all(|line| line.language == first.language);
+    let language = languages::by_id(&first.language).filter(|_| is_one).map_or("script", |language| language.name());
+    text.heading(&format!("Copied pages by {language} line, estimated from {samples}"));
     text.list(
-        &python.lines,
+        &script.lines,
         look.top,
         |line| line.share,
         |text, line| {
             let source = clean(line.source.as_deref().unwrap_or_default());
             let source = if source.is_empty() { format!("in {}", clean(&line.function)) } else { source };
-            let place = python_place(line);
+            let place = script_place(line);
             let cause = if line.cause == Cause::Unknown { "" } else { line.cause.name() };
             let columns = if look.verbose {
                 format!("{place}  {source}  {cause}")
@@ -142,7 +143,7 @@ pub fn python(text: &mut Text, summary: &Summary, look: &Look) {
     );
 }
 
-fn python_place(line: &PythonLine) -> String {
+fn script_place(line: &ScriptLine) -> String {
     let place = |file: &str, number: i32| match number {
         1.. => format!("{file}:{number}"),
         _ => file.to_owned(),

@@ -18,7 +18,7 @@ pub fn text(summary: &Summary, look: &Look) -> String {
         intervals(&mut text, summary, look);
         tables::mappings(&mut text, summary, look);
         tables::functions(&mut text, summary, look);
-        tables::python(&mut text, summary, look);
+        tables::script(&mut text, summary, look);
         tables::syscalls(&mut text, summary, look);
         why::contents(&mut text, summary);
         why::causes(&mut text, summary);

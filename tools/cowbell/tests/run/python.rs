@@ -48,7 +48,7 @@ fn lines(capture: &Capture, interval: &Interval) -> BTreeMap<String, usize> {
     }
     let mut lines = BTreeMap::new();
     for stack in interval.events.iter().filter_map(|event| event.stack) {
-        let frame = of_stack.get(&stack).expect("a stack comes before the event that has it").python.first();
+        let frame = of_stack.get(&stack).expect("a stack comes before the event that has it").frames.first();
         let line = frame.map_or_else(|| "none".to_owned(), |f| format!("{}:{}", f.file, f.line));
         *lines.entry(line).or_default() += 1;
     }

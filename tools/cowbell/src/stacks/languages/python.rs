@@ -1,25 +1,215 @@
-//! Which Python lines a thread of another process is in, read from outside.
+//! CPython: which lines a thread of another process is in, read from outside; what its interpreter's functions and its
+//! library's lines work at.
 //!
 //! Everything here only reads the target's memory: it neither stops nor resumes anything, because the tracer has the
 //! thread of interest standing still already.
 
-use super::FRAMES_MAX;
-use crate::record::PythonFrame;
+use super::{Language, Reader, Work};
+use crate::record::Frame;
+use crate::stacks::FRAMES_MAX;
 use py_spy::config::{Config, LockingStrategy};
 use py_spy::{PythonSpy, StackTrace};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where the C library keeps a thread's id in its control block, glibc first, then musl. Neither has moved it for ten
 /// years; where it is not there the thread is not found, and no other one is taken for it.
 const IDS_IN_CONTROL_BLOCK: [u64; 2] = if cfg!(target_arch = "x86_64") { [720, 48] } else { [208, 32] };
 
-/// The Python interpreter of one process.
+/// Functions that do nothing but count references, inlined or not.
+const REFERENCES: &[&str] = &[
+    "Py_INCREF",
+    "Py_DECREF",
+    "Py_XINCREF",
+    "Py_XDECREF",
+    "Py_NewRef",
+    "Py_XNewRef",
+    "_Py_NewRef",
+    "_Py_XNewRef",
+    "_Py_INCREF",
+    "_Py_DECREF",
+    "_Py_DECREF_SPECIALIZED",
+    "_Py_DECREF_NO_DEALLOC",
+    "_Py_IncRef",
+    "_Py_DecRef",
+    "Py_IncRef",
+    "Py_DecRef",
+    "Py_SET_REFCNT",
+    "Py_INCREF_MORTAL",
+];
+
+/// Functions of the collector (Modules/gcmodule.c, Python/gc.c).
+const COLLECTOR: &[&str] = &[
+    "gc_collect_main",
+    "gc_collect_region",
+    "gc_collect_young",
+    "gc_collect_full",
+    "gc_collect_increment",
+    "gc_collect_with_callback",
+    "gc_collect_generations",
+    "update_refs",
+    "subtract_refs",
+    "subtract_refs_unreachable",
+    "deduce_unreachable",
+    "move_unreachable",
+    "move_legacy_finalizers",
+    "move_legacy_finalizer_reachable",
+    "clear_unreachable_mask",
+    "handle_resurrected_objects",
+    "untrack_tuples",
+    "untrack_dicts",
+    "_PyTuple_MaybeUntrack",
+    "_PyDict_MaybeUntrack",
+    "gc_reset_refs",
+    "gc_decref",
+    "gc_set_refs",
+    "gc_clear_collecting",
+    "gc_freeze_impl",
+    "gc_unfreeze_impl",
+    "update_gc_refs",
+    "mark_stacks",
+    "_PyGC_CollectNoFail",
+    "_PyGC_CollectIfEnabled",
+    "_PyGC_Collect",
+    "_PyGC_Freeze",
+    "_Py_RunGC",
+    "PyGC_Collect",
+    "gc_collect",
+    "gc_freeze",
+    "collect_generations",
+    "invoke_gc_callback",
+];
+
+/// Beginnings of names of the collector's callbacks: no other code of the interpreter is named so.
+const COLLECTOR_BEGINNINGS: &[&str] = &["gc_list_", "visit_decref", "visit_reachable", "visit_move"];
+
+/// Functions of the object allocator (Objects/obmalloc.c).
+const ALLOCATOR: &[&str] = &[
+    "_PyObject_Malloc",
+    "_PyObject_Free",
+    "_PyObject_Calloc",
+    "_PyObject_Realloc",
+    "PyObject_Malloc",
+    "PyObject_Free",
+    "PyObject_Realloc",
+    "PyMem_Malloc",
+    "PyMem_Free",
+    "PyMem_RawFree",
+    "PyMem_RawMalloc",
+    "_PyMem_RawFree",
+    "_PyMem_RawMalloc",
+    "allocate_from_new_pool",
+    "insert_to_usedpool",
+    "insert_to_freepool",
+    "new_arena",
+    "arena_map_mark_used",
+];
+
+/// CPython.
+#[derive(Debug)]
+pub struct CPython;
+
+impl Language for CPython {
+    fn id(&self) -> &'static str {
+        "python"
+    }
+
+    fn name(&self) -> &'static str {
+        "Python"
+    }
+
+    fn is_run_by(&self, file: &str) -> bool {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let version = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit()) || rest.is_empty();
+        // Its extensions are mapped even where the interpreter is part of another program.
+        name.starts_with("libpython")
+            || name.contains(".cpython-")
+            || name.strip_prefix("python").is_some_and(|rest| version(rest) && !rest.ends_with(".so"))
+    }
+
+    fn is_its_code(&self, file: &str) -> bool {
+        self.is_run_by(file) || [".abi3.so", "/site-packages/", "/dist-packages/"].iter().any(|p| file.contains(p))
+    }
+
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
+            Some(Work::Collector)
+        } else if REFERENCES.contains(&function) {
+            Some(Work::References)
+        } else if ALLOCATOR.contains(&function) || function.starts_with("pymalloc_") {
+            Some(Work::Allocator)
+        } else if ["Py_FinalizeEx", "Py_Finalize", "finalize_modules", "finalize_interp_clear"].contains(&function) {
+            Some(Work::Exit)
+        } else {
+            None
+        }
+    }
+
+    fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
+        // The innermost of the frames that say what they are for decides.
+        frames.iter().find_map(|frame| {
+            let file = frame.file.as_str();
+            let function = frame.function.rsplit('.').next().unwrap_or_default();
+            if file.starts_with("<frozen importlib") {
+                Some(Work::Import)
+            } else if (file.ends_with("/pickle.py") && matches!(function, "load" | "loads" | "_loads"))
+                || (file.ends_with("/multiprocessing/reduction.py") && function == "loads")
+            {
+                Some(Work::Unpickling)
+            } else {
+                None
+            }
+        })
+    }
+
+    fn is_own(&self, file: &str) -> bool {
+        let library = |part: &&str| {
+            part.strip_prefix("python").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let parts: Vec<&str> = file.split('/').collect();
+        let foreign = parts.windows(2).any(|pair| matches!(pair, ["lib" | "lib64", version] if library(version)));
+        let package = parts.iter().any(|part| ["site-packages", "dist-packages"].contains(part));
+        !(foreign || package || file.starts_with('<'))
+    }
+
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        match work {
+            Work::References => Some(
+                "keep the data off the object heap (numpy, array, mmap, memoryview, Arrow): reading an object counts \
+                 its references, which gc.freeze() does not stop",
+            ),
+            Work::Collector => Some(
+                "gc.disable() in the parent before it loads and gc.freeze() right before the fork: what is frozen \
+                 the collector does not visit",
+            ),
+            _ => None,
+        }
+    }
+
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+        Ok(Python::find(pid)?.map(|python| Box::new(python) as Box<dyn Reader>))
+    }
+}
+
+impl Reader for Python {
+    fn language(&self) -> &'static dyn Language {
+        &CPython
+    }
+
+    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
+        Box::new(Python::for_child(self, pid))
+    }
+
+    fn frames(&mut self, tid: i32) -> Vec<Frame> {
+        Python::frames(self, tid)
+    }
+}
+
+/// The interpreter of one process.
 #[derive(Clone)]
-pub struct Python {
+struct Python {
     /// Which process.
     pid: i32,
     /// Does it live in a process id namespace of its own, and so know its threads by other ids?
@@ -38,10 +228,10 @@ impl Python {
     /// # Errors
     /// The process has the looks of CPython and cannot be read: not initialised yet, of an unknown version, without
     /// permission, or gone.
-    pub fn find(pid: i32) -> Result<Option<Self>, String> {
+    fn find(pid: i32) -> Result<Option<Self>, String> {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
             .map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
-        if !maps.lines().filter_map(code_file).any(is_interpreter) {
+        if !maps.lines().filter_map(code_file).any(|file| CPython.is_run_by(file)) {
             return Ok(None);
         }
         let config = Config {
@@ -59,13 +249,13 @@ impl Python {
     }
 
     /// The interpreter of a process that was forked from this one and has not executed another program.
-    pub fn for_child(&self, pid: i32) -> Self {
+    fn for_child(&self, pid: i32) -> Self {
         Self { pid, namespaced: is_namespaced(pid), spy: Arc::clone(&self.spy) }
     }
 
-    /// The Python frames of a thread that stands still, the innermost first. Empty if it runs none, or if what is
+    /// The frames of a thread that stands still, the innermost first. Empty if it runs none, or if what is
     /// there makes no sense.
-    pub fn frames(&mut self, tid: i32) -> Vec<PythonFrame> {
+    fn frames(&mut self, tid: i32) -> Vec<Frame> {
         let tid = if self.namespaced { own_id(self.pid, tid).unwrap_or(tid) } else { tid };
         let mut spy = self.spy.lock().unwrap_or_else(PoisonError::into_inner);
         spy.pid = self.pid;
@@ -79,7 +269,7 @@ impl Python {
             stacks.into_iter().find(|stack| self.is_of(stack, tid))
         };
         let stack = stack(true).or_else(|| stack(false));
-        let frame = |frame: py_spy::Frame| PythonFrame { function: frame.name, file: frame.filename, line: frame.line };
+        let frame = |frame: py_spy::Frame| Frame { function: frame.name, file: frame.filename, line: frame.line };
         stack.into_iter().flat_map(|stack| stack.frames).take(FRAMES_MAX).map(frame).collect()
     }
 
@@ -104,13 +294,6 @@ impl Python {
 fn code_file(line: &str) -> Option<&str> {
     let is_code = line.split(' ').nth(1)?.contains('x');
     line.find('/').and_then(|at| line.get(at..)).filter(|_| is_code)
-}
-
-/// Does a process that maps this file run CPython? The interpreter itself, its library, or one of its extensions,
-/// which are mapped even where the interpreter is part of another program.
-fn is_interpreter(path: &str) -> bool {
-    let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.starts_with("python") || name.starts_with("libpython") || name.contains(".cpython-")
 }
 
 /// The ids of a thread, from the outermost namespace to its own.
@@ -169,7 +352,7 @@ mod tests {
         stat.rsplit_once(") ").unwrap().1.split(' ').collect()
     }
 
-    fn calls(frames: &[PythonFrame]) -> Vec<(&str, i32)> {
+    fn calls(frames: &[Frame]) -> Vec<(&str, i32)> {
         frames.iter().map(|frame| (frame.function.rsplit('.').next().unwrap(), frame.line)).collect()
     }
 
@@ -366,10 +549,15 @@ down(200)
     fn an_interpreter_is_known_by_its_files() {
         for path in ["/usr/bin/python3.11", "/usr/lib/libpython3.12.so.1.0", "/x/_json.cpython-311-x86_64-linux-gnu.so"]
         {
-            assert!(is_interpreter(path), "{path}");
+            assert!(CPython.is_run_by(path), "{path}");
         }
-        for path in ["/usr/lib/python3/dist-packages/bin/ninja", "/usr/bin/redis-server", "/usr/lib/pypy3"] {
-            assert!(!is_interpreter(path), "{path}");
+        for path in [
+            "/usr/lib/python3/dist-packages/bin/ninja",
+            "/usr/bin/redis-server",
+            "/usr/lib/pypy3",
+            "/usr/bin/pythonista",
+        ] {
+            assert!(!CPython.is_run_by(path), "{path}");
         }
         assert_eq!(code_file("7f00-7f01 r-xp 00000000 fe:00 17 /usr/bin/python3"), Some("/usr/bin/python3"));
         assert_eq!(code_file("7f00-7f01 r--p 00000000 fe:00 17 /usr/bin/python3"), None);
