@@ -1,0 +1,24 @@
+"""Keeps Python data shared with forked workers.
+
+A forked child that only reads Python objects copies the memory they lie in, because reading an object
+counts references inside it. :func:`freeze` makes a data set *immortal* (PEP 683) in place, before the fork:
+its counts are no longer written, and the children read it without copying::
+
+    import cowbell_fork
+
+    data = load()
+    print(cowbell_fork.freeze(data))
+    # fork the workers here
+
+CPython 3.12 to 3.15, builds with the GIL, Linux. :func:`check` tells whether this interpreter is one of them.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"  # before the imports: they name it
+
+from ._freeze import freeze
+from ._native import Unsupported, check
+from ._report import NotEntered, Report, TypeCount
+
+__all__ = ["NotEntered", "Report", "TypeCount", "Unsupported", "check", "freeze"]

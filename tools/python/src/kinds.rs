@@ -1,0 +1,234 @@
+//! What the walk must know of each type it meets, looked up once.
+
+use std::collections::HashMap;
+
+use crate::layout::{self, Layout, flag, slot};
+use crate::python::{Builtins, Gil, Hash, Object, Traverse, types_of_programs};
+
+/// How long an instance is, as `sys.getsizeof` counts.
+enum Size {
+    /// So many bytes, and so many more for each item.
+    Items(usize, usize),
+    /// An int: digits of four bytes, at least one.
+    Int,
+    /// A str, of a type whose instances have this size.
+    Str(usize),
+    /// A list, of a type whose instances have this size.
+    List(usize),
+    /// What this `__sizeof__` written in C says.
+    Asked(Object),
+}
+
+/// Whose hash an instance keeps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Keeps {
+    /// It keeps none that the walk may compute.
+    Nothing,
+    /// Its text's, in a field of its own.
+    Text,
+    /// Its members', who have kept theirs.
+    Members,
+    /// Its items', which must be looked at first.
+    Items,
+}
+
+/// A type, and what became of its instances.
+pub struct Kind {
+    /// The type; the table owns a reference.
+    pub of: Object,
+    /// Why instances are not entered: a number of the Python side's; 0 if they are.
+    pub why_not: u8,
+    /// Bits of the type.
+    pub flags: u64,
+    /// How instances show what they hold.
+    pub traverse: Option<Traverse>,
+    /// Hash function of a built-in type.
+    pub hash: Option<Hash>,
+    /// Where that hash is kept.
+    pub keeps: Keeps,
+    /// Whether hashing an instance needs nothing kept and runs no code of users.
+    pub is_plain: bool,
+    /// Whether instances have a `__del__`, or the like in C, which never runs for an immortal object.
+    pub has_finalizer: bool,
+    /// Whether instances may hold objects that they do not show.
+    pub is_opaque: bool,
+    /// Whether the Python side is asked what an instance holds.
+    pub is_asked: bool,
+    /// Instances made immortal.
+    pub objects: u64,
+    /// Their size, bytes.
+    pub bytes: u64,
+    /// References to instances that were not followed.
+    pub left_out: u64,
+    size: Size,
+}
+
+impl Kind {
+    /// The size of an instance, bytes.
+    pub fn size_of(&self, object: Object, is_collected: bool, gil: Gil) -> usize {
+        let body = match &self.size {
+            Size::Items(basic, item) => basic + if *item == 0 { 0 } else { item * object.items() },
+            // Sign and digits share the field: three bits, then the number of digits.
+            Size::Int => 24 + 4 * (object.items() >> 3).max(1),
+            Size::Str(basic) => layout::str_bytes(object.str_state(), object.items(), *basic),
+            Size::List(basic) => basic + size_of::<usize>() * object.list_room(),
+            Size::Asked(method) => gil.call_for_size(*method, object).unwrap_or(0),
+        };
+        let header = if is_collected { layout::GC_HEADER_BYTES } else { 0 };
+        let managed = self.flags & (flag::MANAGED_DICT | flag::MANAGED_WEAKREF);
+        body + header + if managed == 0 { 0 } else { layout::MANAGED_BYTES }
+    }
+}
+
+/// All types met so far.
+pub struct Kinds {
+    /// The built-in types.
+    pub builtins: Builtins,
+    known: HashMap<Object, usize>,
+    all: Vec<Kind>,
+    last: Option<(Object, usize)>,
+    stops: Vec<(Object, u8)>,
+    asked: Vec<Object>,
+    sized: Vec<(Object, Object)>,
+    keeps_tuples: bool,
+    gil: Gil,
+}
+
+impl Kinds {
+    /// None yet.
+    pub fn new(layout: Layout, gil: Gil) -> Self {
+        let builtins = Builtins::find();
+        let sized = builtins.sized.iter().filter_map(|of| Some((*of, gil.size_method(*of)?))).collect();
+        Self {
+            builtins,
+            known: HashMap::new(),
+            all: Vec::new(),
+            last: None,
+            stops: types_of_programs().to_vec(),
+            asked: Vec::new(),
+            sized,
+            keeps_tuples: layout.keeps_tuple_hash(),
+            gil,
+        }
+    }
+
+    /// Instances of the type and of types below it are not entered, for this reason.
+    pub fn stop_at(&mut self, of: Object, why: u8) {
+        self.gil.retain(of);
+        self.stops.push((of, why));
+    }
+
+    /// The Python side is asked what instances hold.
+    pub fn ask_about(&mut self, of: Object) {
+        self.gil.retain(of);
+        self.asked.push(of);
+    }
+
+    /// The place of a type.
+    pub fn find(&mut self, of: Object) -> usize {
+        if let Some((last, at)) = self.last
+            && last == of
+        {
+            return at;
+        }
+        let at = match self.known.get(&of) {
+            Some(at) => *at,
+            None => self.add(of),
+        };
+        self.last = Some((of, at));
+        at
+    }
+
+    /// The type at a place that [`Kinds::find`] gave.
+    pub fn at(&mut self, at: usize) -> &mut Kind {
+        &mut self.all[at]
+    }
+
+    /// The type at a place, if there are so many.
+    pub fn get(&self, at: usize) -> Option<&Kind> {
+        self.all.get(at)
+    }
+
+    fn add(&mut self, of: Object) -> usize {
+        // A type whose instances stay mortal could die between two steps, and its address be another's.
+        self.gil.retain(of);
+        let kind = self.look_up(of);
+        self.all.push(kind);
+        self.known.insert(of, self.all.len() - 1);
+        self.all.len() - 1
+    }
+
+    fn look_up(&self, of: Object) -> Kind {
+        let flags = of.flags();
+        let traverse = of.traverse_slot();
+        let (keeps, hash) = self.hash_of(of, flags);
+        let holds_nothing = flags & (flag::INT | flag::BYTES | flag::STR | flag::TYPE) != 0
+            || self.builtins.plain.iter().any(|plain| of.is_subtype(*plain));
+        let is_asked = self.asked.iter().any(|asked| of.is_subtype(*asked));
+        Kind {
+            of,
+            why_not: self.why_not(of, flags),
+            flags,
+            traverse,
+            hash,
+            keeps,
+            is_plain: self.builtins.plain.contains(&of),
+            has_finalizer: of.has_slot(slot::FINALIZE) || of.has_slot(slot::DEL),
+            // A class without slots of its own has no room to hold anything.
+            is_opaque: flags & flag::HAVE_GC == 0 && !holds_nothing && !is_asked,
+            is_asked,
+            objects: 0,
+            bytes: 0,
+            left_out: 0,
+            size: self.size_of(of, flags),
+        }
+    }
+
+    fn why_not(&self, of: Object, flags: u64) -> u8 {
+        const CLASS: u8 = 5;
+        if flags & flag::TYPE != 0 {
+            return CLASS;
+        }
+        self.stops.iter().find(|(stop, _)| of.is_subtype(*stop)).map_or(0, |(_, why)| *why)
+    }
+
+    fn hash_of(&self, of: Object, flags: u64) -> (Keeps, Option<Hash>) {
+        let of_builtin = [
+            (self.builtins.str, flag::STR, Keeps::Text),
+            (self.builtins.bytes, flag::BYTES, Keeps::Text),
+            (self.builtins.tuple, flag::TUPLE, Keeps::Items),
+        ];
+        let hash = of.hash_slot();
+        for (builtin, bit, keeps) in of_builtin {
+            // A subclass with a hash of its own would run code of users.
+            let is_same = hash.map(|f| f as usize) == builtin.hash_slot().map(|f| f as usize);
+            if flags & bit != 0 && is_same && (keeps != Keeps::Items || self.keeps_tuples) {
+                return (keeps, hash);
+            }
+        }
+        if of == self.builtins.frozenset { (Keeps::Members, hash) } else { (Keeps::Nothing, None) }
+    }
+
+    fn size_of(&self, of: Object, flags: u64) -> Size {
+        let (basic, item) = of.sizes();
+        if let Some((_, method)) = self.sized.iter().find(|(sized, _)| of.is_subtype(*sized)) {
+            return Size::Asked(*method);
+        }
+        match flags & (flag::INT | flag::STR | flag::LIST) {
+            flag::INT => Size::Int,
+            flag::STR => Size::Str(basic),
+            flag::LIST => Size::List(basic),
+            _ => Size::Items(basic, item),
+        }
+    }
+}
+
+impl Drop for Kinds {
+    fn drop(&mut self) {
+        let programs = types_of_programs().len();
+        self.stops.drain(programs..).for_each(|(of, _)| self.gil.release(of));
+        self.asked.drain(..).for_each(|of| self.gil.release(of));
+        self.sized.drain(..).for_each(|(_, method)| self.gil.release(method));
+        self.all.drain(..).for_each(|kind| self.gil.release(kind.of));
+    }
+}
