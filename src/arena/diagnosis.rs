@@ -109,7 +109,13 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
     let offset = fault.address - inner.range.start;
     let page = sys::page_size();
     let what = if fault.write == Some(false) { "read of" } else { "write to" };
-    let state = if inner.image().is_some() { "frozen" } else { "growing" };
+    // Where this process may write while the arena grows, only a freeze takes that away.
+    let here = inner.process == registry::process_number();
+    let state = match inner.image() {
+        Some(_) => "frozen",
+        None if here => "now freezing",
+        None => "growing",
+    };
     write!(text, "cowbell: {what} {state} arena `{}` (generation {})", inner.name, inner.generation)?;
     write!(text, ": page {}, byte {offset}, address {:#x}", page.index_of(offset), fault.address)?;
     write!(text, "; thread {}, instruction {:#x}", process::tid(), fault.registers.pc)?;
@@ -118,7 +124,15 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
         write!(text, " (the executable's {:#x}, for addr2line)", pc - executable.start)?;
     }
     let Some(image) = inner.image() else {
-        return writeln!(text, "\ncowbell: a growing arena is not passed on to children: freeze it before the fork");
+        return writeln!(
+            text,
+            "\ncowbell: {}",
+            if here {
+                "another thread freezes the arena: nobody may write to it any more, neither through a reference nor by a collection in it"
+            } else {
+                "a growing arena is not passed on to children: freeze it before the fork"
+            }
+        );
     };
     for allocation in image.table().overlapping(offset, offset + 1) {
         if let Some(site) = allocation.site {

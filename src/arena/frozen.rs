@@ -16,7 +16,7 @@ use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// How often the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
 /// EBUSY; compaction and reclaim take any page for a moment, and longer on a busy machine.
@@ -138,6 +138,8 @@ impl Arena {
     pub(super) fn freeze_at<T: 'static>(&self, root: &'static T, options: FreezeOptions) -> Result<Frozen<T>> {
         let inner = self.known()?;
         let huge_pages = options.huge_pages.unwrap_or(self.huge_pages);
+        // Until the image is known, so that who writes next finds the arena frozen.
+        let _nobody_writes = inner.writing.write().unwrap_or_else(PoisonError::into_inner);
         let image = Arc::new(freeze(inner, huge_pages, &options)?);
         let stored = inner.frozen.set(Arc::clone(&image)).is_ok();
         debug_assert!(stored, "the file is taken once, under the lock");

@@ -11,7 +11,7 @@ use crate::sys::map::{self, Harmless, Range};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// Where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,7 @@ impl Image {
             plain: self.plain,
             process: registry::process_number(),
             growing: Mutex::new(super::memory::Growing::never()),
+            writing: RwLock::new(()),
             frozen: OnceLock::from(Arc::new(self)),
         }
     }

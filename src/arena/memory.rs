@@ -186,74 +186,10 @@ impl ArenaRef {
         self.site_at::<T>(Location::caller())
     }
 
-    fn site_at<T: ?Sized>(&self, location: &'static Location<'static>) -> Self {
+    pub(super) fn site_at<T: ?Sized>(&self, location: &'static Location<'static>) -> Self {
         let site = Site { type_name: std::any::type_name::<T>(), location };
         let id = self.inner().and_then(|inner| inner.growing().recorder.as_mut().map(|all| all.id_of(site)));
         Self { site: id.unwrap_or_default(), ..*self }
-    }
-
-    /// Moves a value into the arena. It is never dropped.
-    ///
-    /// # Errors
-    /// Out of capacity, out of memory, frozen, or not this process's arena.
-    #[track_caller]
-    pub fn alloc<T: 'static>(&self, value: T) -> Result<&'static mut T> {
-        let place = self.site_at::<T>(Location::caller()).take(Layout::new::<T>())?.cast::<T>();
-        // SAFETY: `take` gave memory for one T, aligned and used by nobody else.
-        unsafe { place.write(value) };
-        // SAFETY: initialised just now, never given back, and the mapping stays.
-        Ok(unsafe { &mut *place.as_ptr() })
-    }
-
-    /// Copies a slice into the arena.
-    ///
-    /// # Errors
-    /// As [`Self::alloc`].
-    #[track_caller]
-    pub fn alloc_slice<T: Copy + 'static>(&self, values: &[T]) -> Result<&'static mut [T]> {
-        let place = self.site_at::<T>(Location::caller()).take(Layout::for_value(values))?.cast::<T>();
-        // SAFETY: `take` gave memory for as many T, and fresh memory does not overlap `values`.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place.as_ptr(), values.len()) };
-        // SAFETY: initialised just now, never given back, and the mapping stays.
-        Ok(unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), values.len()) })
-    }
-
-    /// Copies a string into the arena.
-    ///
-    /// # Errors
-    /// As [`Self::alloc`].
-    #[track_caller]
-    pub fn alloc_str(&self, text: &str) -> Result<&'static mut str> {
-        let bytes = self.alloc_slice(text.as_bytes())?;
-        // SAFETY: the bytes are a copy of a str's.
-        Ok(unsafe { std::str::from_utf8_unchecked_mut(bytes) })
-    }
-
-    /// Moves everything an iterator yields into the arena, as one slice. The values are never dropped.
-    ///
-    /// # Errors
-    /// As [`Self::alloc`]; what was taken from the iterator until then is dropped.
-    #[track_caller]
-    pub fn alloc_iter<T: 'static>(&self, values: impl IntoIterator<Item = T>) -> Result<&'static mut [T]> {
-        let handle = self.site_at::<T>(Location::caller());
-        let values = values.into_iter();
-        let mut list = super::Vec::new_in(handle);
-        let reserve = |list: &mut super::Vec<T>, more: usize| -> Result<()> {
-            if list.capacity() - list.len() >= more {
-                return Ok(());
-            }
-            list.try_reserve(more).map_err(|_| {
-                let full = || handle.known().map_or_else(|e| e, |inner| inner.full(usize::MAX));
-                handle.take_failure().unwrap_or_else(full)
-            })
-        };
-        reserve(&mut list, values.size_hint().0)?;
-        for value in values {
-            reserve(&mut list, 1)?;
-            list.push(value);
-        }
-        list.shrink_to_fit();
-        Ok(list.leak())
     }
 
     /// Why the last allocation by a collection failed, once: `try_reserve` and its like cannot say.
@@ -262,7 +198,7 @@ impl ArenaRef {
     }
 
     /// Takes memory for a layout.
-    fn take(&self, layout: Layout) -> Result<NonNull<u8>> {
+    pub(super) fn take(&self, layout: Layout) -> Result<NonNull<u8>> {
         if layout.size() == 0 {
             return Ok(dangling(layout));
         }
@@ -289,6 +225,14 @@ impl Inner {
             recorder.add(offset, layout.size(), site);
         }
         map::pointer_at(base + offset).ok_or_else(|| self.full(layout.size()))
+    }
+
+    /// Why nothing more can be allocated: it is frozen, or full.
+    pub(super) fn refused(&self, asked: usize) -> Error {
+        match self.image() {
+            Some(_) => Error::new(Kind::Frozen { arena: self.name.to_string() }),
+            None => self.full(asked),
+        }
     }
 
     fn full(&self, asked: usize) -> Error {
@@ -338,6 +282,16 @@ unsafe impl Allocator for ArenaRef {
         }
     }
 
+    fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let block = self.allocate(layout)?;
+        if layout.size() > 0 {
+            let _writing = self.writing().map_err(|_| AllocError)?;
+            // SAFETY: the block was allocated just now, and is as long as the layout.
+            unsafe { block.cast::<u8>().write_bytes(0, layout.size()) };
+        }
+        Ok(block)
+    }
+
     unsafe fn deallocate(&self, place: NonNull<u8>, layout: Layout) {
         let Some(inner) = self.inner().filter(|_| layout.size() > 0) else { return };
         let mut growing = inner.growing();
@@ -355,30 +309,49 @@ unsafe impl Allocator for ArenaRef {
         if self.resize(place, old, new) {
             return Ok(NonNull::slice_from_raw_parts(place, new.size()));
         }
-        let moved = self.allocate(new)?;
-        // SAFETY: the caller owns `old.size()` bytes there, and a fresh block does not overlap them.
-        unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), moved.cast().as_ptr(), old.size()) };
-        // SAFETY: the caller gives the old block up.
-        unsafe { self.deallocate(place, old) };
-        Ok(moved)
+        // SAFETY: passed on to the caller; the old block is the smaller one.
+        unsafe { self.move_to_new(place, old, new, old.size()) }
     }
 
     unsafe fn shrink(&self, place: NonNull<u8>, old: Layout, new: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        let stays =
-            place.addr().get().is_multiple_of(new.align()) && self.inner().is_none_or(|inner| !inner.is_growing_here());
-        if stays || self.resize(place, old, new) {
-            return Ok(NonNull::slice_from_raw_parts(place, new.size()));
+        let kept = Ok(NonNull::slice_from_raw_parts(place, new.size()));
+        let stays = || {
+            place.addr().get().is_multiple_of(new.align()) && self.inner().is_none_or(|inner| !inner.is_growing_here())
+        };
+        if stays() || self.resize(place, old, new) {
+            return kept;
         }
-        let moved = self.allocate(new)?;
-        // SAFETY: the caller owns more than `new.size()` bytes there, and a fresh block does not overlap them.
-        unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), moved.cast().as_ptr(), new.size()) };
-        // SAFETY: the caller gives the old block up.
-        unsafe { self.deallocate(place, old) };
-        Ok(moved)
+        // SAFETY: passed on to the caller; the new block is the smaller one.
+        let moved = unsafe { self.move_to_new(place, old, new, new.size()) };
+        // It may have been frozen since.
+        if moved.is_err() && stays() { kept } else { moved }
     }
 }
 
 impl ArenaRef {
+    /// Moves a block's first `len` bytes to a new block and gives the old one back.
+    ///
+    /// # Safety
+    /// The caller owns the block and gives it up, if this succeeds; neither layout is shorter than `len`.
+    unsafe fn move_to_new(
+        &self,
+        place: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+        len: usize,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        let moved = self.allocate(new)?;
+        if len > 0 {
+            // In an arena that was frozen since, nobody can write.
+            let _writing = self.writing().map_err(|_| AllocError)?;
+            // SAFETY: the caller owns so many bytes there, and a fresh block does not overlap them.
+            unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), moved.cast().as_ptr(), len) };
+        }
+        // SAFETY: the caller gives the old block up.
+        unsafe { self.deallocate(place, old) };
+        Ok(moved)
+    }
+
     /// Resizes a block where it lies; false when that cannot be done.
     fn resize(&self, place: NonNull<u8>, old: Layout, new: Layout) -> bool {
         if old.size() == 0 || new.size() == 0 || !place.addr().get().is_multiple_of(new.align()) {

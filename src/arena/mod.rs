@@ -41,6 +41,7 @@ mod image;
 mod image_file;
 mod images;
 mod memory;
+mod place;
 pub(crate) mod registry;
 mod site;
 mod space;
@@ -66,7 +67,7 @@ use crate::sys::{self, map, memfd};
 use memory::{Growing, Reserved};
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 /// A `Vec` in an arena.
 pub type Vec<T> = allocator_api2::vec::Vec<T, ArenaRef>;
@@ -91,6 +92,8 @@ pub(crate) struct Inner {
     /// Of which process in a line of forks the arena is; see [`registry::process_number`].
     process: usize,
     growing: Mutex<Growing>,
+    /// Held by who writes to memory of a growing arena, and alone by who freezes it. Before `growing`.
+    writing: RwLock<()>,
     frozen: OnceLock<Arc<Image>>,
 }
 
@@ -187,6 +190,7 @@ impl ArenaBuilder {
             plain: self.plain,
             process: registry::process_number(),
             growing: Mutex::new(growing),
+            writing: RwLock::new(()),
             frozen: OnceLock::new(),
         })
     }
