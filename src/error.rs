@@ -33,7 +33,7 @@ pub(crate) enum Kind {
     OwnerDied,
     /// The arena is frozen: nothing can be allocated from it any more.
     Frozen { arena: String },
-    /// More than one thread is alive, so fork would leave the child with locks nobody releases.
+    /// There is more than one thread, so fork would leave the child with locks nobody releases.
     Threads(Vec<Thread>),
     /// A handle does not fit what it is used on.
     Handle(&'static str),
@@ -50,6 +50,9 @@ pub struct Thread {
     pub tid: i32,
     /// Its name, as in `/proc/self/task/TID/comm`.
     pub name: String,
+    /// It has ended, and the kernel has not taken it away: for a moment, or for good where it is a main thread that left by
+    /// `pthread_exit`.
+    pub exiting: bool,
 }
 
 impl Error {
@@ -133,7 +136,8 @@ impl Error {
         matches!(self.0.kind, Kind::Invalid(_))
     }
 
-    /// The threads that were alive when fork needs there to be one, the caller among them.
+    /// The threads that were found when fork needs there to be one, the caller among them. The kernel's count decides, not
+    /// this list, in which threads may be missing that were started while it was read.
     pub fn threads(&self) -> Option<&[Thread]> {
         match &self.0.kind {
             Kind::Threads(threads) => Some(threads),
@@ -180,9 +184,10 @@ impl fmt::Display for Error {
             }
             Kind::Frozen { arena } => write!(f, "arena `{arena}` is frozen")?,
             Kind::Threads(threads) => {
-                write!(f, "fork needs a single thread, but {} are alive:", threads.len())?;
+                f.write_str("a single thread is needed, and there are others; found:")?;
                 for thread in threads {
-                    write!(f, " {} ({})", thread.tid, thread.name)?;
+                    let ended = if thread.exiting { ", has ended" } else { "" };
+                    write!(f, " {} ({}{ended})", thread.tid, thread.name)?;
                 }
             }
             Kind::Handle(why) => write!(f, "handle refused: {why}")?,

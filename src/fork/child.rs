@@ -124,6 +124,14 @@ impl Child {
         }
     }
 
+    /// Lets the arenas' files go, which would keep their memory as long as this value lives: of a child whose copies nobody is
+    /// going to ask for.
+    #[cfg(feature = "pool")]
+    pub(crate) fn forget_images(&mut self) {
+        self.evidence.images.clear();
+        self.earlier.clear();
+    }
+
     pub(super) fn evidence(&self) -> &Evidence {
         &self.evidence
     }

@@ -5,7 +5,7 @@
 //! process, because [`run`] never returns.
 #![expect(unsafe_code, reason = "protections of mappings change")]
 
-use super::{Channels, ForkOptions, PANICKED, panics};
+use super::{Channels, ForkOptions, PANICKED, alone, panics};
 use crate::arena::{self, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access};
@@ -15,6 +15,10 @@ use crate::watch::{self, At, Evidence, Failure, Step, Watch, Word};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+/// How long a child that is at its end waits for threads that its closure left behind.
+const THREADS_END_MAX: Duration = Duration::from_millis(20);
 
 /// What a child's closure may return: it becomes the exit code. A closure that never returns says so:
 /// `|_| -> () { panic!() }`.
@@ -105,15 +109,22 @@ pub(super) fn run<R: IntoExitCode>(
 
     let context = Context { watch: options.watch };
     let code = match catch_unwind(AssertUnwindSafe(|| body(&context).code())) {
-        Ok(code) => code,
+        Ok(code) => {
+            // A panic that was caught is not its end, whatever code it returns.
+            if evidence.get(Word::PanicLen) > 0 {
+                evidence.begin_panic_text();
+            }
+            code
+        }
         Err(payload) => {
+            panics::ended_by(evidence, &*payload);
             // Its destructor might panic again.
             std::mem::forget(payload);
             PANICKED
         }
     };
-    // A thread that the closure left behind may hold the streams' locks for ever.
-    if process::threads().is_ok_and(|threads| threads.len() == 1) {
+    // A thread that the closure left behind may hold the streams' locks for ever; those of a scope need a moment to end.
+    if alone::wait_until_alone(THREADS_END_MAX).is_ok() {
         let _unflushed = std::io::stdout().flush();
         process::flush_c_streams();
     }

@@ -11,10 +11,11 @@
 //! Up to the closure the child neither allocates nor takes a lock. It never unwinds into the parent's
 //! frames, runs no destructor of theirs and no `atexit`.
 
+mod alone;
 mod ask;
 mod child;
 mod enter;
-mod panics;
+pub(crate) mod panics;
 mod reshare;
 
 pub use crate::facts::Ended;
@@ -54,10 +55,11 @@ pub struct ForkOptions<'a> {
     exit_signal: i32,
     reset_handlers: bool,
     cgroup: Option<BorrowedFd<'a>>,
+    wait_for_threads: Duration,
 }
 
 impl<'a> ForkOptions<'a> {
-    /// Census, last census taken, no SIGCHLD, signal handlers kept.
+    /// Census, last census taken, no SIGCHLD, signal handlers kept, threads that are ending awaited for 100 ms.
     pub fn new() -> Self {
         Self {
             watch: Watch::Census,
@@ -66,6 +68,7 @@ impl<'a> ForkOptions<'a> {
             exit_signal: 0,
             reset_handlers: false,
             cgroup: None,
+            wait_for_threads: alone::PATIENCE,
         }
     }
 
@@ -108,6 +111,14 @@ impl<'a> ForkOptions<'a> {
         self.cgroup = Some(directory);
         self
     }
+
+    /// How long [`spawn`] waits for other threads to end before it refuses (default 100 ms): those of a
+    /// `thread::scope` that is over, or of a thread pool that was dropped, need a moment. Threads that have ended, and that the kernel
+    /// has not taken away yet, are waited for up to a second in any case.
+    pub fn wait_for_threads(mut self, timeout: Duration) -> Self {
+        self.wait_for_threads = timeout;
+        self
+    }
 }
 
 impl Default for ForkOptions<'_> {
@@ -126,8 +137,9 @@ impl Default for ForkOptions<'_> {
 /// unless it leaves threads behind. What it captured by value is dropped in the child as well as here.
 ///
 /// # Errors
-/// [`Error::threads`] when other threads are alive: they may hold locks that nobody would release in
-/// the child. Invalid while this thread holds a lock of [`crate::shared`] memory. EAGAIN, ENOMEM when there can be no further process. Unsupported when the kernel or the user
+/// [`Error::threads`] when there are other threads after [`ForkOptions::wait_for_threads`]: they may hold locks that nobody
+/// would release in the child. The kernel's count of threads decides. Its own threads for an io_uring of this process count too,
+/// and so does, for ever, a main thread that left by `pthread_exit`. Invalid while this thread holds a lock of [`crate::shared`] memory. EAGAIN, ENOMEM when there can be no further process. Unsupported when the kernel or the user
 /// lacks what the watch needs: see [`crate::support`].
 ///
 /// # Example
@@ -146,12 +158,15 @@ impl Default for ForkOptions<'_> {
 /// # Ok::<(), cowbell::Error>(())
 /// ```
 pub fn spawn<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
-    let threads = process::threads()?;
-    if threads.len() > 1 {
-        let hint = "fork before starting threads, or use spawn_unchecked";
-        return Err(Error::new(Kind::Threads(threads)).with_hint(hint));
-    }
-    fork(options, body)
+    alone::wait_until_alone(options.wait_for_threads)?;
+    fork(options, Threads::One, body)
+}
+
+/// How many threads there may be at a fork.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Threads {
+    One,
+    Any,
 }
 
 /// [`spawn`] without the check for other threads.
@@ -168,7 +183,7 @@ pub unsafe fn spawn_unchecked<R: IntoExitCode>(
     options: &ForkOptions<'_>,
     body: impl FnOnce(&Context) -> R,
 ) -> Result<Child> {
-    fork(options, body)
+    fork(options, Threads::Any, body)
 }
 
 /// The pipes and events of one child.
@@ -177,7 +192,11 @@ struct Channels {
     command: OwnedFd,
 }
 
-fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
+fn fork<R: IntoExitCode>(
+    options: &ForkOptions<'_>,
+    threads: Threads,
+    body: impl FnOnce(&Context) -> R,
+) -> Result<Child> {
     if options.watch.arms() && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
     }
@@ -203,6 +222,12 @@ fn fork<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) 
     let args =
         ForkArgs { exit_signal: options.exit_signal, reset_handlers: options.reset_handlers, cgroup: options.cgroup };
     let mask = signal::block_all();
+    // A handler, or the program's logger, may have started a thread since the first look.
+    if threads == Threads::One && !alone::is_alone() {
+        signal::restore(&mask);
+        return Err(Error::new(Kind::Threads(process::threads()?))
+            .with_hint("a thread was started by a signal handler or a logger while the fork was prepared"));
+    }
     match clone3(&args) {
         Ok(Forked::Child) => enter::run(options, &evidence, channels, &mask, body),
         Ok(Forked::Parent { pid, pidfd }) => {

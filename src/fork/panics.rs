@@ -67,6 +67,19 @@ pub(super) fn install_hooks() {
     }
 }
 
+/// In a child that ends by a panic: its text is this one's, and not that of an earlier one that was caught. No hook hears of
+/// `resume_unwind`, nor where the program has replaced ours.
+pub(super) fn ended_by(evidence: &'static Evidence, payload: &dyn std::any::Any) {
+    let text = cut(message(payload), MESSAGE_BYTES_MAX);
+    let heard = evidence.panic_text().is_some_and(|heard| {
+        heard.0.strip_prefix(text).is_some_and(|rest| rest.is_empty() || rest.starts_with(", at "))
+    });
+    if !heard {
+        evidence.begin_panic_text();
+        evidence.add_panic_text(text);
+    }
+}
+
 struct Text(&'static Evidence);
 
 impl Write for Text {
@@ -82,7 +95,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
     text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
-fn message(payload: &dyn std::any::Any) -> &str {
+pub(crate) fn message(payload: &dyn std::any::Any) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(a payload that is no text)")
 }

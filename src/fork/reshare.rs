@@ -1,16 +1,17 @@
 //! In a child: how much it has copied, and giving back what is the same as the original again.
 #![expect(unsafe_code, reason = "states that nobody writes meanwhile")]
 
-use super::panics;
+use super::{alone, panics};
 use crate::arena::Frozen;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::sys::signal::{self, Mask};
-use crate::sys::{process, usage};
+use crate::sys::usage;
 use crate::watch;
+use std::time::Duration;
 
-/// How often the threads are counted until one that was joined is gone from the kernel's list, too.
-const COUNTS_MAX: usize = 50;
+/// How long threads that are ending are waited for. Signals are blocked meanwhile.
+const THREADS_END_MAX: Duration = Duration::from_millis(5);
 
 /// What [`Frozen::reshare`] found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,10 +37,11 @@ impl<T: 'static> Frozen<T> {
     /// nothing to give back: all counts are 0.
     ///
     /// A write that the **kernel** makes later into memory given to it before (io_uring's fixed buffers, a read with
-    /// `O_DIRECT` under way) goes to the page that is given back, and is lost: have none in the arena.
+    /// `O_DIRECT` under way) goes to the page that is given back, and is lost: have none in the arena. What is read then is the
+    /// original, never something else.
     ///
     /// # Errors
-    /// [`Error::threads`] when other threads are alive: what they wrote meanwhile could be lost. EINVAL when this process
+    /// [`Error::threads`] when there are other threads: what they wrote meanwhile could be lost. EINVAL when this process
     /// has locked pages of the arena (`mlock`); what was given back before stays so. EPERM under [`watch::Watch::Async`] when the keeper was killed. ENOENT when `/proc`
     /// is not mounted.
     pub fn reshare(&self) -> Result<Reshared> {
@@ -49,7 +51,10 @@ impl<T: 'static> Frozen<T> {
         let Some(at) = at else { return Ok(Reshared::default()) };
         // Before counting: a handler might start a thread.
         let _blocked = Blocked(signal::block_all());
-        alone()?;
+        alone::wait_until_alone(THREADS_END_MAX).map_err(|e| match e.threads() {
+            Some(_) => e.with_hint("join the other threads first: what they write meanwhile could be lost"),
+            None => e,
+        })?;
         // SAFETY: this is the only thread, it takes no signal, and what shares the memory (the keeper) writes no arena.
         let (looked_at, reshared) = unsafe { watch::give_back(evidence, at) }?;
         Ok(Reshared { looked_at, reshared, kept: PageCount(looked_at.0 - reshared.0) })
@@ -63,22 +68,6 @@ impl Drop for Blocked {
     fn drop(&mut self) {
         signal::restore(&self.0);
     }
-}
-
-/// Is this the only thread? One that was joined a moment ago is waited for.
-fn alone() -> Result<()> {
-    for left in (0..COUNTS_MAX).rev() {
-        let threads = process::threads()?;
-        if threads.len() <= 1 {
-            break;
-        }
-        if left == 0 {
-            let hint = "join the other threads first: what they write meanwhile could be lost";
-            return Err(Error::new(Kind::Threads(threads)).with_hint(hint));
-        }
-        process::yield_now();
-    }
-    Ok(())
 }
 
 /// How many pages of the frozen arenas this process has copied now, without those that its parent had copied before the

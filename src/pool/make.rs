@@ -106,7 +106,10 @@ impl MadePool {
         let mut end = Some(mine);
         let limits = process::event()?;
         let theirs = limits.try_clone().map_err(|e| Error::invalid(format!("no descriptor for the pool: {e}")))?;
-        let options = ForkOptions::new().last_census(false).reset_handlers(true);
+        let mut options = ForkOptions::new().last_census(false).reset_handlers(true);
+        if let Some(timeout) = settings.wait_for_threads {
+            options = options.wait_for_threads(timeout);
+        }
         let shared = Arc::clone(&region);
         let zygotes = settings.clone();
         let mut job = Job { frozen: frozen.clone(), body, types: PhantomData };
@@ -117,10 +120,15 @@ impl MadePool {
             let region: &'static Region = Box::leak(Box::new(shared));
             zygote::run(region, &zygotes, Channels { orders, limits: theirs }, &mut job);
         });
-        let zygote = zygote.map_err(|e| match e.threads() {
-            Some(_) => e.with_hint("make the pool before the program starts threads (an async runtime, a logger)"),
-            None => e,
+        let mut zygote = zygote.map_err(|e| match e.threads() {
+            // One that has ended has a hint of its own.
+            Some(threads) if !threads.iter().any(|thread| thread.exiting) => e.with_hint(
+                "make the pool before the program starts threads (an async runtime, a logger), or let it wait for those that are ending: wait_for_threads",
+            ),
+            _ => e,
         })?;
+        // The zygote lives as long as the pool, and generations of the data do not.
+        zygote.forget_images();
         let end = end.ok_or_else(|| Error::invalid("the pool's end of the channel is gone"))?;
         region.keep_from_children()?;
         // The zygote's end was moved into its closure, and is closed here: if it dies, this ends.

@@ -34,6 +34,7 @@ pub(super) struct Settings {
     pub(super) payload_capacity: usize,
     pub(super) result_capacity: usize,
     pub(super) spin: Duration,
+    pub(super) wait_for_threads: Option<Duration>,
 }
 
 /// Settings of a new [`Pool`].
@@ -59,6 +60,7 @@ impl PoolBuilder {
             payload_capacity: 1 << 30,
             result_capacity: 256 << 20,
             spin: Duration::from_micros(50),
+            wait_for_threads: None,
         };
         Self { settings }
     }
@@ -151,6 +153,13 @@ impl PoolBuilder {
         self
     }
 
+    /// How long [`Self::spawn`] waits for other threads to end before it refuses: see
+    /// [`ForkOptions::wait_for_threads`](crate::fork::ForkOptions::wait_for_threads), whose default it has.
+    pub fn wait_for_threads(mut self, timeout: Duration) -> Self {
+        self.settings.wait_for_threads = Some(timeout);
+        self
+    }
+
     fn check(&self) -> Result<()> {
         let settings = &self.settings;
         if !(1..=super::region::SEATS_MAX).contains(&settings.workers) {
@@ -179,7 +188,7 @@ impl PoolBuilder {
     /// Must be called while this process has one thread. The pool starts none.
     ///
     /// # Errors
-    /// [`Error::threads`] when other threads are alive. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
     /// the first workers.
     pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
     where

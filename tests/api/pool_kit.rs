@@ -6,7 +6,7 @@ use cowbell::arena::Frozen;
 use cowbell::pool::{Death, JobError, Pool};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::{process, procfs, signal};
+use cowbell::sys::{process, signal};
 use libtest_mimic::Failed;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -170,12 +170,13 @@ pub fn zygote_of<T, J, R>(pool: &Pool<T, J, R>) -> Result<i32, Failed> {
 
 /// Waits until the threads that a scope has ended are gone for the kernel, too.
 pub fn alone() -> Result<(), Failed> {
-    until("this thread is alone", || process::threads().is_ok_and(|threads| threads.len() == 1))
+    until("this thread is alone", || process::thread_count() == Ok(1))
 }
 
 /// A process's parent, from `/proc`.
 pub fn parent_of(pid: i32) -> Option<i32> {
-    procfs::stat::Stat::parse(&procfs::read(pid, "stat").ok()?).map(|stat| stat.parent)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// All processes below one, at the moment. Zombies count.

@@ -74,6 +74,27 @@ const OP_READ_FIXED: u8 = 4;
 const SQE_BYTES: usize = 64;
 const CQE_BYTES: usize = 16;
 
+/// An io_uring that a thread of the kernel's own polls.
+pub struct Polled(#[expect(dead_code, reason = "open as long as it lives")] OwnedFd);
+
+impl Polled {
+    pub fn new() -> Result<Self, Skip> {
+        const SETUP_SQPOLL: u32 = 2;
+        open_ring(&mut Params { flags: SETUP_SQPOLL, ..Params::default() }).map(Self)
+    }
+}
+
+/// `io_uring_setup(1, params)`.
+fn open_ring(params: &mut Params) -> Result<OwnedFd, Skip> {
+    // SAFETY: the kernel reads and fills the parameters.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, &raw mut *params) };
+    if fd < 0 {
+        return Err(Skip(format!("io_uring: {}", last_errno())));
+    }
+    // SAFETY: it was opened just now, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 struct Ring {
     fd: OwnedFd,
     params: Params,
@@ -85,13 +106,7 @@ struct Ring {
 impl Ring {
     fn new() -> Result<Self, Skip> {
         let mut params = Params::default();
-        // SAFETY: the kernel fills the parameters.
-        let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, &raw mut params) };
-        if fd < 0 {
-            return Err(Skip(format!("io_uring: {}", last_errno())));
-        }
-        // SAFETY: it was opened just now, and nobody else knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let fd = open_ring(&mut params)?;
         let submit_bytes = params.sq.seventh as usize + params.sq_entries as usize * size_of::<u32>();
         let complete_bytes = params.cq.sixth as usize + params.cq_entries as usize * CQE_BYTES;
         let submit = map(&fd, submit_bytes, OFF_SQ_RING);

@@ -38,6 +38,7 @@ mod sharing;
 mod stores;
 mod swapping;
 mod taskstats;
+mod threads;
 mod tool;
 mod tracing;
 mod uffd;
@@ -64,6 +65,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("huge pages", huge::CLAIMS),
     ("swap", swapping::CLAIMS),
     ("processes", processes::CLAIMS),
+    ("processes", threads::CLAIMS),
     ("processes", keeper::CLAIMS),
     ("processes", sharing::CLAIMS),
     ("processes", ending::CLAIMS),

@@ -1,0 +1,111 @@
+//! How many threads a process has, by the kernel's own count.
+#![expect(unsafe_code, reason = "the main thread ends alone")]
+
+use crate::child;
+use crate::claim::{Claim, Verdict, claim};
+use crate::io_ring::Polled;
+use cowbell::sys::process;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        thread_count_is_never_1_beside_a_relay_of_threads,
+        "`num_threads` of `/proc/self/stat`, `Threads:` of `status` and the links of `/proc/self/task` less 2 are one number: beside threads of which each starts the next and ends it is never 1, and soon after the last it is 1."
+    ),
+    claim!(
+        main_thread_that_left_is_counted_for_ever,
+        "A main thread that ends alone stays in the count of threads, and in `/proc/self/task` with PF_EXITING, as long as the process lives."
+    ),
+    claim!(
+        io_ring_threads_are_counted,
+        "The kernel's own thread for an io_uring (`IORING_SETUP_SQPOLL`) is in the count, listed as `iou-sqp-…`, until the ring is closed."
+    ),
+];
+
+/// The count in three places.
+fn counts() -> [u64; 3] {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).expect("a count");
+    let links = std::fs::metadata("/proc/self/task").expect("task").nlink();
+    let stat = process::thread_count().expect("stat");
+    [stat.into(), threads.trim().parse().expect("a number"), links - 2]
+}
+
+fn soon(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+        process::yield_now();
+    }
+}
+
+struct Relay {
+    stop: AtomicBool,
+    ended: AtomicBool,
+    runs: AtomicU64,
+}
+
+fn run(relay: Arc<Relay>) {
+    relay.runs.fetch_add(1, SeqCst);
+    if relay.stop.load(SeqCst) {
+        relay.ended.store(true, SeqCst);
+    } else {
+        std::thread::spawn(move || run(relay));
+    }
+}
+
+fn thread_count_is_never_1_beside_a_relay_of_threads() -> Verdict {
+    assert_eq!(counts(), [1; 3]);
+    let relay =
+        Arc::new(Relay { stop: AtomicBool::new(false), ended: AtomicBool::new(false), runs: AtomicU64::new(0) });
+    let first = Arc::clone(&relay);
+    std::thread::spawn(move || run(first));
+    let begun = Instant::now();
+    let mut looks = 0;
+    while begun.elapsed() < Duration::from_secs(1) {
+        let seen = counts();
+        assert!(seen.iter().all(|&count| count > 1), "{seen:?} after {looks} looks");
+        looks += 1;
+    }
+    assert!(looks > 100 && relay.runs.load(SeqCst) > 100, "{looks} looks, {:?} threads", relay.runs);
+    relay.stop.store(true, SeqCst);
+    soon("the relay ends", || relay.ended.load(SeqCst));
+    soon("the kernel takes the last thread away", || counts() == [1; 3]);
+    Ok(())
+}
+
+fn main_thread_that_left_is_counted_for_ever() -> Verdict {
+    child::spawn(|| {
+        std::thread::spawn(|| {
+            let main = || {
+                let threads = process::threads().expect("task");
+                threads.into_iter().find(|thread| thread.tid == process::pid())
+            };
+            soon("the main thread ends", || main().is_some_and(|main| main.exiting));
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(200) {
+                assert_eq!((counts(), main().map(|main| main.exiting)), ([2; 3], Some(true)));
+            }
+            process::exit(0);
+        });
+        // SAFETY: this thread alone ends, and nothing of its stack is used by the other.
+        unsafe { libc::syscall(libc::SYS_exit, 1) };
+    })
+    .finish();
+    Ok(())
+}
+
+fn io_ring_threads_are_counted() -> Verdict {
+    assert_eq!(counts(), [1; 3]);
+    let ring = Polled::new()?;
+    assert_eq!(counts(), [2; 3]);
+    // It names itself when it first runs.
+    let threads = || process::threads().expect("task");
+    soon("it has a name", || threads().iter().any(|thread| thread.name.starts_with("iou-sqp-")));
+    drop(ring);
+    soon("the kernel's thread ends", || counts() == [1; 3]);
+    Ok(())
+}
