@@ -147,6 +147,10 @@ impl Deref for Home {
 ///
 /// It can travel only in the result of a pool's job, which must own it: a result that refers to a buffer that the job keeps
 /// is refused.
+///
+/// The slice is borrowed from memory that its worker has mapped writable: no safe code there can reach it any more, but `unsafe`
+/// code that writes wildly might, and the parent's behaviour is undefined then. Jobs that may break their own memory are not for
+/// a pool.
 pub struct Buffer<T: Pod> {
     home: Home,
     block: usize,

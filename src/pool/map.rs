@@ -243,6 +243,8 @@ macro_rules! settings {
 }
 
 /// Results in the order of their jobs; see [`Pool::map`].
+///
+/// One that is forgotten (`std::mem::forget`) keeps the places of its batches under way, of which a pool has 4,096, until the pool ends.
 #[must_use = "iterators are lazy: nothing runs until it is asked for"]
 pub struct Map<'p, T: 'static, J, R, I: Iterator> {
     window: Window<'p, T, J, R, I>,
@@ -288,7 +290,7 @@ where
     }
 }
 
-/// Results as they end, each with the number of its job; see [`Pool::map_unordered`].
+/// Results as they end, each with the number of its job; see [`Pool::map_unordered`]. Forgotten, it is as a [`Map`] is.
 #[must_use = "iterators are lazy: nothing runs until it is asked for"]
 pub struct MapUnordered<'p, T: 'static, J, R, I: Iterator> {
     window: Window<'p, T, J, R, I>,

@@ -23,17 +23,25 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
-pub mod procfs;
 pub mod ptrace;
 pub mod registers;
 pub mod remote;
 pub mod robust;
 pub mod signal;
+pub mod smaps;
 pub mod tracing;
 pub mod uffd;
 pub mod usage;
 
 use crate::page::PageSize;
+
+// In the keeper, which shares the child's thread-local storage, and in signal handlers, no call may touch `errno`. The crate rustix
+// makes calls itself unless somebody turns its feature `use-libc` on, which Cargo does for all who depend on it. Then its
+// errors are ints, as C's are; its own have two bytes.
+const _: () = assert!(
+    size_of::<rustix::io::Errno>() == 2,
+    "cowbell needs rustix's own system calls, and something in this build turns its libc backend on (the feature `use-libc`, or --cfg rustix_use_libc): `cargo tree -e features -i rustix` shows which crate does"
+);
 
 /// A system call's failure as the kernel gave it. *Raw.*
 pub use rustix::io::Errno;

@@ -16,11 +16,13 @@ mod endurance;
 mod exactness;
 mod faults;
 mod fork;
+mod freezing;
 mod frozen;
 mod images;
 mod inherit;
 mod limits;
 mod look;
+mod panics;
 #[cfg(feature = "pool")]
 mod pool;
 #[cfg(feature = "pool")]
@@ -40,6 +42,7 @@ mod pool_storm;
 mod reshare;
 mod shared;
 mod shared_deaths;
+mod threads;
 mod transfer;
 mod watching;
 
@@ -55,10 +58,13 @@ fn main() {
         arena::trials(),
         limits::trials(),
         frozen::trials(),
+        freezing::trials(),
         transfer::trials(),
         images::trials(),
         faults::trials(),
         fork::trials(),
+        threads::trials(),
+        panics::trials(),
         inherit::trials(),
         reshare::trials(),
         watching::trials(),

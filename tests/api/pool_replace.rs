@@ -1,8 +1,9 @@
 //! New data for a pool at work: a generation after the other.
+#![expect(unsafe_code, reason = "old generations are released")]
 
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, has_children, until, wait};
-use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, in_time, table, zygote_of};
+use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, descendants, in_time, table, zygote_of};
 use cowbell::arena::{Arena, Frozen, Handle};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, Pool, Shutdown, Ticket};
@@ -168,6 +169,48 @@ fn nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there() -
     passed()
 }
 
+/// Who of this process and those below it has a file or a mapping of the arena of this name.
+fn holders(name: &str) -> Vec<String> {
+    let file = format!("/memfd:cowbell:{name}");
+    let mut found = Vec::new();
+    for pid in descendants(process::pid()).into_iter().chain([process::pid()]) {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        // The name's end, so that 1 is not 10; the kernel puts " (deleted)" behind it.
+        let named =
+            |text: &str| text.split_once(&file).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with(' '));
+        found.extend(maps.lines().filter(|line| named(line)).map(|line| format!("{pid} maps {line}")));
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            if named(&target.to_string_lossy()) {
+                found.push(format!("{pid} has descriptor {:?}", entry.file_name()));
+            }
+        }
+    }
+    found
+}
+
+/// A memfd's memory is free when nobody maps it and nobody has a descriptor of it.
+fn generations_that_were_released_are_held_by_nobody_while_the_pool_lives() -> Outcome {
+    let pool = reading()?;
+    assert_eq!(pool.submit(0)?.wait(), Ok(0));
+    assert!(
+        holders("generation 0").len() >= 4,
+        "the parent, the zygote and the workers: {:?}",
+        holders("generation 0")
+    );
+    for number in 1..=3 {
+        let old = pool.replace(generation(number)?)?;
+        assert_eq!(pool.submit(0)?.wait(), Ok(number));
+        // SAFETY: nothing of it is used any more.
+        unsafe { old.release() }?;
+        let name = format!("generation {}", number - 1);
+        until("nobody holds the old generation", || holders(&name).is_empty())
+            .map_err(|e| format!("{}: {:?}", e.message().unwrap_or_default(), holders(&name)))?;
+    }
+    assert_eq!(pool.submit(0)?.wait(), Ok(3));
+    passed()
+}
+
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     claims![
@@ -175,6 +218,7 @@ pub fn trials() -> Vec<Trial> {
         each_job_runs_once_while_the_data_is_replaced_a_hundred_times_under_load,
         a_job_that_runs_keeps_its_data_to_the_end,
         handles_of_another_generation_are_refused,
+        generations_that_were_released_are_held_by_nobody_while_the_pool_lives,
         data_that_lies_elsewhere_is_refused_and_the_pool_goes_on,
         workers_that_are_killed_are_replaced_over_the_newest_data,
         nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there,

@@ -6,7 +6,6 @@ use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event};
 use cowbell::sys::pagemap::{Entry, Pagemap};
-use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -42,7 +41,7 @@ pub struct Donor<'a> {
 impl<'a> Donor<'a> {
     /// The process `pid`, for one that was forked from it.
     pub fn new(pid: i32, process: &'a Process, child: &'a Process) -> Option<Self> {
-        let living = procfs::living(pid);
+        let living = maps::living(pid);
         let (memory, pagemap) = (Memory::open(living).ok()?, Pagemap::open(living).ok()?);
         Some(Self { pid, memory, pagemap, process, child })
     }
