@@ -9,10 +9,16 @@ mod case;
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
+#[path = "run/judge.rs"]
+mod judge;
+#[path = "run/judged.rs"]
+mod judged;
 #[path = "run/lab.rs"]
 mod lab;
 #[path = "run/model.rs"]
 mod model;
+#[path = "run/plan.rs"]
+mod plan;
 #[path = "run/programs.rs"]
 mod programs;
 #[path = "run/python.rs"]
@@ -24,3 +30,5 @@ mod record;
 mod robust;
 #[path = "run/verdict.rs"]
 mod verdict;
+#[path = "run/writing.rs"]
+mod writing;
