@@ -38,6 +38,8 @@ mod sharing;
 mod stores;
 mod swapping;
 mod taskstats;
+#[cfg(feature = "userfaultfd")]
+mod theirs;
 mod threads;
 mod tool;
 mod tracing;
@@ -91,7 +93,33 @@ fn main() -> ExitCode {
             trials.extend(trials_of(topic, claim));
         }
     }
+    #[cfg(feature = "userfaultfd")]
+    trials.extend(through_the_crate());
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// All claims once more that can be made through the userfaultfd crate as well as through our own door.
+#[cfg(feature = "userfaultfd")]
+fn through_the_crate() -> Vec<Trial> {
+    if let Some(why) = theirs::cannot_open() {
+        let skipped = move || Ok(libtest_mimic::Completion::ignored_with(why));
+        return vec![Trial::ignorable_test("claims_through_the_userfaultfd_crate", skipped)];
+    }
+    let mut trials = Vec::new();
+    for (topic, claims) in TOPICS {
+        for claim in claims.iter().filter(|claim| theirs::can_make(topic, claim)) {
+            let kinds = match claim.run {
+                Run::Once(_) => vec![None],
+                Run::On(kinds, _) => kinds.iter().copied().map(Some).collect(),
+            };
+            trials.extend(kinds.into_iter().map(|kind| {
+                let on = kind.map_or_else(String::new, |kind| format!(" ({kind})"));
+                let name = format!("{}{on} through the userfaultfd crate", claim.name);
+                Trial::ignorable_test(name, move || theirs::choose(|| case::run(claim, kind))).with_kind(*topic)
+            }));
+        }
+    }
+    trials
 }
 
 fn trials_of(topic: &str, claim: &'static Claim) -> Vec<Trial> {

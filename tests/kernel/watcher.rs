@@ -6,6 +6,8 @@
 #![expect(unsafe_code, reason = "arming changes what stores do")]
 
 use crate::memory::Memory;
+#[cfg(feature = "userfaultfd")]
+use crate::theirs;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::process;
@@ -26,27 +28,47 @@ pub const ASYNC: Features = SYNC.union(Features::WP_ASYNC).union(Features::WP_UN
 
 /// Opens a userfaultfd that handles the kernel's own faults, too.
 pub fn full(features: Features) -> Result<Uffd, Errno> {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return theirs::open(features, false);
+    }
     Uffd::open(Door::Device, features).or_else(|_| Uffd::open(Door::SystemCall, features))
 }
 
 /// Opens the userfaultfd that everyone may open.
 pub fn user_mode(features: Features) -> Uffd {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return theirs::open(features, true).expect("user mode only, through the crate");
+    }
     Uffd::open(Door::UserModeOnly, features).expect("userfaultfd(UFFD_USER_MODE_ONLY)")
 }
 
 /// Opens a userfaultfd by the best door there is.
 pub fn any(features: Features) -> Result<Uffd, Errno> {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return full(features).or_else(|_| theirs::open(features, true));
+    }
     full(features).or_else(|_| Uffd::open(Door::UserModeOnly, features))
 }
 
 /// Puts a range under a userfaultfd.
 pub fn register(uffd: &Uffd, range: Range) -> Result<(), Errno> {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return theirs::register(uffd, range);
+    }
     // SAFETY: see the module's Safety section.
     unsafe { uffd.register(range) }
 }
 
 /// Write-protects a registered range, or lifts the protection and wakes the writers there.
 pub fn protect(uffd: &Uffd, range: Range, armed: bool) -> Result<(), Errno> {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return theirs::protect(uffd, range, armed);
+    }
     // SAFETY: see the module's Safety section.
     unsafe { uffd.write_protect(range, armed) }
 }
@@ -64,12 +86,21 @@ pub fn arm_async(memory: &Memory) -> Uffd {
     uffd
 }
 
+/// Reads what events there are, without waiting.
+fn read(uffd: &Uffd, seen: impl FnMut(Event)) -> Result<(), Errno> {
+    #[cfg(feature = "userfaultfd")]
+    if theirs::chosen() {
+        return theirs::read(uffd, seen);
+    }
+    uffd.read(seen).map(drop)
+}
+
 /// Waits for the next event.
 pub fn next_event(uffd: &Uffd) -> Event {
     loop {
         cowbell::sys::pidfd::readable(uffd.as_fd(), None).expect("poll");
         let mut seen = None;
-        uffd.read(|event| assert!(seen.replace(event).is_none(), "one event at a time")).expect("read");
+        read(uffd, |event| assert!(seen.replace(event).is_none(), "one event at a time")).expect("read");
         if let Some(event) = seen {
             return event;
         }
@@ -122,7 +153,7 @@ fn watch(uffd: &Uffd, stop: &OwnedFd) -> Vec<Fault> {
         let [_, stopped] = &polled;
         let stopped = !stopped.revents().is_empty();
         let mut new = Vec::new();
-        uffd.read(|event| match event {
+        read(uffd, |event| match event {
             Event::Fault(fault) => new.push(fault),
             other => panic!("a fault was expected: {other:?}"),
         })
