@@ -64,7 +64,8 @@ def run(program, *arguments, interpreter=sys.executable, status=0, timeout=300):
         start.append(os.path.join(HERE, program))
     else:
         start += ["-c", textwrap.dedent(program)]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([os.environ.get("COWBELL_PACKAGE", ""), HERE]))
+    path = [os.environ.get("COWBELL_PACKAGE", ""), HERE, os.environ.get("PYTHONPATH", "")]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
     done = subprocess.run(
         start + list(arguments), capture_output=True, text=True, timeout=timeout, env=environment, cwd=HERE
     )

@@ -10,6 +10,8 @@ its counts are no longer written, and the children read it without copying::
     print(cowbell_fork.freeze(data))
     # fork the workers here
 
+:func:`share` makes handles, for workers that would otherwise be sent pickled copies of their arguments.
+
 CPython 3.12 to 3.15, builds with the GIL, Linux. :func:`check` tells whether this interpreter is one of them.
 """
 
@@ -20,5 +22,16 @@ __version__ = "0.1.0"  # before the imports: they name it
 from ._freeze import freeze
 from ._native import Unsupported, check
 from ._report import NotEntered, Report, TypeCount
+from ._share import NotInherited, Shared, share
 
-__all__ = ["NotEntered", "Report", "TypeCount", "Unsupported", "check", "freeze"]
+__all__ = [
+    "NotEntered",
+    "NotInherited",
+    "Report",
+    "Shared",
+    "TypeCount",
+    "Unsupported",
+    "check",
+    "freeze",
+    "share",
+]

@@ -1,0 +1,36 @@
+"""The recipes of docs/PYTHON.md, as they stand there, at a tenth of their size."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from kit import HERE
+
+RECIPES = os.path.join(HERE, "..", "recipes")
+
+
+def figures(recipe, *arguments):
+    """MiB that each worker copied."""
+    path = os.pathsep.join([os.environ["COWBELL_PACKAGE"], os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, os.path.join(RECIPES, recipe), *arguments, "100000"],
+        capture_output=True, text=True, timeout=120, env=dict(os.environ, PYTHONPATH=path), cwd=RECIPES,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [float(mib) for mib in re.findall(r"([\d.]+) MiB", done.stdout)]
+    assert len(found) == 2, f"not two workers: {done.stdout}{done.stderr}"
+    return found
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [("pool.py",), ("executor.py", "fork"), ("executor.py", "forkserver"), ("gunicorn_figures.py",)],
+    ids=lambda recipe: " ".join(recipe),
+)
+def test_workers_copy_nothing_where_the_recipe_is_followed_and_all_where_not(recipe):
+    assert max(figures(*recipe)) <= 1.0
+    assert min(figures(*recipe, "--plain")) > 20
