@@ -64,13 +64,13 @@ pub struct Totals {
     pub already: u64,
     /// Hashes computed.
     pub hashes: u64,
-    /// Texts without a hash.
+    /// Texts made immortal without a hash.
     pub unhashed_texts: u64,
     /// Tuples whose hash would run code of users, or cannot be computed.
     pub unhashed_tuples: u64,
-    /// Texts that are not ASCII: the UTF-8 form is made when first asked for, and kept.
+    /// Texts made immortal that are not ASCII: the UTF-8 form is made when first asked for, and kept.
     pub wide_texts: u64,
-    /// Instances whose `__dict__` is made when first asked for.
+    /// Instances whose `__dict__` is made when first asked for, if nobody has asked yet.
     pub without_dict: u64,
     /// Dicts made.
     pub dicts: u64,
@@ -144,7 +144,7 @@ impl Walk {
             self.totals.bytes += bytes;
             self.make_class_immortal(of, at);
         }
-        self.look_at_hash(object, at);
+        self.look_at_hash(object, at, was_immortal);
         let is_asked = self.kinds.at(at).is_asked;
         if (is_collected || is_asked) && self.entered.insert(object) {
             self.totals.already += u64::from(was_immortal);
@@ -179,18 +179,19 @@ impl Walk {
         }
     }
 
-    fn look_at_hash(&mut self, object: Object, at: usize) {
+    fn look_at_hash(&mut self, object: Object, at: usize, was_immortal: bool) {
         let kind = self.kinds.at(at);
         match (kind.keeps, kind.hash) {
             (Keeps::Text, Some(hash)) => {
+                // Each object is counted once, however often it is referred to: where it was made immortal.
                 let is_wide = kind.flags & flag::STR != 0 && !layout::str_is_ascii(object.str_state());
-                self.totals.wide_texts += u64::from(is_wide);
-                if object.is_hashed() {
-                } else if self.options.hashes {
+                self.totals.wide_texts += u64::from(is_wide && !was_immortal);
+                let is_hashed = object.is_hashed();
+                if !is_hashed && self.options.hashes {
                     self.gil.hash(object, hash);
                     self.totals.hashes += 1;
                 } else {
-                    self.totals.unhashed_texts += 1;
+                    self.totals.unhashed_texts += u64::from(!is_hashed && !was_immortal);
                 }
             }
             // Its table has the hashes of the members: no code of theirs runs.

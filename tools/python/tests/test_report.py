@@ -146,6 +146,19 @@ def test_without_hashes_it_says_how_many_are_missing():
     )
 
 
+def test_a_text_that_is_referred_to_often_is_one_text():
+    run(
+        """
+        import cowbell_fork
+        wide = "\u0101" + str(id(cowbell_fork))
+        report = cowbell_fork.freeze([wide] * 1000, hashes=False)
+        text = " ".join(report.still_copies)
+        assert "one of 1 non-ASCII str" in text and "one of 1 str or bytes" in text, text
+        assert report.types[-1].objects == 1 and report.objects == 2, report
+        """
+    )
+
+
 def test_dicts_are_made_beforehand_where_children_will_ask_for_them():
     program = """
         import sys, cowbell_fork

@@ -227,8 +227,8 @@ def _still_copies(totals: _native.Totals, not_entered: List[NotEntered], own_has
         yield f"hashes, for the first time, one of these, which keep their hash: {_some(own_hash)}"
     if totals.without_dict:
         yield (
-            f"asks one of {totals.without_dict:,} instances for its __dict__ for the first time, as vars, pickle and"
-            " deepcopy do: call freeze with dicts=True"
+            f"asks one of {totals.without_dict:,} instances for its __dict__, if nobody asked before, as vars, pickle"
+            " and deepcopy do: call freeze with dicts=True"
         )
     if totals.wide_texts:
         yield f"asks one of {totals.wide_texts:,} non-ASCII str for its UTF-8 form in C code for the first time"
