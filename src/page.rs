@@ -87,7 +87,7 @@ impl fmt::Display for Bytes {
 }
 
 /// A range of addresses, in bytes. Holding one promises nothing about what is mapped there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Range {
     /// The first address.
     pub start: usize,
@@ -104,6 +104,11 @@ impl Range {
     /// Does the range hold this address?
     pub const fn contains(self, address: usize) -> bool {
         address >= self.start && address - self.start < self.len
+    }
+
+    /// Have the two an address in common?
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start < other.end() && other.start < self.end()
     }
 }
 

@@ -13,6 +13,7 @@
 //! So the tracer is a process of its own that nobody has a reason to kill, and the time is kept short.
 
 use super::Errno;
+use super::procfs::maps;
 use super::ptrace::{self, CallSide, Status, Stop, Until};
 use super::registers::{CALL, Registers};
 use super::remote;
@@ -191,17 +192,9 @@ fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
     if behind & page == registers.pc() & page && memory.read(behind, &mut bytes) == Ok(CALL.len()) && bytes == CALL {
         return Some(behind);
     }
-    let (start, end) = vdso(tid)?;
-    let mut code = vec![0; end.checked_sub(start)? as usize];
-    let got = memory.read(start, &mut code).ok()?;
+    let vdso = maps::vdso(tid)?;
+    let mut code = vec![0; vdso.len];
+    let got = memory.read(vdso.start as u64, &mut code).ok()?;
     let at = code.get(..got)?.windows(CALL.len()).position(|window| window == CALL)?;
-    Some(start + at as u64)
-}
-
-fn vdso(tid: i32) -> Option<(u64, u64)> {
-    let maps = std::fs::read_to_string(format!("/proc/{tid}/maps")).ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
-    let (start, rest) = line.split_once('-')?;
-    let (end, _) = rest.split_once(' ')?;
-    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    Some((vdso.start + at) as u64)
 }

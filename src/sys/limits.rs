@@ -3,6 +3,7 @@
 //! Read-only and without policy. A file that cannot be read is a limit that is not there.
 #![expect(unsafe_code, reason = "one prctl has no safe wrapper")]
 
+use super::procfs::{SELF, status::Status};
 pub use crate::facts::{Headroom, Limit};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -168,11 +169,9 @@ pub fn out_of_memory_kills() -> Option<u64> {
 /// Allows this process `bytes` of private writable memory more than it has now: `RLIMIT_DATA`, which since Linux 4.7 counts
 /// every private writable mapping. An allocation beyond fails with ENOMEM.
 pub fn limit_data(bytes: u64) {
-    let status = text("/proc/self/status");
-    let data =
-        status.lines().find_map(|line| line.strip_prefix("VmData:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let data = Status::of(SELF).ok().and_then(|status| status.bytes("VmData"));
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Data);
-    let most = (data.unwrap_or(0) * 1024).saturating_add(bytes);
+    let most = data.unwrap_or(0).saturating_add(bytes);
     limit.current = Some(limit.maximum.map_or(most, |maximum| most.min(maximum)));
     let _lowering_is_allowed = rustix::process::setrlimit(rustix::process::Resource::Data, limit);
 }
@@ -215,8 +214,7 @@ pub fn kernel_release() -> String {
 
 /// Does a seccomp filter decide which system calls this process may make?
 pub fn has_seccomp_filter() -> bool {
-    let status = text("/proc/self/status");
-    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+    Status::of(SELF).is_ok_and(|status| status.number("Seccomp") == Some(2))
 }
 
 /// Who this process is to the kernel.

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
 
 use super::Errno;
+use super::procfs::{self, stat::Stat};
 use crate::error::{Error, Result, Thread};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CStr;
@@ -64,9 +65,8 @@ pub fn flush_c_streams() {
 /// ENOENT when `/proc` is not mounted; EMFILE, ENFILE.
 pub fn thread_count() -> Result<u32, Errno> {
     let mut buffer = [0; 1024];
-    let stat = read_small(c"/proc/self/stat", &mut buffer)?;
-    // From the state on, `num_threads` is the 18th field.
-    field_after_name(stat, 17).and_then(|count| count.parse().ok()).ok_or(Errno::IO)
+    let line = read_small(c"/proc/self/stat", &mut buffer)?;
+    Stat::parse(line).map(|stat| stat.threads).ok_or(Errno::IO)
 }
 
 /// The threads of this process as `/proc/self/task` lists them, which is not at one moment: one that is started while the list
@@ -75,20 +75,14 @@ pub fn thread_count() -> Result<u32, Errno> {
 /// # Errors
 /// ENOENT when `/proc` is not mounted.
 pub fn threads() -> Result<Vec<Thread>> {
-    let entries = std::fs::read_dir("/proc/self/task").map_err(|e| io("read(/proc/self/task)", &e))?;
-    let mut threads = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(|e| io("read(/proc/self/task)", &e))?.file_name();
-        let Some(tid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A thread that was taken away between the two reads is no longer there.
-        let Ok(stat) = std::fs::read(format!("/proc/self/task/{tid}/stat")) else { continue };
-        threads.push(Thread { tid, name: name_in(&stat), exiting: flags_say_exiting(&stat) == Some(true) });
-    }
-    Ok(threads)
-}
-
-fn io(operation: &'static str, e: &std::io::Error) -> Error {
-    Error::os(operation, e.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+    let listed = procfs::threads(procfs::SELF).map_err(|e| Error::os("read(/proc/self/task)", e))?;
+    // A thread that was taken away between the two reads is no longer there.
+    let there = |tid: i32| {
+        let line = procfs::read(tid, "stat").ok()?;
+        let stat = Stat::parse(&line)?;
+        Some(Thread { tid, name: String::from_utf8_lossy(stat.name).into_owned(), exiting: stat.is_exiting() })
+    };
+    Ok(listed.into_iter().filter_map(there).collect())
 }
 
 /// `prctl(PR_SET_PDEATHSIG, SIGKILL)`: this process dies when the **thread** that made it ends. *Raw.*
@@ -229,27 +223,8 @@ pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
 /// Is a process on its way out, or gone? From the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
 pub fn is_exiting(pid: i32) -> bool {
     let mut buffer = [0; 512];
-    read_small(&proc_path(pid, "stat"), &mut buffer).map_or(true, |stat| flags_say_exiting(stat).unwrap_or(true))
-}
-
-/// The name in a `stat` file, which stands in parentheses and may itself have some.
-fn name_in(stat: &[u8]) -> String {
-    let begin = stat.iter().position(|&byte| byte == b'(').map_or(0, |at| at + 1);
-    let end = stat.iter().rposition(|&byte| byte == b')').unwrap_or(stat.len());
-    String::from_utf8_lossy(stat.get(begin..end).unwrap_or_default()).into_owned()
-}
-
-fn flags_say_exiting(stat: &[u8]) -> Option<bool> {
-    const EXITING: u64 = 4;
-    let flags: u64 = field_after_name(stat, 6)?.parse().ok()?;
-    Some(flags & EXITING != 0)
-}
-
-/// A field of a `stat` file, counted from 0 at the state. The name before it, in parentheses, may hold anything.
-fn field_after_name(stat: &[u8], at: usize) -> Option<&str> {
-    let end = stat.iter().rposition(|&byte| byte == b')')?;
-    let fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
-    fields.split_ascii_whitespace().nth(at)
+    let line = read_small(&proc_path(pid, "stat"), &mut buffer);
+    line.map_or(true, |line| Stat::parse(line).is_none_or(|stat| stat.is_exiting()))
 }
 
 /// Opens `/proc/self/mem`, by which memory is read without the danger of a fault. *Raw.*
@@ -408,15 +383,6 @@ pub fn wait_for_death() -> ! {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn a_process_that_exits_says_so_in_its_flags() {
-        let stat = |flags: u64| format!("7 (a ) name) Z 1 7 7 0 -1 {flags} 0 0 0\n");
-        assert_eq!(super::flags_say_exiting(stat(0x40_0044).as_bytes()), Some(true));
-        assert_eq!(super::flags_say_exiting(stat(0x40_0040).as_bytes()), Some(false));
-        assert_eq!(super::flags_say_exiting(b"7 (x) R"), None);
-        assert_eq!(super::name_in(stat(0).as_bytes()), "a ) name");
-    }
-
     #[test]
     fn a_blocked_thread_shows_sp_and_pc() {
         let at = |syscall, sp, pc| Some(super::Blocked { syscall, sp, pc });

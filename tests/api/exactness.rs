@@ -10,7 +10,7 @@ use cowbell::arena::{Arena, FreezeOptions, Frozen, HugePages};
 use cowbell::fork::{Ended, ForkOptions};
 use cowbell::page::{PageIndex, PageSet, Range};
 use cowbell::support::Feature;
-use cowbell::sys::{self, pagemap::Pagemap, smaps};
+use cowbell::sys::{self, pagemap::Pagemap, procfs::smaps};
 use cowbell::watch::Watch;
 use libtest_mimic::Trial;
 use proptest::prelude::*;

@@ -7,7 +7,7 @@ use crate::look::{Bytes, first_byte, frozen_pages, frozen_pages_with, original, 
 use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, Handle, HugePages};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::support::{Feature, Support, Verdict};
-use cowbell::sys::smaps::{self, Mapping};
+use cowbell::sys::procfs::smaps::{self, Figures};
 use cowbell::sys::{self, Errno, process};
 use libtest_mimic::{Failed, Trial};
 use rustix::fs::{FallocateFlags, SealFlags};
@@ -46,7 +46,7 @@ fn nobody_can_write_the_file_of_a_frozen_arena() -> Outcome {
 }
 
 /// The one mapping of a frozen arena in a process.
-fn mapping(pid: i32, frozen: &Frozen<Bytes>) -> Result<Mapping, Failed> {
+fn mapping(pid: i32, frozen: &Frozen<Bytes>) -> Result<Figures, Failed> {
     let mut mappings = smaps::mappings(pid, frozen.image().range())?;
     assert_eq!(mappings.len(), 1, "one mapping for the whole arena: {mappings:?}");
     Ok(mappings.remove(0))
@@ -55,11 +55,11 @@ fn mapping(pid: i32, frozen: &Frozen<Bytes>) -> Result<Mapping, Failed> {
 fn the_mapping_is_private_and_read_only_here_and_writable_in_a_child() -> Outcome {
     let frozen = frozen_pages("private", 8)?;
     let here = mapping(process::pid(), &frozen)?;
-    assert_eq!(here.permissions, "r--p");
+    assert_eq!(here.mapping.permissions, "r--p");
     assert!(!["dd", "lo", "sh", "dc"].iter().any(|flag| here.flags.iter().any(|f| f == flag)), "{:?}", here.flags);
     let (mut child, turns) = child_that_waits(&ForkOptions::new(), |_| write(*frozen, 2))?;
-    assert_eq!(mapping(child.pid(), &frozen)?.permissions, "rw-p");
-    assert_eq!(mapping(process::pid(), &frozen)?.permissions, "r--p", "the child's change is its own");
+    assert_eq!(mapping(child.pid(), &frozen)?.mapping.permissions, "rw-p");
+    assert_eq!(mapping(process::pid(), &frozen)?.mapping.permissions, "r--p", "the child's change is its own");
     assert_eq!(mapping(process::pid(), &frozen)?.anonymous, 0, "no page of the parent is a copy");
     turns.give();
     assert!(wait(&mut child)?.success());

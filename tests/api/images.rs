@@ -7,7 +7,7 @@ use crate::look::{anonymous_pages, descriptors, mapped_files, maps, usable, wait
 use bytemuck::{Pod, Zeroable};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, ImageOptions, OnWrite, PlainArena, Span};
 use cowbell::fork::{self, ForkOptions};
-use cowbell::sys::smaps;
+use cowbell::sys::procfs::smaps;
 use cowbell::sys::{self, process};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};

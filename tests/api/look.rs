@@ -3,7 +3,7 @@
 use cowbell::arena::{Arena, FreezeOptions, Frozen};
 use cowbell::fork::{Child, ForkOptions};
 use cowbell::page::{PageIndex, PageSet};
-use cowbell::sys::{self, smaps};
+use cowbell::sys::{self, procfs::smaps};
 use cowbell::watch::Watch;
 use libtest_mimic::Failed;
 use std::os::fd::AsFd;
@@ -90,7 +90,7 @@ pub fn has_children() -> bool {
 }
 
 /// The kernel's own count of a process's copies in an arena, in pages.
-pub fn anonymous_pages(pid: i32, range: sys::map::Range) -> cowbell::Result<u64> {
+pub fn anonymous_pages(pid: i32, range: sys::map::Range) -> Result<u64, sys::Errno> {
     let bytes: u64 = smaps::mappings(pid, range)?.iter().map(|mapping| mapping.anonymous).sum();
     Ok(bytes / sys::page_size().bytes() as u64)
 }

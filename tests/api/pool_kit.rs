@@ -6,7 +6,7 @@ use cowbell::arena::Frozen;
 use cowbell::pool::{Death, JobError, Pool};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::{process, signal};
+use cowbell::sys::{process, procfs, signal};
 use libtest_mimic::Failed;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -175,8 +175,7 @@ pub fn alone() -> Result<(), Failed> {
 
 /// A process's parent, from `/proc`.
 pub fn parent_of(pid: i32) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    procfs::stat::Stat::parse(&procfs::read(pid, "stat").ok()?).map(|stat| stat.parent)
 }
 
 /// All processes below one, at the moment. Zombies count.

@@ -145,8 +145,8 @@ fn an_arena_built_after_the_fork_is_adopted_whole() -> Outcome {
             assert!(is_whole(&town), "collections, references and maps are what they were there");
             assert_eq!(town.image().name(), "late");
             let range = town.image().range();
-            let maps = sys::smaps::mappings(process::pid(), range)?;
-            assert!(maps.len() == 1 && maps[0].permissions == "r--p", "{maps:?}");
+            let maps = sys::procfs::smaps::mappings(process::pid(), range)?;
+            assert!(maps.len() == 1 && maps[0].mapping.permissions == "r--p", "{maps:?}");
             // And it is forked over like any other.
             let mut worker = fork::spawn(&ForkOptions::new(), |_| {
                 assert!(is_whole(&town));

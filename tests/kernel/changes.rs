@@ -11,8 +11,9 @@ use crate::memory::{self, Kind, Memory, last_errno, mark};
 use crate::watcher::{self, ASYNC, Monitor, SYNC};
 use cowbell::sys::map::{self, Access, Range};
 use cowbell::sys::pagemap::{Entry, Pagemap, WRITTEN};
+use cowbell::sys::procfs::{SELF, maps, smaps};
 use cowbell::sys::uffd::{Event, Features, Uffd};
-use cowbell::sys::{Errno, page_size, pidfd, process, smaps};
+use cowbell::sys::{Errno, page_size, pidfd, process};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -128,10 +129,7 @@ fn readonly_private_file_needs_an_asynchronous_watch() -> Verdict {
 
 /// The mapping of this process with that name.
 fn named(name: &str) -> Option<Range> {
-    let everything = Range { start: 0, len: 1 << 62 };
-    let all = smaps::mappings(process::pid(), everything).expect("smaps");
-    let found = all.into_iter().find(|mapping| mapping.name == name)?;
-    Some(Range { start: found.addresses.0, len: found.addresses.1 - found.addresses.0 })
+    maps::read(SELF).expect("maps").into_iter().find(|mapping| mapping.name == name).map(|mapping| mapping.range)
 }
 
 fn heap_and_stack_can_be_watched_and_kernel_pages_not() -> Verdict {

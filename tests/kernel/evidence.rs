@@ -8,7 +8,8 @@ use crate::memory::{Memory, last_errno};
 use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::{self, Range};
 use cowbell::sys::pagemap::{COPIED, COPIED_ARMED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
-use cowbell::sys::{Errno, process, smaps};
+use cowbell::sys::procfs::{smaps, status::Status};
+use cowbell::sys::{Errno, process};
 
 /// All categories but the youngest, which a kernel before 6.15 refuses.
 pub const ALL: Categories = Categories::all().difference(Categories::GUARD);
@@ -86,11 +87,11 @@ pub fn entry(memory: &Memory, page: usize) -> Entry {
 }
 
 /// What smaps says of a memory, all its mappings together.
-pub fn smaps(pid: i32, memory: &Memory) -> smaps::Mapping {
-    let mut sum = smaps::Mapping::default();
+pub fn smaps(pid: i32, memory: &Memory) -> smaps::Figures {
+    let mut sum = smaps::Figures::default();
     for part in smaps::mappings(pid, memory.range).expect("smaps") {
         assert!(
-            part.addresses.0 >= memory.range.start && part.addresses.1 <= memory.range.end(),
+            part.mapping.range.start >= memory.range.start && part.mapping.range.end() <= memory.range.end(),
             "guards keep the mapping apart"
         );
         sum.rss += part.rss;
@@ -110,9 +111,7 @@ pub fn anonymous_pages(memory: &Memory) -> u64 {
 
 /// One line of `/proc/PID/status`, in KiB.
 pub fn status_kib(pid: i32, key: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).expect("the key");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    Status::of(pid).expect("status").bytes(key).expect("the key") / 1024
 }
 
 /// `mincore(2)`: ENOMEM where nothing is mapped.

@@ -265,9 +265,7 @@ fn sharer_keeps_the_memory_of_one_that_executed() -> Verdict {
 
 /// `SigBlk` of a process.
 fn blocked_signals(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("SigBlk");
-    u64::from_str_radix(line.trim(), 16).expect("a mask")
+    cowbell::sys::procfs::status::Status::of(pid).expect("status").bits("SigBlk").expect("a mask")
 }
 
 fn sharer_has_descriptors_and_a_signal_mask_of_its_own() -> Verdict {

@@ -15,6 +15,7 @@ use cowbell::arena::{Arena, Collapsed, FreezeOptions, HugePages};
 use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::sys::clone::{self, ForkArgs, Forked};
 use cowbell::sys::map::SharedWords;
+use cowbell::sys::procfs::{SELF, status::Status};
 use cowbell::sys::{self, pidfd, process};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -241,7 +242,5 @@ fn time_read(held: &[&'static [u64]]) -> Result<ReadTimes> {
 
 /// `VmPTE` of this process; 0 where `/proc` does not say.
 fn page_tables_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+    Status::of(SELF).ok().and_then(|status| status.bytes("VmPTE")).unwrap_or(0) / 1024
 }

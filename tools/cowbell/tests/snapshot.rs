@@ -6,7 +6,8 @@ mod model;
 #[path = "snapshot/place.rs"]
 mod place;
 
-use cowbell::sys::{page_size, process, smaps};
+use cowbell::sys::procfs::smaps;
+use cowbell::sys::{page_size, process};
 use model::{COUNTS, Models, NAMES, random_script};
 use place::{Place, Tree, text};
 use serde_json::Value;
@@ -97,7 +98,8 @@ fn private_pages_are_those_of_smaps_in_every_mapping() {
             let everything = cowbell::sys::map::Range { start: 0, len: usize::MAX };
             let smaps = smaps::mappings(pid, everything).expect("smaps");
             for mapping in smaps.into_iter().filter(|mapping| mapping.rss > 0) {
-                let name = if mapping.name.is_empty() { "[anonymous]".to_owned() } else { mapping.name };
+                let name = mapping.mapping.name;
+                let name = if name.is_empty() { "[anonymous]".to_owned() } else { name };
                 let sum = kernel.entry(name).or_default();
                 *sum = (sum.0 + mapping.private, sum.1 + mapping.rss, sum.2 + mapping.anonymous);
             }

@@ -6,8 +6,9 @@ use super::order::{self, Answer, Order, Peer, Work};
 use crate::error::{Error, Result};
 use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, Handle, HugePages};
 use cowbell::pool::{Buffer, Pool, PoolBuilder};
+use cowbell::sys;
 use cowbell::sys::map::Range;
-use cowbell::sys::{self, smaps};
+use cowbell::sys::procfs::{smaps, status::Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::hint::black_box;
@@ -140,12 +141,20 @@ pub(super) fn hold(hold: Hold) -> Result<PoolMemoryCost> {
     Ok(cost)
 }
 
+fn unreadable(pid: i32, e: sys::Errno) -> Error {
+    Error::Failed(format!("worker {pid}: {e}"))
+}
+
 /// Adds what one worker has of its own.
 fn add(cost: &mut PoolMemoryCost, pid: i32) -> Result<()> {
-    let uss = smaps::rollup(pid)?.private;
+    let uss = smaps::rollup(pid).map_err(|e| unreadable(pid, e))?.private;
     let everything = Range { start: 0, len: usize::MAX };
-    let stack =
-        smaps::mappings(pid, everything)?.iter().filter(|mapping| mapping.name == "[stack]").map(|m| m.private).sum();
+    let stack = smaps::mappings(pid, everything)
+        .map_err(|e| unreadable(pid, e))?
+        .iter()
+        .filter(|figures| figures.mapping.name == "[stack]")
+        .map(|m| m.private)
+        .sum();
     cost.uss_bytes += uss;
     cost.uss_bytes_max = cost.uss_bytes_max.max(uss);
     cost.stack_bytes += stack;
@@ -156,9 +165,6 @@ fn add(cost: &mut PoolMemoryCost, pid: i32) -> Result<()> {
 
 /// `VmPTE` of a process, in bytes.
 fn page_tables(pid: i32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-    let status = status.map_err(|e| Error::Failed(format!("worker {pid}: {e}")))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
-    let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-    Ok(kib.unwrap_or(0) * 1024)
+    let status = Status::of(pid).map_err(|e| unreadable(pid, e))?;
+    Ok(status.bytes("VmPTE").unwrap_or(0))
 }

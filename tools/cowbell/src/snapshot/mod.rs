@@ -73,7 +73,7 @@ fn unusable(node: &Node, state: &State, why: &str) -> Failure {
         State::Zombie => "it has ended and waits to be reaped: it has no memory any more",
         State::Read | State::KernelThread | State::Denied | State::Failed => why,
     };
-    Failure::new(format!("process {} ({}): {ends}", node.pid, text::plain(node.name())))
+    Failure::new(format!("process {} ({}): {ends}", node.pid, text::plain(&node.name)))
 }
 
 /// A snapshot in the making.
@@ -105,7 +105,7 @@ impl Look {
 
     /// The memory of the parent of the tree's top, where it may be read and was not replaced since the fork.
     fn parent_of(&self, top: &Node) -> Option<Memory> {
-        let parent = Node::outside(top.parent)?;
+        let parent = Node::of(top.parent)?;
         let image = parent.image()?;
         if top.image() == Some(image.clone()) {
             parent.read(&self.reader).ok()
@@ -125,7 +125,7 @@ impl Look {
             pid: node.pid,
             parent: node.parent,
             depth: node.depth,
-            name: node.name().to_owned(),
+            name: node.name.clone(),
             command: node.command(),
             state,
             why,

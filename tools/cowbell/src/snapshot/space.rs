@@ -6,7 +6,7 @@
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
-use cowbell::sys::smaps;
+use cowbell::sys::procfs::{maps, smaps};
 
 /// Pages that a scan is not told apart for: reading this many words over a hole costs less than another call.
 const GAP_PAGES_MAX: usize = 64;
@@ -237,31 +237,24 @@ fn mark_zero(runs: &mut [Run], zero: &[Range]) {
 fn resident(id: i32) -> Option<Vec<usize>> {
     let all = smaps::mappings(id, Range { start: 0, len: usize::MAX }).ok()?;
     // Memory of huge page pools is in no figure of these; it is told by its flag.
-    let has_pages = |m: &smaps::Mapping| m.rss > 0 || m.swap > 0 || m.flags.iter().any(|flag| flag == "ht");
-    Some(all.into_iter().filter(has_pages).map(|m| m.addresses.0).collect())
+    let has_pages = |m: &smaps::Figures| m.rss > 0 || m.swap > 0 || m.flags.iter().any(|flag| flag == "ht");
+    Some(all.into_iter().filter(has_pages).map(|m| m.mapping.range.start).collect())
 }
 
 fn mappings(id: i32) -> Result<Vec<Mapping>, Errno> {
-    let text = super::process::file(id, "maps")?;
     // Pages of [vvar] are the kernel's; [vsyscall] is beyond what page tables of a process hold.
     let has_pages = |mapping: &Mapping| !mapping.name.starts_with("[vvar") && mapping.name != "[vsyscall]";
-    Ok(text.lines().filter_map(mapping).filter(has_pages).collect())
+    Ok(maps::read(id)?.into_iter().map(Mapping::from).filter(has_pages).collect())
 }
 
-/// `55d0c000-55d0d000 rw-p 00000000 00:01 1024  /memfd:name (deleted)`
-fn mapping(line: &str) -> Option<Mapping> {
-    let mut fields = line.splitn(6, ' ');
-    let (start, end) = fields.next()?.split_once('-')?;
-    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    let private = fields.next()?.ends_with('p');
-    let inode = fields.nth(2)?;
-    let name = match fields.next().map_or("", str::trim) {
-        "" => "[anonymous]",
-        name => name,
-    };
-    // Anonymous memory of a huge page pool has a file that nobody can name.
-    let file = inode != "0" && name != "/anon_hugepage (deleted)";
-    Some(Mapping { range: Range { start, len: end.checked_sub(start)? }, private, file, name: name.to_owned() })
+impl From<maps::Mapping> for Mapping {
+    fn from(found: maps::Mapping) -> Self {
+        // Anonymous memory of a huge page pool has a file that nobody can name.
+        let file = found.inode != 0 && found.name != "/anon_hugepage (deleted)";
+        let private = found.is_private();
+        let name = if found.name.is_empty() { "[anonymous]".to_owned() } else { found.name };
+        Self { range: found.range, private, file, name }
+    }
 }
 
 #[cfg(test)]
@@ -291,17 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_maps_is_read_in_full() {
-        let memfd = mapping("7f00-7f02 rw-p 00001000 00:01 1033   /memfd:a graph (deleted)").expect("a mapping");
-        assert_eq!(memfd.range, Range { start: 0x7f00, len: 2 });
+    fn a_mapping_tells_whether_it_is_private_and_of_a_file() {
+        let mapping = |line| maps::parse(line).map(Mapping::from).expect("a mapping");
+        let memfd = mapping("7f00-7f02 rw-p 00001000 00:01 1033   /memfd:a graph (deleted)");
         assert_eq!((memfd.private, memfd.file, memfd.name.as_str()), (true, true, "/memfd:a graph (deleted)"));
-        let anonymous = mapping("7f00-7f02 ---s 00000000 00:00 0 ").expect("a mapping");
-        let huge = mapping("7f00-7f02 rw-p 00000000 00:11 924   /anon_hugepage (deleted)").expect("a mapping");
-        assert_eq!((huge.private, huge.file), (true, false));
+        let anonymous = mapping("7f00-7f02 ---s 00000000 00:00 0 ");
         assert_eq!((anonymous.private, anonymous.file, anonymous.name.as_str()), (false, false, "[anonymous]"));
-        for cut in ["", "7f00", "7f00-7f02 rw-p", "7f02-7f00 rw-p 0 0:0 0 ", "x-y rw-p 0 0:0 0 "] {
-            assert_eq!(mapping(cut), None, "{cut:?}");
-        }
+        let huge = mapping("7f00-7f02 rw-p 00000000 00:11 924   /anon_hugepage (deleted)");
+        assert_eq!((huge.private, huge.file), (true, false));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Only headers and the sections asked for are read. A file that is not a little-endian 64-bit ELF, or that contradicts
 //! itself, is no answer rather than an error: its code stays without names and is unwound by frame pointers.
 
+use cowbell::sys::procfs;
 use framehop::ExplicitModuleSectionInfo;
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
 use object::{Endianness, ReadCache, ReadRef, elf};
@@ -70,13 +71,9 @@ pub fn with_file<T>(
 
 /// The code that the kernel maps into every process of this architecture: the same in ours as in any other.
 pub fn vdso() -> Option<Vec<u8>> {
-    let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]"))?;
-    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-    let [start, end] = [start, end].map(|address| u64::from_str_radix(address, 16));
-    let (start, end) = (start.ok()?, end.ok()?);
-    let mut bytes = vec![0; usize::try_from(end.checked_sub(start)?).ok()?];
-    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, start).ok()?;
+    let place = procfs::maps::vdso(procfs::SELF)?;
+    let mut bytes = vec![0; place.len];
+    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, place.start as u64).ok()?;
     Some(bytes)
 }
 

@@ -1,6 +1,7 @@
 //! Programs that the tests compile and look at.
 
 use crate::record::{Mapping, Watched};
+use cowbell::sys::procfs::maps;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -84,17 +85,12 @@ impl Drop for Program {
 
 /// A process' mappings.
 pub fn mappings(pid: i32) -> Vec<Mapping> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let mapping = |line: &str| {
-        let mut fields = line.splitn(6, ' ');
-        let mut next = || fields.next().unwrap().trim();
-        let (range, permissions, offset, _device, _inode, name) = (next(), next(), next(), next(), next(), next());
-        let hex = |number: &str| u64::from_str_radix(number, 16).unwrap();
-        let (start, end) = range.split_once('-').unwrap();
-        let (permissions, name) = (permissions.to_owned(), name.to_owned());
-        Mapping { start: hex(start), end: hex(end), permissions, offset: hex(offset), name, watched: Watched::No }
+    let of = |found: maps::Mapping| {
+        let (start, end) = (found.range.start as u64, found.range.end() as u64);
+        let maps::Mapping { permissions, offset, name, .. } = found;
+        Mapping { start, end, permissions, offset, name, watched: Watched::No }
     };
-    maps.lines().map(mapping).collect()
+    maps::read(pid).unwrap().into_iter().map(of).collect()
 }
 
 /// A mapping of code in a file.

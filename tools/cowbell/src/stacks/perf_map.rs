@@ -1,5 +1,6 @@
 //! What a just-in-time compiler says about the code that it makes: /tmp/perf-PID.map, as `perf` reads it.
 
+use cowbell::sys::procfs::status::Status;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
@@ -18,9 +19,8 @@ impl PerfMap {
     /// Reads the map of a process, which names it by the id that the process knows itself by, in its own /tmp. Empty if
     /// there is none.
     pub fn of(pid: i32) -> Self {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let ids = status.lines().find_map(|line| line.strip_prefix("NStgid:"));
-        let own = ids.and_then(|ids| ids.split_whitespace().last());
+        let ids = Status::of(pid).map(|status| status.numbers("NStgid")).unwrap_or_default();
+        let own = ids.last();
         let inside = own.map(|own| format!("/proc/{pid}/root/tmp/perf-{own}.map"));
         let outside = format!("/tmp/perf-{pid}.map");
         let text = inside.and_then(|path| read(Path::new(&path))).or_else(|| read(Path::new(&outside)));

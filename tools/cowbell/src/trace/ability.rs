@@ -40,11 +40,7 @@ pub fn frames() -> bool {
 /// Why not, and what would help.
 pub fn attach() -> Result<(), String> {
     let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let may_all = fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        const PTRACE: u64 = 1 << 19;
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set & PTRACE != 0)
-    });
+    let may_all = cowbell::sys::limits::user().may_trace;
     match scope.trim() {
         "" | "0" => Ok(()),
         "1" | "2" if may_all => Ok(()),

@@ -7,6 +7,7 @@ use super::watch::{Doors, Told, Watch};
 use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::procfs;
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
@@ -38,9 +39,9 @@ impl Watch {
     /// Its page tables cannot be read.
     pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
-        let living = maps::living(order.pid);
+        let living = procfs::living(order.pid);
         let pagemap = Pagemap::open(living)?;
-        let maps = maps::read(order.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let maps = maps::read(order.pid)?;
         let base = match relative {
             Some(parent) => {
                 let private = maps.iter().filter(|map| map.backing != Backing::Shared);

@@ -5,8 +5,7 @@ use crate::record::Mode;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::{Errno, tracing};
-use std::fs;
+use cowbell::sys::{Errno, procfs, tracing};
 
 /// What a new task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub enum Unarmed {
 
 /// What the task is that a thread of `pid` has just made.
 pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
-    if fs::exists(format!("/proc/{pid}/task/{task}")).unwrap_or(false) {
+    if procfs::is_thread_of(pid, task) {
         return Kind::Thread;
     }
     match tracing::same_memory(pid, task) {
@@ -118,8 +117,7 @@ fn open_door(
 
 /// A filter that could kill the process for a system call it does not expect.
 fn seccomp(tid: i32) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?.trim();
-    (mode != "0")
+    let mode = procfs::status::Status::of(tid).ok()?.number("Seccomp")?;
+    (mode != 0)
         .then(|| "a seccomp filter is on, which might kill it for the userfaultfd it would have to make".to_owned())
 }

@@ -6,6 +6,7 @@ use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event};
 use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -41,7 +42,7 @@ pub struct Donor<'a> {
 impl<'a> Donor<'a> {
     /// The process `pid`, for one that was forked from it.
     pub fn new(pid: i32, process: &'a Process, child: &'a Process) -> Option<Self> {
-        let living = maps::living(pid);
+        let living = procfs::living(pid);
         let (memory, pagemap) = (Memory::open(living).ok()?, Pagemap::open(living).ok()?);
         Some(Self { pid, memory, pagemap, process, child })
     }

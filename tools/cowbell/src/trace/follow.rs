@@ -5,6 +5,7 @@ use super::tree::Process;
 use super::{LEAVE, Tracer};
 use crate::record::{Closed, GapKind, Mode, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
+use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use std::collections::HashSet;
 
@@ -76,10 +77,8 @@ impl Tracer {
     /// Lets tasks go on whose makers will not tell of them any more.
     fn adopt_orphans(&mut self) {
         for &task in &self.newborn.clone() {
-            let maker = match status_field(task, "Tgid:") {
-                Some(pid) if pid != task => pid,
-                _ => status_field(task, "PPid:").unwrap_or(0),
-            };
+            let status = procfs::status::Status::of(task).unwrap_or_default();
+            let maker = status.number("Tgid").filter(|&pid| pid != task).or_else(|| status.number("PPid")).unwrap_or(0);
             let lives = self.tree.processes.get(&maker).is_some_and(|process| !process.is_ending());
             if !lives {
                 self.adopt(task, Stop::Trap);
@@ -89,11 +88,12 @@ impl Tracer {
 
     fn adopt(&mut self, task: i32, stop: Stop) {
         self.newborn.remove(&task);
-        let process = status_field(task, "Tgid:").filter(|pid| self.tree.processes.contains_key(pid));
+        let status = procfs::status::Status::of(task).unwrap_or_default();
+        let process = status.number("Tgid").filter(|pid| self.tree.processes.contains_key(pid));
         if let Some(pid) = process {
             self.tree.add_thread(pid, task);
         } else {
-            let (family, parent) = (self.tree.new_family(), status_field(task, "PPid:").unwrap_or(0));
+            let (family, parent) = (self.tree.new_family(), status.number("PPid").unwrap_or(0));
             self.tree.add(task, Process::new(task, parent, family, Role::Child));
             self.name(task, parent, Origin::Forked);
             self.gap(task, GapKind::NotArmed, "its parent was killed while it forked");
@@ -280,15 +280,7 @@ impl Tracer {
     /// Writes down who a process is.
     pub(super) fn name(&mut self, pid: i32, parent: i32, origin: Origin) {
         let time_ns = self.now();
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = command.split(|&byte| byte == 0).filter(|part| !part.is_empty());
-        let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+        let command = procfs::command(pid).unwrap_or_default();
         self.say(Record::Process(Named { pid, parent, time_ns, origin, command }));
     }
-}
-
-/// A number from /proc/PID/status.
-fn status_field(tid: i32, name: &str) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }

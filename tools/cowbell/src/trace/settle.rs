@@ -47,7 +47,7 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
 /// What events do not tell: pages noted by the kernel, and private pages where there were none before.
 fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns: u64) -> Result<(), Errno> {
     watch.collect(now_ns)?;
-    let now = maps::read(watch.pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let now = maps::read(watch.pid)?;
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE | Categories::PFN_ZERO,

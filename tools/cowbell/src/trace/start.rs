@@ -9,13 +9,13 @@ use super::{LINK, SIGNALS, Tracer, ability, baseline};
 use crate::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
+use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use cowbell::sys::remote::Drain;
 use cowbell::sys::{self, Errno, signal};
 use std::collections::{HashMap, HashSet};
 use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -100,7 +100,7 @@ impl Tracer {
             format: FORMAT.to_owned(),
             version: VERSION,
             cowbell: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            kernel: sys::limits::kernel_release(),
             page_size: baseline::page_bytes(),
             command,
             started_unix_ms: since_1970.as_millis() as u64,
@@ -136,10 +136,7 @@ impl Tracer {
     }
 
     fn attach(&mut self, root: i32, mode_reason: String) -> Result<(), (u8, String)> {
-        let command = fs::read(format!("/proc/{root}/cmdline"));
-        let command = command.map_err(|_| (FAILED, format!("there is no process {root}")))?;
-        let command = command.split(|&byte| byte == 0).filter(|part| !part.is_empty());
-        let command = command.map(|part| String::from_utf8_lossy(part).into_owned()).collect();
+        let command = procfs::command(root).map_err(|_| (FAILED, format!("there is no process {root}")))?;
         // Seized first, so that nothing is half done when the right is missing.
         ptrace::seize(root, traced()).map_err(|e| (FAILED, cannot_trace(root, e)))?;
         self.say_header(command, mode_reason);
@@ -156,7 +153,7 @@ impl Tracer {
             self.tree.add(pid, process);
             self.seize_threads(pid, &mut seen);
             self.name(pid, parent, Origin::Attached);
-            for child in children(pid) {
+            for child in procfs::children(pid) {
                 if seen.insert(child) && ptrace::seize(child, traced()).is_ok() {
                     parents.insert(child, pid);
                     fresh.push(child);
@@ -175,8 +172,7 @@ impl Tracer {
 
     fn seize_threads(&mut self, pid: i32, seen: &mut HashSet<i32>) {
         loop {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-            let tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+            let tids = procfs::threads(pid).unwrap_or_default().into_iter();
             let new: Vec<i32> = tids.filter(|&tid| tid != pid && seen.insert(tid)).collect();
             if new.is_empty() {
                 return;
@@ -223,9 +219,8 @@ fn may_be_there(words: &[OsString]) -> bool {
 }
 
 fn cannot_trace(pid: i32, e: Errno) -> String {
-    let traced = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let tracer = traced.lines().find_map(|line| line.strip_prefix("TracerPid:")).map_or("0", str::trim);
-    if tracer != "0" {
+    let tracer = procfs::status::Status::of(pid).ok().and_then(|status| status.number("TracerPid")).unwrap_or(0);
+    if tracer != 0 {
         return format!("process {pid} is traced already, by process {tracer} (strace, gdb, another cowbell?)");
     }
     match e {
@@ -236,11 +231,4 @@ fn cannot_trace(pid: i32, e: Errno) -> String {
         ),
         e => format!("process {pid} cannot be traced: {e}"),
     }
-}
-
-/// The processes that this one has made and that live.
-fn children(pid: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }

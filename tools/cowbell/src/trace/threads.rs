@@ -3,8 +3,8 @@
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
 use cowbell::sys::process::{self, Blocked};
+use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::OwnedFd;
 
 /// How long a thread that has not gone to sleep yet is asked where it is, on a busy machine.
@@ -24,7 +24,7 @@ pub struct Threads {
 impl Threads {
     /// The threads of a process.
     pub fn of(pid: i32) -> Self {
-        let namespaced = numbers(pid, pid).is_some_and(|numbers| numbers.len() > 1);
+        let namespaced = numbers(pid, pid).len() > 1;
         Self { pid, ours: namespaced.then(HashMap::new), syscalls: HashMap::new() }
     }
 
@@ -34,10 +34,8 @@ impl Threads {
         if let Some(&known) = ours.get(&theirs) {
             return known;
         }
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
-        let mut tids = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
-        let is_it = |tid: &i32| numbers(self.pid, *tid).is_some_and(|numbers| numbers.last() == Some(&theirs));
-        let Some(found) = tids.find(is_it) else { return 0 };
+        let is_it = |tid: &i32| numbers(self.pid, *tid).last() == Some(&theirs);
+        let Some(found) = procfs::threads(self.pid).unwrap_or_default().into_iter().find(is_it) else { return 0 };
         ours.insert(theirs, found);
         found
     }
@@ -78,19 +76,12 @@ impl Threads {
 
 /// Has a thread a signal to take that it does not block?
 fn is_due_a_signal(tid: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    let set = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
-    };
-    (set("SigPnd:") | set("ShdPnd:")) & !set("SigBlk:") != 0
+    Status::of(tid).is_ok_and(|status| status.is_due_a_signal())
 }
 
 /// A thread's numbers, from our pid namespace inwards to its own.
-fn numbers(pid: i32, tid: i32) -> Option<Vec<i32>> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    Some(numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect())
+pub fn numbers(pid: i32, tid: i32) -> Vec<i32> {
+    Status::of_thread(pid, tid).map(|status| status.thread_ids()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -100,13 +91,13 @@ mod tests {
     #[test]
     fn a_thread_of_our_own_namespace_keeps_its_number() {
         let me = process::pid();
-        assert_eq!(numbers(me, me).map(|numbers| numbers.first() == Some(&me)), Some(true));
+        assert_eq!(numbers(me, me).first(), Some(&me));
         let mut threads = Threads::of(me);
         let outer = threads.ours.is_some();
         assert!(outer || threads.ours(me) == me);
         // As if it were another namespace, in which the last number counts.
         threads.ours = Some(HashMap::new());
-        let inner = numbers(me, me).and_then(|numbers| numbers.last().copied()).expect("a number");
+        let inner = *numbers(me, me).last().expect("a number");
         assert_eq!((threads.ours(inner), threads.ours(i32::MAX)), (me, 0));
     }
 }

@@ -7,9 +7,11 @@
 use super::{Language, Reader, Work};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
+use cowbell::sys::procfs::maps::{self, Mapping};
+use cowbell::sys::procfs::status::Status;
 use py_spy::config::{Config, LockingStrategy};
 use py_spy::{PythonSpy, StackTrace};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -229,9 +231,8 @@ impl Python {
     /// The process has the looks of CPython and cannot be read: not initialised yet, of an unknown version, without
     /// permission, or gone.
     fn find(pid: i32) -> Result<Option<Self>, String> {
-        let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
-            .map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
-        if !maps.lines().filter_map(code_file).any(|file| CPython.is_run_by(file)) {
+        let maps = maps::read(pid).map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
+        if !maps.iter().filter_map(code_file).any(|file| CPython.is_run_by(file)) {
             return Ok(None);
         }
         let config = Config {
@@ -290,33 +291,31 @@ impl Python {
     }
 }
 
-/// The file whose code a line of /proc/PID/maps shows; a debugger maps an interpreter's file too, but as data.
-fn code_file(line: &str) -> Option<&str> {
-    let is_code = line.split(' ').nth(1)?.contains('x');
-    line.find('/').and_then(|at| line.get(at..)).filter(|_| is_code)
+/// The file whose code a mapping shows; a debugger maps an interpreter's file too, but as data.
+fn code_file(mapping: &Mapping) -> Option<&str> {
+    (mapping.permissions.contains('x') && mapping.name.starts_with('/')).then_some(mapping.name.as_str())
 }
 
 /// The ids of a thread, from the outermost namespace to its own.
-fn ids(pid: i32, tid: i32) -> Option<Vec<i32>> {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    Some(ids.split_whitespace().filter_map(|id| id.parse().ok()).collect())
+fn ids(pid: i32, tid: i32) -> Vec<i32> {
+    Status::of_thread(pid, tid).map(|status| status.thread_ids()).unwrap_or_default()
 }
 
 /// Does a process know itself by another id than we do?
 fn is_namespaced(pid: i32) -> bool {
-    ids(pid, pid).is_some_and(|ids| ids.len() > 1)
+    ids(pid, pid).len() > 1
 }
 
 /// The id by which a thread knows itself.
 fn own_id(pid: i32, tid: i32) -> Option<i32> {
-    ids(pid, tid)?.last().copied()
+    ids(pid, tid).last().copied()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::stacks::fixture::Program;
+    use std::fs;
     use std::process::Command;
 
     /// Starts a Python program that says whom to look at, one process and thread a line.
@@ -559,9 +558,10 @@ down(200)
         ] {
             assert!(!CPython.is_run_by(path), "{path}");
         }
-        assert_eq!(code_file("7f00-7f01 r-xp 00000000 fe:00 17 /usr/bin/python3"), Some("/usr/bin/python3"));
-        assert_eq!(code_file("7f00-7f01 r--p 00000000 fe:00 17 /usr/bin/python3"), None);
-        assert_eq!(code_file("7f00-7f01 r-xp 00000000 00:00 0 [vdso]"), None);
+        let code = |line| code_file(&maps::parse(line)?).map(str::to_owned);
+        assert_eq!(code("7f00-7f01 r-xp 00000000 fe:00 17 /usr/bin/python3").as_deref(), Some("/usr/bin/python3"));
+        assert_eq!(code("7f00-7f01 r--p 00000000 fe:00 17 /usr/bin/python3"), None);
+        assert_eq!(code("7f00-7f01 r-xp 00000000 00:00 0 [vdso]"), None);
     }
 
     #[test]
