@@ -26,6 +26,17 @@ pub enum Call {
         /// See [`super::uffd::Door::UserModeOnly`].
         user_mode_only: bool,
     },
+    /// `pidfd_open` of a process, by its number in the namespace of the one that calls.
+    OpenProcess(i32),
+    /// `pidfd_getfd`: a copy of a descriptor of another process, which the caller must be allowed to trace.
+    TakeDescriptor {
+        /// The other process, from [`Self::OpenProcess`].
+        process: i32,
+        /// Its descriptor.
+        number: i32,
+    },
+    /// `ioctl(USERFAULTFD_IOC_NEW)` on this open `/dev/userfaultfd`, close-on-exec and non-blocking: asks for no privilege.
+    NewUserfaultfd(i32),
     /// `close` of a descriptor that an injected call has opened.
     Close(i32),
 }
@@ -37,6 +48,12 @@ impl Call {
                 let only = if user_mode_only { linux_raw_sys::general::UFFD_USER_MODE_ONLY } else { 0 };
                 let flags = only | (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32;
                 (libc::SYS_userfaultfd, [u64::from(flags), 0, 0])
+            }
+            Self::OpenProcess(pid) => (libc::SYS_pidfd_open, [pid as u64, 0, 0]),
+            Self::TakeDescriptor { process, number } => (libc::SYS_pidfd_getfd, [process as u64, number as u64, 0]),
+            Self::NewUserfaultfd(device) => {
+                let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+                (libc::SYS_ioctl, [device as u64, u64::from(super::uffd::NEW), flags])
             }
             Self::Close(fd) => (libc::SYS_close, [fd as u64, 0, 0]),
         }

@@ -9,6 +9,7 @@
 //! Functions marked *raw* neither allocate, nor take a lock, nor touch thread-local storage:
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
+pub mod change;
 pub mod channel;
 pub mod clone;
 pub mod epoll;

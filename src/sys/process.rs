@@ -220,6 +220,13 @@ pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
     if pid == 0 { read_small(c"/proc/self/auxv", buffer) } else { read_small(&proc_path(pid, "auxv"), buffer) }
 }
 
+/// The page faults that all threads of a process have had. *Raw.*
+pub fn page_faults(pid: i32) -> Option<u64> {
+    let mut buffer = [0; 512];
+    let line = read_small(&proc_path(pid, "stat"), &mut buffer).ok()?;
+    super::procfs::stat::Stat::parse(line).map(|stat| stat.faults)
+}
+
 /// Is a process on its way out, or gone? From the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
 pub fn is_exiting(pid: i32) -> bool {
     let mut buffer = [0; 512];

@@ -32,6 +32,32 @@ pub fn robust_list(tid: i32) -> Option<u64> {
     (done == 0 && head != 0).then_some(head)
 }
 
+/// Does the kernel heed set-user-ID bits and file capabilities of this file: is it on no `nosuid` mount? *Raw.*
+pub fn may_give_privilege(path: &str) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|mount| !mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID))
+}
+
+/// Has a program file capabilities (`security.capability`)? *Raw.*
+pub fn has_file_capabilities(path: &str) -> bool {
+    // Larger than any `struct vfs_ns_cap_data`.
+    let mut data = [0u8; 64];
+    rustix::fs::getxattr(path, "security.capability", &mut data).is_ok()
+}
+
+/// Lets every process of the same user trace this one, as far as that is a question of Yama's, and gives up all capabilities,
+/// which whoever traces would need as well.
+///
+/// # Errors
+/// `EPERM`: capabilities cannot be given up.
+pub fn open_to_tracers() -> Result<(), Errno> {
+    // Where there is no Yama, nothing is to be allowed.
+    // SAFETY: the call takes numbers only.
+    let _no_yama = unsafe { libc::prctl(libc::PR_SET_PTRACER, u64::MAX, 0, 0, 0) };
+    let none = rustix::thread::CapabilitySet::empty();
+    let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, sets)
+}
+
 /// Writes a number into a pipe, for [`take_number`]. *Raw.*
 pub fn give_number(pipe: impl AsFd, number: i32) {
     let _unread = rustix::io::write(pipe, &number.to_ne_bytes());

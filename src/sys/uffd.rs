@@ -301,9 +301,20 @@ fn open_call(flags: rustix::mm::UserfaultfdFlags) -> Result<OwnedFd, Errno> {
     unsafe { rustix::mm::userfaultfd(flags) }
 }
 
-fn open_device() -> Result<OwnedFd, Errno> {
+/// Opens `/dev/userfaultfd`. Whoever is given the descriptor may make userfaultfds of his own memory. *Raw.*
+///
+/// # Errors
+/// ENOENT: before Linux 6.1, or no such file here; EACCES.
+pub fn device() -> Result<OwnedFd, Errno> {
     use rustix::fs::{Mode, OFlags};
-    let device = rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// `USERFAULTFD_IOC_NEW`: `_IO(0xAA, 0)`.
+pub(super) const NEW: u32 = 0xAA00;
+
+fn open_device() -> Result<OwnedFd, Errno> {
+    let device = device()?;
     // SAFETY: `New` is USERFAULTFD_IOC_NEW, which takes flags and returns a descriptor.
     unsafe { rustix::ioctl::ioctl(device.as_fd(), New) }
 }

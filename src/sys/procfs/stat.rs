@@ -13,6 +13,8 @@ pub struct Stat<'a> {
     pub parent: i32,
     /// `PF_*` of linux/sched.h.
     pub flags: u32,
+    /// Page faults of all its threads, those that had to read something included.
+    pub faults: u64,
     /// Clock ticks spent in user mode, and in the kernel.
     pub ticks: (u64, u64),
     /// How many threads its process has.
@@ -35,15 +37,17 @@ impl<'a> Stat<'a> {
         let id = std::str::from_utf8(line.get(..open)?).ok()?.trim_end().parse().ok()?;
         let name = line.get(open + 1..close)?;
         let rest = std::str::from_utf8(line.get(close + 1..)?).ok()?;
-        // Fields 3, 4, 9, 14, 15, 20 and 22 of proc(5).
+        // Fields 3, 4, 9, 10, 12, 14, 15, 20 and 22 of proc(5).
         let mut fields = rest.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
         let flags = fields.nth(4)?.parse().ok()?;
-        let ticks = (fields.nth(4)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (minor, major): (u64, u64) = (fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+        let faults = minor + major;
+        let ticks = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
         let threads = fields.nth(4)?.parse().ok()?;
         let started = fields.nth(1)?.parse().ok()?;
-        Some(Self { id, name, state, parent, flags, ticks, threads, started })
+        Some(Self { id, name, state, parent, flags, faults, ticks, threads, started })
     }
 
     /// Has it ended, so that it has no memory any more?
@@ -73,7 +77,7 @@ mod tests {
         let text = line(0x40_0044);
         let stat = Stat::parse(text.as_bytes()).expect("whole");
         assert_eq!((stat.id, stat.name, stat.state, stat.parent), (7, &b"a ) na(me"[..], b'Z', 1));
-        assert_eq!((stat.ticks, stat.started), ((140, 150), 2200));
+        assert_eq!((stat.faults, stat.ticks, stat.started), (10 + 12, (140, 150), 2200));
         assert!(stat.is_exiting() && stat.has_ended() && !stat.is_kernel());
         let text = line(0x60_0040);
         let stat = Stat::parse(text.as_bytes()).expect("whole");

@@ -1,6 +1,6 @@
 //! `cowbell doctor`: what works here for this user, and what would make the rest work.
 
-use crate::trace::ability;
+use crate::trace::{ability, lender};
 use cowbell::support::Support;
 use std::io::Write;
 use std::process::ExitCode;
@@ -52,11 +52,20 @@ fn document(support: &Support) -> serde_json::Result<serde_json::Value> {
 }
 
 /// The commands that depend on rights, whether they work, and what they tell.
-fn commands() -> [(&'static str, Result<(), String>, &'static str); 4] {
+fn commands() -> [(&'static str, Result<(), String>, &'static str); 5] {
     let frames = if ability::frames() { Ok(()) } else { Err("page frames need root (CAP_SYS_ADMIN)".to_owned()) };
     [
         ("run --mode count", ability::count(), "which pages a program and its children copy"),
-        ("run --mode trace", ability::trace(), "and when, which thread, which code"),
+        (
+            "run --mode trace",
+            ability::count().and_then(|()| ability::trace()),
+            "and when, which thread, which code; writes through /proc/PID/mem fail with EIO meanwhile",
+        ),
+        (
+            "of other users",
+            ability::trace().and_then(|()| lender::may_lend()),
+            "the same of programs that give up root's rights (setpriv, gunicorn -u)",
+        ),
         ("attach", ability::count().and_then(|()| ability::attach()), "the same for a running process"),
         ("page frames", frames, "copies and reuses are always told apart"),
     ]

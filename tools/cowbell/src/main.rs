@@ -17,8 +17,9 @@ mod trace;
 mod views;
 
 use clap::{Parser, Subcommand};
-use cowbell::sys::tracing;
+use cowbell::sys::{Errno, process, tracing};
 use failure::Failure;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 /// Who copied which page after fork, and why.
@@ -53,6 +54,9 @@ enum Command {
     /// The process behind `run` and `attach`: its socket is this descriptor.
     #[command(hide = true)]
     Tracer { socket: i32 },
+    /// Holds this descriptor for processes of its user, see `trace::lender`.
+    #[command(hide = true)]
+    Lender { descriptor: i32 },
 }
 
 fn main() -> ExitCode {
@@ -63,20 +67,28 @@ fn main() -> ExitCode {
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Doctor { json } => doctor::run(json),
-        Command::Tracer { socket } => tracer(socket),
+        Command::Lender { descriptor } => match inherited(descriptor) {
+            Ok(device) => trace::lender::run(device),
+            Err(_) => ExitCode::FAILURE,
+        },
+        Command::Tracer { socket } => match inherited(socket) {
+            Ok(socket) => {
+                // The kernel names a process by the link it was executed by: `exe`.
+                process::set_name(c"cowbell");
+                trace::run(socket.into())
+            }
+            Err(e) => {
+                eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 #[expect(unsafe_code, reason = "a descriptor that came with the exec has no owner yet")]
-fn tracer(socket: i32) -> ExitCode {
-    // SAFETY: this is the start of the process, which has opened nothing yet; the front passed the number on for this.
-    match unsafe { tracing::inherited(socket) } {
-        Ok(socket) => trace::run(socket.into()),
-        Err(e) => {
-            eprintln!("cowbell tracer: it is started by `cowbell run` and `cowbell attach`: {e}");
-            ExitCode::FAILURE
-        }
-    }
+fn inherited(number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: this is the start of the process, which has opened nothing yet; whoever started it passed the number on for this.
+    unsafe { tracing::inherited(number) }
 }
 
 fn answer(subcommand: &str, done: Result<(), Failure>) -> ExitCode {

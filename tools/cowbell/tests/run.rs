@@ -3,6 +3,8 @@
 //! The truth comes from three sides: a program that does what a script says and a model of what Linux must do then
 //! (`model`), page frames as that program itself saw them, and other people's counters (taskstats, smaps, Redis).
 
+#[path = "run/bounds.rs"]
+mod bounds;
 #[path = "run/case.rs"]
 mod case;
 #[path = "../src/record/code.rs"]
@@ -28,6 +30,8 @@ mod python;
 mod record;
 #[path = "run/robust.rs"]
 mod robust;
+#[path = "run/told.rs"]
+mod told;
 #[path = "run/verdict.rs"]
 mod verdict;
 #[path = "run/writing.rs"]

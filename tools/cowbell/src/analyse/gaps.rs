@@ -1,8 +1,10 @@
 //! What could not be seen: what the tracer says, and what shows only when all is added up.
 
 use super::Profile;
+use super::interval::Interval;
+use super::mapping::Kind;
 use super::summary::{Gap, Totals};
-use crate::record::{Closed, GapKind};
+use crate::record::{Closed, GapKind, Mode};
 use std::collections::BTreeMap;
 
 /// No more processes are listed by number.
@@ -29,12 +31,9 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
             }
             Some(_) => {}
         }
-        if interval.unmapped_uncounted > 0 {
-            let pages = interval.unmapped_uncounted;
-            let detail = format!("at most {pages} more pages were unmapped before they could be counted");
-            kinds.add(GapKind::Other, pid, &detail);
-        }
     }
+    lost_pages(profile, &mut kinds);
+    without_events(profile, &mut kinds);
     if totals.pages.copy_or_reuse > 0 {
         let pages = totals.pages.copy_or_reuse;
         let frames = profile.header.as_ref().is_some_and(|header| header.frames);
@@ -42,11 +41,46 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
         let detail = format!("of {pages} pages that count as copied some may have been reused{root}");
         kinds.add(GapKind::Other, 0, &detail);
     }
+    if profile.intervals.iter().any(|interval| interval.begin.mode == Mode::Trace) {
+        let detail = "while --mode trace watches, writes through /proc/PID/mem into pages not written yet fail with EIO; \
+                      --mode count lets them through";
+        kinds.add(GapKind::Other, 0, detail);
+    }
     if profile.stray > 0 {
         let detail = format!("{} records belong to no interval or process of the capture", profile.stray);
         kinds.add(GapKind::Other, 0, &detail);
     }
     kinds.0.into_values().collect()
+}
+
+/// Pages that went before they could be counted: each loss once, whoever had it.
+fn lost_pages(profile: &Profile, kinds: &mut Kinds) {
+    let is_trace = profile.header.as_ref().is_some_and(|header| header.mode == Mode::Trace);
+    let help = if is_trace { "" } else { "; --mode trace sees most of them" };
+    let by_exec = |interval: &&Interval| interval.end.is_some_and(|(closed, _)| closed == Closed::Exec);
+    for (executed, kind, how) in [
+        (true, GapKind::Executed, "copied before that were gone before they could be counted"),
+        (false, GapKind::Other, "more were unmapped before they could be counted"),
+    ] {
+        let lossy = profile.intervals.iter().filter(|interval| interval.unmapped_uncounted > 0);
+        let lossy: Vec<_> = lossy.filter(|interval| by_exec(interval) == executed).collect();
+        let pages = lossy.iter().fold(0u64, |sum, interval| sum.saturating_add(interval.unmapped_uncounted));
+        let pages = if pages == 1 { "1 page".to_owned() } else { format!("{pages} pages") };
+        for interval in lossy {
+            kinds.add(kind, interval.begin.pid, &format!("at most {pages} {how}{help}"));
+        }
+    }
+}
+
+/// Mappings whose copies have no events though each first write was to be one.
+fn without_events(profile: &Profile, kinds: &mut Kinds) {
+    for interval in profile.intervals.iter().filter(|interval| interval.begin.mode == Mode::Trace) {
+        for (group, pages) in &interval.sums.mappings {
+            if group.kind == Kind::File && pages.copied() > 0 && interval.without_events.contains(&group.name) {
+                kinds.add(GapKind::WithoutEvents, interval.begin.pid, &group.name);
+            }
+        }
+    }
 }
 
 #[derive(Default)]

@@ -5,7 +5,7 @@ use super::cause::{Change, Runtime};
 use super::mapping::{Area, Areas, Group, Kind};
 use super::summary::{ByClass, Contents, When, is_copied};
 use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// An interval, open or closed.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Interval {
     pub areas: Areas,
     /// Mappings that should have been watched and could not be, with the reason.
     pub refused: Vec<(String, String)>,
+    /// The files whose private mappings have no events, though others have.
+    pub without_events: BTreeSet<String>,
     /// Its events until it closes; then none.
     events: Vec<Event>,
     /// How it closed, and when; `None` while it is open, and for ever if it was cut off.
@@ -89,6 +91,7 @@ impl Interval {
             runtime,
             areas: Areas::default(),
             refused: Vec::new(),
+            without_events: BTreeSet::new(),
             events: Vec::new(),
             end: None,
             unmapped_uncounted: 0,
@@ -102,6 +105,8 @@ impl Interval {
     /// Adds mappings.
     pub fn mapped(&mut self, mappings: Vec<Mapping>) {
         self.areas.add(&mappings);
+        let bits = mappings.iter().filter(|mapping| mapping.watched == Watched::Bits);
+        self.without_events.extend(bits.map(|mapping| mapping.name.clone()));
         let refused = mappings.into_iter().filter_map(|mapping| match mapping.watched {
             Watched::Refused(why) => Some((mapping.name, why)),
             _ => None,

@@ -17,6 +17,7 @@ pub mod summary;
 mod syscalls;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 pub use cause::Cause;
 pub use mapping::Kind;

@@ -5,8 +5,8 @@ use super::gaps;
 use super::interval::{Copied, Interval, Seen, amplification};
 use super::mapping::Group;
 use super::name::{self, Named};
-use super::summary::{self, ByClass, CauseShare, Contents, Overhead, Run, ScriptLine, Summary, Totals};
-use super::{Profile, Stacks, syscalls};
+use super::summary::{self, ByClass, CauseShare, Contents, Run, ScriptLine, Summary};
+use super::{Profile, Stacks, syscalls, totals};
 use crate::record::{Mode, Who};
 use crate::stacks::languages;
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ pub fn summary(profile: Profile) -> Summary {
     for interval in &profile.intervals {
         intervals.push(one(interval, &run, &profile.stacks, &mut tables));
     }
-    let totals = totals(&profile, &intervals, run.page_size);
+    let totals = totals::totals(&profile, &intervals, run.page_size);
     let copied = totals.copied_pages;
     let mut contents = Contents::default();
     for interval in &intervals {
@@ -30,7 +30,7 @@ pub fn summary(profile: Profile) -> Summary {
         contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = amplification(&contents, run.page_size);
-    let overhead = overhead(&profile, run.duration_ns);
+    let overhead = totals::overhead(&profile, run.duration_ns);
     let gaps = gaps::all(&profile, &totals);
     Summary {
         format: summary::FORMAT,
@@ -280,20 +280,8 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
     }
 }
 
-fn totals(profile: &Profile, intervals: &[summary::Interval], page_size: u64) -> Totals {
-    let mut totals = Totals::default();
-    (totals.intervals, totals.processes) = (intervals.len() as u64, profile.processes.len() as u64);
-    for interval in intervals {
-        totals.pages.add_all(&interval.pages);
-        totals.shared_pages = totals.shared_pages.saturating_add(interval.held.shared);
-    }
-    totals.copied_pages = totals.pages.copied();
-    totals.copied_bytes = totals.copied_pages.saturating_mul(page_size);
-    totals
-}
-
 /// A part of a whole; nothing's part of nothing is nothing.
-fn share(part: u64, whole: u64) -> f64 {
+pub fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
@@ -396,23 +384,4 @@ fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
     let mut causes: Vec<_> = by_cause.into_iter().map(named).collect();
     causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));
     causes
-}
-
-fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
-    let mut overhead = match &profile.finish {
-        Some(finish) => Overhead {
-            arming_ns: finish.arming_ns,
-            events_ns: finish.events_ns,
-            stacks_ns: finish.stacks_ns,
-            stops: finish.stops,
-            share: 0.0,
-        },
-        None => Overhead {
-            arming_ns: profile.intervals.iter().fold(0, |sum, interval| interval.begin.arm_ns.saturating_add(sum)),
-            ..Overhead::default()
-        },
-    };
-    let waited = [overhead.arming_ns, overhead.events_ns, overhead.stacks_ns];
-    overhead.share = share(waited.into_iter().fold(0, u64::saturating_add), duration_ns);
-    overhead
 }

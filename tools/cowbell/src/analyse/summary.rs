@@ -132,8 +132,15 @@ pub struct Totals {
     pub pages: ByClass,
     pub copied_pages: u64,
     pub copied_bytes: u64,
+    /// At least so many pages were copied: those that are certain.
+    pub copied_pages_min: u64,
+    /// At most so many pages were copied: with those that may have been reused, and those that went before they could be
+    /// counted; `null` where an interval has no end, so that there is no bound.
+    pub copied_pages_max: Option<u64>,
     /// Pages that were shared when the intervals opened: what could have been copied.
     pub shared_pages: u64,
+    /// Processes that executed a program of their own after a fork, vfork or spawn: that shares nothing with its starter.
+    pub started_afresh: u64,
 }
 
 /// A process.
@@ -328,10 +335,14 @@ pub struct Gap {
 pub struct Overhead {
     /// Time in which targets stood still to be armed.
     pub arming_ns: u64,
-    /// Time spent answering page events, in which writers wait.
+    /// Time spent answering page events and changes of mappings, in which their makers wait.
     pub events_ns: u64,
     /// Time spent on sampled stacks, in which writers wait.
     pub stacks_ns: u64,
+    /// Time in which targets stood still while their intervals were closed: page tables read, copies compared.
+    pub closing_ns: u64,
+    /// Time spent on all else that stops of threads ask for.
+    pub stops_ns: u64,
     /// How often a thread was stopped.
     pub stops: u64,
     /// The times together, as part of the run's duration, which they may exceed: targets run side by side.

@@ -3,7 +3,7 @@
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
 use crate::record::Writer;
-use crate::record::{Code, Finish, Mapping, Record};
+use crate::record::{Code, Finish, Mapping, Origin, Record};
 use crate::stacks::names::Names;
 use crate::trace::link::Said;
 use cowbell::sys::pidfd::Ended;
@@ -19,6 +19,19 @@ pub struct Kept {
     pub finish: Option<Finish>,
     /// Why it could not begin.
     pub failed: Option<(u8, String)>,
+    /// The process that the tool started, until it has ended.
+    main: Main,
+    /// The processes that have not ended.
+    living: BTreeSet<i32>,
+}
+
+/// What became of the process that the tool started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Main {
+    /// None was started, or it is not heard of yet.
+    None,
+    Runs(i32),
+    Ended,
 }
 
 /// The instructions of one interval.
@@ -32,7 +45,36 @@ impl Kept {
     /// Nothing yet.
     pub fn new(writer: Option<Writer>) -> Self {
         let (profile, places, unread) = (Profile::default(), BTreeMap::new(), Vec::new());
-        Self { profile, writer, places, unread, finish: None, failed: None }
+        let (main, living) = (Main::None, BTreeSet::new());
+        Self { profile, writer, places, unread, finish: None, failed: None, main, living }
+    }
+
+    /// Whom the watch still waits for after the program that was started has ended: processes that it left. Empty
+    /// before.
+    pub fn left_behind(&self) -> Vec<i32> {
+        if self.main == Main::Ended && self.finish.is_none() {
+            self.living.iter().copied().collect()
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn note_processes(&mut self, record: &Record) {
+        match record {
+            Record::Process(process) => {
+                if process.origin == Origin::Started {
+                    self.main = Main::Runs(process.pid);
+                }
+                self.living.insert(process.pid);
+            }
+            Record::Exit { pid, .. } => {
+                self.living.remove(pid);
+                if self.main == Main::Runs(*pid) {
+                    self.main = Main::Ended;
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Takes what came from the tracer.
@@ -55,6 +97,7 @@ impl Kept {
                         written = written.and(writer.lines(line));
                     }
                     self.note_places(&record);
+                    self.note_processes(&record);
                     self.profile.add(record);
                 }
                 Err(e) => self.profile.cut(&format!("the tracer said what is no record: {e}")),

@@ -14,11 +14,17 @@ use options::{Attach, Run, Watching};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
 /// The tool failed; the program's own codes are passed on as they are.
 const FAILED: u8 = 125;
+
+/// The processes that a program leaves behind are told of when they have not ended by then.
+const LEFT_AFTER: Duration = Duration::from_secs(1);
+/// No more of them are listed.
+const LEFT_SHOWN_MAX: usize = 5;
 
 const TRACER: u64 = 0;
 const SIGNALS: u64 = 1;
@@ -80,7 +86,7 @@ impl Session {
         let signals = [signal::INT, signal::QUIT, signal::TERM, signal::HUP];
         let signals = signal::receive(&signals).map_err(|e| failure("cannot receive signals", &e))?;
         let mut command = Command::new("/proc/self/exe");
-        command.args(["tracer", &theirs.as_raw_fd().to_string()]);
+        command.arg0("cowbell").args(["tracer", &theirs.as_raw_fd().to_string()]);
         let tracer = command.spawn().map_err(|e| failure("cannot start the tracer", &e))?;
         drop(theirs);
         let mut line = serde_json::to_vec(options).map_err(|e| failure("no options", &e))?;
@@ -95,15 +101,23 @@ impl Session {
     /// Listens until the tracer has said everything.
     fn follow(&mut self, duration: Option<Duration>, runs: bool) -> Result<(), Errno> {
         let mut deadline = duration.and_then(|duration| Instant::now().checked_add(duration));
+        let mut tell_at: Option<Instant> = None;
+        let mut told = false;
         let mut asked = 0;
         let mut found = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let next = deadline.into_iter().chain(tell_at).min();
+            let left = next.map(|next| next.saturating_duration_since(Instant::now()));
             self.poller.wait(left, &mut found)?;
-            if left.is_some_and(|left| left.is_zero()) {
+            let is_over = |time: Option<Instant>| time.is_some_and(|time| time <= Instant::now());
+            if is_over(deadline) {
                 deadline = None;
                 self.order(Order::Detach);
+            }
+            if is_over(tell_at) {
+                (tell_at, told) = (None, true);
+                self.tell_who_is_left();
             }
             if found.contains(&SIGNALS) {
                 while let Some(number) = signal::received(&self.signals) {
@@ -118,6 +132,9 @@ impl Session {
                         if let Err(e) = self.kept.hear(buffer.get(..got).unwrap_or_default()) {
                             eprintln!("cowbell: {e}");
                         }
+                        if tell_at.is_none() && !told && !self.kept.left_behind().is_empty() {
+                            tell_at = Some(Instant::now() + LEFT_AFTER);
+                        }
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                     Err(_) => return Ok(()),
@@ -126,10 +143,26 @@ impl Session {
         }
     }
 
+    /// A program that is over while processes of it run on (a daemon, workers of a server that died) would seem to hang.
+    fn tell_who_is_left(&self) {
+        let left = self.kept.left_behind();
+        let shown: Vec<String> = left.iter().take(LEFT_SHOWN_MAX).map(i32::to_string).collect();
+        let more = if left.len() > LEFT_SHOWN_MAX { ", …" } else { "" };
+        let (processes, run) = if left.len() == 1 { ("process", "runs") } else { ("processes", "run") };
+        if !left.is_empty() {
+            eprintln!(
+                "cowbell: the program has ended, but {} {processes} of it still {run} ({}{more}), and the report comes when \
+                 the last has ended; Ctrl-C (SIGINT) ends the watch now and lets them run",
+                left.len(),
+                shown.join(", ")
+            );
+        }
+    }
+
     /// What a terminal sends reaches the program too: it decides, and this process waits to report. Whoever asks twice
-    /// means this process.
+    /// means this process, and so does who asks when the program has ended.
     fn on_signal(&mut self, number: i32, asked: u32, runs: bool) {
-        if !runs || asked > 1 {
+        if !runs || asked > 1 || !self.kept.left_behind().is_empty() {
             self.order(Order::Detach);
         } else if number == signal::TERM || number == signal::HUP {
             self.order(Order::Signal(number));

@@ -9,8 +9,8 @@ use std::time::Duration;
 /// How to watch; the same for `run` and `attach`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Watching {
-    /// count: which pages, in which mappings. trace: also when, by which thread and which code. Default: the most that
-    /// this kernel and user allow.
+    /// count: which pages, in which mappings. trace: also when, by which thread and which code; writes through
+    /// /proc/PID/mem fail with EIO meanwhile. Default: the most that this kernel and user allow.
     #[arg(long, value_enum, env = "COWBELL_MODE")]
     pub mode: Option<Mode>,
     /// Whose copies to count: those of forked children, of the processes that forked them, or both.
@@ -38,7 +38,7 @@ pub struct Run {
     #[command(flatten)]
     pub watching: Watching,
     /// The program and its arguments.
-    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "PROGRAM", required = true, trailing_var_arg = true)]
     pub command: Vec<OsString>,
 }
 
@@ -53,8 +53,9 @@ pub struct Attach {
 }
 
 fn parse_stacks(text: &str) -> Result<u32, String> {
-    let every = text.strip_prefix("1/").unwrap_or(if text == "0" { text } else { "" });
-    every.parse().map_err(|_| "it is 0, or 1/N with a number N".to_owned())
+    // The fraction 1 is every one.
+    let every = text.strip_prefix("1/").unwrap_or(if matches!(text, "0" | "1") { text } else { "" });
+    every.parse().map_err(|_| "it is 0, 1, or 1/N with a number N".to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn stacks_are_a_fraction_or_none() {
-        assert_eq!(["1/64", "1/1", "0"].map(parse_stacks), [Ok(64), Ok(1), Ok(0)]);
+        assert_eq!(["1/64", "1/1", "1", "0"].map(parse_stacks), [Ok(64), Ok(1), Ok(1), Ok(0)]);
         assert!(["64", "2/3", "1/", "", "1/x"].iter().all(|text| parse_stacks(text).is_err()));
     }
 

@@ -371,8 +371,15 @@ pub enum GapKind {
     NotArmed,
     /// Events came too fast to be kept; `detail` says how many.
     EventsDropped,
-    /// What a process copied before it executed another program cannot be counted in this mode.
+    /// Pages that a process copied before it executed another program were gone before they could be counted.
     Executed,
+    /// Each first write was to be an event, and the kernel allowed this process to be counted only; `detail` says why.
+    CountedOnly,
+    /// A program has privileges of its own (set-user-ID, file capabilities), which the kernel withholds from what an
+    /// ordinary user traces.
+    PrivilegeWithheld,
+    /// Copies in this mapping have no events: which code made them is not known. `detail` names the mapping and says why.
+    WithoutEvents,
     /// The tool stopped before the process ended.
     StillRunning,
     /// No stacks could be taken; `detail` says why.
@@ -381,8 +388,8 @@ pub enum GapKind {
     Other,
 }
 
-/// The end of the capture, and what looking cost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The end of the capture, and what looking cost. No time is in two of the sums.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish {
     /// When.
     pub time_ns: u64,
@@ -390,10 +397,23 @@ pub struct Finish {
     pub ended: Option<Ended>,
     /// Time in which targets stood still to be armed.
     pub arming_ns: u64,
-    /// Time that the tool spent answering page events, in which the writer waits.
+    /// Time that the tool spent answering page events and changes of mappings, in which their maker waits.
     pub events_ns: u64,
     /// Time spent on sampled stacks, in which the writer waits.
     pub stacks_ns: u64,
+    /// Time in which intervals were closed: page tables read and copies compared, while the target stands still.
+    #[serde(default)]
+    pub closing_ns: u64,
+    /// Time spent on all else that stops of threads ask for.
+    #[serde(default)]
+    pub stops_ns: u64,
     /// How often a thread was stopped by the tracer.
     pub stops: u64,
+}
+
+impl Finish {
+    /// The times together, but for that of stops.
+    pub fn told_ns(&self) -> u64 {
+        self.arming_ns + self.events_ns + self.stacks_ns + self.closing_ns
+    }
 }

@@ -89,7 +89,7 @@ mod tests {
         let mut writer = Writer::create(&path, false).expect("a file");
         writer.lines(b"one\ntwo\n").expect("written");
         writer.lines(b"three").expect("written");
-        let finish = Finish { time_ns: 1, ended: None, arming_ns: 0, events_ns: 0, stacks_ns: 0, stops: 0 };
+        let finish = Finish { time_ns: 1, ..Finish::default() };
         writer.record(&Record::Finish(finish)).expect("written");
         // Before the writer is gone: nothing waits in it.
         let written = fs::read_to_string(&path).expect("text");

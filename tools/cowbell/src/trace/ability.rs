@@ -4,15 +4,19 @@ use super::baseline;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
 use cowbell::sys::uffd::{Door, Uffd};
+use cowbell::sys::{Errno, limits, procfs, ptrace, tracing};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// Can pages be counted?
 ///
 /// # Errors
 /// Why not, and what would help.
 pub fn count() -> Result<(), String> {
-    Uffd::open(Door::UserModeOnly, BIT_FEATURES).map(drop).map_err(|e| {
-        format!("this kernel cannot note writes without stopping the writer ({e}): it takes Linux 6.7 with userfaultfd")
+    may_trace()?;
+    Uffd::open(Door::UserModeOnly, BIT_FEATURES).map(drop).map_err(|e| match e {
+        Errno::INVAL => format!("this kernel cannot note writes without stopping the writer ({e}): it takes Linux 6.7"),
+        e => refused("userfaultfd", e),
     })
 }
 
@@ -21,9 +25,63 @@ pub fn count() -> Result<(), String> {
 /// # Errors
 /// Why not, and what would help.
 pub fn trace() -> Result<(), String> {
-    Uffd::open(Door::SystemCall, EVENT_FEATURES)
-        .map(drop)
-        .map_err(|e| format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})"))
+    Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
+        Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("userfaultfd", e),
+        e => format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})"),
+    })
+}
+
+/// May this process use ptrace at all? Asked of a process that cannot be, so that only a refusal of the call itself shows.
+fn may_trace() -> Result<(), String> {
+    match ptrace::seize(i32::MAX, ptrace::Options::SYSGOOD) {
+        Err(e @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS)) => Err(refused("ptrace", e)),
+        _ => Ok(()),
+    }
+}
+
+/// Why a call that the kernel has is refused, and what would help.
+fn refused(call: &str, e: Errno) -> String {
+    let option = match call {
+        "ptrace" => "`docker run --cap-add SYS_PTRACE`",
+        _ => "`docker run --security-opt seccomp=PROFILE`, with a profile that allows it,",
+    };
+    if limits::has_seccomp_filter() {
+        return format!(
+            "the call {call} is refused ({e}), and this process runs under a seccomp filter, as in a container; {option} \
+             or `--security-opt seccomp=unconfined` lifts it"
+        );
+    }
+    match e {
+        Errno::NOSYS => format!("this kernel was built without {call} ({e})"),
+        e => format!(
+            "the call {call} is refused ({e}): a security module may forbid it; see `journalctl -k --grep=denied`"
+        ),
+    }
+}
+
+/// The privilege that the program has which a process has just executed and that the kernel withholds from it, because this
+/// tracer has none itself. `None` where nothing is withheld, or something else than the tracer does it.
+pub fn privilege_withheld(pid: i32) -> Option<String> {
+    if limits::user().may_trace {
+        return None;
+    }
+    let status = procfs::status::Status::of(pid).ok()?;
+    let effective = |name| status.numbers(name).get(1).and_then(|&id| u32::try_from(id).ok());
+    let path = format!("/proc/{pid}/exe");
+    if status.number("NoNewPrivs")? != 0 || !tracing::may_give_privilege(&path) {
+        return None;
+    }
+    let file = fs::metadata(&path).ok()?;
+    let program = fs::read_link(&path).ok()?;
+    let user = file.mode() & 0o4000 != 0 && Some(file.uid()) != effective("Uid");
+    let group = file.mode() & 0o2010 == 0o2010 && Some(file.gid()) != effective("Gid");
+    let bits = match (user, group) {
+        (true, _) => format!("set-user-ID {}", file.uid()),
+        (false, true) => format!("set-group-ID {}", file.gid()),
+        (false, false) if tracing::has_file_capabilities(&path) => "given capabilities".to_owned(),
+        (false, false) => return None,
+    };
+    Some(format!("{} is {bits}", program.display()))
 }
 
 /// May page frames be read? They are all 0 without CAP_SYS_ADMIN.

@@ -2,6 +2,8 @@
 
 use super::baseline::{self, Baseline, Was};
 use super::maps::{self, Backing, Map};
+use super::moves::Collected;
+use super::ranges::Ranges;
 use super::threads::Threads;
 use super::watch::{Doors, Told, Watch};
 use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
@@ -26,6 +28,8 @@ pub struct Order {
     pub frames: bool,
     /// The time, since the header.
     pub now_ns: u64,
+    /// The page faults that the process had before, where counted: they bound its copies.
+    pub faults_before: Option<u64>,
 }
 
 /// A larger mapping of a memfd has events only for the pages that are private already.
@@ -63,6 +67,9 @@ impl Watch {
             moved: HashMap::new(),
             events: Vec::new(),
             uncounted: 0,
+            dropped: Ranges::default(),
+            collected: Collected::default(),
+            faults_before: order.faults_before,
             told: Told::default(),
             doors,
             memory: Memory::open(living)?,

@@ -5,6 +5,7 @@
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -30,10 +31,10 @@ struct Run {
     frames: Option<(Rc<[u64]>, usize)>,
 }
 
-/// The runs, ascending and disjoint.
+/// The runs, by their starts; disjoint.
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
-    runs: Vec<Run>,
+    runs: BTreeMap<u64, Run>,
     page: u64,
 }
 
@@ -49,7 +50,7 @@ impl Baseline {
     /// # Errors
     /// The process is gone, or the kernel has no PAGEMAP_SCAN.
     pub fn scan(pagemap: &Pagemap) -> Result<Self, Errno> {
-        Ok(Self { runs: runs_in(pagemap, user_space())?, page: page_bytes() })
+        Ok(Self::of(runs_in(pagemap, user_space())?, page_bytes()))
     }
 
     /// What a newborn holds: what its parent does, which was read in this very fork. What the parent's mappings do not hand
@@ -72,14 +73,23 @@ impl Baseline {
                 runs.extend(runs_in(newborn, Range { start: start as usize, len: (end - start) as usize })?);
             }
         }
-        Ok(Self { runs, page: parent.page })
+        Ok(Self::of(runs, parent.page))
+    }
+
+    fn of(runs: Vec<Run>, page: u64) -> Self {
+        Self { runs: runs.into_iter().map(|run| (run.start, run)).collect(), page }
+    }
+
+    /// The runs that reach into a range, ascending.
+    fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = &Run> {
+        let before = self.runs.range(..start).next_back().map(|(_, run)| run);
+        let inside = self.runs.range(start..end.max(start)).map(|(_, run)| run);
+        before.filter(|run| start < run.end && start < end).into_iter().chain(inside)
     }
 
     /// The runs of a range, cut at its borders.
     fn clipped(&self, start: u64, end: u64) -> Vec<Run> {
-        let first = self.runs.partition_point(|run| run.end <= start);
-        let inside = self.runs.iter().skip(first).take_while(|run| run.start < end);
-        inside.map(|run| self.cut(run, run.start.max(start), run.end.min(end))).collect()
+        self.reaching(start, end).map(|run| self.cut(run, run.start.max(start), run.end.min(end))).collect()
     }
 
     fn cut(&self, run: &Run, from: u64, to: u64) -> Run {
@@ -126,21 +136,19 @@ impl Baseline {
 
     /// How many pages of a kind lie in a range.
     pub fn count(&self, start: u64, end: u64, was: Was) -> u64 {
-        let first = self.runs.partition_point(|run| run.end <= start);
-        let inside = self.runs.iter().skip(first).take_while(|run| run.start < end).filter(|run| run.was == was);
+        let inside = self.reaching(start, end).filter(|run| run.was == was);
         inside.map(|run| run.end.min(end).saturating_sub(run.start.max(start)) / self.page).sum()
     }
 
     /// Is there any page in the range?
     pub fn any(&self, start: u64, end: u64) -> bool {
-        let first = self.runs.partition_point(|run| run.end <= start);
-        self.runs.get(first).is_some_and(|run| run.start < end)
+        self.reaching(start, end).next().is_some()
     }
 
     /// The private pages of a range, those in swap too, in order.
     pub fn held_in(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
         let page = self.page as usize;
-        let inside = self.runs.iter().filter(move |run| run.was != Was::Zero && run.start < end && start < run.end);
+        let inside = self.reaching(start, end).filter(|run| run.was != Was::Zero);
         inside.flat_map(move |run| (run.start.max(start)..run.end.min(end)).step_by(page))
     }
 
@@ -167,35 +175,29 @@ impl Baseline {
     }
 
     fn put(&mut self, runs: Vec<Run>) {
-        self.runs.extend(runs);
-        self.runs.sort_by_key(|run| run.start);
+        self.runs.extend(runs.into_iter().map(|run| (run.start, run)));
     }
 
-    /// Takes out what lies in a range, cutting runs at its borders.
+    /// Takes out what lies in a range, cutting runs at its borders. It costs what is taken, not what is there: a process
+    /// may have tens of thousands of mappings.
     fn take(&mut self, start: u64, end: u64) -> Vec<Run> {
-        let mut taken = Vec::new();
-        let mut kept = Vec::with_capacity(self.runs.len());
-        for run in std::mem::take(&mut self.runs) {
-            let (low, high) = (run.start.max(start), run.end.min(end));
-            if low >= high {
-                kept.push(run);
-                continue;
-            }
-            if run.start < low {
-                kept.push(self.cut(&run, run.start, low));
-            }
-            taken.push(self.cut(&run, low, high));
-            if high < run.end {
-                kept.push(self.cut(&run, high, run.end));
-            }
-        }
-        self.runs = kept;
-        taken
+        self.cut_at(start);
+        self.cut_at(end);
+        let starts: Vec<u64> = self.runs.range(start..end.max(start)).map(|(&start, _)| start).collect();
+        starts.iter().filter_map(|start| self.runs.remove(start)).collect()
+    }
+
+    /// Makes two runs of the one that has `address` inside.
+    fn cut_at(&mut self, address: u64) {
+        let Some((_, run)) = self.runs.range(..address).next_back().filter(|(_, run)| address < run.end) else {
+            return;
+        };
+        let (front, behind) = (self.cut(run, run.start, address), self.cut(run, address, run.end));
+        self.put(vec![front, behind]);
     }
 
     fn run(&self, page: u64) -> Option<&Run> {
-        let behind = self.runs.partition_point(|run| run.end <= page);
-        self.runs.get(behind).filter(|run| run.start <= page)
+        self.runs.range(..=page).next_back().map(|(_, run)| run).filter(|run| page < run.end)
     }
 }
 
@@ -227,13 +229,16 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
         add(run.start as u64, run.end() as u64, was);
     })?;
     let zero: Vec<_> = huge.into_iter().flat_map(|(start, end)| huge_zero_pages(pagemap, start, end)).collect();
-    let mut baseline = Baseline { runs, page: page_bytes() };
+    if zero.is_empty() {
+        return Ok(runs);
+    }
+    let mut baseline = Baseline::of(runs, page_bytes());
     for (start, end) in zero {
         let mut cut = baseline.take(start, end);
         cut.iter_mut().for_each(|run| run.was = Was::Zero);
         baseline.put(cut);
     }
-    Ok(baseline.runs)
+    Ok(baseline.runs.into_values().collect())
 }
 
 /// The parts of a run of huge pages that are the huge page of zeroes: the kernel's list calls them zero pages, where page
@@ -301,7 +306,7 @@ mod tests {
         let run =
             |start: u64, pages: u64, was, frames| Run { start: start * page, end: (start + pages) * page, was, frames };
         let runs = vec![run(10, 10, Was::Private, Some((frames, 0))), run(30, 2, Was::Zero, None)];
-        Baseline { runs, page }
+        Baseline::of(runs, page)
     }
 
     #[test]
@@ -323,7 +328,7 @@ mod tests {
         let start = std::ptr::from_ref(&*here).addr() as u64 / page * page;
         let frames: Rc<[u64]> = (100..110).collect();
         let run = Run { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };
-        let parent = Baseline { runs: vec![run], page };
+        let parent = Baseline::of(vec![run], page);
         let mappings = [(start, start + 4 * page)];
         let child = Baseline::inherited(&parent, mappings.into_iter(), &ours).expect("read");
         assert_eq!((child.frame(start + 3 * page), child.at(start + 4 * page)), (Some(103), None));

@@ -1,11 +1,12 @@
 //! What a fork made, and the injection of userfaultfds into a process.
 
+use super::lender::{Lender, Lenders};
 use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES};
 use crate::record::Mode;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::{Errno, procfs, tracing};
+use cowbell::sys::{Errno, process, procfs, tracing};
 
 /// What a new task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,16 +51,24 @@ pub fn traced() -> Options {
 }
 
 /// Makes userfaultfds in a process, by its thread `tid` that stands in a [`Stop::Trap`], and takes them over. Returns the
-/// stop that the thread is left in. `wait` waits for the thread's next stop.
+/// stop that the thread is left in. `wait` waits for the thread's next stop. `descends`: the tracer started it, or an
+/// ancestor of it.
 ///
 /// Meanwhile its registers are not its own. Should the tracer die now, the process is better dead than going on with a
 /// wrong result of its fork.
-pub fn open_doors(tid: i32, pid: i32, mode: Mode, wait: &mut Wait<'_>) -> Result<(Doors, Stop), Unarmed> {
-    if let Some(filter) = seccomp(tid) {
+pub fn open_doors(
+    tid: i32,
+    pid: i32,
+    mode: Mode,
+    descends: bool,
+    lenders: &mut Lenders,
+    wait: &mut Wait<'_>,
+) -> Result<(Doors, Stop), Unarmed> {
+    if let Some(filter) = seccomp(tid, descends) {
         return Err(Unarmed::Because(filter));
     }
     let _gone = ptrace::set_options(tid, traced() | Options::KILL_WITH_TRACER);
-    let opened = inject(tid, pid, mode, wait);
+    let opened = inject(tid, pid, mode, lenders, wait);
     let _gone = ptrace::set_options(tid, traced());
     opened
 }
@@ -67,15 +76,32 @@ pub fn open_doors(tid: i32, pid: i32, mode: Mode, wait: &mut Wait<'_>) -> Result
 /// Waits for a thread's next stop.
 pub type Wait<'a> = dyn FnMut(i32) -> Result<Status, Errno> + 'a;
 
-fn inject(tid: i32, pid: i32, mode: Mode, wait: &mut Wait<'_>) -> Result<(Doors, Stop), Unarmed> {
+fn inject(
+    tid: i32,
+    pid: i32,
+    mode: Mode,
+    lenders: &mut Lenders,
+    wait: &mut Wait<'_>,
+) -> Result<(Doors, Stop), Unarmed> {
     let mut injection = Injection::begin(tid, wait).map_err(|e| match e {
         Errno::IO => Unarmed::Because("it runs 32-bit code".to_owned()),
         e => Unarmed::Because(format!("no system call could be injected: {e}")),
     })?;
-    let mut doors = Doors { events: None, bits: None };
+    let mut doors = Doors { events: None, bits: None, without_events: None };
     if mode == Mode::Trace {
-        // Refused where the process has fewer rights than this one: then its pages are counted without events.
-        doors.events = optional(open_door(&mut injection, pid, false, EVENT_FEATURES))?.ok();
+        let own = optional(open_door(&mut injection, pid, false, EVENT_FEATURES))?;
+        let opened = match own {
+            // It has fewer rights than this process.
+            Err(Errno::PERM) => match lenders.of(pid) {
+                Ok(lender) => optional(borrow_door(&mut injection, pid, lender))?.map_err(|e| e.to_string()),
+                Err(why) => Err(why),
+            },
+            own => own.map_err(|e| e.to_string()),
+        };
+        match opened {
+            Ok(events) => doors.events = Some(events),
+            Err(why) => doors.without_events = Some(format!("it may not make a userfaultfd that stops writers: {why}")),
+        }
     }
     // Asynchronous bits are set for the kernel's writes too, so this does for all.
     let bits = optional(open_door(&mut injection, pid, true, BIT_FEATURES))?;
@@ -105,19 +131,48 @@ fn open_door(
     user_mode_only: bool,
     features: cowbell::sys::uffd::Features,
 ) -> Result<RemoteUffd, Interrupted> {
-    let number = injection.call(Call::Userfaultfd { user_mode_only })?;
-    let number = i32::try_from(number).map_err(|_| Errno::IO)?;
-    if number < 0 {
-        return Err(Errno::from_raw_os_error(-number).into());
-    }
+    let number = descriptor(injection, Call::Userfaultfd { user_mode_only })?;
     let taken = RemoteUffd::adopt(pid, number, features);
     injection.call(Call::Close(number))?;
     Ok(taken?)
 }
 
-/// A filter that could kill the process for a system call it does not expect.
-fn seccomp(tid: i32) -> Option<String> {
-    let mode = procfs::status::Status::of(tid).ok()?.number("Seccomp")?;
-    (mode != 0)
-        .then(|| "a seccomp filter is on, which might kill it for the userfaultfd it would have to make".to_owned())
+/// A synchronous userfaultfd for a process that may not make one by itself: from a device that is lent to it.
+fn borrow_door(injection: &mut Injection<'_>, pid: i32, lender: &Lender) -> Result<RemoteUffd, Interrupted> {
+    let process = descriptor(injection, Call::OpenProcess(lender.pid()))?;
+    let device = descriptor(injection, Call::TakeDescriptor { process, number: lender.number() });
+    injection.call(Call::Close(process))?;
+    let device = device?;
+    let number = descriptor(injection, Call::NewUserfaultfd(device));
+    injection.call(Call::Close(device))?;
+    let number = number?;
+    let taken = RemoteUffd::adopt(pid, number, EVENT_FEATURES);
+    injection.call(Call::Close(number))?;
+    Ok(taken?)
+}
+
+/// Makes a call that returns a descriptor.
+fn descriptor(injection: &mut Injection<'_>, call: Call) -> Result<i32, Interrupted> {
+    let number = i32::try_from(injection.call(call)?).map_err(|_| Errno::IO)?;
+    if number < 0 { Err(Errno::from_raw_os_error(-number).into()) } else { Ok(number) }
+}
+
+/// A filter that could kill the process for a system call it does not expect. A descendant of the tracer that has no more
+/// filters than the tracer has the very same ones, and these let the tracer make a userfaultfd of its own.
+fn seccomp(tid: i32, descends: bool) -> Option<String> {
+    let (filtered, filters) = filters(tid)?;
+    if !filtered || descends && filters.is_some() && filters == self::filters(process::pid())?.1 {
+        return None;
+    }
+    Some(
+        "a seccomp filter is on (its own, or a container's), which might kill it for the userfaultfd it would have to make; \
+         in a container `docker run --security-opt seccomp=unconfined` leaves it out"
+            .to_owned(),
+    )
+}
+
+/// Is a thread under seccomp, and under how many filters, where the kernel says (5.9)?
+fn filters(tid: i32) -> Option<(bool, Option<i32>)> {
+    let status = procfs::status::Status::of(tid).ok()?;
+    Some((status.number("Seccomp")? != 0, status.number("Seccomp_filters")))
 }

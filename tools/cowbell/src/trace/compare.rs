@@ -4,7 +4,7 @@ use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing};
 use super::tree::Process;
 use super::watch::Watch;
-use crate::record::{Class, Content, Event};
+use crate::record::{Class, Content, Event, Role};
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
@@ -49,27 +49,35 @@ impl<'a> Donor<'a> {
 
     /// Has it this page still, as both had it when the child was born? Then whoever wrote it there was given a copy. Pages
     /// that the child wrote in intervals before are its own.
-    pub fn still_has(&self, page: u64) -> bool {
+    pub fn still_has(&self, watch: &Watch, page: u64) -> bool {
         let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let present = || baseline::entry(&self.pagemap, page).is_ok_and(is_private);
-        self.has_shared(page)
+        self.has_shared(watch, page)
             && self.process.watch.is_some()
+            && !self.process.watch.as_ref().is_some_and(|watch| watch.dropped.contains(page))
             && self.process.wrote(page).is_none_or(|time_ns| time_ns < self.child.born_ns)
             && present()
     }
 
-    /// Did the child begin this interval with the page that it was born with?
-    fn has_shared(&self, page: u64) -> bool {
-        self.child.born_ns > 0 && !self.child.history.contains_key(&page)
+    /// Did both have this page when the child was born? Of processes that were found running, only page frames tell, where they
+    /// were the same when both began to be watched.
+    fn has_shared(&self, watch: &Watch, page: u64) -> bool {
+        let begins_with = !self.child.history.contains_key(&page);
+        let is_found = self.child.role == Role::Attached && self.process.role == Role::Attached;
+        let same_frame = || {
+            let theirs = self.process.watch.as_ref().and_then(|parent| parent.base.frame(page));
+            theirs.is_some() && theirs == watch.base.frame(page)
+        };
+        begins_with && (self.child.born_ns > 0 || is_found && same_frame())
     }
 
-    fn original(&self, page: u64, class: Class) -> Option<Box<[u8]>> {
+    fn original(&self, watch: &Watch, page: u64, class: Class) -> Option<Box<[u8]>> {
         let there = match class {
             Class::PrivateFile => {
                 let entry = baseline::entry(&self.pagemap, page).ok()?;
                 !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE)
             }
-            _ => self.still_has(page),
+            _ => self.still_has(watch, page),
         };
         there.then(|| read(&self.memory, page)).flatten()
     }
@@ -113,10 +121,10 @@ impl Originals {
             });
             let original = original
                 .or_else(|| {
-                    let donor = donor.filter(|donor| donor.has_shared(page))?;
+                    let donor = donor.filter(|donor| donor.has_shared(watch, page))?;
                     self.of(donor.pid, page, donor.child.born_ns).map(Cow::Borrowed)
                 })
-                .or_else(|| donor?.original(page, class).map(|read| Cow::Owned(read.into())));
+                .or_else(|| donor?.original(watch, page, class).map(|read| Cow::Owned(read.into())));
             // Reading where there is nothing would put the zero page there.
             let there = baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
             let now = there.then(|| read(&watch.memory, page)).flatten();

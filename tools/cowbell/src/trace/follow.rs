@@ -2,8 +2,8 @@
 
 use super::birth::{self, Kind};
 use super::tree::Process;
-use super::{LEAVE, Tracer};
-use crate::record::{Closed, GapKind, Mode, Origin, Process as Named, Record, Role, Who};
+use super::{LEAVE, Tracer, ability};
+use crate::record::{Closed, GapKind, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
@@ -185,12 +185,6 @@ impl Tracer {
     }
 
     fn on_exec(&mut self, tid: i32, pid: i32) {
-        let watch = self.tree.processes.get(&pid).and_then(|process| process.watch.as_ref());
-        let unseen = watch.map(|watch| (watch.unread(), watch.mode)).filter(|&(unseen, _)| unseen > 0);
-        if let Some((unseen, mode)) = unseen {
-            let more = if mode == Mode::Count { "; --mode trace sees most of them" } else { ", all of mapped files" };
-            self.gap(pid, GapKind::Executed, format!("at most {unseen} pages{more}"));
-        }
         self.close_interval(pid, Closed::Exec, false);
         let family = self.tree.new_family();
         let mut left = 0;
@@ -210,6 +204,7 @@ impl Tracer {
         self.sampler.forget_process(pid);
         self.originals.forget(pid);
         self.name(pid, 0, Origin::Executed);
+        self.tell_of_privilege(pid);
         self.unshare(left);
         self.go_on(tid, Stop::Event(Event::Exec));
     }
@@ -274,6 +269,13 @@ impl Tracer {
     fn unshare(&mut self, family: u32) {
         if let Some(last) = self.tree.last_of(family) {
             self.close_interval(last, Closed::Unshared, true);
+        }
+    }
+
+    /// A program with privileges of its own runs without them while somebody traces it who has no privilege himself.
+    pub(super) fn tell_of_privilege(&mut self, pid: i32) {
+        if let Some(privilege) = ability::privilege_withheld(pid) {
+            self.gap(pid, GapKind::PrivilegeWithheld, privilege);
         }
     }
 

@@ -5,6 +5,7 @@ use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
 use super::compare::Donor;
 use super::kernel_writes::THREAD_DATA;
+use super::link::Target;
 use super::settle::{Close, settle};
 use super::watch::{Doors, Watch};
 use super::{DOORS, Tracer};
@@ -19,9 +20,9 @@ impl Tracer {
         if !wanted || !self.has_room(child) {
             return Some(Stop::Trap);
         }
-        let started = sys::monotonic_ns();
+        let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let mode = self.mode;
-        let stop = match birth::open_doors(child, child, mode, &mut |tid| self.wait_for(tid)) {
+        let stop = match self.open_doors(child, child, mode) {
             Ok((doors, stop)) => {
                 self.open_interval(child, Role::Child, doors, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
@@ -40,14 +41,14 @@ impl Tracer {
                 None
             }
         };
-        self.spent.arming_ns += sys::monotonic_ns() - started;
+        self.spent.arming_ns += self.since(started, told);
         stop
     }
 
     /// Arms the process that has just forked, whose thread `maker` stands in the fork. Returns the stop it is left in.
     pub(super) fn arm_maker(&mut self, maker: i32, pid: i32) -> Stop {
         let at_event = Stop::Event(Event::Fork);
-        let started = sys::monotonic_ns();
+        let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
         let stop = if let Some(doors) = self.close_interval(pid, Closed::Forked, true) {
             self.open_interval(pid, role, doors, None);
@@ -57,7 +58,7 @@ impl Tracer {
         } else {
             at_event
         };
-        self.spent.arming_ns += sys::monotonic_ns() - started;
+        self.spent.arming_ns += self.since(started, told);
         stop
     }
 
@@ -83,7 +84,7 @@ impl Tracer {
     /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
     fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
         let mode = self.mode;
-        match birth::open_doors(tid, pid, mode, &mut |tid| self.wait_for(tid)) {
+        match self.open_doors(tid, pid, mode) {
             Ok((doors, left)) => {
                 self.open_interval(pid, role, doors, None);
                 // A group stop that was there before is one still.
@@ -115,10 +116,27 @@ impl Tracer {
         if armed || !self.has_room(pid) {
             return stop;
         }
-        let started = sys::monotonic_ns();
+        let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let stop = self.arm_at(tid, pid, Role::Attached, stop);
-        self.spent.arming_ns += sys::monotonic_ns() - started;
+        self.spent.arming_ns += self.since(started, told);
         stop
+    }
+
+    /// The time since `started`, without what was told elsewhere meanwhile.
+    pub(super) fn since(&self, started: u64, told: u64) -> u64 {
+        (sys::monotonic_ns() - started).saturating_sub(self.spent.told_ns() - told)
+    }
+
+    /// Makes a process' userfaultfds, by its thread `tid`, and tells if it can be counted only.
+    fn open_doors(&mut self, tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarmed> {
+        let descends = matches!(self.options.target, Target::Run(_));
+        let mut lenders = std::mem::take(&mut self.lenders);
+        let opened = birth::open_doors(tid, pid, mode, descends, &mut lenders, &mut |tid| self.wait_for(tid));
+        self.lenders = lenders;
+        if let Ok((Doors { without_events: Some(why), .. }, _)) = &opened {
+            self.gap(pid, GapKind::CountedOnly, why.clone());
+        }
+        opened
     }
 
     fn has_room(&mut self, pid: i32) -> bool {
@@ -136,7 +154,13 @@ impl Tracer {
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
         let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
-        let order = Order { interval: self.intervals, role, mode, pid, frames, now_ns };
+        // A newborn has had none. A parent's would have to be read at each of its forks.
+        let faults_before = match (role, forked_ns) {
+            (Role::Child, Some(_)) => Some(0),
+            (Role::Child, None) => sys::process::page_faults(pid),
+            _ => None,
+        };
+        let order = Order { interval: self.intervals, role, mode, pid, frames, now_ns, faults_before };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
@@ -173,6 +197,7 @@ impl Tracer {
     /// Closes a process' interval, if one is open, and returns its userfaultfds.
     pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
         let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
+        let started = sys::monotonic_ns();
         // Nobody waits for an answer any more, but moves may still be told.
         let events = std::mem::take(&mut watch.events);
         if !events.is_empty() {
@@ -192,6 +217,7 @@ impl Tracer {
         }
         self.say(Record::End(end));
         self.sampler.forget(watch.interval);
+        self.spent.closing_ns += sys::monotonic_ns() - started;
         Some(watch.into_doors())
     }
 

@@ -20,8 +20,11 @@ mod compare;
 mod follow;
 mod intervals;
 mod kernel_writes;
+pub mod lender;
 pub mod link;
 mod maps;
+mod moves;
+mod ranges;
 mod sample;
 mod settle;
 mod start;
@@ -37,6 +40,7 @@ use cowbell::sys::ptrace::Status;
 use cowbell::sys::remote::Drain;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
+use lender::Lenders;
 use link::{Link, Options, Order, Said};
 use sample::{Halted, Sampler};
 use std::collections::{HashMap, HashSet};
@@ -87,6 +91,7 @@ struct Tracer {
     signals: OwnedFd,
     tree: Tree,
     originals: Originals,
+    lenders: Lenders,
     drain: Drain,
     sampler: Sampler,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
@@ -206,7 +211,11 @@ impl Tracer {
     fn serve_stops(&mut self) {
         loop {
             match ptrace::wait(None, false) {
-                Ok(Some((tid, status))) => self.on_status(tid, status),
+                Ok(Some((tid, status))) => {
+                    let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
+                    self.on_status(tid, status);
+                    self.spent.stops_ns += self.since(started, told);
+                }
                 Ok(None) => return,
                 Err(Errno::CHILD) => {
                     self.tree = Tree::default();
@@ -243,7 +252,7 @@ impl Tracer {
 
     /// Answers the page events of a process.
     fn serve_events(&mut self, pid: i32) {
-        let started = sys::monotonic_ns();
+        let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
             return;
         };
@@ -253,7 +262,8 @@ impl Tracer {
             let time_ns = self.now();
             for message in messages.drain(..) {
                 let Message::Fault(fault) = message else {
-                    watch.follow(&message);
+                    // Whoever makes the change goes on already: what is dropped shows at the next fault, or at the end.
+                    watch.follow(&message, &[]);
                     continue;
                 };
                 let seen = watch.look(fault, time_ns, self.leaving);
@@ -282,7 +292,7 @@ impl Tracer {
         for Halted { tid, status } in stopped {
             self.on_status(tid, status);
         }
-        self.spent.events_ns += sys::monotonic_ns() - started;
+        self.spent.events_ns += self.since(started, told);
         if full {
             self.hand_on_events(BATCH);
         }
@@ -315,14 +325,14 @@ impl Tracer {
 
     /// Follows moves and removals in the mappings that have no events.
     fn serve_moves(&mut self, pid: i32) {
-        let now = self.now();
+        let (started, now) = (sys::monotonic_ns(), self.now());
         let Some(watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut()) else { return };
         let mut messages = Vec::new();
-        while watch.read_moves(now, &mut messages) {
-            for message in messages.drain(..) {
-                watch.follow(&message);
-            }
+        let changes = watch.read_moves(now, &mut messages);
+        for message in &messages {
+            watch.follow(message, &changes);
         }
+        self.spent.events_ns += sys::monotonic_ns() - started;
     }
 
     /// Hands on the events of every interval that has at least so many.

@@ -8,6 +8,7 @@ use crate::record::{Class, Closed, End, PageRun, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Query};
+use cowbell::sys::process;
 use std::collections::BTreeMap;
 
 /// How an interval closes.
@@ -36,12 +37,21 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
     }
     if let Some(donor) = donor {
         let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
-        undecided.filter(|(page, _)| donor.still_has(**page)).for_each(|(_, class)| *class = Class::Copy);
+        undecided.filter(|(page, _)| donor.still_has(watch, **page)).for_each(|(_, class)| *class = Class::Copy);
     }
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
     // Without page tables nothing is known of mappings without events.
-    let unmapped_uncounted = watch.uncounted + if is_there { 0 } else { watch.unread() };
+    let lost = watch.uncounted + if is_there { 0 } else { watch.unread() };
+    let unmapped_uncounted = if lost == 0 { 0 } else { lost.min(faults_unexplained(watch, &pages)) };
     End { interval: watch.interval, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
+}
+
+/// How many copies the process can have made that are not known: each takes a page fault, and so did each that is known.
+fn faults_unexplained(watch: &Watch, pages: &BTreeMap<u64, Class>) -> u64 {
+    let faults = watch.faults_before.zip(process::page_faults(watch.pid));
+    let Some((before, now)) = faults else { return u64::MAX };
+    let copies = |class: &&Class| !matches!(class, Class::FirstTouch | Class::ZeroPage);
+    (now - before).saturating_sub(pages.values().filter(copies).count() as u64)
 }
 
 /// What events do not tell: pages noted by the kernel, and private pages where there were none before.
@@ -62,7 +72,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
         for page in ranges.flat_map(|range| (range.start as u64..range.end() as u64).step_by(page_bytes() as usize)) {
-            if watch.is_known(page) || watch.base.at(page).is_some() {
+            if watch.is_known(page) || watch.base.at(page).is_some() && !is_new(watch, page) {
                 continue;
             }
             let backing = maps::find(&now, page).map(|map| map.backing);
@@ -82,6 +92,15 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     Ok(())
 }
 
+/// Where pages may have been given back: is this one another than the process held? What it held is still protected. Pages
+/// without events are known by their own marks.
+fn is_new(watch: &Watch, page: u64) -> bool {
+    let entry = || baseline::entry(&watch.pagemap, page).unwrap_or(Entry::empty());
+    watch.dropped.contains(page)
+        && maps::find(&watch.maps, page).is_some_and(|map| map.mapping.watched == Watched::Events)
+        && !entry().contains(Entry::UFFD_WP)
+}
+
 /// Bit 58 of the pagemap word, since Linux 6.15.
 fn is_guard(watch: &Watch, page: u64) -> bool {
     baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.bits() & (1 << 58) != 0)
@@ -93,7 +112,8 @@ fn drop_what_never_happened(watch: &Watch, pages: &mut BTreeMap<u64, Class>, for
     for (&page, written) in &watch.written {
         let (Class::Copy | Class::Reuse, false) = (written.class, written.frame == 0) else { continue };
         let Ok(entry) = baseline::entry(&watch.pagemap, page) else { continue };
-        if !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE) || watch.base.at(page).is_none() {
+        let is_lost = watch.base.at(page).is_none() || watch.dropped.contains(page);
+        if !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE) || is_lost {
             continue;
         }
         let verdict = match (entry.frame() == written.frame, entry.contains(Entry::EXCLUSIVE)) {

@@ -2,6 +2,7 @@
 
 use super::birth::traced;
 use super::compare::Originals;
+use super::lender::Lenders;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
 use super::tree::{Process, Tree};
@@ -65,6 +66,7 @@ impl Tracer {
             signals,
             tree: Tree::default(),
             originals: Originals::default(),
+            lenders: Lenders::default(),
             drain,
             sampler: Sampler::default(),
             newborn: HashSet::new(),
@@ -77,7 +79,7 @@ impl Tracer {
             started_ns: sys::monotonic_ns(),
             root: 0,
             root_ended: None,
-            spent: Finish { time_ns: 0, ended: None, arming_ns: 0, events_ns: 0, stacks_ns: 0, stops: 0 },
+            spent: Finish::default(),
             options,
         };
         let begun = match tracer.options.target.clone() {
@@ -131,12 +133,16 @@ impl Tracer {
         let family = self.tree.new_family();
         self.tree.add(pid, Process::new(pid, 0, family, Role::Parent));
         self.name(pid, 0, Origin::Started);
+        self.tell_of_privilege(pid);
         self.go_on(pid, Stop::Event(Event::Exec));
         Ok(())
     }
 
     fn attach(&mut self, root: i32, mode_reason: String) -> Result<(), (u8, String)> {
         let command = procfs::command(root).map_err(|_| (FAILED, format!("there is no process {root}")))?;
+        if let Some(why) = has_no_memory(root) {
+            return Err((FAILED, why));
+        }
         // Seized first, so that nothing is half done when the right is missing.
         ptrace::seize(root, traced()).map_err(|e| (FAILED, cannot_trace(root, e)))?;
         self.say_header(command, mode_reason);
@@ -216,6 +222,17 @@ fn may_be_there(words: &[OsString]) -> bool {
     let Some(program) = words.first().map(Path::new) else { return false };
     let path = env::var_os("PATH").unwrap_or_default();
     program.components().count() > 1 || env::split_paths(&path).any(|folder| folder.join(program).exists())
+}
+
+/// Why there is nothing to watch in a process: a thread of the kernel, or one that has ended.
+fn has_no_memory(pid: i32) -> Option<String> {
+    let line = procfs::read(pid, "stat").ok()?;
+    let stat = procfs::stat::Stat::parse(&line)?;
+    let name = String::from_utf8_lossy(stat.name);
+    if stat.is_kernel() {
+        return Some(format!("process {pid} ({name}) is a thread of the kernel: it has no memory of its own"));
+    }
+    stat.has_ended().then(|| format!("process {pid} ({name}) has ended; its parent has not asked how"))
 }
 
 fn cannot_trace(pid: i32, e: Errno) -> String {

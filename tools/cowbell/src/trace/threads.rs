@@ -2,6 +2,7 @@
 //!
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
+use cowbell::sys::change::{self, Change};
 use cowbell::sys::process::{self, Blocked};
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
@@ -11,6 +12,9 @@ use std::os::fd::OwnedFd;
 const ASK_NS_MAX: u64 = 20_000_000;
 /// The same for one that never goes to sleep while the kernel writes for it: it is due a signal, or was interrupted.
 const RESTLESS_NS_MAX: u64 = 500_000;
+
+/// In a process with more threads none is asked what it changes.
+const ASKED_MAX: usize = 64;
 
 /// The threads of one process.
 pub struct Threads {
@@ -60,6 +64,29 @@ impl Threads {
                 limit = ASK_NS_MAX;
             } else if found.is_some() || waited > limit {
                 return found;
+            }
+            process::yield_now();
+        }
+    }
+
+    /// The changes of the address space that threads wait to tell, while a message about one can be read. Empty if none
+    /// was found: then another process makes the change, or the thread has not gone to sleep yet.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let tids = procfs::threads(self.pid).unwrap_or_default();
+        if tids.len() > ASKED_MAX {
+            return Vec::new();
+        }
+        for tid in &tids {
+            if let (false, Ok(opened)) = (self.syscalls.contains_key(tid), process::open_syscall(self.pid, *tid)) {
+                self.syscalls.insert(*tid, opened);
+            }
+        }
+        let started = cowbell::sys::monotonic_ns();
+        loop {
+            let known = tids.iter().filter_map(|tid| self.syscalls.get(tid));
+            let changes: Vec<Change> = known.filter_map(change::changing).collect();
+            if !changes.is_empty() || cowbell::sys::monotonic_ns() - started > RESTLESS_NS_MAX {
+                return changes;
             }
             process::yield_now();
         }

@@ -2,6 +2,8 @@
 
 use super::baseline::{self, Baseline, Was, page_bytes};
 use super::maps::{self, Backing, Map};
+use super::moves::Collected;
+use super::ranges::Ranges;
 use super::threads::Threads;
 use crate::record::{Class, Event, Mapping, Mode, Role, Watched};
 use cowbell::sys::Errno;
@@ -18,6 +20,8 @@ pub struct Doors {
     pub events: Option<RemoteUffd>,
     /// Asynchronous: the kernel notes which pages were written.
     pub bits: Option<RemoteUffd>,
+    /// Why there is no synchronous one though there should be.
+    pub without_events: Option<String>,
 }
 
 /// What the synchronous one must be able to do.
@@ -100,6 +104,12 @@ pub struct Watch {
     pub events: Vec<Event>,
     /// Pages that may have been written and went before they were counted.
     pub uncounted: u64,
+    /// The page faults that the process had when the interval opened, where counted.
+    pub faults_before: Option<u64>,
+    /// Where pages that the process held may be gone.
+    pub dropped: Ranges,
+    /// When all page tables were read last, and how long it took.
+    pub collected: Collected,
     pub(super) doors: Doors,
     pub(super) told: Told,
     pub(super) memory: Memory,
@@ -175,7 +185,8 @@ impl Watch {
 
     /// What a write to a page that has this entry will do.
     pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> Class {
-        match self.base.at(page) {
+        let survives = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
+        match self.base.at(page).filter(|_| survives || !self.dropped.contains(page)) {
             Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => Class::Copy,
             Some(Was::Private | Was::Swapped) if self.may_be_part_of_a_huge_page(page) => Class::CopyOrReuse,
             Some(Was::Private | Was::Swapped) => Class::Reuse,
@@ -226,31 +237,6 @@ impl Watch {
         self.threads.forget(tid);
     }
 
-    /// How many pages may have been copied without an event that would have told.
-    pub fn unread(&self) -> u64 {
-        self.unread_in(0, u64::MAX)
-    }
-
-    fn unread_in(&self, start: u64, end: u64) -> u64 {
-        let bits = self.maps.iter().filter(|map| map.mapping.watched == Watched::Bits);
-        let mut unread = 0;
-        for map in bits {
-            let (start, end) = (start.max(map.mapping.start), end.min(map.mapping.end));
-            if start >= end {
-                continue;
-            }
-            let known = self.written.keys().filter(|page| (start..end).contains(page)).count() as u64;
-            unread += match map.backing {
-                Backing::Anonymous => {
-                    self.base.held_in(start, end).filter(|page| !self.written.contains_key(page)).count() as u64
-                }
-                // Any page of the file.
-                _ => (end.saturating_sub(start) / page_bytes()).saturating_sub(known),
-            };
-        }
-        unread
-    }
-
     /// Reads the synchronous userfaultfd.
     pub fn read_events(&mut self, messages: &mut Vec<Message>) -> bool {
         if !self.told.events.is_empty() {
@@ -260,55 +246,9 @@ impl Watch {
         self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
     }
 
-    /// Reads the asynchronous userfaultfd, whose messages are moves and removals only. What was written must be noted
-    /// first: the pages of a removal go when it has been read.
-    pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> bool {
-        if self.doors.bits.is_none() || self.collect(now_ns).is_err() {
-            return false;
-        }
-        if !self.told.moves.is_empty() {
-            messages.append(&mut self.told.moves);
-            return true;
-        }
-        self.doors.bits.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
-    }
-
     /// The userfaultfds, to wait for.
     pub fn doors(&self) -> &Doors {
         &self.doors
-    }
-
-    /// Follows a change of the address space.
-    pub fn follow(&mut self, message: &Message) {
-        match *message {
-            Message::Remap { from, to, len } => {
-                let (from, to, len) = (from as u64, to as u64, len as u64);
-                self.base.relocate(from, to, len);
-                let moved: Vec<_> = self
-                    .written
-                    .iter()
-                    .filter(|(page, _)| (from..from + len).contains(page))
-                    .map(|(&p, &w)| (p, w))
-                    .collect();
-                // They stay in the interval where they were written.
-                self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
-                if let Some(map) = maps::find(&self.maps, from) {
-                    let mut map = map.clone();
-                    map.mapping.offset += from - map.mapping.start;
-                    (map.mapping.start, map.mapping.end) = (to, to + len);
-                    self.maps.retain(|other| other.mapping.end <= to || to + len <= other.mapping.start);
-                    self.maps.push(map);
-                    self.maps.sort_by_key(|map| map.mapping.start);
-                }
-            }
-            Message::Remove(range) => self.base.remove(range.start as u64, range.end() as u64),
-            Message::Unmap(range) => {
-                let (start, end) = (range.start as u64, range.end() as u64);
-                self.uncounted += self.unread_in(start, end);
-                self.base.remove(start, end);
-            }
-            Message::Fault(_) | Message::Fork(_) | Message::Other(_) => {}
-        }
     }
 
     /// Notes which pages the kernel saw written in the mappings without events.
@@ -316,6 +256,18 @@ impl Watch {
     /// # Errors
     /// The process is gone.
     pub fn collect(&mut self, now_ns: u64) -> Result<(), Errno> {
+        let started = cowbell::sys::monotonic_ns();
+        self.collect_in(baseline::user_space(), now_ns)?;
+        let ended_ns = cowbell::sys::monotonic_ns();
+        self.collected = Collected { ended_ns, took_ns: ended_ns - started };
+        Ok(())
+    }
+
+    /// The same of a range only.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn collect_in(&mut self, range: Range, now_ns: u64) -> Result<(), Errno> {
         let query = Query {
             all: Categories::WP_ALLOWED | Categories::WRITTEN,
             none: Categories::FILE,
@@ -323,7 +275,7 @@ impl Watch {
             rearm: false,
         };
         let mut found = Vec::new();
-        self.pagemap.scan_categories(baseline::user_space(), &query, |range, categories| {
+        self.pagemap.scan_categories(range, &query, |range, categories| {
             if !categories.contains(Categories::PFN_ZERO) {
                 found.push((range, categories));
             }
@@ -351,7 +303,7 @@ impl Watch {
             let now = entries.get(index).copied().unwrap_or(0);
             let class = match self.base.at(address) {
                 Some(Was::Private) if frame != 0 && now != 0 && frame == now => Class::Reuse,
-                Some(Was::Private) if frame != 0 && now != 0 => Class::Copy,
+                Some(Was::Private) if frame != 0 && now != 0 && !self.dropped.contains(address) => Class::Copy,
                 Some(Was::Private | Was::Swapped) => Class::CopyOrReuse,
                 Some(Was::Zero) => Class::ZeroPage,
                 None => self.class_of_new(address),

@@ -37,7 +37,17 @@ fn headline(text: &mut Text, summary: &Summary) {
     let command = head(&summary.run.command.join(" "), 60);
     let command = command.trim_end();
     if totals.intervals == 0 {
-        let why = if summary.processes.len() > 1 { "no process was watched" } else { "nothing forked" };
+        let afresh = summary.totals.started_afresh;
+        let why = match (afresh, summary.processes.len() as u64) {
+            (_, 0 | 1) => "nothing forked".to_owned(),
+            // All but the first.
+            (afresh, all) if afresh > 0 && afresh + 1 == all => {
+                let programs =
+                    some(afresh, "program was started afresh and shares", "programs were started afresh and share");
+                format!("{programs} nothing with the starter")
+            }
+            _ => "no process was watched".to_owned(),
+        };
         text.loud(&format!("Nothing was copied under {command}: {why}."));
     } else {
         let mut who = Vec::new();
@@ -51,12 +61,17 @@ fn headline(text: &mut Text, summary: &Summary) {
         if attached > 0 {
             who.push(some(attached, "process", "processes"));
         }
-        let most = if totals.pages.copy_or_reuse > 0 { "At most " } else { "" };
-        let pages = some(totals.copied_pages, "page", "pages");
-        let bytes = Bytes(totals.copied_bytes);
-        let line = format!("{most}{pages} ({bytes}) copied by {}: {command}", who.join(" and "));
+        let line = format!("{} copied by {}: {command}", bounds(summary), who.join(" and "));
         text.loud(head(&line, WIDTH).trim_end());
         besides(text, &totals.pages);
+        if attached > 0 {
+            text.faint_sentence(0, &since_attached(summary));
+        }
+        if totals.started_afresh > 0 {
+            let executed = some(totals.started_afresh, "process", "processes");
+            let what = "executed a program, which shares nothing with its starter and is not counted";
+            text.faint_sentence(0, &format!("{executed} {what}"));
+        }
     }
     let run = &summary.run;
     let mode = match run.mode {
@@ -66,6 +81,33 @@ fn headline(text: &mut Text, summary: &Summary) {
     let reason = if run.mode_reason.is_empty() { String::new() } else { format!(": {}", clean(&run.mode_reason)) };
     let ended = run.ended.map_or(String::new(), |ended| format!(", {ended}"));
     text.faint_sentence(0, &format!("watched for {}{ended}; mode {mode}{reason}", time(run.duration_ns)));
+}
+
+/// How many pages were copied, as far as that is certain.
+fn bounds(summary: &Summary) -> String {
+    let totals = &summary.totals;
+    let of = |pages: u64| {
+        let bytes = Bytes(pages.saturating_mul(summary.run.page_size));
+        format!("{} ({bytes})", some(pages, "page", "pages"))
+    };
+    match (totals.copied_pages_min, totals.copied_pages_max) {
+        (least, Some(most)) if least == most => of(least),
+        (0, Some(most)) => format!("At most {}", of(most)),
+        (least, Some(most)) => format!("At least {}, at most {}", of(least), of(most)),
+        (least, None) => format!("At least {}", of(least)),
+    }
+}
+
+/// A watch that comes late sees nothing of what was copied before.
+fn since_attached(summary: &Summary) -> String {
+    let own = summary.intervals.iter().filter(|interval| interval.role == Role::Attached);
+    let own = own.fold(0u64, |sum, interval| sum.saturating_add(interval.held.exclusive));
+    let own = Bytes(own.saturating_mul(summary.run.page_size));
+    let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
+    format!(
+        "counted since cowbell attached; the processes had {own} of their own by then, and which of that are copies \
+         made before, `cowbell snapshot{pid}` tells while they run"
+    )
 }
 
 /// Written pages that are no copies, and what the copies were of.

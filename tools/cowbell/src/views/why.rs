@@ -89,17 +89,27 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
             }
             GapKind::NotArmed => "the kernel would not watch everything".to_owned(),
             GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
-            GapKind::Executed => {
-                format!("{processes} executed another program: what they copied before is not counted")
+            GapKind::Executed => format!("{processes} executed another program"),
+            GapKind::CountedOnly => format!("{processes} could be counted only, without events"),
+            GapKind::PrivilegeWithheld => {
+                "programs ran without their privileges, which the kernel withholds from what a user without CAP_SYS_PTRACE \
+                 traces"
+                    .to_owned()
+            }
+            GapKind::WithoutEvents => {
+                "which code copied pages of private mappings of files, because the kernel makes no events of writes there"
+                    .to_owned()
             }
             GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
             GapKind::NoStacks => "stacks could not be taken".to_owned(),
             GapKind::Other => String::new(),
         };
         let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
-        let parts: Vec<String> = Some(what).into_iter().filter(|what| !what.is_empty()).chain(details).collect();
-        let more =
-            if parts.len() <= gap.details.len() && !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
+        // One kind with several reasons is a list of them.
+        let details: Vec<String> = details.collect();
+        let details = details.join("; ");
+        let parts: Vec<String> = [what, details].into_iter().filter(|part| !part.is_empty()).collect();
+        let more = if !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
         let pids = match gap.pids.as_slice() {
             [] => String::new(),
             [pid] => format!(" (process {pid})"),
@@ -122,6 +132,8 @@ pub fn overhead(text: &mut Text, summary: &Summary) {
         (overhead.arming_ns, "to arm"),
         (overhead.events_ns, "to answer page events"),
         (overhead.stacks_ns, "for sampled stacks"),
+        (overhead.closing_ns, "to read page tables and compare copies at the end"),
+        (overhead.stops_ns, "for other stops"),
     ];
     let mut parts: Vec<String> =
         parts.iter().filter(|(ns, _)| *ns > 0).map(|(ns, what)| format!("{} {what}", time(*ns))).collect();

@@ -1,0 +1,62 @@
+//! What a thread that waits is about to change in its address space: `/proc/PID/task/TID/syscall`.
+
+use super::map::Range;
+use std::os::fd::AsFd;
+
+/// A system call, that a thread waits in, by which its address space changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `madvise` of this range: the pages go, but for [`Self::Frees`].
+    Drops(Range),
+    /// `madvise(MADV_FREE)` of this range: what other processes share stays, and so does what is written again in time.
+    Frees(Range),
+    /// Mappings come, go or move.
+    Maps,
+}
+
+/// The change that a thread makes which waits, from its [`open_syscall`](super::process::open_syscall). *Raw.*
+pub fn changing(syscall: impl AsFd) -> Option<Change> {
+    let mut buffer = [0; 256];
+    let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
+    parse_change(buffer.get(..got)?)
+}
+
+fn parse_change(text: &[u8]) -> Option<Change> {
+    let text = std::str::from_utf8(text).ok()?.trim_end();
+    let mut fields = text.split(' ');
+    let number = fields.next()?.parse::<i64>().ok()?;
+    let mut argument = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
+    match number {
+        libc::SYS_madvise => {
+            let (start, len, advice) = (argument()? as usize, argument()? as usize, argument()?);
+            // The kernel takes whole pages.
+            let page = super::page_size().bytes();
+            let range = Range { start, len: len.checked_next_multiple_of(page)? };
+            let frees = advice as i32 == libc::MADV_FREE;
+            Some(if frees { Change::Frees(range) } else { Change::Drops(range) })
+        }
+        libc::SYS_munmap | libc::SYS_mremap | libc::SYS_mmap | libc::SYS_brk | libc::SYS_shmat | libc::SYS_shmdt => {
+            Some(Change::Maps)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_is_told_from_other_changes_and_from_other_calls() {
+        let call = |number: i64, advice: i32| {
+            let text = format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff\n");
+            parse_change(text.as_bytes())
+        };
+        let range = Range { start: 0x10000, len: crate::sys::page_size().bytes() };
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Some(Change::Frees(range)));
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Some(Change::Drops(range)));
+        assert_eq!(call(libc::SYS_munmap, 0), Some(Change::Maps));
+        assert_eq!(call(libc::SYS_read, 0), None);
+        assert_eq!((parse_change(b"-1 0x7ffd10 0x55aa\n"), parse_change(b"running\n")), (None, None));
+    }
+}
