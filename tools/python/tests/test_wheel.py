@@ -1,0 +1,112 @@
+"""The wheel, installed into clean environments. Only where COWBELL_WHEEL names one: building it takes minutes."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import pytest
+
+WHEEL = os.environ.get("COWBELL_WHEEL", "")
+pytestmark = pytest.mark.skipif(not WHEEL, reason="COWBELL_WHEEL does not name a wheel (tools/build-wheel prints one)")
+
+
+def interpreters():
+    """One of each version from 3.8 on."""
+    if not WHEEL:
+        return [pytest.param(0, "", id="none")]
+    found = {}
+    root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
+    here = [sys.executable, "/usr/bin/python3", *glob.glob(f"{root}/versions/*/bin/python3")]
+    for python in here:
+        if os.path.exists(python):
+            ask = "import sys; print(sys.version_info[0] * 100 + sys.version_info[1])"
+            version = int(subprocess.check_output([python, "-c", ask], env={"PATH": "/usr/bin:/bin"}))
+            if version >= 308:
+                found.setdefault(version, python)
+    return [pytest.param(version, python, id=f"3.{version % 100}") for version, python in sorted(found.items())]
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Installs the wheel for an interpreter, and returns how to run that environment's programs."""
+
+    def install(python):
+        clean = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        where = tmp_path / "venv"
+        # With the pip that the tests brought: not every interpreter here has its own.
+        subprocess.run([python, "-m", "venv", "--without-pip", str(where)], check=True, env=clean)
+        with zipfile.ZipFile(WHEEL) as wheel:
+            record = next(name for name in wheel.namelist() if name.endswith("/RECORD"))
+            assert record.startswith("cowbell_fork-")
+        pip = [str(where / "bin/python3"), "-m", "pip", "install", "--no-index", "--no-deps", "-q", WHEEL]
+        try:
+            subprocess.run(pip, check=True, env=dict(clean, PYTHONPATH=IMPORTED), capture_output=True)
+        except subprocess.CalledProcessError:
+            # That pip is too new for it; its own is of its age.
+            subprocess.run([python, "-m", "venv", str(where)], check=True, env=clean)
+            subprocess.run(pip, check=True, env=clean)
+
+        # As an activated environment has it: the job's python3 is this one.
+        active = dict(clean, PATH=f"{where / 'bin'}:{clean['PATH']}")
+
+        def run(name, *arguments):
+            return subprocess.run(
+                [str(where / "bin" / name), *arguments], capture_output=True, text=True, env=active, timeout=120, cwd=tmp_path
+            )
+
+        return run
+
+    return install
+
+
+#: Where the pip lies that tools/python/setup brought.
+IMPORTED = os.path.dirname(os.path.dirname(os.path.abspath(pytest.__file__)))
+
+JOB = """
+import os, sys
+import cowbell_fork
+data = [f"string number {n}" for n in range(300_000)]
+if "frozen" in sys.argv:
+    cowbell_fork.freeze(data)
+pid = os.fork()
+if pid == 0:
+    for text in data: pass
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("version, python", interpreters())
+def test_it_installs_and_runs_in_a_clean_environment(installed, version, python, tmp_path):
+    run = installed(python)
+    said = run("cowbell", "--version")
+    assert said.returncode == 0 and said.stdout.startswith("cowbell "), said
+    job = tmp_path / "job.py"
+    job.write_text(textwrap.dedent(JOB))
+
+    def copied(*arguments):
+        """Pages, as the tool counts them."""
+        said = run("cowbell", "run", "--mode", "count", "--json", "-o", "report.json", "--force", "--", "python3", "job.py", *arguments)
+        assert said.returncode == 0, said.stderr
+        return total(json.loads((tmp_path / "report.json").read_text()))
+
+    plain = copied()
+    assert plain > 3000, plain
+    if version >= 312:
+        assert copied("frozen") < plain / 20
+    else:
+        refused = run("python3", "job.py", "frozen")
+        assert refused.returncode == 1 and "no immortal objects before 3.12" in refused.stderr, refused.stderr
+        assert re.search(r"Unsupported: CPython 3\.\d+ counts references", refused.stderr), refused.stderr
+
+
+def total(report):
+    """Copied pages in all, of the tool's report."""
+    return report["totals"]["copied_pages"]
