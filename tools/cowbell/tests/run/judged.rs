@@ -1,8 +1,7 @@
 //! A judged run: the plan compiled, carried out under the tool, and what the tool and the program itself said of it.
 
-use crate::lab::{Capture, Scratch, cowbell, run, tool};
+use crate::lab::{Scratch, cowbell, run, tool};
 use crate::plan::{Lib, Plan, Symbols};
-use crate::record::Class;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -97,7 +96,7 @@ impl Judged {
 pub struct Said {
     pub mode: &'static str,
     pub report: Value,
-    pub capture: Capture,
+    pub verdicts: BTreeMap<i32, Vec<Value>>,
     pub puts: BTreeMap<usize, Vec<Put>>,
 }
 
@@ -115,7 +114,7 @@ impl Judged {
         assert_eq!(outcome.code, Some(0), "{}", outcome.err);
         let report = serde_json::from_slice(&std::fs::read(report).expect("a report")).expect("JSON");
         let puts = puts(&std::fs::read_to_string(truth).expect("the truth"));
-        Said { mode, report, capture: Capture::read(&capture), puts }
+        Said { mode, report, verdicts: verdicts(&capture), puts }
     }
 
     /// The same report from the capture alone, where neither libraries nor sources are.
@@ -183,15 +182,38 @@ pub fn path_of(module: &str) -> &Path {
     Path::new(module.strip_suffix(" (deleted)").unwrap_or(module))
 }
 
-/// The pages that a process copied, by the verdicts of its intervals.
-pub fn copied(capture: &Capture, pid: i32) -> BTreeSet<u64> {
-    let page_size = capture.page_size();
-    let ends = capture.of(pid).filter_map(|interval| interval.end.as_ref());
-    let runs = ends.flat_map(|end| &end.pages);
-    let is_copy = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
-    runs.filter(|run| is_copy(run.class))
-        .flat_map(|run| (0..run.pages).map(move |n| run.start + n * page_size))
-        .collect()
+/// The ends of each process' intervals, by process. Read as plain JSON: a capture's other records are not for this judge.
+fn verdicts(capture: &Path) -> BTreeMap<i32, Vec<Value>> {
+    let text = std::fs::read_to_string(capture).expect("a capture");
+    let (mut pids, mut ends) = (BTreeMap::new(), BTreeMap::<i32, Vec<Value>>::new());
+    for line in text.lines() {
+        let record: Value = serde_json::from_str(line).expect("JSON");
+        if let Some(begin) = record.get("begin") {
+            pids.insert(begin["interval"].as_u64(), begin["pid"].as_i64().expect("a process") as i32);
+        } else if let Some(end) = record.get("end") {
+            ends.entry(pids[&end["interval"].as_u64()]).or_default().push(end.clone());
+        }
+    }
+    ends
+}
+
+impl Said {
+    /// The intervals' ends of a process.
+    pub fn ends(&self, pid: i32) -> &[Value] {
+        self.verdicts.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The pages that a process copied, by the verdicts of its intervals.
+    pub fn copied(&self, pid: i32) -> BTreeSet<u64> {
+        let page_size = self.report["run"]["page_size"].as_u64().expect("a page size");
+        let runs = self.ends(pid).iter().flat_map(|end| end["pages"].as_array().expect("runs of pages"));
+        let is_copy = |class: &Value| ["copy", "copy_or_reuse", "private_file"].iter().any(|copied| class == copied);
+        let copied = runs.filter(|run| is_copy(&run[2])).flat_map(|run| {
+            let [start, pages] = [0, 1].map(|nth| run[nth].as_u64().expect("a number"));
+            (0..pages).map(move |n| start + n * page_size)
+        });
+        copied.collect()
+    }
 }
 
 /// How often two writers' modules lay at one address in one process: without it nothing is shown of stale names.

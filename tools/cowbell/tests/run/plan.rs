@@ -172,7 +172,8 @@ impl Plan {
             _ => "anon",
         };
         let pages = first + step * count;
-        let mut writer = Writer { lib, kind, backing, pages, first, step, count, dropped: 0, unmapped: false, tag };
+        let mut writer =
+            Writer { lib, kind, backing, pages, first, step, count, dropped: 0, unmapped: false, tag, fate: "kept" };
         let put = match kind {
             Kind::Generated => "jit",
             Kind::Named => "named",
@@ -184,7 +185,7 @@ impl Plan {
         let mut lines = vec![plain.clone()];
         match (backing, random.below(12)) {
             ("anon" | "memfd", 0) => {
-                writer.tag = if tag == "resident" { "moved" } else { tag };
+                writer.fate = "moved";
                 lines = vec![
                     format!("{put} {id} 0 {half}"),
                     format!("move {id} 0 0"),
@@ -192,15 +193,15 @@ impl Plan {
                 ];
             }
             ("anon", 1) => {
-                (writer.dropped, writer.tag) = (half, "dropped");
+                (writer.dropped, writer.fate) = (half, "dropped");
                 lines = vec![format!("drop {id} 0 {half}"), plain];
             }
             ("anon", 2) => {
-                writer.tag = "lazy";
+                writer.fate = "lazy";
                 lines = vec![format!("lazy {id} 0 {half}"), plain];
             }
             ("anon", 3) => {
-                (writer.unmapped, writer.tag) = (true, "unmapped");
+                (writer.unmapped, writer.fate) = (true, "unmapped");
                 lines.push(format!("unmap {id} 0 0"));
             }
             (_, 4) => lines.push("spawn 0 0 0".to_owned()),

@@ -169,8 +169,10 @@ pub struct Writer {
     pub dropped: usize,
     /// Its region is unmapped after the write.
     pub unmapped: bool,
-    /// What makes it hard.
+    /// What makes its code hard to tell.
     pub tag: &'static str,
+    /// What makes its pages hard to tell.
+    pub fate: &'static str,
 }
 
 impl Writer {
