@@ -1,4 +1,4 @@
-"""A parent builds 300,000 objects; its child only looks at them, and copies most of the memory they lie in.
+"""A parent builds 300,000 objects, or READ_LIST_COUNT; its child only looks at them, and copies most of the memory they lie in.
 
 usage: read_list.py VARIANT [FILE]
   list            the child reads a list of strings
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-COUNT = 300_000
+COUNT = int(os.environ.get("READ_LIST_COUNT", 300_000))
 
 
 def read(data):
