@@ -1,6 +1,7 @@
 //! `cowbell doctor`: what works here for this user, and what would make the rest work.
 
 use crate::trace::{ability, lender};
+use crate::views::{self, Document};
 use cowbell::support::Support;
 use std::io::Write;
 use std::process::ExitCode;
@@ -24,8 +25,7 @@ pub fn run(json: bool) -> ExitCode {
 fn print(support: &Support, json: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut out, &document(support)?)?;
-        writeln!(out)?;
+        out.write_all(&views::json(&document(support)?)?)?;
     } else {
         write!(out, "{support}")?;
         writeln!(out, "\nCommands: looking into programs that are not prepared")?;
@@ -41,14 +41,26 @@ fn print(support: &Support, json: bool) -> std::io::Result<()> {
 }
 
 /// The library's answer, and the commands'.
-fn document(support: &Support) -> serde_json::Result<serde_json::Value> {
+#[derive(serde::Serialize)]
+struct Answer(serde_json::Value);
+
+impl Document for Answer {
+    const FORMAT: &'static str = "cowbell-doctor";
+    const VERSION: u32 = 1;
+}
+
+fn document(support: &Support) -> serde_json::Result<Answer> {
     let mut document = serde_json::to_value(support)?;
+    if let Some(fields) = document.as_object_mut() {
+        // The library's answer by itself has a version of its own.
+        fields.remove("version");
+    }
     let commands = commands().into_iter().map(|(command, verdict, _)| match verdict {
         Ok(()) => (command.to_owned(), serde_json::json!({ "verdict": "works" })),
         Err(why) => (command.to_owned(), serde_json::json!({ "verdict": "missing", "why": why })),
     });
     document["commands"] = serde_json::Value::Object(commands.collect());
-    Ok(document)
+    Ok(Answer(document))
 }
 
 /// The commands that depend on rights, whether they work, and what they tell.
@@ -77,11 +89,12 @@ mod tests {
 
     #[test]
     fn json_holds_its_version_four_watches_and_every_feature() {
-        let json = document(&Support::probe()).expect("JSON");
+        let json = views::json(&document(&Support::probe()).expect("an answer")).expect("JSON");
+        let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
         for (command, _, _) in commands() {
             assert!(json["commands"][command]["verdict"].is_string(), "{command} in {json}");
         }
-        assert_eq!(json["version"], 1);
+        assert_eq!((&json["format"], &json["version"]), (&"cowbell-doctor".into(), &1.into()));
         for watch in ["census", "async", "trap", "monitor"] {
             assert!(json["watches"][watch]["verdict"].is_string(), "{watch} in {json}");
         }

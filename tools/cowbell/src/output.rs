@@ -109,9 +109,8 @@ impl Output {
     ///
     /// # Errors
     /// As [`Output::report`].
-    pub fn json(&mut self, document: &impl serde::Serialize) -> Result<(), Failure> {
-        let mut bytes = serde_json::to_vec_pretty(document).map_err(|e| Failure::new(format!("no JSON: {e}")))?;
-        bytes.push(b'\n');
+    pub fn json(&mut self, document: &impl views::Document) -> Result<(), Failure> {
+        let bytes = views::json(document).map_err(|e| Failure::new(format!("no JSON: {e}")))?;
         self.write(&bytes)
     }
 

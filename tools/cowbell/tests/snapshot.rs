@@ -123,6 +123,25 @@ fn private_pages_are_those_of_smaps_in_every_mapping() {
 }
 
 #[test]
+fn memory_that_parent_and_child_each_mapped_after_the_fork_is_not_called_a_copy() {
+    for place in Place::with_users("both") {
+        // The same call after the same history: the kernel gives both the same addresses.
+        let tree = Tree::start(&place, "w0-399 (n w0-9) n");
+        let snapshot = place.json(tree.pids[0]);
+        let child = process_of(&snapshot, tree.pids[1]);
+        let mapped = &group(child, "[anonymous]")["own"];
+        let count = |name: &str| mapped[name].as_u64().expect("a count");
+        assert!(count("copied_or_new") >= 64, "{mapped}");
+        // The heap is older than the fork, which its other pages show.
+        let heap = &group(child, "[heap]")["own"];
+        assert_eq!((&heap["differs"], &heap["copied_or_new"]), (&10.into(), &0.into()), "{heap}");
+        let shown = text(&place.snapshot(&[&tree.pids[0].to_string()]).stdout);
+        let says = "copied, or mapped by each since the fork";
+        assert!(shown.contains(says) && !shown.contains("one of the two copied it"), "{shown}");
+    }
+}
+
+#[test]
 fn the_sums_are_those_of_the_processes() {
     for place in Place::with_users("sums") {
         let tree = Tree::start(&place, "w0-399 (w0-99)(w0-49 (w200-209))");

@@ -33,8 +33,6 @@ pub fn summary(profile: Profile) -> Summary {
     let overhead = totals::overhead(&profile, run.duration_ns);
     let gaps = gaps::all(&profile, &totals);
     Summary {
-        format: summary::FORMAT,
-        version: summary::VERSION,
         cut: profile.cut.clone(),
         totals,
         intervals,

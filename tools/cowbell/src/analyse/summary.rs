@@ -8,10 +8,10 @@ use super::cause::Cause;
 use super::mapping::Kind;
 use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
 use crate::stacks::languages::Work;
-use cowbell::sys::pidfd::Ended;
+use cowbell::fork::Ended;
 use serde::Serialize;
 
-/// The document's `format`.
+/// The document's `format`, which its envelope has.
 pub const FORMAT: &str = "cowbell-report";
 /// The document's `version`.
 pub const VERSION: u32 = 2;
@@ -19,10 +19,6 @@ pub const VERSION: u32 = 2;
 /// All that a profile says.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// [`FORMAT`].
-    pub format: &'static str,
-    /// [`VERSION`].
-    pub version: u32,
     /// How the capture lacks its end; `null` if it is whole.
     pub cut: Option<String>,
     /// What was watched, where and how.

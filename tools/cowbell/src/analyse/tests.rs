@@ -371,7 +371,7 @@ fn a_process_id_used_again_is_another_process() {
     let process = |origin, command: &str, time_ns| {
         Record::Process(Process { pid: 9, parent: 1, time_ns, origin, command: vec![command.into()] })
     };
-    let ended = |code| Record::Exit { pid: 9, time_ns: 5, ended: cowbell::sys::pidfd::Ended::Exited(code) };
+    let ended = |code| Record::Exit { pid: 9, time_ns: 5, ended: cowbell::fork::Ended::Exited(code) };
     let summary = profile(vec![
         header(),
         process(Origin::Forked, "a", 1),

@@ -1,6 +1,7 @@
 //! `cowbell demo`: the main job. Build a graph in an arena, freeze it, fork workers that search it, and
 //! show what each of them copied and why.
 
+mod cost;
 mod edges;
 mod graph;
 mod render;
@@ -58,10 +59,6 @@ const CAPACITY_FACTOR: usize = 4;
 /// Sources that each worker searches from.
 const SOURCES: usize = 4;
 
-/// Pages and rounds of the measurement of what each watch costs.
-const MEASURED_PAGES: usize = 4096;
-const MEASURED_ROUNDS: usize = 9;
-
 /// Words of results a worker hands back.
 const RESULT_WORDS: usize = 4;
 
@@ -92,8 +89,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     };
 
     let workers = fork_workers(options, &frozen, &sources)?;
-    let measured = cowbell_bench::writes(MEASURED_PAGES, MEASURED_ROUNDS).map_err(|e| Failure::new(e.to_string()))?;
-    let outcome = Outcome { version: 1, watch: options.watch, graph: summary, workers, measured };
+    let measured = cost::measure()?;
+    let outcome = Outcome { watch: options.watch, graph: summary, workers, measured };
     render::print(&outcome, options.json)?;
     failed(&outcome)
 }

@@ -1,22 +1,21 @@
 //! What the demo prints.
 
+use super::cost::Costs;
 use super::graph::Paths;
 use super::roles::Role;
 use crate::failure::Failure;
 use crate::symbols::{self, Code};
+use crate::views::{self, Document};
 use cowbell::fork::Exit;
 use cowbell::page::Bytes;
 use cowbell::report::{Census, Report};
 use cowbell::watch::Watch;
-use cowbell_bench::Writes;
 use std::collections::HashMap;
 use std::io::Write;
 
 /// All of a run, as `--json` prints it.
 #[derive(serde::Serialize)]
 pub struct Outcome {
-    /// Raised when a field changes its meaning or goes away.
-    pub version: u32,
     /// How the workers were watched.
     pub watch: Watch,
     /// The graph.
@@ -24,7 +23,13 @@ pub struct Outcome {
     /// The workers, in the order they were forked.
     pub workers: Vec<WorkerOutcome>,
     /// What each watch costs a writer on this machine.
-    pub measured: Writes,
+    pub measured: Costs,
+}
+
+impl Document for Outcome {
+    const FORMAT: &'static str = "cowbell-demo";
+    // 2: `measured` has medians.
+    const VERSION: u32 = 2;
 }
 
 /// The graph and what building it took.
@@ -109,7 +114,7 @@ fn shares(report: &Report) -> Vec<CodeShare> {
 pub fn print(outcome: &Outcome, json: bool) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     let written = if json {
-        serde_json::to_writer_pretty(&mut out, outcome).map_err(std::io::Error::from).and_then(|()| writeln!(out))
+        views::json(outcome).map_err(std::io::Error::from).and_then(|bytes| out.write_all(&bytes))
     } else {
         text(&mut out, outcome)
     };
@@ -153,17 +158,16 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     costs(out, &outcome.measured)
 }
 
-fn costs(out: &mut impl Write, measured: &Writes) -> std::io::Result<()> {
-    let native = measured.native.untouched_ns_per_page.median;
+fn costs(out: &mut impl Write, measured: &Costs) -> std::io::Result<()> {
+    let native = measured.native_ns_per_page;
     writeln!(out, "\nwhat watching costs the writer, against {native:.0} ns for a copied page without it")?;
+    let Costs { pages, rounds, .. } = measured;
     for watch in &measured.watches {
-        match (&watch.untouched, &watch.error) {
-            (Some(cost), _) => writeln!(
-                out,
-                "  {:<8} {:.2} times ({:.0} ns; {} pages, {} rounds)",
-                watch.watch, cost.ratio_to_native.median, cost.ns_per_page.median, measured.pages, measured.repeats
-            )?,
-            (None, error) => writeln!(out, "  {:<8} {}", watch.watch, error.as_deref().unwrap_or("not measured"))?,
+        match (watch.ratio_to_native, watch.ns_per_page) {
+            (Some(ratio), Some(ns)) => {
+                writeln!(out, "  {:<8} {ratio:.2} times ({ns:.0} ns; {pages} pages, {rounds} rounds)", watch.watch)?;
+            }
+            _ => writeln!(out, "  {:<8} {}", watch.watch, watch.error.as_deref().unwrap_or("not measured"))?,
         }
     }
     Ok(())

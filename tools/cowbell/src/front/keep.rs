@@ -1,12 +1,12 @@
 //! What the tracer says, kept: in the capture file, in the profile, and as instructions that want a name.
 
+use super::capture::Writer;
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
-use crate::record::Writer;
 use crate::record::{Code, Finish, Mapping, Origin, Record};
 use crate::stacks::names::Names;
 use crate::trace::link::Said;
-use cowbell::sys::pidfd::Ended;
+use cowbell::fork::Ended;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One run, as far as heard.

@@ -1,12 +1,13 @@
 //! The process that the user started: it starts the tracer, keeps the capture, and renders the report.
 
+mod capture;
 mod keep;
 pub mod options;
 
 use crate::failure::Failure;
 use crate::output::{Output, Stream};
-use crate::record::Writer;
 use crate::trace::link::{Options, Order, Target};
+use capture::Writer;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{Errno, process, signal};
 use keep::{Kept, exit_code};

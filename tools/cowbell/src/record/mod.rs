@@ -3,8 +3,6 @@
 mod code;
 pub mod read;
 mod types;
-pub mod write;
 
 pub use read::Reader;
 pub use types::*;
-pub use write::Writer;

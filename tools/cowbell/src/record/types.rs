@@ -8,7 +8,7 @@
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
 pub use super::code::{Code, Frame, NativeFrame, Stack};
-use cowbell::sys::pidfd::Ended;
+use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
 /// The first line's `format`.

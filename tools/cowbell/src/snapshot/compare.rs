@@ -1,6 +1,6 @@
 //! A process' pages against its parent's: the verdict on each, and the sums. Pure: evidence in, counts out.
 
-use super::space::{Kind, Page, Space};
+use super::space::{Kind, Page, Run, Space};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,7 +20,7 @@ pub enum Against<'a> {
 /// Where an anonymous page came from, as far as the parent's page at the same address tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// The parent has another page there: one of the two copied it.
+    /// The parent has another page there.
     Differs,
     /// The parent has nothing there, or the page of zeroes.
     New,
@@ -89,8 +89,12 @@ fn origin(theirs: Option<Page>, file_mapping: bool) -> Origin {
 pub struct Origins {
     /// All of them.
     pub pages: u64,
-    /// The parent has another page at the same address: one of the two copied it.
+    /// The parent has another page at the same address, in a mapping of which the two still share pages: one of them
+    /// copied it, or it was not there yet at the fork and each wrote it first.
     pub differs: u64,
+    /// The parent has another page at the same address, in a mapping of which the two share nothing: one of them copied
+    /// it, or each mapped memory there after the fork. Page tables do not tell which.
+    pub copied_or_new: u64,
     /// The parent has nothing there.
     pub new: u64,
     /// Private copies of a file's pages.
@@ -113,9 +117,15 @@ impl Origins {
     fn merge(&mut self, other: &Self) {
         self.pages += other.pages;
         self.differs += other.differs;
+        self.copied_or_new += other.copied_or_new;
         self.new += other.new;
         self.file_copies += other.file_copies;
         self.unknown += other.unknown;
+    }
+
+    /// Takes back that the pages lie in a mapping which both had at the fork.
+    fn doubt(&mut self) {
+        self.copied_or_new += std::mem::take(&mut self.differs);
     }
 }
 
@@ -158,6 +168,15 @@ impl Counts {
         }
     }
 
+    /// A mapping's counts when all its pages are in: where none of them is the parent's any more, nothing shows that the
+    /// mapping is older than the fork. (With exclusive bits alone, a page that is shared may be the parent's.)
+    fn settle(&mut self) {
+        if self.shared_with_parent + self.shared_unknown == 0 {
+            self.own.doubt();
+            self.shared_with_others.doubt();
+        }
+    }
+
     /// Adds another's counts.
     pub fn merge(&mut self, other: &Self) {
         self.shared_with_parent += other.shared_with_parent;
@@ -185,16 +204,20 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
         Against::Nobody | Against::Unreadable | Against::Itself => nothing.cursor(),
     };
     let mut groups: BTreeMap<String, Counts> = BTreeMap::new();
-    for run in &space.runs {
-        let Some(mapping) = space.mappings.get(run.mapping) else { continue };
+    for runs in space.runs.chunk_by(|one, next| one.mapping == next.mapping) {
+        let Some(mapping) = runs.first().and_then(|run| space.mappings.get(run.mapping)) else { continue };
         let mut counts = Counts::default();
-        for (nth, &page) in run.pages.iter().enumerate() {
+        let at = |run: &Run, nth| run.start + nth * page_bytes;
+        let pages =
+            runs.iter().flat_map(|run| run.pages.iter().enumerate().map(move |(nth, &page)| (at(run, nth), page)));
+        for (address, page) in pages {
             counts.add(match against {
                 Against::Itself if page.kind() == Kind::Anonymous => Class::Parent,
                 Against::Unreadable => classify(page, None, mapping.file),
-                _ => classify(page, Some(parent.at(run.start + nth * page_bytes)), mapping.file),
+                _ => classify(page, Some(parent.at(address)), mapping.file),
             });
         }
+        counts.settle();
         match groups.get_mut(&mapping.name) {
             Some(group) => group.merge(&counts),
             None => drop(groups.insert(mapping.name.clone(), counts)),
@@ -244,7 +267,7 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
-    use super::super::space::{Mapping, Run};
+    use super::super::space::Mapping;
     use super::*;
     use cowbell::sys::map::Range;
 
@@ -312,6 +335,24 @@ mod tests {
         let alone = count(&child, Against::Nobody)["heap"];
         assert_eq!((alone.own.new, alone.shared_with_others.new), (2, 1));
         assert_eq!(count(&child, Against::Itself)["heap"].shared_with_parent, 3);
+    }
+
+    #[test]
+    fn pages_that_both_have_are_called_copies_only_in_a_mapping_that_is_older_than_the_fork() {
+        // All pages differ: copied one by one, or both mapped anew.
+        let counts =
+            count(&space("x", 10, &[own(1), shared(2)]), Against::Parent(&space("x", 10, &[own(3), own(4)])))["x"];
+        assert_eq!((counts.own.differs, counts.own.copied_or_new), (0, 1));
+        assert_eq!((counts.shared_with_others.differs, counts.shared_with_others.copied_or_new), (0, 1));
+        // One is still the parent's, in another run of the same mapping.
+        let mut child = space("x", 10, &[own(1), shared(2)]);
+        let far = 100 * cowbell::sys::page_size().bytes();
+        child.runs.push(Run { mapping: 0, start: far, pages: vec![shared(7)] });
+        let mut parent = space("x", 10, &[own(3), own(4)]);
+        parent.runs.push(Run { mapping: 0, start: far, pages: vec![shared(7)] });
+        let counts = count(&child, Against::Parent(&parent))["x"];
+        assert_eq!((counts.own.differs, counts.own.copied_or_new, counts.shared_with_parent), (1, 0, 1));
+        assert_eq!((counts.shared_with_others.differs, counts.shared_with_others.copied_or_new), (1, 0));
     }
 
     #[test]

@@ -2,15 +2,12 @@
 
 use super::compare::Counts;
 use super::process::State;
+use crate::views::Document;
 use serde::Serialize;
 
 /// All of it.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
-    /// Always `cowbell-snapshot`.
-    pub format: &'static str,
-    /// Raised when a field changes its meaning or goes away.
-    pub version: u32,
     /// What `uname -r` says.
     pub kernel: String,
     /// Bytes a page.
@@ -25,6 +22,12 @@ pub struct Snapshot {
     pub processes: Vec<ProcessReport>,
     /// The tree's sums.
     pub total: Total,
+}
+
+impl Document for Snapshot {
+    const FORMAT: &'static str = "cowbell-snapshot";
+    // 2: `differs` is of mappings that both had at the fork; `copied_or_new` has the others.
+    const VERSION: u32 = 2;
 }
 
 /// On what the verdicts rest.
@@ -143,7 +146,7 @@ pub struct Children {
     pub added_bytes: Option<u64>,
     /// Private pages that nobody else has.
     pub own_bytes: u64,
-    /// Those at whose address the parent has another page: one of the two copied it.
+    /// Those at whose address the parent has another page.
     pub differs_bytes: u64,
     /// Their pages.
     pub pages: Counts,

@@ -191,7 +191,7 @@ impl Look {
         if node.depth > 0 {
             total.children.processes += 1;
             total.children.own_bytes += pages.own.pages * page_bytes;
-            total.children.differs_bytes += pages.own.differs * page_bytes;
+            total.children.differs_bytes += (pages.own.differs + pages.own.copied_or_new) * page_bytes;
             total.children.pages.merge(pages);
             for (name, counts) in groups {
                 self.groups.entry(name.clone()).or_default().merge(counts);
@@ -223,8 +223,6 @@ impl Look {
             self.notes.push("before Linux 6.7 the page of zeroes counts as a shared page".to_owned());
         }
         Snapshot {
-            format: "cowbell-snapshot",
-            version: 1,
             kernel: cowbell::sys::limits::kernel_release(),
             page_size,
             pid,

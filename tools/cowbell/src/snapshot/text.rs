@@ -65,13 +65,14 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
 }
 
 /// Columns of [`Counts`], in the order of [`figures`].
-const COUNTS: [&str; 8] = ["=parent", "=others", "differs", "new", "filecopy", "unknown", "file", "swap"];
+const COUNTS: [&str; 9] = ["=parent", "=others", "differs", "either", "new", "filecopy", "unknown", "file", "swap"];
 
 fn figures(pages: &Counts, page: u64) -> [u64; COUNTS.len()] {
     [
         pages.shared_with_parent,
         pages.shared_with_others.pages + pages.shared_unknown,
         pages.own.differs,
+        pages.own.copied_or_new,
         pages.own.new,
         pages.own.file_copies,
         pages.own.unknown,
@@ -163,7 +164,7 @@ fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     let reports: Vec<&MemoryReport> = snapshot.processes.iter().filter_map(|p| p.memory.as_ref()).collect();
     let any = |of: fn(&Counts) -> u64| reports.iter().any(|memory| of(&memory.pages) > 0);
     let others = if snapshot.evidence.frames {
-        "private pages that others have too: its own children, or siblings"
+        "private pages that others have too: its children, siblings, or its parent elsewhere"
     } else {
         "private pages that its parent or others have too"
     };
@@ -171,7 +172,16 @@ fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     for (shown, column, words) in [
         (any(|p| p.shared_with_parent), "=parent", "private pages that are still its parent's: the same page frame"),
         (any(|p| p.shared_with_others.pages + p.shared_unknown), "=others", others),
-        (any(|p| p.own.differs), "differs", "own, and its parent has another page there: one of the two copied it"),
+        (
+            any(|p| p.own.differs),
+            "differs",
+            "own, and its parent has another there: one copied it, or both wrote it first",
+        ),
+        (
+            any(|p| p.own.copied_or_new),
+            "either",
+            "the same where nothing is shared: copied, or mapped by each since the fork",
+        ),
         (any(|p| p.own.new), "new", "own, and its parent has nothing there"),
         (any(|p| p.own.file_copies), "filecopy", "own private copies of a file's pages"),
         (any(|p| p.own.unknown), "unknown", "own; its parent's page is swapped out or not readable"),
@@ -198,7 +208,7 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
     if children.processes > 0 {
         writeln!(
             out,
-            "children's own memory: {}, of which {} differ from the parent's",
+            "children's own memory: {}; for {} of it the parent has other pages",
             Bytes(children.own_bytes),
             Bytes(children.differs_bytes)
         )?;
@@ -286,7 +296,7 @@ mod tests {
     fn a_table_is_as_wide_as_agreed_whatever_the_names() {
         let mut rows = vec![header("process", &["rss", "pss", "uss"])];
         for name in ["1 x".to_owned(), "é".repeat(300), format!("{:12}7 {}", "", "long ".repeat(40))] {
-            rows.push(Row { name, figures: vec![999 << 30; 11], remark: "a remark".to_owned() });
+            rows.push(Row { name, figures: vec![999 << 30; 12], remark: "a remark".to_owned() });
         }
         let mut shown = String::new();
         table(&mut shown, rows).expect("memory");

@@ -1,10 +1,12 @@
 //! A profile as text for people. As JSON for programs it is [`Summary`](crate::analyse::Summary) itself.
 
+mod json;
 mod lines;
 mod tables;
 mod text;
 mod why;
 
+pub use json::{Document, json};
 pub use text::text;
 
 /// How much the text says.

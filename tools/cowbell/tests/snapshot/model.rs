@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 /// What is counted, as the report's JSON names it.
-pub const COUNTS: [&str; 10] = [
+pub const COUNTS: [&str; 12] = [
     "shared_with_parent",
     "shared_unknown",
     "own.differs",
+    "own.copied_or_new",
     "own.new",
     "own.file_copies",
     "own.unknown",
     "shared_with_others.differs",
+    "shared_with_others.copied_or_new",
     "shared_with_others.new",
     "shared_with_others.file_copies",
     "shared_with_others.unknown",
@@ -113,6 +115,16 @@ impl Models {
                 (None, _) => "shared_with_others.file_copies",
             };
             *counts.get_mut(name).expect("a count") += 1;
+        }
+        if counts["shared_with_parent"] + counts["shared_unknown"] == 0 {
+            // Nothing shows that the mapping is older than the fork.
+            for (known, doubted) in [
+                ("own.differs", "own.copied_or_new"),
+                ("shared_with_others.differs", "shared_with_others.copied_or_new"),
+            ] {
+                let pages = counts.insert(known, 0).unwrap_or(0);
+                counts.insert(doubted, pages);
+            }
         }
         counts
     }

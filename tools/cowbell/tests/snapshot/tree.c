@@ -5,6 +5,7 @@
  *   (     fork a child that does what follows, up to its )
  *   v     make a child that runs in this memory
  *   r     reserve two tebibytes, one of them writable, and write its first and its last page
+ *   n     map 64 new pages, where the kernel likes, and write them
  *   t     end the main thread, leave another
  * Each process writes its id to standard output as it starts; the first writes `ready` when all have done their
  * part. All wait for the end of standard input then. Nothing here allocates: the heap holds the script's pages only.
@@ -21,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { HEAP_PAGES = 400, FILE_PAGES = 64 };
+enum { HEAP_PAGES = 400, FILE_PAGES = 64, NEW_PAGES = 64 };
 static volatile char *heap, *file;
 static long page;
 static int to_parent = -1;
@@ -112,6 +113,12 @@ static void act(char **at) {
     char *wide = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (wide == MAP_FAILED) _exit(11);
     wide[0] = wide[bytes - 1] = 1;
+    return;
+  }
+  if (action == 'n') {
+    char *new = mmap(NULL, NEW_PAGES * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (new == MAP_FAILED) _exit(12);
+    for (long nth = 0; nth < NEW_PAGES; nth++) new[nth * page] = 1;
     return;
   }
   if (action == 't') {

@@ -1,8 +1,8 @@
 //! Writing a capture: whole lines, at once, into a file that only its owner reads.
 
-use super::types::Record;
 use crate::failure::Failure;
 use crate::output;
+use crate::record::Record;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
