@@ -122,6 +122,13 @@ pub struct PageSpan {
     pub count: PageCount,
 }
 
+/// The words of 8 bytes in which two contents of one page differ: where each begins in the page, what it was, what it is.
+/// Bytes beyond the last whole word, or beyond the shorter content, are not compared. Nothing is allocated.
+pub fn differing_words<'a>(was: &'a [u8], is: &'a [u8]) -> impl Iterator<Item = (usize, [u8; 8], [u8; 8])> + 'a {
+    let words = was.as_chunks::<8>().0.iter().zip(is.as_chunks::<8>().0).enumerate();
+    words.filter(|(_, (was, is))| was != is).map(|(nth, (was, is))| (nth * 8, *was, *is))
+}
+
 /// A set of pages, as one bit a page.
 #[derive(Clone, Default)]
 pub struct PageSet {
@@ -268,6 +275,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn words_that_differ_are_found_where_they_are() {
+        let was = [7u8; 32];
+        let mut is = was;
+        assert_eq!(differing_words(&was, &is).count(), 0);
+        (is[8], is[31]) = (0, 1);
+        let found: Vec<_> = differing_words(&was, &is).map(|(at, was, is)| (at, was == [7; 8], is[0], is[7])).collect();
+        assert_eq!(found, [(8, true, 0, 7), (24, true, 7, 1)]);
+    }
 
     proptest! {
         #[test]

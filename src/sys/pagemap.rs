@@ -43,13 +43,15 @@ bitflags::bitflags! {
         const EXCLUSIVE = 1 << 56;
         /// Bit 57: write-protected through userfaultfd (since Linux 5.14).
         const UFFD_WP = 1 << 57;
+        /// Bit 58: a guard marker, which also shows as swapped (since Linux 6.15).
+        const GUARD = 1 << 58;
         /// Bit 61: a page of a file or of shared memory.
         const FILE = 1 << 61;
         /// Bit 62: swapped out, or a marker.
         const SWAPPED = 1 << 62;
         /// Bit 63: present.
         const PRESENT = 1 << 63;
-        /// Bits 0 to 54: the frame number, 0 without CAP_SYS_ADMIN; 55: soft-dirty; 58: guard.
+        /// Bits 0 to 54: the frame number, 0 without CAP_SYS_ADMIN; 55: soft-dirty.
         const _ = !0;
     }
 }
@@ -58,6 +60,62 @@ impl Entry {
     /// The page frame number; 0 when the reader lacks CAP_SYS_ADMIN.
     pub fn frame(self) -> u64 {
         self.bits() & ((1 << 55) - 1)
+    }
+
+    /// What lies there. `armed`: the range is under userfaultfd, where an untouched page holds a marker that looks swapped
+    /// and is protected. (So does a private page that was armed and then swapped out: who arms keeps what it knew before.)
+    /// The page of zeroes is a [`State::Private`] here; a scan tells it. *Raw.*
+    pub fn state(self, armed: bool) -> State {
+        if self.contains(Self::PRESENT) {
+            return if self.contains(Self::FILE) { State::File } else { State::Private };
+        }
+        let marker = self.contains(Self::GUARD) || armed && self.contains(Self::UFFD_WP);
+        match (self.contains(Self::SWAPPED), self.contains(Self::FILE)) {
+            (true, true) => State::File,
+            (true, false) if !marker => State::Swapped,
+            _ => State::Nothing,
+        }
+    }
+}
+
+impl Categories {
+    /// The same of a run that a scan has found, which must have been asked for `PRESENT`, `SWAPPED`, `PFN_ZERO` and `FILE`
+    /// or have excluded them. A marker is a [`State::Swapped`] here; a word tells it. *Raw.*
+    pub fn state(self) -> State {
+        if self.contains(Self::FILE) {
+            State::File
+        } else if self.contains(Self::PFN_ZERO) {
+            State::Zero
+        } else if self.contains(Self::PRESENT) {
+            State::Private
+        } else if self.contains(Self::SWAPPED) {
+            State::Swapped
+        } else {
+            State::Nothing
+        }
+    }
+}
+
+/// What lies at an address of a private mapping, as page tables tell it: the one classification for censuses, for the
+/// tool's baseline and for snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No page.
+    Nothing,
+    /// A page of no file: written at some time by this process or by one that it was forked from.
+    Private,
+    /// A page of a file or of shared memory.
+    File,
+    /// The page of zeroes that all share.
+    Zero,
+    /// A private page, swapped out.
+    Swapped,
+}
+
+impl State {
+    /// In a mapping of a file: is it a copy of the file's page?
+    pub fn is_copy(self) -> bool {
+        matches!(self, Self::Private | Self::Swapped)
     }
 }
 
@@ -278,8 +336,7 @@ impl Pagemap {
     pub fn read_copied(&self, range: Range, armed: bool, mut copied: impl FnMut(Range)) -> Result<(), Errno> {
         let page = super::page_size().bytes();
         self.read(range, |address, entry| {
-            let swapped = entry.contains(Entry::SWAPPED) && !(armed && entry.contains(Entry::UFFD_WP));
-            if (entry.contains(Entry::PRESENT) || swapped) && !entry.contains(Entry::FILE) {
+            if entry.state(armed).is_copy() {
                 copied(Range { start: address, len: page });
             }
         })
@@ -308,5 +365,35 @@ unsafe impl rustix::ioctl::Ioctl for Scan<'_> {
         _: *mut std::ffi::c_void,
     ) -> rustix::io::Result<Self::Output> {
         usize::try_from(out).map_err(|_| Errno::IO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_told_for_what_they_are() {
+        let state = |bits: u64, armed| Entry::from_bits_retain(bits).state(armed);
+        for armed in [true, false] {
+            assert_eq!(state(1 << 63 | 7, armed), State::Private);
+            assert_eq!(state(1 << 63 | 1 << 57 | 7, armed), State::Private, "protected and there");
+            assert_eq!(state(1 << 63 | 1 << 61 | 7, armed), State::File);
+            assert_eq!(state(1 << 62, armed), State::Swapped);
+            assert_eq!(state(1 << 62 | 1 << 61, armed), State::File, "a file's page that moves between frames");
+            assert_eq!(state(1 << 62 | 1 << 58, armed), State::Nothing, "a guard");
+            assert_eq!(state(0, armed), State::Nothing);
+        }
+        assert_eq!(state(1 << 62 | 1 << 57, true), State::Nothing, "the marker of an armed range");
+        assert_eq!(state(1 << 62 | 1 << 57, false), State::Swapped);
+    }
+
+    #[test]
+    fn runs_are_told_for_what_they_are() {
+        let (present, swapped) = (Categories::PRESENT, Categories::SWAPPED);
+        assert_eq!((present | Categories::HUGE).state(), State::Private);
+        assert_eq!((present | Categories::PFN_ZERO).state(), State::Zero);
+        assert_eq!((present | Categories::FILE).state(), State::File);
+        assert_eq!((swapped.state(), Categories::empty().state()), (State::Swapped, State::Nothing));
     }
 }

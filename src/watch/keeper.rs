@@ -12,7 +12,7 @@ use super::evidence::{Changed, Evidence, Pages, Word};
 use super::{Failure, Step, Watch};
 use crate::arena::Image;
 use crate::facts::Registers;
-use crate::page::PageIndex;
+use crate::page::{PageIndex, differing_words};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::uffd::{Event, Uffd};
@@ -360,12 +360,10 @@ impl Keeper {
             if mine == original {
                 continue;
             }
-            // Most words are equal, and that is seen eight bytes at a time.
-            let words = mine.as_chunks::<8>().0.iter().zip(original.as_chunks::<8>().0).enumerate();
-            for (word, (mine, original)) in words.filter(|(_, (mine, original))| mine != original) {
-                for (within, _) in mine.iter().zip(original).enumerate().filter(|(_, (a, b))| a != b) {
+            for (word, was, is) in differing_words(&original, &mine) {
+                for (within, _) in was.iter().zip(is).enumerate().filter(|(_, (was, is))| *was != is) {
                     bytes += 1;
-                    last = (at + word * 8 + within) as u32;
+                    last = (at + word + within) as u32;
                     first = first.or(Some(last));
                 }
             }

@@ -56,7 +56,7 @@ fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
         (Kind::Swapped, _) => Class::Swapped,
         (Kind::File, true) => Class::FileExclusive,
         (Kind::File, false) => Class::File,
-        (Kind::Anonymous, exclusive) => match is_same_page(mine, theirs) {
+        (Kind::Private, exclusive) => match is_same_page(mine, theirs) {
             Some(true) => Class::Parent,
             None => Class::ParentOrOthers,
             Some(false) if exclusive => Class::Own(origin(theirs, file_mapping)),
@@ -68,17 +68,17 @@ fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
 /// Does the parent map this very page? `None` where that cannot be told.
 fn is_same_page(mine: Page, theirs: Option<Page>) -> Option<bool> {
     if let (Some(frame), Some(theirs)) = (mine.frame(), theirs) {
-        return Some(theirs.kind() == Kind::Anonymous && theirs.frame() == Some(frame));
+        return Some(theirs.kind() == Kind::Private && theirs.frame() == Some(frame));
     }
     let one_alone = mine.is_exclusive() || theirs.is_some_and(Page::is_exclusive);
-    let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != Kind::Anonymous);
+    let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != Kind::Private);
     if one_alone || nothing_there { Some(false) } else { None }
 }
 
 fn origin(theirs: Option<Page>, file_mapping: bool) -> Origin {
     match theirs.map(Page::kind) {
         None | Some(Kind::Swapped) => Origin::Unknown,
-        Some(Kind::Anonymous) => Origin::Differs,
+        Some(Kind::Private) => Origin::Differs,
         Some(_) if file_mapping => Origin::FileCopy,
         Some(_) => Origin::New,
     }
@@ -212,7 +212,7 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
             runs.iter().flat_map(|run| run.pages.iter().enumerate().map(move |(nth, &page)| (at(run, nth), page)));
         for (address, page) in pages {
             counts.add(match against {
-                Against::Itself if page.kind() == Kind::Anonymous => Class::Parent,
+                Against::Itself if page.kind() == Kind::Private => Class::Parent,
                 Against::Unreadable => classify(page, None, mapping.file),
                 _ => classify(page, Some(parent.at(address)), mapping.file),
             });
@@ -241,7 +241,7 @@ impl Frames {
 
     /// Adds the frames of a process' pages.
     pub fn add(&mut self, space: &Space) {
-        let counts = |page: &&Page| matches!(page.kind(), Kind::Anonymous | Kind::File);
+        let counts = |page: &&Page| matches!(page.kind(), Kind::Private | Kind::File);
         // Neighbouring pages mostly have neighbouring frames.
         let (mut chunk, mut place) = (u64::MAX, 0);
         for frame in space.runs.iter().flat_map(|run| &run.pages).filter(counts).filter_map(|page| page.frame()) {
@@ -274,11 +274,11 @@ mod tests {
     const FRAME: u64 = 7;
 
     fn own(frame: u64) -> Page {
-        Page::new(Kind::Anonymous, true, frame)
+        Page::new(Kind::Private, true, frame)
     }
 
     fn shared(frame: u64) -> Page {
-        Page::new(Kind::Anonymous, false, frame)
+        Page::new(Kind::Private, false, frame)
     }
 
     fn some(kind: Kind) -> Page {

@@ -244,7 +244,7 @@ fn by_own_pages(groups: BTreeMap<String, Counts>) -> Vec<Group> {
 /// Frames that only one memory has: those of its first and its last exclusive page. A second process with one of
 /// them, and with the same image, runs in the same memory.
 fn marks(space: &Space) -> impl Iterator<Item = u64> + '_ {
-    let own = |(_, page): (usize, Page)| page.frame().filter(|_| page.kind() == Kind::Anonymous && page.is_exclusive());
+    let own = |(_, page): (usize, Page)| page.frame().filter(|_| page.kind() == Kind::Private && page.is_exclusive());
     space.pages().find_map(own).into_iter().chain(space.pages().rev().find_map(own))
 }
 
@@ -252,6 +252,6 @@ fn marks(space: &Space) -> impl Iterator<Item = u64> + '_ {
 /// at the same address: after a fork that would need each inherited page to have been written, those that a program
 /// never writes again after its start included.
 fn is_one_memory(mine: &Space, theirs: &Space) -> bool {
-    let anonymous = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == Kind::Anonymous);
+    let anonymous = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == Kind::Private);
     anonymous().next().is_some() && anonymous().all(Page::is_exclusive) && mine == theirs
 }

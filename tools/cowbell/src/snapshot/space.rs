@@ -11,20 +11,7 @@ use cowbell::sys::procfs::{maps, smaps};
 /// Pages that a scan is not told apart for: reading this many words over a hole costs less than another call.
 const GAP_PAGES_MAX: usize = 64;
 
-/// What lies at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// No page.
-    Nothing,
-    /// A page of no file: written at some time by this process or by one that it was forked from.
-    Anonymous,
-    /// A page of a file or of shared memory.
-    File,
-    /// The page of zeroes that all share.
-    Zero,
-    /// Swapped out.
-    Swapped,
-}
+pub use cowbell::sys::pagemap::State as Kind;
 
 /// One page, packed into a word: its frame in bits 0 to 54, [`Page::EXCLUSIVE`], and its kind from bit 60 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +21,7 @@ impl Page {
     /// Where there is none.
     pub const NOTHING: Self = Self(0);
     const EXCLUSIVE: u64 = 1 << 56;
-    const KINDS: [Kind; 5] = [Kind::Nothing, Kind::Anonymous, Kind::File, Kind::Zero, Kind::Swapped];
+    const KINDS: [Kind; 5] = [Kind::Nothing, Kind::Private, Kind::File, Kind::Zero, Kind::Swapped];
 
     /// A page of a kind, in this memory alone or not, in a frame (0 where it is not known).
     pub fn new(kind: Kind, exclusive: bool, frame: u64) -> Self {
@@ -44,21 +31,15 @@ impl Page {
 
     /// Of a word of `/proc/PID/pagemap`, in a mapping that is private or not.
     fn of(entry: Entry, private: bool) -> Self {
-        /// Bit 58: a guard marker (since Linux 6.15), which shows as swapped.
-        const GUARD: Entry = Entry::from_bits_retain(1 << 58);
-        if entry.contains(Entry::PRESENT) {
-            let exclusive = entry.contains(Entry::EXCLUSIVE);
-            match (entry.contains(Entry::FILE), private) {
-                (true, _) => Self::new(Kind::File, exclusive, entry.frame()),
-                (false, true) => Self::new(Kind::Anonymous, exclusive, entry.frame()),
-                // A device's memory: no page that counts as anybody's.
-                (false, false) => Self::NOTHING,
+        // A write-protected entry that is not present is nearly always the marker of an untouched page.
+        match (entry.state(true), private) {
+            // A device's memory: no page that counts as anybody's.
+            (Kind::Private, false) | (Kind::Nothing, _) => Self::NOTHING,
+            (Kind::Swapped, _) => Self::new(Kind::Swapped, false, 0),
+            (kind, _) if entry.contains(Entry::PRESENT) => {
+                Self::new(kind, entry.contains(Entry::EXCLUSIVE), entry.frame())
             }
-        } else if entry.contains(Entry::SWAPPED) && !entry.intersects(GUARD | Entry::UFFD_WP) {
-            Self::new(Kind::Swapped, false, 0)
-        } else {
-            // A write-protected entry that is not present is nearly always the marker of an untouched page.
-            Self::NOTHING
+            _ => Self::NOTHING,
         }
     }
 
@@ -274,13 +255,13 @@ mod tests {
     #[test]
     fn words_are_read_for_what_they_are() {
         let kind = |bits: u64, private| Page::of(Entry::from_bits_retain(bits), private).kind();
-        assert_eq!(kind(1 << 63 | 7, true), Kind::Anonymous);
-        assert_eq!(kind(1 << 63 | 1 << 61 | 7, true), Kind::File);
-        assert_eq!(kind(1 << 63 | 7, false), Kind::Nothing, "a device's page");
-        assert_eq!(kind(1 << 62, true), Kind::Swapped);
+        assert_eq!(
+            (kind(1 << 63 | 7, true), kind(1 << 63 | 7, false)),
+            (Kind::Private, Kind::Nothing),
+            "a device's page"
+        );
         assert_eq!(kind(1 << 62 | 1 << 57, true), Kind::Nothing, "the marker of an armed range");
-        assert_eq!(kind(1 << 62 | 1 << 58, true), Kind::Nothing, "a guard");
-        assert_eq!(kind(0, true), Kind::Nothing);
+        assert_eq!((kind(1 << 62, true), kind(1 << 63 | 1 << 61 | 7, true)), (Kind::Swapped, Kind::File));
     }
 
     #[test]
@@ -297,7 +278,7 @@ mod tests {
     #[test]
     fn a_cursor_finds_each_page_and_nothing_between() {
         let bytes = cowbell::sys::page_size().bytes();
-        let page = |frame| Page::new(Kind::Anonymous, false, frame);
+        let page = |frame| Page::new(Kind::Private, false, frame);
         let run = |start: usize, pages: Vec<Page>| Run { mapping: 0, start: start * bytes, pages };
         let runs = vec![run(2, vec![page(1), page(2)]), run(4, vec![page(3)]), run(9, vec![page(4)])];
         let mut space = Space { mappings: Vec::new(), runs };
@@ -307,7 +288,7 @@ mod tests {
         // Zeroes from page 3 to page 9.
         mark_zero(&mut space.runs, &[Range { start: 3 * bytes, len: 7 * bytes }]);
         let kinds: Vec<_> = space.pages().map(|(at, page)| (at / bytes, page.kind())).collect();
-        assert_eq!(kinds, [(2, Kind::Anonymous), (3, Kind::Zero), (4, Kind::Zero), (9, Kind::Zero)]);
+        assert_eq!(kinds, [(2, Kind::Private), (3, Kind::Zero), (4, Kind::Zero), (9, Kind::Zero)]);
     }
 
     #[test]
@@ -319,7 +300,7 @@ mod tests {
             space.pages().filter(|(at, _)| within.contains(at)).collect::<Vec<_>>()
         };
         let by_word = pages(Reader { scan: false });
-        assert!(by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == Kind::Anonymous), "{by_word:?}");
+        assert!(by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == Kind::Private), "{by_word:?}");
         let by_scan = Reader::new();
         if by_scan.scan {
             assert_eq!(pages(by_scan), by_word);

@@ -4,7 +4,7 @@
 
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query, State};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -216,12 +216,10 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
         _ => runs.push(Run { start, end, was, frames: None }),
     };
     pagemap.scan_categories(range, &query, |run, categories| {
-        let was = if categories.contains(Categories::PFN_ZERO) {
-            Was::Zero
-        } else if categories.contains(Categories::PRESENT) {
-            Was::Private
-        } else {
-            Was::Swapped
+        let was = match categories.state() {
+            State::Zero => Was::Zero,
+            State::Private => Was::Private,
+            State::Swapped | State::Nothing | State::File => Was::Swapped,
         };
         if categories.contains(Categories::HUGE) {
             huge.push((run.start as u64, run.end() as u64));
