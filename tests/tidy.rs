@@ -273,6 +273,14 @@ fn tests_use_helpers_and_what_their_arrows_say() {
 }
 
 #[test]
+fn nothing_that_ships_depends_on_the_bench() {
+    for manifest in ["Cargo.toml", "tools/cowbell/Cargo.toml", "tools/read-process-memory/Cargo.toml"] {
+        let text = fs::read_to_string(root().join(manifest)).expect("a manifest");
+        assert!(!text.contains("cowbell-bench"), "{manifest}");
+    }
+}
+
+#[test]
 fn rooms_that_compute_have_no_way_out() {
     let folder = root().join("tools/cowbell/src");
     for path in files_below(&folder, "rs").into_iter().filter(|path| PURE.contains(&room_in(&folder, path).as_str())) {
