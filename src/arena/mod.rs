@@ -57,6 +57,7 @@ pub use image::Image;
 pub use images::ImageOptions;
 pub use memory::ArenaRef;
 pub use site::{Allocation, Site};
+#[cfg(feature = "pool")]
 pub(crate) use space::Space;
 pub use span::{PlainArena, Span};
 pub use transfer::Export;
