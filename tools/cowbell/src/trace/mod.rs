@@ -354,7 +354,8 @@ impl Tracer {
 
     fn leave(&mut self) {
         let mut pids: Vec<i32> = self.tree.processes.keys().copied().collect();
-        pids.sort_unstable();
+        // Children first: a parent's watch tells whether it still has the originals of their copies.
+        pids.sort_unstable_by_key(|&pid| (std::cmp::Reverse(self.tree.depth(pid)), pid));
         for &pid in &pids {
             self.close_interval(pid, Closed::Detached, true);
         }

@@ -98,6 +98,12 @@ impl Tree {
         left.next().is_none().then_some(pid)
     }
 
+    /// How many ancestors of a process are followed.
+    pub fn depth(&self, pid: i32) -> usize {
+        let parent = |pid: &i32| self.processes.get(pid).map(|process| process.parent).filter(|&parent| parent != 0);
+        std::iter::successors(parent(&pid), parent).take(self.processes.len()).count()
+    }
+
     /// How many processes are watched.
     pub fn watched(&self) -> usize {
         self.processes.values().filter(|process| process.watch.is_some()).count()

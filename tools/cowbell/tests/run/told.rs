@@ -184,7 +184,7 @@ fn a_program_of_another_user_is_traced_and_one_in_a_namespace_is_said_to_be_coun
     let user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
     let traced = read(&[&user[..], &python].concat());
     assert_eq!(modes(&traced), ["trace", "trace"], "{}", traced["gaps"]);
-    let lines = traced["python"]["lines"].as_array().expect("lines");
+    let lines = traced["script"]["lines"].as_array().expect("lines");
     assert!(lines.iter().any(|line| line["line"] == 4), "{lines:#?}");
 
     let spaces = read(&[&["unshare", "--user", "--map-root-user", "--"][..], &python].concat());
