@@ -8,6 +8,7 @@
 use super::{ArenaRef, Box, Frozen, Handle, HashMap, HashSet, Image, Span, Vec};
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
+use crate::sys::process;
 use std::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashSet as StdHashSet;
@@ -16,11 +17,12 @@ use std::marker::PhantomData;
 use std::num::NonZero;
 use std::sync::atomic;
 use std::time::Duration;
+use std::vec::Vec as StdVec;
 
 /// Values that mean the same in another process that has only their arena and the program itself.
 ///
 /// Numbers are, and what is made of them; `Vec`, `Box`, `HashMap`, `HashSet` of an arena and `&'static` references
-/// are where they lie in the arena itself, which [`Self::is_within`] finds out. `String`, `std::vec::Vec`, `Arc`,
+/// are where they lie in the arena itself, which [`Self::is_within`] finds out; references also to constants of the program. `String`, `std::vec::Vec`, `Arc`,
 /// `Mutex` and the like are not: their memory or their meaning is one process's own. For your own types use
 /// [`contained!`](crate::contained).
 ///
@@ -43,6 +45,8 @@ pub unsafe trait Contained: 'static {
 pub struct Extent {
     range: Range,
     number: (u16, u16),
+    /// What of the program itself nobody can write.
+    constants: StdVec<Range>,
     /// Shared objects that were looked at: a graph may have more paths than objects.
     seen: RefCell<StdHashSet<(usize, usize, TypeId)>>,
 }
@@ -50,12 +54,22 @@ pub struct Extent {
 impl Extent {
     fn of(image: &Image) -> Self {
         let range = Range { start: image.range().start, len: image.used() };
-        Self { range, number: (image.slot(), image.generation()), seen: RefCell::default() }
+        let number = (image.slot(), image.generation());
+        Self { range, number, constants: process::constants(), seen: RefCell::default() }
     }
 
     /// Does an object lie in the arena? What has no size lies everywhere.
     pub fn holds<T: ?Sized>(&self, object: &T) -> bool {
         self.holds_bytes(std::ptr::from_ref(object).addr(), size_of_val(object))
+    }
+
+    /// Is an object a constant of the program: a string literal, say, or what a `const` refers to? It is the same in every process that
+    /// was forked from one, because it lies where nobody can write since the program was loaded. Variables (`static`s with
+    /// interior mutability) are none; nor is what a library holds that was loaded at run time.
+    pub fn is_constant<T: ?Sized>(&self, object: &T) -> bool {
+        let (start, len) = (std::ptr::from_ref(object).addr(), size_of_val(object));
+        let within = |range: &Range| range.contains(start) && len <= range.end() - start;
+        self.constants.iter().any(within)
     }
 
     /// Is this the arena's own allocator?
@@ -289,11 +303,12 @@ unsafe impl<T: Contained + Eq + Hash> Contained for HashSet<T> {
     }
 }
 
-// SAFETY: the object lies in the arena and is whole: looked at once, it stays what it is, since a frozen arena is
-// written by nobody.
+// SAFETY: the object lies in the arena, or is a constant of the program, and is whole: looked at once, it stays what it
+// is, since both are written by nobody.
 unsafe impl<T: Contained + ?Sized> Contained for &'static T {
     const POINTS: bool = true;
     fn is_within(&self, arena: &Extent) -> bool {
-        arena.holds::<T>(self) && (!T::POINTS || !arena.is_first_look::<T>(self) || (**self).is_within(arena))
+        (arena.holds::<T>(self) || arena.is_constant::<T>(self))
+            && (!T::POINTS || !arena.is_first_look::<T>(self) || (**self).is_within(arena))
     }
 }

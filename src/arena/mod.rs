@@ -50,6 +50,8 @@ mod transfer;
 
 pub use collapse::Collapsed;
 pub use contained::{Contained, Extent};
+#[doc(hidden)]
+pub use defining::__points;
 pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
 pub use frozen::{FreezeOptions, Frozen, OnWrite};
 pub use handle::Handle;

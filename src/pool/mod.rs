@@ -196,20 +196,41 @@ where
 
     /// Results in the order of their jobs.
     ///
+    /// All threads may ask, whatever thread the pool's closure was made in, so results must be `Send`:
+    ///
+    /// ```compile_fail,E0277
+    /// use cowbell::arena::{Arena, Handle};
+    /// use cowbell::pool::Pool;
+    /// use std::cell::Cell;
+    ///
+    /// fn leaked(pool: &Pool<u64, (), Handle<&'static Cell<u32>>>) {
+    ///     pool.map([()]);
+    /// }
+    /// ```
+    ///
     /// Lazy: jobs are pulled as results are asked for, a few batches ahead of them, so neither the jobs nor the results need fit in
     /// memory. How many jobs make a batch is chosen by how long they take. What is not asked for any more is taken
     /// back.
-    pub fn map<I: IntoIterator<Item = J>>(&self, jobs: I) -> Map<'_, T, J, R, I::IntoIter> {
+    pub fn map<I: IntoIterator<Item = J>>(&self, jobs: I) -> Map<'_, T, J, R, I::IntoIter>
+    where
+        R: Send,
+    {
         Map::new(self, jobs.into_iter())
     }
 
     /// Results as they end, each with the number of its job. Otherwise as [`Self::map`].
-    pub fn map_unordered<I: IntoIterator<Item = J>>(&self, jobs: I) -> MapUnordered<'_, T, J, R, I::IntoIter> {
+    pub fn map_unordered<I: IntoIterator<Item = J>>(&self, jobs: I) -> MapUnordered<'_, T, J, R, I::IntoIter>
+    where
+        R: Send,
+    {
         MapUnordered::new(self, jobs.into_iter())
     }
 
     /// Runs all jobs and calls `each` with the results as they end.
-    pub fn for_each<I: IntoIterator<Item = J>>(&self, jobs: I, mut each: impl FnMut(usize, Result<R, JobError>)) {
+    pub fn for_each<I: IntoIterator<Item = J>>(&self, jobs: I, mut each: impl FnMut(usize, Result<R, JobError>))
+    where
+        R: Send,
+    {
         for (at, result) in self.map_unordered(jobs) {
             each(at, result);
         }
