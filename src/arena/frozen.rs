@@ -16,7 +16,7 @@ use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How often the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
 /// EBUSY; compaction and reclaim take any page for a moment, and longer on a busy machine.
@@ -188,6 +188,7 @@ fn freeze(inner: &Inner, huge_pages: HugePages, options: &FreezeOptions) -> Resu
         allocations,
         file,
         origin: Origin::Sealed,
+        given_back: Mutex::default(),
     })
 }
 

@@ -77,62 +77,59 @@ impl<T: 'static> Handle<T> {
 mod travel {
     use super::{Handle, PhantomData, registry, tag};
     use crate::arena::{Image, Inner, OnWrite};
-    use crate::sys::{Errno, memfd, process};
+    use crate::sys::map::Range;
+    use crate::sys::pagemap::Pagemap;
+    use crate::sys::{Errno, process};
     use crate::wire::{self, Passenger};
     use serde::de::Error as _;
     use serde::ser::Error as _;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::sync::{Mutex, PoisonError};
 
     const ONLY_IN_A_POOL: &str = "a handle travels only in the jobs and results of a pool";
 
-    /// This process's memory as a file; a fork needs its own.
-    static MEMORY: Mutex<Option<(usize, OwnedFd)>> = Mutex::new(None);
+    /// This process's page tables and memory as files; a fork needs its own.
+    static OWN: Mutex<Option<(usize, Pagemap, OwnedFd)>> = Mutex::new(None);
 
-    /// How many bytes are compared at a time.
-    const STEP: usize = 1 << 14;
-
-    /// Are these bytes of an image here what they are in every process? A forked child may have written its copy: what lies
-    /// there then (the value of a cell that was set there, say) is no such value anywhere else.
-    fn is_original(image: &Image, offset: usize, len: usize) -> Result<bool, Errno> {
+    /// Is an object of an image here what it is in every process, and so is everything it refers to? A forked child may have
+    /// written its copy: what lies there then (a reference that a cell was set to, say) means nothing anywhere else. Equal
+    /// bytes say nothing: what was written may be what happened to lie there.
+    fn is_found(image: &Image, offset: usize, len: usize) -> Result<Option<bool>, Errno> {
         // What was never forked cannot write, and a write of who was is fatal.
         if len == 0 || registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
-            return Ok(true);
+            return Ok(Some(true));
         }
-        let mut memory = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, memory) = match &mut *memory {
+        let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, pagemap, memory) = match &mut *own {
             Some(open) if open.0 == registry::process_number() => open,
-            other => other.insert((registry::process_number(), process::open_memory()?)),
+            other => other.insert((registry::process_number(), Pagemap::open_self()?, process::open_memory()?)),
         };
-        let (mut mine, mut original) = (vec![0; len.min(STEP)], vec![0; len.min(STEP)]);
-        for at in (offset..offset + len).step_by(STEP) {
-            let left = STEP.min(offset + len - at);
-            let (Some(mine), Some(original)) = (mine.get_mut(..left), original.get_mut(..left)) else { break };
-            let (here, there) = (
-                memfd::read_at(&*memory, mine, (image.range().start + at) as u64)?,
-                image.read_original(at, original)?,
-            );
-            if (here, there) != (left, left) || mine != original {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        image.is_unwritten(Range { start: image.range().start + offset, len }, pagemap, memory.as_fd())
     }
 
-    /// Only inside of a pool's jobs and results; everywhere else it is an error. So it is in a worker that has changed the
-    /// object in its own copy of the data: what it made there is nowhere else. Say then which object it is in another way.
+    /// Only inside of a pool's jobs and results; everywhere else it is an error. So it is in a worker that has written to a page
+    /// of the object, whatever it wrote: what it made there is nowhere else. An object that the worker found and did not write to
+    /// can be returned, if no other object on its pages was written either. Say otherwise which object it is in another way: an index,
+    /// a key.
     impl<T: 'static> Serialize for Handle<T> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let refused = |why| S::Error::custom(wire::refuse(why));
             let image = registry::find(self.slot, self.generation).and_then(Inner::image);
             let image = image.ok_or_else(|| refused("a handle's arena was released"))?;
-            match is_original(image, self.offset as usize, size_of::<T>()) {
-                Ok(true) => {}
-                Ok(false) => {
-                    return Err(refused("a handle's object was changed in this process's own copy of the data"));
+            match is_found(image, self.offset as usize, size_of::<T>()) {
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => {
+                    return Err(refused(
+                        "a page of a handle's object was written in this process's own copy of the data; return an index or a key",
+                    ));
                 }
-                Err(_) => return Err(refused("whether a handle's object was changed cannot be told without /proc")),
+                Ok(None) => {
+                    return Err(refused(
+                        "whether a handle's object was written cannot be told: its pages are being moved",
+                    ));
+                }
+                Err(_) => return Err(refused("whether a handle's object was written cannot be told without /proc")),
             }
             let number = u64::from(self.slot) | u64::from(self.generation) << 16;
             let passenger = Passenger { kind: wire::kind_of::<Self>(), words: [self.offset, number] };
@@ -141,8 +138,18 @@ mod travel {
         }
     }
 
-    /// As for [`Serialize`]. Slot and generation are no other image's in any process of a line of forks.
-    impl<'de, T: 'static> Deserialize<'de> for Handle<T> {
+    /// As for [`Serialize`]. Slot and generation are no other image's in any process of a line of forks. Threads that read one handle's
+    /// passenger get one object, so it must be `Sync`:
+    ///
+    /// ```compile_fail,E0277
+    /// use cowbell::arena::Handle;
+    /// use std::cell::Cell;
+    ///
+    /// fn read<'de, D: serde::Deserializer<'de>>(from: D) -> Handle<Cell<u32>> {
+    ///     serde::Deserialize::deserialize(from).unwrap_or_else(|_| panic!())
+    /// }
+    /// ```
+    impl<'de, T: Sync + 'static> Deserialize<'de> for Handle<T> {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let refused = |why| D::Error::custom(wire::refuse(why));
             let number = u32::deserialize(deserializer)?;

@@ -6,12 +6,13 @@
 use super::site::Table;
 use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
-use crate::page::PageCount;
+use crate::page::{PageCount, PageSet, PageSpan};
 use crate::sys::map::{self, Harmless, Range};
+use crate::sys::pagemap::{Entry, Pagemap};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// Where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Image {
     pub(super) allocations: Table,
     pub(super) file: OwnedFd,
     pub(super) origin: Origin,
+    /// Pages that this process, or one it was forked from, wrote and gave back: their page tables do not tell any more.
+    pub(super) given_back: Mutex<PageSet>,
 }
 
 impl Image {
@@ -152,6 +155,56 @@ impl Image {
             Origin::InPlace(begin) => begin,
         };
         memfd::read_at(&self.file, buffer, begin + offset as u64)
+    }
+
+    /// These pages were copies of this process, and are about to be the file's again.
+    pub(crate) fn note_given_back(&self, pages: PageSpan) {
+        self.given_back.lock().unwrap_or_else(PoisonError::into_inner).insert_span(pages);
+    }
+
+    /// Has this process written none of the pages that hold these bytes, since it was forked? `None` if that cannot be told
+    /// because memory is moved right now. Pages that its parent had written before count, too: page tables do not tell
+    /// one from the other. `memory` is [`sys::process::open_memory`].
+    ///
+    /// # Errors
+    /// The errno of reading the page tables.
+    #[cfg(feature = "pool")]
+    pub(super) fn is_unwritten(
+        &self,
+        bytes: Range,
+        pagemap: &Pagemap,
+        memory: BorrowedFd<'_>,
+    ) -> Result<Option<bool>, Errno> {
+        const LOOKS: usize = 8;
+        let size = sys::page_size();
+        let (first, end) = (size.round_down(bytes.start), bytes.end());
+        let given_back = self.given_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pages = (first..end).step_by(size.bytes()).map(|page| size.index_of(page - self.range.start));
+        if !given_back.is_empty() && pages.any(|page| given_back.contains(page)) {
+            return Ok(Some(false));
+        }
+        drop(given_back);
+        let mut doubtful = vec![Range { start: first, len: end - first }];
+        for _ in 0..LOOKS {
+            let mut written = false;
+            for range in std::mem::take(&mut doubtful) {
+                pagemap.read(range, |address, entry| {
+                    written |= entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
+                    // A copy that is swapped out, or, in an armed range, the mark of an untouched page.
+                    if !entry.contains(Entry::PRESENT) && entry.contains(Entry::SWAPPED) {
+                        doubtful.push(Range { start: address, len: size.bytes() });
+                    }
+                })?;
+            }
+            if written || doubtful.is_empty() {
+                return Ok(Some(!written));
+            }
+            for page in &doubtful {
+                // Reading a page brings it in, and what it is then is seen.
+                memfd::read_at(memory, &mut [0], page.start as u64)?;
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) fn slot(&self) -> u16 {

@@ -23,6 +23,7 @@ use bytemuck::Pod;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes read or written at once.
@@ -335,6 +336,7 @@ impl Found {
                 allocations: Default::default(),
                 file: self.file,
                 origin: Origin::InPlace(begin),
+                given_back: Mutex::default(),
             };
             image.entry()
         })?;

@@ -3,6 +3,7 @@
 //! # Safety
 //! Memory handed out lies in the arena's mapping, inside what is committed, and is handed out
 //! once until it is given back: [`Space`] keeps count. The mapping stays until `release`, which is unsafe.
+//! Memory that is free is zero, so that a frozen arena holds nothing of what was freed while it grew.
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
 use super::site::{Recorder, Site, SiteId};
@@ -299,6 +300,8 @@ unsafe impl Allocator for ArenaRef {
             return;
         }
         let offset = place.addr().get() - inner.range.start;
+        // SAFETY: the caller gives the block up.
+        unsafe { place.write_bytes(0, layout.size()) };
         growing.space.give(offset, layout.size());
         if let Some(recorder) = &mut growing.recorder {
             recorder.remove(offset);
@@ -369,6 +372,12 @@ impl ArenaRef {
         if growing.commit(offset + new.size()).is_err() {
             growing.space.resize(offset, new.size(), old.size());
             return false;
+        }
+        if let Some(cut) = old.size().checked_sub(new.size()) {
+            // SAFETY: these bytes were the block's and are given up by the caller.
+            let tail = unsafe { place.add(new.size()) };
+            // SAFETY: as above.
+            unsafe { tail.write_bytes(0, cut) };
         }
         if let Some(recorder) = &mut growing.recorder {
             recorder.resize(offset, new.size());

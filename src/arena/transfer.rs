@@ -18,6 +18,7 @@ use crate::sys::{self, Errno, file, memfd};
 use std::any::TypeId;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
 
 /// All but the content of a frozen arena: what another process needs to know to adopt it, beside its file.
 ///
@@ -210,6 +211,7 @@ impl Export {
                 allocations,
                 file,
                 origin,
+                given_back: Mutex::default(),
             };
             Ok(image.entry())
         });

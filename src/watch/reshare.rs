@@ -84,6 +84,7 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
             }
             let start_byte = range.start + size.offset_of(PageIndex(start));
             let place = Range { start: start_byte, len: size.bytes() * run.len() };
+            image.note_given_back(PageSpan { start: PageIndex(start), count: PageCount(count) });
             take_over(evidence, at, &pagemap, range, place).map_err(failed("ioctl(PAGEMAP_SCAN)"))?;
             // SAFETY: the pages hold what the file holds, and the caller keeps them so.
             let dropped = unsafe { map::drop_private_pages(place) };

@@ -42,6 +42,7 @@ mod pool_storm;
 mod reshare;
 mod shared;
 mod shared_deaths;
+mod sound;
 mod threads;
 mod transfer;
 mod watching;
@@ -71,10 +72,13 @@ fn main() {
         blind::trials(),
         shared::trials(),
         shared_deaths::trials(),
+        sound::trials(),
         endurance::trials(),
         exactness::trials(),
         #[cfg(feature = "pool")]
         pool::trials(),
+        #[cfg(feature = "pool")]
+        sound::pools::trials(),
         #[cfg(feature = "pool")]
         pool_faults::trials(),
         #[cfg(feature = "pool")]
