@@ -5,7 +5,7 @@
 //! looked at in the process that made it, before it goes anywhere.
 #![expect(unsafe_code, reason = "promises that the compiler cannot check")]
 
-use super::{ArenaRef, Box, Frozen, Handle, HashMap, HashSet, Image, Span, Vec};
+use super::{Arena, ArenaRef, Box, FreezeOptions, Frozen, Handle, HashMap, HashSet, Image, Span, Vec};
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::process;
@@ -40,7 +40,7 @@ pub unsafe trait Contained: 'static {
     fn is_within(&self, arena: &Extent) -> bool;
 }
 
-/// A frozen arena, for [`Contained::is_within`].
+/// An arena's memory, for [`Contained::is_within`].
 #[derive(Debug)]
 pub struct Extent {
     range: Range,
@@ -52,10 +52,13 @@ pub struct Extent {
 }
 
 impl Extent {
-    fn of(image: &Image) -> Self {
-        let range = Range { start: image.range().start, len: image.used() };
-        let number = (image.slot(), image.generation());
+    fn new(start: usize, used: usize, number: (u16, u16)) -> Self {
+        let range = Range { start, len: used };
         Self { range, number, constants: process::constants(), seen: RefCell::default() }
+    }
+
+    fn of(image: &Image) -> Self {
+        Self::new(image.range().start, image.used(), (image.slot(), image.generation()))
     }
 
     /// Does an object lie in the arena? What has no size lies everywhere.
@@ -99,8 +102,52 @@ impl<T: Contained> Frozen<T> {
         if self.root().is_within(&Extent::of(image)) {
             return Ok(());
         }
-        Err(Error::invalid(format!("arena `{}` holds something that points out of it", image.name()))
-            .with_hint("allocate all its collections and references from this one arena"))
+        Err(leads_out(image.name()))
+    }
+}
+
+fn leads_out(arena: &str) -> Error {
+    Error::invalid(format!("arena `{arena}` holds something that points out of it"))
+        .with_hint("allocate all its collections and references from this one arena")
+}
+
+impl Arena {
+    /// [`Self::freeze`] for a root of which everything lies in the arena, which is looked at before anything is frozen.
+    ///
+    /// [`Self::freeze`] takes any root, also one that leads out of the arena: a `std::vec::Vec`, a `String`, an `Arc`. What lies
+    /// there is ordinary memory. A child that writes to it, or counts references in it, copies pages that are no arena's and so stand in
+    /// no report.
+    ///
+    /// ```
+    /// use cowbell::arena::{Arena, Vec};
+    ///
+    /// let arena = Arena::builder("names").capacity(1 << 20).build()?;
+    /// let mut names = Vec::new_in(*arena);
+    /// names.push("a constant");
+    /// names.push(&*arena.alloc_str("in the arena")?);
+    /// let names = arena.freeze_contained(names)?;
+    /// # Ok::<(), cowbell::Error>(())
+    /// ```
+    ///
+    /// Types whose memory is never an arena's are refused by the compiler:
+    ///
+    /// ```compile_fail,E0277
+    /// use cowbell::arena::Arena;
+    ///
+    /// let arena = Arena::builder("names").capacity(1 << 20).build()?;
+    /// arena.freeze_contained(vec![std::sync::Arc::new(String::from("on the heap"))])?;
+    /// # Ok::<(), cowbell::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Invalid when something lies elsewhere. Otherwise as [`Self::freeze_with`].
+    #[track_caller]
+    pub fn freeze_contained<T: Contained>(self, root: T) -> Result<Frozen<T>> {
+        let root: &'static T = self.alloc(root)?;
+        if !root.is_within(&Extent::new(self.range_start()?, self.used(), self.number())) {
+            return Err(leads_out(self.name()));
+        }
+        self.freeze_at(root, FreezeOptions::new())
     }
 }
 

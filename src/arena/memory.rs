@@ -155,6 +155,11 @@ impl ArenaRef {
         })
     }
 
+    /// The first address of the arena.
+    pub(super) fn range_start(&self) -> Result<usize> {
+        Ok(self.known()?.range.start)
+    }
+
     /// Slot and generation.
     pub(super) fn number(&self) -> (u16, u16) {
         (self.slot, self.generation)

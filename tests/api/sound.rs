@@ -88,6 +88,26 @@ fn references_to_constants_of_the_program_are_contained() -> Outcome {
     passed()
 }
 
+/// A checked freeze sees a root that leads out of its arena.
+fn a_checked_freeze_refuses_what_leads_out_of_the_arena() -> Outcome {
+    let arena = || Arena::builder("checked").capacity(1 << 20).build();
+    let other = arena()?;
+    let own = arena()?;
+    let mut texts = AVec::new_in(*own);
+    texts.push("a constant");
+    texts.push(&*own.alloc_str("in the arena")?);
+    let texts = own.freeze_contained(texts)?;
+    assert_eq!((texts[0], texts[1]), ("a constant", "in the arena"));
+    for text in [leaked(), &*other.alloc_str("in another arena")?] {
+        let own = arena()?;
+        let mut texts = AVec::new_in(*own);
+        texts.push(text);
+        let refused = own.freeze_contained(texts).expect_err("it leads out");
+        assert!(refused.is_invalid() && refused.to_string().contains("points out of it"), "{refused}");
+    }
+    passed()
+}
+
 /// Memory that was freed while the arena grew, and memory that nobody ever wrote, lies in the frozen arena as zeroes.
 fn freed_and_unwritten_memory_is_zero_in_a_frozen_arena() -> Outcome {
     const STALE: u8 = 0xAB;
@@ -123,6 +143,7 @@ pub fn trials() -> Vec<Trial> {
         each_field_of_a_contained_type_is_asked_whatever_it_is_called,
         a_field_is_asked_as_the_type_that_it_has,
         references_to_constants_of_the_program_are_contained,
+        a_checked_freeze_refuses_what_leads_out_of_the_arena,
         freed_and_unwritten_memory_is_zero_in_a_frozen_arena,
     ]
 }
