@@ -98,7 +98,7 @@ fn all<T, J, R>(
 ) -> Result<()>
 where
     J: Serialize + DeserializeOwned,
-    R: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned + Send,
 {
     let results = pool.map(jobs);
     let results = if order.peer == Peer::CowbellChunk1 { results.chunk(1) } else { results };
