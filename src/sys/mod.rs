@@ -13,6 +13,7 @@ pub mod change;
 pub mod channel;
 pub mod clone;
 pub mod epoll;
+mod executable;
 pub mod file;
 pub mod futex;
 pub mod inject;
