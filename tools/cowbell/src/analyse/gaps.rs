@@ -2,10 +2,10 @@
 
 use super::Profile;
 use super::interval::Interval;
-use super::mapping::Kind;
+use super::mapping::{Group, Kind};
 use super::summary::{Gap, Totals};
 use crate::record::{Closed, GapKind, Mode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// No more processes are listed by number.
 const PIDS_MAX: usize = 10;
@@ -75,10 +75,14 @@ fn lost_pages(profile: &Profile, kinds: &mut Kinds) {
 /// Mappings whose copies have no events though each first write was to be one.
 fn without_events(profile: &Profile, kinds: &mut Kinds) {
     for interval in profile.intervals.iter().filter(|interval| interval.begin.mode == Mode::Trace) {
-        for (group, pages) in &interval.sums.mappings {
-            if group.kind == Kind::File && pages.copied() > 0 && interval.without_events.contains(&group.name) {
-                kinds.add(GapKind::WithoutEvents, interval.begin.pid, &group.name);
-            }
+        let is_one = |group: &&Group, copied: u64| {
+            group.kind == Kind::File && copied > 0 && interval.without_events.contains(&group.name)
+        };
+        let found = interval.sums.mappings.iter().filter(|(group, pages)| is_one(group, pages.copied()));
+        // In an order of their own, so that a capture renders to the same report each time.
+        let names: BTreeSet<&str> = found.map(|(group, _)| group.name.as_str()).collect();
+        for name in names {
+            kinds.add(GapKind::WithoutEvents, interval.begin.pid, name);
         }
     }
 }

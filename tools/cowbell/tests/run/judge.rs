@@ -13,7 +13,6 @@ use std::path::Path;
 /// Statements that are false today, by what is said and of which writers. An entry whose statement holds fails the test, so
 /// that it is taken out by the change that mends it.
 const EXPECTED_TO_FAIL: &[(&str, &str)] = &[
-    ("a copied page is told", "lazy"),
     ("a function that never wrote", "any"),
     ("caller", "any"),
     ("cause", "atomic"),
