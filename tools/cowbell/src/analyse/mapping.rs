@@ -18,7 +18,7 @@ pub enum Kind {
     Anonymous,
     /// Memory of no file that has a name.
     NamedAnonymous,
-    /// Uninitialised data of a program or library: anonymous memory right above its data.
+    /// Uninitialised data of a program or library: anonymous memory right above its data, as far as its headers say.
     Bss,
     /// A file.
     File,
@@ -94,6 +94,31 @@ impl Areas {
         }
     }
 
+    /// Tells uninitialised data of files from the anonymous memory in which it lies.
+    pub fn uninitialised(&mut self, data: &[record::Uninitialised]) {
+        for record::Uninitialised { start, end, name } in data {
+            let mut from = *start;
+            while let Some(at) = self.0.iter().position(|area| area.start <= from && from < area.end) {
+                let Some(area) = self.0.get_mut(at).filter(|area| area.group.kind == Kind::Anonymous) else { break };
+                let (whole, rest_of) = (area.end, area.group.clone());
+                area.group = Group { kind: Kind::Bss, name: name.clone(), start: None };
+                // A page holds what its first byte belongs to, so the areas need not end with a page.
+                area.end = whole.min(*end);
+                from = area.end;
+                let rest = Group { start: Some(from), ..rest_of.clone() };
+                if from < whole {
+                    self.0.insert(at + 1, Area { start: from, end: whole, group: rest.clone() });
+                }
+                for area in self.0.iter_mut().skip(at + 1).filter(|area| area.group == rest_of) {
+                    area.group = rest.clone();
+                }
+                if from >= *end {
+                    break;
+                }
+            }
+        }
+    }
+
     /// All, ascending and disjoint.
     pub fn all(&self) -> &[Area] {
         &self.0
@@ -119,8 +144,6 @@ fn group(mapping: &record::Mapping, below: Option<&record::Mapping>) -> Group {
         named(Kind::Memfd, name)
     } else if !name.is_empty() {
         named(Kind::File, name)
-    } else if below.is_some_and(|below| below.name.starts_with('/') && below.permissions.starts_with("rw")) {
-        named(Kind::Bss, below.map_or("", |below| &below.name))
     } else if below.is_some_and(is_guard) {
         named(Kind::Stack, "stacks of threads")
     } else {
@@ -158,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_a_guard_is_a_stack_and_memory_above_data_is_bss() {
+    fn memory_above_a_guard_is_a_stack_and_memory_above_data_is_anonymous() {
         let found = kinds(&[
             mapping(0x1000, 0x2000, "rw-p", "/bin/x"),
             mapping(0x2000, 0x3000, "rw-p", ""),
@@ -171,7 +194,34 @@ mod tests {
         ]);
         let stack = Kind::Stack;
         let (anonymous, file) = (Kind::Anonymous, Kind::File);
-        assert_eq!(found, [file, Kind::Bss, Kind::Heap, anonymous, anonymous, stack, Kind::Memfd, stack]);
+        assert_eq!(found, [file, anonymous, Kind::Heap, anonymous, anonymous, stack, Kind::Memfd, stack]);
+    }
+
+    #[test]
+    fn a_librarys_data_ends_where_its_headers_say_and_what_is_above_is_anonymous() {
+        let mut areas = Areas::default();
+        areas.add(&[
+            mapping(0x1000, 0x2000, "rw-p", "/lib/x.so"),
+            mapping(0x2000, 0x9000, "rw-p", ""),
+            mapping(0x9000, 0xa000, "rw-p", ""),
+            mapping(0xa000, 0xb000, "rw-p", "/dev/zero (deleted)"),
+            mapping(0xb000, 0xc000, "rw-p", ""),
+        ]);
+        areas.uninitialised(&[record::Uninitialised { start: 0x2000, end: 0x3040, name: "/lib/x.so".into() }]);
+        let found: Vec<_> = areas.all().iter().map(|a| (a.start, a.group.kind, a.group.start)).collect();
+        let anonymous = |start, of| (start, Kind::Anonymous, Some(of));
+        assert_eq!(
+            found,
+            [
+                (0x1000, Kind::File, None),
+                (0x2000, Kind::Bss, None),
+                anonymous(0x3040, 0x3040),
+                anonymous(0x9000, 0x3040),
+                (0xa000, Kind::File, None),
+                anonymous(0xb000, 0xb000),
+            ]
+        );
+        assert_eq!(areas.from(0x3000).map(|area| area.group.name.as_str()), Some("/lib/x.so"), "the page it ends in");
     }
 
     #[test]

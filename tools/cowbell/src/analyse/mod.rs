@@ -85,6 +85,9 @@ impl Profile {
             Record::Process(process) => self.process(process),
             Record::Begin(begin) => self.begin(begin),
             Record::Mapped { interval, mappings } => self.with(interval, |interval| interval.mapped(mappings)),
+            Record::Uninitialised { interval, data } => {
+                self.with(interval, |interval| interval.areas.uninitialised(&data))
+            }
             Record::Events { interval, events } => {
                 self.seen_at(events.last().map_or(0, |event| event.time_ns));
                 self.with(interval, |interval| interval.events(&events));

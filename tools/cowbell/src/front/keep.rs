@@ -14,6 +14,7 @@ pub struct Kept {
     profile: Profile,
     writer: Option<Writer>,
     places: BTreeMap<u32, Places>,
+    names: Names,
     unread: Vec<u8>,
     /// The tracer's last record.
     pub finish: Option<Finish>,
@@ -46,7 +47,7 @@ impl Kept {
     pub fn new(writer: Option<Writer>) -> Self {
         let (profile, places, unread) = (Profile::default(), BTreeMap::new(), Vec::new());
         let (main, living) = (Main::None, BTreeSet::new());
-        Self { profile, writer, places, unread, finish: None, failed: None, main, living }
+        Self { profile, writer, places, names: Names::new(), unread, finish: None, failed: None, main, living }
     }
 
     /// Whom the watch still waits for after the program that was started has ended: processes that it left. Empty
@@ -98,12 +99,28 @@ impl Kept {
                     }
                     self.note_places(&record);
                     self.note_processes(&record);
+                    let uninitialised = self.uninitialised(&record);
                     self.profile.add(record);
+                    if let Some(record) = uninitialised {
+                        written = written.and(self.writer.as_mut().map_or(Ok(()), |writer| writer.record(&record)));
+                        self.profile.add(record);
+                    }
                 }
                 Err(e) => self.profile.cut(&format!("the tracer said what is no record: {e}")),
             }
         }
         written
+    }
+
+    /// What of newly mapped memory is data of a file. Asked here and not by the tracer, for which targets wait.
+    fn uninitialised(&mut self, record: &Record) -> Option<Record> {
+        let (interval, mappings) = match record {
+            Record::Begin(begin) => (begin.interval, &begin.mappings),
+            Record::Mapped { interval, .. } => (*interval, &self.places.get(interval)?.mappings),
+            _ => return None,
+        };
+        let data = self.names.uninitialised(mappings);
+        (!data.is_empty()).then_some(Record::Uninitialised { interval, data })
     }
 
     fn note_places(&mut self, record: &Record) {
@@ -137,11 +154,10 @@ impl Kept {
     /// # Errors
     /// The first write to the capture file that failed.
     pub fn finish(mut self, cut: &str) -> (Summary, Result<bool, Failure>) {
-        let mut names = Names::new();
         let mut records = Vec::new();
         for (interval, places) in std::mem::take(&mut self.places) {
             let pcs: Vec<u64> = places.pcs.into_iter().collect();
-            let codes: Vec<Code> = names.resolve(places.pid, &places.mappings, &pcs);
+            let codes: Vec<Code> = self.names.resolve(places.pid, &places.mappings, &pcs);
             if !codes.is_empty() {
                 records.push(Record::Symbols { interval, codes });
             }

@@ -28,6 +28,8 @@ pub enum Record {
     Begin(Begin),
     /// What the interval's address space holds besides what was known, found when an instruction lay outside of it.
     Mapped { interval: u32, mappings: Vec<Mapping> },
+    /// Which anonymous memory of the interval is data of a program or library, of what was mapped since the last such record.
+    Uninitialised { interval: u32, data: Vec<Uninitialised> },
     /// Pages written, in order. Only of intervals in [`Mode::Trace`].
     Events { interval: u32, events: Vec<Event> },
     /// A sampled stack, before the event that refers to it.
@@ -174,6 +176,17 @@ pub struct Mapping {
     pub name: String,
     /// How its pages are observed.
     pub watched: Watched,
+}
+
+/// Uninitialised data of a program or library: it lies in anonymous memory, and the file's headers say how far.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uninitialised {
+    /// First address.
+    pub start: u64,
+    /// One past the last byte: mostly within a page.
+    pub end: u64,
+    /// The file.
+    pub name: String,
 }
 
 /// How a mapping is observed.

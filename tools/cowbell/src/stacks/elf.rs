@@ -30,6 +30,8 @@ pub struct Layout {
 struct Segment {
     file: Range<u64>,
     address: u64,
+    /// How many bytes it takes in memory: those that the file lacks are zero.
+    memory: u64,
 }
 
 impl Layout {
@@ -45,6 +47,17 @@ impl Layout {
         let segment = self.segments.iter().find(overlaps)?;
         let mapped_at = start.wrapping_sub(part.start).wrapping_add(segment.file.start);
         Some(mapped_at.wrapping_sub(segment.address))
+    }
+}
+
+impl Layout {
+    /// One past the last byte, in memory, of the segment whose end is in this part of the file, where that part is mapped
+    /// at `start`. What lies between the part's end and there is uninitialised data of the file's; beyond it, not.
+    pub fn memory_end(&self, start: u64, part: Range<u64>) -> Option<u64> {
+        let ends_here = |segment: &&Segment| part.contains(&segment.file.end.saturating_sub(1));
+        let segment = self.segments.iter().filter(ends_here).max_by_key(|segment| segment.file.end)?;
+        // Protecting a part of a segment (RELRO) splits its mapping, so this one may begin behind the segment's beginning.
+        Some(start.wrapping_sub(part.start).wrapping_add(segment.file.start).wrapping_add(segment.memory))
     }
 }
 
@@ -95,7 +108,8 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         let (code, other): (Vec<_>, Vec<_>) = loaded.partition(is_code);
         let segments = code.into_iter().chain(other).map(|segment: &elf::ProgramHeader64<_>| {
             let (start, size) = segment.file_range(endian);
-            Segment { file: start..start.saturating_add(size), address: segment.p_vaddr(endian) }
+            let (address, memory) = (segment.p_vaddr(endian), segment.p_memsz(endian));
+            Segment { file: start..start.saturating_add(size), address, memory }
         });
         Layout { segments: segments.collect() }
     }
@@ -161,8 +175,8 @@ mod tests {
 
     fn layout() -> Layout {
         // Data and code share the page of the file that begins at 0x1000.
-        let code = Segment { file: 0x1800..0x3000, address: 0x40_2800 };
-        let data = Segment { file: 0x0..0x1800, address: 0x40_0000 };
+        let code = Segment { file: 0x1800..0x3000, address: 0x40_2800, memory: 0x1800 };
+        let data = Segment { file: 0x0..0x1800, address: 0x40_0000, memory: 0x1900 };
         Layout { segments: vec![code, data] }
     }
 
@@ -179,6 +193,21 @@ mod tests {
         assert_eq!(layout().bias(0x7f00_0040_2000, 0x1000..0x3000), Some(0x7f00_0000_0000));
         assert_eq!(layout().bias(0x40_3000, 0x2000..0x3000), Some(0), "the rest of a mapping that was split");
         assert_eq!(layout().bias(0x40_3000, 0x3000..0x4000), None);
+    }
+
+    #[test]
+    fn uninitialised_data_ends_where_the_headers_say() {
+        // The loader maps whole pages of the file: 0x0..0x2000 holds the data's end and the code's beginning.
+        let data = Segment { file: 0xdf0..0x1010, address: 0x3df0, memory: 0x5000 };
+        let layout = Layout { segments: vec![data] };
+        assert_eq!(layout.memory_end(0x7f00_0000_0000, 0x0..0x2000), Some(0x7f00_0000_0000 + 0xdf0 + 0x5000));
+        assert_eq!(layout.memory_end(0x7f00_0000_0000, 0x2000..0x3000), None);
+        let split = Layout { segments: vec![Segment { file: 0..0x3000, address: 0, memory: 0x3040 }] };
+        assert_eq!(
+            split.memory_end(0x5000, 0x1000..0x3000),
+            Some(0x7040),
+            "a part of which the beginning is elsewhere"
+        );
     }
 
     #[test]

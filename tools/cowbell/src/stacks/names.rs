@@ -6,7 +6,7 @@
 
 use super::elf::{self, Image, Layout};
 use super::perf_map::PerfMap;
-use crate::record::{Code, Mapping, NativeFrame};
+use crate::record::{Code, Mapping, NativeFrame, Uninitialised};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::borrow::Cow;
@@ -67,11 +67,9 @@ impl Names {
             };
             let offset = (pc - mapping.start).saturating_add(mapping.offset);
             let (symbolizer, directory) = (&self.symbolizer, &self.debug_directory);
-            if !self.files.contains_key(&mapping.name) {
-                self.files.insert(mapping.name.clone(), Known::read(&mapping.name, directory));
-            }
-            let known = self.files.get_mut(&mapping.name).and_then(Option::as_mut);
-            match known.and_then(|known| Some((known.layout.address(offset)?, known))) {
+            match known(&mut self.files, directory, &mapping.name)
+                .and_then(|known| Some((known.layout.address(offset)?, known)))
+            {
                 Some((address, known)) => {
                     Code { pc, frames: known.frames(address, symbolizer), module: module(mapping, address) }
                 }
@@ -88,6 +86,26 @@ impl Names {
         codes
     }
 
+    /// Where anonymous memory among these mappings is uninitialised data of the file that is mapped below it, by that file's
+    /// headers.
+    pub fn uninitialised(&mut self, mappings: &[Mapping]) -> Vec<Uninitialised> {
+        let mut found = Vec::new();
+        for pair in mappings.windows(2) {
+            let [below, above] = pair else { continue };
+            let is_data = below.name.starts_with('/') && below.permissions.starts_with("rw");
+            if !is_data || !above.name.is_empty() || above.start != below.end {
+                continue;
+            }
+            let Some(known) = known(&mut self.files, &self.debug_directory, &below.name) else { continue };
+            let part = below.offset..below.offset.saturating_add(below.end - below.start);
+            let Some(end) = known.layout.memory_end(below.start, part).filter(|end| *end > above.start) else {
+                continue;
+            };
+            found.push(Uninitialised { start: above.start, end, name: below.name.clone() });
+        }
+        found
+    }
+
     /// Names what is in no file, from what the process' just-in-time compiler wrote.
     fn name_jitted(&mut self, pid: i32, codes: &mut [Code]) {
         // It grows with the code, and may be gone when the process is: what was read last then stays.
@@ -101,6 +119,18 @@ impl Names {
             code.frames.extend(function.map(|function| NativeFrame { function, file: None, line: None }));
         }
     }
+}
+
+/// What is known of a file, read the first time that it is asked for.
+fn known<'a>(
+    files: &'a mut HashMap<String, Option<Known>>,
+    debug_directory: &Path,
+    name: &str,
+) -> Option<&'a mut Known> {
+    if !files.contains_key(name) {
+        files.insert(name.to_owned(), Known::read(name, debug_directory));
+    }
+    files.get_mut(name).and_then(Option::as_mut)
 }
 
 impl Known {
