@@ -107,8 +107,9 @@ fn interval(child: u32, script: &str) -> Vec<Value> {
         let (pc, stack) = if nth < 90 { (0x401000, nth.is_multiple_of(10).then_some(child)) } else { (0x401100, None) };
         json!([200 + nth, HEAP + nth * PAGE, pid, pc, "copy", null, stack])
     };
-    let content =
-        |nth: u64| if nth < 90 { json!([HEAP + nth * PAGE, 0, 0, 0]) } else { json!([HEAP + nth * PAGE, 16, 2, 0]) };
+    let content = |nth: u64| {
+        if nth < 90 { json!([HEAP + nth * PAGE, 0, 0, 0, true]) } else { json!([HEAP + nth * PAGE, 16, 2, 0, true]) }
+    };
     let frame = |function: &str| json!({"function": function, "file": null, "line": null});
     vec![
         json!({"process": {"pid": pid, "parent": 100, "time_ns": 100, "origin": "forked", "command": ["python3", script]}}),

@@ -30,6 +30,8 @@ mod python;
 mod record;
 #[path = "run/robust.rs"]
 mod robust;
+#[path = "run/said.rs"]
+mod said;
 #[path = "run/told.rs"]
 mod told;
 #[path = "run/verdict.rs"]

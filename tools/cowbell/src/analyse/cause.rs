@@ -1,50 +1,58 @@
-//! The likely cause of a copy, from how the copy differs from its original and from the code that first wrote it.
+//! The likely cause of a copy: from the layout of the memory, from the code that first wrote to the page, and from how the
+//! copy differs from its original.
 //!
-//! Evidence in, guess out. A guess it is: the code is that of the *first* write to the page, the contents are those of
-//! its end, and what happened between is not seen. Where the two contradict each other the contents decide, because
-//! the page would have been copied for them anyway.
+//! Evidence in, verdict out. The code is that of the *first* write to the page, the contents are those of its end, and what
+//! happened between is not seen. Where the two contradict each other the contents decide, because the page would have
+//! been copied for them anyway. What neither proves is unknown, for a reason from a fixed list.
 
 use super::code::Purpose;
-use crate::record;
-use crate::stacks::languages;
+use super::runtime::Runtime;
+use crate::record::{self, Wrote};
 use serde::Serialize;
 
 /// Likely causes of copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
-    /// Reference counts of objects that were only read.
+    /// Reference counts of objects.
     ReferenceCount,
-    /// A count, lock or flag beside or in the data.
+    /// Words of objects' headers that were put back: reference counts, or the garbage collector's.
+    CountOrCollector,
+    /// A counter, lock or flag that threads share, beside or in the data.
     Counter,
     /// The garbage collector's marks and lists.
     GarbageCollector,
     /// An allocator's lists and headers.
     Allocator,
+    /// The program or its interpreter shut down and freed what it had.
+    Exit,
     /// The data itself changed.
     RealWrite,
-    /// A little changed, and the rest of the page was copied with it.
-    Neighbour,
+    /// Something was written, and the page is the same as before.
+    Rewritten,
     /// The kernel wrote on behalf of a system call.
     Kernel,
     /// Stacks: every process writes its own.
     Stack,
-    /// Neither contents nor code tell.
+    /// Neither layout nor code nor contents tell.
     Unknown,
 }
 
-/// What runs in a process, as far as it changes what helps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Runtime {
-    /// CPython.
-    Python,
-    /// Ruby.
-    Ruby,
-    /// Redis or a relative.
-    Redis,
-    /// Anything else.
-    #[default]
-    Native,
+/// Why a cause is not known: all reasons there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The code was not seen, and the copy was not compared with its original.
+    NoEvidence,
+    /// The code has no name, and the copy was not compared with its original.
+    NoName,
+    /// The code is known and does not tell, and the copy was not compared with its original.
+    NotCompared,
+    /// Words other than reference counts changed beside objects of CPython's: new objects, attributes, or what objects
+    /// remember (a string's hash).
+    BesideObjects,
+    /// The memory is managed by an interpreter whose objects this program does not know.
+    Interpreter,
 }
 
 /// How a copy differs from its original, coarsely.
@@ -54,8 +62,8 @@ pub enum Change {
     Unknown,
     /// Not at all.
     Identical,
-    /// All but only in words that look like counters.
-    Counters,
+    /// Nearly only in words that are reference counts by their layout.
+    Counts,
     /// In at most an eighth of its words.
     Few,
     /// In more.
@@ -71,9 +79,9 @@ impl Change {
         let words = u64::from(content.words);
         if content.bytes == 0 {
             Self::Identical
-        } else if words > 0 && u64::from(content.counters) * 8 >= words * 7 {
+        } else if words > 0 && u64::from(content.counts) * 8 >= words * 7 {
             // Not each: reading an object may also fill in what it remembers, such as a string's hash.
-            Self::Counters
+            Self::Counts
         } else if words >= page_words / 2 {
             Self::Large
         } else if words <= page_words / 8 {
@@ -89,31 +97,61 @@ impl Change {
 pub struct Evidence {
     /// How it differs.
     pub change: Change,
-    /// What the code that first wrote it is for; `None` where the code is not known.
+    /// It holds objects of CPython's.
+    pub objects: bool,
+    /// What the instruction that first wrote it writes.
+    pub wrote: Wrote,
+    /// Is the instruction that first wrote it known?
+    pub code: bool,
+    /// What that code is for; `None` where it has no name, or is not known.
     pub purpose: Option<Purpose>,
     /// The kernel wrote it first.
     pub by_kernel: bool,
     /// It lies in a stack.
     pub in_stack: bool,
-    /// That code belongs to the Python interpreter, or nothing is known of the code and the process runs one.
-    pub python: bool,
+    /// What runs in the process.
+    pub runtime: Runtime,
 }
 
-/// The likely cause of a copy.
-pub fn likely(evidence: &Evidence) -> Cause {
-    let Evidence { change, purpose, by_kernel, in_stack, python } = *evidence;
-    let counting = if python { Cause::ReferenceCount } else { Cause::Counter };
-    match (change, purpose) {
-        _ if in_stack => Cause::Stack,
-        _ if by_kernel => Cause::Kernel,
-        (Change::Large, _) => Cause::RealWrite,
+/// The likely cause of a copy, and why it is not known where it is not.
+pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
+    let Evidence { change, purpose, wrote, .. } = *evidence;
+    let cause = match (change, purpose) {
+        _ if evidence.in_stack => Cause::Stack,
+        _ if evidence.by_kernel => Cause::Kernel,
+        (Change::Large, _) => return changed(evidence),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
+        _ if wrote == Wrote::CollectorHeader => Cause::GarbageCollector,
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
-        (Change::Some, _) => Cause::RealWrite,
-        (Change::Few, _) => Cause::Neighbour,
+        (Change::Counts, _) => Cause::ReferenceCount,
+        (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         (_, Some(Purpose::References)) => Cause::ReferenceCount,
-        (Change::Identical | Change::Counters, _) => counting,
-        (Change::Unknown, _) => Cause::Unknown,
+        _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
+        _ if wrote == Wrote::Atomic => Cause::Counter,
+        (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown => Cause::CountOrCollector,
+        (Change::Identical, _) => Cause::Rewritten,
+        (Change::Few | Change::Some, _) => return changed(evidence),
+        (Change::Unknown, _) => {
+            let reason = match (evidence.code, purpose) {
+                (false, _) => Reason::NoEvidence,
+                (true, None) => Reason::NoName,
+                (true, Some(_)) => Reason::NotCompared,
+            };
+            return (Cause::Unknown, Some(reason));
+        }
+    };
+    (cause, None)
+}
+
+/// The cause of a change that is neither a count nor a collector's: whose it is, the program's or its interpreter's.
+fn changed(evidence: &Evidence) -> (Cause, Option<Reason>) {
+    let is_large = evidence.change == Change::Large;
+    if evidence.runtime.has_unknown_objects() {
+        (Cause::Unknown, Some(Reason::Interpreter))
+    } else if evidence.objects && evidence.purpose.is_none() && !is_large {
+        (Cause::Unknown, Some(Reason::BesideObjects))
+    } else {
+        (Cause::RealWrite, None)
     }
 }
 
@@ -122,84 +160,41 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Self::ReferenceCount => "reference counts",
-            Self::Counter => "counters or locks",
+            Self::CountOrCollector => "reference counts or the garbage collector",
+            Self::Counter => "counters, locks or flags",
             Self::GarbageCollector => "garbage collector",
             Self::Allocator => "allocator metadata",
+            Self::Exit => "shutting down",
             Self::RealWrite => "real writes",
-            Self::Neighbour => "page neighbours",
+            Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
             Self::Unknown => "unknown",
         }
     }
-
-    /// The cause that looks the same where the code tells nothing: both leave pages as they were.
-    pub fn otherwise(self, runtime: Runtime) -> Option<Self> {
-        let looks_alike = self == Self::ReferenceCount && runtime == Runtime::Python;
-        looks_alike.then_some(Self::GarbageCollector)
-    }
-
-    /// What is known to help, in one sentence.
-    pub fn remedy(self, runtime: Runtime) -> Option<&'static str> {
-        use Runtime::{Native, Python, Redis, Ruby};
-        Some(match (self, runtime) {
-            (Self::ReferenceCount, Python) => return languages::ALL.iter().find_map(|l| l.remedy(Purpose::References)),
-            (Self::ReferenceCount, _) => {
-                "read through plain references or indices instead of counted ones, or keep the counts apart from \
-                 the data"
-            }
-            (Self::Counter, Redis | Native | Ruby | Python) => {
-                "keep counters, locks and flags apart from the data that is shared: one page of them is copied once"
-            }
-            (Self::GarbageCollector, Python) => {
-                return languages::ALL.iter().find_map(|l| l.remedy(Purpose::Collector));
-            }
-            (Self::GarbageCollector, Ruby) => {
-                "Process.warmup, or GC.start and GC.compact, right before the fork: old objects are marked and moved \
-                 before they are shared"
-            }
-            (Self::GarbageCollector, _) => "collect right before the fork, so that what is shared is marked already",
-            (Self::Allocator, Redis) => {
-                "the price of allocating during a snapshot: fewer writes meanwhile, and activedefrag off"
-            }
-            (Self::Allocator, _) => {
-                "load the shared data first and free nothing between, malloc_trim(0) before the fork; an allocator \
-                 with its books apart (jemalloc) or MALLOC_ARENA_MAX=1 leaves fewer pages in between"
-            }
-            (Self::RealWrite, Redis) => {
-                "the price of the snapshot: snapshots at a time of fewer writes, transparent huge pages off"
-            }
-            (Self::RealWrite, _) => "nothing is wasted: what changes cannot be shared; allocate it after the fork",
-            (Self::Neighbour, Redis) => {
-                "the price of the snapshot, a page for a few bytes: snapshots at a time of fewer writes, \
-                 transparent huge pages off"
-            }
-            (Self::Neighbour, _) => {
-                "part what is written from what is only read: each in memory of its own, allocated together"
-            }
-            (Self::Kernel, _) => "read into buffers that were allocated after the fork",
-            (Self::Stack | Self::Unknown, _) => return None,
-        })
-    }
 }
 
-impl Runtime {
-    /// From the names of what a process has mapped and the program that it runs.
-    pub fn of<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let found = names.filter_map(|name| {
-            let file = name.rsplit('/').next().unwrap_or(name);
-            if languages::of_files(std::iter::once(name)).is_some() {
-                Some(Self::Python)
-            } else if file.starts_with("libruby") || file.starts_with("ruby") {
-                Some(Self::Ruby)
-            } else if ["redis-server", "valkey-server", "keydb-server"].iter().any(|server| file.starts_with(server)) {
-                Some(Self::Redis)
-            } else {
-                None
+impl Reason {
+    /// In words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::NoEvidence => "the code was not seen, and the copies were not compared with their originals",
+            Self::NoName => "the code has no name, and the copies were not compared with their originals",
+            Self::NotCompared => "what the code does to the data is not known, and the copies were not compared",
+            Self::BesideObjects => {
+                "words beside Python objects changed that are no reference counts: new objects, attributes, or what \
+                 objects remember, such as hashes"
             }
-        });
-        // A program that embeds Python next to its own work is Python's here: that is what copies.
-        found.min().unwrap_or_default()
+            Self::Interpreter => {
+                "the memory is an interpreter's whose objects cowbell does not know: the program's own writes and the \
+                 interpreter's cannot be told apart"
+            }
+        }
+    }
+
+    /// Would names of the code tell?
+    pub fn wants_names(self) -> bool {
+        matches!(self, Self::NoName | Self::BesideObjects)
     }
 }
 
@@ -208,105 +203,131 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn content(bytes: u32, words: u32, counters: u32) -> record::Content {
-        record::Content { page: 0, bytes, words, counters }
+    fn content(bytes: u32, words: u32, counts: u32) -> record::Content {
+        record::Content { page: 0, bytes, words, counts, objects: counts > 0 }
     }
+
+    const PLAIN: Evidence = Evidence {
+        change: Change::Unknown,
+        objects: false,
+        wrote: Wrote::Unknown,
+        code: true,
+        purpose: None,
+        by_kernel: false,
+        in_stack: false,
+        runtime: Runtime::Native,
+    };
 
     #[test]
     fn contents_are_told_apart_by_how_much_changed() {
-        for (bytes, words, counters, expected) in [
+        for (bytes, words, counts, expected) in [
             (0, 0, 0, Change::Identical),
-            (73, 73, 73, Change::Counters),
+            (73, 73, 73, Change::Counts),
             (1, 1, 0, Change::Few),
             (512, 64, 55, Change::Few),
-            (512, 64, 56, Change::Counters),
+            (512, 64, 56, Change::Counts),
             (520, 65, 0, Change::Some),
             (2040, 255, 0, Change::Some),
             (2048, 256, 0, Change::Large),
-            (4096, 512, 512, Change::Counters),
+            (4096, 512, 512, Change::Counts),
         ] {
-            assert_eq!(Change::of(&content(bytes, words, counters), 4096), expected, "{bytes} {words} {counters}");
+            assert_eq!(Change::of(&content(bytes, words, counts), 4096), expected, "{bytes} {words} {counts}");
         }
         // Half of a page is more words where pages are larger.
         assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);
     }
 
     #[test]
-    fn contents_and_code_make_the_cause() {
+    fn code_and_contents_make_the_cause() {
         use Change as C;
         use Purpose as P;
-        let plain = Evidence { change: C::Unknown, purpose: None, by_kernel: false, in_stack: false, python: false };
-        for (change, purpose, python, expected) in [
-            (C::Identical, Some(P::Other), true, Cause::ReferenceCount),
-            (C::Counters, Some(P::Other), true, Cause::ReferenceCount),
-            (C::Unknown, Some(P::References), true, Cause::ReferenceCount),
-            (C::Identical, None, true, Cause::ReferenceCount),
-            (C::Identical, Some(P::References), false, Cause::ReferenceCount),
-            (C::Identical, Some(P::Other), false, Cause::Counter),
-            (C::Counters, None, false, Cause::Counter),
-            (C::Identical, Some(P::Collector), true, Cause::GarbageCollector),
-            (C::Few, Some(P::Collector), true, Cause::GarbageCollector),
-            (C::Unknown, Some(P::Collector), true, Cause::GarbageCollector),
-            (C::Few, Some(P::Allocator), true, Cause::Allocator),
-            (C::Counters, Some(P::Allocator), true, Cause::Allocator),
-            (C::Unknown, Some(P::Allocator), false, Cause::Allocator),
+        for (change, purpose, expected) in [
+            (C::Unknown, Some(P::References), Cause::ReferenceCount),
+            (C::Identical, Some(P::References), Cause::ReferenceCount),
+            (C::Few, Some(P::References), Cause::ReferenceCount),
+            (C::Counts, Some(P::Other), Cause::ReferenceCount),
+            (C::Counts, None, Cause::ReferenceCount),
+            (C::Identical, Some(P::Other), Cause::Rewritten),
+            (C::Identical, None, Cause::Rewritten),
+            (C::Identical, Some(P::Collector), Cause::GarbageCollector),
+            (C::Few, Some(P::Collector), Cause::GarbageCollector),
+            (C::Unknown, Some(P::Collector), Cause::GarbageCollector),
+            (C::Few, Some(P::Allocator), Cause::Allocator),
+            (C::Counts, Some(P::Allocator), Cause::Allocator),
+            (C::Unknown, Some(P::Allocator), Cause::Allocator),
             // The page would have been copied for its contents, whoever came first.
-            (C::Large, Some(P::Allocator), false, Cause::RealWrite),
-            (C::Large, Some(P::References), true, Cause::RealWrite),
-            (C::Large, None, false, Cause::RealWrite),
-            (C::Some, Some(P::Other), false, Cause::RealWrite),
-            (C::Few, Some(P::Other), false, Cause::Neighbour),
-            (C::Few, None, true, Cause::Neighbour),
-            (C::Unknown, Some(P::Other), true, Cause::Unknown),
-            (C::Unknown, None, true, Cause::Unknown),
+            (C::Large, Some(P::Allocator), Cause::RealWrite),
+            (C::Large, Some(P::References), Cause::RealWrite),
+            (C::Some, Some(P::References), Cause::RealWrite),
+            (C::Large, None, Cause::RealWrite),
+            (C::Some, Some(P::Other), Cause::RealWrite),
+            (C::Few, Some(P::Other), Cause::RealWrite),
+            (C::Few, None, Cause::RealWrite),
         ] {
-            let evidence = Evidence { change, purpose, python, ..plain };
-            assert_eq!(likely(&evidence), expected, "{evidence:?}");
+            let evidence = Evidence { change, purpose, ..PLAIN };
+            assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");
         }
-        let in_stack = Evidence { in_stack: true, change: C::Large, ..plain };
-        assert_eq!(likely(&in_stack), Cause::Stack);
-        assert_eq!(likely(&Evidence { by_kernel: true, change: C::Large, ..plain }), Cause::Kernel);
+        let in_stack = Evidence { in_stack: true, change: C::Large, ..PLAIN };
+        assert_eq!(likely(&in_stack).0, Cause::Stack);
+        assert_eq!(likely(&Evidence { by_kernel: true, change: C::Large, ..PLAIN }).0, Cause::Kernel);
     }
 
     #[test]
-    fn freezing_is_no_remedy_against_reference_counts() {
-        let remedy = Cause::ReferenceCount.remedy(Runtime::Python).expect("a remedy");
-        assert!(remedy.contains("numpy") && remedy.contains("gc.freeze() does not"), "{remedy}");
-        let remedy = Cause::GarbageCollector.remedy(Runtime::Python).expect("a remedy");
-        assert!(remedy.contains("gc.freeze()"), "{remedy}");
-    }
-
-    #[test]
-    fn runtimes_are_known_by_their_files() {
-        for (name, expected) in [
-            ("/usr/bin/python3.13", Runtime::Python),
-            ("/usr/lib/x86_64-linux-gnu/libpython3.11.so.1.0", Runtime::Python),
-            ("python3", Runtime::Python),
-            ("/home/x/python-tools/convert", Runtime::Native),
-            ("/usr/bin/pythonista", Runtime::Native),
-            ("/usr/bin/redis-server", Runtime::Redis),
-            ("/usr/lib/libruby-3.3.so.3.3", Runtime::Ruby),
-            ("/bin/cat", Runtime::Native),
+    fn the_layout_tells_counts_from_the_collector_where_the_code_has_no_name() {
+        let python = Evidence { runtime: Runtime::Python, objects: true, ..PLAIN };
+        for (wrote, change, expected) in [
+            (Wrote::ReferenceCount, Change::Identical, Cause::ReferenceCount),
+            (Wrote::ReferenceCount, Change::Unknown, Cause::ReferenceCount),
+            (Wrote::CollectorHeader, Change::Identical, Cause::GarbageCollector),
+            (Wrote::CollectorHeader, Change::Few, Cause::GarbageCollector),
+            (Wrote::Unknown, Change::Identical, Cause::CountOrCollector),
+            (Wrote::Other, Change::Identical, Cause::Rewritten),
+            (Wrote::Atomic, Change::Few, Cause::Counter),
         ] {
-            assert_eq!(Runtime::of(["/lib/libc.so.6", name].into_iter()), expected, "{name}");
+            let evidence = Evidence { wrote, change, ..python };
+            assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn small_real_writes_of_python_are_real_and_what_cannot_be_told_is_unknown_with_a_reason() {
+        let python = Evidence { runtime: Runtime::Python, wrote: Wrote::Other, change: Change::Few, ..PLAIN };
+        assert_eq!(likely(&python), (Cause::RealWrite, None), "a buffer, by the interpreter's code without a name");
+        let beside = Evidence { objects: true, ..python };
+        assert_eq!(likely(&beside), (Cause::Unknown, Some(Reason::BesideObjects)));
+        let named = Evidence { purpose: Some(Purpose::Other), ..beside };
+        assert_eq!(likely(&named), (Cause::RealWrite, None));
+        for runtime in [Runtime::Ruby, Runtime::Perl, Runtime::Php] {
+            for change in [Change::Few, Change::Some, Change::Large] {
+                let evidence = Evidence { runtime, change, purpose: Some(Purpose::Other), ..python };
+                assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Interpreter)), "{evidence:?}");
+            }
+        }
+        for (code, purpose, reason) in [
+            (false, None, Reason::NoEvidence),
+            (true, None, Reason::NoName),
+            (true, Some(Purpose::Other), Reason::NotCompared),
+        ] {
+            let evidence = Evidence { code, purpose, ..PLAIN };
+            assert_eq!(likely(&evidence), (Cause::Unknown, Some(reason)), "{evidence:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn what_was_not_compared_and_has_no_code_is_never_guessed(python: bool) {
-            let change = Change::Unknown;
-            let evidence = Evidence { change, purpose: None, by_kernel: false, in_stack: false, python };
-            prop_assert_eq!(likely(&evidence), Cause::Unknown);
+        fn what_was_not_compared_and_has_no_code_is_never_guessed(objects: bool, python: bool) {
+            let runtime = if python { Runtime::Python } else { Runtime::Native };
+            let evidence = Evidence { objects, runtime, ..PLAIN };
+            prop_assert_eq!(likely(&evidence).0, Cause::Unknown);
         }
 
         #[test]
-        fn an_identical_copy_is_never_a_real_write(bytes in 0..=4096u32, words in 0..=512u32, counters in 0..=512u32) {
-            let change = Change::of(&content(bytes, words, counters), 4096);
+        fn an_identical_copy_is_never_a_real_write(bytes in 0..=4096u32, words in 0..=512u32, counts in 0..=512u32) {
+            let change = Change::of(&content(bytes, words, counts), 4096);
             prop_assert_eq!(change == Change::Identical, bytes == 0);
             for purpose in [None, Some(Purpose::Other), Some(Purpose::Allocator), Some(Purpose::References)] {
-                let evidence = Evidence { change, purpose, by_kernel: false, in_stack: false, python: false };
-                prop_assert!(bytes > 0 || likely(&evidence) != Cause::RealWrite);
+                let evidence = Evidence { change, purpose, ..PLAIN };
+                prop_assert!(bytes > 0 || likely(&evidence).0 != Cause::RealWrite);
             }
         }
     }

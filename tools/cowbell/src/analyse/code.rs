@@ -156,6 +156,24 @@ fn allocates(name: &str) -> bool {
         || work_of_function(name) == Some(Purpose::Allocator)
 }
 
+/// Functions in which a program or its interpreter shuts down: what runs below them is done on the way out.
+const SHUTDOWN: &[&str] = &[
+    "perl_destruct",
+    "Perl_my_exit",
+    "ruby_cleanup",
+    "ruby_finalize",
+    "php_module_shutdown",
+    "__run_exit_handlers",
+    "exit",
+    "quick_exit",
+];
+
+/// Does a function shut the program or its interpreter down?
+pub fn shuts_down(frames: &[NativeFrame]) -> bool {
+    let names = frames.iter().map(|frame| bare(&frame.function));
+    names.into_iter().any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
+}
+
 /// Does a function merely move or set bytes for its caller?
 pub fn moves_bytes(function: &str) -> bool {
     let name = function.trim_start_matches("__GI_").trim_start_matches('_');

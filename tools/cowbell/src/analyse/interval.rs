@@ -1,10 +1,11 @@
 //! One interval: its events as they come, added up when its verdict is known.
 
 use super::Stacks;
-use super::cause::{Change, Runtime};
+use super::cause::Change;
 use super::mapping::{Area, Areas, Group, Kind};
+use super::runtime::Runtime;
 use super::summary::{ByClass, Contents, When, is_copied};
-use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched};
+use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched, Wrote};
 use std::collections::{BTreeSet, HashMap};
 
 /// An interval, open or closed.
@@ -45,6 +46,8 @@ pub struct Sums {
     pub copies: HashMap<Copied, u64>,
     /// The stacks sampled with each instruction, and how often.
     pub stacks: HashMap<u64, HashMap<u32, u64>>,
+    /// What was seen written by each instruction, and how often.
+    pub wrote: HashMap<u64, HashMap<Wrote, u64>>,
     /// How they differ from their originals.
     pub contents: Contents,
     /// When they were copied.
@@ -60,6 +63,10 @@ pub struct Copied {
     pub syscall: Option<i32>,
     /// How it differs from its original.
     pub change: Change,
+    /// It holds objects of CPython's.
+    pub objects: bool,
+    /// What the instruction was seen to write, if it was sampled with this very page.
+    pub wrote: Wrote,
     /// It lies in a stack.
     pub in_stack: bool,
     /// What was seen of the write.
@@ -232,7 +239,8 @@ impl<'a> Adding<'a> {
             known += 1;
         }
         let (change, seen) = (Change::Unknown, Seen::Nothing);
-        let unknown = Copied { pc: 0, syscall: None, change, in_stack, seen };
+        let wrote = Wrote::Unknown;
+        let unknown = Copied { pc: 0, syscall: None, change, objects: false, wrote, in_stack, seen };
         self.count(unknown, pages.saturating_sub(known));
     }
 
@@ -244,7 +252,7 @@ impl<'a> Adding<'a> {
             let contents = &mut self.sums.contents;
             contents.compared_pages += 1;
             contents.identical_pages += u64::from(change == Change::Identical);
-            contents.counter_pages += u64::from(change == Change::Counters);
+            contents.count_pages += u64::from(change == Change::Counts);
             contents.changed_bytes += u64::from(content.bytes);
         }
         let (pc, syscall) = event.map_or((0, None), |event| (event.pc, event.syscall));
@@ -259,7 +267,12 @@ impl<'a> Adding<'a> {
         if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
             *self.sums.stacks.entry(pc).or_default().entry(number).or_default() += 1;
         }
-        self.count(Copied { pc, syscall, change, in_stack, seen }, 1);
+        let wrote = stack.map_or(Wrote::Unknown, |stack| stack.wrote);
+        if wrote != Wrote::Unknown {
+            *self.sums.wrote.entry(pc).or_default().entry(wrote).or_default() += 1;
+        }
+        let objects = content.is_some_and(|content| content.objects);
+        self.count(Copied { pc, syscall, change, objects, wrote, in_stack, seen }, 1);
     }
 
     fn count(&mut self, copied: Copied, pages: u64) {

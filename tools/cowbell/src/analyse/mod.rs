@@ -6,11 +6,14 @@
 //! explained.
 
 mod cause;
+mod causes;
 mod code;
 mod gaps;
 mod interval;
 mod mapping;
 mod name;
+mod remedy;
+mod runtime;
 mod source;
 mod sum;
 pub mod summary;
@@ -23,7 +26,7 @@ pub use cause::Cause;
 pub use mapping::Kind;
 pub use summary::Summary;
 
-use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack};
+use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack, Wrote};
 use crate::stacks::languages::{self, Work};
 use interval::Interval;
 use std::collections::HashMap;
@@ -57,12 +60,11 @@ type Stacks = HashMap<u32, Sampled>;
 struct Sampled {
     /// Its place in a script.
     script: Option<u32>,
-    /// The nearest return addresses, the innermost first.
+    /// The return addresses, the innermost first.
     callers: Vec<u64>,
+    /// What the instruction was about to write.
+    wrote: Wrote,
 }
-
-/// So many return addresses of a stack are kept: who called code that has no name or says nothing is near.
-const CALLERS_KEPT: usize = 8;
 
 /// A place in a program that an interpreter runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -198,7 +200,7 @@ impl Profile {
                 next
             })
         });
-        let callers = stack.native.iter().skip(1).take(CALLERS_KEPT).copied().collect();
-        self.stacks.insert(stack.stack, Sampled { script, callers });
+        let callers = stack.native.iter().skip(1).copied().collect();
+        self.stacks.insert(stack.stack, Sampled { script, callers, wrote: stack.wrote });
     }
 }

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 
 /// So many callers are looked at for what code without a name is there for: its purpose is not its callers' callers'.
 const CALLERS_MAX: usize = 3;
+/// And so many for who had code run that says nothing of itself.
+const NEAR_MAX: usize = 8;
 
 /// An instruction, named.
 #[derive(Clone, Debug)]
@@ -55,10 +57,15 @@ fn one<'a>(interval: &'a Interval, stacks: &'a Stacks, pc: u64) -> Named<'a> {
 fn callers<'a>(interval: &'a Interval, stacks: &'a Stacks, pc: u64) -> Vec<&'a [NativeFrame]> {
     let sampled = interval.sums.stacks.get(&pc).and_then(super::sum::most);
     let callers = sampled.and_then(|stack| stacks.get(&stack)).map_or(&[][..], |Sampled { callers, .. }| callers);
-    // A return address is one past the call, which may be the first instruction of another function.
-    let code = |address: &u64| interval.codes.get(&address.wrapping_sub(1)).or_else(|| interval.codes.get(address));
-    let named = callers.iter().filter_map(code).map(|code| code.frames.as_slice());
-    named.filter(|frames| !frames.is_empty()).collect()
+    let named = callers.iter().take(NEAR_MAX).filter_map(|address| caller(interval, *address));
+    named.collect()
+}
+
+/// The functions of a return address, if they have names.
+pub fn caller(interval: &Interval, address: u64) -> Option<&[NativeFrame]> {
+    // It is one past the call, which may be the first instruction of another function.
+    let code = interval.codes.get(&address.wrapping_sub(1)).or_else(|| interval.codes.get(&address))?;
+    Some(code.frames.as_slice()).filter(|frames| !frames.is_empty())
 }
 
 /// The file that an instruction is in.

@@ -1,14 +1,14 @@
 //! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
 
-use super::cause::{self, Cause, Runtime};
+use super::cause::Cause;
+use super::causes::{self, Causes};
 use super::gaps;
 use super::interval::{Copied, Interval, Seen, amplification};
 use super::mapping::Group;
 use super::name::{self, Named};
-use super::summary::{self, ByClass, CauseShare, Contents, Run, ScriptLine, Summary};
+use super::summary::{self, ByClass, Contents, Run, ScriptLine, Summary};
 use super::{Profile, Stacks, syscalls, totals};
 use crate::record::{Mode, Who};
-use crate::stacks::languages;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -26,7 +26,7 @@ pub fn summary(profile: Profile) -> Summary {
     for interval in &intervals {
         contents.compared_pages += interval.contents.compared_pages;
         contents.identical_pages += interval.contents.identical_pages;
-        contents.counter_pages += interval.contents.counter_pages;
+        contents.count_pages += interval.contents.count_pages;
         contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = amplification(&contents, run.page_size);
@@ -41,7 +41,7 @@ pub fn summary(profile: Profile) -> Summary {
         script: script(tables.script, &profile),
         syscalls: system_calls(tables.syscalls, copied),
         contents,
-        causes: causes(&tables.causes, copied),
+        causes: causes::causes(&tables.causes, copied),
         gaps,
         overhead,
         processes: profile.processes,
@@ -57,26 +57,6 @@ struct Tables {
     script: ScriptSum,
     syscalls: HashMap<i32, u64>,
     causes: Causes,
-}
-
-/// Pages by cause and what runs there.
-type Causes = HashMap<(Cause, Runtime), CauseSum>;
-
-#[derive(Clone, Copy, Default)]
-struct CauseSum {
-    pages: u64,
-    /// Those of them whose code was not seen.
-    without_code: u64,
-    /// Those of them whose code has no name.
-    without_name: u64,
-}
-
-impl CauseSum {
-    fn add(&mut self, other: Self) {
-        self.pages = self.pages.saturating_add(other.pages);
-        self.without_code = self.without_code.saturating_add(other.without_code);
-        self.without_name = self.without_name.saturating_add(other.without_name);
-    }
 }
 
 /// What functions are counted by.
@@ -158,23 +138,31 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
     }
     let names = name::all(interval, stacks);
     let mut sampled = Sampled::default();
-    for (copied, pages) in &sums.copies {
+    let exits = causes::exits(interval, stacks);
+    for (copied, &all) in &sums.copies {
         let named = names.get(&copied.pc);
-        let cause = cause_of(interval, copied, named);
-        let is_code_seen = named.is_some() || copied.syscall.is_some();
-        let without_code = if is_code_seen { 0 } else { *pages };
-        let without_name = if named.is_some_and(|named| named.purpose.is_none()) { *pages } else { 0 };
-        for causes in [&mut own_causes, &mut tables.causes] {
-            let sum = causes.entry((cause, interval.runtime)).or_default();
-            sum.add(CauseSum { pages: *pages, without_code, without_name });
+        let (cause, reason) = causes::cause_of(interval, copied, named);
+        // Of an instruction that was sampled on the way out and before, pages are parted as its samples are.
+        let (exiting, samples) = exits.get(&copied.pc).copied().unwrap_or((0, 1));
+        let leaving = (u128::from(all) * u128::from(exiting) / u128::from(samples.max(1))) as u64;
+        let is_settled = matches!(cause, Cause::Stack | Cause::Kernel);
+        let leaving = if is_settled { 0 } else { leaving };
+        for (pages, cause, reason) in [(leaving, Cause::Exit, None), (all - leaving, cause, reason)] {
+            if pages == 0 {
+                continue;
+            }
+            let added = causes::cause_sum(copied, named, pages, reason);
+            for causes in [&mut own_causes, &mut tables.causes] {
+                causes.entry((cause, interval.runtime)).or_default().add(&added);
+            }
+            if let Some(named) = named {
+                function(named, pages, cause, &mut tables.functions);
+            }
+            sampled.add(copied, pages, cause);
         }
         if let Some(syscall) = copied.syscall {
-            *tables.syscalls.entry(syscall).or_default() += pages;
+            *tables.syscalls.entry(syscall).or_default() += all;
         }
-        if let Some(named) = named {
-            function(named, *pages, cause, &mut tables.functions);
-        }
-        sampled.add(copied, *pages, cause);
     }
     sampled.into_sum(&mut tables.script);
     let copied_pages = sums.pages.copied();
@@ -194,7 +182,7 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
         copied_bytes: copied_pages.saturating_mul(run.page_size),
         contents: sums.contents,
         when: sums.when,
-        causes: causes(&own_causes, copied_pages),
+        causes: causes::causes(&own_causes, copied_pages),
         mappings: mappings(own, copied_pages),
         unmapped_uncounted_pages: interval.unmapped_uncounted,
     }
@@ -249,19 +237,6 @@ impl Sampled {
             }
         }
     }
-}
-
-fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> Cause {
-    let Copied { change, syscall, in_stack, .. } = *copied;
-    let purpose = named.and_then(|named| named.purpose);
-    let file = named.and_then(|named| named.file);
-    let python = interval.runtime == Runtime::Python && file.is_none_or(is_script_code);
-    cause::likely(&cause::Evidence { change, purpose, by_kernel: syscall.is_some(), in_stack, python })
-}
-
-/// Is this file an interpreter's code, or an extension's that counts references as the interpreter does?
-fn is_script_code(file: &str) -> bool {
-    languages::ALL.iter().any(|language| language.is_its_code(file))
 }
 
 fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
@@ -355,31 +330,4 @@ fn system_calls(table: HashMap<i32, u64>, copied: u64) -> Vec<summary::Syscall> 
         summary::Syscall { number, name: syscalls::name(number), copied_pages, share }
     };
     table.into_iter().map(named).collect()
-}
-
-fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
-    let mut by_cause: HashMap<Cause, (CauseSum, HashMap<Runtime, u64>)> = HashMap::new();
-    for ((cause, runtime), added) in table {
-        let (sum, runtimes) = by_cause.entry(*cause).or_default();
-        sum.add(*added);
-        runtimes.insert(*runtime, added.pages);
-    }
-    let named = |(cause, (sum, runtimes)): (Cause, (CauseSum, HashMap<Runtime, u64>))| {
-        let runtime = most(&runtimes).unwrap_or_default();
-        let otherwise = cause.otherwise(runtime).filter(|_| sum.without_code.saturating_add(sum.without_name) > 0);
-        CauseShare {
-            cause,
-            name: cause.name(),
-            copied_pages: sum.pages,
-            share: share(sum.pages, copied),
-            without_code_pages: sum.without_code,
-            without_name_pages: sum.without_name,
-            remedy: cause.remedy(runtime),
-            otherwise,
-            remedy_otherwise: otherwise.and_then(|cause| cause.remedy(runtime)),
-        }
-    };
-    let mut causes: Vec<_> = by_cause.into_iter().map(named).collect();
-    causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));
-    causes
 }

@@ -4,7 +4,7 @@
 //! interval and added up, so that a page copied by two children counts twice: it takes memory twice. *Copied* is, here
 //! and below, what [`ByClass::copied`] says. Shares are parts of one of all copied pages.
 
-use super::cause::Cause;
+use super::cause::{Cause, Reason};
 use super::mapping::Kind;
 use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
 use crate::stacks::languages::Work;
@@ -286,8 +286,8 @@ pub struct Contents {
     pub compared_pages: u64,
     /// Those that are the same as their originals again.
     pub identical_pages: u64,
-    /// Those in which only words changed that look like counters.
-    pub counter_pages: u64,
+    /// Those in which nearly only words changed that are reference counts by their layout.
+    pub count_pages: u64,
     /// Bytes that differ, in all.
     pub changed_bytes: u64,
     /// Bytes copied for each byte changed, in those compared; `null` if none changed.
@@ -302,16 +302,25 @@ pub struct CauseShare {
     pub name: &'static str,
     pub copied_pages: u64,
     pub share: f64,
-    /// Copies of this cause that rest on their contents alone: which code wrote them was not seen.
+    /// Copies of this cause of which the code that wrote them was not seen.
     pub without_code_pages: u64,
-    /// Copies of this cause that rest on their contents alone: the code that wrote them has no name.
+    /// Copies of this cause of which the code that wrote them has no name.
     pub without_name_pages: u64,
-    /// What is known to help; `null` where nothing needs to.
+    /// Why the cause is not known, most pages first; empty where it is.
+    pub reasons: Vec<ReasonShare>,
+    /// What is known to help; `null` where nothing is.
     pub remedy: Option<&'static str>,
-    /// The cause that those copies, which rest on their contents alone, may have instead.
-    pub otherwise: Option<Cause>,
-    /// What helps against that one.
-    pub remedy_otherwise: Option<&'static str>,
+    /// The file that most of the code without a name lies in.
+    pub nameless_file: Option<String>,
+}
+
+/// Copies whose cause is not known for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReasonShare {
+    pub reason: Reason,
+    /// The reason in words.
+    pub text: &'static str,
+    pub copied_pages: u64,
 }
 
 /// What could not be seen.

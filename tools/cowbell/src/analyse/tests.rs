@@ -89,11 +89,12 @@ fn page() -> impl Strategy<Value = Page> {
     let syscall = option::weighted(0.2, 0..3i32);
     let event = (class(), 50..9000u64, 0..4u64, syscall, option::weighted(0.3, 1..4u32))
         .prop_map(|(class, time_ns, pc, syscall, stack)| Event { time_ns, page: 0, tid: 7, pc, class, syscall, stack });
-    let content = (0..600u32, 0..512u32, 0..512u32).prop_map(|(bytes, words, counters)| Content {
+    let content = (0..600u32, 0..512u32, 0..512u32).prop_map(|(bytes, words, counts)| Content {
         page: 0,
         bytes: bytes.saturating_sub(300),
         words,
-        counters,
+        counts,
+        objects: counts > 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -231,12 +232,18 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         line: Some(line),
     };
     let loop_line = Frame { function: "work".into(), file: "/home/me/job.py".into(), line: 12 };
-    let stack =
-        Stack { stack: 5, interval: 0, native: vec![code], language: Some("python".into()), frames: vec![loop_line] };
+    let stack = Stack {
+        stack: 5,
+        interval: 0,
+        native: vec![code],
+        language: Some("python".into()),
+        frames: vec![loop_line],
+        wrote: Wrote::ReferenceCount,
+    };
     let events =
         (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, Class::Copy, code) });
     let runs = vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }];
-    let contents = (0..8).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 0, words: 0, counters: 0 });
+    let contents = (0..8).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 0, words: 0, ..Content::default() });
     let codes = vec![Code { pc: code, frames: vec![frame("listiter_next", 3273)], module: String::new() }];
     let summary = profile(vec![
         header(),
@@ -272,7 +279,8 @@ fn a_library_line_names_the_users_line_that_led_there() {
         frame("/home/me/job.py", 7),
         frame("/home/me/main.py", 1),
     ];
-    let stack = Stack { stack: 1, interval: 0, native: vec![], language: Some("python".into()), frames };
+    let stack =
+        Stack { stack: 1, interval: 0, native: vec![], language: Some("python".into()), frames, wrote: Wrote::Unknown };
     let events = vec![Event { stack: Some(1), ..event(HEAP, Class::Copy, 9) }];
     let summary = profile(vec![header(), begin(0), Record::Stack(stack), Record::Events { interval: 0, events }]);
     let line = &summary.script.lines[0];
@@ -281,24 +289,81 @@ fn a_library_line_names_the_users_line_that_led_there() {
 }
 
 #[test]
-fn where_the_code_has_no_name_counting_and_collecting_look_alike() {
+fn where_the_code_has_no_name_the_layout_tells_counting_from_collecting() {
     let code = HEAP + PAGES * PAGE + 8;
-    let runs = || vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }];
-    let content = || vec![Content { page: HEAP, bytes: 0, words: 0, counters: 0 }];
-    let of = |frames: Vec<NativeFrame>| {
-        let events = vec![event(HEAP, Class::Copy, code)];
+    let of = |wrote: Wrote, frames: Vec<NativeFrame>| {
+        let runs = vec![PageRun { start: HEAP, pages: 2, class: Class::Copy }];
+        let content = |nth| Content { page: HEAP + nth * PAGE, objects: true, ..Content::default() };
+        let stack =
+            Record::Stack(Stack { stack: 4, interval: 0, native: vec![code], language: None, frames: vec![], wrote });
+        // One page is sampled, and tells of the other.
+        let events =
+            vec![Event { stack: Some(4), ..event(HEAP, Class::Copy, code) }, event(HEAP + PAGE, Class::Copy, code)];
         let codes = vec![Code { pc: code, frames, module: "python3.13+0x8".into() }];
-        let symbols = Record::Symbols { interval: 0, codes };
-        profile(vec![header(), begin(0), Record::Events { interval: 0, events }, end(0, runs(), content()), symbols])
+        profile(vec![
+            header(),
+            begin(0),
+            stack,
+            Record::Events { interval: 0, events },
+            end(0, runs, vec![content(0), content(1)]),
+            Record::Symbols { interval: 0, codes },
+        ])
     };
+    let causes = |summary: &Summary| summary.causes.iter().map(|c| (c.cause, c.copied_pages)).collect::<Vec<_>>();
+    let shown = |summary: &Summary| {
+        let look = views::Look { top: 10, quiet: false, verbose: false };
+        let text = anstream::adapter::strip_str(&views::text(summary, &look)).to_string();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let counted = of(Wrote::ReferenceCount, vec![]);
+    assert_eq!(causes(&counted), [(Cause::ReferenceCount, 2)]);
+    assert!(shown(&counted).contains("not of dtype=object") && !shown(&counted).contains("gc.freeze"));
+    let collected = of(Wrote::CollectorHeader, vec![]);
+    assert_eq!(causes(&collected), [(Cause::GarbageCollector, 2)]);
+    assert!(shown(&collected).contains("gc.freeze()") && shown(&collected).contains("gc.enable() in the child"));
+    let unseen = of(Wrote::Unknown, vec![]);
+    assert_eq!(causes(&unseen), [(Cause::CountOrCollector, 2)]);
+    let text = shown(&unseen);
+    assert!(text.contains("symbols of /usr/bin/python3.13 would tell (Debian: python3.13-dbg)"), "{text}");
     let frame = |function: &str| NativeFrame { function: function.into(), file: None, line: None };
-    let look = views::Look { top: 10, quiet: false, verbose: false };
-    let nameless = of(vec![]);
-    assert_eq!(nameless.causes[0].otherwise, Some(Cause::GarbageCollector));
-    let shown = views::text(&nameless, &look);
-    assert!(shown.contains("reference counts, or the garbage collector (symbols") && shown.contains("right before"));
-    assert_eq!(of(vec![frame("listiter_next")]).causes[0].otherwise, None);
-    assert_eq!(of(vec![frame("update_refs")]).causes[0].cause, Cause::GarbageCollector);
+    assert_eq!(causes(&of(Wrote::Unknown, vec![frame("update_refs")])), [(Cause::GarbageCollector, 2)]);
+}
+
+#[test]
+fn what_is_written_on_the_way_out_is_told_apart() {
+    let named = |pc, function: &str| Code {
+        pc,
+        frames: vec![NativeFrame { function: function.into(), file: None, line: None }],
+        module: String::new(),
+    };
+    let stack = |stack, native: Vec<u64>| {
+        Record::Stack(Stack {
+            stack,
+            interval: 0,
+            native,
+            language: None,
+            frames: vec![],
+            wrote: Wrote::ReferenceCount,
+        })
+    };
+    // 1 counts references: before the end, called by 60; at the end, called by 60 and far above it by 70. 2 only then.
+    let deep: Vec<u64> = [1].into_iter().chain([61; 20]).chain([71]).collect();
+    let events = [(0, 1, 1), (1, 1, 2), (2, 1, 2), (3, 1, 2), (4, 2, 3)];
+    let events =
+        events.map(|(nth, pc, stack)| Event { stack: Some(stack), ..event(HEAP + nth * PAGE, Class::Copy, pc) });
+    let summary = profile(vec![
+        header(),
+        begin(0),
+        stack(1, vec![1, 61]),
+        stack(2, deep),
+        stack(3, vec![2, 71]),
+        Record::Events { interval: 0, events: events.to_vec() },
+        end(0, vec![PageRun { start: HEAP, pages: 5, class: Class::Copy }], vec![]),
+        Record::Symbols { interval: 0, codes: vec![named(60, "list_dealloc"), named(70, "Py_FinalizeEx")] },
+    ]);
+    let causes: Vec<_> = summary.causes.iter().map(|c| (c.cause, c.copied_pages)).collect();
+    assert_eq!(causes, [(Cause::Exit, 4), (Cause::ReferenceCount, 1)]);
+    assert!(summary.causes[0].remedy.is_some_and(|remedy| remedy.contains("os._exit()")));
 }
 
 #[test]
@@ -310,7 +375,7 @@ fn code_without_a_name_is_told_by_its_caller() {
     };
     let stack = |stack, pc, callers: [u64; 2]| {
         let native = [&[pc][..], &callers[..]].concat();
-        Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![] })
+        Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![], wrote: Wrote::Unknown })
     };
     let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
     // 1 is nameless code of malloc's, 2 copies bytes for `parse`; a return address is one past its call.
@@ -351,7 +416,7 @@ fn absurd_numbers_neither_hang_nor_panic() {
     ];
     let odd = Mapping { start: all, end: 0, ..mapping(0, "") };
     let events = vec![event(all, class, all), event(3, class, 1)];
-    let content = Content { page: 1, bytes: u32::MAX, words: u32::MAX, counters: u32::MAX };
+    let content = Content { page: 1, bytes: u32::MAX, words: u32::MAX, counts: u32::MAX, objects: true };
     let summary = profile(vec![
         header(),
         begin(0),

@@ -15,6 +15,26 @@ pub struct Stack {
     pub language: Option<String>,
     /// Frames of the program that an interpreter runs.
     pub frames: Vec<Frame>,
+    /// What the instruction was about to write.
+    #[serde(default)]
+    pub wrote: Wrote,
+}
+
+/// What a sampled instruction was about to write, as far as the layout of the memory or the instruction itself tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wrote {
+    /// It was not looked at.
+    #[default]
+    Unknown,
+    /// The reference count of an object of CPython.
+    ReferenceCount,
+    /// The words before an object of CPython that its collector keeps.
+    CollectorHeader,
+    /// Something else, by an atomic instruction: a counter, lock or flag that threads share.
+    Atomic,
+    /// Something else.
+    Other,
 }
 
 /// A frame of a program that an interpreter runs.

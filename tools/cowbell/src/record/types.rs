@@ -7,7 +7,7 @@
 //! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
-pub use super::code::{Code, Frame, NativeFrame, Stack};
+pub use super::code::{Code, Frame, NativeFrame, Stack, Wrote};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -334,8 +334,8 @@ impl From<(u64, u64, Class)> for PageRun {
 }
 
 /// How one copied page differed from its original when the interval closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "(u64, u32, u32, u32)", from = "(u64, u32, u32, u32)")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "ContentRow", from = "ContentRow")]
 pub struct Content {
     /// The page's address.
     pub page: u64,
@@ -343,19 +343,24 @@ pub struct Content {
     pub bytes: u32,
     /// Aligned words of eight bytes that differ.
     pub words: u32,
-    /// Those of them whose values, as integers, are less than a million apart: counters.
-    pub counters: u32,
+    /// Those of them that are reference counts by the layout: an object of CPython's begins there.
+    pub counts: u32,
+    /// Did the page hold an object of CPython's?
+    pub objects: bool,
 }
 
-impl From<Content> for (u64, u32, u32, u32) {
+/// A [`Content`] as an array: there are many.
+type ContentRow = (u64, u32, u32, u32, bool);
+
+impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        (c.page, c.bytes, c.words, c.counters)
+        (c.page, c.bytes, c.words, c.counts, c.objects)
     }
 }
 
-impl From<(u64, u32, u32, u32)> for Content {
-    fn from((page, bytes, words, counters): (u64, u32, u32, u32)) -> Self {
-        Self { page, bytes, words, counters }
+impl From<ContentRow> for Content {
+    fn from((page, bytes, words, counts, objects): ContentRow) -> Self {
+        Self { page, bytes, words, counts, objects }
     }
 }
 

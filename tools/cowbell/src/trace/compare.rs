@@ -1,6 +1,7 @@
 //! Copies against their originals: what of a page did the writes change?
 
 use super::baseline::{self, page_bytes};
+use super::layout::{self, Types};
 use super::maps::{self, Backing};
 use super::tree::Process;
 use super::watch::Watch;
@@ -15,8 +16,8 @@ use std::os::unix::fs::FileExt;
 
 /// How much memory kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
-/// Words that differ by less than this count as counters.
-const COUNTER: u64 = 1 << 20;
+/// No count moves by more while a child lives.
+const COUNT_MOVES_MAX: u64 = 1 << 30;
 
 /// What a page held, and when.
 type Kept = (u64, Box<[u8]>);
@@ -113,6 +114,7 @@ impl Originals {
     pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = HashMap::new();
+        let mut types = Types::new(layout::words(&watch.memory, &watch.pagemap));
         let mut contents = Vec::new();
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
             let original = self.of(watch.pid, page, watch.begun_ns).map(Cow::Borrowed).or_else(|| match class {
@@ -129,7 +131,7 @@ impl Originals {
             let there = baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
             let now = there.then(|| read(&watch.memory, page)).flatten();
             if let (Some(original), Some(now)) = (original, now) {
-                contents.push(difference(page, &original, &now));
+                contents.push(difference(page, &original, &now, &mut types));
             }
         }
         contents
@@ -165,17 +167,19 @@ fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>
     Some(bytes)
 }
 
-fn difference(page: u64, original: &[u8], now: &[u8]) -> Content {
-    let mut content = Content { page, bytes: 0, words: 0, counters: 0 };
-    for (was, is) in original.chunks_exact(8).zip(now.chunks_exact(8)) {
-        if was == is {
-            continue;
-        }
-        let value = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-        let apart = value(was).wrapping_sub(value(is));
-        content.bytes += was.iter().zip(is).filter(|(was, is)| was != is).count() as u32;
+fn difference<W: FnMut(u64) -> Option<u64>>(page: u64, original: &[u8], now: &[u8], types: &mut Types<W>) -> Content {
+    let mut content = Content { page, objects: types.any_in(original), ..Content::default() };
+    let (was, is) = (original.as_chunks::<8>().0, now.as_chunks::<8>().0);
+    for (nth, (was_word, is_word)) in was.iter().zip(is).enumerate().filter(|(_, (was, is))| was != is) {
+        content.bytes += was_word.iter().zip(is_word).filter(|(was, is)| was != is).count() as u32;
         content.words += 1;
-        content.counters += u32::from(apart.min(apart.wrapping_neg()) < COUNTER);
+        let of = was.get(nth + 1).filter(|of| content.objects && is.get(nth + 1) == Some(of));
+        let Some(of) = of.map(|of| u64::from_le_bytes(*of)) else { continue };
+        let (was_word, is_word) = (u64::from_le_bytes(*was_word), u64::from_le_bytes(*is_word));
+        let apart = was_word.wrapping_sub(is_word);
+        let moved = apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX;
+        let is_count = moved && [was_word, is_word].iter().all(|&count| types.of_object(count, of).is_some());
+        content.counts += u32::from(is_count);
     }
     content
 }
@@ -184,17 +188,47 @@ fn difference(page: u64, original: &[u8], now: &[u8]) -> Content {
 mod tests {
     use super::*;
 
+    /// A type object as CPython's are: the type of types is its own type.
+    const TYPE: u64 = 0x10_0000;
+
+    fn word(address: u64) -> Option<u64> {
+        const NAME: u64 = 0x10_1000;
+        match address.wrapping_sub(TYPE) {
+            8 => Some(TYPE),
+            24 => Some(NAME),
+            168 => Some(1 << 31),
+            0x1000 => Some(u64::from_le_bytes(*b"type\0\0\0\0")),
+            _ => None,
+        }
+    }
+
+    fn page(words: &[(usize, u64)]) -> Vec<u8> {
+        let mut page = vec![0; page_bytes() as usize];
+        for &(nth, word) in words {
+            page[8 * nth..8 * nth + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        page
+    }
+
+    fn compare(was: &[(usize, u64)], is: &[(usize, u64)]) -> (u32, u32, u32, bool) {
+        let found = difference(7, &page(was), &page(is), &mut Types::new(word));
+        (found.bytes, found.words, found.counts, found.objects)
+    }
+
     #[test]
-    fn a_counter_that_moved_is_told_from_another_value() {
-        let mut original = vec![0u8; page_bytes() as usize];
-        original[8..16].copy_from_slice(&0x1_0000u64.to_le_bytes());
-        let mut now = original.clone();
-        assert_eq!(difference(7, &original, &now), Content { page: 7, bytes: 0, words: 0, counters: 0 });
-        now[8..16].copy_from_slice(&0xffffu64.to_le_bytes());
-        now[64..72].copy_from_slice(&u64::MAX.to_le_bytes());
-        now[80] = 1;
-        now[87] = 1;
-        // 0x10000 → 0xffff differs in three bytes; 0 → -1 is one apart, too.
-        assert_eq!(difference(7, &original, &now), Content { page: 7, bytes: 3 + 8 + 2, words: 3, counters: 2 });
+    fn a_count_is_a_word_before_a_type_and_nothing_else_is() {
+        assert_eq!(compare(&[(1, 0x1_0000), (2, TYPE)], &[(1, 0x1_0000), (2, TYPE)]), (0, 0, 0, true));
+        assert_eq!(compare(&[(1, 0x1_0000), (2, TYPE)], &[(1, 0xffff), (2, TYPE)]), (3, 1, 1, true));
+        // A field that went from 1 to 7, a byte of a text, a pointer that moved a little: there is no object.
+        assert_eq!(compare(&[(1, 1)], &[(1, 7)]), (1, 1, 0, false));
+        let text = u64::from_le_bytes(*b"hello\0\0\0");
+        assert_eq!(compare(&[(1, text)], &[(1, text + 2)]), (1, 1, 0, false));
+        let pointer = 0x7f00_0000_1000;
+        assert_eq!(compare(&[(1, pointer)], &[(1, pointer + 64)]), (1, 1, 0, false));
+        // The same beside an object, and where its type changed with it: a new object took its place.
+        assert_eq!(compare(&[(0, 1), (1, TYPE), (5, 1)], &[(0, 1), (1, TYPE), (5, 7)]), (1, 1, 0, true));
+        assert_eq!(compare(&[(0, 1), (1, TYPE)], &[(0, 2), (1, TYPE + 64)]), (2, 2, 0, true));
+        // Its type's pointer stands, but its count became the link of a free block.
+        assert_eq!(compare(&[(0, 1), (1, TYPE)], &[(0, pointer), (1, TYPE)]).2, 0);
     }
 }

@@ -20,6 +20,7 @@ mod compare;
 mod follow;
 mod intervals;
 mod kernel_writes;
+mod layout;
 pub mod lender;
 pub mod link;
 mod maps;
@@ -270,7 +271,7 @@ impl Tracer {
                 let mut halted = None;
                 if let Some(mut event) = seen.event {
                     let kept = keeps && self.originals.keep(&watch, &event);
-                    halted = self.sample(&mut watch, &mut event);
+                    halted = self.sample(&mut watch, &mut event, fault.address as u64);
                     if kept || halted.is_some() {
                         self.drain.run();
                     }
@@ -307,13 +308,13 @@ impl Tracer {
     }
 
     /// Takes the stack of an event's thread, if it is one of those wanted.
-    fn sample(&mut self, watch: &mut Watch, event: &mut Event) -> Option<Halted> {
+    fn sample(&mut self, watch: &mut Watch, event: &mut Event, address: u64) -> Option<Halted> {
         if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
             return None;
         }
         let started = sys::monotonic_ns();
         let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
-        let taken = self.sampler.take(watch, event, parent);
+        let taken = self.sampler.take(watch, event, address, parent);
         self.spent.stops += 1;
         self.spent.stacks_ns += sys::monotonic_ns() - started;
         let (halted, stack) = taken?;

@@ -3,8 +3,9 @@
 //! A sampled thread is interrupted: it leaves the page fault, stands at the faulting instruction, and its registers
 //! can be read. Lifting the protection comes after, so the fault does not come again.
 
+use super::layout::{self, Types};
 use super::watch::Watch;
-use crate::record::{Event, Frame, Mapping, Stack};
+use crate::record::{Event, Frame, Mapping, Stack, Wrote};
 use crate::stacks::languages::{self, Reader};
 use crate::stacks::native::{Files, Registers, Unwinder};
 use cowbell::sys::ptrace::{self, Status, Stop};
@@ -27,7 +28,7 @@ pub struct Sampler {
     /// By interval.
     known: HashMap<u32, Known>,
     /// The number of each stack that was written down.
-    stacks: HashMap<(u32, Vec<u64>, Vec<Frame>), u32>,
+    stacks: HashMap<(u32, Vec<u64>, Vec<Frame>, Wrote), u32>,
     /// How many stacks have a number. Numbers are never given again, though stacks are forgotten.
     told: u32,
     /// The interpreters found, by process.
@@ -71,9 +72,15 @@ impl Sampler {
         (*count == 1 && firsts < FIRSTS_MAX) || *count % every == 0
     }
 
-    /// Interrupts the thread of an event, reads its stacks, and says whether this stack is new. The thread is left as it
+    /// Interrupts the thread of an event, which waits to write at `address`; reads its stacks, and says whether this stack is new. The thread is left as it
     /// stands: the caller lifts the protection, then handles the stop.
-    pub fn take(&mut self, watch: &mut Watch, event: &mut Event, parent: i32) -> Option<(Halted, Option<Stack>)> {
+    pub fn take(
+        &mut self,
+        watch: &mut Watch,
+        event: &mut Event,
+        address: u64,
+        parent: i32,
+    ) -> Option<(Halted, Option<Stack>)> {
         let tid = event.tid;
         ptrace::interrupt(tid).ok()?;
         let status = stopped(tid, watch, event.time_ns)?;
@@ -83,6 +90,7 @@ impl Sampler {
         else {
             return Some((halted, None));
         };
+        let wrote = wrote(watch, event.pc, address);
         let (language, frames) = self.frames(watch.pid, parent, tid);
         let native = self.known(watch).map_or_else(Vec::new, |known| {
             let registers =
@@ -93,7 +101,7 @@ impl Sampler {
                 (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
             })
         });
-        let key = (watch.interval, native, frames);
+        let key = (watch.interval, native, frames, wrote);
         if let Some(&known) = self.stacks.get(&key) {
             event.stack = Some(known);
             return Some((halted, None));
@@ -101,16 +109,16 @@ impl Sampler {
         let stack = self.told;
         self.told += 1;
         event.stack = Some(stack);
-        let (interval, native, frames) = key.clone();
+        let (interval, native, frames, wrote) = key.clone();
         self.stacks.insert(key, stack);
         let language = language.map(str::to_owned);
-        Some((halted, Some(Stack { stack, interval, native, language, frames })))
+        Some((halted, Some(Stack { stack, interval, native, language, frames, wrote })))
     }
 
     /// An interval closed.
     pub fn forget(&mut self, interval: u32) {
         self.known.remove(&interval);
-        self.stacks.retain(|(of, _, _), _| *of != interval);
+        self.stacks.retain(|(of, ..), _| *of != interval);
     }
 
     /// A process ended or executed another program.
@@ -146,6 +154,18 @@ impl Sampler {
             Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid)),
             _ => (None, Vec::new()),
         }
+    }
+}
+
+/// What the instruction at `pc` is about to write at an address.
+fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
+    let by_layout = Types::new(layout::words(&watch.memory, &watch.pagemap)).wrote(address);
+    // No instruction is longer.
+    let mut code = [0; 15];
+    let read = watch.memory.read(pc, &mut code).unwrap_or(0);
+    match by_layout {
+        Wrote::Other if layout::is_atomic(code.get(..read).unwrap_or_default()) => Wrote::Atomic,
+        by_layout => by_layout,
     }
 }
 

@@ -3,12 +3,14 @@
 use super::Look;
 use super::lines::{Text, clean, count, pages_and_share, percent, some, time};
 use crate::analyse::Cause;
-use crate::analyse::summary::Summary;
+use crate::analyse::summary::{CauseShare, Summary};
 use crate::record::{GapKind, Mode};
 use cowbell::page::Bytes;
 
 /// Below this share of the copies a cause is named without its remedy.
 const REMEDY_SHARE_MIN: f64 = 0.03;
+/// So many reasons why a cause is not known are told.
+const REASONS_MAX: usize = 3;
 
 /// How much of the copying was pointless.
 pub fn contents(text: &mut Text, summary: &Summary) {
@@ -28,8 +30,8 @@ pub fn contents(text: &mut Text, summary: &Summary) {
         }
     };
     row(contents.identical_pages, "the same as the original again: copied for nothing");
-    row(contents.counter_pages, "changed only in what looks like counters");
-    let other = compared.saturating_sub(contents.identical_pages.saturating_add(contents.counter_pages));
+    row(contents.count_pages, "changed in reference counts only, or nearly only");
+    let other = compared.saturating_sub(contents.identical_pages.saturating_add(contents.count_pages));
     row(other, "changed otherwise");
     if let Some(amplification) = contents.amplification {
         let changed = some(contents.changed_bytes, "byte", "bytes");
@@ -48,30 +50,42 @@ pub fn causes(text: &mut Text, summary: &Summary) {
         usize::MAX,
         |cause| cause.share,
         |text, cause| {
-            let gap = cause.without_code_pages.saturating_add(cause.without_name_pages);
-            // What hardly touches the figure is not worth a doubt.
-            let in_doubt = gap.saturating_mul(10) >= cause.copied_pages;
-            let otherwise = cause.otherwise.filter(|_| in_doubt);
-            let or = otherwise.map_or(String::new(), |otherwise| format!(", or the {}", otherwise.name()));
-            let why = match cause.cause {
-                _ if !in_doubt || cause.share < REMEDY_SHARE_MIN => "",
-                Cause::Stack | Cause::Kernel => "",
-                Cause::Unknown if cause.without_code_pages == 0 => "",
-                _ if cause.without_code_pages < cause.without_name_pages => " (symbols of the program would tell more)",
-                _ if summary.run.mode == Mode::Count => " (--mode trace shows the code)",
-                _ => " (the code was not seen)",
-            };
-            text.line(&format!("{}  {}{or}{why}", pages_and_share(cause.copied_pages, cause.share), cause.name));
+            text.line(&format!("{}  {}", pages_and_share(cause.copied_pages, cause.share), cause.name));
             if cause.share >= REMEDY_SHARE_MIN {
-                if let Some(remedy) = cause.remedy {
-                    text.faint_sentence(23, remedy);
-                }
-                if let (Some(otherwise), Some(remedy)) = (otherwise, cause.remedy_otherwise) {
-                    text.faint_sentence(23, &format!("if the {}: {remedy}", otherwise.name()));
+                for sentence in cause_sentences(cause, summary.run.mode) {
+                    text.faint_sentence(23, &sentence);
                 }
             }
         },
     );
+}
+
+/// What there is to say of a cause besides its name: why it is not known, what would tell more, and what helps.
+fn cause_sentences(cause: &CauseShare, mode: Mode) -> Vec<String> {
+    let mut sentences: Vec<String> = Vec::new();
+    let reasons = cause.reasons.iter().take(REASONS_MAX);
+    sentences.extend(reasons.map(|reason| match &cause.reasons[..] {
+        [_] => reason.text.to_owned(),
+        _ => format!("{}: {}", some(reason.copied_pages, "page", "pages"), reason.text),
+    }));
+    let is_open = matches!(cause.cause, Cause::Unknown | Cause::CountOrCollector);
+    let is_most = |part: u64| part.saturating_mul(2) > cause.copied_pages;
+    let may_be_named = cause.cause == Cause::CountOrCollector || cause.reasons.iter().any(|r| r.reason.wants_names());
+    if is_open && mode == Mode::Count {
+        sentences.push("--mode trace shows the code".to_owned());
+    } else if let (true, Some(file)) = (may_be_named && is_most(cause.without_name_pages), &cause.nameless_file) {
+        let package = symbols_package(file).map_or(String::new(), |package| format!(" (Debian: {package})"));
+        sentences.push(format!("symbols of {} would tell{package}", clean(file)));
+    }
+    sentences.extend(cause.remedy.map(str::to_owned));
+    sentences
+}
+
+/// Debian's package with the symbols of a file, where that is certain.
+fn symbols_package(file: &str) -> Option<String> {
+    let version = file.strip_prefix("/usr/bin/python")?;
+    let is_version = version.contains('.') && version.chars().all(|c| c.is_ascii_digit() || c == '.');
+    is_version.then(|| format!("python{version}-dbg"))
 }
 
 /// What could not be seen.

@@ -41,9 +41,6 @@ pub trait Language: Debug + Sync {
     /// Does a process that maps this file as code, or that was started by this name, run it?
     fn is_run_by(&self, file: &str) -> bool;
 
-    /// Is this file's code the interpreter's, or an extension's that treats objects as the interpreter does?
-    fn is_its_code(&self, file: &str) -> bool;
-
     /// What a function of the interpreter, by its bare name in the symbol table, works at; `None` for all that is not
     /// this language's alone.
     fn work_of_function(&self, function: &str) -> Option<Work>;

@@ -131,10 +131,6 @@ impl Language for CPython {
             || name.strip_prefix("python").is_some_and(|rest| version(rest) && !rest.ends_with(".so"))
     }
 
-    fn is_its_code(&self, file: &str) -> bool {
-        self.is_run_by(file) || [".abi3.so", "/site-packages/", "/dist-packages/"].iter().any(|p| file.contains(p))
-    }
-
     fn work_of_function(&self, function: &str) -> Option<Work> {
         if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
             Some(Work::Collector)
@@ -179,12 +175,16 @@ impl Language for CPython {
     fn remedy(&self, work: Work) -> Option<&'static str> {
         match work {
             Work::References => Some(
-                "keep the data off the object heap (numpy, array, mmap, memoryview, Arrow): reading an object counts \
-                 its references, which gc.freeze() does not stop",
+                "keep the data off the object heap: numpy arrays (not of dtype=object), array, mmap, memoryview, Arrow. \
+                 Reading an object counts its references",
             ),
             Work::Collector => Some(
-                "gc.disable() in the parent before it loads and gc.freeze() right before the fork: what is frozen \
-                 the collector does not visit",
+                "gc.disable() in the parent before it loads the data, gc.freeze() right before the fork, and \
+                 gc.enable() in the child: what is frozen its collector does not visit",
+            ),
+            Work::Exit => Some(
+                "leave the child by os._exit(), which frees nothing; it runs no atexit functions either, so flush \
+                 first what must be kept",
             ),
             _ => None,
         }

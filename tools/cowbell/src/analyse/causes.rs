@@ -1,0 +1,148 @@
+//! Causes added up: what each rests on, which pages were copied on the way out, and what helps.
+
+use super::cause::{self, Cause, Change, Reason};
+use super::code;
+use super::interval::{Copied, Interval};
+use super::name::{self, Named};
+use super::remedy::{self, Circumstances};
+use super::runtime::Runtime;
+use super::sum::{most, share};
+use super::summary::{self, CauseShare};
+use super::{Stacks, syscalls};
+use crate::record::Wrote;
+use std::collections::HashMap;
+
+/// Pages by cause and what runs there.
+pub type Causes = HashMap<(Cause, Runtime), CauseSum>;
+
+#[derive(Clone, Default)]
+pub struct CauseSum {
+    /// How many.
+    pub pages: u64,
+    /// Those of them whose code was not seen.
+    without_code: u64,
+    /// Those of them whose code has no name.
+    without_name: u64,
+    /// Those of them that changed in a few words only.
+    few_words: u64,
+    /// Those of them that the kernel wrote on behalf of calls that read.
+    reads: u64,
+    /// Why the cause is not known.
+    reasons: HashMap<Reason, u64>,
+    /// The files of code without a name.
+    files: HashMap<String, u64>,
+}
+
+impl CauseSum {
+    /// Adds another.
+    pub fn add(&mut self, other: &Self) {
+        self.pages = self.pages.saturating_add(other.pages);
+        self.without_code = self.without_code.saturating_add(other.without_code);
+        self.without_name = self.without_name.saturating_add(other.without_name);
+        self.few_words = self.few_words.saturating_add(other.few_words);
+        self.reads = self.reads.saturating_add(other.reads);
+        for (&reason, &pages) in &other.reasons {
+            let sum = self.reasons.entry(reason).or_default();
+            *sum = sum.saturating_add(pages);
+        }
+        for (file, &pages) in &other.files {
+            let sum = self.files.entry(file.clone()).or_default();
+            *sum = sum.saturating_add(pages);
+        }
+    }
+}
+
+/// What pages add to the sum of their cause.
+pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason: Option<Reason>) -> CauseSum {
+    let of = |is: bool| if is { pages } else { 0 };
+    let is_nameless = named.is_some_and(|named| named.purpose.is_none());
+    let file = named.and_then(|named| named.file).filter(|_| is_nameless);
+    CauseSum {
+        pages,
+        without_code: of(named.is_none() && copied.syscall.is_none()),
+        without_name: of(is_nameless),
+        few_words: of(copied.change == Change::Few),
+        reads: of(copied.syscall.is_some_and(syscalls::reads)),
+        reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
+        files: file.map(|file| (file.to_owned(), pages)).into_iter().collect(),
+    }
+}
+
+/// Of the stacks sampled with each instruction, how many were taken while the program shut down, and how many in all.
+pub fn exits(interval: &Interval, stacks: &Stacks) -> HashMap<u64, (u64, u64)> {
+    let mut of_stack: HashMap<u32, bool> = HashMap::new();
+    let mut is_exit = |number: u32| {
+        *of_stack.entry(number).or_insert_with(|| {
+            let callers = stacks.get(&number).map_or(&[][..], |stack| &stack.callers);
+            callers.iter().filter_map(|address| name::caller(interval, *address)).any(code::shuts_down)
+        })
+    };
+    let mut exits = HashMap::new();
+    for (&pc, sampled) in &interval.sums.stacks {
+        let (mut exiting, mut all) = (0, 0);
+        for (&number, &times) in sampled {
+            all += times;
+            exiting += if is_exit(number) { times } else { 0 };
+        }
+        exits.insert(pc, (exiting, all));
+    }
+    exits
+}
+
+/// The cause of a copy of this kind.
+pub fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> (Cause, Option<Reason>) {
+    let Copied { change, objects, syscall, in_stack, pc, .. } = *copied;
+    let by_instruction = || interval.sums.wrote.get(&pc).map_or(Wrote::Unknown, agreed);
+    let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };
+    cause::likely(&cause::Evidence {
+        change,
+        objects,
+        wrote,
+        code: pc != 0,
+        purpose: named.and_then(|named| named.purpose),
+        by_kernel: syscall.is_some(),
+        in_stack,
+        runtime: interval.runtime,
+    })
+}
+
+/// What an instruction writes, if its samples say the same nearly each time.
+fn agreed(samples: &HashMap<Wrote, u64>) -> Wrote {
+    let all: u64 = samples.values().sum();
+    most(samples).filter(|most| samples.get(most).is_some_and(|n| n * 10 >= all * 9)).unwrap_or_default()
+}
+
+/// The causes, most copied first.
+pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
+    let mut by_cause: HashMap<Cause, (CauseSum, HashMap<Runtime, u64>)> = HashMap::new();
+    for ((cause, runtime), added) in table {
+        let (sum, runtimes) = by_cause.entry(*cause).or_default();
+        sum.add(added);
+        runtimes.insert(*runtime, added.pages);
+    }
+    let named = |(cause, (sum, runtimes)): (Cause, (CauseSum, HashMap<Runtime, u64>))| {
+        let runtime = most(&runtimes).unwrap_or_default();
+        let is_most = |part: u64| part.saturating_mul(2) > sum.pages;
+        let circumstances = Circumstances { few_words: is_most(sum.few_words), reads: is_most(sum.reads) };
+        let reason =
+            |(reason, copied_pages): (Reason, u64)| summary::ReasonShare { reason, text: reason.text(), copied_pages };
+        let mut reasons: Vec<_> = sum.reasons.into_iter().map(reason).collect();
+        reasons.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.reason));
+        let mut files: Vec<_> = sum.files.into_iter().collect();
+        files.sort_by(|(a, a_pages), (b, b_pages)| b_pages.cmp(a_pages).then_with(|| a.cmp(b)));
+        CauseShare {
+            cause,
+            name: cause.name(),
+            copied_pages: sum.pages,
+            share: share(sum.pages, copied),
+            without_code_pages: sum.without_code,
+            without_name_pages: sum.without_name,
+            reasons,
+            remedy: remedy::remedy(cause, runtime, circumstances),
+            nameless_file: files.into_iter().next().map(|(file, _)| file),
+        }
+    };
+    let mut causes: Vec<_> = by_cause.into_iter().map(named).collect();
+    causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));
+    causes
+}

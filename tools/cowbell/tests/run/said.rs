@@ -1,0 +1,239 @@
+//! What is said of copies: causes, remedies and names of memory, for programs of which the truth is known.
+
+use crate::exact::may_trace;
+use crate::lab::{Scratch, cowbell, run, skip};
+use crate::python::PYTHON;
+use serde_json::Value;
+use std::ffi::OsStr;
+
+/// The report on a program, as JSON and as text without its line breaks.
+fn report<I: AsRef<OsStr>>(
+    scratch: &Scratch,
+    options: &[&str],
+    target: impl IntoIterator<Item = I>,
+) -> (Value, String) {
+    let [capture, json] = ["capture", "json"].map(|name| scratch.path(name).to_str().expect("text").to_owned());
+    let options = [options, &["--force", "--capture", &capture]].concat();
+    let outcome = run(scratch, &mut cowbell(&options, target));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let mut again = std::process::Command::new(crate::lab::tool());
+    let again = run(scratch, again.args(["report", "--json", "--force", "-o", &json, &capture]));
+    assert_eq!(again.code, Some(0), "{}", again.err);
+    let json = serde_json::from_slice(&std::fs::read(json).expect("a report")).expect("JSON");
+    (json, outcome.err.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn python(name: &str, options: &[&str], source: &str) -> (Value, String) {
+    let scratch = Scratch::new();
+    let script = scratch.file(name, source);
+    report(&scratch, options, [PYTHON.as_ref(), script.as_os_str()])
+}
+
+/// The part of all copies that has this cause.
+fn share(report: &Value, cause: &str) -> f64 {
+    let causes = report["causes"].as_array().expect("causes");
+    causes.iter().find(|known| known["cause"] == cause).map_or(0.0, |known| known["share"].as_f64().expect("a share"))
+}
+
+/// The cause of most copies, its share and its remedy.
+fn most(report: &Value) -> (&str, f64, &str) {
+    let most = &report["causes"][0];
+    let text = |name: &str| most[name].as_str().unwrap_or_default();
+    (text("cause"), most["share"].as_f64().expect("a share"), text("remedy"))
+}
+
+const FIELDS: &str = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+struct record { char *pointer; double number; int state; int unused; char text[40]; };
+int main(int n, char **arguments) {
+    size_t records = 1000 * 64;
+    struct record *all = mmap(0, records * sizeof *all, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t i = 0; i < records; i++) {
+        all[i].pointer = malloc(16), all[i].number = i * 1.5, all[i].state = 1, strcpy(all[i].text, "hello");
+    }
+    int field = atoi(arguments[1]);
+    if (!fork()) {
+        for (size_t i = 0; i < records; i++) switch (field) {
+            case 0: all[i].pointer += 8; break;
+            case 1: all[i].number = all[i].number * 2 + 1; break;
+            case 2: all[i].state = 7; break;
+            case 3: all[i].text[0] = 'j'; break;
+            case 4: all[i].pointer = (char *)(i * 7919); break;
+            case 5: __atomic_fetch_add(&all[i].state, 1, __ATOMIC_SEQ_CST); break;
+            case 6: all[i].state = all[i].state; __asm__ volatile("" ::: "memory"); break;
+        }
+        _exit(0);
+    }
+    wait(0);
+}
+"#;
+
+#[test]
+fn a_changed_field_is_data_however_little_it_changed_and_an_atomic_one_is_a_counter() {
+    let scratch = Scratch::new();
+    let program = scratch.compile("fields", FIELDS, &[]).expect("it compiles");
+    for field in 0..5 {
+        let field = field.to_string();
+        let target = [program.as_os_str(), field.as_ref()];
+        let (report, text) = report(&scratch, &["--mode", "count"], target);
+        let (cause, share, _) = most(&report);
+        assert!(cause == "real_write" && share > 0.98, "field {field}: {cause} {share}: {text}");
+        assert!(!text.contains("count of") && !text.contains("reference count"), "{text}");
+    }
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let (report, text) = report(&scratch, &["--mode", "trace"], [program.as_os_str(), "5".as_ref()]);
+    let (cause, share, _) = most(&report);
+    let is_known = cause == "counter" && share > 0.98;
+    assert!(is_known || cfg!(not(target_arch = "x86_64")), "{cause} {share}: {text}");
+}
+
+#[test]
+fn small_real_writes_in_python_are_told_as_such_at_their_line() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    for (what, write) in [
+        ("buf = bytearray(8 << 20)", "for i in range(0, len(buf), 4096): buf[i] = 2"),
+        ("import numpy; buf = numpy.ones(2 << 20)", "buf[::64] += 1"),
+    ] {
+        let source = format!("import os\n{what}\nif os.fork() == 0:\n    {write}\n    os._exit(0)\nos.wait()\n");
+        let (report, text) = python("writes.py", &["--mode", "trace"], &source);
+        let (cause, share, remedy) = most(&report);
+        assert!(cause == "real_write" && share > 0.9, "{what}: {cause} {share}: {text}");
+        assert!(!remedy.contains("numpy"), "{remedy}");
+        assert!(text.contains("writes.py:4") && text.contains("copied for each"), "{text}");
+        assert!(self::share(&report, "reference_count") < 0.05, "{text}");
+    }
+}
+
+#[test]
+fn the_collector_is_told_from_counting_without_symbols() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import gc, os
+data = [[i] for i in range(100_000)]
+if os.fork() == 0:
+    gc.collect(); os._exit(0)
+os.wait()
+";
+    let (report, text) = python("collects.py", &["--mode", "trace"], source);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "garbage_collector" && share > 0.9, "{cause} {share}: {text}");
+    for part in ["gc.disable()", "gc.freeze()", "gc.enable() in the child"] {
+        assert!(remedy.contains(part), "{part} in {remedy}");
+    }
+}
+
+#[test]
+fn freezing_is_not_advised_where_counts_copy() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import os, gc
+gc.disable()
+data = [['row', str(i), float(i)] for i in range(50_000)]
+gc.freeze()
+pid = os.fork()
+if pid == 0:
+    gc.enable()
+    s = 0.0
+    for row in data:
+        s += row[2]
+    os._exit(0)
+os.waitpid(pid, 0)
+";
+    let (report, text) = python("frozen.py", &["--mode", "trace"], source);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "reference_count" && share > 0.9, "{cause} {share}: {text}");
+    assert!(remedy.contains("not of dtype=object") && !text.contains("gc.freeze"), "{text}");
+    assert!(self::share(&report, "garbage_collector") < 0.02, "{text}");
+}
+
+#[test]
+fn counting_does_not_guess_which_of_two_it_was() {
+    let source = "
+import os
+data = [str(i) for i in range(100_000)]
+if os.fork() == 0:
+    for x in data: pass
+    os._exit(0)
+os.wait()
+";
+    let (report, text) = python("reads.py", &["--mode", "count"], source);
+    let (cause, share, _) = most(&report);
+    assert!(cause == "count_or_collector" && share > 0.9, "{cause} {share}: {text}");
+    assert!(text.contains("--mode trace shows the code") && !text.contains("gc.freeze"), "{text}");
+}
+
+#[test]
+fn what_is_copied_on_the_way_out_is_told_with_the_way_round_it() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import os, sys
+data = [str(i) for i in range(200_000)]
+p = os.fork()
+if p == 0:
+    sys.exit(0)
+os.waitpid(p, 0); os._exit(0)
+";
+    let (report, text) = python("exits.py", &["--mode", "trace"], source);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "exit" && share > 0.8, "{cause} {share}: {text}");
+    assert!(remedy.contains("os._exit()"), "{remedy}");
+    // Interpreters without a reader are told by their exported names.
+    let scratch = Scratch::new();
+    let source = "my @a; push @a, {id => $_} for 0..50_000; my $pid = fork; if (!$pid) { exit 0 } waitpid $pid, 0;";
+    let (report, text) = self::report(&scratch, &["--mode", "trace"], ["perl", "-e", source]);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "exit" && share > 0.85 && remedy.contains("POSIX::_exit()"), "{cause} {share}: {text}");
+}
+
+#[test]
+fn an_interpreter_that_is_not_known_is_said_not_to_be() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    // Reading a string as a number writes the number into it: neither a count nor the program's own write.
+    let source = "
+my @rows = map { \"$_\" } (1 .. 100_000);
+my $pid = fork();
+if ($pid == 0) { my $sum = 0; for my $i (0 .. $#rows) { $sum += $rows[$i]; } require POSIX; POSIX::_exit(0) }
+waitpid($pid, 0);";
+    let scratch = Scratch::new();
+    let (report, text) = report(&scratch, &["--mode", "trace"], ["perl", "-e", source]);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "unknown" && share > 0.9 && remedy.is_empty(), "{cause} {share}: {text}");
+    assert_eq!(report["causes"][0]["reasons"][0]["reason"], "interpreter");
+    assert!(text.contains("an interpreter's whose objects cowbell does not know"), "{text}");
+}
+
+#[test]
+fn memory_above_a_library_is_not_the_librarys() {
+    let source = "
+import os; big = bytearray(24 << 20)
+import _ctypes
+for i in range(0, len(big), 4096): big[i] = 1
+if os.fork() == 0:
+    for i in range(0, len(big), 4096): big[i] = 2
+    os._exit(0)
+os.wait()
+";
+    let (report, text) = python("above.py", &["--mode", "count"], source);
+    let mapping = &report["mappings"][0];
+    assert_eq!(mapping["kind"], "anonymous", "{text}");
+    assert!(mapping["share"].as_f64().is_some_and(|share| share > 0.9), "{text}");
+    let of_libraries = report["mappings"].as_array().expect("mappings").iter().filter(|m| m["kind"] == "bss");
+    let pages: u64 = of_libraries.filter_map(|mapping| mapping["copied_pages"].as_u64()).sum();
+    assert!(pages < 100, "uninitialised data of libraries is small: {text}");
+}
