@@ -20,6 +20,8 @@ pub mod summary;
 mod syscalls;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_causes;
 mod totals;
 
 pub use cause::Cause;
