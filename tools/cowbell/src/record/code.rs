@@ -1,4 +1,4 @@
-//! The records about code: stacks and names.
+//! The records about code and what it wrote: stacks, names, and how copies differ.
 
 use serde::{Deserialize, Serialize};
 
@@ -68,4 +68,35 @@ pub struct NativeFrame {
     pub file: Option<String>,
     /// Line, where debug information tells.
     pub line: Option<u32>,
+}
+
+/// How one copied page differed from its original when the interval closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "ContentRow", from = "ContentRow")]
+pub struct Content {
+    /// The page's address.
+    pub page: u64,
+    /// Bytes that differ; 0: identical again.
+    pub bytes: u32,
+    /// Aligned words of eight bytes that differ.
+    pub words: u32,
+    /// Those of them that are reference counts by the layout: an object of CPython's begins there.
+    pub counts: u32,
+    /// Did the page hold an object of CPython's?
+    pub objects: bool,
+}
+
+/// A [`Content`] as an array: there are many.
+type ContentRow = (u64, u32, u32, u32, bool);
+
+impl From<Content> for ContentRow {
+    fn from(c: Content) -> Self {
+        (c.page, c.bytes, c.words, c.counts, c.objects)
+    }
+}
+
+impl From<ContentRow> for Content {
+    fn from((page, bytes, words, counts, objects): ContentRow) -> Self {
+        Self { page, bytes, words, counts, objects }
+    }
 }

@@ -7,7 +7,7 @@
 //! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
-pub use super::code::{Code, Frame, NativeFrame, Stack, Wrote};
+pub use super::code::{Code, Content, Frame, NativeFrame, Stack, Wrote};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -330,37 +330,6 @@ impl From<PageRun> for (u64, u64, Class) {
 impl From<(u64, u64, Class)> for PageRun {
     fn from((start, pages, class): (u64, u64, Class)) -> Self {
         Self { start, pages, class }
-    }
-}
-
-/// How one copied page differed from its original when the interval closed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "ContentRow", from = "ContentRow")]
-pub struct Content {
-    /// The page's address.
-    pub page: u64,
-    /// Bytes that differ; 0: identical again.
-    pub bytes: u32,
-    /// Aligned words of eight bytes that differ.
-    pub words: u32,
-    /// Those of them that are reference counts by the layout: an object of CPython's begins there.
-    pub counts: u32,
-    /// Did the page hold an object of CPython's?
-    pub objects: bool,
-}
-
-/// A [`Content`] as an array: there are many.
-type ContentRow = (u64, u32, u32, u32, bool);
-
-impl From<Content> for ContentRow {
-    fn from(c: Content) -> Self {
-        (c.page, c.bytes, c.words, c.counts, c.objects)
-    }
-}
-
-impl From<ContentRow> for Content {
-    fn from((page, bytes, words, counts, objects): ContentRow) -> Self {
-        Self { page, bytes, words, counts, objects }
     }
 }
 
