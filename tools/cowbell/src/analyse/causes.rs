@@ -146,3 +146,6 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
     causes.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.cause));
     causes
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,8 +20,6 @@ pub mod summary;
 mod syscalls;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_of_causes;
 mod totals;
 
 pub use cause::Cause;

@@ -1,7 +1,7 @@
 //! Causes of made-up captures: where the code has no name, and on the way out.
 
-use super::tests::{HEAP, PAGE, PAGES, begin, end, event, header, profile};
-use super::*;
+use crate::analyse::tests::{HEAP, PAGE, PAGES, begin, end, event, header, profile};
+use crate::analyse::{Cause, Summary};
 use crate::record::*;
 use crate::views;
 
