@@ -44,7 +44,7 @@ const TOOL_ARROWS: Arrows = &[
     ("report", &["record", "analyse", "output", "failure"]),
     // Names are given to code while the capture is kept.
     ("front", &["record", "analyse", "stacks", "trace", "output", "failure"]),
-    ("symbols", &[]),
+    ("symbols", &["record", "stacks"]),
     ("demo", &["symbols", "views", "failure"]),
     ("doctor", &["trace", "views"]),
 ];

@@ -79,6 +79,11 @@ pub const CLAIMS: &[Claim] = &[
         "`EVENT_UNMAP` is readable when the pages are gone, and the call waits until it is read."
     )
     .needs(&[Need::Uffd]),
+    claim!(
+        unmap_event_comes_of_what_was_registered_and_never_armed on [Anonymous, PrivateMemfd, PrivateFile],
+        "With `WP_ASYNC`, `EVENT_UNMAP` comes of a mapping that was registered and never armed, an ordinary file's too, when it is unmapped or another is mapped over it, and the call waits until it is read."
+    )
+    .needs(&[Need::WpAsync]),
 ];
 
 fn sync() -> Uffd {
@@ -330,13 +335,18 @@ fn dontneed_disarms_anonymous_pages() -> Verdict {
 fn seen_before(memory: &Memory, feature: Features, change: impl FnOnce() + Send, look: impl FnOnce()) -> Event {
     let uffd = watcher::any(SYNC | feature).expect("userfaultfd");
     watcher::arm(&uffd, memory);
+    told_before(&uffd, change, look)
+}
+
+/// The same, of a userfaultfd that has the memory already.
+fn told_before(uffd: &Uffd, change: impl FnOnce() + Send, look: impl FnOnce()) -> Event {
     std::thread::scope(|scope| {
         let changer = scope.spawn(change);
         pidfd::readable(uffd.as_fd(), None).expect("poll");
         look();
         std::thread::sleep(Duration::from_millis(20));
         assert!(!changer.is_finished(), "it waits until the event is read");
-        watcher::next_event(&uffd)
+        watcher::next_event(uffd)
     })
 }
 
@@ -353,6 +363,28 @@ fn remove_event_comes_before_the_pages_go(kind: Kind) -> Verdict {
     let event = seen_before(&memory, Features::EVENT_REMOVE, || memory.drop_pages(memory.at(1)), || assert!(there()));
     assert!(matches!(event, Event::Remove(range) if range == memory.at(1)), "{event:?}");
     assert!(!there(), "gone");
+    Ok(())
+}
+
+fn unmap_event_comes_of_what_was_registered_and_never_armed(kind: Kind) -> Verdict {
+    for over in [false, true] {
+        // What is anonymous has nothing to be mapped over it.
+        if over && kind == Kind::Anonymous {
+            continue;
+        }
+        let memory = copies(kind)?;
+        let uffd = watcher::any(ASYNC | Features::EVENT_UNMAP).expect("userfaultfd");
+        watcher::register(&uffd, memory.range).expect("UFFDIO_REGISTER");
+        let change = || {
+            if over {
+                memory.map(memory.at(1), 1).expect("mmap");
+            } else {
+                memory.unmap(memory.at(1)).expect("munmap");
+            }
+        };
+        let event = told_before(&uffd, change, || {});
+        assert!(matches!(event, Event::Unmap(range) if range == memory.at(1)), "{event:?}");
+    }
     Ok(())
 }
 

@@ -96,13 +96,12 @@ impl Output {
     ///
     /// # Errors
     /// A [`Failure`] for people, with where it was written to.
-    pub fn report(&mut self, mut summary: Summary) -> Result<(), Failure> {
-        summary.read_sources();
+    pub fn report(&mut self, summary: &Summary) -> Result<(), Failure> {
         let Options { top, quiet, verbose, .. } = self.options;
         if self.options.json {
-            return self.json(&summary);
+            return self.json(summary);
         }
-        self.text(&views::text(&summary, &views::Look { top: top as usize, quiet, verbose }))
+        self.text(&views::text(summary, &views::Look { top: top as usize, quiet, verbose }))
     }
 
     /// Writes a document as JSON.

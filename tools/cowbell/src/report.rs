@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         summary(path, BufReader::with_capacity(1 << 20, file))?
     };
     // Not before: a capture that cannot be read must leave an earlier report where it is.
-    options.output.open(Stream::Output)?.report(summary)
+    options.output.open(Stream::Output)?.report(&summary)
 }
 
 fn summary(name: &Path, input: impl BufRead) -> Result<Summary, Failure> {

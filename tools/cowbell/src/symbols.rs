@@ -1,9 +1,9 @@
 //! Instructions of this program as functions and lines.
 
-use blazesym::symbolize::source::{Process, Source};
-use blazesym::symbolize::{CodeInfo, Input, Symbolizer};
-use blazesym::{Addr, Pid};
+use crate::record::{NativeFrame, Place};
+use crate::stacks::names::Names;
 use cowbell::sys::process;
+use cowbell::sys::procfs::maps;
 use std::path::{Path, PathBuf};
 
 /// What an instruction belongs to.
@@ -17,43 +17,54 @@ pub struct Code {
 
 /// Resolves addresses of this process, in the order given. What has no name stays an address.
 pub fn resolve(addresses: &[u64]) -> Vec<Code> {
+    let mut names = Names::new();
+    let places = places(addresses, &mut names);
+    let resolved = names.resolve(&places);
+    resolved
+        .iter()
+        .zip(addresses)
+        .map(|(code, &address)| named(&code.frames).unwrap_or_else(|| bare(address)))
+        .collect()
+}
+
+/// Where the addresses are in the files that this process maps.
+fn places(addresses: &[u64], names: &mut Names) -> Vec<Place> {
+    let maps = maps::read(process::pid()).unwrap_or_default();
+    let place = |(nth, &address): (usize, &u64)| {
+        let found = maps.iter().zip(1..).find(|(map, _)| map.range.contains(address as usize));
+        let code = nth as u32 + 1;
+        match found {
+            Some((map, module)) => {
+                names.add_file(module, Path::new(&map.name));
+                Place { code, module: Some(module), offset: address - map.range.start as u64 + map.offset, pid: 0 }
+            }
+            None => Place { code, module: None, offset: address, pid: 0 },
+        }
+    };
+    addresses.iter().enumerate().map(place).collect()
+}
+
+/// From the innermost inlined function outwards, the first that is not the standard library's: an atomic's own code is
+/// nobody's cause.
+fn named(frames: &[NativeFrame]) -> Option<Code> {
+    let is_ours = |frame: &&NativeFrame| frame.file.as_deref().is_none_or(|file| !is_standard(file));
+    let frame = frames.iter().find(is_ours).or(frames.first())?;
+    let line = frame.file.as_ref().and_then(|file| Some(format!("{}:{}", shorten(Path::new(file)), frame.line?)));
+    Some(Code { function: frame.function.clone(), line })
+}
+
+fn bare(address: u64) -> Code {
     let executable = process::executable();
-    let bare = |address: u64| {
-        let inside = executable.contains(address as usize);
-        let function = if inside {
-            format!("executable+{:#x}", address as usize - executable.start)
-        } else {
-            format!("{address:#x}")
-        };
-        Code { function, line: None }
+    let function = if executable.contains(address as usize) {
+        format!("executable+{:#x}", address as usize - executable.start)
+    } else {
+        format!("{address:#x}")
     };
-    let symbolizer = Symbolizer::new();
-    let mut this = Process::new(Pid::Slf);
-    // By the paths in /proc/self/maps: /proc/self/map_files is closed to ordinary users.
-    this.map_files = false;
-    let source = Source::Process(this);
-    let inputs: Vec<Addr> = addresses.to_vec();
-    let Ok(resolved) = symbolizer.symbolize(&source, Input::AbsAddr(&inputs)) else {
-        return addresses.iter().copied().map(bare).collect();
-    };
-    let code = |(symbol, &address): (_, &u64)| {
-        let blazesym::symbolize::Symbolized::Sym(symbol) = symbol else { return bare(address) };
-        // From the innermost inlined function outwards, the first that is not the standard library's: an
-        // atomic's own code is nobody's cause.
-        let inlined = symbol.inlined.iter().rev().map(|f| (f.name.as_ref(), f.code_info.as_ref()));
-        let mut frames = inlined.chain([(symbol.name.as_ref(), symbol.code_info.as_deref())]).peekable();
-        let innermost = frames.peek().copied();
-        let is_ours = |place: Option<&CodeInfo>| place.is_none_or(|place| !is_standard(&place.to_path()));
-        let Some((name, place)) = frames.find(|(_, place)| is_ours(*place)).or(innermost) else { return bare(address) };
-        let line = place.and_then(|place| Some(format!("{}:{}", shorten(&place.to_path()), place.line?)));
-        Code { function: name.to_string(), line }
-    };
-    resolved.into_iter().zip(addresses).map(code).collect()
+    Code { function, line: None }
 }
 
 /// Is this file the Rust standard library's?
-fn is_standard(path: &Path) -> bool {
-    let path = path.to_string_lossy();
+fn is_standard(path: &str) -> bool {
     ["/rustc/", "library/core/", "library/alloc/", "library/std/"].iter().any(|part| path.contains(part))
 }
 

@@ -86,8 +86,14 @@ fn capture(children: u32, script: &str) -> String {
         json!({"header": {"format": "cowbell-capture", "version": 2, "cowbell": "0.1.0", "kernel": "6.18",
             "page_size": PAGE, "command": ["python3", script], "started_unix_ms": 1, "mode": "trace",
             "mode_reason": "", "who": "child", "stacks_every": 10, "frames": true}}),
-        json!({"process": {"pid": 100, "parent": 0, "time_ns": 0, "origin": "started", "command": ["python3", script]}}),
+        json!({"process": {"pid": 100, "parent": 0, "time_ns": 0, "origin": "started", "command": ["python3", script],
+            "executable": null}}),
     ];
+    records.push(json!({"module": {"module": 1, "path": "/usr/bin/python3.13", "device": "fe:00", "inode": 7,
+        "build_id": null}}));
+    for (code, offset) in [(1, 0x1000), (2, 0x1100)] {
+        records.push(json!({"place": {"code": code, "module": 1, "offset": offset, "pid": 0}}));
+    }
     for child in 1..=children {
         records.extend(interval(child, script));
     }
@@ -105,27 +111,30 @@ fn interval(child: u32, script: &str) -> Vec<Value> {
     };
     let event = |nth: u64| {
         let (pc, stack) = if nth < 90 { (0x401000, nth.is_multiple_of(10).then_some(child)) } else { (0x401100, None) };
-        json!([200 + nth, HEAP + nth * PAGE, pid, pc, "copy", null, stack])
+        let code = if nth < 90 { 1 } else { 2 };
+        json!([200 + nth, HEAP + nth * PAGE, pid, pc, code, "copy", null, stack])
     };
     let content = |nth: u64| {
         if nth < 90 { json!([HEAP + nth * PAGE, 0, 0, 0, true]) } else { json!([HEAP + nth * PAGE, 16, 2, 0, true]) }
     };
     let frame = |function: &str| json!({"function": function, "file": null, "line": null});
     vec![
-        json!({"process": {"pid": pid, "parent": 100, "time_ns": 100, "origin": "forked", "command": ["python3", script]}}),
+        json!({"process": {"pid": pid, "parent": 100, "time_ns": 100, "origin": "forked", "command": ["python3", script],
+            "executable": null}}),
         json!({"begin": {"interval": child, "pid": pid, "role": "child", "time_ns": 150, "mode": "trace", "arm_ns": 10,
             "mappings": [mapping(0x40_0000, 256, "r-xp", "/usr/bin/python3.13"), mapping(HEAP, 200, "rw-p", "[heap]")],
             "held": {"shared": 200, "exclusive": 0, "zero": 0, "file": 0, "swapped": 0}}}),
         json!({"stack": {"stack": child, "interval": child, "native": [], "language": "python", "frames":
             [{"function": "work", "file": script, "line": 2}]}}),
+        json!({"source": {"file": script, "line": 2, "text": "for x in data:"}}),
         json!({"events": {"interval": child, "events": (0..100).map(event).collect::<Vec<_>>()}}),
         json!({"end": {"interval": child, "time_ns": 400, "closed": "exit", "pages": [[HEAP, 100, "copy"],
             [HEAP + 100 * PAGE, 7, "first_touch"]], "contents": (0..100).map(content).collect::<Vec<_>>(),
             "unmapped_uncounted": 0}}),
         json!({"exit": {"pid": pid, "time_ns": 500, "ended": {"signaled": 9}}}),
-        json!({"symbols": {"interval": child, "codes": [
-            {"pc": 0x401000, "frames": [frame("Py_INCREF"), frame("listiter_next")], "module": ""},
-            {"pc": 0x401100, "frames": [frame("_int_malloc")], "module": ""}]}}),
+        json!({"symbols": {"codes": [
+            {"code": 1, "frames": [frame("Py_INCREF"), frame("listiter_next")], "address": 0x1000},
+            {"code": 2, "frames": [frame("_int_malloc")], "address": 0x1100}]}}),
     ]
 }
 
@@ -213,13 +222,13 @@ fn a_truncated_capture_renders_up_to_its_last_line_and_says_so() {
     let lines: Vec<&str> = whole.split_inclusive('\n').collect();
     let cut = |lines: &[&str], more: &str| scratch.file("capture", lines.concat() + more);
     // In the second child's end: of it only the events are known.
-    let file = cut(&lines[..13], "{\"end\":{\"acc");
+    let file = cut(&lines[..18], "{\"end\":{\"acc");
     let text = shown(&[&file]);
-    assert!(text.starts_with("This capture was cut off: it ends within line 14."), "{text}");
+    assert!(text.starts_with("This capture was cut off: it ends within line 19."), "{text}");
     assert!(text.contains("200 pages (800.0 KiB) copied by 2 children"), "{text}");
     assert!(text.contains("only those with events are known (process 102)"), "{text}");
     let json: Value = serde_json::from_str(&shown(&["--json", &file])).expect("JSON");
-    assert_eq!(json["cut"], "it ends within line 14");
+    assert_eq!(json["cut"], "it ends within line 19");
     assert_eq!(json["intervals"][1]["closed"], Value::Null);
     let text = shown(&[&cut(&lines[..lines.len() - 1], "")]);
     assert!(text.contains("without its last record") && text.contains("200 pages"), "{text}");
@@ -240,8 +249,8 @@ fn what_is_no_capture_is_one_clear_line_and_code_1() {
             whole.replace("\"version\":2", "\"version\":9"),
             "capture's version is 9, this program reads version 2",
         ),
-        ("damaged", whole.replace("\"pid\":101", "\"pid\":\"x\""), "damaged: line 3: invalid type"),
-        ("half", whole.replace("{\"exit\"", "\"exit\""), "damaged: line 8: "),
+        ("damaged", whole.replace("\"pid\":101", "\"pid\":\"x\""), "damaged: line 6: invalid type"),
+        ("half", whole.replace("{\"exit\"", "\"exit\""), "damaged: line 12: "),
         ("twice", whole.repeat(2), "a record after the last"),
     ] {
         let file = scratch.file(name, content);

@@ -11,6 +11,8 @@ mod case;
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
+#[path = "../src/record/gaps.rs"]
+mod gaps;
 #[path = "run/judge.rs"]
 mod judge;
 #[path = "run/judged.rs"]
@@ -19,6 +21,8 @@ mod judged;
 mod lab;
 #[path = "run/model.rs"]
 mod model;
+#[path = "run/modules.rs"]
+mod modules;
 #[path = "run/plan.rs"]
 mod plan;
 #[path = "run/programs.rs"]

@@ -2,6 +2,7 @@
 
 use super::cause::{self, Cause, Change, Reason};
 use super::code;
+use super::codes::Codes;
 use super::interval::{Copied, Interval};
 use super::name::{self, Named};
 use super::remedy::{self, Circumstances};
@@ -69,36 +70,36 @@ pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason:
 }
 
 /// Of the stacks sampled with each instruction, how many were taken while the program shut down, and how many in all.
-pub fn exits(interval: &Interval, stacks: &Stacks) -> HashMap<u64, (u64, u64)> {
+pub fn exits(interval: &Interval, stacks: &Stacks, codes: &Codes) -> HashMap<u32, (u64, u64)> {
     let mut of_stack: HashMap<u32, bool> = HashMap::new();
     let mut is_exit = |number: u32| {
         *of_stack.entry(number).or_insert_with(|| {
             let callers = stacks.get(&number).map_or(&[][..], |stack| &stack.callers);
-            callers.iter().filter_map(|address| name::caller(interval, *address)).any(code::shuts_down)
+            callers.iter().filter_map(|code| name::caller(codes, *code)).any(code::shuts_down)
         })
     };
     let mut exits = HashMap::new();
-    for (&pc, sampled) in &interval.sums.stacks {
+    for (&code, sampled) in &interval.sums.stacks {
         let (mut exiting, mut all) = (0, 0);
         for (&number, &times) in sampled {
             all += times;
             exiting += if is_exit(number) { times } else { 0 };
         }
-        exits.insert(pc, (exiting, all));
+        exits.insert(code, (exiting, all));
     }
     exits
 }
 
 /// The cause of a copy of this kind.
 pub fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> (Cause, Option<Reason>) {
-    let Copied { change, objects, syscall, in_stack, pc, .. } = *copied;
-    let by_instruction = || interval.sums.wrote.get(&pc).map_or(Wrote::Unknown, agreed);
+    let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
+    let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
     let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };
     cause::likely(&cause::Evidence {
         change,
         objects,
         wrote,
-        code: pc != 0,
+        code: code != 0,
         purpose: named.and_then(|named| named.purpose),
         by_kernel: syscall.is_some(),
         in_stack,

@@ -2,10 +2,11 @@
 
 use super::Stacks;
 use super::cause::Change;
+use super::codes::called;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
 use super::summary::{ByClass, Contents, When, is_copied};
-use crate::record::{Begin, Class, Closed, Code, Content, End, Event, Mapping, PageRun, Watched, Wrote};
+use crate::record::{Begin, Class, Closed, Content, End, Event, Executable, Mapping, PageRun, Watched, Wrote};
 use std::collections::{BTreeSet, HashMap};
 
 /// An interval, open or closed.
@@ -31,8 +32,8 @@ pub struct Interval {
     pub unmapped_uncounted: u64,
     /// What its pages come to; empty while it is open.
     pub sums: Sums,
-    /// Names of its instructions.
-    pub codes: HashMap<u64, Code>,
+    /// What its process executes.
+    pub executable: Option<Executable>,
 }
 
 /// What the pages of an interval come to.
@@ -44,10 +45,12 @@ pub struct Sums {
     pub mappings: HashMap<Group, ByClass>,
     /// Copied pages by what is known of each.
     pub copies: HashMap<Copied, u64>,
-    /// The stacks sampled with each instruction, and how often.
-    pub stacks: HashMap<u64, HashMap<u32, u64>>,
-    /// What was seen written by each instruction, and how often.
-    pub wrote: HashMap<u64, HashMap<Wrote, u64>>,
+    /// The stacks sampled with each place, and how often.
+    pub stacks: HashMap<u32, HashMap<u32, u64>>,
+    /// Copied pages by place and by the script's line that a sample of it saw; without a script's frames, `None`.
+    pub sampled: HashMap<(u32, Option<u32>), u64>,
+    /// What was seen written by each place, and how often.
+    pub wrote: HashMap<u32, HashMap<Wrote, u64>>,
     /// How they differ from their originals.
     pub contents: Contents,
     /// When they were copied.
@@ -57,8 +60,8 @@ pub struct Sums {
 /// What is known of a copied page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Copied {
-    /// The instruction that wrote it first; 0 where not known.
-    pub pc: u64,
+    /// The place of the instruction that wrote it first; 0 where not known.
+    pub code: u32,
     /// The system call on whose behalf the kernel wrote it first.
     pub syscall: Option<i32>,
     /// How it differs from its original.
@@ -88,10 +91,11 @@ pub enum Seen {
 
 impl Interval {
     /// Opens an interval.
-    pub fn new(mut begin: Begin, process: Option<usize>, command: &[String]) -> Self {
+    pub fn new(mut begin: Begin, process: Option<usize>, command: &[String], executable: Option<Executable>) -> Self {
         let mappings = std::mem::take(&mut begin.mappings);
         let program = command.first().map(String::as_str);
-        let runtime = Runtime::of(mappings.iter().map(|mapping| mapping.name.as_str()).chain(program));
+        let called = executable.as_ref().map(|executable| executable.called.as_str());
+        let runtime = Runtime::of(mappings.iter().map(|mapping| mapping.name.as_str()).chain(program).chain(called));
         let mut interval = Self {
             begin,
             process,
@@ -103,14 +107,20 @@ impl Interval {
             end: None,
             unmapped_uncounted: 0,
             sums: Sums::default(),
-            codes: HashMap::new(),
+            executable,
         };
         interval.mapped(mappings);
         interval
     }
 
     /// Adds mappings.
-    pub fn mapped(&mut self, mappings: Vec<Mapping>) {
+    pub fn mapped(&mut self, mut mappings: Vec<Mapping>) {
+        for mapping in &mut mappings {
+            let called = called(&mapping.name, self.executable.as_ref());
+            if called != mapping.name {
+                mapping.name = called.to_owned();
+            }
+        }
         self.areas.add(&mappings);
         let bits = mappings.iter().filter(|mapping| mapping.watched == Watched::Bits);
         self.without_events.extend(bits.map(|mapping| mapping.name.clone()));
@@ -175,11 +185,13 @@ struct Adding<'a> {
     sums: Sums,
     /// When copies were made.
     times: Vec<u64>,
+    /// Copies by place and time, and what a sample saw of each.
+    timed: Vec<(u32, u64, Seen)>,
 }
 
 impl<'a> Adding<'a> {
     fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin_ns: u64) -> Self {
-        Self { areas, evidence, begin_ns, sums: Sums::default(), times: Vec::new() }
+        Self { areas, evidence, begin_ns, sums: Sums::default(), times: Vec::new(), timed: Vec::new() }
     }
 
     fn all(mut self, runs: &[PageRun]) -> Sums {
@@ -193,6 +205,7 @@ impl<'a> Adding<'a> {
         if let (Some(first), Some(half), Some(last)) = (first, half, last) {
             self.sums.when = Some(When { first_ns: since(first), half_ns: since(half), last_ns: since(last) });
         }
+        self.sums.sampled = spread(&mut self.timed);
         let contents = &mut self.sums.contents;
         contents.amplification = amplification(contents, self.evidence.page_size);
         self.sums
@@ -240,7 +253,7 @@ impl<'a> Adding<'a> {
         }
         let (change, seen) = (Change::Unknown, Seen::Nothing);
         let wrote = Wrote::Unknown;
-        let unknown = Copied { pc: 0, syscall: None, change, objects: false, wrote, in_stack, seen };
+        let unknown = Copied { code: 0, syscall: None, change, objects: false, wrote, in_stack, seen };
         self.count(unknown, pages.saturating_sub(known));
     }
 
@@ -255,7 +268,7 @@ impl<'a> Adding<'a> {
             contents.count_pages += u64::from(change == Change::Counts);
             contents.changed_bytes += u64::from(content.bytes);
         }
-        let (pc, syscall) = event.map_or((0, None), |event| (event.pc, event.syscall));
+        let (code, syscall) = event.map_or((0, None), |event| (event.code, event.syscall));
         let number = event.and_then(|event| event.stack);
         let stack = number.and_then(|number| self.evidence.stacks.get(&number));
         let seen = match (event, stack.map(|stack| stack.script)) {
@@ -264,15 +277,16 @@ impl<'a> Adding<'a> {
             (_, Some(None)) => Seen::Native,
             (_, Some(Some(place))) => Seen::Script(place),
         };
+        self.timed.extend(event.map(|event| (code, event.time_ns, seen)));
         if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
-            *self.sums.stacks.entry(pc).or_default().entry(number).or_default() += 1;
+            *self.sums.stacks.entry(code).or_default().entry(number).or_default() += 1;
         }
         let wrote = stack.map_or(Wrote::Unknown, |stack| stack.wrote);
         if wrote != Wrote::Unknown {
-            *self.sums.wrote.entry(pc).or_default().entry(wrote).or_default() += 1;
+            *self.sums.wrote.entry(code).or_default().entry(wrote).or_default() += 1;
         }
         let objects = content.is_some_and(|content| content.objects);
-        self.count(Copied { pc, syscall, change, objects, wrote, in_stack, seen }, 1);
+        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen }, 1);
     }
 
     fn count(&mut self, copied: Copied, pages: u64) {
@@ -281,6 +295,31 @@ impl<'a> Adding<'a> {
             *count = count.saturating_add(pages);
         }
     }
+}
+
+/// Which line stands for which copies. A sample stands for the copies of its place since the one before it, and the last one
+/// for those after it, too: the first copy of each place is sampled in any case, so that a line that made one copy on the way
+/// is not told to have made a fair share of all.
+fn spread(timed: &mut [(u32, u64, Seen)]) -> HashMap<(u32, Option<u32>), u64> {
+    timed.sort_by_key(|&(code, time_ns, _)| (code, time_ns));
+    let mut sampled: HashMap<(u32, Option<u32>), u64> = HashMap::new();
+    for of_place in timed.chunk_by(|a, b| a.0 == b.0) {
+        let (mut since, mut last) = (0, None);
+        for &(code, _, seen) in of_place {
+            since += 1;
+            let line = match seen {
+                Seen::Nothing | Seen::Event => continue,
+                Seen::Native => None,
+                Seen::Script(line) => Some(line),
+            };
+            last = Some((code, line));
+            *sampled.entry((code, line)).or_default() += std::mem::take(&mut since);
+        }
+        if let Some(last) = last {
+            *sampled.entry(last).or_default() += since;
+        }
+    }
+    sampled
 }
 
 /// Bytes copied for each byte changed.

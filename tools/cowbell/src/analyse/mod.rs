@@ -1,5 +1,5 @@
 //! Records added up: who copied how much, in which mappings, by which code, and why. Computes; neither reads nor
-//! prints, but for the source lines that [`Summary::read_sources`] adds.
+//! prints.
 //!
 //! An interval's verdict ([`End`](crate::record::End)) says which pages were written and how; its events say
 //! when and by whom, as far as they were seen. What the verdict counts is counted; what its events explain is
@@ -8,18 +8,22 @@
 mod cause;
 mod causes;
 mod code;
+mod codes;
 mod gaps;
 mod interval;
 mod mapping;
 mod name;
 mod remedy;
 mod runtime;
-mod source;
+mod script;
 mod sum;
 pub mod summary;
 mod syscalls;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[path = "code/tests.rs"]
+mod tests_of_code;
 mod totals;
 
 pub use cause::Cause;
@@ -28,6 +32,7 @@ pub use summary::Summary;
 
 use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack, Wrote};
 use crate::stacks::languages::{self, Work};
+use codes::Codes;
 use interval::Interval;
 use std::collections::HashMap;
 
@@ -38,9 +43,14 @@ pub struct Profile {
     processes: Vec<summary::Process>,
     /// The newest process of each id.
     process_by_pid: HashMap<i32, usize>,
+    /// What each process executes.
+    executables: HashMap<i32, record::Executable>,
     intervals: Vec<Interval>,
     interval_by_number: HashMap<u32, usize>,
     stacks: Stacks,
+    codes: Codes,
+    /// The text of lines, by file and line.
+    sources: HashMap<(String, i32), String>,
     places: Vec<ScriptPlace>,
     place_numbers: HashMap<ScriptPlace, u32>,
     gaps: Vec<record::Gap>,
@@ -60,8 +70,8 @@ type Stacks = HashMap<u32, Sampled>;
 struct Sampled {
     /// Its place in a script.
     script: Option<u32>,
-    /// The return addresses, the innermost first.
-    callers: Vec<u64>,
+    /// The places of the calls, the innermost first.
+    callers: Vec<u32>,
     /// What the instruction was about to write.
     wrote: Wrote,
 }
@@ -71,7 +81,7 @@ struct Sampled {
 struct ScriptPlace {
     /// The language's id.
     language: Option<String>,
-    /// The innermost frame.
+    /// The innermost frame that stands in a file.
     frame: Frame,
     /// The innermost of the user's own, where that is another.
     called_from: Option<Frame>,
@@ -109,9 +119,10 @@ impl Profile {
                 }
             }
             Record::Gap(gap) => self.gaps.push(gap),
-            Record::Symbols { interval, codes } => self.with(interval, |interval| {
-                interval.codes.extend(codes.into_iter().map(|code| (code.pc, code)));
-            }),
+            Record::Module(module) => self.codes.module(module),
+            Record::Place(place) => self.codes.place(place),
+            Record::Source(source) => drop(self.sources.insert((source.file, source.line), source.text)),
+            Record::Symbols { codes } => self.codes.names(codes),
             Record::Finish(finish) => {
                 self.seen_at(finish.time_ns);
                 self.finish = Some(finish);
@@ -151,7 +162,15 @@ impl Profile {
 
     fn process(&mut self, process: record::Process) {
         self.seen_at(process.time_ns);
-        let record::Process { pid, parent, time_ns, origin, command } = process;
+        let record::Process { pid, parent, time_ns, origin, command, executable } = process;
+        match origin {
+            Origin::Forked | Origin::Shares => {
+                if let Some(theirs) = self.executables.get(&parent).cloned() {
+                    self.executables.insert(pid, theirs);
+                }
+            }
+            _ => drop(executable.map(|executable| self.executables.insert(pid, executable))),
+        }
         let known = self.process_by_pid.get(&pid).and_then(|&at| self.processes.get_mut(at));
         match known {
             Some(known) if origin == Origin::Executed => known.executed.push(command),
@@ -180,14 +199,17 @@ impl Profile {
             process.executed.last().unwrap_or(&process.command)
         });
         let number = begin.interval;
-        let interval = Interval::new(begin, process, command);
+        let executable = self.executables.get(&begin.pid).cloned();
+        let interval = Interval::new(begin, process, command, executable);
         self.interval_by_number.insert(number, self.intervals.len());
         self.intervals.push(interval);
     }
 
     fn stack(&mut self, stack: &Stack) {
         let language = stack.language.as_deref();
-        let place = stack.frames.first().map(|innermost| {
+        let stands_in_a_file = |frame: &&Frame| !frame.file.starts_with('<');
+        let deciding = stack.frames.iter().find(stands_in_a_file).or(stack.frames.first());
+        let place = deciding.map(|innermost| {
             let own = stack.frames.iter().find(|frame| languages::is_own(language, &frame.file));
             let work = languages::work_of_frames(language, &stack.frames);
             let called_from = own.filter(|own| *own != innermost).cloned();

@@ -3,11 +3,12 @@
 use super::cause::Cause;
 use super::causes::{self, Causes};
 use super::gaps;
-use super::interval::{Copied, Interval, Seen, amplification};
+use super::interval::{Interval, amplification};
 use super::mapping::Group;
 use super::name::{self, Named};
-use super::summary::{self, ByClass, Contents, Run, ScriptLine, Summary};
-use super::{Profile, Stacks, syscalls, totals};
+use super::script::{Sampled, ScriptSum, script};
+use super::summary::{self, ByClass, Contents, Run, Summary};
+use super::{Profile, syscalls, totals};
 use crate::record::{Mode, Who};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -18,7 +19,7 @@ pub fn summary(profile: Profile) -> Summary {
     let mut tables = Tables::default();
     let mut intervals = Vec::new();
     for interval in &profile.intervals {
-        intervals.push(one(interval, &run, &profile.stacks, &mut tables));
+        intervals.push(one(interval, &run, &profile, &mut tables));
     }
     let totals = totals::totals(&profile, &intervals, run.page_size);
     let copied = totals.copied_pages;
@@ -75,22 +76,6 @@ struct FunctionSum {
     lines: HashMap<(String, u32), u64>,
 }
 
-#[derive(Default)]
-struct ScriptSum {
-    samples: u64,
-    script_samples: u64,
-    /// Copies with an event, of intervals with samples.
-    copied: u64,
-    places: HashMap<u32, PlaceSum>,
-}
-
-#[derive(Default)]
-struct PlaceSum {
-    samples: u64,
-    pages: f64,
-    causes: HashMap<Cause, u64>,
-}
-
 fn run(profile: &Profile) -> Run {
     let ended = profile.finish.as_ref().and_then(|finish| finish.ended);
     let mut run = Run {
@@ -119,7 +104,7 @@ fn run(profile: &Profile) -> Run {
 }
 
 /// Adds an interval to the tables, and says what it comes to by itself.
-fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> summary::Interval {
+fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -> summary::Interval {
     let sums = &interval.sums;
     let mut own = HashMap::new();
     let mut own_causes = Causes::new();
@@ -136,14 +121,14 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
         sum.add_all(pages);
         *largest = (*largest).max(*bytes);
     }
-    let names = name::all(interval, stacks);
+    let names = name::all(interval, &profile.stacks, &profile.codes);
     let mut sampled = Sampled::default();
-    let exits = causes::exits(interval, stacks);
+    let exits = causes::exits(interval, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
-        let named = names.get(&copied.pc);
+        let named = names.get(&copied.code);
         let (cause, reason) = causes::cause_of(interval, copied, named);
         // Of an instruction that was sampled on the way out and before, pages are parted as its samples are.
-        let (exiting, samples) = exits.get(&copied.pc).copied().unwrap_or((0, 1));
+        let (exiting, samples) = exits.get(&copied.code).copied().unwrap_or((0, 1));
         let leaving = (u128::from(all) * u128::from(exiting) / u128::from(samples.max(1))) as u64;
         let is_settled = matches!(cause, Cause::Stack | Cause::Kernel);
         let leaving = if is_settled { 0 } else { leaving };
@@ -164,7 +149,7 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
             *tables.syscalls.entry(syscall).or_default() += all;
         }
     }
-    sampled.into_sum(&mut tables.script);
+    sampled.into_sum(&sums.sampled, &mut tables.script);
     let copied_pages = sums.pages.copied();
     summary::Interval {
         interval: interval.begin.interval,
@@ -185,57 +170,6 @@ fn one(interval: &Interval, run: &Run, stacks: &Stacks, tables: &mut Tables) -> 
         causes: causes::causes(&own_causes, copied_pages),
         mappings: mappings(own, copied_pages),
         unmapped_uncounted_pages: interval.unmapped_uncounted,
-    }
-}
-
-/// The copies of an interval by what its samples saw, for each instruction apart: those that copy little are sampled more
-/// often than those that copy much.
-#[derive(Default)]
-struct Sampled {
-    instructions: HashMap<u64, SampledInstruction>,
-}
-
-#[derive(Default)]
-struct SampledInstruction {
-    /// Copies with an event.
-    events: u64,
-    samples: u64,
-    places: HashMap<u32, (u64, HashMap<Cause, u64>)>,
-}
-
-impl Sampled {
-    fn add(&mut self, copied: &Copied, pages: u64, cause: Cause) {
-        if copied.seen == Seen::Nothing {
-            return;
-        }
-        let sum = self.instructions.entry(copied.pc).or_default();
-        sum.events += pages;
-        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Script(_)) { pages } else { 0 };
-        if let Seen::Script(place) = copied.seen {
-            let (samples, causes) = sum.places.entry(place).or_default();
-            *samples += pages;
-            *causes.entry(cause).or_default() += pages;
-        }
-    }
-
-    fn into_sum(self, sum: &mut ScriptSum) {
-        if self.instructions.values().all(|instruction| instruction.samples == 0) {
-            return;
-        }
-        for SampledInstruction { events, samples, places } in self.instructions.into_values() {
-            sum.samples += samples;
-            sum.copied += events;
-            let scale = events as f64 / samples.max(1) as f64;
-            for (place, (samples, causes)) in places {
-                sum.script_samples += samples;
-                let place = sum.places.entry(place).or_default();
-                place.samples += samples;
-                place.pages += samples as f64 * scale;
-                for (cause, samples) in causes {
-                    *place.causes.entry(cause).or_default() += samples;
-                }
-            }
-        }
     }
 }
 
@@ -297,29 +231,6 @@ fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Fun
     let name = |f: &summary::Function| (f.function.clone(), f.inlined.clone(), f.called_from.clone(), f.module.clone());
     functions.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| name(a).cmp(&name(b))));
     functions
-}
-
-fn script(sum: ScriptSum, profile: &Profile) -> summary::Script {
-    let named = |(place, place_sum): (u32, PlaceSum)| {
-        let place = profile.places.get(place as usize)?.clone();
-        Some(ScriptLine {
-            language: place.language.unwrap_or_default(),
-            file: place.frame.file,
-            line: place.frame.line,
-            function: place.frame.function,
-            called_from: place.called_from,
-            work: place.work,
-            source: None,
-            samples: place_sum.samples,
-            copied_pages_estimated: place_sum.pages.round() as u64,
-            share: place_sum.pages / sum.copied as f64,
-            cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
-        })
-    };
-    let mut lines: Vec<ScriptLine> = sum.places.into_iter().filter_map(named).collect();
-    let name = |l: &ScriptLine| (l.file.clone(), l.line, l.function.clone());
-    lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
-    summary::Script { samples: sum.samples, script_samples: sum.script_samples, lines }
 }
 
 fn system_calls(table: HashMap<i32, u64>, copied: u64) -> Vec<summary::Syscall> {

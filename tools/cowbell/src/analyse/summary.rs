@@ -257,7 +257,7 @@ pub struct ScriptLine {
     pub called_from: Option<Frame>,
     /// What the stack works at (`unpickling`, say); `null` for the program's own work.
     pub work: Option<Work>,
-    /// The line itself (of `called_from` where there is one), where the file could be read when the report was made.
+    /// The line itself, where its file could be read while it ran.
     pub source: Option<String>,
     /// How many samples say so.
     pub samples: u64,

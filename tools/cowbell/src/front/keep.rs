@@ -1,20 +1,29 @@
 //! What the tracer says, kept: in the capture file, in the profile, and as instructions that want a name.
 
 use super::capture::Writer;
+use super::sources::Sources;
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
-use crate::record::{Code, Finish, Mapping, Origin, Record};
+use crate::record::{Finish, Mapping, Origin, Place, Record, Source};
 use crate::stacks::names::Names;
 use crate::trace::link::Said;
 use cowbell::fork::Ended;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 
 /// One run, as far as heard.
 pub struct Kept {
     profile: Profile,
     writer: Option<Writer>,
-    places: BTreeMap<u32, Places>,
+    /// The tracer's process, whose open files are those of the modules.
+    tracer: i32,
     names: Names,
+    /// Files of modules that are about to be told.
+    opened: HashMap<u32, File>,
+    places: Vec<Place>,
+    /// What each interval maps.
+    mappings: HashMap<u32, Vec<Mapping>>,
+    sources: Sources,
     unread: Vec<u8>,
     /// The tracer's last record.
     pub finish: Option<Finish>,
@@ -35,19 +44,29 @@ enum Main {
     Ended,
 }
 
-/// The instructions of one interval.
-struct Places {
-    pid: i32,
-    mappings: Vec<Mapping>,
-    pcs: BTreeSet<u64>,
-}
-
 impl Kept {
     /// Nothing yet.
     pub fn new(writer: Option<Writer>) -> Self {
-        let (profile, places, unread) = (Profile::default(), BTreeMap::new(), Vec::new());
-        let (main, living) = (Main::None, BTreeSet::new());
-        Self { profile, writer, places, names: Names::new(), unread, finish: None, failed: None, main, living }
+        Self {
+            profile: Profile::default(),
+            writer,
+            tracer: 0,
+            names: Names::new(),
+            opened: HashMap::new(),
+            places: Vec::new(),
+            mappings: HashMap::new(),
+            sources: Sources::default(),
+            unread: Vec::new(),
+            finish: None,
+            failed: None,
+            main: Main::None,
+            living: BTreeSet::new(),
+        }
+    }
+
+    /// Says which process it is that will be heard.
+    pub fn listen_to(&mut self, tracer: u32) {
+        self.tracer = tracer as i32;
     }
 
     /// Whom the watch still waits for after the program that was started has ended: processes that it left. Empty
@@ -93,17 +112,21 @@ impl Kept {
                 Ok(Said::Failed { failed, message }) => self.failed = Some((failed, message)),
                 // Names come before it.
                 Ok(Said::Record(Record::Finish(finish))) => self.finish = Some(finish),
+                Ok(Said::Opened { opened, descriptor }) => {
+                    let file = File::open(format!("/proc/{}/fd/{descriptor}", self.tracer)).ok();
+                    self.opened.extend(file.map(|file| (opened, file)));
+                }
                 Ok(Said::Record(record)) => {
                     if let Some(writer) = &mut self.writer {
                         written = written.and(writer.lines(line));
                     }
-                    self.note_places(&record);
                     self.note_processes(&record);
+                    let sources = self.note(&record);
                     let uninitialised = self.uninitialised(&record);
                     self.profile.add(record);
-                    if let Some(record) = uninitialised {
-                        written = written.and(self.writer.as_mut().map_or(Ok(()), |writer| writer.record(&record)));
-                        self.profile.add(record);
+                    let sources = sources.into_iter().map(Record::Source);
+                    for record in uninitialised.into_iter().chain(sources) {
+                        written = written.and(self.keep(record));
                     }
                 }
                 Err(e) => self.profile.cut(&format!("the tracer said what is no record: {e}")),
@@ -114,39 +137,47 @@ impl Kept {
 
     /// What of newly mapped memory is data of a file. Asked here and not by the tracer, for which targets wait.
     fn uninitialised(&mut self, record: &Record) -> Option<Record> {
-        let (interval, mappings) = match record {
-            Record::Begin(begin) => (begin.interval, &begin.mappings),
-            Record::Mapped { interval, .. } => (*interval, &self.places.get(interval)?.mappings),
+        let interval = match record {
+            Record::Begin(begin) => begin.interval,
+            Record::Mapped { interval, .. } => *interval,
             _ => return None,
         };
-        let data = self.names.uninitialised(mappings);
+        let data = self.names.uninitialised(self.mappings.get(&interval)?);
         (!data.is_empty()).then_some(Record::Uninitialised { interval, data })
     }
 
-    fn note_places(&mut self, record: &Record) {
+    /// Notes what wants a name, and returns the lines that a stack stands in.
+    fn note(&mut self, record: &Record) -> Vec<Source> {
         match record {
+            Record::Header(header) => self.sources.begin(header),
             Record::Begin(begin) => {
-                let places = Places { pid: begin.pid, mappings: begin.mappings.clone(), pcs: BTreeSet::new() };
-                self.places.insert(begin.interval, places);
+                self.mappings.insert(begin.interval, begin.mappings.clone());
+                self.sources.interval(begin);
             }
             Record::Mapped { interval, mappings } => {
-                let Some(places) = self.places.get_mut(interval) else { return };
+                let known = self.mappings.entry(*interval).or_default();
                 for new in mappings {
-                    places.mappings.retain(|old| old.end <= new.start || new.end <= old.start);
+                    known.retain(|old| old.end <= new.start || new.end <= old.start);
                 }
-                places.mappings.extend(mappings.iter().cloned());
-                places.mappings.sort_by_key(|mapping| mapping.start);
+                known.extend(mappings.iter().cloned());
+                known.sort_by_key(|mapping| mapping.start);
             }
-            Record::Events { interval, events } => {
-                let Some(places) = self.places.get_mut(interval) else { return };
-                places.pcs.extend(events.iter().map(|event| event.pc).filter(|&pc| pc != 0));
+            Record::End(end) => drop(self.mappings.remove(&end.interval)),
+            Record::Module(module) => {
+                let file = self.opened.remove(&module.module);
+                self.names.add(module, file);
             }
-            Record::Stack(stack) => {
-                let Some(places) = self.places.get_mut(&stack.interval) else { return };
-                places.pcs.extend(&stack.native);
-            }
+            Record::Place(place) => self.places.push(*place),
+            Record::Stack(stack) => return self.sources.of(stack),
             _ => {}
         }
+        Vec::new()
+    }
+
+    fn keep(&mut self, record: Record) -> Result<(), Failure> {
+        let written = self.writer.as_mut().map_or(Ok(()), |writer| writer.record(&record));
+        self.profile.add(record);
+        written
     }
 
     /// Names the instructions, closes the capture, and adds everything up. `cut`: why there is no more to hear.
@@ -154,24 +185,14 @@ impl Kept {
     /// # Errors
     /// The first write to the capture file that failed.
     pub fn finish(mut self, cut: &str) -> (Summary, Result<bool, Failure>) {
-        let mut records = Vec::new();
-        for (interval, places) in std::mem::take(&mut self.places) {
-            let pcs: Vec<u64> = places.pcs.into_iter().collect();
-            let codes: Vec<Code> = self.names.resolve(places.pid, &places.mappings, &pcs);
-            if !codes.is_empty() {
-                records.push(Record::Symbols { interval, codes });
-            }
+        let mut written = Ok(());
+        let codes = self.names.resolve(&std::mem::take(&mut self.places));
+        if !codes.is_empty() {
+            written = written.and(self.keep(Record::Symbols { codes }));
         }
         match self.finish.take() {
-            Some(finish) => records.push(Record::Finish(finish)),
+            Some(finish) => written = written.and(self.keep(Record::Finish(finish))),
             None => self.profile.cut(cut),
-        }
-        let mut written = Ok(());
-        for record in records {
-            if let Some(writer) = &mut self.writer {
-                written = written.and(writer.record(&record));
-            }
-            self.profile.add(record);
         }
         let lost = self.writer.as_ref().is_some_and(Writer::failed);
         (self.profile.finish(), written.map(|()| !lost))

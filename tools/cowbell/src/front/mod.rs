@@ -3,6 +3,7 @@
 mod capture;
 mod keep;
 pub mod options;
+mod sources;
 
 use crate::failure::Failure;
 use crate::output::{Output, Stream};
@@ -96,6 +97,8 @@ impl Session {
         let poller = Poller::new().map_err(|e| failure("cannot wait", &e))?;
         poller.add(&stream, TRACER).map_err(|e| failure("cannot wait", &e))?;
         poller.add(&signals, SIGNALS).map_err(|e| failure("cannot wait", &e))?;
+        let mut kept = kept;
+        kept.listen_to(tracer.id());
         Ok(Self { tracer, stream, poller, signals, kept })
     }
 
@@ -185,7 +188,7 @@ impl Session {
         }
         let finish = self.kept.finish.clone();
         let (summary, written) = self.kept.finish("the tracer ended early; the program ran on unwatched");
-        output.report(summary).map_err(|e| (FAILED, e))?;
+        output.report(&summary).map_err(|e| (FAILED, e))?;
         let complete = written.unwrap_or_else(|e| {
             eprintln!("cowbell: {e}");
             false

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 pub struct Stack {
     /// Its number, unique in the capture.
     pub stack: u32,
-    /// Of which interval.
+    /// In which interval it was seen first; events of others may refer to it.
     pub interval: u32,
-    /// Native frames: the instruction, then for each caller an address within its call. Empty where not unwound.
-    pub native: Vec<u64>,
+    /// Native frames, by the numbers of their [`Place`]s: the instruction, then for each caller an address within its
+    /// call. Empty where not unwound.
+    pub native: Vec<u32>,
     /// The language of `frames`, by its id; `None` where the thread runs none that can be read.
     pub language: Option<String>,
     /// Frames of the program that an interpreter runs.
@@ -48,15 +49,63 @@ pub struct Frame {
     pub line: i32,
 }
 
-/// An instruction's name.
+/// A file that code lies in, as it was mapped when code in it was first seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Module {
+    /// Its number, from 1, unique in the capture.
+    pub module: u32,
+    /// As in /proc/PID/maps; `[vdso]` is the kernel's own.
+    pub path: String,
+    /// Its device, as in /proc/PID/maps.
+    pub device: String,
+    /// Its inode there.
+    pub inode: u64,
+    /// Which build it is, in base 16, read from the memory of a process that maps it; `None` where it does not say.
+    pub build_id: Option<String>,
+}
+
+/// A place in code: what an instruction's address meant when it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// Its number, from 1, unique in the capture.
+    pub code: u32,
+    /// The [`Module`] it lies in; `None` for code of no file.
+    pub module: Option<u32>,
+    /// The offset in that file; of no file, the address.
+    pub offset: u64,
+    /// Of no file: the process whose address it is. Else 0.
+    pub pid: i32,
+}
+
+/// The names of a [`Place`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Code {
-    /// The instruction.
-    pub pc: u64,
+    /// Its number.
+    pub code: u32,
     /// Functions and lines, the innermost inlined one first; empty where there is no name.
     pub frames: Vec<NativeFrame>,
-    /// The file mapped there and the address in it, for what has no name.
-    pub module: String,
+    /// The address as the file counts them, or of no file the address in memory.
+    pub address: u64,
+}
+
+/// The text of a line of a program that an interpreter runs, as it was when the line was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// File, as in [`Frame::file`].
+    pub file: String,
+    /// Line.
+    pub line: i32,
+    /// What stands there, without the space around it.
+    pub text: String,
+}
+
+/// The program that a process executes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executable {
+    /// Its file, as in /proc/PID/maps.
+    pub path: String,
+    /// The path by which it was executed, which may be a link to that file.
+    pub called: String,
 }
 
 /// A named frame of native code.

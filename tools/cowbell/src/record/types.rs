@@ -7,7 +7,8 @@
 //! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
-pub use super::code::{Code, Content, Frame, NativeFrame, Stack, Wrote};
+pub use super::code::{Code, Content, Executable, Frame, Module, NativeFrame, Place, Source, Stack, Wrote};
+pub use super::gaps::{Gap, GapKind};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -26,22 +27,28 @@ pub enum Record {
     Process(Process),
     /// An interval opens.
     Begin(Begin),
-    /// What the interval's address space holds besides what was known, found when an instruction lay outside of it.
+    /// What an interval's address space holds besides what was known, found when an instruction lay outside of that.
     Mapped { interval: u32, mappings: Vec<Mapping> },
     /// Which anonymous memory of the interval is data of a program or library, of what was mapped since the last such record.
     Uninitialised { interval: u32, data: Vec<Uninitialised> },
     /// Pages written, in order. Only of intervals in [`Mode::Trace`].
     Events { interval: u32, events: Vec<Event> },
+    /// A file with code in it, before the first place in it.
+    Module(Module),
+    /// A place in code, before the first event or stack that refers to it.
+    Place(Place),
     /// A sampled stack, before the event that refers to it.
     Stack(Stack),
+    /// The text of a line, after the stack that it stands in.
+    Source(Source),
     /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
     /// A process ended.
     Exit { pid: i32, time_ns: u64, ended: Ended },
     /// Something that the tool could not see or chose not to look at.
     Gap(Gap),
-    /// Names of instructions of one interval, once resolved.
-    Symbols { interval: u32, codes: Vec<Code> },
+    /// Names of places.
+    Symbols { codes: Vec<Code> },
     /// Always the last; without it the capture was cut off.
     Finish(Finish),
 }
@@ -110,6 +117,8 @@ pub struct Process {
     pub origin: Origin,
     /// Its arguments, lossily as text.
     pub command: Vec<String>,
+    /// What it executes, where known; a forked process executes what its parent does.
+    pub executable: Option<Executable>,
 }
 
 /// How a process came to the tool's notice.
@@ -248,8 +257,10 @@ pub struct Event {
     pub page: u64,
     /// The thread.
     pub tid: i32,
-    /// The instruction; after the system call instruction where `syscall` is known. 0 where not known.
+    /// The instruction's address; after the system call instruction where `syscall` is known. 0 where not known.
     pub pc: u64,
+    /// The [`Place`] that this address meant at that time; 0 where not known.
+    pub code: u32,
     /// What it did.
     pub class: Class,
     /// The kernel wrote, on behalf of this system call.
@@ -259,17 +270,17 @@ pub struct Event {
 }
 
 /// An [`Event`] as an array: there are many.
-type EventRow = (u64, u64, i32, u64, Class, Option<i32>, Option<u32>);
+type EventRow = (u64, u64, i32, u64, u32, Class, Option<i32>, Option<u32>);
 
 impl From<Event> for EventRow {
     fn from(e: Event) -> Self {
-        (e.time_ns, e.page, e.tid, e.pc, e.class, e.syscall, e.stack)
+        (e.time_ns, e.page, e.tid, e.pc, e.code, e.class, e.syscall, e.stack)
     }
 }
 
 impl From<EventRow> for Event {
-    fn from((time_ns, page, tid, pc, class, syscall, stack): EventRow) -> Self {
-        Self { time_ns, page, tid, pc, class, syscall, stack }
+    fn from((time_ns, page, tid, pc, code, class, syscall, stack): EventRow) -> Self {
+        Self { time_ns, page, tid, pc, code, class, syscall, stack }
     }
 }
 
@@ -331,48 +342,6 @@ impl From<(u64, u64, Class)> for PageRun {
     fn from((start, pages, class): (u64, u64, Class)) -> Self {
         Self { start, pages, class }
     }
-}
-
-/// What could not be seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gap {
-    /// Of which process; 0 for the whole run.
-    pub pid: i32,
-    /// When.
-    pub time_ns: u64,
-    /// What.
-    pub what: GapKind,
-    /// The particulars, for people: one sentence without a full stop, or nothing.
-    pub detail: String,
-}
-
-/// Kinds of what could not be seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GapKind {
-    /// A child beyond `--max-children` ran unwatched.
-    TooManyChildren,
-    /// A child shares its parent's memory (vfork, posix_spawn): there is nothing to copy.
-    SharesMemory,
-    /// The kernel would not watch this process; `detail` says why.
-    NotArmed,
-    /// Events came too fast to be kept; `detail` says how many.
-    EventsDropped,
-    /// Pages that a process copied before it executed another program were gone before they could be counted.
-    Executed,
-    /// Each first write was to be an event, and the kernel allowed this process to be counted only; `detail` says why.
-    CountedOnly,
-    /// A program has privileges of its own (set-user-ID, file capabilities), which the kernel withholds from what an
-    /// ordinary user traces.
-    PrivilegeWithheld,
-    /// Copies in this mapping have no events: which code made them is not known. `detail` names the mapping and says why.
-    WithoutEvents,
-    /// The tool stopped before the process ended.
-    StillRunning,
-    /// No stacks could be taken; `detail` says why.
-    NoStacks,
-    /// Anything else; `detail` says it.
-    Other,
 }
 
 /// The end of the capture, and what looking cost. No time is in two of the sums.

@@ -69,17 +69,55 @@ pub struct Image<'data, R: ReadRef<'data>> {
     sections: SectionTable<'data, Header, R>,
 }
 
-/// Opens a file for as long as `look` looks at it.
-pub fn with_file<T>(
-    path: &Path,
-    look: impl for<'data> FnOnce(Image<'data, &'data ReadCache<File>>) -> Option<T>,
-) -> Option<T> {
-    // Opening something else that was mapped, a device say, may have effects.
+/// Opens a file, if it is one: opening something else that was mapped, a device say, may have effects.
+pub fn open(path: &Path) -> Option<File> {
     if !fs::metadata(path).ok()?.is_file() {
         return None;
     }
-    let cache = ReadCache::new(File::open(path).ok()?);
+    File::open(path).ok()
+}
+
+/// Looks at an open file.
+pub fn with_file<T>(
+    file: &File,
+    look: impl for<'data> FnOnce(Image<'data, &'data ReadCache<&File>>) -> Option<T>,
+) -> Option<T> {
+    let cache = ReadCache::new(file);
     look(Image::parse(&cache)?)
+}
+
+/// Which build is mapped, if it says so. `read` reads from an offset of the file on, of what lies in its first mapping, and
+/// returns how much there was.
+pub fn build_id_of(read: &mut dyn FnMut(u64, &mut [u8]) -> Option<usize>) -> Option<Vec<u8>> {
+    // The headers of all programs and libraries are shorter than this.
+    let mut headers = vec![0; 2048];
+    let got = read(0, &mut headers)?;
+    headers.truncate(got);
+    let header = Header::parse(headers.as_slice()).ok()?;
+    let endian = header.endian().ok().filter(|&endian| endian == Endianness::Little)?;
+    let segments = header.program_headers(endian, headers.as_slice()).ok()?;
+    let notes = segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_NOTE);
+    notes.map(|segment| segment.file_range(endian)).find_map(|(offset, size)| {
+        // Notes are a few dozen bytes.
+        let mut bytes = vec![0; usize::try_from(size.min(4 << 10)).ok()?];
+        let got = read(offset, &mut bytes)?;
+        build_id_in(bytes.get(..got)?)
+    })
+}
+
+/// The build id among notes: each is three words, the name and the description, these padded to words.
+fn build_id_in(mut notes: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        let word = |nth: usize| notes.get(nth * 4..nth * 4 + 4)?.try_into().ok().map(u32::from_le_bytes);
+        let (name, description, kind) = (word(0)? as usize, word(1)? as usize, word(2)?);
+        let padded = |length: usize| length.next_multiple_of(4);
+        let from = 12usize.checked_add(padded(name))?;
+        let found = notes.get(from..from.checked_add(description)?)?;
+        if kind == elf::NT_GNU_BUILD_ID.0 && notes.get(12..12 + name) == Some(b"GNU\0") {
+            return Some(found.to_vec());
+        }
+        notes = notes.get(from.checked_add(padded(description))?..)?;
+    }
 }
 
 /// The code that the kernel maps into every process of this architecture: the same in ours as in any other.
@@ -213,9 +251,26 @@ mod tests {
     #[test]
     fn our_own_file_has_a_layout_and_unwind_sections() {
         let (layout, unwinding) =
-            with_file(Path::new("/proc/self/exe"), |i| Some((i.layout(), i.unwinding()))).unwrap();
+            with_file(&open(Path::new("/proc/self/exe")).unwrap(), |i| Some((i.layout(), i.unwinding()))).unwrap();
         assert!(!layout.segments.is_empty());
         assert!(unwinding.eh_frame.is_some() && unwinding.eh_frame_hdr.is_some() && unwinding.text_svma.is_some());
+    }
+
+    #[test]
+    fn the_build_that_is_mapped_is_the_files() {
+        let bytes = fs::read("/proc/self/exe").unwrap();
+        let mut read = |offset: u64, buffer: &mut [u8]| {
+            let rest = bytes.get(usize::try_from(offset).ok()?..)?;
+            let length = rest.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&rest[..length]);
+            Some(length)
+        };
+        let in_memory = build_id_of(&mut read);
+        let in_file = with_file(&open(Path::new("/proc/self/exe")).unwrap(), |image| image.build_id());
+        assert_eq!(in_memory, in_file);
+        assert!(in_memory.is_some(), "the linker stamps each program");
+        assert_eq!(build_id_of(&mut |_, _| Some(0)), None);
+        assert_eq!(build_id_in(&[255; 64]), None);
     }
 
     #[test]
@@ -234,7 +289,9 @@ mod tests {
 
     #[test]
     fn what_is_no_elf_file_is_no_answer() {
-        let is_answer = |path: &str| with_file(Path::new(path), |image| Some(image.layout())).is_some();
+        let is_answer = |path: &str| {
+            open(Path::new(path)).is_some_and(|file| with_file(&file, |image| Some(image.layout())).is_some())
+        };
         for path in ["/proc/self/maps", "/etc/passwd", "/dev/zero", "/nonexistent"] {
             assert!(!is_answer(path), "{path}");
         }

@@ -3,7 +3,7 @@
 //! [`names`] runs in the front, where time costs no writer anything; [`native`] and the readers of [`languages`] run in
 //! the tracer, while the thread whose stack they read stands still.
 
-mod elf;
+pub mod elf;
 pub mod languages;
 pub mod names;
 pub mod native;

@@ -6,26 +6,30 @@
 
 use super::elf::{self, Image, Layout};
 use super::perf_map::PerfMap;
-use crate::record::{Code, Mapping, NativeFrame, Uninitialised};
+use crate::record::{Code, Mapping, Module, NativeFrame, Place, Uninitialised};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::{self, File, Metadata};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where distributions put debug information.
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 
-/// Finds names, and remembers them by file across processes.
+/// Finds names, and remembers them by module.
 pub struct Names {
     symbolizer: Symbolizer,
     debug_directory: PathBuf,
-    /// By name in /proc/PID/maps; `None` for what is no ELF file or is gone.
-    files: HashMap<String, Option<Known>>,
-    perf_maps: HashMap<i32, PerfMap>,
+    /// By number; `None` for what is no ELF file, is gone, or is another build by now.
+    modules: HashMap<u32, Option<Known>>,
+    /// Where files are loaded, by path; `None` for what is no ELF file.
+    layouts: HashMap<String, Option<Layout>>,
 }
 
-/// A file that was read, or the kernel's own code.
+/// A module that was read, or the kernel's own code.
 struct Known {
     layout: Layout,
     source: Source,
@@ -40,6 +44,8 @@ enum Source {
         path: PathBuf,
         /// Debug information of the same build.
         debug: Option<PathBuf>,
+        /// Holds the file that `path` leads to by its descriptor, where its own path leads elsewhere by now.
+        _open: Option<File>,
     },
     /// In the kernel's own image.
     Vdso(Vec<u8>),
@@ -53,37 +59,48 @@ impl Names {
 
     fn with_debug_directory(directory: &Path) -> Self {
         let symbolizer = Symbolizer::builder().set_debug_dirs(Some([directory])).build();
-        Self { symbolizer, debug_directory: directory.to_owned(), files: HashMap::new(), perf_maps: HashMap::new() }
+        Self { symbolizer, debug_directory: directory.to_owned(), modules: HashMap::new(), layouts: HashMap::new() }
     }
 
-    /// Names instructions of a process that maps, or mapped, this; in the order given.
+    /// Adds a module. `file`: the very file that was mapped, where somebody opened it in time; else what is under its path
+    /// now, if that is the same build.
+    pub fn add(&mut self, module: &Module, file: Option<File>) {
+        let known = Known::read(module, file, &self.debug_directory);
+        self.modules.insert(module.module, known);
+    }
+
+    /// Adds a file as it is now, unless it was added.
+    pub fn add_file(&mut self, module: u32, path: &Path) {
+        if self.modules.contains_key(&module) {
+            return;
+        }
+        let file = elf::open(path);
+        let build_id = file.as_ref().and_then(|file| elf::with_file(file, |image| image.build_id()));
+        let (path, device) = (path.display().to_string(), String::new());
+        let as_is = Module { module, path, device, inode: 0, build_id: build_id.as_deref().map(hex) };
+        self.add(&as_is, file);
+    }
+
+    /// Names places whose modules were added, in the order given.
     ///
-    /// The process is asked only for what its just-in-time compiler has written about its code.
-    pub fn resolve(&mut self, pid: i32, mappings: &[Mapping], pcs: &[u64]) -> Vec<Code> {
-        let mut jitted = false;
-        let codes = pcs.iter().map(|&pc| {
-            let Some(mapping) = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&pc)) else {
-                return Code { pc, frames: Vec::new(), module: format!("{pc:#x}") };
+    /// Of code of no file the process' just-in-time compiler may have written names.
+    pub fn resolve(&mut self, places: &[Place]) -> Vec<Code> {
+        let mut perf_maps: HashMap<i32, PerfMap> = HashMap::new();
+        let named = places.iter().map(|place| {
+            let Place { code, module, offset, pid } = *place;
+            let Some(module) = module else {
+                let map = perf_maps.entry(pid).or_insert_with(|| PerfMap::of(pid));
+                let function = map.function(offset).map(str::to_owned);
+                let frames = function.map(|function| NativeFrame { function, file: None, line: None });
+                return Code { code, frames: frames.into_iter().collect(), address: offset };
             };
-            let offset = (pc - mapping.start).saturating_add(mapping.offset);
-            let (symbolizer, directory) = (&self.symbolizer, &self.debug_directory);
-            match known(&mut self.files, directory, &mapping.name)
-                .and_then(|known| Some((known.layout.address(offset)?, known)))
-            {
-                Some((address, known)) => {
-                    Code { pc, frames: known.frames(address, symbolizer), module: module(mapping, address) }
-                }
-                None => {
-                    jitted = true;
-                    Code { pc, frames: Vec::new(), module: module(mapping, offset) }
-                }
+            let known = self.modules.get_mut(&module).and_then(Option::as_mut);
+            match known.and_then(|known| Some((known.layout.address(offset)?, known))) {
+                Some((address, known)) => Code { code, frames: known.frames(address, &self.symbolizer), address },
+                None => Code { code, frames: Vec::new(), address: offset },
             }
         });
-        let mut codes: Vec<_> = codes.collect();
-        if jitted {
-            self.name_jitted(pid, &mut codes);
-        }
-        codes
+        named.collect()
     }
 
     /// Where anonymous memory among these mappings is uninitialised data of the file that is mapped below it, by that file's
@@ -96,55 +113,42 @@ impl Names {
             if !is_data || !above.name.is_empty() || above.start != below.end {
                 continue;
             }
-            let Some(known) = known(&mut self.files, &self.debug_directory, &below.name) else { continue };
+            let read = || elf::with_file(&elf::open(Path::new(&below.name))?, |image| Some(image.layout()));
+            let layout = self.layouts.entry(below.name.clone()).or_insert_with(read);
+            let Some(layout) = layout else { continue };
             let part = below.offset..below.offset.saturating_add(below.end - below.start);
-            let Some(end) = known.layout.memory_end(below.start, part).filter(|end| *end > above.start) else {
+            let Some(end) = layout.memory_end(below.start, part).filter(|end| *end > above.start) else {
                 continue;
             };
             found.push(Uninitialised { start: above.start, end, name: below.name.clone() });
         }
         found
     }
-
-    /// Names what is in no file, from what the process' just-in-time compiler wrote.
-    fn name_jitted(&mut self, pid: i32, codes: &mut [Code]) {
-        // It grows with the code, and may be gone when the process is: what was read last then stays.
-        let fresh = PerfMap::of(pid);
-        let map = self.perf_maps.entry(pid).or_default();
-        if !fresh.is_empty() {
-            *map = fresh;
-        }
-        for code in codes.iter_mut().filter(|code| code.frames.is_empty()) {
-            let function = map.function(code.pc).map(str::to_owned);
-            code.frames.extend(function.map(|function| NativeFrame { function, file: None, line: None }));
-        }
-    }
-}
-
-/// What is known of a file, read the first time that it is asked for.
-fn known<'a>(
-    files: &'a mut HashMap<String, Option<Known>>,
-    debug_directory: &Path,
-    name: &str,
-) -> Option<&'a mut Known> {
-    if !files.contains_key(name) {
-        files.insert(name.to_owned(), Known::read(name, debug_directory));
-    }
-    files.get_mut(name).and_then(Option::as_mut)
 }
 
 impl Known {
-    /// Reads what a name in /proc/PID/maps stands for. What was deleted is under no name any more.
-    fn read(name: &str, debug_directory: &Path) -> Option<Self> {
-        if name == "[vdso]" {
+    fn read(module: &Module, file: Option<File>, debug_directory: &Path) -> Option<Self> {
+        if module.path == "[vdso]" {
             let image = elf::vdso()?;
             let layout = Image::parse(image.as_slice())?.layout();
             return Some(Self { layout, source: Source::Vdso(image), frames: HashMap::new() });
         }
-        let path = name.starts_with('/').then(|| PathBuf::from(name))?;
-        let (layout, build_id) = elf::with_file(&path, |image| Some((image.layout(), image.build_id())))?;
+        let named = module.path.starts_with('/').then(|| PathBuf::from(&module.path))?;
+        let opened = file.is_some();
+        let open = file.or_else(|| elf::open(&named))?;
+        let (layout, build_id) = elf::with_file(&open, |image| Some((image.layout(), image.build_id())))?;
+        // Of a file that does not say which build it is, the inode must do.
+        let is_it = opened || build_id.is_some() || open.metadata().is_ok_and(|it| it.ino() == module.inode);
+        if build_id.as_deref().map(hex) != module.build_id || !is_it {
+            return None;
+        }
         let debug = build_id.and_then(|id| debug_file(debug_directory, &id));
-        Some(Self { layout, source: Source::File { path, debug }, frames: HashMap::new() })
+        // By its own path where that still leads to it: debug information may lie beside it.
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let is_there = fs::metadata(&named).map(identity).ok() == open.metadata().map(identity).ok();
+        let path = if is_there { named } else { format!("/proc/self/fd/{}", open.as_raw_fd()).into() };
+        let source = Source::File { path, debug, _open: (!is_there).then_some(open) };
+        Some(Self { layout, source, frames: HashMap::new() })
     }
 
     fn frames(&mut self, address: u64, symbolizer: &Symbolizer) -> Vec<NativeFrame> {
@@ -160,7 +164,7 @@ impl Source {
                 let function = Image::parse(image.as_slice()).and_then(|image| image.exported_function(address));
                 function.map(|function| NativeFrame { function, file: None, line: None }).into_iter().collect()
             }
-            Self::File { path, debug } => {
+            Self::File { path, debug, .. } => {
                 let mut bare = Elf::new(path);
                 bare.debug_syms = false;
                 // A debug link that leads to another build makes the whole file an error: then without it.
@@ -195,26 +199,20 @@ fn frames(symbol: Sym<'_>) -> Option<Vec<NativeFrame>> {
 /// The debug information of a build, if a package has brought it.
 fn debug_file(directory: &Path, build_id: &[u8]) -> Option<PathBuf> {
     let (first, rest) = build_id.split_first()?;
-    let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = directory.join(format!(".build-id/{first:02x}/{rest}.debug"));
-    let same_build = elf::with_file(&path, |image| image.build_id()).as_deref() == Some(build_id);
+    let path = directory.join(format!(".build-id/{first:02x}/{}.debug", hex(rest)));
+    let same_build = elf::with_file(&elf::open(&path)?, |image| image.build_id()).as_deref() == Some(build_id);
     same_build.then_some(path)
 }
 
-/// What is mapped and the address in it, for what has no name.
-fn module(mapping: &Mapping, address: u64) -> String {
-    let name = match mapping.name.strip_prefix('/') {
-        Some(path) => path.rsplit('/').next().unwrap_or(path),
-        None if mapping.name.is_empty() => "[anonymous]",
-        None => &mapping.name,
-    };
-    format!("{name}+{address:#x}")
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixture::{Directory, Program, code_at, mappings, run};
     use super::*;
+    use crate::record::Mapping;
     use std::process::Command;
 
     /// Says where its code is, then waits for its input.
@@ -258,9 +256,27 @@ int main(void) {
         Running { pid: program.pid(), mappings: mappings(program.pid()), pcs }
     }
 
+    /// Names instructions of a process that maps, or mapped, this.
+    fn resolve_in(names: &mut Names, pid: i32, mappings: &[Mapping], pcs: &[u64]) -> Vec<Code> {
+        let place = |(&pc, code): (&u64, u32)| {
+            let at = mappings.iter().position(|mapping| (mapping.start..mapping.end).contains(&pc));
+            match at.filter(|&at| !mappings[at].name.is_empty()) {
+                Some(at) => {
+                    // Each mapping is a module here: its number is all that matters.
+                    names.add_file(at as u32, Path::new(&mappings[at].name));
+                    let offset = pc - mappings[at].start + mappings[at].offset;
+                    Place { code, module: Some(at as u32), offset, pid: 0 }
+                }
+                None => Place { code, module: None, offset: pc, pid },
+            }
+        };
+        let places: Vec<_> = pcs.iter().zip(1..).map(place).collect();
+        names.resolve(&places)
+    }
+
     fn resolve(names: &mut Names, running: &Running) -> Vec<Code> {
-        let codes = names.resolve(running.pid, &running.mappings, &running.pcs);
-        assert_eq!(codes.iter().map(|code| code.pc).collect::<Vec<_>>(), running.pcs);
+        let codes = resolve_in(names, running.pid, &running.mappings, &running.pcs);
+        assert_eq!(codes.iter().map(|code| code.code).collect::<Vec<_>>(), [1, 2, 3, 4]);
         codes
     }
 
@@ -294,10 +310,10 @@ int main(void) {
         let codes = resolve(&mut Names::new(), &running);
         assert_eq!(functions(&codes[0]), ["host"], "exported, so still known");
         assert_eq!(functions(&codes[3]), [""; 0]);
-        assert!(codes[3].module.starts_with("program+0x"), "{codes:?}");
+        assert!(codes[3].address < codes[3].address.max(running.pcs[3]), "as the file counts: {codes:?}");
         let mut all = Names::new();
         let code = running.mappings.iter().find(|m| m.start <= running.pcs[0] && running.pcs[0] < m.end).unwrap();
-        let named = all.resolve(running.pid, &running.mappings, &(code.start..code.end).collect::<Vec<_>>());
+        let named = resolve_in(&mut all, running.pid, &running.mappings, &(code.start..code.end).collect::<Vec<_>>());
         let host = named.iter().filter(|code| functions(code) == ["host"]).count();
         assert!((1..64).contains(&host), "{host} bytes");
     }
@@ -307,8 +323,8 @@ int main(void) {
         let directory = Directory::new();
         let program = directory.compile(FUNCTIONS, &["-O2", "-static", "-no-pie", "-s"]);
         let running = run_once(&program);
-        for code in resolve(&mut Names::new(), &running) {
-            assert_eq!((code.frames.len(), code.module), (0, format!("program+{:#x}", code.pc)), "loaded as linked");
+        for (code, pc) in resolve(&mut Names::new(), &running).iter().zip(running.pcs) {
+            assert_eq!((code.frames.len(), code.address), (0, pc), "loaded as linked");
         }
     }
 
@@ -354,9 +370,37 @@ int main(void) {
         running.mappings.iter_mut().filter(|m| m.name.starts_with('/')).for_each(|m| m.name += " (deleted)");
         let [.., hidden] = &resolve(&mut Names::new(), &running)[..] else { panic!() };
         assert_eq!(functions(hidden), [""; 0]);
-        assert!(hidden.module.starts_with("program (deleted)+0x"), "{}", hidden.module);
-        let codes = Names::new().resolve(running.pid, &[], &[0, 16, u64::MAX]);
-        assert_eq!(codes.iter().map(|c| c.module.as_str()).collect::<Vec<_>>(), ["0x0", "0x10", "0xffffffffffffffff"]);
+        let codes = resolve_in(&mut Names::new(), running.pid, &[], &[0, 16, u64::MAX]);
+        assert_eq!(codes.iter().map(|code| code.address).collect::<Vec<_>>(), [0, 16, u64::MAX]);
+    }
+
+    #[test]
+    fn a_file_that_was_opened_in_time_is_named_after_it_is_gone_and_another_build_is_not_taken_for_it() {
+        let directory = Directory::new();
+        let program = directory.compile(FUNCTIONS, &["-O2", "-g"]);
+        let running = run_once(&program);
+        let at = running.mappings.iter().position(|m| m.start <= running.pcs[3] && running.pcs[3] < m.end).unwrap();
+        let mapping = &running.mappings[at];
+        let place = |pc: &u64| Place { code: 1, module: Some(7), offset: pc - mapping.start + mapping.offset, pid: 0 };
+        let places: Vec<_> = running.pcs.iter().map(place).collect();
+        let file = elf::open(&program).unwrap();
+        let id = elf::with_file(&file, |image| image.build_id()).as_deref().map(hex);
+        let module = |build_id| Module {
+            module: 7,
+            path: program.display().to_string(),
+            device: "00:00".into(),
+            inode: 1,
+            build_id,
+        };
+        std::fs::remove_file(&program).unwrap();
+        let mut names = Names::new();
+        names.add(&module(id.clone()), Some(file));
+        assert_all_named(&names.resolve(&places));
+        // Another program takes the path.
+        directory.compile("int main(void) { return 0; }", &["-O2", "-g"]);
+        let mut names = Names::new();
+        names.add(&module(id), None);
+        assert!(names.resolve(&places).iter().all(|code| code.frames.is_empty()));
     }
 
     #[test]
@@ -367,8 +411,8 @@ int main(void) {
         for length in [0, 1, 64, 100, whole.len() / 2, whole.len() - 1] {
             std::fs::write(&program, &whole[..length]).unwrap();
             let pcs: Vec<_> = (0..0x4000).step_by(64).collect();
-            let codes = Names::new().resolve(1, &[code_at(0, 0, 0x4000, &program)], &pcs);
-            assert!(codes.iter().all(|code| code.module.starts_with("program+0x")), "{length}");
+            let codes = resolve_in(&mut Names::new(), 1, &[code_at(0, 0, 0x4000, &program)], &pcs);
+            assert_eq!(codes.len(), pcs.len(), "{length}");
         }
     }
 
@@ -381,12 +425,11 @@ int main(void) {
         let mut made = code_at(0x1000, 0, 0x1000, Path::new(""));
         made.name = String::new();
         let mut names = Names::new();
-        let codes = names.resolve(pid, &[made.clone()], &[0x1010, 0x1100]);
+        let codes = resolve_in(&mut names, pid, &[made], &[0x1010, 0x1100]);
         std::fs::remove_file(&map).unwrap();
         drop(program);
         assert_eq!((functions(&codes[0]), functions(&codes[1])), (vec!["py::work:job.py"], vec![]));
-        assert_eq!(codes[1].module, "[anonymous]+0x100");
-        assert_eq!(names.resolve(pid, &[made], &[0x1010, 0x1100]), codes, "remembered when the process is gone");
+        assert_eq!(codes[1].address, 0x1100);
     }
 
     #[test]
@@ -394,10 +437,12 @@ int main(void) {
         let pid = std::process::id() as i32;
         let mappings = mappings(pid);
         let vdso = mappings.iter().find(|mapping| mapping.name == "[vdso]").unwrap();
-        let codes = Names::new().resolve(pid, &mappings, &(vdso.start..vdso.end).step_by(16).collect::<Vec<_>>());
+        let vdso = std::slice::from_ref(vdso);
+        let pcs: Vec<_> = (vdso[0].start..vdso[0].end).step_by(16).collect();
+        let codes = resolve_in(&mut Names::new(), pid, vdso, &pcs);
         let names: Vec<_> = codes.iter().flat_map(functions).collect();
         assert!(names.iter().any(|name| name.contains("gettime")), "{names:?}");
-        assert!(codes[0].frames.is_empty() && codes[0].module == "[vdso]+0x0", "its header is no code");
+        assert!(codes[0].frames.is_empty(), "its header is no code");
     }
 
     #[test]
@@ -411,9 +456,9 @@ int main(void) {
         for mapping in mappings.iter().filter(|mapping| mapping.permissions.contains('x')) {
             let pcs: Vec<_> = (mapping.start..mapping.end).step_by(256).collect();
             let start = std::time::Instant::now();
-            names.resolve(program.pid(), &mappings, &pcs[..1]);
+            resolve_in(&mut names, program.pid(), &mappings, &pcs[..1]);
             let first = start.elapsed();
-            let codes = names.resolve(program.pid(), &mappings, &pcs);
+            let codes = resolve_in(&mut names, program.pid(), &mappings, &pcs);
             let (all, named) = (start.elapsed(), codes.iter().filter(|code| !code.frames.is_empty()).count());
             eprintln!("{}: first {first:?}, {} in {all:?}, {named} named", mapping.name, pcs.len());
         }

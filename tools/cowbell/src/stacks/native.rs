@@ -5,11 +5,9 @@
 
 use super::FRAMES_MAX;
 use super::elf::{self, Image, Layout, UnwindSections};
-use crate::record::Mapping;
 use framehop::{CacheNative, MayAllocateDuringUnwind, Module, Unwinder as _, UnwinderNative};
-use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 /// The registers that unwinding starts from.
@@ -25,60 +23,26 @@ pub struct Registers {
     pub lr: u64,
 }
 
-/// Unwind information by file, across processes.
-#[derive(Default)]
-pub struct Files {
-    read: HashMap<String, Option<Unwinding>>,
-}
-
 /// A file's unwind information.
 #[derive(Clone)]
-struct Unwinding {
+pub struct Unwinding {
     layout: Layout,
     sections: UnwindSections,
 }
 
-impl Files {
-    /// An unwinder for a process that maps this. Reads the files that are new; those that are gone or replaced count
-    /// as having no unwind information.
-    pub fn unwinder(&mut self, mappings: &[Mapping]) -> Unwinder {
-        let mut unwinder = Unwinder::default();
-        for mapping in mappings.iter().filter(|mapping| mapping.permissions.contains('x')) {
-            unwinder.code.push(mapping.start..mapping.end);
-            if let Some(module) = self.module(mapping) {
-                unwinder.framehop.add_module(module);
-            }
-        }
-        unwinder
-    }
-
-    fn module(&mut self, mapping: &Mapping) -> Option<Module<Arc<[u8]>>> {
-        let name = mapping.name.as_str();
-        if !self.read.contains_key(name) {
-            self.read.insert(name.to_owned(), Unwinding::read(name));
-        }
-        let Unwinding { layout, sections } = self.read.get(name)?.as_ref()?;
-        let part = mapping.offset..mapping.offset.checked_add(mapping.end.checked_sub(mapping.start)?)?;
-        let bias = layout.bias(mapping.start, part)?;
-        Some(Module::new(name.to_owned(), mapping.start..mapping.end, bias, sections.clone()))
-    }
-}
-
 impl Unwinding {
-    /// Reads a file, or the kernel's own, by its name in /proc/PID/maps.
-    fn read(name: &str) -> Option<Self> {
+    /// Reads a file, or the kernel's own code by its name in /proc/PID/maps.
+    pub fn read(name: &str, file: Option<&File>) -> Option<Self> {
         if name == "[vdso]" {
             let bytes = elf::vdso()?;
             let image = Image::parse(bytes.as_slice())?;
             return Some(Self { layout: image.layout(), sections: image.unwinding() });
         }
-        // This leaves out the deleted: their names end in " (deleted)", which is no file.
-        let path = name.starts_with('/').then(|| Path::new(name))?;
-        elf::with_file(path, |image| Some(Self { layout: image.layout(), sections: image.unwinding() }))
+        elf::with_file(file?, |image| Some(Self { layout: image.layout(), sections: image.unwinding() }))
     }
 }
 
-/// Unwinds the stacks of one process, and of those forked from it as long as they map nothing new.
+/// Unwinds the stacks of one process, as long as it maps the code that was added here.
 #[derive(Default)]
 pub struct Unwinder {
     framehop: UnwinderNative<Arc<[u8]>, MayAllocateDuringUnwind>,
@@ -87,13 +51,35 @@ pub struct Unwinder {
     code: Vec<Range<u64>>,
 }
 
+/// An unwound stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unwound {
+    /// The frames, the innermost first.
+    pub frames: Vec<u64>,
+    /// Where it leads on to, if that is no code that was added.
+    pub beyond: Option<u64>,
+}
+
 impl Unwinder {
+    /// Adds mapped code, in order of address. `offset`: where in its file it begins; `unwinding`: that of the file.
+    pub fn add(&mut self, addresses: Range<u64>, offset: u64, name: &str, unwinding: Option<&Unwinding>) {
+        self.code.push(addresses.clone());
+        let module = unwinding.and_then(|Unwinding { layout, sections }| {
+            let part = offset..offset.checked_add(addresses.end.checked_sub(addresses.start)?)?;
+            let bias = layout.bias(addresses.start, part)?;
+            Some(Module::new(name.to_owned(), addresses, bias, sections.clone()))
+        });
+        if let Some(module) = module {
+            self.framehop.add_module(module);
+        }
+    }
+
     /// The stack of a thread that stands still, the innermost frame first: its instruction, then for each caller an
     /// address **within the call** rather than the one it returns to, which may belong to the next line or function.
     ///
     /// `read` reads an aligned word of the thread's memory. At most 64 frames; where the stack stops making sense, those
     /// up to there.
-    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Vec<u64> {
+    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Unwound {
         let Self { framehop, cache, code } = self;
         let is_code = |address: u64| {
             let after = code.partition_point(|range| range.start <= address);
@@ -102,14 +88,18 @@ impl Unwinder {
         let mut read = |address| read(address).ok_or(());
         let from = native_registers(registers, framehop.max_known_code_address());
         let mut frames = framehop.iter_frames(registers.ip, from, cache, &mut read);
-        let mut stack = Vec::new();
+        let mut stack = Unwound::default();
         while let Ok(Some(frame)) = frames.next() {
             let address = frame.address_for_lookup();
-            // A frame pointer that was none leads to what is no code. The instruction itself is beyond doubt.
-            if stack.len() == FRAMES_MAX || (!stack.is_empty() && !is_code(address)) {
+            if stack.frames.len() == FRAMES_MAX {
                 break;
             }
-            stack.push(address);
+            // A frame pointer that was none leads to what is no code. The instruction itself is beyond doubt.
+            if !stack.frames.is_empty() && !is_code(address) {
+                stack.beyond = Some(address);
+                break;
+            }
+            stack.frames.push(address);
         }
         stack
     }
@@ -131,7 +121,9 @@ fn native_registers(registers: Registers, code_max: u64) -> framehop::UnwindRegs
 mod tests {
     use super::super::fixture::{Directory, Program, mappings};
     use super::*;
+    use crate::record::Mapping;
     use cowbell::sys::{ptrace, remote};
+    use std::path::Path;
     use std::process::Command;
 
     /// Says where its functions are, then waits for its input in the innermost.
@@ -148,6 +140,16 @@ int main(void) {
 }
 "#;
 
+    /// The unwinder of a process that maps this.
+    fn unwinder(mappings: &[Mapping]) -> Unwinder {
+        let mut unwinder = Unwinder::default();
+        for mapping in mappings.iter().filter(|mapping| mapping.permissions.contains('x')) {
+            let unwinding = Unwinding::read(&mapping.name, elf::open(Path::new(&mapping.name)).as_ref());
+            unwinder.add(mapping.start..mapping.end, mapping.offset, &mapping.name, unwinding.as_ref());
+        }
+        unwinder
+    }
+
     /// Compiles and runs it, and tells which of its functions are on its stack, the innermost first.
     fn functions_on_the_stack(flags: &[&str], without_unwind_information: bool) -> Vec<usize> {
         let directory = Directory::new();
@@ -158,12 +160,12 @@ int main(void) {
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
         let (registers, memory) = (registers(pid), remote::Memory::open(pid).unwrap());
-        let mut unwinder = Files::default().unwinder(&mappings(pid));
+        let mut unwinder = unwinder(&mappings(pid));
         if without_unwind_information {
             unwinder.framehop = UnwinderNative::default();
         }
-        let stack = unwinder.stack(registers, &mut |address| read(&memory, address));
-        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address));
+        let stack = unwinder.stack(registers, &mut |address| read(&memory, address)).frames;
+        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address)).frames;
         assert_eq!(stack, unwound_again, "the rules are cached now");
         assert_eq!(stack[0], registers.ip);
         // They are short, and main may be followed by the code that calls it.
@@ -211,7 +213,7 @@ int main(void) {
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
         for word in [0x1008, 0x1800, 0, u64::MAX] {
             let registers = Registers { ip: 0x1004, sp: 0x1000, bp: 0x1008, lr: 0x1010 };
-            assert!(unwinder.stack(registers, &mut |_| Some(word)).len() <= FRAMES_MAX);
+            assert!(unwinder.stack(registers, &mut |_| Some(word)).frames.len() <= FRAMES_MAX);
         }
     }
 
@@ -221,17 +223,18 @@ int main(void) {
         let mut deep = |address: u64| Some(if address.is_multiple_of(16) { address + 16 } else { 0x1100 });
         let registers = Registers { ip: 0x1004, sp: 0x8000, bp: 0x8000, lr: 0x1010 };
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
-        let stack = unwinder.stack(registers, &mut deep);
+        let stack = unwinder.stack(registers, &mut deep).frames;
         assert_eq!((stack.len(), stack[0], stack[2]), (FRAMES_MAX, 0x1004, 0x10ff));
         unwinder.code = vec![0x0..0x1000, 0x3000..0x4000];
-        assert_eq!(unwinder.stack(registers, &mut deep), [0x1004]);
-        assert_eq!(unwinder.stack(registers, &mut |_| None)[0], 0x1004);
+        let stack = unwinder.stack(registers, &mut deep);
+        assert_eq!(stack, Unwound { frames: vec![0x1004], beyond: Some(0x10ff) }, "code that is not known may be new");
+        assert_eq!(unwinder.stack(registers, &mut |_| None).frames[0], 0x1004);
     }
 
     #[test]
     fn files_that_are_gone_leave_their_code_to_frame_pointers() {
         let gone = super::super::fixture::code_at(0x1000, 0, 0x1000, Path::new("/nonexistent (deleted)"));
-        let unwinder = Files::default().unwinder(&[gone]);
+        let unwinder = unwinder(&[gone]);
         let [code] = &unwinder.code[..] else { panic!() };
         assert_eq!((code, unwinder.framehop.max_known_code_address()), (&(0x1000..0x2000), 0));
     }
@@ -245,15 +248,13 @@ int main(void) {
         program.wait_until_reading(pid, pid);
         let (registers, mappings) = (registers(pid), mappings(pid));
         let memory = remote::Memory::open(pid).unwrap();
-        let mut files = Files::default();
         let time = |what: &str, n: u32, f: &mut dyn FnMut()| {
             let start = std::time::Instant::now();
             (0..n).for_each(|_| f());
             eprintln!("{what}: {:.1} µs", start.elapsed().as_secs_f64() * 1e6 / f64::from(n));
         };
-        time("files read", 1, &mut || drop(files.unwinder(&mappings)));
-        time("files known", 100, &mut || drop(files.unwinder(&mappings)));
-        let mut unwinder = files.unwinder(&mappings);
+        time("files read", 1, &mut || drop(unwinder(&mappings)));
+        let mut unwinder = unwinder(&mappings);
         let mut reads = 0;
         let mut stack = || {
             unwinder.stack(registers, &mut |address| {
@@ -263,6 +264,6 @@ int main(void) {
         };
         time("first stack", 1, &mut || drop(stack()));
         time("stack", 1000, &mut || drop(stack()));
-        eprintln!("{} frames, {} reads", stack().len(), reads / 1002);
+        eprintln!("{} frames, {} reads", stack().frames.len(), reads / 1002);
     }
 }

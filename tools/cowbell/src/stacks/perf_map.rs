@@ -43,11 +43,6 @@ impl PerfMap {
         Self { functions }
     }
 
-    /// Is nothing known?
-    pub fn is_empty(&self) -> bool {
-        self.functions.is_empty()
-    }
-
     /// The function that an address lies in.
     pub fn function(&self, address: u64) -> Option<&str> {
         let (start, (size, name)) = self.functions.range(..=address).next_back()?;

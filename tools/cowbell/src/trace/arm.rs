@@ -1,6 +1,8 @@
 //! Opening an interval: which mappings of an address space are armed, and how.
 
+use super::address_space::AddressSpace;
 use super::baseline::{self, Baseline, Was};
+use super::codes::Codes;
 use super::maps::{self, Backing, Map};
 use super::moves::Collected;
 use super::ranges::Ranges;
@@ -30,6 +32,8 @@ pub struct Order {
     pub now_ns: u64,
     /// The page faults that the process had before, where counted: they bound its copies.
     pub faults_before: Option<u64>,
+    /// The numbers of code.
+    pub codes: Codes,
 }
 
 /// A larger mapping of a memfd has events only for the pages that are private already.
@@ -61,7 +65,7 @@ impl Watch {
             pid: order.pid,
             begun_ns: order.now_ns,
             pagemap,
-            maps: Vec::new(),
+            space: AddressSpace::new(order.pid, order.interval, order.codes.clone()),
             base,
             written: HashMap::new(),
             moved: HashMap::new(),
@@ -85,8 +89,10 @@ impl Watch {
             if map.mapping.watched == Watched::Bits && order.frames {
                 watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
             }
-            watch.maps.push(map);
+            map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
+            watch.space.maps.push(map);
         }
+        watch.space.announce(&watch.doors);
         let held = watch.held()?;
         let begin = Begin {
             interval: order.interval,
@@ -94,7 +100,7 @@ impl Watch {
             role: order.role,
             time_ns: order.now_ns,
             mode: order.mode,
-            mappings: watch.maps.iter().map(|map| map.mapping.clone()).collect(),
+            mappings: watch.space.maps.iter().map(|map| map.mapping.clone()).collect(),
             held,
             arm_ns: cowbell::sys::monotonic_ns() - started,
         };
@@ -142,7 +148,7 @@ impl Watch {
 
     fn held(&self) -> Result<Held, Errno> {
         let mut held = Held::default();
-        for Mapping { start, end, .. } in self.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
+        for Mapping { start, end, .. } in self.space.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
             held.zero += self.base.count(*start, *end, Was::Zero);
             held.swapped += self.base.count(*start, *end, Was::Swapped);
             held.shared += self.base.count(*start, *end, Was::Private);
@@ -152,7 +158,7 @@ impl Watch {
             return Ok(held);
         }
         held.shared = 0;
-        for map in self.maps.iter().filter(|map| is_watched(map)) {
+        for map in self.space.maps.iter().filter(|map| is_watched(map)) {
             for page in self.base.held_in(map.mapping.start, map.mapping.end) {
                 let exclusive = baseline::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
                 *(if exclusive { &mut held.exclusive } else { &mut held.shared }) += 1;

@@ -2,7 +2,7 @@
 
 use super::baseline::{self, page_bytes};
 use super::layout::{self, Types};
-use super::maps::{self, Backing};
+use super::maps::Backing;
 use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event, Role};
@@ -150,7 +150,7 @@ impl Originals {
 
 /// The page in the ordinary file behind its mapping.
 fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>) -> Option<Vec<u8>> {
-    let map = maps::find(&watch.maps, page).filter(|map| map.backing == Backing::File)?;
+    let map = watch.space.find(page).filter(|map| map.backing == Backing::File)?;
     let mapping = &map.mapping;
     let root = format!("/proc/{}/root{}", watch.pid, mapping.name);
     let file = files.entry(mapping.name.clone()).or_insert_with(|| File::open(root).ok()).as_ref()?;

@@ -1,6 +1,7 @@
 //! What stops of the target mean, and how it goes on.
 
 use super::birth::{self, Kind};
+use super::executable;
 use super::tree::Process;
 use super::{LEAVE, Tracer, ability};
 use crate::record::{Closed, GapKind, Origin, Process as Named, Record, Role, Who};
@@ -283,6 +284,11 @@ impl Tracer {
     pub(super) fn name(&mut self, pid: i32, parent: i32, origin: Origin) {
         let time_ns = self.now();
         let command = procfs::command(pid).unwrap_or_default();
-        self.say(Record::Process(Named { pid, parent, time_ns, origin, command }));
+        let executable = match origin {
+            // Its parent's.
+            Origin::Forked | Origin::Shares => None,
+            Origin::Started | Origin::Attached | Origin::Executed => executable::of(pid),
+        };
+        self.say(Record::Process(Named { pid, parent, time_ns, origin, command, executable }));
     }
 }

@@ -160,7 +160,8 @@ impl Tracer {
             (Role::Child, None) => sys::process::page_faults(pid),
             _ => None,
         };
-        let order = Order { interval: self.intervals, role, mode, pid, frames, now_ns, faults_before };
+        let (interval, codes) = (self.intervals, self.codes.clone());
+        let order = Order { interval, role, mode, pid, frames, now_ns, faults_before, codes };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());

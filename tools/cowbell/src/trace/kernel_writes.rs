@@ -21,7 +21,16 @@ impl Watch {
                 self.written.insert(address, Written { class, frame: 0, time_ns });
                 if self.mode == Mode::Trace {
                     let syscall = Some(syscall);
-                    self.events.push(Event { time_ns, page: address, tid, pc: 0, class, syscall, stack: None });
+                    self.events.push(Event {
+                        time_ns,
+                        page: address,
+                        tid,
+                        pc: 0,
+                        code: 0,
+                        class,
+                        syscall,
+                        stack: None,
+                    });
                 }
             }
         }
@@ -46,7 +55,7 @@ impl Watch {
                 let class = self.class_of_write(page, entry);
                 self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
                 let syscall = Some(process::EXIT_CALL);
-                self.events.push(Event { time_ns, page, tid, pc: 0, class, syscall, stack: None });
+                self.events.push(Event { time_ns, page, tid, pc: 0, code: 0, class, syscall, stack: None });
             }
             true
         });

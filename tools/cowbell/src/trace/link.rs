@@ -54,6 +54,13 @@ pub enum Said {
         /// One line for people.
         message: String,
     },
+    /// The tracer has opened this module's file.
+    Opened {
+        /// The module's number.
+        opened: u32,
+        /// The tracer's descriptor of the file, as long as the tracer lives.
+        descriptor: i32,
+    },
     /// A line of the capture.
     Record(Record),
 }

@@ -26,9 +26,26 @@ pub struct Map {
     pub mapping: Mapping,
     /// What stands behind it.
     pub backing: Backing,
+    /// The file's device and inode; 0 where there is no file.
+    pub file: (String, u64),
+    /// Is its removal told? Some userfaultfd has it.
+    pub told: bool,
 }
 
 impl Map {
+    /// Can code be run in it?
+    pub fn is_code(&self) -> bool {
+        self.mapping.permissions.contains('x')
+    }
+
+    /// Does the other show the same bytes at the same addresses, where both are?
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let bias = |map: &Self| map.mapping.start.wrapping_sub(map.mapping.offset);
+        let (ours, theirs) = (&self.mapping, &other.mapping);
+        (&self.file, self.is_code(), &ours.name) == (&other.file, other.is_code(), &theirs.name)
+            && (self.file.1 == 0 || bias(self) == bias(other))
+    }
+
     /// Is this address inside?
     pub fn contains(&self, address: u64) -> bool {
         (self.mapping.start..self.mapping.end).contains(&address)
@@ -53,8 +70,10 @@ impl From<maps::Mapping> for Map {
     fn from(found: maps::Mapping) -> Self {
         let backing = backing(&found);
         let (start, end) = (found.range.start as u64, found.range.end() as u64);
-        let maps::Mapping { permissions, offset, name, .. } = found;
-        Self { mapping: Mapping { start, end, permissions, offset, name, watched: Watched::No }, backing }
+        let maps::Mapping { permissions, offset, name, device, inode, .. } = found;
+        let file = (format!("{:02x}:{:02x}", device.0, device.1), inode);
+        let mapping = Mapping { start, end, permissions, offset, name, watched: Watched::No };
+        Self { mapping, backing, file, told: false }
     }
 }
 

@@ -13,10 +13,13 @@
 //! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
 
 pub mod ability;
+mod address_space;
 mod arm;
 mod baseline;
 mod birth;
+mod codes;
 mod compare;
+mod executable;
 mod follow;
 mod intervals;
 mod kernel_writes;
@@ -34,6 +37,7 @@ mod tree;
 mod watch;
 
 use crate::record::{Closed, Event, Finish, Gap, GapKind, Mode, Record, Role};
+use codes::Codes;
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::pidfd::Ended;
@@ -95,6 +99,7 @@ struct Tracer {
     lenders: Lenders,
     drain: Drain,
     sampler: Sampler,
+    codes: Codes,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
     /// Threads that stand still because everybody is about to be let go, with the signal they are due.
@@ -118,7 +123,15 @@ impl Tracer {
     }
 
     fn say(&mut self, record: Record) {
+        self.say_news();
         self.link.say(&Said::Record(record));
+    }
+
+    /// Tells of the code that was seen, before what refers to it.
+    fn say_news(&mut self) {
+        for news in self.codes.take_news() {
+            self.link.say(&news);
+        }
     }
 
     fn gap(&mut self, pid: i32, what: GapKind, detail: impl Into<String>) {
@@ -275,9 +288,6 @@ impl Tracer {
                     if kept || halted.is_some() {
                         self.drain.run();
                     }
-                    if let Some(new) = watch.place_of(event.pc) {
-                        self.link.say(&Said::Record(Record::Mapped { interval: watch.interval, mappings: vec![new] }));
-                    }
                     watch.events.push(event);
                 }
                 if !watch.release(seen.page) {
@@ -338,6 +348,7 @@ impl Tracer {
 
     /// Hands on the events of every interval that has at least so many.
     fn hand_on_events(&mut self, least: usize) {
+        self.say_news();
         for process in self.tree.processes.values_mut() {
             let Some(watch) = process.watch.as_mut().filter(|watch| watch.events.len() >= least) else { continue };
             let events = std::mem::take(&mut watch.events);

@@ -1,7 +1,7 @@
 //! What happens to an address space while it is watched: mappings move and go, pages are given back.
 
 use super::baseline::page_bytes;
-use super::maps::{self, Backing, Map};
+use super::maps::{Backing, Map};
 use super::watch::Watch;
 use crate::record::Watched;
 use cowbell::sys::change::Change;
@@ -75,14 +75,7 @@ impl Watch {
                     .collect();
                 // They stay in the interval where they were written.
                 self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
-                if let Some(map) = maps::find(&self.maps, from) {
-                    let mut map = map.clone();
-                    map.mapping.offset += from - map.mapping.start;
-                    (map.mapping.start, map.mapping.end) = (to, to + len);
-                    self.maps.retain(|other| other.mapping.end <= to || to + len <= other.mapping.start);
-                    self.maps.push(map);
-                    self.maps.sort_by_key(|map| map.mapping.start);
-                }
+                self.space.moved(from, to, len);
             }
             Message::Remove(range) => self.follow_removal(range, changes),
             Message::Unmap(range) => {
@@ -90,6 +83,7 @@ impl Watch {
                 self.uncounted += self.unread_in(start, end);
                 self.base.remove(start, end);
                 self.dropped.take(start, end);
+                self.space.removed(start, end);
             }
             Message::Fault(_) | Message::Fork(_) | Message::Other(_) => {}
         }
@@ -103,7 +97,7 @@ impl Watch {
         let drops = changes.iter().any(|change| matches!(change, Change::Drops(of) if is_about(of)));
         let frees = changes.iter().any(|change| matches!(change, Change::Frees(of) if is_about(of)));
         // A message is about one mapping, and MADV_FREE is refused where a file stands behind it.
-        let anonymous = maps::find(&self.maps, start).is_some_and(|map| map.backing == Backing::Anonymous);
+        let anonymous = self.space.find(start).is_some_and(|map| map.backing == Backing::Anonymous);
         match (drops || !anonymous, frees) {
             (true, false) => {
                 self.base.remove(start, end);
@@ -120,8 +114,8 @@ impl Watch {
     }
 
     fn unread_in(&self, start: u64, end: u64) -> u64 {
-        let first = self.maps.partition_point(|map| map.mapping.end <= start);
-        let inside = self.maps.iter().skip(first).take_while(|map| map.mapping.start < end);
+        let first = self.space.maps.partition_point(|map| map.mapping.end <= start);
+        let inside = self.space.maps.iter().skip(first).take_while(|map| map.mapping.start < end);
         let bits: Vec<&Map> = inside.filter(|map| map.mapping.watched == Watched::Bits).collect();
         let mut written: Vec<u64> = match bits.is_empty() {
             true => Vec::new(),

@@ -5,11 +5,10 @@
 
 use super::layout::{self, Types};
 use super::watch::Watch;
-use crate::record::{Event, Frame, Mapping, Stack, Wrote};
+use crate::record::{Event, Frame, Stack, Wrote};
 use crate::stacks::languages::{self, Reader};
-use crate::stacks::native::{Files, Registers, Unwinder};
+use crate::stacks::native::Registers;
 use cowbell::sys::ptrace::{self, Status, Stop};
-use cowbell::sys::remote::Memory;
 use std::collections::HashMap;
 
 /// How often an interpreter that could not be read (not initialised yet, say) is looked for.
@@ -23,12 +22,10 @@ const STAND_NS_MAX: u64 = 2_000_000;
 /// What is known of stacks.
 #[derive(Default)]
 pub struct Sampler {
-    /// The files' unwind information.
-    files: Files,
-    /// By interval.
-    known: HashMap<u32, Known>,
+    /// Pages by interval and instruction.
+    counts: HashMap<u32, HashMap<u64, u32>>,
     /// The number of each stack that was written down.
-    stacks: HashMap<(u32, Vec<u64>, Vec<Frame>, Wrote), u32>,
+    stacks: HashMap<(u32, Vec<u32>, Vec<Frame>, Wrote), u32>,
     /// How many stacks have a number. Numbers are never given again, though stacks are forgotten.
     told: u32,
     /// The interpreters found, by process.
@@ -40,14 +37,6 @@ enum Search {
     Found(Box<dyn Reader>),
     None,
     Failed(u32),
-}
-
-/// What is known of one interval.
-struct Known {
-    unwinder: Unwinder,
-    memory: Memory,
-    /// Pages by instruction.
-    counts: HashMap<u64, u32>,
 }
 
 /// A thread that was interrupted for its stack, and how it stands.
@@ -65,11 +54,11 @@ impl Sampler {
         if every == 0 || event.syscall.is_some() || event.pc == 0 {
             return false;
         }
-        let Some(known) = self.known(watch) else { return false };
-        let firsts = known.counts.len();
-        let count = known.counts.entry(event.pc).or_insert(0);
+        let counts = self.counts.entry(watch.interval).or_default();
+        let firsts = counts.len();
+        let count = counts.entry(event.pc).or_insert(0);
         *count += 1;
-        (*count == 1 && firsts < FIRSTS_MAX) || *count % every == 0
+        (*count == 1 && firsts < FIRSTS_MAX) || count.is_multiple_of(every)
     }
 
     /// Interrupts the thread of an event, which waits to write at `address`; reads its stacks, and says whether this stack is new. The thread is left as it
@@ -92,15 +81,8 @@ impl Sampler {
         };
         let wrote = wrote(watch, event.pc, address);
         let (language, frames) = self.frames(watch.pid, parent, tid);
-        let native = self.known(watch).map_or_else(Vec::new, |known| {
-            let registers =
-                Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() };
-            let memory = &known.memory;
-            known.unwinder.stack(registers, &mut |address| {
-                let mut word = [0; 8];
-                (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
-            })
-        });
+        let native =
+            watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
         let key = (watch.interval, native, frames, wrote);
         if let Some(&known) = self.stacks.get(&key) {
             event.stack = Some(known);
@@ -117,23 +99,13 @@ impl Sampler {
 
     /// An interval closed.
     pub fn forget(&mut self, interval: u32) {
-        self.known.remove(&interval);
+        self.counts.remove(&interval);
         self.stacks.retain(|(of, ..), _| *of != interval);
     }
 
     /// A process ended or executed another program.
     pub fn forget_process(&mut self, pid: i32) {
         self.interpreters.remove(&pid);
-    }
-
-    fn known(&mut self, watch: &Watch) -> Option<&mut Known> {
-        if !self.known.contains_key(&watch.interval) {
-            let mappings: Vec<Mapping> = watch.maps.iter().map(|map| map.mapping.clone()).collect();
-            let memory = Memory::open(watch.pid).ok()?;
-            let known = Known { unwinder: self.files.unwinder(&mappings), memory, counts: HashMap::new() };
-            self.known.insert(watch.interval, known);
-        }
-        self.known.get_mut(&watch.interval)
     }
 
     /// The language that a thread runs, and its frames in it.

@@ -78,7 +78,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
             let backing = maps::find(&now, page).map(|map| map.backing);
             // Markers look like pages in swap: userfaultfd's in what is armed, guards anywhere. Of the armed ones, those
             // that were written are known already.
-            let armed = maps::find(&watch.maps, page).is_some_and(|map| map.mapping.watched != Watched::Census);
+            let armed = watch.space.find(page).is_some_and(|map| map.mapping.watched != Watched::Census);
             if !present && (armed || backing != Some(Backing::Anonymous) || is_guard(watch, page)) {
                 continue;
             }
@@ -97,7 +97,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
 fn is_new(watch: &Watch, page: u64) -> bool {
     let entry = || baseline::entry(&watch.pagemap, page).unwrap_or(Entry::empty());
     watch.dropped.contains(page)
-        && maps::find(&watch.maps, page).is_some_and(|map| map.mapping.watched == Watched::Events)
+        && watch.space.find(page).is_some_and(|map| map.mapping.watched == Watched::Events)
         && !entry().contains(Entry::UFFD_WP)
 }
 

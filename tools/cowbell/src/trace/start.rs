@@ -1,6 +1,7 @@
 //! How a trace begins: the mode, the header, and the program or the process.
 
 use super::birth::traced;
+use super::codes::Codes;
 use super::compare::Originals;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
@@ -69,6 +70,7 @@ impl Tracer {
             lenders: Lenders::default(),
             drain,
             sampler: Sampler::default(),
+            codes: Codes::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),
             stops_unread: false,

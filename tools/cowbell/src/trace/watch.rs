@@ -1,11 +1,13 @@
 //! One interval's watch: arming an address space, and answering what its userfaultfds say.
 
+use super::address_space::{Access, AddressSpace};
 use super::baseline::{self, Baseline, Was, page_bytes};
-use super::maps::{self, Backing, Map};
+use super::maps::Backing;
 use super::moves::Collected;
 use super::ranges::Ranges;
 use super::threads::Threads;
-use crate::record::{Class, Event, Mapping, Mode, Role, Watched};
+use crate::record::{Class, Event, Mode, Role, Watched};
+use crate::stacks::native::Registers;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
@@ -92,8 +94,8 @@ pub struct Watch {
     pub begun_ns: u64,
     /// The process' page tables.
     pub pagemap: Pagemap,
-    /// The mappings known, with how each is observed.
-    pub maps: Vec<Map>,
+    /// Its mappings, with how each is observed.
+    pub space: AddressSpace,
     /// What they held.
     pub base: Baseline,
     /// The pages written, as far as seen.
@@ -134,7 +136,8 @@ impl Watch {
         let tid = self.threads.ours(fault.tid);
         let (pc, syscall) = self.threads.blocked(tid, interrupted).map_or((0, None), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
-        Seen { page, event: Some(Event { time_ns, page, tid, pc, class, syscall, stack: None }) }
+        let code = self.code(pc);
+        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None }) }
     }
 
     /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
@@ -157,8 +160,11 @@ impl Watch {
     /// Completes the last event of a thread of which was not known where it stood: one that is due a signal does not sleep
     /// while the kernel writes for it, but takes its signal right after.
     pub fn place(&mut self, tid: i32, pc: u64, call: i64) {
-        if let Some(event) = self.events.iter_mut().rev().find(|event| event.tid == tid).filter(|event| event.pc == 0) {
-            event.pc = pc;
+        let last = self.events.iter().rposition(|event| event.tid == tid);
+        let Some(at) = last.filter(|&at| self.events.get(at).is_some_and(|event| event.pc == 0)) else { return };
+        let code = self.code(pc);
+        if let Some(event) = self.events.get_mut(at) {
+            (event.pc, event.code) = (pc, code);
             event.syscall = event.syscall.or(i32::try_from(call).ok().filter(|&call| call >= 0));
         }
     }
@@ -199,7 +205,7 @@ impl Watch {
     /// tell afterwards; without them, a shared neighbour leaves it open.
     fn may_be_part_of_a_huge_page(&self, page: u64) -> bool {
         let huge = baseline::huge_bytes();
-        let Some(map) = maps::find(&self.maps, page).filter(|_| !self.frames) else { return false };
+        let Some(map) = self.space.find(page).filter(|_| !self.frames) else { return false };
         let start = (page / huge * huge).max(map.mapping.start);
         let end = (page / huge * huge + huge).min(map.mapping.end);
         let mut shared = false;
@@ -212,24 +218,23 @@ impl Watch {
 
     /// What a page is that was not there when the interval opened.
     pub fn class_of_new(&self, page: u64) -> Class {
-        match maps::find(&self.maps, page).map(|map| map.backing) {
+        match self.space.find(page).map(|map| map.backing) {
             Some(Backing::Memory | Backing::File) => Class::PrivateFile,
             _ => Class::FirstTouch,
         }
     }
 
-    /// The mapping of an instruction that lies in none that is known: a library loaded since.
-    pub fn place_of(&mut self, pc: u64) -> Option<Mapping> {
-        if pc == 0 || maps::find(&self.maps, pc).is_some() {
-            return None;
+    /// The number of the place that an instruction's address means now.
+    pub fn code(&mut self, pc: u64) -> u32 {
+        if !self.told.moves.is_empty() {
+            self.space.doubt();
         }
-        let now = maps::read(self.pid).ok()?;
-        let map = maps::find(&now, pc)?.clone();
-        let new = map.mapping.clone();
-        self.maps.retain(|old| old.mapping.end <= new.start || new.end <= old.mapping.start);
-        self.maps.push(map);
-        self.maps.sort_by_key(|map| map.mapping.start);
-        Some(new)
+        self.space.code(pc, Access { memory: &self.memory, doors: &self.doors })
+    }
+
+    /// The stack of a thread that stands still, as places.
+    pub fn stack(&mut self, registers: Registers) -> Vec<u32> {
+        self.space.stack(registers, Access { memory: &self.memory, doors: &self.doors })
     }
 
     /// A thread ended.
@@ -295,7 +300,7 @@ impl Watch {
         }
         for (index, address) in (range.start as u64..range.end() as u64).step_by(page as usize).enumerate() {
             // Nobody armed what was mapped later: the census counts it.
-            let armed = maps::find(&self.maps, address).is_some_and(|map| map.mapping.watched == Watched::Bits);
+            let armed = self.space.find(address).is_some_and(|map| map.mapping.watched == Watched::Bits);
             if !armed || self.is_known(address) {
                 continue;
             }

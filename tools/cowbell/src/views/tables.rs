@@ -148,10 +148,14 @@ fn script_place(line: &ScriptLine) -> String {
         1.. => format!("{file}:{number}"),
         _ => file.to_owned(),
     };
+    let deciding = place(&line.file, line.line);
     match &line.called_from {
-        // The user's own line first; what of the library it called is shown by name.
-        Some(own) => format!("{} > {}", place(&own.file, own.line), line.function),
-        None => place(&line.file, line.line),
+        // Of a library's line, the user's own that led there.
+        Some(own) => {
+            let file = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+            format!("{} < {}", place(&file(&line.file), line.line), place(&file(&own.file), own.line))
+        }
+        None => deciding,
     }
 }
 

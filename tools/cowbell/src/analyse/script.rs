@@ -1,0 +1,127 @@
+//! Lines of programs that an interpreter runs, estimated from sampled stacks.
+
+use super::Profile;
+use super::cause::Cause;
+use super::interval::{Copied, Seen};
+use super::sum::{most, share};
+use super::summary::{self, ScriptLine};
+use std::collections::HashMap;
+
+/// What samples saw of a script's lines, in all intervals.
+#[derive(Default)]
+pub struct ScriptSum {
+    samples: u64,
+    script_samples: u64,
+    /// Copies with an event, of intervals with samples.
+    copied: u64,
+    places: HashMap<u32, PlaceSum>,
+}
+
+#[derive(Default)]
+struct PlaceSum {
+    samples: u64,
+    pages: u64,
+    causes: HashMap<Cause, u64>,
+}
+
+/// The copies of an interval by what its samples saw, for each place in code apart: those that copy little are sampled more
+/// often than those that copy much.
+#[derive(Default)]
+pub struct Sampled {
+    instructions: HashMap<u32, SampledInstruction>,
+}
+
+#[derive(Default)]
+struct SampledInstruction {
+    /// Copies with an event.
+    events: u64,
+    samples: u64,
+    places: HashMap<u32, (u64, HashMap<Cause, u64>)>,
+}
+
+impl Sampled {
+    /// Adds copies of one kind.
+    pub fn add(&mut self, copied: &Copied, pages: u64, cause: Cause) {
+        if copied.seen == Seen::Nothing {
+            return;
+        }
+        let sum = self.instructions.entry(copied.code).or_default();
+        sum.events += pages;
+        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Script(_)) { pages } else { 0 };
+        if let Seen::Script(place) = copied.seen {
+            let (samples, causes) = sum.places.entry(place).or_default();
+            *samples += pages;
+            *causes.entry(cause).or_default() += pages;
+        }
+    }
+
+    /// `spread`: how many copies the samples of a place and a line stand for.
+    pub fn into_sum(self, spread: &HashMap<(u32, Option<u32>), u64>, sum: &mut ScriptSum) {
+        if self.instructions.values().all(|instruction| instruction.samples == 0) {
+            return;
+        }
+        for (code, SampledInstruction { events, samples, places }) in self.instructions {
+            sum.samples += samples;
+            sum.copied += events;
+            for (line, (samples, causes)) in places {
+                sum.script_samples += samples;
+                let place = sum.places.entry(line).or_default();
+                place.samples += samples;
+                place.pages += spread.get(&(code, Some(line))).copied().unwrap_or(0);
+                for (cause, samples) in causes {
+                    *place.causes.entry(cause).or_default() += samples;
+                }
+            }
+        }
+    }
+}
+
+/// The lines of all intervals.
+pub fn script(sum: ScriptSum, profile: &Profile) -> summary::Script {
+    let named = |(place, place_sum): (u32, PlaceSum)| {
+        let place = profile.places.get(place as usize)?.clone();
+        Some(ScriptLine {
+            language: place.language.unwrap_or_default(),
+            source: profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned(),
+            file: place.frame.file,
+            line: place.frame.line,
+            function: place.frame.function,
+            called_from: place.called_from,
+            work: place.work,
+            samples: place_sum.samples,
+            copied_pages_estimated: place_sum.pages,
+            share: share(place_sum.pages, sum.copied),
+            cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
+        })
+    };
+    let mut lines = merge_equals(sum.places.into_iter().filter_map(named).collect());
+    let name = |l: &ScriptLine| (l.file.clone(), l.line, l.function.clone());
+    lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
+    summary::Script { samples: sum.samples, script_samples: sum.script_samples, lines }
+}
+
+/// Lines that a reader cannot tell apart are one: a line may hold several functions.
+fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
+    // The largest first: its function and cause are the line's.
+    lines.sort_by(|a, b| {
+        b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| a.function.cmp(&b.function))
+    });
+    let mut merged: Vec<ScriptLine> = Vec::new();
+    let mut places: HashMap<_, usize> = HashMap::new();
+    for line in lines {
+        let from = line.called_from.as_ref().map(|from| (from.file.clone(), from.line));
+        let place = (line.language.clone(), line.file.clone(), line.line, from);
+        match places.get(&place).and_then(|&at| merged.get_mut(at)) {
+            Some(same) => {
+                same.samples += line.samples;
+                same.copied_pages_estimated += line.copied_pages_estimated;
+                same.share += line.share;
+            }
+            None => {
+                places.insert(place, merged.len());
+                merged.push(line);
+            }
+        }
+    }
+    merged
+}

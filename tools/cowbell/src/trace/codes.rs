@@ -1,0 +1,139 @@
+//! Modules and places in code, numbered once for all processes that are watched.
+//!
+//! A number is given when an address is seen, because what it means is known then only: the library may be unloaded, its
+//! file replaced or removed a moment later. So the file is opened here, and stays open: for unwinding, and for the front,
+//! which finds the names by this very file.
+
+use super::link::Said;
+use super::maps::Map;
+use crate::record::{Module, Place, Record};
+use crate::stacks::elf;
+use crate::stacks::native::Unwinding;
+use cowbell::sys::procfs;
+use cowbell::sys::remote::Memory;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
+
+/// So many files are held open; of further ones the front opens what is under their path then.
+const FILES_MAX: usize = 512;
+
+/// All numbers that were given. A handle: every address space has one of the same table.
+#[derive(Clone, Default)]
+pub struct Codes(Rc<RefCell<Table>>);
+
+#[derive(Default)]
+struct Table {
+    modules: Vec<Known>,
+    numbers: HashMap<Identity, u32>,
+    places: HashMap<(Option<u32>, u64, i32), u32>,
+    /// What the front has not been told yet.
+    news: Vec<Said>,
+}
+
+/// What makes two mapped files one module. Inodes are used again, and a file may be written anew: builds differ.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Identity {
+    path: String,
+    file: (String, u64),
+    build_id: Option<String>,
+}
+
+struct Known {
+    path: String,
+    /// The very file that is mapped; `None` if it could not be opened any more, or is no file.
+    file: Option<File>,
+    unwinding: OnceCell<Option<Rc<Unwinding>>>,
+}
+
+impl Codes {
+    /// The number of the module that a mapping of process `pid` shows; `None` for what is no file's. `maps`: the others of
+    /// the process.
+    pub fn module(&self, pid: i32, memory: &Memory, map: &Map, maps: &[Map]) -> Option<u32> {
+        let path = map.mapping.name.clone();
+        if map.file.1 == 0 && path != "[vdso]" {
+            return None;
+        }
+        let build_id = build_id(memory, map, maps);
+        let identity = Identity { path: path.clone(), file: map.file.clone(), build_id: build_id.clone() };
+        let mut table = self.0.borrow_mut();
+        if let Some(&module) = table.numbers.get(&identity) {
+            return Some(module);
+        }
+        let file = open(pid, map, build_id.as_deref());
+        let file = file.filter(|_| table.modules.len() < FILES_MAX);
+        let module = table.modules.len() as u32 + 1;
+        let descriptor = file.as_ref().map(AsRawFd::as_raw_fd);
+        let (device, inode) = map.file.clone();
+        let record = Module { module, path: path.clone(), device, inode, build_id };
+        // Before the module: the front opens it while the file is still there.
+        table.news.extend(descriptor.map(|descriptor| Said::Opened { opened: module, descriptor }));
+        table.news.push(Said::Record(Record::Module(record)));
+        table.modules.push(Known { path, file, unwinding: OnceCell::new() });
+        table.numbers.insert(identity, module);
+        Some(module)
+    }
+
+    /// The number of a place: an offset in a module, or the address of code of no file in a process.
+    pub fn place(&self, module: Option<u32>, offset: u64, pid: i32) -> u32 {
+        let pid = if module.is_some() { 0 } else { pid };
+        let mut table = self.0.borrow_mut();
+        let next = table.places.len() as u32 + 1;
+        let code = *table.places.entry((module, offset, pid)).or_insert(next);
+        if code == next {
+            table.news.push(Said::Record(Record::Place(Place { code, module, offset, pid })));
+        }
+        code
+    }
+
+    /// How code of a module is unwound.
+    pub fn unwinding(&self, module: u32) -> Option<Rc<Unwinding>> {
+        let table = self.0.borrow();
+        let known = table.modules.get((module as usize).checked_sub(1)?)?;
+        let read = || Unwinding::read(&known.path, known.file.as_ref()).map(Rc::new);
+        known.unwinding.get_or_init(read).clone()
+    }
+
+    /// Adds what the front is to be told before anything that refers to it.
+    pub fn tell(&self, news: Said) {
+        self.0.borrow_mut().news.push(news);
+    }
+
+    /// What the front has not been told yet.
+    pub fn take_news(&self) -> Vec<Said> {
+        std::mem::take(&mut self.0.borrow_mut().news)
+    }
+}
+
+/// The build that is mapped, from memory: the file under that name may be another's by now.
+fn build_id(memory: &Memory, map: &Map, maps: &[Map]) -> Option<String> {
+    let is_first = |other: &&Map| other.mapping.offset == 0 && other.file == map.file;
+    let below = |other: &&Map| other.mapping.start <= map.mapping.start;
+    let first = if map.mapping.offset == 0 { Some(map) } else { maps.iter().filter(is_first).rfind(below) }?;
+    let start = first.mapping.start;
+    let id = elf::build_id_of(&mut |offset, buffer| memory.read(start.checked_add(offset)?, buffer).ok())?;
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Opens the very file that is mapped. `None` where that is not certain.
+fn open(pid: i32, map: &Map, build_id: Option<&str>) -> Option<File> {
+    let mapping = &map.mapping;
+    if !mapping.name.starts_with('/') {
+        return None;
+    }
+    let pid = procfs::living(pid);
+    // The first leads to the mapped file itself, whatever its path means now; it takes privileges.
+    let exact = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+    let named = format!("/proc/{pid}/root{}", mapping.name);
+    [exact, named].iter().find_map(|path| {
+        let file = elf::open(path.as_ref())?;
+        let id = elf::with_file(&file, |image| image.build_id());
+        let id: Option<String> = id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect());
+        // Of one that does not say which build it is, the inode must do.
+        let is_it = build_id.is_some() || file.metadata().is_ok_and(|metadata| metadata.ino() == map.file.1);
+        (id.as_deref() == build_id && is_it).then_some(file)
+    })
+}
