@@ -44,8 +44,8 @@ enum Source {
         path: PathBuf,
         /// Debug information of the same build.
         debug: Option<PathBuf>,
-        /// Holds the file that `path` leads to by its descriptor, where its own path leads elsewhere by now.
-        _open: Option<File>,
+        /// The very file, which its path need not lead to any more.
+        open: Option<File>,
     },
     /// In the kernel's own image.
     Vdso(Vec<u8>),
@@ -143,11 +143,7 @@ impl Known {
             return None;
         }
         let debug = build_id.and_then(|id| debug_file(debug_directory, &id));
-        // By its own path where that still leads to it: debug information may lie beside it.
-        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let is_there = fs::metadata(&named).map(identity).ok() == open.metadata().map(identity).ok();
-        let path = if is_there { named } else { format!("/proc/self/fd/{}", open.as_raw_fd()).into() };
-        let source = Source::File { path, debug, _open: (!is_there).then_some(open) };
+        let source = Source::File { path: named, debug, open: opened.then_some(open) };
         Some(Self { layout, source, frames: HashMap::new() })
     }
 
@@ -164,7 +160,8 @@ impl Source {
                 let function = Image::parse(image.as_slice()).and_then(|image| image.exported_function(address));
                 function.map(|function| NativeFrame { function, file: None, line: None }).into_iter().collect()
             }
-            Self::File { path, debug, .. } => {
+            Self::File { path, debug, open } => {
+                let path = &path_of(path, open.as_ref());
                 let mut bare = Elf::new(path);
                 bare.debug_syms = false;
                 // A debug link that leads to another build makes the whole file an error: then without it.
@@ -176,6 +173,18 @@ impl Source {
                 named.unwrap_or_default()
             }
         }
+    }
+}
+
+/// A path that leads to an open file now: its own where it still does, since debug information may lie beside it.
+fn path_of(path: &Path, open: Option<&File>) -> PathBuf {
+    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+    let there = fs::metadata(path).map(identity).ok();
+    match open {
+        Some(open) if there.is_none() || there != open.metadata().map(identity).ok() => {
+            format!("/proc/self/fd/{}", open.as_raw_fd()).into()
+        }
+        _ => path.to_owned(),
     }
 }
 
@@ -392,9 +401,9 @@ int main(void) {
             inode: 1,
             build_id,
         };
-        std::fs::remove_file(&program).unwrap();
         let mut names = Names::new();
         names.add(&module(id.clone()), Some(file));
+        std::fs::remove_file(&program).unwrap();
         assert_all_named(&names.resolve(&places));
         // Another program takes the path.
         directory.compile("int main(void) { return 0; }", &["-O2", "-g"]);
