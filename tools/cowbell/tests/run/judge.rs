@@ -96,7 +96,8 @@ impl<'a> Judge<'a> {
         let mut lost: BTreeMap<i32, u64> = BTreeMap::new();
         for (id, writer) in self.writers().filter(|(_, writer)| writer.unmapped) {
             let put = &self.said.puts[&id][0];
-            *lost.entry(put.pid).or_default() += writer.copies();
+            // A fork between write and unmap closes an interval, which tells them.
+            *lost.entry(put.pid).or_default() += writer.copies() - self.told[id];
         }
         for (pid, pages) in lost {
             let bound: u64 = self.said.ends(pid).iter().filter_map(|end| end["unmapped_uncounted"].as_u64()).sum();
