@@ -3,16 +3,14 @@
 use crate::record;
 use serde::Serialize;
 
-/// A thread's guard pages are not larger.
-const GUARD_BYTES_MAX: u64 = 1 << 20;
-
 /// Kinds of mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The memory below `brk`.
     Heap,
-    /// The stack of a main thread, and what looks like a thread's: anonymous memory right above a guard.
+    /// The stack of a main thread, and memory that is named so. Anonymous memory right above a guard may be a thread's, or
+    /// anything else that is guarded.
     Stack,
     /// Memory of no file.
     Anonymous,
@@ -67,7 +65,7 @@ impl Areas {
             let group = match touching {
                 // One piece of memory to whoever mapped it: where the kernel splits it is the kernel's affair.
                 Some((below, group)) if is_anonymous(below, &group) && is_like(below, mapping) => group,
-                touching => group(mapping, touching.map(|(below, _)| below)),
+                _ => group(mapping),
             };
             self.insert(Area { start: mapping.start, end: mapping.end, group: group.clone() });
             below = Some((mapping, group));
@@ -130,8 +128,8 @@ impl Areas {
     }
 }
 
-/// The group of a mapping with the one that ends where it starts.
-fn group(mapping: &record::Mapping, below: Option<&record::Mapping>) -> Group {
+/// The group of a mapping by itself.
+fn group(mapping: &record::Mapping) -> Group {
     let name = mapping.name.as_str();
     let named = |kind, name: &str| Group { kind, name: name.to_owned(), start: None };
     if name == "[heap]" {
@@ -144,8 +142,6 @@ fn group(mapping: &record::Mapping, below: Option<&record::Mapping>) -> Group {
         named(Kind::Memfd, name)
     } else if !name.is_empty() {
         named(Kind::File, name)
-    } else if below.is_some_and(is_guard) {
-        named(Kind::Stack, "stacks of threads")
     } else {
         Group { kind: Kind::Anonymous, name: String::new(), start: Some(mapping.start) }
     }
@@ -157,11 +153,6 @@ fn is_anonymous(mapping: &record::Mapping, group: &Group) -> bool {
 
 fn is_like(a: &record::Mapping, b: &record::Mapping) -> bool {
     (&a.name, &a.permissions) == (&b.name, &b.permissions)
-}
-
-fn is_guard(mapping: &record::Mapping) -> bool {
-    let bytes = mapping.end.saturating_sub(mapping.start);
-    mapping.name.is_empty() && mapping.permissions.starts_with("---") && bytes <= GUARD_BYTES_MAX
 }
 
 #[cfg(test)]
@@ -181,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_above_a_guard_is_a_stack_and_memory_above_data_is_anonymous() {
+    fn memory_is_a_stack_by_its_name_and_not_because_there_is_a_guard_or_data_below() {
         let found = kinds(&[
             mapping(0x1000, 0x2000, "rw-p", "/bin/x"),
             mapping(0x2000, 0x3000, "rw-p", ""),
@@ -194,7 +185,7 @@ mod tests {
         ]);
         let stack = Kind::Stack;
         let (anonymous, file) = (Kind::Anonymous, Kind::File);
-        assert_eq!(found, [file, anonymous, Kind::Heap, anonymous, anonymous, stack, Kind::Memfd, stack]);
+        assert_eq!(found, [file, anonymous, Kind::Heap, anonymous, anonymous, anonymous, Kind::Memfd, stack]);
     }
 
     #[test]
