@@ -167,6 +167,7 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
         "180  90.0 %  reference counts",
         "numpy",
         "20  10.0 %  allocator metadata",
+        "fail with EIO",
         "What looking cost",
         "10.0 % of the time watched",
     ] {
@@ -174,8 +175,7 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
         let at = rest.to_lowercase().find(&part.to_lowercase());
         from += at.unwrap_or_else(|| panic!("no {part:?} after byte {from} of\n{shown}")) + 1;
     }
-    assert!(!shown.contains("What could not be seen"), "only where there is something to say:\n{shown}");
-    assert!(shown.lines().all(|line| line.chars().count() <= 100), "{shown}");
+    assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
     assert!(!shown.contains('\u{1b}'), "no colours in a file");
 }
 

@@ -174,6 +174,19 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// In few words, where there is little room.
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::CountOrCollector => "counts or GC",
+            Self::Counter => "shared counters",
+            Self::Allocator => "allocator",
+            Self::Rewritten => "same again",
+            _ => self.name(),
+        }
+    }
+}
+
 impl Reason {
     /// In words.
     pub fn text(self) -> &'static str {
@@ -186,7 +199,7 @@ impl Reason {
                  objects remember, such as hashes"
             }
             Self::Interpreter => {
-                "the memory is an interpreter's whose objects cowbell does not know: the program's own writes and the \
+                "the process runs an interpreter whose objects cowbell does not know: the program's own writes and the \
                  interpreter's cannot be told apart"
             }
         }

@@ -39,7 +39,7 @@ pub fn summary(profile: Profile) -> Summary {
         intervals,
         mappings: mappings(tables.mappings, copied),
         functions: functions(tables.functions, copied),
-        script: script(tables.script, &profile),
+        script: script(tables.script, &profile, copied),
         syscalls: system_calls(tables.syscalls, copied),
         contents,
         causes: causes::causes(&tables.causes, copied),

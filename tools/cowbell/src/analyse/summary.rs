@@ -263,7 +263,6 @@ pub struct ScriptLine {
     pub samples: u64,
     /// The samples, scaled to the copies of their instructions.
     pub copied_pages_estimated: u64,
-    /// Of the copies of all intervals that have samples.
     pub share: f64,
     /// Its most frequent likely cause.
     pub cause: Cause,

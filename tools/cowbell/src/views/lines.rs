@@ -1,10 +1,11 @@
 //! Lines of text: numbers, columns and widths.
 
+use super::table::{self, Column};
 use anstyle::Style;
 use std::fmt::Write;
 
 /// A line is not longer, unless names are shown in full.
-pub const WIDTH: usize = 100;
+pub const WIDTH: usize = 80;
 /// What is less than this of a whole, all told, is not listed one by one.
 const REST_MAX: f64 = 0.01;
 /// So many entries of a list are shown, however small.
@@ -58,32 +59,61 @@ impl Text {
         }
     }
 
-    /// A list: `row` makes a line of each entry, whose share of the whole `share` tells. Entries come largest first;
-    /// those beyond `top` and those that hardly count are only told by number.
-    pub fn list<T>(
-        &mut self,
-        entries: &[T],
-        top: usize,
-        share: impl Fn(&T) -> f64,
-        mut row: impl FnMut(&mut Self, &T),
-    ) {
-        let mut rest: f64 = entries.iter().map(&share).sum();
-        for (nth, entry) in entries.iter().enumerate() {
-            let is_rest = nth >= top || (nth >= SHOWN_MIN && rest < REST_MAX);
-            if is_rest && entries.len() - nth > 1 {
-                self.faint(&format!("{:>11} {:>7}  {} more", "", percent(rest), count((entries.len() - nth) as u64)));
-                return;
+    /// A table of entries, whose share of the whole `share` tells; `row` makes the cells of each. Entries come largest
+    /// first; those beyond `top` and those that hardly count are only told by number.
+    pub fn table<T>(&mut self, list: &List<'_, T>, share: impl Fn(&T) -> f64, row: impl Fn(&T) -> Row) {
+        let mut rest: f64 = list.entries.iter().map(&share).sum();
+        let mut rows = Vec::new();
+        let mut left_out = None;
+        for (nth, entry) in list.entries.iter().enumerate() {
+            let is_rest = nth >= list.top || (nth >= SHOWN_MIN && rest < REST_MAX);
+            if is_rest && list.entries.len() - nth > 1 {
+                left_out = Some((rest, list.entries.len() - nth));
+                break;
             }
-            row(self, entry);
+            rows.push(row(entry));
             rest -= share(entry);
+        }
+        let cells: Vec<Vec<String>> = rows.iter_mut().map(|row| std::mem::take(&mut row.cells)).collect();
+        let (titles, lines) = table::lines(list.columns, &cells, (!list.in_full).then_some(WIDTH));
+        if let Some(titles) = titles {
+            self.faint(&titles);
+        }
+        for (line, row) in lines.iter().zip(&rows) {
+            self.line(line);
+            for (indent, sentence) in &row.below {
+                self.faint_sentence(*indent, sentence);
+            }
+        }
+        if let Some((rest, number)) = left_out {
+            self.faint(&format!("{:>11} {:>7}  {} more", "", percent(rest), count(number as u64)));
         }
     }
 }
 
-/// Pages and their share, the first two columns of lists.
-pub fn pages_and_share(pages: u64, share: f64) -> String {
-    format!("{:>11} {:>7}", count(pages), percent(share))
+/// What a table is made of.
+pub struct List<'a, T> {
+    /// Its rows, largest first.
+    pub entries: &'a [T],
+    /// Its columns.
+    pub columns: &'a [Column],
+    /// So many rows are shown.
+    pub top: usize,
+    /// Names are shown in full, however long.
+    pub in_full: bool,
 }
+
+/// A row of a table, and sentences below it with their indents.
+#[derive(Default)]
+pub struct Row {
+    pub cells: Vec<String>,
+    pub below: Vec<(usize, String)>,
+}
+
+/// The first two columns of tables: pages, and their share of the whole.
+pub const PAGES: Column = table::figures("", 11, 0);
+/// See [`PAGES`].
+pub const SHARE: Column = table::figures("", 7, 1);
 
 /// A number with its thousands apart.
 pub fn count(number: u64) -> String {
@@ -190,13 +220,18 @@ mod tests {
 
     #[test]
     fn a_list_tells_the_number_of_what_it_leaves_out() {
+        let table = |text: &mut Text, entries: &[f64], top| {
+            let columns = [table::figures("", 0, 0)];
+            let list = List { entries, columns: &columns, top, in_full: false };
+            text.table(&list, |share| *share, |share| Row { cells: vec![percent(*share)], ..Row::default() });
+        };
         let mut text = Text::default();
-        text.list(&[0.5, 0.3, 0.1, 0.05, 0.05], 3, |share| *share, |text, share| text.line(&percent(*share)));
+        table(&mut text, &[0.5, 0.3, 0.1, 0.05, 0.05], 3);
         let shown = anstream::adapter::strip_str(&text.finish()).to_string();
-        assert!(shown.contains("10.0 %\n") && shown.contains("2 more") && !shown.contains("\n5.0 %"), "{shown}");
+        assert!(shown.contains("10.0 %\n") && shown.contains("2 more") && !shown.contains("\n 5.0 %"), "{shown}");
         // One that is left would take the line that tells of it.
         let mut text = Text::default();
-        text.list(&[0.5, 0.5], 1, |share| *share, |text, share| text.line(&percent(*share)));
+        table(&mut text, &[0.5, 0.5], 1);
         assert_eq!(text.finish(), "50.0 %\n50.0 %\n");
     }
 }

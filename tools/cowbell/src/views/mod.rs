@@ -2,6 +2,7 @@
 
 mod json;
 mod lines;
+pub mod table;
 mod tables;
 mod text;
 mod why;

@@ -1,7 +1,8 @@
 //! The parts of the report that list where pages were copied and by which code.
 
 use super::Look;
-use super::lines::{Text, WIDTH, clean, head, pages_and_share, some, tail};
+use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, some, tail};
+use super::table::{Keep, names, words};
 use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
 use crate::stacks::languages;
@@ -13,15 +14,13 @@ const FOLD_SHARE: f64 = 0.25;
 const FOLDED_MIN: usize = 2;
 /// Below this share of the copies the kernel's writes are not told apart.
 const KERNEL_SHARE_MIN: f64 = 0.01;
-/// Columns of the lists, after pages and share.
-const COLUMNS: usize = WIDTH - 21;
 
 /// Which mappings.
 pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
     let (mut rows, mut folded) = (Vec::new(), Vec::new());
     for mapping in summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0) {
         let is_one_of_many = mapping.kind == Kind::Anonymous && mapping.share < FOLD_SHARE && !look.verbose;
-        let name = mapping_name(mapping);
+        let name = mapping_words(mapping);
         let list = if is_one_of_many { &mut folded } else { &mut rows };
         list.push((mapping.copied_pages, mapping.share, mapping.bytes, name));
     }
@@ -31,42 +30,49 @@ pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
         // Addresses of many small ones tell nothing: what an allocator asked the kernel for, piece by piece.
         let (pages, share) = folded.iter().fold((0, 0.0), |sum, row| (row.0 + sum.0, row.1 + sum.1));
         let bytes = Bytes(folded.iter().map(|row| row.2).sum());
-        rows.push((pages, share, 0, format!("anonymous memory, {bytes} in {} mappings", folded.len())));
+        let what = format!("anonymous memory, {bytes} in {} mappings", folded.len());
+        rows.push((pages, share, 0, (what, String::new())));
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.0));
     if rows.is_empty() {
         return;
     }
     text.heading("Copied pages by mapping, with their share of all copies");
-    text.list(
-        &rows,
-        look.top,
+    // What a name is the name of is never lost with a part of the name.
+    let columns = [PAGES, SHARE, words("", 0, 2)];
+    let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
         |row| row.1,
-        |text, (pages, share, _, name)| {
-            let name = if look.verbose { name.clone() } else { tail(name, COLUMNS).trim_end().to_owned() };
-            text.line(&format!("{}  {name}", pages_and_share(*pages, *share)));
+        |(pages, share, _, (what, name))| {
+            let room = WIDTH.saturating_sub(22 + what.chars().count());
+            let name = if look.verbose || name.is_empty() { name.clone() } else { tail(name, room) };
+            let name =
+                if what.is_empty() || name.is_empty() { format!("{what}{name}") } else { format!("{what} {name}") };
+            Row { cells: vec![count(*pages), percent(*share), name.trim_end().to_owned()], ..Row::default() }
         },
     );
 }
 
 /// A mapping, for people.
 pub fn mapping_name(mapping: &Mapping) -> String {
+    let (what, name) = mapping_words(mapping);
+    if what.is_empty() || name.is_empty() { what + &name } else { format!("{what} {name}") }
+}
+
+/// What a mapping is, and the name that it has, of which a part may be left out.
+fn mapping_words(mapping: &Mapping) -> (String, String) {
     let (name, bytes) = (clean(&mapping.name), Bytes(mapping.bytes));
+    let nameless = |what: String| (what, String::new());
     match mapping.kind {
-        Kind::Heap => format!("heap, {bytes}"),
-        Kind::Stack => {
-            if name == "[stack]" {
-                "stack".to_owned()
-            } else {
-                name
-            }
-        }
-        Kind::Anonymous => format!("anonymous memory, {bytes} at {:#x}", mapping.start.unwrap_or_default()),
-        Kind::NamedAnonymous => format!("{name}, {bytes}"),
-        Kind::Bss => format!("uninitialised data of {name}"),
-        Kind::File => name,
-        Kind::Memfd => format!("{name}, {bytes}"),
-        Kind::Unknown => "mappings that came after the fork and went".to_owned(),
+        Kind::Heap => nameless(format!("heap, {bytes}")),
+        Kind::Stack if name == "[stack]" => nameless("stack".to_owned()),
+        Kind::Stack | Kind::File => (String::new(), name),
+        Kind::Anonymous => nameless(format!("anonymous memory, {bytes} at {:#x}", mapping.start.unwrap_or_default())),
+        Kind::NamedAnonymous => (format!("anonymous memory, {bytes}:"), name),
+        Kind::Bss => ("uninitialised data of".to_owned(), name),
+        Kind::Memfd => (format!("memory file, {bytes}:"), name),
+        Kind::Unknown => nameless("mappings that came after the fork and went".to_owned()),
     }
 }
 
@@ -75,21 +81,28 @@ pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.functions.is_empty() {
         return;
     }
-    text.heading("Copied pages by the code that first wrote to them");
-    text.list(
-        &summary.functions,
-        look.top,
+    text.heading("Copied pages by the code that first wrote to them: share of all copies");
+    let columns = [PAGES, SHARE, names("", Keep::Head, 2), names("", Keep::Tail, 1)];
+    let list = List { entries: &summary.functions, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
         |function| function.share,
-        |text, function| {
-            let (name, place) = (function_name(function), function_place(function));
-            let columns = if look.verbose {
-                format!("{name}  {place}")
-            } else {
-                format!("{} {}", head(&name, 44), tail(&place, COLUMNS - 45))
-            };
-            text.line(&format!("{}  {columns}", pages_and_share(function.copied_pages, function.share)));
+        |function| Row {
+            cells: vec![
+                count(function.copied_pages),
+                percent(function.share),
+                function_name(function),
+                function_place(function),
+            ],
+            ..Row::default()
         },
     );
+    let seen: u64 = summary.functions.iter().map(|function| function.copied_pages).sum();
+    let unseen = summary.totals.copied_pages.saturating_sub(seen);
+    if unseen > 0 {
+        let share = percent(unseen as f64 / summary.totals.copied_pages as f64);
+        text.faint(&format!("{:>11} {share:>7}  by code that was not seen", count(unseen)));
+    }
 }
 
 fn function_name(function: &Function) -> String {
@@ -123,22 +136,19 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     let samples = some(script.samples, "sampled stack", "sampled stacks");
     let is_one = script.lines.iter().all(|line| line.language == first.language);
     let language = languages::by_id(&first.language).filter(|_| is_one).map_or("script", |language| language.name());
-    text.heading(&format!("Copied pages by {language} line, estimated from {samples}"));
-    text.list(
-        &script.lines,
-        look.top,
+    text.heading(&format!("Share of all copies by {language} line, estimated from {samples}"));
+    let columns = [PAGES, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1), words("", 0, 1)];
+    let list = List { entries: &script.lines, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
         |line| line.share,
-        |text, line| {
+        |line| {
             let source = clean(line.source.as_deref().unwrap_or_default());
             let source = if source.is_empty() { format!("in {}", clean(&line.function)) } else { source };
-            let place = script_place(line);
-            let cause = if line.cause == Cause::Unknown { "" } else { line.cause.name() };
-            let columns = if look.verbose {
-                format!("{place}  {source}  {cause}")
-            } else {
-                format!("{} {} {cause}", tail(&place, 33), head(&source, 26))
-            };
-            text.line(&format!("{}  {columns}", pages_and_share(line.copied_pages_estimated, line.share)));
+            let cause = if line.cause == Cause::Unknown { "" } else { line.cause.short() };
+            let figures = [count(line.copied_pages_estimated), percent(line.share)];
+            let cells = figures.into_iter().chain([script_place(line), source, cause.to_owned()]).collect();
+            Row { cells, ..Row::default() }
         },
     );
 }
@@ -165,14 +175,15 @@ pub fn syscalls(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.syscalls.is_empty() || (share < KERNEL_SHARE_MIN && !look.verbose) {
         return;
     }
-    text.heading("Copied pages by system call, where the kernel wrote first");
-    text.list(
-        &summary.syscalls,
-        look.top,
+    text.heading("Copied pages by system call, where the kernel wrote first: share of all copies");
+    let columns = [PAGES, SHARE, words("", 0, 2)];
+    let list = List { entries: &summary.syscalls, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
         |syscall| syscall.share,
-        |text, syscall| {
+        |syscall| {
             let name = syscall.name.map_or(format!("number {}", syscall.number), str::to_owned);
-            text.line(&format!("{}  {name}", pages_and_share(syscall.copied_pages, syscall.share)));
+            Row { cells: vec![count(syscall.copied_pages), percent(syscall.share), name], ..Row::default() }
         },
     );
 }

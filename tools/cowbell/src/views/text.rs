@@ -1,11 +1,17 @@
 //! The report as text: how much, which mappings, which code, how much of it pointless and why, what was not seen.
 
 use super::Look;
-use super::lines::{Text, WIDTH, clean, count, head, percent, some, time};
+use super::lines::{List, Row, Text, WIDTH, clean, count, head, percent, some, time};
+use super::table::{self, Keep};
 use super::{tables, why};
 use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
 use cowbell::page::Bytes;
+
+/// How an interval ended stands beside its figures if it is no longer than this.
+const END_WIDTH: usize = 18;
+/// What stands below an interval's figures begins here.
+const END_INDENT: usize = 34;
 
 /// The report, with colours.
 pub fn text(summary: &Summary, look: &Look) -> String {
@@ -142,19 +148,33 @@ fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
     sorted.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
     let times = sorted.iter().any(|interval| interval.when.is_some());
     text.heading("Copied pages by process");
-    let when = if times { format!("{:>8} {:>8} {:>8}", "first", "half", "last") } else { String::new() };
-    text.faint(&format!("{:>11} {:>10} {:>9}  {:>7} {:<8} {when}", "copied", "", "of shared", "pid", "role"));
+    let [half, last] = if times { ["half", "last"] } else { [""; 2] };
+    let columns = [
+        table::figures("copied", 8, 0),
+        table::figures("", 0, 1),
+        table::figures("of shared", 0, 1),
+        table::figures("pid", 7, 2),
+        table::words("role", 6, 1),
+        table::figures(half, 0, 1),
+        table::figures(last, 0, 1),
+        table::names("", Keep::Head, 2),
+    ];
     let all = summary.totals.copied_pages.max(1) as f64;
-    let share = |interval: &&Interval| interval.copied_pages as f64 / all;
-    text.list(&sorted, look.top, share, |text, interval| {
-        text.line(&interval_line(summary, interval, times));
-        if look.verbose {
-            interval_details(text, summary, interval);
-        }
-    });
+    let list = List { entries: &sorted, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
+        |interval| interval.copied_pages as f64 / all,
+        |interval| {
+            let mut row = interval_row(summary, interval);
+            if look.verbose {
+                row.below = interval_details(summary, interval);
+            }
+            row
+        },
+    );
 }
 
-fn interval_line(summary: &Summary, interval: &Interval, times: bool) -> String {
+fn interval_row(summary: &Summary, interval: &Interval) -> Row {
     let of_shared = match interval.held.shared {
         0 => String::new(),
         shared => percent((interval.pages.copy.saturating_add(interval.pages.copy_or_reuse)) as f64 / shared as f64),
@@ -164,11 +184,7 @@ fn interval_line(summary: &Summary, interval: &Interval, times: bool) -> String 
         Role::Parent => "parent",
         Role::Attached => "attached",
     };
-    let when = match interval.when {
-        Some(when) => format!("{:>8} {:>8} {:>8}  ", time(when.first_ns), time(when.half_ns), time(when.last_ns)),
-        None if times => format!("{:28}", ""),
-        None => String::new(),
-    };
+    let when = interval.when.map_or_else(Default::default, |w| [w.half_ns, w.last_ns].map(time));
     let process = interval.process.and_then(|process| summary.processes.get(process));
     let end = match (interval.closed, process.and_then(|process| process.ended)) {
         (None, _) => "cut off".to_owned(),
@@ -184,26 +200,27 @@ fn interval_line(summary: &Summary, interval: &Interval, times: bool) -> String 
         (Some(_), Some(ended)) => ended.to_string(),
     };
     let (copied, bytes) = (count(interval.copied_pages), Bytes(interval.copied_bytes).to_string());
-    let line = format!("{copied:>11} {bytes:>10} {of_shared:>9}  {:>7} {role:<8} {when}{end}", interval.pid);
-    head(&line, WIDTH).trim_end().to_owned()
+    let figures = [copied, bytes, of_shared, interval.pid.to_string(), role.to_owned()];
+    // What does not fit beside the figures stands below them, whole.
+    let fits = end.chars().count() <= END_WIDTH;
+    let below = if fits { Vec::new() } else { vec![(END_INDENT, end.clone())] };
+    let end = if fits { end } else { String::new() };
+    Row { cells: figures.into_iter().chain(when).chain([end]).collect(), below }
 }
 
 /// An interval's own mappings and causes, for those who want to know more.
-fn interval_details(text: &mut Text, summary: &Summary, interval: &Interval) {
+fn interval_details(summary: &Summary, interval: &Interval) -> Vec<(usize, String)> {
+    let mut details = Vec::new();
     if let Some(process) = interval.process.and_then(|process| summary.processes.get(process)) {
         let command = clean(&process.executed.last().unwrap_or(&process.command).join(" "));
         let parent = if process.parent > 0 { format!(", forked by {}", process.parent) } else { String::new() };
-        text.faint(&format!("{:>34}{command}{parent}", ""));
+        details.push(format!("{command}{parent}"));
     }
     for mapping in interval.mappings.iter().take(3).filter(|mapping| mapping.copied_pages > 0) {
-        text.faint(&format!(
-            "{:>34}{} in {}",
-            "",
-            some(mapping.copied_pages, "page", "pages"),
-            tables::mapping_name(mapping)
-        ));
+        details.push(format!("{} in {}", some(mapping.copied_pages, "page", "pages"), tables::mapping_name(mapping)));
     }
     for cause in interval.causes.iter().take(3) {
-        text.faint(&format!("{:>34}{}: likely {}", "", some(cause.copied_pages, "page", "pages"), cause.name));
+        details.push(format!("{}: likely {}", some(cause.copied_pages, "page", "pages"), cause.name));
     }
+    details.into_iter().map(|detail| (END_INDENT, detail)).collect()
 }

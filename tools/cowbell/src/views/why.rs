@@ -1,7 +1,8 @@
 //! The parts of the report that say how much was pointless and why, what was not seen, and what looking cost.
 
 use super::Look;
-use super::lines::{Text, clean, count, pages_and_share, percent, some, time};
+use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, time};
+use super::table::words;
 use crate::analyse::Cause;
 use crate::analyse::summary::{CauseShare, Summary};
 use crate::record::{GapKind, Mode};
@@ -18,15 +19,16 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     if contents.compared_pages == 0 {
         return;
     }
-    text.heading("How much of it was pointless");
+    text.heading("How much of it was pointless: share of the compared copies");
     let compared = contents.compared_pages;
     if compared < summary.totals.copied_pages {
         let of = count(summary.totals.copied_pages);
-        text.faint(&format!("{:>21}{} of {of} copies were compared with their originals", "", count(compared)));
+        text.faint_sentence(21, &format!("{} of {of} copies were compared", count(compared)));
     }
     let mut row = |pages: u64, what: &str| {
         if pages > 0 {
-            text.line(&format!("{}  {what}", pages_and_share(pages, pages as f64 / compared as f64)));
+            let share = percent(pages as f64 / compared as f64);
+            text.line(&format!("{:>11} {share:>7}  {what}", count(pages)));
         }
     };
     row(contents.identical_pages, "the same as the original again: copied for nothing");
@@ -35,7 +37,7 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     row(other, "changed otherwise");
     if let Some(amplification) = contents.amplification {
         let changed = some(contents.changed_bytes, "byte", "bytes");
-        text.line(&format!("{:>21}{changed} changed in all: {} copied for each", "", Bytes(amplification as u64)));
+        text.faint_sentence(21, &format!("{changed} changed in all: {} copied for each", Bytes(amplification as u64)));
     }
 }
 
@@ -44,18 +46,17 @@ pub fn causes(text: &mut Text, summary: &Summary) {
     if summary.causes.is_empty() {
         return;
     }
-    text.heading("Likely causes, and what is known to help");
-    text.list(
-        &summary.causes,
-        usize::MAX,
+    text.heading("Likely causes, with their share of all copies, and what is known to help");
+    let columns = [PAGES, SHARE, words("", 0, 2)];
+    let list = List { entries: &summary.causes, columns: &columns, top: usize::MAX, in_full: false };
+    text.table(
+        &list,
         |cause| cause.share,
-        |text, cause| {
-            text.line(&format!("{}  {}", pages_and_share(cause.copied_pages, cause.share), cause.name));
-            if cause.share >= REMEDY_SHARE_MIN {
-                for sentence in cause_sentences(cause, summary.run.mode) {
-                    text.faint_sentence(23, &sentence);
-                }
-            }
+        |cause| {
+            let cells = vec![count(cause.copied_pages), percent(cause.share), cause.name.to_owned()];
+            let is_told = cause.share >= REMEDY_SHARE_MIN;
+            let sentences = if is_told { cause_sentences(cause, summary.run.mode) } else { Vec::new() };
+            Row { cells, below: sentences.into_iter().map(|sentence| (23, sentence)).collect() }
         },
     );
 }

@@ -1,0 +1,127 @@
+//! Tables: one way to lay out rows of figures and names, for every command.
+//!
+//! A table is as wide as what is in it, and no wider than asked for. Figures are never shortened. Names are, where they
+//! must be, by what tells least: a path's beginning, a function's end. What must not be lost with them, such as what a
+//! name is the name of, is a column of its own.
+
+/// What of a cell that is too long is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All of it: figures, and words of this program.
+    All,
+    /// The beginning.
+    Head,
+    /// The end.
+    Tail,
+}
+
+/// A column.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Its title, if it has one.
+    pub title: &'static str,
+    /// Are its cells aligned at their ends?
+    pub right: bool,
+    /// What of a cell is kept where the table is too wide.
+    pub keep: Keep,
+    /// It is not narrower.
+    pub min: usize,
+    /// Blanks before it.
+    pub gap: usize,
+}
+
+/// A column of figures.
+pub const fn figures(title: &'static str, min: usize, gap: usize) -> Column {
+    Column { title, right: true, keep: Keep::All, min, gap }
+}
+
+/// A column of words of this program.
+pub const fn words(title: &'static str, min: usize, gap: usize) -> Column {
+    Column { title, right: false, keep: Keep::All, min, gap }
+}
+
+/// A column of names, which may be shortened.
+pub const fn names(title: &'static str, keep: Keep, gap: usize) -> Column {
+    Column { title, right: false, keep, min: 0, gap }
+}
+
+/// Names are not shortened to less.
+const SHORTENED_MIN: usize = 12;
+
+/// The lines of a table, at most so wide if its figures allow: the titles, if there are any, then a line a row.
+pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> (Option<String>, Vec<String>) {
+    let titled = columns.iter().any(|column| !column.title.is_empty());
+    let longest = |nth: usize| rows.iter().filter_map(|row| row.get(nth)).map(|cell| cell.chars().count()).max();
+    let natural =
+        |(nth, column): (usize, &Column)| longest(nth).unwrap_or(0).max(column.title.chars().count()).max(column.min);
+    let mut widths: Vec<usize> = columns.iter().enumerate().map(natural).collect();
+    let gaps: usize = columns.iter().map(|column| column.gap).sum();
+    while width.is_some_and(|width| widths.iter().sum::<usize>() + gaps > width) {
+        // The widest gives first.
+        let may_give = |(nth, at): &(usize, &mut usize)| {
+            **at > SHORTENED_MIN && columns.get(*nth).is_some_and(|column| column.keep != Keep::All)
+        };
+        let Some((_, widest)) = widths.iter_mut().enumerate().filter(may_give).max_by_key(|(_, at)| **at) else {
+            break;
+        };
+        *widest -= 1;
+    }
+    let line = |cells: &dyn Fn(usize) -> String| {
+        let mut line = String::new();
+        for (nth, (column, &width)) in columns.iter().zip(&widths).enumerate() {
+            let cell = shorten(&cells(nth), column.keep, width);
+            let gap = column.gap;
+            line +=
+                &if column.right { format!("{:gap$}{cell:>width$}", "") } else { format!("{:gap$}{cell:<width$}", "") };
+        }
+        line.trim_end().to_owned()
+    };
+    let titles = titled.then(|| line(&|nth| columns.get(nth).map_or(String::new(), |column| column.title.to_owned())));
+    let rows = rows.iter().map(|row| line(&|nth| row.get(nth).cloned().unwrap_or_default())).collect();
+    (titles, rows)
+}
+
+/// A cell of at most so many characters, if it may be shortened.
+fn shorten(cell: &str, keep: Keep, width: usize) -> String {
+    let long = cell.chars().count();
+    let kept = width.saturating_sub(1);
+    match keep {
+        Keep::Head if long > width => cell.chars().take(kept).chain(['…']).collect(),
+        Keep::Tail if long > width => std::iter::once('…').chain(cell.chars().skip(long - kept)).collect(),
+        _ => cell.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn row(cells: &[&str]) -> Vec<String> {
+        cells.iter().map(|cell| (*cell).to_owned()).collect()
+    }
+
+    #[test]
+    fn names_give_way_and_figures_and_words_do_not() {
+        let columns = [figures("pages", 0, 0), words("", 0, 2), names("", Keep::Tail, 1), names("", Keep::Head, 2)];
+        let long =
+            row(&["12,345", "uninitialised data of", "/usr/lib/x86_64-linux-gnu/libc.so.6", "a_long_function_name"]);
+        let (titles, lines) = lines(&columns, &[long.clone(), row(&["1", "", "x"])], Some(60));
+        assert_eq!(titles.as_deref(), Some(" pages"));
+        assert_eq!(lines[0], "12,345  uninitialised data of …gnu/libc.so.6  a_long_functi…");
+        assert_eq!(lines[1], "     1                        x");
+        let (_, lines) = super::lines(&columns, &[long], None);
+        assert!(lines[0].ends_with("libc.so.6  a_long_function_name"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_is_no_wider_than_asked_for(names_of in proptest::collection::vec("\\PC{0,90}", 1..5), width in 40..100usize) {
+            let columns = [figures("", 11, 0), names("", Keep::Head, 2), names("", Keep::Tail, 2)];
+            let rows: Vec<_> = names_of.iter().map(|name| row(&["7", name, name])).collect();
+            for line in lines(&columns, &rows, Some(width)).1 {
+                prop_assert!(line.chars().count() <= width, "{line:?}");
+            }
+        }
+    }
+}
