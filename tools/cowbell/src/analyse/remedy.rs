@@ -24,7 +24,7 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
             "read through plain references or indices instead of counted ones, or keep the counts apart from the data"
         }
         (Cause::Counter, _) => {
-            "keep counters, locks and flags apart from the data that is shared: one page of them is copied once"
+            "keep counters, locks and flags apart from the data that is shared: then only their own pages are copied"
         }
         (Cause::GarbageCollector, Runtime::Ruby) => {
             "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part"
@@ -41,7 +41,7 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
         (Cause::RealWrite, _) if circumstances.few_words => {
             "keep what is written together, apart from what is only read: one byte written copies its whole page"
         }
-        (Cause::RealWrite, _) => "what changes cannot be shared: nothing is wasted",
+        (Cause::RealWrite, _) => "what changes cannot be shared",
         (Cause::Rewritten, Runtime::Native | Runtime::Redis) => {
             "keep words that are written and put back (counters, locks, flags) apart from the data, and write a value \
              only where it differs"

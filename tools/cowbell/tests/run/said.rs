@@ -215,7 +215,7 @@ waitpid($pid, 0);";
     let (cause, share, remedy) = most(&report);
     assert!(cause == "unknown" && share > 0.9 && remedy.is_empty(), "{cause} {share}: {text}");
     assert_eq!(report["causes"][0]["reasons"][0]["reason"], "interpreter");
-    assert!(text.contains("an interpreter's whose objects cowbell does not know"), "{text}");
+    assert!(text.contains("an interpreter whose objects cowbell does not know"), "{text}");
 }
 
 #[test]
