@@ -12,8 +12,6 @@ use std::collections::HashMap;
 pub struct ScriptSum {
     samples: u64,
     script_samples: u64,
-    /// Copies with an event, of intervals with samples.
-    copied: u64,
     places: HashMap<u32, PlaceSum>,
 }
 
@@ -33,8 +31,6 @@ pub struct Sampled {
 
 #[derive(Default)]
 struct SampledInstruction {
-    /// Copies with an event.
-    events: u64,
     samples: u64,
     places: HashMap<u32, (u64, HashMap<Cause, u64>)>,
 }
@@ -46,7 +42,6 @@ impl Sampled {
             return;
         }
         let sum = self.instructions.entry(copied.code).or_default();
-        sum.events += pages;
         sum.samples += if matches!(copied.seen, Seen::Native | Seen::Script(_)) { pages } else { 0 };
         if let Seen::Script(place) = copied.seen {
             let (samples, causes) = sum.places.entry(place).or_default();
@@ -60,9 +55,8 @@ impl Sampled {
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
-        for (code, SampledInstruction { events, samples, places }) in self.instructions {
+        for (code, SampledInstruction { samples, places }) in self.instructions {
             sum.samples += samples;
-            sum.copied += events;
             for (line, (samples, causes)) in places {
                 sum.script_samples += samples;
                 let place = sum.places.entry(line).or_default();
@@ -77,7 +71,7 @@ impl Sampled {
 }
 
 /// The lines of all intervals.
-pub fn script(sum: ScriptSum, profile: &Profile) -> summary::Script {
+pub fn script(sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script {
     let named = |(place, place_sum): (u32, PlaceSum)| {
         let place = profile.places.get(place as usize)?.clone();
         Some(ScriptLine {
@@ -90,7 +84,7 @@ pub fn script(sum: ScriptSum, profile: &Profile) -> summary::Script {
             work: place.work,
             samples: place_sum.samples,
             copied_pages_estimated: place_sum.pages,
-            share: share(place_sum.pages, sum.copied),
+            share: share(place_sum.pages, copied),
             cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
         })
     };
