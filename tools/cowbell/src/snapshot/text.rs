@@ -9,7 +9,9 @@ use std::fmt::{Result, Write};
 /// Columns of the whole.
 const WIDTH_MAX: usize = 100;
 /// Columns of the name of a process or of a mapping.
-const NAME_MIN: usize = 16;
+const NAME_MIN: usize = 10;
+/// Longer names of files lose their folders.
+const PATH_MAX: usize = 32;
 /// Generations that are indented; deeper ones stand below the last.
 const INDENTED_MAX: usize = 6;
 
@@ -240,7 +242,7 @@ fn groups(out: &mut String, title: &str, groups: &[Group], snapshot: &Snapshot, 
 /// A path's last part where the whole is long: the rest is the same for many.
 fn tail(name: &str) -> &str {
     match name.rsplit_once('/') {
-        Some((_, last)) if name.chars().count() > 2 * NAME_MIN && !last.is_empty() => last,
+        Some((_, last)) if name.chars().count() > PATH_MAX && !last.is_empty() => last,
         _ => name,
     }
 }
