@@ -23,6 +23,8 @@ const TYPE_SUBCLASS: u64 = 1 << 31;
 const CHAIN_MAX: usize = 4;
 /// So many pointers that lead to no type are followed in a process in which none has led to one.
 const VAIN_MAX: usize = 4096;
+/// So many pages are remembered.
+const PAGES_MAX: usize = 64;
 /// So many answers are remembered.
 const KNOWN_MAX: usize = 1 << 16;
 
@@ -40,17 +42,24 @@ pub struct Types<W> {
     any: bool,
 }
 
-/// Reads words of a process, those of pages that are there: reading others would bring them in.
+/// Reads words of a process, those of pages that are there: reading others would bring them in. Pages are read whole and
+/// remembered, because most pointers lead to few pages and each read is a system call.
 pub fn words<'a>(memory: &'a Memory, pagemap: &'a Pagemap) -> impl FnMut(u64) -> Option<u64> + 'a {
-    let mut present = (u64::MAX, false);
+    let bytes = baseline::page_bytes();
+    let mut pages: HashMap<u64, Option<Box<[u8]>>> = HashMap::new();
     move |address| {
-        let page = address / baseline::page_bytes() * baseline::page_bytes();
-        if present.0 != page {
-            let is_there = baseline::entry(pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
-            present = (page, is_there);
+        let page = address / bytes * bytes;
+        if pages.len() >= PAGES_MAX && !pages.contains_key(&page) {
+            pages.clear();
         }
-        let mut word = [0; 8];
-        (present.1 && memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_le_bytes(word))
+        let read = || {
+            let is_there = baseline::entry(pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
+            let mut held = vec![0; bytes as usize];
+            (is_there && memory.read(page, &mut held) == Ok(held.len())).then(|| held.into())
+        };
+        let held = pages.entry(page).or_insert_with(read).as_ref()?;
+        let word = held.get((address - page) as usize..)?.first_chunk::<8>()?;
+        Some(u64::from_le_bytes(*word))
     }
 }
 
