@@ -8,6 +8,7 @@ use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageSet, PageSpan};
 use crate::sys::map::{self, Harmless, Range};
+#[cfg(feature = "pool")]
 use crate::sys::pagemap::{Entry, Pagemap};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
