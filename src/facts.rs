@@ -64,7 +64,7 @@ pub struct Headroom {
     pub limit: Limit,
 }
 
-/// What limits memory.
+/// A limit that memory runs into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

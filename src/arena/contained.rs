@@ -45,7 +45,7 @@ pub unsafe trait Contained: 'static {
 pub struct Extent {
     range: Range,
     number: (u16, u16),
-    /// What of the program itself nobody can write.
+    /// The parts of the program itself that nobody can write.
     constants: StdVec<Range>,
     /// Shared objects that were looked at: a graph may have more paths than objects.
     seen: RefCell<StdHashSet<(usize, usize, TypeId)>>,

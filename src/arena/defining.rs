@@ -164,7 +164,7 @@ macro_rules! __contained {
         unsafe impl<$($param: $crate::arena::Contained),*> $crate::arena::Contained for $name<$($param),*> {
             const POINTS: bool = false $($(|| $crate::arena::__points::<Self, _>(|__cowbell_this| match *__cowbell_this {
                 $path { $key: ref $value, .. } => $value,
-                #[allow(unreachable_patterns)]
+                #[allow(unreachable_patterns, reason = "a struct has the one pattern, an enum has others")]
                 _ => ::core::unreachable!(),
             }))*)*;
             fn is_within(&self, __cowbell_arena: &$crate::arena::Extent) -> bool {

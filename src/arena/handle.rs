@@ -138,7 +138,7 @@ mod travel {
         }
     }
 
-    /// As for [`Serialize`]. Slot and generation are no other image's in any process of a line of forks. Threads that read one handle's
+    /// The rules of [`Serialize`] hold here, too. Slot and generation are no other image's in any process of a line of forks. Threads that read one handle's
     /// passenger get one object, so it must be `Sync`:
     ///
     /// ```compile_fail,E0277

@@ -34,7 +34,7 @@ impl ArenaRef {
     /// Copies a slice into the arena.
     ///
     /// # Errors
-    /// As [`Self::alloc`].
+    /// Those of [`Self::alloc`].
     #[track_caller]
     pub fn alloc_slice<T: Copy + 'static>(&self, values: &[T]) -> Result<&'static mut [T]> {
         let place = self.site_at::<T>(Location::caller()).take(Layout::for_value(values))?.cast::<T>();
@@ -49,7 +49,7 @@ impl ArenaRef {
     /// Copies a string into the arena.
     ///
     /// # Errors
-    /// As [`Self::alloc`].
+    /// Those of [`Self::alloc`].
     #[track_caller]
     pub fn alloc_str(&self, text: &str) -> Result<&'static mut str> {
         let bytes = self.alloc_slice(text.as_bytes())?;
@@ -60,7 +60,7 @@ impl ArenaRef {
     /// Moves everything an iterator yields into the arena, as one slice. The values are never dropped.
     ///
     /// # Errors
-    /// As [`Self::alloc`]; what was taken from the iterator until then is dropped.
+    /// Those of [`Self::alloc`]; what was taken from the iterator until then is dropped.
     #[track_caller]
     pub fn alloc_iter<T: 'static>(&self, values: impl IntoIterator<Item = T>) -> Result<&'static mut [T]> {
         let mut values = values.into_iter();

@@ -16,7 +16,7 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// How long threads are waited for that have ended and that the kernel has not taken away yet.
 const EXITING_MAX: Duration = Duration::from_secs(1);
 
-/// So many looks are made without sleeping between them.
+/// The number of looks that are made without sleeping between them.
 const LOOKS_AWAKE: u32 = 50;
 
 /// The count is 1 now. *Raw.*

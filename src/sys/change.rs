@@ -1,4 +1,4 @@
-//! What a thread that waits is about to change in its address space: `/proc/PID/task/TID/syscall`.
+//! The change that a waiting thread is about to make to its address space: `/proc/PID/task/TID/syscall`.
 
 use super::map::Range;
 use std::os::fd::AsFd;

@@ -62,7 +62,7 @@ impl Entry {
         self.bits() & ((1 << 55) - 1)
     }
 
-    /// What lies there. `armed`: the range is under userfaultfd, where an untouched page holds a marker that looks swapped
+    /// The state of the page there. `armed`: the range is under userfaultfd, where an untouched page holds a marker that looks swapped
     /// and is protected. (So does a private page that was armed and then swapped out: who arms keeps what it knew before.)
     /// The page of zeroes is a [`State::Private`] here; a scan tells it. *Raw.*
     pub fn state(self, armed: bool) -> State {
@@ -96,7 +96,7 @@ impl Categories {
     }
 }
 
-/// What lies at an address of a private mapping, as page tables tell it: the one classification for censuses, for the
+/// The state of a page of a private mapping, as page tables tell it: the one classification for censuses, for the
 /// tool's baseline and for snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -332,7 +332,7 @@ impl Pagemap {
     /// [`COPIED`] finds, or [`COPIED_ARMED`] where the range is under userfaultfd. *Raw*, if `copied` is.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// Those of [`Self::read`].
     pub fn read_copied(&self, range: Range, armed: bool, mut copied: impl FnMut(Range)) -> Result<(), Errno> {
         let page = super::page_size().bytes();
         self.read(range, |address, entry| {

@@ -35,7 +35,7 @@ impl Mapping {
 /// The mappings of a process or thread, ascending.
 ///
 /// # Errors
-/// As [`super::read`]; a process that has no memory any more has no mappings, which is no error.
+/// Those of [`super::read`]; a process that has no memory any more has no mappings, which is no error.
 pub fn read(id: i32) -> Result<Vec<Mapping>, Errno> {
     Ok(super::text(id, "maps")?.lines().filter_map(parse).collect())
 }
