@@ -55,6 +55,10 @@ pub const CLAIMS: &[Claim] = &[
         "`MADV_FREE` on a private memfd mapping is EINVAL; on anonymous memory it is accepted."
     ),
     claim!(
+        free_leaves_shared_pages_as_they_are,
+        "`MADV_FREE` in a child frees no page that its parent still maps: the content stays, and the next write copies."
+    ),
+    claim!(
         identical_content_stays_a_copy,
         "A copied page whose content is written back to the original stays a copy until it is dropped."
     )
@@ -253,6 +257,28 @@ fn free_is_refused_on_a_private_memfd() -> Verdict {
     assert_eq!(memory.load(1), mark(1));
     let anonymous = own_pages(Kind::Anonymous)?;
     assert_eq!(anonymous.advise(anonymous.range, libc::MADV_FREE), Ok(()));
+    Ok(())
+}
+
+fn free_leaves_shared_pages_as_they_are() -> Verdict {
+    let memory = own_pages(Kind::Anonymous)?;
+    let is_exclusive = |page| evidence::entry(&memory, page).contains(Entry::EXCLUSIVE);
+    let (written, end) = (Gate::new(), Gate::new());
+    let child = child::spawn(|| {
+        memory.advise(memory.range, libc::MADV_FREE).expect("madvise");
+        // Pages that were given up would go with this, if the kernel looks at them now.
+        let _looked = memory.advise(memory.range, libc::MADV_PAGEOUT);
+        assert_eq!((0..4).map(|page| memory.load(page)).collect::<Vec<_>>(), (0..4).map(mark).collect::<Vec<_>>());
+        assert_eq!((0..4).map(is_exclusive).collect::<Vec<_>>(), [false; 4], "still the parent's, too");
+        memory.store(1, 100);
+        assert_eq!((0..4).map(is_exclusive).collect::<Vec<_>>(), [false, true, false, false], "a copy of its own");
+        written.open();
+        end.pass();
+    });
+    written.pass();
+    assert_eq!(memory.load(1), mark(1), "the original");
+    end.open();
+    child.finish();
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use cowbell::sys::pagemap::{Categories, Pagemap, Query, WRITTEN};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::uffd::{Door, Features, Uffd};
 use cowbell::sys::{Errno, process};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 pub const CLAIMS: &[Claim] = &[
@@ -92,6 +93,10 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         system_call_without_privilege_is_user_mode_only,
         "Where `vm.unprivileged_userfaultfd` is 0, `userfaultfd(0)` without CAP_SYS_PTRACE is EPERM and `UFFD_USER_MODE_ONLY` works."
+    ),
+    claim!(
+        open_device_asks_for_no_right,
+        "`USERFAULTFD_IOC_NEW` on an open `/dev/userfaultfd` makes a userfaultfd, not of the user-mode-only kind, for a process without any capability, where `userfaultfd(0)` is EPERM."
     ),
 ];
 
@@ -366,5 +371,26 @@ fn system_call_without_privilege_is_user_mode_only() -> Verdict {
     {
         Uffd::open(Door::SystemCall, SYNC).expect("with CAP_SYS_PTRACE");
     }
+    Ok(())
+}
+
+fn open_device_asks_for_no_right() -> Verdict {
+    const IOC_NEW: libc::c_ulong = 0xaa00;
+    let setting = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
+    if setting.trim() != "0" {
+        return Err(crate::claim::Skip(format!("vm.unprivileged_userfaultfd is `{}`", setting.trim())));
+    }
+    let device = cowbell::sys::uffd::device()
+        .map_err(|e| crate::claim::Skip(format!("/dev/userfaultfd cannot be opened: {e}")))?;
+    child::spawn(|| {
+        let mut sets = rustix::thread::capabilities(None).expect("capget");
+        sets.effective = rustix::thread::CapabilitySet::empty();
+        rustix::thread::set_capabilities(None, sets).expect("capset");
+        assert_eq!(Uffd::open(Door::SystemCall, SYNC).err(), Some(Errno::PERM), "it may not make one by itself");
+        // SAFETY: the call takes flags, and opens a descriptor that the child's end closes.
+        let made = unsafe { libc::ioctl(device.as_raw_fd(), IOC_NEW as _, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        assert!(made >= 0, "{}", std::io::Error::last_os_error());
+    })
+    .finish();
     Ok(())
 }
