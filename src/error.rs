@@ -157,6 +157,12 @@ fn remedy(operation: &str, errno: Errno) -> Option<&'static str> {
         Errno::NOMEM if operation.starts_with("mmap") => {
             Some("raise the limit on address space: ulimit -v, or choose a smaller capacity")
         }
+        Errno::ACCESS | Errno::PERM if operation == "perf_event_open" => Some(
+            "let users see their own page faults: sysctl kernel.perf_event_paranoid=2; in a container allow perf_event_open in its seccomp profile",
+        ),
+        Errno::PERM if operation == "mmap(perf event)" => {
+            Some("let users lock more memory: sysctl kernel.perf_event_mlock_kb, or ulimit -l")
+        }
         _ => None,
     }
 }

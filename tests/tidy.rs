@@ -118,6 +118,7 @@ const TESTS: &[Tests] = &[
             ("claim", &["evidence", "memory", "watcher"]),
             ("case", &["claim", "docs", "memory"]),
             ("copying", &["writers"]),
+            ("perf", &["processes"]),
             ("settling", &["copying"]),
             ("sharing", &["ending"]),
             ("stores", &["remote"]),

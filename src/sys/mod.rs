@@ -22,6 +22,7 @@ pub mod limits;
 pub mod map;
 pub mod memfd;
 pub mod pagemap;
+pub mod perf;
 pub mod pidfd;
 pub mod probe;
 pub mod process;

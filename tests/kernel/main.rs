@@ -28,6 +28,7 @@ mod io_ring;
 mod keeper;
 mod mapping;
 mod pagemap;
+mod perf;
 mod processes;
 mod remote;
 mod robust;
@@ -80,6 +81,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("changes", changes::CLAIMS),
     ("settling", settling::CLAIMS),
     ("tracer", tool::CLAIMS),
+    ("page faults", perf::CLAIMS),
 ];
 
 fn main() -> ExitCode {

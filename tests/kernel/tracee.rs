@@ -135,3 +135,10 @@ pub fn blocked_in(tid: i32, wanted: impl Fn(i64, &[u64]) -> bool) {
         process::yield_now();
     }
 }
+
+/// Seizes a child that waits at a gate, opens the gate, and lets it run until it has executed another program.
+pub fn exec_stop(pid: i32, gate: &Gate) {
+    ptrace::seize(pid, Options::EXEC).expect("PTRACE_SEIZE");
+    gate.open();
+    until(pid, Stop::Event(Event::Exec));
+}

@@ -1,0 +1,185 @@
+//! Records as the kernel writes them into a ring: bytes in, meaning out.
+
+/// A page fault as a ring tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The address that was touched.
+    pub address: u64,
+    /// The instruction that touched it; the kernel's own if `by_kernel`.
+    pub ip: u64,
+    /// The process, as numbered where the event was opened.
+    pub pid: i32,
+    /// The thread, as numbered where the event was opened.
+    pub tid: i32,
+    /// When the fault began, `CLOCK_MONOTONIC` in nanoseconds.
+    pub time_ns: u64,
+    /// The kernel touched it on the thread's behalf.
+    pub by_kernel: bool,
+}
+
+/// What a ring holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A page fault.
+    Fault(Fault),
+    /// So many records did not fit into the ring. The last ones lost may never be told so: [`Event::counts`] is exact.
+    Lost(u64),
+    /// Anything else.
+    Other,
+    /// The ring holds what is no record, so the rest of it was passed over.
+    Broken,
+}
+
+const RECORD_LOST: u32 = 2;
+const RECORD_SAMPLE: u32 = 9;
+const CPUMODE_MASK: u16 = 7;
+const CPUMODE_KERNEL: u16 = 1;
+/// `struct perf_event_header`: `__u32 type; __u16 misc; __u16 size`.
+const HEADER: usize = 8;
+/// The longest record that is read, a sample of [`SAMPLE`].
+const RECORD_MAX: usize = 40;
+
+/// The records between two positions of a ring of `len` bytes, of which `copy` copies bytes out.
+pub(super) fn each(begin: u64, end: u64, len: u64, copy: impl Fn(u64, &mut [u8]), seen: &mut impl FnMut(Record)) {
+    if end.wrapping_sub(begin) > len {
+        return seen(Record::Broken);
+    }
+    let mut at = begin;
+    while at != end {
+        let mut record = [0u8; RECORD_MAX];
+        let left = end.wrapping_sub(at);
+        let (header, body) = record.split_at_mut(HEADER);
+        if left < HEADER as u64 {
+            return seen(Record::Broken);
+        }
+        copy(at, header);
+        let size = u64::from(half(header, 6));
+        if size < HEADER as u64 || size > left {
+            return seen(Record::Broken);
+        }
+        let known = body.len().min(size as usize - HEADER);
+        let (body, _) = body.split_at_mut(known);
+        copy(at.wrapping_add(HEADER as u64), body);
+        seen(parse(&record, size as usize));
+        at = at.wrapping_add(size);
+    }
+}
+
+/// A record's meaning; `record` has its first bytes, `size` are all.
+fn parse(record: &[u8; RECORD_MAX], size: usize) -> Record {
+    let misc = half(record, 4);
+    match word(record, 0) as u32 {
+        RECORD_SAMPLE if size >= RECORD_MAX => Record::Fault(Fault {
+            ip: word(record, 8),
+            pid: word(record, 16) as i32,
+            tid: (word(record, 16) >> 32) as i32,
+            time_ns: word(record, 24),
+            address: word(record, 32),
+            by_kernel: misc & CPUMODE_MASK == CPUMODE_KERNEL,
+        }),
+        RECORD_LOST if size >= 24 => Record::Lost(word(record, 16)),
+        RECORD_SAMPLE | RECORD_LOST => Record::Broken,
+        _ => Record::Other,
+    }
+}
+
+/// Eight bytes as the kernel stores a number; 0 beyond the end.
+pub(super) fn word(bytes: &[u8], at: usize) -> u64 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |&chunk| u64::from_le_bytes(chunk))
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.map_or(0, |&chunk| u16::from_le_bytes(chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LEN: u64 = 128;
+
+    /// What a ring of 128 bytes tells between two positions.
+    fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record> {
+        let mut seen = Vec::new();
+        let copy = |at: u64, into: &mut [u8]| {
+            for (byte, at) in into.iter_mut().zip(at..) {
+                *byte = ring.get((at % LEN) as usize).copied().unwrap_or(0);
+            }
+        };
+        each(begin, end, LEN, copy, &mut |record| seen.push(record));
+        seen
+    }
+
+    fn put(ring: &mut [u8], at: u64, record: &[u8]) {
+        for (&byte, at) in record.iter().zip(at..) {
+            ring[(at % LEN) as usize] = byte;
+        }
+    }
+
+    fn header(kind: u32, misc: u16, size: u16) -> Vec<u8> {
+        [&kind.to_le_bytes()[..], &misc.to_le_bytes(), &size.to_le_bytes()].concat()
+    }
+
+    fn sample(misc: u16, fault: Fault) -> Vec<u8> {
+        let thread = fault.pid as u64 | (fault.tid as u64) << 32;
+        let words = [fault.ip, thread, fault.time_ns, fault.address];
+        [header(RECORD_SAMPLE, misc, 40), words.map(u64::to_le_bytes).concat()].concat()
+    }
+
+    const FAULT: Fault =
+        Fault { address: 0x7000_0123, ip: 0x40_1000, pid: 7, tid: 9, time_ns: 1 << 40, by_kernel: false };
+
+    #[test]
+    fn a_sample_over_the_end_of_the_ring_is_read_whole() {
+        let mut ring = [0; LEN as usize];
+        let begin = 5 * LEN - 16;
+        put(&mut ring, begin, &sample(2, FAULT));
+        put(&mut ring, begin + 40, &sample(1, FAULT));
+        let expected = [FAULT, Fault { by_kernel: true, ..FAULT }].map(Record::Fault);
+        assert_eq!(told(&ring, begin, begin + 80), expected);
+    }
+
+    #[test]
+    fn lost_records_are_counted_and_unknown_ones_passed() {
+        let mut ring = [0; LEN as usize];
+        put(
+            &mut ring,
+            0,
+            &[header(RECORD_LOST, 0, 24), 3u64.to_le_bytes().to_vec(), 77u64.to_le_bytes().to_vec()].concat(),
+        );
+        put(&mut ring, 24, &header(5, 0, 64));
+        put(&mut ring, 88, &sample(2, FAULT));
+        assert_eq!(told(&ring, 0, 128), [Record::Lost(77), Record::Other, Record::Fault(FAULT)]);
+    }
+
+    #[test]
+    fn positions_go_on_behind_the_largest_number() {
+        let mut ring = [0; LEN as usize];
+        let begin = u64::MAX - 15;
+        put(&mut ring, begin % LEN, &sample(2, FAULT));
+        assert_eq!(told(&ring, begin, begin.wrapping_add(40)), [Record::Fault(FAULT)]);
+    }
+
+    #[test]
+    fn what_is_no_record_ends_the_reading() {
+        let ring = [0; LEN as usize];
+        assert_eq!(told(&ring, 0, 64), [Record::Broken], "a record of no length");
+        assert_eq!(told(&ring, 0, 3 * LEN), [Record::Broken], "more than the ring holds");
+        let mut short = [0; LEN as usize];
+        put(&mut short, 0, &header(RECORD_SAMPLE, 0, 16));
+        put(&mut short, 16, &header(RECORD_LOST, 0, 200));
+        assert_eq!(told(&short, 0, 64), [Record::Broken, Record::Broken], "too short, and too long");
+        assert_eq!(told(&short, 0, 4), [Record::Broken], "less than a header");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_to_an_end(ring in prop::collection::vec(any::<u8>(), LEN as usize), begin: u64, len in 0..300u64) {
+            let records = told(&ring, begin, begin.wrapping_add(len));
+            prop_assert!(records.len() as u64 <= len.div_ceil(HEADER as u64));
+        }
+    }
+}

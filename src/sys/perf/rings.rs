@@ -1,0 +1,187 @@
+//! The page faults of a whole tree of processes: an event and a ring for each CPU.
+//!
+//! The kernel gives no ring to an event that is inherited and counts on all CPUs, so there is one a CPU.
+
+use super::record::Record;
+use super::{Event, Options, Ring};
+use crate::error::{Error, Result};
+use crate::sys::{Errno, page_size};
+use rustix::event::{PollFd, PollFlags};
+use std::os::fd::BorrowedFd;
+
+/// Events of one thread and all that come from it, with a ring for each CPU.
+#[derive(Debug)]
+pub struct Rings {
+    rings: Vec<Ring>,
+    /// Of threads that were added later: events that write into the rings.
+    added: Vec<Event>,
+    cpus: Vec<u32>,
+    kernel: bool,
+}
+
+/// Why a wait for records ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// A ring is a quarter full.
+    Records,
+    /// The descriptor that ends the waiting became readable.
+    Stop,
+}
+
+impl Rings {
+    /// Opens an event on each CPU for the thread `tid` and all that come from it from now on, with faults that the kernel takes
+    /// for them if this user may see those. Each ring has `bytes_max` bytes, or as large a part of that as this
+    /// user may lock for all of them.
+    ///
+    /// # Errors
+    /// The call that failed: `perf_event_open` as [`Event::open`], `mmap` with `EPERM` where not even a page may be locked.
+    pub fn open(tid: i32, bytes_max: usize) -> Result<Self> {
+        let cpus = cpus();
+        match Self::open_with(tid, bytes_max, true, &cpus) {
+            Err(e) if e.errno() == Some(Errno::ACCESS.raw_os_error()) => Self::open_with(tid, bytes_max, false, &cpus),
+            opened => opened,
+        }
+    }
+
+    /// As [`Self::open`]; `kernel`: see [`Options::kernel`].
+    fn open_with(tid: i32, bytes_max: usize, kernel: bool, cpus: &[u32]) -> Result<Self> {
+        let mut bytes = bytes_max.max(page_size().bytes());
+        loop {
+            match Self::open_sized(tid, bytes, kernel, cpus)? {
+                Some(rings) => return Ok(rings),
+                // The limit is one for all rings of a user, so all are made smaller.
+                None if bytes > page_size().bytes() => bytes = (bytes / 2).max(page_size().bytes()),
+                None => return Err(Error::os("mmap(perf event)", Errno::PERM)),
+            }
+        }
+    }
+
+    /// `None`: this user may not lock so much.
+    fn open_sized(tid: i32, bytes: usize, kernel: bool, cpus: &[u32]) -> Result<Option<Self>> {
+        let mut opened = Self { rings: Vec::new(), added: Vec::new(), cpus: Vec::new(), kernel };
+        for &cpu in cpus {
+            let options = Options { cpu: Some(cpu), inherit: true, kernel, wakeup_bytes: (bytes / 4) as u32 };
+            let event = match Event::open(tid, options) {
+                // It went away.
+                Err(Errno::NODEV) => continue,
+                event => event.map_err(|e| Error::os("perf_event_open", e))?,
+            };
+            match Ring::new(event, bytes) {
+                Ok(ring) => opened.rings.push(ring),
+                Err((_, Errno::PERM | Errno::NOMEM)) => return Ok(None),
+                Err((_, e)) => return Err(Error::os("mmap(perf event)", e)),
+            }
+            opened.cpus.push(cpu);
+        }
+        if opened.rings.is_empty() { Err(Error::os("perf_event_open", Errno::NODEV)) } else { Ok(Some(opened)) }
+    }
+
+    /// Lets the faults of one more thread, and of all that come from it from now on, go into these rings.
+    ///
+    /// # Errors
+    /// As [`Event::open`].
+    pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
+        let before = self.added.len();
+        for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {
+            let options = Options { cpu: Some(cpu), inherit: true, kernel: self.kernel, wakeup_bytes: 0 };
+            let added = Event::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
+            match added {
+                Ok(event) => self.added.push(event),
+                Err(e) => {
+                    // A thread on some CPUs only would be a half truth.
+                    self.added.truncate(before);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Are faults told that the kernel takes for a thread?
+    pub fn tell_kernel(&self) -> bool {
+        self.kernel
+    }
+
+    /// How many bytes of records fit, on all CPUs.
+    pub fn bytes(&self) -> usize {
+        self.rings.iter().map(Ring::bytes).sum()
+    }
+
+    /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's.
+    pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
+        for ring in &mut self.rings {
+            ring.drain(&mut seen);
+        }
+    }
+
+    /// Waits until a ring is a quarter full, or `stop` is readable.
+    ///
+    /// # Errors
+    /// None that valid descriptors meet.
+    pub fn wait(&self, stop: BorrowedFd<'_>) -> Result<Woken, Errno> {
+        let mut waiting: Vec<_> = self.rings.iter().map(Some).collect();
+        loop {
+            let mut polled = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+            polled.extend(waiting.iter().flatten().map(|ring| PollFd::new(*ring, PollFlags::IN)));
+            match rustix::event::poll(&mut polled, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+            let revents: Vec<_> = polled.iter().map(PollFd::revents).collect();
+            let (stopped, rings) =
+                revents.split_first().map_or((false, &[][..]), |(stop, rings)| (!stop.is_empty(), rings));
+            if stopped {
+                return Ok(Woken::Stop);
+            }
+            if rings.iter().any(|revents| revents.contains(PollFlags::IN)) {
+                return Ok(Woken::Records);
+            }
+            // A ring whose threads have all ended is ready for ever, and tells no more.
+            let mut told = rings.iter();
+            for ring in waiting.iter_mut().filter(|ring| ring.is_some()) {
+                if told.next().is_some_and(|revents| revents.contains(PollFlags::HUP)) {
+                    *ring = None;
+                }
+            }
+        }
+    }
+
+    /// How many faults had no place in a ring until now; `None` before Linux 6.0, which does not tell.
+    pub fn lost(&self) -> Option<u64> {
+        let events = self.rings.iter().map(Ring::event).chain(&self.added);
+        events.map(|event| event.counts().ok()?.lost).sum()
+    }
+}
+
+/// The CPUs of this machine, those that are switched off as well.
+fn cpus() -> Vec<u32> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/present").unwrap_or_default();
+    let found = parse_list(list.trim());
+    if found.is_empty() { (0..allowed_cpus()).collect() } else { found }
+}
+
+/// Where `/sys` is not mounted: as many as this process may run on.
+fn allowed_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}
+
+/// `0-3,8` is 0, 1, 2, 3 and 8.
+fn parse_list(list: &str) -> Vec<u32> {
+    let range = |part: &str| -> Option<std::ops::RangeInclusive<u32>> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    list.split(',').filter_map(range).flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_list;
+
+    #[test]
+    fn a_list_of_cpus_is_read_with_its_gaps() {
+        assert_eq!(parse_list("0-3,8"), [0, 1, 2, 3, 8]);
+        assert_eq!(parse_list("0"), [0]);
+        assert_eq!(parse_list("none"), [0u32; 0]);
+    }
+}

@@ -1,0 +1,407 @@
+//! Page faults told by perf events: one record each, and who is told about whom.
+//!
+//! # Safety
+//! Stores go to a [`Memory`], in children that do nothing else; a child gives up its user for good.
+#![expect(unsafe_code, reason = "claims about stores and system calls")]
+
+use crate::case;
+use crate::child::{self, Child, Gate};
+use crate::claim::{ADMIN, Claim, Skip, Verdict, claim};
+use crate::memory::{Kind, Memory, last_errno};
+use crate::processes::cowbell_claim_store;
+use crate::tracee;
+use cowbell::sys::perf::record::{Fault, Record};
+use cowbell::sys::perf::rings::{Rings, Woken};
+use cowbell::sys::perf::{Counts, Event, Options, Ring};
+use cowbell::sys::{Errno, memfd, monotonic_ns, process};
+use rustix::fs::Mode;
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub const CLAIMS: &[Claim] = &[
+    claim!(
+        write_to_a_page_shared_by_fork_is_one_fault_record,
+        "A `page-faults` event of period 1 has exactly one record of the first write to an anonymous page that fork shared, with address, instruction, thread and time; further writes and all reads of present pages have none."
+    ),
+    claim!(
+        last_fault_of_an_absent_page_is_its_write on [PrivateMemfd, PrivateFile, Anonymous],
+        "Reading and then writing a page that was not there is two fault records, of which the last is the write's; writing it at once is one."
+    ),
+    claim!(
+        fault_event_is_inherited_by_processes_and_threads,
+        "An inherited `page-faults` event on each CPU tells the faults of children, grandchildren and threads made after it was opened, each with its own ids."
+    ),
+    claim!(
+        fault_event_of_a_thread_leaves_out_the_others,
+        "A `page-faults` event of a thread does not tell the faults of its process' other threads that were there before; an event of each can write into the same ring (`PERF_EVENT_IOC_SET_OUTPUT`)."
+    ),
+    claim!(
+        fault_records_lost_are_counted,
+        "Faults beyond what a ring holds are counted by `PERF_FORMAT_LOST`: with the records read they are all faults of the event, while `PERF_RECORD_LOST` may not tell of the last."
+    ),
+    claim!(
+        faults_by_the_kernel_are_told_if_asked_for,
+        "A write by `read(2)` into a page shared by fork is a fault record of the kernel's only without `exclude_kernel`, and then with the thread and the address."
+    ),
+    claim!(
+        kernel_faults_need_permission,
+        "Without CAP_PERFMON and with `kernel.perf_event_paranoid` at 2 an event without `exclude_kernel` is EACCES, and one with it is accepted."
+    )
+    .needs(&[ADMIN])
+    .restores(&["/proc/sys/kernel/perf_event_paranoid"]),
+    claim!(
+        rings_beyond_the_locked_limit_are_refused,
+        "Without CAP_IPC_LOCK a ring is EPERM beyond `kernel.perf_event_mlock_kb` a CPU and `RLIMIT_MEMLOCK`, which count for all rings of a user; a smaller one is accepted."
+    )
+    .needs(&[ADMIN]),
+    claim!(
+        exec_with_privilege_or_of_an_unreadable_program_ends_fault_events,
+        "`exec` of a set-user-ID program, or of one that the user may not read, ends the events of the process: it hangs up and tells no more; after another exec it goes on. Opened anew it tells again."
+    )
+    .needs(&[ADMIN]),
+    claim!(
+        fault_ring_is_not_inherited,
+        "The mapping of a perf ring is not inherited over fork; a `CLONE_VM` process has it."
+    ),
+    claim!(
+        fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end,
+        "Waiting for a perf event's descriptor ends once as many bytes as its watermark are in the ring, and in a hang-up when all that it counts have ended."
+    ),
+];
+
+/// Enough for what a case makes, and small enough for an ordinary user.
+const RING: usize = 128 << 10;
+
+/// Who may not open events at all here (Debian's `perf_event_paranoid` 3, a seccomp filter) can examine nothing.
+fn refused(operation: &str, e: impl std::fmt::Display) -> Skip {
+    Skip(format!("{operation}: {e} (kernel.perf_event_paranoid, or a seccomp filter)"))
+}
+
+/// An event of one process alone, with its ring.
+fn alone(pid: i32, kernel: bool, bytes: usize) -> Result<Ring, Skip> {
+    let options = Options { cpu: None, inherit: false, kernel, wakeup_bytes: (bytes / 4) as u32 };
+    let event = Event::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
+    Ring::new(event, bytes).map_err(|(_, e)| refused("mmap of a ring", e))
+}
+
+/// The faults in a memory that a ring tells, with the page of each.
+fn faults(memory: &Memory, drain: impl FnOnce(&mut dyn FnMut(Record))) -> Vec<(usize, Fault)> {
+    let mut found = Vec::new();
+    drain(&mut |record| match record {
+        Record::Fault(fault) => {
+            let offset = (fault.address as usize).wrapping_sub(memory.range.start);
+            if offset < memory.range.len {
+                found.push((offset / memory.page.bytes(), fault));
+            }
+        }
+        Record::Lost(count) => panic!("{count} records did not fit"),
+        Record::Other => {}
+        Record::Broken => panic!("no record"),
+    });
+    found
+}
+
+/// A child that waits until its events are open.
+fn waiting(body: impl FnOnce()) -> (Child, Gate) {
+    let go = Gate::new();
+    let child = child::spawn(|| {
+        go.pass();
+        body();
+    });
+    (child, go)
+}
+
+fn store(memory: &Memory, page: usize, offset: usize) {
+    // SAFETY: the address lies in the memory.
+    unsafe { cowbell_claim_store(memory.at(page).start + offset, 200) };
+}
+
+fn write_to_a_page_shared_by_fork_is_one_fault_record() -> Verdict {
+    const PAGES: usize = 100;
+    let memory = Memory::marked(Kind::Anonymous, 2 * PAGES)?;
+    let (child, go) = waiting(|| {
+        memory.load_all();
+        for round in 0..2 {
+            (0..PAGES).for_each(|page| store(&memory, page, 100 + page + round));
+        }
+        memory.load_all();
+    });
+    let mut ring = alone(child.pid, false, RING)?;
+    let pid = child.pid;
+    let begin = monotonic_ns();
+    go.open();
+    child.finish();
+    let end = monotonic_ns();
+    let found = faults(&memory, |seen| ring.drain(seen));
+    assert_eq!(found.len(), PAGES, "a record for each page that was written");
+    let mut before = begin;
+    for (at, (page, fault)) in found.into_iter().enumerate() {
+        assert_eq!(page, at, "in order");
+        assert_eq!(fault.address as usize, memory.at(page).start + 100 + page, "the byte");
+        assert_eq!(fault.ip, cowbell_claim_store as *const () as u64, "the store");
+        assert_eq!((fault.pid, fault.tid, fault.by_kernel), (pid, pid, false));
+        assert!((before..=end).contains(&fault.time_ns), "{before} {} {end}", fault.time_ns);
+        before = fault.time_ns;
+    }
+    Ok(())
+}
+
+fn last_fault_of_an_absent_page_is_its_write(kind: Kind) -> Verdict {
+    // Reading maps neighbours as well, so the pages lie far apart.
+    const STEP: usize = 64;
+    let memory = Memory::new(kind, 4 * STEP)?;
+    if kind != Kind::Anonymous {
+        memory.fill();
+    }
+    let (child, go) = waiting(|| {
+        memory.touch(STEP);
+        store(&memory, STEP, 0);
+        store(&memory, 3 * STEP, 0);
+        memory.touch(3 * STEP);
+    });
+    let mut ring = alone(child.pid, false, RING)?;
+    go.open();
+    child.finish();
+    let found = faults(&memory, |seen| ring.drain(seen));
+    let by_store = |fault: &Fault| fault.ip == cowbell_claim_store as *const () as u64;
+    let told: Vec<_> = found.iter().map(|(page, fault)| (*page, by_store(fault))).collect();
+    assert_eq!(told, [(STEP, false), (STEP, true), (3 * STEP, true)]);
+    Ok(())
+}
+
+/// The rings of a thread and all that come from it.
+fn tree(tid: i32) -> Result<Rings, Skip> {
+    Rings::open(tid, RING).map_err(|e| refused("rings", e))
+}
+
+fn fault_event_is_inherited_by_processes_and_threads() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let ids = cowbell::sys::map::SharedWords::new(8).expect("a shared page");
+    let note = |at: usize| {
+        let id = (process::pid() as u64) << 32 | process::tid() as u64;
+        ids.words().get(at).expect("a word").store(id, std::sync::atomic::Ordering::SeqCst);
+        store(&memory, at, 8);
+    };
+    let (child, go) = waiting(|| {
+        let grandchild = child::spawn(|| {
+            note(1);
+            child::spawn(|| std::thread::scope(|scope| drop(scope.spawn(|| note(2))))).finish();
+        });
+        grandchild.finish();
+        std::thread::scope(|scope| drop(scope.spawn(|| note(3))));
+        note(0);
+    });
+    let mut rings = tree(child.pid)?;
+    go.open();
+    child.finish();
+    let mut found = faults(&memory, |seen| rings.drain(seen));
+    found.sort_unstable_by_key(|&(page, _)| page);
+    assert_eq!(found.iter().map(|&(page, _)| page).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    for (page, fault) in found {
+        let id = (fault.pid as u64) << 32 | fault.tid as u64;
+        let expected = ids.words().get(page).expect("a word").load(std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(id, expected, "page {page}");
+        assert_eq!(fault.pid == fault.tid, page < 2, "threads have ids of their own");
+    }
+    assert_eq!(rings.lost().unwrap_or(0), 0);
+    Ok(())
+}
+
+fn fault_event_of_a_thread_leaves_out_the_others() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    for added in [false, true] {
+        let (ready, go) = (Gate::new(), [Gate::new(), Gate::new()]);
+        let tid = cowbell::sys::map::SharedWords::new(1).expect("a shared page");
+        let [cell, ..] = tid.words() else { unreachable!("a page holds a word") };
+        let child = child::spawn(|| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    cell.store(process::tid() as u64, std::sync::atomic::Ordering::SeqCst);
+                    ready.open();
+                    go[0].pass();
+                    store(&memory, 0, 0);
+                });
+                go[1].pass();
+                store(&memory, 1, 0);
+            });
+        });
+        ready.pass();
+        let mut rings = tree(child.pid)?;
+        if added {
+            rings.add(cell.load(std::sync::atomic::Ordering::SeqCst) as i32).expect("an event of the thread");
+        }
+        go.iter().for_each(Gate::open);
+        child.finish();
+        let mut found: Vec<_> = faults(&memory, |seen| rings.drain(seen)).iter().map(|&(page, _)| page).collect();
+        found.sort_unstable();
+        assert_eq!(found, if added { vec![0, 1] } else { vec![1] });
+    }
+    Ok(())
+}
+
+fn fault_records_lost_are_counted() -> Verdict {
+    const PAGES: usize = 3000;
+    let memory = Memory::marked(Kind::Anonymous, PAGES)?;
+    let (child, go) = waiting(|| (0..PAGES).for_each(|page| store(&memory, page, 0)));
+    let mut ring = alone(child.pid, false, 1)?;
+    go.open();
+    child.finish();
+    let (mut seen, mut told) = (0u64, 0u64);
+    ring.drain(|record| match record {
+        Record::Fault(_) => seen += 1,
+        Record::Lost(count) => told += count,
+        record => panic!("{record:?}"),
+    });
+    let Counts { faults, lost } = ring.event().counts().expect("counts");
+    let Some(lost) = lost else { return Err(Skip("needs PERF_FORMAT_LOST (6.0)".to_owned())) };
+    assert!(seen > 0 && seen < PAGES as u64, "{seen} fit");
+    assert!(faults >= PAGES as u64, "{faults} faults");
+    assert_eq!(seen + lost, faults, "exact");
+    assert!(told < lost, "the last loss is not told: {told} of {lost}");
+    Ok(())
+}
+
+fn faults_by_the_kernel_are_told_if_asked_for() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let file = memfd::create("kernel-claim").expect("memfd_create");
+    memfd::set_len(file.as_fd(), 8).expect("ftruncate");
+    for kernel in [false, true] {
+        let (child, go) = waiting(|| {
+            let at = std::ptr::with_exposed_provenance_mut::<u8>(memory.at(2).start);
+            // SAFETY: the page is this child's, and nobody else refers into it.
+            let page = unsafe { std::slice::from_raw_parts_mut(at, 8) };
+            assert_eq!(memfd::read_at(&file, page, 0), Ok(8));
+        });
+        let pid = child.pid;
+        let mut ring = alone(pid, kernel, RING)?;
+        go.open();
+        child.finish();
+        let found = faults(&memory, |seen| ring.drain(seen));
+        let told: Vec<_> = found.iter().map(|(page, fault)| (*page, fault.tid, fault.by_kernel)).collect();
+        assert_eq!(told, if kernel { vec![(2, pid, true)] } else { vec![] });
+    }
+    Ok(())
+}
+
+/// Makes the calling process an ordinary user's, without any capability.
+fn become_nobody() {
+    // SAFETY: the call takes three numbers and changes this process's user only.
+    let changed = unsafe { libc::setresuid(65534, 65534, 65534) };
+    assert_eq!(changed, 0, "setresuid: {}", last_errno());
+}
+
+fn kernel_faults_need_permission() -> Verdict {
+    let setting = "/proc/sys/kernel/perf_event_paranoid";
+    std::fs::write(setting, "2").map_err(|e| Skip(format!("{setting}: {e}")))?;
+    child::spawn(|| {
+        become_nobody();
+        let options = Options { cpu: None, inherit: false, kernel: true, wakeup_bytes: 0 };
+        assert_eq!(Event::open(0, options).map(drop), Err(Errno::ACCESS));
+        assert_eq!(Event::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
+    })
+    .finish();
+    Ok(())
+}
+
+fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
+    let kib = cowbell::sys::limits::sysctl("kernel/perf_event_mlock_kb");
+    let kib = kib.ok_or_else(|| Skip("no kernel.perf_event_mlock_kb".to_owned()))?;
+    child::spawn(|| {
+        become_nobody();
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Memlock, none).expect("setrlimit");
+        let event = || Event::open(0, Options { cpu: None, inherit: false, kernel: false, wakeup_bytes: 0 });
+        let cpus = std::thread::available_parallelism().expect("a count").get();
+        let most = (kib as usize) << 10;
+        let too_large = Ring::new(event().expect("an event"), 4 * cpus * most);
+        assert_eq!(too_large.map(drop).map_err(|(_, e)| e), Err(Errno::PERM));
+        let rings = Rings::open(0, 16 * most).expect("smaller ones");
+        assert!(rings.bytes() <= cpus * most, "{} of {}", rings.bytes(), cpus * most);
+        assert!(rings.bytes() >= most / 4, "not smaller than needed: {}", rings.bytes());
+    })
+    .finish();
+    Ok(())
+}
+
+/// A copy of this machine's `true` for nobody.
+fn program(name: &str, mode: u32) -> CString {
+    let path = case::scratch().join(name);
+    std::fs::copy("/bin/true", &path).expect("a copy of /bin/true");
+    rustix::fs::chmod(&path, Mode::from_raw_mode(mode)).expect("chmod");
+    rustix::fs::chmod(case::scratch(), Mode::from_raw_mode(0o755)).expect("chmod");
+    CString::new(Path::new(&path).as_os_str().as_bytes()).expect("a path")
+}
+
+fn exec_with_privilege_or_of_an_unreadable_program_ends_fault_events() -> Verdict {
+    if !cowbell::sys::tracing::may_give_privilege(&case::scratch().display().to_string()) {
+        return Err(Skip("TMPDIR is on a nosuid mount".to_owned()));
+    }
+    for (name, mode, ends) in [("plain", 0o755, false), ("privileged", 0o4755, true), ("unreadable", 0o711, true)] {
+        let path = program(name, mode);
+        let (child, go) = waiting(|| {
+            become_nobody();
+            let arguments = [path.as_ptr(), std::ptr::null()];
+            // SAFETY: the path and the list of arguments end with a null.
+            unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
+            panic!("exec: {}", last_errno());
+        });
+        let ring = alone(child.pid, false, RING)?;
+        tracee::exec_stop(child.pid, &go);
+        let hung_up = cowbell::sys::pidfd::readable(ring.as_fd(), Some(std::time::Duration::ZERO)).expect("poll");
+        assert_eq!(hung_up, ends, "{name}: after the exec");
+        let anew = alone(child.pid, false, RING)?;
+        tracee::end(child.pid);
+        let [old, new] = [&ring, &anew].map(|ring| ring.event().counts().expect("counts").faults);
+        assert!(new > 20, "{name}: the program takes page faults: {new}");
+        assert_eq!(old >= new, !ends, "{name}: {old} told by the event from before, {new} by the new one");
+    }
+    Ok(())
+}
+
+fn fault_ring_is_not_inherited() -> Verdict {
+    let mut ring = alone(0, false, RING)?;
+    let maps = || std::fs::read_to_string("/proc/self/maps").expect("maps").matches("[perf_event]").count();
+    assert_eq!(maps(), 1, "here");
+    let found = child::compute(|| {
+        // Before the memory is touched: a ring that came over the fork reads none.
+        ring.drain(|record| panic!("{record:?}"));
+        maps() as u64
+    });
+    assert_eq!(found, 0, "not in the child");
+    let memory = Memory::new(Kind::Anonymous, 1)?;
+    store(&memory, 0, 0);
+    let mut in_thread = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| in_thread = faults(&memory, |seen| ring.drain(seen)));
+    });
+    assert_eq!(in_thread.len(), 1, "in a thread");
+    drop(ring);
+    assert_eq!(maps(), 0, "unmapped");
+    Ok(())
+}
+
+fn fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end() -> Verdict {
+    const PAGES: usize = 2000;
+    let memory = Memory::marked(Kind::Anonymous, PAGES)?;
+    let (done, rest) = (Gate::new(), Gate::new());
+    let (child, go) = waiting(|| {
+        (0..PAGES).for_each(|page| store(&memory, page, 0));
+        done.open();
+        rest.pass();
+    });
+    let mut rings = tree(child.pid)?;
+    let stop = Gate::new();
+    go.open();
+    assert_eq!(rings.wait(stop.as_fd()), Ok(Woken::Records), "2,000 records are more than a quarter");
+    done.pass();
+    let mut told = 0;
+    rings.drain(|_| told += 1);
+    assert!(told >= PAGES, "{told}");
+    rest.open();
+    child.finish();
+    stop.open();
+    assert_eq!(rings.wait(stop.as_fd()), Ok(Woken::Stop), "a hang-up is no record");
+    Ok(())
+}
