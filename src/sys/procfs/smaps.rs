@@ -15,6 +15,10 @@ pub struct Figures {
     pub pss: u64,
     /// Present and mapped by this process alone.
     pub private: u64,
+    /// Those of them that were written, whoever did.
+    pub private_dirty: u64,
+    /// Present and mapped by others too, and written.
+    pub shared_dirty: u64,
     /// Present and belonging to no file: copies, in a private file mapping.
     pub anonymous: u64,
     /// Swapped out.
@@ -60,7 +64,12 @@ fn parse(text: &str) -> Vec<Figures> {
         match key {
             "Rss" => figures.rss = bytes,
             "Pss" => figures.pss = bytes,
-            "Private_Clean" | "Private_Dirty" => figures.private += bytes,
+            "Private_Clean" => figures.private += bytes,
+            "Private_Dirty" => {
+                figures.private += bytes;
+                figures.private_dirty = bytes;
+            }
+            "Shared_Dirty" => figures.shared_dirty = bytes,
             "Anonymous" => figures.anonymous = bytes,
             "Swap" => figures.swap = bytes,
             "ShmemPmdMapped" | "FilePmdMapped" => figures.huge_file += bytes,
@@ -78,7 +87,7 @@ mod tests {
     fn a_mapping_is_read_with_its_figures() {
         let text = "7f0000000000-7f0000010000 rw-p 00001000 00:01 1033   /memfd:cowbell:graph (deleted)\n\
                     Size:                 64 kB\nRss:                  12 kB\nPss:                   7 kB\n\
-                    Private_Clean:         4 kB\nPrivate_Dirty:         8 kB\nAnonymous:             8 kB\n\
+                    Shared_Dirty:          0 kB\nPrivate_Clean:         4 kB\nPrivate_Dirty:         8 kB\nAnonymous:             8 kB\n\
                     Swap:                 16 kB\nVmFlags: rd wr mr mw me sd \n\
                     7f0000010000-7f0000011000 ---p 00000000 00:00 0 \nRss:  4 kB\n";
         let mappings = parse(text);
@@ -90,6 +99,7 @@ mod tests {
             (first.rss, first.pss, first.private, first.anonymous, first.swap),
             (12288, 7168, 12288, 8192, 16384)
         );
+        assert_eq!((first.private_dirty, first.shared_dirty), (8192, 0));
         assert_eq!(first.flags, ["rd", "wr", "mr", "mw", "me", "sd"]);
         assert_eq!((mappings[1].rss, mappings[1].mapping.permissions.as_str()), (4096, "---p"));
     }

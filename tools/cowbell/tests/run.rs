@@ -3,6 +3,8 @@
 //! The truth comes from three sides: a program that does what a script says and a model of what Linux must do then
 //! (`model`), page frames as that program itself saw them, and other people's counters (taskstats, smaps, Redis).
 
+#[path = "run/account.rs"]
+mod account;
 #[path = "run/bounds.rs"]
 mod bounds;
 #[path = "run/case.rs"]
@@ -19,6 +21,9 @@ mod judge;
 mod judged;
 #[path = "run/lab.rs"]
 mod lab;
+#[path = "../src/record/memory.rs"]
+#[expect(dead_code, reason = "the record as the tool writes it; no test asks for each sum")]
+mod memory;
 #[path = "run/model.rs"]
 mod model;
 #[path = "run/modules.rs"]

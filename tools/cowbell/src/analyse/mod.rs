@@ -111,6 +111,10 @@ impl Profile {
                 self.with(end.interval, |interval| interval.close(end, page_size, &stacks));
                 self.stacks = stacks;
             }
+            Record::Memory(memory) => {
+                self.seen_at(memory.time_ns);
+                self.memory(memory);
+            }
             Record::Exit { pid, time_ns, ended } => {
                 self.seen_at(time_ns);
                 match self.process_by_pid.get(&pid).and_then(|&at| self.processes.get_mut(at)) {
@@ -186,9 +190,28 @@ impl Profile {
                     started_ns: time_ns,
                     ended_ns: None,
                     ended: None,
+                    memory: None,
                 });
             }
         }
+    }
+
+    fn memory(&mut self, memory: record::Memory) {
+        let page_size = self.page_size();
+        let Some(process) = self.process_by_pid.get(&memory.pid).and_then(|&at| self.processes.get_mut(at)) else {
+            self.stray += 1;
+            return;
+        };
+        let record::Memory { time_ns, name, command, pages, kernel, page_tables, resident_max, .. } = memory;
+        process.memory = Some(summary::Memory {
+            time_ns,
+            name,
+            command,
+            resident: pages.map(|pages| pages.in_bytes(page_size)),
+            smaps: kernel,
+            page_tables_bytes: page_tables,
+            rss_peak_bytes: resident_max,
+        });
     }
 
     fn begin(&mut self, begin: record::Begin) {

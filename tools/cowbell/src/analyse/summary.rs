@@ -6,7 +6,7 @@
 
 use super::cause::{Cause, Reason};
 use super::mapping::Kind;
-use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
+use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Resident, Role, Sums, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
 use serde::Serialize;
@@ -153,6 +153,25 @@ pub struct Process {
     pub started_ns: u64,
     pub ended_ns: Option<u64>,
     pub ended: Option<Ended>,
+    /// All its memory at its end, or when it was let go; `null` where that was not added up.
+    pub memory: Option<Memory>,
+}
+
+/// All the memory of a process, in bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Memory {
+    pub time_ns: u64,
+    /// What the process was called by then.
+    pub name: String,
+    /// Its arguments by then.
+    pub command: Vec<String>,
+    /// What is resident, in bytes, by where it comes from; `null` where that could not be read.
+    pub resident: Option<Resident>,
+    /// What the kernel says in `/proc/PID/smaps_rollup`.
+    pub smaps: Option<Sums>,
+    pub page_tables_bytes: u64,
+    /// The most that was resident at a time.
+    pub rss_peak_bytes: u64,
 }
 
 /// An interval: a period in which one process' memory was watched.
@@ -345,6 +364,8 @@ pub struct Overhead {
     pub stacks_ns: u64,
     /// Time in which targets stood still while their intervals were closed: page tables read, copies compared.
     pub closing_ns: u64,
+    /// Time in which the memory of processes was added up at their ends.
+    pub weighing_ns: u64,
     /// Time spent on all else that stops of threads ask for.
     pub stops_ns: u64,
     /// How often a thread was stopped.

@@ -38,6 +38,8 @@ pub enum GapKind {
     WithoutEvents,
     /// The tool stopped before the process ended.
     StillRunning,
+    /// The memory of processes was not added up at their ends.
+    NotWeighed,
     /// No stacks could be taken; `detail` says why.
     NoStacks,
     /// Anything else; `detail` says it.

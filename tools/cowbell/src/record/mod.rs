@@ -2,6 +2,7 @@
 
 mod code;
 mod gaps;
+mod memory;
 pub mod read;
 mod types;
 

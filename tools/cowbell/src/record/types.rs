@@ -9,6 +9,7 @@
 
 pub use super::code::{Code, Content, Executable, Frame, Module, NativeFrame, Place, Source, Stack, Wrote};
 pub use super::gaps::{Gap, GapKind};
+pub use super::memory::{Memory, Resident, Sums};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,8 @@ pub enum Record {
     Source(Source),
     /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
+    /// All the memory that a process has, once: at its end, or when it is let go.
+    Memory(Memory),
     /// A process ended.
     Exit { pid: i32, time_ns: u64, ended: Ended },
     /// Something that the tool could not see or chose not to look at.
@@ -360,6 +363,9 @@ pub struct Finish {
     /// Time in which intervals were closed: page tables read and copies compared, while the target stands still.
     #[serde(default)]
     pub closing_ns: u64,
+    /// Time in which the memory of processes was added up at their ends.
+    #[serde(default)]
+    pub weighing_ns: u64,
     /// Time spent on all else that stops of threads ask for.
     #[serde(default)]
     pub stops_ns: u64,
@@ -370,6 +376,6 @@ pub struct Finish {
 impl Finish {
     /// The times together, but for that of stops.
     pub fn told_ns(&self) -> u64 {
-        self.arming_ns + self.events_ns + self.stacks_ns + self.closing_ns
+        self.arming_ns + self.events_ns + self.stacks_ns + self.closing_ns + self.weighing_ns
     }
 }

@@ -195,6 +195,8 @@ impl Tracer {
             process.threads = HashSet::from([tid]);
             process.ending.clear();
             process.history.clear();
+            process.known.clear();
+            process.was_watched = false;
             process.family = family;
             process.shares = false;
             process.role = Role::Parent;
@@ -214,8 +216,13 @@ impl Tracer {
         let now = self.now();
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.ending.insert(tid);
+            let shares = process.shares;
             if process.is_ending() {
                 self.close_interval(pid, Closed::Exit, true);
+                // One that shares its maker's memory has none of its own.
+                if !shares {
+                    self.weigh(pid);
+                }
             } else if let (Some(watch), Ok(registers)) = (process.watch.as_mut(), ptrace::registers(tid)) {
                 let pages = watch.thread_ends(registers.thread_pointer(), tid, now);
                 self.owed.extend(pages.into_iter().map(|page| (pid, page)));

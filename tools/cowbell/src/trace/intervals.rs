@@ -1,5 +1,6 @@
 //! Opening and closing intervals.
 
+use super::account;
 use super::arm::Order;
 use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
@@ -9,7 +10,7 @@ use super::link::Target;
 use super::settle::{Close, settle};
 use super::watch::{Doors, Watch};
 use super::{DOORS, Tracer};
-use crate::record::{Closed, GapKind, Mode, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, PageRun, Record, Role, Who};
 use cowbell::sys;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 
@@ -188,7 +189,7 @@ impl Tracer {
         self.say(Record::Begin(begin));
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.watch = Some(Box::new(watch));
-            process.to_arm = false;
+            (process.to_arm, process.was_watched) = (false, true);
         }
         // What other threads told while their process was armed.
         self.serve_events(pid);
@@ -215,6 +216,13 @@ impl Tracer {
             let pages = end.pages.iter().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
             process.history.extend(pages.map(|page| (page, now_ns)));
             process.history.extend(watch.written.iter().map(|(&page, written)| (page, written.time_ns)));
+        }
+        if let Some(process) = self.tree.processes.get_mut(&pid) {
+            account::add(&mut process.known, end.pages.iter().copied());
+            let mut moved: Vec<_> =
+                watch.moved.iter().map(|(&start, moved)| PageRun { start, pages: 1, class: moved.class }).collect();
+            moved.sort_by_key(|run| run.start);
+            account::add(&mut process.known, moved.into_iter());
         }
         self.say(Record::End(end));
         self.sampler.forget(watch.interval);

@@ -13,6 +13,7 @@
 //! (`sys::inject`): this one notices that the front is gone, lets everybody go, and ends.
 
 pub mod ability;
+mod account;
 mod address_space;
 mod arm;
 mod baseline;
@@ -111,6 +112,8 @@ struct Tracer {
     /// Pages whose writers could not be let go before an event was read.
     owed: Vec<(i32, u64)>,
     intervals: u32,
+    /// How many processes were not weighed at their ends, because that had taken too much of the time.
+    unweighed: u64,
     started_ns: u64,
     root: i32,
     root_ended: Option<Ended>,
@@ -370,6 +373,13 @@ impl Tracer {
         pids.sort_unstable_by_key(|&pid| (std::cmp::Reverse(self.tree.depth(pid)), pid));
         for &pid in &pids {
             self.close_interval(pid, Closed::Detached, true);
+        }
+        for pid in pids.iter().copied().filter(|&pid| pid != 0) {
+            self.weigh(pid);
+        }
+        if self.unweighed > 0 {
+            let detail = format!("{} ends, because that had taken its share of the time already", self.unweighed);
+            self.gap(0, GapKind::NotWeighed, detail);
         }
         for (tid, due) in std::mem::take(&mut self.parked) {
             let _gone = ptrace::detach(tid, due);

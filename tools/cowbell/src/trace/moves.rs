@@ -67,14 +67,16 @@ impl Watch {
                 for (start, end) in self.dropped.take(from, from + len) {
                     self.dropped.add(start - from + to, end - from + to);
                 }
-                let moved: Vec<_> = self
+                let is_moved = |page: &u64| (from..from + len).contains(page);
+                let mut moved: Vec<_> = self
                     .written
                     .iter()
-                    .filter(|(page, _)| (from..from + len).contains(page))
-                    .map(|(&p, &w)| (p, w))
+                    .filter(|(page, _)| is_moved(page))
+                    .map(|(&page, &written)| (page, written))
                     .collect();
-                // They stay in the interval where they were written.
-                self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written.time_ns)));
+                // Some were moved before. All stay in the interval where they were written.
+                moved.extend(self.moved.extract_if(|page, _| is_moved(page)));
+                self.moved.extend(moved.into_iter().map(|(page, written)| (page - from + to, written)));
                 self.space.moved(from, to, len);
             }
             Message::Remove(range) => self.follow_removal(range, changes),

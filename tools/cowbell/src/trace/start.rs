@@ -78,6 +78,7 @@ impl Tracer {
             leaving_since_ns: 0,
             owed: Vec::new(),
             intervals: 0,
+            unweighed: 0,
             started_ns: sys::monotonic_ns(),
             root: 0,
             root_ended: None,

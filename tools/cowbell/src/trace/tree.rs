@@ -1,7 +1,7 @@
 //! The processes and threads that are followed.
 
 use super::watch::Watch;
-use crate::record::Role;
+use crate::record::{PageRun, Role};
 use std::collections::{HashMap, HashSet};
 
 /// A process.
@@ -22,6 +22,10 @@ pub struct Process {
     pub watch: Option<Box<Watch>>,
     /// When it last wrote each page, as far as seen in closed intervals.
     pub history: HashMap<u64, u64>,
+    /// What its closed intervals say of its pages, the newest word on each.
+    pub known: Vec<PageRun>,
+    /// It has, or had, an interval since it began its program.
+    pub was_watched: bool,
     /// It is to be armed once a thread of it stands still.
     pub to_arm: bool,
     /// It has its parent's memory itself.
@@ -40,6 +44,8 @@ impl Process {
             ending: HashSet::new(),
             watch: None,
             history: HashMap::new(),
+            known: Vec::new(),
+            was_watched: false,
             to_arm: false,
             shares: false,
         }
@@ -54,7 +60,7 @@ impl Process {
     pub fn wrote(&self, page: u64) -> Option<u64> {
         let open = self.watch.as_ref().and_then(|watch| {
             let written = watch.written.get(&page).map(|written| written.time_ns);
-            written.or_else(|| watch.moved.get(&page).copied())
+            written.or_else(|| watch.moved.get(&page).map(|moved| moved.time_ns))
         });
         open.or_else(|| self.history.get(&page).copied())
     }

@@ -100,8 +100,8 @@ pub struct Watch {
     pub base: Baseline,
     /// The pages written, as far as seen.
     pub written: HashMap<u64, Written>,
-    /// Where pages are now that were written before they were moved, and when.
-    pub moved: HashMap<u64, u64>,
+    /// Where pages are now that were written before they were moved.
+    pub moved: HashMap<u64, Written>,
     /// Events that are not yet in the capture.
     pub events: Vec<Event>,
     /// Pages that may have been written and went before they were counted.

@@ -116,6 +116,7 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
                     .to_owned()
             }
             GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
+            GapKind::NotWeighed => "all the memory of a process was not added up at".to_owned(),
             GapKind::NoStacks => "stacks could not be taken".to_owned(),
             GapKind::Other => String::new(),
         };
@@ -148,6 +149,7 @@ pub fn overhead(text: &mut Text, summary: &Summary) {
         (overhead.events_ns, "to answer page events"),
         (overhead.stacks_ns, "for sampled stacks"),
         (overhead.closing_ns, "to read page tables and compare copies at the end"),
+        (overhead.weighing_ns, "to add up all memory at the ends of processes"),
         (overhead.stops_ns, "for other stops"),
     ];
     let mut parts: Vec<String> =

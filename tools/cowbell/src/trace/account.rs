@@ -1,0 +1,244 @@
+//! All the memory of a process, page by page, when it ends or is let go: where each resident page comes from.
+//!
+//! Page tables say which pages there are and which are files'. The closed intervals say which of the others the process
+//! copied or allocated; what is left it had when it was first watched. So the parts add up to what the kernel calls resident.
+
+use super::Tracer;
+use super::baseline::{self, page_bytes};
+use super::maps::{self, Backing, Map};
+use crate::record::{Class, Memory, PageRun, Record, Resident, Role, Sums};
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::procfs::{self, smaps, status::Status};
+use cowbell::sys::{self, Errno};
+
+/// So much time may be spent on it in any case.
+const FREE_NS: u64 = 20_000_000;
+/// And this part of the time that went by.
+const SHARE: u64 = 100;
+
+impl Tracer {
+    /// Writes down all the memory of a process that stands still, unless that has taken too much of the time already.
+    pub(super) fn weigh(&mut self, pid: i32) {
+        if self.spent.weighing_ns > FREE_NS + self.now() / SHARE {
+            self.unweighed += 1;
+            return;
+        }
+        let started = sys::monotonic_ns();
+        let known = self.tree.processes.get_mut(&pid).map(|process| match (process.was_watched, process.role) {
+            (true, _) => Known::Since(std::mem::take(&mut process.known)),
+            // It began with nothing, when it executed its program.
+            (false, Role::Parent) => Known::All,
+            _ => Known::Nothing,
+        });
+        let memory = memory(pid, self.now(), &known.unwrap_or(Known::Nothing));
+        self.spent.weighing_ns += sys::monotonic_ns() - started;
+        // It can be gone: then there is nothing to tell.
+        if let Ok(memory) = memory {
+            self.say(Record::Memory(memory));
+        }
+    }
+}
+
+/// What is known of a process' private pages.
+enum Known {
+    /// What it copied and allocated since it was first watched.
+    Since(Vec<PageRun>),
+    /// All are its own: nobody handed it any.
+    All,
+    /// Nothing: it was forked and not watched.
+    Nothing,
+}
+
+fn memory(pid: i32, time_ns: u64, known: &Known) -> Result<Memory, Errno> {
+    let living = procfs::living(pid);
+    let status = Status::of(living)?;
+    let sums = |all: smaps::Figures| Sums {
+        rss: all.rss,
+        pss: all.pss,
+        private_clean: all.private - all.private_dirty,
+        private_dirty: all.private_dirty,
+        shared_clean: all.rss - all.private - all.shared_dirty,
+        shared_dirty: all.shared_dirty,
+        anonymous: all.anonymous,
+        swap: all.swap,
+    };
+    Ok(Memory {
+        pid,
+        time_ns,
+        name: status.field("Name").unwrap_or_default().to_owned(),
+        command: procfs::command(living)?,
+        pages: match known {
+            Known::Since(known) => resident(living, known).ok(),
+            Known::All => resident(living, &[]).ok().map(|all| Resident {
+                new: all.anonymous(),
+                file: all.file,
+                shared_mapping: all.shared_mapping,
+                ..Resident::default()
+            }),
+            Known::Nothing => None,
+        },
+        kernel: smaps::rollup(living).ok().map(sums),
+        page_tables: status.bytes("VmPTE").unwrap_or(0),
+        resident_max: status.bytes("VmHWM").unwrap_or(0),
+    })
+}
+
+/// Adds the verdict of an interval to what is known of a process' pages: the newest word on a page counts.
+pub fn add(known: &mut Vec<PageRun>, newer: impl Iterator<Item = PageRun>) {
+    let newer: Vec<PageRun> = newer.collect();
+    let older = std::mem::take(known);
+    let covered: Vec<(u64, u64)> = newer.iter().map(|run| (run.start, end(run))).collect();
+    for run in older {
+        let mut from = run.start;
+        let first = covered.partition_point(|&(_, to)| to <= run.start);
+        let over = covered.iter().skip(first).take_while(|&&(start, _)| start < end(&run));
+        for &(start, to) in over.chain([&(end(&run), end(&run))]) {
+            if from < start {
+                known.push(PageRun { start: from, pages: (start - from) / page_bytes(), class: run.class });
+            }
+            from = from.max(to);
+        }
+    }
+    known.extend(newer);
+    known.sort_by_key(|run| run.start);
+}
+
+fn end(run: &PageRun) -> u64 {
+    run.start + run.pages * page_bytes()
+}
+
+/// The resident pages of a process by where they come from.
+fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
+    let pagemap = Pagemap::open(pid)?;
+    let maps = maps::read(pid)?;
+    let query = Query {
+        all: Categories::PRESENT,
+        none: Categories::PFN_ZERO,
+        any: Categories::PRESENT | Categories::FILE | Categories::HUGE,
+        rearm: false,
+    };
+    let mut found = Vec::new();
+    pagemap.scan_categories(baseline::user_space(), &query, |run, categories| found.push((run, categories)))?;
+    let mut resident = Resident::default();
+    let mut known = known;
+    for (run, categories) in found {
+        let ranges = if categories.contains(Categories::FILE) {
+            vec![run]
+        } else {
+            baseline::without_zeroes(&pagemap, run, categories)
+        };
+        for range in ranges {
+            for (map, start, end) in inside(&maps, range) {
+                let pages = (end - start) / page_bytes();
+                match (map.backing, categories.contains(Categories::FILE)) {
+                    // The kernel's own pages, and those of devices, are nobody's memory.
+                    (Backing::HugePages, _) | (Backing::Shared, false) => {}
+                    (Backing::Shared, true) => *shared(&mut resident, map) += pages,
+                    (_, true) => resident.file += pages,
+                    (_, false) => private(&mut resident, &pagemap, &mut known, start, end)?,
+                }
+            }
+        }
+    }
+    Ok(resident)
+}
+
+/// Where pages of a mapping count whose writes copy nothing: the code that the kernel gives each process is mapped so, too.
+fn shared<'a>(resident: &'a mut Resident, map: &Map) -> &'a mut u64 {
+    let is_shared = map.mapping.permissions.ends_with('s');
+    if is_shared { &mut resident.shared_mapping } else { &mut resident.file }
+}
+
+/// The mappings that a range lies in, and the part of it in each.
+fn inside(maps: &[Map], range: Range) -> impl Iterator<Item = (&Map, u64, u64)> {
+    let (start, end) = (range.start as u64, range.end() as u64);
+    let first = maps.partition_point(|map| map.mapping.end <= start);
+    let reaching = maps.iter().skip(first).take_while(move |map| map.mapping.start < end);
+    reaching.map(move |map| (map, map.mapping.start.max(start), map.mapping.end.min(end)))
+}
+
+/// Counts private pages, all of them there. `known`: the runs that do not end before; it moves on.
+fn private(
+    resident: &mut Resident,
+    pagemap: &Pagemap,
+    known: &mut &[PageRun],
+    start: u64,
+    stop: u64,
+) -> Result<(), Errno> {
+    *known = known.get(known.partition_point(|run| end(run) <= start)..).unwrap_or_default();
+    let mut had = Vec::new();
+    let mut from = start;
+    for run in known.iter().take_while(|run| run.start < stop) {
+        let (start, end) = (run.start.max(start), end(run).min(stop));
+        if from < start {
+            had.push((from, start));
+        }
+        from = end;
+        let sum = match run.class {
+            Class::Copy => &mut resident.copied,
+            Class::CopyOrReuse => &mut resident.copied_or_reused,
+            Class::PrivateFile => &mut resident.copied_of_file,
+            Class::FirstTouch | Class::ZeroPage => &mut resident.new,
+            // It had the page, and nobody else has it.
+            Class::Reuse => &mut resident.inherited_alone,
+        };
+        *sum += (end - start) / page_bytes();
+    }
+    if from < stop {
+        had.push((from, stop));
+    }
+    inherited(resident, pagemap, &had)
+}
+
+/// Counts pages that the process had when it was first watched: those that others have too, and those that nobody has. They
+/// are read in one go where few others lie between them.
+fn inherited(resident: &mut Resident, pagemap: &Pagemap, had: &[(u64, u64)]) -> Result<(), Errno> {
+    let (Some(first), Some(last)) = (had.first(), had.last()) else { return Ok(()) };
+    let mut ranges = had.iter().peekable();
+    let whole = Range { start: first.0 as usize, len: (last.1 - first.0) as usize };
+    pagemap.read(whole, |address, entry| {
+        let address = address as u64;
+        while ranges.next_if(|range| range.1 <= address).is_some() {}
+        if ranges.peek().is_some_and(|range| range.0 <= address) {
+            let alone = entry.contains(Entry::EXCLUSIVE);
+            *(if alone { &mut resident.inherited_alone } else { &mut resident.inherited }) += 1;
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(start: u64, pages: u64, class: Class) -> PageRun {
+        PageRun { start: start * page_bytes(), pages, class }
+    }
+
+    #[test]
+    fn the_newest_word_on_a_page_counts() {
+        let mut known = Vec::new();
+        add(&mut known, [run(10, 10, Class::Copy), run(30, 2, Class::FirstTouch)].into_iter());
+        add(&mut known, [run(5, 6, Class::Reuse), run(14, 2, Class::FirstTouch), run(31, 4, Class::Copy)].into_iter());
+        let expected = [
+            run(5, 6, Class::Reuse),
+            run(11, 3, Class::Copy),
+            run(14, 2, Class::FirstTouch),
+            run(16, 4, Class::Copy),
+            run(30, 1, Class::FirstTouch),
+            run(31, 4, Class::Copy),
+        ];
+        assert_eq!(known, expected);
+    }
+
+    #[test]
+    fn this_process_adds_up_to_what_the_kernel_calls_resident() {
+        let memory = memory(sys::process::pid(), 0, &Known::All).expect("ours");
+        let (pages, sums) = (memory.pages.expect("page tables"), memory.kernel.expect("smaps"));
+        let all = pages.anonymous() + pages.file + pages.shared_mapping;
+        // The test itself allocates between the two readings.
+        let close = |pages: u64, bytes: u64| (pages * page_bytes()).abs_diff(bytes) <= bytes / 20;
+        assert!(close(all, sums.rss) && close(pages.anonymous(), sums.anonymous), "{pages:?} {sums:?}");
+        assert!(memory.resident_max >= sums.rss && memory.page_tables > 0, "{memory:?}");
+    }
+}
