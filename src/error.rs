@@ -50,7 +50,7 @@ pub struct Thread {
     pub tid: i32,
     /// Its name, as in `/proc/self/task/TID/comm`.
     pub name: String,
-    /// It has ended, and the kernel has not taken it away: for a moment, or for good where it is a main thread that left by
+    /// The thread has ended, and the kernel has not taken it away: for a moment, or for good where it is a main thread that left by
     /// `pthread_exit`.
     pub exiting: bool,
 }
@@ -91,7 +91,7 @@ impl Error {
         }
     }
 
-    /// What the user can do about it, where there is one thing.
+    /// The remedy, where there is one thing that the user can do.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
@@ -146,7 +146,7 @@ impl Error {
     }
 }
 
-/// What usually helps against an errno.
+/// The usual remedy against an errno.
 fn remedy(operation: &str, errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::MFILE => Some("raise the limit on open files: ulimit -n"),

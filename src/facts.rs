@@ -15,7 +15,7 @@ pub enum Ended {
     Exited(i32),
     /// By this signal.
     Signaled(i32),
-    /// It is gone, but somebody else took its status (a foreign `wait()`, or ignored SIGCHLD).
+    /// The child is gone, but somebody else took its status (a foreign `wait()`, or ignored SIGCHLD).
     Unknown,
 }
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 /// How many accesses to shared memory a process has left, if they are counted.
 struct Life(Cell<Option<u32>>);
 
-/// What a dying worker unwinds with.
+/// The payload with which a dying worker unwinds.
 struct Death;
 
 impl Life {
@@ -240,7 +240,7 @@ impl Pool {
         }
     }
 
-    /// What the zygote does after a death.
+    /// The zygote's work after a death.
     fn settle(&self, seat: usize) {
         let life = Life::long();
         let view = self.view(&life);

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-/// What is left out or done in another order.
+/// The steps that are left out or done in another order.
 #[derive(Clone, Copy, PartialEq)]
 enum Protocol {
     AsBuilt,
@@ -90,7 +90,7 @@ impl State {
         vec![Self { lock: None, ..self.go(who, step) }]
     }
 
-    /// What may come of a process's next step; nothing if it waits.
+    /// The states that a process's next step may lead to; none if it waits.
     fn after(&self, who: usize, protocol: Protocol) -> Vec<Self> {
         use Step::*;
         let (role, step, seen) = self.processes[who];

@@ -6,7 +6,7 @@
 
 use crate::wire::Passenger;
 
-/// What became of a job: the status of its item.
+/// How a job ended: the status of its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A job, or a result.

@@ -1,4 +1,4 @@
-//! What a thread of the parent sleeps on until a batch ends.
+//! A bell: a thread of the parent sleeps on it until a batch ends.
 //!
 //! ```text
 //!  waits:  listen, look whether it is there, sleep          tells:  let it be there, ring
@@ -31,7 +31,7 @@ impl<W: Word> Bell<W> {
         loop {
             let word = self.0.load();
             if self.0.replace(word, word | HEARD) {
-                // What was let be there by who saw nobody here is seen by the look that follows.
+                // Whatever a writer put there while it saw nobody here is seen by the look that follows.
                 W::fence();
                 return word & !HEARD;
             }

@@ -157,7 +157,7 @@ pub struct Buffer<T: Pod> {
     len: usize,
     /// Its block belongs to a result now.
     sent: AtomicBool,
-    /// Of which process in a line of forks it is.
+    /// The process that it belongs to, in a line of forks.
     process: usize,
     elements: PhantomData<T>,
 }

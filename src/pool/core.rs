@@ -23,13 +23,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// What one lock guards: the free slots, the memory of jobs, the tail of the queue.
+/// The state that one lock guards: the free slots, the memory of jobs, the tail of the queue.
 pub(super) struct Front {
     pub(super) free: Vec<u16>,
     pub(super) payloads: Space,
     /// Nothing was written from here on since memory was given back.
     pub(super) payloads_end: usize,
-    /// Whose a slot's result is; a ticket that was dropped is gone.
+    /// The owner of each slot's result; a ticket that was dropped is gone.
     pub(super) owners: Vec<Option<Owner>>,
     /// Results that were taken out of shared memory before their owner asked for them: the items.
     pub(super) parked: HashMap<usize, Vec<u8>>,
@@ -38,7 +38,7 @@ pub(super) struct Front {
     pub(super) closed: bool,
 }
 
-/// Who can take the results of a slot into this process's own memory.
+/// An owner of results: it can take those of a slot into this process's own memory.
 pub(super) trait Park: Send + Sync {
     /// Takes them, if the slot is this one's still and done; did it?
     fn park(&self, number: usize) -> bool;
@@ -49,7 +49,7 @@ pub(super) trait Park: Send + Sync {
 pub(super) enum Owner {
     /// A ticket's. While it is being dropped it is gone, and still the one who decides about the slot.
     Ticket(Weak<dyn Park>),
-    /// Nobody's: swept when it is done.
+    /// No owner: the slot is swept when it is done.
     Nobody,
     /// Somebody's who is reading its results.
     Reader,
@@ -66,7 +66,7 @@ pub(super) struct Line {
 /// See the module.
 pub(super) struct Core {
     pub(super) region: Arc<Region>,
-    /// Of who waits for one job.
+    /// The limits of a thread that waits for one job.
     pub(super) patience: Patience,
     pub(super) settings: Settings,
     pub(super) front: Mutex<Front>,
@@ -78,7 +78,7 @@ pub(super) struct Core {
     /// Jobs that are not done are not to be.
     pub(super) cancelled: AtomicBool,
     pub(super) reactor: OnceLock<Option<Reactor>>,
-    /// Of which process in a line of forks the pool is.
+    /// The process that the pool belongs to, in a line of forks.
     pub(super) process: usize,
 }
 
@@ -91,11 +91,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) enum Refused {
     /// All slots, or all memory of jobs, are taken for now.
     Full,
-    /// It will never be.
+    /// The result will never be there.
     Because(JobError),
 }
 
-/// What a batch is queued with.
+/// The settings that a batch is queued with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) jobs: usize,

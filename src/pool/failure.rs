@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum JobError {
     /// The job panicked. Its worker goes on.
     Panicked {
-        /// What the panic said.
+        /// The panic's message.
         message: String,
         /// Where, as `file:line:column`.
         location: Option<String>,
@@ -24,14 +24,14 @@ pub enum JobError {
         /// How often the job was tried.
         attempts: u32,
     },
-    /// It took longer than its time limit; its worker was killed and replaced.
+    /// The job took longer than its time limit; its worker was killed and replaced.
     TimedOut {
         /// The limit.
         limit: Duration,
         /// How often the job was tried.
         attempts: u32,
     },
-    /// It was cancelled: before it began, or by the end of the pool.
+    /// The job was cancelled: before it began, or by the end of the pool.
     Cancelled,
     /// The job or the result could not be encoded or decoded, or a result found no room: why.
     NotPassed(String),
@@ -82,14 +82,14 @@ impl fmt::Display for JobError {
 
 impl std::error::Error for JobError {}
 
-/// What the zygote found out about a job whose worker is dead.
+/// The zygote's finding about a job whose worker is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// The worker died of it, or beside it.
     Died(Death),
     /// Its time was over.
     TimedOut,
-    /// It was cancelled.
+    /// The job was cancelled.
     Cancelled,
 }
 

@@ -23,7 +23,7 @@ pub(super) const HEADER: usize = 32;
 /// Blocks are multiples of this many bytes: a cache line.
 const GRAIN: usize = 64;
 
-/// Nobody's. A new file's zeroes say so too.
+/// A block without an owner. The zeroes of a new file say so, too.
 pub(super) const FREE: u64 = 0;
 /// The worker writes it. If the worker dies the block is free again.
 pub(super) const BUILDING: u64 = 1;
@@ -177,7 +177,7 @@ impl<'a> Heap<'a> {
     /// Joins free blocks and gives the memory of large ones back to the system. What is there next reads as zeroes.
     pub(super) fn trim(&self) {
         let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
-        // Nobody but the worker makes a free block anything else.
+        // Only the worker makes a free block anything else.
         let free = |block: usize| {
             let header = header(self.region, block).filter(|_| block < self.range.end())?;
             (header.state.load(Ordering::Acquire) == FREE).then_some(header)
@@ -227,7 +227,7 @@ impl<'a> Heap<'a> {
                 }
             }
             if untouched && end - block >= need {
-                // What lies behind is zeroes, and so says that it is untouched.
+                // Zeroes lie behind it, which say that it is untouched.
                 header.next.store(0, Ordering::Release);
                 header.used.store(0, Ordering::Release);
                 header.state.store(BUILDING, Ordering::Release);

@@ -63,7 +63,7 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     /// How many jobs were pulled, and how many are done.
     pulled: usize,
     done: usize,
-    /// What was said about progress last.
+    /// The progress that was told last.
     told: usize,
     progress: Option<Box<dyn FnMut(usize) + 'p>>,
     /// Encoded jobs.
@@ -117,7 +117,7 @@ where
             self.queue(first, jobs);
         }
         while self.pending.is_none() && self.runs.len() < self.width() && self.refused.is_empty() {
-            // Nobody knows how many lines a file has: then there may be many.
+            // An iterator may not know its length (the lines of a file): then there may be many.
             let left = self.jobs.size_hint().1.unwrap_or(usize::MAX);
             let many = self.chunk.next(left, self.pool.core.settings.workers);
             let mut jobs = usize::from(!self.spilled.is_empty());

@@ -103,9 +103,9 @@ pub struct WorkerExit {
     pub pid: i32,
     /// How it ended.
     pub death: Death,
-    /// It left of its own accord: its budget was used up, the data set was replaced, the pool was closed.
+    /// The worker left of its own accord: its budget was used up, the data set was replaced, or the pool was closed.
     pub left_by_itself: bool,
-    /// What it copied.
+    /// The pages that it copied.
     pub report: Report,
 }
 
@@ -127,7 +127,7 @@ pub struct Stats {
     pub reshared_pages: u64,
 }
 
-/// What becomes of jobs that are not done when the pool is shut down.
+/// The fate of jobs that are not done when the pool is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// They run first.

@@ -1,4 +1,4 @@
-//! What a job's panic said and where, kept instead of printed: it becomes the job's error.
+//! A job's panic, its message and place, kept instead of printed: it becomes the job's error.
 
 use crate::fork::panics::message;
 use std::any::{Any, TypeId};

@@ -22,7 +22,7 @@ pub enum Phase {
     Ahead = 0,
     /// The worker runs it.
     Running = 1,
-    /// It is to end with its worker: its time is over, or it was cancelled.
+    /// The job is to end with its worker: its time is over, or it was cancelled.
     Condemned = 2,
 }
 

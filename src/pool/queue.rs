@@ -1,4 +1,4 @@
-//! Who works on what: slots wait in a ring, and a worker takes one by a single compare-and-swap that says who it is.
+//! The queue: slots wait in a ring, and a worker takes one by a single compare-and-swap that says who it is.
 //!
 //! ```text
 //!  ring   .. | 7 | 3 | 9 | 4 |        entries are numbers of slots; only the parent adds at the tail
@@ -53,7 +53,7 @@ pub trait Long {
     fn clear(&self, bits: u64) -> u64;
 }
 
-/// Nobody's: the parent fills it.
+/// A slot without an owner, which the parent fills.
 pub const FREE: u32 = 0;
 /// Whoever comes first takes it.
 pub const QUEUED: u32 = 1;
@@ -70,7 +70,7 @@ pub fn taken_by(seat: usize) -> u32 {
     TAKEN | (seat as u32) << SEAT_SHIFT
 }
 
-/// Who holds a slot in this state.
+/// The seat that holds a slot in this state.
 pub fn holder(state: u32) -> Option<usize> {
     matches!(state & 0xff, TAKEN | HELD).then_some((state >> SEAT_SHIFT) as usize)
 }
@@ -108,7 +108,7 @@ pub struct Queue<'a, W, L, S> {
     pub state: S,
     /// A seat's word to sleep on.
     pub bells: &'a [W],
-    /// Who sleeps, a bit a seat.
+    /// The seats whose workers sleep, a bit a seat.
     pub idle: &'a [L],
 }
 
@@ -167,7 +167,7 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
         let (idle, bit) = (&self.idle[seat / 64], 1u64 << (seat % 64));
         idle.set(bit);
         W::fence();
-        // Who pushes after this look sees the bit.
+        // A pusher that comes after this look sees the bit.
         if self.is_empty() && !leave() {
             bell.wait(heard, timeout);
         }
@@ -218,7 +218,7 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
             let slot = self.entry(head).load() as usize;
             let own = self.places.get(slot).is_some_and(|place| place.load() == head as u32);
             if own && (self.state)(slot).load() == QUEUED {
-                // It stands at both ends for a moment: nobody may see it at neither. The cell at the tail is behind the
+                // The slot stands at both ends for a moment: nobody may see it at neither. The cell at the tail is behind the
                 // head, or, if the ring is full, the very one at the head.
                 self.append(slot);
             }

@@ -79,10 +79,10 @@ impl Long for AtomicU64 {
 #[repr(C, align(64))]
 pub(super) struct Line<T>(pub(super) T);
 
-/// What a thread of the parent sleeps on.
+/// The bell that a thread of the parent sleeps on.
 pub(super) type Bell = super::bell::Bell<AtomicU32>;
 
-/// What the whole pool shares.
+/// The words that the whole pool shares.
 #[repr(C)]
 pub(super) struct Board {
     head: Line<AtomicU64>,
@@ -250,7 +250,7 @@ impl Region {
         std::ptr::with_exposed_provenance(self.range.start + offset)
     }
 
-    /// What the pool shares.
+    /// The words that the whole pool shares.
     pub(super) fn board(&self) -> &Board {
         // SAFETY: the mapping begins with a board, aligned to a page, and lives as long as `self`; atomics are valid
         // for any bytes.

@@ -146,7 +146,7 @@ fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError
     match item.status {
         Status::Value => {
             let passengers = item.passengers();
-            // It may be another's result that a thread reads to make room, so a panic in the type's code must not pass.
+            // A thread may read another's result to make room, so a panic in the type's code must not pass.
             let decode = || buffer::decoding(&core.region, &passengers, || wire::decode(item.bytes, &passengers));
             let value = catch_unwind(AssertUnwindSafe(decode));
             match value {

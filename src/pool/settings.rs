@@ -1,4 +1,4 @@
-//! What a pool is made with.
+//! The settings that a pool is made with.
 
 use super::Pool;
 use super::make::MadePool;
@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// What becomes of a worker that has copied more pages than its budget.
+/// The treatment of a worker that has copied more pages than its budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OverBudget {
-    /// It leaves when its batch is done, and a new one, which has copied nothing, takes its place.
+    /// The worker leaves when its batch is done, and a new one, which has copied nothing, takes its place.
     #[default]
     Retire,
-    /// It is counted ([`super::Stats::over_budget`]) and goes on.
+    /// The worker is counted ([`super::Stats::over_budget`]) and goes on.
     Report,
 }
 
@@ -97,7 +97,7 @@ impl PoolBuilder {
         self
     }
 
-    /// What becomes of a worker above the budget (default: it retires).
+    /// Sets what becomes of a worker above the budget (default: it retires).
     pub fn over_budget(mut self, then: OverBudget) -> Self {
         let pages = self.settings.copy_budget.map_or(PageCount(u64::MAX), |(pages, _)| pages);
         self.settings.copy_budget = Some((pages, then));

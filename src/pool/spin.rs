@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is tried at least: less than a wake through the kernel costs.
+/// The time that is tried at least: less than a wake through the kernel costs.
 const TRIED_NS: u64 = 2_000;
 /// After so many waits the most is tried again: both sides may sleep only because the other does.
 const TRY_AGAIN: u64 = 64;

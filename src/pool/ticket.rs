@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// What a ticket and the pool share.
+/// The cell that a ticket and the pool share.
 pub(super) struct Cell<R> {
     state: Mutex<State<R>>,
 }
@@ -33,7 +33,7 @@ impl<R> Cell<R> {
 
 impl<R: DeserializeOwned + Send> Park for Cell<R> {
     fn park(&self, number: usize) -> bool {
-        // Who holds the lock is looking at the result already.
+        // The holder of the lock is looking at the result already.
         let Ok(mut state) = self.state.try_lock() else { return false };
         let Some(run) = state.run.as_mut() else { return false };
         if run.number() != Some(number) || !run.advance() {
@@ -146,7 +146,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
     pub fn is_done(&self) -> bool {
         let is_done = self.look(Core::bell());
         if !is_done && self.core.check_process().is_ok() {
-            // Who only polls must not keep workers waiting for room.
+            // A caller that only polls must not keep workers waiting for room.
             self.core.make_room_if_wanted();
         }
         is_done
@@ -245,7 +245,7 @@ impl<R: DeserializeOwned + Send + 'static> Iterator for AsCompleted<R> {
                 self.ended.reverse();
                 self.ended.pop()
             }
-            // Of the pool that is gone; the others may be another pool's.
+            // The ticket is of the pool that is gone; the others may be another pool's.
             Err(error) => {
                 let (at, _gone) = self.waiting.swap_remove(0);
                 Some((at, Err(error)))

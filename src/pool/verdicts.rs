@@ -36,7 +36,7 @@ impl Zygote<'_> {
             if shortest < u64::MAX || pass == 1 {
                 break;
             }
-            // Who queues from now on notifies; who queued before is seen by the second look.
+            // A thread that queues from now on notifies; one that queued before is seen by the second look.
             watched.store(0, Ordering::SeqCst);
         }
         for (number, seen, seat) in over {
@@ -80,7 +80,7 @@ impl Zygote<'_> {
             Phase::Running => {
                 let now = sys::monotonic_ns();
                 if self.region.seats().get(seat).is_some_and(|seat| seat.waits.load(Ordering::Acquire) != 0) {
-                    // It waits for the parent to read results.
+                    // The worker waits for the parent to read results.
                     slot.since.store(now, Ordering::Release);
                 }
                 now.saturating_sub(slot.since.load(Ordering::Acquire)) > limit
@@ -100,7 +100,7 @@ impl Zygote<'_> {
     pub(super) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref()) else { return false };
-        // Who is killed must not have gone on to another batch.
+        // A worker that is killed must not have gone on to another batch.
         if !queue::hold(&slot.state, seat) {
             return false;
         }

@@ -45,11 +45,11 @@ impl Core {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                // Who only polls must not keep workers waiting for room either.
+                // A caller that only polls must not keep workers waiting for room either.
                 self.make_room_if_wanted();
                 return Ok(false);
             }
-            // What was done before the pool ended still counts, so this comes after `ready`.
+            // A result from before the pool's end still counts, so this comes after `ready`.
             self.check()?;
             bell.sleep(heard, Some(left.map_or(LOOK_AFTER, |left| left.min(LOOK_AFTER))));
             if begun.elapsed() > LOOK_AFTER {
@@ -69,7 +69,7 @@ impl Core {
         }
     }
 
-    /// What a waiting thread does now and then: finds out whether the zygote is gone, wakes workers whose wake was lost, makes
+    /// A waiting thread's chores, done now and then: finds out whether the zygote is gone, wakes workers whose wake was lost, makes
     /// room for workers that wait for it.
     pub(super) fn look_after(&self) {
         self.region.queue().nudge();
@@ -122,7 +122,7 @@ impl Core {
         let room = &self.region.board().bells[0];
         loop {
             let heard = room.listen();
-            // What failed and is to be tried again is queued again by this.
+            // This queues again each failed job that is to be tried again.
             self.make_room();
             if !self.is_busy() || self.check().is_err() {
                 return;

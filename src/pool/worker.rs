@@ -19,7 +19,7 @@ pub(super) enum Left {
     Closing = 1,
     /// There is a newer generation.
     Replaced = 2,
-    /// It copied more pages than its budget.
+    /// The worker copied more pages than its budget.
     OverBudget = 3,
 }
 
@@ -34,7 +34,7 @@ impl Left {
     }
 }
 
-/// What became of a job: its item, and the passengers in it.
+/// How a job ended: its item, and the passengers in it.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) item: Vec<u8>,
@@ -104,7 +104,7 @@ impl Worker<'_> {
         let queue = self.region.queue();
         let mut outcome = Outcome::default();
         let patience = super::spin::Patience::new(self.settings.spin);
-        // What the fork itself cost is nobody's copy.
+        // The faults of the fork itself are no job's copies.
         self.faults_checked = fork::page_faults();
         let mut trimmed = true;
         loop {
@@ -314,7 +314,7 @@ impl Output<'_> {
     }
 }
 
-/// What a dead worker had done of a batch is handed over in its place. Called by the zygote.
+/// Hands over, in a dead worker's place, what it had done of a batch. The zygote calls it.
 pub(super) fn hand_over(region: &Region, slot: &Slot) {
     let (done, _) = progress::read(&slot.progress);
     let first = slot.output.load(Ordering::Acquire) as usize;

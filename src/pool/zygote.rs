@@ -45,7 +45,7 @@ pub(super) trait Data: Work {
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()>;
 }
 
-/// What the zygote has of a seat.
+/// The zygote's side of a seat.
 #[derive(Default)]
 pub(super) struct Member {
     pub(super) child: Option<Child>,
@@ -169,7 +169,7 @@ impl<'a> Zygote<'a> {
             }
             self.start_due();
         }
-        // Who asked for the end waits for what is left to tell.
+        // The thread that asked for the end waits for the news that is left to tell.
         let exits = self.take_exits();
         self.reply(&exits);
     }
@@ -206,7 +206,7 @@ impl<'a> Zygote<'a> {
             }
             if let Err(e) = self.start(seat) {
                 log::warn!("no worker can be started: {e}");
-                // It may have run for a moment and taken a batch, before it was found to lack something.
+                // The worker may have run for a moment and taken a batch, before it was found to lack something.
                 if let Some(own) = self.region.seats().get(seat) {
                     own.pid.store(0, Ordering::Release);
                 }
@@ -302,7 +302,7 @@ impl<'a> Zygote<'a> {
             let condemned = self.condemned.remove(&number);
             match (progress::read(&slot.progress), condemned) {
                 ((_, Phase::Ahead), _) => slot.failure.store(0, Ordering::Release),
-                // It had done them all.
+                // The worker had done all of its jobs.
                 ((job, _), _) if job >= slot.jobs.load(Ordering::Acquire) as usize => {
                     slot.failure.store(0, Ordering::Release);
                 }

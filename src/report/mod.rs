@@ -35,7 +35,7 @@ pub enum Census {
     Lost,
 }
 
-/// What one child did to the arenas it was forked over.
+/// One child's report: its copies in the arenas that it was forked over.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Report {
@@ -82,7 +82,7 @@ pub struct Executable {
     pub len: u64,
 }
 
-/// What a child did to one arena.
+/// A child's copies in one arena.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ArenaReport {
@@ -94,7 +94,7 @@ pub struct ArenaReport {
     pub start: u64,
     /// How many pages it has.
     pub pages: PageCount,
-    /// What a write does.
+    /// The effect of a write to a frozen page.
     pub on_write: OnWrite,
     /// How many pages the child has copied, by the census.
     pub copied_pages: PageCount,
@@ -148,7 +148,7 @@ pub struct EventReport {
     pub object: Option<String>,
 }
 
-/// What a report is made from besides the arenas.
+/// The facts that a report is made from besides the arenas.
 pub(crate) struct Facts {
     pub(crate) pid: i32,
     pub(crate) watch: Watch,

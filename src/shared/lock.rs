@@ -79,7 +79,7 @@ impl Lock {
         // module's contract.
         let locked = unsafe { self.mutex.lock(patience) }.map_err(Refused)?;
         if locked == robust::Locked::OwnerDied {
-            // What its death left half done is told by other words.
+            // Other words tell what its death left half done.
             // SAFETY: this thread got it so just now.
             unsafe { self.mutex.make_consistent() };
         }

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Memory is committed in steps of this many bytes: a system call per step, not per page.
 const COMMIT_STEP: usize = 4 << 20;
 
-/// What lies at the start of the shared memory. Both numbers only grow.
+/// The start of the shared memory. Both numbers only grow.
 struct Header {
     /// Bytes from the start that were handed out, this header's page among them.
     used: AtomicUsize,

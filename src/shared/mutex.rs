@@ -17,7 +17,7 @@ use std::mem::{ManuallyDrop, offset_of};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What lies in the shared memory.
+/// The mutex as it lies in the shared memory.
 #[repr(C)]
 struct Protected<T> {
     lock: Lock,

@@ -64,7 +64,7 @@ impl Waiters {
     }
 }
 
-/// What lies in the shared memory, beside the elements.
+/// The queue's head as it lies in the shared memory, beside the elements.
 #[repr(C)]
 struct Head {
     lock: Lock,
@@ -270,7 +270,7 @@ impl<T: Pod + Send> SharedQueue<T> {
                 Err(refused) => return Err(refused.into()),
             }
         };
-        // Of all who wait, only this one sleeps on the word.
+        // Only this one of all waiters sleeps on the word.
         loop {
             let word = {
                 let _held = self.state.lock.acquire(deadline)?;

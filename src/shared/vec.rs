@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What lies in the shared memory, beside the elements.
+/// The vector's head as it lies in the shared memory, beside the elements.
 #[repr(C)]
 struct Head {
     lock: Lock,

@@ -1,4 +1,4 @@
-//! What this kernel lets this user do: one field per feature, each with its reason.
+//! Support: what this kernel lets this user do, one field per feature, each with its reason.
 //!
 //! Every feature is probed by trying it on throwaway descriptors and mappings, never by comparing
 //! versions. [`Support::get`] asks once per process, [`Support::probe`] anew. The four watches are
@@ -29,7 +29,7 @@ pub enum Verdict {
     Works,
     /// Yes, and it does less than it could.
     Limited {
-        /// What is lost, and the reason.
+        /// The loss, and its reason.
         why: String,
         /// The one command that would change it.
         fix: Option<String>,
@@ -55,7 +55,7 @@ impl Verdict {
         }
     }
 
-    /// What is missing, if it is.
+    /// The missing feature, if it is missing.
     pub fn missing(&self) -> Option<&Missing> {
         match self {
             Self::Missing(missing) => Some(missing),
@@ -68,7 +68,7 @@ impl Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Missing {
-    /// What it is, for people.
+    /// The feature's name for people.
     pub feature: &'static str,
     /// The first Linux that has it.
     pub since: &'static str,
@@ -132,12 +132,12 @@ macro_rules! features {
                 match self { $(Self::$variant => stringify!($field),)+ }
             }
 
-            /// What it is, for people.
+            /// The feature's name for people.
             pub fn title(self) -> &'static str {
                 match self { $(Self::$variant => $title,)+ }
             }
 
-            /// What it is good for, in one phrase.
+            /// The feature's use, in one phrase.
             pub fn purpose(self) -> &'static str {
                 match self { $(Self::$variant => $purpose,)+ }
             }
@@ -153,7 +153,7 @@ macro_rules! features {
             }
         }
 
-        /// What this kernel and this user can do.
+        /// The features that this kernel offers to this user.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Support {
             /// Where and as whom.
@@ -264,7 +264,7 @@ impl Support {
         probe::probe()
     }
 
-    /// What [`Support::probe`] said the first time it was asked in this process.
+    /// The answer of [`Support::probe`] when it was first asked in this process.
     pub fn get() -> &'static Self {
         static KNOWN: OnceLock<Support> = OnceLock::new();
         KNOWN.get_or_init(Self::probe)

@@ -100,7 +100,7 @@ fn doorless(feature: Feature, refused: Result<()>, machine: &Machine) -> Verdict
     missing(feature, "no userfaultfd at all can be had here", fix)
 }
 
-/// What an errno means for a feature, and what helps.
+/// The meaning of an errno for a feature, and what helps.
 fn explain(feature: Feature, error: &Error, machine: &Machine) -> (String, Option<String>) {
     let Some(errno) = error.errno().map(Errno::from_raw_os_error) else { return (error.to_string(), None) };
     match (feature, errno) {

@@ -5,7 +5,7 @@ use crate::facts::Door;
 use crate::watch::Watch;
 
 impl Watch {
-    /// What it is, for people.
+    /// The watch's name for people.
     pub fn title(self) -> &'static str {
         match self {
             Self::Census => "Census",
@@ -15,7 +15,7 @@ impl Watch {
         }
     }
 
-    /// What it tells.
+    /// The facts that it tells.
     pub fn tells(self) -> &'static str {
         match self {
             Self::Census => "which pages were copied, and how many bytes differ",
@@ -25,7 +25,7 @@ impl Watch {
         }
     }
 
-    /// What it costs the writer.
+    /// Its cost to the writer.
     pub fn costs(self) -> &'static str {
         match self {
             Self::Census => "costs the writer nothing",
@@ -35,7 +35,7 @@ impl Watch {
         }
     }
 
-    /// What one has to know even where it works.
+    /// A warning that holds even where it works.
     pub fn note(self) -> Option<&'static str> {
         match self {
             Self::Trap => Some("a read(2) or recv(2) into a page that is still armed fails with EFAULT"),

@@ -151,7 +151,7 @@ fn set_robust_list(list: RobustList) {
     }
 }
 
-/// What runs in a process made by [`share_memory`]: gets the argument, returns the exit code.
+/// The function that a process made by [`share_memory`] runs: it gets the argument and returns the exit code.
 pub type Entry = extern "C" fn(*mut c_void) -> c_int;
 
 /// `clone(CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID)`: a process of its own (signals,

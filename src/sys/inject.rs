@@ -115,7 +115,7 @@ impl<'a> Injection<'a> {
     pub fn call(&mut self, call: Call) -> Result<i64, Interrupted> {
         let (number, arguments) = call.encode();
         let result = self.make(number, arguments)?;
-        // That is also how a seccomp filter that sends SIGSYS leaves the registers; then the signal comes before the next
+        // A seccomp filter that sends SIGSYS leaves the registers like this, too; then the signal comes before the next
         // call is made.
         if result == number || arguments.first() == Some(&(result as u64)) {
             self.make(libc::SYS_close, [u64::MAX, 0, 0])?;

@@ -62,7 +62,7 @@ impl Launch {
         let (gate, go) = process::pipe()?;
         let program = Words::new(words)?;
         let held = process::number(&go);
-        // It executes the program itself: were that left to the standard library, then on failure a thread of its own
+        // The closure executes the program itself: were that left to the standard library, then on failure a thread of its own
         // would wait for the child, and take the tracer's stops.
         let before_exec = move || {
             // Else the child would hold its own gate open, and wait for ever for a tracer that died.

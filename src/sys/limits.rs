@@ -1,4 +1,4 @@
-//! What this process may still take, and the settings of this machine that decide what works.
+//! Limits: how much this process may still take, and the settings of this machine that decide what works.
 //!
 //! Read-only and without policy. A file that cannot be read is a limit that is not there.
 #![expect(unsafe_code, reason = "one prctl has no safe wrapper")]
@@ -217,7 +217,7 @@ pub fn has_seccomp_filter() -> bool {
     Status::of(SELF).is_ok_and(|status| status.number("Seccomp") == Some(2))
 }
 
-/// Who this process is to the kernel.
+/// The identity of this process to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     /// The effective user id.

@@ -17,7 +17,7 @@ fn pointer(range: Range) -> *mut std::ffi::c_void {
     std::ptr::with_exposed_provenance_mut(range.start)
 }
 
-/// What a mapping allows.
+/// The accesses that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// `PROT_NONE`: addresses kept, every touch faults.

@@ -11,7 +11,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 bitflags::bitflags! {
-    /// What the kernel says of a page; the bits of `struct pm_scan_arg`.
+    /// The kernel's statements about a page; the bits of `struct pm_scan_arg`.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Categories: u64 {
         /// The mapping is under asynchronous write-protection, so that `WRITTEN` means something.
@@ -124,7 +124,7 @@ pub type Region = raw::page_region;
 
 const _: () = assert!(size_of::<Region>() == 24 && size_of::<raw::pm_scan_arg>() == 96);
 
-/// What to scan for: pages with **all** categories of `all`, none of `none`, and, if it is not empty,
+/// A query of a scan: pages with **all** categories of `all`, none of `none`, and, if it is not empty,
 /// at least one of `any`.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {

@@ -144,7 +144,7 @@ pub fn process_descriptors() -> Result<()> {
     if sent != 0 {
         return Err(Error::os("pidfd_send_signal", last_errno()));
     }
-    // Nobody is a child of its own: a kernel that knows P_PIDFD says ECHILD, which `reap` understands.
+    // A process is no child of its own: a kernel that knows P_PIDFD says ECHILD, which `reap` understands.
     pidfd::reap(own.as_fd()).map(drop)
 }
 

@@ -1,4 +1,4 @@
-//! What a process may know and ask of itself: threads, exit, parent, limits, `/proc` files.
+//! The calling process: its threads, exit, parent, limits, `/proc` files.
 #![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
 
 use super::Errno;

@@ -9,7 +9,7 @@ use rustix::process::{Pid, WaitOptions};
 use std::ffi::{c_ulong, c_void};
 
 bitflags::bitflags! {
-    /// What the tracee stops for, besides signals.
+    /// The events that the tracee stops for, besides signals.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Options: u32 {
         /// Marks stops at system calls, so that they differ from a SIGTRAP.
@@ -32,7 +32,7 @@ bitflags::bitflags! {
 /// The number of `clone`.
 pub const CLONE: i32 = libc::SYS_clone as i32;
 
-/// What a wait found.
+/// The finding of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// The thread is gone, by `exit` with this code.
@@ -139,7 +139,7 @@ pub fn detach(tid: i32, signal: i32) -> Result<(), Errno> {
     call(libc::PTRACE_DETACH, tid, 0, signal as u64)
 }
 
-/// What belongs to the last [`Stop::Event`].
+/// The message that belongs to the last [`Stop::Event`].
 ///
 /// # Errors
 /// `ESRCH`: gone, or not stopped.
@@ -199,7 +199,7 @@ pub(super) fn set_signal_mask(tid: i32, mut mask: u64) -> Result<(), Errno> {
 pub enum CallSide {
     /// About to make it.
     Entry,
-    /// It was made.
+    /// The call was made.
     Exit,
     /// At no system call.
     Neither,
@@ -224,7 +224,7 @@ pub fn call_side(tid: i32) -> Result<CallSide, Errno> {
     })
 }
 
-/// What happened to the thread `tid`, or with `None` to any tracee or child; `None` if nothing did and `block` is false.
+/// Waits for the thread `tid`, or with `None` for any tracee or child; `None` if nothing happened and `block` is false.
 ///
 /// # Errors
 /// `ECHILD`: there is none.
@@ -263,7 +263,7 @@ fn decode(status: i32) -> Status {
     })
 }
 
-/// What a wait status as [`event_message`] gives it at [`Event::Exit`] will be.
+/// The end that a wait status will tell, from what [`event_message`] gives at [`Event::Exit`].
 pub fn end_in(message: u64) -> super::pidfd::Ended {
     match decode(message as i32) {
         Status::Exited(code) => super::pidfd::Ended::Exited(code),

@@ -86,7 +86,7 @@ mod arch {
             self.0.rdi
         }
 
-        /// What the last system call returned: minus errno if negative.
+        /// The result of the last system call: minus errno if negative.
         pub fn result(&self) -> i64 {
             self.0.rax as i64
         }
@@ -156,7 +156,7 @@ mod arch {
             self.0.regs[0]
         }
 
-        /// What the last system call returned: minus errno if negative.
+        /// The result of the last system call: minus errno if negative.
         pub fn result(&self) -> i64 {
             self.0.regs[0] as i64
         }

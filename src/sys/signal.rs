@@ -44,7 +44,7 @@ pub type Info = libc::siginfo_t;
 /// A handler that gets the frame.
 pub type Handler = extern "C" fn(i32, *mut Info, *mut c_void);
 
-/// What was installed for a signal before.
+/// The disposition that was installed for a signal before.
 #[derive(Clone, Copy)]
 pub struct Action(libc::sigaction);
 
@@ -150,7 +150,7 @@ pub struct MemoryFault {
     pub address: usize,
     /// Did the kernel raise the signal because of a memory access (rather than a process by `kill`)?
     pub from_access: bool,
-    /// Of a SIGBUS: is the address the matter (`BUS_ADRERR`), and not the hardware or the disk?
+    /// For a SIGBUS: is the address the matter (`BUS_ADRERR`), and not the hardware or the disk?
     pub bus_address: bool,
     /// Was the access a write? `None` where the frame does not say.
     pub write: Option<bool>,

@@ -1,4 +1,4 @@
-//! What a tracer asks of the kernel besides ptrace itself.
+//! The calls of a tracer besides ptrace itself.
 #![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
 
 use super::Errno;

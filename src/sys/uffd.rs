@@ -68,7 +68,7 @@ pub struct Fault {
     pub write_protect: bool,
 }
 
-/// What a userfaultfd reports.
+/// A message of a userfaultfd.
 #[derive(Debug)]
 pub enum Event {
     /// A thread waits for a page.

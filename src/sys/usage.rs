@@ -1,4 +1,4 @@
-//! What a process has used: `getrusage(2)`.
+//! The resources that a process has used: `getrusage(2)`.
 #![expect(unsafe_code, reason = "the call fills a struct")]
 
 use std::mem::MaybeUninit;

@@ -12,7 +12,7 @@ use std::mem;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Passenger {
-    /// What it is; see [`kind_of`].
+    /// The kind of thing that it is; see [`kind_of`].
     pub(crate) kind: [u64; 2],
     /// Where it is, in the words of its type.
     pub(crate) words: [u64; 2],

@@ -368,7 +368,7 @@ fn remove_event_comes_before_the_pages_go(kind: Kind) -> Verdict {
 
 fn unmap_event_comes_of_what_was_registered_and_never_armed(kind: Kind) -> Verdict {
     for over in [false, true] {
-        // What is anonymous has nothing to be mapped over it.
+        // Anonymous memory has nothing to be mapped over it.
         if over && kind == Kind::Anonymous {
             continue;
         }

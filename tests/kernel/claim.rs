@@ -1,4 +1,4 @@
-//! What a claim is, and what it may need.
+//! A claim, and what it may need.
 
 use crate::memory::Kind;
 use crate::{evidence, watcher};
@@ -69,7 +69,7 @@ macro_rules! claim {
 }
 pub(crate) use claim;
 
-/// What a claim needs of the kernel and of the user.
+/// A claim's needs of the kernel and of the user.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
     /// A userfaultfd by whichever door, that write-protects shared memory (5.19).

@@ -104,7 +104,7 @@ fn exiting_process_has_its_flag_once_its_files_are_closed() -> Verdict {
         assert_eq!(seen, (true, true), "round {round}");
         match auxv {
             Ok(auxv) => assert!(auxv.is_empty(), "round {round}: {auxv:?}"),
-            // Who may trace everybody is told that there is nothing, others that it is none of their business.
+            // A user who may trace everybody is told that there is nothing, others that it is none of their business.
             Err(e) => assert!(e == Errno::SRCH || e == Errno::ACCESS && !may_trace, "round {round}: {e}"),
         }
         child.finish();
@@ -182,7 +182,7 @@ fn become_ordinary() -> Result<(), Skip> {
     if changed != 0 {
         return Err(Skip(format!("root without CAP_SETUID: {}", last_errno())));
     }
-    // That made it unreadable even to itself.
+    // The exec made the process unreadable even to itself.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).expect("PR_SET_DUMPABLE");
     Ok(())
 }
@@ -376,7 +376,7 @@ fn clone_into_cgroup_starts_the_child_there() -> Verdict {
 fn joined_thread_may_be_listed_and_is_exiting() -> Verdict {
     let since = Instant::now();
     let mut seen = 0;
-    // It is seen once in some thousand joins.
+    // The state is seen once in some thousand joins.
     while seen < 5 && since.elapsed() < Duration::from_secs(20) {
         let (started, go, id) = (Gate::new(), Gate::new(), AtomicI32::new(0));
         std::thread::scope(|scope| {

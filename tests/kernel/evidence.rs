@@ -1,4 +1,4 @@
-//! What the kernel shows of memory, by several mechanisms that must agree.
+//! Evidence: what the kernel shows of memory, by several mechanisms that must agree.
 //!
 //! # Safety
 //! Only calls that change no memory the caller did not pass.
@@ -86,7 +86,7 @@ pub fn entry(memory: &Memory, page: usize) -> Entry {
     found
 }
 
-/// What smaps says of a memory, all its mappings together.
+/// The figures of smaps for a memory, all its mappings together.
 pub fn smaps(pid: i32, memory: &Memory) -> smaps::Figures {
     let mut sum = smaps::Figures::default();
     for part in smaps::mappings(pid, memory.range).expect("smaps") {

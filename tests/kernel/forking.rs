@@ -1,4 +1,4 @@
-//! What fork copies, what a child inherits, and what userfaultfd does about it.
+//! Forking: which pages fork copies, what a child inherits, and what userfaultfd does about it.
 
 use crate::child::{self, Gate};
 use crate::claim::{ADMIN, Claim, Need, PTRACE, Verdict, claim};

@@ -1,4 +1,4 @@
-//! What a fault's signal frame and a thread's `/proc` file say of where a thread is.
+//! Signal frames and threads' `/proc` files: how they tell where a thread is.
 //!
 //! # Safety
 //! Handlers read their arguments, store into atomics, and make system calls on memory of the case.
@@ -43,7 +43,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
 ];
 
-/// What the handler saw.
+/// The values that the handler saw.
 static SEEN: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 const COUNT: usize = 0;
 const CODE: usize = 1;
@@ -75,7 +75,7 @@ fn note(info: *mut Info, context: *mut c_void) {
     SEEN[COUNT].fetch_add(1, Ordering::SeqCst);
 }
 
-/// What the frame should say: code, address and write of [`fault_in_child`], and the program counter.
+/// The values that the frame should show: code, address and write of [`fault_in_child`], and the program counter.
 static EXPECTED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 unsafe extern "C" {

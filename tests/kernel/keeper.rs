@@ -31,7 +31,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
 ];
 
-/// What the keeper is given.
+/// The keeper's argument.
 struct Job {
     range: Range,
     go: &'static Gate,

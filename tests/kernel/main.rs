@@ -1,4 +1,4 @@
-//! What Linux does: the kernel behaviour this crate rests on, as claims that can fail.
+//! The kernel's behaviour that this crate rests on, as claims that can fail.
 //!
 //! A claim is a sentence about the kernel and a function that would notice if it were false. Each
 //! runs in a forked process of its own, one at a time, under a time limit (see [`case`]). What a

@@ -14,7 +14,7 @@ use cowbell::sys::{Errno, memfd, page_size};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// What is mapped, and how.
+/// A kind of mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// `MAP_PRIVATE` of a memfd.
@@ -46,7 +46,7 @@ pub struct Memory {
     file: Option<OwnedFd>,
 }
 
-/// What the first byte of each page holds at first, in [`Memory::marked`].
+/// The first byte of each page, as [`Memory::marked`] writes it.
 pub fn mark(page: usize) -> u8 {
     (page % 251) as u8 + 1
 }

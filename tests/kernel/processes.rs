@@ -167,7 +167,7 @@ fn child_without_exit_signal_needs_wall() -> Verdict {
     Ok(())
 }
 
-/// What is installed for a signal.
+/// The disposition of a signal.
 fn disposition(signal: i32) -> usize {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: a null new action only asks.

@@ -291,7 +291,7 @@ fn targets_go_on_when_the_tracer_is_killed() -> Verdict {
                     ptrace::resume(pid, Until::Event, 0).expect("PTRACE_CONT");
                     tracee::next_fault(&uffd);
                 }
-                // It lives as long as this process.
+                // The descriptor lives as long as this process.
                 std::mem::forget(uffd);
             },
         );
@@ -318,10 +318,10 @@ fn targets_go_on_when_the_tracer_is_killed() -> Verdict {
     Ok(())
 }
 
-/// What can be had from a userfaultfd.
+/// The things that can be had from a userfaultfd.
 #[derive(Debug, PartialEq)]
 struct Abilities {
-    /// What poll says.
+    /// Poll's answer.
     ready: bool,
     read: Result<bool, Errno>,
     register: Result<(), Errno>,
@@ -350,7 +350,7 @@ fn userfaultfd_outlives_the_address_space() -> Verdict {
     let uffd = tracee::watch(child.pid, false, SYNC);
     let live = Abilities { ready: false, read: Ok(false), register: Ok(()), protect: Ok(()) };
     assert_eq!(abilities(&uffd, &memory), live, "while it lives");
-    // What the child writes on its way is not the matter here.
+    // The child's writes on its way are not the matter here.
     uffd.write_protect(memory.range, false).expect("UFFDIO_WRITEPROTECT");
     go.open();
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");

@@ -216,7 +216,7 @@ fn swallowed_wake_up_of_a_robust_futex_is_passed_on() -> Verdict {
         let waiter = child::spawn(|| assert_eq!(futex::wait(word, value, Some(LONG)), Ok(true), "woken in time"));
         until_it_waits(&waiter);
         child::spawn(|| {
-            // What the C library's list looks like while it waits for a mutex: no mutex held, one pending.
+            // The C library's list looks like this while it waits for a mutex: no mutex held, one pending.
             let mut head = [0usize, 0, word.as_ptr().expose_provenance()];
             head[0] = head.as_ptr().expose_provenance();
             // SAFETY: the list is valid until this process has ended.

@@ -96,7 +96,7 @@ fn write_seal_waits_for_held_pages_and_is_busy_then() -> Verdict {
     Ok(())
 }
 
-/// What each way to change the file says.
+/// The answer of each way to change the file.
 fn change(fd: BorrowedFd<'_>, len: u64) -> Vec<(&'static str, Option<i32>)> {
     let page = page_size().bytes() as u64;
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -1,4 +1,4 @@
-//! What a pool of workers leans on: limits of one process, and a listener that several share.
+//! The facts that a pool of workers leans on: limits of one process, and a listener that several share.
 
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Verdict, claim};

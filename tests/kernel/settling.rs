@@ -1,4 +1,4 @@
-//! What a page looks like while its writer waits, and what comes of it then: a copy, or the same page.
+//! Settling: how a page looks while its writer waits, and what comes of it then: a copy, or the same page.
 
 use crate::child::{self, Gate};
 use crate::claim::{ADMIN, Claim, Need, Skip, Verdict, claim};

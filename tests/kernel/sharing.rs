@@ -142,7 +142,7 @@ impl Pair {
         self.did.pass();
     }
 
-    /// What the sharer answers now, in its first words.
+    /// The sharer's answer now, in its first words.
     fn ask(&self, count: usize) -> Vec<u64> {
         self.dialogue.ask();
         self.words.words()[..count].iter().map(|word| word.load(Ordering::SeqCst)).collect()

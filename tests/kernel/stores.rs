@@ -114,7 +114,7 @@ fn rseq_case(full: bool, features: Features) -> Result<(pidfd::Ended, usize, boo
     }
     pidfd::wait_end(pidfd.as_fd(), None).expect("poll");
     let written = features.contains(Features::WP_ASYNC) && evidence::written(&memory) == evidence::pages([1]);
-    // It is the harness' child.
+    // The process is the harness' child.
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
     let code: i32 = status.split_whitespace().last().and_then(|code| code.parse().ok()).expect("an exit code");
     Ok((ptrace::end_in(code as u64), messages, written))

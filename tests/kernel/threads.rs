@@ -102,7 +102,7 @@ fn io_ring_threads_are_counted() -> Verdict {
     assert_eq!(counts(), [1; 3]);
     let ring = Polled::new()?;
     assert_eq!(counts(), [2; 3]);
-    // It names itself when it first runs.
+    // A thread names itself when it first runs.
     let threads = || process::threads().expect("task");
     soon("it has a name", || threads().iter().any(|thread| thread.name.starts_with("iou-sqp-")));
     drop(ring);

@@ -1,4 +1,4 @@
-//! What the tool's tracer asks of the kernel: arming by a scan, comparing memories, reading without holding on to pages,
+//! The tracer's demands on the kernel: arming by a scan, comparing memories, reading without holding on to pages,
 //! and starting programs.
 //!
 //! # Safety
@@ -132,7 +132,7 @@ fn scan_without_a_query_needs_an_asynchronous_watch() -> Verdict {
     Ok(())
 }
 
-/// What a bare clone is given.
+/// The argument of a bare clone.
 struct Compared {
     pid: &'static AtomicU64,
     ready: &'static Gate,

@@ -25,7 +25,7 @@ pub fn spawn(options: Options, body: impl FnOnce()) -> Child {
     child
 }
 
-/// What happens next to a thread.
+/// The next thing that happens to a thread.
 pub fn next(tid: i32) -> Status {
     ptrace::wait(Some(tid), true).expect("waitpid").expect("it blocks").1
 }

@@ -1,4 +1,4 @@
-//! What a tracer is told, and in which state it finds its tracees.
+//! Tracing: what a tracer is told, and in which state it finds its tracees.
 //!
 //! # Safety
 //! Stores go to a [`Memory`]; a seccomp filter and a signal handler are set up in children only.

@@ -248,7 +248,7 @@ fn closing_the_userfaultfd_disarms(kind: Kind) -> Verdict {
     assert!(armed(0) && armed(1), "there, and untouched");
     drop(uffd);
     assert!(!armed(0) && !armed(1));
-    // Nobody could answer: if they were still armed, these would wait for ever.
+    // No process could answer: if the pages were still armed, these stores would wait for ever.
     memory.store(0, 7);
     memory.store(1, 7);
     assert_eq!((memory.load(0), memory.load(1)), (7, 7));

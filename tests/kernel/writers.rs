@@ -82,7 +82,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
 ];
 
-/// What the page was before it was armed.
+/// The page's state before it was armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Untouched,
@@ -218,7 +218,7 @@ fn untouched_page_is_copied_before_the_message() -> Verdict {
     Ok(())
 }
 
-/// What pagemap says of the page while its writer waits.
+/// The page's entry in pagemap while its writer waits.
 fn bits_at_the_message(before: Before) -> Result<Entry, crate::claim::Skip> {
     let memory = with_past(Kind::PrivateMemfd, before)?;
     let uffd = watcher::any(SYNC).expect("userfaultfd");

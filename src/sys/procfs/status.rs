@@ -7,7 +7,7 @@ use crate::sys::Errno;
 pub struct Status(String);
 
 impl Status {
-    /// That of a process or a thread.
+    /// The status of a process or a thread.
     ///
     /// # Errors
     /// ENOENT and ESRCH when it is gone.
@@ -15,7 +15,7 @@ impl Status {
         super::text(id, "status").map(Self)
     }
 
-    /// That of a thread, if it belongs to this process.
+    /// The status of a thread, if it belongs to this process.
     ///
     /// # Errors
     /// ENOENT and ESRCH when it is gone, or another process' thread.

@@ -1,4 +1,4 @@
-//! What it costs to arm a frozen arena for a watch.
+//! The cost of arming a frozen arena for a watch.
 
 use crate::error::{Error, Result};
 use crate::spread::{Spread, order};
@@ -8,7 +8,7 @@ use cowbell::sys;
 use cowbell::watch::Watch;
 use serde::{Deserialize, Serialize};
 
-/// What [`arming`] found.
+/// The result of [`arming`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arming {
     /// The size of the frozen arena.
@@ -19,14 +19,14 @@ pub struct Arming {
     pub watches: Vec<ArmingCost>,
 }
 
-/// What one watch adds to a fork.
+/// The time that one watch adds to a fork.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmingCost {
     /// The watch.
     pub watch: Watch,
     /// [`cowbell::fork::spawn`] until it returns; absent with `error`.
     pub spawn_us: Option<Spread>,
-    /// What of it comes on top of [`Watch::Census`], for each MiB of the arena.
+    /// The part of it that comes on top of [`Watch::Census`], for each MiB of the arena.
     pub arming_us_per_mib: Option<Spread>,
     /// Why this watch could not be measured: this kernel or this user does not have it.
     pub error: Option<String>,

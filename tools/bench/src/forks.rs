@@ -1,4 +1,4 @@
-//! What forking costs over different memory, and what the child's first read of all of it costs.
+//! The cost of forking over different memory, and of the child's first read of all of it.
 //!
 //! Each kind of memory is held by a server process of its own, so that none weighs on another's forks;
 //! the servers fork on request, in turns.
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 /// How many times a child reads everything, at most: it takes some 0.1 s a GiB.
 const READS_MAX: usize = 7;
 
-/// What the largest fork over anonymous memory needs for page tables, and some room to live.
+/// The memory that the largest fork over anonymous memory needs for page tables, and some room to live.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
-/// What [`forks`] found.
+/// The result of [`forks`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forks {
     /// The size of the data forked over.
@@ -37,7 +37,7 @@ impl Forks {
     }
 }
 
-/// What forks over one kind of memory cost. The ratios are of the rounds one by one.
+/// The cost of forks over one kind of memory. The ratios are of the rounds one by one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ForkCost {
     /// The kind of memory.

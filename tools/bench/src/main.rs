@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What forking, copying, watching and pools cost on this machine.
+/// Measure what forking, copying, watching and pools cost on this machine.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -35,7 +35,7 @@ enum What {
         #[arg(long, default_value = "4GiB", value_parser = bytes)]
         size: u64,
     },
-    /// What a watch adds to a fork.
+    /// Measure what a watch adds to a fork.
     Arming {
         /// The size of the arena that is armed.
         #[arg(long, default_value = "256MiB", value_parser = bytes)]
@@ -53,7 +53,7 @@ enum What {
         #[arg(long)]
         quick: bool,
     },
-    /// What a pool's workers have of their own, when each has read all of the data.
+    /// Measure what a pool's workers have of their own, when each has read all of the data.
     PoolMemory {
         /// Numbers of workers.
         #[arg(long, value_delimiter = ',', default_value = "8,200")]
@@ -100,7 +100,7 @@ struct Results {
 /// The largest arena that `all` arms.
 const ALL_ARMING_BYTES_MAX: u64 = 256 << 20;
 
-/// What was asked for: results to print, or one line for whoever started this process.
+/// The answer that was asked for: results to print, or one line for the process that started this one.
 enum Outcome {
     Results(Box<Results>),
     Line(String),
@@ -178,7 +178,7 @@ fn main() -> ExitCode {
     };
     match print(&outcome, cli.json) {
         Ok(()) => ExitCode::SUCCESS,
-        // Who closes the pipe has seen enough.
+        // A reader that closes the pipe has seen enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("cowbell-bench: stdout: {e}");

@@ -24,7 +24,7 @@ use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-/// What a fork is measured over.
+/// The memory that a fork is measured over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Memory {
@@ -42,7 +42,7 @@ impl Memory {
     /// All kinds, what they are compared with first.
     pub const ALL: [Self; 4] = [Self::Empty, Self::Anonymous, Self::Frozen, Self::FrozenCollapsed];
 
-    /// What it is called in a table.
+    /// Its name in a table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty process",
@@ -71,7 +71,7 @@ pub(crate) struct ForkTimes {
     pub(crate) waited_ns: u64,
 }
 
-/// What a child found that read everything.
+/// The finding of a child that read everything.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct ReadTimes {
     pub(crate) read_ns: u64,

@@ -1,4 +1,4 @@
-//! What is left of many measurements of one thing.
+//! A summary of many measurements of one thing.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of some numbers; `None` when there are none.
+    /// The spread of some numbers; `None` when there are none.
     pub fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = numbers.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -25,7 +25,7 @@ impl Spread {
         Some(Self { min, median, max })
     }
 
-    /// Of the ratios `these[i] / those[i]`.
+    /// The spread of the ratios `these[i] / those[i]`.
     pub(crate) fn of_ratios(these: &[f64], those: &[f64]) -> Option<Self> {
         Self::of(these.iter().zip(those).filter(|(_, that)| **that > 0.0).map(|(this, that)| this / that))
     }

@@ -1,4 +1,4 @@
-//! What the first write to a page costs a forked child, under each watch.
+//! The cost of a forked child's first write to a page, under each watch.
 
 use crate::error::{Error, Result};
 use crate::spread::{Spread, order};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// some of these batches, and the middle one tells what a write costs without them.
 const BATCH_PAGES: usize = 64;
 
-/// What [`writes`] found.
+/// The result of [`writes`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Writes {
     /// How many pages each child wrote, one word in each.
@@ -38,7 +38,7 @@ pub struct Pair<T> {
     pub read_before_ns_per_page: T,
 }
 
-/// What one watch costs the writer.
+/// The cost of one watch to the writer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WatchCost {
     /// The watch.
@@ -69,7 +69,7 @@ enum Before {
     Read,
 }
 
-/// Who is measured: `None` is native.
+/// The watch that is measured: `None` is native.
 type Contender = (Option<Watch>, Before);
 
 /// Measures the first write to each of `pages` pages of a frozen arena in a forked child: natively, and

@@ -1,4 +1,4 @@
-//! What the command answers; the times themselves are nobody's business here.
+//! The command's answers; the times themselves do not matter here.
 
 use cowbell_bench::{Arming, Forks, Memory, Peer, Pool, PoolMemory, Work, Writes};
 use std::process::{Command, Output};
@@ -64,7 +64,7 @@ fn pools_do_every_work_or_say_why_not() {
 
 #[test]
 fn a_contender_that_cannot_be_started_is_a_row_with_a_reason() {
-    // Nobody's PATH: there is no python3 on it.
+    // A PATH without python3.
     let mut command = Command::new(env!("CARGO_BIN_EXE_cowbell-bench"));
     let output = command.args(["pool", "--quick", "--rounds", "1"]).env("PATH", "/nonexistent").output();
     let output = output.expect("the command starts");

@@ -126,7 +126,7 @@ pub(super) fn perform(order: &Order, program: &Path) -> Result<Answer> {
     answer
 }
 
-/// What a worker does until nobody has jobs for it any more; `name` is where it is waited for.
+/// A worker's loop, until nobody has jobs for it any more; `name` is where it is waited for.
 ///
 /// # Errors
 /// Failed: nobody waits there, or a result cannot be sent.

@@ -17,9 +17,9 @@ use std::time::Duration;
 /// The Python contenders.
 const PYTHON: &str = include_str!("../../peers/pool.py");
 
-/// What a contender's run takes at most. Most take a second or two.
+/// The longest time that a contender's run may take. Most take a second or two.
 const CONTENDER_MAX: Duration = Duration::from_secs(180);
-/// What hundreds of workers take at most that read all of the data.
+/// The longest time for hundreds of workers that read all of the data.
 const HOLDER_MAX: Duration = Duration::from_secs(900);
 
 /// Runs one contender and gives its answer.

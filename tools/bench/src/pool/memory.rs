@@ -1,4 +1,4 @@
-//! What the workers of a pool have of their own, when each has read all of the data.
+//! The memory that a pool's workers have of their own, when each has read all of the data.
 
 use super::{cowbell, launch};
 use crate::error::{Error, Result};
@@ -6,27 +6,27 @@ use ::cowbell::sys::limits;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What a worker may have of its own, besides its stack.
+/// The memory that a worker may have of its own, besides its stack.
 const GOAL_BYTES_PER_WORKER: u64 = 1 << 20;
 
-/// What page tables take of the data they map by ordinary pages: an entry of 8 bytes for each 4 KiB.
+/// The share that page tables take of the data they map by ordinary pages: an entry of 8 bytes for each 4 KiB.
 const PAGE_TABLES_SHARE: u64 = 512;
 
 /// Room to live, and for what a worker may have of its own.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
-/// What [`pool_memory`] found.
+/// The result of [`pool_memory`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolMemory {
     /// The size of the frozen data.
     pub bytes: u64,
-    /// What a worker may have of its own, besides its stack.
+    /// The memory that a worker may have of its own, besides its stack.
     pub goal_bytes_per_worker: u64,
     /// One for each number of workers and kind of pages.
     pub costs: Vec<PoolMemoryCost>,
 }
 
-/// What the workers of one pool have of their own.
+/// The memory that the workers of one pool have of their own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolMemoryCost {
     /// How many workers.
@@ -56,7 +56,7 @@ impl PoolMemoryCost {
     }
 }
 
-/// What one pool is to be made of.
+/// The settings of one pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hold {
     pub(super) workers: usize,

@@ -35,7 +35,7 @@ const GOAL_LARGE_TO_MEMCPY: f64 = 1.2;
 /// `Manager().list()` gets at most so many items: it would take minutes to fill with more.
 const MANAGER_ITEMS_MAX: usize = 200_000;
 
-/// What [`pool`] found.
+/// The result of [`pool`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pool {
     /// Workers, or threads, of each contender.
@@ -57,7 +57,7 @@ pub struct Race {
     pub bytes: usize,
     /// cowbell first.
     pub contenders: Vec<Contender>,
-    /// What cowbell is to reach, if anything.
+    /// The goal for cowbell, if there is one.
     pub goal: Option<Goal>,
 }
 
@@ -68,10 +68,10 @@ impl Race {
     }
 }
 
-/// What one contender took.
+/// One contender's time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contender {
-    /// Who.
+    /// The contender.
     pub peer: Peer,
     /// Jobs of a run. Slow contenders get fewer.
     pub jobs: usize,
@@ -83,16 +83,16 @@ pub struct Contender {
     pub error: Option<String>,
 }
 
-/// What cowbell is to reach at some work.
+/// The goal for cowbell at some work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Goal {
     /// The figure that counts, with its unit.
     pub figure: String,
     /// Whether it is to be at least, not at most, `bound`.
     pub at_least: bool,
-    /// What it is held against.
+    /// The contender that it is held against.
     pub bound: f64,
-    /// What was measured: the median; absent if cowbell or whom it is compared with failed.
+    /// The median that was measured; absent if cowbell or the other contender failed.
     pub measured: Option<f64>,
 }
 

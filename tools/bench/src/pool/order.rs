@@ -1,4 +1,4 @@
-//! What a contender is told to do, and who can do what.
+//! Orders to the contenders, and who can do what.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ impl Work {
     /// All of them, in the order in which they are measured.
     pub const ALL: [Self; 5] = [Self::Empty, Self::RoundTrip, Self::Busy, Self::Lookup, Self::Large];
 
-    /// Who takes part.
+    /// A contender.
     pub fn peers(self) -> &'static [Peer] {
         use Peer::*;
         match self {
@@ -76,7 +76,7 @@ impl Work {
     }
 }
 
-/// Who does the work.
+/// The kind of worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Peer {
@@ -113,7 +113,7 @@ impl Peer {
         matches!(self, PythonPool | PythonPoolChunk1 | PythonExecutor | PythonExecutorChunk1 | PythonManager)
     }
 
-    /// What it is called in a table of that work.
+    /// Its name in a table of that work.
     pub fn name(self, work: Work) -> &'static str {
         match (self, work) {
             (Self::Cowbell, Work::RoundTrip) => "cowbell submit and wait",
@@ -140,12 +140,12 @@ impl Peer {
     }
 }
 
-/// What one contender is to do in one run, in a process of its own.
+/// One contender's order for one run, in a process of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// Who.
+    /// The contender.
     pub peer: Peer,
-    /// What.
+    /// The work.
     pub work: Work,
     /// How many jobs.
     pub jobs: usize,
@@ -157,7 +157,7 @@ pub struct Order {
     pub manager_items: usize,
 }
 
-/// What the contender answers, as one line of JSON.
+/// The contender's answer, as one line of JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// The time of all jobs by their number; of a round trip, the median.
@@ -168,7 +168,7 @@ pub struct Answer {
 pub(super) const BLOCKS: usize = 64;
 /// The word at place `n` of the data set is `n` modulo this.
 pub(super) const PATTERN: usize = 1 << 20;
-/// What a busy job takes of its thread's processor time.
+/// The processor time of its thread that a busy job takes.
 pub(super) const JOB_NS: u64 = 100_000;
 
 /// The data set that is looked into.
