@@ -54,10 +54,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.objects:,} objects made immortal, {_size(self.bytes)}, in {self.seconds:.2f} s;"
+            f"{self.objects:,} objects made immortal, {size_text(self.bytes)}, in {self.seconds:.2f} s;"
             f" {self.hashes:,} hashes computed"
         ]
-        lines += _table([(f"{t.objects:,}", _size(t.bytes), t.name) for t in self.types[:10]])
+        lines += _table([(f"{t.objects:,}", size_text(t.bytes), t.name) for t in self.types[:10]])
         if len(self.types) > 10:
             rest = self.types[10:]
             lines.append(f"  and {sum(t.objects for t in rest):,} objects of {len(rest)} more types")
@@ -73,7 +73,8 @@ class Report:
         return "\n".join(lines)
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """A size for people."""
     value = float(size)
     for unit in ("bytes", "KiB", "MiB"):
         if value < 1024:

@@ -1,0 +1,56 @@
+"""usage: price.py [MIB]: what counting costs a child, beside a child that does not count. Best of nine, in turn."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+import time
+
+import cowbell_fork
+
+PAGE = mmap.PAGESIZE
+
+
+def child(data, pages, counts):
+    """Seconds that the fork took, up to the child's first line; that a written page took; and that copied() took."""
+    reader, writer = os.pipe()
+    started = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        forked = time.perf_counter()
+        for at in range(0, len(data), PAGE):
+            data[at] = 2
+        written = time.perf_counter()
+        if counts:
+            assert cowbell_fork.copied().pages >= pages
+        ended = time.perf_counter()
+        os.write(writer, struct.pack("3d", forked - started, (written - forked) / pages, ended - written))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    figures = struct.unpack("3d", os.read(reader, 24))
+    os.close(reader), os.close(writer)
+    return figures
+
+
+def main():
+    mib = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    pages = (mib << 20) // PAGE
+    data = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE)
+    data.madvise(mmap.MADV_NOHUGEPAGE)
+    for at in range(0, len(data), PAGE):
+        data[at] = 1
+    # Once asked for, each fork counts: those that do not come first.
+    plain = [min(times) for times in zip(*(child(data, pages, False) for _ in range(9)))]
+    cowbell_fork.count_copies()
+    counted = [min(times) for times in zip(*(child(data, pages, True) for _ in range(9)))]
+    print(f"fork, {mib} MiB shared: {plain[0] * 1e3:.1f} ms, counting {counted[0] * 1e3:.1f} ms:",
+          f"{(counted[0] - plain[0]) / mib * 1e6:.0f} us more for each MiB")
+    print(f"a page copied by a loop in Python: {plain[1] * 1e6:.2f} us, counting {counted[1] * 1e6:.2f} us:",
+          f"{counted[1] / plain[1]:.2f} times")
+    print(f"copied(), with {pages:,} pages copied: {counted[2] * 1e3:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
