@@ -10,6 +10,7 @@ pub mod status;
 
 use super::Errno;
 use std::fs;
+use std::io::Read;
 
 /// This process: `/proc/self`, which is right in a pid namespace that has no `/proc` of its own, too.
 pub const SELF: i32 = 0;
@@ -23,7 +24,11 @@ fn folder(id: i32) -> String {
 /// # Errors
 /// ENOENT and ESRCH when there is no such process, EACCES and EPERM without ptrace read access where the file takes that.
 pub fn read(id: i32, file: &str) -> Result<Vec<u8>, Errno> {
-    fs::read(format!("{}/{file}", folder(id))).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    // The standard library would ask for the file's size, which is 0 here, and begin with 32 bytes.
+    let mut held = Vec::with_capacity(8 << 10);
+    let file = fs::File::open(format!("{}/{file}", folder(id)));
+    let read = file.and_then(|file| file.take(u64::MAX).read_to_end(&mut held));
+    read.map(|_| held).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 /// The same as text.
@@ -31,7 +36,7 @@ pub fn read(id: i32, file: &str) -> Result<Vec<u8>, Errno> {
 /// # Errors
 /// As [`read`].
 pub fn text(id: i32, file: &str) -> Result<String, Errno> {
-    Ok(String::from_utf8_lossy(&read(id, file)?).into_owned())
+    Ok(String::from_utf8(read(id, file)?).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 /// All processes that there are, in no order.

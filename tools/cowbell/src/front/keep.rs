@@ -108,7 +108,7 @@ impl Kept {
         let lines = std::mem::replace(&mut self.unread, rest);
         let mut written = Ok(());
         for line in lines.split_inclusive(|&byte| byte == b'\n') {
-            match serde_json::from_slice(line) {
+            match Said::parse(line) {
                 Ok(Said::Failed { failed, message }) => self.failed = Some((failed, message)),
                 // Names come before it.
                 Ok(Said::Record(Record::Finish(finish))) => self.finish = Some(finish),

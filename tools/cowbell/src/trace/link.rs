@@ -65,6 +65,21 @@ pub enum Said {
     Record(Record),
 }
 
+impl Said {
+    /// Reads a line. Nearly all are records, which are read at once: of an untagged value serde keeps all in a form of its
+    /// own before it tries what it is.
+    ///
+    /// # Errors
+    /// The line is nothing that the tracer says.
+    pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let begins = |key: &str| line.strip_prefix(b"{\"").is_some_and(|rest| rest.starts_with(key.as_bytes()));
+        if begins("failed") || begins("opened") {
+            return serde_json::from_slice(line);
+        }
+        serde_json::from_slice(line).map(Self::Record)
+    }
+}
+
 /// The tracer's end.
 pub struct Link {
     stream: UnixStream,
