@@ -13,15 +13,19 @@
 //! those that are loaded later, or have none, other parts are registered and nothing in them is protected. The kernel
 //! lets `munmap` return when the message was read, so nothing can be mapped in that place before.
 
+use super::baseline::page_bytes;
 use super::codes::Codes;
 use super::link::Said;
 use super::maps::{self, Backing, Map};
 use super::watch::Doors;
 use crate::record::{Record, Watched};
+use crate::stacks::languages::{self, Language};
 use crate::stacks::native::{Registers, Unwinder, Unwound};
 use cowbell::sys::map::Range;
 use cowbell::sys::remote::Memory;
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// So many addresses that lead out of stacks are looked for: beyond, stacks end as they did before.
 const NOWHERE_MAX: usize = 4000;
@@ -36,14 +40,23 @@ pub struct AddressSpace {
     codes: Codes,
     /// Something that code may have stood in was removed.
     stale: bool,
-    /// The numbers of addresses, as long as no code is removed.
+    known: Rc<RefCell<Known>>,
+    /// Addresses that are no code, as of the last reading.
+    nowhere: HashSet<u64>,
+}
+
+/// What is known of code, as long as none is mapped or removed: shared by the intervals of a process and of those that it
+/// forks, which begin with the very same code. So what a module is, and how it is unwound, is found out once.
+#[derive(Default)]
+struct Known {
+    /// The numbers of addresses in modules.
     places: HashMap<u64, u32>,
     /// The modules of mappings with code, by where these start.
     modules: HashMap<u64, Option<u32>>,
-    /// Addresses that are no code, as of the last reading.
-    nowhere: HashSet<u64>,
-    /// Made at the first stack after the code changed.
+    /// Made at the first stack.
     unwinder: Option<Unwinder>,
+    /// The language of an interpreter among the code; unknown until it is asked for.
+    language: Option<Option<&'static dyn Language>>,
 }
 
 /// What resolving needs of the process.
@@ -56,17 +69,33 @@ pub struct Access<'a> {
 impl AddressSpace {
     /// Of a process whose mappings are added by whoever arms them.
     pub fn new(pid: i32, interval: u32, codes: Codes) -> Self {
-        Self {
-            pid,
-            interval,
-            maps: Vec::new(),
-            codes,
-            stale: false,
-            places: HashMap::new(),
-            modules: HashMap::new(),
-            nowhere: HashSet::new(),
-            unwinder: None,
+        Self { pid, interval, maps: Vec::new(), codes, stale: false, known: Rc::default(), nowhere: HashSet::new() }
+    }
+
+    /// Takes over what is known of the code of an earlier interval of this process, or of one of the process that forked it.
+    /// Only if every mapping of code is the same: a removal is told, and one that replaced another since is another file.
+    pub fn inherit(&mut self, before: &Self) {
+        let is_same = |(ours, theirs): (&Map, &Map)| {
+            let place = |map: &Map| (map.mapping.start, map.mapping.end, map.mapping.offset);
+            place(ours) == place(theirs) && ours.is_same_as(theirs)
+        };
+        let (ours, theirs) = (self.code_maps(), before.code_maps());
+        if !before.stale && ours.clone().count() == theirs.clone().count() && ours.zip(theirs).all(is_same) {
+            self.known = Rc::clone(&before.known);
         }
+    }
+
+    fn code_maps(&self) -> impl Iterator<Item = &Map> + Clone {
+        self.maps.iter().filter(|map| map.is_code())
+    }
+
+    /// The language of the interpreter that the process maps, as far as its code is known.
+    pub fn language(&self) -> Option<&'static dyn Language> {
+        let find = || {
+            let files = self.code_maps().map(|map| map.mapping.name.as_str());
+            languages::of_files(files.filter(|name| name.starts_with('/')))
+        };
+        *self.known.borrow_mut().language.get_or_insert_with(find)
     }
 
     /// The mapping that an address lies in.
@@ -80,15 +109,13 @@ impl AddressSpace {
             return 0;
         }
         self.refresh(access);
-        if let Some(&code) = self.places.get(&pc) {
+        if let Some(&code) = self.known.borrow().places.get(&pc) {
             return code;
         }
         if !self.find(pc).is_some_and(Map::is_code) {
             self.read_again(access);
         }
-        let code = self.resolve(pc, access.memory);
-        self.places.insert(pc, code);
-        code
+        self.resolve(pc, access.memory)
     }
 
     /// The stack of a thread of the process that stands still, as places, the innermost frame first.
@@ -138,10 +165,8 @@ impl AddressSpace {
 
     /// What addresses meant, they mean no more.
     fn forget(&mut self) {
-        self.places.clear();
-        self.modules.clear();
+        self.known = Rc::default();
         self.nowhere.clear();
-        self.unwinder = None;
     }
 
     /// A mapping was moved.
@@ -223,30 +248,32 @@ impl AddressSpace {
         let Some(map) = self.find(pc) else { return self.codes.place(None, pc, self.pid) };
         let (start, offset) = (map.mapping.start, map.mapping.offset);
         match self.module(start, memory) {
-            Some(module) => self.codes.place(Some(module), (pc - start).saturating_add(offset), self.pid),
+            Some(module) => {
+                let code = self.codes.place(Some(module), (pc - start).saturating_add(offset), self.pid);
+                self.known.borrow_mut().places.insert(pc, code);
+                code
+            }
+            // Another process has other code there.
             None => self.codes.place(None, pc, self.pid),
         }
     }
 
     /// The module of the mapping that starts there.
     fn module(&mut self, start: u64, memory: &Memory) -> Option<u32> {
-        if let Some(&module) = self.modules.get(&start) {
+        if let Some(&module) = self.known.borrow().modules.get(&start) {
             return module;
         }
         let module = self.find(start).and_then(|map| self.codes.module(self.pid, memory, map, &self.maps));
-        self.modules.insert(start, module);
+        self.known.borrow_mut().modules.insert(start, module);
         module
     }
 
     fn unwind(&mut self, registers: Registers, memory: &Memory) -> Unwound {
-        if self.unwinder.is_none() {
-            self.unwinder = Some(self.make_unwinder(memory));
-        }
-        let Some(unwinder) = &mut self.unwinder else { return Unwound::default() };
-        unwinder.stack(registers, &mut |address| {
-            let mut word = [0; 8];
-            (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
-        })
+        let made = self.known.borrow_mut().unwinder.take();
+        let mut unwinder = made.unwrap_or_else(|| self.make_unwinder(memory));
+        let unwound = unwinder.stack(registers, &mut stack_words(memory));
+        self.known.borrow_mut().unwinder = Some(unwinder);
+        unwound
     }
 
     fn make_unwinder(&mut self, memory: &Memory) -> Unwinder {
@@ -258,5 +285,20 @@ impl AddressSpace {
             unwinder.add(mapping.start..mapping.end, mapping.offset, &mapping.name, unwinding.as_deref());
         }
         unwinder
+    }
+}
+
+/// Reads aligned words of a stack. Pages are read whole and kept: a stack leads through few, and each read is a system call.
+fn stack_words(memory: &Memory) -> impl FnMut(u64) -> Option<u64> + '_ {
+    let mut pages: Vec<(u64, Option<Box<[u8]>>)> = Vec::new();
+    move |address| {
+        let page = address / page_bytes() * page_bytes();
+        if !pages.iter().any(|(of, _)| *of == page) {
+            let mut held = vec![0; page_bytes() as usize];
+            let read = memory.read(page, &mut held) == Ok(held.len());
+            pages.push((page, read.then(|| held.into())));
+        }
+        let held = pages.iter().find(|(of, _)| *of == page)?.1.as_ref()?;
+        held.get((address - page) as usize..)?.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word))
     }
 }

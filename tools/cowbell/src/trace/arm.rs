@@ -41,15 +41,21 @@ const WHOLE_MAX: u64 = 16 << 30;
 
 impl Watch {
     /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
-    /// what a process held that had the very same pages when this one was made.
+    /// what a process held that had the very same pages when this one was made. `before`: the address space of an earlier
+    /// interval, or of the process that forked this one.
     ///
     /// # Errors
     /// Its page tables cannot be read.
-    pub fn arm(order: &Order, doors: Doors, relative: Option<&Baseline>) -> Result<(Self, Begin), Errno> {
+    pub fn arm(
+        order: &Order,
+        doors: Doors,
+        relative: Option<&Baseline>,
+        before: Option<&AddressSpace>,
+    ) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let living = procfs::living(order.pid);
         let pagemap = Pagemap::open(living)?;
-        let maps = maps::read(order.pid)?;
+        let maps = maps::of(living)?;
         let base = match relative {
             Some(parent) => {
                 let private = maps.iter().filter(|map| map.backing != Backing::Shared);
@@ -91,6 +97,9 @@ impl Watch {
             }
             map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
             watch.space.maps.push(map);
+        }
+        if let Some(before) = before {
+            watch.space.inherit(before);
         }
         watch.space.announce(&watch.doors);
         let held = watch.held()?;

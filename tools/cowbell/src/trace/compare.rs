@@ -1,11 +1,12 @@
 //! Copies against their originals: what of a page did the writes change?
 
-use super::baseline::{self, page_bytes};
+use super::baseline::{Entries, page_bytes};
 use super::layout::{self, Types};
 use super::maps::Backing;
 use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event, Role};
+use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
@@ -50,9 +51,9 @@ impl<'a> Donor<'a> {
 
     /// Has it this page still, as both had it when the child was born? Then whoever wrote it there was given a copy. Pages
     /// that the child wrote in intervals before are its own.
-    pub fn still_has(&self, watch: &Watch, page: u64) -> bool {
+    pub fn still_has(&self, watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
         let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
-        let present = || baseline::entry(&self.pagemap, page).is_ok_and(is_private);
+        let present = || entries.at(page).is_ok_and(is_private);
         self.has_shared(watch, page)
             && self.process.watch.is_some()
             && !self.process.watch.as_ref().is_some_and(|watch| watch.dropped.contains(page))
@@ -72,13 +73,18 @@ impl<'a> Donor<'a> {
         begins_with && (self.child.born_ns > 0 || is_found && same_frame())
     }
 
-    fn original(&self, watch: &Watch, page: u64, class: Class) -> Option<Box<[u8]>> {
+    /// Its page tables, for one look at many pages.
+    pub fn entries(&self) -> Entries<'_> {
+        Entries::new(&self.pagemap)
+    }
+
+    fn original(&self, watch: &Watch, entries: &Entries<'_>, page: u64, class: Class) -> Option<Box<[u8]>> {
         let there = match class {
             Class::PrivateFile => {
-                let entry = baseline::entry(&self.pagemap, page).ok()?;
+                let entry = entries.at(page).ok()?;
                 !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE)
             }
-            _ => self.still_has(watch, page),
+            _ => self.still_has(watch, entries, page),
         };
         there.then(|| read(&self.memory, page)).flatten()
     }
@@ -116,6 +122,7 @@ impl Originals {
         let mut files = HashMap::new();
         let mut types = Types::new(layout::words(&watch.memory, &watch.pagemap));
         let mut contents = Vec::new();
+        let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
             let original = self.of(watch.pid, page, watch.begun_ns).map(Cow::Borrowed).or_else(|| match class {
                 Class::PrivateFile => from_file(watch, page, &mut files).map(Cow::Owned),
@@ -126,9 +133,9 @@ impl Originals {
                     let donor = donor.filter(|donor| donor.has_shared(watch, page))?;
                     self.of(donor.pid, page, donor.child.born_ns).map(Cow::Borrowed)
                 })
-                .or_else(|| donor?.original(watch, page, class).map(|read| Cow::Owned(read.into())));
+                .or_else(|| donor?.original(watch, theirs.as_ref()?, page, class).map(|read| Cow::Owned(read.into())));
             // Reading where there is nothing would put the zero page there.
-            let there = baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
+            let there = ours.at(page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
             let now = there.then(|| read(&watch.memory, page)).flatten();
             if let (Some(original), Some(now)) = (original, now) {
                 contents.push(difference(page, &original, &now, &mut types));
@@ -169,13 +176,13 @@ fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>
 
 fn difference<W: FnMut(u64) -> Option<u64>>(page: u64, original: &[u8], now: &[u8], types: &mut Types<W>) -> Content {
     let mut content = Content { page, objects: types.any_in(original), ..Content::default() };
-    let (was, is) = (original.as_chunks::<8>().0, now.as_chunks::<8>().0);
-    for (nth, (was_word, is_word)) in was.iter().zip(is).enumerate().filter(|(_, (was, is))| was != is) {
-        content.bytes += was_word.iter().zip(is_word).filter(|(was, is)| was != is).count() as u32;
+    for (at, was, is) in differing_words(original, now) {
+        content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
         content.words += 1;
-        let of = was.get(nth + 1).filter(|of| content.objects && is.get(nth + 1) == Some(of));
-        let Some(of) = of.map(|of| u64::from_le_bytes(*of)) else { continue };
-        let (was_word, is_word) = (u64::from_le_bytes(*was_word), u64::from_le_bytes(*is_word));
+        let next = |page: &[u8]| page.get(at + 8..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
+        let of = next(original).filter(|of| content.objects && next(now) == Some(*of));
+        let Some(of) = of else { continue };
+        let (was_word, is_word) = (u64::from_le_bytes(was), u64::from_le_bytes(is));
         let apart = was_word.wrapping_sub(is_word);
         let moved = apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX;
         let is_count = moved && [was_word, is_word].iter().all(|&count| types.of_object(count, of).is_some());

@@ -1,6 +1,7 @@
 //! Opening and closing intervals.
 
 use super::account;
+use super::address_space::AddressSpace;
 use super::arm::Order;
 use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
@@ -25,7 +26,7 @@ impl Tracer {
         let mode = self.mode;
         let stop = match self.open_doors(child, child, mode) {
             Ok((doors, stop)) => {
-                self.open_interval(child, Role::Child, doors, Some(forked_ns));
+                self.open_interval(child, Role::Child, doors, None, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
                 let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
                 if let (Some(watch), Ok(thread)) = (watch, thread) {
@@ -51,8 +52,8 @@ impl Tracer {
         let at_event = Stop::Event(Event::Fork);
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
-        let stop = if let Some(doors) = self.close_interval(pid, Closed::Forked, true) {
-            self.open_interval(pid, role, doors, None);
+        let stop = if let Some((doors, space)) = self.close_interval(pid, Closed::Forked, true) {
+            self.open_interval(pid, role, doors, Some(space), None);
             at_event
         } else if self.has_room(pid) {
             self.arm_first_time(maker, pid, role)
@@ -87,7 +88,7 @@ impl Tracer {
         let mode = self.mode;
         match self.open_doors(tid, pid, mode) {
             Ok((doors, left)) => {
-                self.open_interval(pid, role, doors, None);
+                self.open_interval(pid, role, doors, None, None);
                 // A group stop that was there before is one still.
                 if matches!(stop, Stop::Group(_)) { stop } else { left }
             }
@@ -149,8 +150,15 @@ impl Tracer {
         room
     }
 
-    /// `forked_ns`: when the parent forked it, for a newborn.
-    fn open_interval(&mut self, pid: i32, role: Role, doors: Doors, forked_ns: Option<u64>) {
+    /// `space`: that of the interval before, if there was one. `forked_ns`: when the parent forked it, for a newborn.
+    fn open_interval(
+        &mut self,
+        pid: i32,
+        role: Role,
+        doors: Doors,
+        space: Option<AddressSpace>,
+        forked_ns: Option<u64>,
+    ) {
         self.intervals += 1;
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
@@ -165,10 +173,12 @@ impl Tracer {
         let order = Order { interval, role, mode, pid, frames, now_ns, faults_before, codes };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
+        let before = parent.filter(|_| forked_ns.is_some()).and_then(|parent| parent.watch.as_ref());
+        let before = space.as_ref().or(before.map(|watch| &watch.space));
         let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
         let relative = parent.filter(|watch| forked_ns.is_some_and(|forked_ns| forked_ns <= watch.begun_ns));
         let relative = relative.map(|watch| &watch.base);
-        let (watch, begin) = match Watch::arm(&order, doors, relative) {
+        let (watch, begin) = match Watch::arm(&order, doors, relative, before) {
             Ok(armed) => armed,
             Err(e) => {
                 self.gap(pid, GapKind::NotArmed, format!("its page tables could not be read: {e}"));
@@ -196,8 +206,8 @@ impl Tracer {
         self.serve_moves(pid);
     }
 
-    /// Closes a process' interval, if one is open, and returns its userfaultfds.
-    pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<Doors> {
+    /// Closes a process' interval, if one is open, and returns what the next one goes on with.
+    pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<(Doors, AddressSpace)> {
         let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         let started = sys::monotonic_ns();
         // Nobody waits for an answer any more, but moves may still be told.
@@ -227,7 +237,7 @@ impl Tracer {
         self.say(Record::End(end));
         self.sampler.forget(watch.interval);
         self.spent.closing_ns += sys::monotonic_ns() - started;
-        Some(watch.into_doors())
+        Some(watch.into_rest())
     }
 
     /// Who may have the originals of this process' copies: its parent.

@@ -57,7 +57,15 @@ impl Map {
 /// # Errors
 /// The process is gone, or not ours to read.
 pub fn read(pid: i32) -> Result<Vec<Map>, Errno> {
-    Ok(maps::read(procfs::living(pid))?.into_iter().map(Map::from).collect())
+    of(procfs::living(pid))
+}
+
+/// The same by a thread that has not ended.
+///
+/// # Errors
+/// As [`read`].
+pub fn of(living: i32) -> Result<Vec<Map>, Errno> {
+    Ok(maps::read(living)?.into_iter().map(Map::from).collect())
 }
 
 /// The mapping that an address lies in.

@@ -35,6 +35,7 @@ mod settle;
 mod start;
 mod threads;
 mod tree;
+mod verdict;
 mod watch;
 
 use crate::record::{Closed, Event, Finish, Gap, GapKind, Mode, Record, Role};
@@ -144,10 +145,13 @@ impl Tracer {
 
     /// Serves everybody until nobody is left.
     fn follow(&mut self) {
-        let mut found = Vec::new();
+        let (mut found, mut waits_to_write) = (Vec::new(), false);
         while !self.tree.threads.is_empty() && !self.all_parked() && !self.has_waited_enough() {
             let pending = self.link.flush();
-            let _same = self.poller.also_writable(self.link.socket(), LINK, pending);
+            if pending != waits_to_write {
+                let _gone = self.poller.also_writable(self.link.socket(), LINK, pending);
+                waits_to_write = pending;
+            }
             if std::mem::take(&mut self.stops_unread) {
                 self.serve_stops();
             }
@@ -167,7 +171,8 @@ impl Tracer {
     fn serve(&mut self, token: u64) {
         match token {
             SIGNALS => {
-                while signal::received(&self.signals).is_some() {}
+                // One, whatever it was: if there are more, the descriptor stays readable.
+                let _any = signal::received(&self.signals);
                 self.serve_stops();
             }
             LINK => {
@@ -199,7 +204,7 @@ impl Tracer {
             for &token in &found {
                 match token {
                     SIGNALS => {
-                        while signal::received(&self.signals).is_some() {}
+                        let _any = signal::received(&self.signals);
                         self.stops_unread = true;
                     }
                     LINK => {}

@@ -80,7 +80,10 @@ impl Sampler {
             return Some((halted, None));
         };
         let wrote = wrote(watch, event.pc, address);
-        let (language, frames) = self.frames(watch.pid, parent, tid);
+        let (language, frames) = match watch.space.language() {
+            Some(_) => self.frames(watch.pid, parent, tid),
+            None => (None, Vec::new()),
+        };
         let native =
             watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
         let key = (watch.interval, native, frames, wrote);

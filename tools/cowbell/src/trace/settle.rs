@@ -1,8 +1,9 @@
 //! The end of an interval: the verdict over its pages, and how copies differ from their originals.
 
-use super::baseline::{self, page_bytes};
+use super::baseline::{self, Entries, page_bytes};
 use super::compare::{Donor, Originals};
 use super::maps::{self, Backing};
+use super::verdict::{Page, Sight, verdict};
 use super::watch::Watch;
 use crate::record::{Class, Closed, End, PageRun, Watched};
 use cowbell::sys::Errno;
@@ -33,11 +34,14 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
         pages.entry(page).or_insert(written.class);
     }
     if is_there && closed != Closed::Lost {
-        drop_what_never_happened(watch, &mut pages, closed == Closed::Forked);
+        look_again(watch, &mut pages, closed == Closed::Forked);
     }
     if let Some(donor) = donor {
+        let entries = donor.entries();
         let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
-        undecided.filter(|(page, _)| donor.still_has(watch, **page)).for_each(|(_, class)| *class = Class::Copy);
+        undecided
+            .filter(|(page, _)| donor.still_has(watch, &entries, **page))
+            .for_each(|(_, class)| *class = Class::Copy);
     }
     let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
     // Without page tables nothing is known of mappings without events.
@@ -58,6 +62,7 @@ fn faults_unexplained(watch: &Watch, pages: &BTreeMap<u64, Class>) -> u64 {
 fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns: u64) -> Result<(), Errno> {
     watch.collect(now_ns)?;
     let now = maps::read(watch.pid)?;
+    let entries = Entries::new(&watch.pagemap);
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE | Categories::PFN_ZERO,
@@ -72,21 +77,20 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
         for page in ranges.flat_map(|range| (range.start as u64..range.end() as u64).step_by(page_bytes() as usize)) {
-            if watch.is_known(page) || watch.base.at(page).is_some() && !is_new(watch, page) {
+            if watch.is_known(page) || watch.base.at(page).is_some() && !is_new(watch, &entries, page) {
                 continue;
             }
             let backing = maps::find(&now, page).map(|map| map.backing);
             // Markers look like pages in swap: userfaultfd's in what is armed, guards anywhere. Of the armed ones, those
             // that were written are known already.
             let armed = watch.space.find(page).is_some_and(|map| map.mapping.watched != Watched::Census);
-            if !present && (armed || backing != Some(Backing::Anonymous) || is_guard(watch, page)) {
+            if !present && (armed || backing != Some(Backing::Anonymous) || is_guard(&entries, page)) {
                 continue;
             }
-            match backing {
-                Some(Backing::Anonymous) => pages.insert(page, Class::FirstTouch),
-                Some(Backing::Memory | Backing::File) => pages.insert(page, Class::PrivateFile),
-                _ => None,
-            };
+            if matches!(backing, Some(Backing::Anonymous | Backing::Memory | Backing::File)) {
+                let new = Page { was: None, backing, dropped: false };
+                pages.extend(verdict(new, Sight::After { before: 0, now: 0 }).map(|class| (page, class)));
+            }
         }
     }
     Ok(())
@@ -94,36 +98,26 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
 
 /// Where pages may have been given back: is this one another than the process held? What it held is still protected. Pages
 /// without events are known by their own marks.
-fn is_new(watch: &Watch, page: u64) -> bool {
-    let entry = || baseline::entry(&watch.pagemap, page).unwrap_or(Entry::empty());
+fn is_new(watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
     watch.dropped.contains(page)
         && watch.space.find(page).is_some_and(|map| map.mapping.watched == Watched::Events)
-        && !entry().contains(Entry::UFFD_WP)
+        && !entries.at(page).is_ok_and(|entry| entry.contains(Entry::UFFD_WP))
 }
 
-/// Bit 58 of the pagemap word, since Linux 6.15.
-fn is_guard(watch: &Watch, page: u64) -> bool {
-    baseline::entry(&watch.pagemap, page).is_ok_and(|entry| entry.bits() & (1 << 58) != 0)
+fn is_guard(entries: &Entries<'_>, page: u64) -> bool {
+    entries.at(page).is_ok_and(|entry| entry.contains(Entry::GUARD))
 }
 
-/// A thread that was killed while it waited for a page never wrote it; and between the event and the write others can
-/// have given the page up.
-fn drop_what_never_happened(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
-    for (&page, written) in &watch.written {
-        let (Class::Copy | Class::Reuse, false) = (written.class, written.frame == 0) else { continue };
-        let Ok(entry) = baseline::entry(&watch.pagemap, page) else { continue };
-        let is_lost = watch.base.at(page).is_none() || watch.dropped.contains(page);
-        if !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE) || is_lost {
-            continue;
-        }
-        let verdict = match (entry.frame() == written.frame, entry.contains(Entry::EXCLUSIVE)) {
-            (false, _) => Some(Class::Copy),
-            (true, true) => Some(Class::Reuse),
-            // The new child has it too.
-            (true, false) if forked && written.class == Class::Reuse => Some(Class::Reuse),
-            (true, false) => None,
-        };
-        match verdict {
+/// Looks again at what was thought of the pages when they were written.
+fn look_again(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
+    let entries = Entries::new(&watch.pagemap);
+    let written: BTreeMap<_, _> = watch.written.iter().filter(|(_, written)| written.frame != 0).collect();
+    for (&page, written) in written {
+        let Ok(entry) = entries.at(page) else { continue };
+        let closing = Sight::Closing { thought: written.class, before: written.frame, entry, forked };
+        match verdict(watch.page(page), closing) {
+            // It stands, and so does what page tables have told since.
+            Some(class) if class == written.class => {}
             Some(class) => drop(pages.insert(page, class)),
             None => drop(pages.remove(&page)),
         }

@@ -2,10 +2,10 @@
 
 use super::address_space::{Access, AddressSpace};
 use super::baseline::{self, Baseline, Was, page_bytes};
-use super::maps::Backing;
 use super::moves::Collected;
 use super::ranges::Ranges;
 use super::threads::Threads;
+use super::verdict::{Page, Sight, verdict};
 use crate::record::{Class, Event, Mode, Role, Watched};
 use crate::stacks::native::Registers;
 use cowbell::sys::Errno;
@@ -120,9 +120,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Gives the userfaultfds back, for the next interval of the same process.
-    pub fn into_doors(self) -> Doors {
-        self.doors
+    /// Gives back what the next interval of the same process goes on with.
+    pub fn into_rest(self) -> (Doors, AddressSpace) {
+        (self.doors, self.space)
     }
 
     /// Looks at a fault. Afterwards [`Self::release`] the page. `interrupted`: its thread may be on its way to a stop.
@@ -189,16 +189,20 @@ impl Watch {
         self.written.contains_key(&page) || self.moved.contains_key(&page)
     }
 
+    /// A page as the verdict needs it.
+    pub(super) fn page(&self, page: u64) -> Page {
+        let backing = self.space.find(page).map(|map| map.backing);
+        Page { was: self.base.at(page), backing, dropped: self.dropped.contains(page) }
+    }
+
     /// What a write to a page that has this entry will do.
     pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> Class {
-        let survives = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
-        match self.base.at(page).filter(|_| survives || !self.dropped.contains(page)) {
-            Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => Class::Copy,
-            Some(Was::Private | Was::Swapped) if self.may_be_part_of_a_huge_page(page) => Class::CopyOrReuse,
-            Some(Was::Private | Was::Swapped) => Class::Reuse,
-            Some(Was::Zero) => Class::ZeroPage,
-            None => self.class_of_new(page),
-        }
+        let known = self.page(page);
+        // Asked only where it matters: it reads page tables.
+        let part_of_huge = matches!(known.was, Some(Was::Private | Was::Swapped))
+            && entry.contains(Entry::EXCLUSIVE)
+            && self.may_be_part_of_a_huge_page(page);
+        verdict(known, Sight::Before { entry, part_of_huge }).unwrap_or(Class::FirstTouch)
     }
 
     /// A part of a huge page that only this process maps is copied all the same while others map another part. Frames
@@ -214,14 +218,6 @@ impl Watch {
             shared |= entry.contains(Entry::PRESENT) && !entry.contains(Entry::EXCLUSIVE);
         });
         read.is_err() || shared
-    }
-
-    /// What a page is that was not there when the interval opened.
-    pub fn class_of_new(&self, page: u64) -> Class {
-        match self.space.find(page).map(|map| map.backing) {
-            Some(Backing::Memory | Backing::File) => Class::PrivateFile,
-            _ => Class::FirstTouch,
-        }
     }
 
     /// The number of the place that an instruction's address means now.
@@ -305,14 +301,8 @@ impl Watch {
                 continue;
             }
             let frame = self.base.frame(address).unwrap_or(0);
-            let now = entries.get(index).copied().unwrap_or(0);
-            let class = match self.base.at(address) {
-                Some(Was::Private) if frame != 0 && now != 0 && frame == now => Class::Reuse,
-                Some(Was::Private) if frame != 0 && now != 0 && !self.dropped.contains(address) => Class::Copy,
-                Some(Was::Private | Was::Swapped) => Class::CopyOrReuse,
-                Some(Was::Zero) => Class::ZeroPage,
-                None => self.class_of_new(address),
-            };
+            let seen = Sight::After { before: frame, now: entries.get(index).copied().unwrap_or(0) };
+            let Some(class) = verdict(self.page(address), seen) else { continue };
             self.written.insert(address, Written { class, frame, time_ns: now_ns });
         }
         Ok(())
