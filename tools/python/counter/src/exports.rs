@@ -88,6 +88,7 @@ static COUNTER: AtomicPtr<Counter> = AtomicPtr::new(ptr::null_mut());
 static KIND: AtomicI32 = AtomicI32::new(0);
 static ERRNO: AtomicI32 = AtomicI32::new(0);
 static IS_ENABLED: AtomicBool = AtomicBool::new(false);
+static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
 
 /// Has libc's `fork` count in every child from now on. Returns 0, or -1 and says why not.
 ///
@@ -100,7 +101,8 @@ unsafe extern "C" fn cowbell_count_enable(out: *mut Failure) -> i32 {
         unsafe { tell(refusal, out) };
         return -1;
     }
-    if IS_ENABLED.swap(true, Relaxed) {
+    IS_ENABLED.store(true, Relaxed);
+    if IS_REGISTERED.swap(true, Relaxed) {
         return 0;
     }
     // SAFETY: it takes no lock but that of malloc, which libc's fork has made the child's own before it calls this.
@@ -114,12 +116,19 @@ unsafe extern "C" fn cowbell_count_enable(out: *mut Failure) -> i32 {
     }
 }
 
+/// Children that are forked from now on do not count; this process does, if it did.
+#[unsafe(no_mangle)]
+extern "C" fn cowbell_count_disable() {
+    IS_ENABLED.store(false, Relaxed);
+}
+
 /// Runs in each child, first of all.
 extern "C" fn begin() {
     let inherited = COUNTER.swap(ptr::null_mut(), Relaxed);
-    let failure = match Counter::arm() {
+    let armed = IS_ENABLED.load(Relaxed).then(Counter::arm).transpose();
+    let failure = match armed {
         Ok(counter) => {
-            COUNTER.store(Box::into_raw(Box::new(counter)), Relaxed);
+            COUNTER.store(counter.map_or(ptr::null_mut(), |counter| Box::into_raw(Box::new(counter))), Relaxed);
             Failure { kind: 0, errno: 0 }
         }
         Err(refusal) => refusal.into(),

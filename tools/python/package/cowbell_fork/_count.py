@@ -139,6 +139,7 @@ def _declare(library: Any) -> Any:
     pointer, failure = ctypes.c_void_p, ctypes.POINTER(Failure)
     for name, result, arguments in (
         ("enable", ctypes.c_int, (failure,)),
+        ("disable", None, ()),
         ("mine", pointer, (failure,)),
         ("after_fork", None, ()),
         ("read", pointer, (pointer, failure)),
@@ -242,8 +243,9 @@ class _Reading:
             self.pointer = None
 
 
-def _now() -> _Reading:
-    if not _asked_by:
+def _now(is_own: bool = False) -> _Reading:
+    """A reading of this child; ``is_own``: it was forked by this package, which asked for counting in it alone."""
+    if not _asked_by and not is_own:
         raise NotCounted("call cowbell_fork.count_copies() before this process is forked (forkserver: in a preloaded module)")
     failure = Failure()
     counter = _library.cowbell_count_mine(ctypes.byref(failure))
@@ -307,13 +309,14 @@ class watch:
     #: What the block copied, once it has ended.
     copied: Copied
 
-    def __init__(self, max_bytes: Union[int, str, None] = None) -> None:
+    def __init__(self, max_bytes: Union[int, str, None] = None, *, _of_this_child: bool = False) -> None:
         self._max_bytes = None if max_bytes is None else parse_size(max_bytes)
+        self._is_own = _of_this_child
 
     def __enter__(self) -> watch:
         # The first reading writes pages of its own, which are not the block's.
-        _sum(_now(), _now())
-        self._earlier = _now()
+        _sum(_now(self._is_own), _now(self._is_own))
+        self._earlier = _now(self._is_own)
         return self
 
     def __exit__(
@@ -322,7 +325,7 @@ class watch:
         error: Optional[BaseException],
         trace: Optional[types.TracebackType],
     ) -> None:
-        self.copied = _sum(_now(), self._earlier)
+        self.copied = _sum(_now(self._is_own), self._earlier)
         if kind is None and self._max_bytes is not None and self.copied.bytes > self._max_bytes:
             raise CopiesExceeded(self.copied, self._max_bytes)
 
