@@ -3,6 +3,7 @@
 use crate::record::NativeFrame;
 pub use crate::stacks::languages::Work as Purpose;
 use crate::stacks::languages::work_of_function;
+pub use crate::stacks::own_name::moves_bytes;
 
 /// Functions that do nothing but count references, inlined or not.
 const REFERENCES: &[&str] = &[
@@ -119,10 +120,6 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
     "operator delete[](",
 ];
 
-/// Beginnings of names of functions that move or set bytes for others.
-const MOVES_BYTES: &[&str] =
-    &["memcpy", "memmove", "memset", "mempcpy", "strcpy", "strncpy", "stpcpy", "strcat", "bzero", "bcopy"];
-
 /// Frames that are nobody's own code: what the language's library inlines everywhere.
 const LIBRARY_FILES: &[&str] =
     &["/rustc/", "library/core/", "library/alloc/", "library/std/", "/usr/include/", "/lib/gcc/", "Include/object.h"];
@@ -172,12 +169,6 @@ const SHUTDOWN: &[&str] = &[
 pub fn shuts_down(frames: &[NativeFrame]) -> bool {
     let names = frames.iter().map(|frame| bare(&frame.function));
     names.into_iter().any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
-}
-
-/// Does a function merely move or set bytes for its caller?
-pub fn moves_bytes(function: &str) -> bool {
-    let name = function.trim_start_matches("__GI_").trim_start_matches('_');
-    MOVES_BYTES.iter().any(|beginning| name.starts_with(beginning))
 }
 
 /// What an instruction is there for, from its frames, the innermost inlined one first. The collector decides over

@@ -38,6 +38,11 @@ impl Codes {
         Some(called(&module.path, executable))
     }
 
+    /// A place as a stack of its own.
+    pub fn alone(&self, code: u32) -> Option<&[u32]> {
+        self.places.get(&code).map(|place| std::slice::from_ref(&place.code))
+    }
+
     /// What a place is called without a name: file and address.
     pub fn bare(&self, code: u32, executable: Option<&Executable>) -> String {
         let Some(place) = self.places.get(&code) else { return "unknown".to_owned() };

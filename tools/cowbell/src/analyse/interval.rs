@@ -6,7 +6,10 @@ use super::codes::called;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
 use super::summary::{ByClass, Contents, When, is_copied};
-use crate::record::{Begin, Class, Closed, Content, End, Event, Executable, Mapping, PageRun, Watched, Wrote};
+use super::unknown::Unknown;
+use crate::record::{
+    Begin, Class, Closed, Content, End, Event, Executable, Mapping, Mode, PageRun, Uninitialised, Watched, Wrote,
+};
 use std::collections::{BTreeSet, HashMap};
 
 /// An interval, open or closed.
@@ -74,6 +77,10 @@ pub struct Copied {
     pub in_stack: bool,
     /// What was seen of the write.
     pub seen: Seen,
+    /// The place of the call by which the instruction was run; 0 where it was not read.
+    pub caller: u32,
+    /// Why the instruction is not known, where it is not.
+    pub unknown: Option<Unknown>,
 }
 
 /// What was seen of a write.
@@ -131,6 +138,14 @@ impl Interval {
         self.refused.extend(refused);
     }
 
+    /// Tells which anonymous memory is a file's uninitialised data.
+    pub fn uninitialised(&mut self, mut data: Vec<Uninitialised>) {
+        for data in &mut data {
+            data.name = called(&data.name, self.executable.as_ref()).to_owned();
+        }
+        self.areas.uninitialised(&data);
+    }
+
     /// Adds events.
     pub fn events(&mut self, events: &[Event]) {
         self.events.extend(events);
@@ -146,7 +161,7 @@ impl Interval {
         }
         end.contents.sort_by_key(|content| content.page);
         let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
-        self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&end.pages);
+        self.sums = Adding::new(&self.areas, &evidence, &self.begin).all(&end.pages);
     }
 
     /// Closes an interval that has no verdict: its pages are those of its events.
@@ -154,7 +169,7 @@ impl Interval {
         let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
         let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
-        self.sums = Adding::new(&self.areas, &evidence, self.begin.time_ns).all(&runs);
+        self.sums = Adding::new(&self.areas, &evidence, &self.begin).all(&runs);
     }
 }
 
@@ -182,6 +197,7 @@ struct Adding<'a> {
     areas: &'a Areas,
     evidence: &'a Evidence<'a>,
     begin_ns: u64,
+    mode: Mode,
     sums: Sums,
     /// When copies were made.
     times: Vec<u64>,
@@ -190,8 +206,9 @@ struct Adding<'a> {
 }
 
 impl<'a> Adding<'a> {
-    fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin_ns: u64) -> Self {
-        Self { areas, evidence, begin_ns, sums: Sums::default(), times: Vec::new(), timed: Vec::new() }
+    fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin: &Begin) -> Self {
+        let (begin_ns, mode) = (begin.time_ns, begin.mode);
+        Self { areas, evidence, begin_ns, mode, sums: Sums::default(), times: Vec::new(), timed: Vec::new() }
     }
 
     fn all(mut self, runs: &[PageRun]) -> Sums {
@@ -233,6 +250,13 @@ impl<'a> Adding<'a> {
     fn part(&mut self, start: u64, pages: u64, class: Class, area: Option<&Area>) {
         let group = area.map_or_else(Group::unknown, |area| area.group.clone());
         let in_stack = group.kind == Kind::Stack;
+        // Of a page without an event.
+        let unknown = match self.mode {
+            Mode::Count => Unknown::NotTraced,
+            Mode::Trace => {
+                area.map_or(Some(Unknown::MappedLater), |area| area.without_events).unwrap_or(Unknown::NoEvent)
+            }
+        };
         self.sums.mappings.entry(group).or_default().add(class, pages);
         if !is_copied(class) {
             return;
@@ -248,17 +272,18 @@ impl<'a> Adding<'a> {
             (events, contents) = (later, others);
             // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
             let event = same.iter().find(|event| event.class == class).or(same.first());
-            self.page(event, content.first(), in_stack);
+            self.page(event, content.first(), in_stack, unknown);
             known += 1;
         }
         let (change, seen) = (Change::Unknown, Seen::Nothing);
         let wrote = Wrote::Unknown;
-        let unknown = Copied { code: 0, syscall: None, change, objects: false, wrote, in_stack, seen };
-        self.count(unknown, pages.saturating_sub(known));
+        let (code, caller, unknown) = (0, 0, Some(unknown));
+        let unseen = Copied { code, syscall: None, change, objects: false, wrote, in_stack, seen, caller, unknown };
+        self.count(unseen, pages.saturating_sub(known));
     }
 
     /// Adds a copied page.
-    fn page(&mut self, event: Option<&Event>, content: Option<&Content>, in_stack: bool) {
+    fn page(&mut self, event: Option<&Event>, content: Option<&Content>, in_stack: bool, without_event: Unknown) {
         self.times.extend(event.map(|event| event.time_ns));
         let change = content.map_or(Change::Unknown, |content| Change::of(content, self.evidence.page_size));
         if let Some(content) = content {
@@ -286,7 +311,16 @@ impl<'a> Adding<'a> {
             *self.sums.wrote.entry(code).or_default().entry(wrote).or_default() += 1;
         }
         let objects = content.is_some_and(|content| content.objects);
-        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen }, 1);
+        let by_stack = stack.and_then(|stack| stack.callers.first()).copied();
+        let by_itself = event.map(|event| event.caller).filter(|caller| *caller != 0);
+        let caller = by_itself.or(by_stack).unwrap_or(0);
+        let unknown = match (event, syscall) {
+            (Some(event), _) if event.code != 0 => None,
+            (Some(_), Some(_)) => Some(Unknown::WrittenByKernel),
+            (Some(_), None) => Some(Unknown::ThreadNotSeen),
+            (None, _) => Some(without_event),
+        };
+        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown }, 1);
     }
 
     fn count(&mut self, copied: Copied, pages: u64) {

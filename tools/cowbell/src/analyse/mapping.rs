@@ -1,6 +1,7 @@
 //! Which mapping a page lies in, and under which name mappings are counted together.
 
-use crate::record;
+use super::unknown::Unknown;
+use crate::record::{self, Watched};
 use serde::Serialize;
 
 /// Kinds of mappings.
@@ -50,6 +51,8 @@ pub struct Area {
     pub start: u64,
     pub end: u64,
     pub group: Group,
+    /// Why writes to it have no events, where they have none though others have.
+    pub without_events: Option<Unknown>,
 }
 
 /// The mappings of an interval.
@@ -67,7 +70,8 @@ impl Areas {
                 Some((below, group)) if is_anonymous(below, &group) && is_like(below, mapping) => group,
                 _ => group(mapping),
             };
-            self.insert(Area { start: mapping.start, end: mapping.end, group: group.clone() });
+            let without_events = without_events(mapping, &group);
+            self.insert(Area { start: mapping.start, end: mapping.end, group: group.clone(), without_events });
             below = Some((mapping, group));
         }
     }
@@ -79,7 +83,7 @@ impl Areas {
         let mut gaps = Vec::new();
         for known in self.0.iter().skip(first).take_while(|known| known.start < area.end) {
             if from < known.start {
-                gaps.push(Area { start: from, end: known.start, group: area.group.clone() });
+                gaps.push(Area { start: from, end: known.start, ..area.clone() });
             }
             from = known.end;
         }
@@ -98,14 +102,20 @@ impl Areas {
             let mut from = *start;
             while let Some(at) = self.0.iter().position(|area| area.start <= from && from < area.end) {
                 let Some(area) = self.0.get_mut(at).filter(|area| area.group.kind == Kind::Anonymous) else { break };
-                let (whole, rest_of) = (area.end, area.group.clone());
+                let (whole, rest_of, without_events) = (area.end, area.group.clone(), area.without_events);
+                if area.start < from {
+                    let below = Area { end: from, ..area.clone() };
+                    area.start = from;
+                    self.0.insert(at, below);
+                    continue;
+                }
                 area.group = Group { kind: Kind::Bss, name: name.clone(), start: None };
                 // A page holds what its first byte belongs to, so the areas need not end with a page.
                 area.end = whole.min(*end);
                 from = area.end;
                 let rest = Group { start: Some(from), ..rest_of.clone() };
                 if from < whole {
-                    self.0.insert(at + 1, Area { start: from, end: whole, group: rest.clone() });
+                    self.0.insert(at + 1, Area { start: from, end: whole, group: rest.clone(), without_events });
                 }
                 for area in self.0.iter_mut().skip(at + 1).filter(|area| area.group == rest_of) {
                     area.group = rest.clone();
@@ -147,6 +157,16 @@ fn group(mapping: &record::Mapping) -> Group {
     }
 }
 
+/// Why writes to a mapping have no events, where each first write was to be one.
+fn without_events(mapping: &record::Mapping, group: &Group) -> Option<Unknown> {
+    match (&mapping.watched, group.kind) {
+        (Watched::Events, _) => None,
+        (Watched::Refused(_), _) => Some(Unknown::NotArmed),
+        (_, Kind::File) => Some(Unknown::PrivateFileMapping),
+        _ => Some(Unknown::MappedLater),
+    }
+}
+
 fn is_anonymous(mapping: &record::Mapping, group: &Group) -> bool {
     mapping.name.is_empty() && group.kind == Kind::Anonymous
 }
@@ -158,7 +178,6 @@ fn is_like(a: &record::Mapping, b: &record::Mapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Watched;
 
     fn mapping(start: u64, end: u64, permissions: &str, name: &str) -> record::Mapping {
         let watched = Watched::Events;

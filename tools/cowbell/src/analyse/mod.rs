@@ -25,6 +25,7 @@ mod tests;
 #[path = "code/tests.rs"]
 mod tests_of_code;
 mod totals;
+mod unknown;
 
 pub use cause::Cause;
 pub use mapping::Kind;
@@ -97,9 +98,7 @@ impl Profile {
             Record::Process(process) => self.process(process),
             Record::Begin(begin) => self.begin(begin),
             Record::Mapped { interval, mappings } => self.with(interval, |interval| interval.mapped(mappings)),
-            Record::Uninitialised { interval, data } => {
-                self.with(interval, |interval| interval.areas.uninitialised(&data))
-            }
+            Record::Uninitialised { interval, data } => self.with(interval, |interval| interval.uninitialised(data)),
             Record::Events { interval, events } => {
                 self.seen_at(events.last().map_or(0, |event| event.time_ns));
                 self.with(interval, |interval| interval.events(&events));

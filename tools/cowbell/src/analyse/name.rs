@@ -1,12 +1,17 @@
 //! What instructions of an interval are called and what they are there for: by their own names, and where those are
-//! missing or say nothing, by the functions that called them in sampled stacks.
+//! missing or say nothing, by the functions that called them.
+//!
+//! A caller is told of a page by what was read with that page: its stack, or the address that its function returns to. Of
+//! pages without either it is an estimate, and told only if the sampled stacks of the instruction agree.
 
+use super::Stacks;
 use super::code::{self, Place, Purpose};
 use super::codes::Codes;
-use super::interval::Interval;
-use super::{Sampled, Stacks};
+use super::interval::{Copied, Interval};
+use super::unknown::Unknown;
 use crate::record::NativeFrame;
 use std::collections::HashMap;
+use std::hash::Hash;
 
 /// So many callers are looked at for what code without a name is there for: its purpose is not its callers' callers'.
 const CALLERS_MAX: usize = 3;
@@ -23,37 +28,130 @@ pub struct Named<'a> {
     /// What it is called without a name.
     pub bare: String,
     /// The function that had it run, where it has no name or merely copies or sets bytes for others.
-    pub caller: Option<String>,
+    pub caller: Option<Caller>,
+    /// Should there be a caller, and there is none?
+    pub lacks_caller: bool,
     /// What it is there for; `None` where neither its name nor its callers' tell.
     pub purpose: Option<Purpose>,
+    /// Why it has no name.
+    pub nameless: Option<Unknown>,
+}
+
+/// Who had code run that says little of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Caller {
+    /// The function.
+    pub function: String,
+    /// Others without names lie between.
+    pub is_indirect: bool,
+    /// Sampled stacks of the instruction agree on it; of these pages it was not read.
+    pub is_estimated: bool,
+}
+
+/// An instruction and the place of the call by which it was run; 0 where that was not read.
+pub type Called = (u32, u32);
+
+/// By whom and where a copy was made.
+pub fn called(copied: &Copied) -> Called {
+    (copied.code, copied.caller)
 }
 
 /// The names of an interval's copying places.
-pub fn all<'a>(interval: &'a Interval, stacks: &'a Stacks, codes: &'a Codes) -> HashMap<u32, Named<'a>> {
-    let copying = interval.sums.copies.keys().map(|copied| copied.code).filter(|code| *code != 0);
-    copying.map(|code| (code, one(interval, stacks, codes, code))).collect()
+pub fn all<'a>(interval: &'a Interval, stacks: &'a Stacks, codes: &'a Codes) -> HashMap<Called, Named<'a>> {
+    let copying = interval.sums.copies.keys().filter(|copied| copied.code != 0).map(called);
+    copying.map(|called| (called, Naming { interval, stacks, codes, called }.named())).collect()
 }
 
-fn one<'a>(interval: &'a Interval, stacks: &'a Stacks, codes: &'a Codes, number: u32) -> Named<'a> {
-    let frames = codes.of(number).map_or(&[][..], |code| &code.frames);
-    let place = code::place(frames);
-    let executable = interval.executable.as_ref();
-    let says_little = place.as_ref().is_none_or(|place| code::moves_bytes(place.function));
-    let called = if says_little { callers(interval, stacks, codes, number) } else { Vec::new() };
-    let caller = called.iter().flat_map(|frames| frames.last()).map(|frame| frame.function.clone());
-    let caller = caller.into_iter().find(|function| !code::moves_bytes(function));
-    // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
-    let theirs = || called.iter().take(CALLERS_MAX).filter_map(|frames| code::purpose(frames));
-    let theirs = || theirs().find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator));
-    let purpose = code::purpose(frames).or_else(theirs);
-    Named { place, file: codes.file(number, executable), bare: codes.bare(number, executable), caller, purpose }
+/// What naming an instruction rests on.
+struct Naming<'a> {
+    interval: &'a Interval,
+    stacks: &'a Stacks,
+    codes: &'a Codes,
+    called: Called,
 }
 
-/// The named callers of a place, the nearest first, in the stack that was sampled most often with it.
-fn callers<'a>(interval: &Interval, stacks: &Stacks, codes: &'a Codes, code: u32) -> Vec<&'a [NativeFrame]> {
-    let sampled = interval.sums.stacks.get(&code).and_then(super::sum::most);
-    let callers = sampled.and_then(|stack| stacks.get(&stack)).map_or(&[][..], |Sampled { callers, .. }| callers);
-    callers.iter().take(NEAR_MAX).filter_map(|&code| caller(codes, code)).collect()
+impl<'a> Naming<'a> {
+    fn named(&self) -> Named<'a> {
+        let (number, _) = self.called;
+        let code = self.codes.of(number);
+        let frames = code.map_or(&[][..], |code| &code.frames);
+        let place = code::place(frames);
+        let executable = self.interval.executable.as_ref();
+        let says_little = place.as_ref().is_none_or(|place| code::moves_bytes(place.function));
+        let sampled = if says_little { self.sampled() } else { Vec::new() };
+        let caller = if says_little { self.caller(&sampled) } else { None };
+        // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
+        let theirs = || agreed(sampled.iter().map(|&(callers, times)| (purpose_of(self.codes, callers), times)));
+        let nameless = match code {
+            Some(code) => code.nameless.map(Unknown::from),
+            None => Some(Unknown::CutOff),
+        };
+        Named {
+            file: self.codes.file(number, executable),
+            bare: self.codes.bare(number, executable),
+            lacks_caller: says_little && caller.is_none(),
+            caller,
+            purpose: code::purpose(frames).or_else(|| theirs().flatten()),
+            nameless: nameless.filter(|_| place.is_none()),
+            place,
+        }
+    }
+
+    /// The callers in the stacks that were sampled with the instruction, called from where it was here; how often each.
+    fn sampled(&self) -> Vec<(&'a [u32], u64)> {
+        let (code, caller) = self.called;
+        let sampled = self.interval.sums.stacks.get(&code).into_iter().flatten();
+        let stacks = sampled.filter_map(|(number, times)| Some((self.stacks.get(number)?.callers.as_slice(), *times)));
+        let mut found: Vec<_> = stacks.filter(|(callers, _)| caller == 0 || callers.first() == Some(&caller)).collect();
+        if found.is_empty() && caller != 0 {
+            // No stack from there, but the call itself is known.
+            found.extend(self.codes.alone(caller).map(|alone| (alone, 1)));
+        }
+        found
+    }
+
+    fn caller(&self, sampled: &[(&'a [u32], u64)]) -> Option<Caller> {
+        let (_, caller) = self.called;
+        let near = agreed(sampled.iter().map(|&(callers, times)| (near(self.codes, callers), times)));
+        let named = near.flatten().map(|(function, is_indirect)| {
+            let function = function.to_owned();
+            Caller { function, is_indirect, is_estimated: caller == 0 }
+        });
+        let bare = || {
+            let function = self.codes.bare(caller, self.interval.executable.as_ref());
+            Caller { function, is_indirect: false, is_estimated: false }
+        };
+        named.or_else(|| (caller != 0).then(bare))
+    }
+}
+
+/// The nearest caller with a name that does more than to move bytes, and whether others without a name lie between.
+fn near<'a>(codes: &'a Codes, callers: &[u32]) -> Option<(&'a str, bool)> {
+    let mut is_indirect = false;
+    for &code in callers.iter().take(NEAR_MAX) {
+        match caller(codes, code).and_then(|frames| frames.last()) {
+            Some(frame) if !code::moves_bytes(&frame.function) => return Some((&frame.function, is_indirect)),
+            Some(_) => {}
+            None => is_indirect = true,
+        }
+    }
+    None
+}
+
+/// What the callers of code without a name say that it is there for.
+fn purpose_of(codes: &Codes, callers: &[u32]) -> Option<Purpose> {
+    let named = callers.iter().take(NEAR_MAX).filter_map(|&code| caller(codes, code)).take(CALLERS_MAX);
+    named.filter_map(code::purpose).find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator))
+}
+
+/// What nearly all samples say, if they do.
+fn agreed<T: Eq + Hash>(samples: impl Iterator<Item = (T, u64)>) -> Option<T> {
+    let (mut all, mut counts) = (0, HashMap::new());
+    for (said, times) in samples {
+        all += times;
+        *counts.entry(said).or_insert(0u64) += times;
+    }
+    counts.into_iter().find(|(_, times)| times * 10 >= all * 9).map(|(said, _)| said)
 }
 
 /// The functions of a place, if they have names.

@@ -5,9 +5,10 @@ use super::causes::{self, Causes};
 use super::gaps;
 use super::interval::{Interval, amplification};
 use super::mapping::Group;
-use super::name::{self, Named};
+use super::name::{self, Caller, Named};
 use super::script::{Sampled, ScriptSum, script};
 use super::summary::{self, ByClass, Contents, Run, Summary};
+use super::unknown::{Unknown, Unknowns};
 use super::{Profile, syscalls, totals};
 use crate::record::{Mode, Who};
 use std::collections::HashMap;
@@ -21,8 +22,19 @@ pub fn summary(profile: Profile) -> Summary {
     for interval in &profile.intervals {
         intervals.push(one(interval, &run, &profile, &mut tables));
     }
-    let totals = totals::totals(&profile, &intervals, run.page_size);
+    let mut totals = totals::totals(&profile, &intervals, run.page_size);
     let copied = totals.copied_pages;
+    for function in tables.functions.values() {
+        tables.unnamed.add_all(&function.unnamed);
+        tables.without_line.add_all(&function.without_line);
+        tables.without_caller.add_all(&function.without_caller);
+    }
+    totals.unknown = summary::UnknownCode {
+        code: tables.unseen.shares(),
+        name: tables.unnamed.shares(),
+        line: tables.without_line.shares(),
+        caller: tables.without_caller.shares(),
+    };
     let mut contents = Contents::default();
     for interval in &intervals {
         contents.compared_pages += interval.contents.compared_pages;
@@ -38,7 +50,7 @@ pub fn summary(profile: Profile) -> Summary {
         totals,
         intervals,
         mappings: mappings(tables.mappings, copied),
-        functions: functions(tables.functions, copied),
+        functions: functions(tables.functions, &profile, copied),
         script: script(tables.script, &profile, copied),
         syscalls: system_calls(tables.syscalls, copied),
         contents,
@@ -58,6 +70,10 @@ struct Tables {
     script: ScriptSum,
     syscalls: HashMap<i32, u64>,
     causes: Causes,
+    unseen: Unknowns,
+    unnamed: Unknowns,
+    without_line: Unknowns,
+    without_caller: Unknowns,
 }
 
 /// What functions are counted by.
@@ -65,7 +81,7 @@ struct Tables {
 struct Name {
     function: String,
     inlined: Option<String>,
-    caller: Option<String>,
+    caller: Option<Caller>,
     module: String,
 }
 
@@ -74,6 +90,9 @@ struct FunctionSum {
     pages: u64,
     causes: HashMap<Cause, u64>,
     lines: HashMap<(String, u32), u64>,
+    unnamed: Unknowns,
+    without_line: Unknowns,
+    without_caller: Unknowns,
 }
 
 fn run(profile: &Profile) -> Run {
@@ -125,7 +144,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     let mut sampled = Sampled::default();
     let exits = causes::exits(interval, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
-        let named = names.get(&copied.code);
+        let named = names.get(&name::called(copied));
         let (cause, reason) = causes::cause_of(interval, copied, named);
         // Of an instruction that was sampled on the way out and before, pages are parted as its samples are.
         let (exiting, samples) = exits.get(&copied.code).copied().unwrap_or((0, 1));
@@ -144,6 +163,9 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
                 function(named, pages, cause, &mut tables.functions);
             }
             sampled.add(copied, pages, cause);
+        }
+        if let Some(why) = copied.unknown {
+            tables.unseen.add(why, all);
         }
         if let Some(syscall) = copied.syscall {
             *tables.syscalls.entry(syscall).or_default() += all;
@@ -182,8 +204,16 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
     let sum = functions.entry(Name { function, inlined, caller: named.caller.clone(), module }).or_default();
     sum.pages = sum.pages.saturating_add(pages);
     *sum.causes.entry(cause).or_default() += pages;
-    if let Some((file, line)) = named.place.as_ref().and_then(|place| place.line) {
-        *sum.lines.entry((file.to_owned(), line)).or_default() += pages;
+    let line = named.place.as_ref().and_then(|place| place.line);
+    match line {
+        Some((file, line)) => *sum.lines.entry((file.to_owned(), line)).or_default() += pages,
+        None => sum.without_line.add(named.nameless.unwrap_or(Unknown::NoLineInformation), pages),
+    }
+    if let Some(why) = named.nameless {
+        sum.unnamed.add(why, pages);
+    }
+    if named.lacks_caller {
+        sum.without_caller.add(Unknown::NotSampled, pages);
     }
 }
 
@@ -211,15 +241,24 @@ fn mappings(table: HashMap<Group, (ByClass, u64)>, copied: u64) -> Vec<summary::
     table.into_iter().map(named).collect()
 }
 
-fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Function> {
+fn functions(table: HashMap<Name, FunctionSum>, profile: &Profile, copied: u64) -> Vec<summary::Function> {
     let named = |(name, sum): (Name, FunctionSum)| {
-        let line = |((file, line), copied_pages)| summary::Line { file, line, copied_pages };
+        let text = |file: &String, line: u32| profile.sources.get(&(file.clone(), i32::try_from(line).ok()?)).cloned();
+        let line = |((file, line), copied_pages): ((String, u32), u64)| {
+            let source = text(&file, line);
+            summary::Line { file, line, copied_pages, source }
+        };
         let mut lines: Vec<_> = sum.lines.into_iter().map(line).collect();
         lines.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| a.cmp(b)));
         summary::Function {
             function: name.function,
             inlined: name.inlined,
-            called_from: name.caller,
+            called_indirectly: name.caller.as_ref().is_some_and(|caller| caller.is_indirect),
+            caller_is_estimated: name.caller.as_ref().is_some_and(|caller| caller.is_estimated),
+            called_from: name.caller.map(|caller| caller.function),
+            name_unknown: sum.unnamed.most(),
+            line_unknown: sum.without_line.most(),
+            caller_unknown: sum.without_caller.most(),
             module: name.module,
             copied_pages: sum.pages,
             share: share(sum.pages, copied),
@@ -228,7 +267,10 @@ fn functions(table: HashMap<Name, FunctionSum>, copied: u64) -> Vec<summary::Fun
         }
     };
     let mut functions: Vec<_> = table.into_iter().map(named).collect();
-    let name = |f: &summary::Function| (f.function.clone(), f.inlined.clone(), f.called_from.clone(), f.module.clone());
+    let name = |f: &summary::Function| {
+        let called = (f.called_from.clone(), f.called_indirectly, f.caller_is_estimated);
+        (f.function.clone(), f.inlined.clone(), called, f.module.clone())
+    };
     functions.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| name(a).cmp(&name(b))));
     functions
 }

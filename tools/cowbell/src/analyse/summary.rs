@@ -6,6 +6,7 @@
 
 use super::cause::{Cause, Reason};
 use super::mapping::Kind;
+use super::unknown::{Unknown, UnknownShare};
 use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Resident, Role, Sums, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
@@ -121,7 +122,7 @@ pub fn is_copied(class: Class) -> bool {
 }
 
 /// All intervals together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     pub intervals: u64,
     pub processes: u64,
@@ -137,6 +138,22 @@ pub struct Totals {
     pub shared_pages: u64,
     /// Processes that executed a program of their own after a fork, vfork or spawn: that shares nothing with its starter.
     pub started_afresh: u64,
+    /// Of which copies the code is not known, or not all of it.
+    pub unknown: UnknownCode,
+}
+
+/// Copies of which the code is not known, or not all of it, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UnknownCode {
+    /// The instruction that wrote first is not known: these pages are in no function. With those of [`Summary::functions`]
+    /// they are all copied pages.
+    pub code: Vec<UnknownShare>,
+    /// Pages of functions without a name.
+    pub name: Vec<UnknownShare>,
+    /// Pages of functions without a line.
+    pub line: Vec<UnknownShare>,
+    /// Pages of functions that say little of themselves, without a caller.
+    pub caller: Vec<UnknownShare>,
 }
 
 /// A process.
@@ -232,8 +249,16 @@ pub struct Function {
     pub function: String,
     /// The function inlined into it that wrote, where that says more.
     pub inlined: Option<String>,
-    /// The function that called it most often in sampled stacks, where it has no name or merely copies bytes.
+    /// Why it has no name; `null` where it has one.
+    pub name_unknown: Option<Unknown>,
+    /// The function that called it, where it has no name or merely copies bytes.
     pub called_from: Option<String>,
+    /// Others without names lie between the two.
+    pub called_indirectly: bool,
+    /// The sampled stacks of this code agree on it; of these very pages the caller was not read.
+    pub caller_is_estimated: bool,
+    /// Why there is no caller though there should be; else `null`.
+    pub caller_unknown: Option<Unknown>,
     /// The file mapped there, where known.
     pub module: String,
     pub copied_pages: u64,
@@ -242,6 +267,8 @@ pub struct Function {
     pub cause: Cause,
     /// Its lines, most copied first; empty without debug information.
     pub lines: Vec<Line>,
+    /// Why there is no line of some of its pages, mostly; `null` where each has one.
+    pub line_unknown: Option<Unknown>,
 }
 
 /// A source line that copied.
@@ -250,6 +277,8 @@ pub struct Line {
     pub file: String,
     pub line: u32,
     pub copied_pages: u64,
+    /// The line itself, where its file stood there and was not newer than the build.
+    pub source: Option<String>,
 }
 
 /// Lines of programs that an interpreter runs, which copied.

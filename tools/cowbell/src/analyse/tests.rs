@@ -56,7 +56,7 @@ pub fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record
 
 pub fn event(page: u64, class: Class, pc: u64) -> Event {
     // Places of no file, each by its own address.
-    Event { time_ns: 100, page, tid: 7, pc, code: pc as u32, class, syscall: None, stack: None }
+    Event { time_ns: 100, page, tid: 7, pc, code: pc as u32, class, syscall: None, stack: None, caller: 0 }
 }
 
 /// A file with code in it, and places in it whose offsets are their numbers.
@@ -67,7 +67,7 @@ pub fn module(path: &str, places: &[u32]) -> Vec<Record> {
 }
 
 pub fn named(code: u32, frames: Vec<NativeFrame>) -> Code {
-    Code { code, frames, address: u64::from(code) }
+    Code { code, frames, address: u64::from(code), nameless: None }
 }
 
 pub fn profile(records: Vec<Record>) -> Summary {
@@ -109,6 +109,7 @@ fn page() -> impl Strategy<Value = Page> {
             class,
             syscall,
             stack,
+            caller: 0,
         },
     );
     let content = (0..600u32, 0..512u32, 0..512u32).prop_map(|(bytes, words, counts)| Content {

@@ -21,8 +21,8 @@ pub struct Kept {
     /// Files of modules that are about to be told.
     opened: HashMap<u32, File>,
     places: Vec<Place>,
-    /// What each interval maps.
-    mappings: HashMap<u32, Vec<Mapping>>,
+    /// Whose memory each interval is about, and what it maps.
+    mappings: HashMap<u32, (i32, Vec<Mapping>)>,
     sources: Sources,
     unread: Vec<u8>,
     /// The tracer's last record.
@@ -142,7 +142,8 @@ impl Kept {
             Record::Mapped { interval, .. } => *interval,
             _ => return None,
         };
-        let data = self.names.uninitialised(self.mappings.get(&interval)?);
+        let (pid, mappings) = self.mappings.get(&interval)?;
+        let data = self.names.uninitialised(*pid, mappings);
         (!data.is_empty()).then_some(Record::Uninitialised { interval, data })
     }
 
@@ -151,11 +152,11 @@ impl Kept {
         match record {
             Record::Header(header) => self.sources.begin(header),
             Record::Begin(begin) => {
-                self.mappings.insert(begin.interval, begin.mappings.clone());
+                self.mappings.insert(begin.interval, (begin.pid, begin.mappings.clone()));
                 self.sources.interval(begin);
             }
             Record::Mapped { interval, mappings } => {
-                let known = self.mappings.entry(*interval).or_default();
+                let (_, known) = self.mappings.entry(*interval).or_default();
                 for new in mappings {
                     known.retain(|old| old.end <= new.start || new.end <= old.start);
                 }
@@ -186,9 +187,16 @@ impl Kept {
     /// The first write to the capture file that failed.
     pub fn finish(mut self, cut: &str) -> (Summary, Result<bool, Failure>) {
         let mut written = Ok(());
-        let codes = self.names.resolve(&std::mem::take(&mut self.places));
+        let places = std::mem::take(&mut self.places);
+        let module_of: HashMap<u32, u32> =
+            places.iter().filter_map(|place| Some((place.code, place.module?))).collect();
+        let codes = self.names.resolve(&places);
         if !codes.is_empty() {
+            let lines = self.sources.of_native(&codes, |code| self.names.built(*module_of.get(&code)?));
             written = written.and(self.keep(Record::Symbols { codes }));
+            for line in lines {
+                written = written.and(self.keep(Record::Source(line)));
+            }
         }
         match self.finish.take() {
             Some(finish) => written = written.and(self.keep(Record::Finish(finish))),

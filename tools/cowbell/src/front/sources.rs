@@ -1,7 +1,7 @@
-//! The text of source lines, read when a stack that stands in them is heard of: when the report is made, the file may be
-//! another, or elsewhere.
+//! The text of source lines: of scripts read when a stack that stands in them is heard of, of native code when the run
+//! ends. When the report is made, the file may be another, or elsewhere.
 
-use crate::record::{Begin, Header, Role, Source, Stack};
+use crate::record::{Begin, Code, Header, Role, Source, Stack};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
@@ -44,6 +44,26 @@ impl Sources {
         }
     }
 
+    /// The lines of native code that were not told yet. `built`: when the file of a place was written, where the paths in it
+    /// mean ours; what was written later is not its source.
+    pub fn of_native(&mut self, codes: &[Code], built: impl Fn(u32) -> Option<SystemTime>) -> Vec<Source> {
+        let mut texts: HashMap<&str, Option<(String, SystemTime)>> = HashMap::new();
+        let mut found = Vec::new();
+        for code in codes {
+            let Some(built) = built(code.code) else { continue };
+            let lines =
+                code.frames.iter().filter_map(|frame| frame.file.as_deref().zip(i32::try_from(frame.line?).ok()));
+            for (file, line) in lines.filter(|(file, line)| file.starts_with('/') && *line > 0) {
+                let text = texts.entry(file).or_insert_with(|| read_ours(file));
+                let Some((text, _)) = text.as_ref().filter(|(_, written)| *written <= built) else { continue };
+                if self.told.insert((file.to_owned(), line)) {
+                    found.extend(line_of(text, file, line));
+                }
+            }
+        }
+        found
+    }
+
     /// The lines of a stack that were not told yet.
     pub fn of(&mut self, stack: &Stack) -> Vec<Source> {
         let pid = self.pids.get(&stack.interval).copied().unwrap_or(0);
@@ -55,13 +75,17 @@ impl Sources {
             let (until, is_ours) = (self.until, !self.attached);
             let key = (pid, frame.file.clone());
             let text = self.files.entry(key).or_insert_with(|| read(pid, &frame.file, until, is_ours));
-            let line = text.as_ref().and_then(|text| text.lines().nth(frame.line as usize - 1)).map(str::trim);
-            let Some(line) = line.filter(|line| !line.is_empty()) else { continue };
-            let text = line.chars().take(LINE_CHARACTERS_MAX).collect();
-            found.push(Source { file: frame.file.clone(), line: frame.line, text });
+            found.extend(text.as_ref().and_then(|text| line_of(text, &frame.file, frame.line)));
         }
         found
     }
+}
+
+/// A line of a text, if anything stands there.
+fn line_of(text: &str, file: &str, line: i32) -> Option<Source> {
+    let found = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?.trim();
+    let text = found.chars().take(LINE_CHARACTERS_MAX).collect();
+    (!found.is_empty()).then(|| Source { file: file.to_owned(), line, text })
 }
 
 /// When a process was started: the time since boot in its status line is in ticks.
@@ -79,15 +103,23 @@ fn started(pid: i32) -> Option<SystemTime> {
 fn read(pid: i32, path: &str, until: Option<SystemTime>, is_ours: bool) -> Option<String> {
     let (from, rest) = path.strip_prefix('/').map_or(("cwd", path), |rest| ("root", rest));
     let seen = [Some(format!("/proc/{pid}/{from}/{rest}")), is_ours.then(|| path.to_owned())];
-    // Opening a pipe must not wait, and a device is not read.
-    let open = |path: &String| File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok();
-    let file = seen.iter().flatten().find_map(open)?;
-    let metadata = file.metadata().ok()?;
-    let is_older = until.is_none_or(|until| metadata.modified().is_ok_and(|written| written <= until));
-    if !metadata.is_file() || !is_older {
-        return None;
-    }
+    let (text, written) = text_of(seen.iter().flatten().find_map(|path| open(path))?)?;
+    until.is_none_or(|until| written <= until).then_some(text)
+}
+
+/// A file as we name it, and when it was written.
+fn read_ours(path: &str) -> Option<(String, SystemTime)> {
+    text_of(open(path)?)
+}
+
+/// Opens a file, if it is to be opened. Opening a pipe must not wait, and a device is not read.
+fn open(path: &str) -> Option<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()
+}
+
+fn text_of(file: File) -> Option<(String, SystemTime)> {
+    let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    Some((String::from_utf8_lossy(&bytes).into_owned(), metadata.modified().ok()?))
 }

@@ -86,9 +86,28 @@ pub struct Code {
     pub frames: Vec<NativeFrame>,
     /// The address as the file counts them, or of no file the address in memory.
     pub address: u64,
+    /// Why there is no name; `None` where there is one.
+    pub nameless: Option<Nameless>,
 }
 
-/// The text of a line of a program that an interpreter runs, as it was when the line was seen.
+/// Why a [`Place`] has no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Nameless {
+    /// It lies in no file: code that was generated while the program ran, of which no map of names was written.
+    GeneratedCode,
+    /// The file says nothing of this address, and no debug information of its build is installed.
+    NoSymbols,
+    /// The file was gone when it was to be opened.
+    FileGone,
+    /// Another build stood under the file's name when it was to be opened.
+    FileReplaced,
+    /// The file may not be read.
+    FileUnreadable,
+}
+
+/// The text of a source line: of a program that an interpreter runs as it was when the line was seen, of native code as it
+/// was when the run ended, if the file is not newer than the build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// File, as in [`Frame::file`].

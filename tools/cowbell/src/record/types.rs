@@ -7,7 +7,7 @@
 //! **interval** is one period in which one process' memory was watched: a child from its birth to its end or `exec`, a
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
-pub use super::code::{Code, Content, Executable, Frame, Module, NativeFrame, Place, Source, Stack, Wrote};
+pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, NativeFrame, Place, Source, Stack, Wrote};
 pub use super::gaps::{Gap, GapKind};
 pub use super::memory::{Memory, Resident, Sums};
 use cowbell::fork::Ended;
@@ -270,20 +270,23 @@ pub struct Event {
     pub syscall: Option<i32>,
     /// The [`Stack`] sampled with it.
     pub stack: Option<u32>,
+    /// The [`Place`] of the call by which that code was run, where the code says little of itself and its return address
+    /// could be read; else 0.
+    pub caller: u32,
 }
 
 /// An [`Event`] as an array: there are many.
-type EventRow = (u64, u64, i32, u64, u32, Class, Option<i32>, Option<u32>);
+type EventRow = (u64, u64, i32, u64, u32, Class, Option<i32>, Option<u32>, u32);
 
 impl From<Event> for EventRow {
     fn from(e: Event) -> Self {
-        (e.time_ns, e.page, e.tid, e.pc, e.code, e.class, e.syscall, e.stack)
+        (e.time_ns, e.page, e.tid, e.pc, e.code, e.class, e.syscall, e.stack, e.caller)
     }
 }
 
 impl From<EventRow> for Event {
-    fn from((time_ns, page, tid, pc, code, class, syscall, stack): EventRow) -> Self {
-        Self { time_ns, page, tid, pc, code, class, syscall, stack }
+    fn from((time_ns, page, tid, pc, code, class, syscall, stack, caller): EventRow) -> Self {
+        Self { time_ns, page, tid, pc, code, class, syscall, stack, caller }
     }
 }
 

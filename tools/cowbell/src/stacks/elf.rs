@@ -51,13 +51,15 @@ impl Layout {
 }
 
 impl Layout {
-    /// One past the last byte, in memory, of the segment whose end is in this part of the file, where that part is mapped
-    /// at `start`. What lies between the part's end and there is uninitialised data of the file's; beyond it, not.
-    pub fn memory_end(&self, start: u64, part: Range<u64>) -> Option<u64> {
-        let ends_here = |segment: &&Segment| part.contains(&segment.file.end.saturating_sub(1));
-        let segment = self.segments.iter().filter(ends_here).max_by_key(|segment| segment.file.end)?;
-        // Protecting a part of a segment (RELRO) splits its mapping, so this one may begin behind the segment's beginning.
-        Some(start.wrapping_sub(part.start).wrapping_add(segment.file.start).wrapping_add(segment.memory))
+    /// Where in memory, by what is to be added to the file's addresses, its uninitialised data lies: from where each segment
+    /// has no more bytes of the file on, up to its end. A segment may have none of the file at all.
+    pub fn uninitialised(&self, bias: u64) -> impl Iterator<Item = Range<u64>> {
+        self.segments.iter().filter_map(move |segment| {
+            let start = bias.wrapping_add(segment.address);
+            let from = start.checked_add(segment.file.end.checked_sub(segment.file.start)?)?;
+            let to = start.checked_add(segment.memory)?;
+            (from < to).then_some(from..to)
+        })
     }
 }
 
@@ -189,6 +191,21 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         Some(String::from_utf8_lossy(name).into_owned())
     }
 
+    /// Tells the functions that the file's tables of symbols have: their addresses as the file counts them, and names.
+    pub fn functions(&self, tell: &mut dyn FnMut(Range<u64>, &str)) {
+        for table in [elf::SHT_SYMTAB, elf::SHT_DYNSYM] {
+            let Ok(symbols) = self.sections.symbols(self.endian, self.data, table) else { continue };
+            for symbol in symbols.iter().filter(|symbol| symbol.st_type() == elf::STT_FUNC) {
+                let start = symbol.st_value(self.endian);
+                let name = symbols.symbol_name(self.endian, symbol).unwrap_or_default();
+                let (range, name) = (start..start.saturating_add(symbol.st_size(self.endian)), str::from_utf8(name));
+                if let (false, Ok(name)) = (range.is_empty(), name) {
+                    tell(range, name);
+                }
+            }
+        }
+    }
+
     fn section(&self, name: &[u8]) -> Option<&'data elf::SectionHeader64<Endianness>> {
         self.sections.section_by_name(self.endian, name).map(|(_, section)| section)
     }
@@ -234,18 +251,17 @@ mod tests {
     }
 
     #[test]
-    fn uninitialised_data_ends_where_the_headers_say() {
-        // The loader maps whole pages of the file: 0x0..0x2000 holds the data's end and the code's beginning.
+    fn uninitialised_data_lies_where_the_headers_say() {
+        let code = Segment { file: 0..0x1000, address: 0, memory: 0x1000 };
         let data = Segment { file: 0xdf0..0x1010, address: 0x3df0, memory: 0x5000 };
-        let layout = Layout { segments: vec![data] };
-        assert_eq!(layout.memory_end(0x7f00_0000_0000, 0x0..0x2000), Some(0x7f00_0000_0000 + 0xdf0 + 0x5000));
-        assert_eq!(layout.memory_end(0x7f00_0000_0000, 0x2000..0x3000), None);
-        let split = Layout { segments: vec![Segment { file: 0..0x3000, address: 0, memory: 0x3040 }] };
-        assert_eq!(
-            split.memory_end(0x5000, 0x1000..0x3000),
-            Some(0x7040),
-            "a part of which the beginning is elsewhere"
-        );
+        // Data that must be aligned to more than a page has a segment of its own, of which the file has nothing.
+        let aligned = Segment { file: 0..0, address: 0x1_0000, memory: 0x1_f000 };
+        let layout = Layout { segments: vec![code, data, aligned] };
+        let found: Vec<_> = layout.uninitialised(0x7f00_0000_0000).collect();
+        let at = |start: u64, end: u64| 0x7f00_0000_0000 + start..0x7f00_0000_0000 + end;
+        assert_eq!(found, [at(0x4010, 0x8df0), at(0x1_0000, 0x2_f000)]);
+        let absurd = Layout { segments: vec![Segment { file: 0..1, address: u64::MAX, memory: u64::MAX }] };
+        assert_eq!(absurd.uninitialised(3).count(), 0);
     }
 
     #[test]

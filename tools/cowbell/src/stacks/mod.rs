@@ -7,6 +7,7 @@ pub mod elf;
 pub mod languages;
 pub mod names;
 pub mod native;
+pub mod own_name;
 mod perf_map;
 
 /// Frames kept of a stack, from the innermost one.

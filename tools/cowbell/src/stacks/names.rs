@@ -6,15 +6,17 @@
 
 use super::elf::{self, Image, Layout};
 use super::perf_map::PerfMap;
-use crate::record::{Code, Mapping, Module, NativeFrame, Place, Uninitialised};
+use crate::record::{Code, Mapping, Module, Nameless, NativeFrame, Place, Uninitialised};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Where distributions put debug information.
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
@@ -23,8 +25,8 @@ const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 pub struct Names {
     symbolizer: Symbolizer,
     debug_directory: PathBuf,
-    /// By number; `None` for what is no ELF file, is gone, or is another build by now.
-    modules: HashMap<u32, Option<Known>>,
+    /// By number; why not, for what cannot be read.
+    modules: HashMap<u32, Result<Known, Nameless>>,
     /// Where files are loaded, by path; `None` for what is no ELF file.
     layouts: HashMap<String, Option<Layout>>,
 }
@@ -35,6 +37,8 @@ struct Known {
     source: Source,
     /// By address as the file counts them.
     frames: HashMap<u64, Vec<NativeFrame>>,
+    /// When its file was written, where that is known to stand under its path.
+    built: Option<SystemTime>,
 }
 
 /// Where names are.
@@ -92,59 +96,98 @@ impl Names {
                 let map = perf_maps.entry(pid).or_insert_with(|| PerfMap::of(pid));
                 let function = map.function(offset).map(str::to_owned);
                 let frames = function.map(|function| NativeFrame { function, file: None, line: None });
-                return Code { code, frames: frames.into_iter().collect(), address: offset };
+                return code_of(code, frames.into_iter().collect(), offset, Nameless::GeneratedCode);
             };
-            let known = self.modules.get_mut(&module).and_then(Option::as_mut);
-            match known.and_then(|known| Some((known.layout.address(offset)?, known))) {
-                Some((address, known)) => Code { code, frames: known.frames(address, &self.symbolizer), address },
-                None => Code { code, frames: Vec::new(), address: offset },
+            let known = match self.modules.get_mut(&module) {
+                Some(Ok(known)) => known,
+                Some(Err(why)) => return code_of(code, Vec::new(), offset, *why),
+                None => return code_of(code, Vec::new(), offset, Nameless::NoSymbols),
+            };
+            match known.layout.address(offset) {
+                Some(address) => code_of(code, known.frames(address, &self.symbolizer), address, Nameless::NoSymbols),
+                None => code_of(code, Vec::new(), offset, Nameless::NoSymbols),
             }
         });
         named.collect()
     }
 
-    /// Where anonymous memory among these mappings is uninitialised data of the file that is mapped below it, by that file's
-    /// headers.
-    pub fn uninitialised(&mut self, mappings: &[Mapping]) -> Vec<Uninitialised> {
+    /// When the file of a module was written, if it stands under its path, so that paths in it mean the same here.
+    pub fn built(&self, module: u32) -> Option<SystemTime> {
+        self.modules.get(&module)?.as_ref().ok()?.built
+    }
+
+    /// Where anonymous memory among these mappings of process `pid`, ascending, is uninitialised data of a file whose code is
+    /// mapped there, by that file's headers.
+    pub fn uninitialised(&mut self, pid: i32, mappings: &[Mapping]) -> Vec<Uninitialised> {
         let mut found = Vec::new();
-        for pair in mappings.windows(2) {
-            let [below, above] = pair else { continue };
-            let is_data = below.name.starts_with('/') && below.permissions.starts_with("rw");
-            if !is_data || !above.name.is_empty() || above.start != below.end {
-                continue;
-            }
-            let read = || elf::with_file(&elf::open(Path::new(&below.name))?, |image| Some(image.layout()));
-            let layout = self.layouts.entry(below.name.clone()).or_insert_with(read);
-            let Some(layout) = layout else { continue };
-            let part = below.offset..below.offset.saturating_add(below.end - below.start);
-            let Some(end) = layout.memory_end(below.start, part).filter(|end| *end > above.start) else {
+        // Files that hold code and data in one place are mapped more than once; code is where it is.
+        let code = |mapping: &&Mapping| mapping.name.starts_with('/') && mapping.permissions.contains('x');
+        let mut known = None;
+        for mapping in mappings.iter().filter(code) {
+            let read = || elf::with_file(&open_mapped(pid, mapping)?, |image| Some(image.layout()));
+            let layout = self.layouts.entry(mapping.name.clone()).or_insert_with(read);
+            let part = mapping.offset..mapping.offset.saturating_add(mapping.end - mapping.start);
+            let Some((layout, bias)) =
+                layout.as_ref().and_then(|layout| Some((layout, layout.bias(mapping.start, part)?)))
+            else {
                 continue;
             };
-            found.push(Uninitialised { start: above.start, end, name: below.name.clone() });
+            if known.replace((&mapping.name, bias)) == Some((&mapping.name, bias)) {
+                continue;
+            }
+            for data in layout.uninitialised(bias) {
+                let first = mappings.partition_point(|other| other.end <= data.start);
+                let within = mappings.iter().skip(first).take_while(|other| other.start < data.end);
+                let anonymous = within.filter(|other| other.name.is_empty() || other.name.starts_with('['));
+                let part = |other: &Mapping| data.start.max(other.start)..data.end.min(other.end);
+                let of_file = |part: Range<u64>| {
+                    let Range { start, end } = part;
+                    Uninitialised { start, end, name: mapping.name.clone() }
+                };
+                found.extend(anonymous.map(part).map(of_file));
+            }
         }
+        found.sort_by_key(|data| data.start);
         found
     }
 }
 
+fn code_of(code: u32, frames: Vec<NativeFrame>, address: u64, why: Nameless) -> Code {
+    let nameless = frames.is_empty().then_some(why);
+    Code { code, frames, address, nameless }
+}
+
+/// What shows memory and no file: code in it was generated while the program ran.
+const MEMORY: [&str; 3] = ["/memfd:", "/dev/zero", "/SYSV"];
+
 impl Known {
-    fn read(module: &Module, file: Option<File>, debug_directory: &Path) -> Option<Self> {
+    fn read(module: &Module, file: Option<File>, debug_directory: &Path) -> Result<Self, Nameless> {
+        let frames = HashMap::new();
         if module.path == "[vdso]" {
-            let image = elf::vdso()?;
-            let layout = Image::parse(image.as_slice())?.layout();
-            return Some(Self { layout, source: Source::Vdso(image), frames: HashMap::new() });
+            let image = elf::vdso().ok_or(Nameless::FileUnreadable)?;
+            let layout = Image::parse(image.as_slice()).ok_or(Nameless::NoSymbols)?.layout();
+            return Ok(Self { layout, source: Source::Vdso(image), frames, built: None });
         }
-        let named = module.path.starts_with('/').then(|| PathBuf::from(&module.path))?;
         let opened = file.is_some();
-        let open = file.or_else(|| elf::open(&named))?;
-        let (layout, build_id) = elf::with_file(&open, |image| Some((image.layout(), image.build_id())))?;
+        let named = PathBuf::from(&module.path);
+        let open = file.or_else(|| elf::open(&named)).ok_or_else(|| match fs::metadata(&named) {
+            Ok(_) => Nameless::FileUnreadable,
+            Err(_) => Nameless::FileGone,
+        });
+        let is_memory = MEMORY.iter().any(|memory| module.path.starts_with(memory));
+        let open = if is_memory { open.map_err(|_| Nameless::GeneratedCode) } else { open }?;
+        let image = elf::with_file(&open, |image| Some((image.layout(), image.build_id())));
+        let (layout, build_id) = image.ok_or(if is_memory { Nameless::GeneratedCode } else { Nameless::NoSymbols })?;
         // Of a file that does not say which build it is, the inode must do.
         let is_it = opened || build_id.is_some() || open.metadata().is_ok_and(|it| it.ino() == module.inode);
         if build_id.as_deref().map(hex) != module.build_id || !is_it {
-            return None;
+            return Err(Nameless::FileReplaced);
         }
         let debug = build_id.and_then(|id| debug_file(debug_directory, &id));
+        let metadata = open.metadata().ok().filter(|_| path_of(&named, Some(&open)) == named);
+        let built = metadata.and_then(|metadata| metadata.modified().ok());
         let source = Source::File { path: named, debug, open: opened.then_some(open) };
-        Some(Self { layout, source, frames: HashMap::new() })
+        Ok(Self { layout, source, frames, built })
     }
 
     fn frames(&mut self, address: u64, symbolizer: &Symbolizer) -> Vec<NativeFrame> {
@@ -174,6 +217,13 @@ impl Source {
             }
         }
     }
+}
+
+/// Opens the file of a mapping: as the process has it, while that lives and we may; else as we do.
+fn open_mapped(pid: i32, mapping: &Mapping) -> Option<File> {
+    let Mapping { start, end, name, .. } = mapping;
+    let paths = [format!("/proc/{pid}/map_files/{start:x}-{end:x}"), format!("/proc/{pid}/root{name}"), name.clone()];
+    paths.iter().find_map(|path| elf::open(Path::new(path)))
 }
 
 /// A path that leads to an open file now: its own where it still does, since debug information may lie beside it.

@@ -74,6 +74,25 @@ impl Unwinder {
         }
     }
 
+    /// Where the function at `pc` keeps the address it returns to, counted from the stack pointer, if unwind information
+    /// says so without asking for another register.
+    ///
+    /// The machine that is unwound here is made up: each word of its memory holds its own address, so what is taken for the
+    /// return address tells where that was read.
+    pub fn return_slot(&mut self, pc: u64) -> Option<u64> {
+        const SP: u64 = 1 << 40;
+        const BP: u64 = 1 << 44;
+        /// Frames are shorter.
+        const SLOT_MAX: u64 = 1 << 20;
+        let Self { framehop, cache, .. } = self;
+        let from = native_registers(Registers { ip: pc, sp: SP, bp: BP, lr: 0 }, u64::MAX);
+        let mut read = |address| Ok(address);
+        let mut frames = framehop.iter_frames(pc, from, cache, &mut read);
+        let _innermost = frames.next().ok()??;
+        let slot = frames.next().ok()??.address().checked_sub(SP)?;
+        (slot < SLOT_MAX && slot.is_multiple_of(8)).then_some(slot)
+    }
+
     /// The stack of a thread that stands still, the innermost frame first: its instruction, then for each caller an
     /// address **within the call** rather than the one it returns to, which may belong to the next line or function.
     ///
@@ -229,6 +248,25 @@ int main(void) {
         let stack = unwinder.stack(registers, &mut deep);
         assert_eq!(stack, Unwound { frames: vec![0x1004], beyond: Some(0x10ff) }, "code that is not known may be new");
         assert_eq!(unwinder.stack(registers, &mut |_| None).frames[0], 0x1004);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_function_without_a_frame_returns_to_the_word_at_the_stack_pointer() {
+        let directory = Directory::new();
+        let mut program = Program::start(&mut Command::new(directory.compile(NESTED, &["-O2", "-fno-inline"])));
+        let inner = u64::from_str_radix(&program.line().split(' ').next().unwrap()[2..], 16).unwrap();
+        let pid = program.pid();
+        program.wait_until_reading(pid, pid);
+        let mut unwinder = unwinder(&mappings(pid));
+        assert_eq!(unwinder.return_slot(inner), Some(0), "at its first instruction each function has no frame");
+        let slots: Vec<_> = (1..24).filter_map(|at| unwinder.return_slot(inner + at)).collect();
+        assert!(slots.iter().any(|slot| *slot >= 16), "then one that is counted: {slots:?}");
+        assert_eq!(unwinder.return_slot(0x1000), None, "no code");
+        // With a frame pointer the stack pointer does not tell.
+        unwinder.framehop = UnwinderNative::default();
+        unwinder.cache = CacheNative::default();
+        assert_eq!(unwinder.return_slot(inner), None);
     }
 
     #[test]

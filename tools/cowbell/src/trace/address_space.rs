@@ -57,6 +57,8 @@ struct Known {
     unwinder: Option<Unwinder>,
     /// The language of an interpreter among the code; unknown until it is asked for.
     language: Option<Option<&'static dyn Language>>,
+    /// Which instructions say little of themselves, in functions that keep the address they return to at the stack pointer.
+    frameless: HashMap<u64, bool>,
 }
 
 /// What resolving needs of the process.
@@ -132,6 +134,45 @@ impl AddressSpace {
             self.nowhere.extend(unwound.beyond);
         }
         unwound.frames.into_iter().map(|pc| self.code(pc, access)).collect()
+    }
+
+    /// The place of the call by which the function at `pc` was run, for code that says little of itself: what merely moves
+    /// bytes, or has no name. Only of functions without a frame, as copies of bytes are: there one word tells, which the call
+    /// itself has just written. Else 0.
+    pub fn caller(&mut self, pc: u64, sp: u64, access: Access<'_>) -> u32 {
+        let known = self.known.borrow().frameless.get(&pc).copied();
+        let is_frameless = known.unwrap_or_else(|| {
+            let is_frameless = self.is_frameless(pc, access.memory) == Some(true);
+            self.known.borrow_mut().frameless.insert(pc, is_frameless);
+            is_frameless
+        });
+        let mut word = [0; 8];
+        if !is_frameless || access.memory.read(sp, &mut word) != Ok(word.len()) {
+            return 0;
+        }
+        // An address within the call: the one that it returns to may be the next line's or function's.
+        let Some(within) = u64::from_ne_bytes(word).checked_sub(1) else { return 0 };
+        if !self.find(within).is_some_and(Map::is_code) {
+            if self.nowhere.contains(&within) || self.nowhere.len() >= NOWHERE_MAX {
+                return 0;
+            }
+            self.read_again(access);
+            if !self.find(within).is_some_and(Map::is_code) {
+                self.nowhere.insert(within);
+                return 0;
+            }
+        }
+        self.code(within, access)
+    }
+
+    fn is_frameless(&mut self, pc: u64, memory: &Memory) -> Option<bool> {
+        let map = self.find(pc)?;
+        let (start, offset) = (map.mapping.start, map.mapping.offset);
+        let module = self.module(start, memory)?;
+        if self.codes.speaks_for_itself(module, (pc - start).saturating_add(offset)) {
+            return None;
+        }
+        self.with_unwinder(memory, |unwinder| unwinder.return_slot(pc)).map(|slot| slot == 0)
     }
 
     /// Something may have been removed that nobody has looked at yet.
@@ -269,9 +310,13 @@ impl AddressSpace {
     }
 
     fn unwind(&mut self, registers: Registers, memory: &Memory) -> Unwound {
+        self.with_unwinder(memory, |unwinder| unwinder.stack(registers, &mut stack_words(memory)))
+    }
+
+    fn with_unwinder<T>(&mut self, memory: &Memory, unwind: impl FnOnce(&mut Unwinder) -> T) -> T {
         let made = self.known.borrow_mut().unwinder.take();
         let mut unwinder = made.unwrap_or_else(|| self.make_unwinder(memory));
-        let unwound = unwinder.stack(registers, &mut stack_words(memory));
+        let unwound = unwind(&mut unwinder);
         self.known.borrow_mut().unwinder = Some(unwinder);
         unwound
     }

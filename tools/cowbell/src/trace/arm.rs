@@ -28,6 +28,8 @@ pub struct Order {
     pub pid: i32,
     /// Are page frames readable?
     pub frames: bool,
+    /// Are callers told?
+    pub callers: bool,
     /// The time, since the header.
     pub now_ns: u64,
     /// The page faults that the process had before, where counted: they bound its copies.
@@ -78,6 +80,7 @@ impl Watch {
             events: Vec::new(),
             uncounted: 0,
             dropped: Ranges::default(),
+            callers: order.callers,
             collected: Collected::default(),
             faults_before: order.faults_before,
             told: Told::default(),

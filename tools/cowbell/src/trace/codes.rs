@@ -9,6 +9,7 @@ use super::maps::Map;
 use crate::record::{Module, Place, Record};
 use crate::stacks::elf;
 use crate::stacks::native::Unwinding;
+use crate::stacks::own_name::OwnNames;
 use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
 use std::cell::{OnceCell, RefCell};
@@ -47,6 +48,7 @@ struct Known {
     /// The very file that is mapped; `None` if it could not be opened any more, or is no file.
     file: Option<File>,
     unwinding: OnceCell<Option<Rc<Unwinding>>>,
+    own_names: OnceCell<Option<OwnNames>>,
 }
 
 impl Codes {
@@ -72,7 +74,7 @@ impl Codes {
         // Before the module: the front opens it while the file is still there.
         table.news.extend(descriptor.map(|descriptor| Said::Opened { opened: module, descriptor }));
         table.news.push(Said::Record(Record::Module(record)));
-        table.modules.push(Known { path, file, unwinding: OnceCell::new() });
+        table.modules.push(Known { path, file, unwinding: OnceCell::new(), own_names: OnceCell::new() });
         table.numbers.insert(identity, module);
         Some(module)
     }
@@ -95,6 +97,14 @@ impl Codes {
         let known = table.modules.get((module as usize).checked_sub(1)?)?;
         let read = || Unwinding::read(&known.path, known.file.as_ref()).map(Rc::new);
         known.unwinding.get_or_init(read).clone()
+    }
+
+    /// Does the code at an offset of a module say by its own name what it is, as far as the module's file knows?
+    pub fn speaks_for_itself(&self, module: u32, offset: u64) -> bool {
+        let table = self.0.borrow();
+        let Some(known) = (module as usize).checked_sub(1).and_then(|at| table.modules.get(at)) else { return false };
+        let names = known.own_names.get_or_init(|| OwnNames::read(known.file.as_ref()?));
+        names.as_ref().is_some_and(|names| names.covers(offset))
     }
 
     /// Adds what the front is to be told before anything that refers to it.

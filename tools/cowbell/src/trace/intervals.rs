@@ -170,7 +170,8 @@ impl Tracer {
             _ => None,
         };
         let (interval, codes) = (self.intervals, self.codes.clone());
-        let order = Order { interval, role, mode, pid, frames, now_ns, faults_before, codes };
+        let callers = self.options.stacks_every > 0;
+        let order = Order { interval, role, mode, pid, frames, callers, now_ns, faults_before, codes };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let before = parent.filter(|_| forked_ns.is_some()).and_then(|parent| parent.watch.as_ref());

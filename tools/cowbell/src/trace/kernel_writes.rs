@@ -30,6 +30,7 @@ impl Watch {
                         class,
                         syscall,
                         stack: None,
+                        caller: 0,
                     });
                 }
             }
@@ -55,7 +56,7 @@ impl Watch {
                 let class = self.class_of_write(page, entry);
                 self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
                 let syscall = Some(process::EXIT_CALL);
-                self.events.push(Event { time_ns, page, tid, pc: 0, code: 0, class, syscall, stack: None });
+                self.events.push(Event { time_ns, page, tid, pc: 0, code: 0, class, syscall, stack: None, caller: 0 });
             }
             true
         });

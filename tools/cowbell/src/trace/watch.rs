@@ -110,6 +110,8 @@ pub struct Watch {
     pub faults_before: Option<u64>,
     /// Where pages that the process held may be gone.
     pub dropped: Ranges,
+    /// Are callers of code that says little of itself read? With stacks only.
+    pub callers: bool,
     /// When all page tables were read last, and how long it took.
     pub collected: Collected,
     pub(super) doors: Doors,
@@ -134,10 +136,13 @@ impl Watch {
         let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
         let class = self.class_of_write(page, entry);
         let tid = self.threads.ours(fault.tid);
-        let (pc, syscall) = self.threads.blocked(tid, interrupted).map_or((0, None), |at| (at.pc, at.syscall));
+        let at = self.threads.blocked(tid, interrupted);
+        let (pc, syscall) = at.map_or((0, None), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
         let code = self.code(pc);
-        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None }) }
+        let by_itself = at.filter(|at| self.callers && at.syscall.is_none());
+        let caller = by_itself.map_or(0, |at| self.caller(at.pc, at.sp));
+        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None, caller }) }
     }
 
     /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
@@ -226,6 +231,11 @@ impl Watch {
             self.space.doubt();
         }
         self.space.code(pc, Access { memory: &self.memory, doors: &self.doors })
+    }
+
+    /// The place of the call by which the function at `pc` was run, where its code says little of itself.
+    fn caller(&mut self, pc: u64, sp: u64) -> u32 {
+        self.space.caller(pc, sp, Access { memory: &self.memory, doors: &self.doors })
     }
 
     /// The stack of a thread that stands still, as places.

@@ -7,6 +7,7 @@ use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
+use std::collections::HashMap;
 
 /// An anonymous mapping of less than this share of the copies is told together with others such.
 const FOLD_SHARE: f64 = 0.25;
@@ -83,33 +84,70 @@ pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
     }
     text.heading("Copied pages by the code that first wrote to them: share of all copies");
     let columns = [PAGES, SHARE, names("", Keep::Head, 2), names("", Keep::Tail, 1)];
-    let list = List { entries: &summary.functions, columns: &columns, top: look.top, in_full: look.verbose };
+    let rows = function_rows(&summary.functions);
+    let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(
         &list,
-        |function| function.share,
-        |function| Row {
-            cells: vec![
-                count(function.copied_pages),
-                percent(function.share),
-                function_name(function),
-                function_place(function),
-            ],
-            ..Row::default()
+        |row| row.share,
+        |row| {
+            let cells = vec![count(row.pages), percent(row.share), row.name.clone(), row.place.clone()];
+            let below = row.lines.iter().filter(|_| look.verbose).map(|line| (23, line.clone())).collect();
+            Row { cells, below }
         },
     );
-    let seen: u64 = summary.functions.iter().map(|function| function.copied_pages).sum();
-    let unseen = summary.totals.copied_pages.saturating_sub(seen);
-    if unseen > 0 {
-        let share = percent(unseen as f64 / summary.totals.copied_pages as f64);
-        text.faint(&format!("{:>11} {share:>7}  by code that was not seen", count(unseen)));
+    if summary.functions.iter().any(|function| function.caller_is_estimated) {
+        text.faint_sentence(21, "< ~ f: called by f where stacks were sampled, of these pages not read");
     }
+    for unseen in &summary.totals.unknown.code {
+        let share = percent(unseen.copied_pages as f64 / summary.totals.copied_pages as f64);
+        text.faint(&format!("{:>11} {share:>7}  {}", count(unseen.copied_pages), unseen.text));
+    }
+}
+
+/// Functions that a reader cannot tell apart.
+struct FunctionRow {
+    pages: u64,
+    share: f64,
+    name: String,
+    place: String,
+    /// The text of its lines.
+    lines: Vec<String>,
+}
+
+fn function_rows(functions: &[Function]) -> Vec<FunctionRow> {
+    let mut rows: Vec<FunctionRow> = Vec::new();
+    let mut known: HashMap<(String, String), usize> = HashMap::new();
+    for function in functions {
+        let (name, place) = (function_name(function), function_place(function));
+        let lines = function.lines.iter().filter_map(|line| Some((line.line, clean(line.source.as_ref()?))));
+        let lines = lines.map(|(line, source)| format!("{line}: {source}"));
+        let next = rows.len();
+        let at = *known.entry((name.clone(), place.clone())).or_insert(next);
+        match rows.get_mut(at) {
+            Some(row) => {
+                row.pages = row.pages.saturating_add(function.copied_pages);
+                row.share += function.share;
+                row.lines.extend(lines);
+            }
+            None => {
+                let (pages, share) = (function.copied_pages, function.share);
+                rows.push(FunctionRow { pages, share, name, place, lines: lines.collect() });
+            }
+        }
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.pages));
+    rows
 }
 
 fn function_name(function: &Function) -> String {
     let name = clean(&function.function);
     match (&function.inlined, &function.called_from) {
         (Some(inlined), _) => format!("{name} ({})", clean(inlined)),
-        (None, Some(caller)) => format!("{name} < {}", clean(caller)),
+        (None, Some(caller)) => {
+            let between = if function.called_indirectly { " < …" } else { "" };
+            let estimated = if function.caller_is_estimated { "~ " } else { "" };
+            format!("{name}{between} < {estimated}{}", clean(caller))
+        }
         (None, None) => name,
     }
 }

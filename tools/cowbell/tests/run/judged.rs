@@ -153,9 +153,14 @@ pub struct Row<'a> {
     pub function: &'a str,
     pub module: &'a str,
     pub called_from: Option<&'a str>,
+    /// The caller is one of sampled stacks.
+    pub is_estimated: bool,
     pub pages: u64,
     pub cause: &'a str,
-    pub lines: Vec<(&'a str, u64, u64)>,
+    /// File, line, pages, and what stands there.
+    pub lines: Vec<(&'a str, u64, u64, Option<&'a str>)>,
+    /// Why it has no line.
+    pub line_unknown: Option<&'a str>,
 }
 
 pub fn rows(report: &Value) -> Vec<Row<'_>> {
@@ -163,12 +168,14 @@ pub fn rows(report: &Value) -> Vec<Row<'_>> {
         let row: &Value = row;
         let lines = row["lines"].as_array().expect("lines").iter().map(|line| {
             let n = |name: &str| line[name].as_u64().expect("a number");
-            (line["file"].as_str().expect("a file"), n("line"), n("copied_pages"))
+            (line["file"].as_str().expect("a file"), n("line"), n("copied_pages"), line["source"].as_str())
         });
         Row {
             function: row["function"].as_str().expect("a name"),
             module: row["module"].as_str().expect("a path"),
             called_from: row["called_from"].as_str(),
+            is_estimated: row["caller_is_estimated"].as_bool().expect("yes or no"),
+            line_unknown: row["line_unknown"].as_str(),
             pages: row["copied_pages"].as_u64().expect("pages"),
             cause: row["cause"].as_str().expect("a cause"),
             lines: lines.collect(),
@@ -201,6 +208,16 @@ impl Said {
     /// The intervals' ends of a process.
     pub fn ends(&self, pid: i32) -> &[Value] {
         self.verdicts.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
+    /// Copies of which the code, the name or the line is not known, by reason.
+    pub fn unknown(&self, what: &str) -> BTreeMap<String, u64> {
+        let list = self.report["totals"]["unknown"][what].as_array().expect("a list");
+        let share = |of: &Value| {
+            let reason = of["reason"].as_str().expect("a reason").to_owned();
+            (reason, of["copied_pages"].as_u64().expect("pages"))
+        };
+        list.iter().map(share).collect()
     }
 
     /// The pages that a process copied, by the verdicts of its intervals.

@@ -135,12 +135,14 @@ impl Kind {
         matches!(self, Self::Generated | Self::Named)
     }
 
-    /// What may be said of it. Of data in a layout that nothing declares, "unknown" is true as well.
-    pub fn causes(self) -> Causes {
+    /// What may be said of it. Of data in a layout that nothing declares, "unknown" is true as well. `declares`: the file has
+    /// the names of inlined functions. Without them an atomic reference count is an atomic counter like any other.
+    pub fn causes(self, declares: bool) -> Causes {
         let (true_ones, must_be_known): (&[_], _) = match self {
             Self::Same | Self::UpDown => (&["unknown", "rewritten"], false),
             Self::Atomic | Self::Atomics | Self::AtomicUpDown => (&["counter"], true),
-            Self::Reference | Self::ReferenceUpDown => (&["reference_count"], true),
+            Self::Reference | Self::ReferenceUpDown if declares => (&["reference_count"], true),
+            Self::Reference | Self::ReferenceUpDown => (&["reference_count", "counter"], true),
             Self::Preadv | Self::Uname | Self::Getrusage | Self::Read => (&["kernel"], true),
             _ => (&["real_write", "neighbour", "unknown"], false),
         };

@@ -1,6 +1,7 @@
 //! Which code is told, and what it is called, in profiles of made-up captures.
 
 use super::tests::{HEAP, PAGE, begin, end, event, header, mapping, module, named, profile};
+use super::unknown::Unknown;
 use super::*;
 use crate::record::*;
 use crate::views;
@@ -121,15 +122,69 @@ fn code_without_a_name_is_told_by_its_caller() {
         Record::Symbols { codes },
     ]);
     let summary = profile(records);
-    let found: Vec<_> = summary
-        .functions
-        .iter()
-        .map(|f| (f.function.as_str(), f.called_from.as_deref(), f.copied_pages, f.cause))
-        .collect();
+    let caller = |f: &summary::Function| {
+        f.called_from.as_ref().map(|name| (name.clone(), f.called_indirectly, f.caller_is_estimated))
+    };
+    let found: Vec<_> =
+        summary.functions.iter().map(|f| (f.function.as_str(), caller(f), f.copied_pages, f.cause)).collect();
+    let by = |name: &str, indirectly, estimated| Some((name.to_owned(), indirectly, estimated));
     let expected = [
-        ("libx.so+0x1", Some("malloc"), 2, Cause::Allocator),
-        ("__memmove_avx_unaligned_erms", Some("parse"), 1, Cause::Unknown),
+        ("__memmove_avx_unaligned_erms", by("parse", true, false), 1, Cause::Unknown),
+        ("libx.so+0x1", by("malloc", false, false), 1, Cause::Allocator),
+        ("libx.so+0x1", by("malloc", false, true), 1, Cause::Allocator),
         ("own", None, 1, Cause::Unknown),
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_page_is_told_of_its_own_caller_and_never_of_another_pages() {
+    let named =
+        |code, function: &str| named(code, vec![NativeFrame { function: function.into(), file: None, line: None }]);
+    let stack = |stack, native: &[u32]| {
+        let (native, wrote) = (native.to_vec(), Wrote::Unknown);
+        Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![], wrote })
+    };
+    let page = |nth, pc, stack, caller| Event { stack, caller, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
+    // 2 copies bytes, called by 60 or 70, mostly by 60; 4 too, of which no caller can be read.
+    let events = vec![
+        page(0, 2, Some(1), 0),
+        page(1, 2, None, 60),
+        page(2, 2, None, 70),
+        page(3, 2, None, 0),
+        page(4, 4, Some(2), 0),
+        page(5, 4, Some(3), 0),
+        page(6, 4, None, 0),
+        page(7, 2, None, 9),
+    ];
+    let mut records = vec![header(), begin(0)];
+    records.extend(module("/usr/lib/libx.so", &[2, 4, 9, 60, 70]));
+    records.extend([stack(1, &[2, 60]), stack(2, &[4, 60]), stack(3, &[4, 70])]);
+    records.extend([
+        Record::Events { interval: 0, events },
+        end(0, vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }], vec![]),
+        Record::Symbols { codes: vec![named(2, "memcpy"), named(4, "memset"), named(60, "load"), named(70, "parse")] },
+    ]);
+    let summary = profile(records);
+    let mut found: Vec<_> = summary
+        .functions
+        .iter()
+        .map(|f| (f.function.as_str(), f.called_from.as_deref(), f.caller_is_estimated, f.copied_pages))
+        .collect();
+    found.sort_unstable();
+    let expected = [
+        ("memcpy", Some("libx.so+0x9"), false, 1),
+        ("memcpy", Some("load"), false, 2),
+        ("memcpy", Some("load"), true, 1),
+        ("memcpy", Some("parse"), false, 1),
+        ("memset", None, false, 1),
+        ("memset", Some("load"), false, 1),
+        ("memset", Some("parse"), false, 1),
+    ];
+    assert_eq!(found, expected);
+    let without = &summary.totals.unknown.caller[..];
+    assert_eq!(
+        without.iter().map(|share| (share.reason, share.copied_pages)).collect::<Vec<_>>(),
+        [(Unknown::NotSampled, 1)]
+    );
 }
