@@ -41,7 +41,11 @@ const TOOL_ARROWS: Arrows = &[
     ("failure", &[]),
     ("output", &["analyse", "views", "failure"]),
     ("snapshot", &["views", "output", "failure"]),
-    ("report", &["record", "analyse", "output", "failure"]),
+    // One door to files: captures, and reports of the library.
+    ("input", &["record", "analyse", "failure"]),
+    ("report", &["input", "output", "failure"]),
+    ("check", &["input", "analyse", "views", "failure"]),
+    ("diff", &["input", "analyse", "views", "output", "failure"]),
     // Names are given to code while the capture is kept.
     ("front", &["record", "analyse", "stacks", "trace", "output", "failure"]),
     ("symbols", &["record", "stacks"]),

@@ -1,12 +1,15 @@
 //! The cowbell command: who copied which page after fork, and why.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `run` passes the program's on, and `check` has its own.
 
 mod analyse;
+mod check;
 mod demo;
+mod diff;
 mod doctor;
 mod failure;
 mod front;
+mod input;
 mod output;
 mod record;
 mod report;
@@ -43,6 +46,13 @@ enum Command {
     Attach(front::options::Attach),
     /// Show what each process of a running tree shares with its parent now. Arms and stops nothing.
     Snapshot(snapshot::Options),
+    /// Hold a capture against budgets, for CI.
+    ///
+    /// The exit status is 0 if every budget is kept for certain; 1 if one is broken for certain; 3 if neither can be told,
+    /// because the bounds of what was counted lie on both sides of the budget; 4 if the file cannot be read; 2 for wrong usage.
+    Check(check::Options),
+    /// Say what changed between two runs, or between several runs of each side.
+    Diff(diff::Options),
     /// Render a capture again.
     Report(report::Options),
     /// Say what this kernel and this user can do, and what would change that.
@@ -65,6 +75,8 @@ fn main() -> ExitCode {
         Command::Run(options) => front::run(&options),
         Command::Attach(options) => front::attach(&options),
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
+        Command::Check(options) => check::run(&options),
+        Command::Diff(options) => answer("diff", diff::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Doctor { json } => doctor::run(json),
         Command::Lender { descriptor } => match inherited(descriptor) {

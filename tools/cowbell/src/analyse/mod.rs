@@ -7,13 +7,17 @@
 
 mod cause;
 mod causes;
+pub mod check;
 mod code;
 mod codes;
+pub mod diff;
 mod gaps;
 mod interval;
+pub mod library;
 mod mapping;
 mod name;
 mod remedy;
+pub mod roles;
 mod runtime;
 mod script;
 mod sum;

@@ -41,6 +41,13 @@ impl Text {
         self.styled(LOUD, line);
     }
 
+    /// A sentence that must not be missed, on as many lines as it takes.
+    pub fn loud_sentence(&mut self, sentence: &str) {
+        for line in wrap(sentence, WIDTH) {
+            self.loud(&line);
+        }
+    }
+
     /// The heading of a section.
     pub fn heading(&mut self, line: &str) {
         self.0.push('\n');
@@ -157,9 +164,12 @@ pub fn time(ns: u64) -> String {
     }
 }
 
-/// A foreign string without what a terminal would obey.
+/// A foreign string without what a terminal would obey, and without what would show it in another order than it has.
 pub fn clean(foreign: &str) -> String {
-    foreign.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    let is_bidi =
+        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_break = |c: char| matches!(c, '\u{2028}' | '\u{2029}');
+    foreign.chars().map(|c| if c.is_control() || is_bidi(c) || is_break(c) { '?' } else { c }).collect()
 }
 
 /// The beginning of a text where all of it is too long; padded to the width where it is shorter.

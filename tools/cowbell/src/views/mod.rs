@@ -1,5 +1,7 @@
 //! A profile as text for people. As JSON for programs it is [`Summary`](crate::analyse::Summary) itself.
 
+pub mod check;
+pub mod diff;
 mod json;
 mod lines;
 pub mod table;

@@ -1,0 +1,278 @@
+//! Two sides of runs held against each other: what changed, and what is only noise.
+//!
+//! Noise is what runs of one side differ by. A change is told where the sides lie apart by more than both sides' runs do
+//! among themselves, and where what could not be seen would not close the gap. With one run on a side noise is not known,
+//! and a difference is only called one.
+
+mod judge;
+mod pairs;
+
+use super::cause::Cause;
+use super::mapping::Kind;
+use super::roles::{self, Bounds, Role};
+use super::summary::{ScriptLine, Summary};
+use crate::record::Mode;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+pub use judge::{Change, Side, Verdict};
+
+/// A line that has less than this share of its side's copies is not told to be gone or new.
+const LINE_SHARE_MIN: f64 = 0.05;
+
+/// The document of `diff --json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Diff {
+    /// How many runs each side has.
+    pub before_runs: u64,
+    pub after_runs: u64,
+    /// Is it known how much runs of one side differ? Only with two or more on each.
+    pub noise_known: bool,
+    /// What all processes of a run copied.
+    pub total: Change,
+    /// What one process of each role copied, on the average of its run; those with the largest difference first.
+    pub roles: Vec<RoleChange>,
+    /// What all processes copied, by cause, mapping, and the line or function that wrote; largest differences first.
+    pub causes: Vec<CauseChange>,
+    pub mappings: Vec<MappingChange>,
+    pub lines: Vec<LineChange>,
+    pub functions: Vec<FunctionChange>,
+    /// Why causes, lines or figures cannot be held against each other in part.
+    pub notes: Vec<String>,
+}
+
+/// What one process of a role copied.
+#[derive(Clone, Debug, Serialize)]
+pub struct RoleChange {
+    /// The role before, or after where it was not there before.
+    pub role: Role,
+    /// What it is after, where that is another.
+    pub became: Option<Role>,
+    /// How many processes played it: in the run that stands in the middle.
+    pub processes_before: u64,
+    pub processes_after: u64,
+    pub change: Change,
+}
+
+/// Copies of one cause.
+#[derive(Clone, Debug, Serialize)]
+pub struct CauseChange {
+    pub cause: Cause,
+    pub name: &'static str,
+    pub change: Change,
+}
+
+/// Copies in one mapping; all anonymous memory is one, for its addresses are others in each run.
+#[derive(Clone, Debug, Serialize)]
+pub struct MappingChange {
+    pub kind: Kind,
+    pub name: String,
+    pub change: Change,
+}
+
+/// Copies by one line of a script, estimated from samples. Lines are the same by their text, or without it by their number.
+#[derive(Clone, Debug, Serialize)]
+pub struct LineChange {
+    pub file: String,
+    pub line: i32,
+    pub function: String,
+    pub source: Option<String>,
+    /// No sampled copy of the side after has it, and it had a part of those before.
+    pub gone: bool,
+    pub change: Change,
+}
+
+/// Copies by one native function.
+#[derive(Clone, Debug, Serialize)]
+pub struct FunctionChange {
+    pub function: String,
+    pub module: String,
+    pub change: Change,
+}
+
+/// Holds runs against each other.
+///
+/// # Errors
+/// The runs have different page sizes, or a side has none.
+pub fn diff(before: &[Summary], after: &[Summary]) -> Result<Diff, String> {
+    let mut all = before.iter().chain(after);
+    let page_size = before.first().map(|first| first.run.page_size).ok_or("there is no run before")?;
+    if after.is_empty() {
+        return Err("there is no run after".to_owned());
+    }
+    if all.any(|summary| summary.run.page_size != page_size) {
+        return Err("the captures have different page sizes".to_owned());
+    }
+    let pair = Pair { before, after, page_size };
+    let is_traced = |side: &[Summary]| side.iter().all(|summary| summary.run.mode != Mode::Count);
+    let are_traced = is_traced(before) && is_traced(after);
+    let are_sampled = are_traced && before.iter().chain(after).all(|summary| summary.run.stacks_every > 0);
+    Ok(Diff {
+        before_runs: before.len() as u64,
+        after_runs: after.len() as u64,
+        noise_known: before.len() > 1 && after.len() > 1,
+        total: pair.total(),
+        roles: pairs::roles(&pair),
+        causes: pair.causes(),
+        mappings: pair.mappings(),
+        lines: if are_sampled { pair.lines() } else { Vec::new() },
+        functions: if are_traced { pair.functions() } else { Vec::new() },
+        notes: notes(before, after),
+    })
+}
+
+/// The two sides.
+struct Pair<'a> {
+    before: &'a [Summary],
+    after: &'a [Summary],
+    page_size: u64,
+}
+
+impl Pair<'_> {
+    fn total(&self) -> Change {
+        let side = |summaries: &[Summary]| Side::new(summaries.iter().map(all_processes).collect());
+        Change::new(side(self.before), side(self.after), self.page_size)
+    }
+
+    /// A change for each key that any run has; a run that lacks it copied nothing there.
+    fn keyed<K: Ord + Clone>(&self, of: impl Fn(&Summary) -> BTreeMap<K, u64>) -> Vec<(K, Change)> {
+        let tables = |side: &[Summary]| side.iter().map(&of).collect::<Vec<_>>();
+        let (before, after) = (tables(self.before), tables(self.after));
+        let mut keys: Vec<K> = before.iter().chain(&after).flat_map(|table| table.keys().cloned()).collect();
+        keys.sort();
+        keys.dedup();
+        let side = |tables: &[BTreeMap<K, u64>], key: &K| {
+            let bytes =
+                |table: &BTreeMap<K, u64>| table.get(key).map_or(0, |pages| pages.saturating_mul(self.page_size));
+            // Parts of what was seen: their bounds are those of the whole, which the whole's change tells.
+            Side::new(tables.iter().map(|table| judge::Sample::certain(bytes(table))).collect())
+        };
+        let change = |key: K| {
+            let change = Change::new(side(&before, &key), side(&after, &key), self.page_size);
+            (key, change)
+        };
+        let mut changes: Vec<(K, Change)> = keys.into_iter().map(change).collect();
+        changes.sort_by_key(|(_, change)| std::cmp::Reverse(change.difference_bytes.unsigned_abs()));
+        changes
+    }
+
+    fn causes(&self) -> Vec<CauseChange> {
+        let of = |summary: &Summary| sums(summary.causes.iter().map(|cause| (cause.cause, cause.copied_pages)));
+        let change = |(cause, change): (Cause, Change)| CauseChange { cause, name: cause.name(), change };
+        self.keyed(of).into_iter().map(change).collect()
+    }
+
+    fn mappings(&self) -> Vec<MappingChange> {
+        let of = |summary: &Summary| {
+            let mappings = summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0);
+            sums(mappings.map(|mapping| ((mapping.kind, mapping.name.clone()), mapping.copied_pages)))
+        };
+        let change = |((kind, name), change)| MappingChange { kind, name, change };
+        self.keyed(of).into_iter().map(change).collect()
+    }
+
+    fn lines(&self) -> Vec<LineChange> {
+        let of = |summary: &Summary| {
+            sums(summary.script.lines.iter().map(|line| (LineKey::of(line), line.copied_pages_estimated)))
+        };
+        let known = self.before.iter().chain(self.after).flat_map(|summary| &summary.script.lines);
+        let known: BTreeMap<LineKey, &ScriptLine> = known.map(|line| (LineKey::of(line), line)).collect();
+        let total_before = self.total().before.median_bytes;
+        let change = |(key, change): (LineKey, Change)| {
+            let line = known.get(&key)?;
+            let share = change.before.median_bytes as f64 / total_before.max(1) as f64;
+            let gone = share >= LINE_SHARE_MIN && change.after.runs_bytes.iter().all(|bytes| *bytes == 0);
+            Some(LineChange {
+                file: line.file.clone(),
+                line: line.line,
+                function: line.function.clone(),
+                source: line.source.clone(),
+                gone,
+                change,
+            })
+        };
+        self.keyed(of).into_iter().filter_map(change).collect()
+    }
+
+    fn functions(&self) -> Vec<FunctionChange> {
+        let of = |summary: &Summary| {
+            let functions = summary.functions.iter();
+            sums(functions.map(|f| ((f.function.clone(), base(&f.module).to_owned()), f.copied_pages)))
+        };
+        let change = |((function, module), change)| FunctionChange { function, module, change };
+        self.keyed(of).into_iter().map(change).collect()
+    }
+}
+
+/// By what a line is known again after an edit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct LineKey {
+    file: String,
+    function: String,
+    /// Its text; where that is not known its number.
+    text: Result<String, i32>,
+}
+
+impl LineKey {
+    fn of(line: &ScriptLine) -> Self {
+        let text = line.source.clone().ok_or(line.line);
+        Self { file: base(&line.file).to_owned(), function: line.function.clone(), text }
+    }
+}
+
+/// A path's last part: the same program may lie elsewhere on the other side.
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn sums<K: Ord>(parts: impl Iterator<Item = (K, u64)>) -> BTreeMap<K, u64> {
+    let mut sums = BTreeMap::new();
+    for (key, pages) in parts {
+        let sum: &mut u64 = sums.entry(key).or_default();
+        *sum = sum.saturating_add(pages);
+    }
+    sums
+}
+
+/// What all processes of a run copied.
+fn all_processes(summary: &Summary) -> judge::Sample {
+    let (mut bounds, mut bytes) = (Bounds::NOTHING, 0u64);
+    for process in roles::watched(summary) {
+        bounds += process.figures.copied;
+        bytes = bytes.saturating_add(process.copied_bytes);
+    }
+    if roles::unwatched(summary).is_some() {
+        bounds.most = None;
+    }
+    judge::Sample { bytes, bounds }
+}
+
+/// What stands in the way of holding the sides against each other.
+fn notes(before: &[Summary], after: &[Summary]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let all = || before.iter().chain(after);
+    let differ = |of: &dyn Fn(&Summary) -> String| {
+        let mut values: Vec<String> = all().map(of).collect();
+        values.sort();
+        values.dedup();
+        values.len() > 1
+    };
+    if differ(&|summary| format!("{:?}", summary.run.mode)) {
+        notes.push(
+            "the runs were watched in different modes: lines, functions and causes are not told alike".to_owned(),
+        );
+    }
+    if differ(&|summary| format!("{:?}", summary.run.who)) {
+        notes.push("the runs were asked for different processes (--who)".to_owned());
+    }
+    if differ(&|summary| summary.run.kernel.clone()) {
+        notes.push("the runs were made on different kernels".to_owned());
+    }
+    let open = all().filter(|summary| roles::unwatched(summary).is_some()).count();
+    if open > 0 {
+        notes.push(format!(
+            "{open} of the runs have no upper bound: processes ran unwatched, or the capture was cut off"
+        ));
+    }
+    notes
+}

@@ -1,0 +1,196 @@
+//! One figure of both sides: is the difference a change?
+
+use crate::analyse::roles::Bounds;
+use serde::Serialize;
+
+/// Differences up to this part of the larger side are none.
+const SHARE_MIN: f64 = 0.01;
+/// So many pages are no difference, however few there were.
+const PAGES_MIN: u64 = 4;
+
+/// A figure of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// As it is counted.
+    pub bytes: u64,
+    /// As far as it is certain.
+    pub bounds: Bounds,
+}
+
+impl Sample {
+    /// One that is not in doubt by itself.
+    pub fn certain(bytes: u64) -> Self {
+        Self { bytes, bounds: Bounds { least: bytes, most: Some(bytes) } }
+    }
+}
+
+/// A figure of the runs of one side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Side {
+    /// In the order of the runs.
+    pub runs_bytes: Vec<u64>,
+    /// Of an even number of runs, the mean of the two in the middle.
+    pub median_bytes: u64,
+    /// From the least that is certain of any run to the most that is possible of any.
+    pub bounds_bytes: Bounds,
+}
+
+impl Side {
+    /// Of these runs.
+    pub fn new(samples: Vec<Sample>) -> Self {
+        let runs_bytes: Vec<u64> = samples.iter().map(|sample| sample.bytes).collect();
+        let least = samples.iter().map(|sample| sample.bounds.least).min().unwrap_or_default();
+        let most =
+            samples.iter().map(|sample| sample.bounds.most).try_fold(0, |most, one| one.map(|one| most.max(one)));
+        Self { median_bytes: median(&runs_bytes), runs_bytes, bounds_bytes: Bounds { least, most } }
+    }
+
+    fn ends(&self) -> (u64, u64) {
+        let (least, most) = (self.runs_bytes.iter().min(), self.runs_bytes.iter().max());
+        (least.copied().unwrap_or_default(), most.copied().unwrap_or_default())
+    }
+}
+
+/// What the difference is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// There is none worth the name, or none beyond noise.
+    Same,
+    Less,
+    More,
+    /// It is less or more, and how far runs of one side differ is not known.
+    NoiseUnknown,
+    /// It is less or more by what was counted, and what could not be seen may make up for it.
+    BoundsOverlap,
+}
+
+/// A figure before and after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub before: Side,
+    pub after: Side,
+    /// Of the medians: less than nothing where there is less after.
+    pub difference_bytes: i64,
+    pub verdict: Verdict,
+}
+
+impl Change {
+    /// Of two sides.
+    pub fn new(before: Side, after: Side, page_size: u64) -> Self {
+        let difference_bytes = after.median_bytes as i64 - before.median_bytes as i64;
+        let verdict = verdict(&before, &after, difference_bytes, page_size);
+        Self { before, after, difference_bytes, verdict }
+    }
+}
+
+fn verdict(before: &Side, after: &Side, difference: i64, page_size: u64) -> Verdict {
+    let size = difference.unsigned_abs();
+    let larger = before.median_bytes.max(after.median_bytes);
+    if size <= PAGES_MIN * page_size || (size as f64) <= larger as f64 * SHARE_MIN {
+        return Verdict::Same;
+    }
+    let runs = before.runs_bytes.len().min(after.runs_bytes.len());
+    if runs < 2 {
+        return Verdict::NoiseUnknown;
+    }
+    let ((b_least, b_most), (a_least, a_most)) = (before.ends(), after.ends());
+    let spread = (b_most - b_least) + (a_most - a_least);
+    // Two or three runs lie close to each other by chance more often than many do.
+    let times = match runs {
+        2 => 3.0,
+        3 => 1.5,
+        _ => 1.0,
+    };
+    let apart = a_most < b_least || b_most < a_least;
+    if !apart || (size as f64) <= spread as f64 * times {
+        return Verdict::Same;
+    }
+    let (b, a) = (before.bounds_bytes, after.bounds_bytes);
+    let is_below = |lower: Bounds, upper: Bounds| lower.most.is_some_and(|most| most < upper.least);
+    match difference < 0 {
+        true if is_below(a, b) => Verdict::Less,
+        false if is_below(b, a) => Verdict::More,
+        _ => Verdict::BoundsOverlap,
+    }
+}
+
+fn median(values: &[u64]) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let half = sorted.len() / 2;
+    let at = |nth: usize| sorted.get(nth).copied().unwrap_or_default();
+    match sorted.len() {
+        0 => 0,
+        odd if odd % 2 == 1 => at(half),
+        _ => u64::midpoint(at(half - 1), at(half)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn change(before: &[u64], after: &[u64]) -> Verdict {
+        let side = |values: &[u64]| Side::new(values.iter().map(|pages| Sample::certain(pages * PAGE)).collect());
+        Change::new(side(before), side(after), PAGE).verdict
+    }
+
+    #[test]
+    fn what_differs_by_more_than_runs_of_a_side_do_has_changed() {
+        assert_eq!(change(&[1000, 1010, 1005], &[500, 510, 505]), Verdict::Less);
+        assert_eq!(change(&[1000, 1010, 1005], &[1100, 1110, 1105]), Verdict::More);
+        assert_eq!(change(&[1000, 1040, 1080], &[1090, 1130, 1170]), Verdict::Same, "apart, and less than the spread");
+        assert_eq!(change(&[1000, 1100], &[1050, 1160]), Verdict::Same, "not apart");
+        assert_eq!(change(&[1000, 1000], &[1009, 1009]), Verdict::Same, "below one in a hundred");
+        assert_eq!(change(&[1, 1], &[5, 5]), Verdict::Same, "a handful of pages");
+        assert_eq!(change(&[0, 0], &[6, 6]), Verdict::More);
+    }
+
+    #[test]
+    fn one_run_on_a_side_tells_no_noise() {
+        assert_eq!(change(&[1000], &[500]), Verdict::NoiseUnknown);
+        assert_eq!(change(&[1000, 1000, 1000], &[500]), Verdict::NoiseUnknown);
+        assert_eq!(change(&[1000], &[1000]), Verdict::Same);
+    }
+
+    #[test]
+    fn what_was_not_seen_may_make_up_for_a_change() {
+        let sample = |pages: u64, most: Option<u64>| Sample {
+            bytes: pages * PAGE,
+            bounds: Bounds { least: pages * PAGE, most: most.map(|most| most * PAGE) },
+        };
+        let before = Side::new(vec![sample(1000, Some(1000)); 3]);
+        for (most, verdict) in
+            [(Some(500), Verdict::Less), (Some(1000), Verdict::BoundsOverlap), (None, Verdict::BoundsOverlap)]
+        {
+            let after = Side::new(vec![sample(500, most); 3]);
+            assert_eq!(Change::new(before.clone(), after, PAGE).verdict, verdict, "{most:?}");
+        }
+    }
+
+    /// Bell-shaped noise of 2 % around a level, the same each time: sums of twelve even numbers.
+    fn noisy(level: f64, runs: usize, seed: &mut u64) -> Vec<u64> {
+        let mut even = || {
+            *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*seed >> 33) as f64 / (1u64 << 31) as f64
+        };
+        let mut bell = || (0..12).map(|_| even()).sum::<f64>() - 6.0;
+        (0..runs).map(|_| (level * (1.0 + 0.02 * bell())) as u64).collect()
+    }
+
+    #[test]
+    fn noise_is_hardly_ever_called_a_change() {
+        let mut seed = 7;
+        for (runs, most) in [(2, 40), (3, 25), (5, 5), (10, 2)] {
+            let wrong = (0..1000).filter(|_| {
+                let (before, after) = (noisy(10_000.0, runs, &mut seed), noisy(10_000.0, runs, &mut seed));
+                change(&before, &after) != Verdict::Same
+            });
+            let wrong = wrong.count();
+            assert!(wrong <= most, "{runs} runs: {wrong} of 1000");
+        }
+    }
+}

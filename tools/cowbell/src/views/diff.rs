@@ -1,0 +1,208 @@
+//! Two sides of runs as text: what changed first, then the tables.
+
+use super::Look;
+use super::check::role_name;
+use super::json::Document;
+use super::lines::{List, Row, Text, clean, head, percent, some};
+use super::table::{Keep, figures, names, words};
+use super::tables;
+use crate::analyse::diff::{Change, Diff, LineChange, MappingChange, RoleChange, Verdict};
+use crate::analyse::summary::{ByClass, Mapping};
+use cowbell::page::Bytes;
+
+impl Document for Diff {
+    const FORMAT: &'static str = "cowbell-diff";
+    const VERSION: u32 = 1;
+}
+
+/// So many roles and lines are told in sentences.
+const TOLD_MAX: usize = 3;
+
+/// The comparison, with colours.
+pub fn text(diff: &Diff, look: &Look) -> String {
+    let mut text = Text::default();
+    for sentence in verdict(diff) {
+        text.loud_sentence(&sentence);
+    }
+    text.faint_sentence(0, &noise(diff));
+    for note in &diff.notes {
+        text.faint_sentence(0, note);
+    }
+    if !look.quiet {
+        let each = |role: &RoleChange| (role_words(role), role.change.clone());
+        table(&mut text, "Copied by each process, by its role", &diff.roles, each, look);
+        table(
+            &mut text,
+            "Copied by all, by likely cause",
+            &diff.causes,
+            |c| (c.name.to_owned(), c.change.clone()),
+            look,
+        );
+        let line = |line: &LineChange| (line_words(line), line.change.clone());
+        table(&mut text, "Copied by all, by line, estimated from sampled stacks", &diff.lines, line, look);
+        let function = |f: &crate::analyse::diff::FunctionChange| {
+            (format!("{} {}", clean(&f.function), clean(&f.module)), f.change.clone())
+        };
+        table(&mut text, "Copied by all, by the code that first wrote", &diff.functions, function, look);
+        let mapping = |mapping: &MappingChange| (mapping_words(mapping), mapping.change.clone());
+        table(&mut text, "Copied by all, by mapping", &diff.mappings, mapping, look);
+    }
+    text.finish()
+}
+
+/// The first thing to read: one sentence, or one for each role that changed and each line that is gone.
+pub fn verdict(diff: &Diff) -> Vec<String> {
+    let is_told = |role: &&RoleChange| role.change.verdict != Verdict::Same;
+    let mut sentences: Vec<String> = diff.roles.iter().filter(is_told).take(TOLD_MAX).map(role_sentence).collect();
+    if sentences.is_empty() {
+        sentences.push(match diff.total.verdict {
+            Verdict::Same => format!(
+                "NO CHANGE: all together copied {} before and {} after",
+                Bytes(diff.total.before.median_bytes),
+                Bytes(diff.total.after.median_bytes)
+            ),
+            // As many more processes as it takes.
+            verdict => format!("{}: all together copied {}", word(verdict), difference(&diff.total)),
+        });
+    }
+    let gone = diff.lines.iter().filter(|line| line.gone).take(TOLD_MAX);
+    sentences.extend(gone.map(|line| {
+        let source = line.source.as_deref().map_or(String::new(), |source| format!(": {}", clean(source)));
+        format!(
+            "GONE: line {} of {} copies nothing that was sampled any more{source}",
+            line.line,
+            base(&clean(&line.file))
+        )
+    }));
+    sentences
+}
+
+fn role_sentence(role: &RoleChange) -> String {
+    let who = match role.processes_before.max(role.processes_after) {
+        0 | 1 => role_name(&role.role),
+        _ => format!("each {}", role_name(&role.role)),
+    };
+    let doubt = match role.change.verdict {
+        Verdict::BoundsOverlap => ", but what could not be seen may make up for it",
+        _ => "",
+    };
+    format!("{}: {who} copied {}{doubt}", word(role.change.verdict), difference(&role.change))
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Same => "NO CHANGE",
+        Verdict::Less => "LESS",
+        Verdict::More => "MORE",
+        Verdict::NoiseUnknown => "DIFFERENT",
+        Verdict::BoundsOverlap => "CANNOT TELL",
+    }
+}
+
+fn difference(change: &Change) -> String {
+    let (before, after) = (Bytes(change.before.median_bytes), Bytes(change.after.median_bytes));
+    let size = Bytes(change.difference_bytes.unsigned_abs());
+    let how = if change.difference_bytes < 0 { "less" } else { "more" };
+    format!("{size} {how}: {before} before, {after} after")
+}
+
+/// What is known of noise.
+pub fn noise(diff: &Diff) -> String {
+    let runs = |number| some(number, "run", "runs");
+    if diff.noise_known {
+        let (before, after) = (runs(diff.before_runs), runs(diff.after_runs));
+        return format!("noise is told from change by {before} before and {after} after");
+    }
+    "noise is unknown: give two or more runs of each side, as in cowbell diff before*.cap -- after*.cap".to_owned()
+}
+
+/// A role and how many played it, for people.
+pub fn role_words(role: &RoleChange) -> String {
+    let name = role_name(&role.role);
+    let name = role.became.as_ref().map_or(name.clone(), |became| format!("{name}, now {}", clean(&became.command)));
+    match (role.processes_before, role.processes_after) {
+        (before, after) if before == after => format!("{} {name}", super::lines::count(before)),
+        (before, after) => format!("{before}, then {after} {name}"),
+    }
+}
+
+/// A line, for people.
+pub fn line_words(line: &LineChange) -> String {
+    let source = line.source.clone().unwrap_or_else(|| format!("in {}", line.function));
+    format!("{}:{} {}", base(&clean(&line.file)), line.line, clean(&source))
+}
+
+/// A mapping, for people.
+pub fn mapping_words(mapping: &MappingChange) -> String {
+    if mapping.kind == crate::analyse::Kind::Anonymous {
+        return "anonymous memory".to_owned();
+    }
+    let pages = ByClass::default();
+    // Sizes differ between runs; the kind and the name do not.
+    let shown = Mapping {
+        kind: mapping.kind,
+        name: mapping.name.clone(),
+        start: None,
+        bytes: 0,
+        pages,
+        copied_pages: 0,
+        share: 0.0,
+    };
+    tables::mapping_name(&shown).replace(", 0 bytes", "")
+}
+
+fn base(path: &str) -> String {
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (String, Change), look: &Look) {
+    if entries.is_empty() {
+        return;
+    }
+    text.heading(title);
+    let columns = [
+        figures("before", 10, 0),
+        figures("after", 10, 2),
+        figures("change", 8, 1),
+        words("", 0, 1),
+        names("", Keep::Head, 2),
+    ];
+    let list = List { entries, columns: &columns, top: look.top, in_full: look.verbose };
+    let share = |entry: &T| {
+        let change = row(entry).1;
+        let larger = change.before.median_bytes.max(change.after.median_bytes);
+        change.difference_bytes.unsigned_abs() as f64 / larger.max(1) as f64
+    };
+    text.table(&list, share, |entry| {
+        let (name, change) = row(entry);
+        let what = state(change.verdict);
+        let [before, after] = [&change.before, &change.after].map(|side| Bytes(side.median_bytes).to_string());
+        let name = if look.verbose { name } else { head(&name, 60).trim_end().to_owned() };
+        Row { cells: vec![before, after, part(&change), what.to_owned(), name], ..Row::default() }
+    });
+}
+
+/// What a difference is, in a word; nothing where that is not known.
+pub fn state(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Same => "same",
+        Verdict::Less => "less",
+        Verdict::More => "more",
+        Verdict::NoiseUnknown => "",
+        Verdict::BoundsOverlap => "bounds overlap",
+    }
+}
+
+/// The difference as a part of what was there before.
+pub fn part(change: &Change) -> String {
+    let before = change.before.median_bytes;
+    let sign = match change.difference_bytes {
+        0 => return "0 %".to_owned(),
+        1.. => '+',
+        _ => '-',
+    };
+    if before == 0 {
+        return "new".to_owned();
+    }
+    format!("{sign}{}", percent(change.difference_bytes.unsigned_abs() as f64 / before as f64))
+}

@@ -1,0 +1,9 @@
+//! What is made of captures: budgets, comparisons, pages and files for other programs. Captures are made up here, except where
+//! a program is run.
+
+#[path = "captures/check.rs"]
+mod check;
+#[path = "captures/diff.rs"]
+mod diff;
+#[path = "captures/kit.rs"]
+mod kit;
