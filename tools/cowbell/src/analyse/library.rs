@@ -40,6 +40,7 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         copied_pages_max: is_bounded.then_some(copied_pages.saturating_add(uncounted)),
         shared_pages: intervals.iter().map(|interval| interval.held.file).sum(),
         started_afresh: 0,
+        unknown: Default::default(),
     };
     let mut contents = Contents::default();
     for interval in &intervals {
