@@ -123,6 +123,7 @@ const TESTS: &[Tests] = &[
             ("case", &["claim", "docs", "memory"]),
             ("copying", &["writers"]),
             ("perf", &["processes"]),
+            ("pouring", &["forking"]),
             ("settling", &["copying"]),
             ("sharing", &["ending"]),
             ("stores", &["remote"]),

@@ -58,14 +58,14 @@ pub const CLAIMS: &[Claim] = &[
 ];
 
 /// One touch in each page table: how many tables to fill, and pages from one to the next.
-const TABLES: usize = 256;
+pub const TABLES: usize = 256;
 
-fn stride(memory: &Memory) -> usize {
+pub fn stride(memory: &Memory) -> usize {
     memory.page.bytes() / size_of::<u64>()
 }
 
 /// A range with [`TABLES`] page tables, each with one page that was touched.
-fn with_tables(kind: Kind) -> Result<Memory, crate::claim::Skip> {
+pub fn with_tables(kind: Kind) -> Result<Memory, crate::claim::Skip> {
     let entries = cowbell::sys::page_size().bytes() / size_of::<u64>();
     let memory = Memory::new(kind, TABLES * entries)?;
     // Big pages would need no tables.
@@ -80,13 +80,13 @@ fn with_tables(kind: Kind) -> Result<Memory, crate::claim::Skip> {
 }
 
 /// KiB of page tables that this process has and a child forked now has not.
-fn tables_spared_kib() -> u64 {
+pub fn tables_spared_kib() -> u64 {
     let mine = evidence::status_kib(process::pid(), "VmPTE");
     let theirs = child::compute(|| evidence::status_kib(process::pid(), "VmPTE"));
     mine.saturating_sub(theirs)
 }
 
-fn tables_kib(memory: &Memory) -> u64 {
+pub fn tables_kib(memory: &Memory) -> u64 {
     (TABLES * memory.page.bytes() / 1024) as u64
 }
 

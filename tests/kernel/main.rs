@@ -29,6 +29,7 @@ mod keeper;
 mod mapping;
 mod pagemap;
 mod perf;
+mod pouring;
 mod processes;
 mod remote;
 mod robust;
@@ -58,6 +59,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("mappings", mapping::CLAIMS),
     ("mappings", backing::OF_MAPPINGS),
     ("fork", forking::CLAIMS),
+    ("fork", pouring::CLAIMS),
     ("copies", copying::CLAIMS),
     ("page tables", pagemap::CLAIMS),
     ("userfaultfd", uffd::CLAIMS),
