@@ -1,9 +1,10 @@
 //! Memory that is written to a memfd and mapped from there, and what fork copies of it then.
 
 use crate::claim::{Claim, Verdict, claim};
+use crate::evidence;
 use crate::forking::{TABLES, stride, tables_kib, tables_spared_kib, with_tables};
 use crate::memory::{Kind, Memory};
-use cowbell::sys::memfd;
+use cowbell::sys::{memfd, process};
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
@@ -34,13 +35,15 @@ fn read_tables(memory: &Memory, tables: std::ops::Range<usize>) {
 }
 
 fn half_a_mapping_mapped_anew_merges_with_its_written_half() -> Verdict {
-    let memory = with_tables(Kind::PrivateMemfd)?;
+    // No advice here: a mapping made anew has none, and mappings of different advice do not merge.
+    let memory = Memory::new(Kind::PrivateMemfd, TABLES * cowbell::sys::page_size().bytes() / size_of::<u64>())?;
     memory.store(0, 1);
     let half = TABLES / 2 * stride(&memory);
     memory.map(memory.span(half, half), half).expect("mmap");
     read_tables(&memory, 0..TABLES);
     let (all, spared) = (tables_kib(&memory), tables_spared_kib());
     assert!(spared < all / 10, "{spared} KiB of {all} spared");
+    assert!(evidence::status_kib(process::pid(), "VmPTE") >= all, "there are page tables");
     Ok(())
 }
 

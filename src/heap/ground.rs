@@ -1,0 +1,372 @@
+//! Where the heap lies, and what is known of each piece of it.
+//!
+//! ```text
+//!  records             headers               data, from BASE
+//!  a Chunk for each    a Slab for each unit  chunks of 64 MiB, each of 1024 units of 64 KiB
+//!  chunk
+//! ```
+//! The three lie at fixed distances from one address, so that what is known of a block is found by arithmetic. Nothing is reserved: each
+//! piece is mapped when it is needed, where nothing else is mapped (`MAP_FIXED_NOREPLACE`); `ulimit -v` counts what is used, no more. A
+//! place that somebody else has is passed over.
+//!
+//! # Safety
+//! Records and headers are atomics, zero where they were never written, and stay mapped for good. A [`Unit`] or a chunk's number is made only
+//! for a chunk that was opened, that is whose record and headers are mapped, or from a block that the heap handed out.
+#![expect(unsafe_code, reason = "records and headers are found by arithmetic")]
+
+use super::class::{UNIT, UNIT_SHIFT};
+use super::lock::Held;
+use crate::sys::map::{self, Range};
+use crate::sys::{Errno, process};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// Bytes of a chunk.
+pub(super) const CHUNK: usize = 64 << 20;
+/// Units of a chunk.
+pub(super) const UNITS: u32 = (CHUNK >> UNIT_SHIFT) as u32;
+/// How many chunks there may be: 8 TiB of addresses.
+const CHUNKS_MAX: u32 = 1 << 17;
+
+/// From the headers to the data, and from the records to the headers.
+const HEADERS_ROOM: usize = 16 << 30;
+const RECORDS_ROOM: usize = 1 << 30;
+const _: () = assert!(CHUNKS_MAX as usize * UNITS as usize * size_of::<Slab>() <= HEADERS_ROOM);
+const _: () = assert!(CHUNKS_MAX as usize * size_of::<Chunk>() <= RECORDS_ROOM);
+
+/// Where the heap may begin: above what arenas take for themselves and below executables. The second is for kernels with
+/// addresses of 39 bits.
+const PLACES: [(usize, usize); 2] = [(44 << 40, 8 << 40), (160 << 30, 32 << 30)];
+
+/// Records are mapped so many bytes at a time.
+const RECORDS_STEP: usize = 1 << UNIT_SHIFT;
+/// Data is mapped at least so many units at a time, so that growing takes few system calls.
+const DATA_STEP: u32 = 64;
+
+/// The first address of the data; 0 before the first allocation.
+static BASE: AtomicUsize = AtomicUsize::new(0);
+/// Bytes of records that are mapped.
+static RECORDS: AtomicUsize = AtomicUsize::new(0);
+/// Chunks at and above this number were never opened.
+static OPENED: AtomicU32 = AtomicU32::new(0);
+
+/// What a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum State {
+    /// Nothing is mapped there.
+    Absent,
+    /// Somebody else's addresses.
+    Foreign,
+    /// Units are taken from it.
+    Open,
+    /// The first of the chunks of one allocation.
+    Huge,
+    /// A further one.
+    Rest,
+    /// Part of an image: nothing is taken from it any more.
+    Frozen,
+}
+
+const STATES: [State; 6] = [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen];
+
+/// One bit a unit.
+pub(super) type Bits = [AtomicU64; UNITS as usize / 64];
+
+/// What is known of a chunk. Changed under the lock, but for the counts of what died.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub(super) struct Chunk {
+    state: AtomicU8,
+    /// Its headers are mapped.
+    headed: AtomicU8,
+    /// A file is behind it although it is not frozen, because a freeze failed: memory that is given up there is not zero after.
+    pub(super) filed: AtomicU8,
+    /// Which kind of allocations it is for.
+    pub(super) kind: AtomicU8,
+    /// Units from the start that are mapped.
+    pub(super) mapped: AtomicU32,
+    /// Units that are free.
+    pub(super) free: AtomicU32,
+    /// No run of free units is longer.
+    pub(super) run_max: AtomicU32,
+    /// Of one huge allocation: how many chunks it has, and how many bytes are mapped.
+    pub(super) span: AtomicU32,
+    pub(super) bytes: AtomicUsize,
+    /// Frozen blocks that are in use, and bytes of those that were freed since.
+    pub(super) live: AtomicUsize,
+    pub(super) dead_bytes: AtomicUsize,
+    /// Units in use.
+    pub(super) used: Bits,
+    /// Free units that may hold something.
+    pub(super) dirty: Bits,
+}
+
+impl Chunk {
+    pub(super) fn state(&self) -> State {
+        STATES.get(usize::from(self.state.load(Ordering::Acquire))).copied().unwrap_or(State::Foreign)
+    }
+
+    pub(super) fn set_state(&self, state: State, _held: &Held) {
+        self.state.store(state as u8, Ordering::Release);
+    }
+}
+
+/// What is known of a slab, or of a larger span; it stands in the header of the first unit. Only the owner changes it, but for `remote` and `mailed`.
+///
+/// Everything zero: no slab begins here.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub(super) struct Slab {
+    /// The address of the [`super::local::Local`] whose slab it is, or one of the marks below.
+    pub(super) owner: AtomicUsize,
+    /// The first free block.
+    pub(super) free: AtomicUsize,
+    /// The first block that another thread freed.
+    pub(super) remote: AtomicUsize,
+    /// Neighbours in the owner's queue, and behind it in a mailbox; numbers of units, plus 1.
+    pub(super) next: AtomicU32,
+    pub(super) prev: AtomicU32,
+    pub(super) mail_next: AtomicU32,
+    /// Blocks in use, those in `remote` too.
+    pub(super) used: AtomicU32,
+    /// Blocks in all; of a larger span its units.
+    pub(super) blocks: AtomicU32,
+    /// Blocks that were free or in use already; those behind are untouched since the slab was made. Of a larger span, the bytes
+    /// at its end that nobody asked for.
+    pub(super) fresh: AtomicU32,
+    pub(super) class: AtomicU8,
+    /// It is in no queue, because it has no free block.
+    pub(super) full: AtomicU8,
+    /// Its memory held something before.
+    pub(super) dirty: AtomicU8,
+    /// It is in a mailbox.
+    pub(super) mailed: AtomicU8,
+}
+
+const _: () = assert!(size_of::<Slab>() == 64);
+
+/// No slab begins at this unit.
+pub(super) const NOBODY: usize = 0;
+/// A span of units that is one allocation.
+pub(super) const SPAN: usize = 1;
+/// Part of an image.
+pub(super) const FROZEN: usize = 2;
+/// Addresses of owners are above this.
+pub(super) const MARKS_END: usize = 3;
+
+/// A unit of an opened chunk, by number from the heap's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unit(u32);
+
+impl Unit {
+    /// The unit of an address.
+    ///
+    /// # Safety
+    /// The address lies in an opened chunk.
+    #[inline]
+    pub(super) unsafe fn of(address: usize) -> Self {
+        Self(((address - BASE.load(Ordering::Relaxed)) >> UNIT_SHIFT) as u32)
+    }
+
+    /// The unit whose header this is.
+    pub(super) fn of_slab(slab: &Slab) -> Self {
+        Self(((std::ptr::from_ref(slab).addr() - headers()) / size_of::<Slab>()) as u32)
+    }
+
+    /// The unit that [`Self::link`] gave the number of.
+    pub(super) fn linked(link: u32) -> Option<Self> {
+        link.checked_sub(1).map(Self)
+    }
+
+    /// Its number, plus 1.
+    pub(super) fn link(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Its header.
+    #[inline]
+    pub(super) fn slab(self) -> &'static Slab {
+        let at = headers() + self.0 as usize * size_of::<Slab>();
+        // SAFETY: a unit is one of an opened chunk, whose headers are mapped for good, and a header is atomics only.
+        unsafe { &*std::ptr::with_exposed_provenance::<Slab>(at) }
+    }
+
+    /// Its first address.
+    #[inline]
+    pub(super) fn start(self) -> usize {
+        BASE.load(Ordering::Relaxed) + ((self.0 as usize) << UNIT_SHIFT)
+    }
+
+    /// Its chunk, and its place there.
+    pub(super) fn place(self) -> (u32, u32) {
+        (self.0 / UNITS, self.0 % UNITS)
+    }
+}
+
+#[inline]
+fn headers() -> usize {
+    BASE.load(Ordering::Relaxed) - HEADERS_ROOM
+}
+
+fn records() -> usize {
+    headers() - RECORDS_ROOM
+}
+
+/// A unit of a chunk that was opened.
+pub(super) fn unit(chunk: u32, place: u32) -> Unit {
+    Unit(chunk * UNITS + place)
+}
+
+/// The record of a chunk that was opened.
+pub(super) fn chunk(number: u32) -> &'static Chunk {
+    let at = records() + number as usize * size_of::<Chunk>();
+    // SAFETY: `open` maps a chunk's record for good before its number is known, and a record is atomics only.
+    unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) }
+}
+
+/// How many chunks were ever opened.
+pub(super) fn chunks() -> u32 {
+    OPENED.load(Ordering::Relaxed)
+}
+
+/// A chunk's addresses.
+pub(super) fn addresses(chunk: u32) -> Range {
+    Range { start: BASE.load(Ordering::Relaxed) + chunk as usize * CHUNK, len: CHUNK }
+}
+
+/// The addresses of some chunks' headers.
+pub(super) fn headers_of(first: u32, count: u32) -> Range {
+    let len = UNITS as usize * size_of::<Slab>();
+    Range { start: headers() + first as usize * len, len: count as usize * len }
+}
+
+/// Does the heap hold this address?
+pub(super) fn holds(address: usize) -> bool {
+    let base = BASE.load(Ordering::Relaxed);
+    base != 0 && (base..base + chunks() as usize * CHUNK).contains(&address)
+}
+
+/// Chooses where the heap lies, once. False where there is no room.
+pub(super) fn settle(_held: &Held) -> bool {
+    if BASE.load(Ordering::Relaxed) != 0 {
+        return true;
+    }
+    for (first, room) in PLACES {
+        // Not the same in every run, as other mappings are not; a multiple of a huge page, and of more.
+        let step = CHUNK;
+        let base = first + process::random_word() as usize % (room / step) * step;
+        let start = base - HEADERS_ROOM - RECORDS_ROOM;
+        if map::anonymous_at(Range { start, len: RECORDS_STEP }).is_ok() {
+            RECORDS.store(RECORDS_STEP, Ordering::Relaxed);
+            BASE.store(base, Ordering::Release);
+            return true;
+        }
+    }
+    false
+}
+
+/// Makes sure that a chunk has a record.
+fn record(number: u32, _held: &Held) -> bool {
+    if number >= CHUNKS_MAX {
+        return false;
+    }
+    let end = (number as usize + 1) * size_of::<Chunk>();
+    let now = RECORDS.load(Ordering::Relaxed);
+    if end > now {
+        if map::anonymous_at(Range { start: records() + now, len: RECORDS_STEP }).is_err() {
+            return false;
+        }
+        RECORDS.store(now + RECORDS_STEP, Ordering::Relaxed);
+    }
+    OPENED.fetch_max(number + 1, Ordering::Relaxed);
+    true
+}
+
+/// Makes sure that a chunk has headers.
+fn head(number: u32, held: &Held) -> bool {
+    if !record(number, held) {
+        return false;
+    }
+    let chunk = chunk(number);
+    if chunk.headed.load(Ordering::Relaxed) == 0 {
+        if map::anonymous_at(headers_of(number, 1)).is_err() {
+            return false;
+        }
+        chunk.headed.store(1, Ordering::Relaxed);
+    }
+    true
+}
+
+/// Opens a chunk that is absent, for units. False where there is no memory; a chunk whose addresses are somebody else's is
+/// [`State::Foreign`] then.
+pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
+    if !head(number, held) {
+        return false;
+    }
+    let chunk = chunk(number);
+    chunk.mapped.store(0, Ordering::Relaxed);
+    chunk.free.store(UNITS, Ordering::Relaxed);
+    chunk.run_max.store(UNITS, Ordering::Relaxed);
+    chunk.filed.store(0, Ordering::Relaxed);
+    chunk.kind.store(kind, Ordering::Relaxed);
+    chunk.used.iter().chain(&chunk.dirty).for_each(|word| word.store(0, Ordering::Relaxed));
+    if !map_units(number, 1, held) {
+        return false;
+    }
+    chunk.set_state(State::Open, held);
+    true
+}
+
+/// Maps the first `end` units of a chunk, and some more.
+pub(super) fn map_units(number: u32, end: u32, held: &Held) -> bool {
+    let chunk = chunk(number);
+    let now = chunk.mapped.load(Ordering::Relaxed);
+    if end <= now {
+        return true;
+    }
+    let generous = end.next_multiple_of(DATA_STEP).min(UNITS);
+    for to in [generous, end] {
+        let start = addresses(number).start + now as usize * UNIT;
+        match map::anonymous_at(Range { start, len: (to - now) as usize * UNIT }) {
+            Ok(()) => {
+                chunk.mapped.store(to, Ordering::Relaxed);
+                return true;
+            }
+            Err(Errno::EXIST) if now == 0 => {
+                chunk.set_state(State::Foreign, held);
+                return false;
+            }
+            Err(_) => {}
+        }
+    }
+    false
+}
+
+/// Opens neighbouring absent chunks for one allocation, and maps so many bytes from the first's start.
+pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &Held) -> bool {
+    if first.checked_add(count).is_none_or(|end| end > CHUNKS_MAX) {
+        return false;
+    }
+    // Of a chunk inside nothing but its record is needed, and its headers should the heap be frozen.
+    if !(first..first + count).all(|number| head(number, held)) {
+        return false;
+    }
+    match map::anonymous_at(Range { start: addresses(first).start, len: bytes }) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => {
+            chunk(first).set_state(State::Foreign, held);
+            return false;
+        }
+        Err(_) => return false,
+    }
+    for number in first..first + count {
+        let chunk = chunk(number);
+        chunk.kind.store(kind, Ordering::Relaxed);
+        chunk.filed.store(0, Ordering::Relaxed);
+        chunk.free.store(0, Ordering::Relaxed);
+        chunk.set_state(if number == first { State::Huge } else { State::Rest }, held);
+    }
+    chunk(first).span.store(count, Ordering::Relaxed);
+    chunk(first).bytes.store(bytes, Ordering::Relaxed);
+    true
+}
