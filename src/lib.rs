@@ -41,6 +41,7 @@
 //! page, error              types that everything uses
 //! support                  what this kernel and this user can do
 //! arena                    owns addresses: growing, frozen, handles
+//! heap                     a global allocator whose memory can be frozen
 //! shared                   writable memory of forked processes: atomics, mutex, vector, queue
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, trap, monitor
@@ -61,6 +62,7 @@ pub mod arena;
 pub mod error;
 mod facts;
 pub mod fork;
+pub mod heap;
 pub mod page;
 #[cfg(feature = "pool")]
 pub mod pool;

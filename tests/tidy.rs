@@ -27,6 +27,7 @@ const ARROWS: Arrows = &[
     // Types only: what arenas and watches found.
     ("report", &["arena", "watch", "sys", "facts", "page"]),
     ("fork", &["report", "watch", "arena", "shared", "sys", "facts", "page", "error"]),
+    ("heap", &["fork", "watch", "arena", "sys", "page", "error"]),
     ("pool", &["wire", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
 ];
 
@@ -132,6 +133,7 @@ const TESTS: &[Tests] = &[
             ("tracing", &["processes"]),
         ],
     },
+    Tests { folder: "tests/heap", helpers: &["memory"], arrows: &[("freezing", &["threads"])] },
     Tests {
         folder: "tools/cowbell/tests/run",
         helpers: &["case", "exact", "lab", "model", "python", "verdict"],

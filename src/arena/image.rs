@@ -3,6 +3,7 @@
 //! # Safety
 //! An image holds facts; only `release` and the freezing change what is mapped.
 
+use super::poured::Pieces;
 use super::site::Table;
 use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub(super) enum Origin {
     Sealed,
     /// In an ordinary file, from this byte on.
     InPlace(u64),
+    /// In a sealed memfd, in pieces.
+    Poured(Pieces),
 }
 
 /// What the user asked for beyond sharing.
@@ -137,7 +140,7 @@ impl Image {
 
     /// Does the image lie in an ordinary file, as [`super::Frozen::open`] maps it?
     pub fn is_in_place(&self) -> bool {
-        self.origin != Origin::Sealed
+        matches!(self.origin, Origin::InPlace(_))
     }
 
     /// Does it hold plain old data only, so that it can be [saved](super::Frozen::save)?
@@ -151,11 +154,28 @@ impl Image {
     /// # Errors
     /// The errno of the read.
     pub(crate) fn read_original(&self, offset: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let begin = match self.origin {
-            Origin::Sealed => 0,
-            Origin::InPlace(begin) => begin,
+        let pieces = match self.origin {
+            Origin::Sealed => return memfd::read_at(&self.file, buffer, offset as u64),
+            Origin::InPlace(begin) => return memfd::read_at(&self.file, buffer, begin + offset as u64),
+            Origin::Poured(pieces) => pieces,
         };
-        memfd::read_at(&self.file, buffer, begin + offset as u64)
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let (at, follow) = pieces.place(offset + done);
+            let len = rest.len().min(follow);
+            let part = rest.get_mut(..len).unwrap_or_default();
+            let read = memfd::read_at(&self.file, part, at)?;
+            done += read;
+            if read < len {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// May the process that has frozen it write to it, so that copies of it are passed on to children?
+    pub(crate) fn is_written_by_parents(&self) -> bool {
+        matches!(self.origin, Origin::Poured(_))
     }
 
     /// These pages were copies of this process, and are about to be the file's again.

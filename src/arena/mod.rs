@@ -42,6 +42,7 @@ mod image_file;
 mod images;
 mod memory;
 mod place;
+mod poured;
 pub(crate) mod registry;
 mod site;
 mod space;
@@ -58,6 +59,7 @@ pub use handle::Handle;
 pub use image::Image;
 pub use images::ImageOptions;
 pub use memory::ArenaRef;
+pub(crate) use poured::{Pieces, enter_poured, leave_poured};
 pub use site::{Allocation, Site};
 #[cfg(feature = "pool")]
 pub(crate) use space::Space;

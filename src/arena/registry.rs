@@ -245,6 +245,13 @@ pub(super) unsafe fn leave(inner: &'static Inner) -> Box<Inner> {
     unsafe { Box::from_raw(pointer) }
 }
 
+/// Takes an image out that nobody has a reference to, neither to its objects nor by an [`super::ArenaRef`]: the heap's, which has handed out none.
+pub(super) fn leave_image(image: &Image) {
+    let Some(inner) = find(image.slot(), image.generation()) else { return };
+    // SAFETY: of such an image no ArenaRef was ever made.
+    drop(unsafe { leave(inner) });
+}
+
 /// The addresses of the image in a slot, if there is one of this generation. *Raw.*
 pub(super) fn image_at(slot: u16, generation: u16) -> Option<Range> {
     let slot = TABLE.get(usize::from(slot))?;

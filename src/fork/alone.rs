@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How long [`super::spawn`] waits for other threads to end, unless it is told otherwise. A scope of threads, and a
 /// thread pool that is dropped, are over a moment before their threads are; on a busy machine that moment is long.
-pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long threads are waited for that have ended and that the kernel has not taken away yet.
 const EXITING_MAX: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const EXITING_MAX: Duration = Duration::from_secs(1);
 const LOOKS_AWAKE: u32 = 50;
 
 /// The count is 1 now. *Raw.*
-pub(super) fn is_alone() -> bool {
+pub(crate) fn is_alone() -> bool {
     process::thread_count() == Ok(1)
 }
 
@@ -30,7 +30,7 @@ pub(super) fn is_alone() -> bool {
 /// # Errors
 /// [`Error::threads`] when there are others then, or a main thread that has left: the kernel counts that one for as long as the
 /// process lives, so it is not waited for. ENOENT when `/proc` is not mounted.
-pub(super) fn wait_until_alone(patience: Duration) -> Result<()> {
+pub(crate) fn wait_until_alone(patience: Duration) -> Result<()> {
     let count = || process::thread_count().map_err(|e| Error::os("read(/proc/self/stat)", e));
     if count()? == 1 {
         return Ok(());

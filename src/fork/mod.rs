@@ -24,6 +24,8 @@ pub use child::{Child, Exit};
 pub use enter::{Context, IntoExitCode};
 pub use reshare::{Reshared, copied_now, page_faults};
 
+pub(crate) use alone::{PATIENCE, is_alone, wait_until_alone};
+
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
 use crate::shared;

@@ -17,7 +17,7 @@
 use super::class::{UNIT, UNIT_SHIFT};
 use super::lock::Held;
 use crate::sys::map::{self, Range};
-use crate::sys::{Errno, process};
+use crate::sys::{self, Errno};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Bytes of a chunk.
@@ -240,6 +240,11 @@ pub(super) fn headers_of(first: u32, count: u32) -> Range {
     Range { start: headers() + first as usize * len, len: count as usize * len }
 }
 
+/// The chunk of an address of the heap.
+pub(super) fn chunk_of(address: usize) -> u32 {
+    ((address - BASE.load(Ordering::Relaxed)) / CHUNK) as u32
+}
+
 /// Does the heap hold this address?
 pub(super) fn holds(address: usize) -> bool {
     let base = BASE.load(Ordering::Relaxed);
@@ -254,7 +259,7 @@ pub(super) fn settle(_held: &Held) -> bool {
     for (first, room) in PLACES {
         // Not the same in every run, as other mappings are not; a multiple of a huge page, and of more.
         let step = CHUNK;
-        let base = first + process::random_word() as usize % (room / step) * step;
+        let base = first + any_number() % (room / step) * step;
         let start = base - HEADERS_ROOM - RECORDS_ROOM;
         if map::anonymous_at(Range { start, len: RECORDS_STEP }).is_ok() {
             RECORDS.store(RECORDS_STEP, Ordering::Relaxed);
@@ -263,6 +268,13 @@ pub(super) fn settle(_held: &Held) -> bool {
         }
     }
     false
+}
+
+/// Some number that differs from run to run: of the clock, and of where the kernel put the stack.
+fn any_number() -> usize {
+    let here = 0u8;
+    let seed = sys::monotonic_ns() ^ (std::ptr::from_ref(&here).addr() as u64).rotate_left(32);
+    (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24) as usize
 }
 
 /// Makes sure that a chunk has a record.
@@ -332,14 +344,28 @@ pub(super) fn map_units(number: u32, end: u32, held: &Held) -> bool {
                 chunk.mapped.store(to, Ordering::Relaxed);
                 return true;
             }
-            Err(Errno::EXIST) if now == 0 => {
-                chunk.set_state(State::Foreign, held);
+            Err(Errno::EXIST) if to == end => {
+                give_up_behind(number, now, held);
                 return false;
             }
             Err(_) => {}
         }
     }
     false
+}
+
+/// Somebody else has addresses behind the first `end` units of a chunk.
+fn give_up_behind(number: u32, end: u32, held: &Held) {
+    let chunk = chunk(number);
+    if end == 0 {
+        return chunk.set_state(State::Foreign, held);
+    }
+    for place in end..UNITS {
+        let (word, bit) = (&chunk.used[place as usize / 64], 1 << (place % 64));
+        if word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            chunk.free.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Opens neighbouring absent chunks for one allocation, and maps so many bytes from the first's start.

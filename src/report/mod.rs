@@ -101,7 +101,7 @@ pub struct ArenaReport {
     /// Which.
     pub copied: Vec<PageSpan>,
     /// How many pages were private copies already when the child was forked, because its parent is a child that
-    /// copied them. They are not in `copied`: whether this child copied one again cannot be told.
+    /// copied them, or has frozen its heap and written there since. They are not in `copied`: whether this child copied one again cannot be told.
     pub inherited_pages: PageCount,
     /// How many bytes differ from the original in the copied pages; `None` if that is unknown of some.
     pub bytes_changed: Option<u64>,

@@ -174,6 +174,39 @@ pub fn anonymous(len: usize) -> Result<Range, Errno> {
     Ok(Range { start: at.expose_provenance(), len })
 }
 
+/// `mmap(range, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)`: fresh zeroed private memory at these
+/// addresses, which counts as promised (no `MAP_NORESERVE`). *Raw.*
+///
+/// # Errors
+/// EEXIST when something is mapped there; ENOMEM.
+pub fn anonymous_at(range: Range) -> Result<(), Errno> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE never replaces a mapping (since Linux 4.17, mmap(2)).
+    let at =
+        unsafe { rustix::mm::mmap_anonymous(pointer(range), range.len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    if at.expose_provenance() == range.start {
+        return Ok(());
+    }
+    // An older kernel takes the address for a hint.
+    // SAFETY: the mapping is fresh, and nobody was given its address.
+    unsafe { unmap(Range { start: at.addr(), len: range.len }) }?;
+    Err(Errno::EXIST)
+}
+
+/// `mremap(range, range.len, MREMAP_MAYMOVE | MREMAP_FIXED, to)`: the pages are at `to` then, and nothing is mapped where they were. *Raw.*
+///
+/// # Safety
+/// The caller owns the range and as much from `to` on, which is replaced; nobody refers into either.
+///
+/// # Errors
+/// ENOMEM; EFAULT where the range is several mappings.
+pub unsafe fn move_pages(range: Range, to: usize) -> Result<(), Errno> {
+    let to = std::ptr::with_exposed_provenance_mut(to);
+    // SAFETY: passed on to the caller.
+    unsafe { rustix::mm::mremap_fixed(pointer(range), range.len, range.len, rustix::mm::MremapFlags::MAYMOVE, to) }
+        .map(drop)
+}
+
 /// `munmap(range)`. *Raw.*
 ///
 /// # Safety

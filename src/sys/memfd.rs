@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::process::Resource;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Seals that make a memfd's content final for every process.
 pub const SEALS_FINAL: SealFlags =
@@ -62,6 +62,40 @@ pub fn allocate(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), rustix:
 /// I/O; EPERM when it was sealed against sealing.
 pub fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<()> {
     rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| Error::os("fcntl(F_ADD_SEALS)", e))
+}
+
+/// The same with [`SEALS_FINAL`]. *Raw.*
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_raw(fd: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
+    rustix::fs::fcntl_add_seals(fd, SEALS_FINAL)
+}
+
+/// `pwrite(fd, range, offset)`: this process's own memory, all of it. *Raw.*
+///
+/// # Safety
+/// The range is mapped and readable, and nobody writes to it meanwhile.
+///
+/// # Errors
+/// The errno of the write: ENOSPC and ENOMEM when there is no memory.
+#[expect(unsafe_code, reason = "the memory is read where it lies")]
+pub unsafe fn write_from(fd: BorrowedFd<'_>, range: super::map::Range, offset: u64) -> Result<(), rustix::io::Errno> {
+    let mut done = 0;
+    while done < range.len {
+        let at = std::ptr::with_exposed_provenance::<std::ffi::c_void>(range.start + done);
+        // SAFETY: passed on to the caller; the kernel reads the bytes, whatever they are.
+        let count = unsafe { libc::pwrite64(fd.as_raw_fd(), at, range.len - done, (offset + done as u64) as i64) };
+        match usize::try_from(count) {
+            Ok(0) => return Err(rustix::io::Errno::IO),
+            Ok(count) => done += count,
+            Err(_) => match super::map::last_errno() {
+                rustix::io::Errno::INTR => {}
+                errno => return Err(errno),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// `fcntl(fd, F_GET_SEALS)`; none for what is no memfd.

@@ -85,10 +85,7 @@ impl<T> At<T> for Result<T, Errno> {
 
 /// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper.
 pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
-    if evidence.from_child {
-        // Only a child can have copies to pass on: where arenas are built they are read-only.
-        census::note_inherited(evidence).at(Step::Inherited)?;
-    }
+    census::note_inherited(evidence).at(Step::Inherited)?;
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
     if let Some(uffd) = &uffd {
         evidence.set_number(Word::UffdNumber, process::number(uffd));

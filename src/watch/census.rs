@@ -4,6 +4,7 @@
 //! that is all there is to it, and it equals `Anonymous:` (plus `Swap:`) of the mapping in smaps.
 
 use super::evidence::{Evidence, Pages};
+use crate::arena::Image;
 use crate::page::PageIndex;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{COPIED, COPIED_ARMED, Pagemap};
@@ -37,14 +38,19 @@ pub(crate) fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageInd
     (first..first + (run.len / page.bytes()) as u64).map(PageIndex)
 }
 
-/// Before anything is armed: notes the pages that are private copies already, in a child of a child. They are
-/// the parent's copies, not this process's; whether it copies one again cannot be told from its page tables. *Raw.*
+/// Before anything is armed: notes the pages that are private copies already. They are
+/// the parent's copies, not this process's; whether it copies one again cannot be told from its page tables. Only a child can have copies to pass on, because
+/// where arenas are built they are read-only; and whoever froze a heap. *Raw.*
 ///
 /// # Errors
 /// As [`scan`].
 pub(super) fn note_inherited(evidence: &Evidence) -> Result<(), Errno> {
+    let is_to_be_read = |image: &Image| evidence.from_child || image.is_written_by_parents();
+    if !evidence.images.iter().any(|image| is_to_be_read(image)) {
+        return Ok(());
+    }
     let pagemap = Pagemap::open_self()?;
-    for (at, image) in evidence.images.iter().enumerate() {
+    for (at, image) in evidence.images.iter().enumerate().filter(|(_, image)| is_to_be_read(image)) {
         scan(&pagemap, image.range(), false, |run| {
             for page in pages_of(image.range(), run) {
                 evidence.mark(at, Pages::Inherited, page);

@@ -1,0 +1,76 @@
+//! Images of memory that was not an arena's: what the heap has frozen.
+
+use super::image::{Marks, Origin};
+use super::site::Table;
+use super::{Collapsed, HugePages, Image, OnWrite, registry};
+use crate::error::Result;
+use crate::sys::map::Range;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+/// How an image lies in its file: pieces of so many bytes, and so many bytes from the start of one to that of the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    pub(crate) len: usize,
+    pub(crate) stride: usize,
+}
+
+impl Pieces {
+    /// Where in the file a byte of the image lies, and how many follow it there.
+    pub(super) fn place(self, offset: usize) -> (u64, usize) {
+        let (piece, inside) = (offset / self.len, offset % self.len);
+        ((piece * self.stride + inside) as u64, self.len - inside)
+    }
+}
+
+/// Enters an image before it is there, so that it is known from the moment on that it is. This process may write to it, and gets copies then.
+///
+/// # Errors
+/// Invalid when there are too many arenas and images.
+pub(crate) fn enter_poured(name: &str, range: Range, file: OwnedFd, pieces: Pieces) -> Result<Arc<Image>> {
+    super::prepare()?;
+    let marks = Marks { huge_pages: HugePages::Never, on_write: OnWrite::Copy, dump: true, lock: false };
+    let inner = registry::enter(|slot, generation| {
+        let image = Image {
+            name: name.into(),
+            slot,
+            generation,
+            range,
+            used: range.len,
+            plain: false,
+            marks,
+            for_good: false,
+            collapsed: Collapsed::NotAsked,
+            allocations: Table::default(),
+            file,
+            origin: Origin::Poured(pieces),
+            given_back: Mutex::default(),
+        };
+        image.entry()
+    })?;
+    let image = inner.image().cloned().ok_or_else(|| crate::error::Error::invalid("the image is not frozen"))?;
+    registry::frozen(&image);
+    Ok(image)
+}
+
+/// Takes an image out that was entered and did not come to be.
+pub(crate) fn leave_poured(image: &Image) {
+    // Of others there may be an ArenaRef.
+    if image.is_written_by_parents() {
+        registry::leave_image(image);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_lie_apart_in_the_file() {
+        let pieces = Pieces { len: 100, stride: 110 };
+        assert_eq!(pieces.place(0), (0, 100));
+        assert_eq!(pieces.place(99), (99, 1));
+        assert_eq!(pieces.place(100), (110, 100));
+        assert_eq!(pieces.place(250), (270, 50));
+    }
+}

@@ -1,0 +1,265 @@
+//! Units: who has which. Everything here is done under the lock.
+//!
+//! What is given back stays mapped and *dirty* for a while, because it is likely to be wanted again; beyond a bound the kernel gets the pages.
+//!
+//! # Safety
+//! A unit is given to one taker until it is released. Pages are given up only of units that nobody has.
+#![expect(unsafe_code, reason = "pages of free units are given up")]
+
+use super::class::UNIT;
+use super::ground::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
+use super::lock::Held;
+use crate::sys::map::{self, Range};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// Kinds of allocations: units of one chunk are of one kind.
+pub(super) const KINDS: usize = 2;
+
+/// For each kind, no chunk below this number has a free unit.
+static FIRST_FREE: [AtomicU32; KINDS] = [const { AtomicU32::new(0) }; KINDS];
+/// No chunk below this number is absent.
+static FIRST_ABSENT: AtomicU32 = AtomicU32::new(0);
+/// Units that are free and dirty, and units in use.
+static DIRTY: AtomicUsize = AtomicUsize::new(0);
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// So many dirty units are kept in any case, and one for each so many in use.
+const DIRTY_MIN: usize = 256;
+const DIRTY_SHARE: usize = 8;
+
+/// The first place from `at` on whose bit is `value`, or [`UNITS`].
+pub(super) fn next(bits: &Bits, value: bool, at: u32) -> u32 {
+    let mut word = at as usize / 64;
+    let mut mask = u64::MAX << (at % 64);
+    while word < bits.len() {
+        let now = bits[word].load(Ordering::Relaxed);
+        let found = (if value { now } else { !now }) & mask;
+        if found != 0 {
+            return word as u32 * 64 + found.trailing_zeros();
+        }
+        (word, mask) = (word + 1, u64::MAX);
+    }
+    UNITS
+}
+
+/// Sets or clears bits `at..at + count`, and counts those that changed.
+fn put(bits: &Bits, value: bool, at: u32, count: u32) -> u32 {
+    let mut changed = 0;
+    for place in at..at + count {
+        let (word, bit) = (&bits[place as usize / 64], 1u64 << (place % 64));
+        let now = word.load(Ordering::Relaxed);
+        changed += u32::from((now & bit != 0) != value);
+        word.store(if value { now | bit } else { now & !bit }, Ordering::Relaxed);
+    }
+    changed
+}
+
+/// Units that were taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    pub(super) first: Unit,
+    /// They may hold something.
+    pub(super) dirty: bool,
+}
+
+/// Takes neighbouring units, the first at a multiple of `align` units. `None` where there is no memory.
+pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
+    // Under a limit on addresses, those that hold nothing may be what is missing.
+    take_once(count, align, kind, held).or_else(|| unmap_unused(held).then(|| take_once(count, align, kind, held))?)
+}
+
+fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
+    if !ground::settle(held) {
+        return None;
+    }
+    let hint = FIRST_FREE.get(usize::from(kind))?;
+    let mut full_so_far = true;
+    for number in hint.load(Ordering::Relaxed)..ground::chunks() {
+        let chunk = ground::chunk(number);
+        if chunk.state() != State::Open || chunk.kind.load(Ordering::Relaxed) != kind {
+            continue;
+        }
+        let free = chunk.free.load(Ordering::Relaxed);
+        if free > 0 && full_so_far {
+            full_so_far = false;
+            hint.store(number, Ordering::Relaxed);
+        }
+        if free < count || chunk.run_max.load(Ordering::Relaxed) < count {
+            continue;
+        }
+        if let Some(taken) = take_from(number, count, align, held) {
+            return Some(taken);
+        }
+    }
+    let number = open_one(kind, held)?;
+    if full_so_far {
+        hint.store(number, Ordering::Relaxed);
+    } else {
+        hint.fetch_min(number, Ordering::Relaxed);
+    }
+    take_from(number, count, align, held)
+}
+
+fn open_one(kind: u8, held: &Held) -> Option<u32> {
+    // A chunk that is somebody else's is passed over.
+    loop {
+        let number = first_absent(held);
+        if ground::open(number, kind, held) {
+            return Some(number);
+        }
+        if number >= ground::chunks() || ground::chunk(number).state() != State::Foreign {
+            return None;
+        }
+    }
+}
+
+/// The lowest chunk that is absent, which may be the one behind the last.
+pub(super) fn first_absent(_held: &Held) -> u32 {
+    let from = FIRST_ABSENT.load(Ordering::Relaxed);
+    let found = (from..ground::chunks()).find(|&number| ground::chunk(number).state() == State::Absent);
+    let found = found.unwrap_or_else(|| ground::chunks().max(from));
+    FIRST_ABSENT.store(found, Ordering::Relaxed);
+    found
+}
+
+fn take_from(number: u32, count: u32, align: u32, held: &Held) -> Option<Taken> {
+    let chunk = ground::chunk(number);
+    let Some(place) = find(chunk, count, align) else {
+        if align == 1 {
+            chunk.run_max.store(count - 1, Ordering::Relaxed);
+        }
+        return None;
+    };
+    if !ground::map_units(number, place + count, held) {
+        return None;
+    }
+    Some(occupy(chunk, number, place, count, held))
+}
+
+/// Free units of a chunk that are in a row.
+fn find(chunk: &Chunk, count: u32, align: u32) -> Option<u32> {
+    if count == 1 && align == 1 {
+        // One that has pages already, if there is one below the first that has none.
+        let words = chunk.used.iter().zip(&chunk.dirty).enumerate();
+        return words.into_iter().find_map(|(at, (used, dirty))| {
+            let free = !used.load(Ordering::Relaxed);
+            let best =
+                if free & dirty.load(Ordering::Relaxed) != 0 { free & dirty.load(Ordering::Relaxed) } else { free };
+            (free != 0).then(|| at as u32 * 64 + best.trailing_zeros())
+        });
+    }
+    let mut at = 0;
+    loop {
+        let free = next(&chunk.used, false, at);
+        let start = free.checked_next_multiple_of(align).filter(|start| start + count <= UNITS)?;
+        let end = next(&chunk.used, true, start);
+        if end >= start + count {
+            return Some(start);
+        }
+        at = end.max(start + 1);
+    }
+}
+
+/// Marks free units as taken.
+pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, _held: &Held) -> Taken {
+    put(&chunk.used, true, place, count);
+    let dirty = put(&chunk.dirty, false, place, count);
+    chunk.free.fetch_sub(count, Ordering::Relaxed);
+    DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
+    USED.fetch_add(count as usize, Ordering::Relaxed);
+    let dirty = dirty > 0 || chunk.filed.load(Ordering::Relaxed) != 0;
+    Taken { first: ground::unit(number, place), dirty }
+}
+
+/// Gives units back that nobody has a block of any more.
+pub(super) fn release(first: Unit, count: u32, held: &Held) {
+    first.slab().owner.store(NOBODY, Ordering::Release);
+    let (number, place) = first.place();
+    let chunk = ground::chunk(number);
+    put(&chunk.used, false, place, count);
+    put(&chunk.dirty, true, place, count);
+    chunk.free.fetch_add(count, Ordering::Relaxed);
+    chunk.run_max.store(UNITS, Ordering::Relaxed);
+    if let Some(hint) = FIRST_FREE.get(usize::from(chunk.kind.load(Ordering::Relaxed))) {
+        hint.fetch_min(number, Ordering::Relaxed);
+    }
+    let used = USED.fetch_sub(count as usize, Ordering::Relaxed) - count as usize;
+    let dirty = DIRTY.fetch_add(count as usize, Ordering::Relaxed) + count as usize;
+    if dirty > DIRTY_MIN.max(used / DIRTY_SHARE) {
+        purge(number, held);
+    }
+}
+
+/// Gives the pages of a chunk's dirty units to the kernel.
+pub(super) fn purge(number: u32, _held: &Held) {
+    let chunk = ground::chunk(number);
+    if chunk.filed.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let mut at = next(&chunk.dirty, true, 0);
+    while at < UNITS {
+        let end = next(&chunk.dirty, false, at);
+        let range = Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT };
+        // SAFETY: a dirty unit is a free one, and the lock is held.
+        if unsafe { map::drop_private_pages(range) }.is_ok() {
+            put(&chunk.dirty, false, at, end - at);
+            DIRTY.fetch_sub((end - at) as usize, Ordering::Relaxed);
+        }
+        at = next(&chunk.dirty, true, end);
+    }
+}
+
+/// Unmaps what lies behind the last unit in use of each chunk; false where there is nothing.
+pub(super) fn unmap_unused(held: &Held) -> bool {
+    let mut any = false;
+    for number in 0..ground::chunks() {
+        let chunk = ground::chunk(number);
+        let words = chunk.used.iter().enumerate().rev();
+        let last = words.map(|(at, word)| (at as u32 + 1) * 64 - word.load(Ordering::Relaxed).leading_zeros());
+        let end = last.zip(chunk.used.iter().rev()).find(|(_, word)| word.load(Ordering::Relaxed) != 0);
+        let (end, mapped) = (end.map_or(0, |(end, _)| end), chunk.mapped.load(Ordering::Relaxed));
+        if chunk.state() != State::Open || end >= mapped {
+            continue;
+        }
+        let range = Range { start: ground::unit(number, end).start(), len: (mapped - end) as usize * UNIT };
+        // SAFETY: nobody has a unit behind the last one in use, and the lock is held.
+        if unsafe { map::unmap(range) }.is_ok() {
+            any = true;
+            DIRTY.fetch_sub(put(&chunk.dirty, false, end, mapped - end) as usize, Ordering::Relaxed);
+            chunk.mapped.store(end, Ordering::Relaxed);
+            if end == 0 {
+                chunk.set_state(State::Absent, held);
+                FIRST_ABSENT.fetch_min(number, Ordering::Relaxed);
+            }
+        }
+    }
+    any
+}
+
+/// A frozen block was freed: nothing is written to its page.
+pub(super) fn note_dead(unit: Unit, bytes: usize) {
+    let chunk = ground::chunk(unit.place().0);
+    chunk.live.fetch_sub(1, Ordering::Relaxed);
+    chunk.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// A chunk is frozen, of which so many units were in use.
+pub(super) fn forget(used: usize, number: u32, _held: &Held) {
+    let dirty: u32 = ground::chunk(number).dirty.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+    USED.fetch_sub(used, Ordering::Relaxed);
+    DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
+}
+
+/// So many units more, or fewer, are in use in chunks of huge allocations.
+pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
+    USED.fetch_add(taken, Ordering::Relaxed);
+    USED.fetch_sub(given_back, Ordering::Relaxed);
+}
+
+/// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.
+pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
+    ground::unit(first, 0).slab().owner.store(NOBODY, Ordering::Release);
+    (first..first + count).for_each(|number| ground::chunk(number).set_state(State::Absent, held));
+    FIRST_ABSENT.fetch_min(first, Ordering::Relaxed);
+    count_huge(0, bytes.div_ceil(UNIT), held);
+}

@@ -1,0 +1,169 @@
+//! Which thread has which [`Local`].
+//!
+//! A thread claims one when it first needs it, and leaves it when it ends, to the next thread that starts.
+//!
+//! # Safety
+//! A [`Local`] is never unmapped. It is claimed by one thread, or vacant and whoever's who holds the lock.
+#![expect(unsafe_code, reason = "a thread finds what it claimed by address")]
+
+use super::central::KINDS;
+use super::local::{Local, owner_at};
+use super::lock::{self, Held};
+use crate::sys::map::{self, Range};
+use crate::sys::{page_size, process};
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr::null;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+/// The first one of all, and of the vacant ones of each kind.
+static ALL: AtomicUsize = AtomicUsize::new(0);
+static VACANT: [AtomicUsize; KINDS] = [const { AtomicUsize::new(0) }; KINDS];
+
+/// Memory for further ones: the next address, and the end.
+static ROOM: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
+
+/// How many of them are made room for at a time.
+const ROOM_STEP: usize = 16;
+
+thread_local! {
+    /// For each kind this thread's own; neither is dropped, so that both can be used at any time of a thread's life.
+    static MINE: [Cell<*const Local>; KINDS] = const { [const { Cell::new(null()) }; KINDS] };
+    /// The kind that this thread allocates now.
+    static KIND: Cell<u8> = const { Cell::new(0) };
+    /// The thread is at its end, or its end cannot be seen: it has nothing of its own any more.
+    static ENDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has this process prepared for forks and for the ends of threads?
+static PREPARED: AtomicU8 = AtomicU8::new(0);
+
+/// The kind that this thread allocates from now on; returns the one before.
+pub(super) fn set_kind(kind: u8) -> u8 {
+    KIND.with(|cell| cell.replace(kind))
+}
+
+/// The kind that this thread allocates.
+#[inline]
+pub(super) fn kind() -> u8 {
+    KIND.with(Cell::get)
+}
+
+/// What this thread has of a kind; null if it has none.
+#[inline]
+pub(super) fn of_kind(kind: u8) -> *const Local {
+    MINE.with(|mine| mine[usize::from(kind)].get())
+}
+
+fn set_of_kind(kind: u8, local: *const Local) {
+    MINE.with(|mine| mine[usize::from(kind)].set(local));
+}
+
+/// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.
+pub(super) fn settle_vacant(held: &Held) {
+    for vacant in &VACANT {
+        let mut at = vacant.load(Ordering::Relaxed);
+        while let Some(local) = owner_at(at) {
+            if local.mailbox.load(Ordering::Relaxed) != 0 {
+                local.give_up_unused(held);
+            }
+            at = local.next_vacant.load(Ordering::Relaxed);
+        }
+    }
+}
+
+/// Has this thread nothing of its own any more?
+pub(super) fn has_ended() -> bool {
+    ENDED.with(Cell::get)
+}
+
+/// Puts a Local to those that nobody has.
+pub(super) fn vacate(local: &'static Local, _held: &Held) {
+    let vacant = &VACANT[usize::from(local.kind.load(Ordering::Relaxed))];
+    local.next_vacant.store(vacant.load(Ordering::Relaxed), Ordering::Relaxed);
+    local.vacant.store(1, Ordering::Relaxed);
+    vacant.store(local.address(), Ordering::Relaxed);
+}
+
+/// Runs `work` with a Local that is this thread's: for good, or at a thread's end just for this.
+pub(super) fn with_claimed<R>(work: impl FnOnce(&'static Local) -> R) -> Option<R> {
+    let kind = kind();
+    // SAFETY: claimed by this thread, and never unmapped.
+    if let Some(local) = unsafe { of_kind(kind).as_ref() } {
+        return Some(work(local));
+    }
+    let local = claim(kind, &lock::take())?;
+    if !ENDED.with(Cell::get) && notice_end() {
+        set_of_kind(kind, local);
+        return Some(work(local));
+    }
+    ENDED.with(|ended| ended.set(true));
+    let done = work(local);
+    local.leave(&lock::take());
+    Some(done)
+}
+
+/// A Local of this kind for one user: a vacant one, or a new one.
+fn claim(kind: u8, _held: &Held) -> Option<&'static Local> {
+    let vacant = &VACANT[usize::from(kind)];
+    if let Some(local) = owner_at(vacant.load(Ordering::Relaxed)) {
+        vacant.store(local.next_vacant.load(Ordering::Relaxed), Ordering::Relaxed);
+        local.vacant.store(0, Ordering::Relaxed);
+        return Some(local);
+    }
+    let (next, end) = (&ROOM.0, &ROOM.1);
+    if next.load(Ordering::Relaxed) == end.load(Ordering::Relaxed) {
+        let len = page_size().round_up(ROOM_STEP * size_of::<Local>())?;
+        let Range { start, len } = map::anonymous(len).ok()?;
+        next.store(start, Ordering::Relaxed);
+        end.store(start + len / size_of::<Local>() * size_of::<Local>(), Ordering::Relaxed);
+    }
+    // Fresh memory is zero, as a Local's atomics may be.
+    let local = owner_at(next.fetch_add(size_of::<Local>(), Ordering::Relaxed))?;
+    local.kind.store(kind, Ordering::Relaxed);
+    local.forget_heads();
+    local.next.store(ALL.load(Ordering::Relaxed), Ordering::Relaxed);
+    ALL.store(local.address(), Ordering::Release);
+    Some(local)
+}
+
+/// Has this thread's end noticed, and once forks. False where that cannot be: then nothing may be left to the thread.
+fn notice_end() -> bool {
+    if PREPARED.swap(1, Ordering::AcqRel) == 0 {
+        // SAFETY: the three take and give a lock, and neither allocate nor use what a child lacks.
+        let prepared = unsafe { process::around_fork(lock::before_fork, lock::after_fork, lock::after_fork) };
+        // Without, a fork in a program of several threads could find the lock held; those of one thread do not need it.
+        let _ = prepared;
+    }
+    // SAFETY: `ended` neither unwinds nor relies on destructors of thread-local storage.
+    unsafe { process::at_thread_end(ended) }.is_ok()
+}
+
+/// The thread is about to end. Further keys may have destructors that allocate and free still.
+unsafe extern "C" fn ended(_: *mut c_void) {
+    ENDED.with(|ended| ended.set(true));
+    for kind in 0..KINDS as u8 {
+        // SAFETY: claimed by this thread, and never unmapped.
+        if let Some(local) = unsafe { of_kind(kind).as_ref() } {
+            set_of_kind(kind, null());
+            local.leave(&lock::take());
+        }
+    }
+}
+
+/// Is this the address of a Local that this thread has, or nobody? What other threads had when this process was forked may be half changed.
+pub(super) fn is_settled(owner: usize) -> bool {
+    let mine = MINE.with(|mine| mine.iter().any(|mine| mine.get().addr() == owner));
+    mine || owner_at(owner).is_some_and(|local| local.vacant.load(Ordering::Relaxed) != 0)
+}
+
+/// Calls `each` for all Locals that this thread has or nobody.
+pub(super) fn settled(_held: &Held, mut each: impl FnMut(&'static Local)) {
+    let mut at = ALL.load(Ordering::Acquire);
+    while let Some(local) = owner_at(at) {
+        if is_settled(at) {
+            each(local);
+        }
+        at = local.next.load(Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,343 @@
+//! Freezing: everything allocated so far becomes sealed images at the same addresses.
+//!
+//! ```text
+//!  plan     which chunks, in runs of neighbours; a memfd for each run. May allocate
+//!  sweep    free blocks become zero, free units go to the kernel, no slab is allocated from any more
+//!  pour     pages are written to the memfd, and it is mapped in their place, a piece at a time
+//!  settle   the memfd is sealed, headers say that their blocks are frozen, and are poured themselves
+//! ```
+//! From the sweep on nothing is allocated. A pour that fails leaves the heap usable: pieces that were mapped show the same bytes as before, privately; free
+//! blocks of before are used again once their slab has no block in use.
+//!
+//! Chunks do not follow each other in the file (a page lies between), so their mappings never merge, and fork copies the page tables of a chunk that this
+//! process wrote to afterwards and of no other.
+//!
+//! # Safety
+//! There is one thread, signals are blocked, and the lock is held: nobody writes while memory is moved. References stay valid, because what is mapped
+//! shows the same bytes.
+#![expect(unsafe_code, reason = "mappings are replaced under living references")]
+
+use super::central;
+use super::claim;
+use super::class::{Class, UNIT};
+use super::ground::{self, CHUNK, FROZEN, MARKS_END, NOBODY, SPAN, State, UNITS, Unit};
+use super::links::{collect, read_link};
+use super::lock::{self, Held};
+use super::span;
+use crate::error::{Error, Result};
+use crate::sys::map::{self, Access, Range};
+use crate::sys::pagemap::{Entry, Pagemap};
+use crate::sys::{Errno, memfd, page_size};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+/// Bytes that are in memory twice while they are poured.
+const PIECE: usize = 16 << 20;
+
+/// Neighbouring chunks that become one image.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) first: u32,
+    pub(super) count: u32,
+    /// The addresses, to the end of what is mapped.
+    pub(super) range: Range,
+    pub(super) file: OwnedFd,
+    headers: OwnedFd,
+}
+
+/// What failed: the operation, and the kernel's reason.
+pub(super) type Failure = (&'static str, Errno);
+
+/// Bytes of the file from one chunk to the next.
+pub(super) fn stride() -> usize {
+    CHUNK + page_size().bytes()
+}
+
+/// How many bytes of a chunk are mapped, if it is to be frozen.
+fn to_freeze(number: u32) -> Option<usize> {
+    let chunk = ground::chunk(number);
+    if chunk.kind.load(Ordering::Relaxed) != super::ORDINARY {
+        return None;
+    }
+    match chunk.state() {
+        State::Open => Some(chunk.mapped.load(Ordering::Relaxed) as usize * UNIT),
+        State::Huge | State::Rest => {
+            let head = huge_head(number);
+            let bytes = ground::chunk(head).bytes.load(Ordering::Relaxed);
+            Some((bytes - (number - head) as usize * CHUNK).min(CHUNK))
+        }
+        State::Absent | State::Foreign | State::Frozen => None,
+    }
+}
+
+/// The first chunk of a huge allocation.
+fn huge_head(number: u32) -> u32 {
+    (0..=number).rev().find(|&at| ground::chunk(at).state() == State::Huge).unwrap_or(number)
+}
+
+/// The first run at or behind a chunk: its first chunk, how many, and its length in bytes.
+fn next_run(from: u32) -> Option<(u32, u32, usize)> {
+    let first = (from..ground::chunks()).find(|&number| to_freeze(number).is_some())?;
+    let (mut count, mut len) = (0, 0);
+    while let Some(mapped) = Some(first + count).filter(|&number| number < ground::chunks()).and_then(to_freeze) {
+        (count, len) = (count + 1, len + mapped);
+        if mapped < CHUNK {
+            break;
+        }
+    }
+    Some((first, count, len))
+}
+
+/// Maps the rest of chunks whose neighbour is in use, too, so that runs are long. Where that cannot be they are short.
+fn fill_gaps(held: &Held) {
+    for number in 0..ground::chunks().saturating_sub(1) {
+        if to_freeze(number).is_some_and(|mapped| mapped < CHUNK) && to_freeze(number + 1).is_some() {
+            span::map_rest(number, held);
+        }
+    }
+}
+
+/// The runs to freeze.
+///
+/// # Errors
+/// EMFILE, ENFILE; invalid above the limit on file sizes.
+pub(super) fn plan() -> Result<Vec<Run>> {
+    fill_gaps(&lock::take());
+    let mut runs = Vec::new();
+    let mut from = 0;
+    // What is allocated here may open one more chunk, which is seen because it is the last one.
+    while let Some((first, count, len)) = next_run(from) {
+        let file = memfd::create("cowbell:heap")?;
+        let headers = memfd::create("cowbell:heap-headers")?;
+        memfd::set_len(file.as_fd(), (count as usize * stride()) as u64)?;
+        memfd::set_len(headers.as_fd(), ground::headers_of(first, count).len as u64)?;
+        let range = Range { start: ground::addresses(first).start, len };
+        runs.push(Run { first, count, range, file, headers });
+        from = first + count;
+    }
+    Ok(runs)
+}
+
+/// Are these the runs to freeze still?
+pub(super) fn is_valid(runs: &[Run]) -> bool {
+    let mut from = 0;
+    for run in runs {
+        if next_run(from) != Some((run.first, run.count, run.range.len)) {
+            return false;
+        }
+        from = run.first + run.count;
+    }
+    next_run(from).is_none()
+}
+
+/// Sweeps, pours and settles. *Raw.*
+///
+/// # Safety
+/// The calling thread is the only one, its signals are blocked, and the runs are [valid](is_valid).
+///
+/// # Errors
+/// The heap goes on as before, without the free blocks that it had.
+pub(super) unsafe fn pour(runs: &[Run], pagemap: &Pagemap) -> Result<(), Failure> {
+    let held = lock::take();
+    claim::settled(&held, |local| {
+        if local.kind.load(Ordering::Relaxed) == super::ORDINARY {
+            local.give_up_unused(&held);
+            local.forget_heads();
+        } else {
+            local.open_mail(Some(&held));
+        }
+    });
+    runs.iter().flat_map(|run| run.first..run.first + run.count).for_each(|number| sweep(number, &held));
+    for run in runs {
+        pour_run(run, pagemap)?;
+    }
+    for run in runs {
+        seal(run.file.as_fd())?;
+    }
+    for run in runs {
+        (run.first..run.first + run.count).for_each(|number| settle(number, &held));
+        pour_headers(run);
+    }
+    Ok(())
+}
+
+/// Everything of a chunk that nobody has becomes zero.
+fn sweep(number: u32, held: &Held) {
+    let chunk = ground::chunk(number);
+    if chunk.state() != State::Open {
+        return;
+    }
+    let filed = chunk.filed.load(Ordering::Relaxed) != 0;
+    heads(number, |unit| {
+        let slab = unit.slab();
+        let owner = slab.owner.load(Ordering::Relaxed);
+        if owner == SPAN {
+            let len = slab.blocks.load(Ordering::Relaxed) as usize * UNIT;
+            let rest = slab.fresh.load(Ordering::Relaxed) as usize;
+            clear(Range { start: unit.start() + len - rest, len: rest }, filed);
+        } else if claim::is_settled(owner) {
+            sweep_slab(unit, filed);
+        }
+    });
+    central::purge(number, held);
+}
+
+/// Calls `each` for the first unit of each slab and span of a chunk.
+fn heads(number: u32, mut each: impl FnMut(Unit)) {
+    let chunk = ground::chunk(number);
+    for place in 0..UNITS {
+        let is_used = chunk.used[place as usize / 64].load(Ordering::Relaxed) >> (place % 64) & 1 == 1;
+        let unit = ground::unit(number, place);
+        // Units inside a span or slab have nobody in their header.
+        if is_used && unit.slab().owner.load(Ordering::Relaxed) != NOBODY {
+            each(unit);
+        }
+    }
+}
+
+/// Makes a slab's free blocks zero and forgets them.
+fn sweep_slab(unit: Unit, filed: bool) {
+    let slab = unit.slab();
+    let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
+    collect(slab);
+    let mut block = slab.free.swap(0, Ordering::Relaxed);
+    while block != 0 {
+        // SAFETY: the slab is of this thread or of nobody, so its list is whole, and it was taken.
+        let next = unsafe { read_link(block) };
+        clear(Range { start: block, len: class.size() }, filed);
+        block = next;
+    }
+    let begun = slab.fresh.load(Ordering::Relaxed) as usize * class.size();
+    if slab.dirty.load(Ordering::Relaxed) != 0 {
+        clear(Range { start: unit.start() + begun, len: (1 << class.slab_shift()) - begun }, filed);
+    }
+    slab.fresh.store(slab.blocks.load(Ordering::Relaxed), Ordering::Relaxed);
+    slab.next.store(0, Ordering::Relaxed);
+    slab.prev.store(0, Ordering::Relaxed);
+    slab.full.store(1, Ordering::Relaxed);
+}
+
+/// Makes memory zero that nobody has; whole pages go to the kernel, unless a file is behind them.
+fn clear(range: Range, filed: bool) {
+    let page = page_size();
+    let first = page.round_up(range.start).unwrap_or(range.end()).min(range.end());
+    let last = page.round_down(range.end()).max(first);
+    let whole = Range { start: first, len: last - first };
+    // SAFETY: nobody has the memory, which is a free block or lies behind one, and there is one thread.
+    let gone = whole.len > 0 && !filed && unsafe { map::drop_private_pages(whole) }.is_ok();
+    let parts = if gone {
+        [Range { start: range.start, len: first - range.start }, Range { start: last, len: range.end() - last }]
+    } else {
+        [range, Range { start: last, len: 0 }]
+    };
+    for part in parts {
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(part.start);
+        // SAFETY: as above; the memory is mapped.
+        unsafe { at.write_bytes(0, part.len) };
+    }
+}
+
+fn pour_run(run: &Run, pagemap: &Pagemap) -> Result<(), Failure> {
+    for at in 0..run.count {
+        let start = ground::addresses(run.first + at).start;
+        let chunk = ground::chunk(run.first + at);
+        let end = (start + CHUNK).min(run.range.end());
+        for from in (start..end).step_by(PIECE) {
+            let piece = Range { start: from, len: PIECE.min(end - from) };
+            let offset = (at as usize * stride() + (from - start)) as u64;
+            let all = chunk.filed.load(Ordering::Relaxed) != 0;
+            write_pages(run.file.as_fd(), piece, offset, all, pagemap)?;
+            // From now on pages that are given up show the file, should the rest fail.
+            chunk.filed.store(1, Ordering::Relaxed);
+            // SAFETY: the file has the same bytes as the range, which is the heap's; nobody writes meanwhile.
+            unsafe { map::map_private_at(piece, Access::ReadWrite, run.file.as_fd(), offset) }
+                .map_err(|e| ("mmap(heap image)", e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a piece's pages to the file, those that there are; where a file is behind the piece already, all of them.
+fn write_pages(file: BorrowedFd<'_>, piece: Range, offset: u64, all: bool, pagemap: &Pagemap) -> Result<(), Failure> {
+    let write = |range: Range| {
+        // SAFETY: the range is the heap's, mapped and readable.
+        unsafe { memfd::write_from(file, range, offset + (range.start - piece.start) as u64) }
+    };
+    let failed = |e| ("pwrite(heap image)", e);
+    if all {
+        return write(piece).map_err(failed);
+    }
+    let page = page_size().bytes();
+    let mut run = Range { start: piece.start, len: 0 };
+    let mut written = Ok(());
+    let read = pagemap.read(piece, |address, entry| {
+        if !entry.intersects(Entry::PRESENT | Entry::SWAPPED) {
+            return;
+        }
+        if run.end() != address {
+            if run.len > 0 && written.is_ok() {
+                written = write(run);
+            }
+            run = Range { start: address, len: 0 };
+        }
+        run.len += page;
+    });
+    read.map_err(|e| ("read(/proc/self/pagemap)", e))?;
+    written.map_err(failed)?;
+    if run.len > 0 { write(run).map_err(failed) } else { Ok(()) }
+}
+
+/// How often sealing is tried: pages may be held for a moment by compaction or reclaim.
+const SEAL_TRIES: u32 = 5;
+
+fn seal(file: BorrowedFd<'_>) -> Result<(), Failure> {
+    let mut sealed = memfd::seal_raw(file);
+    for _ in 1..SEAL_TRIES {
+        if sealed != Err(Errno::BUSY) {
+            break;
+        }
+        sealed = memfd::seal_raw(file);
+    }
+    sealed.map_err(|e| ("fcntl(F_ADD_SEALS)", e))
+}
+
+/// Nothing is taken from a chunk any more, and what is freed there is counted.
+fn settle(number: u32, held: &Held) {
+    let chunk = ground::chunk(number);
+    let mut live = 0;
+    if chunk.state() == State::Open {
+        heads(number, |unit| {
+            let slab = unit.slab();
+            let owner = slab.owner.swap(FROZEN, Ordering::Relaxed);
+            live += if owner >= MARKS_END { slab.used.load(Ordering::Relaxed) as usize } else { 1 };
+        });
+        let used = UNITS - chunk.free.load(Ordering::Relaxed);
+        central::forget(used as usize, number, held);
+    } else if chunk.state() == State::Huge {
+        ground::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
+        live = 1;
+        central::forget(chunk.bytes.load(Ordering::Relaxed).div_ceil(UNIT), number, held);
+    }
+    chunk.live.store(live, Ordering::Relaxed);
+    chunk.dead_bytes.store(0, Ordering::Relaxed);
+    chunk.set_state(State::Frozen, held);
+}
+
+/// Makes the headers of frozen chunks memory that fork copies no page tables of. Nobody writes to them any more. Where it cannot be, forks cost a little
+/// more.
+fn pour_headers(run: &Run) {
+    let range = ground::headers_of(run.first, run.count);
+    // SAFETY: the headers are mapped and atomics, and there is one thread.
+    if unsafe { memfd::write_from(run.headers.as_fd(), range, 0) }.is_ok() {
+        // SAFETY: the file has the same bytes; nobody writes meanwhile.
+        let _mapped = unsafe { map::map_private_at(range, Access::ReadWrite, run.headers.as_fd(), 0) };
+    }
+}
+
+/// What failed, as an error.
+pub(super) fn error((operation, errno): Failure) -> Error {
+    Error::os(operation, errno).with_hint(match errno {
+        Errno::BUSY => "pages of the heap are pinned for I/O; the heap works on, unfrozen",
+        _ => "the heap works on, unfrozen",
+    })
+}

@@ -1,0 +1,358 @@
+//! A thread's own slabs, and blocks that move between threads.
+//!
+//! ```text
+//!  alloc   the first free block of the slab at the head of the class's queue; else what others freed, the rest of the slab,
+//!          the queue's next slab, a new slab
+//!  free    to the slab, if it is this thread's own; else to the slab's list of blocks freed by others, and the first of these puts
+//!          the slab into its owner's mailbox
+//! ```
+//! A thread that ends leaves its [`Local`] with all its slabs to the next that starts. Meanwhile it is *vacant*: whoever frees a block of such a slab
+//! takes the slab over.
+//!
+//! # Safety
+//! A [`Local`] is used by the thread that claimed it, and while it is vacant by whoever holds the lock. It is never unmapped. Only its user
+//! changes its slabs, but for `remote` and `mailed`.
+#![expect(unsafe_code, reason = "slabs and their owners are found by address")]
+
+use super::central;
+use super::claim::{has_ended, kind, of_kind, settle_vacant, vacate, with_claimed};
+use super::class::{CLASSES, Class};
+use super::ground::{FROZEN, MARKS_END, Slab, Unit};
+use super::links::{EMPTY, collect, extend, read_link, write_link};
+use super::lock::{self, Held};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+/// Slabs of one thread and one kind.
+#[repr(C, align(64))]
+pub(super) struct Local {
+    /// For each class the first slab that may have a free block, or [`EMPTY`].
+    heads: [AtomicPtr<Slab>; CLASSES],
+    /// Slabs of which others freed blocks, by link.
+    pub(super) mailbox: AtomicU32,
+    pub(super) kind: AtomicU8,
+    /// No thread has it.
+    pub(super) vacant: AtomicU8,
+    /// The next one of all, and of the vacant ones: addresses.
+    pub(super) next: AtomicUsize,
+    pub(super) next_vacant: AtomicUsize,
+}
+
+/// A block of a class; null where there is no memory.
+#[inline]
+pub(super) fn alloc(class: Class) -> *mut u8 {
+    let local = of_kind(kind());
+    // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
+    match unsafe { local.as_ref() } {
+        Some(local) => std::ptr::with_exposed_provenance_mut(local.take(class)),
+        None => alloc_unclaimed(class),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn alloc_unclaimed(class: Class) -> *mut u8 {
+    let block = with_claimed(|local| local.take(class)).unwrap_or(0);
+    std::ptr::with_exposed_provenance_mut(block)
+}
+
+/// Frees a block of a class.
+///
+/// # Safety
+/// It was given by [`alloc`] for this class, and nobody uses it any more.
+#[inline]
+pub(super) unsafe fn free(block: usize, class: Class) {
+    // SAFETY: the block lies in a chunk, and a slab begins at a multiple of its length.
+    let slab = unsafe { Unit::of(block & (usize::MAX << class.slab_shift())) }.slab();
+    let local = of_kind(kind());
+    // A slab of a live block has an owner, so a thread with nothing of its own is never it.
+    if slab.owner.load(Ordering::Relaxed) == local.addr() {
+        // SAFETY: not null, as it is an owner; claimed by this thread and never unmapped.
+        if let Some(local) = unsafe { local.as_ref() } {
+            // SAFETY: passed on to the caller; the slab is this Local's.
+            unsafe { local.put(slab, block) };
+        }
+        return;
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { free_of_other(slab, block, class) }
+}
+
+/// # Safety
+/// As [`free`]; the slab is the block's.
+#[cold]
+#[inline(never)]
+unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
+    let owner = slab.owner.load(Ordering::Acquire);
+    if owner == FROZEN {
+        return central::note_dead(Unit::of_slab(slab), class.size());
+    }
+    if let Some(local) = owner_at(owner)
+        && local.vacant.load(Ordering::Relaxed) != 0
+        && !has_ended()
+        && with_claimed(|mine| mine.take_over(slab, local)) == Some(true)
+    {
+        // It has an owner now that is this thread's, of the slab's kind.
+        if let Some(local) = owner_at(slab.owner.load(Ordering::Relaxed)) {
+            // SAFETY: passed on to the caller; the slab is now this thread's.
+            unsafe { local.put(slab, block) };
+            return;
+        }
+    }
+    let mut head = slab.remote.load(Ordering::Relaxed);
+    loop {
+        // SAFETY: the caller gives the block up.
+        unsafe { write_link(block, head) };
+        match slab.remote.compare_exchange_weak(head, block, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => break,
+            Err(now) => head = now,
+        }
+    }
+    if head == 0 {
+        mail(slab);
+    }
+}
+
+/// Is a block part of an image?
+///
+/// # Safety
+/// It was given by [`alloc`] for this class, and is in use.
+pub(super) unsafe fn is_frozen(block: usize, class: Class) -> bool {
+    // SAFETY: as in `free`.
+    let slab = unsafe { Unit::of(block & (usize::MAX << class.slab_shift())) }.slab();
+    slab.owner.load(Ordering::Relaxed) == FROZEN
+}
+
+/// Tells a slab's owner that others freed blocks of it.
+fn mail(slab: &'static Slab) {
+    if slab.mailed.swap(1, Ordering::AcqRel) != 0 {
+        // Its owner has not looked yet, and will find these, too.
+        return;
+    }
+    let Some(local) = owner_at(slab.owner.load(Ordering::Acquire)) else {
+        // The owner found the block without being told, and gave the slab back.
+        slab.mailed.store(0, Ordering::Release);
+        return;
+    };
+    let link = Unit::of_slab(slab).link();
+    let mut head = local.mailbox.load(Ordering::Relaxed);
+    loop {
+        slab.mail_next.store(head, Ordering::Relaxed);
+        match local.mailbox.compare_exchange_weak(head, link, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(now) => head = now,
+        }
+    }
+}
+
+/// The Local at an owner's address; `None` for a mark.
+pub(super) fn owner_at(owner: usize) -> Option<&'static Local> {
+    // SAFETY: an owner that is no mark is the address of a Local, which is never unmapped and consists of atomics.
+    (owner >= MARKS_END).then(|| unsafe { &*std::ptr::with_exposed_provenance::<Local>(owner) })
+}
+
+impl Local {
+    pub(super) fn address(&self) -> usize {
+        std::ptr::from_ref(self).expose_provenance()
+    }
+
+    #[inline]
+    fn head(&self, class: Class) -> &'static Slab {
+        // SAFETY: a head is EMPTY or a header, and both are there for good.
+        unsafe { &*self.heads[class.number()].load(Ordering::Relaxed) }
+    }
+
+    fn set_head(&self, class: Class, slab: &'static Slab) {
+        self.heads[class.number()].store(std::ptr::from_ref(slab).cast_mut(), Ordering::Relaxed);
+    }
+
+    /// A free block; 0 where there is no memory.
+    #[inline]
+    pub(super) fn take(&self, class: Class) -> usize {
+        let slab = self.head(class);
+        let block = slab.free.load(Ordering::Relaxed);
+        if block == 0 {
+            return self.refill(class);
+        }
+        // SAFETY: it is in the slab's list, which is this thread's.
+        let next = unsafe { read_link(block) };
+        slab.free.store(next, Ordering::Relaxed);
+        slab.used.store(slab.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        block
+    }
+
+    /// # Safety
+    /// The slab is this one's, and the block is one of it that nobody uses any more.
+    #[inline]
+    unsafe fn put(&self, slab: &'static Slab, block: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { write_link(block, slab.free.load(Ordering::Relaxed)) };
+        slab.free.store(block, Ordering::Relaxed);
+        let used = slab.used.load(Ordering::Relaxed) - 1;
+        slab.used.store(used, Ordering::Relaxed);
+        if used == 0 || slab.full.load(Ordering::Relaxed) != 0 {
+            self.look_after(slab, None);
+        }
+    }
+
+    /// A slab that was full has a free block, or one has no block in use.
+    #[cold]
+    #[inline(never)]
+    fn look_after(&self, slab: &'static Slab, held: Option<&Held>) {
+        let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
+        if slab.full.load(Ordering::Relaxed) != 0 {
+            self.enqueue(slab, class);
+        }
+        // The last one of its class stays, or a block taken and freed again and again would make a slab each time.
+        let alone = slab.next.load(Ordering::Relaxed) == 0 && slab.prev.load(Ordering::Relaxed) == 0;
+        if slab.used.load(Ordering::Relaxed) == 0 && !alone {
+            self.give_up(slab, class, held);
+        }
+    }
+
+    /// Gives back a slab that has no block in use.
+    fn give_up(&self, slab: &'static Slab, class: Class, held: Option<&Held>) {
+        self.dequeue(slab, class);
+        let first = Unit::of_slab(slab);
+        match held {
+            Some(held) => central::release(first, class.slab_units(), held),
+            None => central::release(first, class.slab_units(), &lock::take()),
+        }
+    }
+
+    fn enqueue(&self, slab: &'static Slab, class: Class) {
+        let (head, link) = (self.head(class), Unit::of_slab(slab).link());
+        slab.full.store(0, Ordering::Relaxed);
+        slab.prev.store(0, Ordering::Relaxed);
+        if std::ptr::eq(head, &EMPTY) {
+            slab.next.store(0, Ordering::Relaxed);
+        } else {
+            slab.next.store(Unit::of_slab(head).link(), Ordering::Relaxed);
+            head.prev.store(link, Ordering::Relaxed);
+        }
+        self.set_head(class, slab);
+    }
+
+    fn dequeue(&self, slab: &'static Slab, class: Class) {
+        let next = Unit::linked(slab.next.load(Ordering::Relaxed));
+        let prev = Unit::linked(slab.prev.load(Ordering::Relaxed));
+        match prev {
+            Some(prev) => prev.slab().next.store(next.map_or(0, Unit::link), Ordering::Relaxed),
+            None => self.set_head(class, next.map_or(&EMPTY, Unit::slab)),
+        }
+        if let Some(next) = next {
+            next.slab().prev.store(prev.map_or(0, Unit::link), Ordering::Relaxed);
+        }
+        slab.next.store(0, Ordering::Relaxed);
+        slab.prev.store(0, Ordering::Relaxed);
+    }
+
+    /// Finds a free block where the head of the queue has none.
+    #[cold]
+    #[inline(never)]
+    fn refill(&self, class: Class) -> usize {
+        if self.mailbox.load(Ordering::Relaxed) != 0 {
+            self.open_mail(None);
+        }
+        loop {
+            let slab = self.head(class);
+            if std::ptr::eq(slab, &EMPTY) {
+                break;
+            }
+            if slab.free.load(Ordering::Relaxed) == 0 {
+                collect(slab);
+            }
+            if slab.free.load(Ordering::Relaxed) != 0 || extend(slab, class) {
+                return self.take(class);
+            }
+            self.dequeue(slab, class);
+            slab.full.store(1, Ordering::Relaxed);
+        }
+        if self.new_slab(class) { self.take(class) } else { 0 }
+    }
+
+    /// Puts a new slab at the head of the class's queue; false where there is no memory.
+    fn new_slab(&self, class: Class) -> bool {
+        let held = lock::take();
+        settle_vacant(&held);
+        let units = class.slab_units();
+        let Some(taken) = central::take(units, units, self.kind.load(Ordering::Relaxed), &held) else { return false };
+        let slab = taken.first.slab();
+        slab.free.store(0, Ordering::Relaxed);
+        slab.remote.store(0, Ordering::Relaxed);
+        slab.used.store(0, Ordering::Relaxed);
+        slab.fresh.store(0, Ordering::Relaxed);
+        slab.blocks.store(class.slab_blocks(), Ordering::Relaxed);
+        slab.class.store(class.number() as u8, Ordering::Relaxed);
+        slab.dirty.store(taken.dirty.into(), Ordering::Relaxed);
+        // Read by who sends mail.
+        slab.owner.store(self.address(), Ordering::Release);
+        self.enqueue(slab, class);
+        extend(slab, class)
+    }
+
+    /// Takes in what others freed.
+    pub(super) fn open_mail(&self, held: Option<&Held>) {
+        let mut link = self.mailbox.swap(0, Ordering::Acquire);
+        while let Some(unit) = Unit::linked(link) {
+            let slab = unit.slab();
+            link = slab.mail_next.load(Ordering::Relaxed);
+            // Before its list is taken: who frees a block after this sends it again.
+            slab.mailed.swap(0, Ordering::AcqRel);
+            if slab.owner.load(Ordering::Acquire) != self.address() {
+                // It was taken over, or given back and made again by another, after it was sent.
+                if slab.remote.load(Ordering::Acquire) != 0 {
+                    mail(slab);
+                }
+                continue;
+            }
+            collect(slab);
+            if slab.free.load(Ordering::Relaxed) != 0 {
+                self.look_after(slab, held);
+            }
+        }
+    }
+
+    /// Makes a slab of a vacant one this one's. False if it is not so any more, or of another kind.
+    fn take_over(&self, slab: &'static Slab, from: &'static Local) -> bool {
+        let _held = lock::take();
+        let still = slab.owner.load(Ordering::Relaxed) == from.address() && from.vacant.load(Ordering::Relaxed) != 0;
+        if !still || from.kind.load(Ordering::Relaxed) != self.kind.load(Ordering::Relaxed) {
+            return false;
+        }
+        let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
+        if slab.full.load(Ordering::Relaxed) == 0 {
+            from.dequeue(slab, class);
+        }
+        slab.owner.store(self.address(), Ordering::Release);
+        collect(slab);
+        self.enqueue(slab, class);
+        true
+    }
+
+    /// Gives all slabs back that have no block in use.
+    pub(super) fn give_up_unused(&self, held: &Held) {
+        self.open_mail(Some(held));
+        for class in (0..CLASSES).map(Class::numbered) {
+            let mut slab = self.head(class);
+            while !std::ptr::eq(slab, &EMPTY) {
+                let next = Unit::linked(slab.next.load(Ordering::Relaxed)).map_or(&EMPTY, Unit::slab);
+                collect(slab);
+                if slab.used.load(Ordering::Relaxed) == 0 {
+                    self.give_up(slab, class, Some(held));
+                }
+                slab = next;
+            }
+        }
+    }
+
+    /// Has no slab to allocate from: it is new, or all of them are about to be frozen.
+    pub(super) fn forget_heads(&self) {
+        self.heads.iter().for_each(|head| head.store(std::ptr::from_ref(&EMPTY).cast_mut(), Ordering::Relaxed));
+    }
+
+    /// Is nobody's from now on.
+    pub(super) fn leave(&'static self, held: &Held) {
+        self.give_up_unused(held);
+        vacate(self, held);
+    }
+}

@@ -1,0 +1,140 @@
+//! The heap: every allocation of a program in memory that can be frozen, whatever its type.
+//!
+//! ```
+//! use cowbell::heap::Heap;
+//!
+//! #[global_allocator]
+//! static HEAP: Heap = Heap;
+//!
+//! let names = vec![String::from("any"), String::from("type")];
+//! assert_eq!(names.concat(), "anytype");
+//! ```
+//!
+//! # Rooms
+//! ```text
+//! class     which block an allocation gets
+//! ground    addresses; what is known of chunks, units and slabs, all of it out of the data's pages
+//! central   units of 64 KiB: who has which; under the lock
+//! span      what is larger than a block
+//! local     a thread's slabs of blocks; blocks that another thread frees
+//! links     a slab's lists of free blocks
+//! claim     which thread has which slabs
+//! freeze    pages are poured into sealed memfds and mapped back
+//! hot       what is never frozen
+//! lock      the one lock, which a fork takes
+//! ```
+//!
+//! # What is defined
+//! - **Out of memory** is a null pointer, which collections report by their `try_` methods and abort on otherwise.
+//! - **At any time**: before `main`, in destructors of thread-local storage, beside `fork` and `exec` of others (`std::process::Command`).
+//!   Not in signal handlers, as with any allocator.
+//! - **A forked child** has all memory of its parent and goes on allocating. What other threads of the parent had for themselves is not used
+//!   again there.
+//! - **Alignment** may be any power of two. **Memory that is freed** is used again by whoever asks, and given to the kernel when much of it is free.
+#![expect(unsafe_code, reason = "a global allocator hands out raw memory")]
+
+mod central;
+mod claim;
+mod class;
+mod freeze;
+mod generation;
+mod ground;
+mod hot;
+mod links;
+mod local;
+mod lock;
+mod span;
+
+pub use generation::Generation;
+pub use hot::{SideArc, hot};
+
+use class::Class;
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr::null_mut;
+
+/// The allocator: `#[global_allocator] static HEAP: Heap = Heap;`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heap;
+
+/// The kind of ordinary allocations.
+const ORDINARY: u8 = 0;
+/// The kind of what is never frozen.
+const HOT: u8 = 1;
+
+// SAFETY: memory is handed out once until it is freed: blocks by `local`, units by `central`. It is as large and as aligned as asked: see `class`
+// for blocks, and `central::take` for spans. Nothing here unwinds: there is no assertion, no allocation and no indexing that could fail.
+unsafe impl GlobalAlloc for Heap {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match Class::of(layout.size(), layout.align()) {
+            Some(class) => local::alloc(class),
+            None => large(layout).0,
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let address = block.expose_provenance();
+        match Class::of(layout.size(), layout.align()) {
+            // SAFETY: the caller says that the block was given for this layout, and so for this class.
+            Some(class) => unsafe { local::free(address, class) },
+            // SAFETY: as above.
+            None => unsafe { span::release_span(address, layout.size()) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let (block, zero) = match Class::of(layout.size(), layout.align()) {
+            Some(class) => (local::alloc(class), false),
+            None => large(layout),
+        };
+        if !block.is_null() && !zero {
+            // SAFETY: the memory was just given, and is as large as the layout says.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        let Ok(wanted) = Layout::from_size_align(new_size, layout.align()) else { return null_mut() };
+        let address = block.expose_provenance();
+        let (old, new) = (Class::of(layout.size(), layout.align()), Class::of(new_size, layout.align()));
+        let stays = match (old, new) {
+            (Some(old), Some(new)) if old == new => {
+                // SAFETY: the caller says that the block was given for this layout.
+                new_size <= layout.size() || !unsafe { local::is_frozen(address, old) }
+            }
+            // SAFETY: as above, and that nobody uses what lies behind the new size.
+            (None, None) => unsafe { span::resize_span(address, layout.size(), new_size) },
+            _ => false,
+        };
+        if stays {
+            return block;
+        }
+        if old.is_none() && new.is_none() {
+            // SAFETY: the caller gives the old address up.
+            if let Some(moved) = unsafe { span::move_huge(address, new_size, layout.align()) } {
+                return std::ptr::with_exposed_provenance_mut(moved);
+            }
+        }
+        // SAFETY: the size is not 0, as the caller's is not.
+        let to = unsafe { self.alloc(wanted) };
+        if !to.is_null() {
+            // SAFETY: both are as large as the smaller of the two, and do not overlap.
+            unsafe { to.copy_from_nonoverlapping(block, layout.size().min(new_size)) };
+            // SAFETY: the caller gives the old block up.
+            unsafe { self.dealloc(block, layout) };
+        }
+        to
+    }
+}
+
+/// Memory for a layout that no block holds, and whether it is zero.
+#[cold]
+#[inline(never)]
+fn large(layout: Layout) -> (*mut u8, bool) {
+    match span::take_span(layout.size().max(1), layout.align(), claim::kind()) {
+        Some((address, zero)) => (std::ptr::with_exposed_provenance_mut(address), zero),
+        None => (null_mut(), false),
+    }
+}

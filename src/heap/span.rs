@@ -1,0 +1,218 @@
+//! Allocations of more than a block: spans of units, and huge ones that have chunks of their own.
+//!
+//! # Safety
+//! A span is one allocation's alone until it is released. A huge one is mapped for itself, so it can grow in place, and its pages can move.
+#![expect(unsafe_code, reason = "memory of allocations is unmapped and moved")]
+
+use super::central::{count_huge, first_absent, make_absent, next, note_dead, occupy, release, take, unmap_unused};
+use super::class::UNIT;
+use super::ground::{self, CHUNK, FROZEN, SPAN, State, UNITS, Unit};
+use super::lock::{self, Held};
+use crate::sys::map::{self, Range};
+use crate::sys::page_size;
+use std::sync::atomic::Ordering;
+
+/// Allocations of this many units and more have chunks of their own.
+const HUGE_UNITS: usize = UNITS as usize / 2;
+
+/// Memory for one allocation of more than a block: its address, and whether it is zero.
+pub(super) fn take_span(size: usize, align: usize, kind: u8) -> Option<(usize, bool)> {
+    let count = size.div_ceil(UNIT);
+    let held = lock::take();
+    if count >= HUGE_UNITS || align > CHUNK / 4 {
+        return take_huge(size, align, kind, &held).map(|address| (address, true));
+    }
+    let taken = take(count as u32, align.div_ceil(UNIT) as u32, kind, &held)?;
+    note_span(taken.first, count as u32, size);
+    Some((taken.first.start(), !taken.dirty))
+}
+
+/// Writes down what a span is.
+fn note_span(first: Unit, count: u32, size: usize) {
+    let slab = first.slab();
+    slab.blocks.store(count, Ordering::Relaxed);
+    slab.fresh.store((count as usize * UNIT - size) as u32, Ordering::Relaxed);
+    slab.remote.store(0, Ordering::Relaxed);
+    slab.owner.store(SPAN, Ordering::Release);
+}
+
+/// The first address of `bytes` in chunks of their own.
+fn take_huge(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> {
+    let again = || unmap_unused(held).then(|| take_huge_once(size, align, kind, held))?;
+    take_huge_once(size, align, kind, held).or_else(again)
+}
+
+fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> {
+    if !ground::settle(held) {
+        return None;
+    }
+    let bytes = page_size().round_up(size)?;
+    let count = u32::try_from(bytes.div_ceil(CHUNK)).ok()?;
+    let mut first = first_absent(held);
+    loop {
+        first = first_row(first, count, align)?;
+        if ground::open_huge(first, count, bytes, kind, held) {
+            break;
+        }
+        if first >= ground::chunks() || ground::chunk(first).state() != State::Foreign {
+            return None;
+        }
+    }
+    let unit = ground::unit(first, 0);
+    unit.slab().blocks.store(0, Ordering::Relaxed);
+    unit.slab().owner.store(SPAN, Ordering::Release);
+    count_huge(bytes.div_ceil(UNIT), 0, held);
+    Some(unit.start())
+}
+
+/// The first of so many absent chunks in a row that begin at a multiple of `align`, at or behind `from`.
+fn first_row(from: u32, count: u32, align: usize) -> Option<u32> {
+    let mut first = from;
+    loop {
+        let start = ground::addresses(first).start;
+        let aligned = start.checked_next_multiple_of(align)?;
+        first = first.checked_add(u32::try_from((aligned - start).div_ceil(CHUNK)).ok()?)?;
+        let end = first.checked_add(count)?;
+        let taken = (first..end.min(ground::chunks())).rev().find(|&at| ground::chunk(at).state() != State::Absent);
+        match taken {
+            Some(taken) => first = taken + 1,
+            None => return Some(first),
+        }
+    }
+}
+
+/// Gives back what [`take_span`] gave, or counts it where it is frozen.
+///
+/// # Safety
+/// The address is such a one, and nobody uses the memory any more.
+pub(super) unsafe fn release_span(address: usize, size: usize) {
+    // SAFETY: passed on to the caller.
+    let first = unsafe { Unit::of(address) };
+    if first.slab().owner.load(Ordering::Acquire) == FROZEN {
+        return note_dead(first, size);
+    }
+    let held = lock::take();
+    let (number, _) = first.place();
+    let chunk = ground::chunk(number);
+    if chunk.state() != State::Huge {
+        return release(first, first.slab().blocks.load(Ordering::Relaxed), &held);
+    }
+    let bytes = chunk.bytes.load(Ordering::Relaxed);
+    // SAFETY: the memory is this allocation's alone, and the caller gives it up.
+    if unsafe { map::unmap(Range { start: address, len: bytes }) }.is_err() {
+        // Splitting a mapping takes one more, and there may be no more. The addresses stay taken, the pages go.
+        // SAFETY: as above.
+        let _gone = unsafe { map::drop_private_pages(Range { start: address, len: bytes }) };
+        return;
+    }
+    make_absent(number, chunk.span.load(Ordering::Relaxed), bytes, &held);
+}
+
+/// Makes a span longer or shorter where it lies; false where that cannot be.
+///
+/// # Safety
+/// The address is of a span of `old` bytes, and nobody uses what lies behind `new`.
+pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool {
+    // SAFETY: passed on to the caller.
+    let first = unsafe { Unit::of(address) };
+    if first.slab().owner.load(Ordering::Acquire) == FROZEN {
+        return new <= old;
+    }
+    let held = lock::take();
+    let (number, place) = first.place();
+    if ground::chunk(number).state() == State::Huge {
+        // SAFETY: passed on to the caller.
+        return unsafe { resize_huge(number, new, &held) };
+    }
+    let (now, count) = (first.slab().blocks.load(Ordering::Relaxed), new.div_ceil(UNIT));
+    let Some(count) = u32::try_from(count).ok().filter(|&count| place + count <= UNITS) else { return false };
+    if count < now {
+        let rest = ground::unit(number, place + count);
+        release(rest, now - count, &held);
+    } else if count > now {
+        let chunk = ground::chunk(number);
+        if next(&chunk.used, true, place + now) < place + count || !ground::map_units(number, place + count, &held) {
+            return false;
+        }
+        occupy(chunk, number, place + now, count - now, &held);
+    }
+    note_span(first, count, new);
+    true
+}
+
+/// # Safety
+/// The chunk begins a huge allocation, of which nobody uses what lies behind `new`.
+unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
+    let chunk = ground::chunk(number);
+    let now = chunk.bytes.load(Ordering::Relaxed);
+    let room = chunk.span.load(Ordering::Relaxed) as usize * CHUNK;
+    let Some(bytes) = page_size().round_up(new).filter(|&bytes| bytes <= room) else { return false };
+    let start = ground::addresses(number).start;
+    // Less than half is better copied to where it fits.
+    if bytes < now / 2 {
+        return false;
+    }
+    if bytes > now && map::anonymous_at(Range { start: start + now, len: bytes - now }).is_err() {
+        return false;
+    }
+    if bytes < now {
+        // SAFETY: passed on to the caller.
+        if unsafe { map::unmap(Range { start: start + bytes, len: now - bytes }) }.is_err() {
+            return true;
+        }
+    }
+    chunk.bytes.store(bytes, Ordering::Relaxed);
+    count_huge(bytes.div_ceil(UNIT), now.div_ceil(UNIT), held);
+    true
+}
+
+/// A huge allocation moved to where it has room for `new` bytes: its pages move, nothing is copied. `None` where it must be
+/// copied.
+///
+/// # Safety
+/// The address is of a span of this kind, and nobody uses the old address afterwards.
+pub(super) unsafe fn move_huge(address: usize, new: usize, align: usize) -> Option<usize> {
+    // SAFETY: passed on to the caller.
+    let first = unsafe { Unit::of(address) };
+    let (number, _) = first.place();
+    if first.slab().owner.load(Ordering::Acquire) != SPAN || ground::chunk(number).state() != State::Huge {
+        return None;
+    }
+    let held = lock::take();
+    let chunk = ground::chunk(number);
+    let now = chunk.bytes.load(Ordering::Relaxed);
+    if new <= now {
+        return None;
+    }
+    let to = take_huge(new, align, chunk.kind.load(Ordering::Relaxed), &held)?;
+    // SAFETY: the old pages are this allocation's, the new ones were just mapped for it.
+    let moved = unsafe { map::move_pages(Range { start: address, len: now }, to) }.is_ok();
+    let left = if moved { number } else { ground::chunk_of(to) };
+    if !moved {
+        let len = ground::chunk(left).bytes.load(Ordering::Relaxed);
+        // SAFETY: the new mapping was handed to nobody.
+        let _gone = unsafe { map::unmap(Range { start: to, len }) };
+    }
+    // Nothing is mapped in the chunks that are left.
+    let chunk = ground::chunk(left);
+    make_absent(left, chunk.span.load(Ordering::Relaxed), chunk.bytes.load(Ordering::Relaxed), &held);
+    moved.then_some(to)
+}
+
+/// Maps the rest of a chunk's addresses, if they are free.
+pub(super) fn map_rest(number: u32, held: &Held) {
+    let chunk = ground::chunk(number);
+    if chunk.state() == State::Open {
+        ground::map_units(number, UNITS, held);
+        return;
+    }
+    let head = (0..=number).rev().find(|&at| ground::chunk(at).state() == State::Huge).unwrap_or(number);
+    let head = ground::chunk(head);
+    let (bytes, room) = (head.bytes.load(Ordering::Relaxed), head.span.load(Ordering::Relaxed) as usize * CHUNK);
+    let end = ground::addresses(number).end();
+    let rest = Range { start: end - (room - bytes), len: room - bytes };
+    if rest.len < CHUNK && map::anonymous_at(rest).is_ok() {
+        head.bytes.store(room, Ordering::Relaxed);
+        count_huge(room.div_ceil(UNIT), bytes.div_ceil(UNIT), held);
+    }
+}

@@ -1,0 +1,431 @@
+//! A heap that was frozen: what forks, children and the process itself see of it.
+#![expect(unsafe_code, reason = "a limit is set for the process")]
+
+use crate::{Case, Numbers, cases, status_kib};
+use cowbell::fork::{self, ForkOptions};
+use cowbell::heap::{Generation, Heap, SideArc, hot};
+use cowbell::watch::Watch;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub const CASES: &[Case] = cases![
+    workers_that_read_a_frozen_heap_copy_nothing,
+    a_write_to_a_frozen_object_is_one_copied_page,
+    freeing_frozen_objects_copies_nothing,
+    later_allocations_fill_no_hole_of_a_frozen_page,
+    what_was_freed_before_a_freeze_is_zero,
+    a_frozen_heap_is_spared_by_fork,
+    one_write_of_the_parent_makes_fork_dear_for_its_chunk,
+    a_parents_copies_are_not_counted_as_the_childs,
+    generations_follow_each_other,
+    pouring_takes_little_memory,
+    a_freeze_that_fails_leaves_the_heap_as_it_was,
+    a_pour_that_fails_half_way_leaves_the_heap_working,
+    a_freeze_beside_a_thread_is_refused,
+    hot_memory_is_not_frozen,
+    cloning_side_arcs_copies_no_page_of_their_values,
+    huge_and_aligned_objects_are_frozen_too,
+    a_child_of_busy_threads_may_freeze,
+];
+
+/// Runs `body` in a forked child and gives the pages it copied.
+fn copied(body: impl FnOnce()) -> u64 {
+    let mut child = fork::spawn(&ForkOptions::new(), |_| body()).expect("a child");
+    let exit = child.wait().expect("its end");
+    assert!(exit.success(), "{exit:?}");
+    exit.report.copied_pages().0
+}
+
+fn freeze() -> Generation {
+    Heap::freeze().expect("a frozen heap")
+}
+
+struct Data {
+    map: HashMap<u64, String>,
+    tree: BTreeMap<String, Vec<u32>>,
+    document: serde_json::Value,
+}
+
+impl Data {
+    fn new(count: u64) -> Self {
+        let row = |n: u64| serde_json::json!({ "n": n, "name": format!("row {n}"), "list": [n, null, "text"] });
+        Self {
+            map: (0..count).map(|n| (n, format!("value {n}"))).collect(),
+            tree: (0..count).map(|n| (format!("key {n}"), vec![n as u32; (n % 50) as usize])).collect(),
+            document: serde_json::Value::Array((0..count).map(row).collect()),
+        }
+    }
+
+    fn check(&self, count: u64) {
+        for n in 0..count {
+            assert_eq!(self.map[&n], format!("value {n}"));
+            assert_eq!(self.tree[&format!("key {n}")], vec![n as u32; (n % 50) as usize]);
+            assert_eq!(self.document[n as usize]["name"], format!("row {n}"));
+        }
+    }
+}
+
+fn workers_that_read_a_frozen_heap_copy_nothing() {
+    let data = Data::new(50_000);
+    let generation = freeze();
+    assert!(
+        generation.holds(&data.map[&7])
+            && generation.holds(&data.document[9])
+            && generation.holds(&data.tree["key 3"][0])
+    );
+    data.check(50_000);
+    for watch in [Watch::Census, Watch::Trap] {
+        let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| data.check(50_000)).expect("a child");
+        let exit = child.wait().expect("its end");
+        assert!(exit.success(), "{exit:?}");
+        assert_eq!(exit.report.copied_pages().0, 0, "{watch}");
+        let arena = exit.report.arenas.iter().find(|arena| arena.name == "heap").expect("the heap is in the report");
+        assert_eq!(arena.pages, generation.pages());
+    }
+}
+
+fn a_write_to_a_frozen_object_is_one_copied_page() {
+    let numbers: Vec<Box<AtomicU64>> = (0..100_000).map(|n| Box::new(AtomicU64::new(n))).collect();
+    let _generation = freeze();
+    let mut child = fork::spawn(&ForkOptions::new(), |_| {
+        numbers[50_000].store(u64::MAX, Ordering::Relaxed);
+    })
+    .expect("a child");
+    let report = child.wait().expect("its end").report;
+    let heap = report.arenas.iter().find(|arena| arena.copied_pages.0 > 0).expect("a copied page");
+    let page = (std::ptr::from_ref(&*numbers[50_000]).addr() as u64 - heap.start) / report.page_size;
+    assert_eq!(heap.copied.iter().map(|span| (span.start.0, span.count.0)).collect::<Vec<_>>(), [(page, 1)]);
+    assert_eq!(heap.bytes_changed, Some(8), "compared with the image");
+    assert_eq!(numbers[50_000].load(Ordering::Relaxed), 50_000, "the parent's is as it was");
+}
+
+fn freeing_frozen_objects_copies_nothing() {
+    let data = Data::new(30_000);
+    let texts: Vec<String> = (0..100_000).map(|n| format!("text {n}")).collect();
+    let generation = freeze();
+    let (live, dead) = (generation.live_blocks(), generation.dead_bytes());
+    assert!(live > 200_000 && dead < 1000, "{live} {dead}");
+    let data = std::cell::Cell::new(Some(data));
+    assert_eq!(copied(|| drop(data.take())), 0, "dropped in a child");
+    assert_eq!(generation.live_blocks(), live, "the child counts for itself");
+    drop(data);
+    drop(texts);
+    assert_eq!(generation.copied_here().expect("a census").0, 0, "dropped here");
+    assert!(generation.live_blocks() < 200, "{} of {live} are left", generation.live_blocks());
+    assert!(generation.dead_bytes() > 5 << 20);
+}
+
+fn later_allocations_fill_no_hole_of_a_frozen_page() {
+    let mut boxes: Vec<Option<Box<[u8; 40]>>> = (0..100_000).map(|n| Some(Box::new([n as u8; 40]))).collect();
+    boxes.iter_mut().step_by(3).for_each(|each| *each = None);
+    let generation = freeze();
+    boxes.iter_mut().step_by(2).for_each(|each| *each = None);
+    let later: Vec<Box<[u8; 40]>> = (0..100_000).map(|n| Box::new([n as u8; 40])).collect();
+    assert!(later.iter().all(|each| !generation.holds(&**each)));
+    let mut grown = vec![1u8; 100];
+    let _second = freeze();
+    assert!(_second.holds(&grown[0]));
+    grown.extend_from_slice(&[2; 5]);
+    assert!(!generation.holds(&grown[0]) && !_second.holds(&grown[0]), "it moved to grow, although its block had room");
+}
+
+/// Reads the image's file, so that nothing here changes what it looks for.
+fn what_was_freed_before_a_freeze_is_zero() {
+    const MARK: [u8; 8] = *b"freed...";
+    let sizes = [16, 24, 40, 100, 500, 3000, 9000, 60_000, 100_000, 1 << 20];
+    let filled = |size: usize, with: [u8; 8]| with.repeat(size / 8);
+    let mut made: Vec<Vec<u8>> = Vec::new();
+    for size in sizes {
+        made.extend((0..(4 << 20) / size).map(|_| filled(size, MARK)));
+    }
+    let mut numbers = Numbers(5);
+    // One in ten stays, so that slabs stay, and holds something else.
+    made.retain_mut(|each| {
+        let stays = numbers.below(10) == 0;
+        if stays {
+            each.fill(1);
+        }
+        stays
+    });
+    // A thread that has ended freed some, too, and made slabs of memory that held something before.
+    let others = std::thread::spawn(move || {
+        let (mut stay, go): (Vec<_>, Vec<_>) = made.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
+        let mut go: Vec<Vec<u8>> = go.into_iter().map(|(_, each)| each).collect();
+        go.iter_mut().flat_map(|each| each.chunks_exact_mut(8)).for_each(|eight| eight.copy_from_slice(&MARK));
+        drop(go);
+        // The room for more is in use, too, and nobody has cleared it.
+        stay.shrink_to_fit();
+        stay
+    })
+    .join()
+    .expect("it ends well");
+    let again: Vec<Vec<u8>> = (0..20).map(|n| vec![7u8; 128 << (n % 8)]).collect();
+    let generation = freeze();
+    let mut marks = 0;
+    for image in generation.images() {
+        let file = std::fs::File::from(image.file().try_clone_to_owned().expect("dup"));
+        let mut bytes = vec![0; file.metadata().expect("fstat").len() as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).expect("pread");
+        marks += bytes.chunks_exact(MARK.len()).filter(|each| **each == MARK).count();
+        assert!(bytes.chunks_exact(8).filter(|each| **each == [1; 8]).count() > 100_000, "what stayed is there");
+    }
+    // A block in use may be a little larger than what was asked for, and hold there what others left.
+    assert!(marks < 2000, "{marks} marks are in the image");
+    assert!(others.len() + again.len() > 1000);
+}
+
+/// KiB of page tables of this process that a child forked now does not have.
+fn spared_kib() -> u64 {
+    let (mine, theirs) = (status_kib("VmPTE"), AtomicShared::new());
+    let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
+        theirs.set(status_kib("VmPTE"));
+    })
+    .expect("a child");
+    child.wait().expect("its end");
+    mine.saturating_sub(theirs.get())
+}
+
+/// A number that a child tells its parent.
+struct AtomicShared(cowbell::sys::map::SharedWords);
+
+impl AtomicShared {
+    fn new() -> Self {
+        Self(cowbell::sys::map::SharedWords::new(1).expect("memory"))
+    }
+
+    fn set(&self, value: u64) {
+        self.0.words()[0].store(value, Ordering::Release);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.words()[0].load(Ordering::Acquire)
+    }
+}
+
+/// So many boxes of 64 bytes: 512 MiB.
+const MANY: usize = 8 << 20;
+
+#[expect(clippy::vec_box, reason = "each is an allocation")]
+fn many_boxes() -> Vec<Box<[u64; 8]>> {
+    (0..MANY as u64).map(|n| Box::new([n; 8])).collect()
+}
+
+fn read_all(boxes: &[Box<[u64; 8]>]) {
+    assert!(boxes.iter().enumerate().all(|(n, each)| each[7] == n as u64));
+}
+
+fn a_frozen_heap_is_spared_by_fork() {
+    let boxes = many_boxes();
+    let tables = status_kib("VmPTE");
+    let before = spared_kib();
+    assert!(before < tables / 5, "before the freeze: {before} of {tables} KiB spared");
+    let _generation = freeze();
+    read_all(&boxes);
+    let (tables, spared) = (status_kib("VmPTE"), spared_kib());
+    assert!(spared + 100 > tables * 9 / 10, "frozen and read: only {spared} of {tables} KiB spared");
+}
+
+fn one_write_of_the_parent_makes_fork_dear_for_its_chunk() {
+    let mut boxes = many_boxes();
+    let generation = freeze();
+    read_all(&boxes);
+    let spared = spared_kib();
+    boxes[MANY / 2][3] = 1;
+    assert_eq!(generation.copied_here().expect("a census").0, 1);
+    let lost = spared.saturating_sub(spared_kib());
+    // 64 MiB have 32 page tables of 4 KiB on most machines.
+    assert!((100..=200).contains(&lost), "{lost} KiB more are copied");
+}
+
+fn a_parents_copies_are_not_counted_as_the_childs() {
+    let boxes: Vec<Box<AtomicU64>> = (0..500_000).map(|n| Box::new(AtomicU64::new(n))).collect();
+    let generation = freeze();
+    boxes.iter().step_by(1000).for_each(|each| each.store(1, Ordering::Relaxed));
+    let parents = generation.copied_here().expect("a census").0;
+    assert!(parents >= 500, "{parents}");
+    let mut child = fork::spawn(&ForkOptions::new(), |_| {
+        boxes[499_500].store(2, Ordering::Relaxed);
+        boxes[1000].store(3, Ordering::Relaxed);
+    })
+    .expect("a child");
+    let report = child.wait().expect("its end").report;
+    assert_eq!(report.copied_pages().0, 1, "{report}");
+    assert_eq!(report.arenas.iter().map(|arena| arena.inherited_pages.0).sum::<u64>(), parents);
+}
+
+fn generations_follow_each_other() {
+    let mut kept = Vec::new();
+    for round in 0..5u64 {
+        let data = Data::new(2000 + round);
+        let generation = freeze();
+        assert!(generation.holds(&data.document[0]));
+        kept.push((data, generation));
+        for (at, (data, _)) in kept.iter().enumerate() {
+            data.check(2000 + at as u64);
+        }
+    }
+    assert_eq!(copied(|| kept.iter().enumerate().for_each(|(at, (data, _))| data.check(2000 + at as u64))), 0);
+    let addresses: Vec<_> =
+        kept.iter().flat_map(|(_, generation)| generation.images()).map(|image| image.range()).collect();
+    assert!(addresses.iter().enumerate().all(|(at, one)| addresses[..at].iter().all(|other| !one.overlaps(*other))));
+}
+
+fn pouring_takes_little_memory() {
+    let boxes = many_boxes();
+    let before = status_kib("VmHWM");
+    let _generation = freeze();
+    let more = status_kib("VmHWM").saturating_sub(before);
+    assert!(more < 64 << 10, "{more} KiB more");
+    read_all(&boxes);
+}
+
+fn a_freeze_that_fails_leaves_the_heap_as_it_was() {
+    // Growing the memfd beyond this is refused in the plan; writing beyond it, which no plan sees, in the pour.
+    let mut data = Data::new(20_000);
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the struct is valid for the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    let error = Heap::freeze().expect_err("the file may not be so long");
+    assert!(error.to_string().contains("limit"), "{error}");
+    data.check(20_000);
+    data.map.extend((0..1000).map(|n| (n + 100_000, String::from("more"))));
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the struct is valid for the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
+    let generation = freeze();
+    data.check(20_000);
+    assert!(generation.holds(&data.document[0]));
+}
+
+/// From now on `pwrite` at or behind this offset fails with ENOSPC in this process.
+fn refuse_writes_behind(offset: u32) {
+    let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, equal, at_least, end) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    // struct seccomp_data: the number at 0, the arguments at 16, 8 bytes each, the lower half first.
+    let mut filter = [
+        code(load, 0, 0, 0),
+        code(equal, 0, 3, libc::SYS_pwrite64 as u32),
+        code(load, 0, 0, 16 + 3 * 8),
+        code(at_least, 0, 1, offset),
+        code(end, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSPC as u32),
+        code(end, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the call takes four numbers.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the program is valid for the call.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) }, 0);
+}
+
+fn a_pour_that_fails_half_way_leaves_the_heap_working() {
+    let data = Data::new(100_000);
+    let large: Vec<Vec<u8>> = (0..20).map(|n| vec![n + 1; 3 << 20]).collect();
+    refuse_writes_behind(32 << 20);
+    let error = Heap::freeze().expect_err("there is no room for all of it");
+    assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
+    data.check(100_000);
+    assert!(large.iter().enumerate().all(|(n, each)| each.iter().all(|&byte| byte == n as u8 + 1)));
+    // Where a file is behind it, memory that was given back is not zero of itself.
+    drop(large);
+    for size in [3 << 20, 100_000, 70_000_000] {
+        let zeroed: Vec<Vec<u8>> = (0..5).map(|_| vec![0; size]).collect();
+        assert!(zeroed.iter().flatten().all(|&byte| byte == 0), "{size}");
+    }
+    let more = Data::new(10_000);
+    more.check(10_000);
+    drop(data);
+    let again = Data::new(50_000);
+    again.check(50_000);
+    let mut child = fork::spawn(&ForkOptions::new(), |_| again.check(50_000)).expect("a child");
+    let report = child.wait().expect("its end").report;
+    assert!(report.arenas.iter().all(|arena| arena.name != "heap"), "nothing was frozen: {report}");
+}
+
+fn a_freeze_beside_a_thread_is_refused() {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let _closed = receiver.recv();
+    });
+    let error = Heap::freeze().expect_err("there is a thread");
+    assert_eq!(error.threads().map(<[_]>::len), Some(2), "{error}");
+    drop(sender);
+    thread.join().expect("it ends well");
+    freeze();
+}
+
+fn hot_memory_is_not_frozen() {
+    let counters: Vec<AtomicU64> = hot(|| (0..10_000).map(AtomicU64::new).collect());
+    let cold: Vec<u64> = (0..10_000).collect();
+    let generation = freeze();
+    assert!(generation.holds(&cold[5]) && !generation.holds(&counters[5]));
+    let writes = || {
+        counters.iter().for_each(|each| {
+            each.fetch_add(1, Ordering::Relaxed);
+        });
+    };
+    assert_eq!(copied(writes), 0);
+    writes();
+    assert_eq!(generation.copied_here().expect("a census").0, 0);
+    assert!(counters.iter().enumerate().all(|(n, each)| each.load(Ordering::Relaxed) == n as u64 + 1));
+}
+
+fn cloning_side_arcs_copies_no_page_of_their_values() {
+    let arcs: Vec<Arc<[u64; 6]>> = (0..50_000).map(|n| Arc::new([n; 6])).collect();
+    let sides: Vec<SideArc<[u64; 6]>> = (0..50_000).map(|n| SideArc::new([n; 6])).collect();
+    let generation = freeze();
+    assert!(generation.holds(&*sides[7]));
+    let with_arc = copied(|| arcs.iter().for_each(|each| drop(Arc::clone(each))));
+    assert!(with_arc > 700, "{with_arc}");
+    assert_eq!(copied(|| sides.iter().for_each(|each| drop(SideArc::clone(each)))), 0);
+    let last = sides[3].clone();
+    drop(sides);
+    assert_eq!((SideArc::strong_count(&last), last[0]), (1, 3));
+}
+
+fn huge_and_aligned_objects_are_frozen_too() {
+    #[repr(align(1048576))]
+    struct Aligned([u8; 100]);
+    let huge: Vec<u8> = (0..150_000_000u32).map(|n| n as u8).collect();
+    let large: Vec<u8> = vec![3; 5 << 20];
+    let aligned = Box::new(Aligned([4; 100]));
+    let more: Vec<u8> = vec![5; 70 << 20];
+    let generation = freeze();
+    assert!(generation.holds(&huge[149_999_999]) && generation.holds(&large[0]) && generation.holds(&aligned.0[99]));
+    let check = || {
+        assert!(huge.iter().enumerate().all(|(n, &byte)| byte == n as u8));
+        assert!(large.iter().all(|&byte| byte == 3) && aligned.0 == [4; 100] && more.iter().all(|&byte| byte == 5));
+    };
+    check();
+    assert_eq!(copied(check), 0);
+    let mut grown = huge;
+    grown.push(1);
+    assert!(!generation.holds(&grown[0]));
+    drop((large, aligned, more));
+    assert_eq!(generation.copied_here().expect("a census").0, 0);
+}
+
+fn a_child_of_busy_threads_may_freeze() {
+    crate::threads::beside_busy_threads(|| {
+        for _ in 0..10 {
+            // SAFETY: the child uses the heap, whose lock a fork takes, and leaves by _exit.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let data = Data::new(3000);
+                let frozen = std::panic::catch_unwind(|| {
+                    let generation = freeze();
+                    assert!(generation.holds(&data.document[0]));
+                    data.check(3000);
+                });
+                // SAFETY: it ends this process.
+                unsafe { libc::_exit(i32::from(frozen.is_err())) };
+            }
+            crate::threads::wait_for(pid);
+        }
+    });
+}
