@@ -31,6 +31,12 @@ use std::vec::Vec as StdVec;
 /// lies in the extent or is part of the program itself, unchanged since it was started; and all of it is valid in
 /// every process that was forked from the same one, if it has the arena at the same addresses. When `POINTS` is
 /// false, that is so for every value.
+#[diagnostic::on_unimplemented(
+    message = "a value of `{Self}` may lead out of an arena",
+    label = "not known to be whole in its arena",
+    note = "define your own types by `cowbell::contained!`, and use the arena's `Vec`, `Box`, `HashMap` and `&'static` references in them",
+    note = "or freeze it by `freeze_unchecked`: what lies on the heap then is no arena's, and is copied as a plain fork copies it"
+)]
 pub unsafe trait Contained: 'static {
     /// Can a value hold the place of another at all? False lets a million of them pass at once.
     const POINTS: bool;
@@ -108,15 +114,12 @@ impl<T: Contained> Frozen<T> {
 
 fn leads_out(arena: &str) -> Error {
     Error::invalid(format!("arena `{arena}` holds something that points out of it"))
-        .with_hint("allocate all its collections and references from this one arena")
+        .with_hint("allocate all its collections and references from this one arena, or freeze it by freeze_unchecked")
 }
 
 impl Arena {
-    /// [`Self::freeze`] for a root of which everything lies in the arena, which is looked at before anything is frozen.
-    ///
-    /// [`Self::freeze`] takes any root, also one that leads out of the arena: a `std::vec::Vec`, a `String`, an `Arc`. What lies
-    /// there is ordinary memory. A child that writes to it, or counts references in it, copies pages that are no arena's and so stand in
-    /// no report.
+    /// Moves `root` into the arena and freezes it with the default options, once it was found that everything that is reached from the
+    /// root lies in this arena.
     ///
     /// ```
     /// use cowbell::arena::{Arena, Vec};
@@ -125,29 +128,42 @@ impl Arena {
     /// let mut names = Vec::new_in(*arena);
     /// names.push("a constant");
     /// names.push(&*arena.alloc_str("in the arena")?);
-    /// let names = arena.freeze_contained(names)?;
+    /// let names = arena.freeze(names)?;
     /// # Ok::<(), cowbell::Error>(())
     /// ```
     ///
-    /// Types whose memory is never an arena's are refused by the compiler:
+    /// Types whose memory is never an arena's are refused by the compiler. Structs and enums of your own are allowed where
+    /// [`contained!`](crate::contained) defines them; for what remains there is [`Self::freeze_unchecked`].
     ///
     /// ```compile_fail,E0277
     /// use cowbell::arena::Arena;
     ///
     /// let arena = Arena::builder("names").capacity(1 << 20).build()?;
-    /// arena.freeze_contained(vec![std::sync::Arc::new(String::from("on the heap"))])?;
+    /// arena.freeze(vec![std::sync::Arc::new(String::from("on the heap"))])?;
     /// # Ok::<(), cowbell::Error>(())
     /// ```
     ///
     /// # Errors
-    /// Invalid when something lies elsewhere. Otherwise as [`Self::freeze_with`].
+    /// As [`Self::freeze_with`].
     #[track_caller]
-    pub fn freeze_contained<T: Contained>(self, root: T) -> Result<Frozen<T>> {
-        let root: &'static T = self.alloc(root)?;
+    pub fn freeze<T: Contained>(self, root: T) -> Result<Frozen<T>> {
+        self.freeze_with(root, FreezeOptions::new())
+    }
+
+    /// [`Self::freeze`] with options.
+    ///
+    /// Looks at every collection and reference that may point somewhere once; a collection of numbers at once.
+    ///
+    /// # Errors
+    /// Invalid when something lies elsewhere: in another arena, or in this process's own memory. Otherwise as
+    /// [`Self::freeze_unchecked_with`].
+    #[track_caller]
+    pub fn freeze_with<T: Contained>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
+        let root: &'static T = self.place_root(root)?;
         if !root.is_within(&Extent::new(self.range_start()?, self.used(), self.number())) {
             return Err(leads_out(self.name()));
         }
-        self.freeze_at(root, FreezeOptions::new())
+        self.freeze_at(root, options)
     }
 }
 

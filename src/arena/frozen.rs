@@ -109,7 +109,22 @@ impl<T: 'static> Clone for Frozen<T> {
 }
 
 impl Arena {
-    /// Moves `root` into the arena and freezes it: children forked from now on share its pages, and
+    /// Moves `root` into the arena and freezes it with the default options, **whatever it leads to**. [`Self::freeze`] is for roots of which
+    /// everything lies in the arena; this is for all others.
+    ///
+    /// What is reached from the root and lies elsewhere (a `String`, a `std::vec::Vec`, an `Arc`) is the ordinary memory of this
+    /// process, and stays it: children share it until they write, to count references too, and what they copy of it stands in no arena's
+    /// part of a report, but under [`Outside`](crate::watch::Outside). It cannot be exported or saved. All that is unchecked is where memory lies: this
+    /// is as safe as the other.
+    ///
+    /// # Errors
+    /// As [`Self::freeze_unchecked_with`].
+    #[track_caller]
+    pub fn freeze_unchecked<T: 'static>(self, root: T) -> Result<Frozen<T>> {
+        self.freeze_unchecked_with(root, FreezeOptions::new())
+    }
+
+    /// [`Self::freeze_unchecked`] with options: children forked from now on share the arena's pages, and
     /// whoever writes one gets a copy (or dies, see [`OnWrite`]).
     ///
     /// Allocation by copies of the arena's [`ArenaRef`](super::ArenaRef) fails from now on. Writing into the arena in
@@ -127,14 +142,19 @@ impl Arena {
     /// second or somebody maps its file; EPERM or ENOMEM from locking. The arena goes on growing then, for
     /// who still has an [`ArenaRef`](super::ArenaRef).
     #[track_caller]
-    pub fn freeze_with<T: 'static>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
-        let inner = self.known()?;
-        inner.check_process()?;
-        let root: &'static T = self.alloc(root)?;
+    pub fn freeze_unchecked_with<T: 'static>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
+        let root: &'static T = self.place_root(root)?;
         self.freeze_at(root, options)
     }
 
-    /// [`Self::freeze_with`] with a root that is in the arena.
+    /// Moves a root into the arena, in the process that built the arena.
+    #[track_caller]
+    pub(super) fn place_root<T: 'static>(&self, root: T) -> Result<&'static T> {
+        self.known()?.check_process()?;
+        Ok(self.alloc(root)?)
+    }
+
+    /// Freezes the arena with a root that lies in it.
     pub(super) fn freeze_at<T: 'static>(&self, root: &'static T, options: FreezeOptions) -> Result<Frozen<T>> {
         let inner = self.known()?;
         let huge_pages = options.huge_pages.unwrap_or(self.huge_pages);

@@ -141,7 +141,7 @@ impl<T: Pod> Frozen<T> {
     /// # Errors
     /// Invalid, with the reason: no image, a damaged, truncated or newer one, one of another type, version or machine;
     /// ENOENT, EACCES, EIO and what else files can have; those of [`super::ArenaBuilder::build`] and
-    /// [`Arena::freeze_with`].
+    /// [`Arena::freeze_unchecked_with`].
     pub fn load_with(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Self> {
         let path = path.as_ref();
         in_file(path, Found::at(path, &Layout::of::<T>(options.version)).and_then(|found| found.load(options)))

@@ -251,15 +251,6 @@ impl Arena {
         let huge_pages = HugePages::default();
         ArenaBuilder { name: name.into(), capacity: 1 << 30, huge_pages, record_sites: false, plain: false }
     }
-
-    /// Moves `root` into the arena and freezes it with the default options.
-    ///
-    /// # Errors
-    /// As [`Self::freeze_with`].
-    #[track_caller]
-    pub fn freeze<T: 'static>(self, root: T) -> Result<Frozen<T>> {
-        self.freeze_with(root, FreezeOptions::new())
-    }
 }
 
 /// Gives the allocator: `Vec::new_in(*arena)`.

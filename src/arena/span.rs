@@ -164,19 +164,19 @@ impl PlainArena {
     /// Moves `root` into the arena and freezes it with the default options.
     ///
     /// # Errors
-    /// As [`Arena::freeze_with`].
+    /// As [`Arena::freeze_unchecked_with`].
     #[track_caller]
     pub fn freeze<T: Pod>(self, root: T) -> Result<Frozen<T>> {
-        self.arena.freeze(root)
+        self.arena.freeze_unchecked(root)
     }
 
-    /// [`Arena::freeze_with`].
+    /// [`Arena::freeze_unchecked_with`].
     ///
     /// # Errors
     /// As there.
     #[track_caller]
     pub fn freeze_with<T: Pod>(self, root: T, options: FreezeOptions) -> Result<Frozen<T>> {
-        self.arena.freeze_with(root, options)
+        self.arena.freeze_unchecked_with(root, options)
     }
 
     pub(super) fn into_arena(self) -> Arena {

@@ -7,7 +7,7 @@ use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, pidfd, process};
-use crate::watch::{self, Event, Evidence, Failure, Pages, Task, Word};
+use crate::watch::{self, Event, Evidence, Failure, Outside, Pages, Task, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,14 +36,29 @@ impl Child {
     /// # Errors
     /// ESRCH or ENOENT when it has ended; EACCES without ptrace read access to it.
     pub fn census(&self) -> Result<Vec<ArenaCensus>> {
+        let pagemap = Pagemap::open(self.living()?).map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;
+        census_of(&self.evidence, &pagemap)
+    }
+
+    /// What a living child no longer shares outside of the arenas, and what it has got since the fork, read from its page tables by this
+    /// process.
+    ///
+    /// # Errors
+    /// As [`Self::census`].
+    pub fn outside(&self) -> Result<Outside> {
+        let pid = self.living()?;
+        let pagemap = Pagemap::open(pid).map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;
+        watch::outside::now(&self.evidence, &pagemap, pid).map_err(|e| Error::os("read(/proc/PID/maps, pagemap)", e))
+    }
+
+    /// The process whose page tables are a living child's.
+    fn living(&self) -> Result<i32> {
         self.check_owner()?;
         if self.ended.is_some() {
             return Err(Error::new(Kind::Child("it has ended; its report has the last census".into())));
         }
         // The keeper has the same memory, and keeps it even if the child ends in between.
-        let pagemap = Pagemap::open(self.keeper_pid().unwrap_or(self.pid))
-            .map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;
-        census_of(&self.evidence, &pagemap)
+        Ok(self.keeper_pid().unwrap_or(self.pid))
     }
 
     /// Takes the events since the last call, in the order they were noted. They are not in later reports.
@@ -178,6 +193,7 @@ impl Child {
             trap_lost: evidence.get(Word::TrapLost) == 1,
             events_lost: self.events_lost(),
             reshared_pages: PageCount(evidence.get(Word::Reshared)),
+            outside: watch::outside::taken(evidence),
             page_size: sys::page_size(),
             executable: process::executable(),
         };

@@ -31,7 +31,7 @@ use crate::error::{Error, Kind, Result};
 use crate::shared;
 use crate::sys::clone::{self, ForkArgs, Forked};
 use crate::sys::{Errno, pidfd, process, signal};
-use crate::watch::{Evidence, Failure, Step, Watch};
+use crate::watch::{Evidence, Failure, LastCensus, Step, Watch};
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -54,6 +54,7 @@ pub struct ForkOptions<'a> {
     watch: Watch,
     events_max: usize,
     last_census: bool,
+    outside: bool,
     exit_signal: i32,
     reset_handlers: bool,
     cgroup: Option<BorrowedFd<'a>>,
@@ -67,6 +68,7 @@ impl<'a> ForkOptions<'a> {
             watch: Watch::Census,
             events_max: 1 << 16,
             last_census: true,
+            outside: true,
             exit_signal: 0,
             reset_handlers: false,
             cgroup: None,
@@ -91,6 +93,16 @@ impl<'a> ForkOptions<'a> {
     /// [`Watch::Census`], the others need the keeper). Saves one `clone` a child.
     pub fn last_census(mut self, take: bool) -> Self {
         self.last_census = take;
+        self
+    }
+
+    /// True, the default: a census also counts what the child no longer shares with this process **outside** of the arenas, in its
+    /// heap, variables and stack ([`Outside`](crate::watch::Outside)). It takes the last census and Linux 6.7.
+    ///
+    /// Page tables are walked for it at the fork and at the child's end: some 0.1 ms a child, of which a fifth is [`spawn`]'s, and 70 ns for each
+    /// page of private memory that the child has, which is a third of what fork and exit take for it. Arenas cost nothing.
+    pub fn outside(mut self, count: bool) -> Self {
+        self.outside = count;
         self
     }
 
@@ -214,7 +226,12 @@ fn fork<R: IntoExitCode>(
     panics::install_hooks();
     registry::prepare()?;
     let images: Vec<Arc<Image>> = registry::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());
-    let evidence = Evidence::new(options.watch, images, options.events_max, options.last_census)?;
+    let census = match (options.last_census, options.outside) {
+        (false, _) => LastCensus::None,
+        (true, false) => LastCensus::OfArenas,
+        (true, true) => LastCensus::OfAll,
+    };
+    let evidence = Evidence::new(options.watch, images, options.events_max, census)?;
     let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
     let channels = Channels { ready: pipe, command: process::event()? };
     let _unflushed = std::io::stdout().flush();

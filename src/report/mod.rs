@@ -10,7 +10,7 @@ use crate::facts::Door;
 use crate::facts::Ended;
 use crate::page::{PageCount, PageIndex, PageSet, PageSize, PageSpan};
 use crate::sys::map::Range;
-use crate::watch::{self, Changed, Watch};
+use crate::watch::{self, Changed, Outside, Watch};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -68,6 +68,9 @@ pub struct Report {
     /// again.
     #[cfg_attr(feature = "serde", serde(default))]
     pub reshared_pages: PageCount,
+    /// What the child did not share any more outside of the arenas, and what it had got.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub outside: Outside,
     /// Where the program's executable lies: an instruction in it minus `start` is what `addr2line` takes.
     pub executable: Executable,
 }
@@ -158,6 +161,7 @@ pub(crate) struct Facts {
     pub(crate) trap_lost: bool,
     pub(crate) events_lost: u64,
     pub(crate) reshared_pages: PageCount,
+    pub(crate) outside: Outside,
     pub(crate) page_size: PageSize,
     pub(crate) executable: Range,
 }
@@ -192,6 +196,7 @@ impl Report {
             events_lost: facts.events_lost,
             trap_lost: facts.trap_lost,
             reshared_pages: facts.reshared_pages,
+            outside: facts.outside,
             executable: Executable { start: facts.executable.start as u64, len: facts.executable.len as u64 },
         }
     }

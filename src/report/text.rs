@@ -5,7 +5,7 @@ use crate::arena::OnWrite;
 use crate::facts::Door;
 use crate::facts::Ended;
 use crate::page::{Bytes, PageSpan};
-use crate::watch::Watch;
+use crate::watch::{Outside, OutsidePages, Watch};
 use std::fmt;
 
 /// How many runs, sites and events are shown before the rest is only counted.
@@ -31,6 +31,7 @@ impl fmt::Display for Report {
         for (at, arena) in self.arenas.iter().enumerate() {
             self.arena(f, at, arena)?;
         }
+        self.outside(f)?;
         self.caveats(f)
     }
 }
@@ -104,6 +105,27 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+
+    /// What is no arena's: data that was left on the heap is found out here.
+    fn outside(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.outside {
+            Outside::Counted { unshared, new } => {
+                let OutsidePages { heap, data, stack } = unshared;
+                return writeln!(
+                    f,
+                    "  outside the arenas: {} pages ({}) shared no longer: {heap} heap, {data} data, {stack} stack; {} new",
+                    unshared.total(),
+                    Bytes(unshared.total().0 * self.page_size),
+                    new.total()
+                );
+            }
+            Outside::NotAsked => "not asked for",
+            Outside::Unsupported => "it takes Linux 6.7 and /proc",
+            Outside::Scattered => "the memory was in too many pieces at the fork",
+            Outside::Lost => "the census was lost",
+        };
+        writeln!(f, "  outside the arenas: not counted, {why}")
     }
 
     /// Without a census the copied pages are only those that an earlier one found.
@@ -217,6 +239,7 @@ mod tests {
                 events_lost,
                 trap_lost,
                 reshared_pages: PageCount(0),
+                outside: Outside::Lost,
                 executable,
             }
             .to_string()

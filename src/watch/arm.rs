@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "arming decides what writes do")]
 
 use super::evidence::{Evidence, Word};
-use super::{Watch, census, keeper, trap};
+use super::{Watch, census, keeper, outside, trap};
 use crate::facts::Door;
 use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
@@ -86,6 +86,7 @@ impl<T> At<T> for Result<T, Errno> {
 /// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper.
 pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
     census::note_inherited(evidence).at(Step::Inherited)?;
+    outside::note_shared(evidence);
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
     if let Some(uffd) = &uffd {
         evidence.set_number(Word::UffdNumber, process::number(uffd));

@@ -4,6 +4,7 @@
 //! header   64 words: states, descriptors, a refused write, the ring's counters
 //! panic    256 words: the text of the child's panic
 //! touched  for each image and bitmap: 1 once a bit was set, because reading an empty bitmap gives it memory
+//! outside  where memory lay at the fork, of which no arena is the owner
 //! ring     events
 //! images   for each frozen arena:  seen    a bit a page: observed by the watch since the last epoch
 //!                                  epoch   a bit a page: observed in the epoch that was closed last
@@ -13,8 +14,9 @@
 //! ```
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
 
+use super::findings::{Changed, DeniedWrite, Event, PanicMessage};
 use super::ring::{self, Payload, Ring};
-use super::{Failure, Watch};
+use super::{Failure, Watch, outside};
 use crate::arena::{Image, Refused, registry};
 use crate::error::Result;
 use crate::facts::{Door, Registers};
@@ -68,79 +70,18 @@ pub(crate) enum Word {
     ChildPid,
     /// How many times a page was given back.
     Reshared,
+    /// Where the keeper's stack begins, which is not the program's memory.
+    KeeperStack,
+    /// Memory outside of the arenas (see `outside`): what is known, how many runs there were at the fork, pages.
+    Outside,
+    OutsideRuns,
+    UnsharedHeap,
+    UnsharedData,
+    UnsharedStack,
+    NewHeap,
+    NewData,
+    NewStack,
 }
-
-/// How a copied page differs from the original.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Changed {
-    /// How many bytes differ; 0 when the page is the same again.
-    pub bytes: u32,
-    /// The first byte that differs, from the page's start.
-    pub first: u32,
-    /// The last byte that differs, from the page's start.
-    pub last: u32,
-}
-
-/// Bits of each of a [`Changed`]'s numbers in its word; pages of up to 1 MiB fit.
-const CHANGED_BITS: u32 = 20;
-
-impl Changed {
-    fn pack(self) -> u64 {
-        let known = 1 << 63;
-        known
-            | u64::from(self.bytes)
-            | u64::from(self.first) << (CHANGED_BITS + 1)
-            | u64::from(self.last) << (2 * CHANGED_BITS + 1)
-    }
-
-    fn unpack(word: u64) -> Option<Self> {
-        let field = |shift: u32, bits: u32| (word >> shift) as u32 & ((1 << bits) - 1);
-        (word >> 63 == 1).then(|| Self {
-            bytes: field(0, CHANGED_BITS + 1),
-            first: field(CHANGED_BITS + 1, CHANGED_BITS),
-            last: field(2 * CHANGED_BITS + 1, CHANGED_BITS),
-        })
-    }
-}
-
-/// A write as a watch saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The arena, by its place in the report.
-    pub arena: usize,
-    /// The page written, from the arena's start.
-    pub page: PageIndex,
-    /// The address; to the byte where the kernel tells it, else the page's.
-    pub address: usize,
-    /// `CLOCK_MONOTONIC`, in nanoseconds.
-    pub time_ns: u64,
-    /// The writing thread.
-    pub tid: i32,
-    /// Where it was; all 0 where that could not be read. `fp` is known to [`Watch::Trap`] only.
-    pub registers: Registers,
-}
-
-/// A write that [`crate::arena::OnWrite::Deny`] (or a growing arena) refused, and of which the child died.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct DeniedWrite {
-    /// The arena's name; empty if it is not among those the child was forked over (a growing one, or the child's
-    /// own).
-    pub arena: String,
-    /// The page, from the arena's start; `None` where `arena` is empty.
-    pub page: Option<PageIndex>,
-    /// The address.
-    pub address: usize,
-    /// The thread.
-    pub tid: i32,
-    /// The instruction.
-    pub pc: u64,
-}
-
-/// What a child's panic said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct PanicMessage(pub String);
 
 /// One image's place in the region.
 #[derive(Clone, Copy)]
@@ -156,6 +97,7 @@ struct Section {
 /// The shared region of one child.
 pub(crate) struct Evidence {
     shared: SharedWords,
+    outside_at: usize,
     ring_at: usize,
     sections: Vec<Section>,
     pub(crate) images: Vec<Arc<Image>>,
@@ -169,6 +111,19 @@ pub(crate) struct Evidence {
     pub(crate) events_max: usize,
     /// Is there to be a keeper?
     pub(crate) keep: bool,
+    /// Is memory outside of the arenas counted, too?
+    pub(crate) outside: bool,
+}
+
+/// Whose copies are counted at a child's end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LastCensus {
+    /// There is no keeper.
+    None,
+    /// The frozen arenas'.
+    OfArenas,
+    /// All private memory's.
+    OfAll,
 }
 
 /// The bitmaps of an image.
@@ -185,8 +140,10 @@ const BITMAPS: usize = 4;
 
 impl Evidence {
     /// Makes the region, before the fork.
-    pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, keep: bool) -> Result<Self> {
-        let ring_at = TOUCHED + BITMAPS * images.len();
+    pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, census: LastCensus) -> Result<Self> {
+        let (keep, outside) = (census != LastCensus::None, census == LastCensus::OfAll);
+        let outside_at = TOUCHED + BITMAPS * images.len();
+        let ring_at = outside_at + outside::words(outside);
         let slots = if watch.has_events() { events_max.max(1) } else { 0 };
         let mut at = slots.saturating_mul(ring::EVENT_WORDS).saturating_add(ring_at + ring::HEADER_WORDS);
         let mut sections = Vec::new();
@@ -203,7 +160,20 @@ impl Evidence {
         let from_child = registry::process_number() > 0;
         let shared = SharedWords::new(at)?;
         // The ring ends where the first image begins.
-        Ok(Self { shared, ring_at, sections, images, files, watch, parent_pid, from_child, events_max, keep })
+        Ok(Self {
+            shared,
+            outside_at,
+            ring_at,
+            sections,
+            images,
+            files,
+            watch,
+            parent_pid,
+            from_child,
+            events_max,
+            keep,
+            outside,
+        })
     }
 
     /// A word of the header.
@@ -228,6 +198,11 @@ impl Evidence {
     /// A descriptor's number, if one was stored.
     pub(super) fn number(&self, word: Word) -> Option<i32> {
         self.get(word).checked_sub(1).map(|number| number as i32)
+    }
+
+    /// The words that say where memory lay at the fork.
+    pub(super) fn outside_words(&self) -> &[AtomicU64] {
+        self.shared.words().get(self.outside_at..self.ring_at).unwrap_or_default()
     }
 
     fn ring(&self) -> Ring<'_> {
@@ -401,19 +376,5 @@ impl Evidence {
     /// The door the userfaultfd came through.
     pub(crate) fn door(&self) -> Option<Door> {
         (self.get(Word::Door) as usize).checked_sub(1).and_then(|at| Door::ALL.get(at)).copied()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_changed_page_survives_packing() {
-        for bytes in [0, 1, 4096, 65536, 1 << CHANGED_BITS] {
-            let changed = Changed { bytes, first: 17.min(bytes), last: bytes.saturating_sub(1) };
-            assert_eq!(Changed::unpack(changed.pack()), Some(changed));
-        }
-        assert_eq!(Changed::unpack(0), None);
     }
 }

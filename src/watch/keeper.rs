@@ -8,8 +8,9 @@
 
 use super::arm::At;
 use super::census;
-use super::evidence::{Changed, Evidence, Pages, Word};
-use super::{Failure, Step, Watch};
+use super::evidence::{Evidence, Pages, Word};
+use super::findings::Changed;
+use super::{Failure, Step, Watch, outside};
 use crate::arena::Image;
 use crate::facts::Registers;
 use crate::page::{PageIndex, differing_words};
@@ -23,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 /// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
-const STACK_BYTES: usize = 256 << 10;
+pub(super) const STACK_BYTES: usize = 256 << 10;
 
 /// How often a writer is looked at before it sleeps: some milliseconds, when others have its processor.
 const SLEEP_TRIES_MAX: usize = 1000;
@@ -58,6 +59,7 @@ pub(super) fn start(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Res
     unsafe { map::protect(Range { start: memory.start, len: page }, Access::None) }.at(Step::KeeperStack)?;
     let stack = Range { start: memory.start + page, len: STACK_BYTES };
     evidence.set(Word::ChildPid, process::pid() as u64);
+    evidence.set(Word::KeeperStack, stack.start as u64);
     for (word, number) in [
         (Word::CommandNumber, process::number(&command)),
         (Word::BegunNumber, process::number(&begun)),
@@ -341,6 +343,8 @@ impl Keeper {
             });
             scanned.at(Step::KeeperScan)?;
         }
+        // Where it fails, the report says that this is lost, and no more than this.
+        let _lost = outside::take(self.evidence, &self.pagemap, || self.progress());
         Ok(())
     }
 

@@ -21,16 +21,19 @@
 mod arm;
 pub(crate) mod census;
 mod evidence;
+mod findings;
 mod keeper;
+pub(crate) mod outside;
 mod reshare;
 mod ring;
 mod trap;
 
 pub use crate::facts::{Door, Registers};
 pub(crate) use arm::{At, Failure, Step, begin};
-pub use evidence::{Changed, DeniedWrite, Event, PanicMessage};
-pub(crate) use evidence::{Evidence, Pages, Word};
+pub(crate) use evidence::{Evidence, LastCensus, Pages, Word};
+pub use findings::{Changed, DeniedWrite, Event, PanicMessage};
 pub(crate) use keeper::Task;
+pub use outside::{Outside, OutsidePages};
 pub(crate) use reshare::{copied_now, give_back};
 
 /// How a child's copies are observed.

@@ -68,7 +68,7 @@ fn collections_live_in_the_arena_and_are_read_in_a_child_without_a_copy() -> Out
     let mut set = HashSet::with_hasher_in(Default::default(), *arena);
     set.extend(["a", "b", "a"]);
     let boxed = Box::new_in([9; 600], *arena);
-    let frozen = arena.freeze(Collections { list, boxed, map, set })?;
+    let frozen = arena.freeze_unchecked(Collections { list, boxed, map, set })?;
 
     let range = frozen.image().range();
     let inside = |address: usize| range.contains(address);
@@ -114,7 +114,7 @@ fn threads_grow_one_arena_together_and_none_gets_anothers_memory() -> Outcome {
             assert!(values.is_empty() || taken.insert(values.as_ptr().addr()), "one place, once");
         }
     }
-    let frozen = arena.freeze(lists)?;
+    let frozen = arena.freeze_unchecked(lists)?;
     let exit = wait(&mut fork::spawn(&ForkOptions::new(), |_| assert_eq!(frozen[3][96][95], 30_096))?)?;
     assert!(exit.success(), "{:?}", exit.panic);
     passed()
@@ -190,7 +190,7 @@ fn alignment_of_any_power_of_two_is_kept() -> Outcome {
         e.is_err() && (*arena).take_failure().is_some_and(|e| e.is_out_of_capacity()),
         "an alignment that does not fit"
     );
-    let frozen = arena.freeze(Page(1))?;
+    let frozen = arena.freeze_unchecked(Page(1))?;
     assert_eq!((std::ptr::from_ref(frozen.root()).addr() % 4096, frozen.0), (0, 1));
     passed()
 }
@@ -231,7 +231,7 @@ fn what_alloc_took_is_never_dropped_and_a_growing_vec_drops_as_usual() -> Outcom
     assert_eq!(drops_since(before), 101);
     let mut kept = Vec::new_in(*arena);
     kept.extend((0..5).map(|_| Counted(1)));
-    let frozen = arena.freeze(kept)?;
+    let frozen = arena.freeze_unchecked(kept)?;
     // SAFETY: nothing in the arena is used any more.
     unsafe { frozen.release() }?;
     assert_eq!(drops_since(before), 101, "a frozen root is not dropped, not even by release");

@@ -58,13 +58,15 @@ fn a_write_to_frozen_data_dies_with_arena_page_instruction_object_and_line() -> 
 
 fn cells_and_locks_in_frozen_data_are_diagnosed_too() -> Outcome {
     let cell = apart(|| {
-        let frozen = Arena::builder("cell").capacity(1 << 20).record_sites(true).build()?.freeze(Cell::new(1u64))?;
+        let frozen =
+            Arena::builder("cell").capacity(1 << 20).record_sites(true).build()?.freeze_unchecked(Cell::new(1u64))?;
         frozen.set(2);
         Ok(())
     })?;
     died_by_writing(&cell, &["arena `cell`", "page 0,", std::any::type_name::<Cell<u64>>()])?;
     let mutex = apart(|| {
-        let frozen = Arena::builder("mutex").capacity(1 << 20).record_sites(true).build()?.freeze(Mutex::new(1u64))?;
+        let frozen =
+            Arena::builder("mutex").capacity(1 << 20).record_sites(true).build()?.freeze_unchecked(Mutex::new(1u64))?;
         drop(frozen.lock());
         Ok(())
     })?;

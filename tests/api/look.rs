@@ -95,6 +95,17 @@ pub fn anonymous_pages(pid: i32, range: sys::map::Range) -> Result<u64, sys::Err
     Ok(bytes / sys::page_size().bytes() as u64)
 }
 
+/// The kernel's own count of a process's anonymous memory that no other process maps, but for a range, in pages.
+pub fn anonymous_outside(pid: i32, range: sys::map::Range) -> Result<u64, sys::Errno> {
+    let everything = sys::map::Range { start: 0, len: usize::MAX };
+    let ours = |figures: &&smaps::Figures| {
+        let mapping = &figures.mapping;
+        mapping.is_private() && mapping.inode == 0 && !mapping.range.overlaps(range) && !mapping.name.starts_with("[v")
+    };
+    let bytes: u64 = smaps::mappings(pid, everything)?.iter().filter(ours).map(|figures| figures.private).sum();
+    Ok(bytes / sys::page_size().bytes() as u64)
+}
+
 /// Waits for a process's end; fails when it does not come.
 pub fn ends_soon(pidfd: impl AsFd, who: &str) -> Result<(), Failed> {
     if sys::pidfd::wait_end(pidfd.as_fd(), Some(SOON))? {

@@ -22,6 +22,7 @@ mod images;
 mod inherit;
 mod limits;
 mod look;
+mod outside;
 mod panics;
 #[cfg(feature = "pool")]
 mod pool;
@@ -67,6 +68,7 @@ fn main() {
         threads::trials(),
         panics::trials(),
         inherit::trials(),
+        outside::trials(),
         reshare::trials(),
         watching::trials(),
         blind::trials(),

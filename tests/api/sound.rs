@@ -34,7 +34,7 @@ use named_like_constants::{Both, Generic, Many, Named, Never, Number, Pair, Stru
 
 /// Does the check find that this root leads out of its arena?
 fn leads_out<T: Contained>(root: T) -> cowbell::Result<bool> {
-    let frozen = Arena::builder("root").capacity(1 << 20).build()?.freeze(root)?;
+    let frozen = Arena::builder("root").capacity(1 << 20).build()?.freeze_unchecked(root)?;
     Ok(frozen.check_contained().is_err())
 }
 
@@ -96,13 +96,13 @@ fn a_checked_freeze_refuses_what_leads_out_of_the_arena() -> Outcome {
     let mut texts = AVec::new_in(*own);
     texts.push("a constant");
     texts.push(&*own.alloc_str("in the arena")?);
-    let texts = own.freeze_contained(texts)?;
+    let texts = own.freeze(texts)?;
     assert_eq!((texts[0], texts[1]), ("a constant", "in the arena"));
     for text in [leaked(), &*other.alloc_str("in another arena")?] {
         let own = arena()?;
         let mut texts = AVec::new_in(*own);
         texts.push(text);
-        let refused = own.freeze_contained(texts).expect_err("it leads out");
+        let refused = own.freeze(texts).expect_err("it leads out");
         assert!(refused.is_invalid() && refused.to_string().contains("points out of it"), "{refused}");
     }
     passed()
@@ -205,7 +205,88 @@ pub mod pools {
         claims![
             the_handle_of_an_object_that_was_found_is_returned,
             the_handle_of_an_object_on_a_page_that_was_written_stays,
+            no_object_without_size_comes_from_a_worker,
+            iterators_that_were_forgotten_are_an_error_and_no_wait_without_end,
+            code_of_the_users_that_panics_or_calls_the_pool_breaks_nothing,
         ]
+    }
+
+    /// Whoever has one knows that [`Only::new`] was called in this process, once.
+    struct Only(());
+
+    impl Only {
+        fn new() -> &'static Self {
+            Box::leak(Box::new(Self(())))
+        }
+    }
+
+    /// Made in a worker, it was the parent's as well: out of nothing, and beside one that the parent makes.
+    fn no_object_without_size_comes_from_a_worker() -> Outcome {
+        let data = marks()?;
+        let inside = data.clone();
+        let pool = Pool::builder()
+            .workers(1)
+            .spawn(data, move |_: &Marks, _: ()| inside.handle(Only::new()).expect("any place will do"))?;
+        let refused = pool.submit(())?.wait();
+        assert!(matches!(&refused, Err(JobError::NotPassed(why)) if why.contains("does not travel")), "{refused:?}");
+        passed()
+    }
+
+    /// Each keeps the places of its batches, and when all were kept a job waited for ever.
+    fn iterators_that_were_forgotten_are_an_error_and_no_wait_without_end() -> Outcome {
+        let pool = Pool::builder().workers(1).spawn(marks()?, |_: &Marks, job: u64| job)?;
+        let error = loop {
+            let mut results = pool.map(0..1000u64).chunk(1);
+            let first = results.next();
+            std::mem::forget(results);
+            match first {
+                Some(Ok(0)) => {}
+                Some(Err(error)) => break error,
+                other => return Err(format!("{other:?}").into()),
+            }
+        };
+        assert!(matches!(&error, JobError::NotPassed(why) if why.contains("nobody reads")), "{error:?}");
+        pool.shutdown(cowbell::pool::Shutdown::Cancel)?;
+        passed()
+    }
+
+    /// A value that panics while it is written (1) or read (2), or asks the pool while it is read (3).
+    #[derive(Debug, PartialEq)]
+    struct Hostile(u8);
+
+    static POOL: std::sync::OnceLock<Pool<Marks, Hostile, Hostile>> = std::sync::OnceLock::new();
+
+    impl Serialize for Hostile {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            assert_ne!(self.0, 1, "while it is written");
+            serializer.serialize_u8(self.0)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Hostile {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let value = u8::deserialize(deserializer)?;
+            assert_ne!(value, 2, "while it is read");
+            if let (3, Some(pool)) = (value, POOL.get()) {
+                let within: Result<Vec<_>, _> = pool.map([Hostile(0), Hostile(7)]).collect();
+                assert_eq!(within, Ok(vec![Hostile(0), Hostile(7)]));
+            }
+            Ok(Self(value))
+        }
+    }
+
+    /// It may panic on either side, or call the pool again.
+    fn code_of_the_users_that_panics_or_calls_the_pool_breaks_nothing() -> Outcome {
+        let pool = Pool::builder().workers(2).spawn(marks()?, |_: &Marks, job: Hostile| job)?;
+        let pool = POOL.get_or_init(|| pool);
+        let caught = |work: &dyn Fn() -> usize| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).ok();
+        let jobs = |bad: u8| (0..100).map(move |at| Hostile(if at == 50 { bad } else { 0 }));
+        let good = |bad: u8| pool.map(jobs(bad)).filter(Result::is_ok).count();
+        assert_eq!((caught(&|| good(0)), caught(&|| good(1)), caught(&|| good(2))), (Some(100), None, Some(99)));
+        assert_eq!(caught(&|| pool.map((0..9).map(|at| Hostile(8 / (4 - at)))).count()), None, "the iterator panicked");
+        assert_eq!(pool.submit(Hostile(3))?.wait()?, Hostile(3));
+        assert_eq!(pool.map_unordered([Hostile(3), Hostile(3)]).filter(|(_, result)| result.is_ok()).count(), 2);
+        passed()
     }
 
     /// The main use of a handle in a result, whatever watches the worker's pages.

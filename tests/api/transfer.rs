@@ -441,12 +441,12 @@ fn what_points_out_of_its_arena_is_not_contained() -> Outcome {
     let elsewhere = |e: Option<cowbell::Error>| assert!(e.is_some_and(|e| e.to_string().contains("points out of it")));
     let mut list: Vec<u32> = Vec::new_in(*other);
     list.push(1);
-    elsewhere(arena()?.freeze(list)?.check_contained().err());
+    elsewhere(arena()?.freeze_unchecked(list)?.check_contained().err());
     let own = arena()?;
     let mut lists: Vec<Vec<u8>> = Vec::new_in(*own);
     lists.push(Vec::new_in(*own));
     lists.push(Vec::new_in(*other));
-    let good = own.freeze((lists, ()))?;
+    let good = own.freeze_unchecked((lists, ()))?;
     good.check_contained()?;
     let own = arena()?;
     let mut lists: Vec<Vec<u32>> = Vec::new_in(*own);
@@ -455,17 +455,17 @@ fn what_points_out_of_its_arena_is_not_contained() -> Outcome {
         list.push(n);
         lists.push(list);
     }
-    elsewhere(own.freeze(lists)?.check_contained().err());
+    elsewhere(own.freeze_unchecked(lists)?.check_contained().err());
     let mut map: HashMap<u32, u32> = HashMap::new_in(*other);
-    arena()?.freeze(map.clone())?.check_contained()?;
+    arena()?.freeze_unchecked(map.clone())?.check_contained()?;
     map.insert(1, 1);
-    elsewhere(arena()?.freeze(map)?.check_contained().err());
-    elsewhere(arena()?.freeze(Some(Box::new_in(5u32, *other)))?.check_contained().err());
+    elsewhere(arena()?.freeze_unchecked(map)?.check_contained().err());
+    elsewhere(arena()?.freeze_unchecked(Some(Box::new_in(5u32, *other)))?.check_contained().err());
     let leaked: &'static AtomicU64 = std::boxed::Box::leak(std::boxed::Box::new(AtomicU64::new(1)));
-    elsewhere(arena()?.freeze((1u8, [leaked; 2]))?.check_contained().err());
+    elsewhere(arena()?.freeze_unchecked((1u8, [leaked; 2]))?.check_contained().err());
     let odd = Kind::Other(String::from("of this process").leak());
-    elsewhere(arena()?.freeze(odd)?.check_contained().err());
-    arena()?.freeze((Kind::Hamlet, Nobody))?.check_contained()?;
+    elsewhere(arena()?.freeze_unchecked(odd)?.check_contained().err());
+    arena()?.freeze_unchecked((Kind::Hamlet, Nobody))?.check_contained()?;
     const { assert!(!Nobody::POINTS && Kind::POINTS && !<[(u8, f64); 3]>::POINTS) };
     passed()
 }

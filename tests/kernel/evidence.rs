@@ -9,7 +9,7 @@ use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::{self, Range};
 use cowbell::sys::pagemap::{COPIED, COPIED_ARMED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
 use cowbell::sys::procfs::{smaps, status::Status};
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, memfd, process};
 
 /// All categories but the youngest, which a kernel before 6.15 refuses.
 pub const ALL: Categories = Categories::all().difference(Categories::GUARD);
@@ -134,4 +134,12 @@ pub fn try_mseal() -> Result<(), Errno> {
     // SAFETY: a length of 0 seals nothing.
     let done = unsafe { libc::syscall(libc::SYS_mseal, 0, 0, 0) };
     if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The first byte of a page, by a read of `/proc/self/mem`.
+pub fn read_mem(memory: &Memory, page: usize) -> u8 {
+    let file = process::open_memory().expect("/proc/self/mem");
+    let mut byte = [0];
+    assert_eq!(memfd::read_at(&file, &mut byte, memory.at(page).start as u64), Ok(1));
+    byte[0]
 }

@@ -10,7 +10,7 @@ use crate::claim::{Claim, Need, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory, mark};
 use cowbell::sys::map::{Range, SharedWords};
-use cowbell::sys::pagemap::{COPIED, Pagemap};
+use cowbell::sys::pagemap::{COPIED, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::{Errno, process};
 use rustix::process::WaitOptions;
@@ -25,6 +25,10 @@ pub const CLAIMS: &[Claim] = &[
         "After SIGKILL of a process its address space stays readable through a `CLONE_VM` sibling: pagemap, smaps and memory, from outside and from the sibling itself; without one it is gone at once."
     )
     .needs(&[Need::Scan]),
+    claim!(
+        keeper_leaves_pages_exclusive,
+        "Bit 56 of pagemap counts memories, not processes: a page that only one memory maps is exclusive also while a `CLONE_VM` sibling shares that memory, and when the other is dead."
+    ),
     claim!(
         keeper_is_a_child_of_the_parent,
         "A `CLONE_PARENT` sibling is the parent's child and ends with the signal that its maker would send."
@@ -116,6 +120,23 @@ fn keeper_keeps_the_memory_of_a_killed_process() -> Verdict {
     pidfd::wait_end(pidfd.as_fd(), None).expect("poll");
     assert_eq!(pidfd::reap(pidfd.as_fd()).expect("waitid"), Some(Ended::Exited(7)));
     assert!(evidence::shows_nothing(&before, &memory), "gone with the last of them");
+    Ok(())
+}
+
+fn keeper_leaves_pages_exclusive() -> Verdict {
+    let Kept { memory, victim, keeper, go, .. } = kept()?;
+    let exclusive = |pid: i32| {
+        let mut found = Vec::new();
+        let pagemap = Pagemap::open(pid).expect("pagemap");
+        let read = pagemap.read(memory.range, |_, entry| found.push(entry.contains(Entry::PRESENT | Entry::EXCLUSIVE)));
+        read.expect("pagemap");
+        found
+    };
+    let expected = [false, true, true, false, false, false, false, false];
+    assert_eq!((exclusive(victim.pid), exclusive(keeper)), (expected.to_vec(), expected.to_vec()));
+    victim.kill();
+    assert_eq!(exclusive(keeper), expected);
+    go.open();
     Ok(())
 }
 

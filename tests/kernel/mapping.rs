@@ -3,13 +3,17 @@
 use crate::child;
 use crate::claim::{Claim, Need, Skip, Verdict, claim};
 use crate::evidence;
-use crate::memory::{self, Kind, Memory, mark};
+use crate::memory::{self, Kind, Memory, load, mark};
 use crate::watcher;
 use cowbell::sys::map::{self, Access, Range};
-use cowbell::sys::{Errno, memfd};
+use cowbell::sys::{Errno, memfd, page_size, process, procfs};
 use std::os::fd::AsFd;
 
 pub const CLAIMS: &[Claim] = &[
+    claim!(
+        constants_of_the_program_are_read_only_and_the_same_in_forks,
+        "Once a program runs, its segments without `PF_W` and its `PT_GNU_RELRO` are mapped without PROT_WRITE, and a fork has the same bytes there at the same addresses."
+    ),
     claim!(
         mseal_stops_mprotect_and_munmap_and_is_inherited,
         "After `mseal` mprotect, munmap and mapping over it are EPERM, in forked children too; the pages can be read and written as before."
@@ -178,5 +182,27 @@ fn a_private_map_of_a_memfd_fills_a_hole_and_replaces_nothing() -> Verdict {
     memory.unmap(memory.at(3)).expect("munmap");
     assert_eq!(map(), Ok(()), "a hole");
     assert!((0..4).all(|page| memory.load(page) == mark(page)));
+    Ok(())
+}
+
+fn constants_of_the_program_are_read_only_and_the_same_in_forks() -> Verdict {
+    let constants = process::constants();
+    assert!(!constants.is_empty(), "the program's own headers are found");
+    let maps = procfs::maps::read(procfs::SELF).expect("maps");
+    let page = page_size().bytes();
+    for range in &constants {
+        // The loader protects whole pages.
+        let end = range.end() / page * page;
+        for mapping in maps.iter().filter(|m| m.range.start < end && m.range.end() > range.start) {
+            assert!(!mapping.is_writable(), "{mapping:?} has {range:?}");
+        }
+        assert!(maps.iter().any(|mapping| mapping.range.contains(range.start)), "{range:?} is mapped");
+    }
+    let digest = || {
+        let bytes = constants.iter().flat_map(|range| range.start..range.end() / page * page);
+        bytes.fold(0u64, |sum, at| sum.wrapping_mul(31).wrapping_add(u64::from(load(at))))
+    };
+    let mine = digest();
+    assert_eq!(child::compute(digest), mine);
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Need, Verdict, claim};
 use crate::evidence::{self, pages};
-use crate::memory::{Kind, Memory};
+use crate::memory::{Kind, Memory, mark};
 use crate::watcher;
 use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::Range;
@@ -72,6 +72,16 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Scan]),
     claim!(
+        one_scan_sees_the_whole_address_space,
+        "PAGEMAP_SCAN from 0 to the end of user addresses finds the pages of every mapping, whatever lies between; an end that is too high is EFAULT or the same as a lower one."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        proc_mem_reads_through_markers on [PrivateMemfd],
+        "A read of `/proc/self/mem` gives what a load would: of an armed page that was never touched, which has a marker, the file's content, and the page stays unwritten; of a copy its own."
+    )
+    .needs(&[Need::Scan, Need::WpAsync]),
+    claim!(
         frames_are_hidden_from_ordinary_users,
         "Without CAP_SYS_ADMIN the frame number reads as 0 and the other bits stay true; with it, it shows."
     ),
@@ -102,6 +112,53 @@ fn census_is_smaps_anonymous_to_the_page(kind: Kind) -> Verdict {
         assert_eq!(evidence::copied(&memory), pages(set.iter().copied()));
         assert_eq!(evidence::anonymous_pages(&memory), set.len() as u64);
     });
+    Ok(())
+}
+
+fn one_scan_sees_the_whole_address_space() -> Verdict {
+    let memory = Memory::marked(Kind::PrivateMemfd, 4)?;
+    memory.store(2, 200);
+    let heap = vec![1u8; 2 * memory.page.bytes()];
+    let on_stack = 0u8;
+    let pagemap = Pagemap::open_self().expect("pagemap");
+    let there = Query {
+        all: Categories::empty(),
+        none: Categories::PFN_ZERO,
+        any: Categories::PRESENT | Categories::SWAPPED,
+        rearm: false,
+    };
+    let mut accepted = 0;
+    for bits in [57, 48, 47, 42, 39] {
+        let range = Range { start: 0, len: (1 << bits) - memory.page.bytes() };
+        let mut runs = Vec::new();
+        match pagemap.scan(range, &there, |run| runs.push(run)) {
+            Ok(()) => {}
+            Err(Errno::FAULT) => continue,
+            Err(e) => panic!("{bits} bits: {e}"),
+        }
+        accepted += 1;
+        if accepted > 1 {
+            // Lower than what there is.
+            break;
+        }
+        assert!(runs.is_sorted_by_key(|run| run.start), "{bits} bits");
+        let has = |address: usize| runs.iter().any(|run| run.contains(address));
+        let (heap, stack) = (heap.as_ptr().addr(), std::ptr::from_ref(&on_stack).addr());
+        assert!(has(memory.at(2).start) && has(heap) && has(stack), "{bits} bits: {runs:?}");
+        assert!(!has(memory.at(3).start), "nobody touched it");
+    }
+    assert!(accepted > 0, "some end is the right one");
+    Ok(())
+}
+
+fn proc_mem_reads_through_markers(kind: Kind) -> Verdict {
+    let memory = Memory::marked(kind, 8)?;
+    let _uffd = watcher::arm_async(&memory);
+    memory.store(5, 200);
+    let marker = evidence::categories(&memory, 6);
+    assert!(marker.contains(Categories::SWAPPED) && !marker.contains(Categories::WRITTEN), "{marker:?}");
+    assert_eq!((evidence::read_mem(&memory, 5), evidence::read_mem(&memory, 6)), (200, mark(6)));
+    assert_eq!(evidence::written(&memory), pages([5]), "reading is no write");
     Ok(())
 }
 

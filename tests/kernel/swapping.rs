@@ -41,6 +41,12 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Scan, Need::WpAsync, ADMIN])
     .limit_s(120),
+    claim!(
+        proc_mem_reads_what_is_swapped_out,
+        "A read of `/proc/self/mem` gives the content of a copy that was swapped out, in an armed range too."
+    )
+    .needs(&[Need::Scan, Need::WpAsync, ADMIN])
+    .limit_s(120),
 ];
 
 const SWAP_BYTES: usize = 64 << 20;
@@ -138,6 +144,18 @@ fn swapped_copies_in_an_armed_range_are_told_from_markers() -> Verdict {
     assert_eq!(evidence::written(&memory), pages([5]), "the watch still knows it");
     assert_eq!(memory.load(5), 200);
     assert_eq!(evidence::copied_armed(&memory), pages([5]));
+    Ok(())
+}
+
+fn proc_mem_reads_what_is_swapped_out() -> Verdict {
+    swap_on()?;
+    for armed in [false, true] {
+        let memory = Memory::marked(Kind::PrivateMemfd, 32)?;
+        let _uffd = armed.then(|| watcher::arm_async(&memory));
+        memory.store(5, 200);
+        push_out(&memory, memory.at(5), || is_out(&memory, 5))?;
+        assert_eq!(evidence::read_mem(&memory, 5), 200, "armed: {armed}");
+    }
     Ok(())
 }
 

@@ -82,7 +82,7 @@ fn freeze<T: 'static>(
     let capacity = (items.len() * size_of::<T>()).saturating_add(4 << 20);
     let arena = Arena::builder("bench-pool").capacity(capacity).build()?;
     let data = &*arena.alloc_iter(items)?;
-    let frozen = arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
+    let frozen = arena.freeze_unchecked_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
     if let Collapsed::Partly(why) = frozen.image().collapsed() {
         return Err(Error::Failed(format!("not all of it could be collapsed: {why}")));
     }

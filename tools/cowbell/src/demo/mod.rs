@@ -73,7 +73,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 
     let begun = Instant::now();
     let huge_pages = if options.huge_pages { HugePages::Collapse } else { HugePages::Never };
-    let frozen = arena.freeze_with(graph, cowbell::arena::FreezeOptions::new().huge_pages(huge_pages))?;
+    let frozen = arena.freeze_unchecked_with(graph, cowbell::arena::FreezeOptions::new().huge_pages(huge_pages))?;
     let freezing = begun.elapsed();
     let graph: &'static Graph = frozen.root();
     let hubs = graph.hubs(SOURCES);

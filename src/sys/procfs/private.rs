@@ -1,0 +1,130 @@
+//! The private mappings of an address space, from `/proc/PID/maps`, without allocation.
+
+use super::SELF;
+use crate::sys::map::Range;
+use crate::sys::{Errno, process};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What a private mapping is there for, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A file's content: variables of the program and its libraries, and what they only read.
+    Data,
+    /// `[heap]` and anonymous memory: what an allocator gives, zeroed variables, stacks of threads.
+    Heap,
+    /// The main thread's stack.
+    Stack,
+}
+
+/// Calls `found` for each private mapping of a process, or of this one ([`SELF`]), ascending, but for the kernel's own (`[vdso]`).
+/// *Raw*, if `found` is.
+///
+/// # Errors
+/// ENOENT when there is no such process or no `/proc`; the errno of the read.
+pub fn each(pid: i32, mut found: impl FnMut(Range, Purpose)) -> Result<(), Errno> {
+    let open = |path: &CStr| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let maps = if pid == SELF { open(c"/proc/self/maps") } else { open(&process::proc_path(pid, "maps")) }?;
+    let read = each_line(&maps, |line| {
+        if let Some((range, purpose)) = parse(line) {
+            found(range, purpose);
+        }
+    });
+    process::close(maps);
+    read
+}
+
+/// Calls `seen` with each line; of one that is longer than the buffer with its beginning.
+fn each_line(file: &OwnedFd, mut seen: impl FnMut(&[u8])) -> Result<(), Errno> {
+    let mut buffer = [0u8; 4096];
+    let (mut held, mut cut) = (0, false);
+    loop {
+        let room = buffer.get_mut(held..).unwrap_or_default();
+        let got = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut *room))?;
+        if got == 0 {
+            return Ok(());
+        }
+        let filled = held + got;
+        let mut start = 0;
+        while let Some(rest) = buffer.get(start..filled)
+            && let Some(len) = rest.iter().position(|&byte| byte == b'\n')
+        {
+            if !std::mem::take(&mut cut) {
+                seen(rest.get(..len).unwrap_or_default());
+            }
+            start += len + 1;
+        }
+        held = filled - start;
+        if held == buffer.len() {
+            if !std::mem::replace(&mut cut, true) {
+                seen(&buffer);
+            }
+            held = 0;
+        } else {
+            buffer.copy_within(start..filled, 0);
+        }
+    }
+}
+
+/// `START-END PERMISSIONS OFFSET DEVICE INODE [NAME]`, addresses in hexadecimal.
+fn parse(line: &[u8]) -> Option<(Range, Purpose)> {
+    let mut fields = line.split(|&byte| byte == b' ').filter(|field| !field.is_empty());
+    let mut ends = fields.next()?.splitn(2, |&byte| byte == b'-');
+    let (start, end) = (number(ends.next()?)?, number(ends.next()?)?);
+    if fields.next()?.get(3) != Some(&b'p') {
+        return None;
+    }
+    let purpose = match fields.nth(3) {
+        None | Some(b"[heap]") => Purpose::Heap,
+        Some(b"[stack]") => Purpose::Stack,
+        Some(name) if name.starts_with(b"[anon") => Purpose::Heap,
+        Some(name) if name.starts_with(b"[") => return None,
+        Some(_) => Purpose::Data,
+    };
+    Some((Range { start, len: end.checked_sub(start)? }, purpose))
+}
+
+/// A number in hexadecimal.
+fn number(digits: &[u8]) -> Option<usize> {
+    digits.iter().try_fold(0usize, |value, &digit| {
+        let digit = char::from(digit).to_digit(16)?;
+        Some(value.checked_mul(16)? + digit as usize)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_where_and_what_for() {
+        let parsed = |line: &str| parse(line.as_bytes()).map(|(range, purpose)| (range.start, range.len, purpose));
+        assert_eq!(parsed("1000-3000 rw-p 00000000 00:00 0 "), Some((0x1000, 0x2000, Purpose::Heap)));
+        assert_eq!(
+            parsed("1000-3000 rw-p 00000000 00:00 0                          [heap]"),
+            Some((0x1000, 0x2000, Purpose::Heap))
+        );
+        assert_eq!(parsed("1000-3000 rw-p 00000000 00:00 0 [anon: a name]"), Some((0x1000, 0x2000, Purpose::Heap)));
+        assert_eq!(parsed("1000-3000 rw-p 00000000 00:00 0 [stack]"), Some((0x1000, 0x2000, Purpose::Stack)));
+        assert_eq!(parsed("1000-3000 r--p 00001000 08:01 77 /a b/c"), Some((0x1000, 0x2000, Purpose::Data)));
+        assert_eq!(parsed("1000-3000 rw-s 00000000 00:01 5 /memfd:x (deleted)"), None);
+        assert_eq!(parsed("1000-3000 r-xp 00000000 00:00 0 [vdso]"), None);
+        assert_eq!((parsed("rubbish"), parsed("3000-1000 rw-p 0 0:0 0 "), parsed("")), (None, None, None));
+    }
+
+    #[test]
+    fn the_mappings_are_those_that_the_parser_of_whole_files_finds() {
+        // Longer names than the buffer are cut, and their mappings seen all the same.
+        let all = crate::sys::procfs::maps::read(SELF).expect("/proc");
+        let private: Vec<_> = all.iter().filter(|mapping| mapping.is_private()).map(|mapping| mapping.range).collect();
+        let mut seen = Vec::new();
+        each(SELF, |range, purpose| seen.push((range, purpose))).expect("/proc");
+        // Other tests map and unmap meanwhile; those of the program itself stay.
+        let code = the_mappings_are_those_that_the_parser_of_whole_files_finds as fn() as usize;
+        assert!(seen.iter().any(|(range, purpose)| range.contains(code) && *purpose == Purpose::Data));
+        assert!(seen.iter().any(|(_, purpose)| *purpose == Purpose::Stack));
+        assert!(seen.iter().filter(|(range, _)| private.contains(range)).count() > 5);
+        assert!(seen.is_sorted_by_key(|(range, _)| range.start));
+    }
+}
