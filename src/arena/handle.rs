@@ -87,6 +87,9 @@ mod travel {
     use std::os::fd::{AsFd, OwnedFd};
     use std::sync::{Mutex, PoisonError};
 
+    /// That there is such an object may say something, which is not so in another process: that a lock is held, or that it is the only one.
+    const NOWHERE: &str = "an object without size lies in no arena, so its handle does not travel";
+
     const ONLY_IN_A_POOL: &str = "a handle travels only in the jobs and results of a pool";
 
     /// This process's page tables and memory as files; a fork needs its own.
@@ -97,7 +100,7 @@ mod travel {
     /// bytes say nothing: what was written may be what happened to lie there.
     fn is_found(image: &Image, offset: usize, len: usize) -> Result<Option<bool>, Errno> {
         // What was never forked cannot write, and a write of who was is fatal.
-        if len == 0 || registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
+        if registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
             return Ok(Some(true));
         }
         let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,10 +114,13 @@ mod travel {
     /// Only inside of a pool's jobs and results; everywhere else it is an error. So it is in a worker that has written to a page
     /// of the object, whatever it wrote: what it made there is nowhere else. An object that the worker found and did not write to
     /// can be returned, if no other object on its pages was written either. Say otherwise which object it is in another way: an index,
-    /// a key.
+    /// a key. The handle of an object without size never travels.
     impl<T: 'static> Serialize for Handle<T> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let refused = |why| S::Error::custom(wire::refuse(why));
+            if size_of::<T>() == 0 {
+                return Err(refused(NOWHERE));
+            }
             let image = registry::find(self.slot, self.generation).and_then(Inner::image);
             let image = image.ok_or_else(|| refused("a handle's arena was released"))?;
             match is_found(image, self.offset as usize, size_of::<T>()) {
@@ -216,7 +222,6 @@ mod tests {
     struct Job {
         source: Handle<u64>,
         maybe: Option<Handle<u64>>,
-        nothing: Handle<()>,
         by_name: HashMap<String, Handle<u64>>,
     }
 
@@ -227,7 +232,6 @@ mod tests {
         let job = Job {
             source: handle(&one, 7),
             maybe: Some(handle(&other, 8)),
-            nothing: one.handle(&()).expect("no place is any place"),
             by_name: (0..50).map(|at| (at.to_string(), handle(&one, at))).collect(),
         };
         let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
@@ -236,6 +240,15 @@ mod tests {
         assert_eq!(back, job);
         assert_eq!(back.maybe.map(|handle| *handle.get().expect("it is there")), Some(8));
         assert!(back.by_name.iter().all(|(name, handle)| *name == handle.get().expect("there").to_string()));
+    }
+
+    #[test]
+    fn the_handle_of_an_object_without_size_stays() {
+        let one = frozen("nowhere");
+        let nothing = one.handle(&()).expect("no place is any place");
+        let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
+        let error = encode(&nothing, &mut bytes, &mut passengers).expect_err("it lies nowhere");
+        assert!(error.to_string().contains("does not travel") && passengers.is_empty(), "{error}");
     }
 
     #[test]

@@ -111,6 +111,13 @@ pub(super) struct Ended {
     pub(super) failure: Option<Failure>,
 }
 
+/// How long a job waits for a place while no batch is queued or at work: all places are taken by results then, and only who reads them can
+/// make room.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+const NO_PLACE: &str = "all of the pool's places are taken by results that nobody reads: iterators of map or map_unordered that were \
+                        forgotten, or are not asked any more; drop them";
+
 impl Core {
     pub(super) fn new(
         region: Arc<Region>,
@@ -228,6 +235,7 @@ impl Core {
         self.check_process()?;
         let bell = &self.region.board().bells[0];
         let mut heard = None;
+        let mut idle = None;
         loop {
             match self.try_queue(jobs, terms, owner.clone()) {
                 Ok(number) => return Ok(number),
@@ -238,6 +246,11 @@ impl Core {
                 continue;
             }
             self.check()?;
+            if self.is_busy() {
+                idle = None;
+            } else if idle.get_or_insert_with(Instant::now).elapsed() > IDLE_MAX {
+                return Err(JobError::NotPassed(NO_PLACE.to_owned()));
+            }
             // Only who listened before it looked may sleep.
             if let Some(heard) = heard {
                 bell.sleep(heard, Some(LOOK_AFTER));

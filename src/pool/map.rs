@@ -244,7 +244,8 @@ macro_rules! settings {
 
 /// Results in the order of their jobs; see [`Pool::map`].
 ///
-/// One that is forgotten (`std::mem::forget`) keeps the places of its batches under way, of which a pool has 4,096, until the pool ends.
+/// One that is forgotten (`std::mem::forget`), or not asked any more, keeps the places of its batches under way, of which a pool has 4,096.
+/// When all places are kept so, jobs fail with [`JobError::NotPassed`], which says so, after five seconds.
 #[must_use = "iterators are lazy: nothing runs until it is asked for"]
 pub struct Map<'p, T: 'static, J, R, I: Iterator> {
     window: Window<'p, T, J, R, I>,

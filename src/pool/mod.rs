@@ -183,7 +183,8 @@ where
     /// Queues one job. Waits while 4,096 batches are queued or at work, or their jobs fill the pool's `job_capacity`.
     ///
     /// # Errors
-    /// The job cannot be encoded; the pool is closed or gone.
+    /// The job cannot be encoded; the pool is closed or gone; all places are taken by results that nobody has read for five seconds while
+    /// no worker had anything to do ([`Map`]).
     pub fn submit(&self, job: J) -> Result<Ticket<R>, JobError>
     where
         R: Send + 'static,
