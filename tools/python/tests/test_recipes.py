@@ -28,9 +28,20 @@ def figures(recipe, *arguments):
 
 @pytest.mark.parametrize(
     "recipe",
-    [("pool.py",), ("executor.py", "fork"), ("executor.py", "forkserver"), ("gunicorn_figures.py",)],
+    [
+        ("pool.py",),
+        ("executor.py", "fork"),
+        ("executor.py", "forkserver"),
+        ("gunicorn_figures.py",),
+        ("joblib_workers.py",),
+        ("celery_figures.py",),
+        ("uvicorn_workers.py",),
+        ("granian_workers.py",),
+    ],
     ids=lambda recipe: " ".join(recipe),
 )
 def test_workers_copy_nothing_where_the_recipe_is_followed_and_all_where_not(recipe):
+    if recipe == ("granian_workers.py",):
+        pytest.importorskip("granian", reason="granian is not installed for this interpreter")
     assert max(figures(*recipe)) <= 1.0
     assert min(figures(*recipe, "--plain")) > 20

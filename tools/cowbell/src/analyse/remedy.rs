@@ -69,6 +69,7 @@ mod tests {
         for cause in [Cause::ReferenceCount, Cause::CountOrCollector] {
             let told = told(cause, Runtime::Python);
             assert!(told.contains("numpy") && told.contains("not of dtype=object"), "{told}");
+            assert!(told.contains("import cowbell_fork; cowbell_fork.freeze(DATA)") && told.contains("3.12"), "{told}");
             assert!(!told.contains("gc.freeze"), "it stops no count: {told}");
         }
         let told = told(Cause::GarbageCollector, Runtime::Python);

@@ -175,8 +175,10 @@ impl Language for CPython {
     fn remedy(&self, work: Work) -> Option<&'static str> {
         match work {
             Work::References => Some(
-                "keep the data off the object heap: numpy arrays (not of dtype=object), array, mmap, memoryview, Arrow. \
-                 Reading an object counts its references",
+                "reading an object counts its references. On CPython 3.12 to 3.15, before the fork: \
+                 import cowbell_fork; cowbell_fork.freeze(DATA), where DATA stands for what the children read, whose \
+                 name is not known here (docs/PYTHON.md). Elsewhere keep the data off the object heap: numpy arrays (not of \
+                 dtype=object), array, mmap, memoryview, Arrow",
             ),
             Work::Collector => Some(
                 "gc.disable() in the parent before it loads the data, gc.freeze() right before the fork, and \
