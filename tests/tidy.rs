@@ -301,6 +301,28 @@ fn rooms_that_compute_have_no_way_out() {
     }
 }
 
+/// Names of languages and of their interpreters. A person's language is no program's.
+const LANGUAGES: &[&str] = &["python", "ruby", "perl", "php", "zend"];
+
+#[test]
+fn languages_are_named_in_their_own_room_only() {
+    let folder = root().join("tools/cowbell/src");
+    let own = folder.join("stacks/languages");
+    let mut named = 0;
+    for path in files_below(&folder, "rs").into_iter().filter(|path| !path.ends_with("tests.rs")) {
+        let line = code(&path).into_iter().find(|line| {
+            let line = line.to_lowercase();
+            LANGUAGES.iter().any(|language| line.contains(language))
+        });
+        if path.starts_with(&own) {
+            named += usize::from(line.is_some());
+        } else {
+            assert_eq!(line, None, "{}", path.display());
+        }
+    }
+    assert!(named > 0, "the room is there");
+}
+
 #[test]
 fn page_report_and_support_have_no_unsafe_code() {
     for (path, room) in sources() {

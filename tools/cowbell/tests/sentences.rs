@@ -15,6 +15,7 @@ const SAY: &[&str] = &[
     "src/analyse/diff.rs",
     "src/analyse/library.rs",
     "src/analyse/roles.rs",
+    "src/stacks/languages/recognised.rs",
 ];
 
 fn root() -> PathBuf {

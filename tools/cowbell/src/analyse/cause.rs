@@ -48,7 +48,7 @@ pub enum Reason {
     NoName,
     /// The code is known and does not tell, and the copy was not compared with its original.
     NotCompared,
-    /// Words other than reference counts changed beside objects of CPython's: new objects, attributes, or what objects
+    /// Words other than reference counts changed beside an interpreter's objects: new objects, attributes, or what objects
     /// remember (a string's hash).
     BesideObjects,
     /// The memory is managed by an interpreter whose objects this program does not know.
@@ -97,7 +97,7 @@ impl Change {
 pub struct Evidence {
     /// How it differs.
     pub change: Change,
-    /// It holds objects of CPython's.
+    /// It holds objects of an interpreter's.
     pub objects: bool,
     /// What the instruction that first wrote it writes.
     pub wrote: Wrote,
@@ -195,8 +195,8 @@ impl Reason {
             Self::NoName => "the code has no name, and the copies were not compared with their originals",
             Self::NotCompared => "what the code does to the data is not known, and the copies were not compared",
             Self::BesideObjects => {
-                "words beside Python objects changed that are no reference counts: new objects, attributes, or what \
-                 objects remember, such as hashes"
+                "words beside an interpreter's objects changed that are no reference counts: new objects, attributes, or \
+                 what objects remember, such as hashes"
             }
             Self::Interpreter => {
                 "the process runs an interpreter whose objects cowbell does not know: the program's own writes and the \
@@ -215,6 +215,10 @@ impl Reason {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn language(id: &str) -> Runtime {
+        Runtime::of_language(id).expect("known")
+    }
 
     fn content(bytes: u32, words: u32, counts: u32) -> record::Content {
         record::Content { page: 0, bytes, words, counts, objects: counts > 0 }
@@ -287,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_layout_tells_counts_from_the_collector_where_the_code_has_no_name() {
-        let python = Evidence { runtime: Runtime::Python, objects: true, ..PLAIN };
+        let python = Evidence { runtime: language("python"), objects: true, ..PLAIN };
         for (wrote, change, expected) in [
             (Wrote::ReferenceCount, Change::Identical, Cause::ReferenceCount),
             (Wrote::ReferenceCount, Change::Unknown, Cause::ReferenceCount),
@@ -304,13 +308,13 @@ mod tests {
 
     #[test]
     fn small_real_writes_of_python_are_real_and_what_cannot_be_told_is_unknown_with_a_reason() {
-        let python = Evidence { runtime: Runtime::Python, wrote: Wrote::Other, change: Change::Few, ..PLAIN };
+        let python = Evidence { runtime: language("python"), wrote: Wrote::Other, change: Change::Few, ..PLAIN };
         assert_eq!(likely(&python), (Cause::RealWrite, None), "a buffer, by the interpreter's code without a name");
         let beside = Evidence { objects: true, ..python };
         assert_eq!(likely(&beside), (Cause::Unknown, Some(Reason::BesideObjects)));
         let named = Evidence { purpose: Some(Purpose::Other), ..beside };
         assert_eq!(likely(&named), (Cause::RealWrite, None));
-        for runtime in [Runtime::Ruby, Runtime::Perl, Runtime::Php] {
+        for runtime in ["ruby", "perl", "php"].map(language) {
             for change in [Change::Few, Change::Some, Change::Large] {
                 let evidence = Evidence { runtime, change, purpose: Some(Purpose::Other), ..python };
                 assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Interpreter)), "{evidence:?}");
@@ -329,7 +333,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_not_compared_and_has_no_code_is_never_guessed(objects: bool, python: bool) {
-            let runtime = if python { Runtime::Python } else { Runtime::Native };
+            let runtime = if python { language("python") } else { Runtime::Native };
             let evidence = Evidence { objects, runtime, ..PLAIN };
             prop_assert_eq!(likely(&evidence).0, Cause::Unknown);
         }

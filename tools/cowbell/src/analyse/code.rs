@@ -10,47 +10,20 @@ const REFERENCES: &[&str] = &[
     // Redis and Valkey
     "incrRefCount",
     "decrRefCount",
-    // GLib, PHP
+    // GLib
     "g_object_ref",
     "g_object_unref",
     "g_ref_count_inc",
     "g_atomic_ref_count_inc",
     "g_atomic_ref_count_dec",
-    "zend_gc_addref",
-    "zend_gc_delref",
-    "rc_dtor_func",
     // libstdc++
     "_M_add_ref_copy",
     "_M_add_ref_lock",
     "_M_release",
 ];
 
-/// Functions of collectors: of Ruby, PHP, Go, Lua, Boehm.
-const COLLECTOR: &[&str] = &[
-    "gc_mark",
-    "gc_mark_ptr",
-    "gc_mark_children",
-    "gc_mark_set",
-    "gc_mark_and_pin",
-    "gc_sweep_page",
-    "gc_sweep_step",
-    "gc_sweep",
-    "rgengc_remember",
-    "zend_gc_collect_cycles",
-    "gc_mark_roots",
-    "gc_scan_roots",
-    "gc_collect_white",
-    "runtime.greyobject",
-    "runtime.gcDrain",
-    "runtime.markBits.setMarked",
-    "runtime.scanobject",
-    "propagatemark",
-    "reallymarkobject",
-    "GC_mark_from",
-];
-
-/// Beginnings of names of the collector's callbacks: no other code of these programs is named so.
-const COLLECTOR_BEGINNINGS: &[&str] = &["gc_marks_", "gc_mark_"];
+/// Functions of collectors that are no language's: Boehm's.
+const COLLECTOR: &[&str] = &["GC_mark_from"];
 
 const ALLOCATOR: &[&str] = &[
     // C
@@ -106,14 +79,10 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
     "ztrymalloc",
     "zcalloc",
     "zrealloc",
-    "_zend_mm_",
-    "zend_mm_",
     "__rust_alloc",
     "__rust_dealloc",
     "__rust_realloc",
     "__rdl_",
-    "_emalloc",
-    "_efree",
     "operator new(",
     "operator new[](",
     "operator delete(",
@@ -142,9 +111,7 @@ fn counts_references(name: &str) -> bool {
 }
 
 fn collects(name: &str) -> bool {
-    COLLECTOR.contains(&name)
-        || COLLECTOR_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
-        || work_of_function(name) == Some(Purpose::Collector)
+    COLLECTOR.contains(&name) || work_of_function(name) == Some(Purpose::Collector)
 }
 
 fn allocates(name: &str) -> bool {
@@ -154,16 +121,7 @@ fn allocates(name: &str) -> bool {
 }
 
 /// Functions in which a program or its interpreter shuts down: what runs below them is done on the way out.
-const SHUTDOWN: &[&str] = &[
-    "perl_destruct",
-    "Perl_my_exit",
-    "ruby_cleanup",
-    "ruby_finalize",
-    "php_module_shutdown",
-    "__run_exit_handlers",
-    "exit",
-    "quick_exit",
-];
+const SHUTDOWN: &[&str] = &["__run_exit_handlers", "exit", "quick_exit"];
 
 /// Does a function shut the program or its interpreter down?
 pub fn shuts_down(frames: &[NativeFrame]) -> bool {

@@ -69,7 +69,7 @@ pub struct Copied {
     pub syscall: Option<i32>,
     /// How it differs from its original.
     pub change: Change,
-    /// It holds objects of CPython's.
+    /// It holds objects of an interpreter's.
     pub objects: bool,
     /// What the instruction was seen to write, if it was sampled with this very page.
     pub wrote: Wrote,

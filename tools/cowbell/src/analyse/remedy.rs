@@ -3,7 +3,7 @@
 
 use super::cause::Cause;
 use super::runtime::Runtime;
-use crate::stacks::languages::{self, Work};
+use crate::stacks::languages::Work;
 
 /// What else changes what helps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,22 +16,21 @@ pub struct Circumstances {
 
 /// What is known to help, in one sentence; `None` where nothing is, or nothing needs to.
 pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
+    let work = match cause {
+        Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
+        Cause::GarbageCollector => Some(Work::Collector),
+        Cause::Exit => Some(Work::Exit),
+        _ => None,
+    };
+    if let (Some(language), Some(work)) = (runtime.language(), work) {
+        return language.remedy(work);
+    }
     Some(match (cause, runtime) {
-        (Cause::ReferenceCount | Cause::CountOrCollector, Runtime::Python) => return of_language(Work::References),
-        (Cause::GarbageCollector, Runtime::Python) => return of_language(Work::Collector),
-        (Cause::Exit, Runtime::Python) => return of_language(Work::Exit),
         (Cause::ReferenceCount, Runtime::Native) => {
             "read through plain references or indices instead of counted ones, or keep the counts apart from the data"
         }
         (Cause::Counter, _) => {
             "keep counters, locks and flags apart from the data that is shared: then only their own pages are copied"
-        }
-        (Cause::GarbageCollector, Runtime::Ruby) => {
-            "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part"
-        }
-        (Cause::GarbageCollector, Runtime::Php) => "gc_disable() in the child, where it can do without",
-        (Cause::Exit, Runtime::Perl) => {
-            "leave the child by POSIX::_exit(), which frees nothing; it runs no END blocks either"
         }
         (Cause::Exit, Runtime::Native) => {
             "leave the child by _exit(2), which runs neither destructors nor atexit functions; flush first what must be \
@@ -51,14 +50,13 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     })
 }
 
-/// What the one language that is known so far says.
-fn of_language(work: Work) -> Option<&'static str> {
-    languages::ALL.iter().find_map(|language| language.remedy(work))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn language(id: &str) -> Runtime {
+        Runtime::of_language(id).expect("known")
+    }
 
     fn told(cause: Cause, runtime: Runtime) -> &'static str {
         remedy(cause, runtime, Circumstances::default()).expect("a remedy")
@@ -67,22 +65,22 @@ mod tests {
     #[test]
     fn each_remedy_is_for_its_own_cause() {
         for cause in [Cause::ReferenceCount, Cause::CountOrCollector] {
-            let told = told(cause, Runtime::Python);
+            let told = told(cause, language("python"));
             assert!(told.contains("numpy") && told.contains("not of dtype=object"), "{told}");
             assert!(told.contains("import cowbell_fork; cowbell_fork.freeze(DATA)") && told.contains("3.12"), "{told}");
             assert!(!told.contains("gc.freeze"), "it stops no count: {told}");
         }
-        let told = told(Cause::GarbageCollector, Runtime::Python);
+        let told = told(Cause::GarbageCollector, language("python"));
         let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what} in {told}"));
         assert!(at("gc.disable()") < at("gc.freeze()") && at("gc.freeze()") < at("gc.enable() in the child"));
-        let exit = super::tests::told(Cause::Exit, Runtime::Python);
+        let exit = super::tests::told(Cause::Exit, language("python"));
         assert!(exit.contains("os._exit()"), "{exit}");
     }
 
     #[test]
     fn what_was_not_measured_to_help_is_not_told() {
         // "Collect before the fork" saves nothing under PHP, and huge pages have no part in a page of 4 KiB.
-        let php = told(Cause::GarbageCollector, Runtime::Php);
+        let php = told(Cause::GarbageCollector, language("php"));
         assert!(!php.contains("before the fork"), "{php}");
         assert!(!told(Cause::RealWrite, Runtime::Redis).contains("huge"));
         assert_eq!(
@@ -91,7 +89,7 @@ mod tests {
             "clone reads into no buffer"
         );
         for cause in [Cause::Unknown, Cause::Stack, Cause::Allocator] {
-            assert_eq!(remedy(cause, Runtime::Python, Circumstances { few_words: true, reads: true }), None);
+            assert_eq!(remedy(cause, language("python"), Circumstances { few_words: true, reads: true }), None);
         }
     }
 }

@@ -28,9 +28,9 @@ pub enum Wrote {
     /// It was not looked at.
     #[default]
     Unknown,
-    /// The reference count of an object of CPython.
+    /// The reference count of an object whose layout is known.
     ReferenceCount,
-    /// The words before an object of CPython that its collector keeps.
+    /// The words before such an object that the language's collector keeps.
     CollectorHeader,
     /// Something else, by an atomic instruction: a counter, lock or flag that threads share.
     Atomic,
@@ -148,9 +148,9 @@ pub struct Content {
     pub bytes: u32,
     /// Aligned words of eight bytes that differ.
     pub words: u32,
-    /// Those of them that are reference counts by the layout: an object of CPython's begins there.
+    /// Those of them that are reference counts by the layout: an object begins there.
     pub counts: u32,
-    /// Did the page hold an object of CPython's?
+    /// Did the page hold an object whose layout is known?
     pub objects: bool,
 }
 

@@ -19,7 +19,7 @@ use super::link::Said;
 use super::maps::{self, Backing, Map};
 use super::watch::Doors;
 use crate::record::{Record, Watched};
-use crate::stacks::languages::{self, Language};
+use crate::stacks::languages::{self, Language, Objects, Patience};
 use crate::stacks::native::{Registers, Unwinder, Unwound};
 use cowbell::sys::map::Range;
 use cowbell::sys::remote::Memory;
@@ -59,6 +59,8 @@ struct Known {
     language: Option<Option<&'static dyn Language>>,
     /// Which instructions say little of themselves, in functions that keep the address they return to at the stack pointer.
     frameless: HashMap<u64, bool>,
+    /// For how long pointers are followed to find objects.
+    patience: Patience,
 }
 
 /// What resolving needs of the process.
@@ -85,6 +87,11 @@ impl AddressSpace {
         if !before.stale && ours.clone().count() == theirs.clone().count() && ours.zip(theirs).all(is_same) {
             self.known = Rc::clone(&before.known);
         }
+    }
+
+    /// What knows the objects in the process' memory.
+    pub fn objects(&self) -> Box<dyn Objects> {
+        languages::objects(self.language(), self.known.borrow().patience.clone())
     }
 
     fn code_maps(&self) -> impl Iterator<Item = &Map> + Clone {

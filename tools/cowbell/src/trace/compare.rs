@@ -1,11 +1,12 @@
 //! Copies against their originals: what of a page did the writes change?
 
 use super::baseline::{Entries, page_bytes};
-use super::layout::{self, Types};
+use super::layout;
 use super::maps::Backing;
 use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event, Role};
+use crate::stacks::languages::{Objects, Word};
 use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
@@ -17,8 +18,6 @@ use std::os::unix::fs::FileExt;
 
 /// How much memory kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
-/// No count moves by more while a child lives.
-const COUNT_MOVES_MAX: u64 = 1 << 30;
 
 /// What a page held, and when.
 type Kept = (u64, Box<[u8]>);
@@ -120,7 +119,7 @@ impl Originals {
     pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = HashMap::new();
-        let mut types = Types::new(layout::words(&watch.memory, &watch.pagemap));
+        let (mut objects, mut word) = (watch.space.objects(), layout::words(&watch.memory, &watch.pagemap));
         let mut contents = Vec::new();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
@@ -138,7 +137,7 @@ impl Originals {
             let there = ours.at(page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
             let now = there.then(|| read(&watch.memory, page)).flatten();
             if let (Some(original), Some(now)) = (original, now) {
-                contents.push(difference(page, &original, &now, &mut types));
+                contents.push(difference(page, &original, &now, &mut *objects, &mut word));
             }
         }
         contents
@@ -174,8 +173,8 @@ fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>
     Some(bytes)
 }
 
-fn difference<W: FnMut(u64) -> Option<u64>>(page: u64, original: &[u8], now: &[u8], types: &mut Types<W>) -> Content {
-    let mut content = Content { page, objects: types.any_in(original), ..Content::default() };
+fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {
+    let mut content = Content { page, objects: objects.any_in(original, word), ..Content::default() };
     for (at, was, is) in differing_words(original, now) {
         content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
         content.words += 1;
@@ -183,10 +182,7 @@ fn difference<W: FnMut(u64) -> Option<u64>>(page: u64, original: &[u8], now: &[u
         let of = next(original).filter(|of| content.objects && next(now) == Some(*of));
         let Some(of) = of else { continue };
         let (was_word, is_word) = (u64::from_le_bytes(was), u64::from_le_bytes(is));
-        let apart = was_word.wrapping_sub(is_word);
-        let moved = apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX;
-        let is_count = moved && [was_word, is_word].iter().all(|&count| types.of_object(count, of).is_some());
-        content.counts += u32::from(is_count);
+        content.counts += u32::from(objects.is_count(was_word, is_word, of, word));
     }
     content
 }
@@ -194,8 +190,9 @@ fn difference<W: FnMut(u64) -> Option<u64>>(page: u64, original: &[u8], now: &[u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stacks::languages::{self, Patience};
 
-    /// A type object as CPython's are: the type of types is its own type.
+    /// A type object of the one language whose objects are known: the type of types is its own type.
     const TYPE: u64 = 0x10_0000;
 
     fn word(address: u64) -> Option<u64> {
@@ -218,7 +215,8 @@ mod tests {
     }
 
     fn compare(was: &[(usize, u64)], is: &[(usize, u64)]) -> (u32, u32, u32, bool) {
-        let found = difference(7, &page(was), &page(is), &mut Types::new(word));
+        let mut objects = languages::objects(None, Patience::default());
+        let found = difference(7, &page(was), &page(is), &mut *objects, &mut word);
         (found.bytes, found.words, found.counts, found.objects)
     }
 

@@ -3,10 +3,10 @@
 //! A sampled thread is interrupted: it leaves the page fault, stands at the faulting instruction, and its registers
 //! can be read. Lifting the protection comes after, so the fault does not come again.
 
-use super::layout::{self, Types};
+use super::layout;
 use super::watch::Watch;
 use crate::record::{Event, Frame, Stack, Wrote};
-use crate::stacks::languages::{self, Reader};
+use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
 use cowbell::sys::ptrace::{self, Status, Stop};
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ impl Sampler {
         };
         let wrote = wrote(watch, event.pc, address);
         let (language, frames) = match watch.space.language() {
-            Some(_) => self.frames(watch.pid, parent, tid),
+            Some(language) => self.frames(language, watch.pid, parent, tid),
             None => (None, Vec::new()),
         };
         let native =
@@ -112,18 +112,24 @@ impl Sampler {
     }
 
     /// The language that a thread runs, and its frames in it.
-    fn frames(&mut self, pid: i32, parent: i32, tid: i32) -> (Option<&'static str>, Vec<Frame>) {
+    fn frames(
+        &mut self,
+        language: &dyn Language,
+        pid: i32,
+        parent: i32,
+        tid: i32,
+    ) -> (Option<&'static str>, Vec<Frame>) {
         if !self.interpreters.contains_key(&pid) {
             let inherited = match self.interpreters.get(&parent) {
                 Some(Search::Found(reader)) => Search::Found(reader.for_child(pid)),
-                _ => search(pid, 0),
+                _ => search(language, pid, 0),
             };
             self.interpreters.insert(pid, inherited);
         }
         if let Some(&Search::Failed(tries)) = self.interpreters.get(&pid)
             && tries < TRIES_MAX
         {
-            self.interpreters.insert(pid, search(pid, tries));
+            self.interpreters.insert(pid, search(language, pid, tries));
         }
         match self.interpreters.get_mut(&pid) {
             Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid)),
@@ -134,7 +140,7 @@ impl Sampler {
 
 /// What the instruction at `pc` is about to write at an address.
 fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
-    let by_layout = Types::new(layout::words(&watch.memory, &watch.pagemap)).wrote(address);
+    let by_layout = watch.space.objects().wrote(address, &mut layout::words(&watch.memory, &watch.pagemap));
     // No instruction is longer.
     let mut code = [0; 15];
     let read = watch.memory.read(pc, &mut code).unwrap_or(0);
@@ -159,8 +165,8 @@ fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
     None
 }
 
-fn search(pid: i32, tries: u32) -> Search {
-    match languages::reader(pid) {
+fn search(language: &dyn Language, pid: i32, tries: u32) -> Search {
+    match language.reader(pid) {
         Ok(Some(reader)) => Search::Found(reader),
         Ok(None) => Search::None,
         Err(_) => Search::Failed(tries + 1),

@@ -192,9 +192,9 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
             let program = process.and_then(|process| process.executed.first()?.first());
             program.map_or("executed another program".to_owned(), |program| format!("then ran {}", clean(program)))
         }
-        (Some(Closed::Unshared), _) => "shares no more".to_owned(),
-        (Some(Closed::Forked), _) => "forked again".to_owned(),
-        (Some(Closed::Detached), _) => "let go".to_owned(),
+        (Some(Closed::Unshared), _) => "no longer shared".to_owned(),
+        (Some(Closed::Forked), _) => "until it forked again".to_owned(),
+        (Some(Closed::Detached), _) => "released".to_owned(),
         (Some(Closed::Lost), None) => "lost".to_owned(),
         (Some(Closed::Exit), None) => "ended".to_owned(),
         (Some(_), Some(ended)) => ended.to_string(),

@@ -6,6 +6,7 @@ use super::table::words;
 use crate::analyse::Cause;
 use crate::analyse::summary::{CauseShare, Summary};
 use crate::record::{GapKind, Mode};
+use crate::stacks::languages;
 use cowbell::page::Bytes;
 
 /// Below this share of the copies a cause is named without its remedy.
@@ -84,9 +85,7 @@ fn cause_sentences(cause: &CauseShare, mode: Mode) -> Vec<String> {
 
 /// Debian's package with the symbols of a file, where that is certain.
 fn symbols_package(file: &str) -> Option<String> {
-    let version = file.strip_prefix("/usr/bin/python")?;
-    let is_version = version.contains('.') && version.chars().all(|c| c.is_ascii_digit() || c == '.');
-    is_version.then(|| format!("python{version}-dbg"))
+    languages::of_files(std::iter::once(file))?.symbols_package(file)
 }
 
 /// What could not be seen.

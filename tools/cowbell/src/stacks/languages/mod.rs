@@ -5,10 +5,13 @@
 //! tracer, while the thread stands still; all else is pure, and answers for captures of other machines too.
 
 mod python;
+mod recognised;
 
-use crate::record::Frame;
+use crate::record::{Frame, Wrote};
 use serde::Serialize;
+use std::cell::Cell;
 use std::fmt::Debug;
+use std::rc::Rc;
 
 /// What a piece of code works at, as far as it explains why memory is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -46,10 +49,14 @@ pub trait Language: Debug + Sync {
     fn work_of_function(&self, function: &str) -> Option<Work>;
 
     /// What a stack of the program works at, by its frames, the innermost first; `None` for the program's own work.
-    fn work_of_frames(&self, frames: &[Frame]) -> Option<Work>;
+    fn work_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
+        None
+    }
 
     /// Is a source file the user's own: neither the language's library nor a package's?
-    fn is_own(&self, file: &str) -> bool;
+    fn is_own(&self, _file: &str) -> bool {
+        true
+    }
 
     /// What is known to help where memory is copied for this work, in one sentence.
     fn remedy(&self, work: Work) -> Option<&'static str>;
@@ -59,7 +66,57 @@ pub trait Language: Debug + Sync {
     /// # Errors
     /// The process has the looks of one and cannot be read: not initialised yet, of an unknown version, without
     /// permission, or gone.
-    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String>;
+    fn reader(&self, _pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+        Ok(None)
+    }
+
+    /// What knows the interpreter's objects in memory; `None` if their layout is not known here.
+    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+        None
+    }
+
+    /// Debian's package with the symbols of one of the interpreter's files, where that is certain.
+    fn symbols_package(&self, _file: &str) -> Option<String> {
+        None
+    }
+}
+
+/// Reads the word at an address of a process.
+pub type Word<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
+
+/// The objects in one process' memory, told by their layout.
+pub trait Objects {
+    /// What the word at an address is, as it is before it is written.
+    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote;
+
+    /// Does a page hold an object?
+    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool;
+
+    /// Is a word that went from `was` to `is`, with `next` behind it before and after, a reference count?
+    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
+}
+
+/// How many more pointers are followed in the search for objects: in a process in which none has led to one, a bounded
+/// number. Shared by all who look into processes that run the same code.
+#[derive(Clone, Debug)]
+pub struct Patience(Rc<Cell<Option<u32>>>);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(Rc::new(Cell::new(Some(4096))))
+    }
+}
+
+impl Patience {
+    /// Is nothing looked for any more?
+    pub fn is_over(&self) -> bool {
+        self.0.get() == Some(0)
+    }
+
+    /// A pointer was followed. Where one object was found there are more.
+    pub fn note(&self, found: bool) {
+        self.0.set(self.0.get().filter(|_| !found).map(|left| left.saturating_sub(1)));
+    }
 }
 
 /// The interpreter of one process, read from outside.
@@ -75,18 +132,19 @@ pub trait Reader {
     fn frames(&mut self, tid: i32) -> Vec<Frame>;
 }
 
-/// Every language that is known.
-pub const ALL: &[&dyn Language] = &[&python::CPython];
+/// Every language that is known; those of which more is known come first.
+pub const ALL: &[&dyn Language] =
+    &[&python::CPython, &recognised::RUBY, &recognised::PERL, &recognised::PHP, &recognised::OTHERS];
 
 /// The language that a capture calls so.
 pub fn by_id(id: &str) -> Option<&'static dyn Language> {
     ALL.iter().copied().find(|language| language.id() == id)
 }
 
-/// The language of a process that maps these files as code.
+/// The language of a process that maps these files as code: of several the one that tells more.
 pub fn of_files<'a>(files: impl Iterator<Item = &'a str>) -> Option<&'static dyn Language> {
-    let mut files = files;
-    files.find_map(|file| ALL.iter().copied().find(|language| language.is_run_by(file)))
+    let places = files.filter_map(|file| ALL.iter().position(|language| language.is_run_by(file)));
+    ALL.get(places.min()?).copied()
 }
 
 /// What a function of any language's interpreter works at.
@@ -104,18 +162,29 @@ pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> 
     language.and_then(by_id)?.work_of_frames(frames)
 }
 
-/// Finds an interpreter in a process; `None` if it runs none that is known.
-///
-/// # Errors
-/// Those of [`Language::reader`], if no language answers.
-pub fn reader(pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-    let mut failed = None;
-    for language in ALL {
-        match language.reader(pid) {
-            Ok(Some(reader)) => return Ok(Some(reader)),
-            Ok(None) => {}
-            Err(e) => failed = Some(e),
-        }
+/// What knows the objects of a process: those of its language, or where no language is known those of any.
+pub fn objects(language: Option<&'static dyn Language>, patience: Patience) -> Box<dyn Objects> {
+    let known = match language {
+        Some(language) => language.objects(),
+        // It may be part of a program of another name.
+        None => ALL.iter().find_map(|language| language.objects()),
+    };
+    known.map_or_else(|| Box::new(NoObjects) as Box<dyn Objects>, |objects| objects(patience))
+}
+
+/// Of a language whose objects are not known here.
+struct NoObjects;
+
+impl Objects for NoObjects {
+    fn wrote(&mut self, _address: u64, _word: &mut Word<'_>) -> Wrote {
+        Wrote::Other
     }
-    failed.map_or(Ok(None), Err)
+
+    fn any_in(&mut self, _page: &[u8], _word: &mut Word<'_>) -> bool {
+        false
+    }
+
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+        false
+    }
 }

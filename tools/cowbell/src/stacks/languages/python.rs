@@ -4,7 +4,9 @@
 //! Everything here only reads the target's memory: it neither stops nor resumes anything, because the tracer has the
 //! thread of interest standing still already.
 
-use super::{Language, Reader, Work};
+mod objects;
+
+use super::{Language, Objects, Patience, Reader, Work};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 use cowbell::sys::procfs::maps::{self, Mapping};
@@ -194,6 +196,16 @@ impl Language for CPython {
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
         Ok(Python::find(pid)?.map(|python| Box::new(python) as Box<dyn Reader>))
+    }
+
+    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+        Some(|patience| Box::new(objects::Types::new(patience)))
+    }
+
+    fn symbols_package(&self, file: &str) -> Option<String> {
+        let version = file.strip_prefix("/usr/bin/python")?;
+        let is_version = version.contains('.') && version.chars().all(|c| c.is_ascii_digit() || c == '.');
+        is_version.then(|| format!("python{version}-dbg"))
     }
 }
 

@@ -1,0 +1,213 @@
+//! How CPython's objects lie in memory.
+//!
+//! A reference count is called one only where the layout proves it: objects begin with their count and a pointer to their
+//! type, and every chain of types ends at the type of types, which is its own type and is named `type`. Nothing else is
+//! taken for an object, so an interpreter of another layout (free-threaded, or built to trace references) has none here.
+
+use super::super::{Objects, Patience, Word};
+use crate::record::Wrote;
+use std::collections::HashMap;
+
+/// Byte offsets in a type object (Include/cpython/object.h), the same in every CPython 3 with the usual layout.
+const TYPE: u64 = 8;
+const NAME: u64 = 24;
+const FLAGS: u64 = 168;
+/// The collector knows the instances: two words of its own lie before each (`Py_TPFLAGS_HAVE_GC`).
+const HAVE_GC: u64 = 1 << 14;
+/// The instances are types (`Py_TPFLAGS_TYPE_SUBCLASS`).
+const TYPE_SUBCLASS: u64 = 1 << 31;
+/// A metaclass may have a metaclass, and so on; chains in use are shorter.
+const CHAIN_MAX: usize = 4;
+/// No count moves by more while a child lives.
+const COUNT_MOVES_MAX: u64 = 1 << 30;
+/// So many answers are remembered.
+const KNOWN_MAX: usize = 1 << 16;
+
+/// A type object that was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Type {
+    /// Do its instances have the collector's two words before them?
+    is_collected: bool,
+}
+
+/// The type objects of one process.
+pub struct Types {
+    known: HashMap<u64, Option<Type>>,
+    patience: Patience,
+}
+
+impl Types {
+    /// None known yet.
+    pub fn new(patience: Patience) -> Self {
+        Self { known: HashMap::new(), patience }
+    }
+
+    /// The type of an object that begins with these two words, if it is one.
+    fn of_object(&mut self, count: u64, of: u64, word: &mut Word<'_>) -> Option<Type> {
+        // Counts of objects in use are small; immortal ones (since 3.12) fill 32 bits, and since 3.14 have flags above.
+        let is_count = count & 0xffff_ffff != 0 && count >> 32 & 0xffff == 0;
+        if !is_count || !of.is_multiple_of(8) || of < 1 << 16 || of >> 47 != 0 {
+            return None;
+        }
+        if let Some(&known) = self.known.get(&of) {
+            return known;
+        }
+        if self.patience.is_over() {
+            return None;
+        }
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        let found = look(of, word);
+        self.patience.note(found.is_some());
+        self.known.insert(of, found);
+        found
+    }
+}
+
+/// Follows the chain of types from a pointer.
+fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
+    let flags = word(of.checked_add(FLAGS)?)?;
+    let mut meta = word(of.checked_add(TYPE)?)?;
+    for _ in 0..CHAIN_MAX {
+        // An instance has a type, too; but only a type's type makes types.
+        if word(meta.checked_add(FLAGS)?)? & TYPE_SUBCLASS == 0 {
+            return None;
+        }
+        let next = word(meta.checked_add(TYPE)?)?;
+        if next == meta {
+            let name = word(meta.checked_add(NAME)?)?;
+            let is_type = word(name)? & 0xff_ffff_ffff == u64::from_le_bytes(*b"type\0\0\0\0");
+            return is_type.then_some(Type { is_collected: flags & HAVE_GC != 0 });
+        }
+        meta = next;
+    }
+    None
+}
+
+impl Objects for Types {
+    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+        let first = address / 8 * 8;
+        let Some(a) = word(first) else { return Wrote::Unknown };
+        // Behind the end of what is mapped there is no object.
+        let mut next = |nth: u64| first.checked_add(8 * nth).and_then(&mut *word).unwrap_or(0);
+        let (b, c, d) = (next(1), next(2), next(3));
+        if self.of_object(a, b, word).is_some() {
+            return Wrote::ReferenceCount;
+        }
+        let is_collected = |found: Option<Type>| found.is_some_and(|found| found.is_collected);
+        if is_collected(self.of_object(b, c, word)) || is_collected(self.of_object(c, d, word)) {
+            return Wrote::CollectorHeader;
+        }
+        Wrote::Other
+    }
+
+    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool {
+        let (words, _) = page.as_chunks::<8>();
+        words.windows(2).any(|pair| {
+            let [count, of] = pair else { return false };
+            self.of_object(u64::from_le_bytes(*count), u64::from_le_bytes(*of), word).is_some()
+        })
+    }
+
+    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool {
+        let apart = was.wrapping_sub(is);
+        apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX
+            && [was, is].iter().all(|&count| self.of_object(count, next, word).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPE_OF_TYPES: u64 = 0x10_0000;
+    const STR: u64 = 0x10_1000;
+    const LIST: u64 = 0x10_2000;
+    const META: u64 = 0x10_3000;
+    const CLASS: u64 = 0x10_4000;
+    const NAMED: u64 = 0x10_5000;
+
+    /// Memory that holds what a CPython has: types, one of them with a metaclass, and objects from `HEAP` on.
+    fn memory() -> HashMap<u64, u64> {
+        let mut memory = HashMap::from([(NAMED, u64::from_le_bytes(*b"type\0str"))]);
+        for (at, of, flags) in [
+            (TYPE_OF_TYPES, TYPE_OF_TYPES, TYPE_SUBCLASS | HAVE_GC),
+            (STR, TYPE_OF_TYPES, 0),
+            (LIST, TYPE_OF_TYPES, HAVE_GC),
+            (META, TYPE_OF_TYPES, TYPE_SUBCLASS | HAVE_GC),
+            (CLASS, META, HAVE_GC),
+        ] {
+            memory.extend([(at, 1), (at + TYPE, of), (at + NAME, NAMED), (at + FLAGS, flags)]);
+        }
+        memory
+    }
+
+    const HEAP: u64 = 0x20_0000;
+
+    fn with(objects: &[u64]) -> HashMap<u64, u64> {
+        let mut memory = memory();
+        memory.extend((HEAP..).step_by(8).zip(objects.iter().copied()));
+        memory
+    }
+
+    #[test]
+    fn only_what_leads_to_the_type_of_types_is_an_object() {
+        let mut memory = memory();
+        // An instance of str, and a list head that points to itself, as empty lists in C do.
+        memory.extend([(HEAP, 1), (HEAP + TYPE, STR), (HEAP + FLAGS, 0), (HEAP + 0x1000 + TYPE, HEAP + 0x1000)]);
+        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        let mut is_object = |count, of| types.of_object(count, of, &mut word).is_some();
+        assert!(is_object(1, STR) && is_object(70_000, LIST) && is_object(2, CLASS) && is_object(1, TYPE_OF_TYPES));
+        assert!(is_object(0xffff_ffff, STR) && is_object(3 << 30 | 1 << 48, STR), "immortal ones");
+        assert!(!is_object(0, STR), "a freed block");
+        assert!(!is_object(0x7f12_3456_7890, STR), "a pointer is no count");
+        assert!(!is_object(1, HEAP), "a pointer to an object is no pointer to a type");
+        assert!(!is_object(1, HEAP + 0x1000) && !is_object(1, STR + 4) && !is_object(1, 0) && !is_object(1, u64::MAX));
+    }
+
+    #[test]
+    fn a_word_is_told_by_what_follows_it() {
+        let pointer = 0x7f00_0000_1000;
+        // A str of four words; a list behind its collector's header; plain numbers.
+        let memory = with(&[2, STR, 5, 6, pointer, pointer + 8, 1, LIST, 3, pointer, 1, 2, 3, 4, 5, 6, 7]);
+        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        let told: Vec<_> = (0..13).map(|nth| types.wrote(HEAP + 8 * nth, &mut word)).collect();
+        let (count, header, other) = (Wrote::ReferenceCount, Wrote::CollectorHeader, Wrote::Other);
+        let due = [count, other, other, other, header, header, count, other, other, other, other, other, other];
+        assert_eq!(told, due);
+        assert_eq!(types.wrote(HEAP + 4, &mut word), Wrote::ReferenceCount, "the upper half of the word");
+    }
+
+    #[test]
+    fn what_precedes_an_object_that_is_not_collected_is_no_header() {
+        let memory = with(&[7, 8, 1, STR, 9]);
+        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        assert_eq!([types.wrote(HEAP, &mut word), types.wrote(HEAP + 8, &mut word)], [Wrote::Other, Wrote::Other]);
+    }
+
+    #[test]
+    fn a_process_without_objects_is_not_searched_for_ever() {
+        let mut asked = 0;
+        let patience = Patience::default();
+        // Two intervals of one process: the second does not begin anew.
+        for _ in 0..2 {
+            let mut types = Types::new(patience.clone());
+            for nth in 0..100_000 {
+                let mut word = |_| {
+                    asked += 1;
+                    Some(0)
+                };
+                assert_eq!(types.of_object(1, 0x10_0000 + 16 * nth, &mut word), None);
+            }
+        }
+        assert!((4096..5 * 4096).contains(&asked), "{asked}");
+        let memory = memory();
+        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        assert!(types.of_object(1, STR, &mut word).is_some());
+        for nth in 0..10_000 {
+            types.of_object(1, 0x30_0000 + 16 * nth, &mut word);
+        }
+        assert!(types.of_object(1, LIST, &mut word).is_some(), "where one was found, all are looked for");
+    }
+}

@@ -1,0 +1,134 @@
+//! Interpreters that are recognised, and some of whose functions are known. Neither their frames nor the layout of their
+//! objects is read.
+
+use super::{Language, Work};
+
+/// One of them, or several that have nothing of their own to say.
+#[derive(Debug)]
+pub struct Recognised {
+    id: &'static str,
+    name: &'static str,
+    /// Beginnings of the names of its files.
+    files: &'static [&'static str],
+    /// What functions of these names work at.
+    functions: &'static [(Work, &'static [&'static str])],
+    /// What functions work at whose names begin so.
+    beginnings: &'static [(Work, &'static [&'static str])],
+    remedies: &'static [(Work, &'static str)],
+}
+
+/// Ruby.
+pub const RUBY: Recognised = Recognised {
+    id: "ruby",
+    name: "Ruby",
+    files: &["libruby", "ruby"],
+    functions: &[
+        (
+            Work::Collector,
+            &[
+                "gc_mark",
+                "gc_mark_ptr",
+                "gc_mark_children",
+                "gc_mark_set",
+                "gc_mark_and_pin",
+                "gc_mark_roots",
+                "gc_sweep_page",
+                "gc_sweep_step",
+                "gc_sweep",
+                "rgengc_remember",
+            ],
+        ),
+        (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
+    ],
+    beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
+    remedies: &[(
+        Work::Collector,
+        "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part",
+    )],
+};
+
+/// Perl.
+pub const PERL: Recognised = Recognised {
+    id: "perl",
+    name: "Perl",
+    files: &["libperl", "perl"],
+    functions: &[(Work::Exit, &["perl_destruct", "Perl_my_exit"])],
+    beginnings: &[],
+    remedies: &[(Work::Exit, "leave the child by POSIX::_exit(), which frees nothing; it runs no END blocks either")],
+};
+
+/// PHP.
+pub const PHP: Recognised = Recognised {
+    id: "php",
+    name: "PHP",
+    files: &["libphp", "php"],
+    functions: &[
+        (Work::References, &["zend_gc_addref", "zend_gc_delref", "rc_dtor_func"]),
+        (Work::Collector, &["zend_gc_collect_cycles", "gc_scan_roots", "gc_collect_white"]),
+        (Work::Exit, &["php_module_shutdown"]),
+    ],
+    beginnings: &[(Work::Allocator, &["_zend_mm_", "zend_mm_", "_emalloc", "_efree"])],
+    remedies: &[(Work::Collector, "gc_disable() in the child, where it can do without")],
+};
+
+/// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, and the runtime of Go.
+pub const OTHERS: Recognised = Recognised {
+    id: "other",
+    name: "another interpreter",
+    files: &[
+        "libjvm.so",
+        "libnode",
+        "node",
+        "lua",
+        "liblua",
+        "libmozjs",
+        "libR.so",
+        "libjulia",
+        "libmonosgen",
+        "libcoreclr.so",
+        "pypy",
+        "libpypy",
+    ],
+    functions: &[(
+        Work::Collector,
+        &[
+            "runtime.greyobject",
+            "runtime.gcDrain",
+            "runtime.markBits.setMarked",
+            "runtime.scanobject",
+            "propagatemark",
+            "reallymarkobject",
+        ],
+    )],
+    beginnings: &[],
+    remedies: &[],
+};
+
+impl Language for Recognised {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn is_run_by(&self, file: &str) -> bool {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        // `perl5.36`, `php8.2`, `libruby-3.1.so.3.1`, but neither `rubyist` nor `nodelist`.
+        let is = |beginning: &&str| {
+            name.strip_prefix(*beginning).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+        };
+        self.files.iter().any(is)
+    }
+
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        let exact = self.functions.iter().find(|(_, names)| names.contains(&function));
+        let begins = |(_, names): &&(Work, &[&str])| names.iter().any(|beginning| function.starts_with(beginning));
+        exact.or_else(|| self.beginnings.iter().find(begins)).map(|(work, _)| *work)
+    }
+
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        self.remedies.iter().find(|(of, _)| *of == work).map(|(_, remedy)| *remedy)
+    }
+}
