@@ -1,7 +1,7 @@
 //! `cowbell doctor`: what works here for this user, and what would make the rest work.
 
 use crate::trace::{ability, lender};
-use crate::views::{self, Document};
+use crate::views::{self, Document, table};
 use cowbell::support::Support;
 use std::io::Write;
 use std::process::ExitCode;
@@ -29,12 +29,14 @@ fn print(support: &Support, json: bool) -> std::io::Result<()> {
     } else {
         write!(out, "{support}")?;
         writeln!(out, "\nCommands: looking into programs that are not prepared")?;
-        for (command, verdict, tells) in commands() {
+        let term = |(command, verdict, tells): (&str, Result<(), String>, &str)| {
             let word = if verdict.is_ok() { "works" } else { "MISSING" };
-            writeln!(out, "  {command:<18} {word:<8} {tells}")?;
-            if let Err(why) = verdict {
-                writeln!(out, "{:29}why   {why}", "")?;
-            }
+            let why = verdict.err().map_or(String::new(), |why| format!("; why not: {why}"));
+            (vec![command.to_owned(), word.to_owned()], format!("{tells}{why}"))
+        };
+        let terms: Vec<_> = commands().into_iter().map(term).collect();
+        for line in table::described(2, &terms, views::WIDTH) {
+            writeln!(out, "{line}")?;
         }
     }
     out.flush()

@@ -109,7 +109,7 @@ impl Output {
     /// # Errors
     /// As [`Output::report`].
     pub fn json(&mut self, document: &impl views::Document) -> Result<(), Failure> {
-        let bytes = views::json(document).map_err(|e| Failure::new(format!("no JSON: {e}")))?;
+        let bytes = views::json(document).map_err(|e| Failure::new(format!("cannot make JSON: {e}")))?;
         self.write(&bytes)
     }
 

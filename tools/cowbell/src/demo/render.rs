@@ -5,7 +5,7 @@ use super::graph::Paths;
 use super::roles::Role;
 use crate::failure::Failure;
 use crate::symbols::{self, Code};
-use crate::views::{self, Document};
+use crate::views::{self, Document, table};
 use cowbell::fork::Exit;
 use cowbell::page::Bytes;
 use cowbell::report::{Census, Report};
@@ -137,19 +137,8 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     )?;
     for (nth, worker) in outcome.workers.iter().enumerate() {
         writeln!(out, "\nworker {nth}, the {}: {}", worker.role, worker.role.does())?;
-        writeln!(
-            out,
-            "  found    {} shortest paths, the longest {} edges; forked in {:.0} us",
-            worker.paths.reached, worker.paths.longest, worker.spawn_us
-        )?;
-        if let Some(failure) = &worker.failure {
-            writeln!(out, "  FAILED   {failure}")?;
-        }
-        writeln!(out, "  why      {}", worker.cause)?;
-        for (at, share) in worker.code.iter().take(3).enumerate() {
-            let heading = if at == 0 { "code" } else { "" };
-            let line = share.code.line.as_deref().unwrap_or("line unknown");
-            writeln!(out, "  {heading:<8} {} pages first written by {} at {line}", share.pages, share.code.function)?;
+        for line in table::described(2, &told(worker), views::WIDTH) {
+            writeln!(out, "{line}")?;
         }
         for line in worker.report.to_string().lines() {
             writeln!(out, "  {line}")?;
@@ -158,17 +147,33 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     costs(out, &outcome.measured)
 }
 
+/// What is said of a worker before its report.
+fn told(worker: &WorkerOutcome) -> Vec<(Vec<String>, String)> {
+    let Paths { reached, longest, .. } = worker.paths;
+    let us = worker.spawn_us;
+    let mut told =
+        vec![("found", format!("{reached} shortest paths, the longest {longest} edges; forked in {us:.0} us"))];
+    told.extend(worker.failure.clone().map(|failure| ("FAILED", failure)));
+    told.push(("why", worker.cause.to_owned()));
+    for (at, share) in worker.code.iter().take(3).enumerate() {
+        let line = share.code.line.as_deref().unwrap_or("line unknown");
+        let wrote = format!("{} pages first written by {} at {line}", share.pages, share.code.function);
+        told.push((if at == 0 { "code" } else { "" }, wrote));
+    }
+    told.into_iter().map(|(term, words)| (vec![format!("{term:<7}")], words)).collect()
+}
+
 fn costs(out: &mut impl Write, measured: &Costs) -> std::io::Result<()> {
     let native = measured.native_ns_per_page;
     writeln!(out, "\nwhat watching costs the writer, against {native:.0} ns for a copied page without it")?;
     let Costs { pages, rounds, .. } = measured;
-    for watch in &measured.watches {
-        match (watch.ratio_to_native, watch.ns_per_page) {
-            (Some(ratio), Some(ns)) => {
-                writeln!(out, "  {:<8} {ratio:.2} times ({ns:.0} ns; {pages} pages, {rounds} rounds)", watch.watch)?;
-            }
-            _ => writeln!(out, "  {:<8} {}", watch.watch, watch.error.as_deref().unwrap_or("not measured"))?,
-        }
+    let cost = |watch: &super::cost::WatchCost| match (watch.ratio_to_native, watch.ns_per_page) {
+        (Some(ratio), Some(ns)) => format!("{ratio:.2} times ({ns:.0} ns; {pages} pages, {rounds} rounds)"),
+        _ => watch.error.clone().unwrap_or_else(|| "not measured".to_owned()),
+    };
+    let terms: Vec<_> = measured.watches.iter().map(|watch| (vec![watch.watch.to_string()], cost(watch))).collect();
+    for line in table::described(2, &terms, views::WIDTH) {
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ impl Kept {
                         written = written.and(self.keep(record));
                     }
                 }
-                Err(e) => self.profile.cut(&format!("the tracer said what is no record: {e}")),
+                Err(e) => self.profile.cut(&format!("the tracer said something that is no record: {e}")),
             }
         }
         written

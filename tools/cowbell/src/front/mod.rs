@@ -91,7 +91,7 @@ impl Session {
         command.arg0("cowbell").args(["tracer", &theirs.as_raw_fd().to_string()]);
         let tracer = command.spawn().map_err(|e| failure("cannot start the tracer", &e))?;
         drop(theirs);
-        let mut line = serde_json::to_vec(options).map_err(|e| failure("no options", &e))?;
+        let mut line = serde_json::to_vec(options).map_err(|e| failure("cannot write the options down", &e))?;
         line.push(b'\n');
         stream.write_all(&line).map_err(|e| failure("the tracer does not listen", &e))?;
         let poller = Poller::new().map_err(|e| failure("cannot wait", &e))?;

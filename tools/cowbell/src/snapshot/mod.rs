@@ -73,7 +73,7 @@ fn unusable(node: &Node, state: &State, why: &str) -> Failure {
         State::Zombie => "it has ended and waits to be reaped: it has no memory any more",
         State::Read | State::KernelThread | State::Denied | State::Failed => why,
     };
-    Failure::new(format!("process {} ({}): {ends}", node.pid, text::plain(&node.name)))
+    Failure::new(format!("process {} ({}): {ends}", node.pid, crate::views::clean(&node.name)))
 }
 
 /// A snapshot in the making.

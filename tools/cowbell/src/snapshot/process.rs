@@ -128,7 +128,7 @@ impl Node {
                 Err(e) => return Err(self.refused(e)),
             }
         }
-        Err((State::Failed, "it executes one program after the other".to_owned()))
+        Err((State::Failed, "it executed another program each time it was read".to_owned()))
     }
 
     /// Its memory; `None` if it executed another program meanwhile.

@@ -3,13 +3,11 @@
 use super::compare::Counts;
 use super::document::{Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy};
 use super::process::State;
+use crate::views::table::{self, Column, Keep};
+use crate::views::{WIDTH, clean};
 use cowbell::page::Bytes;
 use std::fmt::{Result, Write};
 
-/// Columns of the whole.
-const WIDTH_MAX: usize = 100;
-/// Columns of the name of a process or of a mapping.
-const NAME_MIN: usize = 10;
 /// Longer names of files lose their folders.
 const PATH_MAX: usize = 32;
 /// Generations that are indented; deeper ones stand below the last.
@@ -38,7 +36,7 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
         return totals(out, snapshot);
     }
     let page = snapshot.page_size;
-    let mut rows = vec![header("process", &["rss", "pss", "uss"])];
+    let mut rows = Vec::new();
     for process in &snapshot.processes {
         let memory = process.memory.as_ref();
         let figures = memory.map(|memory| {
@@ -47,7 +45,7 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
         });
         rows.push(Row { name: label(process), figures: figures.unwrap_or_default(), remark: remark(process) });
     }
-    table(out, rows)?;
+    table(out, "process", &["rss", "pss", "uss"], &rows, look)?;
     legend(out, snapshot)?;
     writeln!(out)?;
     totals(out, snapshot)?;
@@ -61,7 +59,9 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
         }
     }
     for note in &snapshot.notes {
-        writeln!(out, "note: {}", plain(note))?;
+        for line in table::described(0, &[(vec!["note:".to_owned()], clean(note))], WIDTH) {
+            writeln!(out, "{line}")?;
+        }
     }
     Ok(())
 }
@@ -91,43 +91,31 @@ struct Row {
     remark: String,
 }
 
-/// The first line: the names of the columns, as the remark holds them.
-fn header(name: &str, before: &[&str]) -> Row {
-    let columns: Vec<_> = before.iter().chain(&COUNTS).copied().collect();
-    Row { name: name.to_owned(), figures: Vec::new(), remark: columns.join(" ") }
-}
-
-/// Writes rows below a [`header`]; columns without any figure are left out.
-fn table(out: &mut String, mut rows: Vec<Row>) -> Result {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let first = rows.remove(0);
-    let mut columns: Vec<(usize, Vec<String>)> = Vec::new();
-    for (nth, title) in first.remark.split(' ').enumerate() {
-        let figure = |row: &Row| row.figures.get(nth).copied();
-        if rows.iter().any(|row| figure(row).is_some_and(|bytes| bytes > 0)) {
-            let mut cells = vec![title.to_owned()];
-            cells.extend(rows.iter().map(|row| figure(row).map_or(String::new(), short)));
-            columns.push((cells.iter().map(String::len).max().unwrap_or(0), cells));
-        }
-    }
-    let widths: usize = columns.iter().map(|(width, _)| width).sum();
-    // Closer where two blanks between columns would leave no room for names.
-    let gap = if widths + 2 * columns.len() + NAME_MIN <= WIDTH_MAX { 2 } else { 1 };
-    let taken = widths + gap * columns.len();
-    let longest = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(first.name.len());
-    let name_width = longest.min(WIDTH_MAX.saturating_sub(taken).max(NAME_MIN));
-    let heading = Row { remark: String::new(), ..first };
-    for (nth, row) in std::iter::once(&heading).chain(&rows).enumerate() {
-        let mut line = format!("{:<name_width$}", cut(&row.name, name_width));
-        for (width, cells) in columns.iter().filter(|_| row.remark.is_empty() || !row.figures.is_empty()) {
-            line += &format!("{:gap$}{:>width$}", "", cells.get(nth).map_or("", String::as_str));
-        }
-        writeln!(out, "{}", line.trim_end())?;
-        if !row.remark.is_empty() {
-            let indent = row.name.len() - row.name.trim_start().len() + 2;
-            writeln!(out, "{:indent$}{}", "", row.remark)?;
+/// Writes rows; columns without any figure are left out.
+fn table(out: &mut String, names: &'static str, before: &[&'static str], rows: &[Row], look: &Look) -> Result {
+    let titles: Vec<&'static str> = before.iter().chain(&COUNTS).copied().collect();
+    let is_told = |nth: &usize| rows.iter().any(|row| row.figures.get(*nth).is_some_and(|&bytes| bytes > 0));
+    let told: Vec<usize> = (0..titles.len()).filter(is_told).collect();
+    let mut columns: Vec<Column> = vec![table::names(names, Keep::Head, 0)];
+    columns.extend(told.iter().filter_map(|&nth| Some(table::figures(titles.get(nth).copied()?, 0, 1))));
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            let figures = told.iter().map(|&nth| row.figures.get(nth).copied().map_or(String::new(), short));
+            std::iter::once(row.name.clone()).chain(figures).collect()
+        })
+        .collect();
+    let blocks = table::blocks(&columns, &cells, (!look.verbose).then_some(WIDTH));
+    for (number, block) in blocks.iter().enumerate() {
+        for (nth, line) in block {
+            writeln!(out, "{line}")?;
+            let row = nth.filter(|_| number == 0).and_then(|nth| rows.get(nth));
+            if let Some(row) = row.filter(|row| !row.remark.is_empty()) {
+                let indent = row.name.len() - row.name.trim_start().len() + 2;
+                for line in table::wrap(&row.remark, WIDTH - indent) {
+                    writeln!(out, "{:indent$}{line}", "")?;
+                }
+            }
         }
     }
     Ok(())
@@ -139,7 +127,7 @@ fn label(process: &ProcessReport) -> String {
     let program = words.next().map_or(process.name.as_str(), |path| path.rsplit('/').next().unwrap_or(path));
     let command: Vec<_> = std::iter::once(program).chain(words).collect();
     let indent = 2 * process.depth.min(INDENTED_MAX);
-    format!("{:indent$}{} {}", "", process.pid, plain(&command.join(" ")))
+    format!("{:indent$}{} {}", "", process.pid, clean(&command.join(" ")))
 }
 
 /// What there is to say of a process besides its figures.
@@ -158,7 +146,7 @@ fn remark(process: &ProcessReport) -> String {
             0 => String::new(),
             bytes => format!("and {} of huge page pools, which rss, pss and uss leave out", Bytes(bytes)),
         },
-        (State::KernelThread | State::Denied | State::Failed, _) => plain(&process.why),
+        (State::KernelThread | State::Denied | State::Failed, _) => clean(&process.why),
     }
 }
 
@@ -171,27 +159,33 @@ fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
         "private pages that its parent or others have too"
     };
     writeln!(out)?;
+    let mut terms = Vec::new();
+    let own = "pages that no other process has: differs, either, new, filecopy and unknown together";
     for (shown, column, words) in [
         (any(|p| p.shared_with_parent), "=parent", "private pages that are still its parent's: the same page frame"),
         (any(|p| p.shared_with_others.pages + p.shared_unknown), "=others", others),
         (
             any(|p| p.own.differs),
             "differs",
-            "own, and its parent has another there: one copied it, or both wrote it first",
+            "own, and its parent has another one there: the child or the parent copied it after the fork, or each was the first to write it",
         ),
         (
             any(|p| p.own.copied_or_new),
             "either",
-            "the same where nothing is shared: copied, or mapped by each since the fork",
+            "the same, in a mapping of which they share no page: copied, or mapped by each since the fork",
         ),
         (any(|p| p.own.new), "new", "own, and its parent has nothing there"),
         (any(|p| p.own.file_copies), "filecopy", "own private copies of a file's pages"),
         (any(|p| p.own.unknown), "unknown", "own; its parent's page is swapped out or not readable"),
+        (any(|p| p.own.pages), "own", own),
         (any(|p| p.file), "file", "pages of files and of shared memory"),
     ] {
         if shown {
-            writeln!(out, "  {column:<8}  {words}")?;
+            terms.push((vec![column.to_owned()], words.to_owned()));
         }
+    }
+    for line in table::described(2, &terms, WIDTH) {
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }
@@ -210,12 +204,12 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
     if children.processes > 0 {
         writeln!(
             out,
-            "children's own memory: {}; for {} of it the parent has other pages",
+            "children's own pages: {}; at {} of them the parent has others",
             Bytes(children.own_bytes),
             Bytes(children.differs_bytes)
         )?;
         if let Some(added) = children.added_bytes {
-            writeln!(out, "  {} added by the children to what the top has", Bytes(added))?;
+            writeln!(out, "  {} more than the top process has by itself, added by the children", Bytes(added))?;
         }
     }
     Ok(())
@@ -223,16 +217,17 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
 
 /// Mappings with most own memory.
 fn groups(out: &mut String, title: &str, groups: &[Group], snapshot: &Snapshot, look: &Look) -> Result {
-    let mut rows = vec![header(title, &["own"])];
+    let mut rows = Vec::new();
     for group in groups.iter().take(look.top) {
         let own = group.pages.own.pages * snapshot.page_size;
         let figures = std::iter::once(own).chain(figures(&group.pages, snapshot.page_size)).collect();
-        let name = plain(&group.name);
+        let name = clean(&group.name);
         let name = if look.verbose { &name } else { tail(&name) };
         rows.push(Row { name: format!("  {name}"), figures, remark: String::new() });
     }
     writeln!(out)?;
-    table(out, rows)?;
+    writeln!(out, "{title}")?;
+    table(out, "", &["own"], &rows, look)?;
     match groups.len().saturating_sub(look.top) {
         0 => Ok(()),
         more => writeln!(out, "  and {more} more"),
@@ -245,18 +240,6 @@ fn tail(name: &str) -> &str {
         Some((_, last)) if name.chars().count() > PATH_MAX && !last.is_empty() => last,
         _ => name,
     }
-}
-
-/// Text that a process chose, without what a terminal would obey.
-pub fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
-        return text.to_owned();
-    }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// Bytes in at most six columns.
@@ -295,23 +278,29 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_as_wide_as_agreed_whatever_the_names() {
-        let mut rows = vec![header("process", &["rss", "pss", "uss"])];
+    fn a_table_is_as_wide_as_agreed_whatever_the_names_and_leaves_no_figure_out() {
+        let mut rows = Vec::new();
         for name in ["1 x".to_owned(), "é".repeat(300), format!("{:12}7 {}", "", "long ".repeat(40))] {
-            rows.push(Row { name, figures: vec![999 << 30; 12], remark: "a remark".to_owned() });
+            rows.push(Row { name, figures: (1..=12).map(|nth| nth << 30).collect(), remark: "a remark".to_owned() });
         }
         let mut shown = String::new();
-        table(&mut shown, rows).expect("memory");
-        assert_eq!(shown.lines().count(), 1 + 2 * 3, "{shown}");
+        let look = Look { top: 10, quiet: false, verbose: false };
+        table(&mut shown, "process", &["rss", "pss", "uss"], &rows, &look).expect("memory");
         for line in shown.lines() {
-            assert!(line.chars().count() <= WIDTH_MAX, "{line}");
+            assert!(line.chars().count() <= WIDTH, "{line}");
         }
+        for title in ["rss", "pss", "uss"].iter().chain(&COUNTS) {
+            assert!(shown.split_whitespace().any(|word| word == *title), "{title} in {shown}");
+        }
+        for figure in 1..=12 {
+            assert_eq!(shown.matches(&format!(" {figure}.0G")).count(), 3, "{figure} in {shown}");
+        }
+        assert_eq!(shown.matches("a remark").count(), 3, "said once of each: {shown}");
     }
 
     #[test]
     fn names_cannot_command_the_terminal() {
-        assert_eq!(plain("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
-        assert_eq!(cut("abcdef", 4), "abc…");
+        assert_eq!(clean("a\x1b[2Jb\nc\u{9b}"), "a?[2Jb?c?");
         assert_eq!(tail("/usr/lib/x86_64-linux-gnu/libpython3.12.so.1.0"), "libpython3.12.so.1.0");
     }
 }

@@ -43,7 +43,7 @@ impl Text {
 
     /// A sentence that must not be missed, on as many lines as it takes.
     pub fn loud_sentence(&mut self, sentence: &str) {
-        for line in wrap(sentence, WIDTH) {
+        for line in table::wrap(sentence, WIDTH) {
             self.loud(&line);
         }
     }
@@ -61,7 +61,7 @@ impl Text {
 
     /// A sentence of secondary interest, on as many lines as it takes.
     pub fn faint_sentence(&mut self, indent: usize, sentence: &str) {
-        for line in wrap(sentence, WIDTH - indent) {
+        for line in table::wrap(sentence, WIDTH - indent) {
             self.faint(&format!("{:indent$}{line}", ""));
         }
     }
@@ -191,21 +191,6 @@ pub fn tail(text: &str, width: usize) -> String {
     }
     let kept: String = text.chars().skip(long - width.saturating_sub(1)).collect();
     format!("…{kept}")
-}
-
-/// A sentence as lines of at most `width` characters, broken between words.
-fn wrap(sentence: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in sentence.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod text;
 mod why;
 
 pub use json::{Document, json};
+pub use lines::{WIDTH, clean};
 pub use text::text;
 
 /// How much the text says.

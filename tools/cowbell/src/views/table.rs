@@ -81,6 +81,88 @@ pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> 
     (titles, rows)
 }
 
+/// The least room for the names of a table in blocks.
+const NAMES_MIN: usize = 24;
+
+/// A table whose first column has names and all others figures, as blocks of lines: where the figures leave names too
+/// little room, the columns that do not fit make a block of their own, with the names again. So nothing is left out. Each
+/// line has the number of its row; the titles have none.
+pub fn blocks(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> Vec<Vec<(Option<usize>, String)>> {
+    let Some((names, figures)) = columns.split_first() else { return Vec::new() };
+    let cells = |nth: usize| rows.iter().filter_map(move |row| row.get(nth)).map(|cell| cell.chars().count());
+    let longest = |(nth, column): (usize, &Column)| {
+        cells(nth).max().unwrap_or(0).max(column.title.chars().count()).max(column.min) + column.gap
+    };
+    let room = longest((0, names)).min(NAMES_MIN);
+    let mut parts: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut taken = room;
+    for (nth, column) in figures.iter().enumerate() {
+        let needed = longest((nth + 1, column));
+        if width.is_some_and(|width| taken + needed > width) && parts.last().is_some_and(|part| !part.is_empty()) {
+            parts.push(Vec::new());
+            taken = room;
+        }
+        taken += needed;
+        parts.last_mut().into_iter().for_each(|part| part.push(nth + 1));
+    }
+    let block = |(number, part): (usize, Vec<usize>)| {
+        let take = |row: &Vec<String>| {
+            std::iter::once(0)
+                .chain(part.iter().copied())
+                .map(|nth| row.get(nth).cloned().unwrap_or_default())
+                .collect()
+        };
+        // A name without figures is not said again.
+        let is_told = |(_, row): &(usize, &Vec<String>)| {
+            number == 0 || part.iter().any(|&nth| row.get(nth).is_some_and(|cell| !cell.is_empty()))
+        };
+        let (numbers, rows): (Vec<usize>, Vec<Vec<String>>) =
+            rows.iter().enumerate().filter(is_told).map(|(nth, row)| (nth, take(row))).unzip();
+        let columns: Vec<Column> =
+            std::iter::once(*names).chain(part.iter().filter_map(|&nth| columns.get(nth).copied())).collect();
+        let (titles, lines) = lines(&columns, &rows, width);
+        let titles = titles.into_iter().map(|titles| (None, titles));
+        titles.chain(numbers.into_iter().map(Some).zip(lines)).collect()
+    };
+    parts.into_iter().enumerate().map(block).collect()
+}
+
+/// Terms, each with what is said of it: the terms in columns, the words beside them on as many lines as they take.
+pub fn described(indent: usize, terms: &[(Vec<String>, String)], width: usize) -> Vec<String> {
+    let columns = terms.iter().map(|(cells, _)| cells.len()).max().unwrap_or(0);
+    let longest =
+        |nth: usize| terms.iter().filter_map(|(cells, _)| cells.get(nth)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|nth| longest(nth).unwrap_or(0)).collect();
+    let beside = indent + widths.iter().map(|width| width + 2).sum::<usize>();
+    let mut lines = Vec::new();
+    for (cells, words) in terms {
+        let mut line = format!("{:indent$}", "");
+        for (nth, width) in widths.iter().enumerate() {
+            line += &format!("{:<width$}  ", cells.get(nth).map_or("", String::as_str));
+        }
+        let mut words = wrap(words, width.saturating_sub(beside).max(SHORTENED_MIN)).into_iter();
+        line += &words.next().unwrap_or_default();
+        lines.push(line.trim_end().to_owned());
+        lines.extend(words.map(|rest| format!("{:beside$}{rest}", "")));
+    }
+    lines
+}
+
+/// A sentence as lines of at most `width` characters, broken between words.
+pub fn wrap(sentence: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in sentence.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// A cell of at most so many characters, if it may be shortened.
 fn shorten(cell: &str, keep: Keep, width: usize) -> String {
     let long = cell.chars().count();
@@ -112,6 +194,35 @@ mod tests {
         assert_eq!(lines[1], "     1                        x");
         let (_, lines) = super::lines(&columns, &[long], None);
         assert!(lines[0].ends_with("libc.so.6  a_long_function_name"));
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_stand_below_with_the_names_again() {
+        let columns =
+            [names("process", Keep::Head, 0), figures("rss", 6, 2), figures("pss", 6, 2), figures("swap", 6, 2)];
+        let rows = [row(&["10 a_long_program --with many --arguments", "1.0M", "2.0M", "-"]), row(&["11 zombie"])];
+        let told: Vec<Vec<String>> = blocks(&columns, &rows, Some(40))
+            .into_iter()
+            .map(|block| block.into_iter().map(|(_, line)| line).collect())
+            .collect();
+        assert_eq!(told.len(), 2);
+        assert_eq!(
+            told[0],
+            ["process                      rss     pss", "10 a_long_program --wit…    1.0M    2.0M", "11 zombie"]
+        );
+        assert_eq!(told[1].len(), 2, "one without figures is not said again: {told:?}");
+        assert!(told[1][0].ends_with("swap") && told[1][1].ends_with('-'), "{told:?}");
+        assert_eq!(blocks(&columns, &rows, None).len(), 1);
+    }
+
+    #[test]
+    fn words_beside_a_term_stay_in_their_column() {
+        let terms = [
+            (row(&["new", "x"]), "own, and its parent has nothing there".to_owned()),
+            (row(&["either"]), "short".to_owned()),
+        ];
+        let lines = described(2, &terms, 34);
+        assert_eq!(lines, ["  new     x  own, and its parent", "             has nothing there", "  either     short"]);
     }
 
     proptest! {
