@@ -10,6 +10,7 @@ use cowbell::sys::map::{self, Access};
 use cowbell::sys::memfd::{SEALS_FINAL, allocate, create, seal, set_len};
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::pidfd::Ended;
+use cowbell::sys::procfs;
 use cowbell::sys::{Errno, page_size};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -187,7 +188,7 @@ fn memfd_name_has_249_bytes() -> Verdict {
     set_len(file.as_fd(), page as u64).expect("ftruncate");
     let range = map::reserve(page, page).expect("addresses");
     memory::map_readonly(range, file.as_fd(), true).expect("mmap");
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
-    assert!(maps.contains(&format!(" /memfd:{name} (deleted)\n")), "{maps}");
+    let maps = procfs::maps::read(procfs::SELF).expect("maps");
+    assert!(maps.iter().any(|mapping| mapping.name == format!("/memfd:{name} (deleted)")), "{maps:?}");
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::memory::{Kind, Memory, mark};
 use cowbell::sys::map::{Range, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::procfs::status::Status;
 use cowbell::sys::{Errno, process};
 use rustix::process::WaitOptions;
 use std::ffi::c_void;
@@ -142,9 +143,9 @@ fn keeper_leaves_pages_exclusive() -> Verdict {
 
 fn keeper_is_a_child_of_the_parent() -> Verdict {
     let Kept { victim, keeper, go, .. } = kept()?;
-    let status = std::fs::read_to_string(format!("/proc/{keeper}/status")).expect("status");
-    assert!(status.contains(&format!("\nPPid:\t{}\n", process::pid())), "{status}");
-    assert!(status.contains(&format!("\nTgid:\t{keeper}\n")), "a process, not a thread: {status}");
+    let status = Status::of(keeper).expect("status");
+    assert_eq!(status.number("PPid"), Some(process::pid()), "{status:?}");
+    assert_eq!(status.number("Tgid"), Some(keeper), "a process, not a thread: {status:?}");
     victim.kill();
     go.open();
     // Its maker was forked with SIGCHLD, so it needs no __WALL either.

@@ -26,6 +26,7 @@ mod holes;
 mod huge;
 mod io_ring;
 mod keeper;
+mod lending;
 mod mapping;
 mod pagemap;
 mod perf;
@@ -83,6 +84,7 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("changes", changes::CLAIMS),
     ("settling", settling::CLAIMS),
     ("tracer", tool::CLAIMS),
+    ("tracer", lending::CLAIMS),
     ("page faults", perf::CLAIMS),
 ];
 

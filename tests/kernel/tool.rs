@@ -19,6 +19,7 @@ use cowbell::sys::launch::Launch;
 use cowbell::sys::map::{self, Harmless, SharedWords};
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::procfs::status::Status;
 use cowbell::sys::ptrace::{self, Options, Until};
 use cowbell::sys::tracing::{give_number, robust_list, same_memory, take_number};
 use cowbell::sys::{Errno, process, remote, signal};
@@ -374,9 +375,8 @@ fn launched_program_has_the_mask_asked_for() -> Verdict {
         let launch = Launch::prepare(&["sleep", "1000"].map(OsString::from), mask).expect("a launch");
         let pid = launch.pid();
         launch.go().result().expect("it runs");
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a mask");
-        assert_eq!(u64::from_str_radix(blocked.trim(), 16), Ok(mask), "{status}");
+        let status = Status::of(pid).expect("status");
+        assert_eq!(status.bits("SigBlk"), Some(mask), "{status:?}");
         process::kill(pid);
     }
     signal::restore(&before);

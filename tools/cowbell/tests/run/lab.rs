@@ -3,6 +3,7 @@
 
 use crate::record::{Begin, End, Event, Record};
 use cowbell::sys::pidfd;
+use cowbell::sys::procfs;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -23,8 +24,8 @@ pub fn tool() -> OsString {
 
 /// Is this root, with what root may do?
 pub fn is_root() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("a status");
-    status.lines().any(|line| line.starts_with("CapEff:") && line.trim_end().ends_with("ff"))
+    let status = procfs::status::Status::of(procfs::SELF).expect("a status");
+    status.bits("CapEff").is_some_and(|held| held & 0xff == 0xff)
 }
 
 /// How many times to repeat something random: `COWBELL_CASES`, or this.

@@ -3,6 +3,7 @@
 use crate::lab::{Capture, Interval, Running, Scratch, cowbell, is_root, skip};
 use crate::python::pages_of;
 use crate::record::{Class, Origin, Record, Role};
+use cowbell::sys::procfs;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -142,15 +143,12 @@ fn redis_server(scratch: &Scratch) -> PathBuf {
 
 /// What smaps says a process has that nobody shares, in bytes.
 fn private_dirty(pid: i32) -> Option<u64> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    procfs::smaps::rollup(pid).ok().map(|figures| figures.private_dirty)
 }
 
 /// The child that Redis forked to save.
 fn saving_child(server: i32) -> Option<i32> {
-    let listed = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children")).ok()?;
-    listed.split_whitespace().next()?.parse().ok()
+    procfs::children(server).first().copied()
 }
 
 fn within_two_percent(what: &str, ours: u64, theirs: u64) {

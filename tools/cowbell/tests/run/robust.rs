@@ -4,6 +4,7 @@ use crate::case::Random;
 use crate::exact::may_trace;
 use crate::lab::{self, Capture, Outcome, Running, Scratch, cases, cowbell, is_root, run, skip, tool};
 use crate::record::{Class, GapKind, PageRun, Record, Role};
+use cowbell::sys::procfs;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -202,13 +203,11 @@ fn a_32_bit_program_runs_right_and_is_watched_or_named_as_not() {
 fn tool_processes(front: i32) -> Vec<i32> {
     let exe = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
     let Some(program) = exe(front) else { return Vec::new() };
-    let listed = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = listed.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let descends = |pid: i32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let rest = stat.rsplit(')').next().unwrap_or_default().to_owned();
-        rest.split_whitespace().nth(1).and_then(|parent| parent.parse::<i32>().ok()) == Some(front)
+        let stat = procfs::read(pid, "stat").unwrap_or_default();
+        procfs::stat::Stat::parse(&stat).is_some_and(|stat| stat.parent == front)
     };
+    let pids = procfs::processes().expect("/proc").into_iter();
     let mut found: Vec<i32> = pids.filter(|&pid| descends(pid) && exe(pid).as_ref() == Some(&program)).collect();
     found.insert(0, front);
     found

@@ -2,6 +2,7 @@
 
 use crate::exact::may_trace;
 use crate::lab::{Outcome, Running, Scratch, cowbell, is_root, run, skip, tool};
+use cowbell::sys::procfs;
 use serde_json::Value;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,11 +19,6 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(30), "{what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 #[test]
@@ -43,8 +39,10 @@ fn the_tools_own_processes_bear_its_name() {
     let running = Running::start(&scratch, cowbell(&["-q"], ["sleep", "30"]).stdin(Stdio::null()));
     let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let front = running.pid();
-    wait_until("a target", || children(front).iter().flat_map(|&pid| children(pid)).any(|pid| name(&pid) == "sleep\n"));
-    let names: Vec<String> = children(front).iter().map(name).collect();
+    wait_until("a target", || {
+        procfs::children(front).iter().flat_map(|&pid| procfs::children(pid)).any(|pid| name(&pid) == "sleep\n")
+    });
+    let names: Vec<String> = procfs::children(front).iter().map(name).collect();
     crate::lab::signal_group(front, "TERM");
     running.finish();
     assert_eq!(names, ["cowbell\n"]);
