@@ -44,7 +44,8 @@ const TOOL_ARROWS: Arrows = &[
     ("snapshot", &["views", "output", "failure"]),
     // One door to files: captures, and reports of the library.
     ("input", &["record", "analyse", "failure"]),
-    ("report", &["input", "output", "failure"]),
+    ("report", &["input", "analyse", "views", "output", "failure"]),
+    ("manual", &["failure"]),
     ("check", &["input", "analyse", "views", "failure"]),
     ("diff", &["input", "analyse", "views", "output", "failure"]),
     // Names are given to code while the capture is kept.

@@ -37,6 +37,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let read = |paths: &[PathBuf]| paths.iter().map(|path| input::summary(path)).collect::<Result<Vec<_>, _>>();
     let diff = diff::diff(&read(before)?, &read(after)?).map_err(Failure::new)?;
     let mut out = options.output.open(Stream::Output)?;
+    out.page(|| views::html::compared(&diff))?;
     if options.output.json {
         return out.json(&diff);
     }

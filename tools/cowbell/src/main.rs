@@ -10,6 +10,7 @@ mod doctor;
 mod failure;
 mod front;
 mod input;
+mod manual;
 mod output;
 mod record;
 mod report;
@@ -19,7 +20,7 @@ mod symbols;
 mod trace;
 mod views;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use cowbell::sys::{Errno, process, tracing};
 use failure::Failure;
 use std::os::fd::OwnedFd;
@@ -61,6 +62,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write man pages.
+    #[command(hide = true)]
+    Man(manual::Man),
+    /// Write the completions of a shell.
+    #[command(hide = true)]
+    Completions(manual::Completions),
     /// The process behind `run` and `attach`: its socket is this descriptor.
     #[command(hide = true)]
     Tracer { socket: i32 },
@@ -78,6 +85,8 @@ fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Diff(options) => answer("diff", diff::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
+        Command::Man(options) => answer("man", manual::man(Arguments::command(), &options)),
+        Command::Completions(options) => answer("completions", manual::completions::<Arguments>(&options)),
         Command::Doctor { json } => doctor::run(json),
         Command::Lender { descriptor } => match inherited(descriptor) {
             Ok(device) => trace::lender::run(device),

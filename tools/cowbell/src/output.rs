@@ -1,12 +1,13 @@
 //! Where a report goes and how it looks: the options that `run`, `attach`, `snapshot` and `report` share.
 
 use crate::analyse::Summary;
+use crate::analyse::detail::Detail;
 use crate::failure::Failure;
 use crate::views;
 use clap::Args;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub struct Options {
     /// Write the report to this file; %p is this process' id, %t the time in seconds since 1970, - is standard output.
     #[arg(short, long, value_name = "FILE", env = "COWBELL_OUTPUT")]
     pub output: Option<PathBuf>,
+    /// Write a page for browsers to this file as well: one file, which loads nothing. %p and %t as above.
+    #[arg(long, value_name = "FILE", env = "COWBELL_HTML")]
+    pub html: Option<PathBuf>,
     /// Replace files that exist.
     #[arg(long)]
     pub force: bool,
@@ -64,6 +68,7 @@ pub enum Stream {
 #[derive(Debug)]
 pub struct Output {
     sink: Sink,
+    page: Option<Sink>,
     options: Options,
 }
 
@@ -87,16 +92,22 @@ impl Options {
                 Sink::File(create(&path, 0o666, self.force)?, path)
             }
         };
-        Ok(Output { sink, options: self.clone() })
+        let page = self.html.as_ref().map(|name| -> Result<Sink, Failure> {
+            let path = expand(name)?;
+            Ok(Sink::File(create(&path, 0o666, self.force)?, path))
+        });
+        Ok(Output { sink, page: page.transpose()?, options: self.clone() })
     }
 }
 
 impl Output {
-    /// Writes the report on a profile, as text or JSON. A reader that has gone away (a closed pipe) is no failure.
+    /// Writes the report on a profile, as text or JSON, and its page if one is wanted. A reader that has gone away (a closed pipe) is
+    /// no failure.
     ///
     /// # Errors
     /// A [`Failure`] for people, with where it was written to.
-    pub fn report(&mut self, summary: &Summary) -> Result<(), Failure> {
+    pub fn report(&mut self, summary: &Summary, detail: &Detail) -> Result<(), Failure> {
+        self.page(|| views::html::profile(summary, detail))?;
         let Options { top, quiet, verbose, .. } = self.options;
         if self.options.json {
             return self.json(summary);
@@ -111,6 +122,29 @@ impl Output {
     pub fn json(&mut self, document: &impl views::Document) -> Result<(), Failure> {
         let bytes = views::json(document).map_err(|e| Failure::new(format!("cannot make JSON: {e}")))?;
         self.write(&bytes)
+    }
+
+    /// Writes a page for browsers, if one is wanted.
+    ///
+    /// # Errors
+    /// As [`Output::report`].
+    pub fn page(&mut self, page: impl FnOnce() -> Vec<u8>) -> Result<(), Failure> {
+        match &mut self.page {
+            Some(sink) => written(sink, &page()),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what another program is to read, as it is.
+    ///
+    /// # Errors
+    /// As [`Output::report`]; or it is no text, and would go to a terminal.
+    pub fn export(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let is_text = std::str::from_utf8(bytes).is_ok();
+        if !is_text && matches!(self.sink, Sink::Stream(_)) && io::stdout().is_terminal() {
+            return Err(Failure::new("it is no text, and standard output is a terminal: give a file with -o"));
+        }
+        self.write(bytes)
     }
 
     /// Writes text, its colours only where they are wanted.
@@ -137,18 +171,22 @@ impl Output {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        let (written, place) = match &mut self.sink {
-            Sink::Stream(Stream::Output) => {
-                let mut out = io::stdout().lock();
-                (out.write_all(bytes).and_then(|()| out.flush()), "standard output".to_owned())
-            }
-            Sink::Stream(Stream::Error) => (io::stderr().lock().write_all(bytes), "standard error".to_owned()),
-            Sink::File(file, path) => (file.write_all(bytes), path.display().to_string()),
-        };
-        match written {
-            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format!("cannot write to {place}: {e}"))),
-            _ => Ok(()),
+        written(&mut self.sink, bytes)
+    }
+}
+
+fn written(sink: &mut Sink, bytes: &[u8]) -> Result<(), Failure> {
+    let (written, place) = match sink {
+        Sink::Stream(Stream::Output) => {
+            let mut out = io::stdout().lock();
+            (out.write_all(bytes).and_then(|()| out.flush()), "standard output".to_owned())
         }
+        Sink::Stream(Stream::Error) => (io::stderr().lock().write_all(bytes), "standard error".to_owned()),
+        Sink::File(file, path) => (file.write_all(bytes), path.display().to_string()),
+    };
+    match written {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format!("cannot write to {place}: {e}"))),
+        _ => Ok(()),
     }
 }
 

@@ -1,18 +1,51 @@
-//! `cowbell report`: a capture, rendered again.
+//! `cowbell report`: a capture, rendered again, for people or for other programs.
 
+use crate::analyse::Summary;
+use crate::analyse::detail::Detail;
 use crate::failure::Failure;
 use crate::input;
 use crate::output::{self, Stream};
+use crate::views::export;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// What to render and how.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The capture; - is standard input.
+    /// The capture, or reports of the library as JSON; - is standard input.
     #[arg(value_name = "FILE")]
     capture: PathBuf,
     #[command(flatten)]
+    export: Export,
+    /// Write a flame graph of the copies to this file as well, as SVG.
+    #[arg(long, value_name = "SVG")]
+    flamegraph: Option<PathBuf>,
+    #[command(flatten)]
     output: output::Options,
+}
+
+/// What other programs read, in place of the text.
+#[derive(clap::Args)]
+#[group(id = "export", multiple = false, conflicts_with = "json")]
+struct Export {
+    /// Print folded stacks, for flame graph programs.
+    #[arg(long)]
+    folded: bool,
+    /// Print what speedscope opens.
+    #[arg(long)]
+    speedscope: bool,
+    /// Print what the Firefox profiler opens.
+    #[arg(long)]
+    firefox: bool,
+    /// Print what pprof opens.
+    #[arg(long)]
+    pprof: bool,
+    /// Print OpenMetrics, for Prometheus.
+    #[arg(long)]
+    openmetrics: bool,
+    /// Print a table for spreadsheets, a row for each process.
+    #[arg(long)]
+    csv: bool,
 }
 
 /// Renders a capture.
@@ -20,7 +53,56 @@ pub struct Options {
 /// # Errors
 /// A capture that cannot be read, a report that cannot be written.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    let summary = input::summary(&options.capture)?;
+    let (summary, detail) = input::detailed(&options.capture)?;
+    let exported = options.export.of(&summary, &detail)?;
+    let graph = options.flamegraph.as_ref().map(|name| {
+        has_stacks(&detail)?;
+        let path = output::expand(name)?;
+        let failure = |e: std::io::Error| Failure::new(format!("{}: {e}", path.display()));
+        let mut file = output::create(&path, 0o666, options.output.force)?;
+        file.write_all(export::flamegraph(&summary, &detail).as_bytes()).map_err(failure)
+    });
+    graph.transpose()?;
     // Not before: a capture that cannot be read must leave an earlier report where it is.
-    options.output.open(Stream::Output)?.report(&summary)
+    let mut output = options.output.open(Stream::Output)?;
+    match exported {
+        Some(bytes) => output.export(&bytes),
+        None => output.report(&summary, &detail),
+    }
+}
+
+impl Export {
+    /// What is asked for, if anything is.
+    fn of(&self, summary: &Summary, detail: &Detail) -> Result<Option<Vec<u8>>, Failure> {
+        let failure = |e: &dyn std::fmt::Display| Failure::new(format!("cannot be exported: {e}"));
+        if self.openmetrics {
+            return Ok(Some(export::metrics(summary).into_bytes()));
+        }
+        if self.csv {
+            return Ok(Some(export::csv(summary).into_bytes()));
+        }
+        if !(self.folded || self.speedscope || self.firefox || self.pprof) {
+            return Ok(None);
+        }
+        has_stacks(detail)?;
+        Ok(Some(if self.folded {
+            export::folded(summary, detail).into_bytes()
+        } else if self.speedscope {
+            serde_json::to_vec(&export::speedscope(summary, detail)).map_err(|e| failure(&e))?
+        } else if self.firefox {
+            export::firefox(summary, detail).map_err(|e| failure(&e))?
+        } else {
+            export::pprof(summary, detail).map_err(|e| failure(&e))?
+        }))
+    }
+}
+
+/// A file without copies would be one that says nothing.
+fn has_stacks(detail: &Detail) -> Result<(), Failure> {
+    if detail.stacks.is_empty() {
+        return Err(Failure::new(
+            "there are no stacks to export: nothing was copied, or it is a report of the library",
+        ));
+    }
+    Ok(())
 }

@@ -5,5 +5,11 @@
 mod check;
 #[path = "captures/diff.rs"]
 mod diff;
+#[path = "captures/export.rs"]
+mod export;
+#[path = "captures/formats.rs"]
+mod formats;
+#[path = "captures/html.rs"]
+mod html;
 #[path = "captures/kit.rs"]
 mod kit;

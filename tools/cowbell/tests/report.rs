@@ -112,7 +112,7 @@ fn interval(child: u32, script: &str) -> Vec<Value> {
     let event = |nth: u64| {
         let (pc, stack) = if nth < 90 { (0x401000, nth.is_multiple_of(10).then_some(child)) } else { (0x401100, None) };
         let code = if nth < 90 { 1 } else { 2 };
-        json!([200 + nth, HEAP + nth * PAGE, pid, pc, code, "copy", null, stack])
+        json!([200 + nth, HEAP + nth * PAGE, pid, pc, code, "copy", null, stack, 0])
     };
     let content = |nth: u64| {
         if nth < 90 { json!([HEAP + nth * PAGE, 0, 0, 0, true]) } else { json!([HEAP + nth * PAGE, 16, 2, 0, true]) }

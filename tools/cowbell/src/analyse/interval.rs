@@ -3,6 +3,7 @@
 use super::Stacks;
 use super::cause::Change;
 use super::codes::called;
+use super::detail::Trail;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
 use super::summary::{ByClass, Contents, When, is_copied};
@@ -37,6 +38,8 @@ pub struct Interval {
     pub sums: Sums,
     /// What its process executes.
     pub executable: Option<Executable>,
+    /// Are its copied pages asked for one by one?
+    pub detailed: bool,
 }
 
 /// What the pages of an interval come to.
@@ -58,6 +61,8 @@ pub struct Sums {
     pub contents: Contents,
     /// When they were copied.
     pub when: Option<When>,
+    /// All copied pages, if they are asked for one by one.
+    pub trail: Vec<Trail>,
 }
 
 /// What is known of a copied page.
@@ -115,6 +120,7 @@ impl Interval {
             unmapped_uncounted: 0,
             sums: Sums::default(),
             executable,
+            detailed: false,
         };
         interval.mapped(mappings);
         interval
@@ -161,7 +167,7 @@ impl Interval {
         }
         end.contents.sort_by_key(|content| content.page);
         let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
-        self.sums = Adding::new(&self.areas, &evidence, &self.begin).all(&end.pages);
+        self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&end.pages);
     }
 
     /// Closes an interval that has no verdict: its pages are those of its events.
@@ -169,7 +175,7 @@ impl Interval {
         let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
         let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
-        self.sums = Adding::new(&self.areas, &evidence, &self.begin).all(&runs);
+        self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&runs);
     }
 }
 
@@ -203,12 +209,31 @@ struct Adding<'a> {
     times: Vec<u64>,
     /// Copies by place and time, and what a sample saw of each.
     timed: Vec<(u32, u64, Seen)>,
+    /// Is each page to be kept?
+    detailed: bool,
+    /// What was counted last.
+    last: Option<Copied>,
 }
 
 impl<'a> Adding<'a> {
     fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin: &Begin) -> Self {
         let (begin_ns, mode) = (begin.time_ns, begin.mode);
-        Self { areas, evidence, begin_ns, mode, sums: Sums::default(), times: Vec::new(), timed: Vec::new() }
+        Self {
+            areas,
+            evidence,
+            begin_ns,
+            mode,
+            sums: Sums::default(),
+            times: Vec::new(),
+            timed: Vec::new(),
+            detailed: false,
+            last: None,
+        }
+    }
+
+    /// Whether to keep each page.
+    fn following(self, detailed: bool) -> Self {
+        Self { detailed, ..self }
     }
 
     fn all(mut self, runs: &[PageRun]) -> Sums {
@@ -265,6 +290,7 @@ impl<'a> Adding<'a> {
         let mut events = between(&self.evidence.events, start, end, |event| event.page);
         let mut contents = between(self.evidence.contents, start, end, |content| content.page);
         let mut known = 0u64;
+        let (mut without, mut next) = (Vec::new(), start);
         while let Some(page) = events.first().map(|e| e.page).into_iter().chain(contents.first().map(|c| c.page)).min()
         {
             let (same, later) = events.split_at(events.partition_point(|event| event.page <= page));
@@ -273,13 +299,22 @@ impl<'a> Adding<'a> {
             // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
             let event = same.iter().find(|event| event.class == class).or(same.first());
             self.page(event, content.first(), in_stack, unknown);
+            self.follow(page, 1, event);
             known += 1;
+            if self.detailed {
+                without.push((next, page));
+                next = page.saturating_add(self.evidence.page_size);
+            }
         }
+        without.push((next, end));
         let (change, seen) = (Change::Unknown, Seen::Nothing);
         let wrote = Wrote::Unknown;
         let (code, caller, unknown) = (0, 0, Some(unknown));
         let unseen = Copied { code, syscall: None, change, objects: false, wrote, in_stack, seen, caller, unknown };
         self.count(unseen, pages.saturating_sub(known));
+        for (from, to) in without {
+            self.follow(from, to.saturating_sub(from) / self.evidence.page_size, None);
+        }
     }
 
     /// Adds a copied page.
@@ -323,7 +358,16 @@ impl<'a> Adding<'a> {
         self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown }, 1);
     }
 
+    /// Keeps pages that were counted last, if each is asked for.
+    fn follow(&mut self, start: u64, pages: u64, event: Option<&Event>) {
+        if let Some(copied) = self.last.filter(|_| self.detailed && pages > 0) {
+            let (stack, time_ns) = event.map_or((None, 0), |event| (event.stack, event.time_ns));
+            self.sums.trail.push(Trail { start, pages, copied, stack, time_ns });
+        }
+    }
+
     fn count(&mut self, copied: Copied, pages: u64) {
+        self.last = Some(copied);
         if pages > 0 {
             let count = self.sums.copies.entry(copied).or_default();
             *count = count.saturating_add(pages);

@@ -10,6 +10,7 @@ mod causes;
 pub mod check;
 mod code;
 mod codes;
+pub mod detail;
 pub mod diff;
 mod gaps;
 mod interval;
@@ -38,6 +39,7 @@ pub use summary::Summary;
 use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack, Wrote};
 use crate::stacks::languages::{self, Work};
 use codes::Codes;
+use detail::Detail;
 use interval::Interval;
 use std::collections::HashMap;
 
@@ -65,6 +67,10 @@ pub struct Profile {
     latest_ns: u64,
     /// Records about intervals or processes that there are none of.
     stray: u64,
+    /// Is every copied page asked for?
+    detailed: bool,
+    /// Sampled stacks with all their frames, if so.
+    full_stacks: HashMap<u32, Stack>,
 }
 
 /// Sampled stacks by number.
@@ -95,6 +101,11 @@ struct ScriptPlace {
 }
 
 impl Profile {
+    /// One of which every copied page is asked for, too.
+    pub fn detailed() -> Self {
+        Self { detailed: true, ..Self::default() }
+    }
+
     /// Adds a record. Records come in the order of the capture, the header first.
     pub fn add(&mut self, record: Record) {
         match record {
@@ -142,8 +153,8 @@ impl Profile {
         self.cut = Some(how.to_owned());
     }
 
-    /// What it all comes to.
-    pub fn finish(mut self) -> Summary {
+    /// What it all comes to, and every copied page, if those were asked for.
+    pub fn finish(mut self) -> (Summary, Detail) {
         let page_size = self.page_size();
         for interval in self.intervals.iter_mut().filter(|interval| interval.end.is_none()) {
             interval.cut_off(page_size, &self.stacks);
@@ -226,12 +237,16 @@ impl Profile {
         });
         let number = begin.interval;
         let executable = self.executables.get(&begin.pid).cloned();
-        let interval = Interval::new(begin, process, command, executable);
+        let mut interval = Interval::new(begin, process, command, executable);
+        interval.detailed = self.detailed;
         self.interval_by_number.insert(number, self.intervals.len());
         self.intervals.push(interval);
     }
 
     fn stack(&mut self, stack: &Stack) {
+        if self.detailed {
+            self.full_stacks.insert(stack.stack, stack.clone());
+        }
         let language = stack.language.as_deref();
         let stands_in_a_file = |frame: &&Frame| !frame.file.starts_with('<');
         let deciding = stack.frames.iter().find(stands_in_a_file).or(stack.frames.first());

@@ -2,6 +2,7 @@
 
 use super::cause::Cause;
 use super::causes::{self, Causes};
+use super::detail::{self, Detail, Judged};
 use super::gaps;
 use super::interval::{Interval, amplification};
 use super::mapping::Group;
@@ -14,8 +15,8 @@ use crate::record::{Mode, Who};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// The summary of a profile whose intervals are all added up.
-pub fn summary(profile: Profile) -> Summary {
+/// The summary of a profile whose intervals are all added up, and its detail, if that is asked for.
+pub fn summary(profile: Profile) -> (Summary, Detail) {
     let run = run(&profile);
     let mut tables = Tables::default();
     let mut intervals = Vec::new();
@@ -43,9 +44,10 @@ pub fn summary(profile: Profile) -> Summary {
         contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = amplification(&contents, run.page_size);
+    let detail = if profile.detailed { detail::detail(&profile, &tables.judged) } else { Detail::default() };
     let overhead = totals::overhead(&profile, run.duration_ns);
     let gaps = gaps::all(&profile, &totals);
-    Summary {
+    let summary = Summary {
         cut: profile.cut.clone(),
         totals,
         intervals,
@@ -59,7 +61,8 @@ pub fn summary(profile: Profile) -> Summary {
         overhead,
         processes: profile.processes,
         run,
-    }
+    };
+    (summary, detail)
 }
 
 /// What all intervals add to.
@@ -74,6 +77,8 @@ struct Tables {
     unnamed: Unknowns,
     without_line: Unknowns,
     without_caller: Unknowns,
+    /// How each interval's copies were judged, where every page is asked for.
+    judged: Vec<Judged>,
 }
 
 /// What functions are counted by.
@@ -142,6 +147,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     }
     let names = name::all(interval, &profile.stacks, &profile.codes);
     let mut sampled = Sampled::default();
+    let mut judged = Judged::new();
     let exits = causes::exits(interval, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
         let named = names.get(&name::called(copied));
@@ -151,6 +157,9 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         let leaving = (u128::from(all) * u128::from(exiting) / u128::from(samples.max(1))) as u64;
         let is_settled = matches!(cause, Cause::Stack | Cause::Kernel);
         let leaving = if is_settled { 0 } else { leaving };
+        if profile.detailed {
+            judged.insert(*copied, (cause, leaving));
+        }
         for (pages, cause, reason) in [(leaving, Cause::Exit, None), (all - leaving, cause, reason)] {
             if pages == 0 {
                 continue;
@@ -172,6 +181,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         }
     }
     sampled.into_sum(&sums.sampled, &mut tables.script);
+    tables.judged.push(judged);
     let copied_pages = sums.pages.copied();
     summary::Interval {
         interval: interval.begin.interval,

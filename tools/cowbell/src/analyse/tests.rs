@@ -75,7 +75,7 @@ pub fn profile(records: Vec<Record>) -> Summary {
     for record in records {
         profile.add(record);
     }
-    profile.finish()
+    profile.finish().0
 }
 
 /// A page of a made-up interval: the verdict, and what else is known.

@@ -2,6 +2,7 @@
 
 use super::capture::Writer;
 use super::sources::Sources;
+use crate::analyse::detail::Detail;
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
 use crate::record::{Finish, Mapping, Origin, Place, Record, Source};
@@ -45,10 +46,10 @@ enum Main {
 }
 
 impl Kept {
-    /// Nothing yet.
-    pub fn new(writer: Option<Writer>) -> Self {
+    /// Nothing yet. `detailed`: every copied page is asked for.
+    pub fn new(writer: Option<Writer>, detailed: bool) -> Self {
         Self {
-            profile: Profile::default(),
+            profile: if detailed { Profile::detailed() } else { Profile::default() },
             writer,
             tracer: 0,
             names: Names::new(),
@@ -185,7 +186,7 @@ impl Kept {
     ///
     /// # Errors
     /// The first write to the capture file that failed.
-    pub fn finish(mut self, cut: &str) -> (Summary, Result<bool, Failure>) {
+    pub fn finish(mut self, cut: &str) -> (Summary, Detail, Result<bool, Failure>) {
         let mut written = Ok(());
         let places = std::mem::take(&mut self.places);
         let module_of: HashMap<u32, u32> =
@@ -203,7 +204,8 @@ impl Kept {
             None => self.profile.cut(cut),
         }
         let lost = self.writer.as_ref().is_some_and(Writer::failed);
-        (self.profile.finish(), written.map(|()| !lost))
+        let (summary, detail) = self.profile.finish();
+        (summary, detail, written.map(|()| !lost))
     }
 }
 
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_line_that_comes_in_two_parts_is_heard_once() {
-        let mut kept = Kept::new(None);
+        let mut kept = Kept::new(None, false);
         kept.hear(b"{\"failed\":127,\"mess").expect("no file");
         assert!(kept.failed.is_none());
         kept.hear(b"age\":\"x: not found\"}\n").expect("no file");

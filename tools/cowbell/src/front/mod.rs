@@ -66,7 +66,7 @@ fn watch(watching: &Watching, target: Target) -> Result<u8, (u8, Failure)> {
         children_max: watching.max_children as usize,
         signal_mask: signal::mask(),
     };
-    let mut session = Session::start(&options, Kept::new(writer)).map_err(failed)?;
+    let mut session = Session::start(&options, Kept::new(writer, watching.output.html.is_some())).map_err(failed)?;
     session.follow(watching.duration, runs).map_err(|e| failed(Failure::new(format!("cannot wait: {e}"))))?;
     session.close(&mut output, runs)
 }
@@ -187,8 +187,8 @@ impl Session {
             return Err((code, Failure::new(message)));
         }
         let finish = self.kept.finish.clone();
-        let (summary, written) = self.kept.finish("the tracer ended early; the program ran on unwatched");
-        output.report(&summary).map_err(|e| (FAILED, e))?;
+        let (summary, detail, written) = self.kept.finish("the tracer ended early; the program ran on unwatched");
+        output.report(&summary, &detail).map_err(|e| (FAILED, e))?;
         let complete = written.unwrap_or_else(|e| {
             eprintln!("cowbell: {e}");
             false

@@ -5,6 +5,7 @@
 
 mod compare;
 mod document;
+mod page;
 mod process;
 mod space;
 mod text;
@@ -34,6 +35,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let mut out = options.output.open(Stream::Output)?;
     let snapshot = take(options.pid)?;
+    out.page(|| page::page(&snapshot))?;
     if options.output.json {
         return out.json(&snapshot);
     }

@@ -122,7 +122,8 @@ fn table(out: &mut String, names: &'static str, before: &[&'static str], rows: &
 }
 
 /// Id and command, without the folder of the program.
-fn label(process: &ProcessReport) -> String {
+/// A process, for people.
+pub fn label(process: &ProcessReport) -> String {
     let mut words = process.command.iter().map(String::as_str);
     let program = words.next().map_or(process.name.as_str(), |path| path.rsplit('/').next().unwrap_or(path));
     let command: Vec<_> = std::iter::once(program).chain(words).collect();
@@ -131,7 +132,8 @@ fn label(process: &ProcessReport) -> String {
 }
 
 /// What there is to say of a process besides its figures.
-fn remark(process: &ProcessReport) -> String {
+/// What there is to add.
+pub fn remark(process: &ProcessReport) -> String {
     match (&process.state, process.memory.as_ref().map(|memory| memory.relation)) {
         (State::Gone, _) => "gone before it was read".to_owned(),
         (State::Zombie, _) => "has ended, not reaped yet: no memory".to_owned(),

@@ -2,6 +2,8 @@
 
 pub mod check;
 pub mod diff;
+pub mod export;
+pub mod html;
 mod json;
 mod lines;
 pub mod table;

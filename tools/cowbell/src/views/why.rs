@@ -4,7 +4,7 @@ use super::Look;
 use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, time};
 use super::table::words;
 use crate::analyse::Cause;
-use crate::analyse::summary::{CauseShare, Summary};
+use crate::analyse::summary::{CauseShare, Gap, Summary};
 use crate::record::{GapKind, Mode};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
@@ -94,50 +94,59 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
         return;
     }
     text.heading("What could not be seen");
-    for gap in summary.gaps.iter().take(look.top) {
-        let processes = some(gap.times, "process", "processes");
-        let what = match gap.what {
-            GapKind::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
-            GapKind::SharesMemory => {
-                format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
-            }
-            GapKind::NotArmed => "the kernel would not watch everything".to_owned(),
-            GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
-            GapKind::Executed => format!("{processes} executed another program"),
-            GapKind::CountedOnly => format!("{processes} could be counted only, without events"),
-            GapKind::PrivilegeWithheld => {
-                "programs ran without their privileges, which the kernel withholds from what a user without CAP_SYS_PTRACE \
-                 traces"
-                    .to_owned()
-            }
-            GapKind::WithoutEvents => {
-                "which code copied pages of private mappings of files, because the kernel makes no events of writes there"
-                    .to_owned()
-            }
-            GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
-            GapKind::NotWeighed => "all the memory of a process was not added up at".to_owned(),
-            GapKind::NoStacks => "stacks could not be taken".to_owned(),
-            GapKind::Other => String::new(),
-        };
-        let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
-        // One kind with several reasons is a list of them.
-        let details: Vec<String> = details.collect();
-        let details = details.join("; ");
-        let parts: Vec<String> = [what, details].into_iter().filter(|part| !part.is_empty()).collect();
-        let more = if !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
-        let pids = match gap.pids.as_slice() {
-            [] => String::new(),
-            [pid] => format!(" (process {pid})"),
-            pids => {
-                let shown: Vec<_> = pids.iter().take(5).map(i32::to_string).collect();
-                format!(" (processes {}{})", shown.join(", "), if pids.len() > 5 { ", …" } else { "" })
-            }
-        };
-        text.faint_sentence(2, &format!("{}{more}{pids}", parts.join(": ")));
+    for sentence in gap_sentences(summary, look) {
+        text.faint_sentence(2, &sentence);
     }
     if let Some(rest) = summary.gaps.len().checked_sub(look.top).filter(|rest| *rest > 0) {
         text.faint(&format!("  and {rest} more kinds"));
     }
+}
+
+/// What could not be seen, a sentence for each kind.
+pub fn gap_sentences(summary: &Summary, look: &Look) -> Vec<String> {
+    summary.gaps.iter().take(look.top).map(|gap| gap_sentence(gap, look)).collect()
+}
+
+fn gap_sentence(gap: &Gap, look: &Look) -> String {
+    let processes = some(gap.times, "process", "processes");
+    let what = match gap.what {
+        GapKind::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
+        GapKind::SharesMemory => {
+            format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
+        }
+        GapKind::NotArmed => "the kernel would not watch everything".to_owned(),
+        GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
+        GapKind::Executed => format!("{processes} executed another program"),
+        GapKind::CountedOnly => format!("{processes} could be counted only, without events"),
+        GapKind::PrivilegeWithheld => {
+            "programs ran without their privileges, which the kernel withholds from what a user without CAP_SYS_PTRACE \
+             traces"
+                .to_owned()
+        }
+        GapKind::WithoutEvents => {
+            "which code copied pages of private mappings of files, because the kernel makes no events of writes there"
+                .to_owned()
+        }
+        GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
+        GapKind::NotWeighed => "all the memory of a process was not added up at".to_owned(),
+        GapKind::NoStacks => "stacks could not be taken".to_owned(),
+        GapKind::Other => String::new(),
+    };
+    let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
+    // One kind with several reasons is a list of them.
+    let details: Vec<String> = details.collect();
+    let details = details.join("; ");
+    let parts: Vec<String> = [what, details].into_iter().filter(|part| !part.is_empty()).collect();
+    let more = if !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
+    let pids = match gap.pids.as_slice() {
+        [] => String::new(),
+        [pid] => format!(" (process {pid})"),
+        pids => {
+            let shown: Vec<_> = pids.iter().take(5).map(i32::to_string).collect();
+            format!(" (processes {}{})", shown.join(", "), if pids.len() > 5 { ", …" } else { "" })
+        }
+    };
+    format!("{}{more}{pids}", parts.join(": "))
 }
 
 /// What looking cost.

@@ -153,7 +153,7 @@ fn interval(number: u32, child: &Child) -> Vec<Value> {
     let class = |nth: u64| if nth < copied { "copy" } else { "copy_or_reuse" };
     let event = |nth: u64| {
         let stack = nth.is_multiple_of(10).then_some(number);
-        json!([200 + 1000 * nth, HEAP + nth * PAGE, pid, 0x40_1000, 1, class(nth), null, stack])
+        json!([200 + 1000 * nth, HEAP + nth * PAGE, pid, 0x40_1000, 1, class(nth), null, stack, 0])
     };
     let content = |nth: u64| match nth < identical {
         true => json!([HEAP + nth * PAGE, 0, 0, 0, true]),

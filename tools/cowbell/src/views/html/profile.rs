@@ -1,0 +1,257 @@
+//! A profile as a page: verdict, processes, lines, flame graph, map of pages, what could not be seen.
+
+use super::{Cell, Column, Page, figure, words};
+use crate::analyse::Cause;
+use crate::analyse::detail::Detail;
+use crate::analyse::summary::{Interval, Summary};
+use crate::views::lines::{clean, count, percent};
+use crate::views::{Look, tables, text};
+use cowbell::page::Bytes;
+use serde::Serialize;
+
+/// Causes by the numbers of their colours in the script.
+const CAUSES: &[Cause] = &[
+    Cause::ReferenceCount,
+    Cause::CountOrCollector,
+    Cause::Counter,
+    Cause::GarbageCollector,
+    Cause::Allocator,
+    Cause::Exit,
+    Cause::RealWrite,
+    Cause::Rewritten,
+    Cause::Kernel,
+    Cause::Stack,
+    Cause::Unknown,
+];
+/// A frame's name is not told at more length.
+const NAME_MAX: usize = 200;
+
+const fn column(title: &'static str, figures: bool) -> Column {
+    Column { title, figures }
+}
+
+/// The page of a profile.
+pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
+    // The same words as in a terminal.
+    let plain = |quiet| {
+        let look = Look { top: 10, quiet, verbose: false };
+        anstream::adapter::strip_str(&text(summary, &look)).to_string()
+    };
+    let brief = plain(true);
+    let mut sentences = brief.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
+    let verdict = sentences.next().into_iter().collect();
+    let title = format!("cowbell: {}", clean(&summary.run.command.join(" ")));
+    let mut page = Page::new(title, verdict, sentences.collect());
+    causes(&mut page, summary);
+    processes(&mut page, summary);
+    lines(&mut page, summary);
+    functions(&mut page, summary);
+    pictures(&mut page, summary, detail);
+    mappings(&mut page, summary);
+    page.list("gaps", "What could not be seen", &gaps(summary));
+    page.text("The report as text", &plain(false));
+    page.finish()
+}
+
+fn bytes(summary: &Summary, pages: u64) -> Cell {
+    let bytes = pages.saturating_mul(summary.run.page_size);
+    figure(Bytes(bytes).to_string(), bytes as f64)
+}
+
+fn causes(page: &mut Page, summary: &Summary) {
+    let columns =
+        [column("Copied", true), column("Share", true), column("Likely cause", false), column("What helps", false)];
+    let row = |cause: &crate::analyse::summary::CauseShare| {
+        vec![
+            bytes(summary, cause.copied_pages),
+            figure(percent(cause.share), cause.share).bar(cause.share),
+            words(cause.name),
+            words(cause.remedy.unwrap_or_default()),
+        ]
+    };
+    page.table(
+        "causes",
+        "Likely causes, and what is known to help",
+        &columns,
+        &summary.causes.iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+fn processes(page: &mut Page, summary: &Summary) {
+    let columns = [
+        column("Process", true),
+        column("Copied", true),
+        column("Of all", true),
+        column("Shared at first", true),
+        column("For nothing", true),
+        column("Role", false),
+        column("Forked by", true),
+        column("Command", false),
+    ];
+    let all = summary.totals.copied_pages.max(1) as f64;
+    let row = |interval: &Interval| {
+        let process = interval.process.and_then(|process| summary.processes.get(process));
+        let role = match interval.role {
+            crate::record::Role::Child => "child",
+            crate::record::Role::Parent => "parent",
+            crate::record::Role::Attached => "attached",
+        };
+        let part = interval.copied_pages as f64 / all;
+        let parent = process.map_or(0, |process| process.parent);
+        vec![
+            figure(interval.pid.to_string(), f64::from(interval.pid)),
+            bytes(summary, interval.copied_pages),
+            figure(percent(part), part).bar(part),
+            bytes(summary, interval.held.shared),
+            bytes(summary, interval.contents.identical_pages),
+            words(role),
+            figure(if parent > 0 { parent.to_string() } else { String::new() }, f64::from(parent)),
+            words(process.map_or(String::new(), |process| clean(&process.command.join(" ")))),
+        ]
+    };
+    let mut intervals: Vec<&Interval> = summary.intervals.iter().collect();
+    intervals.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
+    let rows: Vec<_> = intervals.into_iter().map(row).collect();
+    page.table("processes", "Copied by process", &columns, &rows);
+}
+
+fn lines(page: &mut Page, summary: &Summary) {
+    let columns = [
+        column("Copied, about", true),
+        column("Share", true),
+        column("Line", false),
+        column("Source", false),
+        column("Likely cause", false),
+    ];
+    let mut lines: Vec<_> = summary.script.lines.iter().collect();
+    // As a source is read: by file, and then from the top.
+    lines.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+    let row = |line: &&crate::analyse::summary::ScriptLine| {
+        let place = if line.line > 0 { format!("{}:{}", line.file, line.line) } else { line.file.clone() };
+        vec![
+            bytes(summary, line.copied_pages_estimated),
+            figure(percent(line.share), line.share).bar(line.share),
+            words(clean(&place)),
+            words(line.source.clone().unwrap_or_else(|| format!("in {}", line.function))),
+            words(line.cause.name()),
+        ]
+    };
+    page.table(
+        "lines",
+        "Source lines that copied, estimated from sampled stacks",
+        &columns,
+        &lines.iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+fn functions(page: &mut Page, summary: &Summary) {
+    let columns = [
+        column("Copied", true),
+        column("Share", true),
+        column("Function", false),
+        column("File", false),
+        column("Likely cause", false),
+    ];
+    let row = |function: &crate::analyse::summary::Function| {
+        let inlined = function.inlined.as_ref().map_or(String::new(), |inlined| format!(" ({inlined})"));
+        let caller = function.called_from.as_ref().map_or(String::new(), |caller| format!(" < {caller}"));
+        let place =
+            function.lines.first().map_or(function.module.clone(), |line| format!("{}:{}", line.file, line.line));
+        vec![
+            bytes(summary, function.copied_pages),
+            figure(percent(function.share), function.share).bar(function.share),
+            words(format!("{}{inlined}{caller}", function.function)),
+            words(place),
+            words(function.cause.name()),
+        ]
+    };
+    page.table(
+        "functions",
+        "Copied by the code that first wrote",
+        &columns,
+        &summary.functions.iter().map(row).collect::<Vec<_>>(),
+    );
+}
+
+fn mappings(page: &mut Page, summary: &Summary) {
+    let columns = [column("Copied", true), column("Share", true), column("Pages", true), column("Mapping", false)];
+    let mappings = summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0);
+    let row = |mapping: &crate::analyse::summary::Mapping| {
+        vec![
+            bytes(summary, mapping.copied_pages),
+            figure(percent(mapping.share), mapping.share).bar(mapping.share),
+            figure(count(mapping.copied_pages), mapping.copied_pages as f64),
+            words(tables::mapping_name(mapping)),
+        ]
+    };
+    page.table("mappings", "Copied by mapping", &columns, &mappings.map(row).collect::<Vec<_>>());
+}
+
+/// What could not be seen, in the words of the text.
+fn gaps(summary: &Summary) -> Vec<String> {
+    let whole = crate::views::why::gap_sentences(summary, &Look { top: usize::MAX, quiet: false, verbose: true });
+    summary.cut.iter().map(|cut| format!("This capture was cut off: {cut}.")).chain(whole).collect()
+}
+
+#[derive(Serialize)]
+struct Flame<'a> {
+    frames: Vec<String>,
+    /// Frames by number, bytes, cause.
+    stacks: Vec<(&'a [u32], u64, usize)>,
+    causes: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Map {
+    page_size: u64,
+    processes: Vec<MapRow>,
+    causes: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct MapRow {
+    name: String,
+    /// By three: pages from the end of the run before, pages, cause. Pages are told by their numbers.
+    runs: Vec<u64>,
+}
+
+fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {
+    let number = |cause: Cause| CAUSES.iter().position(|known| *known == cause).unwrap_or(CAUSES.len() - 1);
+    let causes = || CAUSES.iter().map(|cause| cause.name()).collect::<Vec<_>>();
+    let page_size = summary.run.page_size.max(1);
+    if !detail.stacks.is_empty() {
+        let frame = |frame: &crate::analyse::detail::Frame| {
+            let file = frame.file.rsplit('/').next().unwrap_or_default();
+            let label = match (file, frame.line) {
+                ("", _) => frame.function.clone(),
+                (file, 0) => format!("{} ({file})", frame.function),
+                (file, line) => format!("{} ({file}:{line})", frame.function),
+            };
+            clean(&label.chars().take(NAME_MAX).collect::<String>())
+        };
+        let stack =
+            |stack: &crate::analyse::detail::Weighted| (stack.pages.saturating_mul(page_size), number(stack.cause));
+        let stacks = detail.stacks.iter().map(|one| (&one.frames[..], stack(one).0, stack(one).1)).collect();
+        let flame = Flame { frames: detail.frames.iter().map(frame).collect(), stacks, causes: causes() };
+        let says = "Who called what copied, estimated from sampled stacks: a frame is as wide as what was copied in it and below, \
+                    in the colour of the most frequent likely cause.";
+        page.picture("flame", "Copies by stack", says, &flame);
+    }
+    let mut rows = Vec::new();
+    for (interval, runs) in summary.intervals.iter().zip(&detail.maps).filter(|(_, runs)| !runs.is_empty()) {
+        let process = interval.process.and_then(|process| summary.processes.get(process));
+        let command = process.map_or(String::new(), |process| clean(&process.command.join(" ")));
+        let (mut flat, mut at) = (Vec::with_capacity(runs.len() * 3), 0);
+        for run in runs {
+            let first = run.start / page_size;
+            flat.extend([first.saturating_sub(at), run.pages, number(run.cause) as u64]);
+            at = first + run.pages;
+        }
+        let name: String = format!("{} {command}", interval.pid).chars().take(NAME_MAX).collect();
+        rows.push(MapRow { name, runs: flat });
+    }
+    if !rows.is_empty() {
+        let says = "Which process copied which page, in the colour of the likely cause.";
+        page.picture("map", "Pages", says, &Map { page_size, processes: rows, causes: causes() });
+    }
+}

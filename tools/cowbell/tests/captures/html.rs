@@ -1,0 +1,261 @@
+//! `--html`: one page that loads nothing, can be sorted, searched and zoomed, and in which nothing foreign is markup.
+
+use crate::kit::{self, Child, Scratch, capture, child, ran, shown};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// No page takes so long.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The browser that tools/setup installs.
+const BROWSER: &str = "chromium";
+
+/// Is there a browser? What is not tested without one is said.
+fn has_browser() -> bool {
+    let found = Command::new(BROWSER).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        println!("skipped: no {BROWSER}, in which pages would be opened");
+    }
+    found
+}
+
+/// Opens a page in the browser without a window, waits until its pictures are there, and returns what `probe`, a script of the
+/// test's own, says then. Time is the machine's: the browser's own clock for tests stands still while scripts run.
+fn opened(scratch: &Scratch, page: &str, probe: &str) -> Value {
+    let html = std::fs::read_to_string(page).expect("a page");
+    let probe = format!(
+        "<script>addEventListener('load', () => {{ const look = () => {{ if (!document.documentElement.dataset.ready) \
+         return requestAnimationFrame(look); let said; try {{ said = (() => {{ {probe} }})(); }} catch (e) {{ said = String(e); }} \
+         console.log('PROBE:' + JSON.stringify(said) + ':PROBE'); }}; look(); }});</script></body>"
+    );
+    let probed = scratch.file("probed.html", html.replace("</body>", &probe));
+    let mut command = Command::new(BROWSER);
+    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]);
+    command.args(["--disable-background-networking", "--enable-logging=stderr", "--window-size=1280,900"]);
+    command.arg(format!("--user-data-dir={}", scratch.path("browser"))).arg(format!("file://{probed}"));
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut browser = command.spawn().expect("the browser can be started");
+    let said = BufReader::new(browser.stderr.take().expect("a pipe"));
+    let (sender, receiver) = mpsc::channel();
+    let listener = std::thread::spawn(move || {
+        for line in said.lines().map_while(Result::ok) {
+            let _nobody = sender.send(line);
+        }
+    });
+    let until = Instant::now() + LIMIT;
+    let mut heard = Vec::new();
+    let answer = loop {
+        match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => match line.split("PROBE:").nth(1).and_then(|rest| rest.split(":PROBE").next()) {
+                Some(answer) => break Some(answer.to_owned()),
+                None => heard.push(line),
+            },
+            Err(_) => break None,
+        }
+    };
+    // All that it started is in its group.
+    let group = format!("-{}", browser.id());
+    let _killed = Command::new("kill").args(["-KILL", "--", &group]).status();
+    let _ended = browser.wait();
+    let _joined = listener.join();
+    let answer = answer.unwrap_or_else(|| panic!("the browser does not answer: {heard:#?}"));
+    serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"))
+}
+
+/// The page of a capture.
+fn page(scratch: &Scratch, capture: &str) -> String {
+    let (file, page) = (scratch.file("c", capture), scratch.path("page.html"));
+    shown(&["report", "-q", "--html", &page, "--force", &file]);
+    page
+}
+
+#[test]
+fn a_page_has_verdict_processes_lines_flame_graph_map_and_gaps_and_loads_nothing() {
+    let scratch = Scratch::new();
+    let gap = json!({"gap": {"time_ns": 1, "pid": 101, "what": "no_stacks", "detail": "because"}});
+    let children = [Child { identical: 200, ..child(101, 256) }, child(102, 512)];
+    let html = std::fs::read_to_string(page(&scratch, &kit::with_records(&children, &[gap]))).expect("a page");
+    for part in [
+        "<h1 class=\"verdict\">",
+        "2.0 MiB",
+        "id=\"processes\"",
+        "python3 /srv/job.py",
+        "id=\"lines\"",
+        "/srv/job.py:14",
+        "for x in data:",
+        "id=\"flame\"",
+        "listiter_next",
+        "id=\"map\"",
+        "stacks could not be taken: because",
+        "prefers-color-scheme: dark",
+        "@media print",
+        "default-src 'none'",
+    ] {
+        assert!(html.contains(part), "no {part} in\n{html}");
+    }
+    for loads in ["http:", "https:", "src=", "href=", "@import", "url("] {
+        assert!(!html.contains(loads), "{loads}");
+    }
+}
+
+#[test]
+fn a_browser_sorts_searches_zooms_and_reads_by_keyboard() {
+    if !has_browser() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let many: Vec<Child> = (0..20).map(|nth| child(101 + nth, 100 + 10 * ((7 * nth as u64) % 20))).collect();
+    let page = page(&scratch, &capture(&many));
+    let said = opened(
+        &scratch,
+        &page,
+        "const table = document.querySelector('#processes').parentElement.querySelector('table');
+         const pids = () => [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => Number(row.cells[0].textContent));
+         const heads = [...table.tHead.rows[0].cells];
+         heads[0].querySelector('button').click();
+         const down = pids(), sort = heads[0].getAttribute('aria-sort');
+         heads[0].querySelector('button').click();
+         const up = pids();
+         const search = document.querySelector('#processes').parentElement.querySelector('input');
+         search.value = '105'; search.dispatchEvent(new Event('input'));
+         const found = pids();
+         const flame = document.querySelector('.flame');
+         const frames = () => [...flame.querySelectorAll('button')];
+         const before = frames().length;
+         const names = frames().map((frame) => frame.getAttribute('aria-label'));
+         const find = document.querySelector('#flame input');
+         find.value = 'job.py:14'; find.dispatchEvent(new Event('input'));
+         const marked = flame.querySelectorAll('.yes').length, says = document.querySelector('#flame output').textContent;
+         const stops = frames().filter((frame) => frame.tabIndex === 0).length;
+         const key = (name) => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true, cancelable: true }));
+         frames()[0].focus(); key('ArrowDown');
+         const focused = document.activeElement.textContent;
+         document.activeElement.click();
+         const zoomed = frames().filter((frame) => !frame.classList.contains('above'))[0].style.width;
+         const canvas = document.querySelector('#map canvas');
+         canvas.focus(); key('ArrowRight');
+         const map = document.querySelector('#map output').textContent;
+         const context = canvas.getContext('2d');
+         const painted = [...context.getImageData(0, 0, canvas.width, canvas.height).data].some((value) => value > 0);
+         return { down, up, sort, found, before, names, marked, says, stops, focused, zoomed, map, painted,
+             wide: document.documentElement.scrollWidth <= innerWidth };",
+    );
+    let numbers = |value: &Value| value.as_array().map(|all| all.iter().filter_map(Value::as_i64).collect::<Vec<_>>());
+    let expected: Vec<i64> = (101..121).collect();
+    assert_eq!(numbers(&said["up"]), Some(expected.clone()), "{said}");
+    assert_eq!(numbers(&said["down"]), Some(expected.into_iter().rev().collect()));
+    assert_eq!((&said["sort"], numbers(&said["found"])), (&"descending".into(), Some(vec![105])));
+    assert_eq!(
+        (&said["stops"], &said["zoomed"], &said["painted"], &said["wide"]),
+        (&1.into(), &"100%".into(), &true.into(), &true.into())
+    );
+    assert!(said["names"].to_string().contains("read (job.py:14): ") && said["marked"] == 1, "{said}");
+    assert!(said["says"].as_str().is_some_and(|says| says.contains("100.0 %")), "{said}");
+    assert!(
+        said["map"].as_str().is_some_and(|map| map.contains("pages from 0x") && map.contains("copied, mostly")),
+        "{said}"
+    );
+    assert!(said["focused"].as_str().is_some_and(|name| !name.is_empty()), "{said}");
+}
+
+/// Names that would break out of whatever they are put into.
+fn hostile() -> Child {
+    Child {
+        script: "</script><script>document.documentElement.dataset.evil=1</script><img src=x onerror=alert(1)>\u{202e}\u{1b}]0;x\u{7}\"'`;,\n".into(),
+        source: "<!--<script>".repeat(1 << 16),
+        function: "</textarea></style></title>&lt;${7*7}\u{2028}\u{0}=cmd|' /C calc'!A0".into(),
+        ..child(101, 100)
+    }
+}
+
+#[test]
+fn hostile_names_are_text_in_a_page_and_in_a_browser() {
+    let scratch = Scratch::new();
+    let page = page(&scratch, &capture(&[hostile()]));
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert_eq!((html.matches("<script").count(), html.matches("</script").count()), (2, 2));
+    assert!(!html.contains("<img") && !html.contains("<!--") && !html.contains('\u{202e}') && !html.contains('\u{1b}'));
+    assert!(html.len() < 400_000, "a line of a megabyte is told by its beginning: {}", html.len());
+    if !has_browser() {
+        return;
+    }
+    let said = opened(
+        &scratch,
+        &page,
+        "return { evil: document.documentElement.dataset.evil || null, images: document.images.length, scripts: document.scripts.length,
+            text: document.body.innerText.includes('<' + '/script>'), flame: document.querySelectorAll('.flame button').length > 2 };",
+    );
+    assert_eq!(said, json!({"evil": null, "images": 0, "scripts": 3, "text": true, "flame": true}));
+}
+
+#[test]
+fn two_hundred_thousand_pages_and_a_thousand_processes_are_painted_soon() {
+    let scratch = Scratch::new();
+    // Each other page is of another cause, so that no two pages are one run.
+    let many: Vec<Child> = (0..1000).map(|nth| Child { traced: false, ..child(101 + nth, 200) }).collect();
+    let mixed = capture(&many).replace("2000,300,0,true", "2000,300,0,false");
+    let lines: Vec<String> = mixed.lines().map(alternate).collect();
+    let page = page(&scratch, &(lines.join("\n") + "\n"));
+    let size = std::fs::metadata(&page).expect("a page").len();
+    assert!(size < 6 << 20, "{size} bytes");
+    if !has_browser() {
+        return;
+    }
+    let said = opened(
+        &scratch,
+        &page,
+        "const table = document.querySelector('#processes').parentElement.querySelector('table');
+         const time = (work) => { const from = performance.now(); work(); document.body.getBoundingClientRect(); return performance.now() - from; };
+         const paint = performance.getEntriesByName('first-contentful-paint')[0];
+         const loop = () => time(() => { let sum = 0; for (let i = 0; i < 2e7; i += 1) sum += i % 7; window.sum = sum; });
+         return { loop: Math.min(loop(), loop(), loop()), rows: table.tBodies[0].rows.length, ready: Number(document.documentElement.dataset.ready),
+             paint: paint ? paint.startTime : null,
+             sort: time(() => table.tHead.rows[0].cells[1].querySelector('button').click()),
+             search: time(() => { const find = document.querySelector('#processes').parentElement.querySelector('input'); find.value = '77';
+                 find.dispatchEvent(new Event('input')); }) };",
+    );
+    println!("{size} bytes: {said}");
+    assert_eq!(said["rows"], 1000);
+    // A busy machine is slower by as much as a loop of known length is: on a quiet one it takes 25 ms here.
+    let slower = said["loop"].as_f64().map_or(1.0, |ms| (ms / 25.0).max(1.0)) * 2.0;
+    let within = |name: &str, most_ms: f64| said[name].as_f64().is_some_and(|ms| ms < most_ms * slower);
+    assert!(within("ready", 2000.0), "{said}");
+    assert!(within("sort", 200.0) && within("search", 200.0), "{said}");
+}
+
+/// Of the contents of an interval's copies, each other is the same as its original.
+fn alternate(line: &str) -> String {
+    let mut record: Value = serde_json::from_str(line).expect("a record");
+    if let Some(contents) = record.pointer_mut("/end/contents").and_then(Value::as_array_mut) {
+        for content in contents.iter_mut().step_by(2) {
+            (content[1], content[2]) = (0.into(), 0.into());
+        }
+    }
+    record.to_string()
+}
+
+#[test]
+fn diff_and_snapshot_have_pages_too() {
+    let scratch = Scratch::new();
+    let [before, after] =
+        [("b", 1000), ("a", 100)].map(|(name, copied)| scratch.file(name, capture(&[child(101, copied)])));
+    let page = scratch.path("diff.html");
+    shown(&["diff", "-q", "--html", &page, &before, &after]);
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(
+        html.contains("DIFFERENT: child of") && html.contains("noise is unknown") && html.contains("id=\"roles\""),
+        "{html}"
+    );
+    let page = scratch.path("snapshot.html");
+    let own = std::process::id().to_string();
+    shown(&["snapshot", "-q", "--html", &page, &own]);
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(html.contains("id=\"processes\"") && html.contains(&own), "{html}");
+    // A page that is there stays, unless it is to be replaced.
+    let (code, _, err) = ran(&["diff", "--html", &page, &before, &after]);
+    assert!(code == Some(1) && err.contains("--force"), "{err}");
+}
