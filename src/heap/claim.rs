@@ -29,8 +29,9 @@ const ROOM_STEP: usize = 16;
 thread_local! {
     /// For each kind this thread's own; neither is dropped, so that both can be used at any time of a thread's life.
     static MINE: [Cell<*const Local>; KINDS] = const { [const { Cell::new(null()) }; KINDS] };
-    /// The kind that this thread allocates now.
+    /// The kind that this thread allocates now, and which of the above that is.
     static KIND: Cell<u8> = const { Cell::new(0) };
+    static CURRENT: Cell<*const Local> = const { Cell::new(null()) };
     /// The thread is at its end, or its end cannot be seen: it has nothing of its own any more.
     static ENDED: Cell<bool> = const { Cell::new(false) };
 }
@@ -40,23 +41,31 @@ static PREPARED: AtomicU8 = AtomicU8::new(0);
 
 /// The kind that this thread allocates from now on; returns the one before.
 pub(super) fn set_kind(kind: u8) -> u8 {
+    CURRENT.with(|current| current.set(of_kind(kind)));
     KIND.with(|cell| cell.replace(kind))
 }
 
-/// The kind that this thread allocates.
+/// What this thread allocates from now; null if it has nothing of that kind.
 #[inline]
+pub(super) fn current() -> *const Local {
+    CURRENT.with(Cell::get)
+}
+
+/// The kind that this thread allocates.
 pub(super) fn kind() -> u8 {
     KIND.with(Cell::get)
 }
 
 /// What this thread has of a kind; null if it has none.
-#[inline]
 pub(super) fn of_kind(kind: u8) -> *const Local {
     MINE.with(|mine| mine[usize::from(kind)].get())
 }
 
 fn set_of_kind(kind: u8, local: *const Local) {
     MINE.with(|mine| mine[usize::from(kind)].set(local));
+    if kind == self::kind() {
+        CURRENT.with(|current| current.set(local));
+    }
 }
 
 /// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.

@@ -19,6 +19,10 @@ pub(super) const BLOCK_MAX: usize = 1 << 16;
 /// Blocks up to this many bytes share a unit.
 const UNIT_BLOCK_MAX: usize = 8 << 10;
 
+/// The class of these.
+const UNIT_BLOCK_LAST: usize = FINE + 6 * EIGHT - 1;
+const _: () = assert!(SIZES[UNIT_BLOCK_LAST] as usize == UNIT_BLOCK_MAX);
+
 /// The bytes of a unit, as a power of two: the smallest slab, and what larger spans are counted in.
 pub(super) const UNIT_SHIFT: u32 = 16;
 /// The bytes of a unit.
@@ -99,6 +103,12 @@ impl Class {
     #[inline]
     pub(super) fn slab_shift(self) -> u32 {
         if self.size() <= UNIT_BLOCK_MAX { UNIT_SHIFT } else { WIDE_SHIFT }
+    }
+
+    /// What makes an address of a block that of its slab.
+    #[inline]
+    pub(super) fn slab_mask(self) -> usize {
+        if self.number() <= UNIT_BLOCK_LAST { usize::MAX << UNIT_SHIFT } else { usize::MAX << WIDE_SHIFT }
     }
 
     /// Units of a slab.

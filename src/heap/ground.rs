@@ -154,6 +154,20 @@ pub(super) const FROZEN: usize = 2;
 /// Addresses of owners are above this.
 pub(super) const MARKS_END: usize = 3;
 
+impl Slab {
+    /// The header of the unit of an address.
+    ///
+    /// # Safety
+    /// The address lies in an opened chunk.
+    #[inline]
+    pub(super) unsafe fn of(address: usize) -> &'static Self {
+        let base = BASE.load(Ordering::Relaxed);
+        let at = base - HEADERS_ROOM + ((address - base) >> UNIT_SHIFT) * size_of::<Self>();
+        // SAFETY: the headers of an opened chunk are mapped for good, and a header is atomics only.
+        unsafe { &*std::ptr::with_exposed_provenance::<Self>(at) }
+    }
+}
+
 /// A unit of an opened chunk, by number from the heap's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unit(u32);

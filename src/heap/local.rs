@@ -15,7 +15,7 @@
 #![expect(unsafe_code, reason = "slabs and their owners are found by address")]
 
 use super::central;
-use super::claim::{has_ended, kind, of_kind, settle_vacant, vacate, with_claimed};
+use super::claim::{current, has_ended, settle_vacant, vacate, with_claimed};
 use super::class::{CLASSES, Class};
 use super::ground::{FROZEN, MARKS_END, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
@@ -40,7 +40,7 @@ pub(super) struct Local {
 /// A block of a class; null where there is no memory.
 #[inline]
 pub(super) fn alloc(class: Class) -> *mut u8 {
-    let local = of_kind(kind());
+    let local = current();
     // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
     match unsafe { local.as_ref() } {
         Some(local) => std::ptr::with_exposed_provenance_mut(local.take(class)),
@@ -62,8 +62,8 @@ fn alloc_unclaimed(class: Class) -> *mut u8 {
 #[inline]
 pub(super) unsafe fn free(block: usize, class: Class) {
     // SAFETY: the block lies in a chunk, and a slab begins at a multiple of its length.
-    let slab = unsafe { Unit::of(block & (usize::MAX << class.slab_shift())) }.slab();
-    let local = of_kind(kind());
+    let slab = unsafe { Slab::of(block & class.slab_mask()) };
+    let local = current();
     // A slab of a live block has an owner, so a thread with nothing of its own is never it.
     if slab.owner.load(Ordering::Relaxed) == local.addr() {
         // SAFETY: not null, as it is an owner; claimed by this thread and never unmapped.
@@ -118,7 +118,7 @@ unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
 /// It was given by [`alloc`] for this class, and is in use.
 pub(super) unsafe fn is_frozen(block: usize, class: Class) -> bool {
     // SAFETY: as in `free`.
-    let slab = unsafe { Unit::of(block & (usize::MAX << class.slab_shift())) }.slab();
+    let slab = unsafe { Slab::of(block & class.slab_mask()) };
     slab.owner.load(Ordering::Relaxed) == FROZEN
 }
 
