@@ -318,7 +318,7 @@ impl<T: 'static> Frozen<T> {
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(self.inner) });
         // What was forked has the descriptor of values that are never dropped here. It would keep the memory.
-        if self.image.origin == Origin::Sealed {
+        if matches!(self.image.origin, Origin::Sealed) {
             // SAFETY: the number is the image's own, and who still maps or reads the file faults or fails as the caller was told.
             unsafe { memfd::forget(self.image.file.as_fd()) }?;
         }

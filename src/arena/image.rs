@@ -3,7 +3,7 @@
 //! # Safety
 //! An image holds facts; only `release` and the freezing change what is mapped.
 
-use super::poured::Pieces;
+use super::poured::{Blocks, Pieces};
 use super::site::Table;
 use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
@@ -17,14 +17,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// Where the originals of an image's pages are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
     /// In a sealed memfd, from its start.
     Sealed,
     /// In an ordinary file, from this byte on.
     InPlace(u64),
-    /// In a sealed memfd, in pieces.
-    Poured(Pieces),
+    /// In a sealed memfd, in pieces, and which blocks it has.
+    Poured(Pieces, Blocks),
 }
 
 /// What the user asked for beyond sharing.
@@ -157,7 +157,7 @@ impl Image {
         let pieces = match self.origin {
             Origin::Sealed => return memfd::read_at(&self.file, buffer, offset as u64),
             Origin::InPlace(begin) => return memfd::read_at(&self.file, buffer, begin + offset as u64),
-            Origin::Poured(pieces) => pieces,
+            Origin::Poured(pieces, _) => pieces,
         };
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -175,7 +175,15 @@ impl Image {
 
     /// May the process that has frozen it write to it, so that copies of it are passed on to children?
     pub(crate) fn is_written_by_parents(&self) -> bool {
-        matches!(self.origin, Origin::Poured(_))
+        matches!(self.origin, Origin::Poured(..))
+    }
+
+    /// The block that holds an address, where blocks are known without a table.
+    pub(crate) fn block_at(&self, address: usize) -> Option<Range> {
+        match self.origin {
+            Origin::Poured(_, blocks) if self.range.contains(address) => blocks(address),
+            _ => None,
+        }
     }
 
     /// These pages were copies of this process, and are about to be the file's again.

@@ -23,11 +23,20 @@ impl Pieces {
     }
 }
 
+/// Which block of memory holds an address of an image: who knows of objects tells it.
+pub(crate) type Blocks = fn(usize) -> Option<Range>;
+
 /// Enters an image before it is there, so that it is known from the moment on that it is. This process may write to it, and gets copies then.
 ///
 /// # Errors
 /// Invalid when there are too many arenas and images.
-pub(crate) fn enter_poured(name: &str, range: Range, file: OwnedFd, pieces: Pieces) -> Result<Arc<Image>> {
+pub(crate) fn enter_poured(
+    name: &str,
+    range: Range,
+    file: OwnedFd,
+    pieces: Pieces,
+    blocks: Blocks,
+) -> Result<Arc<Image>> {
     super::prepare()?;
     let marks = Marks { huge_pages: HugePages::Never, on_write: OnWrite::Copy, dump: true, lock: false };
     let inner = registry::enter(|slot, generation| {
@@ -43,7 +52,7 @@ pub(crate) fn enter_poured(name: &str, range: Range, file: OwnedFd, pieces: Piec
             collapsed: Collapsed::NotAsked,
             allocations: Table::default(),
             file,
-            origin: Origin::Poured(pieces),
+            origin: Origin::Poured(pieces, blocks),
             given_back: Mutex::default(),
         };
         image.entry()

@@ -43,7 +43,7 @@ pub(super) fn next(bits: &Bits, value: bool, at: u32) -> u32 {
 }
 
 /// Sets or clears bits `at..at + count`, and counts those that changed.
-fn put(bits: &Bits, value: bool, at: u32, count: u32) -> u32 {
+pub(super) fn put(bits: &Bits, value: bool, at: u32, count: u32) -> u32 {
     let mut changed = 0;
     for place in at..at + count {
         let (word, bit) = (&bits[place as usize / 64], 1u64 << (place % 64));

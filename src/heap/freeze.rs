@@ -20,7 +20,7 @@
 use super::central;
 use super::claim;
 use super::class::{Class, UNIT};
-use super::ground::{self, CHUNK, FROZEN, MARKS_END, NOBODY, SPAN, State, UNITS, Unit};
+use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
 use super::span;
@@ -332,6 +332,43 @@ fn pour_headers(run: &Run) {
         // SAFETY: the file has the same bytes; nobody writes meanwhile.
         let _mapped = unsafe { map::map_private_at(range, Access::ReadWrite, run.headers.as_fd(), 0) };
     }
+}
+
+/// The block or span that holds an address of a frozen chunk; those that were free when it froze, too.
+pub(super) fn block_at(address: usize) -> Option<Range> {
+    if !ground::holds(address) {
+        return None;
+    }
+    let number = ground::chunk_of(address);
+    if ground::chunk(number).state() != State::Frozen {
+        return None;
+    }
+    let place = ((address - ground::addresses(number).start) / UNIT) as u32;
+    let first = (0..=place)
+        .rev()
+        .map(|at| ground::unit(number, at))
+        .find(|unit| unit.slab().owner.load(Ordering::Relaxed) == FROZEN);
+    let Some(first) = first else { return huge_at(number) };
+    let slab = first.slab();
+    let class = slab.class.load(Ordering::Relaxed);
+    if class != NO_CLASS {
+        let class = Class::numbered(class.into());
+        let block =
+            Range { start: first.start() + (address - first.start()) / class.size() * class.size(), len: class.size() };
+        let end = first.start() + class.slab_blocks() as usize * class.size();
+        return (block.end() <= end).then_some(block);
+    }
+    let len = slab.blocks.load(Ordering::Relaxed) as usize * UNIT;
+    let span = Range { start: first.start(), len: len - (slab.fresh.load(Ordering::Relaxed) as usize).min(len) };
+    if len == 0 { huge_at(number) } else { span.contains(address).then_some(span) }
+}
+
+/// The huge allocation that a frozen chunk is part of.
+fn huge_at(number: u32) -> Option<Range> {
+    let span = |at: u32| ground::chunk(at).span.load(Ordering::Relaxed);
+    let head = (0..=number).rev().find(|&at| span(at) > 0).filter(|&head| head + span(head) > number)?;
+    let len = ground::chunk(head).bytes.load(Ordering::Relaxed);
+    Some(Range { start: ground::addresses(head).start, len })
 }
 
 /// What failed, as an error.

@@ -100,7 +100,7 @@ fn enter(runs: &[Run]) -> Result<Vec<Arc<Image>>> {
             run.file.as_fd().try_clone_to_owned().map_err(|e| {
                 Error::os("dup(heap image)", e.raw_os_error().map_or(Errno::MFILE, Errno::from_raw_os_error))
             });
-        match file.and_then(|file| arena::enter_poured("heap", run.range, file, pieces)) {
+        match file.and_then(|file| arena::enter_poured("heap", run.range, file, pieces, freeze::block_at)) {
             Ok(image) => images.push(image),
             Err(e) => {
                 images.iter().for_each(|image| arena::leave_poured(image));

@@ -149,6 +149,8 @@ const _: () = assert!(size_of::<Slab>() == 64);
 pub(super) const NOBODY: usize = 0;
 /// A span of units that is one allocation.
 pub(super) const SPAN: usize = 1;
+/// Its class, which is none.
+pub(super) const NO_CLASS: u8 = u8::MAX;
 /// Part of an image.
 pub(super) const FROZEN: usize = 2;
 /// Addresses of owners are above this.
@@ -334,6 +336,7 @@ pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
     chunk.free.store(UNITS, Ordering::Relaxed);
     chunk.run_max.store(UNITS, Ordering::Relaxed);
     chunk.filed.store(0, Ordering::Relaxed);
+    chunk.span.store(0, Ordering::Relaxed);
     chunk.kind.store(kind, Ordering::Relaxed);
     chunk.used.iter().chain(&chunk.dirty).for_each(|word| word.store(0, Ordering::Relaxed));
     if !map_units(number, 1, held) {
@@ -404,6 +407,7 @@ pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &H
         chunk.kind.store(kind, Ordering::Relaxed);
         chunk.filed.store(0, Ordering::Relaxed);
         chunk.free.store(0, Ordering::Relaxed);
+        chunk.span.store(0, Ordering::Relaxed);
         chunk.set_state(if number == first { State::Huge } else { State::Rest }, held);
     }
     chunk(first).span.store(count, Ordering::Relaxed);

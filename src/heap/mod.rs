@@ -113,7 +113,7 @@ unsafe impl GlobalAlloc for Heap {
         }
         if old.is_none() && new.is_none() {
             // SAFETY: the caller gives the old address up.
-            if let Some(moved) = unsafe { span::move_huge(address, new_size, layout.align()) } {
+            if let Some(moved) = unsafe { span::move_to_huge(address, layout.size(), new_size, layout.align()) } {
                 return std::ptr::with_exposed_provenance_mut(moved);
             }
         }

@@ -4,9 +4,11 @@
 //! A span is one allocation's alone until it is released. A huge one is mapped for itself, so it can grow in place, and its pages can move.
 #![expect(unsafe_code, reason = "memory of allocations is unmapped and moved")]
 
-use super::central::{count_huge, first_absent, make_absent, next, note_dead, occupy, release, take, unmap_unused};
+use super::central::{
+    count_huge, first_absent, make_absent, next, note_dead, occupy, put, release, take, unmap_unused,
+};
 use super::class::UNIT;
-use super::ground::{self, CHUNK, FROZEN, SPAN, State, UNITS, Unit};
+use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::lock::{self, Held};
 use crate::sys::map::{self, Range};
 use crate::sys::page_size;
@@ -33,6 +35,7 @@ fn note_span(first: Unit, count: u32, size: usize) {
     slab.blocks.store(count, Ordering::Relaxed);
     slab.fresh.store((count as usize * UNIT - size) as u32, Ordering::Relaxed);
     slab.remote.store(0, Ordering::Relaxed);
+    slab.class.store(NO_CLASS, Ordering::Relaxed);
     slab.owner.store(SPAN, Ordering::Release);
 }
 
@@ -60,6 +63,7 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
     }
     let unit = ground::unit(first, 0);
     unit.slab().blocks.store(0, Ordering::Relaxed);
+    unit.slab().class.store(NO_CLASS, Ordering::Relaxed);
     unit.slab().owner.store(SPAN, Ordering::Release);
     count_huge(bytes.div_ceil(UNIT), 0, held);
     Some(unit.start())
@@ -166,37 +170,49 @@ unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
     true
 }
 
-/// A huge allocation moved to where it has room for `new` bytes: its pages move, nothing is copied. `None` where it must be
-/// copied.
+/// Spans from this many bytes on are moved and not copied.
+const MOVED_MIN: usize = 1 << 20;
+
+/// A large allocation moved to where it has room for `new` bytes, in chunks of its own: its pages move, nothing is copied. `None` where it must
+/// be copied.
 ///
 /// # Safety
-/// The address is of a span of this kind, and nobody uses the old address afterwards.
-pub(super) unsafe fn move_huge(address: usize, new: usize, align: usize) -> Option<usize> {
+/// The address is of a span of `old` bytes, and nobody uses the old address afterwards.
+pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align: usize) -> Option<usize> {
     // SAFETY: passed on to the caller.
     let first = unsafe { Unit::of(address) };
-    let (number, _) = first.place();
-    if first.slab().owner.load(Ordering::Acquire) != SPAN || ground::chunk(number).state() != State::Huge {
+    let (number, place) = first.place();
+    let is_large = old >= MOVED_MIN && new > old && new.div_ceil(UNIT) >= HUGE_UNITS;
+    if !is_large || first.slab().owner.load(Ordering::Acquire) != SPAN {
         return None;
     }
     let held = lock::take();
     let chunk = ground::chunk(number);
-    let now = chunk.bytes.load(Ordering::Relaxed);
-    if new <= now {
+    let is_huge = chunk.state() == State::Huge;
+    let units = first.slab().blocks.load(Ordering::Relaxed);
+    let now = if is_huge { chunk.bytes.load(Ordering::Relaxed) } else { units as usize * UNIT };
+    let to = take_huge(new.max(now), align, chunk.kind.load(Ordering::Relaxed), &held)?;
+    let range = Range { start: address, len: now };
+    // SAFETY: the old pages are this allocation's, the new ones were just mapped for it.
+    if unsafe { map::move_pages(range, to) }.is_err() {
+        let chunk = ground::chunk(ground::chunk_of(to));
+        let bytes = chunk.bytes.load(Ordering::Relaxed);
+        // SAFETY: the new mapping was handed to nobody.
+        let _gone = unsafe { map::unmap(Range { start: to, len: bytes }) };
+        make_absent(ground::chunk_of(to), chunk.span.load(Ordering::Relaxed), bytes, &held);
         return None;
     }
-    let to = take_huge(new, align, chunk.kind.load(Ordering::Relaxed), &held)?;
-    // SAFETY: the old pages are this allocation's, the new ones were just mapped for it.
-    let moved = unsafe { map::move_pages(Range { start: address, len: now }, to) }.is_ok();
-    let left = if moved { number } else { ground::chunk_of(to) };
-    if !moved {
-        let len = ground::chunk(left).bytes.load(Ordering::Relaxed);
-        // SAFETY: the new mapping was handed to nobody.
-        let _gone = unsafe { map::unmap(Range { start: to, len }) };
+    // Nothing is mapped where it was.
+    if is_huge {
+        make_absent(number, chunk.span.load(Ordering::Relaxed), now, &held);
+    } else if map::anonymous_at(range).is_ok() {
+        release(first, units, &held);
+    } else {
+        // Somebody else was quicker, or there are no mappings left. Nobody gets these units again.
+        put(&chunk.used, true, place, units);
+        first.slab().owner.store(NOBODY, Ordering::Release);
     }
-    // Nothing is mapped in the chunks that are left.
-    let chunk = ground::chunk(left);
-    make_absent(left, chunk.span.load(Ordering::Relaxed), chunk.bytes.load(Ordering::Relaxed), &held);
-    moved.then_some(to)
+    Some(to)
 }
 
 /// Maps the rest of a chunk's addresses, if they are free.

@@ -12,6 +12,7 @@ use crate::page::{PageCount, PageIndex, PageSet, PageSize, PageSpan};
 use crate::sys::map::Range;
 use crate::watch::{self, Changed, Outside, Watch};
 use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The version of the report's JSON: raised when a field changes its meaning or goes away.
@@ -123,7 +124,7 @@ pub struct ArenaReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SiteReport {
-    /// The type allocated; empty for allocations made without a site.
+    /// The type allocated; empty for allocations made without a site. Of a frozen heap the length of the block.
     pub type_name: String,
     /// The line that allocated, as `file:line`.
     pub location: String,
@@ -172,7 +173,8 @@ impl Report {
             let image = images.get(event.arena);
             let offset = event.address.saturating_sub(image.map_or(0, |image| image.range().start));
             let allocation = image.and_then(|image| image.table().overlapping(offset, offset + 1).next());
-            let object = allocation.and_then(|allocation| allocation.site);
+            let object = allocation.and_then(|allocation| allocation.site).map(|site| site.type_name.to_owned());
+            let block = || image.and_then(|image| image.block_at(event.address)).map(|block| block_name(block.len));
             EventReport {
                 arena: event.arena,
                 page: event.page,
@@ -180,7 +182,7 @@ impl Report {
                 time_ns: event.time_ns,
                 tid: event.tid,
                 pc: event.registers.pc,
-                object: object.map(|site| site.type_name.to_owned()),
+                object: object.or_else(block),
             }
         };
         Self {
@@ -267,6 +269,9 @@ fn set_of(runs: &[PageSpan]) -> PageSet {
 /// Which sites have objects where copied pages changed.
 fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
     let allocations = image.table();
+    if image.is_written_by_parents() {
+        return blocks(image, changes);
+    }
     if allocations.is_empty() {
         return Vec::new();
     }
@@ -294,5 +299,35 @@ fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteRep
         })
         .collect();
     sites.sort_by(|a, b| b.pages.cmp(&a.pages).then_with(|| a.type_name.cmp(&b.type_name)));
+    sites
+}
+
+/// What a heap's block is called, of which nothing but its length is known.
+fn block_name(len: usize) -> String {
+    format!("a block of {len} bytes")
+}
+
+/// Which lengths of blocks have bytes that changed: a heap knows no more of its objects.
+fn blocks(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
+    let page_bytes = (image.range().len as u64 / image.pages().0.max(1)) as usize;
+    let mut pages: BTreeMap<usize, u64> = BTreeMap::new();
+    for (page, changed) in changes {
+        let start = image.range().start + page.0 as usize * page_bytes;
+        let (mut at, end) = match changed {
+            Some(changed) if changed.bytes > 0 => (start + changed.first as usize, start + changed.last as usize + 1),
+            _ => (start, start + page_bytes),
+        };
+        let mut here = BTreeSet::new();
+        while let Some(block) = image.block_at(at).filter(|block| at < end && block.end() > at) {
+            here.insert(block.len);
+            at = block.end();
+        }
+        here.into_iter().for_each(|len| *pages.entry(len).or_default() += 1);
+    }
+    let mut sites: Vec<SiteReport> = pages
+        .into_iter()
+        .map(|(len, pages)| SiteReport { type_name: block_name(len), location: String::new(), pages: PageCount(pages) })
+        .collect();
+    sites.sort_by_key(|site| std::cmp::Reverse(site.pages));
     sites
 }

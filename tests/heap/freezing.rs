@@ -97,6 +97,8 @@ fn a_write_to_a_frozen_object_is_one_copied_page() {
     let page = (std::ptr::from_ref(&*numbers[50_000]).addr() as u64 - heap.start) / report.page_size;
     assert_eq!(heap.copied.iter().map(|span| (span.start.0, span.count.0)).collect::<Vec<_>>(), [(page, 1)]);
     assert_eq!(heap.bytes_changed, Some(8), "compared with the image");
+    let sites: Vec<_> = heap.sites.iter().map(|site| (site.type_name.as_str(), site.pages.0)).collect();
+    assert_eq!(sites, [("a block of 8 bytes", 1)]);
     assert_eq!(numbers[50_000].load(Ordering::Relaxed), 50_000, "the parent's is as it was");
 }
 
@@ -403,6 +405,21 @@ fn huge_and_aligned_objects_are_frozen_too() {
     };
     check();
     assert_eq!(copied(check), 0);
+    let mut child = fork::spawn(&ForkOptions::new(), |_| {
+        let (huge, large) = (huge.as_ptr().cast_mut(), large.as_ptr().cast_mut());
+        // SAFETY: both are this process's own copies, and nobody has a reference into them now.
+        unsafe { huge.add(100_000_000).write_volatile(9) };
+        // SAFETY: as above.
+        unsafe { large.add(1 << 20).write_volatile(9) };
+    })
+    .expect("a child");
+    let report = child.wait().expect("its end").report;
+    let mut sites: Vec<_> =
+        report.arenas.iter().flat_map(|arena| &arena.sites).map(|site| site.type_name.clone()).collect();
+    sites.sort_unstable();
+    let page = cowbell::sys::page_size().bytes();
+    let names = [5 << 20, 150_000_000usize.next_multiple_of(page)].map(|len| format!("a block of {len} bytes"));
+    assert!(sites.contains(&names[0]) && sites.len() == 2, "{sites:?} is not {names:?}");
     let mut grown = huge;
     grown.push(1);
     assert!(!generation.holds(&grown[0]));
