@@ -146,6 +146,7 @@ const TESTS: &[Tests] = &[
             ("judge", &["judged", "plan", "writing"]),
             ("judged", &["plan"]),
             ("plan", &["writing"]),
+            ("published", &["programs"]),
         ],
     },
 ];

@@ -27,10 +27,10 @@ pub struct Options {
     /// Replace files that exist.
     #[arg(long)]
     pub force: bool,
-    /// Say only how much was copied.
+    /// Say only the verdict and why.
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more: each child's own mappings and causes, and names in full.
+    /// Say more: mappings, functions of C, lines, causes, each process apart, and names in full.
     #[arg(short, long)]
     pub verbose: bool,
     /// Print JSON.

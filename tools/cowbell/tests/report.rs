@@ -143,12 +143,24 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
     let scratch = Scratch::new("order");
     let script = scratch.file("job.py", "def work(data):\n    for x in data:\n        pass\n");
     let file = scratch.file("capture", capture(2, &script));
-    let shown = shown(&[&file]);
+    let shown = shown(&["-v", &file]);
     let mut from = 0;
     for part in [
-        "200 pages (800.0 KiB) copied by 2 children: python3",
-        "written without a copy: 14 first touched",
+        "COPIED: 2 children copied 800.0 KiB of the 1.6 MiB that they shared with their",
+        "90 % of the copies ended the same: nothing of use was written",
+        "Why   Python counts references inside each object, so reading writes (90 %).",
+        "Where  90 %",
+        "job.py:2",
+        "for x in data:",
+        "What helps",
+        "numpy",
+        "(saves up to 720.0 KiB)",
+        "Memory in MiB",
+        "101  python3 job.py",
+        "Watched for",
         "exited with 3",
+        "200 pages (800.0 KiB) copied by 2 children",
+        "written without a copy: 14 first touched",
         "by process",
         "50.0 %      101 child",
         "killed by signal 9",
@@ -175,24 +187,30 @@ fn the_report_answers_in_its_order_how_much_where_which_code_how_pointless_and_w
         let at = rest.to_lowercase().find(&part.to_lowercase());
         from += at.unwrap_or_else(|| panic!("no {part:?} after byte {from} of\n{shown}")) + 1;
     }
-    assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
     assert!(!shown.contains('\u{1b}'), "no colours in a file");
+    let short = self::shown(&[&file]);
+    assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
+    assert!(!short.contains("listiter_next"), "functions of C are for -v: {short}");
 }
 
 #[test]
 fn many_like_workers_take_a_line_each_and_no_more_than_asked_for() {
     let scratch = Scratch::new("many");
     let file = scratch.file("capture", capture(8, "/job.py"));
-    let all = shown(&[&file]);
+    let all = shown(&["-v", &file]);
     assert_eq!(all.matches("killed by signal 9").count(), 8, "{all}");
-    assert!(all.lines().count() <= 60, "{all}");
-    let some = shown(&["--top", "3", &file]);
+    let some = shown(&["-v", "--top", "3", &file]);
     assert_eq!(some.matches("killed by signal 9").count(), 3, "{some}");
     assert!(some.contains("5 more"), "{some}");
-    let output = report().env("COWBELL_TOP", "3").arg(&file).output().expect("started");
+    let output = report().env("COWBELL_TOP", "3").args(["-v", &file]).output().expect("started");
     assert_eq!(text(&output.stdout), some);
+    // Eight alike are told by their median and extremes.
+    let short = shown(&[&file]);
+    assert!(short.contains(" median  8 × python3 job.py ") && short.contains("  least "), "{short}");
+    assert!(short.lines().count() <= 40, "{short}");
     let quiet = shown(&["-q", &file]);
-    assert!(quiet.starts_with("800 pages") && quiet.lines().count() <= 3, "{quiet}");
+    assert!(quiet.starts_with("COPIED: 8 children copied 3.1 MiB of") && quiet.lines().count() <= 4, "{quiet}");
+    assert!(quiet.contains("Python counts references") && !quiet.contains("numpy"), "{quiet}");
 }
 
 #[test]
@@ -223,14 +241,14 @@ fn a_truncated_capture_renders_up_to_its_last_line_and_says_so() {
     let cut = |lines: &[&str], more: &str| scratch.file("capture", lines.concat() + more);
     // In the second child's end: of it only the events are known.
     let file = cut(&lines[..18], "{\"end\":{\"acc");
-    let text = shown(&[&file]);
+    let text = shown(&["-v", &file]);
     assert!(text.starts_with("This capture was cut off: it ends within line 19."), "{text}");
     assert!(text.contains("200 pages (800.0 KiB) copied by 2 children"), "{text}");
     assert!(text.contains("only those with events are known (process 102)"), "{text}");
     let json: Value = serde_json::from_str(&shown(&["--json", &file])).expect("JSON");
     assert_eq!(json["cut"], "it ends within line 19");
     assert_eq!(json["intervals"][1]["closed"], Value::Null);
-    let text = shown(&[&cut(&lines[..lines.len() - 1], "")]);
+    let text = shown(&["-v", &cut(&lines[..lines.len() - 1], "")]);
     assert!(text.contains("without its last record") && text.contains("200 pages"), "{text}");
     let text = shown(&[&cut(&lines[..1], "")]);
     assert!(text.contains("cut off") && text.contains("nothing forked"), "{text}");
@@ -334,14 +352,14 @@ fn a_capture_is_read_from_standard_input_and_from_a_pipe() {
         report().arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the tool can be started");
     child.stdin.take().expect("standard input").write_all(whole.as_bytes()).expect("read");
     let output = child.wait_with_output().expect("ended");
-    assert!(text(&output.stdout).starts_with("100 pages"), "{}", text(&output.stdout));
+    assert!(text(&output.stdout).starts_with("COPIED: 1 child copied 400.0 KiB"), "{}", text(&output.stdout));
 }
 
 #[test]
 fn what_a_capture_says_commands_no_terminal() {
     let scratch = Scratch::new("escape");
     let file = scratch.file("capture", capture(1, "/job\u{1b}[31m\u{7}\nred.py"));
-    let shown = shown(&[&file]);
+    let shown = shown(&["-v", &file]);
     assert!(shown.contains("/job?[31m??red.py") && !shown.contains('\u{1b}') && !shown.contains('\u{7}'), "{shown}");
 }
 

@@ -13,6 +13,8 @@ mod case;
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
+#[path = "run/first.rs"]
+mod first;
 #[path = "../src/record/gaps.rs"]
 mod gaps;
 #[path = "run/judge.rs"]
@@ -32,6 +34,8 @@ mod modules;
 mod plan;
 #[path = "run/programs.rs"]
 mod programs;
+#[path = "run/published.rs"]
+mod published;
 #[path = "run/python.rs"]
 mod python;
 #[path = "../src/record/types.rs"]

@@ -12,6 +12,8 @@ const SAY: &[&str] = &[
     "src/analyse/cause.rs",
     "src/analyse/remedy.rs",
     "src/analyse/unknown.rs",
+    "src/analyse/verdict.rs",
+    "src/analyse/because.rs",
     "src/analyse/check.rs",
     "src/analyse/diff.rs",
     "src/analyse/library.rs",

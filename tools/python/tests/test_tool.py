@@ -43,7 +43,7 @@ def of_children(text):
 
 
 def test_the_tool_prints_the_line_and_proves_it_once_it_is_there(tmp_path):
-    said = " ".join(looked_at(tmp_path, "pass").split())
+    said = " ".join(looked_at(tmp_path, "pass", "-v").split())
     line = "import cowbell_fork; cowbell_fork.freeze(DATA)"
     # Of 3.14 and 3.15 the tool takes the counts for real writes, and then names no remedy.
     if sys.version_info < (3, 14) or "% reference counts" in said:

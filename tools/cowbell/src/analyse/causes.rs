@@ -139,7 +139,9 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             without_code_pages: sum.without_code,
             without_name_pages: sum.without_name,
             reasons,
+            why: remedy::why(cause, runtime),
             remedy: remedy::remedy(cause, runtime, circumstances),
+            paste: remedy::paste(cause, runtime),
             nameless_file: files.into_iter().next().map(|(file, _)| file),
         }
     };

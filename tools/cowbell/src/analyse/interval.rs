@@ -326,6 +326,7 @@ impl<'a> Adding<'a> {
             contents.compared_pages += 1;
             contents.identical_pages += u64::from(change == Change::Identical);
             contents.count_pages += u64::from(change == Change::Counts);
+            contents.few_pages += u64::from(change == Change::Few);
             contents.changed_bytes += u64::from(content.bytes);
         }
         let (code, syscall) = event.map_or((0, None), |event| (event.code, event.syscall));

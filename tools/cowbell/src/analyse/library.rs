@@ -1,11 +1,13 @@
 //! Reports of the library as a summary, so that one view, diff and check serves both.
 
 use super::cause::Cause;
+use super::growth::Growth;
 use super::mapping::Kind;
 use super::sum::share;
 use super::summary::{
     ByClass, CauseShare, Contents, Gap, Interval, Mapping, Overhead, Process, Run, Script, Summary, Totals,
 };
+use super::verdict::{self, Verdict};
 use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
 use cowbell::report::{self, ArenaReport, Census, Report};
 use std::collections::BTreeMap;
@@ -49,8 +51,10 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = super::interval::amplification(&contents, page_size);
-    Ok(Summary {
+    let mut summary = Summary {
         cut: None,
+        verdict: Verdict::default(),
+        growth: Growth::default(),
         run: run(page_size),
         totals,
         processes: reports.iter().map(process).collect(),
@@ -63,7 +67,9 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         contents,
         gaps: gaps(reports),
         overhead: Overhead::default(),
-    })
+    };
+    summary.verdict = verdict::verdict(&summary);
+    Ok(summary)
 }
 
 fn run(page_size: u64) -> Run {
@@ -91,6 +97,7 @@ fn process(report: &Report) -> Process {
         origin: Origin::Forked,
         command: vec!["child of a program with the library".to_owned()],
         executed: Vec::new(),
+        executed_ns: Vec::new(),
         started_ns: 0,
         ended_ns: None,
         ended: report.ended,
@@ -156,7 +163,9 @@ fn causes(contents: &Contents, copied: u64) -> Vec<CauseShare> {
         without_code_pages: pages,
         without_name_pages: 0,
         reasons: Vec::new(),
+        why: None,
         remedy: None,
+        paste: &[],
         nameless_file: None,
     };
     if pages > 0 { vec![one] } else { Vec::new() }

@@ -5,6 +5,7 @@
 //! when and by whom, as far as they were seen. What the verdict counts is counted; what its events explain is
 //! explained.
 
+mod because;
 mod cause;
 mod causes;
 pub mod check;
@@ -13,6 +14,7 @@ mod codes;
 pub mod detail;
 pub mod diff;
 mod gaps;
+mod growth;
 mod interval;
 pub mod library;
 mod mapping;
@@ -31,6 +33,7 @@ mod tests;
 mod tests_of_code;
 mod totals;
 mod unknown;
+pub mod verdict;
 
 pub use cause::Cause;
 pub use mapping::Kind;
@@ -60,6 +63,7 @@ pub struct Profile {
     sources: HashMap<(String, i32), String>,
     places: Vec<ScriptPlace>,
     place_numbers: HashMap<ScriptPlace, u32>,
+    growth: Vec<record::Grew>,
     gaps: Vec<record::Gap>,
     finish: Option<Finish>,
     cut: Option<String>,
@@ -81,6 +85,8 @@ type Stacks = HashMap<u32, Sampled>;
 struct Sampled {
     /// Its place in a script.
     script: Option<u32>,
+    /// The place of the instruction, if native frames were read.
+    innermost: Option<u32>,
     /// The places of the calls, the innermost first.
     callers: Vec<u32>,
     /// What the instruction was about to write.
@@ -124,6 +130,10 @@ impl Profile {
                 let (page_size, stacks) = (self.page_size(), std::mem::take(&mut self.stacks));
                 self.with(end.interval, |interval| interval.close(end, page_size, &stacks));
                 self.stacks = stacks;
+            }
+            Record::Grew(grew) => {
+                self.seen_at(grew.time_ns);
+                self.growth.push(grew);
             }
             Record::Memory(memory) => {
                 self.seen_at(memory.time_ns);
@@ -191,7 +201,10 @@ impl Profile {
         }
         let known = self.process_by_pid.get(&pid).and_then(|&at| self.processes.get_mut(at));
         match known {
-            Some(known) if origin == Origin::Executed => known.executed.push(command),
+            Some(known) if origin == Origin::Executed => {
+                known.executed.push(command);
+                known.executed_ns.push(time_ns);
+            }
             // A new process, be its id an old one's.
             _ => {
                 self.process_by_pid.insert(pid, self.processes.len());
@@ -201,6 +214,7 @@ impl Profile {
                     origin,
                     command,
                     executed: Vec::new(),
+                    executed_ns: Vec::new(),
                     started_ns: time_ns,
                     ended_ns: None,
                     ended: None,
@@ -216,7 +230,8 @@ impl Profile {
             self.stray += 1;
             return;
         };
-        let record::Memory { time_ns, name, command, pages, kernel, page_tables, resident_max, .. } = memory;
+        let record::Memory { time_ns, name, command, pages, kernel, page_tables, resident_max, looks, .. } = memory;
+        let bytes = |pages: u64| pages.saturating_mul(page_size);
         process.memory = Some(summary::Memory {
             time_ns,
             name,
@@ -225,6 +240,9 @@ impl Profile {
             smaps: kernel,
             page_tables_bytes: page_tables,
             rss_peak_bytes: resident_max,
+            private_first_bytes: looks.map(|looks| bytes(looks.first)),
+            private_peak_bytes: looks.map(|looks| bytes(looks.most)),
+            files_peak_bytes: looks.map(|looks| bytes(looks.files_most)),
         });
     }
 
@@ -264,6 +282,7 @@ impl Profile {
             })
         });
         let callers = stack.native.iter().skip(1).copied().collect();
-        self.stacks.insert(stack.stack, Sampled { script, callers, wrote: stack.wrote });
+        let innermost = stack.native.first().copied();
+        self.stacks.insert(stack.stack, Sampled { script, innermost, callers, wrote: stack.wrote });
     }
 }

@@ -16,13 +16,7 @@ pub struct Circumstances {
 
 /// What is known to help, in one sentence; `None` where nothing is, or nothing needs to.
 pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
-    let work = match cause {
-        Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
-        Cause::GarbageCollector => Some(Work::Collector),
-        Cause::Exit => Some(Work::Exit),
-        _ => None,
-    };
-    if let (Some(language), Some(work)) = (runtime.language(), work) {
+    if let Some((language, work)) = runtime.language().zip(work(cause)) {
         return language.remedy(work);
     }
     Some(match (cause, runtime) {
@@ -50,6 +44,42 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     })
 }
 
+/// What a language's interpreter works at where it copies for this cause.
+fn work(cause: Cause) -> Option<Work> {
+    match cause {
+        Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
+        Cause::GarbageCollector => Some(Work::Collector),
+        Cause::Exit => Some(Work::Exit),
+        _ => None,
+    }
+}
+
+/// Why such code writes, in one sentence; `None` where the cause's name says it.
+pub fn why(cause: Cause, runtime: Runtime) -> Option<&'static str> {
+    let is_certain = cause != Cause::CountOrCollector;
+    let of_language = runtime.language().zip(work(cause).filter(|_| is_certain));
+    if let Some(why) = of_language.and_then(|(language, work)| language.why(work)) {
+        return Some(why);
+    }
+    Some(match (cause, runtime) {
+        (Cause::ReferenceCount, _) => "references are counted beside the data, so reading writes",
+        (Cause::Counter, _) => "counters, locks or flags that threads share lie beside the data",
+        (Cause::GarbageCollector, _) => "the garbage collector marks what it visits",
+        (Cause::Allocator, _) => "the allocator keeps its books between the data",
+        (Cause::RealWrite, Runtime::Redis) => "clients changed data while it was saved",
+        (Cause::RealWrite, _) => "the data itself was changed",
+        (Cause::Rewritten, _) => "something was written that was there already, or was put back",
+        (Cause::Kernel, _) => "the kernel wrote there for system calls",
+        (Cause::Exit, _) => "the program frees its memory when it ends",
+        _ => return None,
+    })
+}
+
+/// Lines to paste that help against a cause.
+pub fn paste(cause: Cause, runtime: Runtime) -> &'static [&'static str] {
+    runtime.language().zip(work(cause)).map_or(&[], |(language, work)| language.paste(work))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +97,6 @@ mod tests {
         for cause in [Cause::ReferenceCount, Cause::CountOrCollector] {
             let told = told(cause, language("python"));
             assert!(told.contains("numpy") && told.contains("not of dtype=object"), "{told}");
-            assert!(told.contains("import cowbell_fork; cowbell_fork.freeze(DATA)") && told.contains("3.12"), "{told}");
             assert!(!told.contains("gc.freeze"), "it stops no count: {told}");
         }
         let told = told(Cause::GarbageCollector, language("python"));

@@ -10,7 +10,8 @@ use super::name::{self, Caller, Named};
 use super::script::{Sampled, ScriptSum, script};
 use super::summary::{self, ByClass, Contents, Run, Summary};
 use super::unknown::{Unknown, Unknowns};
-use super::{Profile, syscalls, totals};
+use super::verdict::{self, Verdict};
+use super::{Profile, growth, syscalls, totals};
 use crate::record::{Mode, Who};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -41,14 +42,18 @@ pub fn summary(profile: Profile) -> (Summary, Detail) {
         contents.compared_pages += interval.contents.compared_pages;
         contents.identical_pages += interval.contents.identical_pages;
         contents.count_pages += interval.contents.count_pages;
+        contents.few_pages += interval.contents.few_pages;
         contents.changed_bytes += interval.contents.changed_bytes;
     }
     contents.amplification = amplification(&contents, run.page_size);
     let detail = if profile.detailed { detail::detail(&profile, &tables.judged) } else { Detail::default() };
     let overhead = totals::overhead(&profile, run.duration_ns);
     let gaps = gaps::all(&profile, &totals);
-    let summary = Summary {
+    let growth = growth::growth(&profile);
+    let mut summary = Summary {
         cut: profile.cut.clone(),
+        verdict: Verdict::default(),
+        growth,
         totals,
         intervals,
         mappings: mappings(tables.mappings, copied),
@@ -62,6 +67,7 @@ pub fn summary(profile: Profile) -> (Summary, Detail) {
         processes: profile.processes,
         run,
     };
+    summary.verdict = verdict::verdict(&summary);
     (summary, detail)
 }
 

@@ -5,9 +5,12 @@
 //! and below, what [`ByClass::copied`] says. Shares are parts of one of all copied pages.
 
 use super::cause::{Cause, Reason};
+use super::growth::Growth;
+pub use super::growth::Memory;
 use super::mapping::Kind;
 use super::unknown::{Unknown, UnknownShare};
-use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Resident, Role, Sums, Who};
+use super::verdict::Verdict;
+use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
 use serde::Serialize;
@@ -22,6 +25,8 @@ pub const VERSION: u32 = 2;
 pub struct Summary {
     /// How the capture lacks its end; `null` if it is whole.
     pub cut: Option<String>,
+    /// What it all comes to: why memory grew, where, and what helps.
+    pub verdict: Verdict,
     /// What was watched, where and how.
     pub run: Run,
     /// All intervals together.
@@ -36,6 +41,8 @@ pub struct Summary {
     pub functions: Vec<Function>,
     /// Lines of programs that an interpreter runs, which copied; estimated from samples.
     pub script: Script,
+    /// Where processes allocated memory of their own, most first; estimated from looks in turn.
+    pub growth: Growth,
     /// System calls on whose behalf the kernel copied pages, most copied first.
     pub syscalls: Vec<Syscall>,
     /// How copies differ from their originals.
@@ -167,28 +174,13 @@ pub struct Process {
     pub command: Vec<String>,
     /// What it executed afterwards, in order.
     pub executed: Vec<Vec<String>>,
+    /// When, for each.
+    pub executed_ns: Vec<u64>,
     pub started_ns: u64,
     pub ended_ns: Option<u64>,
     pub ended: Option<Ended>,
     /// All its memory at its end, or when it was let go; `null` where that was not added up.
     pub memory: Option<Memory>,
-}
-
-/// All the memory of a process, in bytes.
-#[derive(Clone, Debug, Serialize)]
-pub struct Memory {
-    pub time_ns: u64,
-    /// What the process was called by then.
-    pub name: String,
-    /// Its arguments by then.
-    pub command: Vec<String>,
-    /// What is resident, in bytes, by where it comes from; `null` where that could not be read.
-    pub resident: Option<Resident>,
-    /// What the kernel says in `/proc/PID/smaps_rollup`.
-    pub smaps: Option<Sums>,
-    pub page_tables_bytes: u64,
-    /// The most that was resident at a time.
-    pub rss_peak_bytes: u64,
 }
 
 /// An interval: a period in which one process' memory was watched.
@@ -335,6 +327,8 @@ pub struct Contents {
     pub identical_pages: u64,
     /// Those in which nearly only words changed that are reference counts by their layout.
     pub count_pages: u64,
+    /// Those that changed otherwise, in at most an eighth of their words.
+    pub few_pages: u64,
     /// Bytes that differ, in all.
     pub changed_bytes: u64,
     /// Bytes copied for each byte changed, in those compared; `null` if none changed.
@@ -355,8 +349,12 @@ pub struct CauseShare {
     pub without_name_pages: u64,
     /// Why the cause is not known, most pages first; empty where it is.
     pub reasons: Vec<ReasonShare>,
+    /// Why such code writes, in one sentence; `null` where the name says it.
+    pub why: Option<&'static str>,
     /// What is known to help; `null` where nothing is.
     pub remedy: Option<&'static str>,
+    /// Lines to paste for it.
+    pub paste: &'static [&'static str],
     /// The file that most of the code without a name lies in.
     pub nameless_file: Option<String>,
 }
@@ -393,6 +391,8 @@ pub struct Overhead {
     pub stacks_ns: u64,
     /// Time in which targets stood still while their intervals were closed: page tables read, copies compared.
     pub closing_ns: u64,
+    /// Time spent on looks at how processes grow.
+    pub growth_ns: u64,
     /// Time in which the memory of processes was added up at their ends.
     pub weighing_ns: u64,
     /// Time spent on all else that stops of threads ask for.

@@ -32,6 +32,7 @@ pub fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
             events_ns: finish.events_ns,
             stacks_ns: finish.stacks_ns,
             closing_ns: finish.closing_ns,
+            growth_ns: finish.growth_ns,
             weighing_ns: finish.weighing_ns,
             stops_ns: finish.stops_ns,
             stops: finish.stops,
@@ -42,8 +43,8 @@ pub fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
             ..Overhead::default()
         },
     };
-    let Overhead { arming_ns, events_ns, stacks_ns, closing_ns, weighing_ns, stops_ns, .. } = overhead;
-    let waited = [arming_ns, events_ns, stacks_ns, closing_ns, weighing_ns, stops_ns];
+    let Overhead { arming_ns, events_ns, stacks_ns, closing_ns, growth_ns, weighing_ns, stops_ns, .. } = overhead;
+    let waited = [arming_ns, events_ns, stacks_ns, closing_ns, growth_ns, weighing_ns, stops_ns];
     overhead.share = share(waited.into_iter().fold(0, u64::saturating_add), duration_ns);
     overhead
 }

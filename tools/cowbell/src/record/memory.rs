@@ -21,6 +21,32 @@ pub struct Memory {
     pub page_tables: u64,
     /// The most bytes that were resident at a time.
     pub resident_max: u64,
+    /// What looks in turn found; `None` where it was not looked at.
+    pub looks: Option<Looks>,
+}
+
+/// A process has more private pages than it ever had before, as far as looks at it in turn tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grew {
+    /// Which.
+    pub pid: i32,
+    /// When it was looked at.
+    pub time_ns: u64,
+    /// So many more than the most before.
+    pub pages: u64,
+    /// The [`Stack`](super::Stack) of the thread that had run most since the look before; `None` where it could not be read.
+    pub stack: Option<u32>,
+}
+
+/// What looks at a process found, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looks {
+    /// Private ones when it was first watched.
+    pub first: u64,
+    /// The most private ones.
+    pub most: u64,
+    /// The most of files and shared mappings.
+    pub files_most: u64,
 }
 
 /// Resident pages by where they come from. Together they are what the kernel calls resident (`Rss`), and the first six are its

@@ -9,7 +9,7 @@
 
 pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, NativeFrame, Place, Source, Stack, Wrote};
 pub use super::gaps::{Gap, GapKind};
-pub use super::memory::{Memory, Resident, Sums};
+pub use super::memory::{Grew, Looks, Memory, Resident, Sums};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,8 @@ pub enum Record {
     Source(Source),
     /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
+    /// A process has grown.
+    Grew(Grew),
     /// All the memory that a process has, once: at its end, or when it is let go.
     Memory(Memory),
     /// A process ended.
@@ -366,6 +368,9 @@ pub struct Finish {
     /// Time in which intervals were closed: page tables read and copies compared, while the target stands still.
     #[serde(default)]
     pub closing_ns: u64,
+    /// Time spent on looks at how processes grow.
+    #[serde(default)]
+    pub growth_ns: u64,
     /// Time in which the memory of processes was added up at their ends.
     #[serde(default)]
     pub weighing_ns: u64,
@@ -379,6 +384,6 @@ pub struct Finish {
 impl Finish {
     /// The times together, but for that of stops.
     pub fn told_ns(&self) -> u64 {
-        self.arming_ns + self.events_ns + self.stacks_ns + self.closing_ns + self.weighing_ns
+        self.arming_ns + self.events_ns + self.stacks_ns + self.closing_ns + self.weighing_ns + self.growth_ns
     }
 }

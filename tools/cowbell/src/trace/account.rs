@@ -6,14 +6,14 @@
 use super::Tracer;
 use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing, Map};
-use crate::record::{Class, Memory, PageRun, Record, Resident, Role, Sums};
+use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::procfs::{self, smaps, status::Status};
 use cowbell::sys::{self, Errno};
 
 /// So much time may be spent on it in any case.
-const FREE_NS: u64 = 20_000_000;
+const FREE_NS: u64 = 100_000_000;
 /// And this part of the time that went by.
 const SHARE: u64 = 100;
 
@@ -31,7 +31,19 @@ impl Tracer {
             (false, Role::Parent) => Known::All,
             _ => Known::Nothing,
         });
-        let memory = memory(pid, self.now(), &known.unwrap_or(Known::Nothing));
+        let looks = self.end_growth(pid);
+        let mut memory = memory(pid, self.now(), &known.unwrap_or(Known::Nothing));
+        if let Ok(memory) = &mut memory {
+            memory.looks = looks.map(|looks| {
+                // The last look was a while ago.
+                let now = memory.pages.unwrap_or_default();
+                Looks {
+                    most: looks.most.max(now.anonymous()),
+                    files_most: looks.files_most.max(now.file + now.shared_mapping),
+                    ..looks
+                }
+            });
+        }
         self.spent.weighing_ns += sys::monotonic_ns() - started;
         // It can be gone: then there is nothing to tell.
         if let Ok(memory) = memory {
@@ -81,6 +93,7 @@ fn memory(pid: i32, time_ns: u64, known: &Known) -> Result<Memory, Errno> {
         kernel: smaps::rollup(living).ok().map(sums),
         page_tables: status.bytes("VmPTE").unwrap_or(0),
         resident_max: status.bytes("VmHWM").unwrap_or(0),
+        looks: None,
     })
 }
 

@@ -25,6 +25,9 @@ impl Tracer {
             return;
         };
         self.spent.stops += 1;
+        if matches!(stop, Stop::Trap | Stop::Group(_) | Stop::Signal(_)) {
+            self.answer_growth(tid);
+        }
         match stop {
             Stop::Event(made @ (Event::Fork | Event::Clone | Event::VFork)) => self.on_made(tid, pid, made),
             Stop::Event(Event::Exec) => self.on_exec(tid, pid),
@@ -206,6 +209,7 @@ impl Tracer {
         }
         self.sampler.forget_process(pid);
         self.originals.forget(pid);
+        self.end_growth(pid);
         self.name(pid, 0, Origin::Executed);
         self.tell_of_privilege(pid);
         self.unshare(left);
@@ -262,6 +266,7 @@ impl Tracer {
             self.close_interval(pid, Closed::Lost, false);
             self.sampler.forget_process(pid);
             self.originals.forget(pid);
+            self.end_growth(pid);
             let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
             let time_ns = self.now();
             self.say(Record::Exit { pid, time_ns, ended });

@@ -197,6 +197,7 @@ impl Tracer {
             self.gap(pid, GapKind::NotArmed, "its events could not be waited for");
             return;
         }
+        self.growth.begin(pid, begin.held.shared + begin.held.exclusive);
         self.say(Record::Begin(begin));
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.watch = Some(Box::new(watch));

@@ -22,6 +22,7 @@ mod codes;
 mod compare;
 mod executable;
 mod follow;
+mod growth;
 mod intervals;
 mod kernel_writes;
 mod layout;
@@ -47,6 +48,7 @@ use cowbell::sys::ptrace::Status;
 use cowbell::sys::remote::Drain;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
+use growth::Growth;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
 use sample::{Halted, Sampler};
@@ -102,6 +104,7 @@ struct Tracer {
     drain: Drain,
     sampler: Sampler,
     codes: Codes,
+    growth: Growth,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
     /// Threads that stand still because everybody is about to be let go, with the signal they are due.
@@ -165,6 +168,7 @@ impl Tracer {
                 self.serve(token);
             }
             self.pay();
+            self.look_at_growth();
         }
     }
 
@@ -217,7 +221,7 @@ impl Tracer {
 
     /// How long nothing may happen until it is time to look again.
     fn patience(&self) -> Duration {
-        if self.owed.is_empty() { PAUSE } else { RETRY }
+        if self.owed.is_empty() { self.growth.patience() } else { RETRY }
     }
 
     /// Lets writers go that could not be let go before. The kernel refuses while a mapping changes, which is over only some
@@ -383,7 +387,7 @@ impl Tracer {
             self.weigh(pid);
         }
         if self.unweighed > 0 {
-            let detail = format!("{} ends, because that had taken its share of the time already", self.unweighed);
+            let detail = format!("{} of them, because that had taken its share of the time already", self.unweighed);
             self.gap(0, GapKind::NotWeighed, detail);
         }
         for (tid, due) in std::mem::take(&mut self.parked) {

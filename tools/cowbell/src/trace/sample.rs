@@ -8,6 +8,7 @@ use super::watch::Watch;
 use crate::record::{Event, Frame, Stack, Wrote};
 use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
+use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Status, Stop};
 use std::collections::HashMap;
 
@@ -18,6 +19,8 @@ const FIRSTS_MAX: usize = 200;
 
 /// How long a thread may take to stand still.
 const STAND_NS_MAX: u64 = 2_000_000;
+/// But so often it is asked in any case: on a busy machine it must first be let run.
+const STAND_LOOKS_MIN: u32 = 30;
 
 /// What is known of stacks.
 #[derive(Default)]
@@ -25,12 +28,15 @@ pub struct Sampler {
     /// Pages by interval and instruction.
     counts: HashMap<u32, HashMap<u64, u32>>,
     /// The number of each stack that was written down.
-    stacks: HashMap<(u32, Vec<u32>, Vec<Frame>, Wrote), u32>,
+    stacks: HashMap<Key, u32>,
     /// How many stacks have a number. Numbers are never given again, though stacks are forgotten.
     told: u32,
     /// The interpreters found, by process.
     interpreters: HashMap<i32, Search>,
 }
+
+/// What a stack is known by: interval, native frames, frames of a script, and what was written.
+type Key = (u32, Vec<u32>, Vec<Frame>, Wrote);
 
 /// How far the search for an interpreter has come.
 enum Search {
@@ -86,18 +92,41 @@ impl Sampler {
         };
         let native =
             watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
-        let key = (watch.interval, native, frames, wrote);
+        let (number, stack) = self.number((watch.interval, native, frames, wrote), language);
+        event.stack = Some(number);
+        Some((halted, stack))
+    }
+
+    /// The number of a stack, and the stack if it is new.
+    fn number(&mut self, key: Key, language: Option<&str>) -> (u32, Option<Stack>) {
         if let Some(&known) = self.stacks.get(&key) {
-            event.stack = Some(known);
-            return Some((halted, None));
+            return (known, None);
         }
         let stack = self.told;
         self.told += 1;
-        event.stack = Some(stack);
         let (interval, native, frames, wrote) = key.clone();
         self.stacks.insert(key, stack);
-        let language = language.map(str::to_owned);
-        Some((halted, Some(Stack { stack, interval, native, language, frames, wrote })))
+        (stack, Some(Stack { stack, interval, native, language: language.map(str::to_owned), frames, wrote }))
+    }
+
+    /// The stack of a thread that stands still, or waits in a system call; its number, and the stack if it is new. `None` where
+    /// it could not be read.
+    pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
+        let before = ran_ns(watch.pid, tid);
+        let (language, frames) = match watch.space.language() {
+            Some(language) => self.frames(language, watch.pid, parent, tid),
+            None => (None, Vec::new()),
+        };
+        let mut native = Vec::new();
+        if stands {
+            let at = ptrace::registers(tid).ok()?;
+            native = watch.stack(Registers { ip: at.pc(), sp: at.sp(), bp: at.bp(), lr: at.link() });
+        } else if ran_ns(watch.pid, tid) != before {
+            // It woke up meanwhile: what was read of it may be of two moments.
+            return None;
+        }
+        let is_empty = frames.is_empty() && native.is_empty();
+        (!is_empty).then(|| self.number((watch.interval, native, frames, Wrote::Unknown), language))
     }
 
     /// An interval closed.
@@ -155,7 +184,9 @@ fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
 /// before the page is there: `None`, and its stop comes later.
 fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
     let started = cowbell::sys::monotonic_ns();
-    while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX {
+    let mut looks = 0;
+    while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX || looks < STAND_LOOKS_MIN {
+        looks += 1;
         if let Some((_, status)) = ptrace::wait(Some(tid), false).ok()? {
             return Some(status);
         }
@@ -163,6 +194,36 @@ fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
         cowbell::sys::process::yield_now();
     }
     None
+}
+
+/// What a thread does at this moment, as far as it can make memory grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It runs.
+    Running,
+    /// It waits in a system call that fills memory, or for a page.
+    Reading,
+    /// It sleeps.
+    Sleeping,
+}
+
+/// What a thread does; `None` if it is gone.
+pub fn doing(pid: i32, tid: i32) -> Option<Doing> {
+    let text = procfs::text(pid, &format!("task/{tid}/syscall")).ok()?;
+    let number = text.split_ascii_whitespace().next()?;
+    let reading = [libc::SYS_read, libc::SYS_readv, libc::SYS_pread64, libc::SYS_recvfrom, libc::SYS_recvmsg];
+    Some(match number.parse::<i64>() {
+        Err(_) => Doing::Running,
+        // -1: it waits in a page fault, at an instruction of its own.
+        Ok(number) if number == -1 || reading.contains(&number) => Doing::Reading,
+        Ok(_) => Doing::Sleeping,
+    })
+}
+
+/// How long a thread has run.
+pub fn ran_ns(pid: i32, tid: i32) -> u64 {
+    let text = procfs::text(pid, &format!("task/{tid}/schedstat")).unwrap_or_default();
+    text.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
 }
 
 fn search(language: &dyn Language, pid: i32, tries: u32) -> Search {

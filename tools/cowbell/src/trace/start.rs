@@ -3,6 +3,7 @@
 use super::birth::traced;
 use super::codes::Codes;
 use super::compare::Originals;
+use super::growth::Growth;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
@@ -71,6 +72,7 @@ impl Tracer {
             drain,
             sampler: Sampler::default(),
             codes: Codes::default(),
+            growth: Growth::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),
             stops_unread: false,

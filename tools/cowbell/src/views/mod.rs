@@ -6,9 +6,11 @@ pub mod export;
 pub mod html;
 mod json;
 mod lines;
+mod processes;
 pub mod table;
 mod tables;
 mod text;
+mod verdict;
 mod why;
 
 pub use json::{Document, json};
@@ -20,8 +22,8 @@ pub use text::text;
 pub struct Look {
     /// So many lines of each list.
     pub top: usize,
-    /// Only how much was copied.
+    /// Only the verdict and why.
     pub quiet: bool,
-    /// Each child's own lists, and names in full.
+    /// The lists behind the verdict too, and names in full.
     pub verbose: bool,
 }

@@ -157,7 +157,8 @@ pub fn wrap(sentence: &str, width: usize) -> Vec<String> {
                 line.push(' ');
                 line.push_str(word);
             }
-            _ => lines.push(word.to_owned()),
+            // A path that is longer than a line loses its beginning.
+            _ => lines.push(shorten(word, Keep::Tail, width)),
         }
     }
     lines

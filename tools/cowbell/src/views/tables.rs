@@ -191,6 +191,32 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     );
 }
 
+/// Where processes allocated memory of their own.
+pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
+    let growth = &summary.growth;
+    if growth.lines.is_empty() {
+        return;
+    }
+    let looks = some(growth.looks, "look", "looks");
+    text.heading(&format!("New memory by line: share of what {looks} in turn found, an estimate"));
+    let columns = [PAGES, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1)];
+    let list = List { entries: &growth.lines, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
+        |line| line.share,
+        |line| {
+            let place = match (line.file.as_str(), line.line) {
+                ("", _) => "no stack could be read".to_owned(),
+                (file, 1..) => format!("{}:{}", clean(file), line.line),
+                (file, _) => clean(file),
+            };
+            let source = clean(line.source.as_deref().unwrap_or(&line.function));
+            let cells = vec![Bytes(line.bytes).to_string(), percent(line.share), place, source];
+            Row { cells, ..Row::default() }
+        },
+    );
+}
+
 fn script_place(line: &ScriptLine) -> String {
     let place = |file: &str, number: i32| match number {
         1.. => format!("{file}:{number}"),

@@ -1,9 +1,10 @@
-//! The report as text: how much, which mappings, which code, how much of it pointless and why, what was not seen.
+//! The report as text: the verdict first, then each process' memory, and what was not seen; with `--verbose` all that the
+//! verdict rests on.
 
 use super::Look;
-use super::lines::{List, Row, Text, WIDTH, clean, count, head, percent, some, time};
+use super::lines::{List, Row, Text, clean, count, percent, some, time};
 use super::table::{self, Keep};
-use super::{tables, why};
+use super::{processes, tables, verdict, why};
 use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
 use cowbell::page::Bytes;
@@ -19,66 +20,45 @@ pub fn text(summary: &Summary, look: &Look) -> String {
     if let Some(cut) = &summary.cut {
         text.loud(&format!("This capture was cut off: {}. What it holds:", clean(cut)));
     }
-    headline(&mut text, summary);
-    if !look.quiet && summary.totals.intervals > 0 {
+    verdict::verdict(&mut text, summary, look.quiet);
+    if look.quiet {
+        return text.finish();
+    }
+    processes::table(&mut text, summary, look);
+    not_counted(&mut text, summary);
+    watched(&mut text, summary, look);
+    if look.verbose && summary.totals.intervals > 0 {
+        headline(&mut text, summary);
         intervals(&mut text, summary, look);
         tables::mappings(&mut text, summary, look);
         tables::functions(&mut text, summary, look);
         tables::script(&mut text, summary, look);
+        tables::growth(&mut text, summary, look);
         tables::syscalls(&mut text, summary, look);
         why::contents(&mut text, summary);
         why::causes(&mut text, summary);
     }
-    if !look.quiet {
-        why::gaps(&mut text, summary, look);
+    why::gaps(&mut text, summary, look);
+    if look.verbose {
         why::overhead(&mut text, summary);
     }
     text.finish()
 }
 
-/// How much was copied, all told.
-fn headline(text: &mut Text, summary: &Summary) {
-    let totals = &summary.totals;
-    let (children, parents) = (role_count(summary, Role::Child), role_count(summary, Role::Parent));
-    let command = head(&summary.run.command.join(" "), 60);
-    let command = command.trim_end();
-    if totals.intervals == 0 {
-        let afresh = summary.totals.started_afresh;
-        let why = match (afresh, summary.processes.len() as u64) {
-            (_, 0 | 1) => "nothing forked".to_owned(),
-            // All but the first.
-            (afresh, all) if afresh > 0 && afresh + 1 == all => {
-                let programs =
-                    some(afresh, "program was started afresh and shares", "programs were started afresh and share");
-                format!("{programs} nothing with the starter")
-            }
-            _ => "no process was watched".to_owned(),
-        };
-        text.loud(&format!("Nothing was copied under {command}: {why}."));
-    } else {
-        let mut who = Vec::new();
-        if children > 0 {
-            who.push(some(children, "child", "children"));
-        }
-        if parents > 0 {
-            who.push(some(parents, "parent", "parents"));
-        }
-        let attached = role_count(summary, Role::Attached);
-        if attached > 0 {
-            who.push(some(attached, "process", "processes"));
-        }
-        let line = format!("{} copied by {}: {command}", bounds(summary), who.join(" and "));
-        text.loud(head(&line, WIDTH).trim_end());
-        besides(text, &totals.pages);
-        if attached > 0 {
-            text.faint_sentence(0, &since_attached(summary));
-        }
-        if totals.started_afresh > 0 {
-            let executed = some(totals.started_afresh, "process", "processes");
-            let what = "executed a program, which shares nothing with its starter and is not counted";
-            text.faint_sentence(0, &format!("{executed} {what}"));
-        }
+/// Copies that the verdict leaves out.
+fn not_counted(text: &mut Text, summary: &Summary) {
+    let verdict = &summary.verdict;
+    let parts = [(verdict.starting_bytes, "while children started"), (verdict.ending_bytes, "while they ended")];
+    let told = parts.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, when)| format!("{} {when}", Bytes(*bytes)));
+    let told: Vec<String> = told.collect();
+    text.line("");
+    if !told.is_empty() {
+        text.faint_sentence(0, &format!("Copied and not counted above: {}.", told.join(", ")));
     }
+}
+
+/// How it was watched.
+fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     let run = &summary.run;
     let mode = match run.mode {
         Mode::Count => "count (which pages)",
@@ -86,7 +66,35 @@ fn headline(text: &mut Text, summary: &Summary) {
     };
     let reason = if run.mode_reason.is_empty() { String::new() } else { format!(": {}", clean(&run.mode_reason)) };
     let ended = run.ended.map_or(String::new(), |ended| format!(", {ended}"));
-    text.faint_sentence(0, &format!("watched for {}{ended}; mode {mode}{reason}", time(run.duration_ns)));
+    let more = if look.verbose || summary.totals.intervals == 0 { "" } else { "; -v shows mappings, code and causes" };
+    text.faint_sentence(0, &format!("Watched for {}{ended}; mode {mode}{reason}{more}.", time(run.duration_ns)));
+    if role_count(summary, Role::Attached) > 0 {
+        text.faint_sentence(0, &since_attached(summary));
+    }
+    if summary.totals.started_afresh > 0 && summary.totals.intervals > 0 {
+        let executed = some(summary.totals.started_afresh, "process", "processes");
+        let what = "executed a program, which shares nothing with its starter and is not counted";
+        text.faint_sentence(0, &format!("{executed} {what}."));
+    }
+}
+
+/// How much was copied, all told, page by page.
+fn headline(text: &mut Text, summary: &Summary) {
+    let totals = &summary.totals;
+    let (children, parents) = (role_count(summary, Role::Child), role_count(summary, Role::Parent));
+    let mut who = Vec::new();
+    if children > 0 {
+        who.push(some(children, "child", "children"));
+    }
+    if parents > 0 {
+        who.push(some(parents, "parent", "parents"));
+    }
+    let attached = role_count(summary, Role::Attached);
+    if attached > 0 {
+        who.push(some(attached, "process", "processes"));
+    }
+    text.heading(&format!("{} copied by {}", bounds(summary), who.join(" and ")));
+    besides(text, &totals.pages);
 }
 
 /// How many pages were copied, as far as that is certain.
@@ -111,8 +119,8 @@ fn since_attached(summary: &Summary) -> String {
     let own = Bytes(own.saturating_mul(summary.run.page_size));
     let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
     format!(
-        "counted since cowbell attached; the processes had {own} of their own by then, and which of that are copies \
-         made before, `cowbell snapshot{pid}` tells while they run"
+        "Counted since cowbell attached; the processes had {own} of their own by then, and which of that are copies \
+         made before, `cowbell snapshot{pid}` tells while they run."
     )
 }
 

@@ -128,7 +128,7 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
                 .to_owned()
         }
         GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
-        GapKind::NotWeighed => "all the memory of a process was not added up at".to_owned(),
+        GapKind::NotWeighed => "all memory was not added up at the ends of processes".to_owned(),
         GapKind::NoStacks => "stacks could not be taken".to_owned(),
         GapKind::Other => String::new(),
     };
@@ -157,6 +157,7 @@ pub fn overhead(text: &mut Text, summary: &Summary) {
         (overhead.events_ns, "to answer page events"),
         (overhead.stacks_ns, "for sampled stacks"),
         (overhead.closing_ns, "to read page tables and compare copies at the end"),
+        (overhead.growth_ns, "for looks at how processes grow"),
         (overhead.weighing_ns, "to add up all memory at the ends of processes"),
         (overhead.stops_ns, "for other stops"),
     ];

@@ -103,15 +103,19 @@ fn all_memory_adds_up_to_smaps_to_the_page() {
             assert!(number(&memory["page_tables_bytes"]) >= page, "{memory}");
             memory
         };
-        // The rest of the program is the same in both, to the page.
+        // The rest of the program is the same in both, but for where the kernel lets the stack begin, and for who of parent
+        // and child is first to write a page of their own.
         let (few, many) = (of([0, 0, 0, 0]), of([700, 500, 300, 90]));
-        let grew = |parts: &[&str]| (sum(&many, parts) - sum(&few, parts)) / page;
-        assert_eq!(grew(&["copied", "copied_or_reused"]), 700, "{mode}: {few} {many}");
-        assert_eq!(grew(&["new"]), 500, "{mode}: {few} {many}");
-        assert_eq!(grew(&["inherited", "inherited_alone"]), 300, "{mode}: {few} {many}");
-        // The parent has them still. It writes a page of its own now and then, before the child ends or after.
-        assert!(grew(&["inherited"]).abs_diff(300) <= 2, "{mode}: {few} {many}");
-        assert_eq!(grew(&["shared_mapping"]), 90, "{mode}: {few} {many}");
+        let grew = |parts: &[&str], by: u64| {
+            let grew = (sum(&many, parts) - sum(&few, parts)) / page;
+            assert!(grew.abs_diff(by) <= 6, "{mode} {parts:?}: {grew}, not {by}: {few} {many}");
+        };
+        grew(&["copied", "copied_or_reused"], 700);
+        grew(&["new"], 500);
+        grew(&["inherited", "inherited_alone"], 300);
+        // The parent has them still.
+        grew(&["inherited"], 300);
+        grew(&["shared_mapping"], 90);
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Does something until it succeeds, for as long as a server may take to start.
-fn eventually<T>(what: &str, running: &Running, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, running: &Running, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(done) = attempt() {
@@ -28,7 +28,7 @@ fn connect(socket: &Path, running: &Running) -> UnixStream {
 }
 
 /// A request over a connection of its own; the answer's body.
-fn get(socket: &Path, running: &Running) -> String {
+pub fn get(socket: &Path, running: &Running) -> String {
     let mut stream = connect(socket, running);
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
     stream.write_all(b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("a request");
@@ -40,7 +40,7 @@ fn get(socket: &Path, running: &Running) -> String {
 }
 
 /// The Python that has gunicorn; the setup makes it below the target directory.
-fn gunicorn() -> Option<PathBuf> {
+pub fn gunicorn() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?.join("python/bin/python3");
     let is_there = python.exists();
     assert!(is_there || !is_root(), "{}: tools/setup --tests makes it", python.display());

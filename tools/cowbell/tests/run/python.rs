@@ -76,7 +76,7 @@ fn reading_a_list_is_reported_as_reference_counting_at_the_line_of_its_loop() {
 
     assert!(outcome.err.contains(&due), "the report names {due}: {}", outcome.err);
     let text = outcome.err.to_lowercase();
-    assert!(text.contains("reference count"), "{text}");
+    assert!(text.contains("python counts references"), "{text}");
     assert!(text.contains("numpy") || text.contains("off-heap"), "the remedy is told: {text}");
 }
 

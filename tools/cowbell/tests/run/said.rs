@@ -13,7 +13,7 @@ fn report<I: AsRef<OsStr>>(
     target: impl IntoIterator<Item = I>,
 ) -> (Value, String) {
     let [capture, json] = ["capture", "json"].map(|name| scratch.path(name).to_str().expect("text").to_owned());
-    let options = [options, &["--force", "--capture", &capture]].concat();
+    let options = [options, &["-v", "--force", "--capture", &capture]].concat();
     let outcome = run(scratch, &mut cowbell(&options, target));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     let mut again = std::process::Command::new(crate::lab::tool());

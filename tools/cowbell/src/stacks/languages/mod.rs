@@ -25,10 +25,14 @@ pub enum Work {
     Allocator,
     /// Taking the program or its interpreter down.
     Exit,
-    /// Making objects from bytes that another process sent or that were stored.
+    /// Making objects from bytes that another process sent or that were stored, or receiving such bytes.
     Unpickling,
+    /// Making bytes from objects, to send them to another process, or sending such bytes.
+    Pickling,
     /// Loading a module.
     Import,
+    /// Starting a worker, between the fork and the worker's own work.
+    Start,
     /// Anything else that has a name.
     Other,
 }
@@ -60,6 +64,21 @@ pub trait Language: Debug + Sync {
 
     /// What is known to help where memory is copied for this work, in one sentence.
     fn remedy(&self, work: Work) -> Option<&'static str>;
+
+    /// Why this work writes to memory that others share, or takes new memory, in one sentence.
+    fn why(&self, _work: Work) -> Option<&'static str> {
+        None
+    }
+
+    /// Lines to paste into a program that help there.
+    fn paste(&self, _work: Work) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What helps more with the version of the interpreter that this file belongs to, with lines to paste.
+    fn newer_remedy(&self, _work: Work, _file: &str) -> Option<(&'static str, &'static [&'static str])> {
+        None
+    }
 
     /// Finds the interpreter in a process; `None` if it runs none. May take milliseconds: ask once a family.
     ///

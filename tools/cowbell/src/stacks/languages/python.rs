@@ -152,12 +152,22 @@ impl Language for CPython {
         frames.iter().find_map(|frame| {
             let file = frame.file.as_str();
             let function = frame.function.rsplit('.').next().unwrap_or_default();
-            if file.starts_with("<frozen importlib") {
+            if function.starts_with("_after_fork") || function == "_after_at_fork_child_reinit_locks" {
+                Some(Work::Start)
+            } else if file.starts_with("<frozen importlib") {
                 Some(Work::Import)
             } else if (file.ends_with("/pickle.py") && matches!(function, "load" | "loads" | "_loads"))
                 || (file.ends_with("/multiprocessing/reduction.py") && function == "loads")
+                || (file.ends_with("/multiprocessing/queues.py") && function == "get")
+                || (file.ends_with("/multiprocessing/connection.py") && function.contains("recv"))
             {
                 Some(Work::Unpickling)
+            } else if (file.ends_with("/pickle.py") && matches!(function, "dump" | "dumps" | "_dumps"))
+                || (file.ends_with("/multiprocessing/reduction.py") && matches!(function, "dump" | "dumps"))
+                || (file.ends_with("/multiprocessing/queues.py") && matches!(function, "put" | "_feed"))
+                || (file.ends_with("/multiprocessing/connection.py") && function.contains("send"))
+            {
+                Some(Work::Pickling)
             } else {
                 None
             }
@@ -177,21 +187,66 @@ impl Language for CPython {
     fn remedy(&self, work: Work) -> Option<&'static str> {
         match work {
             Work::References => Some(
-                "reading an object counts its references. On CPython 3.12 to 3.15, before the fork: \
-                 import cowbell_fork; cowbell_fork.freeze(DATA), where DATA stands for what the children read, whose \
-                 name is not known here (docs/PYTHON.md). Elsewhere keep the data off the object heap: numpy arrays (not of \
-                 dtype=object), array, mmap, memoryview, Arrow",
+                "keep the data off the object heap: numpy arrays (not of dtype=object), array, mmap, memoryview, Arrow. \
+                 Reading an object counts its references",
             ),
             Work::Collector => Some(
                 "gc.disable() in the parent before it loads the data, gc.freeze() right before the fork, and \
                  gc.enable() in the child: what is frozen its collector does not visit",
             ),
+            Work::Unpickling => Some(
+                "keep large data in a global that is there before the pool is made, and send its index or key: what is \
+                 inherited by fork is not pickled",
+            ),
+            Work::Import => Some(
+                "import in the parent, before the fork (gunicorn: --preload): then what the modules make is shared",
+            ),
             Work::Exit => Some(
-                "leave the child by os._exit(), which frees nothing; it runs no atexit functions either, so flush \
-                 first what must be kept",
+                "leave the child by os._exit(), which frees nothing (uwsgi: --skip-atexit-teardown); it runs no atexit \
+                 functions either, so flush first what must be kept",
             ),
             _ => None,
         }
+    }
+
+    fn why(&self, work: Work) -> Option<&'static str> {
+        match work {
+            Work::References => Some("Python counts references inside each object, so reading writes"),
+            Work::Collector => Some("Python's garbage collector writes into each object that it visits"),
+            Work::Exit => Some("Python frees its objects when it ends"),
+            Work::Unpickling => Some("workers unpickle what they are sent into memory of their own"),
+            Work::Pickling => Some("what is sent to another process is pickled into memory first"),
+            Work::Import => Some("modules were loaded after the fork, by each process for itself"),
+            _ => None,
+        }
+    }
+
+    fn paste(&self, work: Work) -> &'static [&'static str] {
+        match work {
+            Work::Collector => &[
+                "gc.disable()    # in the parent, before it loads the data",
+                "gc.freeze()     # in the parent, right before the fork",
+                "gc.enable()     # in the child",
+            ],
+            Work::Exit => &["sys.stdout.flush(); os._exit(0)    # the child's last line"],
+            Work::Unpickling => &[
+                "data = load()                     # a global, before the pool is made",
+                "pool = multiprocessing.Pool(4)    # with the start method fork",
+                "pool.map(work, range(n))          # work(i) uses data and i",
+            ],
+            _ => &[],
+        }
+    }
+
+    fn newer_remedy(&self, work: Work, file: &str) -> Option<(&'static str, &'static [&'static str])> {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        let version = name.strip_prefix("lib").unwrap_or(name).strip_prefix("python3.")?;
+        let minor: u32 = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        (work == Work::References && (12..=15).contains(&minor)).then_some((
+            "cowbell_fork.freeze(DATA), right before the fork, makes objects immortal in place: reading them writes nothing. \
+             DATA stands for what the children read (docs/PYTHON.md; tools/build-wheel makes the package)",
+            &["import cowbell_fork; cowbell_fork.freeze(DATA)"],
+        ))
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {

@@ -1,0 +1,188 @@
+//! Why memory grew, where, and what helps: of copies, and of new memory.
+
+use super::cause::Cause;
+use super::growth::advice;
+use super::sum::share;
+use super::summary::{Interval, Summary};
+use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
+use crate::record::Mode;
+use crate::stacks::languages::{self, Work};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A cause or a line of less than this share is not told first.
+const SHARE_MIN: f64 = 0.03;
+/// A remedy that saves less than this share is not told.
+const HELP_SHARE_MIN: f64 = 0.1;
+/// So many places are told.
+const PLACES_MAX: usize = 3;
+
+/// Why, where and what helps, of copies.
+pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
+    let page = summary.run.page_size;
+    let mut causes: BTreeMap<Cause, u64> = BTreeMap::new();
+    let (mut compared, mut same) = (0, 0);
+    for interval in of {
+        for cause in &interval.causes {
+            let pages = causes.entry(cause.cause).or_default();
+            *pages = pages.saturating_add(cause.copied_pages);
+        }
+        compared = interval.contents.compared_pages.saturating_add(compared);
+        same = interval.contents.identical_pages.saturating_add(same);
+    }
+    let all = causes.values().fold(0u64, |sum, pages| sum.saturating_add(*pages));
+    let ending = causes.remove(&Cause::Exit).unwrap_or(0);
+    let work = all - ending;
+    verdict.same_share = (share(compared, all) >= 0.9).then(|| share(same, compared));
+    let mut causes: Vec<_> = causes.into_iter().collect();
+    causes.sort_by_key(|&(cause, pages)| (std::cmp::Reverse(pages), cause));
+    for (cause, pages) in causes {
+        let told = summary.causes.iter().find(|share| share.cause == cause);
+        let is_count = summary.run.mode == Mode::Count && cause == Cause::CountOrCollector;
+        let text = told.map_or(cause.name().to_owned(), |told| match (told.why, told.reasons.first()) {
+            _ if is_count => "reference counts or the garbage collector: --mode trace tells which".to_owned(),
+            (Some(why), _) => why.to_owned(),
+            (None, Some(reason)) => format!("{}: {}", cause.name(), reason.text),
+            (None, None) => cause.name().to_owned(),
+        });
+        let share = share(pages, work);
+        if share >= SHARE_MIN || verdict.why.is_empty() {
+            verdict.why.push(Why { cause: Some(cause), text, share });
+        }
+        let is_worth_it = verdict.kind != Kind::Shared && share >= HELP_SHARE_MIN;
+        if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
+            if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
+                && let Some((text, paste)) = newer_remedy(summary)
+            {
+                verdict.helps.push(Help { text, paste, saves_bytes: Some(pages.saturating_mul(page)) });
+            }
+            // What changes must be copied: there is a word on it, and nothing to save for certain.
+            verdict.helps.push(Help {
+                text,
+                paste,
+                saves_bytes: (cause != Cause::RealWrite).then_some(pages.saturating_mul(page)),
+            });
+        }
+    }
+    once(&mut verdict.helps);
+    // The way out comes last: it does not hurt whom the work does not.
+    let ending_bytes = ending.saturating_mul(page);
+    let is_worth_it = ending_bytes >= LITTLE && share(ending, all) >= 0.1;
+    let exit = summary.causes.iter().find(|share| share.cause == Cause::Exit).filter(|_| is_worth_it);
+    if let Some((text, paste)) = exit.and_then(|exit| Some((exit.remedy?, exit.paste))) {
+        verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
+    }
+    verdict.places = places(summary, work);
+}
+
+/// One remedy for several causes is told once; what saves most comes first.
+fn once(helps: &mut Vec<Help>) {
+    let mut merged: Vec<Help> = Vec::new();
+    for help in std::mem::take(helps) {
+        match merged.iter_mut().find(|known| known.text == help.text) {
+            Some(known) => {
+                known.saves_bytes = known.saves_bytes.zip(help.saves_bytes).map(|(a, b)| a.saturating_add(b));
+            }
+            None => merged.push(help),
+        }
+    }
+    merged.sort_by_key(|help| std::cmp::Reverse(help.saves_bytes));
+    *helps = merged;
+}
+
+/// What helps against counting references with the interpreter that runs there, if its version has more to offer.
+fn newer_remedy(summary: &Summary) -> Option<(&'static str, &'static [&'static str])> {
+    let of_file = |file: &str| languages::ALL.iter().find_map(|language| language.newer_remedy(Work::References, file));
+    summary.mappings.iter().find_map(|mapping| of_file(&mapping.name))
+}
+
+/// Where copies were made at work: lines of a script, or where there are none, functions.
+fn places(summary: &Summary, work: u64) -> Vec<Place> {
+    let at_work = |cause: Cause, of: Option<Work>| cause != Cause::Exit && of != Some(Work::Start);
+    let lines = summary.script.lines.iter().filter(|line| at_work(line.cause, line.work));
+    let lines = lines.map(|line| Place {
+        function: line.function.clone(),
+        file: line.file.clone(),
+        line: line.line,
+        called_from: line.called_from.clone(),
+        source: line.source.clone(),
+        share: share(line.copied_pages_estimated, work).min(1.0),
+    });
+    let functions = summary.functions.iter().filter(|function| at_work(function.cause, None));
+    let functions = functions.map(|function| {
+        let line = function.lines.first();
+        Place {
+            function: function.inlined.clone().unwrap_or_else(|| function.function.clone()),
+            file: line.map_or_else(|| function.module.clone(), |line| line.file.clone()),
+            line: line.map_or(0, |line| line.line as i32),
+            called_from: None,
+            source: line.and_then(|line| line.source.clone()),
+            share: share(function.copied_pages, work).min(1.0),
+        }
+    });
+    let told = most(lines.collect());
+    if told.is_empty() { most(functions.collect()) } else { told }
+}
+
+/// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.
+fn most(places: Vec<Place>) -> Vec<Place> {
+    let mut merged: Vec<Place> = Vec::new();
+    for place in places {
+        let same = |known: &&mut Place| known.called_from.is_some() && known.called_from == place.called_from;
+        match merged.iter_mut().find(same) {
+            Some(known) => known.share += place.share,
+            None => merged.push(place),
+        }
+    }
+    merged.retain(|place| place.share >= SHARE_MIN);
+    merged.sort_by(|a, b| b.share.total_cmp(&a.share));
+    merged.truncate(PLACES_MAX);
+    merged
+}
+
+/// Why, where and what helps, of new memory.
+pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
+    let workers: BTreeSet<usize> = verdict.workers.iter().copied().collect();
+    let lines = summary.growth.lines.iter().filter(|line| line.processes.iter().any(|at| workers.contains(at)));
+    let lines: Vec<_> = lines.collect();
+    let all = lines.iter().fold(0, |sum: u64, line| sum.saturating_add(line.bytes));
+    let (mut whys, mut places): (Vec<Why>, Vec<Place>) = (Vec::new(), Vec::new());
+    for line in &lines {
+        let share = share(line.bytes, all);
+        let (why, remedy, paste) = advice(line);
+        let text = match why {
+            Some(why) => why,
+            None if line.file.is_empty() && line.function.is_empty() => {
+                "unknown: no stack could be read when they grew"
+            }
+            None => "their own code allocated it",
+        };
+        match whys.iter_mut().find(|known| known.text == text) {
+            Some(known) => known.share += share,
+            None => whys.push(Why { cause: None, text: text.to_owned(), share }),
+        }
+        if let Some(text) = remedy {
+            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes) });
+        }
+        if !(line.file.is_empty() && line.function.is_empty()) {
+            places.push(Place {
+                function: line.function.clone(),
+                file: line.file.clone(),
+                line: line.line,
+                called_from: line.called_from.clone(),
+                source: line.source.clone(),
+                share,
+            });
+        }
+    }
+    verdict.places = most(places);
+    if whys.is_empty() {
+        let text = "unknown: they grew between two looks".to_owned();
+        whys.push(Why { cause: None, text, share: 1.0 });
+    }
+    whys.sort_by(|a, b| b.share.total_cmp(&a.share));
+    whys.retain(|why| why.share >= SHARE_MIN);
+    verdict.why = whys;
+    once(&mut verdict.helps);
+    let all = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    verdict.helps.iter_mut().for_each(|help| help.saves_bytes = help.saves_bytes.map(|saves| saves.min(all)));
+}

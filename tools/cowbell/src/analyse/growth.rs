@@ -1,0 +1,156 @@
+//! All the memory of a process, and where it allocated memory of its own: what looks in turn found, added up by line.
+
+use super::code;
+use super::sum::share;
+use super::{Profile, Sampled};
+use crate::record::{Frame, Resident, Sums};
+use crate::stacks::languages::{self, Work};
+use serde::Serialize;
+use std::collections::{BTreeSet, HashMap};
+
+/// All the memory of a process, in bytes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Memory {
+    pub time_ns: u64,
+    /// What the process was called by then.
+    pub name: String,
+    /// Its arguments by then.
+    pub command: Vec<String>,
+    /// What is resident, in bytes, by where it comes from; `null` where that could not be read.
+    pub resident: Option<Resident>,
+    /// What the kernel says in `/proc/PID/smaps_rollup`.
+    pub smaps: Option<Sums>,
+    pub page_tables_bytes: u64,
+    /// The most that was resident at a time.
+    pub rss_peak_bytes: u64,
+    /// Private memory when the process was first watched; `null` where it was not looked at.
+    pub private_first_bytes: Option<u64>,
+    /// The most private memory that looks in turn found: at least so much it was.
+    pub private_peak_bytes: Option<u64>,
+    /// The most of files and shared mappings that was found.
+    pub files_peak_bytes: Option<u64>,
+}
+
+/// Memory that processes allocated themselves while they were watched.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Growth {
+    /// By how much processes were found to have grown, in all.
+    pub bytes: u64,
+    /// In so many looks.
+    pub looks: u64,
+    /// Where the busiest thread stood then, most grown first.
+    pub lines: Vec<GrowthLine>,
+}
+
+/// A line at which processes grew.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GrowthLine {
+    /// The language's id; `null` for native code, and where no stack could be read.
+    pub language: Option<String>,
+    /// Empty where no stack could be read.
+    pub function: String,
+    /// Empty where not known.
+    pub file: String,
+    /// 0 where not known.
+    pub line: i32,
+    /// Where the line is the standard library's or a package's: the innermost line outside of them that led there.
+    pub called_from: Option<Frame>,
+    /// What the stack works at; `null` for the program's own work.
+    pub work: Option<Work>,
+    /// The line itself, where its file could be read while it ran.
+    pub source: Option<String>,
+    /// The numbers of the processes, in [`Summary::processes`](super::Summary::processes).
+    pub processes: Vec<usize>,
+    pub bytes: u64,
+    /// As part of all that was found.
+    pub share: f64,
+}
+
+/// What is told as one line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// A line of a script, by its number.
+    Script(u32),
+    /// A function, its file and its line.
+    Native(String, String, i32),
+    /// No stack could be read.
+    Unknown,
+}
+
+/// All that was found.
+pub fn growth(profile: &Profile) -> Growth {
+    let page_size = profile.page_size();
+    let mut places: HashMap<Place, (u64, BTreeSet<usize>)> = HashMap::new();
+    for grew in &profile.growth {
+        let (bytes, processes) = places.entry(place(profile, grew.stack)).or_default();
+        *bytes += grew.pages.saturating_mul(page_size);
+        processes.extend(profile.process_by_pid.get(&grew.pid));
+    }
+    let all = places.values().fold(0u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
+    let named = |(place, (bytes, processes)): (Place, (u64, BTreeSet<usize>))| GrowthLine {
+        processes: processes.into_iter().collect(),
+        bytes,
+        share: share(bytes, all),
+        ..line(profile, place)
+    };
+    let mut lines: Vec<_> = places.into_iter().map(named).collect();
+    let name = |line: &GrowthLine| (line.file.clone(), line.line, line.function.clone());
+    lines.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| name(a).cmp(&name(b))));
+    Growth { bytes: all, looks: profile.growth.len() as u64, lines }
+}
+
+fn place(profile: &Profile, stack: Option<u32>) -> Place {
+    let Some(Sampled { script, innermost, callers, .. }) = stack.and_then(|stack| profile.stacks.get(&stack)) else {
+        return Place::Unknown;
+    };
+    if let Some(script) = script {
+        return Place::Script(*script);
+    }
+    // Who asked for memory, and not the allocator or what fills memory for others.
+    let named = innermost.iter().chain(callers).filter_map(|&code| profile.codes.of(code));
+    let own = named.filter_map(|code| code::place(&code.frames).map(|place| (place, code::purpose(&code.frames))));
+    let mut own =
+        own.filter(|(place, purpose)| *purpose != Some(Work::Allocator) && !code::moves_bytes(place.function));
+    match own.next() {
+        Some((place, _)) => {
+            let (file, line) = place.line.unwrap_or_default();
+            Place::Native(place.function.to_owned(), file.to_owned(), line as i32)
+        }
+        None => Place::Unknown,
+    }
+}
+
+fn line(profile: &Profile, place: Place) -> GrowthLine {
+    let mut line = GrowthLine {
+        language: None,
+        function: String::new(),
+        file: String::new(),
+        line: 0,
+        called_from: None,
+        work: None,
+        source: None,
+        processes: Vec::new(),
+        bytes: 0,
+        share: 0.0,
+    };
+    match place {
+        Place::Script(number) => {
+            let Some(place) = profile.places.get(number as usize).cloned() else { return line };
+            line.source = profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned();
+            (line.language, line.function, line.file) = (place.language, place.frame.function, place.frame.file);
+            (line.line, line.called_from, line.work) = (place.frame.line, place.called_from, place.work);
+        }
+        Place::Native(function, file, number) => (line.function, line.file, line.line) = (function, file, number),
+        Place::Unknown => {}
+    }
+    line
+}
+
+/// Why such work takes memory, what helps, and lines to paste, as its language says.
+pub fn advice(line: &GrowthLine) -> (Option<&'static str>, Option<&'static str>, &'static [&'static str]) {
+    let language = line.language.as_deref().and_then(languages::by_id);
+    match language.zip(line.work) {
+        Some((language, work)) => (language.why(work), language.remedy(work), language.paste(work)),
+        None => (None, None, &[]),
+    }
+}

@@ -1,0 +1,316 @@
+//! The verdict: why memory grew, where, and what helps. Computed from the summary alone.
+//!
+//! What counts is what workers did at work. What they copied while they started or shut down is told apart, and so are processes of
+//! a wrapper (a shim, `env`, `setpriv`) that were over before it became the program.
+
+use super::because::{copies, new_memory};
+use super::cause::Cause;
+use super::summary::{ByClass, Interval, Process, Summary};
+use crate::record::{Closed, Frame, Origin, Role};
+use crate::stacks::languages::Work;
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// Less than this, in bytes for each worker, is little.
+pub const LITTLE: u64 = 1 << 20;
+/// And this is much, if it is a tenth of what was shared.
+const MUCH: u64 = 16 << 20;
+/// A starter with less memory forks fast.
+const TABLES_MIN: u64 = 16 << 20;
+/// The kernel adds up what each processor has counted of resident pages only now and then: its peak is right within this.
+const COUNTED_MIN: u64 = 2 << 20;
+
+/// What it comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Workers copied much of what they shared.
+    Copied,
+    /// Workers copied little and allocated little: all is well.
+    Shared,
+    /// Workers allocated much of their own, more than they copied.
+    New,
+    /// Whoever was started executed a program, which shares nothing with its starter.
+    NothingToShare,
+    /// There was but one process.
+    NothingForked,
+    /// The processes had memory of their own when the tool came, and copied little since.
+    CopiedBefore,
+    /// The process that forked copied more than its children.
+    ParentPays,
+    /// No process was watched.
+    #[default]
+    Unwatched,
+}
+
+/// Why memory grew, where, and what helps.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verdict {
+    pub kind: Kind,
+    /// The workers: forked processes that executed no program. Their numbers in [`Summary::processes`].
+    pub workers: Vec<usize>,
+    /// Processes of a wrapper that were over before it became the program. Their numbers.
+    pub folded: Vec<usize>,
+    /// What the workers shared with their parents at their forks.
+    pub shared_bytes: u64,
+    /// What they copied of it at work; an upper bound if it differs from the next.
+    pub copied_bytes: u64,
+    /// At least so much of it is certain.
+    pub copied_bytes_min: u64,
+    /// The part of the compared copies that ended as their originals; `null` where too few were compared.
+    pub same_share: Option<f64>,
+    /// What the workers allocated of their own, each at its most as far as found: at least so much, in order of `workers`.
+    pub new_bytes: Vec<u64>,
+    /// What was copied while workers started, as their lines tell.
+    pub starting_bytes: u64,
+    /// What workers copied while they shut down, as sampled stacks tell.
+    pub ending_bytes: u64,
+    /// What processes that forked copied while their children lived.
+    pub parent_bytes: u64,
+    /// What attached processes had of their own when the tool came.
+    pub before_bytes: u64,
+    /// Why, most first.
+    pub why: Vec<Why>,
+    /// Where, most first.
+    pub places: Vec<Place>,
+    /// What helps, by what it saves.
+    pub helps: Vec<Help>,
+}
+
+/// A reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Why {
+    /// The cause of copies; `null` for new memory.
+    pub cause: Option<Cause>,
+    /// In words.
+    pub text: String,
+    /// As part of what the verdict is about.
+    pub share: f64,
+}
+
+/// A place in code.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Place {
+    pub function: String,
+    /// Empty where not known.
+    pub file: String,
+    /// 0 where not known.
+    pub line: i32,
+    pub called_from: Option<Frame>,
+    /// The line itself, where it is known.
+    pub source: Option<String>,
+    /// As part of what the verdict is about.
+    pub share: f64,
+}
+
+/// What helps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Help {
+    pub text: &'static str,
+    /// Lines to paste.
+    pub paste: &'static [&'static str],
+    /// What it can save at most; `null` where that is not known.
+    pub saves_bytes: Option<u64>,
+}
+
+/// The verdict on a summary.
+pub fn verdict(summary: &Summary) -> Verdict {
+    let folded = folded(summary);
+    let cast = Cast::new(summary, &folded);
+    let page = summary.run.page_size;
+    let mut verdict = Verdict {
+        workers: cast.workers.iter().copied().collect(),
+        folded: folded.into_iter().collect(),
+        shared_bytes: cast.shared(page),
+        new_bytes: cast.workers.iter().map(|&at| cast.new_of(at, page)).collect(),
+        before_bytes: sum(&cast.attached, |interval| interval.held.exclusive).saturating_mul(page),
+        parent_bytes: sum(&cast.parents, |interval| interval.copied_pages).saturating_mul(page),
+        ..Verdict::default()
+    };
+    let pages = cast.pages();
+    let ending = sum(&cast.children, |interval| cause_pages(interval, Cause::Exit));
+    let starting = starting_pages(summary).min(pages.copied().saturating_sub(ending));
+    let copied = pages.copied().saturating_sub(ending.saturating_add(starting));
+    let bytes = |pages: u64| pages.saturating_mul(page);
+    verdict.copied_bytes = bytes(copied);
+    verdict.copied_bytes_min = bytes(copied.saturating_sub(pages.copy_or_reuse));
+    (verdict.starting_bytes, verdict.ending_bytes) = (bytes(starting), bytes(ending));
+    verdict.kind = kind(summary, &cast, &verdict);
+    match verdict.kind {
+        Kind::New => new_memory(summary, &mut verdict),
+        Kind::ParentPays => copies(summary, &cast.parents, &mut verdict),
+        Kind::CopiedBefore => copies(summary, &cast.attached, &mut verdict),
+        _ => copies(summary, if cast.children.is_empty() { &cast.attached } else { &cast.children }, &mut verdict),
+    }
+    if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
+        let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
+        verdict.helps.push(Help { text, paste: &[], saves_bytes: None });
+    }
+    verdict
+}
+
+/// Who is who.
+struct Cast<'a> {
+    summary: &'a Summary,
+    workers: BTreeSet<usize>,
+    children: Vec<&'a Interval>,
+    parents: Vec<&'a Interval>,
+    attached: Vec<&'a Interval>,
+}
+
+impl<'a> Cast<'a> {
+    fn new(summary: &'a Summary, folded: &BTreeSet<usize>) -> Self {
+        let became = summary.processes.first().and_then(|root| root.executed_ns.last().copied()).unwrap_or(0);
+        let is_wrappers = |interval: &&Interval| {
+            interval.process.is_some_and(|at| folded.contains(&at) || (at == 0 && interval.begin_ns < became))
+        };
+        let intervals: Vec<&Interval> = summary.intervals.iter().filter(|interval| !is_wrappers(interval)).collect();
+        let of = |role: Role| {
+            let of_role = intervals.iter().copied().filter(move |interval| interval.role == role);
+            // What executed a program was on its way there.
+            of_role.filter(|interval| interval.closed != Some(Closed::Exec)).collect::<Vec<_>>()
+        };
+        let children = of(Role::Child);
+        let workers = children.iter().filter_map(|interval| interval.process).collect();
+        Self { summary, workers, children, parents: of(Role::Parent), attached: of(Role::Attached) }
+    }
+
+    fn of(&self, process: usize) -> impl Iterator<Item = &&'a Interval> {
+        self.children.iter().filter(move |interval| interval.process == Some(process))
+    }
+
+    /// What workers shared at their forks, the pages of frozen arenas too: a later interval of the same process begins with
+    /// what is left of that.
+    fn shared(&self, page: u64) -> u64 {
+        let held = |interval: &Interval| interval.held.shared.saturating_add(interval.held.file);
+        let pages = match (self.workers.is_empty(), self.children.is_empty()) {
+            (false, _) => {
+                let first = self.workers.iter().filter_map(|&at| self.of(at).next());
+                first.fold(0, |sum: u64, interval| sum.saturating_add(held(interval)))
+            }
+            // A capture that has no process of the interval.
+            (true, false) => sum(&self.children, held),
+            (true, true) => sum(&self.attached, held),
+        };
+        pages.saturating_mul(page)
+    }
+
+    /// What the verdict's copies are: workers', or of processes that were attached to.
+    fn pages(&self) -> ByClass {
+        let mut pages = ByClass::default();
+        let of = if self.children.is_empty() { &self.attached } else { &self.children };
+        of.iter().for_each(|interval| pages.add_all(&interval.pages));
+        pages
+    }
+
+    /// What a worker allocated of its own.
+    fn new_of(&self, at: usize, page: u64) -> u64 {
+        let pages = |of: fn(&ByClass) -> u64| {
+            let pages = self.of(at).fold(0, |sum: u64, interval| sum.saturating_add(of(&interval.pages)));
+            pages.saturating_mul(page)
+        };
+        let written = pages(|pages| pages.first_touch.saturating_add(pages.zero_page));
+        let Some(memory) = self.summary.processes.get(at).and_then(|process| process.memory.as_ref()) else {
+            return written;
+        };
+        let (Some(first), Some(most), Some(files)) =
+            (memory.private_first_bytes, memory.private_peak_bytes, memory.files_peak_bytes)
+        else {
+            return memory.resident.map_or(written, |resident| resident.new);
+        };
+        // The kernel's own peak, less what was found of files and shared mappings at most, is private too.
+        let peak = memory.rss_peak_bytes.saturating_sub(files).saturating_sub(COUNTED_MIN);
+        // A private copy of a file's page is one private page more, and no new memory.
+        let grown = most.max(peak).saturating_sub(first).saturating_sub(pages(|pages| pages.private_file));
+        memory.resident.map_or(written, |resident| resident.new).max(grown)
+    }
+}
+
+/// The processes of a wrapper that were over before it became the program. A shell that serves as one asks others where the
+/// program is, and then executes it.
+fn folded(summary: &Summary) -> BTreeSet<usize> {
+    let Some(became) = summary.processes.first().and_then(|root| root.executed_ns.last().copied()) else {
+        return BTreeSet::new();
+    };
+    let was_over = |process: &Process| process.ended_ns.is_some_and(|ended_ns| ended_ns <= became);
+    let others = summary.processes.iter().enumerate().skip(1);
+    others.filter(|(_, process)| was_over(process)).map(|(at, _)| at).collect()
+}
+
+fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict) -> Kind {
+    let made = summary.processes.iter().enumerate().skip(1).filter(|(at, _)| !verdict.folded.contains(at));
+    let made: Vec<&Process> = made.map(|(_, process)| process).collect();
+    let (copied, shared) = (verdict.copied_bytes, verdict.shared_bytes);
+    let workers = verdict.workers.len() as u64;
+    let parent_shared = cast
+        .parents
+        .iter()
+        .map(|interval| interval.held.shared)
+        .max()
+        .unwrap_or(0)
+        .saturating_mul(summary.run.page_size);
+    // A tenth of little is not worth a word: a worker writes some pages of any program's own.
+    let is_much = |part: u64, of: u64, each: u64| {
+        let (tenths, fifths) = (part.saturating_mul(10), part.saturating_mul(5));
+        fifths >= of.max(1) || (tenths >= of && part >= MUCH.saturating_mul(each.max(1)))
+    };
+    let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    let grew = new > copied && new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;
+    if grew && new >= verdict.parent_bytes {
+        return Kind::New;
+    }
+    if verdict.parent_bytes > copied
+        && verdict.parent_bytes >= LITTLE
+        && is_much(verdict.parent_bytes, parent_shared, 1)
+    {
+        return Kind::ParentPays;
+    }
+    if cast.children.is_empty() && cast.attached.is_empty() {
+        let afresh = |process: &&Process| !process.executed.is_empty() || process.origin == Origin::Shares;
+        return match made.len() {
+            0 => Kind::NothingForked,
+            _ if made.iter().all(afresh) => Kind::NothingToShare,
+            _ if !cast.parents.is_empty() => Kind::Shared,
+            _ => Kind::Unwatched,
+        };
+    }
+    if cast.children.is_empty() {
+        let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
+        return if late {
+            Kind::CopiedBefore
+        } else if is_much(copied, shared, 1) {
+            Kind::Copied
+        } else {
+            Kind::Shared
+        };
+    }
+    if grew {
+        Kind::New
+    } else if copied > 0 && is_much(copied, shared, workers) {
+        Kind::Copied
+    } else {
+        Kind::Shared
+    }
+}
+
+/// Was a program started by a fork that had much to copy for nothing?
+fn copied_tables(summary: &Summary) -> bool {
+    let shared = TABLES_MIN / summary.run.page_size.max(1);
+    let is_on_its_way = |interval: &&Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);
+    summary.intervals.iter().filter(is_on_its_way).any(|interval| interval.held.shared >= shared)
+}
+
+/// Pages of the intervals together.
+fn sum(intervals: &[&Interval], of: impl Fn(&Interval) -> u64) -> u64 {
+    intervals.iter().map(|interval| of(interval)).fold(0, u64::saturating_add)
+}
+
+fn cause_pages(interval: &Interval, cause: Cause) -> u64 {
+    interval.causes.iter().find(|share| share.cause == cause).map_or(0, |share| share.copied_pages)
+}
+
+/// Pages that were copied while workers started, as their lines tell.
+fn starting_pages(summary: &Summary) -> u64 {
+    let lines = summary.script.lines.iter().filter(|line| line.work == Some(Work::Start));
+    lines.fold(0, |sum, line| sum.saturating_add(line.copied_pages_estimated))
+}

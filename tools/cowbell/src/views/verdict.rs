@@ -1,0 +1,215 @@
+//! The beginning of a report: the verdict, why, where, what helps.
+
+use super::lines::{Text, WIDTH, clean, head, some, tail};
+use super::table::wrap;
+use crate::analyse::summary::Summary;
+use crate::analyse::verdict::{Kind, Place, Verdict};
+use cowbell::page::Bytes;
+
+/// What stands behind the words in the margin begins here.
+const INDENT: usize = 6;
+/// Places are cut to this.
+const WHERE_MAX: usize = 44;
+
+/// The verdict and its cause; and, unless `quiet`, where and what helps.
+pub fn verdict(text: &mut Text, summary: &Summary, quiet: bool) {
+    for line in wrap(&sentence(summary), WIDTH) {
+        text.loud(&line);
+    }
+    let verdict = &summary.verdict;
+    if has_cause(verdict) {
+        text.line("");
+        why(text, verdict);
+    }
+    if quiet {
+        return;
+    }
+    if has_cause(verdict) {
+        places(text, verdict);
+    }
+    helps(text, verdict);
+}
+
+/// Is there anything that wants a reason? Where all is well, nothing is.
+fn has_cause(verdict: &Verdict) -> bool {
+    matches!(verdict.kind, Kind::Copied | Kind::New | Kind::ParentPays) && !verdict.why.is_empty()
+}
+
+/// The verdict in one sentence, or two.
+fn sentence(summary: &Summary) -> String {
+    let verdict = &summary.verdict;
+    let copied = bound(verdict.copied_bytes_min, verdict.copied_bytes);
+    let shared = Bytes(verdict.shared_bytes);
+    let command = head(&summary.run.command.join(" "), 40);
+    let command = command.trim_end();
+    match verdict.kind {
+        Kind::Copied => {
+            let same = match verdict.same_share {
+                Some(same) if same >= 0.9 => {
+                    format!(", and {} of the copies ended the same: nothing of use was written", share(same))
+                }
+                Some(same) if same >= 0.1 => format!("; {} of the copies ended the same", share(same)),
+                _ => String::new(),
+            };
+            format!(
+                "COPIED: {} copied {copied} of the {shared} that {} with {}{same}.",
+                who(verdict),
+                they(verdict),
+                whom(verdict)
+            )
+        }
+        Kind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
+            let parent = Bytes(verdict.parent_bytes);
+            format!("SHARED: all is well: who forked copied {parent} while its children lived.")
+        }
+        Kind::Shared => {
+            let new = match sum(&verdict.new_bytes) {
+                0 => String::new(),
+                new => format!(", and took at least {} of new memory", Bytes(new)),
+            };
+            let rest = format!(
+                "{} copied {copied} of the {shared} that {} with {}",
+                who(verdict),
+                they(verdict),
+                whom(verdict)
+            );
+            format!("SHARED: all is well: {rest}{new}.")
+        }
+        Kind::New => {
+            let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
+            let of = format!("{copied} of the {shared} that {} with {}", they(verdict), whom(verdict));
+            format!("NEW: {} grew by at least {}, and copied {of}.", who(verdict), grown(&verdict.new_bytes))
+        }
+        Kind::NothingToShare => {
+            let afresh = summary.totals.started_afresh;
+            let programs = some(afresh, "program was started afresh", "programs were started afresh");
+            format!("NOTHING TO SHARE: under {command} {programs} by exec, which shares nothing with the starter.")
+        }
+        Kind::NothingForked => format!("NOTHING TO SHARE: nothing forked under {command}."),
+        Kind::CopiedBefore => {
+            let before = Bytes(verdict.before_bytes);
+            let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
+            format!(
+                "BEFORE: the processes had {before} of their own when cowbell attached, and copied {copied} since. \
+                 `cowbell snapshot{pid}` tells what of it differs from the parent's."
+            )
+        }
+        Kind::ParentPays => {
+            let parent = Bytes(verdict.parent_bytes);
+            format!(
+                "THE PARENT PAYS: who forked copied {parent} while its children lived, the children copied {copied}."
+            )
+        }
+        Kind::Unwatched => format!("UNKNOWN: no process was watched under {command}; why, is below."),
+    }
+}
+
+/// How much, as far as that is certain.
+fn bound(least: u64, most: u64) -> String {
+    match least {
+        least if least == most => Bytes(most).to_string(),
+        0 => format!("at most {}", Bytes(most)),
+        least => format!("{} to {}", Bytes(least), Bytes(most)),
+    }
+}
+
+fn who(verdict: &Verdict) -> String {
+    match verdict.workers.len() as u64 {
+        0 => "the processes".to_owned(),
+        workers => some(workers, "child", "children"),
+    }
+}
+
+fn they(verdict: &Verdict) -> &'static str {
+    if verdict.workers.len() == 1 { "it shared" } else { "they shared" }
+}
+
+fn whom(verdict: &Verdict) -> &'static str {
+    match verdict.workers.len() {
+        0 => "others",
+        1 => "its parent",
+        _ => "their parent",
+    }
+}
+
+/// By how much each grew.
+fn grown(bytes: &[u64]) -> String {
+    let (least, most) = (bytes.iter().min().copied().unwrap_or(0), bytes.iter().max().copied().unwrap_or(0));
+    match bytes.len() {
+        0 | 1 => Bytes(most).to_string(),
+        _ if most - least <= most / 10 => format!("{} each", Bytes(least)),
+        _ => format!("{} in all, one by {}", Bytes(sum(bytes)), Bytes(most)),
+    }
+}
+
+fn sum(bytes: &[u64]) -> u64 {
+    bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
+/// A share without its fraction; what is not all is not told as all.
+fn share(share: f64) -> String {
+    let percent = (share * 100.0).round();
+    if percent >= 100.0 && share < 1.0 { "99 %".to_owned() } else { format!("{percent:.0} %") }
+}
+
+fn why(text: &mut Text, verdict: &Verdict) {
+    let first = verdict.why.first().map_or(0.0, |why| why.share);
+    // One that is most of it stands for itself.
+    let shown = if first >= 0.5 { 1 } else { 2 };
+    let one = |why: &crate::analyse::verdict::Why| {
+        let mut sentence = clean(&why.text);
+        if let Some(first) = sentence.get(..1).map(str::to_uppercase) {
+            sentence.replace_range(..1, &first);
+        }
+        format!("{sentence} ({}).", share(why.share))
+    };
+    let sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
+    let lines = wrap(&sentences.join(" "), WIDTH - INDENT);
+    for (nth, line) in lines.iter().enumerate() {
+        let margin = if nth == 0 { "Why" } else { "" };
+        text.line(&format!("{margin:INDENT$}{line}"));
+    }
+}
+
+fn places(text: &mut Text, verdict: &Verdict) {
+    let longest = verdict.places.iter().map(|place| where_is(place).chars().count()).max().unwrap_or(0);
+    let where_width = longest.min(WHERE_MAX);
+    let what_width = WIDTH - INDENT - 5 - 2 - where_width - 2;
+    let first = verdict.places.first().map_or(0.0, |place| place.share);
+    // Beside one that is most of it, little ones only take room.
+    let is_told = |place: &&Place| first < 0.5 || place.share >= 0.1;
+    for (nth, place) in verdict.places.iter().filter(is_told).enumerate() {
+        let margin = if nth == 0 { "Where" } else { "" };
+        // Its own words where it has any: a function says where it is, a line what it does.
+        let what = place.source.as_deref().unwrap_or(&place.function);
+        let (at, what) = (tail(&where_is(place), where_width), head(what, what_width));
+        text.line(&format!("{margin:INDENT$}{:>5}  {at}  {what}", share(place.share)));
+    }
+}
+
+/// A place: of a library's line, the user's own that led there comes first.
+fn where_is(place: &Place) -> String {
+    let at = |file: &str, line: i32| if line > 0 { format!("{file}:{line}") } else { file.to_owned() };
+    let short = |file: &str, line: i32| at(file.rsplit('/').next().unwrap_or(file), line);
+    clean(&match &place.called_from {
+        Some(own) => format!("{} > {}", short(&own.file, own.line), short(&place.file, place.line)),
+        None => at(&place.file, place.line),
+    })
+}
+
+fn helps(text: &mut Text, verdict: &Verdict) {
+    if verdict.helps.is_empty() {
+        return;
+    }
+    text.heading("What helps");
+    for (nth, help) in verdict.helps.iter().enumerate() {
+        let saves = help.saves_bytes.map_or(String::new(), |bytes| format!(" (saves up to {})", Bytes(bytes)));
+        for (line_nth, line) in wrap(&format!("{}{saves}", help.text), WIDTH - 5).iter().enumerate() {
+            let number = if line_nth == 0 { (nth + 1).to_string() } else { String::new() };
+            text.line(&format!("  {number:<3}{line}"));
+        }
+        for line in help.paste {
+            text.line(&format!("         {line}"));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The cases that people publish, on the packages that they use: each gets the right verdict, cause, line and remedy within ten
+//! lines of eighty columns.
+
+use crate::exact::may_trace;
+use crate::lab::{Running, Scratch, cowbell, run, skip};
+use crate::programs::{eventually, get, gunicorn};
+use std::path::Path;
+use std::process::Command;
+
+/// Python with the packages, which the setup puts below the target directory, and whether lines can be told.
+fn python() -> Option<(String, &'static str)> {
+    let Some(python) = gunicorn() else {
+        skip("the packages are below the target directory, which this user cannot read");
+        return None;
+    };
+    let mode = if may_trace().is_none() { "trace" } else { "count" };
+    Some((python.to_str().expect("text").to_owned(), mode))
+}
+
+/// Demands that the report begins with a verdict, that its first ten lines have each of the parts, and the report none of the others.
+fn demand(report: &str, begins: &str, parts: &[&str], not: &[&str]) {
+    assert!(report.lines().all(|line| line.chars().count() <= 80), "{report}");
+    let first: Vec<&str> = report.lines().take(10).flat_map(str::split_whitespace).collect();
+    let first = first.join(" ");
+    assert!(first.starts_with(begins), "{begins}:\n{report}");
+    for part in parts {
+        assert!(first.contains(part), "no {part:?} in the first ten lines of\n{report}");
+    }
+    for part in not {
+        assert!(!report.contains(part), "{part:?} in\n{report}");
+    }
+}
+
+/// The report on a script, whose standard output does not count.
+fn report(python: &str, mode: &str, name: &str, source: &str) -> String {
+    let scratch = Scratch::new();
+    let script = scratch.file(name, source);
+    let outcome = run(&scratch, &mut cowbell(&["--mode", mode], [python, script.to_str().expect("text")]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    outcome.err
+}
+
+/// What only events tell.
+fn with_events<'a>(mode: &str, parts: &[&'a str]) -> Vec<&'a str> {
+    if mode == "trace" { parts.to_vec() } else { Vec::new() }
+}
+
+const GRAPH: &str = "\
+import concurrent.futures, multiprocessing, networkx
+graph = networkx.gnm_random_graph(20_000, 120_000, seed=1)
+def degrees(job):
+    graph, start = job
+    return sum(m for n in range(start, 20_000) for m, data in graph.adj[n].items())
+def of_global(start):
+    return degrees((graph, start))
+if __name__ == '__main__':
+    context = multiprocessing.get_context('fork')
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        CALL
+";
+
+#[test]
+fn an_executor_that_is_sent_a_graph_unpickles_it_and_one_over_a_global_counts_references() {
+    let Some((python, mode)) = python() else { return };
+    let sent = GRAPH.replace("CALL", "print(sum(pool.map(degrees, [(graph, 0), (graph, 1)])))");
+    let sent = report(&python, mode, "sent.py", &sent);
+    demand(&sent, "NEW: 2 children grew", &["unpickle what they are sent", "sent.py:", "global"], &["numpy"]);
+    let shared = GRAPH.replace("CALL", "print(sum(pool.map(of_global, [0, 1])))");
+    let shared = report(&python, mode, "shared.py", &shared);
+    let parts = with_events(mode, &["Python counts references", "shared.py:5", "keep the data off the object heap"]);
+    demand(&shared, "COPIED: 2 children copied", &parts, &["index or key"]);
+}
+
+/// A web application that loads data before its workers are forked, if they say so, and reads it when it is asked to.
+const SITE: &str = "\
+import joblib, mmap, numpy, os, tempfile
+def load(kind):
+    if kind in ('list', 'idle'):
+        return [str(n) * 3 for n in range(120_000)]
+    if kind == 'numpy':
+        return numpy.ones(4_000_000)
+    if kind == 'joblib':
+        joblib.dump(numpy.ones(4_000_000), 'array')
+        return joblib.load('array', mmap_mode='r')
+    with open('bytes', 'wb') as file:
+        file.write(bytes(32 << 20))
+    with open('bytes', 'rb') as file:
+        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+KIND = os.environ['KIND']
+DATA = load(KIND)
+def read():
+    if KIND == 'list':
+        return sum(len(row) for row in DATA)
+    return len(DATA) + int(sum(DATA[::4096]))
+def site(environ, start_response):
+    if KIND != 'idle' and environ['PATH_INFO'] == '/':
+        read()
+    body = b'%d' % os.getpid()
+    start_response('200 OK', [('Content-Length', str(len(body)))])
+    return [body]
+";
+
+/// The report on two workers of gunicorn that were asked until both had answered, unless they were to be idle.
+fn site(python: &str, mode: &str, kind: &str, options: &[&str], asks: bool) -> String {
+    let scratch = Scratch::new();
+    scratch.file("site_app.py", SITE);
+    let home = scratch.path("");
+    let (socket, pid_file) = (scratch.path("socket"), scratch.path("pid"));
+    let bind = format!("unix:{}", socket.display());
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let (pid_path, home_path) = (path(&pid_file), path(&home));
+    let target = [python, "-m", "gunicorn", "--workers", "2", "--bind", &bind, "--pid", &pid_path];
+    let target = [&target[..], options, &["--chdir", &home_path, "--log-level", "warning", "site_app:site"]].concat();
+    let mut command = cowbell(&["--mode", mode], target);
+    let running = Running::start(&scratch, command.env("HOME", &home).env("KIND", kind));
+    let mut answered = std::collections::BTreeSet::new();
+    eventually("both workers answer", &running, || {
+        answered.insert(get(&socket, &running));
+        (answered.len() == 2 || !asks).then_some(())
+    });
+    let master = std::fs::read_to_string(&pid_file).expect("gunicorn's pid file");
+    assert!(Command::new("kill").arg(master.trim()).status().expect("kill").success());
+    let outcome = running.finish();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    outcome.err
+}
+
+#[test]
+fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
+    let Some((python, mode)) = python() else { return };
+    let list = site(&python, mode, "list", &["--preload"], true);
+    let parts = with_events(mode, &["Python counts references", "site_app.py:18", "keep the data off the object heap"]);
+    demand(&list, "COPIED: 2 children copied", &parts, &["--preload"]);
+    for kind in ["idle", "numpy", "joblib", "mmap"] {
+        let said = site(&python, mode, kind, &["--preload"], true);
+        demand(&said, "SHARED: all is well: 2 children copied", &[], &["Why"]);
+    }
+}
+
+#[test]
+fn workers_that_load_for_themselves_grow_by_their_import() {
+    let Some((python, mode)) = python() else { return };
+    let said = site(&python, mode, "list", &[], true);
+    demand(&said, "NEW: 2 children grew", &["Modules were loaded after the fork", "before the fork", "--preload"], &[]);
+}
+
+#[test]
+fn the_collector_is_told_with_its_remedy_which_helps() {
+    let Some((python, mode)) = python() else { return };
+    let source = "import gc, os\ndata = [[n] for n in range(200_000)]\nFREEZE\nif os.fork() == 0:\n    gc.collect()\n    os._exit(0)\nos.wait()\n";
+    let plain = report(&python, mode, "collects.py", &source.replace("FREEZE", "pass"));
+    let parts = with_events(mode, &["garbage collector writes", "collects.py:5", "gc.freeze()"]);
+    demand(&plain, "COPIED: 1 child copied", &parts, &["numpy"]);
+    let frozen = report(&python, mode, "frozen.py", &source.replace("FREEZE", "gc.freeze()"));
+    demand(&frozen, "SHARED: all is well: 1 child copied", &[], &["What helps"]);
+}
+
+#[test]
+fn a_matrix_that_four_processes_read_is_shared_by_handle_and_new_memory_when_it_is_sent() {
+    let Some((python, mode)) = python() else { return };
+    let source = "\
+import multiprocessing, numpy
+matrix = numpy.ones((2000, 2000))
+def rows(job):
+    matrix, start = job
+    return float(matrix[start::4].sum())
+def by_handle(start):
+    return rows((matrix, start))
+if __name__ == '__main__':
+    with multiprocessing.get_context('fork').Pool(4) as pool:
+        CALL
+";
+    let shared =
+        report(&python, mode, "handle.py", &source.replace("CALL", "print(sum(pool.map(by_handle, range(4), 1)))"));
+    demand(&shared, "SHARED: all is well: 4 children copied", &[], &["Why"]);
+    let sent = source.replace("CALL", "print(sum(pool.map(rows, [(matrix, n) for n in range(4)], 1)))");
+    let sent = report(&python, mode, "sent.py", &sent);
+    demand(&sent, "NEW: 4 children grew", &["unpickle what they are sent", "global"], &["numpy arrays"]);
+}
