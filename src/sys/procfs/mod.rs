@@ -11,7 +11,7 @@ pub mod status;
 
 use super::Errno;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 
 /// This process: `/proc/self`, which is right in a pid namespace that has no `/proc` of its own, too.
 pub const SELF: i32 = 0;
@@ -25,11 +25,21 @@ fn folder(id: i32) -> String {
 /// # Errors
 /// ENOENT and ESRCH when there is no such process, EACCES and EPERM without ptrace read access where the file takes that.
 pub fn read(id: i32, file: &str) -> Result<Vec<u8>, Errno> {
-    // The standard library would ask for the file's size, which is 0 here, and begin with 32 bytes.
-    let mut held = Vec::with_capacity(8 << 10);
-    let file = fs::File::open(format!("{}/{file}", folder(id)));
-    let read = file.and_then(|file| file.take(u64::MAX).read_to_end(&mut held));
-    read.map(|_| held).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(format!("{}/{file}", folder(id)))?;
+        // The standard library would ask for the file's size, which is 0 here, and begin with 32 bytes. The kernel gives
+        // so much at once at the most.
+        let (mut part, mut held) = ([0; 4 << 10], Vec::new());
+        loop {
+            match file.read(&mut part) {
+                Ok(0) => return Ok(held),
+                Ok(got) => held.extend_from_slice(part.get(..got).unwrap_or_default()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    };
+    read().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
 
 /// The same as text.

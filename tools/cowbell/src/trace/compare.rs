@@ -11,7 +11,6 @@ use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -77,22 +76,21 @@ impl<'a> Donor<'a> {
         Entries::new(&self.pagemap)
     }
 
-    fn original(&self, watch: &Watch, entries: &Entries<'_>, page: u64, class: Class) -> Option<Box<[u8]>> {
+    /// Reads the page as both had it; false if it is not there any more.
+    fn original(&self, watch: &Watch, entries: &Entries<'_>, page: u64, class: Class, into: &mut [u8]) -> bool {
         let there = match class {
             Class::PrivateFile => {
-                let entry = entries.at(page).ok()?;
-                !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE)
+                entries.at(page).is_ok_and(|entry| !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE))
             }
             _ => self.still_has(watch, entries, page),
         };
-        there.then(|| read(&self.memory, page)).flatten()
+        there && read(&self.memory, page, into)
     }
 }
 
-fn read(memory: &Memory, page: u64) -> Option<Box<[u8]>> {
-    let mut bytes = vec![0; page_bytes() as usize];
-    let got = memory.read(page, &mut bytes).ok()?;
-    (got == bytes.len()).then(|| bytes.into())
+/// Reads a page; false if it cannot be read whole.
+fn read(memory: &Memory, page: u64, into: &mut [u8]) -> bool {
+    memory.read(page, into) == Ok(into.len())
 }
 
 impl Originals {
@@ -103,8 +101,11 @@ impl Originals {
         {
             return false;
         }
-        let Some(content) = read(&watch.memory, event.page) else { return false };
-        self.kept.entry((watch.pid, event.page)).or_default().push((event.time_ns, content));
+        let mut content = vec![0; page_bytes() as usize];
+        if !read(&watch.memory, event.page, &mut content) {
+            return false;
+        }
+        self.kept.entry((watch.pid, event.page)).or_default().push((event.time_ns, content.into()));
         self.pages += 1;
         true
     }
@@ -122,22 +123,32 @@ impl Originals {
         let (mut objects, mut word) = (watch.space.objects(), layout::words(&watch.memory, &watch.pagemap));
         let mut contents = Vec::new();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
+        // For all pages the same two: each is as large as what makes an allocator tidy up.
+        let (mut was, mut now) = (vec![0; page_bytes() as usize], vec![0; page_bytes() as usize]);
         for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
-            let original = self.of(watch.pid, page, watch.begun_ns).map(Cow::Borrowed).or_else(|| match class {
-                Class::PrivateFile => from_file(watch, page, &mut files).map(Cow::Owned),
-                _ => None,
-            });
-            let original = original
-                .or_else(|| {
-                    let donor = donor.filter(|donor| donor.has_shared(watch, page))?;
-                    self.of(donor.pid, page, donor.child.born_ns).map(Cow::Borrowed)
-                })
-                .or_else(|| donor?.original(watch, theirs.as_ref()?, page, class).map(|read| Cow::Owned(read.into())));
+            let own = self.of(watch.pid, page, watch.begun_ns);
+            let of_donor = || {
+                let donor = donor.filter(|donor| donor.has_shared(watch, page))?;
+                self.of(donor.pid, page, donor.child.born_ns)
+            };
+            let (donor, theirs) = (donor.as_ref(), theirs.as_ref());
+            let original = if own.is_some() {
+                own
+            } else if class == Class::PrivateFile && from_file(watch, page, &mut files, &mut was) {
+                Some(&*was)
+            } else if let Some(kept) = of_donor() {
+                Some(kept)
+            } else if let (Some(donor), Some(theirs)) = (donor, theirs)
+                && donor.original(watch, theirs, page, class, &mut was)
+            {
+                Some(&*was)
+            } else {
+                None
+            };
             // Reading where there is nothing would put the zero page there.
             let there = ours.at(page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
-            let now = there.then(|| read(&watch.memory, page)).flatten();
-            if let (Some(original), Some(now)) = (original, now) {
-                contents.push(difference(page, &original, &now, &mut *objects, &mut word));
+            if let Some(original) = original.filter(|_| there && read(&watch.memory, page, &mut now)) {
+                contents.push(difference(page, original, &now, &mut *objects, &mut word));
             }
         }
         contents
@@ -154,23 +165,27 @@ impl Originals {
     }
 }
 
-/// The page in the ordinary file behind its mapping.
-fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>) -> Option<Vec<u8>> {
-    let map = watch.space.find(page).filter(|map| map.backing == Backing::File)?;
+/// Reads the page in the ordinary file behind its mapping.
+fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>, into: &mut [u8]) -> bool {
+    let Some(map) = watch.space.find(page).filter(|map| map.backing == Backing::File) else { return false };
     let mapping = &map.mapping;
     let root = format!("/proc/{}/root{}", watch.pid, mapping.name);
-    let file = files.entry(mapping.name.clone()).or_insert_with(|| File::open(root).ok()).as_ref()?;
-    let mut bytes = vec![0; page_bytes() as usize];
+    let file = files.entry(mapping.name.clone()).or_insert_with(|| File::open(root).ok()).as_ref();
+    let Some(file) = file else { return false };
     let at = mapping.offset + (page - mapping.start);
     // Behind the file's end there are zeroes.
     let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, at + filled as u64).ok()? {
-            0 => break,
-            got => filled += got,
+    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at + filled as u64) {
+            Ok(0) => {
+                rest.fill(0);
+                break;
+            }
+            Ok(got) => filled += got,
+            Err(_) => return false,
         }
     }
-    Some(bytes)
+    true
 }
 
 fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {
