@@ -25,6 +25,10 @@ const SAY: &[&str] = &[
     "src/front",
     "src/output.rs",
     "src/report.rs",
+    "src/check.rs",
+    "src/diff.rs",
+    "src/input.rs",
+    "src/manual.rs",
 ];
 
 fn root() -> PathBuf {
