@@ -13,7 +13,7 @@ use super::roles::{self, Bounds, Role};
 use super::summary::{ScriptLine, Summary};
 use crate::record::Mode;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use judge::{Change, Side, Verdict};
 
@@ -172,11 +172,17 @@ impl Pair<'_> {
     }
 
     fn lines(&self) -> Vec<LineChange> {
+        let files = |side: &[Summary]| -> BTreeSet<String> {
+            let lines = side.iter().flat_map(|summary| &summary.script.lines);
+            lines.map(|line| base(&line.file).to_owned()).collect()
+        };
+        // A file of one side only may have been renamed: its lines are known by function and text.
+        let both = &files(self.before) & &files(self.after);
         let of = |summary: &Summary| {
-            sums(summary.script.lines.iter().map(|line| (LineKey::of(line), line.copied_pages_estimated)))
+            sums(summary.script.lines.iter().map(|line| (LineKey::of(line, &both), line.copied_pages_estimated)))
         };
         let known = self.before.iter().chain(self.after).flat_map(|summary| &summary.script.lines);
-        let known: BTreeMap<LineKey, &ScriptLine> = known.map(|line| (LineKey::of(line), line)).collect();
+        let known: BTreeMap<LineKey, &ScriptLine> = known.map(|line| (LineKey::of(line, &both), line)).collect();
         let total_before = self.total().before.median_bytes;
         let change = |(key, change): (LineKey, Change)| {
             let line = known.get(&key)?;
@@ -207,6 +213,7 @@ impl Pair<'_> {
 /// By what a line is known again after an edit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct LineKey {
+    /// Its file; empty where that is of one side only, and the line has a text.
     file: String,
     function: String,
     /// Its text; where that is not known its number.
@@ -214,9 +221,11 @@ struct LineKey {
 }
 
 impl LineKey {
-    fn of(line: &ScriptLine) -> Self {
+    fn of(line: &ScriptLine, both: &BTreeSet<String>) -> Self {
         let text = line.source.clone().ok_or(line.line);
-        Self { file: base(&line.file).to_owned(), function: line.function.clone(), text }
+        let file = base(&line.file).to_owned();
+        let is_renamed = text.is_ok() && !both.contains(&file);
+        Self { file: if is_renamed { String::new() } else { file }, function: line.function.clone(), text }
     }
 }
 

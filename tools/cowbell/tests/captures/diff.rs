@@ -31,6 +31,25 @@ fn one_run_on_each_side_differs_and_noise_is_unknown() {
 }
 
 #[test]
+fn a_line_is_known_again_where_it_moved_and_where_its_file_was_renamed() {
+    let scratch = Scratch::new();
+    let before = scratch.file("before", capture(&[child(101, 1000)]));
+    for script in ["/srv/job.py", "/srv/faster.py"] {
+        let moved = Child { line: 40, script: script.to_owned(), ..child(101, 100) };
+        let after = scratch.file("after", capture(&[moved]));
+        let text = shown(&["diff", &before, &after]);
+        assert!(!text.contains("GONE"), "{text}");
+        let json = document(&[&before, &after]);
+        let lines = json["lines"].as_array().expect("lines");
+        assert_eq!(lines.len(), 1, "{json}");
+        assert_eq!(
+            (&lines[0]["line"], &lines[0]["change"]["difference_bytes"]),
+            (&40.into(), &(-900 * PAGE as i64).into())
+        );
+    }
+}
+
+#[test]
 fn several_runs_of_each_side_tell_change_from_noise_by_role() {
     let scratch = Scratch::new();
     let run = |name: &str, children: u64, grandchild: u64| {
