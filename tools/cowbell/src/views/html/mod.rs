@@ -26,6 +26,7 @@ pub struct Page {
     title: String,
     verdict: Vec<String>,
     remarks: Vec<String>,
+    brief: String,
     body: String,
     data: serde_json::Map<String, serde_json::Value>,
 }
@@ -71,6 +72,11 @@ impl Page {
     /// A page: what the window is called, what must be read first, and what else there is to say of the whole.
     pub fn new(title: String, verdict: Vec<String>, remarks: Vec<String>) -> Self {
         Self { title, verdict, remarks, ..Self::default() }
+    }
+
+    /// Lines that are to be read right behind the verdict, as they are laid out.
+    pub fn brief(&mut self, lines: &[&str]) {
+        self.brief = lines.iter().map(|line| escaped(line) + "\n").collect();
     }
 
     /// Adds a table that can be sorted and searched; nothing if it has no rows.
@@ -158,6 +164,9 @@ impl Page {
         }
         for remark in &self.remarks {
             let _written = writeln!(page, "<p class=\"quiet\">{}</p>", escaped(remark));
+        }
+        if !self.brief.is_empty() {
+            let _written = writeln!(page, "<pre class=\"brief\" tabindex=\"0\">{}</pre>", self.brief);
         }
         page.push_str(&self.body);
         let data = serde_json::Value::Object(self.data).to_string();

@@ -23,6 +23,8 @@ const CAUSES: &[Cause] = &[
     Cause::Stack,
     Cause::Unknown,
 ];
+/// The heading of what stands in a list of its own.
+const GAPS: &str = "What could not be seen";
 /// A frame's name is not told at more length.
 const NAME_MAX: usize = 200;
 
@@ -33,23 +35,25 @@ const fn column(title: &'static str, figures: bool) -> Column {
 /// The page of a profile.
 pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     // The same words as in a terminal.
-    let plain = |quiet| {
-        let look = Look { top: 10, quiet, verbose: false };
+    let plain = |verbose| {
+        let look = Look { top: 10, quiet: false, verbose };
         anstream::adapter::strip_str(&text(summary, &look)).to_string()
     };
-    let brief = plain(true);
-    let mut sentences = brief.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
-    let verdict = sentences.next().into_iter().collect();
+    let brief = plain(false);
+    let shown: Vec<&str> = brief.lines().take_while(|line| *line != GAPS).collect();
+    // The verdict is the first paragraph, on as many lines as it took there.
+    let (verdict, rest) = shown.split_at(shown.iter().position(|line| line.trim().is_empty()).unwrap_or(shown.len()));
     let title = format!("cowbell: {}", clean(&summary.run.command.join(" ")));
-    let mut page = Page::new(title, verdict, sentences.collect());
+    let mut page = Page::new(title, vec![verdict.join(" ")], Vec::new());
+    page.brief(rest.get(1..).unwrap_or_default());
     causes(&mut page, summary);
     processes(&mut page, summary);
     lines(&mut page, summary);
     functions(&mut page, summary);
     pictures(&mut page, summary, detail);
     mappings(&mut page, summary);
-    page.list("gaps", "What could not be seen", &gaps(summary));
-    page.text("The report as text", &plain(false));
+    page.list("gaps", GAPS, &gaps(summary));
+    page.text("The report as text", &plain(true));
     page.finish()
 }
 
