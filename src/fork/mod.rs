@@ -99,8 +99,8 @@ impl<'a> ForkOptions<'a> {
     /// True, the default: a census also counts what the child no longer shares with this process **outside** of the arenas, in its
     /// heap, variables and stack ([`Outside`](crate::watch::Outside)). It takes the last census and Linux 6.7.
     ///
-    /// Page tables are walked for it at the fork and at the child's end: some 0.1 ms a child, of which a fifth is [`spawn`]'s, and 70 ns for each
-    /// page of private memory that the child has, which is a third of what fork and exit take for it. Arenas cost nothing.
+    /// Page tables are walked for it at the fork and at the child's end: some 0.1 ms a child, of which a fifth is [`spawn`]'s, and 60 to 130 ns
+    /// for each page of private memory that the child has, where fork and exit take 150. Arenas cost nothing.
     pub fn outside(mut self, count: bool) -> Self {
         self.outside = count;
         self
