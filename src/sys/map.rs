@@ -48,8 +48,9 @@ pub fn reserve(len: usize, align: usize) -> Result<Range> {
 }
 
 /// Where [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
-/// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits).
-const APART: (u64, u64) = (16 << 40, 40 << 40);
+/// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits). ThreadSanitizer, for which
+/// there is the other pair, has its shadow there.
+const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } else { (16 << 40, 40 << 40) };
 
 /// The next address of [`APART`] that no process in this line of forks has asked for yet.
 static NEXT_APART: AtomicU64 = AtomicU64::new(APART.0);

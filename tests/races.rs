@@ -1,0 +1,149 @@
+//! Threads of one process at the library, without a fork: what ThreadSanitizer can follow (`tools/run-sanitizers`). Without it these
+//! are ordinary tests.
+
+// The very file of the watches' ring of events, with its tests, of which one has three writers and a reader at once.
+#[path = "../src/watch/ring.rs"]
+mod ring;
+
+use cowbell::arena::{Arena, Frozen, Handle, HashMap, Vec as AVec};
+use cowbell::shared::SharedArena;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+const THREADS: u64 = 4;
+/// Under a sanitizer each step takes some ten times as long.
+const STEPS: u64 = 2_000;
+
+/// Runs `work` in some threads at once, each with its number, and joins them.
+fn at_once<R: Send + 'static>(work: impl Fn(u64) -> R + Send + Sync + 'static) -> Vec<R> {
+    let work = Arc::new(work);
+    let threads: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let work = Arc::clone(&work);
+            thread::spawn(move || work(number))
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+}
+
+fn arena(name: &str) -> Arena {
+    Arena::builder(name).capacity(256 << 20).record_sites(true).build().expect("an arena")
+}
+
+#[test]
+fn threads_build_in_one_arena() {
+    let arena = arena("build");
+    let handle = *arena;
+    let built = at_once(move |number| {
+        let mut list = AVec::new_in(handle.site::<u64>());
+        let mut map = HashMap::with_hasher_in(Default::default(), handle.site::<(u64, u64)>());
+        for step in 0..STEPS {
+            list.push(step * number);
+            map.insert(step, number);
+            // Memory that one thread gives up is another's next.
+            let mut passing: AVec<u64> = AVec::with_capacity_in(step as usize % 300 + 1, handle);
+            assert!(passing.spare_capacity_mut().len() > step as usize % 300);
+            passing.push(step);
+            if step % 50 == 0 {
+                list.shrink_to_fit();
+                map.remove(&(step / 2));
+            }
+        }
+        (list, map)
+    });
+    for (number, (list, map)) in built.iter().enumerate() {
+        assert!(list.iter().zip(0..).all(|(&value, step)| value == step * number as u64));
+        assert!(map.values().all(|&value| value == number as u64));
+    }
+    let mut all = AVec::new_in(*arena);
+    all.extend(built);
+    let frozen = arena.freeze(all).expect("frozen");
+    assert_eq!(frozen.len() as u64, THREADS);
+}
+
+#[test]
+fn threads_put_values_in_until_one_freezes() {
+    static PUT: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..10 {
+        PUT.store(0, Ordering::Relaxed);
+        let arena = arena("frozen beside");
+        let handle = *arena;
+        let putting: Vec<_> = (0..THREADS)
+            .map(|number| {
+                thread::spawn(move || {
+                    loop {
+                        let put = handle.alloc([number; 9]).map(|value| assert_eq!(*value, [number; 9]));
+                        let put = put.and_then(|()| handle.alloc_iter((0..50).map(|n| n ^ number)).map(drop));
+                        let put = put.and_then(|()| handle.alloc_str("text").map(drop));
+                        PUT.fetch_add(1, Ordering::Relaxed);
+                        if let Err(error) = put {
+                            return error;
+                        }
+                    }
+                })
+            })
+            .collect();
+        while PUT.load(Ordering::Relaxed) < 20 {
+            thread::yield_now();
+        }
+        let frozen = arena.freeze(7u64).expect("frozen");
+        for thread in putting {
+            let error = thread.join().expect("no panic");
+            assert!(error.is_frozen(), "{error}");
+        }
+        assert_eq!(*frozen, 7);
+    }
+}
+
+#[test]
+fn handles_are_followed_while_arenas_come() {
+    let frozen = |name: String| -> Frozen<&'static [u64]> {
+        let arena = arena(&name);
+        let values = &*arena.alloc_iter(0..1000u64).expect("room");
+        arena.freeze(values).expect("frozen")
+    };
+    let first = frozen("first".to_owned());
+    let handles: Vec<Handle<u64>> = first.iter().map(|value| first.handle(value).expect("inside")).collect();
+    let sums = at_once(move |number| {
+        let mut sum = 0;
+        for step in 0..STEPS / 10 {
+            if number == 0 && step % 20 == 0 {
+                let next = frozen(format!("next {step}"));
+                assert_eq!(*next.handle(&next[3]).and_then(Handle::get).expect("it lies there"), 3);
+            }
+            sum = handles.iter().map(|handle| *handle.get().expect("it lies there")).sum::<u64>();
+        }
+        sum
+    });
+    assert_eq!(sums, vec![499_500; THREADS as usize]);
+}
+
+#[test]
+fn threads_share_memory_behind_locks() {
+    let arena = SharedArena::new("shared", 8 << 20).expect("shared memory");
+    let sum = arena.mutex([0u64; 4]).expect("room");
+    let list = arena.vec::<u64>((THREADS * STEPS) as usize).expect("room");
+    let queue = arena.queue::<u64>(16).expect("room");
+    let count = arena.alloc(AtomicU64::new(0)).expect("room");
+    let (seen, pushed, passed) = (sum.clone(), list.clone(), queue.clone());
+    let taken = at_once(move |number| {
+        let mut taken = 0;
+        for step in 0..STEPS / 4 {
+            sum.with(|sum| sum.iter_mut().for_each(|part| *part += 1)).expect("nobody dies");
+            list.push(step).expect("there is room");
+            count.fetch_add(1, Ordering::Relaxed);
+            if number % 2 == 0 {
+                queue.push(step).expect("open");
+            } else {
+                taken += queue.pop().expect("open");
+            }
+        }
+        taken
+    });
+    let each: u64 = (0..STEPS / 4).sum();
+    assert_eq!(taken.iter().sum::<u64>(), 2 * each);
+    assert_eq!(seen.with(|sum| *sum).expect("nobody died"), [THREADS * STEPS / 4; 4]);
+    assert_eq!((pushed.len() as u64, passed.len()), (THREADS * STEPS / 4, 0));
+    assert_eq!(pushed.to_vec().expect("nobody died").iter().sum::<u64>(), THREADS * each);
+}
