@@ -45,9 +45,9 @@ def of_children(text):
 def test_the_tool_prints_the_line_and_proves_it_once_it_is_there(tmp_path):
     said = " ".join(looked_at(tmp_path, "pass", "-v").split())
     line = "import cowbell_fork; cowbell_fork.freeze(DATA)"
-    # Of 3.14 and 3.15 the tool takes the counts for real writes, and then names no remedy.
-    if sys.version_info < (3, 14) or "% reference counts" in said:
-        assert line in said and "reference counts" in said, said
+    # Where the tool sees counts of references; of stripped builds of 3.14 and 3.15 it may take them for real writes.
+    if sys.version_info < (3, 14) or "counts references" in said:
+        assert line in said, said
     plain, frozen = (of_children(looked_at(tmp_path, added, "--mode", "count", "--json")) for added in ("pass", line))
     assert plain > 2000 and frozen < plain / 20, (plain, frozen)
     # Nothing of what is left is blamed on reading the data.
