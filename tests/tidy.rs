@@ -141,6 +141,7 @@ const TESTS: &[Tests] = &[
         arrows: &[
             ("exact", &["case", "lab", "model", "verdict"]),
             ("model", &["case"]),
+            ("cases", &["said"]),
             ("python", &["exact", "lab"]),
             ("verdict", &["case", "lab", "model"]),
             ("judge", &["judged", "plan", "writing"]),

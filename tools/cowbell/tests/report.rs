@@ -115,7 +115,11 @@ fn interval(child: u32, script: &str) -> Vec<Value> {
         json!([200 + nth, HEAP + nth * PAGE, pid, pc, code, "copy", null, stack, 0])
     };
     let content = |nth: u64| {
-        if nth < 90 { json!([HEAP + nth * PAGE, 0, 0, 0, true]) } else { json!([HEAP + nth * PAGE, 16, 2, 0, true]) }
+        if nth < 90 {
+            json!([HEAP + nth * PAGE, 0, 0, 0, true, 0, 0])
+        } else {
+            json!([HEAP + nth * PAGE, 16, 2, 0, true, 0, 0])
+        }
     };
     let frame = |function: &str| json!({"function": function, "file": null, "line": null});
     vec![

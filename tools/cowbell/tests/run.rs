@@ -9,6 +9,8 @@ mod account;
 mod bounds;
 #[path = "run/case.rs"]
 mod case;
+#[path = "run/cases.rs"]
+mod cases;
 #[path = "../src/record/code.rs"]
 mod code;
 #[path = "run/exact.rs"]

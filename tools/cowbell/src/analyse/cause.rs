@@ -28,6 +28,8 @@ pub enum Cause {
     Exit,
     /// The data itself changed.
     RealWrite,
+    /// Strings that are immortal, so that no reference is counted, were asked for their hash, and keep it.
+    Hash,
     /// Something was written, and the page is the same as before.
     Rewritten,
     /// The kernel wrote on behalf of a system call.
@@ -64,6 +66,11 @@ pub enum Change {
     Identical,
     /// Nearly only in words that are reference counts by their layout.
     Counts,
+    /// Nearly only in words that are reference counts, or hashes that strings keep, by their layout. Whoever asks for a hash
+    /// counts a reference meanwhile.
+    Hashes,
+    /// The same of strings that are immortal.
+    ImmortalHashes,
     /// In at most an eighth of its words.
     Few,
     /// In more.
@@ -82,6 +89,8 @@ impl Change {
         } else if words > 0 && u64::from(content.counts) * 8 >= words * 7 {
             // Not each: reading an object may also fill in what it remembers, such as a string's hash.
             Self::Counts
+        } else if words > 0 && (u64::from(content.counts) + u64::from(content.hashes)) * 8 >= words * 7 {
+            if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
         } else if words >= page_words / 2 {
             Self::Large
         } else if words <= page_words / 8 {
@@ -123,10 +132,11 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
         _ if wrote == Wrote::CollectorHeader => Cause::GarbageCollector,
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
-        (Change::Counts, _) => Cause::ReferenceCount,
+        (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         (_, Some(Purpose::References)) => Cause::ReferenceCount,
         _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
+        (Change::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
         (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown => Cause::CountOrCollector,
         (Change::Identical, _) => Cause::Rewritten,
@@ -166,6 +176,7 @@ impl Cause {
             Self::Allocator => "allocator metadata",
             Self::Exit => "shutting down",
             Self::RealWrite => "real writes",
+            Self::Hash => "hashes that immortal strings keep",
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
@@ -181,6 +192,7 @@ impl Cause {
             Self::CountOrCollector => "counts or GC",
             Self::Counter => "shared counters",
             Self::Allocator => "allocator",
+            Self::Hash => "hashes",
             Self::Rewritten => "same again",
             _ => self.name(),
         }
@@ -205,6 +217,11 @@ impl Reason {
         }
     }
 
+    /// Would comparing copies with their originals tell?
+    pub fn wants_comparing(self) -> bool {
+        matches!(self, Self::NoEvidence | Self::NoName | Self::NotCompared)
+    }
+
     /// Would names of the code tell?
     pub fn wants_names(self) -> bool {
         matches!(self, Self::NoName | Self::BesideObjects)
@@ -221,7 +238,7 @@ mod tests {
     }
 
     fn content(bytes: u32, words: u32, counts: u32) -> record::Content {
-        record::Content { page: 0, bytes, words, counts, objects: counts > 0 }
+        record::Content { page: 0, bytes, words, counts, objects: counts > 0, hashes: 0, immortal: 0 }
     }
 
     const PLAIN: Evidence = Evidence {
@@ -250,6 +267,10 @@ mod tests {
         ] {
             assert_eq!(Change::of(&content(bytes, words, counts), 4096), expected, "{bytes} {words} {counts}");
         }
+        let hashes = record::Content { hashes: 30, ..content(300, 60, 25) };
+        assert_eq!(Change::of(&hashes, 4096), Change::Hashes);
+        let immortal = record::Content { immortal: 30, ..hashes };
+        assert_eq!(Change::of(&immortal, 4096), Change::ImmortalHashes);
         // Half of a page is more words where pages are larger.
         assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);
     }
@@ -300,6 +321,9 @@ mod tests {
             (Wrote::Unknown, Change::Identical, Cause::CountOrCollector),
             (Wrote::Other, Change::Identical, Cause::Rewritten),
             (Wrote::Atomic, Change::Few, Cause::Counter),
+            // Had the hash been asked for before, the page would have been copied for counting.
+            (Wrote::Other, Change::Hashes, Cause::ReferenceCount),
+            (Wrote::Other, Change::ImmortalHashes, Cause::Hash),
         ] {
             let evidence = Evidence { wrote, change, ..python };
             assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");

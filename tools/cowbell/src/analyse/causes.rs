@@ -26,6 +26,8 @@ pub struct CauseSum {
     without_name: u64,
     /// Those of them that changed in a few words only.
     few_words: u64,
+    /// Those of them that glibc's allocator wrote first when it gave out memory there.
+    given_out: u64,
     /// Those of them that the kernel wrote on behalf of calls that read.
     reads: u64,
     /// Why the cause is not known.
@@ -41,6 +43,7 @@ impl CauseSum {
         self.without_code = self.without_code.saturating_add(other.without_code);
         self.without_name = self.without_name.saturating_add(other.without_name);
         self.few_words = self.few_words.saturating_add(other.few_words);
+        self.given_out = self.given_out.saturating_add(other.given_out);
         self.reads = self.reads.saturating_add(other.reads);
         for (&reason, &pages) in &other.reasons {
             let sum = self.reasons.entry(reason).or_default();
@@ -53,6 +56,14 @@ impl CauseSum {
     }
 }
 
+/// Is this glibc's allocator as it gives out memory, or a copy of bytes that it has made for that?
+fn gives_out(named: &Named<'_>) -> bool {
+    let own = named.place.as_ref().map(|place| place.function);
+    let caller = named.caller.as_ref().filter(|caller| !caller.is_indirect && !caller.is_estimated);
+    let by_caller = own.is_some_and(code::moves_bytes).then_some(caller).flatten();
+    own.into_iter().chain(by_caller.map(|caller| caller.function.as_str())).any(code::gives_out)
+}
+
 /// What pages add to the sum of their cause.
 pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason: Option<Reason>) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
@@ -63,6 +74,7 @@ pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason:
         without_code: of(named.is_none() && copied.syscall.is_none()),
         without_name: of(is_nameless),
         few_words: of(copied.change == Change::Few),
+        given_out: of(named.is_some_and(gives_out)),
         reads: of(copied.syscall.is_some_and(syscalls::reads)),
         reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
         files: file.map(|file| (file.to_owned(), pages)).into_iter().collect(),
@@ -95,6 +107,10 @@ pub fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>)
     let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
     let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
     let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };
+    let wrote = match wrote {
+        Wrote::Unknown if named.is_some_and(|named| named.is_atomic) => Wrote::Atomic,
+        wrote => wrote,
+    };
     cause::likely(&cause::Evidence {
         change,
         objects,
@@ -124,7 +140,11 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
     let named = |(cause, (sum, runtimes)): (Cause, (CauseSum, HashMap<Runtime, u64>))| {
         let runtime = most(&runtimes).unwrap_or_default();
         let is_most = |part: u64| part.saturating_mul(2) > sum.pages;
-        let circumstances = Circumstances { few_words: is_most(sum.few_words), reads: is_most(sum.reads) };
+        let circumstances = Circumstances {
+            few_words: is_most(sum.few_words),
+            given_out: is_most(sum.given_out),
+            reads: is_most(sum.reads),
+        };
         let reason =
             |(reason, copied_pages): (Reason, u64)| summary::ReasonShare { reason, text: reason.text(), copied_pages };
         let mut reasons: Vec<_> = sum.reasons.into_iter().map(reason).collect();
@@ -139,7 +159,7 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             without_code_pages: sum.without_code,
             without_name_pages: sum.without_name,
             reasons,
-            why: remedy::why(cause, runtime),
+            why: remedy::why(cause, runtime, circumstances),
             remedy: remedy::remedy(cause, runtime, circumstances),
             paste: remedy::paste(cause, runtime),
             nameless_file: files.into_iter().next().map(|(file, _)| file),

@@ -93,6 +93,24 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
 const LIBRARY_FILES: &[&str] =
     &["/rustc/", "library/core/", "library/alloc/", "library/std/", "/usr/include/", "/lib/gcc/", "Include/object.h"];
 
+/// Beginnings of names of functions in which glibc gives out memory that is free.
+const GIVES_OUT: &[&str] = &[
+    "_int_malloc",
+    "_int_realloc",
+    "_int_memalign",
+    "__libc_malloc",
+    "__libc_calloc",
+    "__libc_realloc",
+    "__GI___libc_malloc",
+    "__GI___libc_calloc",
+    "__GI___libc_realloc",
+];
+
+/// Is this a function in which glibc gives out memory that is free?
+pub fn gives_out(function: &str) -> bool {
+    GIVES_OUT.iter().any(|beginning| bare(function).starts_with(beginning))
+}
+
 /// A function's bare name: without arguments of its type, and without what compilers append (`.constprop.0`,
 /// `.part.0`, `.isra.0`, `.cold`, `.lto_priv.0`).
 fn bare(function: &str) -> &str {

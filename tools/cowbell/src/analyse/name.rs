@@ -35,6 +35,8 @@ pub struct Named<'a> {
     pub purpose: Option<Purpose>,
     /// Why it has no name.
     pub nameless: Option<Unknown>,
+    /// It counts, or sets or clears bits, atomically.
+    pub is_atomic: bool,
 }
 
 /// Who had code run that says little of itself.
@@ -93,6 +95,7 @@ impl<'a> Naming<'a> {
             caller,
             purpose: code::purpose(frames).or_else(|| theirs().flatten()),
             nameless: nameless.filter(|_| place.is_none()),
+            is_atomic: code.is_some_and(|code| code.atomic),
             place,
         }
     }

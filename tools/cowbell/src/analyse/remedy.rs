@@ -10,6 +10,8 @@ use crate::stacks::languages::Work;
 pub struct Circumstances {
     /// Real writes: most of the pages changed in a few words only.
     pub few_words: bool,
+    /// Real writes: glibc's allocator wrote most of the pages first, when it gave out memory there.
+    pub given_out: bool,
     /// Kernel writes: most are of system calls that read into a buffer of the program's.
     pub reads: bool,
 }
@@ -31,6 +33,10 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
              kept"
         }
         (Cause::RealWrite, Runtime::Redis) => "the price of the snapshot: take it when there are fewer writes",
+        (Cause::RealWrite, Runtime::Native) if circumstances.given_out => {
+            "malloc gave out memory there that was free: what it holds is new. malloc_trim(0) right before the fork gives free \
+             pages back, and what is allocated there afterwards is no copy"
+        }
         (Cause::RealWrite, _) if circumstances.few_words => {
             "keep what is written together, apart from what is only read: one byte written copies its whole page"
         }
@@ -50,12 +56,13 @@ fn work(cause: Cause) -> Option<Work> {
         Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
         Cause::GarbageCollector => Some(Work::Collector),
         Cause::Exit => Some(Work::Exit),
+        Cause::Hash => Some(Work::Hashes),
         _ => None,
     }
 }
 
 /// Why such code writes, in one sentence; `None` where the cause's name says it.
-pub fn why(cause: Cause, runtime: Runtime) -> Option<&'static str> {
+pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
     let is_certain = cause != Cause::CountOrCollector;
     let of_language = runtime.language().zip(work(cause).filter(|_| is_certain));
     if let Some(why) = of_language.and_then(|(language, work)| language.why(work)) {
@@ -67,6 +74,9 @@ pub fn why(cause: Cause, runtime: Runtime) -> Option<&'static str> {
         (Cause::GarbageCollector, _) => "the garbage collector marks what it visits",
         (Cause::Allocator, _) => "the allocator keeps its books between the data",
         (Cause::RealWrite, Runtime::Redis) => "clients changed data while it was saved",
+        (Cause::RealWrite, Runtime::Native) if circumstances.given_out => {
+            "malloc gave out again memory that was free, and new data was put there"
+        }
         (Cause::RealWrite, _) => "the data itself was changed",
         (Cause::Rewritten, _) => "something was written that was there already, or was put back",
         (Cause::Kernel, _) => "the kernel wrote there for system calls",
@@ -118,7 +128,8 @@ mod tests {
             "clone reads into no buffer"
         );
         for cause in [Cause::Unknown, Cause::Stack, Cause::Allocator] {
-            assert_eq!(remedy(cause, language("python"), Circumstances { few_words: true, reads: true }), None);
+            let all = Circumstances { few_words: true, given_out: true, reads: true };
+            assert_eq!(remedy(cause, language("python"), all), None);
         }
     }
 }

@@ -92,7 +92,7 @@ struct Tables {
 struct Name {
     function: String,
     inlined: Option<String>,
-    caller: Option<Caller>,
+    caller: Option<(String, bool)>,
     module: String,
 }
 
@@ -104,6 +104,7 @@ struct FunctionSum {
     unnamed: Unknowns,
     without_line: Unknowns,
     without_caller: Unknowns,
+    estimated: u64,
 }
 
 fn run(profile: &Profile) -> Run {
@@ -217,7 +218,8 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
         None => (named.bare.clone(), None),
     };
     let module = named.file.unwrap_or_default().to_owned();
-    let sum = functions.entry(Name { function, inlined, caller: named.caller.clone(), module }).or_default();
+    let caller = named.caller.as_ref().map(|Caller { function, is_indirect, .. }| (function.clone(), *is_indirect));
+    let sum = functions.entry(Name { function, inlined, caller, module }).or_default();
     sum.pages = sum.pages.saturating_add(pages);
     *sum.causes.entry(cause).or_default() += pages;
     let line = named.place.as_ref().and_then(|place| place.line);
@@ -227,6 +229,9 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
     }
     if let Some(why) = named.nameless {
         sum.unnamed.add(why, pages);
+    }
+    if named.caller.as_ref().is_some_and(|caller| caller.is_estimated) {
+        sum.estimated = sum.estimated.saturating_add(pages);
     }
     if named.lacks_caller {
         sum.without_caller.add(Unknown::NotSampled, pages);
@@ -269,9 +274,9 @@ fn functions(table: HashMap<Name, FunctionSum>, profile: &Profile, copied: u64) 
         summary::Function {
             function: name.function,
             inlined: name.inlined,
-            called_indirectly: name.caller.as_ref().is_some_and(|caller| caller.is_indirect),
-            caller_is_estimated: name.caller.as_ref().is_some_and(|caller| caller.is_estimated),
-            called_from: name.caller.map(|caller| caller.function),
+            called_indirectly: name.caller.as_ref().is_some_and(|(_, is_indirect)| *is_indirect),
+            caller_estimated_pages: sum.estimated,
+            called_from: name.caller.map(|(function, _)| function),
             name_unknown: sum.unnamed.most(),
             line_unknown: sum.without_line.most(),
             caller_unknown: sum.without_caller.most(),
@@ -284,7 +289,7 @@ fn functions(table: HashMap<Name, FunctionSum>, profile: &Profile, copied: u64) 
     };
     let mut functions: Vec<_> = table.into_iter().map(named).collect();
     let name = |f: &summary::Function| {
-        let called = (f.called_from.clone(), f.called_indirectly, f.caller_is_estimated);
+        let called = (f.called_from.clone(), f.called_indirectly);
         (f.function.clone(), f.inlined.clone(), called, f.module.clone())
     };
     functions.sort_by(|a, b| b.copied_pages.cmp(&a.copied_pages).then_with(|| name(a).cmp(&name(b))));

@@ -247,8 +247,8 @@ pub struct Function {
     pub called_from: Option<String>,
     /// Others without names lie between the two.
     pub called_indirectly: bool,
-    /// The sampled stacks of this code agree on it; of these very pages the caller was not read.
-    pub caller_is_estimated: bool,
+    /// Pages of which the caller was not read: the sampled stacks of this code agree on it.
+    pub caller_estimated_pages: u64,
     /// Why there is no caller though there should be; else `null`.
     pub caller_unknown: Option<Unknown>,
     /// The file mapped there, where known.

@@ -67,7 +67,7 @@ pub fn module(path: &str, places: &[u32]) -> Vec<Record> {
 }
 
 pub fn named(code: u32, frames: Vec<NativeFrame>) -> Code {
-    Code { code, frames, address: u64::from(code), nameless: None }
+    Code { code, frames, address: u64::from(code), nameless: None, atomic: false }
 }
 
 pub fn profile(records: Vec<Record>) -> Summary {
@@ -118,6 +118,8 @@ fn page() -> impl Strategy<Value = Page> {
         words,
         counts,
         objects: counts > 0,
+        hashes: 0,
+        immortal: 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -303,7 +305,8 @@ fn absurd_numbers_neither_hang_nor_panic() {
     ];
     let odd = Mapping { start: all, end: 0, ..mapping(0, "") };
     let events = vec![event(all, class, all), event(3, class, 1)];
-    let content = Content { page: 1, bytes: u32::MAX, words: u32::MAX, counts: u32::MAX, objects: true };
+    let content =
+        Content { page: 1, bytes: u32::MAX, words: u32::MAX, counts: u32::MAX, objects: true, hashes: 0, immortal: 0 };
     let summary = profile(vec![
         header(),
         begin(0),

@@ -88,6 +88,9 @@ pub struct Code {
     pub address: u64,
     /// Why there is no name; `None` where there is one.
     pub nameless: Option<Nameless>,
+    /// The instruction counts, or sets or clears bits, atomically, by its bytes in the file.
+    #[serde(default)]
+    pub atomic: bool,
 }
 
 /// Why a [`Place`] has no name.
@@ -152,19 +155,23 @@ pub struct Content {
     pub counts: u32,
     /// Did the page hold an object whose layout is known?
     pub objects: bool,
+    /// Those words that are hashes which strings of CPython's keep once they were asked for, by the layout.
+    pub hashes: u32,
+    /// Those of them whose string is immortal: using it counts no reference.
+    pub immortal: u32,
 }
 
 /// A [`Content`] as an array: there are many.
-type ContentRow = (u64, u32, u32, u32, bool);
+type ContentRow = (u64, u32, u32, u32, bool, u32, u32);
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        (c.page, c.bytes, c.words, c.counts, c.objects)
+        (c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal)
     }
 }
 
 impl From<ContentRow> for Content {
-    fn from((page, bytes, words, counts, objects): ContentRow) -> Self {
-        Self { page, bytes, words, counts, objects }
+    fn from((page, bytes, words, counts, objects, hashes, immortal): ContentRow) -> Self {
+        Self { page, bytes, words, counts, objects, hashes, immortal }
     }
 }

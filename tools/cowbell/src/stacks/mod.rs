@@ -4,6 +4,7 @@
 //! the tracer, while the thread whose stack they read stands still.
 
 pub mod elf;
+pub mod instruction;
 pub mod languages;
 pub mod names;
 pub mod native;

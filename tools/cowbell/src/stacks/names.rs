@@ -5,6 +5,7 @@
 //! all of a stripped interpreter lies *behind* some exported function, and is none of it.
 
 use super::elf::{self, Image, Layout};
+use super::instruction;
 use super::perf_map::PerfMap;
 use crate::record::{Code, Mapping, Module, Nameless, NativeFrame, Place, Uninitialised};
 use blazesym::symbolize::source::Elf;
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -96,17 +97,17 @@ impl Names {
                 let map = perf_maps.entry(pid).or_insert_with(|| PerfMap::of(pid));
                 let function = map.function(offset).map(str::to_owned);
                 let frames = function.map(|function| NativeFrame { function, file: None, line: None });
-                return code_of(code, frames.into_iter().collect(), offset, Nameless::GeneratedCode);
+                return code_of(code, frames.into_iter().collect(), offset, Nameless::GeneratedCode, false);
             };
             let known = match self.modules.get_mut(&module) {
                 Some(Ok(known)) => known,
-                Some(Err(why)) => return code_of(code, Vec::new(), offset, *why),
-                None => return code_of(code, Vec::new(), offset, Nameless::NoSymbols),
+                Some(Err(why)) => return code_of(code, Vec::new(), offset, *why, false),
+                None => return code_of(code, Vec::new(), offset, Nameless::NoSymbols, false),
             };
-            match known.layout.address(offset) {
-                Some(address) => code_of(code, known.frames(address, &self.symbolizer), address, Nameless::NoSymbols),
-                None => code_of(code, Vec::new(), offset, Nameless::NoSymbols),
-            }
+            let atomic = known.is_atomic(offset);
+            let named = known.layout.address(offset).map(|address| (known.frames(address, &self.symbolizer), address));
+            let (frames, address) = named.unwrap_or_else(|| (Vec::new(), offset));
+            code_of(code, frames, address, Nameless::NoSymbols, atomic)
         });
         named.collect()
     }
@@ -152,9 +153,9 @@ impl Names {
     }
 }
 
-fn code_of(code: u32, frames: Vec<NativeFrame>, address: u64, why: Nameless) -> Code {
+fn code_of(code: u32, frames: Vec<NativeFrame>, address: u64, why: Nameless, atomic: bool) -> Code {
     let nameless = frames.is_empty().then_some(why);
-    Code { code, frames, address, nameless }
+    Code { code, frames, address, nameless, atomic }
 }
 
 /// What shows memory and no file: code in it was generated while the program ran.
@@ -188,6 +189,17 @@ impl Known {
         let built = metadata.and_then(|metadata| metadata.modified().ok());
         let source = Source::File { path: named, debug, open: opened.then_some(open) };
         Ok(Self { layout, source, frames, built })
+    }
+
+    /// See [`Code::atomic`].
+    fn is_atomic(&self, offset: u64) -> bool {
+        let Source::File { path, open, .. } = &self.source else { return false };
+        let mut bytes = [0; instruction::BYTES_MAX];
+        let read = match open {
+            Some(open) => open.read_at(&mut bytes, offset),
+            None => File::open(path).and_then(|file| file.read_at(&mut bytes, offset)),
+        };
+        instruction::is_atomic(bytes.get(..read.unwrap_or(0)).unwrap_or_default())
     }
 
     fn frames(&mut self, address: u64, symbolizer: &Symbolizer) -> Vec<NativeFrame> {
@@ -240,8 +252,10 @@ fn path_of(path: &Path, open: Option<&File>) -> PathBuf {
 
 /// The functions that a symbol stands for, the innermost inlined one first.
 fn frames(symbol: Sym<'_>) -> Option<Vec<NativeFrame>> {
-    // A symbol without a size is merely the nearest one.
-    if symbol.name.is_empty() || (symbol.size.is_none() && symbol.offset > 0) {
+    // A symbol without a size is merely the nearest one. Of a function in several parts (a compiler puts what hardly ever runs
+    // elsewhere) debug information is read without size and address.
+    let is_in_parts = symbol.addr == 0 && symbol.code_info.is_some();
+    if symbol.name.is_empty() || (symbol.size.is_none() && symbol.offset > 0 && !is_in_parts) {
         return None;
     }
     let frame = |name: Cow<'_, str>, code: Option<&CodeInfo<'_>>| NativeFrame {
@@ -360,6 +374,28 @@ int main(void) {
             let program = directory.compile(FUNCTIONS, &[&["-O2", "-g"], flags].concat());
             assert_all_named(&resolve(&mut Names::new(), &run_once(&program)));
         }
+    }
+
+    #[test]
+    fn a_function_in_several_parts_has_its_lines_and_what_is_inlined_into_it() {
+        let parted = "
+__attribute__((cold, noinline)) void rare(void) { __asm__ volatile(\"\"); }
+__attribute__((noinline)) void *parted(int n) {
+    if (__builtin_expect(n > 7, 0)) { rare(); rare(); }
+    return inlined();
+}
+int main(int count, char **words) {
+    printf(\"%p\\n\", parted(count)); fflush(stdout);
+    char c;
+    return read(0, &c, 1) > 5;
+}
+";
+        let source = FUNCTIONS.replace("int main(void)", "int unused(void)") + parted;
+        let directory = Directory::new();
+        let running = run_once(&directory.compile(&source, &["-O2", "-g"]));
+        let found = resolve_in(&mut Names::new(), running.pid, &running.mappings, &running.pcs);
+        assert_eq!(functions(&found[0]), ["inlined", "parted"]);
+        assert!(found[0].frames.iter().all(|frame| frame.line.is_some()), "{found:?}");
     }
 
     #[test]

@@ -11,8 +11,13 @@ const MOVES_BYTES: &[&str] =
 
 /// Does a function merely move or set bytes for its caller?
 pub fn moves_bytes(function: &str) -> bool {
+    moving(function).is_some()
+}
+
+/// What a function that merely moves or sets bytes is called, without what tells its makes for processors apart.
+pub fn moving(function: &str) -> Option<&'static str> {
     let name = function.trim_start_matches("__GI_").trim_start_matches('_');
-    MOVES_BYTES.iter().any(|beginning| name.starts_with(beginning))
+    MOVES_BYTES.iter().find(|beginning| name.starts_with(**beginning)).copied()
 }
 
 /// The functions of a file that have a name of their own and do more than to move bytes.
@@ -56,6 +61,7 @@ mod tests {
         for name in ["memcpy", "__memset_avx2_unaligned_erms", "__GI_memmove", "__strcpy_sse2", "__memcpy_chk"] {
             assert!(moves_bytes(name), "{name}");
         }
+        assert_eq!(moving("__memmove_avx_unaligned_erms"), Some("memmove"));
         for name in ["copy_memory", "setmem", "w17", "PyMem_Malloc"] {
             assert!(!moves_bytes(name), "{name}");
         }

@@ -18,7 +18,7 @@ use super::codes::Codes;
 use super::link::Said;
 use super::maps::{self, Backing, Map};
 use super::watch::Doors;
-use crate::record::{Record, Watched};
+use crate::record::{Mapping, Record, Watched};
 use crate::stacks::languages::{self, Language, Objects, Patience};
 use crate::stacks::native::{Registers, Unwinder, Unwound};
 use cowbell::sys::map::Range;
@@ -289,6 +289,22 @@ impl AddressSpace {
         self.announce(access.doors);
         if !new_maps.is_empty() {
             self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings: new_maps }));
+        }
+    }
+
+    /// Tells of mappings that nobody knew of yet in which pages, ascending, were found written. `now`: all that there is.
+    pub fn tell_of(&self, now: &[Map], pages: impl Iterator<Item = u64>) {
+        let mut new: Vec<Mapping> = Vec::new();
+        for page in pages {
+            let is_told = new.last().is_some_and(|last| page < last.end);
+            if !is_told && self.find(page).is_none() {
+                new.extend(
+                    maps::find(now, page).map(|map| Mapping { watched: Watched::Census, ..map.mapping.clone() }),
+                );
+            }
+        }
+        if !new.is_empty() {
+            self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings: new }));
         }
     }
 

@@ -193,8 +193,15 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
     for (at, was, is) in differing_words(original, now) {
         content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
         content.words += 1;
+        if !content.objects {
+            continue;
+        }
+        if let Some(is_immortal) = objects.kept_hash(original, now, at, word) {
+            content.hashes += 1;
+            content.immortal += u32::from(is_immortal);
+        }
         let next = |page: &[u8]| page.get(at + 8..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
-        let of = next(original).filter(|of| content.objects && next(now) == Some(*of));
+        let of = next(original).filter(|of| next(now) == Some(*of));
         let Some(of) = of else { continue };
         let (was_word, is_word) = (u64::from_le_bytes(was), u64::from_le_bytes(is));
         content.counts += u32::from(objects.is_count(was_word, is_word, of, word));
@@ -215,7 +222,7 @@ mod tests {
         match address.wrapping_sub(TYPE) {
             8 => Some(TYPE),
             24 => Some(NAME),
-            168 => Some(1 << 31),
+            168 => Some(1 << 31 | 1 << 28),
             0x1000 => Some(u64::from_le_bytes(*b"type\0\0\0\0")),
             _ => None,
         }
@@ -227,6 +234,23 @@ mod tests {
             page[8 * nth..8 * nth + 8].copy_from_slice(&word.to_le_bytes());
         }
         page
+    }
+
+    #[test]
+    fn a_string_that_was_asked_for_its_hash_keeps_it() {
+        let found = |was: &[(usize, u64)], is: &[(usize, u64)]| {
+            let mut objects = languages::objects(None, Patience::default());
+            let found = difference(7, &page(was), &page(is), &mut *objects, &mut word);
+            (found.hashes, found.immortal)
+        };
+        let string = [(1, 1), (2, TYPE), (4, u64::MAX)];
+        assert_eq!(found(&string, &[(1, 1), (2, TYPE), (4, 0x1234_5678_9abc_def0)]), (1, 0));
+        assert_eq!(found(&string, &[(1, 2), (2, TYPE), (4, 7)]), (1, 0), "counted, too");
+        assert_eq!(found(&[(1, 1), (2, TYPE), (4, 5)], &[(1, 1), (2, TYPE), (4, 6)]), (0, 0), "a hash does not change");
+        let other = [(0, 1), (1, TYPE), (2, u64::MAX)];
+        assert_eq!(found(&other, &[(0, 1), (1, TYPE), (2, 7)]), (0, 0), "no string begins there");
+        let immortal = [(1, 0xffff_ffff), (2, TYPE), (4, u64::MAX)];
+        assert_eq!(found(&immortal, &[(1, 0xffff_ffff), (2, TYPE), (4, 9)]), (1, 1));
     }
 
     fn compare(was: &[(usize, u64)], is: &[(usize, u64)]) -> (u32, u32, u32, bool) {

@@ -6,6 +6,7 @@
 use super::layout;
 use super::watch::Watch;
 use crate::record::{Event, Frame, Stack, Wrote};
+use crate::stacks::instruction;
 use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
 use cowbell::sys::procfs;
@@ -170,11 +171,10 @@ impl Sampler {
 /// What the instruction at `pc` is about to write at an address.
 fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
     let by_layout = watch.space.objects().wrote(address, &mut layout::words(&watch.memory, &watch.pagemap));
-    // No instruction is longer.
-    let mut code = [0; 15];
+    let mut code = [0; instruction::BYTES_MAX];
     let read = watch.memory.read(pc, &mut code).unwrap_or(0);
     match by_layout {
-        Wrote::Other if layout::is_atomic(code.get(..read).unwrap_or_default()) => Wrote::Atomic,
+        Wrote::Other if instruction::is_atomic(code.get(..read).unwrap_or_default()) => Wrote::Atomic,
         by_layout => by_layout,
     }
 }

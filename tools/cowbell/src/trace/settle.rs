@@ -93,6 +93,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
             }
         }
     }
+    watch.space.tell_of(&now, pages.keys().copied());
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, 
 use super::table::{Keep, names, words};
 use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
-use crate::stacks::languages;
+use crate::stacks::{languages, own_name};
 use cowbell::page::Bytes;
 use std::collections::HashMap;
 
@@ -95,7 +95,7 @@ pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
             Row { cells, below }
         },
     );
-    if summary.functions.iter().any(|function| function.caller_is_estimated) {
+    if summary.functions.iter().any(is_estimated) {
         text.faint_sentence(21, "< ~ f: called by f where stacks were sampled, of these pages not read");
     }
     for unseen in &summary.totals.unknown.code {
@@ -139,13 +139,19 @@ fn function_rows(functions: &[Function]) -> Vec<FunctionRow> {
     rows
 }
 
+/// Is the caller one that sampled stacks agree on, for most of these pages?
+fn is_estimated(function: &Function) -> bool {
+    function.caller_estimated_pages.saturating_mul(2) > function.copied_pages
+}
+
 fn function_name(function: &Function) -> String {
-    let name = clean(&function.function);
+    // There are as many names of one function as there are kinds of processors.
+    let name = own_name::moving(&function.function).map_or_else(|| clean(&function.function), str::to_owned);
     match (&function.inlined, &function.called_from) {
         (Some(inlined), _) => format!("{name} ({})", clean(inlined)),
         (None, Some(caller)) => {
             let between = if function.called_indirectly { " < …" } else { "" };
-            let estimated = if function.caller_is_estimated { "~ " } else { "" };
+            let estimated = if is_estimated(function) { "~ " } else { "" };
             format!("{name}{between} < {estimated}{}", clean(caller))
         }
         (None, None) => name,

@@ -5,7 +5,7 @@ use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, t
 use super::table::words;
 use crate::analyse::Cause;
 use crate::analyse::summary::{CauseShare, Gap, Summary};
-use crate::record::{GapKind, Mode};
+use crate::record::{GapKind, Mode, Role};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
 
@@ -38,7 +38,13 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     row(other, "changed otherwise");
     if let Some(amplification) = contents.amplification {
         let changed = some(contents.changed_bytes, "byte", "bytes");
-        text.faint_sentence(21, &format!("{changed} changed in all: {} copied for each", Bytes(amplification as u64)));
+        // Of few, a part of one is worth its figure.
+        let for_each = if amplification < 10.0 {
+            format!("{amplification:.1} bytes")
+        } else {
+            Bytes(amplification as u64).to_string()
+        };
+        text.faint_sentence(21, &format!("{changed} changed in all: {for_each} copied for each"));
     }
 }
 
@@ -56,14 +62,14 @@ pub fn causes(text: &mut Text, summary: &Summary) {
         |cause| {
             let cells = vec![count(cause.copied_pages), percent(cause.share), cause.name.to_owned()];
             let is_told = cause.share >= REMEDY_SHARE_MIN;
-            let sentences = if is_told { cause_sentences(cause, summary.run.mode) } else { Vec::new() };
+            let sentences = if is_told { cause_sentences(cause, summary) } else { Vec::new() };
             Row { cells, below: sentences.into_iter().map(|sentence| (23, sentence)).collect() }
         },
     );
 }
 
 /// What there is to say of a cause besides its name: why it is not known, what would tell more, and what helps.
-fn cause_sentences(cause: &CauseShare, mode: Mode) -> Vec<String> {
+fn cause_sentences(cause: &CauseShare, summary: &Summary) -> Vec<String> {
     let mut sentences: Vec<String> = Vec::new();
     let reasons = cause.reasons.iter().take(REASONS_MAX);
     sentences.extend(reasons.map(|reason| match &cause.reasons[..] {
@@ -73,11 +79,17 @@ fn cause_sentences(cause: &CauseShare, mode: Mode) -> Vec<String> {
     let is_open = matches!(cause.cause, Cause::Unknown | Cause::CountOrCollector);
     let is_most = |part: u64| part.saturating_mul(2) > cause.copied_pages;
     let may_be_named = cause.cause == Cause::CountOrCollector || cause.reasons.iter().any(|r| r.reason.wants_names());
-    if is_open && mode == Mode::Count {
+    if is_open && summary.run.mode == Mode::Count {
         sentences.push("--mode trace shows the code".to_owned());
     } else if let (true, Some(file)) = (may_be_named && is_most(cause.without_name_pages), &cause.nameless_file) {
         let package = symbols_package(file).map_or(String::new(), |package| format!(" (Debian: {package})"));
         sentences.push(format!("symbols of {} would tell{package}", clean(file)));
+    }
+    let is_attached = summary.intervals.iter().any(|interval| interval.role == Role::Attached);
+    if is_attached && !summary.run.frames && cause.reasons.iter().any(|reason| reason.reason.wants_comparing()) {
+        sentences.push(
+            "as root, cowbell compares copies of processes that it finds running with what they share".to_owned(),
+        );
     }
     sentences.extend(cause.remedy.map(str::to_owned));
     sentences

@@ -156,8 +156,8 @@ fn interval(number: u32, child: &Child) -> Vec<Value> {
         json!([200 + 1000 * nth, HEAP + nth * PAGE, pid, 0x40_1000, 1, class(nth), null, stack, 0])
     };
     let content = |nth: u64| match nth < identical {
-        true => json!([HEAP + nth * PAGE, 0, 0, 0, true]),
-        false => json!([HEAP + nth * PAGE, 2000, 300, 0, true]),
+        true => json!([HEAP + nth * PAGE, 0, 0, 0, true, 0, 0]),
+        false => json!([HEAP + nth * PAGE, 2000, 300, 0, true, 0, 0]),
     };
     let events: Vec<Value> = if child.traced { (0..written).map(event).collect() } else { Vec::new() };
     let contents: Vec<Value> = (0..copied).map(content).collect();

@@ -153,8 +153,8 @@ pub struct Row<'a> {
     pub function: &'a str,
     pub module: &'a str,
     pub called_from: Option<&'a str>,
-    /// The caller is one of sampled stacks.
-    pub is_estimated: bool,
+    /// Of so many pages the caller is one of sampled stacks.
+    pub estimated: u64,
     pub pages: u64,
     pub cause: &'a str,
     /// File, line, pages, and what stands there.
@@ -174,7 +174,7 @@ pub fn rows(report: &Value) -> Vec<Row<'_>> {
             function: row["function"].as_str().expect("a name"),
             module: row["module"].as_str().expect("a path"),
             called_from: row["called_from"].as_str(),
-            is_estimated: row["caller_is_estimated"].as_bool().expect("yes or no"),
+            estimated: row["caller_estimated_pages"].as_u64().expect("pages"),
             line_unknown: row["line_unknown"].as_str(),
             pages: row["copied_pages"].as_u64().expect("pages"),
             cause: row["cause"].as_str().expect("a cause"),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::ffi::OsStr;
 
 /// The report on a program, as JSON and as text without its line breaks.
-fn report<I: AsRef<OsStr>>(
+pub fn report<I: AsRef<OsStr>>(
     scratch: &Scratch,
     options: &[&str],
     target: impl IntoIterator<Item = I>,
@@ -23,20 +23,20 @@ fn report<I: AsRef<OsStr>>(
     (json, outcome.err.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn python(name: &str, options: &[&str], source: &str) -> (Value, String) {
+pub fn python(name: &str, options: &[&str], source: &str) -> (Value, String) {
     let scratch = Scratch::new();
     let script = scratch.file(name, source);
     report(&scratch, options, [PYTHON.as_ref(), script.as_os_str()])
 }
 
 /// The part of all copies that has this cause.
-fn share(report: &Value, cause: &str) -> f64 {
+pub fn share(report: &Value, cause: &str) -> f64 {
     let causes = report["causes"].as_array().expect("causes");
     causes.iter().find(|known| known["cause"] == cause).map_or(0.0, |known| known["share"].as_f64().expect("a share"))
 }
 
 /// The cause of most copies, its share and its remedy.
-fn most(report: &Value) -> (&str, f64, &str) {
+pub fn most(report: &Value) -> (&str, f64, &str) {
     let most = &report["causes"][0];
     let text = |name: &str| most[name].as_str().unwrap_or_default();
     (text("cause"), most["share"].as_f64().expect("a share"), text("remedy"))

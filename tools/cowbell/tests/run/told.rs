@@ -127,11 +127,16 @@ fn who_attaches_late_is_told_what_was_before() {
 
 #[test]
 fn copies_of_an_attached_child_are_compared_with_what_its_parent_has() {
-    if !is_root() {
-        return skip("which pages two running processes share is known by their frames, which root reads");
-    }
     let scratch = Scratch::new();
     let running = written_tree(&scratch, "pass", "for x in data: pass");
+    if !is_root() {
+        let outcome = attach(&scratch, &running, &["--mode", "count", "--duration", "3"]);
+        crate::lab::signal_group(running.pid(), "KILL");
+        running.finish();
+        let text = flat(&outcome.err);
+        assert!(text.contains("as root, cowbell compares copies of processes that it finds running"), "{text}");
+        return skip("which pages two running processes share is known by their frames, which root reads");
+    }
     let report = scratch.path("report");
     let options = ["--mode", "count", "--duration", "3", "--json", "-o", report.to_str().expect("text")];
     let outcome = attach(&scratch, &running, &options);

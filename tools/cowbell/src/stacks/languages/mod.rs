@@ -33,6 +33,8 @@ pub enum Work {
     Import,
     /// Starting a worker, between the fork and the worker's own work.
     Start,
+    /// Keeping the hashes of immortal objects.
+    Hashes,
     /// Anything else that has a name.
     Other,
 }
@@ -113,6 +115,12 @@ pub trait Objects {
 
     /// Is a word that went from `was` to `is`, with `next` behind it before and after, a reference count?
     fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
+
+    /// Is the word at an offset of a page that went from `was` to `is` the hash that a string keeps once it was asked for it?
+    /// Then, is the string immortal, so that using it counts nothing?
+    fn kept_hash(&mut self, _was: &[u8], _is: &[u8], _at: usize, _word: &mut Word<'_>) -> Option<bool> {
+        None
+    }
 }
 
 /// How many more pointers are followed in the search for objects: in a process in which none has led to one, a bounded

@@ -205,6 +205,7 @@ impl Language for CPython {
                 "leave the child by os._exit(), which frees nothing (uwsgi: --skip-atexit-teardown); it runs no atexit \
                  functions either, so flush first what must be kept",
             ),
+            Work::Hashes => Some("ask for the hashes before the fork: hash(x) once for each"),
             _ => None,
         }
     }

@@ -14,6 +14,12 @@ const NAME: u64 = 24;
 const FLAGS: u64 = 168;
 /// The collector knows the instances: two words of its own lie before each (`Py_TPFLAGS_HAVE_GC`).
 const HAVE_GC: u64 = 1 << 14;
+/// The instances are strings of bytes or of characters (`Py_TPFLAGS_BYTES_SUBCLASS`, `Py_TPFLAGS_UNICODE_SUBCLASS`).
+const STRING: u64 = 1 << 27 | 1 << 28;
+/// Where a string keeps its hash; all bits are set as long as it was not asked for it.
+const HASH: usize = 24;
+/// Counts from here on, in the lower half of the word, are of immortal objects (since CPython 3.12).
+const IMMORTAL: u64 = 1 << 31;
 /// The instances are types (`Py_TPFLAGS_TYPE_SUBCLASS`).
 const TYPE_SUBCLASS: u64 = 1 << 31;
 /// A metaclass may have a metaclass, and so on; chains in use are shorter.
@@ -28,6 +34,8 @@ const KNOWN_MAX: usize = 1 << 16;
 struct Type {
     /// Do its instances have the collector's two words before them?
     is_collected: bool,
+    /// Are they strings, which keep their hash in [`HASH`]?
+    keeps_hash: bool,
 }
 
 /// The type objects of one process.
@@ -78,7 +86,8 @@ fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
         if next == meta {
             let name = word(meta.checked_add(NAME)?)?;
             let is_type = word(name)? & 0xff_ffff_ffff == u64::from_le_bytes(*b"type\0\0\0\0");
-            return is_type.then_some(Type { is_collected: flags & HAVE_GC != 0 });
+            let (is_collected, keeps_hash) = (flags & HAVE_GC != 0, flags & STRING != 0);
+            return is_type.then_some(Type { is_collected, keeps_hash });
         }
         meta = next;
     }
@@ -114,6 +123,17 @@ impl Objects for Types {
         let apart = was.wrapping_sub(is);
         apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX
             && [was, is].iter().all(|&count| self.of_object(count, next, word).is_some())
+    }
+
+    fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> Option<bool> {
+        let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
+        let object = at.checked_sub(HASH).filter(|_| read(was, at) == Some(u64::MAX))?;
+        let mut count_of_string = |page: &[u8]| {
+            let (count, of) = (read(page, object)?, read(page, object + 8)?);
+            self.of_object(count, of, word).is_some_and(|of| of.keeps_hash).then_some(count)
+        };
+        count_of_string(was)?;
+        Some(count_of_string(is)? & 0xffff_ffff >= IMMORTAL)
     }
 }
 
