@@ -263,3 +263,23 @@ pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
     FIRST_ABSENT.fetch_min(first, Ordering::Relaxed);
     count_huge(0, bytes.div_ceil(UNIT), held);
 }
+
+/// Of a huge allocation's chunks those from `count` on are absent.
+pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &Held) {
+    (first + count..first + span).for_each(|number| ground::chunk(number).set_state(State::Absent, held));
+    FIRST_ABSENT.fetch_min(first + count, Ordering::Relaxed);
+    ground::chunk(first).span.store(count, Ordering::Relaxed);
+}
+
+/// Calls `each` for the first unit of each slab and span of a chunk.
+pub(super) fn heads(number: u32, mut each: impl FnMut(Unit)) {
+    let chunk = ground::chunk(number);
+    for place in 0..UNITS {
+        let is_used = chunk.used[place as usize / 64].load(Ordering::Relaxed) >> (place % 64) & 1 == 1;
+        let unit = ground::unit(number, place);
+        // Units inside a span or slab have nobody in their header.
+        if is_used && unit.slab().owner.load(Ordering::Relaxed) != NOBODY {
+            each(unit);
+        }
+    }
+}

@@ -6,7 +6,8 @@
 //! A [`Local`] is never unmapped. It is claimed by one thread, or vacant and whoever's who holds the lock.
 #![expect(unsafe_code, reason = "a thread finds what it claimed by address")]
 
-use super::central::KINDS;
+use super::central::{self, KINDS};
+use super::ground::{self, Slab, State};
 use super::local::{Local, owner_at};
 use super::lock::{self, Held};
 use crate::sys::map::{self, Range};
@@ -19,6 +20,9 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 /// The first one of all, and of the vacant ones of each kind.
 static ALL: AtomicUsize = AtomicUsize::new(0);
 static VACANT: [AtomicUsize; KINDS] = [const { AtomicUsize::new(0) }; KINDS];
+
+/// How many are claimed. Whoever frees what is another's has one, or holds the lock: so a fork knows whether somebody may be in the middle of it.
+static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory for further ones: the next address, and the end.
 static ROOM: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -91,6 +95,7 @@ pub(super) fn vacate(local: &'static Local, _held: &Held) {
     let vacant = &VACANT[usize::from(local.kind.load(Ordering::Relaxed))];
     local.next_vacant.store(vacant.load(Ordering::Relaxed), Ordering::Relaxed);
     local.vacant.store(1, Ordering::Relaxed);
+    CLAIMED.fetch_sub(1, Ordering::Relaxed);
     vacant.store(local.address(), Ordering::Relaxed);
 }
 
@@ -118,6 +123,7 @@ fn claim(kind: u8, _held: &Held) -> Option<&'static Local> {
     if let Some(local) = owner_at(vacant.load(Ordering::Relaxed)) {
         vacant.store(local.next_vacant.load(Ordering::Relaxed), Ordering::Relaxed);
         local.vacant.store(0, Ordering::Relaxed);
+        CLAIMED.fetch_add(1, Ordering::Relaxed);
         return Some(local);
     }
     let (next, end) = (&ROOM.0, &ROOM.1);
@@ -133,14 +139,53 @@ fn claim(kind: u8, _held: &Held) -> Option<&'static Local> {
     local.forget_heads();
     local.next.store(ALL.load(Ordering::Relaxed), Ordering::Relaxed);
     ALL.store(local.address(), Ordering::Release);
+    CLAIMED.fetch_add(1, Ordering::Relaxed);
     Some(local)
+}
+
+/// Runs `work`, which changes what is another's, so that a fork knows of it.
+pub(super) fn announced<R>(work: impl FnOnce() -> R) -> R {
+    if !has_ended() && with_claimed(|_| ()).is_some() && !has_ended() {
+        return work();
+    }
+    let _held = lock::take();
+    work()
+}
+
+/// In a forked child. A fork takes no picture of one moment: pages that other threads wrote meanwhile may be older or newer than others. What the lock guards,
+/// and what is this thread's, nobody wrote. The lists of blocks that others freed may be torn, so they are let be: those blocks are lost here.
+extern "C" fn in_child() {
+    let mine = MINE.with(|mine| mine.iter().filter(|mine| !mine.get().is_null()).count());
+    if CLAIMED.swap(mine, Ordering::Relaxed) > mine {
+        for number in 0..ground::chunks() {
+            if ground::chunk(number).state() == State::Open {
+                central::heads(number, |unit| forget_others(unit.slab()));
+            }
+        }
+        let mut at = ALL.load(Ordering::Acquire);
+        while let Some(local) = owner_at(at) {
+            local.mailbox.store(0, Ordering::Relaxed);
+            at = local.next.load(Ordering::Relaxed);
+        }
+    }
+    lock::after_fork();
+}
+
+fn forget_others(slab: &Slab) {
+    // Reading copies no page.
+    if slab.remote.load(Ordering::Relaxed) != 0 {
+        slab.remote.store(0, Ordering::Relaxed);
+    }
+    if slab.mailed.load(Ordering::Relaxed) != 0 {
+        slab.mailed.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Has this thread's end noticed, and once forks. False where that cannot be: then nothing may be left to the thread.
 fn notice_end() -> bool {
     if PREPARED.swap(1, Ordering::AcqRel) == 0 {
         // SAFETY: the three take and give a lock, and neither allocate nor use what a child lacks.
-        let prepared = unsafe { process::around_fork(lock::before_fork, lock::after_fork, lock::after_fork) };
+        let prepared = unsafe { process::around_fork(lock::before_fork, lock::after_fork, in_child) };
         // Without, a fork in a program of several threads could find the lock held; those of one thread do not need it.
         let _ = prepared;
     }

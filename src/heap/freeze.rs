@@ -20,7 +20,7 @@
 use super::central;
 use super::claim;
 use super::class::{Class, UNIT};
-use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
+use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, UNITS, Unit};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
 use super::span;
@@ -168,7 +168,7 @@ fn sweep(number: u32, held: &Held) {
         return;
     }
     let filed = chunk.filed.load(Ordering::Relaxed) != 0;
-    heads(number, |unit| {
+    central::heads(number, |unit| {
         let slab = unit.slab();
         let owner = slab.owner.load(Ordering::Relaxed);
         if owner == SPAN {
@@ -180,19 +180,6 @@ fn sweep(number: u32, held: &Held) {
         }
     });
     central::purge(number, held);
-}
-
-/// Calls `each` for the first unit of each slab and span of a chunk.
-fn heads(number: u32, mut each: impl FnMut(Unit)) {
-    let chunk = ground::chunk(number);
-    for place in 0..UNITS {
-        let is_used = chunk.used[place as usize / 64].load(Ordering::Relaxed) >> (place % 64) & 1 == 1;
-        let unit = ground::unit(number, place);
-        // Units inside a span or slab have nobody in their header.
-        if is_used && unit.slab().owner.load(Ordering::Relaxed) != NOBODY {
-            each(unit);
-        }
-    }
 }
 
 /// Makes a slab's free blocks zero and forgets them.
@@ -306,7 +293,7 @@ fn settle(number: u32, held: &Held) {
     let chunk = ground::chunk(number);
     let mut live = 0;
     if chunk.state() == State::Open {
-        heads(number, |unit| {
+        central::heads(number, |unit| {
             let slab = unit.slab();
             let owner = slab.owner.swap(FROZEN, Ordering::Relaxed);
             live += if owner >= MARKS_END { slab.used.load(Ordering::Relaxed) as usize } else { 1 };

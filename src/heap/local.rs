@@ -15,7 +15,7 @@
 #![expect(unsafe_code, reason = "slabs and their owners are found by address")]
 
 use super::central;
-use super::claim::{current, has_ended, settle_vacant, vacate, with_claimed};
+use super::claim::{announced, current, has_ended, settle_vacant, vacate, with_claimed};
 use super::class::{CLASSES, Class};
 use super::ground::{FROZEN, MARKS_END, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
@@ -98,6 +98,15 @@ unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
             return;
         }
     }
+    // SAFETY: passed on to the caller.
+    announced(|| unsafe { send_back(slab, block) });
+}
+
+/// Puts a block to those that others freed.
+///
+/// # Safety
+/// The block is one of the slab that nobody uses any more.
+unsafe fn send_back(slab: &'static Slab, block: usize) {
     let mut head = slab.remote.load(Ordering::Relaxed);
     loop {
         // SAFETY: the caller gives the block up.

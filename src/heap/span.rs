@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "memory of allocations is unmapped and moved")]
 
 use super::central::{
-    count_huge, first_absent, make_absent, next, note_dead, occupy, put, release, take, unmap_unused,
+    count_huge, first_absent, make_absent, make_rest_absent, next, note_dead, occupy, put, release, take, unmap_unused,
 };
 use super::class::UNIT;
 use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
@@ -164,6 +164,11 @@ unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
         if unsafe { map::unmap(Range { start: start + bytes, len: now - bytes }) }.is_err() {
             return true;
         }
+        // Whole chunks behind the end are free.
+        let (span, count) = (chunk.span.load(Ordering::Relaxed), bytes.div_ceil(CHUNK) as u32);
+        if count < span {
+            make_rest_absent(number, count, span, held);
+        }
     }
     chunk.bytes.store(bytes, Ordering::Relaxed);
     count_huge(bytes.div_ceil(UNIT), now.div_ceil(UNIT), held);
@@ -183,7 +188,9 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     let first = unsafe { Unit::of(address) };
     let (number, place) = first.place();
     let is_large = old >= MOVED_MIN && new > old && new.div_ceil(UNIT) >= HUGE_UNITS;
-    if !is_large || first.slab().owner.load(Ordering::Acquire) != SPAN {
+    // Memory that a file is behind is told by its chunk, and stays there.
+    let is_filed = ground::chunk(number).filed.load(Ordering::Relaxed) != 0;
+    if !is_large || is_filed || first.slab().owner.load(Ordering::Acquire) != SPAN {
         return None;
     }
     let held = lock::take();

@@ -396,6 +396,9 @@ fn huge_and_aligned_objects_are_frozen_too() {
     let huge: Vec<u8> = (0..150_000_000u32).map(|n| n as u8).collect();
     let large: Vec<u8> = vec![3; 5 << 20];
     let aligned = Box::new(Aligned([4; 100]));
+    let mut shrunk: Vec<u8> = vec![6; 190 << 20];
+    shrunk.truncate(100 << 20);
+    shrunk.shrink_to_fit();
     let more: Vec<u8> = vec![5; 70 << 20];
     let generation = freeze();
     assert!(generation.holds(&huge[149_999_999]) && generation.holds(&large[0]) && generation.holds(&aligned.0[99]));
@@ -423,7 +426,8 @@ fn huge_and_aligned_objects_are_frozen_too() {
     let mut grown = huge;
     grown.push(1);
     assert!(!generation.holds(&grown[0]));
-    drop((large, aligned, more));
+    assert!(shrunk.iter().all(|&byte| byte == 6));
+    drop((large, aligned, more, shrunk));
     assert_eq!(generation.copied_here().expect("a census").0, 0);
 }
 

@@ -13,6 +13,7 @@ pub const CASES: &[Case] = cases![
     what_ended_threads_made_is_given_back_when_it_is_freed,
     destructors_of_thread_local_storage_may_allocate,
     a_child_forked_beside_busy_threads_allocates,
+    a_child_forked_while_others_free_its_blocks_allocates,
     commands_run_beside_busy_threads,
 ];
 
@@ -131,6 +132,31 @@ fn a_child_forked_beside_busy_threads_allocates() {
             wait_for(pid);
         }
     });
+}
+
+fn a_child_forked_while_others_free_its_blocks_allocates() {
+    let done = AtomicBool::new(false);
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Block>>(4);
+    let make = || (0..2000).map(|at| Block::new(16 + at % 200, 8, 0xa5)).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || receiver.into_iter().for_each(drop));
+        for _ in 0..150 {
+            sender.send(make()).expect("the thread takes it");
+            // SAFETY: the child uses the heap, whose lock a fork takes, and leaves by _exit.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let (one, other) = (make(), make());
+                drop(one);
+                drop((other, make()));
+                // SAFETY: it ends this process.
+                unsafe { libc::_exit(0) };
+            }
+            wait_for(pid);
+        }
+        drop(sender);
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(done.load(Ordering::Relaxed));
 }
 
 /// Waits for a child that must end well, and soon.
