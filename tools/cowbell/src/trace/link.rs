@@ -46,6 +46,7 @@ pub enum Order {
 /// What the tracer says: records, or why it could not begin.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are records, of which one lives at a time")]
 pub enum Said {
     /// It could not begin.
     Failed {

@@ -84,12 +84,15 @@ fn mebibytes(bytes: Option<u64>) -> String {
     }
 }
 
+/// Processes of one parent and name, each with its number.
+type Group<'a> = ((i32, String), Vec<(usize, &'a Process)>);
+
 fn lines(summary: &Summary, look: &Look) -> Vec<Line> {
     let shown = summary.processes.iter().enumerate().filter(|(at, process)| {
         !summary.verdict.folded.contains(at)
             && (process.memory.is_some() || summary.intervals.iter().any(|i| i.process == Some(*at)))
     });
-    let mut groups: Vec<((i32, String), Vec<(usize, &Process)>)> = Vec::new();
+    let mut groups: Vec<Group<'_>> = Vec::new();
     for (at, process) in shown {
         let key = (process.parent, name(process));
         match groups.iter_mut().find(|(known, _)| *known == key) {
