@@ -62,6 +62,10 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[ADMIN]),
     claim!(
+        code_mapped_later_is_told_in_its_turn,
+        "An event with `mmap2` has a record of each mapping of code (made executable or mapped so), with address, file and time, between the faults before and after it, and none of other mappings or of removals."
+    ),
+    claim!(
         fault_ring_is_not_inherited,
         "The mapping of a perf ring is not inherited over fork; a `CLONE_VM` process has it."
     ),
@@ -81,7 +85,7 @@ fn refused(operation: &str, e: impl std::fmt::Display) -> Skip {
 
 /// An event of one process alone, with its ring.
 fn alone(pid: i32, kernel: bool, bytes: usize) -> Result<Ring, Skip> {
-    let options = Options { cpu: None, inherit: false, kernel, wakeup_bytes: (bytes / 4) as u32 };
+    let options = Options { cpu: None, inherit: false, kernel, code: false, wakeup_bytes: (bytes / 4) as u32 };
     let event = Event::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
     Ring::new(event, bytes).map_err(|(_, e)| refused("mmap of a ring", e))
 }
@@ -97,7 +101,7 @@ fn faults(memory: &Memory, drain: impl FnOnce(&mut dyn FnMut(Record))) -> Vec<(u
             }
         }
         Record::Lost(count) => panic!("{count} records did not fit"),
-        Record::Other => {}
+        Record::Mapped(_) | Record::Other => {}
         Record::Broken => panic!("no record"),
     });
     found
@@ -297,7 +301,7 @@ fn kernel_faults_need_permission() -> Verdict {
     std::fs::write(setting, "2").map_err(|e| Skip(format!("{setting}: {e}")))?;
     child::spawn(|| {
         become_nobody();
-        let options = Options { cpu: None, inherit: false, kernel: true, wakeup_bytes: 0 };
+        let options = Options { cpu: None, inherit: false, kernel: true, code: false, wakeup_bytes: 0 };
         assert_eq!(Event::open(0, options).map(drop), Err(Errno::ACCESS));
         assert_eq!(Event::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
     })
@@ -312,7 +316,8 @@ fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
         become_nobody();
         let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Memlock, none).expect("setrlimit");
-        let event = || Event::open(0, Options { cpu: None, inherit: false, kernel: false, wakeup_bytes: 0 });
+        let event =
+            || Event::open(0, Options { cpu: None, inherit: false, kernel: false, code: false, wakeup_bytes: 0 });
         let cpus = std::thread::available_parallelism().expect("a count").get();
         let most = (kib as usize) << 10;
         let too_large = Ring::new(event().expect("an event"), 4 * cpus * most);
@@ -360,6 +365,44 @@ fn exec_with_privilege_or_of_an_unreadable_program_ends_fault_events() -> Verdic
     Ok(())
 }
 
+fn code_mapped_later_is_told_in_its_turn() -> Verdict {
+    let memory = Memory::new(Kind::PrivateFile, 8)?;
+    let (child, go) = waiting(|| {
+        let executable = |page: usize, flags: i32| {
+            let at = std::ptr::with_exposed_provenance_mut(memory.at(page).start);
+            // SAFETY: the page is this child's, and nobody refers into it.
+            unsafe { libc::mprotect(at, memory.page.bytes(), flags) }
+        };
+        store(&memory, 0, 0);
+        assert_eq!(executable(1, libc::PROT_READ | libc::PROT_EXEC), 0, "mprotect: {}", last_errno());
+        store(&memory, 2, 0);
+        assert_eq!(executable(3, libc::PROT_READ), 0);
+        memory.unmap(memory.at(4)).expect("munmap");
+    });
+    let mut rings = tree(child.pid)?;
+    let pid = child.pid;
+    go.open();
+    child.finish();
+    let mut found = Vec::new();
+    rings.drain(|record| match record {
+        Record::Fault(fault) => found.push((fault.time_ns, fault.address, None)),
+        Record::Mapped(code) => {
+            found.push((code.time_ns, code.start, Some((code.pid, code.len, code.offset, code.inode))))
+        }
+        // Processes and threads that come and go.
+        Record::Other => {}
+        record => panic!("{record:?}"),
+    });
+    found.sort_unstable();
+    found.retain(|(_, address, _)| memory.range.start as u64 <= *address && *address < memory.range.end() as u64);
+    let at = |page: usize| memory.at(page).start as u64;
+    let inode = rustix::fs::fstat(memory.file()).expect("fstat").st_ino;
+    let bytes = memory.page.bytes() as u64;
+    let told: Vec<_> = found.into_iter().map(|(_, address, code)| (address, code)).collect();
+    assert_eq!(told, [(at(0), None), (at(1), Some((pid, bytes, bytes, inode))), (at(2), None)]);
+    Ok(())
+}
+
 fn fault_ring_is_not_inherited() -> Verdict {
     let mut ring = alone(0, false, RING)?;
     let maps = || std::fs::read_to_string("/proc/self/maps").expect("maps").matches("[perf_event]").count();
@@ -394,7 +437,8 @@ fn fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end() -> Verdict {
     let mut rings = tree(child.pid)?;
     let stop = Gate::new();
     go.open();
-    assert_eq!(rings.wait(stop.as_fd()), Ok(Woken::Records), "2,000 records are more than a quarter");
+    let mut waiter = rings.waiter().expect("descriptors");
+    assert_eq!(waiter.wait(stop.as_fd(), None), Ok(Woken::Records), "2,000 records are more than a quarter");
     done.pass();
     let mut told = 0;
     rings.drain(|_| told += 1);
@@ -402,6 +446,6 @@ fn fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end() -> Verdict {
     rest.open();
     child.finish();
     stop.open();
-    assert_eq!(rings.wait(stop.as_fd()), Ok(Woken::Stop), "a hang-up is no record");
+    assert_eq!(waiter.wait(stop.as_fd(), None), Ok(Woken::Stop), "a hang-up is no record");
     Ok(())
 }

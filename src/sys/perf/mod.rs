@@ -61,7 +61,11 @@ const FORMAT_LOST: u64 = 1 << 4;
 const INHERIT: u64 = 1 << 1;
 const EXCLUDE_KERNEL: u64 = 1 << 5;
 const EXCLUDE_HYPERVISOR: u64 = 1 << 6;
+/// Mappings of code, with the file's inode.
+const CODE: u64 = 1 << 8 | 1 << 23;
 const WATERMARK: u64 = 1 << 14;
+/// Records that are no samples end with thread and time.
+const SAMPLE_ID_ALL: u64 = 1 << 18;
 const USE_CLOCK: u64 = 1 << 25;
 const FLAG_CLOSE_ON_EXEC: u64 = 1 << 3;
 /// `_IO('$', 5)`.
@@ -81,6 +85,8 @@ pub struct Options {
     /// Faults that the kernel takes on the thread's behalf as well, in a `read(2)` into its buffer for example. Needs
     /// CAP_PERFMON, or `kernel.perf_event_paranoid` at most 1.
     pub kernel: bool,
+    /// Mappings of code are told as well.
+    pub code: bool,
     /// Waiting for the event's descriptor ends when so many bytes are in its ring.
     pub wakeup_bytes: u32,
 }
@@ -126,7 +132,9 @@ impl Event {
             read_format: flag(tells_lost, FORMAT_LOST),
             flags: flag(options.inherit, INHERIT)
                 | flag(!options.kernel, EXCLUDE_KERNEL)
+                | flag(options.code, CODE)
                 | EXCLUDE_HYPERVISOR
+                | SAMPLE_ID_ALL
                 | WATERMARK
                 | USE_CLOCK,
             wakeup_watermark: options.wakeup_bytes,

@@ -17,11 +17,34 @@ pub struct Fault {
     pub by_kernel: bool,
 }
 
+/// Code was mapped, or mapped memory was made executable (`PERF_RECORD_MMAP2`): what was there before is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped<'a> {
+    /// The process.
+    pub pid: i32,
+    /// When, `CLOCK_MONOTONIC` in nanoseconds.
+    pub time_ns: u64,
+    /// First address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Offset into the file.
+    pub offset: u64,
+    /// The file's device, major and minor.
+    pub device: (u32, u32),
+    /// The file's inode; 0 where there is no file.
+    pub inode: u64,
+    /// The file's path, or a name in brackets as in `/proc/PID/maps`; `//anon` where there is no file.
+    pub name: &'a [u8],
+}
+
 /// What a ring holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
+pub enum Record<'a> {
     /// A page fault.
     Fault(Fault),
+    /// Code was mapped. Only with [`super::Options::code`].
+    Mapped(Mapped<'a>),
     /// So many records did not fit into the ring. The last ones lost may never be told so: [`Event::counts`] is exact.
     Lost(u64),
     /// Anything else.
@@ -32,53 +55,74 @@ pub enum Record {
 
 const RECORD_LOST: u32 = 2;
 const RECORD_SAMPLE: u32 = 9;
+const RECORD_MMAP2: u32 = 10;
 const CPUMODE_MASK: u16 = 7;
 const CPUMODE_KERNEL: u16 = 1;
 /// `struct perf_event_header`: `__u32 type; __u16 misc; __u16 size`.
 const HEADER: usize = 8;
-/// The longest record that is read, a sample of [`SAMPLE`].
-const RECORD_MAX: usize = 40;
+/// A sample's size.
+const SAMPLE_SIZE: usize = 40;
+/// Longer records are passed over: only a path can make one so long.
+const RECORD_MAX: usize = 1024;
+/// Where a [`RECORD_MMAP2`] has its name; what stands behind the name are thread and time.
+const NAME: usize = 72;
+const NAME_TAIL: usize = 16;
 
 /// The records between two positions of a ring of `len` bytes, of which `copy` copies bytes out.
 pub(super) fn each(begin: u64, end: u64, len: u64, copy: impl Fn(u64, &mut [u8]), seen: &mut impl FnMut(Record)) {
     if end.wrapping_sub(begin) > len {
         return seen(Record::Broken);
     }
+    let mut buffer = [0u8; RECORD_MAX];
     let mut at = begin;
     while at != end {
-        let mut record = [0u8; RECORD_MAX];
         let left = end.wrapping_sub(at);
-        let (header, body) = record.split_at_mut(HEADER);
+        let (header, body) = buffer.split_at_mut(HEADER);
         if left < HEADER as u64 {
             return seen(Record::Broken);
         }
         copy(at, header);
-        let size = u64::from(half(header, 6));
-        if size < HEADER as u64 || size > left {
+        let size = half(header, 6);
+        if usize::from(size) < HEADER || u64::from(size) > left {
             return seen(Record::Broken);
         }
-        let known = body.len().min(size as usize - HEADER);
-        let (body, _) = body.split_at_mut(known);
-        copy(at.wrapping_add(HEADER as u64), body);
-        seen(parse(&record, size as usize));
-        at = at.wrapping_add(size);
+        match body.get_mut(..usize::from(size) - HEADER) {
+            Some(body) => {
+                copy(at.wrapping_add(HEADER as u64), body);
+                seen(parse(buffer.get(..usize::from(size)).unwrap_or_default()));
+            }
+            None => seen(Record::Other),
+        }
+        at = at.wrapping_add(u64::from(size));
     }
 }
 
-/// A record's meaning; `record` has its first bytes, `size` are all.
-fn parse(record: &[u8; RECORD_MAX], size: usize) -> Record {
-    let misc = half(record, 4);
+/// The meaning of a whole record.
+fn parse(record: &[u8]) -> Record<'_> {
     match word(record, 0) as u32 {
-        RECORD_SAMPLE if size >= RECORD_MAX => Record::Fault(Fault {
+        RECORD_SAMPLE if record.len() >= SAMPLE_SIZE => Record::Fault(Fault {
             ip: word(record, 8),
             pid: word(record, 16) as i32,
             tid: (word(record, 16) >> 32) as i32,
             time_ns: word(record, 24),
             address: word(record, 32),
-            by_kernel: misc & CPUMODE_MASK == CPUMODE_KERNEL,
+            by_kernel: half(record, 4) & CPUMODE_MASK == CPUMODE_KERNEL,
         }),
-        RECORD_LOST if size >= 24 => Record::Lost(word(record, 16)),
-        RECORD_SAMPLE | RECORD_LOST => Record::Broken,
+        RECORD_LOST if record.len() >= 24 => Record::Lost(word(record, 16)),
+        RECORD_MMAP2 if record.len() >= NAME + NAME_TAIL => {
+            let name = record.get(NAME..record.len() - NAME_TAIL).unwrap_or_default();
+            Record::Mapped(Mapped {
+                pid: word(record, 8) as i32,
+                time_ns: word(record, record.len() - 8),
+                start: word(record, 16),
+                len: word(record, 24),
+                offset: word(record, 32),
+                device: (word(record, 40) as u32, (word(record, 40) >> 32) as u32),
+                inode: word(record, 48),
+                name: name.split(|&byte| byte == 0).next().unwrap_or_default(),
+            })
+        }
+        RECORD_SAMPLE | RECORD_LOST | RECORD_MMAP2 => Record::Broken,
         _ => Record::Other,
     }
 }
@@ -102,14 +146,21 @@ mod tests {
     const LEN: u64 = 128;
 
     /// What a ring of 128 bytes tells between two positions.
-    fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record> {
+    fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record<'static>> {
         let mut seen = Vec::new();
         let copy = |at: u64, into: &mut [u8]| {
             for (byte, at) in into.iter_mut().zip(at..) {
                 *byte = ring.get((at % LEN) as usize).copied().unwrap_or(0);
             }
         };
-        each(begin, end, LEN, copy, &mut |record| seen.push(record));
+        each(begin, end, LEN, copy, &mut |record| {
+            seen.push(match record {
+                Record::Fault(fault) => Record::Fault(fault),
+                Record::Lost(count) => Record::Lost(count),
+                Record::Mapped(_) | Record::Other => Record::Other,
+                Record::Broken => Record::Broken,
+            });
+        });
         seen
     }
 
@@ -126,7 +177,7 @@ mod tests {
     fn sample(misc: u16, fault: Fault) -> Vec<u8> {
         let thread = fault.pid as u64 | (fault.tid as u64) << 32;
         let words = [fault.ip, thread, fault.time_ns, fault.address];
-        [header(RECORD_SAMPLE, misc, 40), words.map(u64::to_le_bytes).concat()].concat()
+        [header(RECORD_SAMPLE, misc, SAMPLE_SIZE as u16), words.map(u64::to_le_bytes).concat()].concat()
     }
 
     const FAULT: Fault =
@@ -153,6 +204,27 @@ mod tests {
         put(&mut ring, 24, &header(5, 0, 64));
         put(&mut ring, 88, &sample(2, FAULT));
         assert_eq!(told(&ring, 0, 128), [Record::Lost(77), Record::Other, Record::Fault(FAULT)]);
+    }
+
+    #[test]
+    fn a_mapping_has_its_name_and_its_time() {
+        let words = [7 | 9 << 32, 0x7000_0000, 0x2000, 0x1000, 8 | 1 << 32, 77, 0, 5 | 2 << 32];
+        let mut record = header(RECORD_MMAP2, 2, 104);
+        record.extend(words.map(u64::to_le_bytes).concat());
+        record.extend(b"/lib/x.so\0\0\0\0\0\0\0");
+        record.extend([7u64 | 9 << 32, 1 << 40].map(u64::to_le_bytes).concat());
+        let expected = Mapped {
+            pid: 7,
+            time_ns: 1 << 40,
+            start: 0x7000_0000,
+            len: 0x2000,
+            offset: 0x1000,
+            device: (8, 1),
+            inode: 77,
+            name: b"/lib/x.so",
+        };
+        assert_eq!(parse(&record), Record::Mapped(expected));
+        assert_eq!(parse(&record[..80]), Record::Broken, "too short");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use super::record::Record;
 use super::{Event, Options, Ring};
 use crate::error::{Error, Result};
 use crate::sys::{Errno, page_size};
-use rustix::event::{PollFd, PollFlags};
-use std::os::fd::BorrowedFd;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// Events of one thread and all that come from it, with a ring for each CPU.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub enum Woken {
     Records,
     /// The descriptor that ends the waiting became readable.
     Stop,
+    /// The time is over, or a signal came.
+    Timeout,
 }
 
 impl Rings {
@@ -60,7 +63,8 @@ impl Rings {
     fn open_sized(tid: i32, bytes: usize, kernel: bool, cpus: &[u32]) -> Result<Option<Self>> {
         let mut opened = Self { rings: Vec::new(), added: Vec::new(), cpus: Vec::new(), kernel };
         for &cpu in cpus {
-            let options = Options { cpu: Some(cpu), inherit: true, kernel, wakeup_bytes: (bytes / 4) as u32 };
+            let options =
+                Options { cpu: Some(cpu), inherit: true, kernel, code: true, wakeup_bytes: (bytes / 4) as u32 };
             let event = match Event::open(tid, options) {
                 // It went away.
                 Err(Errno::NODEV) => continue,
@@ -83,7 +87,7 @@ impl Rings {
     pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
         let before = self.added.len();
         for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {
-            let options = Options { cpu: Some(cpu), inherit: true, kernel: self.kernel, wakeup_bytes: 0 };
+            let options = Options { cpu: Some(cpu), inherit: true, kernel: self.kernel, code: true, wakeup_bytes: 0 };
             let added = Event::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
             match added {
                 Ok(event) => self.added.push(event),
@@ -114,42 +118,53 @@ impl Rings {
         }
     }
 
-    /// Waits until a ring is a quarter full, or `stop` is readable.
+    /// Descriptors to wait for the rings by, while another thread may drain them.
     ///
     /// # Errors
-    /// None that valid descriptors meet.
-    pub fn wait(&self, stop: BorrowedFd<'_>) -> Result<Woken, Errno> {
-        let mut waiting: Vec<_> = self.rings.iter().map(Some).collect();
-        loop {
-            let mut polled = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
-            polled.extend(waiting.iter().flatten().map(|ring| PollFd::new(*ring, PollFlags::IN)));
-            match rustix::event::poll(&mut polled, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(e) => return Err(e),
-            }
-            let revents: Vec<_> = polled.iter().map(PollFd::revents).collect();
-            let (stopped, rings) =
-                revents.split_first().map_or((false, &[][..]), |(stop, rings)| (!stop.is_empty(), rings));
-            if stopped {
-                return Ok(Woken::Stop);
-            }
-            if rings.iter().any(|revents| revents.contains(PollFlags::IN)) {
-                return Ok(Woken::Records);
-            }
-            // A ring whose threads have all ended is ready for ever, and tells no more.
-            let mut told = rings.iter();
-            for ring in waiting.iter_mut().filter(|ring| ring.is_some()) {
-                if told.next().is_some_and(|revents| revents.contains(PollFlags::HUP)) {
-                    *ring = None;
-                }
-            }
-        }
+    /// `EMFILE`.
+    pub fn waiter(&self) -> Result<Waiter, Errno> {
+        let copies = self.rings.iter().map(|ring| rustix::io::fcntl_dupfd_cloexec(ring, 3));
+        copies.collect::<Result<_, _>>().map(Waiter)
     }
 
     /// How many faults had no place in a ring until now; `None` before Linux 6.0, which does not tell.
     pub fn lost(&self) -> Option<u64> {
         let events = self.rings.iter().map(Ring::event).chain(&self.added);
         events.map(|event| event.counts().ok()?.lost).sum()
+    }
+}
+
+/// Waits for [`Rings`].
+#[derive(Debug)]
+pub struct Waiter(Vec<OwnedFd>);
+
+impl Waiter {
+    /// Waits until a ring is a quarter full or `stop` is readable, at most so long.
+    ///
+    /// # Errors
+    /// None that valid descriptors meet.
+    pub fn wait(&mut self, stop: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<Woken, Errno> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        loop {
+            let mut polled = vec![PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+            polled.extend(self.0.iter().map(|ring| PollFd::new(ring, PollFlags::IN)));
+            let found = match rustix::event::poll(&mut polled, timeout.as_ref()) {
+                Err(Errno::INTR) => 0,
+                found => found?,
+            };
+            let revents: Vec<_> = polled.iter().map(PollFd::revents).collect();
+            let stopped = revents.first().is_some_and(|revents| !revents.is_empty());
+            let has_records = revents.iter().skip(1).any(|revents| revents.contains(PollFlags::IN));
+            // A ring whose threads have all ended is ready for ever, and wakes for no more records.
+            let mut told = revents.iter().skip(1);
+            self.0.retain(|_| told.next().is_some_and(|revents| !revents.contains(PollFlags::HUP)));
+            match (stopped, has_records, found) {
+                (true, ..) => return Ok(Woken::Stop),
+                (_, true, _) => return Ok(Woken::Records),
+                (.., 0) => return Ok(Woken::Timeout),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -66,7 +66,7 @@ fn document(support: &Support) -> serde_json::Result<Answer> {
 }
 
 /// The commands that depend on rights, whether they work, and what they tell.
-fn commands() -> [(&'static str, Result<(), String>, &'static str); 5] {
+fn commands() -> [(&'static str, Result<(), String>, &'static str); 6] {
     let frames = if ability::frames() { Ok(()) } else { Err("page frames need root (CAP_SYS_ADMIN)".to_owned()) };
     [
         ("run --mode count", ability::count(), "which pages a program and its children copy"),
@@ -74,6 +74,11 @@ fn commands() -> [(&'static str, Result<(), String>, &'static str); 5] {
             "run --mode trace",
             ability::count().and_then(|()| ability::trace()),
             "and when, which thread, which code; writes through /proc/PID/mem fail with EIO meanwhile",
+        ),
+        (
+            "run --mode faults",
+            ability::faults(),
+            "the same without stopping a writer, from the page faults that perf events tell",
         ),
         (
             "of other users",

@@ -15,6 +15,10 @@ mod cases;
 mod code;
 #[path = "run/exact.rs"]
 mod exact;
+#[path = "../src/record/fault.rs"]
+mod fault;
+#[path = "run/faults.rs"]
+mod faults;
 #[path = "run/first.rs"]
 mod first;
 #[path = "../src/record/gaps.rs"]

@@ -4,12 +4,14 @@ use super::Stacks;
 use super::cause::Change;
 use super::codes::called;
 use super::detail::Trail;
+use super::faults;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
+use super::spread::spread;
 use super::summary::{ByClass, Contents, When, is_copied};
 use super::unknown::Unknown;
 use crate::record::{
-    Begin, Class, Closed, Content, End, Event, Executable, Mapping, Mode, PageRun, Uninitialised, Watched, Wrote,
+    Begin, Class, Closed, Content, End, Event, Executable, Fault, Mapping, Mode, PageRun, Uninitialised, Watched, Wrote,
 };
 use std::collections::{BTreeSet, HashMap};
 
@@ -30,6 +32,8 @@ pub struct Interval {
     pub without_events: BTreeSet<String>,
     /// Its events until it closes; then none.
     events: Vec<Event>,
+    /// Its faults, where these are told, until it closes.
+    faults: Vec<Fault>,
     /// How it closed, and when; `None` while it is open, and for ever if it was cut off.
     pub end: Option<(Closed, u64)>,
     /// See [`End::unmapped_uncounted`].
@@ -55,6 +59,8 @@ pub struct Sums {
     pub stacks: HashMap<u32, HashMap<u32, u64>>,
     /// Copied pages by place and by the script's line that a sample of it saw; without a script's frames, `None`.
     pub sampled: HashMap<(u32, Option<u32>), u64>,
+    /// The sum of the squares of how many pages each sample stands for: how far the estimate can be off.
+    pub sampled_squares: u64,
     /// What was seen written by each place, and how often.
     pub wrote: HashMap<u32, HashMap<Wrote, u64>>,
     /// How they differ from their originals.
@@ -116,6 +122,7 @@ impl Interval {
             refused: Vec::new(),
             without_events: BTreeSet::new(),
             events: Vec::new(),
+            faults: Vec::new(),
             end: None,
             unmapped_uncounted: 0,
             sums: Sums::default(),
@@ -157,6 +164,11 @@ impl Interval {
         self.events.extend(events);
     }
 
+    /// Adds faults.
+    pub fn faults(&mut self, rows: &[Fault]) {
+        self.faults.extend(rows);
+    }
+
     /// Closes the interval with its verdict.
     pub fn close(&mut self, mut end: End, page_size: u64, stacks: &Stacks) {
         self.end = Some((end.closed, end.time_ns));
@@ -165,6 +177,7 @@ impl Interval {
             self.cut_off(page_size, stacks);
             return;
         }
+        self.events.extend(faults::events(std::mem::take(&mut self.faults), &end.pages, page_size));
         end.contents.sort_by_key(|content| content.page);
         let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
         self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&end.pages);
@@ -247,7 +260,7 @@ impl<'a> Adding<'a> {
         if let (Some(first), Some(half), Some(last)) = (first, half, last) {
             self.sums.when = Some(When { first_ns: since(first), half_ns: since(half), last_ns: since(last) });
         }
-        self.sums.sampled = spread(&mut self.timed);
+        (self.sums.sampled, self.sums.sampled_squares) = spread(&mut self.timed);
         let contents = &mut self.sums.contents;
         contents.amplification = amplification(contents, self.evidence.page_size);
         self.sums
@@ -278,6 +291,7 @@ impl<'a> Adding<'a> {
         // Of a page without an event.
         let unknown = match self.mode {
             Mode::Count => Unknown::NotTraced,
+            Mode::Faults => Unknown::NoFault,
             Mode::Trace => {
                 area.map_or(Some(Unknown::MappedLater), |area| area.without_events).unwrap_or(Unknown::NoEvent)
             }
@@ -374,31 +388,6 @@ impl<'a> Adding<'a> {
             *count = count.saturating_add(pages);
         }
     }
-}
-
-/// Which line stands for which copies. A sample stands for the copies of its place since the one before it, and the last one
-/// for those after it, too: the first copy of each place is sampled in any case, so that a line that made one copy on the way
-/// is not told to have made a fair share of all.
-fn spread(timed: &mut [(u32, u64, Seen)]) -> HashMap<(u32, Option<u32>), u64> {
-    timed.sort_by_key(|&(code, time_ns, _)| (code, time_ns));
-    let mut sampled: HashMap<(u32, Option<u32>), u64> = HashMap::new();
-    for of_place in timed.chunk_by(|a, b| a.0 == b.0) {
-        let (mut since, mut last) = (0, None);
-        for &(code, _, seen) in of_place {
-            since += 1;
-            let line = match seen {
-                Seen::Nothing | Seen::Event => continue,
-                Seen::Native => None,
-                Seen::Script(line) => Some(line),
-            };
-            last = Some((code, line));
-            *sampled.entry((code, line)).or_default() += std::mem::take(&mut since);
-        }
-        if let Some(last) = last {
-            *sampled.entry(last).or_default() += since;
-        }
-    }
-    sampled
 }
 
 /// Bytes copied for each byte changed.

@@ -13,6 +13,7 @@ mod code;
 mod codes;
 pub mod detail;
 pub mod diff;
+mod faults;
 mod gaps;
 mod growth;
 mod interval;
@@ -23,6 +24,7 @@ mod remedy;
 pub mod roles;
 mod runtime;
 mod script;
+mod spread;
 mod sum;
 pub mod summary;
 mod syscalls;
@@ -124,6 +126,7 @@ impl Profile {
                 self.seen_at(events.last().map_or(0, |event| event.time_ns));
                 self.with(interval, |interval| interval.events(&events));
             }
+            Record::Faults { interval, rows } => self.with(interval, |interval| interval.faults(&rows)),
             Record::Stack(stack) => self.stack(&stack),
             Record::End(end) => {
                 self.seen_at(end.time_ns);

@@ -5,6 +5,7 @@ use super::cause::Cause;
 use super::interval::{Copied, Seen};
 use super::sum::{most, share};
 use super::summary::{self, ScriptLine};
+use crate::record::Mode;
 use std::collections::HashMap;
 
 /// What samples saw of a script's lines, in all intervals.
@@ -13,6 +14,9 @@ pub struct ScriptSum {
     samples: u64,
     script_samples: u64,
     places: HashMap<u32, PlaceSum>,
+    /// How many copies the samples stand for, and the sum of the squares of how many each does.
+    weights: u64,
+    squares: u64,
 }
 
 #[derive(Default)]
@@ -51,10 +55,12 @@ impl Sampled {
     }
 
     /// `spread`: how many copies the samples of a place and a line stand for.
-    pub fn into_sum(self, spread: &HashMap<(u32, Option<u32>), u64>, sum: &mut ScriptSum) {
+    pub fn into_sum(self, spread: &HashMap<(u32, Option<u32>), u64>, squares: u64, sum: &mut ScriptSum) {
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
+        sum.weights = sum.weights.saturating_add(spread.values().sum());
+        sum.squares = sum.squares.saturating_add(squares);
         for (code, SampledInstruction { samples, places }) in self.instructions {
             sum.samples += samples;
             for (line, (samples, causes)) in places {
@@ -91,7 +97,16 @@ pub fn script(sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script
     let mut lines = merge_equals(sum.places.into_iter().filter_map(named).collect());
     let name = |l: &ScriptLine| (l.file.clone(), l.line, l.function.clone());
     lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
-    summary::Script { samples: sum.samples, script_samples: sum.script_samples, lines }
+    let skids = profile.header.as_ref().is_some_and(|header| header.mode == Mode::Faults);
+    let error_points = skids.then(|| error_points(sum.weights, sum.squares)).flatten();
+    summary::Script { samples: sum.samples, script_samples: sum.script_samples, error_points, lines }
+}
+
+/// By how many points a share can be off, in 95 of 100 cases: the binomial bound at a half, where it is widest, for as many samples of
+/// one weight as say as much.
+fn error_points(weights: u64, squares: u64) -> Option<f64> {
+    let samples = (weights as f64).powi(2) / squares as f64;
+    (squares > 0).then(|| (98.0 / samples.sqrt()).min(100.0))
 }
 
 /// Lines that a reader cannot tell apart are one: a line may hold several functions.
@@ -118,4 +133,20 @@ fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::error_points;
+
+    #[test]
+    fn samples_of_unequal_weight_say_less() {
+        let points = |weights: &[u64]| {
+            error_points(weights.iter().sum(), weights.iter().map(|w| w * w).sum()).map(|points| points.round() as u32)
+        };
+        assert_eq!(points(&[7; 100]), Some(10), "0.98 / sqrt(100)");
+        assert_eq!(points(&[1; 400]), Some(5));
+        assert_eq!(points(&[1, 1, 1, 1, 996]), Some(98), "one sample stands for nearly all");
+        assert_eq!(points(&[]), None);
+    }
 }

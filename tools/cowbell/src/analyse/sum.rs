@@ -187,7 +187,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
             *tables.syscalls.entry(syscall).or_default() += all;
         }
     }
-    sampled.into_sum(&sums.sampled, &mut tables.script);
+    sampled.into_sum(&sums.sampled, sums.sampled_squares, &mut tables.script);
     tables.judged.push(judged);
     let copied_pages = sums.pages.copied();
     summary::Interval {

@@ -280,6 +280,8 @@ pub struct Script {
     pub samples: u64,
     /// Those of them in a thread that ran such a program.
     pub script_samples: u64,
+    /// Where stacks are taken some microseconds after the write: by how many points the shares of lines can be off (95 %).
+    pub error_points: Option<f64>,
     /// Most copied first.
     pub lines: Vec<ScriptLine>,
 }

@@ -22,6 +22,9 @@ pub enum Unknown {
     ThreadNotSeen,
     /// The page was copied without a fault of the process' own: another process wrote, or a device.
     NoEvent,
+    /// No page fault was told of it: the kernel wrote where its faults are not told, another process or a device did, or the
+    /// fault was lost.
+    NoFault,
     /// See [`Nameless`].
     GeneratedCode,
     /// See [`Nameless`].
@@ -62,6 +65,7 @@ impl Unknown {
             Self::NotArmed => "in memory that the kernel would not arm",
             Self::WrittenByKernel => "by the kernel, as threads began or ended",
             Self::ThreadNotSeen => "by threads that went on before they were asked",
+            Self::NoFault => "by the kernel or from outside: no page fault was told",
             Self::NoEvent => "from outside: another process or a device wrote",
             Self::GeneratedCode => "generated code, of which no map of names was written",
             Self::NoSymbols => "files without symbols",

@@ -1,6 +1,7 @@
 //! Captures: what they hold, and how they are written and read.
 
 mod code;
+mod fault;
 mod gaps;
 mod memory;
 pub mod read;

@@ -8,6 +8,7 @@
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
 pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, NativeFrame, Place, Source, Stack, Wrote};
+pub use super::fault::Fault;
 pub use super::gaps::{Gap, GapKind};
 pub use super::memory::{Grew, Looks, Memory, Resident, Sums};
 use cowbell::fork::Ended;
@@ -34,6 +35,8 @@ pub enum Record {
     Uninitialised { interval: u32, data: Vec<Uninitialised> },
     /// Pages written, in order. Only of intervals in [`Mode::Trace`].
     Events { interval: u32, events: Vec<Event> },
+    /// The faults by which pages were written, before the interval's end. Only of intervals in [`Mode::Faults`].
+    Faults { interval: u32, rows: Vec<Fault> },
     /// A file with code in it, before the first place in it.
     Module(Module),
     /// A place in code, before the first event or stack that refers to it.
@@ -93,6 +96,8 @@ pub struct Header {
 pub enum Mode {
     /// Which pages, in which mappings; no stop at a write (`WP_ASYNC`).
     Count,
+    /// Also when, by which thread and which instruction, as far as page faults tell; no stop at a write (perf events).
+    Faults,
     /// Also when, by which thread and which instruction (synchronous write protection).
     Trace,
 }
@@ -213,6 +218,8 @@ pub enum Watched {
     Events,
     /// Which pages were written is read when the interval closes.
     Bits,
+    /// Page faults are told, and page tables are compared when the interval closes.
+    Faults,
     /// Page tables are compared when the interval closes; inherited copies in it cannot be told.
     Census,
     /// It should have been watched and could not be, for this reason.

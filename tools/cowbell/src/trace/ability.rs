@@ -3,8 +3,9 @@
 use super::baseline;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
+use cowbell::sys::perf::{Event, Options};
 use cowbell::sys::uffd::{Door, Uffd};
-use cowbell::sys::{Errno, limits, procfs, ptrace, tracing};
+use cowbell::sys::{Errno, limits, probe, procfs, ptrace, tracing};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -28,6 +29,25 @@ pub fn trace() -> Result<(), String> {
     Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
         Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("userfaultfd", e),
         e => format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})"),
+    })
+}
+
+/// Can page faults be heard of through perf events?
+///
+/// # Errors
+/// Why not, and what would help.
+pub fn faults() -> Result<(), String> {
+    may_trace()?;
+    probe::pagemap_scan().map_err(|e| format!("page tables cannot be scanned ({e}): it takes Linux 6.7"))?;
+    let options = Options { cpu: None, inherit: true, kernel: false, code: true, wakeup_bytes: 0 };
+    Event::open(0, options).map(drop).map_err(|e| match e {
+        Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),
+        Errno::ACCESS | Errno::PERM => {
+            let paranoid = limits::sysctl("kernel/perf_event_paranoid");
+            let paranoid = paranoid.map_or_else(String::new, |value| format!(", it is {value}"));
+            format!("page faults are told to root (CAP_PERFMON) or after `sysctl kernel.perf_event_paranoid=2`{paranoid} ({e})")
+        }
+        e => refused("perf_event_open", e),
     })
 }
 

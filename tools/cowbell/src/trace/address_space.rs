@@ -217,6 +217,48 @@ impl AddressSpace {
         self.nowhere.clear();
     }
 
+    /// Code was mapped, as a ring of perf events tells it: later addresses there mean this, earlier ones were resolved before.
+    pub fn replace(&mut self, map: Map) {
+        let (start, end) = (map.mapping.start, map.mapping.end);
+        let is_it = |old: &&Map| old.is_code() && old.is_same_as(&map) && end <= old.mapping.end;
+        if self.find(start).filter(is_it).is_some() {
+            return;
+        }
+        // Its file's other parts say which build it is. If it is gone already, its path must do.
+        let now = maps::read(self.pid).unwrap_or_default();
+        let is_there = maps::find(&now, start).is_some_and(|now| now.is_same_as(&map));
+        let is_part = |now: &Map| now.file == map.file && now.file.1 != 0;
+        let mut fresh: Vec<Map> =
+            if is_there { now.into_iter().filter(|now| is_part(now)).collect() } else { Vec::new() };
+        if fresh.is_empty() {
+            fresh.push(Map { gone: !is_there && map.file.1 != 0, ..map });
+        }
+        for map in &mut fresh {
+            map.mapping.watched = if map.backing == Backing::Shared { Watched::No } else { Watched::Faults };
+        }
+        let mappings = fresh.iter().map(|map| map.mapping.clone()).collect();
+        fresh.into_iter().for_each(|map| self.put(map));
+        self.forget();
+        self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings }));
+    }
+
+    /// Puts a mapping in the place of what was there; what it covers in part keeps the rest.
+    fn put(&mut self, map: Map) {
+        let (start, end) = (map.mapping.start, map.mapping.end);
+        let mut rests = Vec::new();
+        self.maps.retain(|old| {
+            let apart = old.mapping.end <= start || end <= old.mapping.start;
+            if !apart {
+                rests
+                    .extend([old.part(old.mapping.start, start), old.part(end, old.mapping.end)].into_iter().flatten());
+            }
+            apart
+        });
+        self.maps.extend(rests);
+        self.maps.push(map);
+        self.maps.sort_by_key(|map| map.mapping.start);
+    }
+
     /// A mapping was moved.
     pub fn moved(&mut self, from: u64, to: u64, len: u64) {
         self.removed(from, from.saturating_add(len));

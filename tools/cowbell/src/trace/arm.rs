@@ -95,7 +95,7 @@ impl Watch {
                 watch.base.drop_swapped(map.mapping.start, map.mapping.end);
             }
             map.mapping.watched = watch.arm_mapping(&map);
-            if map.mapping.watched == Watched::Bits && order.frames {
+            if matches!(map.mapping.watched, Watched::Bits | Watched::Faults) && order.frames {
                 watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
             }
             map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
@@ -125,6 +125,7 @@ impl Watch {
         let door = match (map.backing, self.mode) {
             (Backing::Shared, _) => return Watched::No,
             (Backing::HugePages, _) => return Watched::Refused("huge pages of hugetlbfs are not watched".to_owned()),
+            (_, Mode::Faults) => return Watched::Faults,
             // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
             (Backing::Memory, Mode::Trace) => (&self.doors.events, Watched::Events),
             (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),

@@ -6,7 +6,7 @@ use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query, State};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -151,6 +151,29 @@ impl Baseline {
         let page = self.page as usize;
         let inside = self.reaching(start, end).filter(|run| run.was != Was::Zero);
         inside.flat_map(move |run| (run.start.max(start)..run.end.min(end)).step_by(page))
+    }
+
+    /// The parts of a range in which there were none.
+    pub fn holes(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut holes = Vec::new();
+        let mut from = start;
+        for run in self.reaching(start, end) {
+            holes.push((from, run.start.min(end)));
+            from = from.max(run.end);
+        }
+        holes.push((from, end));
+        holes.retain(|(from, to)| from < to);
+        holes
+    }
+
+    /// The page of each frame that was read.
+    pub fn frames(&self) -> HashMap<u64, u64> {
+        let runs = self.runs.values().filter_map(|run| {
+            let (frames, first) = run.frames.as_ref()?;
+            let pages = (run.start..run.end).step_by(self.page as usize);
+            Some(frames.iter().skip(*first).copied().zip(pages))
+        });
+        runs.flatten().filter(|&(frame, _)| frame != 0).collect()
     }
 
     /// Forgets what looked like pages in swap in a range.
@@ -354,6 +377,20 @@ mod tests {
         assert_eq!([11, 12, 13, 14, 19].map(frame), [Some(101), None, None, Some(104), Some(109)]);
         assert_eq!(base.count(0, 100 * page, Was::Private), 8);
         assert_eq!(base.held_in(11 * page, 15 * page).map(|at| at / page).collect::<Vec<_>>(), [11, 14]);
+    }
+
+    #[test]
+    fn holes_are_what_no_run_covers() {
+        let page = page_bytes();
+        let holes = |start: u64, end: u64| {
+            let found = baseline().holes(start * page, end * page).into_iter();
+            found.map(|(from, to)| (from / page, to / page)).collect::<Vec<_>>()
+        };
+        assert_eq!(holes(5, 40), [(5, 10), (20, 30), (32, 40)]);
+        assert_eq!(holes(12, 18), []);
+        assert_eq!(holes(12, 25), [(20, 25)]);
+        assert_eq!(holes(21, 25), [(21, 25)]);
+        assert_eq!(baseline().frames(), (100..110).zip((10 * page..).step_by(page as usize)).collect());
     }
 
     #[test]

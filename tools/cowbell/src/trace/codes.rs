@@ -59,7 +59,7 @@ impl Codes {
         if map.file.1 == 0 && path != "[vdso]" {
             return None;
         }
-        let build_id = build_id(memory, map, maps);
+        let build_id = if map.gone { build_id_of_file(pid, map) } else { build_id(memory, map, maps) };
         let identity = Identity { path: path.clone(), file: map.file.clone(), build_id: build_id.clone() };
         let mut table = self.0.borrow_mut();
         if let Some(&module) = table.numbers.get(&identity) {
@@ -125,6 +125,14 @@ fn build_id(memory: &Memory, map: &Map, maps: &[Map]) -> Option<String> {
     let first = if map.mapping.offset == 0 { Some(map) } else { maps.iter().filter(is_first).rfind(below) }?;
     let start = first.mapping.start;
     let id = elf::build_id_of(&mut |offset, buffer| memory.read(start.checked_add(offset)?, buffer).ok())?;
+    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The build that was mapped, from the file that its path leads to, if that is the same one still.
+fn build_id_of_file(pid: i32, map: &Map) -> Option<String> {
+    let file = elf::open(format!("/proc/{}/root{}", procfs::living(pid), map.mapping.name).as_ref())?;
+    let same = file.metadata().is_ok_and(|metadata| metadata.ino() == map.file.1);
+    let id = elf::with_file(&file, |image| image.build_id()).filter(|_| same)?;
     Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

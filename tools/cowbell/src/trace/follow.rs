@@ -211,6 +211,7 @@ impl Tracer {
         self.originals.forget(pid);
         self.end_growth(pid);
         self.name(pid, 0, Origin::Executed);
+        self.hear_again(pid);
         self.tell_of_privilege(pid);
         self.unshare(left);
         self.go_on(tid, Stop::Event(Event::Exec));

@@ -56,7 +56,13 @@ impl Tracer {
             self.open_interval(pid, role, doors, Some(space), None);
             at_event
         } else if self.has_room(pid) {
-            self.arm_first_time(maker, pid, role)
+            if self.mode == Mode::Faults {
+                // Nothing is injected.
+                self.arm_at(maker, pid, role, at_event);
+                at_event
+            } else {
+                self.arm_first_time(maker, pid, role)
+            }
         } else {
             at_event
         };
@@ -131,6 +137,9 @@ impl Tracer {
 
     /// Makes a process' userfaultfds, by its thread `tid`, and tells if it can be counted only.
     fn open_doors(&mut self, tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarmed> {
+        if mode == Mode::Faults {
+            return Ok((Doors { events: None, bits: None, without_events: None }, Stop::Trap));
+        }
         let descends = matches!(self.options.target, Target::Run(_));
         let mut lenders = std::mem::take(&mut self.lenders);
         let opened = birth::open_doors(tid, pid, mode, descends, &mut lenders, &mut |tid| self.wait_for(tid));
@@ -162,7 +171,7 @@ impl Tracer {
         self.intervals += 1;
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
-        let mode = if doors.events.is_some() { self.mode } else { Mode::Count };
+        let mode = if doors.events.is_some() || self.mode == Mode::Faults { self.mode } else { Mode::Count };
         // A newborn has had none. A parent's would have to be read at each of its forks.
         let faults_before = match (role, forked_ns) {
             (Role::Child, Some(_)) => Some(0),
@@ -199,6 +208,9 @@ impl Tracer {
         }
         self.growth.begin(pid, begin.held.shared + begin.held.exclusive);
         self.say(Record::Begin(begin));
+        if let Some(faults) = &self.faults {
+            faults.hurry();
+        }
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.watch = Some(Box::new(watch));
             (process.to_arm, process.was_watched) = (false, true);
@@ -210,8 +222,9 @@ impl Tracer {
 
     /// Closes a process' interval, if one is open, and returns what the next one goes on with.
     pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<(Doors, AddressSpace)> {
-        let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         let started = sys::monotonic_ns();
+        self.take_faults();
+        let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         // Nobody waits for an answer any more, but moves may still be told.
         let events = std::mem::take(&mut watch.events);
         if !events.is_empty() {
@@ -221,8 +234,13 @@ impl Tracer {
         if is_there {
             self.collect_of_parent(pid, now_ns);
         }
-        let donor = if is_there { self.donor(pid) } else { None };
-        let end = settle(&mut watch, &self.originals, donor.as_ref(), Close { closed, is_there, now_ns });
+        let close = Close { closed, is_there, now_ns };
+        let end = if watch.mode == Mode::Faults {
+            self.settle_faults(&watch, close)
+        } else {
+            let donor = if is_there { self.donor(pid) } else { None };
+            settle(&mut watch, &self.originals, donor.as_ref(), close)
+        };
         self.drain.run();
         if let Some(process) = self.tree.processes.get_mut(&pid).filter(|_| closed == Closed::Forked) {
             let pages = end.pages.iter().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
@@ -243,7 +261,7 @@ impl Tracer {
     }
 
     /// Who may have the originals of this process' copies: its parent.
-    fn donor(&self, pid: i32) -> Option<Donor<'_>> {
+    pub(super) fn donor(&self, pid: i32) -> Option<Donor<'_>> {
         let process = self.tree.processes.get(&pid)?;
         Donor::new(process.parent, self.tree.processes.get(&process.parent)?, process)
     }
@@ -252,7 +270,8 @@ impl Tracer {
     fn collect_of_parent(&mut self, pid: i32, now_ns: u64) {
         let parent = self.tree.processes.get(&pid).map(|process| process.parent);
         let parent = parent.and_then(|parent| self.tree.processes.get_mut(&parent));
-        if let Some(watch) = parent.and_then(|parent| parent.watch.as_mut()) {
+        if let Some(watch) = parent.and_then(|parent| parent.watch.as_mut()).filter(|watch| watch.mode != Mode::Faults)
+        {
             // A parent that is gone has nothing left to compare with, which is found out then.
             let _gone = watch.collect(now_ns);
         }

@@ -30,6 +30,8 @@ pub struct Map {
     pub file: (String, u64),
     /// Is its removal told? Some userfaultfd has it.
     pub told: bool,
+    /// It was gone when it was heard of: its memory shows something else, or nothing.
+    pub gone: bool,
 }
 
 impl Map {
@@ -44,6 +46,14 @@ impl Map {
         let (ours, theirs) = (&self.mapping, &other.mapping);
         (&self.file, self.is_code(), &ours.name) == (&other.file, other.is_code(), &theirs.name)
             && (self.file.1 == 0 || bias(self) == bias(other))
+    }
+
+    /// The part of it that lies between two addresses; `None` where they do not lie so.
+    pub fn part(&self, start: u64, end: u64) -> Option<Self> {
+        let mut part = self.clone();
+        part.mapping.offset += start.checked_sub(self.mapping.start)?;
+        (part.mapping.start, part.mapping.end) = (start, end);
+        (start < end && end <= self.mapping.end).then_some(part)
     }
 
     /// Is this address inside?
@@ -81,7 +91,7 @@ impl From<maps::Mapping> for Map {
         let maps::Mapping { permissions, offset, name, device, inode, .. } = found;
         let file = (format!("{:02x}:{:02x}", device.0, device.1), inode);
         let mapping = Mapping { start, end, permissions, offset, name, watched: Watched::No };
-        Self { mapping, backing, file, told: false }
+        Self { mapping, backing, file, told: false, gone: false }
     }
 }
 

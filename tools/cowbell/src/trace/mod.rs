@@ -21,6 +21,9 @@ mod birth;
 mod codes;
 mod compare;
 mod executable;
+mod faults;
+mod faults_sample;
+mod faults_settle;
 mod follow;
 mod growth;
 mod intervals;
@@ -48,6 +51,7 @@ use cowbell::sys::ptrace::Status;
 use cowbell::sys::remote::Drain;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
+use faults::Faults;
 use growth::Growth;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
@@ -71,6 +75,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 
 const SIGNALS: u64 = 0;
 const LINK: u64 = 1;
+const FAULTS: u64 = 2;
 const DOORS: u64 = 16;
 
 /// Runs the tracer on the socket from the front.
@@ -103,6 +108,8 @@ struct Tracer {
     lenders: Lenders,
     drain: Drain,
     sampler: Sampler,
+    /// Only in [`Mode::Faults`].
+    faults: Option<Faults>,
     codes: Codes,
     growth: Growth,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
@@ -188,6 +195,7 @@ impl Tracer {
                     }
                 }
             }
+            FAULTS => self.serve_faults(),
             door => self.serve_door(door),
         }
     }
@@ -212,6 +220,7 @@ impl Tracer {
                         self.stops_unread = true;
                     }
                     LINK => {}
+                    FAULTS => self.hear_news(),
                     door => self.serve_door(door),
                 }
             }
@@ -371,6 +380,7 @@ impl Tracer {
     /// Lets go who is left, and writes the last record.
     fn finish(&mut self) {
         self.leave();
+        self.tell_what_was_lost();
         let record = Finish { time_ns: self.now(), ended: self.root_ended, ..self.spent.clone() };
         self.say(Record::Finish(record));
         self.link.flush_all();

@@ -11,6 +11,7 @@ use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Status, Stop};
+use cowbell::sys::registers as ptrace_registers;
 use std::collections::HashMap;
 
 /// How often an interpreter that could not be read (not initialised yet, say) is looked for.
@@ -86,16 +87,28 @@ impl Sampler {
         else {
             return Some((halted, None));
         };
-        let wrote = wrote(watch, event.pc, address);
+        let (number, stack) = self.read(watch, (tid, &registers), (event.pc, address), parent);
+        event.stack = Some(number);
+        Some((halted, stack))
+    }
+
+    /// Reads the stacks of a thread that stands still, with its registers: the number, and the stack itself if it is new.
+    /// `wrote`: the instruction whose write it is taken for, and the address.
+    pub fn read(
+        &mut self,
+        watch: &mut Watch,
+        (tid, registers): (i32, &ptrace_registers::Registers),
+        (pc, address): (u64, u64),
+        parent: i32,
+    ) -> (u32, Option<Stack>) {
+        let wrote = wrote(watch, pc, address);
         let (language, frames) = match watch.space.language() {
             Some(language) => self.frames(language, watch.pid, parent, tid),
             None => (None, Vec::new()),
         };
         let native =
             watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
-        let (number, stack) = self.number((watch.interval, native, frames, wrote), language);
-        event.stack = Some(number);
-        Some((halted, stack))
+        self.number((watch.interval, native, frames, wrote), language)
     }
 
     /// The number of a stack, and the stack if it is new.

@@ -125,7 +125,8 @@ fn look_again(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
     }
 }
 
-fn runs(pages: &BTreeMap<u64, Class>) -> Vec<PageRun> {
+/// Neighbouring pages of one class as one run.
+pub fn runs(pages: &BTreeMap<u64, Class>) -> Vec<PageRun> {
     let mut runs: Vec<PageRun> = Vec::new();
     for (&page, &class) in pages {
         match runs.last_mut() {

@@ -3,12 +3,13 @@
 use super::birth::traced;
 use super::codes::Codes;
 use super::compare::Originals;
+use super::faults::Faults;
 use super::growth::Growth;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
 use super::tree::{Process, Tree};
-use super::{LINK, SIGNALS, Tracer, ability, baseline};
+use super::{FAULTS, LINK, SIGNALS, Tracer, ability, baseline};
 use crate::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
@@ -71,6 +72,7 @@ impl Tracer {
             lenders: Lenders::default(),
             drain,
             sampler: Sampler::default(),
+            faults: None,
             codes: Codes::default(),
             growth: Growth::default(),
             newborn: HashSet::new(),
@@ -126,6 +128,7 @@ impl Tracer {
             .map_err(|e| (FAILED, format!("cannot start a process: {e}")))?;
         let pid = launch.pid();
         ptrace::seize(pid, traced()).map_err(|e| (FAILED, cannot_trace(pid, e)))?;
+        self.hear_faults(pid)?;
         match until_executed(pid, launch.go()) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound || !may_be_there(words) => {
@@ -150,6 +153,7 @@ impl Tracer {
         }
         // Seized first, so that nothing is half done when the right is missing.
         ptrace::seize(root, traced()).map_err(|e| (FAILED, cannot_trace(root, e)))?;
+        self.hear_faults(root)?;
         self.say_header(command, mode_reason);
         self.root = root;
         let family = self.tree.new_family();
@@ -166,6 +170,7 @@ impl Tracer {
             self.name(pid, parent, Origin::Attached);
             for child in procfs::children(pid) {
                 if seen.insert(child) && ptrace::seize(child, traced()).is_ok() {
+                    self.hear_more_faults(child, child);
                     parents.insert(child, pid);
                     fresh.push(child);
                 }
@@ -181,6 +186,17 @@ impl Tracer {
         Ok(())
     }
 
+    /// In [`Mode::Faults`]: opens the rings of everybody who comes from this thread.
+    fn hear_faults(&mut self, tid: i32) -> Result<(), (u8, String)> {
+        if self.mode != Mode::Faults {
+            return Ok(());
+        }
+        let faults = Faults::open(tid).map_err(|why| (FAILED, format!("page faults cannot be watched: {why}")))?;
+        self.poller.add(faults.news(), FAULTS).map_err(|e| (FAILED, format!("cannot wait for page faults: {e}")))?;
+        self.faults = Some(faults);
+        Ok(())
+    }
+
     fn seize_threads(&mut self, pid: i32, seen: &mut HashSet<i32>) {
         loop {
             let tids = procfs::threads(pid).unwrap_or_default().into_iter();
@@ -190,6 +206,7 @@ impl Tracer {
             }
             for tid in new {
                 if ptrace::seize(tid, traced()).is_ok() {
+                    self.hear_more_faults(pid, tid);
                     self.tree.add_thread(pid, tid);
                 }
             }
@@ -199,9 +216,13 @@ impl Tracer {
 
 /// The most that is allowed, or what was asked for.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
+    if asked == Some(Mode::Faults) {
+        ability::faults()?;
+        return Ok((Mode::Faults, String::new()));
+    }
     ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"))?;
     match (asked, ability::trace()) {
-        (Some(Mode::Count), _) => Ok((Mode::Count, String::new())),
+        (Some(asked @ (Mode::Count | Mode::Faults)), _) => Ok((asked, String::new())),
         (None | Some(Mode::Trace), Ok(())) => Ok((Mode::Trace, String::new())),
         (None, Err(why)) => Ok((Mode::Count, why)),
         (Some(Mode::Trace), Err(why)) => Err(format!("{why}; --mode count works without")),

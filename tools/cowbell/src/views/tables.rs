@@ -180,7 +180,12 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     let samples = some(script.samples, "sampled stack", "sampled stacks");
     let is_one = script.lines.iter().all(|line| line.language == first.language);
     let language = languages::by_id(&first.language).filter(|_| is_one).map_or("script", |language| language.name());
-    text.heading(&format!("Share of all copies by {language} line, estimated from {samples}"));
+    match script.error_points {
+        None => text.heading(&format!("Share of all copies by {language} line, estimated from {samples}")),
+        Some(points) => {
+            text.heading(&format!("Share of all copies by {language} line, ± {points:.0} points from {samples}"));
+        }
+    }
     let columns = [PAGES, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1), words("", 0, 1)];
     let list = List { entries: &script.lines, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(
@@ -252,8 +257,12 @@ pub fn syscalls(text: &mut Text, summary: &Summary, look: &Look) {
         &list,
         |syscall| syscall.share,
         |syscall| {
-            let name = syscall.name.map_or(format!("number {}", syscall.number), str::to_owned);
+            let name = syscall.name.map_or_else(|| nameless_call(syscall.number), str::to_owned);
             Row { cells: vec![count(syscall.copied_pages), percent(syscall.share), name], ..Row::default() }
         },
     );
+}
+/// A system call that has no name here. Page faults do not tell in which one the kernel wrote.
+fn nameless_call(number: i32) -> String {
+    if number < 0 { "not known which".to_owned() } else { format!("number {number}") }
 }

@@ -62,6 +62,7 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     let run = &summary.run;
     let mode = match run.mode {
         Mode::Count => "count (which pages)",
+        Mode::Faults => "faults (which pages, when, which code)",
         Mode::Trace => "trace (which pages, when, which code)",
     };
     let reason = if run.mode_reason.is_empty() { String::new() } else { format!(": {}", clean(&run.mode_reason)) };

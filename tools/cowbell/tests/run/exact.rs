@@ -51,7 +51,11 @@ fn the_model_agrees_with_the_page_tables_of_an_unwatched_run() {
 /// Runs a case under the tool and returns all that is not as it must be.
 fn differences(writer: &Writer, case: &Case, nth: u64, mode: Mode) -> (Outcome, Vec<String>) {
     let capture = writer.scratch.path("capture");
-    let name = if mode == Mode::Count { "count" } else { "trace" };
+    let name = match mode {
+        Mode::Count => "count",
+        Mode::Faults => "faults",
+        Mode::Trace => "trace",
+    };
     let file = capture.to_str().expect("text");
     let options = ["-q", "--mode", name, "--stacks", "0", "--capture", file, "--force"];
     let outcome = run(&writer.scratch, &mut cowbell(&options, writer.arguments(case, nth)));
@@ -129,6 +133,25 @@ fn tracing_finds_every_page_and_class_of_random_cases() {
     }
 }
 
+/// Why this user may not hear of page faults, if so.
+pub fn may_hear_faults() -> Option<String> {
+    let outcome = run(&Scratch::new(), &mut cowbell(&["--mode", "faults"], ["true"]));
+    let why = (outcome.code == Some(125)).then_some(outcome.err)?;
+    assert!(!is_root(), "root may: {why}");
+    assert!(why.contains("perf_event_paranoid") || why.contains("seccomp"), "says what helps: {why}");
+    Some(format!("this user may not hear of page faults: {why}"))
+}
+
+#[test]
+fn page_faults_find_every_page_and_class_of_random_cases() {
+    match may_hear_faults() {
+        Some(why) => skip(&why),
+        // Its cases are full of system calls that write and of mappings that move.
+        None if !is_root() => skip("only root is told of the kernel's faults, and sees by page frames what was moved"),
+        None => every_case(Mode::Faults, 60),
+    }
+}
+
 /// A case in which every copy is of memory that was there at the fork: what taskstats counts, and nothing else.
 fn anonymous_case(seed: u64) -> Case {
     let mut random = Random::new(seed);
@@ -180,7 +203,9 @@ fn copies_are_as_many_as_the_kernel_counts_in_taskstats() {
         return skip(&format!("{}: {e}", Accounting::SETTING));
     }
     let writer = Writer::new();
-    for (seed, mode) in (0..cases(20)).flat_map(|seed| [(seed, Mode::Count), (seed, Mode::Trace)]) {
+    for (seed, mode) in
+        (0..cases(20)).flat_map(|seed| [Mode::Count, Mode::Faults, Mode::Trace].map(|mode| (seed, mode)))
+    {
         let case = anonymous_case(seed);
         let (outcome, wrong) = differences(&writer, &case, seed, mode);
         assert!(wrong.is_empty(), "seed {seed}, {mode:?}: {wrong:#?}\n{case}{}", outcome.err);

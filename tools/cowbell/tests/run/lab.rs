@@ -1,7 +1,7 @@
 //! What all tests need: a place of their own, targets built from source, the tool started under a time limit, and
 //! captures read back.
 
-use crate::record::{Begin, End, Event, Record};
+use crate::record::{Begin, End, Event, Fault, Header, Record};
 use cowbell::sys::pidfd;
 use cowbell::sys::procfs;
 use std::collections::BTreeMap;
@@ -169,8 +169,17 @@ pub struct Interval {
     pub begin: Begin,
     /// What happened.
     pub events: Vec<Event>,
+    /// By which page faults, where these are told.
+    pub faults: Vec<Fault>,
     /// How it closed.
     pub end: Option<End>,
+}
+
+/// A page fault as an event, which has the class that the verdict gives its page.
+fn event_of(fault: &Fault, end: &End, page_size: u64) -> Option<Event> {
+    let Fault { time_ns, page, tid, code, stack, .. } = *fault;
+    let run = end.pages.iter().find(|run| (run.start..run.start + run.pages * page_size).contains(&page))?;
+    Some(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall: None, stack, caller: 0 })
 }
 
 /// A capture, read back.
@@ -191,19 +200,25 @@ impl Capture {
         assert!(matches!(records.first(), Some(Record::Header(_))), "a capture begins with its header");
         assert!(matches!(records.last(), Some(Record::Finish(_))), "a whole capture ends with a finish");
         let mut intervals: BTreeMap<u32, Interval> = BTreeMap::new();
+        let Some(Record::Header(Header { page_size, .. })) = records.first() else { unreachable!("checked above") };
+        let page_size = *page_size;
         for record in &records {
             match record {
                 Record::Begin(begin) => {
-                    let interval = Interval { begin: begin.clone(), events: Vec::new(), end: None };
+                    let interval = Interval { begin: begin.clone(), events: Vec::new(), faults: Vec::new(), end: None };
                     let other = intervals.insert(begin.interval, interval);
                     assert!(other.is_none(), "the number {} was given twice", begin.interval);
                 }
                 Record::Events { interval, events } => {
                     intervals.get_mut(interval).expect("events of an open interval").events.extend(events);
                 }
+                Record::Faults { interval, rows } => {
+                    intervals.get_mut(interval).expect("faults of an open interval").faults.extend(rows);
+                }
                 Record::End(end) => {
                     let interval = intervals.get_mut(&end.interval).expect("the end of an open interval");
                     assert!(interval.end.is_none(), "an interval ends once");
+                    interval.events.extend(interval.faults.iter().filter_map(|fault| event_of(fault, end, page_size)));
                     interval.end = Some(end.clone());
                 }
                 _ => {}

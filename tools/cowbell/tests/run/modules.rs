@@ -1,7 +1,7 @@
 //! Code whose meaning changes while it is watched: libraries that come and go, programs called by a link, and captures that
 //! are rendered where neither libraries nor sources are.
 
-use crate::exact::may_trace;
+use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{Capture, Scratch, cowbell, run, skip, tool};
 use crate::python::PYTHON;
 use crate::record::{Class, Code, Record, Stack};
@@ -69,7 +69,7 @@ fn copies_by_function(capture: &Capture) -> BTreeMap<String, usize> {
     let mut copies = BTreeMap::new();
     for event in capture.intervals.values().flat_map(|interval| &interval.events) {
         let function = codes.get(&event.code).and_then(|code| code.frames.last());
-        if event.class == Class::Copy {
+        if matches!(event.class, Class::Copy | Class::CopyOrReuse) {
             *copies.entry(function.map_or_else(String::new, |frame| frame.function.clone())).or_default() += 1;
         }
     }
@@ -77,11 +77,11 @@ fn copies_by_function(capture: &Capture) -> BTreeMap<String, usize> {
 }
 
 /// Traces the program that loads libraries; what it copied, by function, and the capture.
-fn trace_loads(scratch: &Scratch, options: &[&str], words: &[&str]) -> (BTreeMap<String, usize>, Capture) {
+fn trace_loads(scratch: &Scratch, mode: &str, options: &[&str], words: &[&str]) -> (BTreeMap<String, usize>, Capture) {
     let program = scratch.compile("loads", LOADS, &["-ldl"]).expect("it compiles");
     let file = scratch.path("capture");
     let file = file.to_str().expect("text");
-    let options = [options, &["--mode", "trace", "--who", "child", "--force", "--capture", file]].concat();
+    let options = [options, &["--mode", mode, "--who", "child", "--force", "--capture", file]].concat();
     let words: Vec<&str> = [program.to_str().expect("text")].into_iter().chain(words.iter().copied()).collect();
     let outcome = run(scratch, &mut cowbell(&options, words));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
@@ -97,9 +97,40 @@ fn libraries_that_take_the_places_of_others_are_told_apart() {
     let scratch = Scratch::new();
     let [a, b] = ["a", "b"].map(|name| library(&scratch, name));
     let words = [&a[..], "20", ".", &b, "100", ".", &a, "7", ".", &b, "3", ".", &a, "50", "."];
-    let (copies, _) = trace_loads(&scratch, &[], &words);
+    let (copies, _) = trace_loads(&scratch, "trace", &[], &words);
     let of = |function: &str| copies.get(function).copied().unwrap_or(0);
     assert_eq!((of("write_by_a"), of("write_by_b")), (77, 103), "{copies:?}");
+}
+
+/// Page faults are told after the fact, when the library may be gone and another in its place.
+#[test]
+fn page_faults_are_told_of_the_library_that_was_there_then() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    let scratch = Scratch::new();
+    let [a, b, c] = ["a", "b", "c"].map(|name| library(&scratch, name));
+    let words = [&a[..], "20", ".", &b, "100", ".", &a, "7", ".", &b, "3", ".", &a, "50", "."];
+    let (copies, _) = trace_loads(&scratch, "faults", &[], &words);
+    let of =
+        |copies: &BTreeMap<String, usize>, name: &str| copies.get(&format!("write_by_{name}")).copied().unwrap_or(0);
+    assert_eq!((of(&copies, "a"), of(&copies, "b")), (77, 103), "{copies:?}");
+    // Of a file that is gone by then the name of the file is known, and no function: none is better than another's.
+    let (copies, capture) = trace_loads(&scratch, "faults", &[], &[&a, "20", "=", &b, "100", "-", &c, "30", "-"]);
+    for (name, pages) in [("a", 20), ("b", 100), ("c", 30)] {
+        assert!([0, pages].contains(&of(&copies, name)), "{name}: {copies:?}");
+    }
+    let all: usize = copies.values().sum();
+    assert!(all >= 150, "each copy has its place: {copies:?}");
+    let paths = capture.records.iter().filter_map(|record| match record {
+        Record::Module(module) => Some(&module.path),
+        _ => None,
+    });
+    assert!(
+        paths.clone().any(|path| *path == a) && paths.clone().any(|path| *path == c),
+        "{:?}",
+        paths.collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -110,7 +141,7 @@ fn a_library_that_replaces_another_under_its_name_is_another() {
     let scratch = Scratch::new();
     let [a, b, c] = ["a", "b", "c"].map(|name| library(&scratch, name));
     // The second takes the first's name, the third its own; all are gone when the report is made.
-    let (copies, _) = trace_loads(&scratch, &[], &[&a, "20", "=", &b, "100", "-", &c, "30", "-"]);
+    let (copies, _) = trace_loads(&scratch, "trace", &[], &[&a, "20", "=", &b, "100", "-", &c, "30", "-"]);
     let of = |function: &str| copies.get(function).copied().unwrap_or(0);
     assert_eq!((of("write_by_a"), of("write_by_b"), of("write_by_c")), (20, 100, 30), "{copies:?}");
 }
@@ -123,7 +154,7 @@ fn stacks_in_libraries_that_were_loaded_later_are_whole() {
     let scratch = Scratch::new();
     let [a, b] = ["a", "b"].map(|name| library(&scratch, name));
     let words = [&a[..], "20", ".", &b, "100", "."];
-    let (_, capture) = trace_loads(&scratch, &["--stacks", "1/1"], &words);
+    let (_, capture) = trace_loads(&scratch, "trace", &["--stacks", "1/1"], &words);
     let codes = codes(&capture);
     let mut stacks: HashMap<u32, Vec<&str>> = HashMap::new();
     for record in &capture.records {

@@ -1,7 +1,7 @@
 //! The target behaves the same, whatever happens to it or to the tool; and bad input is a clear error.
 
 use crate::case::Random;
-use crate::exact::may_trace;
+use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{self, Capture, Outcome, Running, Scratch, cases, cowbell, is_root, run, skip, tool};
 use crate::record::{Class, GapKind, PageRun, Record, Role};
 use cowbell::sys::procfs;
@@ -16,12 +16,20 @@ const STORM: &str = include_str!("../targets/storm.c");
 /// The modes that this user has.
 fn modes() -> Vec<&'static str> {
     match may_trace() {
-        None => vec!["count", "trace"],
+        None => with_faults(vec!["count", "trace"]),
         Some(why) => {
             skip(&why);
-            vec!["count"]
+            with_faults(vec!["count"])
         }
     }
+}
+
+fn with_faults(mut modes: Vec<&'static str>) -> Vec<&'static str> {
+    match may_hear_faults() {
+        None => modes.push("faults"),
+        Some(why) => skip(&why),
+    }
+    modes
 }
 
 fn sh(options: &[&str], script: &str) -> Outcome {

@@ -1,9 +1,9 @@
 //! A capture against the model: every interval, page, class and event.
 
 use crate::case::{Case, Kind, Op};
-use crate::lab::{Capture, Interval};
+use crate::lab::{Capture, Interval, is_root};
 use crate::model::{Fault, Seen, Truth};
-use crate::record::{Class, Closed, Mode, Origin, Record, Role};
+use crate::record::{Class, Closed, Fault as Row, Mode, Origin, Record, Role};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -183,6 +183,8 @@ impl Verdict<'_> {
         for fault in &self.truth.faults {
             let Fault { actor, epoch, place, .. } = *fault;
             let kind = self.case.regions[place.0].kind;
+            // Faults that the kernel takes in a system call are told to root only.
+            let untold = self.mode == Mode::Faults && !is_root() && self.case.steps[fault.step].op == Op::Kwrite;
             // A page that was moved may be told at both its addresses.
             let classes = reported.remove(&(actor, epoch, place)).unwrap_or_default();
             match classes.first() {
@@ -192,8 +194,14 @@ impl Verdict<'_> {
                     let counts = self.must_be_bounded(fault);
                     *missing.entry((actor, epoch)).or_default() += u64::from(counts);
                 }
+                None if untold => {}
                 None => self.wrong.push(format!("{kind:?} missing: {fault:?}")),
                 Some(_) if classes.iter().all(|&class| self.may_be_called(fault, class)) => {}
+                // Nobody told of the move: the page is new where it is now, and the bound has room for it.
+                Some(_) if self.may_have_moved(fault, &classes) => {
+                    let counts = self.must_be_bounded(fault);
+                    *missing.entry((actor, epoch)).or_default() += u64::from(counts);
+                }
                 Some(_) => self.wrong.push(format!("{kind:?} {classes:?}, but {fault:?}")),
             }
         }
@@ -214,6 +222,15 @@ impl Verdict<'_> {
         }
     }
 
+    fn may_have_moved(&self, fault: &Fault, classes: &[Class]) -> bool {
+        let moves = |step: &crate::case::Step| step.op == Op::Move && step.region == fault.place.0;
+        self.mode == Mode::Faults
+            && self.case.steps.iter().any(moves)
+            && classes.iter().all(|class| {
+                matches!(class, Class::FirstTouch | Class::PrivateFile) || self.may_be_called(fault, *class)
+            })
+    }
+
     fn is_lost_by_exec(&self, fault: &Fault) -> bool {
         let interval = self.intervals(fault.actor).into_iter().nth(fault.epoch);
         let closed = interval.and_then(|interval| interval.end.as_ref()).map(|end| end.closed);
@@ -227,6 +244,11 @@ impl Verdict<'_> {
     }
 
     fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
+        // Page tables and faults do not tell a copy from what was given back and taken again.
+        let taken_again = self.mode == Mode::Faults && fault.dropped;
+        if taken_again && matches!(class, Class::Copy | Class::CopyOrReuse) {
+            return true;
+        }
         let frames = self.log.zero & FRAME != 0;
         let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
         either || fault.classes.contains(&class)
@@ -272,6 +294,47 @@ impl Verdict<'_> {
         }
         self.wrong.extend(wrong);
     }
+
+    /// Page faults: each page of the verdict that the program itself wrote has one, of the thread that wrote it. What the
+    /// kernel wrote has one where the user may see these, and then it says so. Of pages that were given back and taken again, or
+    /// moved, the fault that counts is not known.
+    fn check_faults(&mut self) {
+        let mut wrong = Vec::new();
+        let moved = |region: usize| self.case.steps.iter().any(|step| step.op == Op::Move && step.region == region);
+        for (&actor, &pid) in &self.log.pids {
+            let mut places = BTreeMap::new();
+            self.log.places(self.case, actor, usize::MAX, &mut places);
+            for (epoch, interval) in self.capture.of(pid).enumerate() {
+                let written: BTreeMap<Place, &Fault> = self
+                    .truth
+                    .faults
+                    .iter()
+                    .filter(|f| f.actor == actor && f.epoch == epoch)
+                    .map(|f| (f.place, f))
+                    .collect();
+                let rows: BTreeMap<u64, &Row> = interval.faults.iter().map(|row| (row.page, row)).collect();
+                let pages = interval.end.iter().flat_map(|end| &end.pages);
+                let pages = pages.flat_map(|run| (0..run.pages).map(|nth| run.start + nth * self.log.page_size));
+                for page in pages {
+                    let fault = places.get(&page).and_then(|place| written.get(place));
+                    let Some(fault) = fault.filter(|fault| !fault.dropped && !moved(fault.place.0)) else { continue };
+                    let op = self.case.steps[fault.step].op;
+                    let right = match rows.get(&page) {
+                        Some(row) => {
+                            let by_kernel = op == Op::Kwrite;
+                            let tid = if op == Op::Threads { row.tid != 0 } else { row.tid == pid };
+                            row.by_kernel == by_kernel && tid && (row.code != 0) != by_kernel
+                        }
+                        None => op == Op::Kwrite && !is_root(),
+                    };
+                    if !right {
+                        wrong.push(format!("{op:?} of pid {pid} as {:?}: {fault:?}", rows.get(&page)));
+                    }
+                }
+            }
+        }
+        self.wrong.extend(wrong);
+    }
 }
 
 /// All in which a capture differs from what must be.
@@ -280,8 +343,10 @@ pub fn differences(case: &Case, truth: &Truth, log: &Log, capture: &Capture, mod
     let mut verdict = Verdict { case, truth, log, capture, mode, wrong };
     verdict.check_intervals();
     verdict.check_pages();
-    if mode == Mode::Trace {
-        verdict.check_events();
+    match mode {
+        Mode::Trace => verdict.check_events(),
+        Mode::Faults => verdict.check_faults(),
+        Mode::Count => {}
     }
     verdict.wrong
 }

@@ -1,0 +1,358 @@
+//! The end of an interval that page faults were told of: the verdict over its pages.
+//!
+//! A fault is not a copy. Page tables decide, of each page that had a fault and of each that is new:
+//!
+//! | at the beginning | now | verdict |
+//! |---|---|---|
+//! | private | another frame | copied |
+//! | private | the same frame, and nobody else has it | reused |
+//! | private | the same frame, and others have it | not written: the fault came to nothing |
+//! | private, frames not readable | nobody else has it | copied if the parent has it still and all faults are told, else open |
+//! | private | gone | at most one copy more |
+//! | none, or a file's | private | new, or a copy of the file's |
+//!
+//! Page tables do not tell a copy from a page that was given back (MADV_DONTNEED, munmap) and taken again at the same
+//! address: both have another frame, and both took a fault. Such a page counts as copied. What was moved (mremap) and then
+//! written is new where it is now, unless page frames show where it came from: then it is one of "at most so many more".
+
+use super::baseline::{self, Entries, Was, page_bytes};
+use super::compare::{Donor, Originals};
+use super::faults::{Pages, Touched};
+use super::maps::{self, Backing, Map};
+use super::settle::{Close, runs};
+use super::watch::Watch;
+use crate::record::{Class, Closed, End, Fault};
+use cowbell::sys::Errno;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Entry, Query};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// What a verdict is taken from.
+pub struct Evidence<'a> {
+    /// The interval.
+    pub watch: &'a Watch,
+    /// Its pages that had faults.
+    pub touched: &'a Pages,
+    /// Were all faults told: those that the kernel took for the process, too, and none lost?
+    pub complete: bool,
+    /// Were some lost, so that any page may have had one?
+    pub lost: bool,
+    /// The process forked and its pages were shared anew, maybe.
+    pub shared_anew: bool,
+    /// The parent, which may have the originals.
+    pub donor: Option<&'a Donor<'a>>,
+}
+
+/// A verdict in the making.
+#[derive(Default)]
+struct Verdict {
+    pages: BTreeMap<u64, Class>,
+    /// Pages that were written and are gone.
+    gone: u64,
+    /// Pages that were in swap: they may have been read before they were written.
+    swapped: HashSet<u64>,
+    /// Where pages were before they were moved.
+    moved: HashMap<u64, u64>,
+}
+
+/// Closes an interval: its end, and the faults by which its pages were written.
+pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (End, Vec<Fault>) {
+    let Close { mut closed, is_there, now_ns } = close;
+    let mut verdict = Verdict::default();
+    let read = if is_there {
+        verdict.read(evidence)
+    } else {
+        verdict.count_as_gone(evidence);
+        Ok(())
+    };
+    if read.is_err() {
+        closed = Closed::Lost;
+    }
+    let mut contents = Vec::new();
+    if is_there && read.is_ok() {
+        contents = originals.compare(evidence.watch, &verdict.pages, evidence.donor);
+    }
+    let rows = verdict.rows(evidence.touched);
+    let end = End {
+        interval: evidence.watch.interval,
+        time_ns: now_ns,
+        closed,
+        pages: runs(&verdict.pages),
+        contents,
+        unmapped_uncounted: verdict.gone,
+    };
+    (end, rows)
+}
+
+impl Verdict {
+    /// Without page tables only the faults are known: each of a page that was there was a write, one of a file's page may have
+    /// been; and one in a mapping that came later may have been moved there.
+    fn count_as_gone(&mut self, evidence: &Evidence<'_>) {
+        let watch = evidence.watch;
+        let may_be_a_copy = |page: u64| {
+            watch.base.at(page).is_some() || is_of_writable_file(watch, page) || watch.space.find(page).is_none()
+        };
+        self.gone = evidence.touched.keys().filter(|&&page| may_be_a_copy(page)).count() as u64;
+    }
+
+    /// Copies of a file's pages that were given back again: all that is known is that they took a fault, which may have been
+    /// for reading, too.
+    fn count_given_back(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+        let entries = Entries::new(&evidence.watch.pagemap);
+        let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
+        for (&page, touched) in touched {
+            let is_new = evidence.watch.base.at(page).is_none() && !self.pages.contains_key(&page);
+            if is_new && is_of_writable_file(evidence.watch, page) {
+                let is_there = entries.at(page)?.intersects(Entry::PRESENT | Entry::SWAPPED);
+                // One that was only read took one fault.
+                self.gone += u64::from(!is_there || touched.first.time_ns != touched.last.time_ns);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+        self.read_held(evidence)?;
+        self.read_new(evidence)?;
+        self.count_given_back(evidence)?;
+        // The kernel wrote these before the child had its first instruction.
+        for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
+            self.pages.insert(page, written.class);
+        }
+        Ok(())
+    }
+
+    /// The pages that the process had at the beginning.
+    fn read_held(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+        let watch = evidence.watch;
+        let look = Look { evidence, theirs: evidence.donor.map(Donor::entries) };
+        if evidence.complete {
+            // In order of address: neighbours are read together.
+            let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
+            let entries = Entries::new(&watch.pagemap);
+            for (&page, touched) in touched {
+                if let Some(was) = watch.base.at(page) {
+                    self.held(&look, page, was, entries.at(page)?, Some(touched));
+                }
+            }
+            return Ok(());
+        }
+        // Writes are to be found that no fault tells of.
+        let held: Vec<Range> = watch.base.ranges(0, u64::MAX).collect();
+        for range in held {
+            let mut entries = Vec::new();
+            watch.pagemap.read(range, |_, entry| entries.push(entry))?;
+            let pages = (range.start as u64..).step_by(page_bytes() as usize);
+            for (page, entry) in pages.zip(entries) {
+                let Some(was) = watch.base.at(page) else { continue };
+                self.held(&look, page, was, entry, evidence.touched.get(&page));
+            }
+        }
+        Ok(())
+    }
+
+    fn held(&mut self, look: &Look<'_>, page: u64, was: Was, entry: Entry, touched: Option<&Touched>) {
+        let is_private = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
+        let class = match was {
+            // Given back, and read since.
+            Was::Private if is_private && !entry.contains(Entry::EXCLUSIVE) && is_zero(look.evidence.watch, page) => {
+                self.gone += u64::from(touched.is_some());
+                None
+            }
+            Was::Private if is_private => look.class_of_held(page, entry, touched.is_some()),
+            Was::Private if touched.is_some() && entry.contains(Entry::SWAPPED) => Some(Class::CopyOrReuse),
+            Was::Swapped if is_private && entry.contains(Entry::EXCLUSIVE) && touched.is_some() => {
+                self.swapped.insert(page);
+                Some(if look.parent_has(page) { Class::Copy } else { Class::CopyOrReuse })
+            }
+            Was::Zero if is_private && !is_zero(look.evidence.watch, page) => Some(Class::ZeroPage),
+            Was::Private | Was::Swapped | Was::Zero => {
+                let is_there = entry.intersects(Entry::PRESENT | Entry::SWAPPED) && !entry.contains(Entry::FILE);
+                self.gone += u64::from(touched.is_some() && !is_there);
+                None
+            }
+        };
+        self.pages.extend(class.map(|class| (page, class)));
+    }
+
+    /// Private pages where there were none.
+    fn read_new(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+        let watch = evidence.watch;
+        let now = maps::read(watch.pid)?;
+        let query = Query {
+            all: Categories::empty(),
+            none: Categories::FILE | Categories::PFN_ZERO,
+            any: Categories::PRESENT | Categories::SWAPPED | Categories::HUGE,
+            rearm: false,
+        };
+        let mut found: Vec<(Range, Categories)> = Vec::new();
+        let add = |range, categories| found.push((range, categories));
+        watch.pagemap.scan_categories(baseline::user_space(), &query, add)?;
+        let private: Vec<(u64, u64)> = found.iter().map(|(run, _)| (run.start as u64, run.end() as u64)).collect();
+        let mut unexplained = Vec::new();
+        for (range, categories) in found {
+            let present = categories.contains(Categories::PRESENT);
+            for range in baseline::without_zeroes(&watch.pagemap, range, categories) {
+                let (start, end) = (range.start as u64, range.end() as u64);
+                for (start, end) in watch.base.holes(start, end) {
+                    for page in (start..end).step_by(page_bytes() as usize) {
+                        let backing = maps::find(&now, page).map(|map: &Map| map.backing);
+                        let Some(class) = class_of_new(backing, present) else { continue };
+                        if present && !evidence.touched.contains_key(&page) {
+                            unexplained.push(page);
+                        }
+                        self.pages.insert(page, class);
+                    }
+                }
+            }
+        }
+        self.follow_moves(evidence, &now, &unexplained)?;
+        self.gone += self.may_have_moved(evidence, &private);
+        Ok(())
+    }
+
+    /// New pages that nobody touched were moved there (mremap), or the kernel put them there unasked (huge pages,
+    /// MAP_POPULATE). What was moved has the frame that it had before, or is shared still; its frame leads to the place where the
+    /// whole mapping was.
+    fn follow_moves(&mut self, evidence: &Evidence<'_>, now: &[Map], unexplained: &[u64]) -> Result<(), Errno> {
+        let (base, entries) = (&evidence.watch.base, Entries::new(&evidence.watch.pagemap));
+        let mut frames = None;
+        let mut shifts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for &page in unexplained {
+            let entry = entries.at(page)?;
+            if entry.frame() == 0 && !evidence.complete && self.may_be_untold(evidence, page) {
+                continue;
+            }
+            let before = match entry.frame() {
+                0 if entry.contains(Entry::EXCLUSIVE) || evidence.shared_anew => continue,
+                0 => None,
+                // The frame of a page that was copied may have come back as another's.
+                frame => match frames.get_or_insert_with(|| base.frames()).get(&frame) {
+                    Some(&before) if !evidence.touched.contains_key(&before) => Some(before),
+                    _ => continue,
+                },
+            };
+            self.pages.remove(&page);
+            if let Some((before, map)) = before.zip(maps::find(now, page)) {
+                shifts.insert(map.mapping.start, (map.mapping.end, page.wrapping_sub(before)));
+            }
+        }
+        for (start, (end, shift)) in shifts {
+            let new: Vec<u64> = self.pages.range(start..end).map(|(&page, _)| page).collect();
+            for page in new {
+                let before = page.wrapping_sub(shift);
+                let same =
+                    base.frame(before).is_some_and(|frame| entries.at(page).is_ok_and(|now| now.frame() == frame));
+                let class = match base.at(before) {
+                    Some(Was::Private) if same => Class::Reuse,
+                    Some(Was::Private | Was::Swapped) => Class::Copy,
+                    Some(Was::Zero) => Class::ZeroPage,
+                    None => continue,
+                };
+                self.moved.insert(page, before);
+                self.pages.insert(page, class);
+            }
+        }
+        Ok(())
+    }
+
+    /// Without frames, and where the kernel's faults are not told: a new page without a fault may have been moved, or written by
+    /// the kernel. If that would be a copy, it is one of "at most".
+    fn may_be_untold(&mut self, evidence: &Evidence<'_>, page: u64) -> bool {
+        let is_copy = self.pages.get(&page) == Some(&Class::PrivateFile);
+        let came_later = evidence.watch.space.find(page).is_none();
+        if is_copy || came_later {
+            self.pages.remove(&page);
+        }
+        self.gone += u64::from(is_copy);
+        is_copy || came_later
+    }
+
+    /// What was there and is no more, untouched, may have been moved and then written, to where new pages are. `private`: the
+    /// private pages that there are now.
+    fn may_have_moved(&self, evidence: &Evidence<'_>, private: &[(u64, u64)]) -> u64 {
+        let from: HashSet<u64> = self.moved.values().copied().collect();
+        let base = &evidence.watch.base;
+        let starts = private.iter().map(|(start, _)| *start).chain([u64::MAX]);
+        let ends = [0].into_iter().chain(private.iter().map(|(_, end)| *end));
+        let left = ends.zip(starts).filter(|(from, to)| from < to).flat_map(|(start, end)| base.held_in(start, end));
+        let left = left.filter(|page| !evidence.touched.contains_key(page) && !from.contains(page)).count() as u64;
+        let is_new = |(page, class): (&u64, &Class)| {
+            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.contains_key(page)
+        };
+        if left == 0 { 0 } else { left.min(self.pages.iter().filter(|&page| is_new(page)).count() as u64) }
+    }
+
+    /// The fault by which each page was written.
+    fn rows(&self, touched: &Pages) -> Vec<Fault> {
+        let row = |(&page, &class): (&u64, &Class)| {
+            let touched = touched.get(&page).or_else(|| touched.get(self.moved.get(&page)?))?;
+            let was_there = matches!(class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
+            let fault = if was_there && !self.swapped.contains(&page) { touched.first } else { touched.last };
+            let super::faults::Fault { time_ns, tid, code, by_kernel, stack, .. } = fault;
+            Some(Fault { time_ns, page, tid, code, by_kernel, stack })
+        };
+        self.pages.iter().filter_map(row).collect()
+    }
+}
+
+/// One look at many pages.
+struct Look<'a> {
+    evidence: &'a Evidence<'a>,
+    theirs: Option<Entries<'a>>,
+}
+
+impl Look<'_> {
+    /// Has the parent this page still, as both had it?
+    fn parent_has(&self, page: u64) -> bool {
+        let donor = self.evidence.donor.zip(self.theirs.as_ref());
+        donor.is_some_and(|(donor, entries)| donor.still_has(self.evidence.watch, entries, page))
+    }
+
+    /// Of a page that was private and is: `touched` by a fault?
+    fn class_of_held(&self, page: u64, entry: Entry, touched: bool) -> Option<Class> {
+        let Evidence { watch, shared_anew, lost, .. } = *self.evidence;
+        let exclusive = entry.contains(Entry::EXCLUSIVE);
+        let maybe = touched || lost && (exclusive || shared_anew);
+        match (watch.base.frame(page), entry.frame()) {
+            (Some(before), now) if now != 0 => match (before == now, touched) {
+                (true, true) if exclusive || shared_anew => Some(Class::Reuse),
+                (true, _) => None,
+                (false, _) if maybe => Some(Class::Copy),
+                // The kernel moves pages without a fault. Where somebody wrote who takes none, the parent has what was before.
+                (false, _) => (exclusive && self.parent_has(page)).then_some(Class::Copy),
+            },
+            _ if !(exclusive || touched && shared_anew) => None,
+            // Without a fault: those who shared it are gone, or the kernel wrote for one of them.
+            _ if !maybe => None,
+            // Its own fault, if it had one, would have been told.
+            _ if self.evidence.complete && self.parent_has(page) => Some(Class::Copy),
+            _ => Some(Class::CopyOrReuse),
+        }
+    }
+}
+
+/// What a private page is where there was none.
+fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
+    match backing? {
+        Backing::Anonymous => Some(Class::FirstTouch),
+        // What a file's page is in swap, only a copy's is; a marker of the program's own userfaultfd looks so, too.
+        Backing::Memory | Backing::File => present.then_some(Class::PrivateFile),
+        Backing::Shared | Backing::HugePages => None,
+    }
+}
+
+/// Could a write to this page have copied one of a file?
+fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
+    watch.space.find(page).is_some_and(|map| {
+        matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
+    })
+}
+
+/// Is this still the page of zeroes?
+fn is_zero(watch: &Watch, page: u64) -> bool {
+    let range = Range { start: page as usize, len: page_bytes() as usize };
+    let query = Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
+    let mut zero = false;
+    watch.pagemap.scan(range, &query, |_| zero = true).is_ok() && zero
+}
