@@ -9,6 +9,7 @@ use cowbell::report::Report;
 use cowbell::sys::{self, process};
 use cowbell::watch::{Outside, OutsidePages, Watch};
 use libtest_mimic::{Failed, Trial};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -78,7 +79,7 @@ static VARIABLES: [std::sync::atomic::AtomicU64; 1 << 16] = [const { std::sync::
 fn heap_data_and_stack_are_told_apart_under_each_watch() -> Outcome {
     const DEEP: usize = 1 << 20;
     let frozen = frozen_pages("beside", 50)?;
-    let heap = vec![1u8; 3 << 20];
+    let heap = vec![Cell::new(1u8); 3 << 20];
     // What lies below the stack pointer was touched before the fork, and is the child's copy when it goes there.
     let deep = |mark: u8| {
         let frame = [mark; DEEP];
@@ -90,12 +91,10 @@ fn heap_data_and_stack_are_told_apart_under_each_watch() -> Outcome {
             eprintln!("skipped: {why}");
             continue;
         }
-        let heap = heap.as_ptr().cast_mut();
         let work = |_: &fork::Context| {
             write(frozen.root(), 7);
-            for at in (0..3 << 20).step_by(sys::page_size().bytes()) {
-                write_byte(heap, at);
-            }
+            heap.iter().step_by(sys::page_size().bytes()).for_each(|byte| byte.set(2));
+            std::hint::black_box(&heap);
             for variable in VARIABLES.iter().step_by(64) {
                 variable.fetch_add(1, Ordering::Relaxed);
             }
@@ -122,12 +121,6 @@ fn heap_data_and_stack_are_told_apart_under_each_watch() -> Outcome {
         assert!((0..SLACK_PAGES).contains(&(last.total().0 - unshared.total().0)), "{watch}: {last:?}, {unshared:?}");
     }
     passed()
-}
-
-#[expect(unsafe_code, reason = "a plain store into memory of this process's own")]
-fn write_byte(bytes: *mut u8, at: usize) {
-    // SAFETY: the caller's vector is as long, and in the child nobody else has it.
-    unsafe { bytes.add(at).write_volatile(2) };
 }
 
 /// Whoever writes, the page is shared no longer: the documentation says so.
