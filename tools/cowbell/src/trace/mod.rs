@@ -212,7 +212,9 @@ impl Tracer {
             if let Some((_, status)) = ptrace::wait(Some(tid), false)? {
                 return Ok(status);
             }
-            self.poller.wait(Some(self.patience()), &mut found)?;
+            // Nobody looks at growth meanwhile: a look that is due must not make this a loop that never sleeps.
+            let patience = if self.owed.is_empty() { PAUSE } else { RETRY };
+            self.poller.wait(Some(patience), &mut found)?;
             for &token in &found {
                 match token {
                     SIGNALS => {
