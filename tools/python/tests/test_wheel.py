@@ -13,7 +13,11 @@ import zipfile
 
 import pytest
 
+#: Where the pip lies that tools/python/setup brought.
+IMPORTED = os.path.dirname(os.path.dirname(os.path.abspath(pytest.__file__)))
+
 WHEEL = os.environ.get("COWBELL_WHEEL", "")
+SDIST = os.environ.get("COWBELL_SDIST", "")
 pytestmark = pytest.mark.skipif(not WHEEL, reason="COWBELL_WHEEL does not name a wheel (tools/build-wheel prints one)")
 
 
@@ -23,7 +27,8 @@ def interpreters():
         return [pytest.param(0, "", id="none")]
     found = {}
     root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
-    here = [sys.executable, "/usr/bin/python3", *glob.glob(f"{root}/versions/*/bin/python3")]
+    unpacked = os.path.join(IMPORTED, "..", "cpython/root/usr/bin/python3.??")
+    here = [sys.executable, "/usr/bin/python3", *glob.glob(f"{root}/versions/*/bin/python3"), *glob.glob(unpacked)]
     for python in here:
         if os.path.exists(python):
             ask = "import sys; print(sys.version_info[0] * 100 + sys.version_info[1])"
@@ -66,9 +71,6 @@ def installed(tmp_path):
     return install
 
 
-#: Where the pip lies that tools/python/setup brought.
-IMPORTED = os.path.dirname(os.path.dirname(os.path.abspath(pytest.__file__)))
-
 JOB = """
 import os, sys
 import cowbell_fork
@@ -80,6 +82,26 @@ if pid == 0:
     for text in data: pass
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+#: A child's own count, with any version.
+COUNTS = """
+import mmap, os, cowbell_fork
+area = mmap.mmap(-1, 200 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
+for at in range(200): area[at * mmap.PAGESIZE] = 1
+cowbell_fork.count_copies()
+if os.fork() == 0:
+    for at in range(0, 200, 2): area[at * mmap.PAGESIZE] = 2
+    print(cowbell_fork.copied().pages, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+#: What pytest finds by itself.
+ENTRY = """
+from importlib.metadata import distribution
+print(*[entry.value for entry in distribution("cowbell-fork").entry_points if entry.group == "pytest11"])
 """
 
 
@@ -99,6 +121,10 @@ def test_it_installs_and_runs_in_a_clean_environment(installed, version, python,
 
     plain = copied()
     assert plain > 3000, plain
+    counts = run("python3", "-c", COUNTS)
+    assert counts.returncode == 0 and int(counts.stdout) > 100, counts
+    entry = run("python3", "-c", ENTRY)
+    assert entry.stdout.split() == ["cowbell_fork.pytest_plugin"], entry
     if version >= 312:
         assert copied("frozen") < plain / 20
     else:
@@ -110,3 +136,19 @@ def test_it_installs_and_runs_in_a_clean_environment(installed, version, python,
 def total(report):
     """Copied pages in all, of the tool's report."""
     return report["totals"]["copied_pages"]
+
+
+@pytest.mark.skipif(not SDIST, reason="COWBELL_SDIST does not name a source distribution (tools/build-sdist prints one)")
+def test_the_source_distribution_builds_with_rust_from_that_file_alone(tmp_path):
+    where = tmp_path / "venv"
+    subprocess.run(["/usr/bin/python3", "-m", "venv", str(where)], check=True)
+    # Rust and PyPI are needed; nothing of the work tree but what it has compiled of other crates.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [str(where / "bin/pip"), "install", "-q", "--no-deps", SDIST], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = subprocess.run([str(where / "bin/cowbell"), "--version"], capture_output=True, text=True)
+    assert said.stdout.startswith("cowbell "), said
+    counts = subprocess.run([str(where / "bin/python3"), "-c", COUNTS], capture_output=True, text=True, cwd=tmp_path)
+    assert counts.returncode == 0 and int(counts.stdout) > 100, counts
