@@ -162,16 +162,18 @@ pub struct Content {
 }
 
 /// A [`Content`] as an array: there are many.
-type ContentRow = (u64, u32, u32, u32, bool, u32, u32);
+#[derive(Serialize, Deserialize)]
+struct ContentRow(u64, u32, u32, u32, bool, #[serde(default)] u32, #[serde(default)] u32);
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        (c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal)
+        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal)
     }
 }
 
 impl From<ContentRow> for Content {
-    fn from((page, bytes, words, counts, objects, hashes, immortal): ContentRow) -> Self {
+    fn from(row: ContentRow) -> Self {
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal) = row;
         Self { page, bytes, words, counts, objects, hashes, immortal }
     }
 }
