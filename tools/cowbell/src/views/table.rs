@@ -45,6 +45,8 @@ pub const fn names(title: &'static str, keep: Keep, gap: usize) -> Column {
     Column { title, right: false, keep, min: 0, gap }
 }
 
+/// No column is wider, even where names are told in full: a width of more than 65,535 is refused by formatting.
+const WIDEST: usize = 10_000;
 /// Names are not shortened to less.
 const SHORTENED_MIN: usize = 12;
 
@@ -52,8 +54,9 @@ const SHORTENED_MIN: usize = 12;
 pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> (Option<String>, Vec<String>) {
     let titled = columns.iter().any(|column| !column.title.is_empty());
     let longest = |nth: usize| rows.iter().filter_map(|row| row.get(nth)).map(|cell| cell.chars().count()).max();
-    let natural =
-        |(nth, column): (usize, &Column)| longest(nth).unwrap_or(0).max(column.title.chars().count()).max(column.min);
+    let natural = |(nth, column): (usize, &Column)| {
+        longest(nth).unwrap_or(0).max(column.title.chars().count()).max(column.min).min(WIDEST)
+    };
     let mut widths: Vec<usize> = columns.iter().enumerate().map(natural).collect();
     let gaps: usize = columns.iter().map(|column| column.gap).sum();
     while width.is_some_and(|width| widths.iter().sum::<usize>() + gaps > width) {
