@@ -73,6 +73,8 @@ pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> 
         let mut line = String::new();
         for (nth, (column, &width)) in columns.iter().zip(&widths).enumerate() {
             let cell = shorten(&cells(nth), column.keep, width);
+            // No wider than formatting can pad; a name that is longer needs none.
+            let width = width.min(usize::from(u16::MAX));
             let gap = column.gap;
             line +=
                 &if column.right { format!("{:gap$}{cell:>width$}", "") } else { format!("{:gap$}{cell:<width$}", "") };
