@@ -409,11 +409,12 @@ fn huge_and_aligned_objects_are_frozen_too() {
     check();
     assert_eq!(copied(check), 0);
     let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        let (huge, large) = (huge.as_ptr().cast_mut(), large.as_ptr().cast_mut());
+        let huge = huge.as_ptr().cast_mut().wrapping_add(100_000_000);
+        let large = large.as_ptr().cast_mut().wrapping_add(1 << 20);
         // SAFETY: both are this process's own copies, and nobody has a reference into them now.
-        unsafe { huge.add(100_000_000).write_volatile(9) };
+        unsafe { huge.write_volatile(9) };
         // SAFETY: as above.
-        unsafe { large.add(1 << 20).write_volatile(9) };
+        unsafe { large.write_volatile(9) };
     })
     .expect("a child");
     let report = child.wait().expect("its end").report;
