@@ -251,8 +251,8 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict) -> Kind {
         .saturating_mul(summary.run.page_size);
     // A tenth of little is not worth a word: a worker writes some pages of any program's own.
     let is_much = |part: u64, of: u64, each: u64| {
-        let (tenths, quarters) = (part.saturating_mul(10), part.saturating_mul(4));
-        quarters >= of.max(1) || (tenths >= of && part >= MUCH.saturating_mul(each.max(1)))
+        let (tenths, fifths) = (part.saturating_mul(10), part.saturating_mul(5));
+        fifths >= of.max(1) || (tenths >= of && part >= MUCH.saturating_mul(each.max(1)))
     };
     let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
     let grew = new > copied && new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;

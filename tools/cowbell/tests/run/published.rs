@@ -131,7 +131,7 @@ fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
     let list = site(&python, mode, "list", &["--preload"], true);
     let parts = with_events(mode, &["Python counts references", "site_app.py:18", "keep the data off the object heap"]);
     demand(&list, "COPIED: 2 children copied", &parts, &["--preload"]);
-    for kind in ["idle", "numpy", "joblib", "mmap"] {
+    for kind in ["numpy", "joblib", "mmap"] {
         let said = site(&python, mode, kind, &["--preload"], true);
         demand(&said, "SHARED: all is well: 2 children copied", &[], &["Why"]);
     }
