@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::sys::map::{self, Harmless, Range};
 use crate::sys::{self, Errno, probe};
 
-/// How often `MADV_COLLAPSE` is asked when pages are in somebody's hands just then.
+/// The number of times that `MADV_COLLAPSE` is asked when somebody holds pages just then.
 const COLLAPSE_TRIES: usize = 4;
 
 /// Were huge pages put behind the arena when it was frozen?
@@ -32,7 +32,7 @@ pub(super) fn collapse(range: Range) -> Result<Collapsed> {
         if collapsed != Err(Errno::AGAIN) {
             break;
         }
-        // What is huge by now stays so, and counts.
+        // A page that is huge by now stays huge, and counts.
         collapsed = map::advise(range, Harmless::Collapse);
     }
     match collapsed {

@@ -1,4 +1,4 @@
-//! Which values are whole in their arena, so that another process can use it.
+//! Values that lie whole in their arena, so that another process can use them.
 //!
 //! # Safety
 //! `Contained` is a promise about all values of a type; each implementation below says why it holds. A value is
@@ -41,7 +41,7 @@ pub unsafe trait Contained: 'static {
     /// Can a value hold the place of another at all? False lets a million of them pass at once.
     const POINTS: bool;
 
-    /// Is everything that is reached from here within the arena? Looks at every value that [points](Self::POINTS),
+    /// Tells whether everything that is reached from here lies within the arena. It looks at every value that [points](Self::POINTS),
     /// and calls itself for those it points to, so a list of a million links needs a large stack.
     fn is_within(&self, arena: &Extent) -> bool;
 }
@@ -72,7 +72,7 @@ impl Extent {
         self.holds_bytes(std::ptr::from_ref(object).addr(), size_of_val(object))
     }
 
-    /// Is an object a constant of the program: a string literal, say, or what a `const` refers to? It is the same in every process that
+    /// Tells whether an object is a constant of the program: a string literal, say, or what a `const` refers to. A constant is the same in every process that
     /// was forked from one, because it lies where nobody can write since the program was loaded. Variables (`static`s with
     /// interior mutability) are none; nor is what a library holds that was loaded at run time.
     pub fn is_constant<T: ?Sized>(&self, object: &T) -> bool {
@@ -81,7 +81,7 @@ impl Extent {
         self.constants.iter().any(within)
     }
 
-    /// Is this the arena's own allocator?
+    /// Tells whether this is the arena's own allocator.
     pub fn is_of(&self, allocator: &ArenaRef) -> bool {
         allocator.number() == self.number
     }
@@ -98,7 +98,7 @@ impl Extent {
 }
 
 impl<T: Contained> Frozen<T> {
-    /// Is everything that is reached from the root in this arena? Takes the time to look at every collection and
+    /// Tells whether everything that is reached from the root lies in this arena. Takes the time to look at every collection and
     /// reference in it once.
     ///
     /// # Errors

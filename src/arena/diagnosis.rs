@@ -109,7 +109,7 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
     let offset = fault.address - inner.range.start;
     let page = sys::page_size();
     let what = if fault.write == Some(false) { "read of" } else { "write to" };
-    // Where this process may write while the arena grows, only a freeze takes that away.
+    // This process may write here while the arena grows; only a freeze takes that away.
     let here = inner.process == registry::process_number();
     let state = match inner.image() {
         Some(_) => "frozen",

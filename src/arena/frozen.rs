@@ -18,11 +18,11 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How often the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
+/// The number of times that the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
 /// EBUSY; compaction and reclaim take any page for a moment, and longer on a busy machine.
 const SEAL_TRIES: usize = 8;
 
-/// What happens when a child writes into a frozen arena.
+/// The effect of a child's write into a frozen arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -46,7 +46,7 @@ pub struct FreezeOptions {
 }
 
 impl FreezeOptions {
-    /// What is done to the range, with the arena's policy of huge pages.
+    /// The marks that the range gets, with the arena's policy of huge pages.
     pub(super) fn marks(&self, huge_pages: HugePages) -> Marks {
         let huge_pages = self.huge_pages.unwrap_or(huge_pages);
         Marks { huge_pages, on_write: self.on_write, dump: self.dump, lock: self.lock }
@@ -63,7 +63,7 @@ impl FreezeOptions {
         self
     }
 
-    /// What a child's write does.
+    /// Sets the effect of a child's write.
     pub fn on_write(mut self, on_write: OnWrite) -> Self {
         self.on_write = on_write;
         self
@@ -112,7 +112,7 @@ impl Arena {
     /// Moves `root` into the arena and freezes it with the default options, **whatever it leads to**. [`Self::freeze`] is for roots of which
     /// everything lies in the arena; this is for all others.
     ///
-    /// What is reached from the root and lies elsewhere (a `String`, a `std::vec::Vec`, an `Arc`) is the ordinary memory of this
+    /// Whatever is reached from the root and lies elsewhere (a `String`, a `std::vec::Vec`, an `Arc`) is the ordinary memory of this
     /// process, and stays it: children share it until they write, to count references too, and what they copy of it stands in no arena's
     /// part of a report, but under [`Outside`](crate::watch::Outside). It cannot be exported or saved. All that is unchecked is where memory lies: this
     /// is as safe as the other.
@@ -131,7 +131,7 @@ impl Arena {
     /// this process (through a `&mut`, a `Cell`, a `Mutex`, a reference count in it) is a SIGSEGV
     /// whose message names arena, page and instruction.
     ///
-    /// What is done to the range: `fcntl(F_ADD_SEALS)` makes the content final for every process;
+    /// The range is treated so: `fcntl(F_ADD_SEALS)` makes the content final for every process;
     /// `mmap(MAP_PRIVATE | MAP_FIXED)` in place lets readers share and writers copy, and gives children
     /// what `MADV_DONTFORK` kept from them while it grew; `PROT_READ` keeps this process from
     /// writing, because one private write of the parent makes every later fork copy all page tables.
@@ -186,7 +186,7 @@ fn freeze(inner: &Inner, huge_pages: HugePages, options: &FreezeOptions) -> Resu
     if let Err(e) = make_final(range, rest, &file, &marks) {
         let undone = grow_on(inner.range, &file);
         growing.file = Some(file);
-        // What lay behind the cut has no memory any more.
+        // The range behind the cut has no memory any more.
         growing.committed = growing.committed.min(range.len);
         return Err(undone.err().unwrap_or(e));
     }
@@ -317,7 +317,7 @@ impl<T: 'static> Frozen<T> {
         }
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(self.inner) });
-        // What was forked has the descriptor of values that are never dropped here. It would keep the memory.
+        // A forked process has the descriptor in values that are never dropped here. It would keep the memory.
         if matches!(self.image.origin, Origin::Sealed) {
             // SAFETY: the number is the image's own, and who still maps or reads the file faults or fails as the caller was told.
             unsafe { memfd::forget(self.image.file.as_fd()) }?;

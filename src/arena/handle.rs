@@ -87,7 +87,7 @@ mod travel {
     use std::os::fd::{AsFd, OwnedFd};
     use std::sync::{Mutex, PoisonError};
 
-    /// That there is such an object may say something, which is not so in another process: that a lock is held, or that it is the only one.
+    /// The presence of such an object may say something that is not so in another process: that a lock is held, or that it is the only one.
     const NOWHERE: &str = "an object without size lies in no arena, so its handle does not travel";
 
     const ONLY_IN_A_POOL: &str = "a handle travels only in the jobs and results of a pool";
@@ -95,11 +95,11 @@ mod travel {
     /// This process's page tables and memory as files; a fork needs its own.
     static OWN: Mutex<Option<(usize, Pagemap, OwnedFd)>> = Mutex::new(None);
 
-    /// Is an object of an image here what it is in every process, and so is everything it refers to? A forked child may have
+    /// Tells whether an object of an image is here what it is in every process, and whether everything that it refers to is, too. A forked child may have
     /// written its copy: what lies there then (a reference that a cell was set to, say) means nothing anywhere else. Equal
     /// bytes say nothing: what was written may be what happened to lie there.
     fn is_found(image: &Image, offset: usize, len: usize) -> Result<Option<bool>, Errno> {
-        // What was never forked cannot write, and a write of who was is fatal.
+        // A process that was never forked cannot write, and a write of one that was is fatal.
         if registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
             return Ok(Some(true));
         }

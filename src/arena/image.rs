@@ -1,4 +1,4 @@
-//! What is known of a frozen arena.
+//! The facts that are known of a frozen arena.
 //!
 //! # Safety
 //! An image holds facts; only `release` and the freezing change what is mapped.
@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-/// Where the originals of an image's pages are.
+/// The place where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
     /// In a sealed memfd, from its start.
@@ -27,7 +27,7 @@ pub(super) enum Origin {
     Poured(Pieces, Blocks),
 }
 
-/// What the user asked for beyond sharing.
+/// The marks that the user asked for beyond sharing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Marks {
     pub(super) huge_pages: HugePages,
@@ -96,7 +96,7 @@ impl Image {
         self.range
     }
 
-    /// How many pages the image has.
+    /// The number of the image's pages.
     pub fn pages(&self) -> PageCount {
         sys::page_size().pages_for(self.range.len)
     }
@@ -106,17 +106,17 @@ impl Image {
         self.used
     }
 
-    /// What a child's write does.
+    /// The effect of a child's write.
     pub fn on_write(&self) -> OnWrite {
         self.marks.on_write
     }
 
-    /// Is [`OnWrite::Deny`] held by `mseal` (Linux 6.10), so that nothing in any process can lift it?
+    /// Tells whether `mseal` (Linux 6.10) holds [`OnWrite::Deny`], so that nothing in any process can lift it.
     pub fn denied_for_good(&self) -> bool {
         self.for_good
     }
 
-    /// Whether huge pages could be put behind it.
+    /// The outcome of the attempt to put huge pages behind it.
     pub fn collapsed(&self) -> &Collapsed {
         &self.collapsed
     }
@@ -191,7 +191,7 @@ impl Image {
         self.given_back.lock().unwrap_or_else(PoisonError::into_inner).insert_span(pages);
     }
 
-    /// Has this process written none of the pages that hold these bytes, since it was forked? `None` if that cannot be told
+    /// Tells whether this process has written none of the pages that hold these bytes, since it was forked; `None` if that cannot be told
     /// because memory is moved right now. Pages that its parent had written before count, too: page tables do not tell
     /// one from the other. `memory` is [`sys::process::open_memory`].
     ///

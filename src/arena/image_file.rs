@@ -32,7 +32,7 @@ const LITTLE: u8 = 1;
 const BIG: u8 = 2;
 const ORDER: u8 = if cfg!(target_endian = "big") { BIG } else { LITTLE };
 
-/// What an image says of itself.
+/// The description that an image carries of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) begin: u64,
@@ -177,7 +177,7 @@ impl Header {
         }
     }
 
-    /// Is the root of this type, in this version?
+    /// Checks that the root is of this type, in this version.
     pub(super) fn check(&self, wanted: &Layout) -> Result<()> {
         let layout = &self.layout;
         if layout == wanted {

@@ -45,7 +45,7 @@ impl ImageOptions {
         Self::default()
     }
 
-    /// Whether the data's checksum is compared (CRC-32: against damage, not against malice). By default when it is
+    /// Sets whether the data's checksum is compared (CRC-32: against damage, not against malice). By default it is when an image is
     /// loaded, where all of it is read anyway, and not when it is opened, where that would read all of it.
     pub fn verify(mut self, verify: bool) -> Self {
         self.verify = Some(verify);
@@ -66,7 +66,7 @@ impl ImageOptions {
         self
     }
 
-    /// How an image that is loaded or opened is frozen. Huge pages cannot be collapsed in place.
+    /// Sets how an image that is loaded or opened is frozen. Huge pages cannot be collapsed in place.
     pub fn freeze(mut self, options: FreezeOptions) -> Self {
         self.freeze = options;
         self
@@ -212,7 +212,7 @@ fn fill(image: &Image, root: u64, file: &OwnedFd, layout: Layout) -> Result<()> 
             return Err(Error::invalid("the arena's own file was made shorter"));
         }
         sum.update(chunk);
-        // What is zero is a hole in the file.
+        // A piece of zeros is a hole in the file.
         if chunk.iter().any(|&byte| byte != 0) {
             file::write_at(file.as_fd(), chunk, header.begin + done as u64)?;
         }
@@ -291,7 +291,7 @@ impl Found {
             if read < data.len() {
                 return Err(Error::invalid("the image was truncated while it was read"));
             }
-            // What is compared is what is kept, whatever the file holds by now.
+            // The bytes that are compared are those that are kept, whatever the file holds by now.
             if options.verify.unwrap_or(true) {
                 self.check_sum(crc32fast::hash(data))?;
             }

@@ -26,7 +26,7 @@ const SMALL_ALLOCATION: usize = 32;
 /// Memory is committed in steps of this many bytes: a system call per step, not per page.
 const COMMIT_STEP: usize = 4 << 20;
 
-/// What changes while an arena grows.
+/// The state that changes while an arena grows.
 pub(super) struct Growing {
     space: Space,
     pub(super) recorder: Option<Recorder>,
@@ -61,7 +61,7 @@ impl Growing {
         Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: Some(file) })
     }
 
-    /// Of an arena that never grew in this process.
+    /// The state of an arena that never grew in this process.
     pub(super) fn never() -> Self {
         Self { space: Space::new(0), recorder: None, committed: 0, capacity: 0, failure: None, file: None }
     }
@@ -88,7 +88,7 @@ impl Growing {
     }
 }
 
-/// Is there memory for so many bytes, and a step to spare for what else the process needs before the next check?
+/// Checks that there is memory for so many bytes, and a step to spare for whatever else the process needs before the next check.
 pub(super) fn check_headroom(asked: usize) -> Result<()> {
     let needed = asked.saturating_add(COMMIT_STEP) as u64;
     match limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
@@ -128,7 +128,7 @@ impl Drop for Reserved {
 /// Thread-safe. Allocates while the arena grows; once it is frozen, allocation fails and freeing
 /// does nothing.
 ///
-/// It holds a number and no pointer, so that it keeps its meaning in the data of an arena that another process
+/// The handle holds a number and no pointer, so that it keeps its meaning in the data of an arena that another process
 /// adopts. In a process that does not have the arena, it has no name, allocation fails and freeing does nothing.
 #[derive(Clone, Copy)]
 pub struct ArenaRef {
@@ -180,7 +180,7 @@ impl ArenaRef {
         self.inner().map_or(0, |inner| inner.image().map_or_else(|| inner.growing().used(), |image| image.used()))
     }
 
-    /// Is the arena frozen?
+    /// Tells whether the arena is frozen.
     pub fn is_frozen(&self) -> bool {
         self.inner().is_none_or(|inner| inner.image().is_some())
     }
@@ -331,7 +331,7 @@ unsafe impl Allocator for ArenaRef {
         }
         // SAFETY: passed on to the caller; the new block is the smaller one.
         let moved = unsafe { self.move_to_new(place, old, new, new.size()) };
-        // It may have been frozen since.
+        // The arena may have been frozen since.
         if moved.is_err() && stays() { kept } else { moved }
     }
 }

@@ -83,7 +83,7 @@ pub type HashMap<K, V> = hashbrown::HashMap<K, V, hashbrown::DefaultHashBuilder,
 /// A hash set in an arena.
 pub type HashSet<T> = hashbrown::HashSet<T, hashbrown::DefaultHashBuilder, ArenaRef>;
 
-/// What all handles to an arena share. Lives from `build` to `release`.
+/// The part that all handles to an arena share. It lives from `build` to `release`.
 pub(crate) struct Inner {
     pub(crate) name: std::boxed::Box<str>,
     pub(crate) slot: u16,
@@ -94,7 +94,7 @@ pub(crate) struct Inner {
     capacity: usize,
     /// Only plain old data is allocated from it.
     plain: bool,
-    /// Of which process in a line of forks the arena is; see [`registry::process_number`].
+    /// The number of the process, in a line of forks, whose arena it is; see [`registry::process_number`].
     process: usize,
     growing: Mutex<Growing>,
     /// Held by who writes to memory of a growing arena, and alone by who freezes it. Before `growing`.
@@ -147,7 +147,7 @@ impl ArenaBuilder {
         self
     }
 
-    /// Whether to use huge pages; [`FreezeOptions::huge_pages`] may overrule it.
+    /// Sets whether huge pages are used; [`FreezeOptions::huge_pages`] may overrule it.
     pub fn huge_pages(mut self, policy: HugePages) -> Self {
         self.huge_pages = policy;
         self
@@ -209,7 +209,7 @@ fn is_name(name: &str) -> bool {
 /// Bytes of an arena's name.
 const NAME_MAX: usize = 200;
 
-/// What a process with arenas needs, once.
+/// Makes ready, once, what a process with arenas needs.
 fn prepare() -> Result<()> {
     diagnosis::install_once()?;
     registry::prepare()?;
@@ -262,5 +262,5 @@ impl Deref for Arena {
     }
 }
 
-/// Where a growing arena's file is kept until the image takes it over.
+/// A growing arena's file, kept until the image takes it over.
 type File = Option<OwnedFd>;

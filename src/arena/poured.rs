@@ -8,7 +8,7 @@ use crate::sys::map::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-/// How an image lies in its file: pieces of so many bytes, and so many bytes from the start of one to that of the next.
+/// The layout of an image in its file: pieces of so many bytes, and so many bytes from the start of one to that of the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pieces {
     pub(crate) len: usize,
@@ -16,14 +16,14 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Where in the file a byte of the image lies, and how many follow it there.
+    /// The place in the file of a byte of the image, and the number of bytes that follow it there.
     pub(super) fn place(self, offset: usize) -> (u64, usize) {
         let (piece, inside) = (offset / self.len, offset % self.len);
         ((piece * self.stride + inside) as u64, self.len - inside)
     }
 }
 
-/// Which block of memory holds an address of an image: who knows of objects tells it.
+/// A function that knows the objects, and tells which block of memory holds an address of an image.
 pub(crate) type Blocks = fn(usize) -> Option<Range>;
 
 /// Enters an image before it is there, so that it is known from the moment on that it is. This process may write to it, and gets copies then.
@@ -64,7 +64,7 @@ pub(crate) fn enter_poured(
 
 /// Takes an image out that was entered and did not come to be.
 pub(crate) fn leave_poured(image: &Image) {
-    // Of others there may be an ArenaRef.
+    // Only a poured image is taken out: of any other there may still be an ArenaRef.
     if image.is_written_by_parents() {
         registry::leave_image(image);
     }

@@ -23,7 +23,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// How many arenas can be alive at once.
+/// The number of arenas that can be alive at once.
 const SLOTS: usize = 1024;
 
 struct Slot {
@@ -53,16 +53,16 @@ static ENTERING: Mutex<()> = Mutex::new(());
 /// Slots at and above this were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// How many forks lie between this process and the one the program started in.
+/// The number of forks between this process and the one the program started in.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
 
-/// How many ranges besides arenas a process may keep from its children.
+/// The number of ranges, besides arenas, that a process may keep from its children.
 const KEPT_MAX: usize = 256;
 
 /// Ranges that a forked child must not have: start and length, which is 0 where there is none.
 static KEPT: [(AtomicUsize, AtomicUsize); KEPT_MAX] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; KEPT_MAX];
 
-/// How many are following a slot's pointer.
+/// The number of threads that follow a slot's pointer just now.
 static VISITORS: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of this process in its line of forks: an arena that was growing belongs to one of them.
@@ -131,7 +131,7 @@ pub(crate) fn unkeep(range: Range) {
     own.for_each(|(_, len)| len.store(0, Ordering::Release));
 }
 
-/// Has `fork()` itself call [`entered_child`], for forks that are not ours. Once.
+/// Makes `fork()` itself call [`entered_child`], for forks that are not ours. Does so once.
 pub(super) fn notice_other_forks() -> Result<()> {
     extern "C" fn entered() {
         if entered_child().is_err() {

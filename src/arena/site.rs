@@ -7,7 +7,7 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Where allocations come from: a type and the line that asked.
+/// The origin of allocations: a type and the line that asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site {
     /// `std::any::type_name` of what was allocated.
@@ -21,9 +21,9 @@ pub struct Site {
 pub struct Allocation {
     /// The first byte.
     pub offset: usize,
-    /// How many bytes.
+    /// The allocation's length in bytes.
     pub len: usize,
-    /// Where it came from; `None` for allocations made without a site.
+    /// The allocation's origin; `None` where it was made without a site.
     pub site: Option<Site>,
 }
 
@@ -31,7 +31,7 @@ pub struct Allocation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct SiteId(u32);
 
-/// What is recorded while an arena grows. Lives outside the arena.
+/// The record that is made while an arena grows. It lives outside the arena.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     sites: Vec<Site>,
@@ -118,7 +118,7 @@ impl Table {
         (first..self.count).filter_map(|at| self.get(at)).take_while(move |allocation| allocation.offset < end)
     }
 
-    /// Is nothing recorded?
+    /// Tells whether nothing is recorded.
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }

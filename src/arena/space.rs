@@ -1,4 +1,4 @@
-//! Which bytes of an arena are free: a bump pointer, and the spans given back behind it.
+//! The free bytes of an arena: a bump pointer, and the spans given back behind it.
 //!
 //! Pure bookkeeping over offsets; it lives outside the arena, so that no allocator metadata lies on
 //! a page that will be frozen. Small spans are kept in a bin for each length and are used again for that length:
@@ -13,7 +13,7 @@ const GRAIN: usize = 16;
 /// Spans up to this many bytes go to bins.
 const SMALL_MAX: usize = 1024;
 
-/// How many large spans are tried before the bump pointer moves: bounds the time of one allocation.
+/// The number of large spans that are tried before the bump pointer moves; it bounds the time of one allocation.
 const TRIES: usize = 8;
 
 /// Free and used bytes in `0..capacity`.
@@ -218,7 +218,7 @@ mod tests {
             while let Some((offset, len)) = live.pop() {
                 space.give(offset, len);
             }
-            // What is free is found again, at least in the lengths it was used in.
+            // Free spans are found again, at least in the lengths they were used in.
             let small = space.bins[0].len();
             for _ in 0..small {
                 let used = space.used();

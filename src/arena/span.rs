@@ -28,12 +28,12 @@ impl<T: 'static> Span<T> {
     /// The span of nothing.
     pub const EMPTY: Self = Self { offset: 0, len: 0, element: PhantomData };
 
-    /// How many elements it claims to have.
+    /// The number of elements that it claims to have.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Is it of nothing?
+    /// Tells whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

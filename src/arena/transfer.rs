@@ -64,7 +64,7 @@ pub struct Export {
 const WORDS: usize = 7;
 
 impl<T: 'static> Frozen<T> {
-    /// What another process needs to know to adopt the arena, beside [`Image::file`].
+    /// The facts that another process needs to adopt the arena, beside [`Image::file`].
     ///
     /// # Errors
     /// Invalid for an image that was [opened in place](Self::open): its file is not sealed.
@@ -167,7 +167,7 @@ impl Export {
     /// [`super::Handle`]s made by the other process hold here. `file` is that process's
     /// [`Image::file`]; a page is copied here when this process, or one forked from it, writes it.
     ///
-    /// It is marked as it was when it was frozen, but for `lock`: pages stay in memory by the other's lock. Recorded
+    /// The arena is marked as it was when it was frozen, but for `lock`: pages stay in memory by the other's lock. Recorded
     /// allocations do not travel. The other process may release the arena or end; this one keeps it.
     ///
     /// # Safety

@@ -1,4 +1,4 @@
-//! Is the calling thread the only one of its process?
+//! The check that the calling thread is the only one of its process.
 //!
 //! The list of threads cannot tell: while it is read, a thread that is not listed yet may be started by one that was
 //! already passed over as it ended. The kernel's count is one number. A thread is in it before it first runs and until the kernel has
@@ -9,11 +9,11 @@ use crate::error::{Error, Kind, Result, Thread};
 use crate::sys::process;
 use std::time::{Duration, Instant};
 
-/// How long [`super::spawn`] waits for other threads to end, unless it is told otherwise. A scope of threads, and a
+/// The time that [`super::spawn`] waits for other threads to end, unless it is told otherwise. A scope of threads, and a
 /// thread pool that is dropped, are over a moment before their threads are; on a busy machine that moment is long.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
-/// How long threads are waited for that have ended and that the kernel has not taken away yet.
+/// The time that is given to threads that have ended and that the kernel has not taken away yet.
 const EXITING_MAX: Duration = Duration::from_secs(1);
 
 /// The number of looks that are made without sleeping between them.

@@ -40,7 +40,7 @@ impl Child {
         census_of(&self.evidence, &pagemap)
     }
 
-    /// What a living child no longer shares outside of the arenas, and what it has got since the fork, read from its page tables by this
+    /// The memory that a living child no longer shares outside of the arenas, and what it has got since the fork, read from its page tables by this
     /// process.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Child {
         }
     }
 
-    /// What a living child has copied so far.
+    /// The pages that a living child has copied so far.
     ///
     /// # Errors
     /// Child: it has no keeper, or the keeper is gone.

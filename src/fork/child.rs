@@ -10,13 +10,13 @@ use crate::watch::{DeniedWrite, Event, Evidence, PanicMessage, Watch, Word};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How long a keeper may go without any progress before it counts as dead.
+/// The time after which a keeper without any progress counts as dead.
 const KEEPER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// How much of that may pass between two looks at it.
+/// The part of that time that may pass between two looks at the keeper.
 const LOOK_STEP: Duration = Duration::from_secs(1);
 
-/// How long a keeper that was asked for something has made no progress.
+/// The time for which a keeper that was asked for something has made no progress.
 ///
 /// Only time in which this process was looking counts: when the whole machine stood still (a suspended virtual
 /// machine, a frozen group), the keeper could not run either.
@@ -50,16 +50,16 @@ impl Silence {
     }
 }
 
-/// How a child ended, and what it copied.
+/// The end of a child, and its report.
 #[derive(Clone, Debug)]
 pub struct Exit {
     /// Its exit code or signal.
     pub ended: Ended,
-    /// What its panic said, if it panicked.
+    /// The message of its panic, if it panicked.
     pub panic: Option<PanicMessage>,
     /// The write it died of, if that was refused by an arena.
     pub denied: Option<DeniedWrite>,
-    /// What it copied.
+    /// The report of what it copied.
     pub report: Report,
 }
 
@@ -72,7 +72,7 @@ impl Exit {
 
 /// A forked child. Dropping it kills the child, if it still runs, and reaps it.
 ///
-/// It takes three descriptors: `ulimit -n` bounds how many children there can be.
+/// A child takes three descriptors: `ulimit -n` bounds how many children there can be.
 #[must_use = "dropping a Child kills the process"]
 #[derive(Debug)]
 pub struct Child {
@@ -86,12 +86,12 @@ pub struct Child {
     pub(super) ended: Option<Ended>,
     /// Events taken from the ring and not yet handed out.
     pub(super) events: Vec<Event>,
-    /// How many were handed out, and how many found no room here.
+    /// The number of events that were handed out, and of those that found no room here.
     pub(super) events_told: u64,
     pub(super) events_dropped: u64,
     /// Pages the watch saw in epochs that are closed, for each arena.
     pub(super) earlier: Vec<PageSet>,
-    /// How many pages those epochs had: each page has one event an epoch.
+    /// The number of pages of those epochs: each page has one event an epoch.
     pub(super) earlier_marks: u64,
     /// The process that made it; in a process forked from that one, this is nobody's child.
     pub(super) owner: i32,
@@ -142,7 +142,7 @@ impl Child {
         if tid == 0 && !expected {
             return Ok(());
         }
-        // It is our child (CLONE_PARENT), so the id is its own until we reap it; unless SIGCHLD is ignored and
+        // The keeper is our child (CLONE_PARENT), so the id is its own until we reap it; unless SIGCHLD is ignored and
         // is its signal, and then ESRCH or a stranger's id comes of it, which waiting will not take for a child.
         match pidfd::open(tid) {
             Ok(pidfd) => {
@@ -151,7 +151,7 @@ impl Child {
             }
             Err(Errno::SRCH) => Ok(()),
             Err(e) => {
-                // It cannot be awaited, so it must not stay.
+                // A keeper that cannot be awaited must not stay.
                 process::kill(tid);
                 pidfd::reap_by_id(tid);
                 Err(Error::os("pidfd_open(keeper)", e))
@@ -170,7 +170,7 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// How the child is watched.
+    /// The child's watch.
     pub fn watch(&self) -> Watch {
         self.evidence.watch
     }

@@ -17,10 +17,10 @@ use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// How long a child that is at its end waits for threads that its closure left behind.
+/// The time that a child at its end waits for threads that its closure left behind.
 const THREADS_END_MAX: Duration = Duration::from_millis(20);
 
-/// What a child's closure may return: it becomes the exit code. A closure that never returns says so:
+/// A value that a child's closure may return: it becomes the exit code. A closure that never returns says so:
 /// `|_| -> () { panic!() }`.
 pub trait IntoExitCode {
     /// The exit code, 0 to 255; what lies outside becomes 255, so that no failure looks like success.
@@ -52,7 +52,7 @@ impl<T: IntoExitCode, E: std::fmt::Display> IntoExitCode for Result<T, E> {
     }
 }
 
-/// What a child knows of itself.
+/// The facts that a child has about itself.
 #[derive(Debug)]
 pub struct Context {
     watch: Watch,
@@ -64,7 +64,7 @@ impl Context {
         process::pid()
     }
 
-    /// How this process is watched.
+    /// The watch of this process.
     pub fn watch(&self) -> Watch {
         self.watch
     }

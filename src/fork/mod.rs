@@ -40,7 +40,7 @@ use std::time::Duration;
 /// The highest signal number (`_NSIG`).
 const SIGNAL_MAX: i32 = 64;
 
-/// How long a child may take from fork to its closure. It is a matter of microseconds; only a
+/// The time that a child may take from fork to its closure. Microseconds are the rule; only a
 /// child that is stopped or starved of its processor takes longer.
 const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -76,13 +76,13 @@ impl<'a> ForkOptions<'a> {
         }
     }
 
-    /// How the child's copies are observed.
+    /// Sets how the child's copies are observed.
     pub fn watch(mut self, watch: Watch) -> Self {
         self.watch = watch;
         self
     }
 
-    /// How many events are kept until they are read (default 65,536, of 64 bytes). Further ones are counted
+    /// Sets the number of events that are kept until they are read (default 65,536, of 64 bytes). Further ones are counted
     /// as lost; which pages were written is known all the same.
     pub fn events_max(mut self, events: usize) -> Self {
         self.events_max = events;
@@ -126,7 +126,7 @@ impl<'a> ForkOptions<'a> {
         self
     }
 
-    /// How long [`spawn`] waits for other threads to end before it refuses (default 100 ms): those of a
+    /// Sets how long [`spawn`] waits for other threads to end before it refuses (default 100 ms): those of a
     /// `thread::scope` that is over, or of a thread pool that was dropped, need a moment. Threads that have ended, and that the kernel
     /// has not taken away yet, are waited for up to a second in any case.
     pub fn wait_for_threads(mut self, timeout: Duration) -> Self {
@@ -176,7 +176,7 @@ pub fn spawn<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Cont
     fork(options, Threads::One, body)
 }
 
-/// How many threads there may be at a fork.
+/// The threads that there may be at a fork.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Threads {
     One,
@@ -293,7 +293,7 @@ fn wait_for_set_up(
     ))
 }
 
-/// What a failed step means to the user.
+/// Says what a failed step means to the user.
 fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
     let error = Error::os(step.operation(), errno);
     match (step, errno) {

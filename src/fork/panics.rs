@@ -1,4 +1,4 @@
-//! What a child tells its parent when it fails: a panic's message and place, a refused write.
+//! The words that a failing child has for its parent: a panic's message and place, a refused write.
 
 use crate::arena;
 use crate::sys::process;
@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// How much of a panic's message is kept, so that its place has room behind it.
+/// The bytes of a panic's message that are kept, so that its place has room behind it.
 const MESSAGE_BYTES_MAX: usize = 1536;
 
 /// The region of the child this process is; null in a process nobody spawned.

@@ -10,10 +10,10 @@ use crate::sys::usage;
 use crate::watch;
 use std::time::Duration;
 
-/// How long threads that are ending are waited for. Signals are blocked meanwhile.
+/// The time that is given to threads that are ending. Signals are blocked meanwhile.
 const THREADS_END_MAX: Duration = Duration::from_millis(5);
 
-/// What [`Frozen::reshare`] found and did.
+/// The counts of what [`Frozen::reshare`] found and gave back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Reshared {
@@ -70,7 +70,7 @@ impl Drop for Blocked {
     }
 }
 
-/// How many pages of the frozen arenas this process has copied now, without those that its parent had copied before the
+/// Counts the pages of the frozen arenas that this process has copied now, without those that its parent had copied before the
 /// fork; 0 in a process that [`super::spawn`] did not make.
 ///
 /// Walks the page tables of all arenas: about 50 ns for each page that is mapped. As long as [`page_faults`] is not above some
@@ -83,7 +83,7 @@ pub fn copied_now() -> Result<PageCount> {
     watch::copied_now(evidence).map_err(|e| Error::os("ioctl(PAGEMAP_SCAN)", e))
 }
 
-/// How many page faults this process has had since it was forked (`getrusage`), in less than a microsecond.
+/// Counts the page faults that this process has had since it was forked (`getrusage`), in less than a microsecond.
 ///
 /// Each page that it copied took one at least, so this bounds [`copied_now`]; and every fault counts, not only copies.
 /// Copies that another process makes by writing into this one (a debugger) are not among them.

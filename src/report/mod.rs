@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// The version of the report's JSON: raised when a field changes its meaning or goes away.
 pub const VERSION: u32 = 1;
 
-/// Where a report's census comes from.
+/// The origin of a report's census.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -44,14 +44,14 @@ pub struct Report {
     pub version: u32,
     /// The child's process id.
     pub pid: i32,
-    /// How it was watched.
+    /// The child's watch.
     pub watch: Watch,
     /// Through which door its userfaultfd came; `UserModeOnly` means that system calls could not write
     /// into pages not yet copied (except under [`Watch::Async`]).
     pub door: Option<Door>,
-    /// How it ended; `None` for a living child.
+    /// The child's end; `None` while it lives.
     pub ended: Option<Ended>,
-    /// Where the census comes from.
+    /// The origin of the census.
     pub census: Census,
     /// Bytes in a page.
     pub page_size: u64,
@@ -65,18 +65,18 @@ pub struct Report {
     pub events_lost: u64,
     /// The program closed the trap's descriptor: from then on nothing was observed.
     pub trap_lost: bool,
-    /// How many times a copied page was given back ([`crate::fork::Reshared`]): such a page is not in `copied`, unless it was copied
+    /// The number of times that a copied page was given back ([`crate::fork::Reshared`]): such a page is not in `copied`, unless it was copied
     /// again.
     #[cfg_attr(feature = "serde", serde(default))]
     pub reshared_pages: PageCount,
-    /// What the child did not share any more outside of the arenas, and what it had got.
+    /// The memory outside of the arenas that the child did not share any more, and what it had got.
     #[cfg_attr(feature = "serde", serde(default))]
     pub outside: Outside,
-    /// Where the program's executable lies: an instruction in it minus `start` is what `addr2line` takes.
+    /// The addresses of the program's executable: an instruction in it minus `start` is what `addr2line` takes.
     pub executable: Executable,
 }
 
-/// Where the program's executable lies.
+/// The addresses of the program's executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Executable {
@@ -92,26 +92,26 @@ pub struct Executable {
 pub struct ArenaReport {
     /// The arena's name.
     pub name: String,
-    /// Which frozen image of it.
+    /// The number of the frozen image among those of its arena.
     pub generation: u16,
     /// Its first address.
     pub start: u64,
-    /// How many pages it has.
+    /// The number of its pages.
     pub pages: PageCount,
     /// The effect of a write to a frozen page.
     pub on_write: OnWrite,
-    /// How many pages the child has copied, by the census.
+    /// The number of pages that the child has copied, by the census.
     pub copied_pages: PageCount,
-    /// Which.
+    /// The pages that the child has copied.
     pub copied: Vec<PageSpan>,
-    /// How many pages were private copies already when the child was forked, because its parent is a child that
+    /// The number of pages that were private copies already when the child was forked, because its parent is a child that
     /// copied them, or has frozen its heap and written there since. They are not in `copied`: whether this child copied one again cannot be told.
     pub inherited_pages: PageCount,
-    /// How many bytes differ from the original in the copied pages; `None` if that is unknown of some.
+    /// The number of bytes that differ from the original in the copied pages; `None` if that is unknown of some.
     pub bytes_changed: Option<u64>,
-    /// How many copied pages are the same as the original again.
+    /// The number of copied pages that are the same as the original again.
     pub identical_pages: PageCount,
-    /// Which pages the watch observed being written; `None` under [`Watch::Census`].
+    /// The pages that the watch observed being written; `None` under [`Watch::Census`].
     pub observed: Option<Vec<PageSpan>>,
     /// Pages copied that the watch did not observe: the kernel copied them for a system call that then
     /// failed, or the watch was lost.
@@ -128,7 +128,7 @@ pub struct SiteReport {
     pub type_name: String,
     /// The line that allocated, as `file:line`.
     pub location: String,
-    /// How many copied pages have such an object where bytes changed (or at all, where no byte differs).
+    /// The number of copied pages that have such an object where bytes changed (or at all, where no byte differs).
     pub pages: PageCount,
 }
 
@@ -266,7 +266,7 @@ fn set_of(runs: &[PageSpan]) -> PageSet {
     set
 }
 
-/// Which sites have objects where copied pages changed.
+/// The sites that have objects where copied pages changed.
 fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
     let allocations = image.table();
     if image.is_written_by_parents() {
@@ -302,12 +302,12 @@ fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteRep
     sites
 }
 
-/// What a heap's block is called, of which nothing but its length is known.
+/// The name of a heap's block of which nothing but its length is known.
 fn block_name(len: usize) -> String {
     format!("a block of {len} bytes")
 }
 
-/// Which lengths of blocks have bytes that changed: a heap knows no more of its objects.
+/// The lengths of blocks that have bytes that changed: a heap knows no more of its objects.
 fn blocks(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
     let page_bytes = (image.range().len as u64 / image.pages().0.max(1)) as usize;
     let mut pages: BTreeMap<usize, u64> = BTreeMap::new();

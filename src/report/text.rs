@@ -8,7 +8,7 @@ use crate::page::{Bytes, PageSpan};
 use crate::watch::{Outside, OutsidePages, Watch};
 use std::fmt;
 
-/// How many runs, sites and events are shown before the rest is only counted.
+/// The number of runs, sites and events that are shown before the rest is only counted.
 const SHOWN_MAX: usize = 5;
 
 impl fmt::Display for Report {
@@ -107,7 +107,7 @@ impl Report {
         Ok(())
     }
 
-    /// What is no arena's: data that was left on the heap is found out here.
+    /// Shows the memory that is no arena's: data that was left on the heap is found out here.
     fn outside(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self.outside {
             Outside::Counted { unshared, new } => {

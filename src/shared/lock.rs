@@ -20,11 +20,11 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence};
 use std::sync::{Arc, OnceLock};
 
-/// How many times this process's line was forked by libc: who has the lock is another process's in each.
+/// The number of times that this process's line was forked by libc: the lock's owner is another process's in each.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// How many locks this thread holds.
+    /// The number of locks that this thread holds.
     static HELD: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn is_held_by_this_thread() -> bool {
     HELD.get() > 0
 }
 
-/// Has libc's `fork` tell the child that it holds no lock. Once.
+/// Makes libc's `fork` tell the child that it holds no lock. Does so once.
 pub(super) fn notice_forks() -> Result<()> {
     extern "C" fn entered() {
         FORKS.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +98,7 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Is it this process's? Not in a process forked by libc while it was held.
+    /// Tells whether the guard is this process's, which it is not in a process forked by libc while the lock was held.
     pub(super) fn is_ours(&self) -> bool {
         self.forks == FORKS.load(Ordering::Relaxed)
     }
@@ -143,7 +143,7 @@ pub(super) fn in_order() {
 /// # Safety
 /// Zeroes are one, once [`Lock::init`] made the locks at `LOCKS` bytes from its start; there are no others in it.
 pub(super) unsafe trait Locked {
-    /// Where its locks are.
+    /// The offsets of its locks.
     const LOCKS: &'static [usize];
 }
 

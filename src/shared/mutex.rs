@@ -132,7 +132,7 @@ impl<T> fmt::Debug for SharedMutex<T> {
 /// The lock of a [`SharedMutex`], held by this thread. Given back when dropped; if that happens in a panic, the next
 /// to lock it is told.
 ///
-/// It has no `Deref`: the kernel gives the lock free when the thread ends, even where the guard was leaked, so
+/// This guard has no `Deref`: the kernel gives the lock free when the thread ends, even where the guard was leaked, so
 /// references to the value live only inside [`with`](Self::with). It belongs to its thread and process: not `Send`,
 /// and a fork by libc (which is `unsafe`) leaves the child a guard that panics when used.
 ///
@@ -148,7 +148,7 @@ pub struct SharedMutexGuard<T> {
     /// A handle of its own, so that a leaked guard keeps the memory that the thread's list of mutexes points into.
     object: Shared<Protected<T>>,
     consistent: bool,
-    /// Was the thread panicking when it took the lock? Then that panic is no news.
+    /// True where the thread was panicking when it took the lock: then that panic is no news.
     panicking: bool,
 }
 
@@ -179,7 +179,7 @@ impl<T: Pod + Send> SharedMutexGuard<T> {
         self.consistent = true;
     }
 
-    /// Is the value known to be whole?
+    /// Tells whether the value is known to be whole.
     pub fn is_consistent(&self) -> bool {
         self.consistent
     }

@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How often those look for themselves who wait behind another.
+/// The time after which those who wait behind another look for themselves.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Those who wait for the same.
@@ -138,18 +138,18 @@ impl<T: Pod + Send> SharedQueue<T> {
         self.capacity
     }
 
-    /// How many elements are in it at about this moment.
+    /// The number of elements in it at about this moment.
     pub fn len(&self) -> usize {
         let head = self.state.head.load(Ordering::Acquire);
         self.state.tail.load(Ordering::Acquire).wrapping_sub(head).min(self.capacity)
     }
 
-    /// Is nothing in it at about this moment?
+    /// Tells whether nothing is in it at about this moment.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Was [`Self::close`] called?
+    /// Tells whether [`Self::close`] was called.
     pub fn is_closed(&self) -> bool {
         self.state.closed.load(Ordering::Acquire) != 0
     }

@@ -1,4 +1,4 @@
-//! Which types may lie in memory that processes share.
+//! The types that may lie in memory that processes share.
 //!
 //! # Safety
 //! Each implementation is for a type of which [`Shareable`] is true.

@@ -69,12 +69,12 @@ impl<T: Pod + Send> SharedVec<T> {
         self.capacity
     }
 
-    /// How many elements there are.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.head.len.load(Ordering::Acquire)
     }
 
-    /// Are there none?
+    /// Tells whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

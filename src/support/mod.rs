@@ -88,7 +88,7 @@ impl From<Missing> for Error {
     }
 }
 
-/// Where and as whom the features were probed.
+/// The machine and the user that the features were probed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Machine {
@@ -156,7 +156,7 @@ macro_rules! features {
         /// The features that this kernel offers to this user.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Support {
-            /// Where and as whom.
+            /// The machine and the user.
             pub machine: Machine,
             $($(#[$doc])+ pub $field: Verdict,)+
         }

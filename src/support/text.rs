@@ -6,7 +6,7 @@ use crate::sys::limits::Limit;
 use crate::watch::Watch;
 use std::fmt;
 
-/// Where lines are broken.
+/// The column at which lines are broken.
 const COLUMNS: usize = 100;
 /// The columns of the phrases.
 const WATCH_COLUMN: usize = 20;

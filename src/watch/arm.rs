@@ -11,7 +11,7 @@ use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
 use std::os::fd::BorrowedFd;
 
-/// What was being done when a child's set-up failed.
+/// The step at which a child's set-up failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     DieWithParent,

@@ -1,4 +1,4 @@
-//! What child, keeper and parent share: one region of atomic words that stays shared over fork.
+//! The region that child, keeper and parent share: atomic words that stay shared over fork.
 //!
 //! ```text
 //! header   64 words: states, descriptors, a refused write, the ring's counters
@@ -35,9 +35,9 @@ const TOUCHED: usize = HEADER + PANIC;
 pub(crate) enum Word {
     /// The keeper's thread id, stored by the kernel.
     KeeperTid,
-    /// What failed while the child was set up: see [`Failure`].
+    /// The step that failed while the child was set up: see [`Failure`].
     Failure,
-    /// What failed in the keeper.
+    /// The step that failed in the keeper.
     KeeperFailure,
     /// 1 when the last census is complete.
     LastCensus,
@@ -46,7 +46,7 @@ pub(crate) enum Word {
     /// The number of the newest order to the keeper, and of the newest that is done.
     Order,
     Done,
-    /// What failed in the order done last.
+    /// The step that failed in the order done last.
     OrderFailure,
     /// The door the userfaultfd came through, plus 1.
     Door,
@@ -68,9 +68,9 @@ pub(crate) enum Word {
     BegunNumber,
     /// Process ids.
     ChildPid,
-    /// How many times a page was given back.
+    /// The number of times that a page was given back.
     Reshared,
-    /// Where the keeper's stack begins, which is not the program's memory.
+    /// The start of the keeper's stack, which is not the program's memory.
     KeeperStack,
     /// Memory outside of the arenas (see `outside`): what is known, how many runs there were at the fork, pages.
     Outside,
@@ -105,17 +105,17 @@ pub(crate) struct Evidence {
     pub(crate) files: Vec<i32>,
     pub(crate) watch: Watch,
     pub(crate) parent_pid: i32,
-    /// Is the child forked from a process that is a child itself? Only such a one passes copies on.
+    /// True where the child is forked from a process that is a child itself. Only such a one passes copies on.
     pub(crate) from_child: bool,
-    /// How many events are kept until they are read.
+    /// The number of events that are kept until they are read.
     pub(crate) events_max: usize,
-    /// Is there to be a keeper?
+    /// True where there is to be a keeper.
     pub(crate) keep: bool,
-    /// Is memory outside of the arenas counted, too?
+    /// True where memory outside of the arenas is counted, too.
     pub(crate) outside: bool,
 }
 
-/// Whose copies are counted at a child's end.
+/// The images whose copies are counted at a child's end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LastCensus {
     /// There is no keeper.
@@ -135,7 +135,7 @@ pub(crate) enum Pages {
     Inherited,
 }
 
-/// How many bitmaps an image has.
+/// The number of an image's bitmaps.
 const BITMAPS: usize = 4;
 
 impl Evidence {
@@ -255,7 +255,7 @@ impl Evidence {
         }
     }
 
-    /// Is a page's bit set?
+    /// Tells whether a page's bit is set.
     pub(super) fn is_marked(&self, image: usize, which: Pages, page: PageIndex) -> bool {
         let word = self.bitmap(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (page.0 % 64) != 0)
@@ -279,7 +279,7 @@ impl Evidence {
         }
     }
 
-    /// How a copied page differed at the last census.
+    /// The difference of a copied page at the last census.
     pub(crate) fn changed(&self, image: usize, page: PageIndex) -> Option<Changed> {
         Changed::unpack(self.changed_word(image, page)?.load(Ordering::Acquire))
     }
@@ -309,7 +309,7 @@ impl Evidence {
         Some(Event { arena, page, address, time_ns, tid: tid as i32, registers: Registers { pc, sp, fp } })
     }
 
-    /// How many events were lost for want of room, or with their writer.
+    /// The number of events that were lost for want of room, or with their writer.
     pub(crate) fn events_lost(&self) -> u64 {
         self.ring().dropped()
     }
@@ -360,7 +360,7 @@ impl Evidence {
         }
     }
 
-    /// What the child's panic said, if it panicked.
+    /// The message of the child's panic, if it panicked.
     pub(crate) fn panic_text(&self) -> Option<PanicMessage> {
         let len = self.get(Word::PanicLen) as usize;
         let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
@@ -368,7 +368,7 @@ impl Evidence {
         (len > 0).then(|| PanicMessage(String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()))
     }
 
-    /// What failed while the child (or its keeper) was set up.
+    /// The step that failed while the child (or its keeper) was set up.
     pub(crate) fn failure(&self) -> Option<Failure> {
         Failure::unpack(self.get(Word::Failure)).or_else(|| Failure::unpack(self.get(Word::KeeperFailure)))
     }

@@ -1,12 +1,12 @@
-//! What evidence comes to: a page that differs, a write, a refused write, a panic.
+//! The findings that evidence comes to: a page that differs, a write, a refused write, a panic.
 
 use crate::facts::Registers;
 use crate::page::PageIndex;
 
-/// How a copied page differs from the original.
+/// The difference of a copied page from the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed {
-    /// How many bytes differ; 0 when the page is the same again.
+    /// The number of bytes that differ; 0 when the page is the same again.
     pub bytes: u32,
     /// The first byte that differs, from the page's start.
     pub first: u32,
@@ -49,7 +49,7 @@ pub struct Event {
     pub time_ns: u64,
     /// The writing thread.
     pub tid: i32,
-    /// Where it was; all 0 where that could not be read. `fp` is known to [`Watch::Trap`] only.
+    /// The writer's registers; all 0 where they could not be read. `fp` is known to [`Trap`](crate::watch::Watch::Trap) only.
     pub registers: Registers,
 }
 
@@ -70,7 +70,7 @@ pub struct DeniedWrite {
     pub pc: u64,
 }
 
-/// What a child's panic said.
+/// The message of a child's panic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PanicMessage(pub String);

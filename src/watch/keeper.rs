@@ -26,10 +26,10 @@ use std::sync::atomic::Ordering;
 /// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
 pub(super) const STACK_BYTES: usize = 256 << 10;
 
-/// How often a writer is looked at before it sleeps: some milliseconds, when others have its processor.
+/// The number of looks at a writer before it sleeps: some milliseconds, when others have its processor.
 const SLEEP_TRIES_MAX: usize = 1000;
 
-/// What the parent can ask of a keeper.
+/// The tasks that the parent can give to a keeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Task {
     /// Read the page tables and compare the copies.
@@ -201,14 +201,14 @@ impl Keeper {
         }
     }
 
-    /// Has the child executed another program?
+    /// Tells whether the child has executed another program.
     fn executed(&self) -> bool {
         let mut now = [0; 512];
         match process::auxiliary_vector(self.child_pid, &mut now) {
             // A process that is exiting may have no memory any more (others find ESRCH then, below).
             Ok([]) => false,
             Ok(_) => now != self.program,
-            // It runs with rights we lack, so it is another one; unless it is just exiting.
+            // The program runs with rights we lack, so it is another one; unless it is just exiting.
             Err(Errno::ACCESS | Errno::PERM) => !process::is_exiting(self.child_pid),
             Err(_) => false,
         }
@@ -227,7 +227,7 @@ impl Keeper {
         });
     }
 
-    /// Where a waiting thread is.
+    /// The instruction and the stack pointer at which a thread waits.
     fn blocked_at(&self, tid: i32) -> Option<(u64, u64)> {
         let known = match self.writer.take() {
             Some((known, syscall)) if known == tid => syscall,
@@ -262,7 +262,7 @@ impl Keeper {
     /// Pages are taken from `seen` first and armed after: a page written in between is one that was
     /// already taken, so it belongs to the epoch that ends.
     fn epoch(&self) -> Result<(), Failure> {
-        // What was copied so far must not be forgotten when a swapped copy is armed again.
+        // The copies so far must not be forgotten when a swapped copy is armed again.
         self.census()?;
         for image in 0..self.evidence.images.len() {
             let seen = self.evidence.bitmap(image, Pages::Seen);
@@ -343,12 +343,12 @@ impl Keeper {
             });
             scanned.at(Step::KeeperScan)?;
         }
-        // Where it fails, the report says that this is lost, and no more than this.
+        // A failure here makes the report say that this is lost, and no more than this.
         let _lost = outside::take(self.evidence, &self.pagemap, || self.progress());
         Ok(())
     }
 
-    /// How a copied page differs from the original.
+    /// Compares a copied page with the original.
     fn compare(&self, image: &Image, page: PageIndex) -> Result<Changed, Errno> {
         const CHUNK: usize = 4096;
         let size = sys::page_size();

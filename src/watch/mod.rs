@@ -36,7 +36,7 @@ pub(crate) use keeper::Task;
 pub use outside::{Outside, OutsidePages};
 pub(crate) use reshare::{copied_now, give_back};
 
-/// How a child's copies are observed.
+/// The way in which a child's copies are observed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]

@@ -37,7 +37,7 @@ impl OutsidePages {
     }
 }
 
-/// What a census found **outside** of the frozen arenas, in all private memory of a child that [`crate::fork::spawn`] made.
+/// The findings of a census **outside** of the frozen arenas, in all private memory of a child that [`crate::fork::spawn`] made.
 ///
 /// A page counts if no other process maps it (bit 56 of `/proc/PID/pagemap`). Pages that are swapped out are not counted, nor those that
 /// a child shares with a process that it forked itself. A transparent huge page of which a part came apart is counted as the kernel says:
@@ -46,7 +46,7 @@ impl OutsidePages {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Outside {
-    /// It was counted.
+    /// The memory was counted.
     Counted {
         /// Pages that were shared at the fork, or are a file's, and that the child has alone now. Mostly it wrote to them, and the kernel
         /// copied them: to count a reference is to write. Page tables do not tell them from pages that the *parent* wrote to, or gave
@@ -55,7 +55,7 @@ pub enum Outside {
         /// Pages that were not there at the fork: memory that the child got for itself.
         new: OutsidePages,
     },
-    /// It was not asked for ([`crate::fork::ForkOptions::outside`], [`crate::fork::ForkOptions::last_census`]).
+    /// Nobody asked for it ([`crate::fork::ForkOptions::outside`], [`crate::fork::ForkOptions::last_census`]).
     #[default]
     NotAsked,
     /// The kernel is older than Linux 6.7 (`PAGEMAP_SCAN`), or `/proc` is not mounted.
@@ -66,7 +66,7 @@ pub enum Outside {
     Lost,
 }
 
-/// How many runs are kept, of two words each.
+/// The number of runs that are kept, of two words each.
 const RUNS_MAX: usize = 1 << 16;
 
 /// Words for the runs, if they are to be kept.
@@ -91,7 +91,7 @@ const UNSUPPORTED: u64 = 2;
 const SCATTERED: u64 = 3;
 const NOT_NOTED: u64 = 4;
 
-/// Where addresses of user memory may end, the highest first: on x86-64 and on arm64 with its sizes of address space. The
+/// The addresses at which user memory may end, the highest first: on x86-64 and on arm64 with its sizes of address space. The
 /// kernel says EFAULT to what is too high. Memory above, which must be asked for by a hint, is not looked at.
 const ADDRESSES_END: [usize; 4] = [1 << 48, 1 << 47, 1 << 42, 1 << 39];
 
@@ -155,7 +155,7 @@ pub(super) fn take(evidence: &Evidence, pagemap: &Pagemap, progress: impl Fn()) 
 const UNSHARED: [Word; 3] = [Word::UnsharedHeap, Word::UnsharedData, Word::UnsharedStack];
 const NEW: [Word; 3] = [Word::NewHeap, Word::NewData, Word::NewStack];
 
-/// What the keeper noted last.
+/// The findings that the keeper noted last.
 pub(crate) fn taken(evidence: &Evidence) -> Outside {
     let pages = |words: [Word; 3]| {
         let [heap, data, stack] = words.map(|word| PageCount(evidence.get(word)));
@@ -240,7 +240,7 @@ impl<'a> Runs<'a> {
         Self { words: words.unwrap_or_default(), at: 0 }
     }
 
-    /// Was there memory at this address?
+    /// Tells whether there was memory at this address.
     fn has(&mut self, address: usize) -> bool {
         while let Some([start, end]) = self.words.get(self.at..self.at + 2) {
             if address < end.load(Ordering::Relaxed) as usize {

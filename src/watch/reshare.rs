@@ -27,10 +27,10 @@ use crate::sys::{self, Errno, memfd, process};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-/// How many pages are compared at a time.
+/// The number of pages that are compared at a time.
 const WINDOW: u64 = 16;
 
-/// What the kernel was asked while giving back.
+/// An error of giving back, with the operation that the kernel was asked for.
 fn failed(operation: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| Error::os(operation, errno)
 }
@@ -141,7 +141,7 @@ fn take_over(evidence: &Evidence, at: usize, pagemap: &Pagemap, image: Range, pl
     })
 }
 
-/// How many pages of the images this process has copied now.
+/// Counts the pages of the images that this process has copied now.
 ///
 /// # Errors
 /// The errno of reading the page tables.

@@ -101,7 +101,7 @@ impl<'a> Ring<'a> {
         }
     }
 
-    /// How many events were lost.
+    /// The number of events that were lost.
     pub(super) fn dropped(self) -> u64 {
         self.word(DROPPED).map_or(0, |dropped| dropped.load(Ordering::Relaxed))
     }

@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// How long a trap without descriptor may last.
+/// The time that a trap without descriptor may last.
 const PATIENCE_NS: u64 = 10_000_000_000;
 
 static EVIDENCE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());

@@ -1,4 +1,4 @@
-//! Where postcard writes to: the end of a vector.
+//! The place that postcard writes to: the end of a vector.
 
 use postcard::Result;
 use postcard::ser_flavors::Flavor;
@@ -6,7 +6,7 @@ use postcard::ser_flavors::Flavor;
 /// Appends to a vector that stays the caller's, and cuts it again unless all went well.
 pub(super) struct Append<'a> {
     bytes: &'a mut Vec<u8>,
-    /// How many are good.
+    /// The number of good bytes.
     len: usize,
 }
 

@@ -1,4 +1,4 @@
-//! How jobs and results go from process to process: bytes, and beside them what bytes may not say.
+//! The way of jobs and results from process to process: bytes, and beside them what bytes may not say.
 //!
 //! Values are encoded by serde as [postcard](https://docs.rs/postcard): a few bytes a value, no names of fields, a
 //! format with a specification and a promise of stability, no `unsafe` code for the user to trust. Both ends

@@ -14,7 +14,7 @@ use std::mem;
 pub(crate) struct Passenger {
     /// The kind of thing that it is; see [`kind_of`].
     pub(crate) kind: [u64; 2],
-    /// Where it is, in the words of its type.
+    /// The object's place, in the words of its type.
     pub(crate) words: [u64; 2],
 }
 
@@ -62,7 +62,7 @@ fn with<R>(look: impl FnOnce(&mut State) -> R) -> Option<R> {
 /// Puts the former state back, on unwinding too.
 struct Restore<'a> {
     former: State,
-    /// Where the table goes that was current, cut to `len`.
+    /// The place that the table goes to that was current, cut to `len`.
     boarded: Option<&'a mut Vec<Passenger>>,
     len: usize,
 }

@@ -45,7 +45,7 @@ pub enum Record<'a> {
     Fault(Fault),
     /// Code was mapped. Only with [`super::Options::code`].
     Mapped(Mapped<'a>),
-    /// So many records did not fit into the ring. The last ones lost may never be told so: [`Event::counts`] is exact.
+    /// So many records did not fit into the ring. The last ones lost may never be told so: [`super::Event::counts`] is exact.
     Lost(u64),
     /// Anything else.
     Other,

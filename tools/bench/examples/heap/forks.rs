@@ -32,7 +32,7 @@ fn fork_ms() -> f64 {
 fn field_kib(path: &str, names: &[&str]) -> u64 {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let of = |line: &str| {
-        names.iter().any(|name| line.starts_with(name)).then(|| line.split_whitespace().nth(1)?.parse().ok())
+        names.iter().any(|name| line.starts_with(name)).then(|| line.split_whitespace().nth(1)?.parse::<u64>().ok())
     };
     text.lines().filter_map(of).flatten().sum::<u64>()
 }
