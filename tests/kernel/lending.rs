@@ -30,8 +30,11 @@ fn become_user(user: u32) {
         return;
     }
     // SAFETY: this child's own credentials are changed, and it has one thread.
-    let changed = unsafe { libc::setresgid(user, user, user) == 0 && libc::setresuid(user, user, user) == 0 };
-    assert!(changed, "setresuid: {}", std::io::Error::last_os_error());
+    let group_changed = unsafe { libc::setresgid(user, user, user) };
+    assert_eq!(group_changed, 0, "setresgid: {}", std::io::Error::last_os_error());
+    // SAFETY: as above.
+    let user_changed = unsafe { libc::setresuid(user, user, user) };
+    assert_eq!(user_changed, 0, "setresuid: {}", std::io::Error::last_os_error());
     // An exec would make it dumpable again.
     // SAFETY: the call takes numbers only.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }, 0, "PR_SET_DUMPABLE");
