@@ -11,8 +11,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the root of the crate shows.
-const ROOT: &[&str] =
-    &["Error", "Result", "arena", "contained", "error", "fork", "page", "pool", "report", "shared", "support", "watch"];
+const ROOT: &[&str] = &[
+    "Error",
+    "Result",
+    "arena",
+    "contained",
+    "error",
+    "fork",
+    "heap",
+    "page",
+    "pool",
+    "report",
+    "shared",
+    "support",
+    "watch",
+];
 
 /// Crates whose types stand in the interface; lib.rs says that they are part of the promise.
 const CRATES: &[&str] =

@@ -265,11 +265,13 @@ fn a_wake_up_passes_from_a_dead_waiter_to_the_next() -> Outcome {
             queue.push_timeout(1000, SOON)?;
         }
         let begun = Instant::now();
+        let wanted = if round % 2 == 0 { round } else { 1000 };
         let mut answer = answers.pop_timeout(SOON)?;
-        if round % 2 == 1 && answer != 1000 {
+        // The first element of an odd round may have gone to a waiter that lives, and whose answer comes after the second's.
+        while answer != wanted {
+            assert!(answer % 2 == 1 && answer <= round, "{answer} in round {round}");
             answer = answers.pop_timeout(SOON)?;
         }
-        assert_eq!(answer, if round % 2 == 0 { round } else { 1000 });
         assert!(begun.elapsed() < SOON);
         if round % 10 == 0 {
             kill(others.remove(0))?;

@@ -214,7 +214,8 @@ def test_a_block_is_counted_apart_and_may_have_a_limit():
                 nothing.copied.pages, failed]
     child = in_child(body); next(child); got = next(child)
     assert got[:4] == [30, 100, 0, 100], got
-    assert got[4] <= 2, got
+    # The block does nothing, yet the interpreter writes some of its own memory meanwhile.
+    assert got[4] <= 5, got
     assert got[5] == [[50, True], "KeyError", True], got
 """
     )

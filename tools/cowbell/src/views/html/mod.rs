@@ -189,7 +189,8 @@ fn in_script(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+            // Line separators end a statement in old readers; the others turn the direction of what stands beside them.
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
                 let _written = write!(safe, "\\u{:04x}", c as u32);
             }
             c => safe.push(c),
