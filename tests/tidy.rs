@@ -142,6 +142,7 @@ const TESTS: &[Tests] = &[
             ("exact", &["case", "lab", "model", "verdict"]),
             ("model", &["case"]),
             ("cases", &["said"]),
+            ("phases", &["said"]),
             ("python", &["exact", "lab"]),
             ("verdict", &["case", "lab", "model"]),
             ("judge", &["judged", "plan", "writing"]),

@@ -36,6 +36,8 @@ mod memory;
 mod model;
 #[path = "run/modules.rs"]
 mod modules;
+#[path = "run/phases.rs"]
+mod phases;
 #[path = "run/plan.rs"]
 mod plan;
 #[path = "run/programs.rs"]

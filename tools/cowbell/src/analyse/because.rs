@@ -26,13 +26,14 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             let pages = causes.entry(cause.cause).or_default();
             *pages = pages.saturating_add(cause.copied_pages);
         }
-        compared = interval.contents.compared_pages.saturating_add(compared);
-        same = interval.contents.identical_pages.saturating_add(same);
+        compared = interval.at_work.compared_pages.saturating_add(compared);
+        same = interval.at_work.identical_pages.saturating_add(same);
     }
     let all = causes.values().fold(0u64, |sum, pages| sum.saturating_add(*pages));
     let ending = causes.remove(&Cause::Exit).unwrap_or(0);
-    let work = all - ending;
-    verdict.same_share = (share(compared, all) >= 0.9).then(|| share(same, compared));
+    let starting = causes.remove(&Cause::Start).unwrap_or(0);
+    let work = all.saturating_sub(ending.saturating_add(starting));
+    verdict.same_share = (share(compared, work) >= 0.9).then(|| share(same, compared));
     let mut causes: Vec<_> = causes.into_iter().collect();
     causes.sort_by_key(|&(cause, pages)| (std::cmp::Reverse(pages), cause));
     for (cause, pages) in causes {
@@ -48,7 +49,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         if share >= SHARE_MIN || verdict.why.is_empty() {
             verdict.why.push(Why { cause: Some(cause), text, share });
         }
-        let is_worth_it = verdict.kind != Kind::Shared && share >= HELP_SHARE_MIN;
+        let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && share >= HELP_SHARE_MIN;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
                 && let Some((text, paste)) = newer_remedy(summary)
@@ -68,7 +69,8 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let ending_bytes = ending.saturating_mul(page);
     let is_worth_it = ending_bytes >= LITTLE && share(ending, all) >= 0.1;
     let exit = summary.causes.iter().find(|share| share.cause == Cause::Exit).filter(|_| is_worth_it);
-    if let Some((text, paste)) = exit.and_then(|exit| Some((exit.remedy?, exit.paste))) {
+    let here = remedy_under(summary, &verdict.workers, Work::Exit);
+    if let Some((text, paste)) = exit.and_then(|exit| here.or(Some((exit.remedy?, exit.paste)))) {
         verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
     }
     verdict.places = places(summary, work);
@@ -95,10 +97,20 @@ fn newer_remedy(summary: &Summary) -> Option<(&'static str, &'static [&'static s
     summary.mappings.iter().find_map(|mapping| of_file(&mapping.name))
 }
 
+/// What helps with some work in the very program that the workers run, where that is another thing than in others.
+fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'static str, &'static [&'static str])> {
+    let commands = workers.iter().filter_map(|&at| summary.processes.get(at)).map(|process| &process.command);
+    let mut found =
+        commands.map(|command| languages::ALL.iter().find_map(|language| language.remedy_under(work, command)));
+    // Of workers of several programs each would need its own.
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)?
+}
+
 /// Where copies were made at work: lines of a script, or where there are none, functions.
 fn places(summary: &Summary, work: u64) -> Vec<Place> {
-    let at_work = |cause: Cause, of: Option<Work>| cause != Cause::Exit && of != Some(Work::Start);
-    let lines = summary.script.lines.iter().filter(|line| at_work(line.cause, line.work));
+    let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
+    let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
     let lines = lines.map(|line| Place {
         function: line.function.clone(),
         file: line.file.clone(),
@@ -107,7 +119,7 @@ fn places(summary: &Summary, work: u64) -> Vec<Place> {
         source: line.source.clone(),
         share: share(line.copied_pages_estimated, work).min(1.0),
     });
-    let functions = summary.functions.iter().filter(|function| at_work(function.cause, None));
+    let functions = summary.functions.iter().filter(|function| at_work(function.cause));
     let functions = functions.map(|function| {
         let line = function.lines.first();
         Place {
@@ -160,7 +172,8 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
             Some(known) => known.share += share,
             None => whys.push(Why { cause: None, text: text.to_owned(), share }),
         }
-        if let Some(text) = remedy {
+        let here = line.work.and_then(|work| remedy_under(summary, &verdict.workers, work));
+        if let Some((text, paste)) = here.or(remedy.map(|text| (text, paste))) {
             verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes) });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {

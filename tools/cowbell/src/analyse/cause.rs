@@ -24,6 +24,8 @@ pub enum Cause {
     GarbageCollector,
     /// An allocator's lists and headers.
     Allocator,
+    /// The worker was set up after its fork, by libraries and the interpreter.
+    Start,
     /// The program or its interpreter shut down and freed what it had.
     Exit,
     /// The data itself changed.
@@ -174,6 +176,7 @@ impl Cause {
             Self::Counter => "counters, locks or flags",
             Self::GarbageCollector => "garbage collector",
             Self::Allocator => "allocator metadata",
+            Self::Start => "setting up the child",
             Self::Exit => "shutting down",
             Self::RealWrite => "real writes",
             Self::Hash => "hashes that immortal strings keep",

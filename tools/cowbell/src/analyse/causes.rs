@@ -2,14 +2,14 @@
 
 use super::cause::{self, Cause, Change, Reason};
 use super::code;
-use super::codes::Codes;
 use super::interval::{Copied, Interval};
-use super::name::{self, Named};
+use super::name::Named;
+use super::phases::Phase;
 use super::remedy::{self, Circumstances};
 use super::runtime::Runtime;
 use super::sum::{most, share};
 use super::summary::{self, CauseShare};
-use super::{Stacks, syscalls};
+use super::syscalls;
 use crate::record::Wrote;
 use std::collections::HashMap;
 
@@ -81,29 +81,23 @@ pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason:
     }
 }
 
-/// Of the stacks sampled with each instruction, how many were taken while the program shut down, and how many in all.
-pub fn exits(interval: &Interval, stacks: &Stacks, codes: &Codes) -> HashMap<u32, (u64, u64)> {
-    let mut of_stack: HashMap<u32, bool> = HashMap::new();
-    let mut is_exit = |number: u32| {
-        *of_stack.entry(number).or_insert_with(|| {
-            let callers = stacks.get(&number).map_or(&[][..], |stack| &stack.callers);
-            callers.iter().filter_map(|code| name::caller(codes, *code)).any(code::shuts_down)
-        })
-    };
-    let mut exits = HashMap::new();
-    for (&code, sampled) in &interval.sums.stacks {
-        let (mut exiting, mut all) = (0, 0);
-        for (&number, &times) in sampled {
-            all += times;
-            exiting += if is_exit(number) { times } else { 0 };
-        }
-        exits.insert(code, (exiting, all));
+/// The cause of a copy of this kind, in a phase of the worker. While it starts and ends that is the cause, whatever is done then, but
+/// for what has causes of its own.
+pub fn cause_of(
+    interval: &Interval,
+    copied: &Copied,
+    named: Option<&Named<'_>>,
+    phase: Phase,
+) -> (Cause, Option<Reason>) {
+    let told = cause_at_work(interval, copied, named);
+    match (told.0, phase) {
+        (Cause::Stack | Cause::Kernel, _) | (_, Phase::Work) => told,
+        (_, Phase::Start) => (Cause::Start, None),
+        (_, Phase::End) => (Cause::Exit, None),
     }
-    exits
 }
 
-/// The cause of a copy of this kind.
-pub fn cause_of(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> (Cause, Option<Reason>) {
+fn cause_at_work(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> (Cause, Option<Reason>) {
     let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
     let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
     let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };

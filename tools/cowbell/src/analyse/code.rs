@@ -143,8 +143,17 @@ const SHUTDOWN: &[&str] = &["__run_exit_handlers", "exit", "quick_exit"];
 
 /// Does a function shut the program or its interpreter down?
 pub fn shuts_down(frames: &[NativeFrame]) -> bool {
-    let names = frames.iter().map(|frame| bare(&frame.function));
-    names.into_iter().any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
+    let mut names = frames.iter().map(|frame| bare(&frame.function));
+    names.any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
+}
+
+/// Functions that fork: what runs below them in a child comes before its own first instruction.
+const FORK: &[&str] = &["fork", "__fork", "__libc_fork", "_Fork", "__run_postfork_handlers", "__run_fork_handlers"];
+
+/// Does a function set up a child that was just forked?
+pub fn starts(frames: &[NativeFrame]) -> bool {
+    let mut names = frames.iter().map(|frame| bare(&frame.function));
+    names.any(|name| FORK.contains(&name) || work_of_function(name) == Some(Purpose::Start))
 }
 
 /// What an instruction is there for, from its frames, the innermost inlined one first. The collector decides over

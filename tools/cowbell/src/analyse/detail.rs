@@ -65,36 +65,20 @@ pub struct Trail {
     pub time_ns: u64,
 }
 
-/// How the copies of one kind in one interval were judged: their cause, and how many of them were made on the way out.
-pub type Judged = HashMap<Copied, (Cause, u64)>;
+/// The cause of the copies of each kind in one interval.
+pub type Judged = HashMap<Copied, Cause>;
 
 /// The detail of a profile. `judged`: what the summary says of each interval's copies.
 pub fn detail(profile: &Profile, judged: &[Judged]) -> Detail {
     let mut names = Names::default();
     let (mut stacks, mut maps) = (Vec::new(), Vec::new());
     for (at, (interval, judged)) in profile.intervals.iter().zip(judged).enumerate() {
-        let trail = causes(&interval.sums.trail, judged);
+        let cause = |one: &Trail| judged.get(&one.copied).copied().unwrap_or(Cause::Unknown);
+        let trail: Vec<(Trail, Cause)> = interval.sums.trail.iter().map(|one| (*one, cause(one))).collect();
         maps.push(runs(&trail, profile.page_size()));
         stacks.extend(weighted(profile, at, &trail, &mut names));
     }
     Detail { frames: names.frames, stacks, maps }
-}
-
-/// Each stretch of a trail with its cause: of what was copied on the way out and before, the last are those on the way out.
-fn causes(trail: &[Trail], judged: &Judged) -> Vec<(Trail, Cause)> {
-    let mut exiting: HashMap<Copied, u64> = judged.iter().map(|(copied, (_, exiting))| (*copied, *exiting)).collect();
-    let mut by_time: Vec<usize> = (0..trail.len()).collect();
-    by_time.sort_by_key(|&at| std::cmp::Reverse(trail.get(at).map(|one| one.time_ns)));
-    let mut causes = vec![Cause::Unknown; trail.len()];
-    for at in by_time {
-        let (Some(one), Some(cause)) = (trail.get(at), causes.get_mut(at)) else { continue };
-        *cause = judged.get(&one.copied).map_or(Cause::Unknown, |(cause, _)| *cause);
-        if let Some(left) = exiting.get_mut(&one.copied).filter(|left| **left >= one.pages) {
-            *left -= one.pages;
-            *cause = Cause::Exit;
-        }
-    }
-    trail.iter().copied().zip(causes).collect()
 }
 
 fn runs(trail: &[(Trail, Cause)], page_size: u64) -> Vec<Run> {

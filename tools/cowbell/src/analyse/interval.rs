@@ -57,6 +57,8 @@ pub struct Sums {
     pub copies: HashMap<Copied, u64>,
     /// The stacks sampled with each place, and how often.
     pub stacks: HashMap<u32, HashMap<u32, u64>>,
+    /// All sampled stacks, in the order in which they were taken.
+    pub samples: Vec<u32>,
     /// Copied pages by place and by the script's line that a sample of it saw; without a script's frames, `None`.
     pub sampled: HashMap<(u32, Option<u32>), u64>,
     /// The sum of the squares of how many pages each sample stands for: how far the estimate can be off.
@@ -92,6 +94,8 @@ pub struct Copied {
     pub caller: u32,
     /// Why the instruction is not known, where it is not.
     pub unknown: Option<Unknown>,
+    /// How many stacks had been sampled by then, its own too; `None` where it is not known when it was written.
+    pub after: Option<u32>,
 }
 
 /// What was seen of a write.
@@ -198,6 +202,8 @@ struct Evidence<'a> {
     contents: &'a [Content],
     page_size: u64,
     stacks: &'a Stacks,
+    /// When stacks were sampled, and which, in order of time.
+    samples: Vec<(u64, u32)>,
 }
 
 impl<'a> Evidence<'a> {
@@ -205,9 +211,12 @@ impl<'a> Evidence<'a> {
         for event in &mut events {
             event.page &= !(page_size - 1);
         }
+        let sampled = events.iter().filter_map(|event| Some((event.time_ns, event.stack?)));
+        let mut samples: Vec<_> = sampled.filter(|(_, stack)| stacks.contains_key(stack)).collect();
+        samples.sort_unstable();
         // Stable: events of one page stay in order of time.
         events.sort_by_key(|event| event.page);
-        Self { events, contents, page_size, stacks }
+        Self { events, contents, page_size, stacks, samples }
     }
 }
 
@@ -260,6 +269,7 @@ impl<'a> Adding<'a> {
         if let (Some(first), Some(half), Some(last)) = (first, half, last) {
             self.sums.when = Some(When { first_ns: since(first), half_ns: since(half), last_ns: since(last) });
         }
+        self.sums.samples = self.evidence.samples.iter().map(|&(_, stack)| stack).collect();
         (self.sums.sampled, self.sums.sampled_squares) = spread(&mut self.timed);
         let contents = &mut self.sums.contents;
         contents.amplification = amplification(contents, self.evidence.page_size);
@@ -324,7 +334,8 @@ impl<'a> Adding<'a> {
         let (change, seen) = (Change::Unknown, Seen::Nothing);
         let wrote = Wrote::Unknown;
         let (code, caller, unknown) = (0, 0, Some(unknown));
-        let unseen = Copied { code, syscall: None, change, objects: false, wrote, in_stack, seen, caller, unknown };
+        let (syscall, objects, after) = (None, false, None);
+        let unseen = Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown, after };
         self.count(unseen, pages.saturating_sub(known));
         for (from, to) in without {
             self.follow(from, to.saturating_sub(from) / self.evidence.page_size, None);
@@ -370,7 +381,9 @@ impl<'a> Adding<'a> {
             (Some(_), None) => Some(Unknown::ThreadNotSeen),
             (None, _) => Some(without_event),
         };
-        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown }, 1);
+        let samples = &self.evidence.samples;
+        let after = event.map(|event| samples.partition_point(|&(time_ns, _)| time_ns <= event.time_ns) as u32);
+        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown, after }, 1);
     }
 
     /// Keeps pages that were counted last, if each is asked for.

@@ -5,7 +5,7 @@ use super::growth::Growth;
 use super::mapping::Kind;
 use super::sum::share;
 use super::summary::{
-    ByClass, CauseShare, Contents, Gap, Interval, Mapping, Overhead, Process, Run, Script, Summary, Totals,
+    AtWork, ByClass, CauseShare, Contents, Gap, Interval, Mapping, Overhead, Process, Run, Script, Summary, Totals,
 };
 use super::verdict::{self, Verdict};
 use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
@@ -130,6 +130,12 @@ fn interval(number: u32, report: &Report) -> Interval {
         copied_pages,
         copied_bytes: report.copied_bytes(),
         causes: causes(&contents, copied_pages),
+        // The library tells no phases: all counts as work.
+        at_work: AtWork {
+            compared_pages: contents.compared_pages,
+            identical_pages: contents.identical_pages,
+            undated_pages: 0,
+        },
         contents,
         when: None,
         mappings: mappings(report.arenas.iter(), report.page_size, copied_pages),

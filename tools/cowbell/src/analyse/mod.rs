@@ -20,6 +20,7 @@ mod interval;
 pub mod library;
 mod mapping;
 mod name;
+mod phases;
 mod remedy;
 pub mod roles;
 mod runtime;
@@ -93,6 +94,8 @@ struct Sampled {
     callers: Vec<u32>,
     /// What the instruction was about to write.
     wrote: Wrote,
+    /// The worker was starting or ending, as the frames of a script tell.
+    phase: Option<Work>,
 }
 
 /// A place in a program that an interpreter runs.
@@ -284,8 +287,9 @@ impl Profile {
                 next
             })
         });
+        let phase = languages::phase_of_frames(language, &stack.frames);
         let callers = stack.native.iter().skip(1).copied().collect();
         let innermost = stack.native.first().copied();
-        self.stacks.insert(stack.stack, Sampled { script, innermost, callers, wrote: stack.wrote });
+        self.stacks.insert(stack.stack, Sampled { script, innermost, callers, wrote: stack.wrote, phase });
     }
 }

@@ -1,19 +1,20 @@
 //! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
 
-use super::cause::Cause;
+use super::cause::{Cause, Change};
 use super::causes::{self, Causes};
 use super::detail::{self, Detail, Judged};
 use super::gaps;
 use super::interval::{Interval, amplification};
 use super::mapping::Group;
 use super::name::{self, Caller, Named};
+use super::phases::Phases;
 use super::script::{Sampled, ScriptSum, script};
-use super::summary::{self, ByClass, Contents, Run, Summary};
+use super::summary::{self, AtWork, ByClass, Contents, Run, Summary};
 use super::unknown::{Unknown, Unknowns};
 use super::verdict::{self, Verdict};
 use super::{Profile, growth, syscalls, totals};
 use crate::record::{Mode, Who};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 /// The summary of a profile whose intervals are all added up, and its detail, if that is asked for.
@@ -83,6 +84,8 @@ struct Tables {
     unnamed: Unknowns,
     without_line: Unknowns,
     without_caller: Unknowns,
+    /// Processes that had an interval.
+    begun: HashSet<(Option<usize>, i32)>,
     /// How each interval's copies were judged, where every page is asked for.
     judged: Vec<Judged>,
 }
@@ -155,31 +158,28 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     let names = name::all(interval, &profile.stacks, &profile.codes);
     let mut sampled = Sampled::default();
     let mut judged = Judged::new();
-    let exits = causes::exits(interval, &profile.stacks, &profile.codes);
+    let mut at_work = AtWork::default();
+    let is_first = tables.begun.insert((interval.process, interval.begin.pid));
+    let phases = Phases::of(interval, is_first, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
         let named = names.get(&name::called(copied));
-        let (cause, reason) = causes::cause_of(interval, copied, named);
-        // Of an instruction that was sampled on the way out and before, pages are parted as its samples are.
-        let (exiting, samples) = exits.get(&copied.code).copied().unwrap_or((0, 1));
-        let leaving = (u128::from(all) * u128::from(exiting) / u128::from(samples.max(1))) as u64;
-        let is_settled = matches!(cause, Cause::Stack | Cause::Kernel);
-        let leaving = if is_settled { 0 } else { leaving };
+        let (cause, reason) = causes::cause_of(interval, copied, named, phases.at(copied.after));
+        if !matches!(cause, Cause::Start | Cause::Exit) {
+            at_work.compared_pages += if copied.change == Change::Unknown { 0 } else { all };
+            at_work.identical_pages += if copied.change == Change::Identical { all } else { 0 };
+            at_work.undated_pages += if copied.after.is_none() && phases.has_end() { all } else { 0 };
+        }
         if profile.detailed {
-            judged.insert(*copied, (cause, leaving));
+            judged.insert(*copied, cause);
         }
-        for (pages, cause, reason) in [(leaving, Cause::Exit, None), (all - leaving, cause, reason)] {
-            if pages == 0 {
-                continue;
-            }
-            let added = causes::cause_sum(copied, named, pages, reason);
-            for causes in [&mut own_causes, &mut tables.causes] {
-                causes.entry((cause, interval.runtime)).or_default().add(&added);
-            }
-            if let Some(named) = named {
-                function(named, pages, cause, &mut tables.functions);
-            }
-            sampled.add(copied, pages, cause);
+        let added = causes::cause_sum(copied, named, all, reason);
+        for causes in [&mut own_causes, &mut tables.causes] {
+            causes.entry((cause, interval.runtime)).or_default().add(&added);
         }
+        if let Some(named) = named {
+            function(named, all, cause, &mut tables.functions);
+        }
+        sampled.add(copied, all, cause);
         if let Some(why) = copied.unknown {
             tables.unseen.add(why, all);
         }
@@ -205,6 +205,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         copied_pages,
         copied_bytes: copied_pages.saturating_mul(run.page_size),
         contents: sums.contents,
+        at_work,
         when: sums.when,
         causes: causes::causes(&own_causes, copied_pages),
         mappings: mappings(own, copied_pages),

@@ -202,11 +202,24 @@ pub struct Interval {
     pub copied_pages: u64,
     pub copied_bytes: u64,
     pub contents: Contents,
+    /// The same of what was copied at work.
+    pub at_work: AtWork,
     /// When it copied; `null` in count mode.
     pub when: Option<When>,
     pub causes: Vec<CauseShare>,
     pub mappings: Vec<Mapping>,
     pub unmapped_uncounted_pages: u64,
+}
+
+/// Copies that were made neither while a worker was set up nor on the way out, compared with their originals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AtWork {
+    pub compared_pages: u64,
+    /// Those that are the same as their originals again.
+    pub identical_pages: u64,
+    /// Copies of which it is not known when they were made, in an interval of which others were made on the way out: these may
+    /// have been, too.
+    pub undated_pages: u64,
 }
 
 /// When copies were made, from the opening of the interval.

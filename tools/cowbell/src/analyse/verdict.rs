@@ -6,8 +6,9 @@
 use super::because::{copies, new_memory};
 use super::cause::Cause;
 use super::summary::{ByClass, Interval, Process, Summary};
-use crate::record::{Closed, Frame, Origin, Role};
-use crate::stacks::languages::Work;
+use crate::record::{Closed, Frame, Mode, Origin, Role};
+use crate::stacks::languages::{self, Work};
+use cowbell::fork::Ended;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -30,6 +31,8 @@ pub enum Kind {
     Shared,
     /// Workers allocated much of their own, more than they copied.
     New,
+    /// Workers may have copied much or little: too much went before it could be counted.
+    Uncertain,
     /// Whoever was started executed a program, which shares nothing with its starter.
     NothingToShare,
     /// There was but one process.
@@ -57,15 +60,19 @@ pub struct Verdict {
     pub copied_bytes: u64,
     /// At least so much of it is certain.
     pub copied_bytes_min: u64,
+    /// So much of the upper bound was unmapped before it could be counted.
+    pub gone_bytes: u64,
     /// The part of the compared copies that ended as their originals; `null` where too few were compared.
     pub same_share: Option<f64>,
     /// What the workers allocated of their own, each at its most as far as found: at least so much, in order of `workers`.
     pub new_bytes: Vec<u64>,
-    /// What was copied while workers started, as their lines tell.
+    /// What workers copied while they were set up after their forks, as sampled stacks tell.
     pub starting_bytes: u64,
     /// What workers copied while they shut down, as sampled stacks tell.
     pub ending_bytes: u64,
-    /// What processes that forked copied while their children lived.
+    /// Copies on the way out are not told apart, and some worker had a way out on which an interpreter frees what it has.
+    pub ending_is_unknown: bool,
+    /// What processes that forked copied at work while their children lived.
     pub parent_bytes: u64,
     /// What attached processes had of their own when the tool came.
     pub before_bytes: u64,
@@ -124,23 +131,27 @@ pub fn verdict(summary: &Summary) -> Verdict {
         shared_bytes: cast.shared(page),
         new_bytes: cast.workers.iter().map(|&at| cast.new_of(at, page)).collect(),
         before_bytes: sum(&cast.attached, |interval| interval.held.exclusive).saturating_mul(page),
-        parent_bytes: sum(&cast.parents, |interval| interval.copied_pages).saturating_mul(page),
+        parent_bytes: sum(&cast.parents, at_work).saturating_mul(page),
         ..Verdict::default()
     };
-    let pages = cast.pages();
-    let ending = sum(&cast.children, |interval| cause_pages(interval, Cause::Exit));
-    let starting = starting_pages(summary).min(pages.copied().saturating_sub(ending));
+    let (pages, of) = (cast.pages(), cast.counted());
+    let ending = sum(of, |interval| cause_pages(interval, Cause::Exit));
+    let starting = sum(of, |interval| cause_pages(interval, Cause::Start));
     let copied = pages.copied().saturating_sub(ending.saturating_add(starting));
     let bytes = |pages: u64| pages.saturating_mul(page);
-    verdict.copied_bytes = bytes(copied);
-    verdict.copied_bytes_min = bytes(copied.saturating_sub(pages.copy_or_reuse));
+    let gone = sum(of, |interval| interval.unmapped_uncounted_pages);
+    verdict.copied_bytes = bytes(copied.saturating_add(gone));
+    verdict.gone_bytes = bytes(gone);
+    let undated = sum(of, |interval| interval.at_work.undated_pages);
+    verdict.copied_bytes_min = bytes(copied.saturating_sub(pages.copy_or_reuse).saturating_sub(undated));
     (verdict.starting_bytes, verdict.ending_bytes) = (bytes(starting), bytes(ending));
-    verdict.kind = kind(summary, &cast, &verdict);
+    verdict.ending_is_unknown = cast.ending_is_unknown();
+    verdict.kind = kind(summary, &cast, &verdict, bytes(copied.saturating_sub(undated)));
     match verdict.kind {
         Kind::New => new_memory(summary, &mut verdict),
         Kind::ParentPays => copies(summary, &cast.parents, &mut verdict),
         Kind::CopiedBefore => copies(summary, &cast.attached, &mut verdict),
-        _ => copies(summary, if cast.children.is_empty() { &cast.attached } else { &cast.children }, &mut verdict),
+        _ => copies(summary, cast.counted(), &mut verdict),
     }
     if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
         let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
@@ -195,11 +206,32 @@ impl<'a> Cast<'a> {
         pages.saturating_mul(page)
     }
 
+    /// Is there a worker that ended by itself and whose interpreter frees what it has then, and were no stacks sampled to tell?
+    fn ending_is_unknown(&self) -> bool {
+        let run = &self.summary.run;
+        let has_stacks = run.mode != Mode::Count && run.stacks_every > 0;
+        let exited = |at: usize| {
+            let ended = self.summary.processes.get(at).and_then(|process| process.ended);
+            matches!(ended, Some(Ended::Exited(_)))
+        };
+        let frees = |interval: &&&Interval| {
+            let mut files = interval.mappings.iter().map(|mapping| mapping.name.as_str());
+            let language = files.find_map(|file| languages::of_files(std::iter::once(file)));
+            interval.closed == Some(Closed::Exit)
+                && language.is_some_and(|language| language.remedy(Work::Exit).is_some())
+        };
+        !has_stacks && self.children.iter().filter(frees).any(|interval| interval.process.is_some_and(exited))
+    }
+
+    /// The intervals whose copies the verdict is about.
+    fn counted(&self) -> &[&'a Interval] {
+        if self.children.is_empty() { &self.attached } else { &self.children }
+    }
+
     /// What the verdict's copies are: workers', or of processes that were attached to.
     fn pages(&self) -> ByClass {
         let mut pages = ByClass::default();
-        let of = if self.children.is_empty() { &self.attached } else { &self.children };
-        of.iter().for_each(|interval| pages.add_all(&interval.pages));
+        self.counted().iter().for_each(|interval| pages.add_all(&interval.pages));
         pages
     }
 
@@ -237,10 +269,11 @@ fn folded(summary: &Summary) -> BTreeSet<usize> {
     others.filter(|(_, process)| was_over(process)).map(|(at, _)| at).collect()
 }
 
-fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict) -> Kind {
+/// `counted`: what was counted of the copies, and is not known to be of another phase.
+fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> Kind {
     let made = summary.processes.iter().enumerate().skip(1).filter(|(at, _)| !verdict.folded.contains(at));
     let made: Vec<&Process> = made.map(|(_, process)| process).collect();
-    let (copied, shared) = (verdict.copied_bytes, verdict.shared_bytes);
+    let (copied, shared) = (counted, verdict.shared_bytes);
     let workers = verdict.workers.len() as u64;
     let parent_shared = cast
         .parents
@@ -253,6 +286,11 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict) -> Kind {
     let is_much = |part: u64, of: u64, each: u64| {
         let (tenths, fifths) = (part.saturating_mul(10), part.saturating_mul(5));
         fifths >= of.max(1) || (tenths >= of && part >= MUCH.saturating_mul(each.max(1)))
+    };
+    let of_copies = |each: u64| match (is_much(copied, shared, each), is_much(verdict.copied_bytes, shared, each)) {
+        (true, _) if copied > 0 => Kind::Copied,
+        (_, true) if verdict.gone_bytes > 0 => Kind::Uncertain,
+        _ => Kind::Shared,
     };
     let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
     let grew = new > copied && new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;
@@ -276,21 +314,9 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict) -> Kind {
     }
     if cast.children.is_empty() {
         let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
-        return if late {
-            Kind::CopiedBefore
-        } else if is_much(copied, shared, 1) {
-            Kind::Copied
-        } else {
-            Kind::Shared
-        };
+        return if late { Kind::CopiedBefore } else { of_copies(1) };
     }
-    if grew {
-        Kind::New
-    } else if copied > 0 && is_much(copied, shared, workers) {
-        Kind::Copied
-    } else {
-        Kind::Shared
-    }
+    if grew { Kind::New } else { of_copies(workers) }
 }
 
 /// Was a program started by a fork that had much to copy for nothing?
@@ -309,8 +335,8 @@ fn cause_pages(interval: &Interval, cause: Cause) -> u64 {
     interval.causes.iter().find(|share| share.cause == cause).map_or(0, |share| share.copied_pages)
 }
 
-/// Pages that were copied while workers started, as their lines tell.
-fn starting_pages(summary: &Summary) -> u64 {
-    let lines = summary.script.lines.iter().filter(|line| line.work == Some(Work::Start));
-    lines.fold(0, |sum, line| sum.saturating_add(line.copied_pages_estimated))
+/// Pages that were copied neither while a worker was set up nor on the way out.
+fn at_work(interval: &Interval) -> u64 {
+    let besides = cause_pages(interval, Cause::Start).saturating_add(cause_pages(interval, Cause::Exit));
+    interval.copied_pages.saturating_sub(besides)
 }

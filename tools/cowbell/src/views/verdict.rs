@@ -75,6 +75,14 @@ fn sentence(summary: &Summary) -> String {
             );
             format!("SHARED: all is well: {rest}{new}.")
         }
+        Kind::Uncertain => format!(
+            "UNCERTAIN: {} copied {copied} of the {shared} that {} with {}: {} may have been copied and was unmapped before it \
+             could be counted; --mode trace sees most of it.",
+            who(verdict),
+            they(verdict),
+            whom(verdict),
+            Bytes(verdict.gone_bytes)
+        ),
         Kind::New => {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
             let of = format!("{copied} of the {shared} that {} with {}", they(verdict), whom(verdict));
@@ -163,7 +171,11 @@ fn why(text: &mut Text, verdict: &Verdict) {
         }
         format!("{sentence} ({}).", share(why.share))
     };
-    let sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
+    let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
+    if verdict.ending_is_unknown && verdict.kind == Kind::Copied {
+        sentences
+            .push("If the interpreter freed its objects on the way out, that is in it: --mode trace tells.".to_owned());
+    }
     let lines = wrap(&sentences.join(" "), WIDTH - INDENT);
     for (nth, line) in lines.iter().enumerate() {
         let margin = if nth == 0 { "Why" } else { "" };

@@ -187,7 +187,7 @@ fn quiet_keeps_verdict_and_cause() {
         for i in range(0, len(data), 4096): data[i] = 1\n    os._exit(0)\nos.wait()\n";
     let (first, all) = python("quiet.py", &["--mode", "count", "-q"], source);
     assert!(
-        first.starts_with("COPIED: 1 child copied") && first.ends_with("The data itself was changed (99 %)."),
+        first.starts_with("COPIED: 1 child copied") && first.contains("The data itself was changed (99 %)."),
         "{all}"
     );
 }

@@ -47,7 +47,7 @@ fn with_events<'a>(mode: &str, parts: &[&'a str]) -> Vec<&'a str> {
 
 const GRAPH: &str = "\
 import concurrent.futures, multiprocessing, networkx
-graph = networkx.gnm_random_graph(20_000, 120_000, seed=1)
+graph = networkx.gnm_random_graph(20_000, 200_000, seed=1)
 def degrees(job):
     graph, start = job
     return sum(m for n in range(start, 20_000) for m, data in graph.adj[n].items())
@@ -100,8 +100,8 @@ def site(environ, start_response):
     return [body]
 ";
 
-/// The report on two workers of gunicorn that were asked until both had answered, unless they were to be idle.
-fn site(python: &str, mode: &str, kind: &str, options: &[&str], asks: bool) -> String {
+/// The report on two workers of gunicorn that were asked until both had answered: before that a worker may not hear that it shall stop.
+fn site(python: &str, mode: &str, kind: &str, options: &[&str]) -> String {
     let scratch = Scratch::new();
     scratch.file("site_app.py", SITE);
     let home = scratch.path("");
@@ -116,7 +116,7 @@ fn site(python: &str, mode: &str, kind: &str, options: &[&str], asks: bool) -> S
     let mut answered = std::collections::BTreeSet::new();
     eventually("both workers answer", &running, || {
         answered.insert(get(&socket, &running));
-        (answered.len() == 2 || !asks).then_some(())
+        (answered.len() == 2).then_some(())
     });
     let master = std::fs::read_to_string(&pid_file).expect("gunicorn's pid file");
     assert!(Command::new("kill").arg(master.trim()).status().expect("kill").success());
@@ -126,13 +126,72 @@ fn site(python: &str, mode: &str, kind: &str, options: &[&str], asks: bool) -> S
 }
 
 #[test]
+fn idle_workers_share_what_was_preloaded_and_load_the_rest_for_themselves() {
+    let Some((python, mode)) = python() else { return };
+    let shared = site(&python, mode, "idle", &["--preload"]);
+    demand(&shared, "SHARED: all is well: 2 children copied", &[], &["\nWhy"]);
+    let own = site(&python, mode, "idle", &[]);
+    demand(&own, "NEW: 2 children grew", &["Modules were loaded after the fork", "--preload"], &["numpy arrays"]);
+}
+
+#[test]
+fn gunicorn_stopped_gracefully_copies_on_the_way_out_unless_its_hook_leaves_at_once() {
+    let Some((python, mode)) = python() else { return };
+    if mode != "trace" {
+        return skip("phases are told by events");
+    }
+    let graceful = site(&python, mode, "idle", &["--preload"]);
+    demand(&graceful, "SHARED: all is well: 2 children copied", &["def worker_exit(server, worker):"], &["\nWhy"]);
+    assert!(graceful.contains("while they ended"), "{graceful}");
+    let scratch = Scratch::new();
+    let hook = scratch.file("hook.py", "import os\ndef worker_exit(server, worker):\n    os._exit(0)\n");
+    let hook = format!("--config={}", hook.display());
+    let at_once = site(&python, mode, "idle", &["--preload", &hook]);
+    demand(&at_once, "SHARED: all is well: 2 children copied", &[], &["while they ended", "worker_exit"]);
+}
+
+#[test]
+fn what_a_fork_server_did_not_preload_each_child_loads() {
+    let Some((python, mode)) = python() else { return };
+    let scratch = Scratch::new();
+    scratch.file(
+        "heavy.py",
+        "import numpy\ndata = [str(n) * 3 for n in range(100_000)]\ndef size(n):\n    return len(data) + n\n",
+    );
+    let source = "\
+import multiprocessing
+if __name__ == '__main__':
+    import heavy
+    context = multiprocessing.get_context('forkserver')
+    PRELOAD
+    with context.Pool(2) as pool:
+        print(pool.map(heavy.size, range(4)))
+";
+    let report = |preload: &str| {
+        let script = scratch.file("serves.py", &source.replace("PRELOAD", preload));
+        let outcome = run(&scratch, &mut cowbell(&["--mode", mode], [&python, script.to_str().expect("text")]));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+        outcome.err
+    };
+    let missed = report("pass");
+    demand(
+        &missed,
+        "NEW: 2 children grew",
+        &["Modules were loaded after the fork", "heavy.py:1", "set_forkserver_preload"],
+        &["--preload)"],
+    );
+    let preloaded = report("context.set_forkserver_preload(['heavy'])");
+    demand(&preloaded, "SHARED: all is well: 2 children copied", &[], &["\nWhy"]);
+}
+
+#[test]
 fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
     let Some((python, mode)) = python() else { return };
-    let list = site(&python, mode, "list", &["--preload"], true);
+    let list = site(&python, mode, "list", &["--preload"]);
     let parts = with_events(mode, &["Python counts references", "site_app.py:18", "keep the data off the object heap"]);
     demand(&list, "COPIED: 2 children copied", &parts, &["--preload"]);
     for kind in ["numpy", "joblib", "mmap"] {
-        let said = site(&python, mode, kind, &["--preload"], true);
+        let said = site(&python, mode, kind, &["--preload"]);
         demand(&said, "SHARED: all is well: 2 children copied", &[], &["Why"]);
     }
 }
@@ -140,7 +199,7 @@ fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
 #[test]
 fn workers_that_load_for_themselves_grow_by_their_import() {
     let Some((python, mode)) = python() else { return };
-    let said = site(&python, mode, "list", &[], true);
+    let said = site(&python, mode, "list", &[]);
     demand(&said, "NEW: 2 children grew", &["Modules were loaded after the fork", "before the fork", "--preload"], &[]);
 }
 

@@ -63,8 +63,11 @@ fn what_is_written_on_the_way_out_is_told_apart() {
     // 1 counts references: before the end, called by 60; at the end, called by 60 and far above it by 70. 2 only then.
     let deep: Vec<u32> = [1].into_iter().chain([60; 20]).chain([70]).collect();
     let events = [(0, 1, 1), (1, 1, 2), (2, 1, 2), (3, 1, 2), (4, 2, 3)];
-    let events =
-        events.map(|(nth, pc, stack)| Event { stack: Some(stack), ..event(HEAP + nth * PAGE, Class::Copy, pc) });
+    let events = events.map(|(nth, pc, stack)| Event {
+        stack: Some(stack),
+        time_ns: 100 + nth,
+        ..event(HEAP + nth * PAGE, Class::Copy, pc)
+    });
     let summary = profile(vec![
         header(),
         begin(0),

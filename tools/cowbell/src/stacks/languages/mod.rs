@@ -59,6 +59,12 @@ pub trait Language: Debug + Sync {
         None
     }
 
+    /// Does a stack of the program start a worker that was forked, or take the program down? By its frames, the innermost first;
+    /// `None` for anything else.
+    fn phase_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
+        None
+    }
+
     /// Is a source file the user's own: neither the language's library nor a package's?
     fn is_own(&self, _file: &str) -> bool {
         true
@@ -75,6 +81,12 @@ pub trait Language: Debug + Sync {
     /// Lines to paste into a program that help there.
     fn paste(&self, _work: Work) -> &'static [&'static str] {
         &[]
+    }
+
+    /// What helps with this work in a program that was started by this command, with lines to paste, where that is another thing than
+    /// in others.
+    fn remedy_under(&self, _work: Work, _command: &[String]) -> Option<(&'static str, &'static [&'static str])> {
+        None
     }
 
     /// What helps more with the version of the interpreter that this file belongs to, with lines to paste.
@@ -187,6 +199,11 @@ pub fn is_own(language: Option<&str>, file: &str) -> bool {
 /// What a stack of a program in a language works at; `None` for its own work, and where the language is not known.
 pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> {
     language.and_then(by_id)?.work_of_frames(frames)
+}
+
+/// Does a stack of a program in a language start a worker, or take the program down?
+pub fn phase_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> {
+    language.and_then(by_id)?.phase_of_frames(frames)
 }
 
 /// What knows the objects of a process: those of its language, or where no language is known those of any.

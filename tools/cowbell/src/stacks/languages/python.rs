@@ -4,6 +4,7 @@
 //! Everything here only reads the target's memory: it neither stops nor resumes anything, because the tracer has the
 //! thread of interest standing still already.
 
+mod functions;
 mod objects;
 
 use super::{Language, Objects, Patience, Reader, Work};
@@ -21,95 +22,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Where the C library keeps a thread's id in its control block, glibc first, then musl. Neither has moved it for ten
 /// years; where it is not there the thread is not found, and no other one is taken for it.
 const IDS_IN_CONTROL_BLOCK: [u64; 2] = if cfg!(target_arch = "x86_64") { [720, 48] } else { [208, 32] };
-
-/// Functions that do nothing but count references, inlined or not.
-const REFERENCES: &[&str] = &[
-    "Py_INCREF",
-    "Py_DECREF",
-    "Py_XINCREF",
-    "Py_XDECREF",
-    "Py_NewRef",
-    "Py_XNewRef",
-    "_Py_NewRef",
-    "_Py_XNewRef",
-    "_Py_INCREF",
-    "_Py_DECREF",
-    "_Py_DECREF_SPECIALIZED",
-    "_Py_DECREF_NO_DEALLOC",
-    "_Py_IncRef",
-    "_Py_DecRef",
-    "Py_IncRef",
-    "Py_DecRef",
-    "Py_SET_REFCNT",
-    "Py_INCREF_MORTAL",
-];
-
-/// Functions of the collector (Modules/gcmodule.c, Python/gc.c).
-const COLLECTOR: &[&str] = &[
-    "gc_collect_main",
-    "gc_collect_region",
-    "gc_collect_young",
-    "gc_collect_full",
-    "gc_collect_increment",
-    "gc_collect_with_callback",
-    "gc_collect_generations",
-    "update_refs",
-    "subtract_refs",
-    "subtract_refs_unreachable",
-    "deduce_unreachable",
-    "move_unreachable",
-    "move_legacy_finalizers",
-    "move_legacy_finalizer_reachable",
-    "clear_unreachable_mask",
-    "handle_resurrected_objects",
-    "untrack_tuples",
-    "untrack_dicts",
-    "_PyTuple_MaybeUntrack",
-    "_PyDict_MaybeUntrack",
-    "gc_reset_refs",
-    "gc_decref",
-    "gc_set_refs",
-    "gc_clear_collecting",
-    "gc_freeze_impl",
-    "gc_unfreeze_impl",
-    "update_gc_refs",
-    "mark_stacks",
-    "_PyGC_CollectNoFail",
-    "_PyGC_CollectIfEnabled",
-    "_PyGC_Collect",
-    "_PyGC_Freeze",
-    "_Py_RunGC",
-    "PyGC_Collect",
-    "gc_collect",
-    "gc_freeze",
-    "collect_generations",
-    "invoke_gc_callback",
-];
-
-/// Beginnings of names of the collector's callbacks: no other code of the interpreter is named so.
-const COLLECTOR_BEGINNINGS: &[&str] = &["gc_list_", "visit_decref", "visit_reachable", "visit_move"];
-
-/// Functions of the object allocator (Objects/obmalloc.c).
-const ALLOCATOR: &[&str] = &[
-    "_PyObject_Malloc",
-    "_PyObject_Free",
-    "_PyObject_Calloc",
-    "_PyObject_Realloc",
-    "PyObject_Malloc",
-    "PyObject_Free",
-    "PyObject_Realloc",
-    "PyMem_Malloc",
-    "PyMem_Free",
-    "PyMem_RawFree",
-    "PyMem_RawMalloc",
-    "_PyMem_RawFree",
-    "_PyMem_RawMalloc",
-    "allocate_from_new_pool",
-    "insert_to_usedpool",
-    "insert_to_freepool",
-    "new_arena",
-    "arena_map_mark_used",
-];
 
 /// CPython.
 #[derive(Debug)]
@@ -134,17 +46,7 @@ impl Language for CPython {
     }
 
     fn work_of_function(&self, function: &str) -> Option<Work> {
-        if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
-            Some(Work::Collector)
-        } else if REFERENCES.contains(&function) {
-            Some(Work::References)
-        } else if ALLOCATOR.contains(&function) || function.starts_with("pymalloc_") {
-            Some(Work::Allocator)
-        } else if ["Py_FinalizeEx", "Py_Finalize", "finalize_modules", "finalize_interp_clear"].contains(&function) {
-            Some(Work::Exit)
-        } else {
-            None
-        }
+        functions::work(function)
     }
 
     fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
@@ -172,6 +74,31 @@ impl Language for CPython {
                 None
             }
         })
+    }
+
+    fn phase_of_frames(&self, frames: &[Frame]) -> Option<Work> {
+        // The innermost frame that says so decides: below it are those of the parent at its fork, which may be a worker itself.
+        for frame in frames {
+            let function = frame.function.rsplit('.').next().unwrap_or_default();
+            let path: Vec<&str> = frame.file.rsplit('/').take(3).collect();
+            match (path.as_slice(), function) {
+                (["process.py", "multiprocessing" | "billiard", ..], "run")
+                | (["process.py", "futures", "concurrent"], "_process_worker")
+                | ([_, "workers", "gunicorn"], "run") => return None,
+                (["util.py", "multiprocessing" | "billiard", ..], "_exit_function")
+                | (["threading.py", ..], "_shutdown")
+                | (["thread.py", "futures", "concurrent"], "_python_exit") => return Some(Work::Exit),
+                (["process.py", "multiprocessing" | "billiard", ..], "_bootstrap")
+                | (["spawn.py", "multiprocessing", ..], "_main")
+                | (["forkserver.py", "multiprocessing", ..], "_serve_one")
+                | (["arbiter.py", "gunicorn", ..], "spawn_worker") => return Some(Work::Start),
+                _ if function.starts_with("_after_fork") || function == "_after_at_fork_child_reinit_locks" => {
+                    return Some(Work::Start);
+                }
+                _ => {}
+            }
+        }
+        None
     }
 
     fn is_own(&self, file: &str) -> bool {
@@ -236,6 +163,23 @@ impl Language for CPython {
                 "pool.map(work, range(n))          # work(i) uses data and i",
             ],
             _ => &[],
+        }
+    }
+
+    fn remedy_under(&self, work: Work, command: &[String]) -> Option<(&'static str, &'static [&'static str])> {
+        let runs = |what: &str| command.iter().take(4).any(|word| word.split(['/', '.']).any(|part| part == what));
+        let serves = |word: &String| word.contains("multiprocessing.forkserver");
+        match work {
+            Work::Exit if runs("gunicorn") => Some((
+                "end the workers by os._exit() in gunicorn's hook worker_exit, which frees nothing; atexit functions do not run then, \
+                 so flush there what must be kept",
+                &["def worker_exit(server, worker):    # in gunicorn.conf.py", "    os._exit(0)"],
+            )),
+            Work::Import if command.iter().any(serves) => Some((
+                "have the fork server load these modules, before the first process is started: what it has loaded its children share",
+                &["multiprocessing.set_forkserver_preload(['MODULE'])"],
+            )),
+            _ => None,
         }
     }
 
@@ -387,6 +331,41 @@ mod tests {
     use crate::stacks::fixture::Program;
     use std::fs;
     use std::process::Command;
+
+    #[test]
+    fn a_worker_works_once_its_library_runs_the_job_and_the_frames_below_its_fork_are_its_parents() {
+        let lib = "/usr/lib/python3.11";
+        let frames = |names: &[&str]| -> Vec<Frame> {
+            let frame = |name: &&str| {
+                let (file, function) = name.split_once(' ').expect("both");
+                let file = if file.starts_with('/') { file.to_owned() } else { format!("{lib}/{file}") };
+                Frame { function: function.into(), file, line: 1 }
+            };
+            names.iter().map(frame).collect()
+        };
+        let process = "multiprocessing/process.py";
+        let [run, bootstrap, end] = [
+            format!("{process} run"),
+            format!("{process} _bootstrap"),
+            "multiprocessing/util.py _exit_function".into(),
+        ];
+        for (names, due) in [
+            (&["random.py seed", &bootstrap][..], Some(Work::Start)),
+            (&["/app.py f", &run, &bootstrap, "multiprocessing/popen_fork.py _launch"], None),
+            (&["/app.py last", &end, &bootstrap], Some(Work::Exit)),
+            // Forked by a worker's job.
+            (&[bootstrap.as_str(), "/app.py f", &run, &bootstrap], Some(Work::Start)),
+            (
+                &["/x/site-packages/gunicorn/workers/sync.py run", "/x/site-packages/gunicorn/arbiter.py spawn_worker"],
+                None,
+            ),
+            (&["/app.py load", "/x/site-packages/gunicorn/arbiter.py spawn_worker"], Some(Work::Start)),
+            (&["threading.py _after_fork"], Some(Work::Start)),
+            (&["/app.py run"], None),
+        ] {
+            assert_eq!(CPython.phase_of_frames(&frames(names)), due, "{names:?}");
+        }
+    }
 
     /// Starts a Python program that says whom to look at, one process and thread a line.
     fn start(source: &str) -> Program {

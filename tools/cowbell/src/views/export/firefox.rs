@@ -64,7 +64,7 @@ fn color(cause: Cause) -> CategoryColor {
         Cause::Counter => CategoryColor::Yellow,
         Cause::GarbageCollector => CategoryColor::Red,
         Cause::Allocator => CategoryColor::Purple,
-        Cause::Exit => CategoryColor::Brown,
+        Cause::Start | Cause::Exit => CategoryColor::Brown,
         Cause::RealWrite => CategoryColor::Blue,
         Cause::Rewritten => CategoryColor::LightBlue,
         Cause::Kernel => CategoryColor::Green,

@@ -17,6 +17,7 @@ const CAUSES: &[Cause] = &[
     Cause::GarbageCollector,
     Cause::Allocator,
     Cause::Exit,
+    Cause::Start,
     Cause::RealWrite,
     Cause::Rewritten,
     Cause::Kernel,

@@ -1,0 +1,133 @@
+//! The phases of workers: what they copied while they were set up, at work and on the way out, against the same program without the
+//! way out.
+
+use crate::exact::may_trace;
+use crate::lab::{Scratch, skip};
+use crate::python::PYTHON;
+use crate::said::{report, share};
+use serde_json::Value;
+use std::path::Path;
+
+/// What workers copied at work, at least and at most, and on the way out, in MiB.
+fn phases(report: &Value) -> [f64; 3] {
+    let mib = |name: &str| report["verdict"][name].as_f64().expect("bytes") / f64::from(1 << 20);
+    ["copied_bytes_min", "copied_bytes", "ending_bytes"].map(mib)
+}
+
+/// The report on a script, once as it is and once with another last line.
+fn both(interpreter: &str, source: &str, leaves: [&str; 2]) -> [(Value, String); 2] {
+    leaves.map(|leave| {
+        let scratch = Scratch::new();
+        let script = scratch.file("leaves", &source.replace("LEAVE", leave));
+        report(&scratch, &["--mode", "trace"], [Path::new(interpreter), &script])
+    })
+}
+
+/// Demands that the work of two ways to leave is the same, and that only the first copies on its way out.
+fn demand_the_same_work(of: &[(Value, String); 2]) {
+    let [(leaving, text), (at_once, text_at_once)] = of;
+    let ([least, most, ending], [_, truth, none]) = (phases(leaving), phases(at_once));
+    assert!(none < 0.1 && ending > 4.0, "{ending} and {none} MiB on the way out: {text}\n{text_at_once}");
+    // The copies between two sampled stacks are of the phase of the earlier one; those of files' pages have no time.
+    let near = truth * 0.03 + 0.1;
+    let is_within = least - near < truth && truth < most + near && most - least < 1.5;
+    assert!(is_within, "{least} to {most} MiB at work, in truth {truth}: {text}\n{text_at_once}");
+}
+
+#[test]
+fn what_python_copies_on_its_way_out_is_no_part_of_the_work() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import os, sys
+data = [str(i) for i in range(300_000)]
+p = os.fork()
+if p == 0:
+    for x in data[:120_000]: pass
+    LEAVE
+os.waitpid(p, 0)
+";
+    let said = both(PYTHON, source, ["sys.exit(0)", "os._exit(0)"]);
+    demand_the_same_work(&said);
+    let [(leaving, text), _] = &said;
+    assert!(leaving["verdict"]["places"][0]["line"] == 6, "{text}");
+    assert!(text.contains("os._exit(0)") && text.contains("while they ended"), "{text}");
+}
+
+#[test]
+fn what_perl_copies_on_its_way_out_is_no_part_of_the_work() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+use POSIX ();
+my @data = map { { name => \"n$_\" } } 1..60_000;
+my $p = fork();
+if ($p == 0) {
+    $data[$_]{name} = 'other' for 0..19_999;
+    LEAVE
+}
+waitpid($p, 0);
+POSIX::_exit(0);
+";
+    let said = both("/usr/bin/perl", source, ["exit(0);", "POSIX::_exit(0);"]);
+    demand_the_same_work(&said);
+    assert!(said[0].1.contains("POSIX::_exit()"), "{}", said[0].1);
+}
+
+#[test]
+fn a_worker_of_a_program_that_was_shutting_down_when_it_forked_works() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import atexit, os
+data = [str(i) for i in range(200_000)]
+def last():
+    p = os.fork()
+    if p == 0:
+        for x in data: pass
+        os._exit(0)
+    os.waitpid(p, 0)
+    os._exit(0)
+atexit.register(last)
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("late.py", source);
+    let (report, text) = report(&scratch, &["--mode", "trace"], [Path::new(PYTHON), &script]);
+    let [work, _, ending] = phases(&report);
+    assert!(work > 8.0 && ending < 0.1, "{work} at work, {ending} MiB on the way out: {text}");
+    assert!(share(&report, "exit") < 0.01, "{text}");
+}
+
+#[test]
+fn an_exit_handler_that_works_is_on_the_way_out() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static char *all;
+__attribute__((noinline)) static void put(int from, int pages) {
+    for (int i = from; i < from + pages; i++) all[i * 4096L] = 2;
+}
+static void last(void) { put(1000, 500); }
+int main(void) {
+    all = mmap(0, 4000 * 4096L, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(all, 1, 4000 * 4096L);
+    if (!fork()) { atexit(last); put(0, 1000); exit(0); }
+    wait(0);
+    _exit(0);
+}
+"#;
+    let scratch = Scratch::new();
+    let program = scratch.compile("handles", source, &[]).expect("it compiles");
+    let (report, text) = report(&scratch, &["--mode", "trace"], [program.as_os_str()]);
+    let [_, work, ending] = phases(&report).map(|mib| (mib * 256.0).round() as u64);
+    assert!((1000..1100).contains(&work) && (430..530).contains(&ending), "{work}, {ending} pages: {text}");
+}
