@@ -134,7 +134,11 @@ const TESTS: &[Tests] = &[
             ("tracing", &["processes"]),
         ],
     },
-    Tests { folder: "tests/heap", helpers: &["memory"], arrows: &[("freezing", &["threads"])] },
+    Tests {
+        folder: "tests/heap",
+        helpers: &["memory"],
+        arrows: &[("freezing", &["threads"]), ("hostile", &["threads"])],
+    },
     Tests {
         folder: "tools/cowbell/tests/run",
         helpers: &["case", "exact", "lab", "model", "python", "verdict"],

@@ -209,6 +209,19 @@ pub(super) fn purge(number: u32, _held: &Held) {
     }
 }
 
+/// Calls `each` for runs of a chunk's dirty units, which are dirty no more.
+pub(super) fn clean(number: u32, mut each: impl FnMut(Range)) {
+    let chunk = ground::chunk(number);
+    let mut at = next(&chunk.dirty, true, 0);
+    while at < UNITS {
+        let end = next(&chunk.dirty, false, at);
+        each(Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT });
+        put(&chunk.dirty, false, at, end - at);
+        DIRTY.fetch_sub((end - at) as usize, Ordering::Relaxed);
+        at = next(&chunk.dirty, true, end);
+    }
+}
+
 /// Unmaps what lies behind the last unit in use of each chunk; false where there is nothing.
 pub(super) fn unmap_unused(held: &Held) -> bool {
     let mut any = false;
@@ -236,11 +249,16 @@ pub(super) fn unmap_unused(held: &Held) -> bool {
     any
 }
 
-/// A frozen block was freed: nothing is written to its page.
-pub(super) fn note_dead(unit: Unit, bytes: usize) {
-    let chunk = ground::chunk(unit.place().0);
-    chunk.live.fetch_sub(1, Ordering::Relaxed);
-    chunk.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
+/// Units of an open chunk that are in use: those behind what is mapped may be marked because they are somebody else's.
+pub(super) fn used_of(chunk: &Chunk) -> u32 {
+    let mapped = chunk.mapped.load(Ordering::Relaxed);
+    let words = chunk.used.iter().zip((0..UNITS).step_by(64));
+    words.map(|(word, at)| (word.load(Ordering::Relaxed) & below(mapped.saturating_sub(at))).count_ones()).sum()
+}
+
+/// The first so many bits of a word.
+fn below(count: u32) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// A chunk is frozen, of which so many units were in use.
@@ -248,6 +266,17 @@ pub(super) fn forget(used: usize, number: u32, _held: &Held) {
     let dirty: u32 = ground::chunk(number).dirty.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
     USED.fetch_sub(used, Ordering::Relaxed);
     DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
+}
+
+/// Chunks of an image that is gone and that nobody knows any more are absent: units and spans may be made there again.
+pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
+    FIRST_ABSENT.fetch_min(numbers.start, Ordering::Relaxed);
+    for number in numbers {
+        // What is not made anew has nobody.
+        (0..UNITS).for_each(|place| ground::unit(number, place).slab().owner.store(NOBODY, Ordering::Relaxed));
+        ground::chunk(number).span.store(0, Ordering::Relaxed);
+        ground::chunk(number).set_state(State::Absent, held);
+    }
 }
 
 /// So many units more, or fewer, are in use in chunks of huge allocations.

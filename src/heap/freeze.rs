@@ -20,7 +20,7 @@
 use super::central;
 use super::claim;
 use super::class::{Class, UNIT};
-use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, UNITS, Unit};
+use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, Unit};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
 use super::span;
@@ -66,7 +66,7 @@ fn to_freeze(number: u32) -> Option<usize> {
             let bytes = ground::chunk(head).bytes.load(Ordering::Relaxed);
             Some((bytes - (number - head) as usize * CHUNK).min(CHUNK))
         }
-        State::Absent | State::Foreign | State::Frozen => None,
+        State::Absent | State::Foreign | State::Frozen | State::Gone => None,
     }
 }
 
@@ -180,6 +180,9 @@ fn sweep(number: u32, held: &Held) {
         }
     });
     central::purge(number, held);
+    if filed {
+        central::clean(number, |range| clear(range, filed));
+    }
 }
 
 /// Makes a slab's free blocks zero and forgets them.
@@ -298,8 +301,7 @@ fn settle(number: u32, held: &Held) {
             let owner = slab.owner.swap(FROZEN, Ordering::Relaxed);
             live += if owner >= MARKS_END { slab.used.load(Ordering::Relaxed) as usize } else { 1 };
         });
-        let used = UNITS - chunk.free.load(Ordering::Relaxed);
-        central::forget(used as usize, number, held);
+        central::forget(central::used_of(chunk) as usize, number, held);
     } else if chunk.state() == State::Huge {
         ground::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
         live = 1;
@@ -321,13 +323,14 @@ fn pour_headers(run: &Run) {
     }
 }
 
-/// The block or span that holds an address of a frozen chunk; those that were free when it froze, too.
+/// The block or span that holds an address of a frozen chunk; those that were free when it froze, too, and those of an image that is gone, for who knows
+/// it still.
 pub(super) fn block_at(address: usize) -> Option<Range> {
     if !ground::holds(address) {
         return None;
     }
     let number = ground::chunk_of(address);
-    if ground::chunk(number).state() != State::Frozen {
+    if !matches!(ground::chunk(number).state(), State::Frozen | State::Gone) {
         return None;
     }
     let place = ((address - ground::addresses(number).start) / UNIT) as u32;

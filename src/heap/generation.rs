@@ -6,8 +6,9 @@
 
 use super::Heap;
 use super::freeze::{self, Run};
-use super::ground;
+use super::ground::{self, State};
 use super::hot::Kind;
+use super::reclaim;
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
 use crate::fork;
@@ -26,7 +27,9 @@ const PLANS: u32 = 8;
 
 /// One freeze's part of the heap: everything that was allocated since the one before.
 ///
-/// It knows of pages and nothing of objects: who drops it gives back no memory.
+/// It knows of pages and nothing of objects: who drops it gives back no memory. Each of its [images](Self::images) is unmapped when the last object in it is
+/// freed by the process that froze it; the file behind it goes with the last of those who have it: this, children's reports, and children that
+/// are still alive.
 #[derive(Debug)]
 pub struct Generation {
     images: Vec<Arc<Image>>,
@@ -39,7 +42,8 @@ impl Heap {
     /// - forked children share them, a fork copies no page table of them, and reports of children count and name the pages that a child
     ///   copied, as arena `heap`;
     /// - what is allocated lies on fresh pages; no hole of a frozen page is filled;
-    /// - freeing what is frozen writes nothing to its page, in this process and in children; its bytes are [dead](Generation::dead_bytes);
+    /// - freeing what is frozen writes nothing to its page, in this process and in children; its bytes are [dead](Generation::dead_bytes), and an image with
+    ///   nothing but dead ones goes;
     /// - this process may go on writing to what is frozen: it gets copies of these pages, its children inherit them, and forks copy the page
     ///   tables of the 64 MiB around each.
     ///
@@ -69,17 +73,20 @@ impl Heap {
         fork::wait_until_alone(fork::PATIENCE)?;
         // What this makes is written at forks, and is not to be frozen.
         let _kind = Kind::hot();
-        let probe = std::hint::black_box(Box::new(0u64));
-        if !ground::holds(std::ptr::from_ref(&*probe).addr()) {
+        if !Self::is_in_use() {
             return Err(Error::invalid("cowbell::heap::Heap is not this program's global allocator")
                 .with_hint("add: #[global_allocator] static HEAP: cowbell::heap::Heap = cowbell::heap::Heap;"));
         }
         let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
+        reclaim::use_again();
         for _ in 0..PLANS {
             let runs = freeze::plan()?;
             let images = enter(&runs)?;
             match pour(&runs, &pagemap) {
-                Ok(true) => return Ok(Generation { images }),
+                Ok(true) => {
+                    runs.iter().zip(&images).for_each(|(run, image)| reclaim::remember(run.first, image));
+                    return Ok(Generation { images });
+                }
                 Ok(false) => images.iter().for_each(|image| arena::leave_poured(image)),
                 Err(e) => {
                     images.iter().for_each(|image| arena::leave_poured(image));
@@ -88,6 +95,12 @@ impl Heap {
             }
         }
         Err(Error::invalid("the heap grew while it was about to be frozen"))
+    }
+
+    /// Is this the program's global allocator? Makes an allocation and looks where it lies.
+    pub fn is_in_use() -> bool {
+        let probe = std::hint::black_box(Box::new(0u64));
+        ground::holds(std::ptr::from_ref(&*probe).addr())
     }
 }
 
@@ -173,6 +186,12 @@ impl Generation {
     /// Blocks that were not freed yet.
     pub fn live_blocks(&self) -> usize {
         self.chunks().map(|chunk| ground::chunk(chunk).live.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many of its images are gone, because all of their objects were freed.
+    pub fn gone(&self) -> usize {
+        let is_gone = |image: &&Arc<Image>| ground::chunk(ground::chunk_of(image.range().start)).state() == State::Gone;
+        self.images.iter().filter(is_gone).count()
     }
 
     fn chunks(&self) -> impl Iterator<Item = u32> + '_ {

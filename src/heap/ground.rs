@@ -65,9 +65,12 @@ pub(super) enum State {
     Rest,
     /// Part of an image: nothing is taken from it any more.
     Frozen,
+    /// Part of an image whose blocks were all freed. Nothing is mapped; the addresses are kept while somebody knows the image.
+    Gone,
 }
 
-const STATES: [State; 6] = [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen];
+const STATES: [State; 7] =
+    [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen, State::Gone];
 
 /// One bit a unit.
 pub(super) type Bits = [AtomicU64; UNITS as usize / 64];
@@ -95,6 +98,9 @@ pub(super) struct Chunk {
     /// Frozen blocks that are in use, and bytes of those that were freed since.
     pub(super) live: AtomicUsize,
     pub(super) dead_bytes: AtomicUsize,
+    /// Of an image's first chunk: which image, and the process that made it; see `reclaim`.
+    pub(super) image: AtomicUsize,
+    pub(super) process: AtomicU32,
     /// Units in use.
     pub(super) used: Bits,
     /// Free units that may hold something.
@@ -298,13 +304,14 @@ fn record(number: u32, _held: &Held) -> bool {
     if number >= CHUNKS_MAX {
         return false;
     }
-    let end = (number as usize + 1) * size_of::<Chunk>();
+    let end = ((number as usize + 1) * size_of::<Chunk>()).next_multiple_of(RECORDS_STEP);
     let now = RECORDS.load(Ordering::Relaxed);
     if end > now {
-        if map::anonymous_at(Range { start: records() + now, len: RECORDS_STEP }).is_err() {
+        // An allocation of a large alignment may skip many chunks, and those between get records, too.
+        if map::anonymous_at(Range { start: records() + now, len: end - now }).is_err() {
             return false;
         }
-        RECORDS.store(now + RECORDS_STEP, Ordering::Relaxed);
+        RECORDS.store(end, Ordering::Relaxed);
     }
     OPENED.fetch_max(number + 1, Ordering::Relaxed);
     true
@@ -316,13 +323,16 @@ fn head(number: u32, held: &Held) -> bool {
         return false;
     }
     let chunk = chunk(number);
-    if chunk.headed.load(Ordering::Relaxed) == 0 {
-        if map::anonymous_at(headers_of(number, 1)).is_err() {
-            return false;
-        }
-        chunk.headed.store(1, Ordering::Relaxed);
+    if chunk.headed.load(Ordering::Relaxed) != 0 {
+        return true;
     }
-    true
+    match map::anonymous_at(headers_of(number, 1)) {
+        Ok(()) => chunk.headed.store(1, Ordering::Relaxed),
+        // Somebody else is where the headers go, so nothing can be known of such a chunk.
+        Err(Errno::EXIST) => chunk.set_state(State::Foreign, held),
+        Err(_) => {}
+    }
+    chunk.headed.load(Ordering::Relaxed) != 0
 }
 
 /// Opens a chunk that is absent, for units. False where there is no memory; a chunk whose addresses are somebody else's is

@@ -20,6 +20,7 @@ use super::class::{CLASSES, Class};
 use super::ground::{FROZEN, MARKS_END, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
 use super::lock::{self, Held};
+use super::reclaim;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 /// Slabs of one thread and one kind.
@@ -84,15 +85,17 @@ pub(super) unsafe fn free(block: usize, class: Class) {
 unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
     let owner = slab.owner.load(Ordering::Acquire);
     if owner == FROZEN {
-        return central::note_dead(Unit::of_slab(slab), class.size());
+        return reclaim::note_dead(Unit::of_slab(slab), class.size());
     }
     if let Some(local) = owner_at(owner)
         && local.vacant.load(Ordering::Relaxed) != 0
         && !has_ended()
         && with_claimed(|mine| mine.take_over(slab, local)) == Some(true)
     {
-        // It has an owner now that is this thread's, of the slab's kind.
-        if let Some(local) = owner_at(slab.owner.load(Ordering::Relaxed)) {
+        // It has an owner now that is this thread's, unless this thread's end could not be noticed: then it is vacant again.
+        // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
+        let mine = unsafe { current().as_ref() };
+        if let Some(local) = mine.filter(|mine| mine.address() == slab.owner.load(Ordering::Relaxed)) {
             // SAFETY: passed on to the caller; the slab is now this thread's.
             unsafe { local.put(slab, block) };
             return;

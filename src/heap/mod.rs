@@ -20,6 +20,7 @@
 //! links     a slab's lists of free blocks
 //! claim     which thread has which slabs
 //! freeze    pages are poured into sealed memfds and mapped back
+//! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
 //! lock      the one lock, which a fork takes
 //! ```
@@ -43,6 +44,7 @@ mod hot;
 mod links;
 mod local;
 mod lock;
+mod reclaim;
 mod span;
 
 pub use generation::Generation;

@@ -5,11 +5,12 @@
 #![expect(unsafe_code, reason = "memory of allocations is unmapped and moved")]
 
 use super::central::{
-    count_huge, first_absent, make_absent, make_rest_absent, next, note_dead, occupy, put, release, take, unmap_unused,
+    count_huge, first_absent, make_absent, make_rest_absent, next, occupy, put, release, take, unmap_unused,
 };
 use super::class::UNIT;
 use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::lock::{self, Held};
+use super::reclaim;
 use crate::sys::map::{self, Range};
 use crate::sys::page_size;
 use std::sync::atomic::Ordering;
@@ -57,7 +58,9 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
         if ground::open_huge(first, count, bytes, kind, held) {
             break;
         }
-        if first >= ground::chunks() || ground::chunk(first).state() != State::Foreign {
+        // What is somebody else's is passed over.
+        let end = first.checked_add(count)?.min(ground::chunks());
+        if !(first..end).any(|number| ground::chunk(number).state() == State::Foreign) {
             return None;
         }
     }
@@ -93,7 +96,7 @@ pub(super) unsafe fn release_span(address: usize, size: usize) {
     // SAFETY: passed on to the caller.
     let first = unsafe { Unit::of(address) };
     if first.slab().owner.load(Ordering::Acquire) == FROZEN {
-        return note_dead(first, size);
+        return reclaim::note_dead(first, size);
     }
     let held = lock::take();
     let (number, _) = first.place();

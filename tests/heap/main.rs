@@ -4,7 +4,9 @@
 
 mod collections;
 mod freezing;
+mod hostile;
 mod memory;
+mod reclaim;
 mod storm;
 mod threads;
 
@@ -22,7 +24,10 @@ const CASE: &str = "COWBELL_HEAP_CASE";
 type Case = (&'static str, fn());
 
 fn all() -> impl Iterator<Item = Case> {
-    [memory::CASES, storm::CASES, threads::CASES, collections::CASES, freezing::CASES].into_iter().flatten().copied()
+    [memory::CASES, storm::CASES, threads::CASES, collections::CASES, freezing::CASES, hostile::CASES, reclaim::CASES]
+        .into_iter()
+        .flatten()
+        .copied()
 }
 
 fn main() -> ExitCode {
