@@ -76,6 +76,7 @@ pub mod watch;
 mod wire;
 
 pub use error::{Error, Result};
+pub use heap::{SideArc, hot};
 
 /// The README's examples are compiled with the tests.
 #[cfg(all(doctest, feature = "pool"))]

@@ -12,8 +12,8 @@ use super::lock::Held;
 use crate::sys::map::{self, Range};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Kinds of allocations: units of one chunk are of one kind.
-pub(super) const KINDS: usize = 2;
+/// Kinds of allocations: units of one chunk are of one kind. Ordinary, hot, and those of arenas that are being built.
+pub(super) const KINDS: usize = 16;
 
 /// For each kind, no chunk below this number has a free unit.
 static FIRST_FREE: [AtomicU32; KINDS] = [const { AtomicU32::new(0) }; KINDS];

@@ -53,10 +53,10 @@ pub(super) fn stride() -> usize {
     CHUNK + page_size().bytes()
 }
 
-/// How many bytes of a chunk are mapped, if it is to be frozen.
-fn to_freeze(number: u32) -> Option<usize> {
+/// How many bytes of a chunk are mapped, if it is to be frozen with others of this kind.
+fn to_freeze(number: u32, kind: u8) -> Option<usize> {
     let chunk = ground::chunk(number);
-    if chunk.kind.load(Ordering::Relaxed) != super::ORDINARY {
+    if chunk.kind.load(Ordering::Relaxed) != kind {
         return None;
     }
     match chunk.state() {
@@ -76,10 +76,11 @@ fn huge_head(number: u32) -> u32 {
 }
 
 /// The first run at or behind a chunk: its first chunk, how many, and its length in bytes.
-fn next_run(from: u32) -> Option<(u32, u32, usize)> {
-    let first = (from..ground::chunks()).find(|&number| to_freeze(number).is_some())?;
+fn next_run(from: u32, kind: u8) -> Option<(u32, u32, usize)> {
+    let first = (from..ground::chunks()).find(|&number| to_freeze(number, kind).is_some())?;
     let (mut count, mut len) = (0, 0);
-    while let Some(mapped) = Some(first + count).filter(|&number| number < ground::chunks()).and_then(to_freeze) {
+    let mapped_of = |number: u32| if number < ground::chunks() { to_freeze(number, kind) } else { None };
+    while let Some(mapped) = mapped_of(first + count) {
         (count, len) = (count + 1, len + mapped);
         if mapped < CHUNK {
             break;
@@ -89,9 +90,10 @@ fn next_run(from: u32) -> Option<(u32, u32, usize)> {
 }
 
 /// Maps the rest of chunks whose neighbour is in use, too, so that runs are long. Where that cannot be they are short.
-fn fill_gaps(held: &Held) {
+fn fill_gaps(kind: u8, held: &Held) {
     for number in 0..ground::chunks().saturating_sub(1) {
-        if to_freeze(number).is_some_and(|mapped| mapped < CHUNK) && to_freeze(number + 1).is_some() {
+        let is_short = to_freeze(number, kind).is_some_and(|mapped| mapped < CHUNK);
+        if is_short && to_freeze(number + 1, kind).is_some() {
             span::map_rest(number, held);
         }
     }
@@ -101,12 +103,12 @@ fn fill_gaps(held: &Held) {
 ///
 /// # Errors
 /// EMFILE, ENFILE; invalid above the limit on file sizes.
-pub(super) fn plan() -> Result<Vec<Run>> {
-    fill_gaps(&lock::take());
+pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
+    fill_gaps(kind, &lock::take());
     let mut runs = Vec::new();
     let mut from = 0;
     // What is allocated here may open one more chunk, which is seen because it is the last one.
-    while let Some((first, count, len)) = next_run(from) {
+    while let Some((first, count, len)) = next_run(from, kind) {
         let file = memfd::create("cowbell:heap")?;
         let headers = memfd::create("cowbell:heap-headers")?;
         memfd::set_len(file.as_fd(), (count as usize * stride()) as u64)?;
@@ -119,15 +121,15 @@ pub(super) fn plan() -> Result<Vec<Run>> {
 }
 
 /// Are these the runs to freeze still?
-pub(super) fn is_valid(runs: &[Run]) -> bool {
+pub(super) fn is_valid(runs: &[Run], kind: u8) -> bool {
     let mut from = 0;
     for run in runs {
-        if next_run(from) != Some((run.first, run.count, run.range.len)) {
+        if next_run(from, kind) != Some((run.first, run.count, run.range.len)) {
             return false;
         }
         from = run.first + run.count;
     }
-    next_run(from).is_none()
+    next_run(from, kind).is_none()
 }
 
 /// Sweeps, pours and settles. *Raw.*
@@ -137,10 +139,10 @@ pub(super) fn is_valid(runs: &[Run]) -> bool {
 ///
 /// # Errors
 /// The heap goes on as before, without the free blocks that it had.
-pub(super) unsafe fn pour(runs: &[Run], pagemap: &Pagemap) -> Result<(), Failure> {
+pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(), Failure> {
     let held = lock::take();
     claim::settled(&held, |local| {
-        if local.kind.load(Ordering::Relaxed) == super::ORDINARY {
+        if local.kind.load(Ordering::Relaxed) == kind {
             local.give_up_unused(&held);
             local.forget_heads();
         } else {

@@ -25,7 +25,7 @@ use std::sync::atomic::Ordering;
 /// How often the plan is made again because making it took memory.
 const PLANS: u32 = 8;
 
-/// One freeze's part of the heap: everything that was allocated since the one before.
+/// What one freeze made: everything that was allocated since the one before, or in one [`arena`](super::arena()).
 ///
 /// It knows of pages and nothing of objects: who drops it gives back no memory. Each of its [images](Self::images) is unmapped when the last object in it is
 /// freed by the process that froze it; the file behind it goes with the last of those who have it: this, children's reports, and children that
@@ -70,31 +70,7 @@ impl Heap {
     /// # Ok::<(), cowbell::Error>(())
     /// ```
     pub fn freeze() -> Result<Generation> {
-        fork::wait_until_alone(fork::PATIENCE)?;
-        // What this makes is written at forks, and is not to be frozen.
-        let _kind = Kind::hot();
-        if !Self::is_in_use() {
-            return Err(Error::invalid("cowbell::heap::Heap is not this program's global allocator")
-                .with_hint("add: #[global_allocator] static HEAP: cowbell::heap::Heap = cowbell::heap::Heap;"));
-        }
-        let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
-        reclaim::use_again();
-        for _ in 0..PLANS {
-            let runs = freeze::plan()?;
-            let images = enter(&runs)?;
-            match pour(&runs, &pagemap) {
-                Ok(true) => {
-                    runs.iter().zip(&images).for_each(|(run, image)| reclaim::remember(run.first, image));
-                    return Ok(Generation { images });
-                }
-                Ok(false) => images.iter().for_each(|image| arena::leave_poured(image)),
-                Err(e) => {
-                    images.iter().for_each(|image| arena::leave_poured(image));
-                    return Err(e);
-                }
-            }
-        }
-        Err(Error::invalid("the heap grew while it was about to be frozen"))
+        freeze(super::ORDINARY, "heap")
     }
 
     /// Is this the program's global allocator? Makes an allocation and looks where it lies.
@@ -104,8 +80,41 @@ impl Heap {
     }
 }
 
+pub(super) fn not_in_use() -> Error {
+    Error::invalid("cowbell::heap::Heap is not this program's global allocator")
+        .with_hint("add: #[global_allocator] static HEAP: cowbell::heap::Heap = cowbell::heap::Heap;")
+}
+
+/// Freezes all of a kind, as images of this name.
+pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
+    fork::wait_until_alone(fork::PATIENCE)?;
+    // What this makes is written at forks, and is not to be frozen.
+    let _kind = Kind::hot();
+    if !Heap::is_in_use() {
+        return Err(not_in_use());
+    }
+    let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
+    reclaim::use_again();
+    for _ in 0..PLANS {
+        let runs = freeze::plan(kind)?;
+        let images = enter(&runs, name)?;
+        match pour(&runs, kind, &pagemap) {
+            Ok(true) => {
+                runs.iter().zip(&images).for_each(|(run, image)| reclaim::remember(run.first, image));
+                return Ok(Generation { images });
+            }
+            Ok(false) => images.iter().for_each(|image| arena::leave_poured(image)),
+            Err(e) => {
+                images.iter().for_each(|image| arena::leave_poured(image));
+                return Err(e);
+            }
+        }
+    }
+    Err(Error::invalid("the heap grew while it was about to be frozen"))
+}
+
 /// Enters the images that the runs will be.
-fn enter(runs: &[Run]) -> Result<Vec<Arc<Image>>> {
+fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
     let pieces = Pieces { len: ground::CHUNK, stride: freeze::stride() };
     let mut images: Vec<Arc<Image>> = Vec::with_capacity(runs.len());
     for run in runs {
@@ -113,7 +122,7 @@ fn enter(runs: &[Run]) -> Result<Vec<Arc<Image>>> {
             run.file.as_fd().try_clone_to_owned().map_err(|e| {
                 Error::os("dup(heap image)", e.raw_os_error().map_or(Errno::MFILE, Errno::from_raw_os_error))
             });
-        match file.and_then(|file| arena::enter_poured("heap", run.range, file, pieces, freeze::block_at)) {
+        match file.and_then(|file| arena::enter_poured(name, run.range, file, pieces, freeze::block_at)) {
             Ok(image) => images.push(image),
             Err(e) => {
                 images.iter().for_each(|image| arena::leave_poured(image));
@@ -125,13 +134,13 @@ fn enter(runs: &[Run]) -> Result<Vec<Arc<Image>>> {
 }
 
 /// Pours, if the runs are still what there is.
-fn pour(runs: &[Run], pagemap: &Pagemap) -> Result<bool> {
+fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<bool> {
     let mask = signal::block_all();
     // From here to the mask's return nothing allocates.
     let alone = fork::is_alone();
-    let valid = freeze::is_valid(runs);
+    let valid = freeze::is_valid(runs, kind);
     // SAFETY: there is one thread, its signals are blocked, and the runs are valid.
-    let poured = if alone && valid { unsafe { freeze::pour(runs, pagemap) } } else { Ok(()) };
+    let poured = if alone && valid { unsafe { freeze::pour(runs, kind, pagemap) } } else { Ok(()) };
     signal::restore(&mask);
     if !alone {
         return Err(Error::invalid(

@@ -17,7 +17,12 @@ pub(super) struct Kind(u8);
 impl Kind {
     /// This thread's allocations are hot while this lives.
     pub(super) fn hot() -> Self {
-        Self(claim::set_kind(HOT))
+        Self::of(HOT)
+    }
+
+    /// This thread's allocations are of this kind while this lives.
+    pub(super) fn of(kind: u8) -> Self {
+        Self(claim::set_kind(kind))
     }
 }
 

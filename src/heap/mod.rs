@@ -22,6 +22,7 @@
 //! freeze    pages are poured into sealed memfds and mapped back
 //! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
+//! scope     arenas: what a closure allocates, in an image of its own
 //! lock      the one lock, which a fork takes
 //! ```
 //!
@@ -45,10 +46,12 @@ mod links;
 mod local;
 mod lock;
 mod reclaim;
+mod scope;
 mod span;
 
 pub use generation::Generation;
 pub use hot::{SideArc, hot};
+pub use scope::{Frozen, Scope, arena};
 
 use class::Class;
 use std::alloc::{GlobalAlloc, Layout};
@@ -62,6 +65,8 @@ pub struct Heap;
 const ORDINARY: u8 = 0;
 /// The kind of what is never frozen.
 const HOT: u8 = 1;
+/// The first of those of arenas, one for each that is being built.
+const FIRST_SCOPE: u8 = 2;
 
 // SAFETY: memory is handed out once until it is freed: blocks by `local`, units by `central`. It is as large and as aligned as asked: see `class`
 // for blocks, and `central::take` for spans. Nothing here unwinds: there is no assertion, no allocation and no indexing that could fail.

@@ -2,6 +2,7 @@
 //!
 //! Each case runs in a process of its own, in its main thread: the harness starts this program again with the case's name.
 
+mod arena;
 mod collections;
 mod freezing;
 mod hostile;
@@ -24,10 +25,19 @@ const CASE: &str = "COWBELL_HEAP_CASE";
 type Case = (&'static str, fn());
 
 fn all() -> impl Iterator<Item = Case> {
-    [memory::CASES, storm::CASES, threads::CASES, collections::CASES, freezing::CASES, hostile::CASES, reclaim::CASES]
-        .into_iter()
-        .flatten()
-        .copied()
+    [
+        memory::CASES,
+        storm::CASES,
+        threads::CASES,
+        collections::CASES,
+        freezing::CASES,
+        hostile::CASES,
+        reclaim::CASES,
+        arena::CASES,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
 }
 
 fn main() -> ExitCode {
