@@ -35,6 +35,9 @@ impl Drop for Kind {
 /// Runs `body`; what it allocates in this thread is never frozen, and lies on pages of its own: for counters, locks and caches that processes go on
 /// writing, so that they do not copy pages of data. Of no effect where [`super::Heap`] is not the global allocator.
 ///
+/// Memory is placed when it is allocated: a vector or a map that was made here and has to move when it grows elsewhere goes where it is grown. Give it its
+/// capacity here, or grow it under `hot`, too.
+///
 /// ```
 /// use std::sync::Mutex;
 ///
