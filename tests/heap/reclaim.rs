@@ -14,6 +14,7 @@ pub const CASES: &[Case] = cases![
     addresses_are_used_again,
 ];
 
+#[expect(clippy::vec_box, reason = "each is an allocation")]
 fn numbers(count: u64) -> Vec<Box<AtomicU64>> {
     (0..count).map(|n| Box::new(AtomicU64::new(n))).collect()
 }
