@@ -16,6 +16,7 @@
 
 use super::class::{UNIT, UNIT_SHIFT};
 use super::lock::Held;
+pub(super) use super::state::State;
 use crate::sys::map::{self, Range};
 use crate::sys::{self, Errno};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -48,29 +49,6 @@ static BASE: AtomicUsize = AtomicUsize::new(0);
 static RECORDS: AtomicUsize = AtomicUsize::new(0);
 /// Chunks at and above this number were never opened.
 static OPENED: AtomicU32 = AtomicU32::new(0);
-
-/// What a chunk is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum State {
-    /// Nothing is mapped there.
-    Absent,
-    /// Somebody else's addresses.
-    Foreign,
-    /// Units are taken from it.
-    Open,
-    /// The first of the chunks of one allocation.
-    Huge,
-    /// A further one.
-    Rest,
-    /// Part of an image: nothing is taken from it any more.
-    Frozen,
-    /// Part of an image whose blocks were all freed. Nothing is mapped; the addresses are kept while somebody knows the image.
-    Gone,
-}
-
-const STATES: [State; 7] =
-    [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen, State::Gone];
 
 /// One bit a unit.
 pub(super) type Bits = [AtomicU64; UNITS as usize / 64];
@@ -109,7 +87,7 @@ pub(super) struct Chunk {
 
 impl Chunk {
     pub(super) fn state(&self) -> State {
-        STATES.get(usize::from(self.state.load(Ordering::Acquire))).copied().unwrap_or(State::Foreign)
+        State::numbered(self.state.load(Ordering::Acquire))
     }
 
     pub(super) fn set_state(&self, state: State, _held: &Held) {

@@ -13,6 +13,7 @@
 //! # Rooms
 //! ```text
 //! class     which block an allocation gets
+//! state     what a chunk is
 //! ground    addresses; what is known of chunks, units and slabs, all of it out of the data's pages
 //! central   units of 64 KiB: who has which; under the lock
 //! span      what is larger than a block
@@ -48,6 +49,7 @@ mod lock;
 mod reclaim;
 mod scope;
 mod span;
+mod state;
 
 pub use generation::Generation;
 pub use hot::{SideArc, hot};

@@ -1,0 +1,31 @@
+//! What a chunk is. Pure.
+
+/// What a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum State {
+    /// Nothing is mapped there.
+    Absent,
+    /// Somebody else's addresses.
+    Foreign,
+    /// Units are taken from it.
+    Open,
+    /// The first of the chunks of one allocation.
+    Huge,
+    /// A further one.
+    Rest,
+    /// Part of an image: nothing is taken from it any more.
+    Frozen,
+    /// Part of an image whose blocks were all freed. Nothing is mapped; the addresses are kept while somebody knows the image.
+    Gone,
+}
+
+const STATES: [State; 7] =
+    [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen, State::Gone];
+
+impl State {
+    /// The state of this number; one of no state is of nobody here.
+    pub(super) fn numbered(number: u8) -> Self {
+        STATES.get(usize::from(number)).copied().unwrap_or(Self::Foreign)
+    }
+}
