@@ -148,7 +148,7 @@ fn arenas_are_built_inside_of_each_other() {
     assert!(inner.generation().holds(&inner[0]) && !outer.generation().holds(&inner[0]));
     assert!(outer.generation().holds(&before[0]) && outer.generation().holds(&after[0]));
     assert!(!outer.generation().holds(&warm[0]));
-    let outside = vec![0u8; 100];
+    let outside = Box::new([0u8; 100]);
     assert!(!outer.generation().holds(&outside[0]));
     // More than there are kinds, one after the other, while all of them live.
     let many: Vec<_> = (0..40u64).map(|n| heap::arena("one of many", || vec![n; 100]).expect("an arena")).collect();
