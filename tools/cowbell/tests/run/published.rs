@@ -110,7 +110,10 @@ fn site(python: &str, mode: &str, kind: &str, options: &[&str]) -> String {
     let path = |path: &Path| path.to_str().expect("text").to_owned();
     let (pid_path, home_path) = (path(&pid_file), path(&home));
     let target = [python, "-m", "gunicorn", "--workers", "2", "--bind", &bind, "--pid", &pid_path];
-    let target = [&target[..], options, &["--chdir", &home_path, "--log-level", "warning", "site_app:site"]].concat();
+    // A busy machine is no reason to kill a worker.
+    let patience = ["--timeout", "100", "--graceful-timeout", "100"];
+    let place = ["--chdir", &home_path, "--log-level", "warning", "site_app:site"];
+    let target = [&target[..], options, &patience, &place].concat();
     let mut command = cowbell(&["--mode", mode], target);
     let running = Running::start(&scratch, command.env("HOME", &home).env("KIND", kind));
     let mut answered = std::collections::BTreeSet::new();
@@ -126,10 +129,8 @@ fn site(python: &str, mode: &str, kind: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn idle_workers_share_what_was_preloaded_and_load_the_rest_for_themselves() {
+fn idle_workers_load_for_themselves_what_was_not_preloaded() {
     let Some((python, mode)) = python() else { return };
-    let shared = site(&python, mode, "idle", &["--preload"]);
-    demand(&shared, "SHARED: all is well: 2 children copied", &[], &["\nWhy"]);
     let own = site(&python, mode, "idle", &[]);
     demand(&own, "NEW: 2 children grew", &["Modules were loaded after the fork", "--preload"], &["numpy arrays"]);
 }
@@ -147,7 +148,7 @@ fn gunicorn_stopped_gracefully_copies_on_the_way_out_unless_its_hook_leaves_at_o
     let hook = scratch.file("hook.py", "import os\ndef worker_exit(server, worker):\n    os._exit(0)\n");
     let hook = format!("--config={}", hook.display());
     let at_once = site(&python, mode, "idle", &["--preload", &hook]);
-    demand(&at_once, "SHARED: all is well: 2 children copied", &[], &["while they ended", "worker_exit"]);
+    demand(&at_once, "SHARED: all is well: 2 children copied", &[], &["\nWhy", "worker_exit"]);
 }
 
 #[test]
