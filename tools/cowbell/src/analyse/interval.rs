@@ -117,7 +117,9 @@ impl Interval {
         let mappings = std::mem::take(&mut begin.mappings);
         let program = command.first().map(String::as_str);
         let called = executable.as_ref().map(|executable| executable.called.as_str());
-        let runtime = Runtime::of(mappings.iter().map(|mapping| mapping.name.as_str()).chain(program).chain(called));
+        // A file of data may be called as an interpreter is.
+        let code = mappings.iter().filter(|mapping| mapping.permissions.contains('x'));
+        let runtime = Runtime::of(code.map(|mapping| mapping.name.as_str()).chain(program).chain(called));
         let mut interval = Self {
             begin,
             process,

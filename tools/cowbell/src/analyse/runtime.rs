@@ -75,6 +75,9 @@ mod tests {
             ("perl", language("perl")),
             ("/usr/bin/php8.2", language("php")),
             ("/usr/lib/jvm/java-17/lib/server/libjvm.so", language("other")),
+            ("/usr/lib/x86_64-linux-gnu/libluajit-5.1.so.2.1.0", language("other")),
+            ("/usr/sbin/php-fpm8.2", language("php")),
+            ("/usr/bin/node_exporter", Runtime::Native),
             ("/home/x/perlite/rubyist", Runtime::Native),
             ("/bin/cat", Runtime::Native),
         ] {

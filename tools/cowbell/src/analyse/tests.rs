@@ -33,8 +33,9 @@ pub fn header() -> Record {
 
 pub fn mapping(nth: u64, name: &str) -> Mapping {
     let start = HEAP + nth * PAGES * PAGE;
-    let (end, permissions, watched) = (start + PAGES * PAGE, "rw-p".into(), Watched::Events);
-    Mapping { start, end, permissions, offset: 0, name: name.into(), watched }
+    // A file's is code as well.
+    let permissions = if name.starts_with('/') { "rwxp" } else { "rw-p" }.into();
+    Mapping { start, end: start + PAGES * PAGE, permissions, offset: 0, name: name.into(), watched: Watched::Events }
 }
 
 pub fn begin(interval: u32) -> Record {
@@ -293,6 +294,22 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
     for part in ["8 pages (32.0 KiB) copied by 1 child", "/home/me/job.py:12", "for x in data:", "copied for nothing"] {
         assert!(shown.contains(part), "{part:?} in\n{shown}");
     }
+}
+
+#[test]
+fn a_file_of_data_is_no_interpreter_whatever_it_is_called() {
+    let data = |permissions: &str| {
+        let Record::Begin(begun) = begin(0) else { panic!("it begins") };
+        let map = Mapping { permissions: permissions.into(), ..mapping(1, "/srv/node.db") };
+        let content = Content { page: HEAP, bytes: 1, words: 1, ..Content::default() };
+        let summary = profile(vec![
+            header(),
+            Record::Begin(Begin { mappings: vec![mapping(0, "[heap]"), map], ..begun }),
+            end(0, vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }], vec![content]),
+        ]);
+        summary.causes[0].cause
+    };
+    assert_eq!((data("rw-p"), data("r-xp")), (Cause::RealWrite, Cause::Unknown));
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub const PHP: Recognised = Recognised {
     remedies: &[(Work::Collector, "gc_disable() in the child, where it can do without")],
 };
 
-/// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, and the runtime of Go.
+/// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
 pub const OTHERS: Recognised = Recognised {
     id: "other",
     name: "another interpreter",
@@ -88,6 +88,13 @@ pub const OTHERS: Recognised = Recognised {
         "libcoreclr.so",
         "pypy",
         "libpypy",
+        "luajit",
+        "libluajit",
+        "guile",
+        "tclsh",
+        "beam.smp",
+        "ocamlrun",
+        "sbcl",
     ],
     functions: &[(
         Work::Collector,
@@ -115,10 +122,9 @@ impl Language for Recognised {
 
     fn is_run_by(&self, file: &str) -> bool {
         let name = file.rsplit('/').next().unwrap_or(file);
-        // `perl5.36`, `php8.2`, `libruby-3.1.so.3.1`, but neither `rubyist` nor `nodelist`.
-        let is = |beginning: &&str| {
-            name.strip_prefix(*beginning).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
-        };
+        // `perl5.36`, `php-fpm8.2`, `libruby-3.1.so.3.1`, but neither `rubyist` nor `node_exporter`.
+        let goes_on = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let is = |beginning: &&str| name.strip_prefix(*beginning).is_some_and(|rest| !rest.starts_with(goes_on));
         self.files.iter().any(is)
     }
 
