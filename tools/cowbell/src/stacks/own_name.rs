@@ -16,8 +16,11 @@ pub fn moves_bytes(function: &str) -> bool {
 
 /// What a function that merely moves or sets bytes is called, without what tells its makes for processors apart.
 pub fn moving(function: &str) -> Option<&'static str> {
-    let name = function.trim_start_matches("__GI_").trim_start_matches('_');
-    MOVES_BYTES.iter().find(|beginning| name.starts_with(**beginning)).copied()
+    // Names that begin with an underscore are the C library's; `memset_rows` is a program's own.
+    let name = function.trim_start_matches('_');
+    let is_librarys = name.len() < function.len();
+    let name = name.trim_start_matches("GI_").trim_start_matches('_');
+    MOVES_BYTES.iter().find(|known| name == **known || is_librarys && name.starts_with(**known)).copied()
 }
 
 /// The functions of a file that have a name of their own and do more than to move bytes.
@@ -58,11 +61,11 @@ mod tests {
 
     #[test]
     fn what_moves_bytes_is_known_by_its_name_however_it_is_decorated() {
-        for name in ["memcpy", "__memset_avx2_unaligned_erms", "__GI_memmove", "__strcpy_sse2", "__memcpy_chk"] {
+        for name in ["memcpy", "__memset_avx2_unaligned_erms", "__GI_memmove", "__strcpy_sse2", "__memcpy_chk", "__GI___memset_generic"] {
             assert!(moves_bytes(name), "{name}");
         }
         assert_eq!(moving("__memmove_avx_unaligned_erms"), Some("memmove"));
-        for name in ["copy_memory", "setmem", "w17", "PyMem_Malloc"] {
+        for name in ["copy_memory", "setmem", "w17", "PyMem_Malloc", "memset_rows", "strcpy_fields"] {
             assert!(!moves_bytes(name), "{name}");
         }
     }
