@@ -120,7 +120,8 @@ impl Originals {
     pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = HashMap::new();
-        let (mut objects, mut word) = (watch.space.objects(), layout::words(&watch.memory, &watch.pagemap));
+        let (mut objects, mut word) =
+            (watch.space.objects(), layout::words(&watch.memory, &watch.pagemap, &watch.space));
         let mut contents = Vec::new();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         // For all pages the same two: each is as large as what makes an allocator tidy up.
