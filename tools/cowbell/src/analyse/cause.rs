@@ -18,7 +18,7 @@ pub enum Cause {
     ReferenceCount,
     /// Words of objects' headers that were put back: reference counts, or the garbage collector's.
     CountOrCollector,
-    /// A counter, lock or flag that threads share, beside or in the data.
+    /// A counter, lock or flag that atomic instructions write, beside or in the data.
     Counter,
     /// The garbage collector's marks and lists.
     GarbageCollector,
@@ -52,8 +52,8 @@ pub enum Reason {
     NoName,
     /// The code is known and does not tell, and the copy was not compared with its original.
     NotCompared,
-    /// Words other than reference counts changed beside an interpreter's objects: new objects, attributes, or what objects
-    /// remember (a string's hash).
+    /// Words other than reference counts changed on pages with an interpreter's objects: new and freed objects, attributes,
+    /// or what objects remember (a string's hash).
     BesideObjects,
     /// The memory is managed by an interpreter whose objects this program does not know.
     Interpreter,
@@ -127,15 +127,22 @@ pub struct Evidence {
 /// The likely cause of a copy, and why it is not known where it is not.
 pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
     let Evidence { change, purpose, wrote, .. } = *evidence;
+    let counts_first = purpose == Some(Purpose::References) || wrote == Wrote::ReferenceCount;
     let cause = match (change, purpose) {
         _ if evidence.in_stack => Cause::Stack,
         _ if evidence.by_kernel => Cause::Kernel,
         (Change::Large, _) => return changed(evidence),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
-        _ if wrote == Wrote::CollectorHeader => Cause::GarbageCollector,
+        // Whoever makes or frees objects links the headers of their neighbours, too, and changes much more besides.
+        _ if wrote == Wrote::CollectorHeader && !matches!(change, Change::Some | Change::Unknown) => {
+            Cause::GarbageCollector
+        }
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
+        // Where the layout tells counts, these words are none: to set an attribute counts references first, and the page
+        // would be copied without that, too.
+        (Change::Few, _) if evidence.objects && counts_first => return changed(evidence),
         (_, Some(Purpose::References)) => Cause::ReferenceCount,
         _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
         (Change::ImmortalHashes, _) => Cause::Hash,
@@ -210,8 +217,8 @@ impl Reason {
             Self::NoName => "the code has no name, and the copies were not compared with their originals",
             Self::NotCompared => "what the code does to the data is not known, and the copies were not compared",
             Self::BesideObjects => {
-                "words beside an interpreter's objects changed that are no reference counts: new objects, attributes, or \
-                 what objects remember, such as hashes"
+                "other words than reference counts changed on pages that hold the interpreter's objects: new and freed \
+                 objects, attributes, or what objects remember, such as hashes"
             }
             Self::Interpreter => {
                 "the process runs an interpreter whose objects cowbell does not know: the program's own writes and the \
@@ -331,6 +338,24 @@ mod tests {
             let evidence = Evidence { wrote, change, ..python };
             assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");
         }
+    }
+
+    #[test]
+    fn what_is_written_beside_counts_is_told_though_counting_came_first() {
+        let python = Evidence { runtime: language("python"), objects: true, change: Change::Few, ..PLAIN };
+        let beside = (Cause::Unknown, Some(Reason::BesideObjects));
+        // An attribute that was set.
+        assert_eq!(likely(&Evidence { wrote: Wrote::ReferenceCount, ..python }), beside);
+        let named = Evidence { wrote: Wrote::ReferenceCount, purpose: Some(Purpose::Other), ..python };
+        assert_eq!(likely(&named), (Cause::RealWrite, None));
+        // Objects that were freed, or made: they are linked with the collector's lists.
+        let linked = Evidence { wrote: Wrote::CollectorHeader, change: Change::Some, ..python };
+        assert_eq!(likely(&linked), beside);
+        let gone = Evidence { wrote: Wrote::CollectorHeader, change: Change::Unknown, objects: false, ..python };
+        assert_eq!(likely(&gone), (Cause::Unknown, Some(Reason::NoName)), "freed, and unmapped");
+        // Where no layout tells counts, the function does.
+        let native = Evidence { purpose: Some(Purpose::References), change: Change::Few, ..PLAIN };
+        assert_eq!(likely(&native), (Cause::ReferenceCount, None));
     }
 
     #[test]

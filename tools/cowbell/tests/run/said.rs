@@ -237,3 +237,69 @@ os.wait()
     let pages: u64 = of_libraries.filter_map(|mapping| mapping["copied_pages"].as_u64()).sum();
     assert!(pages < 100, "uninitialised data of libraries is small: {text}");
 }
+
+/// Memory laid out as CPython's objects, and a type of types whose name nobody reads after the fork.
+const OBJECTS: &str = r#"
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static const char read_only[1 << 20] __attribute__((aligned(4096))) = {1, [1 << 19] = 't', 'y', 'p', 'e'};
+static long types[2][64];
+int main(void) {
+    for (int i = 0; i < 2; i++) types[i][0] = 1, types[i][1] = (long)types[1], types[i][3] = (long)(read_only + (1 << 19));
+    types[1][21] = 1L << 31;
+    size_t objects = 100000;
+    long (*all)[4] = mmap(0, objects * 32, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t i = 0; i < objects; i++) all[i][0] = 1, all[i][1] = (long)types[0];
+    if (!fork()) {
+        for (size_t i = 0; i < objects; i++) all[i][0]++;
+        _exit(0);
+    }
+    wait(0);
+}
+"#;
+
+#[test]
+fn counts_are_told_though_the_child_never_read_what_the_types_are_called() {
+    let scratch = Scratch::new();
+    let program = scratch.compile("objects", OBJECTS, &[]).expect("it compiles");
+    let (report, text) = report(&scratch, &["--mode", "count"], [program.as_os_str()]);
+    let (cause, share, _) = most(&report);
+    assert!(cause == "reference_count" && share > 0.95, "{cause} {share}: {text}");
+}
+
+#[test]
+fn attributes_and_objects_that_are_freed_are_neither_counting_nor_collecting() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let attributes = "
+import os, gc
+class Row:
+    __slots__ = tuple('abcdefghijkl')
+    def __init__(self):
+        for name in self.__slots__: setattr(self, name, name)
+data = [Row() for _ in range(20_000)]
+gc.disable()
+if os.fork() == 0:
+    for row in data: row.a = 7
+    os._exit(0)
+os.wait()
+";
+    let freed = "
+import os, gc
+data = [[i] for i in range(50_000)]
+gc.disable()
+if os.fork() == 0:
+    data.clear(); os._exit(0)
+os.wait()
+";
+    for (name, source, cause, remedy) in [
+        ("attributes.py", attributes, "reference_count", "numpy"),
+        ("freed.py", freed, "garbage_collector", "gc.freeze"),
+    ] {
+        let (report, text) = python(name, &["--mode", "trace"], source);
+        let known = share(&report, cause);
+        assert!(known < 0.1 && !text.contains(remedy), "{name}: {known}: {text}");
+    }
+}
