@@ -61,7 +61,14 @@ mod tests {
 
     #[test]
     fn what_moves_bytes_is_known_by_its_name_however_it_is_decorated() {
-        for name in ["memcpy", "__memset_avx2_unaligned_erms", "__GI_memmove", "__strcpy_sse2", "__memcpy_chk", "__GI___memset_generic"] {
+        for name in [
+            "memcpy",
+            "__memset_avx2_unaligned_erms",
+            "__GI_memmove",
+            "__strcpy_sse2",
+            "__memcpy_chk",
+            "__GI___memset_generic",
+        ] {
             assert!(moves_bytes(name), "{name}");
         }
         assert_eq!(moving("__memmove_avx_unaligned_erms"), Some("memmove"));
