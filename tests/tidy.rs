@@ -42,6 +42,9 @@ const TOOL_ARROWS: Arrows = &[
     ("failure", &[]),
     ("output", &["analyse", "views", "failure"]),
     ("snapshot", &["views", "output", "failure"]),
+    ("exporter", &["snapshot", "failure"]),
+    // It looks as a snapshot does, and attaches as the front does.
+    ("top", &["record", "analyse", "front", "snapshot", "views", "failure"]),
     // One door to files: captures, and reports of the library.
     ("input", &["record", "analyse", "failure"]),
     ("report", &["input", "analyse", "views", "output", "failure"]),

@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod diff;
 mod doctor;
+mod exporter;
 mod failure;
 mod front;
 mod input;
@@ -17,6 +18,7 @@ mod report;
 mod snapshot;
 mod stacks;
 mod symbols;
+mod top;
 mod trace;
 mod views;
 
@@ -47,6 +49,10 @@ enum Command {
     Attach(front::options::Attach),
     /// Show what each process of a running tree shares with its parent now. Arms and stops nothing.
     Snapshot(snapshot::Options),
+    /// Show a running tree live: what each process shares, and what becomes its own; by a key, which lines copy.
+    Top(top::Options),
+    /// Tell Prometheus what the processes of a running tree share, over HTTP. Arms and stops nothing.
+    Exporter(exporter::Options),
     /// Hold a capture against budgets, for CI.
     ///
     /// The exit status is 0 if every budget is kept for certain; 1 if one is broken for certain; 3 if neither can be told,
@@ -82,6 +88,8 @@ fn main() -> ExitCode {
         Command::Run(options) => front::run(&options),
         Command::Attach(options) => front::attach(&options),
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
+        Command::Top(options) => answer("top", top::run(&options)),
+        Command::Exporter(options) => answer("exporter", exporter::run(&options)),
         Command::Check(options) => check::run(&options),
         Command::Diff(options) => answer("diff", diff::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),

@@ -107,7 +107,7 @@ impl Output {
     /// # Errors
     /// A [`Failure`] for people, with where it was written to.
     pub fn report(&mut self, summary: &Summary, detail: &Detail) -> Result<(), Failure> {
-        self.page(|| views::html::profile(summary, detail))?;
+        self.profile_page(summary, detail)?;
         let Options { top, quiet, verbose, .. } = self.options;
         if self.options.json {
             return self.json(summary);
@@ -122,6 +122,14 @@ impl Output {
     pub fn json(&mut self, document: &impl views::Document) -> Result<(), Failure> {
         let bytes = views::json(document).map_err(|e| Failure::new(format!("cannot make JSON: {e}")))?;
         self.write(&bytes)
+    }
+
+    /// Writes the page of a profile, if one is wanted.
+    ///
+    /// # Errors
+    /// As [`Output::report`].
+    pub fn profile_page(&mut self, summary: &Summary, detail: &Detail) -> Result<(), Failure> {
+        self.page(|| views::html::profile(summary, detail))
     }
 
     /// Writes a page for browsers, if one is wanted.

@@ -66,7 +66,10 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     // Not before: a capture that cannot be read must leave an earlier report where it is.
     let mut output = options.output.open(Stream::Output)?;
     match exported {
-        Some(bytes) => output.export(&bytes),
+        Some(bytes) => {
+            output.profile_page(&summary, &detail)?;
+            output.export(&bytes)
+        }
         None => output.report(&summary, &detail),
     }
 }

@@ -20,6 +20,8 @@ const SAY: &[&str] = &[
     "src/analyse/roles.rs",
     "src/stacks/languages/recognised.rs",
     "src/snapshot",
+    "src/top",
+    "src/exporter.rs",
     "src/doctor.rs",
     "src/demo",
     "src/front",

@@ -5,6 +5,8 @@ use super::Profile;
 use super::cause::Cause;
 use super::interval::Copied;
 use super::syscalls;
+use super::timeline::timelines;
+pub use super::timeline::{Point, Timeline};
 use crate::record::Stack;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +20,8 @@ pub struct Detail {
     pub stacks: Vec<Weighted>,
     /// The copied pages of each interval, in the order of the summary's.
     pub maps: Vec<Vec<Run>>,
+    /// How the memory of each process changed, of those that were watched.
+    pub timelines: Vec<Timeline>,
 }
 
 /// A frame.
@@ -63,6 +67,8 @@ pub struct Trail {
     pub stack: Option<u32>,
     /// When it was written first; 0 where not known.
     pub time_ns: u64,
+    /// It was a page of a file, and so none that was shared by fork.
+    pub of_file: bool,
 }
 
 /// The cause of the copies of each kind in one interval.
@@ -78,7 +84,7 @@ pub fn detail(profile: &Profile, judged: &[Judged]) -> Detail {
         maps.push(runs(&trail, profile.page_size()));
         stacks.extend(weighted(profile, at, &trail, &mut names));
     }
-    Detail { frames: names.frames, stacks, maps }
+    Detail { frames: names.frames, stacks, maps, timelines: timelines(profile) }
 }
 
 fn runs(trail: &[(Trail, Cause)], page_size: u64) -> Vec<Run> {

@@ -325,7 +325,7 @@ impl<'a> Adding<'a> {
             // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
             let event = same.iter().find(|event| event.class == class).or(same.first());
             self.page(event, content.first(), in_stack, unknown);
-            self.follow(page, 1, event);
+            self.follow(page, 1, event, class);
             known += 1;
             if self.detailed {
                 without.push((next, page));
@@ -340,7 +340,7 @@ impl<'a> Adding<'a> {
         let unseen = Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown, after };
         self.count(unseen, pages.saturating_sub(known));
         for (from, to) in without {
-            self.follow(from, to.saturating_sub(from) / self.evidence.page_size, None);
+            self.follow(from, to.saturating_sub(from) / self.evidence.page_size, None, class);
         }
     }
 
@@ -389,10 +389,11 @@ impl<'a> Adding<'a> {
     }
 
     /// Keeps pages that were counted last, if each is asked for.
-    fn follow(&mut self, start: u64, pages: u64, event: Option<&Event>) {
+    fn follow(&mut self, start: u64, pages: u64, event: Option<&Event>, class: Class) {
         if let Some(copied) = self.last.filter(|_| self.detailed && pages > 0) {
             let (stack, time_ns) = event.map_or((None, 0), |event| (event.stack, event.time_ns));
-            self.sums.trail.push(Trail { start, pages, copied, stack, time_ns });
+            let of_file = class == Class::PrivateFile;
+            self.sums.trail.push(Trail { start, pages, copied, stack, time_ns, of_file });
         }
     }
 

@@ -18,6 +18,7 @@ mod gaps;
 mod growth;
 mod interval;
 pub mod library;
+pub mod live;
 mod mapping;
 mod name;
 mod phases;
@@ -34,6 +35,7 @@ mod tests;
 #[cfg(test)]
 #[path = "code/tests.rs"]
 mod tests_of_code;
+mod timeline;
 mod totals;
 mod unknown;
 pub mod verdict;

@@ -3,8 +3,9 @@
 use crate::failure::Failure;
 use crate::output;
 use crate::record::Record;
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A capture file being written.
@@ -29,6 +30,36 @@ impl Writer {
         let path = output::expand(name)?;
         let file = output::create(&path, 0o600, force)?;
         Ok(Self { file, path, failed: false })
+    }
+
+    /// A file without a name, which is gone when this process is.
+    ///
+    /// # Errors
+    /// No file can be made in the folder for temporary files.
+    pub fn nameless() -> Result<Self, Failure> {
+        let name = format!("cowbell-{}-{}.capture", std::process::id(), cowbell::sys::monotonic_ns());
+        let path = std::env::temp_dir().join(name);
+        let failure = |e: io::Error| Failure::new(format!("{}: {e}", path.display()));
+        let file =
+            OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path).map_err(failure)?;
+        fs::remove_file(&path).map_err(failure)?;
+        Ok(Self { file, path, failed: false })
+    }
+
+    /// Writes what is in the file, and one more record, to a new file: readable by its owner alone, `%p` and `%t` expanded.
+    ///
+    /// # Errors
+    /// A [`Failure`] for people, with the path.
+    pub fn copy_to(&mut self, name: &Path, last: &Record) -> Result<PathBuf, Failure> {
+        let path = output::expand(name)?;
+        let failure = |e: io::Error| Failure::new(format!("{}: {e}", path.display()));
+        let mut copy = output::create(&path, 0o600, false)?;
+        self.file.rewind().map_err(failure)?;
+        io::copy(&mut self.file, &mut copy).map_err(failure)?;
+        let mut line = serde_json::to_vec(last).map_err(|e| failure(e.into()))?;
+        line.push(b'\n');
+        copy.write_all(&line).map_err(failure)?;
+        Ok(path)
     }
 
     /// Was a write lost?

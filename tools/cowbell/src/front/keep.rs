@@ -3,6 +3,7 @@
 use super::capture::Writer;
 use super::sources::Sources;
 use crate::analyse::detail::Detail;
+use crate::analyse::live::Live;
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
 use crate::record::{Finish, Mapping, Origin, Place, Record, Source};
@@ -11,10 +12,13 @@ use crate::trace::link::Said;
 use cowbell::fork::Ended;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::path::{Path, PathBuf};
 
 /// One run, as far as heard.
 pub struct Kept {
     profile: Profile,
+    /// What is known while it goes on, where somebody looks on.
+    live: Option<Live>,
     writer: Option<Writer>,
     /// The tracer's process, whose open files are those of the modules.
     tracer: i32,
@@ -50,6 +54,7 @@ impl Kept {
     pub fn new(writer: Option<Writer>, detailed: bool) -> Self {
         Self {
             profile: if detailed { Profile::detailed() } else { Profile::default() },
+            live: None,
             writer,
             tracer: 0,
             names: Names::new(),
@@ -63,6 +68,26 @@ impl Kept {
             main: Main::None,
             living: BTreeSet::new(),
         }
+    }
+
+    /// The same for somebody who looks on.
+    pub fn looked_at(writer: Writer) -> Self {
+        Self { live: Some(Live::default()), ..Self::new(Some(writer), false) }
+    }
+
+    /// What is known up to now.
+    pub fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+
+    /// Writes what was captured up to now, and the names of its code, to a file of that name.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&mut self, name: &Path) -> Result<PathBuf, Failure> {
+        let codes = self.names.resolve(&self.places);
+        let writer = self.writer.as_mut().ok_or_else(|| Failure::new("nothing is captured"))?;
+        writer.copy_to(name, &Record::Symbols { codes })
     }
 
     /// Says which process it is that will be heard.
@@ -122,6 +147,9 @@ impl Kept {
                         written = written.and(writer.lines(line));
                     }
                     self.note_processes(&record);
+                    if let Some(live) = &mut self.live {
+                        live.add(&record);
+                    }
                     let sources = self.note(&record);
                     let uninitialised = self.uninitialised(&record);
                     self.profile.add(record);

@@ -2,6 +2,7 @@
 
 mod capture;
 mod keep;
+pub mod look_on;
 pub mod options;
 mod sources;
 

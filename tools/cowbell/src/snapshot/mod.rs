@@ -4,17 +4,23 @@
 //! of one that is busy are of the moments at which they were read.
 
 mod compare;
-mod document;
+pub mod document;
+mod metrics;
 mod page;
 mod process;
 mod space;
 mod text;
 
+pub use compare::Counts;
+pub use metrics::metrics;
+pub use process::State;
+pub use text::{command, remark};
+
 use crate::failure::Failure;
 use crate::output::{self, Stream};
-use compare::{Against, Counts, Frames};
+use compare::{Against, Frames};
 use document::{Evidence, Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy, Total};
-use process::{Memory, Node, State};
+use process::{Memory, Node};
 use space::{Kind, Page, Reader, Space};
 use std::collections::{BTreeMap, HashMap};
 
@@ -43,7 +49,11 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     out.text(&text::text(&snapshot, &text::Look { top: top as usize, quiet, verbose }))
 }
 
-fn take(id: i32) -> Result<Snapshot, Failure> {
+/// What each process of a tree shares with its parent now.
+///
+/// # Errors
+/// As [`run`].
+pub fn take(id: i32) -> Result<Snapshot, Failure> {
     let pid = process::of_thread(id);
     let nodes = process::tree(pid)?;
     let mut look = Look::new();

@@ -124,11 +124,15 @@ fn table(out: &mut String, names: &'static str, before: &[&'static str], rows: &
 /// Id and command, without the folder of the program.
 /// A process, for people.
 pub fn label(process: &ProcessReport) -> String {
+    let indent = 2 * process.depth.min(INDENTED_MAX);
+    format!("{:indent$}{} {}", "", process.pid, command(process))
+}
+
+/// What a process runs, as one line: its program without the folder, its arguments.
+pub fn command(process: &ProcessReport) -> String {
     let mut words = process.command.iter().map(String::as_str);
     let program = words.next().map_or(process.name.as_str(), |path| path.rsplit('/').next().unwrap_or(path));
-    let command: Vec<_> = std::iter::once(program).chain(words).collect();
-    let indent = 2 * process.depth.min(INDENTED_MAX);
-    format!("{:indent$}{} {}", "", process.pid, clean(&command.join(" ")))
+    clean(&std::iter::once(program).chain(words).collect::<Vec<_>>().join(" "))
 }
 
 /// What there is to say of a process besides its figures.

@@ -259,3 +259,35 @@ fn diff_and_snapshot_have_pages_too() {
     let (code, _, err) = ran(&["diff", "--html", &page, &before, &after]);
     assert!(code == Some(1) && err.contains("--force"), "{err}");
 }
+
+#[test]
+fn a_page_shows_memory_over_time_and_comes_with_an_export_too() {
+    let scratch = Scratch::new();
+    let grew = json!({"grew": {"pid": 101, "time_ns": 400_000, "pages": 512, "stack": null}});
+    let file = scratch.file("c", kit::with_records(&[child(101, 256), child(102, 512)], &[grew]));
+    let page = scratch.path("page.html");
+    let folded = shown(&["report", "--folded", "--html", &page, &file]);
+    assert!(folded.starts_with("101 "), "{folded}");
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(html.contains("id=\"time\"") && html.contains("id=\"processes\""), "the export left the page empty");
+    if !has_browser() {
+        return;
+    }
+    let said = opened(
+        &scratch,
+        &page,
+        "const place = document.querySelector('#time'), chart = place.querySelector('svg'), says = place.querySelector('output');
+         const key = (name) => { chart.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true, cancelable: true })); return says.textContent; };
+         const choice = place.querySelector('select');
+         choice.value = '0'; choice.dispatchEvent(new Event('change'));
+         const first = key('Home'), last = key('End');
+         choice.value = ''; choice.dispatchEvent(new Event('change'));
+         return { options: choice.options.length, first, last, all: key('End'),
+             drawn: [...chart.querySelectorAll('path')].every((path) => path.getAttribute('d').length > 10) };",
+    );
+    assert_eq!((&said["options"], &said["drawn"]), (&3.into(), &true.into()), "{said}");
+    let says = |name: &str, part: &str| said[name].as_str().is_some_and(|text| text.contains(part));
+    assert!(says("first", "shared 4.0 GiB, copied 0 bytes, new 0 bytes"), "{said}");
+    assert!(says("last", "copied 1.0 MiB, new 2.0 MiB"), "{said}");
+    assert!(says("all", "copied 3.0 MiB, new 2.0 MiB"), "{said}");
+}

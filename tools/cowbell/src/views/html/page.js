@@ -258,12 +258,112 @@
       " processes" + (per > 1 ? "; a column is " + per.toFixed(1) + " pages, in the colour of most copies in it" : "")));
   };
 
-  const legend = (place, causes, used) => {
-    const list = make("ul", { class: "legend", "aria-label": "Colours by likely cause" });
+  // Memory over time: shared, copied and new, one above the other; each value holds until the next.
+  const LAYERS = [["new", "#ffe066"], ["copied", "#f28482"], ["shared", "#8ecae6"]];
+  const time = (place, { processes, page_size: pageSize }) => {
+    const WIDTH = 1000, HEIGHT = 240;
+    // By four: microseconds, pages shared, copied, new.
+    const steps = (flat) => {
+      const all = [];
+      for (let i = 0; i < flat.length; i += 4) all.push({ at: flat[i], shared: flat[i + 1], copied: flat[i + 2], new: flat[i + 3] });
+      return all;
+    };
+    // A process that has ended has nothing any more.
+    const together = () => {
+      const changes = [];
+      for (const one of processes) {
+        let before = { shared: 0, copied: 0, new: 0 };
+        const all = steps(one.points), last = all[all.length - 1];
+        for (const now of [...all, { at: last.at, shared: 0, copied: 0, new: 0 }]) {
+          changes.push({ at: now.at, shared: now.shared - before.shared, copied: now.copied - before.copied, new: now.new - before.new });
+          before = now;
+        }
+      }
+      changes.sort((a, b) => a.at - b.at);
+      const sums = [], now = { shared: 0, copied: 0, new: 0 };
+      changes.forEach((change) => {
+        // At the very end all are let go at once: what they had then is the last that is shown.
+        const isLast = change.at === changes[changes.length - 1].at;
+        if (isLast && change.shared + change.copied + change.new < 0) return;
+        for (const [name] of LAYERS) now[name] += change[name];
+        if (sums.length && sums[sums.length - 1].at === change.at) sums.pop();
+        sums.push({ at: change.at, ...now });
+      });
+      return sums;
+    };
+    const svg = (tag, attributes, ...inside) => {
+      const element = document.createElementNS("http" + "://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+      element.append(...inside);
+      return element;
+    };
+    const choice = make("select", { "aria-label": "Whose memory" }, make("option", { value: "" }, "All together"));
+    processes.forEach((one, nth) => choice.append(make("option", { value: nth }, one.name)));
+    const says = make("output", { "aria-live": "polite" });
+    const top = make("span", { class: "quiet" }), end = make("span", {}), begin = make("span", {});
+    const cursor = svg("line", { y1: 0, y2: HEIGHT, class: "cursor", visibility: "hidden" });
+    const layers = LAYERS.map(([, fill]) => svg("path", { fill }));
+    const chart = svg("svg", { viewBox: "0 0 " + WIDTH + " " + HEIGHT, preserveAspectRatio: "none", tabindex: "0", role: "img" }, ...layers, cursor);
+    chart.style.height = HEIGHT + "px";
+    place.replaceChildren(make("div", { class: "tools" }, choice), top, make("div", { class: "time" }, chart),
+      make("div", { class: "ends quiet" }, begin, end), says);
+    let shown = [], first = 0, last = 1, at = 0;
+    const left = (time) => WIDTH * (time - first) / (last - first);
+    const draw = () => {
+      shown = choice.value === "" ? together() : steps(processes[Number(choice.value)].points);
+      first = shown[0].at;
+      last = Math.max(first + 1, shown[shown.length - 1].at);
+      const most = shown.reduce((most, one) => Math.max(most, one.shared + one.copied + one.new), 1);
+      const base = new Float64Array(shown.length);
+      LAYERS.forEach(([name], layer) => {
+        const upper = [], lower = [];
+        shown.forEach((one, nth) => {
+          const from = left(one.at).toFixed(1), to = left(nth + 1 < shown.length ? shown[nth + 1].at : last).toFixed(1);
+          const y = (pages) => (HEIGHT * (1 - pages / most)).toFixed(1);
+          lower.push([from, y(base[nth])], [to, y(base[nth])]);
+          base[nth] += one[name];
+          upper.push([from, y(base[nth])], [to, y(base[nth])]);
+        });
+        layers[layer].setAttribute("d", "M" + [...upper, ...lower.reverse()].map((point) => point.join(" ")).join("L") + "Z");
+      });
+      top.textContent = bytes(most * pageSize);
+      begin.textContent = (first / 1e6).toFixed(3) + " s";
+      end.textContent = (last / 1e6).toFixed(3) + " s";
+      chart.setAttribute("aria-label", "Memory over time of " + choice.selectedOptions[0].textContent + ", at most " + bytes(most * pageSize) +
+        ". Arrow keys move through time, what is there is told below.");
+      cursor.setAttribute("visibility", "hidden");
+      says.textContent = "";
+      at = 0;
+    };
+    const tell = () => {
+      const one = shown[at];
+      for (const end of ["x1", "x2"]) cursor.setAttribute(end, left(one.at));
+      cursor.setAttribute("visibility", "visible");
+      says.textContent = (one.at / 1e6).toFixed(3) + " s: " + LAYERS.map(([name]) => name + " " + bytes(one[name] * pageSize)).reverse().join(", ");
+    };
+    chart.addEventListener("mousemove", (event) => {
+      const box = chart.getBoundingClientRect();
+      const wanted = first + (last - first) * (event.clientX - box.left) / box.width;
+      at = Math.max(0, shown.findLastIndex((one) => one.at <= wanted));
+      tell();
+    });
+    chart.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1, Home: -shown.length, End: shown.length }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      at = Math.max(0, Math.min(shown.length - 1, at + step));
+      tell();
+    });
+    choice.addEventListener("change", draw);
+    draw();
+  };
+
+  const legend = (place, causes, used, colors) => {
+    const list = make("ul", { class: "legend", "aria-label": colors ? "Colours" : "Colours by likely cause" });
     causes.forEach((name, cause) => {
       if (!used.has(cause)) return;
       const patch = make("span", { "aria-hidden": "true" });
-      patch.style.background = color(cause);
+      patch.style.background = colors ? colors[cause] : color(cause);
       list.append(make("li", {}, patch, name));
     });
     place.append(list);
@@ -272,7 +372,11 @@
   // What is above is read first: the pictures come when it has been painted.
   const later = (work) => requestAnimationFrame(() => setTimeout(work, 0));
   later(() => {
-    const places = { flame: document.getElementById("flame"), map: document.getElementById("map") };
+    const places = { flame: document.getElementById("flame"), map: document.getElementById("map"), time: document.getElementById("time") };
+    if (places.time && data.time) {
+      time(places.time, data.time);
+      legend(places.time, LAYERS.map((layer) => layer[0]), new Set([0, 1, 2]), LAYERS.map((layer) => layer[1]));
+    }
     if (places.flame && data.flame) {
       flame(places.flame, data.flame);
       legend(places.flame, data.flame.causes, new Set(data.flame.stacks.map((stack) => stack[2])));

@@ -51,6 +51,7 @@ pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     processes(&mut page, summary);
     lines(&mut page, summary);
     functions(&mut page, summary);
+    over_time(&mut page, summary, detail);
     pictures(&mut page, summary, detail);
     mappings(&mut page, summary);
     page.list("gaps", GAPS, &gaps(summary));
@@ -218,6 +219,46 @@ struct MapRow {
     name: String,
     /// By three: pages from the end of the run before, pages, cause. Pages are told by their numbers.
     runs: Vec<u64>,
+}
+
+#[derive(Serialize)]
+struct Time {
+    page_size: u64,
+    processes: Vec<TimeOf>,
+}
+
+#[derive(Serialize)]
+struct TimeOf {
+    name: String,
+    /// By four: microseconds, and pages shared, copied, new.
+    points: Vec<u64>,
+}
+
+/// Memory of each process over time, as far as a capture has it.
+fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
+    let timelines: Vec<_> = detail.timelines.iter().filter(|timeline| !timeline.points.is_empty()).collect();
+    if timelines.is_empty() {
+        return;
+    }
+    let one = |timeline: &&crate::analyse::detail::Timeline| {
+        let process = summary.processes.get(timeline.process);
+        let name = process.map_or(String::new(), |process| format!("{} {}", process.pid, process.command.join(" ")));
+        let flat =
+            |point: &crate::analyse::detail::Point| [point.time_ns / 1000, point.shared, point.copied, point.new];
+        let points = timeline.points.iter().flat_map(flat).collect();
+        TimeOf { name: clean(&name.chars().take(NAME_MAX).collect::<String>()), points }
+    };
+    let untimed: u64 = timelines.iter().map(|timeline| timeline.untimed_pages).sum();
+    let mut says = "Shared: what a process had in common with others when it was first watched or last forked, and did not copy since. \
+                    Copied: since then. New: its own, as far as looks in turn found it; growth by less than 1 MiB is not told."
+        .to_owned();
+    if untimed > 0 {
+        let bytes = Bytes(untimed.saturating_mul(summary.run.page_size));
+        says +=
+            &format!(" Of {bytes} it is not known when they were copied: they stand at the ends of their processes.");
+    }
+    let processes = timelines.iter().map(one).collect();
+    page.picture("time", "Memory over time", &says, &Time { page_size: summary.run.page_size.max(1), processes });
 }
 
 fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {

@@ -1,0 +1,214 @@
+//! What looks on while processes run: `top` on a terminal of tmux's, `exporter` asked over HTTP.
+
+#[path = "captures/kit.rs"]
+#[expect(dead_code, reason = "captures are made up elsewhere")]
+mod kit;
+
+use kit::{Scratch, ran, tool};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A parent with 16 MiB and a child that has copied 4 MiB of them and waits, until both are killed.
+const TREE: &str = "
+import mmap, os, sys, time
+data = mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+data[:] = b'x' * len(data)
+if os.fork() == 0:
+    for at in range(0, 4 << 20, 4096): data[at] = 121
+    print('ready', os.getpid(), flush=True)
+while True: time.sleep(100)
+";
+
+/// Processes of one test, ended with it.
+struct Tree {
+    parent: Child,
+    child: i32,
+}
+
+impl Tree {
+    fn start() -> Self {
+        let mut parent = Command::new("/usr/bin/python3");
+        let mut parent = parent.args(["-c", TREE]).stdout(Stdio::piped()).spawn().expect("python3");
+        let mut line = String::new();
+        BufReader::new(parent.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let child = line.trim().strip_prefix("ready ").and_then(|pid| pid.parse().ok()).expect("its id");
+        Self { parent, child }
+    }
+
+    fn pid(&self) -> String {
+        self.parent.id().to_string()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _killed = Command::new("kill").args(["-KILL", &self.child.to_string()]).status();
+        let _killed = self.parent.kill();
+        let _ended = self.parent.wait();
+    }
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn the_exporter_tells_what_a_snapshot_finds_and_ends_with_the_process() {
+    let tree = Tree::start();
+    let mut exporter = tool();
+    let exporter = exporter.args(["exporter", &tree.pid(), "--listen", "127.0.0.1:0", "--every", "0"]);
+    let mut exporter = exporter.stderr(Stdio::piped()).spawn().expect("started");
+    let mut said = BufReader::new(exporter.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a line");
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address").to_owned();
+    let answer = ask(&address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (head, text) = answer.split_once("\r\n\r\n").expect("a head");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("application/openmetrics-text"), "{head}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let child = format!("pid=\"{}\"", tree.child);
+    let of = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains(&child));
+        line.and_then(|line| line.rsplit(' ').next()).and_then(|figure| figure.parse().ok()).unwrap_or(-1.0)
+    };
+    let mib = f64::from(1 << 20);
+    let (differs, shared) = (of("cowbell_process_differs_bytes"), of("cowbell_process_shared_bytes"));
+    assert!(differs >= 4.0 * mib && differs < 7.0 * mib, "{text}");
+    assert!(shared >= 12.0 * mib && shared < 40.0 * mib, "{text}");
+    assert!(
+        ask(&address, "GET / HTTP/1.1\r\n\r\n").contains("404")
+            && ask(&address, "PUT /metrics HTTP/1.1\r\n\r\n").contains("405")
+    );
+    drop(tree);
+    let answer = ask(&address, "GET /metrics HTTP/1.1\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(exporter.wait().expect("an end").code(), Some(1));
+    let (code, _, err) = ran(&["exporter", "2147483647"]);
+    assert!(code == Some(1) && err.contains("there is no process"), "{err}");
+}
+
+/// A terminal of its own server, which ends with the test.
+struct Terminal {
+    scratch: Scratch,
+}
+
+impl Terminal {
+    /// Runs the tool in a terminal of this size; `None`, and said, where there is no tmux.
+    fn start(size: (u32, u32), arguments: &str) -> Option<Self> {
+        if !Command::new("tmux").arg("-V").output().is_ok_and(|output| output.status.success()) {
+            println!("skipped: no tmux, in whose terminal top would run");
+            return None;
+        }
+        let terminal = Self { scratch: Scratch::new() };
+        let tool = tool().get_program().to_string_lossy().into_owned();
+        let command = format!("cd {}; {tool} {arguments}; echo ENDED $?; cat", terminal.scratch.path("."));
+        let (width, height) = (size.0.to_string(), size.1.to_string());
+        assert!(
+            terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height, &command]).1,
+            "tmux starts"
+        );
+        Some(terminal)
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> (String, bool) {
+        let output =
+            Command::new("tmux").args(["-S", &self.scratch.path("socket")]).args(arguments).output().expect("tmux");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
+    }
+
+    fn press(&self, keys: &[&str]) {
+        assert!(self.tmux(&[&["send-keys"], keys].concat()).1);
+    }
+
+    /// The screen, as soon as it shows all that is wanted.
+    fn shows(&self, wanted: &[&str]) -> String {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (screen, _) = self.tmux(&["capture-pane", "-p"]);
+            if wanted.iter().all(|wanted| screen.contains(wanted)) {
+                return screen;
+            }
+            assert!(Instant::now() < until, "no {wanted:?} in\n{screen}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+#[test]
+fn top_shows_sorts_filters_drills_resizes_and_leaves_nothing_behind() {
+    let tree = Tree::start();
+    let (parent, child) = (tree.pid(), tree.child.to_string());
+    let Some(terminal) = Terminal::start((80, 24), &format!("top {parent} --every 0.2")) else { return };
+    let screen = terminal.shows(&[&parent, &child, "SHARED", "DIFFERS", "NEW", "2 processes", "4.", "MiB"]);
+    assert!(screen.lines().all(|line| line.chars().count() <= 80) && !screen.contains("EITHER"), "{screen}");
+    terminal.press(&["s"]);
+    terminal.shows(&["PIDv"]);
+    terminal.press(&["r"]);
+    terminal.shows(&["PID^"]);
+    terminal.press(&["/", &child, "Enter"]);
+    let screen = terminal.shows(&[&format!("/{child}")]);
+    assert!(!screen.lines().any(|line| line.trim_start().starts_with(&parent)), "{screen}");
+    terminal.press(&["Enter"]);
+    terminal.shows(&["MAPPING", "[heap]"]);
+    terminal.press(&["Escape"]);
+    terminal.shows(&["PID^"]);
+    terminal.press(&["p"]);
+    terminal.shows(&["PAUSED"]);
+    terminal.press(&["p", "?"]);
+    terminal.shows(&["look into a process"]);
+    terminal.press(&["Tab"]);
+    terminal.shows(&["nothing is traced"]);
+    terminal.press(&["w"]);
+    terminal.shows(&["t begins"]);
+    assert!(terminal.tmux(&["resize-window", "-x", "300", "-y", "80"]).1);
+    terminal.press(&["Escape"]);
+    terminal.shows(&["EITHER", "PSS", "COPIED"]);
+    terminal.press(&["C-c"]);
+    let screen = terminal.shows(&["ENDED 0"]);
+    assert!(!screen.contains("SHARED"), "the screen from before is back: {screen}");
+}
+
+#[test]
+fn top_tells_that_its_target_is_gone_and_ends_by_a_signal() {
+    let tree = Tree::start();
+    let Some(terminal) = Terminal::start((80, 24), &format!("top {} --every 0.2", tree.pid())) else { return };
+    terminal.shows(&["2 processes"]);
+    drop(tree);
+    terminal.shows(&["there is no process"]);
+    terminal.press(&["q"]);
+    terminal.shows(&["ENDED 0"]);
+    let (code, _, err) = ran(&["top", &std::process::id().to_string()]);
+    assert!(code == Some(1) && err.contains("it takes a terminal"), "{err}");
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_that_there_are() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let text = std::fs::read_to_string(format!("{root}/grafana.json")).expect("the dashboard");
+    let dashboard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let source = std::fs::read_to_string(format!("{root}/cowbell/src/snapshot/metrics.rs")).expect("the metrics");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let expressions: Vec<&str> = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten()
+        .filter_map(|one| one["expr"].as_str())
+        .collect();
+    assert!(expressions.len() >= 7, "{expressions:?}");
+    for expression in expressions {
+        let name = expression.split("cowbell_").nth(1).and_then(|rest| rest.split('{').next()).expect("a metric");
+        assert!(source.contains(&format!("\"cowbell_{name}\"")), "{expression}");
+    }
+}
