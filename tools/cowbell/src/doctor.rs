@@ -86,7 +86,11 @@ fn commands() -> [(&'static str, Result<(), String>, &'static str); 6] {
             "the same of programs that give up root's rights (setpriv, gunicorn -u)",
         ),
         ("attach", ability::count().and_then(|()| ability::attach()), "the same for a running process"),
-        ("page frames", frames, "copies and reuses are always told apart"),
+        (
+            "page frames",
+            frames,
+            "what was copied is told from what was written in place, but for pages that were swapped out",
+        ),
     ]
 }
 

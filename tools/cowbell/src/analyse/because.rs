@@ -33,7 +33,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let ending = causes.remove(&Cause::Exit).unwrap_or(0);
     let starting = causes.remove(&Cause::Start).unwrap_or(0);
     let work = all.saturating_sub(ending.saturating_add(starting));
-    verdict.same_share = (share(compared, work) >= 0.9).then(|| share(same, compared));
+    verdict.same_share = (share(compared, work) >= 0.9).then(|| share(same, work));
     let mut causes: Vec<_> = causes.into_iter().collect();
     causes.sort_by_key(|&(cause, pages)| (std::cmp::Reverse(pages), cause));
     for (cause, pages) in causes {

@@ -38,7 +38,9 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
         let pages = totals.pages.copy_or_reuse;
         let frames = profile.header.as_ref().is_some_and(|header| header.frames);
         let root = if frames { "" } else { "; root can tell more of them apart" };
-        let detail = format!("of {pages} pages that count as copied some may have been reused{root}");
+        let detail = format!(
+            "of {pages} pages that count as copied some may have been written in place, because nobody else had them any more{root}"
+        );
         kinds.add(GapKind::Other, 0, &detail);
     }
     if profile.intervals.iter().any(|interval| interval.begin.mode == Mode::Trace) {

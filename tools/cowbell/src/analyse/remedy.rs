@@ -10,7 +10,7 @@ use crate::stacks::languages::Work;
 pub struct Circumstances {
     /// Real writes: most of the pages changed in a few words only.
     pub few_words: bool,
-    /// Real writes: glibc's allocator wrote most of the pages first, when it gave out memory there.
+    /// Real writes and an allocator's: glibc's allocator wrote most of the pages first, when it gave out memory there.
     pub given_out: bool,
     /// Kernel writes: most are of system calls that read into a buffer of the program's.
     pub reads: bool,
@@ -32,15 +32,17 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
             "leave the child by _exit(2), which runs neither destructors nor atexit functions; flush first what must be \
              kept"
         }
-        (Cause::RealWrite, Runtime::Redis) => "the price of the snapshot: take it when there are fewer writes",
-        (Cause::RealWrite, Runtime::Native) if circumstances.given_out => {
+        (Cause::RealWrite, Runtime::Redis) => {
+            "take the snapshot when clients write less: what they change meanwhile is copied"
+        }
+        (Cause::RealWrite | Cause::Allocator, Runtime::Native) if circumstances.given_out => {
             "malloc gave out memory there that was free: what it holds is new. malloc_trim(0) right before the fork gives free \
              pages back, and what is allocated there afterwards is no copy"
         }
         (Cause::RealWrite, _) if circumstances.few_words => {
             "keep what is written together, apart from what is only read: one byte written copies its whole page"
         }
-        (Cause::RealWrite, _) => "what changes cannot be shared",
+        (Cause::RealWrite, _) => "change less of it after the fork: what changes cannot be shared",
         (Cause::Rewritten, Runtime::Native | Runtime::Redis) => {
             "keep words that are written and put back (counters, locks, flags) apart from the data, and write a value \
              only where it differs"
@@ -70,8 +72,9 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
     }
     Some(match (cause, runtime) {
         (Cause::ReferenceCount, _) => "references are counted beside the data, so reading writes",
-        (Cause::Counter, _) => "counters, locks or flags that threads share lie beside the data",
+        (Cause::Counter, _) => "atomic instructions wrote there, as counters, locks and flags need them",
         (Cause::GarbageCollector, _) => "the garbage collector marks what it visits",
+        (Cause::Allocator, Runtime::Native) if circumstances.given_out => "malloc gave out memory that was free",
         (Cause::Allocator, _) => "the allocator keeps its books between the data",
         (Cause::RealWrite, Runtime::Redis) => "clients changed data while it was saved",
         (Cause::RealWrite, Runtime::Native) if circumstances.given_out => {
@@ -80,7 +83,7 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
         (Cause::RealWrite, _) => "the data itself was changed",
         (Cause::Rewritten, _) => "something was written that was there already, or was put back",
         (Cause::Kernel, _) => "the kernel wrote there for system calls",
-        (Cause::Exit, _) => "the program frees its memory when it ends",
+        (Cause::Exit, _) => "destructors and atexit functions write when the program ends",
         _ => return None,
     })
 }
@@ -114,6 +117,16 @@ mod tests {
         assert!(at("gc.disable()") < at("gc.freeze()") && at("gc.freeze()") < at("gc.enable() in the child"));
         let exit = super::tests::told(Cause::Exit, language("python"));
         assert!(exit.contains("os._exit()"), "{exit}");
+    }
+
+    #[test]
+    fn memory_that_malloc_gave_out_has_its_remedy_however_much_of_it_was_filled() {
+        let given_out = Circumstances { given_out: true, ..Circumstances::default() };
+        for cause in [Cause::RealWrite, Cause::Allocator] {
+            assert!(remedy(cause, Runtime::Native, given_out).is_some_and(|told| told.contains("malloc_trim(0)")));
+            assert!(why(cause, Runtime::Native, given_out).is_some_and(|why| why.starts_with("malloc gave out")));
+        }
+        assert_eq!(remedy(Cause::Allocator, Runtime::Native, Circumstances::default()), None);
     }
 
     #[test]

@@ -291,7 +291,9 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
     assert!(cause.remedy.is_some_and(|remedy| remedy.contains("numpy")));
     let look = views::Look { top: 10, quiet: false, verbose: true };
     let shown = anstream::adapter::strip_str(&views::text(&summary, &look)).to_string();
-    for part in ["8 pages (32.0 KiB) copied by 1 child", "/home/me/job.py:12", "for x in data:", "copied for nothing"] {
+    for part in
+        ["8 pages (32.0 KiB) copied by 1 child", "/home/me/job.py:12", "for x in data:", "nothing written there lasted"]
+    {
         assert!(shown.contains(part), "{part:?} in\n{shown}");
     }
 }

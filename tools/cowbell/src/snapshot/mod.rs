@@ -225,8 +225,8 @@ impl Look {
         self.total.children.mappings = by_own_pages(self.groups);
         if !frames {
             self.notes.push(
-                "page frames are not readable, so the verdicts rest on the exclusive bit of each page: run cowbell as \
-                 root (CAP_SYS_ADMIN) to tell what is shared with the parent from what is shared with others"
+                "whether a page is shared is known, but not with whom: run cowbell as root (CAP_SYS_ADMIN), who may read \
+                 page frames, to tell what is shared with the parent from what is shared with others"
                     .to_owned(),
             );
         }

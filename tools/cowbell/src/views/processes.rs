@@ -61,7 +61,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
         let processes = some(folded, "process", "processes");
         text.faint_sentence(
             0,
-            &format!("{processes} of the wrapper that started the program had ended before and are left out."),
+            &format!("Left out: {processes} of the wrapper, which had ended when it became the program."),
         );
     }
 }

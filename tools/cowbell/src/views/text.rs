@@ -67,7 +67,11 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     };
     let reason = if run.mode_reason.is_empty() { String::new() } else { format!(": {}", clean(&run.mode_reason)) };
     let ended = run.ended.map_or(String::new(), |ended| format!(", {ended}"));
-    let more = if look.verbose || summary.totals.intervals == 0 { "" } else { "; -v shows mappings, code and causes" };
+    let more = match run.mode {
+        _ if look.verbose || summary.totals.intervals == 0 => "",
+        Mode::Count => "; -v shows mappings and causes",
+        Mode::Faults | Mode::Trace => "; -v shows mappings, code and causes",
+    };
     text.faint_sentence(0, &format!("Watched for {}{ended}; mode {mode}{reason}{more}.", time(run.duration_ns)));
     if role_count(summary, Role::Attached) > 0 {
         text.faint_sentence(0, &since_attached(summary));
@@ -120,8 +124,8 @@ fn since_attached(summary: &Summary) -> String {
     let own = Bytes(own.saturating_mul(summary.run.page_size));
     let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
     format!(
-        "Counted since cowbell attached; the processes had {own} of their own by then, and which of that are copies \
-         made before, `cowbell snapshot{pid}` tells while they run."
+        "Counted since cowbell attached; the processes had {own} of their own by then, some of which may be copies made \
+         before: `cowbell snapshot{pid}` tells what of it differs from the parent's."
     )
 }
 
@@ -132,14 +136,14 @@ fn besides(text: &mut Text, pages: &ByClass) {
         parts.push(format!("{} of the copies are of file pages", count(pages.private_file)));
     }
     let others =
-        [(pages.reuse, "reused"), (pages.first_touch, "first touched"), (pages.zero_page, "from the zero page")];
+        [(pages.reuse, "shared with nobody any more"), (pages.first_touch.saturating_add(pages.zero_page), "new")];
     let others: Vec<_> =
         others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", count(*n))).collect();
     if !others.is_empty() {
-        parts.push(format!("written without a copy: {}", others.join(", ")));
+        parts.push(format!("pages written that took no copy: {}", others.join(", ")));
     }
     if !parts.is_empty() {
-        text.faint(&parts.join("; "));
+        text.faint_sentence(0, &parts.join("; "));
     }
 }
 
@@ -157,6 +161,8 @@ fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
     sorted.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
     let times = sorted.iter().any(|interval| interval.when.is_some());
     text.heading("Copied pages by process");
+    let half = if times { "; half, last: when half of them and the last one were copied" } else { "" };
+    text.faint_sentence(2, &format!("of shared: as a part of the pages that it shared at first{half}"));
     let [half, last] = if times { ["half", "last"] } else { [""; 2] };
     let columns = [
         table::figures("copied", 8, 0),

@@ -46,9 +46,9 @@ fn sentence(summary: &Summary) -> String {
         Kind::Copied => {
             let same = match verdict.same_share {
                 Some(same) if same >= 0.9 => {
-                    format!(", and {} of the copies ended the same: nothing of use was written", share(same))
+                    format!(", and {} of the copies ended as they began: nothing written there lasted", share(same))
                 }
-                Some(same) if same >= 0.1 => format!("; {} of the copies ended the same", share(same)),
+                Some(same) if same >= 0.1 => format!("; {} of the copies ended as they began", share(same)),
                 _ => String::new(),
             };
             format!(
@@ -90,10 +90,23 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::NothingToShare => {
             let afresh = summary.totals.started_afresh;
+            if afresh == 0 {
+                let made = summary.processes.len().saturating_sub(1) as u64;
+                let processes = some(made, "process", "processes");
+                return format!(
+                    "NOTHING TO SHARE: under {command} {processes} ran in the starter's own memory (vfork): nothing is copied."
+                );
+            }
             let programs = some(afresh, "program was started afresh", "programs were started afresh");
             format!("NOTHING TO SHARE: under {command} {programs} by exec, which shares nothing with the starter.")
         }
-        Kind::NothingForked => format!("NOTHING TO SHARE: nothing forked under {command}."),
+        Kind::NothingForked => {
+            let became = summary.processes.first().and_then(|root| root.executed.last()?.first());
+            let became = became.filter(|_| !verdict.folded.is_empty());
+            let since =
+                became.map_or(String::new(), |program| format!(" once it ran {}", head(program, 40).trim_end()));
+            format!("NOTHING TO SHARE: nothing forked under {command}{since}.")
+        }
         Kind::CopiedBefore => {
             let before = Bytes(verdict.before_bytes);
             let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
@@ -169,7 +182,8 @@ fn why(text: &mut Text, verdict: &Verdict) {
         if let Some(first) = sentence.get(..1).map(str::to_uppercase) {
             sentence.replace_range(..1, &first);
         }
-        format!("{sentence} ({}).", share(why.share))
+        let of = if verdict.kind == Kind::New { "the new memory" } else { "the copies" };
+        format!("{sentence} ({} of {of}).", share(why.share))
     };
     let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
     if verdict.ending_is_unknown && verdict.kind == Kind::Copied {

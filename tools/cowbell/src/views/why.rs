@@ -20,7 +20,7 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     if contents.compared_pages == 0 {
         return;
     }
-    text.heading("How much of it was pointless: share of the compared copies");
+    text.heading("What of it changed: share of the compared copies");
     let compared = contents.compared_pages;
     if compared < summary.totals.copied_pages {
         let of = count(summary.totals.copied_pages);
@@ -32,7 +32,7 @@ pub fn contents(text: &mut Text, summary: &Summary) {
             text.line(&format!("{:>11} {share:>7}  {what}", count(pages)));
         }
     };
-    row(contents.identical_pages, "the same as the original again: copied for nothing");
+    row(contents.identical_pages, "the same as the original again: nothing written there lasted");
     row(contents.count_pages, "changed in reference counts only, or nearly only");
     let other = compared.saturating_sub(contents.identical_pages.saturating_add(contents.count_pages));
     row(other, "changed otherwise");

@@ -67,7 +67,7 @@ fn an_executor_that_is_sent_a_graph_unpickles_it_and_one_over_a_global_counts_re
     demand(&sent, "NEW: 2 children grew", &["unpickle what they are sent", "sent.py:", "global"], &["numpy"]);
     let shared = GRAPH.replace("CALL", "print(sum(pool.map(of_global, [0, 1])))");
     let shared = report(&python, mode, "shared.py", &shared);
-    let parts = with_events(mode, &["Python counts references", "shared.py:5", "keep the data off the object heap"]);
+    let parts = with_events(mode, &["Python counts references", "shared.py:5", "keep the data in few large objects"]);
     demand(&shared, "COPIED: 2 children copied", &parts, &["index or key"]);
 }
 
@@ -189,7 +189,8 @@ if __name__ == '__main__':
 fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
     let Some((python, mode)) = python() else { return };
     let list = site(&python, mode, "list", &["--preload"]);
-    let parts = with_events(mode, &["Python counts references", "site_app.py:18", "keep the data off the object heap"]);
+    let parts =
+        with_events(mode, &["Python counts references", "site_app.py:18", "keep the data in few large objects"]);
     demand(&list, "COPIED: 2 children copied", &parts, &["--preload"]);
     for kind in ["numpy", "joblib", "mmap"] {
         let said = site(&python, mode, kind, &["--preload"]);

@@ -14,7 +14,7 @@ from . import __version__
 KNOWN = ((3, 12), (3, 13), (3, 14), (3, 15))
 
 _OTHERWISE = (
-    "keep the data off the object heap instead: numpy arrays of numbers, Arrow, or one bytes object and offsets"
+    "keep the data in few large objects instead: numpy arrays of numbers, Arrow, or one bytes object and offsets"
 )
 
 

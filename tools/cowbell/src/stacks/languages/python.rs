@@ -114,7 +114,7 @@ impl Language for CPython {
     fn remedy(&self, work: Work) -> Option<&'static str> {
         match work {
             Work::References => Some(
-                "keep the data off the object heap: numpy arrays (not of dtype=object), array, mmap, memoryview, Arrow. \
+                "keep the data in few large objects: numpy arrays (not of dtype=object), array, mmap, memoryview, Arrow. \
                  Reading an object counts its references",
             ),
             Work::Collector => Some(
@@ -141,7 +141,7 @@ impl Language for CPython {
         match work {
             Work::References => Some("Python counts references inside each object, so reading writes"),
             Work::Collector => Some("Python's garbage collector writes into each object that it visits"),
-            Work::Exit => Some("Python frees its objects when it ends"),
+            Work::Exit => Some("Python frees its objects and runs atexit functions when it ends"),
             Work::Unpickling => Some("workers unpickle what they are sent into memory of their own"),
             Work::Pickling => Some("what is sent to another process is pickled into memory first"),
             Work::Import => Some("modules were loaded after the fork, by each process for itself"),
@@ -186,7 +186,9 @@ impl Language for CPython {
     fn newer_remedy(&self, work: Work, file: &str) -> Option<(&'static str, &'static [&'static str])> {
         let name = file.rsplit('/').next().unwrap_or(file);
         let version = name.strip_prefix("lib").unwrap_or(name).strip_prefix("python3.")?;
-        let minor: u32 = version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let (digits, rest) = version.split_at(version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len()));
+        // Free-threaded and debug builds (3.13t, 3.13d) have objects of another layout.
+        let minor: u32 = digits.parse().ok().filter(|_| !rest.starts_with(['t', 'd']))?;
         (work == Work::References && (12..=15).contains(&minor)).then_some((
             "cowbell_fork.freeze(DATA), right before the fork, makes objects immortal in place: reading them writes nothing. \
              DATA stands for what the children read (docs/PYTHON.md; tools/build-wheel makes the package)",
