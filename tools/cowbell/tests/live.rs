@@ -181,7 +181,31 @@ fn top_shows_sorts_filters_drills_resizes_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn top_tells_that_its_target_is_gone_and_ends_by_a_signal() {
+fn top_ends_by_a_signal_and_with_its_terminal() {
+    let tree = Tree::start();
+    for signal in [true, false] {
+        let Some(terminal) = Terminal::start((80, 24), &format!("top {} --every 0.2", tree.pid())) else { return };
+        terminal.shows(&["2 processes"]);
+        let (shell, _) = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let shell = shell.trim();
+        let top = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).expect("the shell's child");
+        let top = top.trim();
+        if signal {
+            assert!(Command::new("kill").args(["-TERM", top]).status().expect("kill").success());
+            terminal.shows(&["ENDED 0"]);
+        } else {
+            terminal.tmux(&["kill-server"]);
+            let until = Instant::now() + Duration::from_secs(60);
+            while std::path::Path::new("/proc").join(top).exists() {
+                assert!(Instant::now() < until, "top stays without its terminal");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+#[test]
+fn top_tells_that_its_target_is_gone() {
     let tree = Tree::start();
     let Some(terminal) = Terminal::start((80, 24), &format!("top {} --every 0.2", tree.pid())) else { return };
     terminal.shows(&["2 processes"]);

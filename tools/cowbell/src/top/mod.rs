@@ -13,6 +13,8 @@ use cowbell::sys::signal;
 use model::{Model, View};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -59,14 +61,19 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let asked = [signal::INT, signal::TERM, signal::HUP, signal::QUIT];
     let asked = signal::receive(&asked).map_err(|e| Failure::new(format!("cannot receive signals: {e}")))?;
     let (wanted, looks) = looker(options)?;
-    let terminal = ratatui::try_init().map_err(|e| Failure::new(format!("cannot take the terminal over: {e}")))?;
+    let mut terminal = ratatui::try_init().map_err(|e| Failure::new(format!("cannot take the terminal over: {e}")))?;
     let mut top = Top { options, asked, wanted, looks, tracer: None, begun: Instant::now(), model: Model::new() };
     top.model.look(&first.snapshots, 0.0, first.took.as_millis() as u64);
-    let shown = top.show(terminal);
-    ratatui::restore();
+    let shown = top.show(&mut terminal);
     if let Some(tracer) = top.tracer.take() {
         tracer.leave();
     }
+    if has_hung_up().unwrap_or(true) {
+        // Nobody is there to be told anything, and to put the screen back would panic.
+        std::process::exit(0);
+    }
+    drop(terminal);
+    let _restored = ratatui::try_restore();
     shown.map_err(|e| Failure::new(format!("the terminal: {e}")))
 }
 
@@ -105,6 +112,25 @@ fn looker(options: &Options) -> Result<(Sender<()>, Looks), Failure> {
     Ok((wanted, looks))
 }
 
+/// Waits for a key, a signal, or until the time is over.
+fn wait(asked: &OwnedFd, time: Duration) -> io::Result<()> {
+    let keys = io::stdin();
+    let mut both = [PollFd::new(&keys, PollFlags::IN), PollFd::new(asked, PollFlags::IN)];
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    match rustix::event::poll(&mut both, Some(&time)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Tells whether the terminal is gone.
+fn has_hung_up() -> io::Result<bool> {
+    let keys = io::stdin();
+    let mut keys = [PollFd::new(&keys, PollFlags::IN)];
+    rustix::event::poll(&mut keys, Some(&Timespec::default()))?;
+    Ok(keys[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL))
+}
+
 struct Top<'a> {
     options: &'a Options,
     /// Signals that end this process.
@@ -117,19 +143,22 @@ struct Top<'a> {
 }
 
 impl Top<'_> {
-    fn show(&mut self, mut terminal: DefaultTerminal) -> io::Result<()> {
+    fn show(&mut self, terminal: &mut DefaultTerminal) -> io::Result<()> {
         while signal::received(&self.asked).is_none() {
             let traces = self.tracer.as_ref().map(|tracer| self.mode(tracer));
             terminal.draw(|frame| draw::draw(frame, &self.model, traces))?;
-            let mut wait = TICK;
-            while event::poll(wait)? {
+            wait(&self.asked, TICK)?;
+            // crossterm's own wait never returns once the terminal has hung up, so that is asked each time.
+            while !has_hung_up()? && event::poll(Duration::ZERO)? {
                 if let Event::Key(key) = event::read()?
                     && key.kind != KeyEventKind::Release
                     && !self.on_key(key, terminal.size()?.height)
                 {
                     return Ok(());
                 }
-                wait = Duration::ZERO;
+            }
+            if has_hung_up()? {
+                return Ok(());
             }
             self.hear();
         }
