@@ -127,7 +127,7 @@ const TESTS: &[Tests] = &[
             ("claim", &["evidence", "memory", "watcher"]),
             ("case", &["claim", "docs", "memory"]),
             ("copying", &["writers"]),
-            ("perf", &["processes"]),
+            ("perf", &["changes", "processes"]),
             ("pouring", &["forking"]),
             ("settling", &["copying"]),
             ("sharing", &["ending"]),

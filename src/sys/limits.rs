@@ -181,6 +181,13 @@ pub fn sysctl(name: &str) -> Option<u64> {
     text(Path::new("/proc/sys").join(name)).trim().parse().ok()
 }
 
+/// Can pages go to swap? True where that cannot be read.
+pub fn has_swap() -> bool {
+    let memory = text(Path::new("/proc/meminfo"));
+    let total = memory.lines().find_map(|line| line.strip_prefix("SwapTotal:"));
+    total.and_then(|total| total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()) != Some(0)
+}
+
 /// The chosen word of `/sys/kernel/mm/transparent_hugepage/NAME` (`enabled`, `shmem_enabled`);
 /// `None` in a kernel without huge pages.
 pub fn huge_page_setting(name: &str) -> Option<String> {

@@ -97,7 +97,7 @@ fn registered(range: Range) -> bool {
     parts.iter().all(|part| part.flags.iter().any(|flag| flag == "uw"))
 }
 
-fn mremap(from: Range, len: usize, to: Option<usize>) -> Result<usize, Errno> {
+pub fn mremap(from: Range, len: usize, to: Option<usize>) -> Result<usize, Errno> {
     let flags = if to.is_some() { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED } else { 0 };
     let at = std::ptr::with_exposed_provenance_mut(from.start);
     let to = std::ptr::with_exposed_provenance_mut::<libc::c_void>(to.unwrap_or(0));

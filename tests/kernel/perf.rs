@@ -5,8 +5,10 @@
 #![expect(unsafe_code, reason = "claims about stores and system calls")]
 
 use crate::case;
+use crate::changes;
 use crate::child::{self, Child, Gate};
 use crate::claim::{ADMIN, Claim, Skip, Verdict, claim};
+use crate::evidence;
 use crate::memory::{Kind, Memory, last_errno};
 use crate::processes::cowbell_claim_store;
 use crate::tracee;
@@ -46,8 +48,13 @@ pub const CLAIMS: &[Claim] = &[
         "A write by `read(2)` into a page shared by fork is a fault record of the kernel's only without `exclude_kernel`, and then with the thread and the address."
     ),
     claim!(
+        fault_tells_the_frame_before_it,
+        "With `PERF_SAMPLE_PHYS_ADDR` a fault's record has the page frame that was mapped at its address when it began: that of a page shared by fork, also after it was moved by `mremap`; none where no page was, after `MADV_DONTNEED`, and for the page of zeroes."
+    )
+    .needs(&[ADMIN]),
+    claim!(
         kernel_faults_need_permission,
-        "Without CAP_PERFMON and with `kernel.perf_event_paranoid` at 2 an event without `exclude_kernel` is EACCES, and one with it is accepted."
+        "Without CAP_PERFMON and with `kernel.perf_event_paranoid` at 2 an event without `exclude_kernel` is EACCES, and so is one that tells frames; others are accepted."
     )
     .needs(&[ADMIN])
     .restores(&["/proc/sys/kernel/perf_event_paranoid"]),
@@ -85,7 +92,8 @@ fn refused(operation: &str, e: impl std::fmt::Display) -> Skip {
 
 /// An event of one process alone, with its ring.
 fn alone(pid: i32, kernel: bool, bytes: usize) -> Result<Ring, Skip> {
-    let options = Options { cpu: None, inherit: false, kernel, code: false, wakeup_bytes: (bytes / 4) as u32 };
+    let options =
+        Options { cpu: None, inherit: false, kernel, frames: false, code: false, wakeup_bytes: (bytes / 4) as u32 };
     let event = Event::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
     Ring::new(event, bytes).map_err(|(_, e)| refused("mmap of a ring", e))
 }
@@ -289,6 +297,34 @@ fn faults_by_the_kernel_are_told_if_asked_for() -> Verdict {
     Ok(())
 }
 
+fn fault_tells_the_frame_before_it() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 8)?;
+    let frame = |page| evidence::entry(&memory, page).frame();
+    let shared = [0, 3].map(frame);
+    let (child, go) = waiting(|| {
+        store(&memory, 0, 0);
+        memory.drop_pages(memory.at(1));
+        store(&memory, 1, 0);
+        memory.drop_pages(memory.at(2));
+        memory.touch(2);
+        store(&memory, 2, 0);
+        let moved = changes::mremap(memory.at(3), memory.page.bytes(), Some(memory.at(5).start));
+        assert_eq!(moved, Ok(memory.at(5).start));
+        store(&memory, 5, 0);
+    });
+    let options = Options { cpu: None, inherit: false, kernel: false, frames: true, code: false, wakeup_bytes: 0 };
+    let event = Event::open(child.pid, options).map_err(|e| refused("perf_event_open", e))?;
+    let mut ring = Ring::new(event, RING).map_err(|(_, e)| refused("mmap of a ring", e))?;
+    go.open();
+    child.finish();
+    let found = faults(&memory, |seen| ring.drain(seen));
+    let told: Vec<_> = found.iter().map(|(page, fault)| (*page, fault.frame)).collect();
+    assert!(shared.iter().all(|&frame| frame != 0));
+    let expected = [(0, shared[0]), (1, 0), (2, 0), (2, 0), (5, shared[1])];
+    assert_eq!(told, expected.map(|(page, frame)| (page, Some(frame))));
+    Ok(())
+}
+
 /// Makes the calling process an ordinary user's, without any capability.
 fn become_nobody() {
     // SAFETY: the call takes three numbers and changes this process's user only.
@@ -301,9 +337,10 @@ fn kernel_faults_need_permission() -> Verdict {
     std::fs::write(setting, "2").map_err(|e| Skip(format!("{setting}: {e}")))?;
     child::spawn(|| {
         become_nobody();
-        let options = Options { cpu: None, inherit: false, kernel: true, code: false, wakeup_bytes: 0 };
+        let options = Options { cpu: None, inherit: false, kernel: true, frames: false, code: false, wakeup_bytes: 0 };
         assert_eq!(Event::open(0, options).map(drop), Err(Errno::ACCESS));
         assert_eq!(Event::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
+        assert_eq!(Event::open(0, Options { kernel: false, frames: true, ..options }).map(drop), Err(Errno::ACCESS));
     })
     .finish();
     Ok(())
@@ -316,8 +353,12 @@ fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
         become_nobody();
         let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Memlock, none).expect("setrlimit");
-        let event =
-            || Event::open(0, Options { cpu: None, inherit: false, kernel: false, code: false, wakeup_bytes: 0 });
+        let event = || {
+            Event::open(
+                0,
+                Options { cpu: None, inherit: false, kernel: false, frames: false, code: false, wakeup_bytes: 0 },
+            )
+        };
         let cpus = std::thread::available_parallelism().expect("a count").get();
         let most = (kib as usize) << 10;
         let too_large = Ring::new(event().expect("an event"), 4 * cpus * most);

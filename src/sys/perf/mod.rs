@@ -56,6 +56,8 @@ const TYPE_SOFTWARE: u32 = 1;
 const COUNT_SW_PAGE_FAULTS: u64 = 2;
 /// `PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_ADDR`; records hold them in this order.
 const SAMPLE: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3;
+/// `PERF_SAMPLE_PHYS_ADDR` (since Linux 4.14), behind those.
+const SAMPLE_FRAME: u64 = 1 << 19;
 /// `PERF_FORMAT_LOST` (since Linux 6.0).
 const FORMAT_LOST: u64 = 1 << 4;
 const INHERIT: u64 = 1 << 1;
@@ -85,6 +87,8 @@ pub struct Options {
     /// Faults that the kernel takes on the thread's behalf as well, in a `read(2)` into its buffer for example. Needs
     /// CAP_PERFMON, or `kernel.perf_event_paranoid` at most 1.
     pub kernel: bool,
+    /// The page frame that was mapped at the address before the fault ([`record::Fault::frame`]). Needs the same, and Linux 4.14.
+    pub frames: bool,
     /// Mappings of code are told as well.
     pub code: bool,
     /// Waiting for the event's descriptor ends when so many bytes are in its ring.
@@ -128,7 +132,7 @@ impl Event {
             size: size_of::<Attributes>() as u32,
             config: COUNT_SW_PAGE_FAULTS,
             sample_period: 1,
-            sample_type: SAMPLE,
+            sample_type: SAMPLE | flag(options.frames, SAMPLE_FRAME),
             read_format: flag(tells_lost, FORMAT_LOST),
             flags: flag(options.inherit, INHERIT)
                 | flag(!options.kernel, EXCLUDE_KERNEL)

@@ -1,5 +1,7 @@
 //! Records as the kernel writes them into a ring: bytes in, meaning out.
 
+use crate::sys::page_size;
+
 /// A page fault as a ring tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -15,6 +17,9 @@ pub struct Fault {
     pub time_ns: u64,
     /// The kernel touched it on the thread's behalf.
     pub by_kernel: bool,
+    /// The page frame that was mapped there before the fault, 0 if there was none: no page, one in swap, the page of zeroes, or one
+    /// that may not be read just now. Only with [`super::Options::frames`].
+    pub frame: Option<u64>,
 }
 
 /// Code was mapped, or mapped memory was made executable (`PERF_RECORD_MMAP2`): what was there before is gone.
@@ -62,6 +67,8 @@ const CPUMODE_KERNEL: u16 = 1;
 const HEADER: usize = 8;
 /// A sample's size.
 const SAMPLE_SIZE: usize = 40;
+/// And where it tells of frames.
+const SAMPLE_FRAME_SIZE: usize = 48;
 /// Longer records are passed over: only a path can make one so long.
 const RECORD_MAX: usize = 1024;
 /// Where a [`RECORD_MMAP2`] has its name; what stands behind the name are thread and time.
@@ -107,6 +114,7 @@ fn parse(record: &[u8]) -> Record<'_> {
             time_ns: word(record, 24),
             address: word(record, 32),
             by_kernel: half(record, 4) & CPUMODE_MASK == CPUMODE_KERNEL,
+            frame: (record.len() >= SAMPLE_FRAME_SIZE).then(|| word(record, 40) / page_size().bytes() as u64),
         }),
         RECORD_LOST if record.len() >= 24 => Record::Lost(word(record, 16)),
         RECORD_MMAP2 if record.len() >= NAME + NAME_TAIL => {
@@ -181,7 +189,7 @@ mod tests {
     }
 
     const FAULT: Fault =
-        Fault { address: 0x7000_0123, ip: 0x40_1000, pid: 7, tid: 9, time_ns: 1 << 40, by_kernel: false };
+        Fault { address: 0x7000_0123, ip: 0x40_1000, pid: 7, tid: 9, time_ns: 1 << 40, by_kernel: false, frame: None };
 
     #[test]
     fn a_sample_over_the_end_of_the_ring_is_read_whole() {
@@ -191,6 +199,17 @@ mod tests {
         put(&mut ring, begin + 40, &sample(1, FAULT));
         let expected = [FAULT, Fault { by_kernel: true, ..FAULT }].map(Record::Fault);
         assert_eq!(told(&ring, begin, begin + 80), expected);
+    }
+
+    #[test]
+    fn a_longer_sample_tells_the_frame() {
+        let mut ring = [0; LEN as usize];
+        let frame = 0x12_3456 * page_size().bytes() as u64 + 0x123;
+        let mut record = sample(2, FAULT);
+        record.extend(frame.to_le_bytes());
+        record[6..8].copy_from_slice(&(SAMPLE_FRAME_SIZE as u16).to_le_bytes());
+        put(&mut ring, 0, &record);
+        assert_eq!(told(&ring, 0, 48), [Record::Fault(Fault { frame: Some(0x12_3456), ..FAULT })]);
     }
 
     #[test]

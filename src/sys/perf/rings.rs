@@ -33,7 +33,7 @@ pub enum Woken {
 
 impl Rings {
     /// Opens an event on each CPU for the thread `tid` and all that come from it from now on, with faults that the kernel takes
-    /// for them if this user may see those. Each ring has `bytes_max` bytes, or as large a part of that as this
+    /// for them and the frames of pages if this user may see those. Each ring has `bytes_max` bytes, or as large a part of that as this
     /// user may lock for all of them.
     ///
     /// # Errors
@@ -63,8 +63,8 @@ impl Rings {
     fn open_sized(tid: i32, bytes: usize, kernel: bool, cpus: &[u32]) -> Result<Option<Self>> {
         let mut opened = Self { rings: Vec::new(), added: Vec::new(), cpus: Vec::new(), kernel };
         for &cpu in cpus {
-            let options =
-                Options { cpu: Some(cpu), inherit: true, kernel, code: true, wakeup_bytes: (bytes / 4) as u32 };
+            let wakeup_bytes = (bytes / 4) as u32;
+            let options = Options { cpu: Some(cpu), inherit: true, kernel, frames: kernel, code: true, wakeup_bytes };
             let event = match Event::open(tid, options) {
                 // It went away.
                 Err(Errno::NODEV) => continue,
@@ -87,7 +87,9 @@ impl Rings {
     pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
         let before = self.added.len();
         for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {
-            let options = Options { cpu: Some(cpu), inherit: true, kernel: self.kernel, code: true, wakeup_bytes: 0 };
+            let kernel = self.kernel;
+            let options =
+                Options { cpu: Some(cpu), inherit: true, kernel, frames: kernel, code: true, wakeup_bytes: 0 };
             let added = Event::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
             match added {
                 Ok(event) => self.added.push(event),
@@ -101,7 +103,7 @@ impl Rings {
         Ok(())
     }
 
-    /// Are faults told that the kernel takes for a thread?
+    /// Are faults told that the kernel takes for a thread, and [`frames`](super::record::Fault::frame)?
     pub fn tell_kernel(&self) -> bool {
         self.kernel
     }

@@ -13,6 +13,8 @@ mod case;
 mod cases;
 #[path = "../src/record/code.rs"]
 mod code;
+#[path = "run/estimates.rs"]
+mod estimates;
 #[path = "run/exact.rs"]
 mod exact;
 #[path = "../src/record/fault.rs"]

@@ -10,8 +10,8 @@ use std::time::Duration;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Watching {
     /// count: which pages, in which mappings. trace: also when, by which thread and which code; writes through
-    /// /proc/PID/mem fail with EIO meanwhile. faults: the same from page faults, without stopping a writer; pages given
-    /// back and taken again count as copied. Default: trace or, where that is not allowed, count.
+    /// /proc/PID/mem fail with EIO meanwhile. faults: the same from page faults, without stopping a writer; where
+    /// that is not allowed, count. Default: trace or, where that is not allowed, count.
     #[arg(long, value_enum, env = "COWBELL_MODE")]
     pub mode: Option<Mode>,
     /// Whose copies to count: those of forked children, of the processes that forked them, or both.

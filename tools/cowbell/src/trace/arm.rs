@@ -87,8 +87,10 @@ impl Watch {
             doors,
             memory: Memory::open(living)?,
             frames: order.frames,
-            threads: Threads::of(order.pid),
+            // Nobody waits for an answer where page faults are told, so nobody is looked for.
+            threads: if order.mode == Mode::Faults { Threads::default() } else { Threads::of(order.pid) },
         };
+        let mut framed = Vec::new();
         for mut map in maps {
             if matches!(map.backing, Backing::Memory | Backing::File) {
                 // Markers that an earlier interval of this process has left look like pages in swap.
@@ -96,11 +98,12 @@ impl Watch {
             }
             map.mapping.watched = watch.arm_mapping(&map);
             if matches!(map.mapping.watched, Watched::Bits | Watched::Faults) && order.frames {
-                watch.base.read_frames(&watch.pagemap, map.mapping.start, map.mapping.end)?;
+                framed.push((map.mapping.start, map.mapping.end));
             }
             map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
             watch.space.maps.push(map);
         }
+        watch.base.read_frames(&watch.pagemap, framed.into_iter())?;
         if let Some(before) = before {
             watch.space.inherit(before);
         }

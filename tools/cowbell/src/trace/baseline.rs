@@ -39,6 +39,9 @@ pub struct Baseline {
     page: u64,
 }
 
+/// Reading so many entries that nobody asked for takes less than another system call.
+const NEAR_PAGES: u64 = 64;
+
 /// The user's half of the address space, from its second page on.
 pub fn user_space() -> Range {
     let page = cowbell::sys::page_size().bytes();
@@ -106,18 +109,30 @@ impl Baseline {
             .map(|run| Range { start: run.start as usize, len: (run.end - run.start) as usize })
     }
 
-    /// Reads the frames of a range's private pages too, where they are not known yet.
+    /// Reads the frames of the private pages of these ranges too, where they are not known yet. A process has many runs of few pages,
+    /// and each reading is a system call; so those that lie near to each other are read in one.
     ///
     /// # Errors
     /// The process is gone.
-    pub fn read_frames(&mut self, pagemap: &Pagemap, start: u64, end: u64) -> Result<(), Errno> {
+    pub fn read_frames(&mut self, pagemap: &Pagemap, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Errno> {
         // A run can reach over the borders of a mapping.
-        let mut cut = self.take(start, end);
-        for run in cut.iter_mut().filter(|run| run.was == Was::Private && run.frames.is_none()) {
-            let mut read = Vec::with_capacity(((run.end - run.start) / self.page) as usize);
-            let range = Range { start: run.start as usize, len: (run.end - run.start) as usize };
-            pagemap.read(range, |_, entry| read.push(entry.frame()))?;
-            run.frames = Some((read.into(), 0));
+        let mut cut: Vec<Run> = ranges.flat_map(|(start, end)| self.take(start, end)).collect();
+        let page = self.page;
+        let is_due = |run: &Run| run.was == Was::Private && run.frames.is_none();
+        let mut due: Vec<&mut Run> = cut.iter_mut().filter(|run| is_due(run)).collect();
+        let is_near =
+            |run: &&mut Run, next: &&mut Run| run.end <= next.start && next.start - run.end < NEAR_PAGES * page;
+        for near in due.chunk_by_mut(is_near) {
+            let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
+            let (start, end) = (first.start, last.end);
+            let mut read = Vec::with_capacity(((end - start) / page) as usize);
+            pagemap.read(Range { start: start as usize, len: (end - start) as usize }, |_, entry| {
+                read.push(entry.frame())
+            })?;
+            let read: Rc<[u64]> = read.into();
+            for run in near {
+                run.frames = Some((Rc::clone(&read), ((run.start - start) / page) as usize));
+            }
         }
         self.put(cut);
         Ok(())

@@ -15,12 +15,14 @@ use super::faults_sample::Pace;
 use super::faults_settle::{Evidence, settle};
 use super::maps::{Backing, Map};
 use super::settle::Close;
+use super::touched::{Fault, Pages, Touched};
 use super::watch::{Watch, Written};
 use crate::record::{Class, Closed, End, GapKind, Mapping, Record, Watched, Who};
 use cowbell::sys::perf::record as perf;
 use cowbell::sys::perf::rings::{Rings, Waiter, Woken};
 use cowbell::sys::procfs::status::Status;
-use cowbell::sys::{Errno, pidfd, process};
+use cowbell::sys::{Errno, limits, pidfd, process};
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -37,37 +39,6 @@ const QUICK: Duration = Duration::from_millis(1);
 const QUICK_TICKS: u32 = 50;
 /// After so many looks in vain a full ring, or an interval that opens, must come first.
 const QUIET_MAX: u32 = 40;
-
-/// A fault of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// When, since the header.
-    pub time_ns: u64,
-    /// The address that was touched.
-    pub address: u64,
-    /// The instruction's address; the kernel's own if `by_kernel`.
-    pub ip: u64,
-    /// The thread.
-    pub tid: i32,
-    /// The number of the place of the instruction; 0 where not known, and for the kernel's.
-    pub code: u32,
-    /// The kernel touched it for the thread.
-    pub by_kernel: bool,
-    /// The stack sampled with it.
-    pub stack: Option<u32>,
-}
-
-/// The faults of a page in one interval.
-#[derive(Clone, Copy, Debug)]
-pub struct Touched {
-    /// The earliest.
-    pub first: Fault,
-    /// The latest.
-    pub last: Fault,
-}
-
-/// The pages of one interval that had faults.
-pub type Pages = HashMap<u64, Touched>;
 
 /// What a ring told.
 enum Told {
@@ -264,6 +235,8 @@ impl Tracer {
                 Told::Fault(fault) => fault.pid,
                 Told::Code { pid, .. } => *pid,
             };
+            // A child of vfork writes to its maker's memory until it executes a program.
+            let pid = self.tree.holder(pid);
             let watch = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut());
             let Some(watch) = watch else { continue };
             let time_ns = told.time_ns().saturating_sub(self.started_ns);
@@ -325,6 +298,7 @@ impl Tracer {
             touched: &touched,
             complete: !lost && self.faults.as_ref().is_some_and(|faults| faults.tell_kernel),
             lost,
+            swaps: LazyCell::new(limits::has_swap),
             // Where only children are watched, a fork of theirs closes nothing.
             shared_anew: close.closed == Closed::Forked || self.options.who == Who::Child,
             donor: donor.as_ref(),
@@ -374,15 +348,9 @@ fn has_lost_its_events(pid: i32) -> bool {
 fn note(watch: &mut Watch, pages: &mut Pages, fault: perf::Fault, time_ns: u64) -> Fault {
     let page = fault.address / super::baseline::page_bytes() * super::baseline::page_bytes();
     let code = if fault.by_kernel { 0 } else { watch.code(fault.ip) };
-    let perf::Fault { address, ip, tid, by_kernel, .. } = fault;
-    let fault = Fault { time_ns, address, ip, tid, code, by_kernel, stack: None };
-    let touched = pages.entry(page).or_insert(Touched { first: fault, last: fault });
-    if fault.time_ns < touched.first.time_ns {
-        touched.first = fault;
-    }
-    if fault.time_ns >= touched.last.time_ns {
-        touched.last = fault;
-    }
+    let perf::Fault { address, ip, tid, by_kernel, frame: found, .. } = fault;
+    let fault = Fault { time_ns, address, ip, tid, code, by_kernel, found, stack: None };
+    pages.entry(page).and_modify(|touched| touched.add(fault)).or_insert_with(|| Touched::new(fault));
     // A child's copy is compared with what its parent has, as long as that has not written there.
     if watch.base.at(page).is_some() {
         let written = Written { class: Class::CopyOrReuse, frame: 0, time_ns };

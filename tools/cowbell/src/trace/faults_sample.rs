@@ -6,7 +6,7 @@
 
 use super::Tracer;
 use super::baseline::page_bytes;
-use super::faults::Fault;
+use super::touched::Fault;
 use crate::record::Record;
 use cowbell::sys;
 use cowbell::sys::procfs::{self, stat::Stat};

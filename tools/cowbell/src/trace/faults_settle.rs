@@ -12,19 +12,22 @@
 //! | none, or a file's | private | new, or a copy of the file's |
 //!
 //! Page tables do not tell a copy from a page that was given back (MADV_DONTNEED, munmap) and taken again at the same
-//! address: both have another frame, and both took a fault. Such a page counts as copied. What was moved (mremap) and then
-//! written is new where it is now, unless page frames show where it came from: then it is one of "at most so many more".
+//! address: both have another frame, and both took a fault. Nor do they tell a page that was moved (mremap) and then written from a
+//! new one. Where the ring tells the frame that each fault found, these are told apart ([`super::touched`]). Where it does not, what
+//! was taken again counts as copied or reused, and what was moved is one of "at most so many more".
 
 use super::baseline::{self, Entries, Was, page_bytes};
 use super::compare::{Donor, Originals};
-use super::faults::{Pages, Touched};
-use super::maps::{self, Backing, Map};
+use super::faults_page::{backing_at, class_of_new, is_of_file, is_of_writable_file, is_zero, may_be_moved};
+use super::maps::{self, Map};
 use super::settle::{Close, runs};
+use super::touched::{self, Pages, Touched};
 use super::watch::Watch;
 use crate::record::{Class, Closed, End, Fault};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Query};
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a verdict is taken from.
@@ -37,6 +40,8 @@ pub struct Evidence<'a> {
     pub complete: bool,
     /// Were some lost, so that any page may have had one?
     pub lost: bool,
+    /// May pages have gone to swap? One that comes back from there looks like one that was given back.
+    pub swaps: LazyCell<bool>,
     /// The process forked and its pages were shared anew, maybe.
     pub shared_anew: bool,
     /// The parent, which may have the originals.
@@ -95,18 +100,23 @@ impl Verdict {
         self.gone = evidence.touched.keys().filter(|&&page| may_be_a_copy(page)).count() as u64;
     }
 
-    /// Copies of a file's pages that were given back again: all that is known is that they took a fault, which may have been
-    /// for reading, too.
+    /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
+    /// and copies of a file's. Of the latter all that is known is that they took a fault, which may have been for reading, too.
     fn count_given_back(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
-        let entries = Entries::new(&evidence.watch.pagemap);
+        let watch = evidence.watch;
+        let entries = Entries::new(&watch.pagemap);
         let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
         for (&page, touched) in touched {
-            let is_new = evidence.watch.base.at(page).is_none() && !self.pages.contains_key(&page);
-            if is_new && is_of_writable_file(evidence.watch, page) {
-                let is_there = entries.at(page)?.intersects(Entry::PRESENT | Entry::SWAPPED);
-                // One that was only read took one fault.
-                self.gone += u64::from(!is_there || touched.first.time_ns != touched.last.time_ns);
+            if watch.base.at(page).is_some() || self.pages.contains_key(&page) {
+                continue;
             }
+            let is_of_file = is_of_writable_file(watch, page);
+            if !is_of_file && touched.found_at_once().is_none() && !touched.went {
+                continue;
+            }
+            let is_there = entries.at(page)?.intersects(Entry::PRESENT | Entry::SWAPPED);
+            // One that was only read took one fault.
+            self.gone += u64::from(!is_there || is_of_file && touched.first.time_ns != touched.last.time_ns);
         }
         Ok(())
     }
@@ -159,7 +169,10 @@ impl Verdict {
                 self.gone += u64::from(touched.is_some());
                 None
             }
-            Was::Private if is_private => look.class_of_held(page, entry, touched.is_some()),
+            Was::Private if is_private && look.is_new(page, entry, touched) => {
+                class_of_new(backing_at(look.evidence.watch, page), true)
+            }
+            Was::Private if is_private => look.class_of_held(page, entry, touched),
             Was::Private if touched.is_some() && entry.contains(Entry::SWAPPED) => Some(Class::CopyOrReuse),
             Was::Swapped if is_private && entry.contains(Entry::EXCLUSIVE) && touched.is_some() => {
                 self.swapped.insert(page);
@@ -189,25 +202,54 @@ impl Verdict {
         let add = |range, categories| found.push((range, categories));
         watch.pagemap.scan_categories(baseline::user_space(), &query, add)?;
         let private: Vec<(u64, u64)> = found.iter().map(|(run, _)| (run.start as u64, run.end() as u64)).collect();
-        let mut unexplained = Vec::new();
+        let (mut unexplained, mut found_there) = (Vec::new(), Vec::new());
         for (range, categories) in found {
             let present = categories.contains(Categories::PRESENT);
             for range in baseline::without_zeroes(&watch.pagemap, range, categories) {
                 let (start, end) = (range.start as u64, range.end() as u64);
                 for (start, end) in watch.base.holes(start, end) {
                     for page in (start..end).step_by(page_bytes() as usize) {
-                        let backing = maps::find(&now, page).map(|map: &Map| map.backing);
+                        let map = maps::find(&now, page);
+                        let backing = map.map(|map| map.backing);
                         let Some(class) = class_of_new(backing, present) else { continue };
-                        if present && !evidence.touched.contains_key(&page) {
-                            unexplained.push(page);
+                        match evidence.touched.get(&page) {
+                            None if present => unexplained.push(page),
+                            Some(touched) if present => {
+                                let found = touched.found_at_once().map(|found| (page, found, touched));
+                                found_there.extend(found.filter(|_| may_be_moved(watch, page, map)));
+                            }
+                            _ => {}
                         }
                         self.pages.insert(page, class);
                     }
                 }
             }
         }
+        self.find_moved(evidence, &found_there)?;
         self.follow_moves(evidence, &now, &unexplained)?;
         self.gone += self.may_have_moved(evidence, &private);
+        Ok(())
+    }
+
+    /// What a fault found where there had been nothing was moved there, if it is a frame that the process held.
+    fn find_moved(&mut self, evidence: &Evidence<'_>, found: &[(u64, u64, &Touched)]) -> Result<(), Errno> {
+        if found.is_empty() {
+            return Ok(());
+        }
+        let watch = evidence.watch;
+        let (frames, entries) = (watch.base.frames(), Entries::new(&watch.pagemap));
+        for &(page, frame, touched) in found {
+            // One that was written where it lay before had another frame by then, or may have.
+            let before = frames.get(&frame).filter(|before| !evidence.touched.contains_key(before));
+            let Some(&before) = before else { continue };
+            let class = match touched.is_another(Some(frame), entries.at(page)?.frame()) {
+                Some(true) => Class::Copy,
+                Some(false) => Class::Reuse,
+                None => Class::CopyOrReuse,
+            };
+            self.pages.insert(page, class);
+            self.moved.insert(page, before);
+        }
         Ok(())
     }
 
@@ -243,7 +285,10 @@ impl Verdict {
                 let before = page.wrapping_sub(shift);
                 let same =
                     base.frame(before).is_some_and(|frame| entries.at(page).is_ok_and(|now| now.frame() == frame));
+                let is_filled = evidence.touched.get(&page).is_some_and(Touched::found_none) && !*evidence.swaps;
                 let class = match base.at(before) {
+                    // It was given back before it was moved, or after.
+                    Some(Was::Private) if is_filled => continue,
                     Some(Was::Private) if same => Class::Reuse,
                     Some(Was::Private | Was::Swapped) => Class::Copy,
                     Some(Was::Zero) => Class::ZeroPage,
@@ -278,7 +323,8 @@ impl Verdict {
         let left = ends.zip(starts).filter(|(from, to)| from < to).flat_map(|(start, end)| base.held_in(start, end));
         let left = left.filter(|page| !evidence.touched.contains_key(page) && !from.contains(page)).count() as u64;
         let is_new = |(page, class): (&u64, &Class)| {
-            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.contains_key(page)
+            let may_be = |touched: &Touched| !touched.found_none();
+            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
         };
         if left == 0 { 0 } else { left.min(self.pages.iter().filter(|&page| is_new(page)).count() as u64) }
     }
@@ -289,7 +335,7 @@ impl Verdict {
             let touched = touched.get(&page).or_else(|| touched.get(self.moved.get(&page)?))?;
             let was_there = matches!(class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
             let fault = if was_there && !self.swapped.contains(&page) { touched.first } else { touched.last };
-            let super::faults::Fault { time_ns, tid, code, by_kernel, stack, .. } = fault;
+            let touched::Fault { time_ns, tid, code, by_kernel, stack, .. } = fault;
             Some(Fault { time_ns, page, tid, code, by_kernel, stack })
         };
         self.pages.iter().filter_map(row).collect()
@@ -309,50 +355,47 @@ impl Look<'_> {
         donor.is_some_and(|(donor, entries)| donor.still_has(self.evidence.watch, entries, page))
     }
 
-    /// Of a page that was private and is: `touched` by a fault?
-    fn class_of_held(&self, page: u64, entry: Entry, touched: bool) -> Option<Class> {
-        let Evidence { watch, shared_anew, lost, .. } = *self.evidence;
+    /// Of a page that was private and is: was it given back, and filled again, before anything was written to it?
+    fn is_new(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> bool {
+        let watch = self.evidence.watch;
+        let held = watch.base.frame(page);
+        // A file's page came to the place of its copy.
+        let is_of_file = |found| is_of_file(watch, page) && held.is_some() && held != found;
+        let is_filled = |touched: &Touched| match touched.last.found {
+            Some(0) => touched.found_none() && held.is_none_or(|held| held != entry.frame()),
+            _ => !touched.went && touched.first.found.is_some() && is_of_file(touched.first.found),
+        };
+        touched.is_some_and(is_filled) && !*self.evidence.swaps
+    }
+
+    /// Of a page that was private and is: `touched` by these faults?
+    fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
+        let &Evidence { watch, shared_anew, lost, .. } = self.evidence;
         let exclusive = entry.contains(Entry::EXCLUSIVE);
+        let held = watch.base.frame(page);
+        let is_another = touched.and_then(|touched| touched.is_another(held, entry.frame()));
+        // Filled from swap, or by reading; or written, given back, and filled.
+        let is_open = touched.is_some_and(|touched| touched.last.found.is_some()) && is_another.is_none();
+        let parent_has = || self.parent_has(page);
+        let touched = touched.is_some();
         let maybe = touched || lost && (exclusive || shared_anew);
-        match (watch.base.frame(page), entry.frame()) {
-            (Some(before), now) if now != 0 => match (before == now, touched) {
+        match (is_another, held, entry.frame()) {
+            (Some(true), ..) => Some(Class::Copy),
+            (Some(false), ..) => (exclusive || shared_anew).then_some(Class::Reuse),
+            (None, Some(before), now) if now != 0 => match (before == now, touched) {
                 (true, true) if exclusive || shared_anew => Some(Class::Reuse),
                 (true, _) => None,
+                (false, true) if is_open && !parent_has() => Some(Class::CopyOrReuse),
                 (false, _) if maybe => Some(Class::Copy),
                 // The kernel moves pages without a fault. Where somebody wrote who takes none, the parent has what was before.
-                (false, _) => (exclusive && self.parent_has(page)).then_some(Class::Copy),
+                (false, _) => (exclusive && parent_has()).then_some(Class::Copy),
             },
             _ if !(exclusive || touched && shared_anew) => None,
             // Without a fault: those who shared it are gone, or the kernel wrote for one of them.
             _ if !maybe => None,
             // Its own fault, if it had one, would have been told.
-            _ if self.evidence.complete && self.parent_has(page) => Some(Class::Copy),
+            _ if self.evidence.complete && parent_has() => Some(Class::Copy),
             _ => Some(Class::CopyOrReuse),
         }
     }
-}
-
-/// What a private page is where there was none.
-fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
-    match backing? {
-        Backing::Anonymous => Some(Class::FirstTouch),
-        // What a file's page is in swap, only a copy's is; a marker of the program's own userfaultfd looks so, too.
-        Backing::Memory | Backing::File => present.then_some(Class::PrivateFile),
-        Backing::Shared | Backing::HugePages => None,
-    }
-}
-
-/// Could a write to this page have copied one of a file?
-fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
-    watch.space.find(page).is_some_and(|map| {
-        matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
-    })
-}
-
-/// Is this still the page of zeroes?
-fn is_zero(watch: &Watch, page: u64) -> bool {
-    let range = Range { start: page as usize, len: page_bytes() as usize };
-    let query = Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
-    let mut zero = false;
-    watch.pagemap.scan(range, &query, |_| zero = true).is_ok() && zero
 }

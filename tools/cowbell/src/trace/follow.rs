@@ -4,7 +4,7 @@ use super::birth::{self, Kind};
 use super::executable;
 use super::tree::Process;
 use super::{LEAVE, Tracer, ability};
-use crate::record::{Closed, GapKind, Origin, Process as Named, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, Origin, Process as Named, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
@@ -37,7 +37,7 @@ impl Tracer {
                 self.go_on(tid, stop);
             }
             stop => {
-                if let Stop::Signal(_) = stop {
+                if matches!(stop, Stop::Signal(_)) && self.mode != Mode::Faults {
                     self.place(tid, pid);
                 }
                 self.go_on(tid, stop);
@@ -199,6 +199,7 @@ impl Tracer {
             process.ending.clear();
             process.history.clear();
             process.known.clear();
+            process.space = None;
             process.was_watched = false;
             process.family = family;
             process.shares = false;
@@ -282,7 +283,10 @@ impl Tracer {
     /// Who is left alone with its memory shares it with nobody: nothing is copied any more.
     fn unshare(&mut self, family: u32) {
         if let Some(last) = self.tree.last_of(family) {
-            self.close_interval(last, Closed::Unshared, true);
+            let rest = self.close_interval(last, Closed::Unshared, true);
+            if let Some(process) = self.tree.processes.get_mut(&last) {
+                process.space = rest.map(|(_, space)| space);
+            }
         }
     }
 

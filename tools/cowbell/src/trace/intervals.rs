@@ -169,6 +169,7 @@ impl Tracer {
         forked_ns: Option<u64>,
     ) {
         self.intervals += 1;
+        let space = space.or_else(|| self.tree.processes.get_mut(&pid).and_then(|process| process.space.take()));
         let (now_ns, frames) = (self.now(), self.frames);
         // A process with fewer rights than this one could make but the one userfaultfd.
         let mode = if doors.events.is_some() || self.mode == Mode::Faults { self.mode } else { Mode::Count };

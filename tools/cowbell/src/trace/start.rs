@@ -122,13 +122,13 @@ impl Tracer {
         self.say(Record::Header(header));
     }
 
-    fn run(&mut self, words: &[OsString], mode_reason: String) -> Result<(), (u8, String)> {
+    fn run(&mut self, words: &[OsString], mut mode_reason: String) -> Result<(), (u8, String)> {
         let name = words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
         let launch = Launch::prepare(words, self.options.signal_mask)
             .map_err(|e| (FAILED, format!("cannot start a process: {e}")))?;
         let pid = launch.pid();
         ptrace::seize(pid, traced()).map_err(|e| (FAILED, cannot_trace(pid, e)))?;
-        self.hear_faults(pid)?;
+        self.hear_faults(pid, &mut mode_reason)?;
         match until_executed(pid, launch.go()) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound || !may_be_there(words) => {
@@ -146,14 +146,14 @@ impl Tracer {
         Ok(())
     }
 
-    fn attach(&mut self, root: i32, mode_reason: String) -> Result<(), (u8, String)> {
+    fn attach(&mut self, root: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
         let command = procfs::command(root).map_err(|_| (FAILED, format!("there is no process {root}")))?;
         if let Some(why) = has_no_memory(root) {
             return Err((FAILED, why));
         }
         // Seized first, so that nothing is half done when the right is missing.
         ptrace::seize(root, traced()).map_err(|e| (FAILED, cannot_trace(root, e)))?;
-        self.hear_faults(root)?;
+        self.hear_faults(root, &mut mode_reason)?;
         self.say_header(command, mode_reason);
         self.root = root;
         let family = self.tree.new_family();
@@ -186,14 +186,24 @@ impl Tracer {
         Ok(())
     }
 
-    /// In [`Mode::Faults`]: opens the rings of everybody who comes from this thread.
-    fn hear_faults(&mut self, tid: i32) -> Result<(), (u8, String)> {
+    /// In [`Mode::Faults`]: opens the rings of everybody who comes from this thread. Where they are refused (a process of another
+    /// user, too many descriptors), pages are counted instead, and `mode_reason` says why.
+    fn hear_faults(&mut self, tid: i32, mode_reason: &mut String) -> Result<(), (u8, String)> {
         if self.mode != Mode::Faults {
             return Ok(());
         }
-        let faults = Faults::open(tid).map_err(|why| (FAILED, format!("page faults cannot be watched: {why}")))?;
-        self.poller.add(faults.news(), FAULTS).map_err(|e| (FAILED, format!("cannot wait for page faults: {e}")))?;
-        self.faults = Some(faults);
+        match Faults::open(tid) {
+            Ok(faults) => {
+                let added = self.poller.add(faults.news(), FAULTS);
+                added.map_err(|e| (FAILED, format!("cannot wait for page faults: {e}")))?;
+                self.faults = Some(faults);
+            }
+            Err(why) => {
+                ability::count().map_err(|e| (FAILED, format!("page faults cannot be watched ({why}), and {e}")))?;
+                self.mode = Mode::Count;
+                *mode_reason = format!("page faults cannot be watched: {why}");
+            }
+        }
         Ok(())
     }
 
@@ -214,13 +224,16 @@ impl Tracer {
     }
 }
 
-/// The most that is allowed, or what was asked for.
+/// What was asked for, or what tells the most at the least cost; and why not that, where it is something else.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
+    let count = || ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"));
     if asked == Some(Mode::Faults) {
-        ability::faults()?;
-        return Ok((Mode::Faults, String::new()));
+        return match ability::faults() {
+            Ok(()) => Ok((Mode::Faults, String::new())),
+            Err(why) => count().map(|()| (Mode::Count, why)),
+        };
     }
-    ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"))?;
+    count()?;
     match (asked, ability::trace()) {
         (Some(asked @ (Mode::Count | Mode::Faults)), _) => Ok((asked, String::new())),
         (None | Some(Mode::Trace), Ok(())) => Ok((Mode::Trace, String::new())),

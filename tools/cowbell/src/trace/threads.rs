@@ -17,6 +17,7 @@ const RESTLESS_NS_MAX: u64 = 500_000;
 const ASKED_MAX: usize = 64;
 
 /// The threads of one process.
+#[derive(Default)]
 pub struct Threads {
     pid: i32,
     /// By the number in the process' own namespace, where that is another.

@@ -1,5 +1,6 @@
 //! The processes and threads that are followed.
 
+use super::address_space::AddressSpace;
 use super::watch::Watch;
 use crate::record::{PageRun, Role};
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,8 @@ pub struct Process {
     pub history: HashMap<u64, u64>,
     /// What its closed intervals say of its pages, the newest word on each.
     pub known: Vec<PageRun>,
+    /// The address space of its last interval, as long as none is open: what is known of its code.
+    pub space: Option<AddressSpace>,
     /// It has, or had, an interval since it began its program.
     pub was_watched: bool,
     /// It is to be armed once a thread of it stands still.
@@ -45,6 +48,7 @@ impl Process {
             watch: None,
             history: HashMap::new(),
             known: Vec::new(),
+            space: None,
             was_watched: false,
             to_arm: false,
             shares: false,
@@ -102,6 +106,15 @@ impl Tree {
         let mut left = self.processes.iter().filter(|(_, process)| process.family == family && !process.shares);
         let (&pid, _) = left.next()?;
         left.next().is_none().then_some(pid)
+    }
+
+    /// The process whose memory this one has: its maker's as long as it shares that (vfork), else its own.
+    pub fn holder(&self, pid: i32) -> i32 {
+        let shared_with = |pid: &i32| {
+            let process = self.processes.get(pid).filter(|process| process.shares)?;
+            Some(process.parent)
+        };
+        std::iter::successors(Some(pid), shared_with).take(self.processes.len() + 1).last().unwrap_or(pid)
     }
 
     /// How many ancestors of a process are followed.

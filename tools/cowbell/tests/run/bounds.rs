@@ -1,7 +1,7 @@
 //! What the report says of how many pages were copied holds, whatever the child does to its mappings before it ends.
 
-use crate::exact::may_trace;
-use crate::lab::{Outcome, Scratch, cowbell, run, skip};
+use crate::exact::{may_hear_faults, may_trace};
+use crate::lab::{Outcome, Scratch, cowbell, is_root, run, skip};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -84,6 +84,12 @@ fn shared_pages_stay_when_they_are_given_back_lazily_and_writing_them_copies() {
     match may_trace() {
         Some(why) => skip(&why),
         None => modes.push("trace"),
+    }
+    // Others are not told what a fault found in its place.
+    match may_hear_faults() {
+        Some(why) => skip(&why),
+        None if is_root() => modes.push("faults"),
+        None => {}
     }
     for mode in modes {
         let (copied, touched) = in_anonymous_memory(&changes.json(mode, "free", 400));

@@ -307,3 +307,45 @@ int main(void) {
     let many = by_thread.values().filter(|pages| **pages >= 200).count();
     assert_eq!((many, by_thread.contains_key(&child)), (2, false), "{by_thread:?} of {child}");
 }
+
+/// A child of vfork writes to its maker's pages, and the maker to others.
+const VFORKS: &str = r#"
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+  long page = sysconf(_SC_PAGESIZE);
+  char *volatile p = mmap(0, 300 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (long i = 0; i < 300; i++) p[i * page] = 1;
+  if (!fork()) {
+    for (long i = 0; i < 50; i++) p[i * page]++;
+    if (!vfork()) {
+      for (long i = 100; i < 200; i++) p[i * page]++;
+      _exit(0);
+    }
+    _exit(0);
+  }
+  wait(0);
+}
+"#;
+
+#[test]
+fn what_a_child_of_vfork_writes_is_copied_by_its_maker() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    let scratch = Scratch::new();
+    let program = scratch.compile("vforks", VFORKS, &[]).expect("it compiles");
+    let file = scratch.path("capture");
+    let options = ["-q", "--mode", "faults", "--stacks", "0", "--capture", file.to_str().expect("text")];
+    let outcome = run(&scratch, &mut cowbell(&options, [program]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let capture = Capture::read(&file);
+    let child = capture.intervals.values().find(|interval| interval.begin.role == Role::Child).expect("a child");
+    let is_copy = |run: &&PageRun| matches!(run.class, Class::Copy | Class::CopyOrReuse);
+    let runs: Vec<u64> = child.end.iter().flat_map(|end| &end.pages).filter(is_copy).map(|run| run.pages).collect();
+    assert!(runs.contains(&50) && runs.contains(&100), "{runs:?}");
+    let by_another = child.faults.iter().filter(|fault| fault.tid != child.begin.pid).count();
+    assert!((100..110).contains(&by_another), "{by_another} pages were written by the child of vfork");
+}

@@ -227,10 +227,15 @@ impl Capture {
         Self { records, intervals }
     }
 
+    /// Its first record.
+    pub fn header(&self) -> &Header {
+        let Some(Record::Header(header)) = self.records.first() else { panic!("read() saw the header") };
+        header
+    }
+
     /// Bytes a page.
     pub fn page_size(&self) -> u64 {
-        let Some(Record::Header(header)) = self.records.first() else { panic!("read() saw the header") };
-        header.page_size
+        self.header().page_size
     }
 
     /// The intervals of one process.

@@ -7,13 +7,19 @@ use crate::programs::{eventually, get, gunicorn};
 use std::path::Path;
 use std::process::Command;
 
-/// Python with the packages, which the setup puts below the target directory, and whether lines can be told.
+/// Python with the packages, which the setup puts below the target directory, and the mode: the one that tells lines, or that of
+/// `COWBELL_MODE`.
 fn python() -> Option<(String, &'static str)> {
     let Some(python) = gunicorn() else {
         skip("the packages are below the target directory, which this user cannot read");
         return None;
     };
-    let mode = if may_trace().is_none() { "trace" } else { "count" };
+    let mode = match std::env::var("COWBELL_MODE").as_deref() {
+        Ok("faults") => "faults",
+        Ok("count") => "count",
+        _ if may_trace().is_none() => "trace",
+        _ => "count",
+    };
     Some((python.to_str().expect("text").to_owned(), mode))
 }
 
@@ -42,7 +48,7 @@ fn report(python: &str, mode: &str, name: &str, source: &str) -> String {
 
 /// What only events tell.
 fn with_events<'a>(mode: &str, parts: &[&'a str]) -> Vec<&'a str> {
-    if mode == "trace" { parts.to_vec() } else { Vec::new() }
+    if mode == "count" { Vec::new() } else { parts.to_vec() }
 }
 
 const GRAPH: &str = "\

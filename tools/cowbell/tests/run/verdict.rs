@@ -222,10 +222,12 @@ impl Verdict<'_> {
         }
     }
 
+    /// What was written before it was moved is new where it is now: there is no fault of it there.
     fn may_have_moved(&self, fault: &Fault, classes: &[Class]) -> bool {
         let moves = |step: &crate::case::Step| step.op == Op::Move && step.region == fault.place.0;
+        let later = self.case.steps.get(fault.step..).unwrap_or_default();
         self.mode == Mode::Faults
-            && self.case.steps.iter().any(moves)
+            && (later.iter().any(moves) || !is_root() && self.case.steps.iter().any(moves))
             && classes.iter().all(|class| {
                 matches!(class, Class::FirstTouch | Class::PrivateFile) || self.may_be_called(fault, *class)
             })
@@ -244,9 +246,11 @@ impl Verdict<'_> {
     }
 
     fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
-        // Page tables and faults do not tell a copy from what was given back and taken again.
-        let taken_again = self.mode == Mode::Faults && fault.dropped;
-        if taken_again && matches!(class, Class::Copy | Class::CopyOrReuse) {
+        // What was written, given back and taken again is a copy or a reuse, and no frame is left to tell which. Without frames the
+        // faults do not tell it from what was given back before it was written.
+        let open = matches!(class, Class::Copy | Class::CopyOrReuse);
+        let written = matches!(fault.kernel, Class::Copy | Class::Reuse);
+        if self.mode == Mode::Faults && fault.dropped && open && (written || !is_root()) {
             return true;
         }
         let frames = self.log.zero & FRAME != 0;

@@ -1,0 +1,50 @@
+//! What is asked of single pages when page faults are settled ([`super::faults_settle`]).
+
+use super::baseline::page_bytes;
+use super::maps::{Backing, Map};
+use super::watch::Watch;
+use crate::record::Class;
+use cowbell::sys::map::Range;
+use cowbell::sys::pagemap::{Categories, Query};
+
+/// What a private page is where there was none.
+pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
+    match backing? {
+        Backing::Anonymous => Some(Class::FirstTouch),
+        // What a file's page is in swap, only a copy's is; a marker of the program's own userfaultfd looks so, too.
+        Backing::Memory | Backing::File => present.then_some(Class::PrivateFile),
+        Backing::Shared | Backing::HugePages => None,
+    }
+}
+
+/// May a page that was found where there had been none have been moved there? A file's page comes by itself to where its
+/// mapping has been all the time.
+pub fn may_be_moved(watch: &Watch, page: u64, now: Option<&Map>) -> bool {
+    let was = watch.space.find(page);
+    now.is_some_and(|now| now.backing == Backing::Anonymous || was.is_none_or(|was| !now.is_same_as(was)))
+}
+
+/// Could a write to this page have copied one of a file?
+pub fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
+    watch.space.find(page).is_some_and(|map| {
+        matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
+    })
+}
+
+/// What stands behind the mapping that was there at the beginning.
+pub fn backing_at(watch: &Watch, page: u64) -> Option<Backing> {
+    watch.space.find(page).map(|map| map.backing)
+}
+
+/// Is that a file, or a memfd?
+pub fn is_of_file(watch: &Watch, page: u64) -> bool {
+    matches!(backing_at(watch, page), Some(Backing::Memory | Backing::File))
+}
+
+/// Is this still the page of zeroes?
+pub fn is_zero(watch: &Watch, page: u64) -> bool {
+    let range = Range { start: page as usize, len: page_bytes() as usize };
+    let query = Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
+    let mut zero = false;
+    watch.pagemap.scan(range, &query, |_| zero = true).is_ok() && zero
+}
