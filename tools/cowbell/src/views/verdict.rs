@@ -182,8 +182,9 @@ fn why(text: &mut Text, verdict: &Verdict) {
         if let Some(first) = sentence.get(..1).map(str::to_uppercase) {
             sentence.replace_range(..1, &first);
         }
-        let of = if verdict.kind == Kind::New { "the new memory" } else { "the copies" };
-        format!("{sentence} ({} of {of}).", share(why.share))
+        // Of new memory nothing else is spoken of, and the remedy should stand near.
+        let of = if verdict.kind == Kind::New { "" } else { " of the copies" };
+        format!("{sentence} ({}{of}).", share(why.share))
     };
     let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
     if verdict.ending_is_unknown && verdict.kind == Kind::Copied {

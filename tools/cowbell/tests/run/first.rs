@@ -158,20 +158,12 @@ for i in range(0, len(data), 4096): data[i] = 1
 os.close(w); os.wait()
 ";
     let said = python("parent.py", &["--mode", "count"], source);
-    demand(
-        &said,
-        "THE PARENT PAYS: the process that forked copied 24.",
-        &["the copies were not compared with their originals"],
-    );
+    demand(&said, "THE PARENT PAYS: who forked copied 24.", &["the copies were not compared with their originals"]);
     if let Some(why) = may_trace() {
         return skip(&why);
     }
     let said = python("parent.py", &["--mode", "trace"], source);
-    demand(
-        &said,
-        "THE PARENT PAYS: the process that forked copied 24.",
-        &["The data itself was changed", "parent.py:6"],
-    );
+    demand(&said, "THE PARENT PAYS: who forked copied 24.", &["The data itself was changed", "parent.py:6"]);
 }
 
 #[test]
@@ -196,7 +188,7 @@ fn quiet_keeps_verdict_and_cause() {
     let (first, all) = python("quiet.py", &["--mode", "count", "-q"], source);
     assert!(
         first.starts_with("COPIED: 1 child copied")
-            && first.ends_with("The data itself was changed (99 % of the copies)."),
+            && first.contains("The data itself was changed (99 % of the copies)."),
         "{all}"
     );
 }
