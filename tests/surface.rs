@@ -14,11 +14,13 @@ use std::process::Command;
 const ROOT: &[&str] = &[
     "Error",
     "Result",
+    "SideArc",
     "arena",
     "contained",
     "error",
     "fork",
     "heap",
+    "hot",
     "page",
     "pool",
     "report",
