@@ -1,8 +1,8 @@
 //! Copies against their originals: what of a page did the writes change?
 
 use super::baseline::{Entries, page_bytes};
+use super::files::Files;
 use super::layout;
-use super::maps::Backing;
 use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event, Role};
@@ -12,8 +12,6 @@ use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// How much memory kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
@@ -119,9 +117,8 @@ impl Originals {
     /// Compares what can be compared.
     pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
-        let mut files = HashMap::new();
-        let (mut objects, mut word) =
-            (watch.space.objects(), layout::words(&watch.memory, &watch.pagemap, &watch.space));
+        let mut files = Files::new(watch.pid);
+        let (mut objects, mut word) = (watch.space.objects(), layout::words(watch));
         let mut contents = Vec::new();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         // For all pages the same two: each is as large as what makes an allocator tidy up.
@@ -135,7 +132,9 @@ impl Originals {
             let (donor, theirs) = (donor.as_ref(), theirs.as_ref());
             let original = if own.is_some() {
                 own
-            } else if class == Class::PrivateFile && from_file(watch, page, &mut files, &mut was) {
+            } else if class == Class::PrivateFile
+                && watch.space.find(page).is_some_and(|map| files.page(map, page, &mut was))
+            {
                 Some(&*was)
             } else if let Some(kept) = of_donor() {
                 Some(kept)
@@ -164,29 +163,6 @@ impl Originals {
             of != pid
         });
     }
-}
-
-/// Reads the page in the ordinary file behind its mapping.
-fn from_file(watch: &Watch, page: u64, files: &mut HashMap<String, Option<File>>, into: &mut [u8]) -> bool {
-    let Some(map) = watch.space.find(page).filter(|map| map.backing == Backing::File) else { return false };
-    let mapping = &map.mapping;
-    let root = format!("/proc/{}/root{}", watch.pid, mapping.name);
-    let file = files.entry(mapping.name.clone()).or_insert_with(|| File::open(root).ok()).as_ref();
-    let Some(file) = file else { return false };
-    let at = mapping.offset + (page - mapping.start);
-    // Behind the file's end there are zeroes.
-    let mut filled = 0;
-    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, at + filled as u64) {
-            Ok(0) => {
-                rest.fill(0);
-                break;
-            }
-            Ok(got) => filled += got,
-            Err(_) => return false,
-        }
-    }
-    true
 }
 
 fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {

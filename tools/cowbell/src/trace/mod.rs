@@ -25,6 +25,7 @@ mod faults;
 mod faults_page;
 mod faults_sample;
 mod faults_settle;
+mod files;
 mod follow;
 mod growth;
 mod intervals;

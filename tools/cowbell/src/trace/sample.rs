@@ -183,8 +183,7 @@ impl Sampler {
 
 /// What the instruction at `pc` is about to write at an address.
 fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
-    let by_layout =
-        watch.space.objects().wrote(address, &mut layout::words(&watch.memory, &watch.pagemap, &watch.space));
+    let by_layout = watch.space.objects().wrote(address, &mut layout::words(watch));
     let mut code = [0; instruction::BYTES_MAX];
     let read = watch.memory.read(pc, &mut code).unwrap_or(0);
     match by_layout {

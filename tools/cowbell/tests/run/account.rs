@@ -143,9 +143,7 @@ fn all_memory_of_a_python_child_adds_up_within_a_hundredth() {
         };
         close(number(&memory["smaps"]["private_dirty"]), "Private_Dirty");
         close(sum(&memory, ANONYMOUS), "Anonymous");
-        // Looking for the layout of objects maps pages of files that the child had not touched: some 240, by the kernel's fault-around.
-        let (ours, theirs) = (sum(&memory, ANONYMOUS) + sum(&memory, FILES), bytes(&smaps, "Rss"));
-        assert!(ours.abs_diff(theirs) * 100 <= 3 * theirs, "{mode} Rss: {ours}, {theirs}");
+        close(sum(&memory, ANONYMOUS) + sum(&memory, FILES), "Rss");
         // 20,000 objects of 1,033 bytes, 15 a page of the allocator's 16 KiB.
         let own = number(&memory["resident"]["new"]);
         assert!((20_000_000..24_000_000).contains(&own), "{mode}: {own}");
