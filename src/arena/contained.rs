@@ -144,7 +144,7 @@ impl Arena {
     /// ```
     ///
     /// # Errors
-    /// As [`Self::freeze_with`].
+    /// The errors are those of [`Self::freeze_with`].
     #[track_caller]
     pub fn freeze<T: Contained>(self, root: T) -> Result<Frozen<T>> {
         self.freeze_with(root, FreezeOptions::new())

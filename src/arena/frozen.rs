@@ -118,7 +118,7 @@ impl Arena {
     /// is as safe as the other.
     ///
     /// # Errors
-    /// As [`Self::freeze_unchecked_with`].
+    /// The errors are those of [`Self::freeze_unchecked_with`].
     #[track_caller]
     pub fn freeze_unchecked<T: 'static>(self, root: T) -> Result<Frozen<T>> {
         self.freeze_unchecked_with(root, FreezeOptions::new())

@@ -164,7 +164,7 @@ impl PlainArena {
     /// Moves `root` into the arena and freezes it with the default options.
     ///
     /// # Errors
-    /// As [`Arena::freeze_unchecked_with`].
+    /// The errors are those of [`Arena::freeze_unchecked_with`].
     #[track_caller]
     pub fn freeze<T: Pod>(self, root: T) -> Result<Frozen<T>> {
         self.arena.freeze_unchecked(root)

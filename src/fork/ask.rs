@@ -44,7 +44,7 @@ impl Child {
     /// process.
     ///
     /// # Errors
-    /// As [`Self::census`].
+    /// The errors are those of [`Self::census`].
     pub fn outside(&self) -> Result<Outside> {
         let pid = self.living()?;
         let pagemap = Pagemap::open(pid).map_err(|e| Error::os("open(/proc/PID/pagemap)", e))?;

@@ -1,6 +1,6 @@
 //! Units: who has which. Everything here is done under the lock.
 //!
-//! What is given back stays mapped and *dirty* for a while, because it is likely to be wanted again; beyond a bound the kernel gets the pages.
+//! Memory that is given back stays mapped and *dirty* for a while, because it is likely to be wanted again; beyond a bound the kernel gets the pages.
 //!
 //! # Safety
 //! A unit is given to one taker until it is released. Pages are given up only of units that nobody has.
@@ -272,7 +272,7 @@ pub(super) fn forget(used: usize, number: u32, _held: &Held) {
 pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
     FIRST_ABSENT.fetch_min(numbers.start, Ordering::Relaxed);
     for number in numbers {
-        // What is not made anew has nobody.
+        // Units that are not made anew belong to nobody.
         (0..UNITS).for_each(|place| ground::unit(number, place).slab().owner.store(NOBODY, Ordering::Relaxed));
         ground::chunk(number).span.store(0, Ordering::Relaxed);
         ground::chunk(number).set_state(State::Absent, held);
@@ -293,7 +293,7 @@ pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
     count_huge(0, bytes.div_ceil(UNIT), held);
 }
 
-/// Of a huge allocation's chunks those from `count` on are absent.
+/// Marks those of a huge allocation's chunks absent that come after its first `count`.
 pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &Held) {
     (first + count..first + span).for_each(|number| ground::chunk(number).set_state(State::Absent, held));
     FIRST_ABSENT.fetch_min(first + count, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Which thread has which [`Local`].
+//! The claims of threads: each [`Local`] belongs to one thread, or to nobody.
 //!
 //! A thread claims one when it first needs it, and leaves it when it ends, to the next thread that starts.
 //!
@@ -21,13 +21,13 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 static ALL: AtomicUsize = AtomicUsize::new(0);
 static VACANT: [AtomicUsize; KINDS] = [const { AtomicUsize::new(0) }; KINDS];
 
-/// How many are claimed. Whoever frees what is another's has one, or holds the lock: so a fork knows whether somebody may be in the middle of it.
+/// The number of claimed ones. Whoever frees what is another's has one, or holds the lock: so a fork knows whether somebody may be in the middle of it.
 static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory for further ones: the next address, and the end.
 static ROOM: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
 
-/// How many of them are made room for at a time.
+/// The number of them that room is made for at a time.
 const ROOM_STEP: usize = 16;
 
 thread_local! {
@@ -40,7 +40,7 @@ thread_local! {
     static ENDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has this process prepared for forks and for the ends of threads?
+/// True once this process has prepared for forks and for the ends of threads.
 static PREPARED: AtomicU8 = AtomicU8::new(0);
 
 /// The kind that this thread allocates from now on; returns the one before.
@@ -49,7 +49,7 @@ pub(super) fn set_kind(kind: u8) -> u8 {
     KIND.with(|cell| cell.replace(kind))
 }
 
-/// What this thread allocates from now; null if it has nothing of that kind.
+/// The [`Local`] that this thread allocates from now; null if it has none of that kind.
 #[inline]
 pub(super) fn current() -> *const Local {
     CURRENT.with(Cell::get)
@@ -60,7 +60,7 @@ pub(super) fn kind() -> u8 {
     KIND.with(Cell::get)
 }
 
-/// What this thread has of a kind; null if it has none.
+/// The [`Local`] that this thread has of a kind; null if it has none.
 pub(super) fn of_kind(kind: u8) -> *const Local {
     MINE.with(|mine| mine[usize::from(kind)].get())
 }
@@ -85,7 +85,7 @@ pub(super) fn settle_vacant(held: &Held) {
     }
 }
 
-/// Has this thread nothing of its own any more?
+/// Tells whether this thread has nothing of its own any more.
 pub(super) fn has_ended() -> bool {
     ENDED.with(Cell::get)
 }
@@ -181,7 +181,7 @@ fn forget_others(slab: &Slab) {
     }
 }
 
-/// Has this thread's end noticed, and once forks. False where that cannot be: then nothing may be left to the thread.
+/// Sees to it that this thread's end is noticed, and, once, that forks are. False where that cannot be: then nothing may be left to the thread.
 fn notice_end() -> bool {
     if PREPARED.swap(1, Ordering::AcqRel) == 0 {
         // SAFETY: the three take and give a lock, and neither allocate nor use what a child lacks.
@@ -205,7 +205,7 @@ unsafe extern "C" fn ended(_: *mut c_void) {
     }
 }
 
-/// Is this the address of a Local that this thread has, or nobody? What other threads had when this process was forked may be half changed.
+/// Tells whether this is the address of a Local that this thread has, or nobody. What other threads had when this process was forked may be half changed.
 pub(super) fn is_settled(owner: usize) -> bool {
     let mine = MINE.with(|mine| mine.iter().any(|mine| mine.get().addr() == owner));
     mine || owner_at(owner).is_some_and(|local| local.vacant.load(Ordering::Relaxed) != 0)

@@ -4,7 +4,7 @@
 //! Blocks of a class lie side by side in a *slab*, from its start, so a block is aligned to whatever divides its class's
 //! size; slabs are aligned to their own length.
 
-/// How many classes there are.
+/// The number of classes.
 pub(super) const CLASSES: usize = FINE + DOUBLINGS * EIGHT;
 
 /// Classes up to 128 bytes.
@@ -105,7 +105,7 @@ impl Class {
         if self.size() <= UNIT_BLOCK_MAX { UNIT_SHIFT } else { WIDE_SHIFT }
     }
 
-    /// What makes an address of a block that of its slab.
+    /// The mask that makes of a block's address that of its slab.
     #[inline]
     pub(super) fn slab_mask(self) -> usize {
         if self.number() <= UNIT_BLOCK_LAST { usize::MAX << UNIT_SHIFT } else { usize::MAX << WIDE_SHIFT }

@@ -45,7 +45,7 @@ pub(super) struct Run {
     headers: OwnedFd,
 }
 
-/// What failed: the operation, and the kernel's reason.
+/// The operation that failed, and the kernel's reason.
 pub(super) type Failure = (&'static str, Errno);
 
 /// Bytes of the file from one chunk to the next.
@@ -53,7 +53,7 @@ pub(super) fn stride() -> usize {
     CHUNK + page_size().bytes()
 }
 
-/// How many bytes of a chunk are mapped, if it is to be frozen with others of this kind.
+/// The number of a chunk's bytes that are mapped, if it is to be frozen with others of this kind.
 fn to_freeze(number: u32, kind: u8) -> Option<usize> {
     let chunk = ground::chunk(number);
     if chunk.kind.load(Ordering::Relaxed) != kind {
@@ -107,7 +107,7 @@ pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
     fill_gaps(kind, &lock::take());
     let mut runs = Vec::new();
     let mut from = 0;
-    // What is allocated here may open one more chunk, which is seen because it is the last one.
+    // An allocation here may open one more chunk, which is seen because it is the last one.
     while let Some((first, count, len)) = next_run(from, kind) {
         let file = memfd::create("cowbell:heap")?;
         let headers = memfd::create("cowbell:heap-headers")?;
@@ -120,7 +120,7 @@ pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// Are these the runs to freeze still?
+/// Tells whether these are the runs to freeze still.
 pub(super) fn is_valid(runs: &[Run], kind: u8) -> bool {
     let mut from = 0;
     for run in runs {
@@ -279,7 +279,7 @@ fn write_pages(file: BorrowedFd<'_>, piece: Range, offset: u64, all: bool, pagem
     if run.len > 0 { write(run).map_err(failed) } else { Ok(()) }
 }
 
-/// How often sealing is tried: pages may be held for a moment by compaction or reclaim.
+/// The number of times that sealing is tried: pages may be held for a moment by compaction or reclaim.
 const SEAL_TRIES: u32 = 5;
 
 fn seal(file: BorrowedFd<'_>) -> Result<(), Failure> {
@@ -363,7 +363,7 @@ fn huge_at(number: u32) -> Option<Range> {
     Some(Range { start: ground::addresses(head).start, len })
 }
 
-/// What failed, as an error.
+/// The failure as an error.
 pub(super) fn error((operation, errno): Failure) -> Error {
     Error::os(operation, errno).with_hint(match errno {
         Errno::BUSY => "pages of the heap are pinned for I/O; the heap works on, unfrozen",

@@ -1,4 +1,4 @@
-//! What a freeze of the heap made.
+//! Generations: the images that freezes of the heap made.
 //!
 //! # Safety
 //! A pour is begun by the only thread, with its signals blocked.
@@ -22,12 +22,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// How often the plan is made again because making it took memory.
+/// The number of times that the plan is made again because making it took memory.
 const PLANS: u32 = 8;
 
-/// What one freeze made: everything that was allocated since the one before, or in one [`arena`](super::arena()).
+/// The memory that one freeze made an image of: everything that was allocated since the one before, or in one [`arena`](super::arena()).
 ///
-/// It knows of pages and nothing of objects: who drops it gives back no memory. Each of its [images](Self::images) is unmapped when the last object in it is
+/// A generation knows of pages and nothing of objects: who drops it gives back no memory. Each of its [images](Self::images) is unmapped when the last object in it is
 /// freed by the process that froze it; the file behind it goes with the last of those who have it: this, children's reports, and children that
 /// are still alive.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Heap {
     /// - this process may go on writing to what is frozen: it gets copies of these pages, its children inherit them, and forks copy the page
     ///   tables of the 64 MiB around each.
     ///
-    /// What was free on a frozen page is zero; but for free blocks of threads that lived in this process's parent when it was forked.
+    /// Free memory on a frozen page is zero; but for free blocks of threads that lived in this process's parent when it was forked.
     ///
     /// While it pours, 16 MiB are in memory twice. It takes about 0.3 s per GiB.
     ///
@@ -73,7 +73,7 @@ impl Heap {
         freeze(super::ORDINARY, "heap")
     }
 
-    /// Is this the program's global allocator? Makes an allocation and looks where it lies.
+    /// Tells whether this is the program's global allocator. Makes an allocation and looks where it lies.
     pub fn is_in_use() -> bool {
         let probe = std::hint::black_box(Box::new(0u64));
         ground::holds(std::ptr::from_ref(&*probe).addr())
@@ -88,7 +88,7 @@ pub(super) fn not_in_use() -> Error {
 /// Freezes all of a kind, as images of this name.
 pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
     fork::wait_until_alone(fork::PATIENCE)?;
-    // What this makes is written at forks, and is not to be frozen.
+    // The generation's own record is written at forks, and is not to be frozen.
     let _kind = Kind::hot();
     if !Heap::is_in_use() {
         return Err(not_in_use());
@@ -156,7 +156,7 @@ impl Generation {
         &self.images
     }
 
-    /// How many pages it has, those that hold nothing too.
+    /// The number of its pages, those that hold nothing too.
     pub fn pages(&self) -> PageCount {
         PageCount(self.images.iter().map(|image| image.pages().0).sum())
     }
@@ -166,7 +166,7 @@ impl Generation {
         self.images.iter().any(|image| image.range().contains(std::ptr::from_ref(object).addr()))
     }
 
-    /// How many pages this process has copied, because it wrote to what is frozen: each costs its children nothing, and makes its forks copy the page
+    /// The number of pages that this process has copied, because it wrote to what is frozen: each costs its children nothing, and makes its forks copy the page
     /// tables of the 64 MiB around it.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl Generation {
         self.chunks().map(|chunk| ground::chunk(chunk).live.load(Ordering::Relaxed)).sum()
     }
 
-    /// How many of its images are gone, because all of their objects were freed.
+    /// The number of its images that are gone, because all of their objects were freed.
     pub fn gone(&self) -> usize {
         let is_gone = |image: &&Arc<Image>| ground::chunk(ground::chunk_of(image.range().start)).state() == State::Gone;
         self.images.iter().filter(is_gone).count()

@@ -1,4 +1,4 @@
-//! Where the heap lies, and what is known of each piece of it.
+//! The addresses of the heap, and what is known of each piece of it.
 //!
 //! ```text
 //!  records             headers               data, from BASE
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 pub(super) const CHUNK: usize = 64 << 20;
 /// Units of a chunk.
 pub(super) const UNITS: u32 = (CHUNK >> UNIT_SHIFT) as u32;
-/// How many chunks there may be: 8 TiB of addresses.
+/// The number of chunks that there may be: 8 TiB of addresses.
 const CHUNKS_MAX: u32 = 1 << 17;
 
 /// From the headers to the data, and from the records to the headers.
@@ -34,7 +34,7 @@ const RECORDS_ROOM: usize = 1 << 30;
 const _: () = assert!(CHUNKS_MAX as usize * UNITS as usize * size_of::<Slab>() <= HEADERS_ROOM);
 const _: () = assert!(CHUNKS_MAX as usize * size_of::<Chunk>() <= RECORDS_ROOM);
 
-/// Where the heap may begin: above what arenas take for themselves and below executables. The second is for kernels with
+/// The addresses at which the heap may begin: above what arenas take for themselves and below executables. The second is for kernels with
 /// addresses of 39 bits.
 const PLACES: [(usize, usize); 2] = [(44 << 40, 8 << 40), (160 << 30, 32 << 30)];
 
@@ -53,7 +53,7 @@ static OPENED: AtomicU32 = AtomicU32::new(0);
 /// One bit a unit.
 pub(super) type Bits = [AtomicU64; UNITS as usize / 64];
 
-/// What is known of a chunk. Changed under the lock, but for the counts of what died.
+/// The record of a chunk. It is changed under the lock, but for the counts of what died.
 #[repr(C, align(64))]
 #[derive(Default)]
 pub(super) struct Chunk {
@@ -62,7 +62,7 @@ pub(super) struct Chunk {
     headed: AtomicU8,
     /// A file is behind it although it is not frozen, because a freeze failed: memory that is given up there is not zero after.
     pub(super) filed: AtomicU8,
-    /// Which kind of allocations it is for.
+    /// The kind of allocations that it is for.
     pub(super) kind: AtomicU8,
     /// Units from the start that are mapped.
     pub(super) mapped: AtomicU32,
@@ -70,13 +70,13 @@ pub(super) struct Chunk {
     pub(super) free: AtomicU32,
     /// No run of free units is longer.
     pub(super) run_max: AtomicU32,
-    /// Of one huge allocation: how many chunks it has, and how many bytes are mapped.
+    /// The extent of one huge allocation: how many chunks it has, and how many bytes are mapped.
     pub(super) span: AtomicU32,
     pub(super) bytes: AtomicUsize,
     /// Frozen blocks that are in use, and bytes of those that were freed since.
     pub(super) live: AtomicUsize,
     pub(super) dead_bytes: AtomicUsize,
-    /// Of an image's first chunk: which image, and the process that made it; see `reclaim`.
+    /// In an image's first chunk, the number of the image and the process that made it; see `reclaim`.
     pub(super) image: AtomicUsize,
     pub(super) process: AtomicU32,
     /// Units in use.
@@ -95,7 +95,7 @@ impl Chunk {
     }
 }
 
-/// What is known of a slab, or of a larger span; it stands in the header of the first unit. Only the owner changes it, but for `remote` and `mailed`.
+/// The record of a slab, or of a larger span; it stands in the header of the first unit. Only the owner changes it, but for `remote` and `mailed`.
 ///
 /// Everything zero: no slab begins here.
 #[repr(C, align(64))]
@@ -119,11 +119,11 @@ pub(super) struct Slab {
     /// at its end that nobody asked for.
     pub(super) fresh: AtomicU32,
     pub(super) class: AtomicU8,
-    /// It is in no queue, because it has no free block.
+    /// The slab is in no queue, because it has no free block.
     pub(super) full: AtomicU8,
     /// Its memory held something before.
     pub(super) dirty: AtomicU8,
-    /// It is in a mailbox.
+    /// The slab is in a mailbox.
     pub(super) mailed: AtomicU8,
 }
 
@@ -224,7 +224,7 @@ pub(super) fn chunk(number: u32) -> &'static Chunk {
     unsafe { &*std::ptr::with_exposed_provenance::<Chunk>(at) }
 }
 
-/// How many chunks were ever opened.
+/// The number of chunks that were ever opened.
 pub(super) fn chunks() -> u32 {
     OPENED.load(Ordering::Relaxed)
 }
@@ -378,7 +378,7 @@ pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &H
     if first.checked_add(count).is_none_or(|end| end > CHUNKS_MAX) {
         return false;
     }
-    // Of a chunk inside nothing but its record is needed, and its headers should the heap be frozen.
+    // A chunk inside needs nothing but its record, and its headers should the heap be frozen.
     if !(first..first + count).all(|number| head(number, held)) {
         return false;
     }

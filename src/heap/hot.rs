@@ -1,4 +1,4 @@
-//! What is never frozen: counters, locks and caches that go on changing.
+//! Memory that is never frozen: counters, locks and caches that go on changing.
 //!
 //! # Safety
 //! A [`SideArc`] owns one count of its value: the count is at least 1 while it lives, and value and count are freed by the one who takes it to 0.
@@ -86,12 +86,12 @@ impl<T> SideArc<T> {
         unsafe { self.count.as_ref() }
     }
 
-    /// Are the two of one value?
+    /// Tells whether the two are of one value.
     pub fn ptr_eq(one: &Self, other: &Self) -> bool {
         one.value == other.value
     }
 
-    /// How many there are of this value.
+    /// The number of those of this value.
     pub fn strong_count(this: &Self) -> usize {
         this.count().load(Ordering::Relaxed)
     }

@@ -1,6 +1,6 @@
 //! A slab's lists of free blocks, which are linked through the blocks' first words.
 //!
-//! That is memory which no image has: a freeze makes free blocks zero.
+//! Links lie in memory which no image has: a freeze makes free blocks zero.
 //!
 //! # Safety
 //! A block is in use or in exactly one list. Links are read and written of free blocks only, by whoever has the list.
@@ -11,7 +11,7 @@ use super::ground::{NOBODY, Slab, Unit};
 use crate::sys::page_size;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
-/// What has no free block, and stands where there is no slab.
+/// The slab that has no free block, and stands where there is none.
 pub(super) static EMPTY: Slab = Slab {
     owner: AtomicUsize::new(NOBODY),
     free: AtomicUsize::new(0),

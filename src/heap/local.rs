@@ -92,7 +92,7 @@ unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
         && !has_ended()
         && with_claimed(|mine| mine.take_over(slab, local)) == Some(true)
     {
-        // It has an owner now that is this thread's, unless this thread's end could not be noticed: then it is vacant again.
+        // The slab has an owner now that is this thread's, unless this thread's end could not be noticed: then it is vacant again.
         // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
         let mine = unsafe { current().as_ref() };
         if let Some(local) = mine.filter(|mine| mine.address() == slab.owner.load(Ordering::Relaxed)) {
@@ -124,7 +124,7 @@ unsafe fn send_back(slab: &'static Slab, block: usize) {
     }
 }
 
-/// Is a block part of an image?
+/// Tells whether a block is part of an image.
 ///
 /// # Safety
 /// It was given by [`alloc`] for this class, and is in use.
@@ -311,7 +311,7 @@ impl Local {
             // Before its list is taken: who frees a block after this sends it again.
             slab.mailed.swap(0, Ordering::AcqRel);
             if slab.owner.load(Ordering::Acquire) != self.address() {
-                // It was taken over, or given back and made again by another, after it was sent.
+                // The slab was taken over, or given back and made again by another, after it was sent.
                 if slab.remote.load(Ordering::Acquire) != 0 {
                     mail(slab);
                 }
@@ -357,12 +357,12 @@ impl Local {
         }
     }
 
-    /// Has no slab to allocate from: it is new, or all of them are about to be frozen.
+    /// Forgets the slabs to allocate from: the Local is new, or all of them are about to be frozen.
     pub(super) fn forget_heads(&self) {
         self.heads.iter().for_each(|head| head.store(std::ptr::from_ref(&EMPTY).cast_mut(), Ordering::Relaxed));
     }
 
-    /// Is nobody's from now on.
+    /// Gives the Local up: it is nobody's from now on.
     pub(super) fn leave(&'static self, held: &Held) {
         self.give_up_unused(held);
         vacate(self, held);

@@ -8,7 +8,7 @@ const HELD: u32 = 1;
 /// Held, and somebody may be asleep.
 const AWAITED: u32 = 2;
 
-/// How often a thread looks before it sleeps: what is done under the lock takes less than a switch of threads.
+/// The number of looks that a thread takes before it sleeps: what is done under the lock takes less than a switch of threads.
 const LOOKS: u32 = 100;
 
 static WORD: AtomicU32 = AtomicU32::new(FREE);
@@ -37,7 +37,7 @@ fn raw_take() {
         std::hint::spin_loop();
     }
     while WORD.swap(AWAITED, Ordering::Acquire) != FREE {
-        // Whether it slept or not, the next look decides.
+        // The next look decides, whether the thread slept or not.
         let _woken = futex::wait(&WORD, AWAITED, None);
     }
 }

@@ -81,7 +81,7 @@ fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
     Some(image)
 }
 
-/// What the record of an image's first chunk knows of it, and keeps.
+/// The facts of an image that the record of its first chunk keeps.
 fn known_by(first: u32, _held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
     let at = ground::chunk(first).image.load(Ordering::Relaxed);
     // SAFETY: a number that is not 0 is of a Weak that was leaked, and `ManuallyDrop` leaves it so.

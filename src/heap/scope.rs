@@ -23,11 +23,11 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 
 /// A value and all that it leads to, built by [`arena`] and frozen.
 ///
-/// It is owned as a `Box` owns its value: dropping this drops the value, in whichever thread that is, and frees all that it owns. That writes to no
+/// The value is owned as a `Box` owns its value: dropping this drops the value, in whichever thread that is, and frees all that it owns. That writes to no
 /// frozen page but where the value's own destructors do (counts of references), and when the last object of the arena is freed its memory goes back,
 /// but for what children that are still alive have of it.
 ///
-/// It is `Send` and `Sync` where the value is. A value whose fields can change behind a shared reference may be changed still: this process gets a
+/// This is `Send` and `Sync` where the value is. A value whose fields can change behind a shared reference may be changed still: this process gets a
 /// copy of the page, and children forked later inherit it.
 pub struct Frozen<T> {
     // First: its blocks are freed while the images are known.
@@ -81,7 +81,7 @@ impl<T: fmt::Debug> fmt::Debug for Frozen<T> {
 /// # Ok::<(), cowbell::Error>(())
 /// ```
 ///
-/// What `build` allocates for others (a lazy static, a thread-local, a logger's buffer) is frozen along. It can be used, written, grown and freed as ever:
+/// Memory that `build` allocates for others (a lazy static, a thread-local, a logger's buffer) is frozen along. It can be used, written, grown and freed as ever:
 /// who writes to it gets a copy of the page, who grows it moves it out. While it is in use it keeps the arena's memory; what is to
 /// stay is better made before, or under [`hot`](super::hot()). What `build` moves into its value from outside is not in the arena, and stays shared only if
 /// it was frozen otherwise.

@@ -58,7 +58,7 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
         if ground::open_huge(first, count, bytes, kind, held) {
             break;
         }
-        // What is somebody else's is passed over.
+        // A unit that is somebody else's is passed over.
         let end = first.checked_add(count)?.min(ground::chunks());
         if !(first..end).any(|number| ground::chunk(number).state() == State::Foreign) {
             return None;

@@ -1,6 +1,6 @@
-//! What a chunk is. Pure.
+//! The states of a chunk. Pure.
 
-/// What a chunk is.
+/// The state of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum State {
