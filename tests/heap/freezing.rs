@@ -300,35 +300,10 @@ fn a_freeze_that_fails_leaves_the_heap_as_it_was() {
     assert!(generation.holds(&data.document[0]));
 }
 
-/// From now on `pwrite` at or behind this offset fails with ENOSPC in this process.
-fn refuse_writes_behind(offset: u32) {
-    let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equal, at_least, end) = (
-        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
-        libc::BPF_RET | libc::BPF_K,
-    );
-    // struct seccomp_data: the number at 0, the arguments at 16, 8 bytes each, the lower half first.
-    let mut filter = [
-        code(load, 0, 0, 0),
-        code(equal, 0, 3, libc::SYS_pwrite64 as u32),
-        code(load, 0, 0, 16 + 3 * 8),
-        code(at_least, 0, 1, offset),
-        code(end, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSPC as u32),
-        code(end, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the call takes four numbers.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    // SAFETY: the program is valid for the call.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) }, 0);
-}
-
 fn a_pour_that_fails_half_way_leaves_the_heap_working() {
     let data = Data::new(100_000);
     let large: Vec<Vec<u8>> = (0..20).map(|n| vec![n + 1; 3 << 20]).collect();
-    refuse_writes_behind(32 << 20);
+    crate::hostile::refuse_writes(32 << 20, 0);
     let error = Heap::freeze().expect_err("there is no room for all of it");
     assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
     data.check(100_000);

@@ -94,7 +94,7 @@ fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
 }
 
 /// From now on `pwrite` at or behind this offset to a file of this number or above fails with ENOSPC in this process.
-fn refuse_writes(offset: u32, file: u32) {
+pub fn refuse_writes(offset: u32, file: u32) {
     let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal, at_least, end) = (
         libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,

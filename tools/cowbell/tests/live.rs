@@ -4,9 +4,11 @@
 #[expect(dead_code, reason = "captures are made up elsewhere")]
 mod kit;
 
+use cowbell::sys::pidfd;
 use kit::{Scratch, ran, tool};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,6 +137,7 @@ impl Terminal {
                 return screen;
             }
             assert!(Instant::now() < until, "no {wanted:?} in\n{screen}");
+            // tmux tells nobody that a screen has changed.
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -194,12 +197,11 @@ fn top_ends_by_a_signal_and_with_its_terminal() {
             assert!(Command::new("kill").args(["-TERM", top]).status().expect("kill").success());
             terminal.shows(&["ENDED 0"]);
         } else {
+            // Opened while it lives, for its number may be another's later.
+            let process = pidfd::open(top.parse().expect("an id")).expect("top");
             terminal.tmux(&["kill-server"]);
-            let until = Instant::now() + Duration::from_secs(60);
-            while std::path::Path::new("/proc").join(top).exists() {
-                assert!(Instant::now() < until, "top stays without its terminal");
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            let ended = pidfd::readable(process.as_fd(), Some(Duration::from_secs(60)));
+            assert_eq!(ended, Ok(true), "top stays without its terminal");
         }
     }
 }

@@ -11,6 +11,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
+/// Asks for private pages with memory of their own, there or swapped out, and with each whether it is part of a huge one.
+pub const PRIVATE: Query = Query {
+    all: Categories::empty(),
+    none: Categories::FILE.union(Categories::PFN_ZERO),
+    any: Categories::PRESENT.union(Categories::SWAPPED).union(Categories::HUGE),
+    rearm: false,
+};
+
 /// What a page was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Was {

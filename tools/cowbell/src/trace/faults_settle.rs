@@ -26,7 +26,7 @@ use super::watch::Watch;
 use crate::record::{Class, Closed, End, Fault};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Query};
+use cowbell::sys::pagemap::{Categories, Entry};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -192,15 +192,9 @@ impl Verdict {
     fn read_new(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
         let watch = evidence.watch;
         let now = maps::read(watch.pid)?;
-        let query = Query {
-            all: Categories::empty(),
-            none: Categories::FILE | Categories::PFN_ZERO,
-            any: Categories::PRESENT | Categories::SWAPPED | Categories::HUGE,
-            rearm: false,
-        };
         let mut found: Vec<(Range, Categories)> = Vec::new();
         let add = |range, categories| found.push((range, categories));
-        watch.pagemap.scan_categories(baseline::user_space(), &query, add)?;
+        watch.pagemap.scan_categories(baseline::user_space(), &baseline::PRIVATE, add)?;
         let private: Vec<(u64, u64)> = found.iter().map(|(run, _)| (run.start as u64, run.end() as u64)).collect();
         let (mut unexplained, mut found_there) = (Vec::new(), Vec::new());
         for (range, categories) in found {

@@ -8,7 +8,7 @@ use super::watch::Watch;
 use crate::record::{Class, Closed, End, PageRun, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Query};
+use cowbell::sys::pagemap::{Categories, Entry};
 use cowbell::sys::process;
 use std::collections::BTreeMap;
 
@@ -63,16 +63,10 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     watch.collect(now_ns)?;
     let now = maps::read(watch.pid)?;
     let entries = Entries::new(&watch.pagemap);
-    let query = Query {
-        all: Categories::empty(),
-        none: Categories::FILE | Categories::PFN_ZERO,
-        any: Categories::PRESENT | Categories::SWAPPED | Categories::HUGE,
-        rearm: false,
-    };
     let mut found: Vec<(Range, Categories)> = Vec::new();
-    watch
-        .pagemap
-        .scan_categories(baseline::user_space(), &query, |range, categories| found.push((range, categories)))?;
+    watch.pagemap.scan_categories(baseline::user_space(), &baseline::PRIVATE, |range, categories| {
+        found.push((range, categories))
+    })?;
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();
