@@ -140,7 +140,7 @@ const TESTS: &[Tests] = &[
     Tests {
         folder: "tests/heap",
         helpers: &["memory"],
-        arrows: &[("freezing", &["threads"]), ("hostile", &["threads"])],
+        arrows: &[("freezing", &["hostile", "threads"]), ("hostile", &["threads"])],
     },
     Tests {
         folder: "tools/cowbell/tests/run",

@@ -210,7 +210,7 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
     if children.processes > 0 {
         writeln!(
             out,
-            "children's own pages: {}, of which {} lie where the parent has other pages",
+            "children's own: {}, {} of it where the parent has other pages",
             Bytes(children.own_bytes),
             Bytes(children.differs_bytes)
         )?;
