@@ -202,6 +202,9 @@ fn preloaded_workers_copy_a_list_that_they_read_and_share_arrays_and_maps() {
     let parts =
         with_events(mode, &["Python counts references", "site_app.py:18", "keep the data in few large objects"]);
     demand(&list, "COPIED: 2 children copied", &parts, &["--preload"]);
+    if mode == "count" {
+        return skip("what workers copy as they end is told apart by events");
+    }
     for kind in ["numpy", "joblib", "mmap"] {
         let said = site(&python, mode, kind, &["--preload"]);
         demand(&said, "SHARED: all is well: 2 children copied", &[], &["Why"]);
@@ -221,7 +224,9 @@ fn the_collector_is_told_with_its_remedy_which_helps() {
     let source = "import gc, os\ndata = [[n] for n in range(200_000)]\nFREEZE\nif os.fork() == 0:\n    gc.collect()\n    os._exit(0)\nos.wait()\n";
     let plain = report(&python, mode, "collects.py", &source.replace("FREEZE", "pass"));
     let parts = with_events(mode, &["garbage collector writes", "collects.py:5", "gc.freeze()"]);
-    demand(&plain, "COPIED: 1 child copied", &parts, &["numpy"]);
+    // Without events it may as well have been counting, which numpy would help.
+    let unwanted: &[&str] = if mode == "count" { &[] } else { &["numpy"] };
+    demand(&plain, "COPIED: 1 child copied", &parts, unwanted);
     let frozen = report(&python, mode, "frozen.py", &source.replace("FREEZE", "gc.freeze()"));
     demand(&frozen, "SHARED: all is well: 1 child copied", &[], &["What helps"]);
 }

@@ -130,7 +130,7 @@ fn copies_of_an_attached_child_are_compared_with_what_its_parent_has() {
     let scratch = Scratch::new();
     let running = written_tree(&scratch, "pass", "for x in data: pass");
     if !is_root() {
-        let outcome = attach(&scratch, &running, &["--mode", "count", "--duration", "3"]);
+        let outcome = attach(&scratch, &running, &["-v", "--mode", "count", "--duration", "3"]);
         crate::lab::signal_group(running.pid(), "KILL");
         running.finish();
         let text = flat(&outcome.err);
