@@ -8,6 +8,8 @@
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::process;
+use rustix::io::retry_on_intr;
+use rustix::process::{WaitId, WaitIdOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
@@ -49,6 +51,14 @@ impl Child {
     /// Waits for the child, which must exit with 0.
     pub fn finish(self) {
         assert_eq!(self.wait(), Ended::Exited(0), "how the child ended");
+    }
+
+    /// Stops the child; it stands still when this returns.
+    pub fn stop(&self) {
+        pidfd::signal(&self.pidfd, libc::SIGSTOP).expect("pidfd_send_signal");
+        let pidfd = WaitId::PidFd(self.pidfd.as_fd());
+        let stopped = retry_on_intr(|| rustix::process::waitid(pidfd.clone(), WaitIdOptions::STOPPED)).expect("waitid");
+        assert!(stopped.is_some_and(|status| status.stopped()), "the child has ended");
     }
 
     /// Kills the child and waits for its end.

@@ -85,24 +85,42 @@ fn forty_random_trees_agree_with_the_model() {
     }
 }
 
+/// Private, resident and anonymous bytes of a process by the name of the mapping, as smaps has them.
+fn sums_of_smaps(pid: i32) -> BTreeMap<String, (u64, u64, u64)> {
+    let everything = cowbell::sys::map::Range { start: 0, len: usize::MAX };
+    let mut sums: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+    for mapping in smaps::mappings(pid, everything).expect("smaps").into_iter().filter(|mapping| mapping.rss > 0) {
+        let name = mapping.mapping.name;
+        let sum = sums.entry(if name.is_empty() { "[anonymous]".to_owned() } else { name }).or_default();
+        *sum = (sum.0 + mapping.private, sum.1 + mapping.rss, sum.2 + mapping.anonymous);
+    }
+    sums
+}
+
+/// What smaps says of the processes of a tree that waits, and a snapshot of the same. A page of the C library's file is private
+/// as long as nobody else on the machine has it mapped, so smaps must say the same before and after the snapshot.
+fn beside_smaps(place: &Place, tree: &Tree) -> (BTreeMap<i32, BTreeMap<String, (u64, u64, u64)>>, Value) {
+    let of_tree = || tree.pids.iter().map(|&pid| (pid, sums_of_smaps(pid))).collect::<BTreeMap<_, _>>();
+    for _ in 0..100 {
+        let before = of_tree();
+        let snapshot = place.json(tree.pids[0]);
+        if before == of_tree() {
+            return (before, snapshot);
+        }
+    }
+    panic!("other processes map and unmap the C library all the time");
+}
+
 #[test]
 fn private_pages_are_those_of_smaps_in_every_mapping() {
     for place in Place::with_users("smaps") {
         // All wait in read(2), so that nothing changes between the two readers.
         let tree = Tree::start(&place, "w0-299 f0-19 (w0-49 f10-29 (w40-59)) (z300-320 w310-330 d0-9)");
-        let snapshot = place.json(tree.pids[0]);
+        let (kernel, snapshot) = beside_smaps(&place, &tree);
         let bytes = page_size().bytes() as u64;
         for &pid in &tree.pids {
             let process = process_of(&snapshot, pid);
-            let mut kernel: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
-            let everything = cowbell::sys::map::Range { start: 0, len: usize::MAX };
-            let smaps = smaps::mappings(pid, everything).expect("smaps");
-            for mapping in smaps.into_iter().filter(|mapping| mapping.rss > 0) {
-                let name = mapping.mapping.name;
-                let name = if name.is_empty() { "[anonymous]".to_owned() } else { name };
-                let sum = kernel.entry(name).or_default();
-                *sum = (sum.0 + mapping.private, sum.1 + mapping.rss, sum.2 + mapping.anonymous);
-            }
+            let kernel = &kernel[&pid];
             let mut found = BTreeMap::new();
             for group in process["memory"]["mappings"].as_array().expect("mappings") {
                 let pages = &group["pages"];
@@ -115,7 +133,7 @@ fn private_pages_are_those_of_smaps_in_every_mapping() {
                     found.insert(group["name"].as_str().expect("a name").to_owned(), sums);
                 }
             }
-            assert_eq!(found, kernel, "{pid}: private, resident and anonymous bytes");
+            assert_eq!(found, *kernel, "{pid}: private, resident and anonymous bytes");
             let uss: u64 = kernel.values().map(|sums| sums.0).sum();
             assert_eq!(process["memory"]["uss_bytes"], uss);
         }

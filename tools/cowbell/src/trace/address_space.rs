@@ -305,7 +305,9 @@ impl AddressSpace {
         let Ok(now) = maps::read(self.pid) else { return };
         let is_there = |old: &Map| maps::find(&now, old.mapping.start).is_some_and(|new| new.is_same_as(old));
         let before = self.maps.len();
-        self.maps.retain(|old| !old.is_code() || is_there(old));
+        // Of code that a ring tells of, this is the future: faults that came before are still to be resolved.
+        let is_told = |old: &Map| old.mapping.watched == Watched::Faults;
+        self.maps.retain(|old| !old.is_code() || is_told(old) || is_there(old));
         let mut changed = self.maps.len() != before;
         let mut new_maps = Vec::new();
         for mut new in now {
@@ -314,7 +316,11 @@ impl AddressSpace {
             }
             let known = self.find(new.mapping.start).is_some_and(|old| old.is_same_as(&new));
             // What was mapped anonymously later is told apart by nothing, and needs no name.
-            if known || !(new.is_code() || new.backing == Backing::File || new.mapping.name.starts_with('[')) {
+            let is_later = self.find(new.mapping.start).is_some_and(|old| old.is_code() && is_told(old));
+            if known
+                || is_later
+                || !(new.is_code() || new.backing == Backing::File || new.mapping.name.starts_with('['))
+            {
                 continue;
             }
             let (start, end) = (new.mapping.start, new.mapping.end);

@@ -5,8 +5,8 @@
 //! which finds the names by this very file.
 
 use super::link::Said;
-use super::maps::Map;
-use crate::record::{Module, Place, Record};
+use super::maps::{self, Map};
+use crate::record::{Module, Place, Record, Watched};
 use crate::stacks::elf;
 use crate::stacks::native::Unwinding;
 use crate::stacks::own_name::OwnNames;
@@ -59,7 +59,11 @@ impl Codes {
         if map.file.1 == 0 && path != "[vdso]" {
             return None;
         }
-        let build_id = if map.gone { build_id_of_file(pid, map) } else { build_id(memory, map, maps) };
+        let mut build_id = if map.gone { None } else { build_id(memory, map, maps) };
+        // Nobody waits in this mode: what was read may be of the mapping that came to its place meanwhile.
+        if map.gone || map.mapping.watched == Watched::Faults && !is_there(pid, map) {
+            build_id = build_id_of_file(pid, map);
+        }
         let identity = Identity { path: path.clone(), file: map.file.clone(), build_id: build_id.clone() };
         let mut table = self.0.borrow_mut();
         if let Some(&module) = table.numbers.get(&identity) {
@@ -116,6 +120,12 @@ impl Codes {
     pub fn take_news(&self) -> Vec<Said> {
         std::mem::take(&mut self.0.borrow_mut().news)
     }
+}
+
+/// Is a mapping there now?
+fn is_there(pid: i32, map: &Map) -> bool {
+    let now = maps::read(pid).unwrap_or_default();
+    maps::find(&now, map.mapping.start).is_some_and(|now| now.is_same_as(map))
 }
 
 /// The build that is mapped, from memory: the file under that name may be another's by now.

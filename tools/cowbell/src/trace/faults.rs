@@ -21,7 +21,7 @@ use crate::record::{Class, Closed, End, GapKind, Mapping, Record, Watched, Who};
 use cowbell::sys::perf::record as perf;
 use cowbell::sys::perf::rings::{Rings, Waiter, Woken};
 use cowbell::sys::procfs::status::Status;
-use cowbell::sys::{Errno, limits, pidfd, process};
+use cowbell::sys::{Errno, limits, monotonic_ns, pidfd, process};
 use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -165,9 +165,16 @@ impl Faults {
     }
 
     /// All that was told up to now, by time.
+    ///
+    /// The rings are read one after another: a fault that is found in the last may come of a mapping that was told in the first
+    /// once that had been read. What is told of times after the reading began is kept for the next time.
     fn take(&self) -> Vec<Told> {
+        let began_ns = monotonic_ns();
         self.shared.drain();
-        let mut told = std::mem::take(&mut *lock(&self.shared.told));
+        let mut all = lock(&self.shared.told);
+        let (mut told, later): (Vec<_>, _) =
+            std::mem::take(&mut *all).into_iter().partition(|told| told.time_ns() <= began_ns);
+        *all = later;
         told.sort_by_key(Told::time_ns);
         told
     }
