@@ -6,7 +6,7 @@
 use crate::page::Bytes;
 use std::fmt;
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -37,13 +37,13 @@ impl Door {
     /// All doors, the most powerful first.
     pub const ALL: [Self; 3] = [Self::Device, Self::SystemCall, Self::UserModeOnly];
 
-    /// Are faults handled that the kernel takes on a program's behalf?
+    /// Tells whether faults are handled that the kernel takes on a program's behalf.
     pub fn sees_kernel_writes(self) -> bool {
         self != Self::UserModeOnly
     }
 }
 
-/// Where a thread was when a signal hit it.
+/// The place where a thread was when a signal hit it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Registers {
     /// Program counter.
@@ -54,7 +54,7 @@ pub struct Registers {
     pub fp: u64,
 }
 
-/// How much memory this process may still take, and what ends it.
+/// The memory this process may still take, and what ends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Headroom {

@@ -32,7 +32,7 @@
 //! **arm**: write-protect a range through userfaultfd. **generation**: one frozen image of an arena.
 //! **keeper**: the process that keeps a child's page tables alive until its last census.
 //!
-//! Of pools: **zygote**: the process with one thread that forks the **workers**. **batch**: jobs that go to a worker
+//! Words about pools: **zygote**: the process with one thread that forks the **workers**. **batch**: jobs that go to a worker
 //! together. **slot**: where a batch lies until its results are read. **seat**: a worker's place, which the next worker takes
 //! over. **ticket**: one submitted job, and its result to come.
 //!

@@ -22,12 +22,12 @@ impl PageSize {
         PageIndex((offset >> self.0) as u64)
     }
 
-    /// Where `page` starts, in bytes from the range's start.
+    /// The start of `page`, in bytes from the range's start.
     pub const fn offset_of(self, page: PageIndex) -> usize {
         (page.0 as usize) << self.0
     }
 
-    /// How many pages hold `bytes` bytes, the last one perhaps in part.
+    /// The number of pages that hold `bytes` bytes, the last one perhaps in part.
     pub const fn pages_for(self, bytes: usize) -> PageCount {
         PageCount((bytes.div_ceil(1 << self.0)) as u64)
     }
@@ -118,7 +118,7 @@ impl Range {
 pub struct PageSpan {
     /// The first page.
     pub start: PageIndex,
-    /// How many pages, the first included.
+    /// The number of pages, the first included.
     pub count: PageCount,
 }
 
@@ -168,18 +168,18 @@ impl PageSet {
         }
     }
 
-    /// Is the page in the set?
+    /// Tells whether the page is in the set.
     pub fn contains(&self, page: PageIndex) -> bool {
         let (word, bit) = place(page);
         self.words.get(word).is_some_and(|w| w & bit != 0)
     }
 
-    /// How many pages the set holds.
+    /// The number of pages in the set.
     pub fn count(&self) -> PageCount {
         PageCount(self.words.iter().map(|w| u64::from(w.count_ones())).sum())
     }
 
-    /// Is the set empty?
+    /// Tells whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
     }

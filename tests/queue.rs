@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// How many accesses to shared memory a process has left, if they are counted.
+/// The number of accesses to shared memory a process has left, if they are counted.
 struct Life(Cell<Option<u32>>);
 
 /// The payload with which a dying worker unwinds.
@@ -141,7 +141,7 @@ impl Long for Long64<'_> {
     }
 }
 
-/// How a job ended, as its slot says.
+/// The end of a job, as its slot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Result,
@@ -168,7 +168,7 @@ struct Pool {
     /// The job in each slot, and how it ended. Loom finds accesses that the queue does not order.
     jobs: Vec<loom::cell::Cell<usize>>,
     ends: Vec<loom::cell::Cell<End>>,
-    /// How often each job was begun, and how it ended. The test's own.
+    /// The number of times each job was begun, and its end. The test's own.
     begun: Vec<Cell<u32>>,
     ended: Vec<Cell<Option<End>>>,
     /// The mortal worker is dead or stopped.
@@ -659,7 +659,7 @@ fn who_listens_to_a_bell_is_woken() {
 struct Batches {
     state: Memory32,
     progress: AtomicU64,
-    /// Which batch is in the slot; the test's own.
+    /// The batch that is in the slot; the test's own.
     batch: Cell<usize>,
     finished: Cell<usize>,
     killed: Cell<bool>,

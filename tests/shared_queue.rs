@@ -23,7 +23,7 @@ enum Protocol {
     LateWord,
 }
 
-/// Where a process stands: its next step.
+/// The state of a process: its next step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Step {
     // put(), and close().

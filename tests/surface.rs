@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the root of the crate shows.
+/// The names that the root of the crate shows.
 const ROOT: &[&str] = &[
     "Error",
     "Result",
@@ -83,7 +83,7 @@ fn name(item: &Value) -> String {
     name.as_str().unwrap_or_default().to_owned()
 }
 
-/// Is the item of this crate's own text, rather than an implementation for all types that some crate brings?
+/// Tells whether the item is of this crate's own text, rather than an implementation for all types that some crate brings.
 fn is_own(item: &Value) -> bool {
     item["crate_id"] == 0 && item["span"]["filename"].as_str().is_some_and(|file| file.starts_with("src/"))
 }

@@ -43,7 +43,7 @@ const TOOL_ARROWS: Arrows = &[
     ("output", &["analyse", "views", "failure"]),
     ("snapshot", &["views", "output", "failure"]),
     ("exporter", &["snapshot", "failure"]),
-    // It looks as a snapshot does, and attaches as the front does.
+    // The command looks as a snapshot does, and attaches as the front does.
     ("top", &["record", "analyse", "front", "snapshot", "views", "failure"]),
     // One door to files: captures, and reports of the library.
     ("input", &["record", "analyse", "failure"]),
@@ -216,7 +216,7 @@ fn names_behind_crate(line: &str) -> Vec<String> {
     parts.map(|part| part.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()).collect()
 }
 
-/// Which rooms of a folder use which others. The crate's root, which knows all of them, is no room.
+/// The rooms of a folder that use others. The crate's root, which knows all of them, is no room.
 fn uses(folder: &str) -> BTreeMap<String, BTreeSet<String>> {
     let folder = root().join(folder);
     // A room's tests may look at more than the room does.

@@ -1,4 +1,4 @@
-//! How jobs and results lie in shared memory: one after the other, each with its side table.
+//! Jobs and results lie in shared memory: one after the other, each with its side table.
 //!
 //! ```text
 //! item: bytes u32 | passengers u24, status u8 | the bytes, padded to 8 | passengers, 32 bytes each
@@ -6,7 +6,7 @@
 
 use crate::wire::Passenger;
 
-/// How a job ended: the status of its item.
+/// The way a job ended: the status of its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     /// A job, or a result.
@@ -31,7 +31,7 @@ pub(super) struct Item<'a> {
 }
 
 impl Item<'_> {
-    /// How many bytes it takes.
+    /// The bytes it takes.
     pub(super) fn size(&self) -> usize {
         8 + self.bytes.len().next_multiple_of(8) + self.passengers.len()
     }

@@ -21,12 +21,12 @@ const HEARD: u32 = 1;
 pub struct Bell<W>(pub W);
 
 impl<W: Word> Bell<W> {
-    /// How often it has rung, for one who waits for [`Self::ring`].
+    /// The number of times it has rung, for one who waits for [`Self::ring`].
     pub fn rings(&self) -> u32 {
         self.0.load() & !HEARD
     }
 
-    /// How often it has rung, for one who waits for [`Self::ring_if_heard`].
+    /// The number of times it has rung, for one who waits for [`Self::ring_if_heard`].
     pub fn listen(&self) -> u32 {
         loop {
             let word = self.0.load();

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 struct Mine {
     region: &'static Region,
     seat: usize,
-    /// Which process in a line of forks it is: its children have no region.
+    /// The number of the process in a line of forks: its children have no region.
     process: usize,
 }
 
@@ -145,7 +145,7 @@ impl Deref for Home {
 ///
 /// A process that the job, or later the program, forks does not have it: who touches it there dies of SIGSEGV.
 ///
-/// It can travel only in the result of a pool's job, which must own it: a result that refers to a buffer that the job keeps
+/// A buffer can travel only in the result of a pool's job, which must own it: a result that refers to a buffer that the job keeps
 /// is refused.
 ///
 /// The slice is borrowed from memory that its worker has mapped writable: no safe code there can reach it any more, but `unsafe`

@@ -103,16 +103,16 @@ pub(super) struct Terms {
     pub(super) bell: usize,
 }
 
-/// How a batch ended.
+/// The way a batch ended.
 pub(super) struct Ended {
-    /// How many of its jobs are done and have an item.
+    /// The number of its jobs that are done and have an item.
     pub(super) done: usize,
     /// Why the next one failed, if it did; otherwise it was not begun.
     pub(super) failure: Option<Failure>,
 }
 
-/// How long a job waits for a place while no batch is queued or at work: all places are taken by results then, and only who reads them can
-/// make room.
+/// The time that a job waits for a place while no batch is queued or at work: all places are taken by results then, and only
+/// who reads them can make room.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
 const NO_PLACE: &str = "all of the pool's places are taken by results that nobody reads: iterators of map or map_unordered that were \
@@ -285,13 +285,13 @@ impl Core {
         unsafe { self.region.read(at, len) }.unwrap_or_default()
     }
 
-    /// Is the batch done? Its results are final then. Never in a process forked from the pool's, which must not free
+    /// Tells whether the batch is done: its results are final then. Never in a process forked from the pool's, which must not free
     /// what is the pool's.
     pub(super) fn is_done(&self, number: usize) -> bool {
         self.check_process().is_ok() && self.slot(number).state.load(Ordering::SeqCst) == DONE
     }
 
-    /// How a batch that is done ended.
+    /// The way a batch that is done ended.
     pub(super) fn ended(&self, number: usize) -> Ended {
         let slot = self.slot(number);
         let (done, _) = progress::read(&slot.progress);

@@ -14,21 +14,21 @@ pub enum JobError {
     Panicked {
         /// The panic's message.
         message: String,
-        /// Where, as `file:line:column`.
+        /// The place, as `file:line:column`.
         location: Option<String>,
     },
     /// Its worker died while it held the job, and was replaced.
     Died {
-        /// How the worker died.
+        /// The way the worker died.
         death: Death,
-        /// How often the job was tried.
+        /// The number of times the job was tried.
         attempts: u32,
     },
     /// The job took longer than its time limit; its worker was killed and replaced.
     TimedOut {
         /// The limit.
         limit: Duration,
-        /// How often the job was tried.
+        /// The number of times the job was tried.
         attempts: u32,
     },
     /// The job was cancelled: before it began, or by the end of the pool.
@@ -39,7 +39,7 @@ pub enum JobError {
     PoolGone(String),
 }
 
-/// How a worker died.
+/// The way a worker died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Death {
     /// By exiting, or by which signal.

@@ -35,7 +35,7 @@ pub(super) const HELD: u64 = 3;
 /// Results that are read soon after they were written are in the processor's cache still; and what is given back is queued again.
 const FAIR_SHARE_MAX: usize = 8 << 20;
 
-/// How long a worker that found no room sleeps before it looks again by itself.
+/// The time that a worker that found no room sleeps before it looks again by itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A block's header.
@@ -44,7 +44,7 @@ pub(super) struct Header<'a> {
     pub(super) state: &'a AtomicU64,
     /// The next block of the same batch; 0 for none.
     pub(super) next: &'a AtomicU64,
-    /// How many bytes hold results.
+    /// The number of bytes that hold results.
     pub(super) used: &'a AtomicU64,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn header(region: &Region, block: usize) -> Option<Header<'_>> {
     Some(Header { bytes: word(0)?, state: word(1)?, next: word(2)?, used: word(3)? })
 }
 
-/// How many bytes a block has room for; 0 for what is no block.
+/// The number of bytes a block has room for; 0 for what is no block.
 pub(super) fn room(region: &Region, block: usize) -> usize {
     let bytes = header(region, block).map_or(0, |header| header.bytes.load(Ordering::Acquire) as usize);
     bytes.saturating_sub(HEADER)
@@ -140,7 +140,7 @@ impl<'a> Heap<'a> {
         })
     }
 
-    /// How many bytes one batch may fill before it should end: so that several fit.
+    /// The number of bytes one batch may fill before it should end: so that several fit.
     pub(super) fn fair_share(&self) -> usize {
         (self.range.len / 8).min(FAIR_SHARE_MAX)
     }

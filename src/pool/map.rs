@@ -19,7 +19,7 @@ const BATCH_JOBS_MAX: usize = 1 << 12;
 /// A batch ends early when its jobs take so many bytes.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// How many jobs go into one batch.
+/// The number of jobs that go into one batch.
 #[derive(Debug)]
 enum Chunk {
     Fixed(usize),
@@ -31,7 +31,7 @@ enum Chunk {
 }
 
 impl Chunk {
-    /// How many jobs the next batch gets, where `left` are known to be left for `workers`.
+    /// The number of jobs the next batch gets, where `left` are known to be left for `workers`.
     fn next(&mut self, left: usize, workers: usize) -> usize {
         match self {
             Self::Fixed(jobs) => *jobs,
@@ -60,7 +60,7 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     chunk: Chunk,
     /// Each with the number of its first job.
     runs: VecDeque<(usize, Run<R>)>,
-    /// How many jobs were pulled, and how many are done.
+    /// The number of jobs that were pulled, and of those that are done.
     pulled: usize,
     done: usize,
     /// The progress that was told last.

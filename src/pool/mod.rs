@@ -78,7 +78,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// An order to the zygote.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
-    /// How did workers end since this was asked last?
+    /// Tell how workers ended since this was asked last.
     Exits,
     /// Kill the worker that runs this job.
     Cancel { slot: u32, job: u32 },
@@ -96,12 +96,12 @@ enum Reply {
     Exits { exits: Vec<WorkerExit>, lost: u64 },
 }
 
-/// How a worker ended, and what it copied.
+/// The way a worker ended, and what it copied.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkerExit {
     /// Its process id.
     pub pid: i32,
-    /// How it ended.
+    /// The way it ended.
     pub death: Death,
     /// The worker left of its own accord: its budget was used up, the data set was replaced, or the pool was closed.
     pub left_by_itself: bool,
@@ -121,7 +121,7 @@ pub struct Stats {
     pub deaths: u64,
     /// Workers that retired because they copied more than their budget.
     pub retired: u64,
-    /// How often a worker was found above its budget.
+    /// The number of times a worker was found above its budget.
     pub over_budget: u64,
     /// Pages that workers gave back because they were the original again.
     pub reshared_pages: u64,
@@ -325,7 +325,7 @@ impl<T, J, R> Pool<T, J, R> {
         pids.filter(|&pid| pid != 0).collect()
     }
 
-    /// How workers ended since this was asked last, the oldest first; the last 1024 are kept, and the log says how many were not.
+    /// The ends of workers since this was asked last, the oldest first; the last 1024 are kept, and the log says how many were not.
     ///
     /// # Errors
     /// The pool is gone.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long the zygote may take for an answer that is no matter of the user's jobs, and to end.
+/// The time that the zygote may take for an answer that is no matter of the user's jobs, and to end.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
 
 impl Core {

@@ -1,4 +1,4 @@
-//! How far a batch is: the number of its current job and that job's phase, in one word.
+//! The progress of a batch: the number of its current job and that job's phase, in one word.
 //!
 //! ```text
 //!  job 0 AHEAD -> job 0 RUNNING -> job 1 AHEAD -> job 1 RUNNING -> job 2 AHEAD      the worker's steps
@@ -15,7 +15,7 @@
 
 use super::queue::Long;
 
-/// Where a job stands.
+/// The phase of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Not begun.
@@ -30,7 +30,7 @@ const PHASE_BITS: u32 = 2;
 const JOB_BITS: u32 = 30;
 const FILLED_SHIFT: u32 = PHASE_BITS + JOB_BITS;
 
-/// How far a batch was when somebody looked.
+/// The progress of a batch when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen(u64);
 
@@ -40,7 +40,7 @@ impl Seen {
         (self.0 >> PHASE_BITS) as usize & ((1 << JOB_BITS) - 1)
     }
 
-    /// Where it stands.
+    /// Its phase.
     pub fn phase(self) -> Phase {
         match self.0 & 3 {
             0 => Phase::Ahead,

@@ -96,9 +96,9 @@ fn held_by(seat: usize) -> u32 {
 
 /// A view of the words, which lie in shared memory.
 pub struct Queue<'a, W, L, S> {
-    /// How many entries were passed.
+    /// The number of entries that were passed.
     pub head: &'a L,
-    /// How many entries were added.
+    /// The number of entries that were added.
     pub tail: &'a L,
     /// Numbers of slots; a power of two of them, and no fewer than slots.
     pub ring: &'a [W],

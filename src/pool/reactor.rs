@@ -1,6 +1,6 @@
 //! The one thread that a pool may have: it waits for results on behalf of futures and wakes their tasks.
 //!
-//! It is started by the first ticket that is polled, so a program that only waits never has it.
+//! The reactor is started by the first ticket that is polled, so a program that only waits never has it.
 
 use super::core::Core;
 use super::failure::JobError;
@@ -15,7 +15,7 @@ pub(super) trait Waits: Send + Sync {
     fn look(&self, gone: Option<&JobError>) -> bool;
 }
 
-/// How often results are looked for without a ring: only then may a dead zygote be noticed.
+/// The time between looks for results without a ring: only then may a dead zygote be noticed.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// With nothing to wait for, a ring comes with the next ticket.
@@ -45,7 +45,7 @@ impl Reactor {
         Ok(Self { shared })
     }
 
-    /// Has the thread look after a ticket.
+    /// Tells the thread to look after a ticket.
     pub(super) fn watch(&self, region: &Region, ticket: Weak<dyn Waits>) {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
         region.board().bells[BELL].ring();

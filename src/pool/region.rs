@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-/// How many batches there can be at once: queued, at work, or done and not read.
+/// The number of batches that there can be at once: queued, at work, or done and not read.
 pub(super) const SLOTS: usize = 1 << 12;
 /// Less memory than this is not worth a system call.
 pub(super) const TRIM_MIN: usize = 256 << 10;
@@ -87,7 +87,7 @@ pub(super) type Bell = super::bell::Bell<AtomicU32>;
 pub(super) struct Board {
     head: Line<AtomicU64>,
     tail: Line<AtomicU64>,
-    /// Which data set new batches are for; workers of an older one leave.
+    /// The data set that new batches are for; workers of an older one leave.
     pub(super) generation: Line<AtomicU64>,
     /// 1: workers leave when nothing is queued; 2: at once.
     pub(super) closing: AtomicU32,
@@ -97,7 +97,7 @@ pub(super) struct Board {
     pub(super) limits_watched: AtomicU32,
     /// Not 0: jobs wait, and the pool has no worker and cannot start one.
     pub(super) broken: AtomicU32,
-    /// How many ... since the pool began.
+    /// Counts since the pool began.
     pub(super) deaths: AtomicU64,
     pub(super) retired: AtomicU64,
     pub(super) started: AtomicU64,
@@ -105,9 +105,9 @@ pub(super) struct Board {
     pub(super) reshared: AtomicU64,
     pub(super) jobs: AtomicU64,
     idle: [AtomicU64; SEATS_MAX / 64],
-    /// Where workers sleep.
+    /// The bell on which workers sleep.
     signals: [AtomicU32; SEATS_MAX],
-    /// Where threads of the parent sleep; the first is for those who need a slot.
+    /// The bells on which threads of the parent sleep; the first is for those who need a slot.
     pub(super) bells: [Bell; BELLS],
 }
 
@@ -118,7 +118,7 @@ pub(super) struct Slot {
     pub(super) state: AtomicU32,
     /// The bell of the thread that waits for it.
     pub(super) bell: AtomicU32,
-    /// How many jobs.
+    /// The number of jobs.
     pub(super) jobs: AtomicU32,
     /// Not 0: why the job that `progress` names failed (failure.rs).
     pub(super) failure: AtomicU32,
@@ -130,14 +130,14 @@ pub(super) struct Slot {
     pub(super) since: AtomicU64,
     /// The time limit of each job in ns; 0 for none.
     pub(super) limit: AtomicU64,
-    /// Where the jobs lie, and how many bytes.
+    /// The place of the jobs, and their bytes.
     pub(super) input: AtomicU64,
     pub(super) input_bytes: AtomicU64,
-    /// Where they began before some were done; the memory that is freed.
+    /// The place where they began before some were done; the memory that is freed.
     pub(super) input_first: AtomicU64,
     /// The first block of results; 0 for none.
     pub(super) output: AtomicU64,
-    /// How long the batch ran, in ns.
+    /// The time the batch ran, in ns.
     pub(super) ran: AtomicU64,
     /// The generation that must run it, or a newer one.
     pub(super) generation: AtomicU64,
@@ -240,7 +240,7 @@ impl Region {
         Range { start: self.heaps_at + seat * self.heap_bytes, len: self.heap_bytes }
     }
 
-    /// Which seat's heap an offset lies in.
+    /// The seat in whose heap an offset lies.
     pub(super) fn heap_owner(&self, offset: usize) -> Option<usize> {
         let seat = offset.checked_sub(self.heaps_at)? / self.heap_bytes;
         (seat < self.seats).then_some(seat)

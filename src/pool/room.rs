@@ -8,7 +8,7 @@ use crate::arena::Space;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How often the memory of jobs is given back, if there are none at that moment.
+/// The time after which the memory of jobs is given back, if there are none at that moment.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 impl Core {

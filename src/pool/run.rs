@@ -15,15 +15,15 @@ pub(super) struct Run<R> {
     pub(super) core: Arc<Core>,
     /// Its slot; `None` when all is read.
     number: Option<usize>,
-    /// How many jobs have no result yet.
+    /// The number of jobs that have no result yet.
     left: usize,
-    /// How often the first of these was tried in vain.
+    /// The number of times the first of these was tried in vain.
     attempts: u32,
     max_attempts: u32,
     limit: Option<Duration>,
     /// In the order of the jobs.
     pub(super) results: Vec<Result<R, JobError>>,
-    /// How long the jobs took that were run, and how many these were.
+    /// The time that the jobs took that were run, and their number.
     pub(super) ran: (u64, usize),
 }
 

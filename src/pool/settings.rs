@@ -65,7 +65,7 @@ impl PoolBuilder {
         Self { settings }
     }
 
-    /// How many workers, 1 to 1024 (default: one for each processor this process may use).
+    /// The number of workers, 1 to 1024 (default: one for each processor this process may use).
     pub fn workers(mut self, workers: usize) -> Self {
         self.settings.workers = workers;
         self
@@ -77,7 +77,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How the workers' copies are observed (default [`Watch::Census`], which costs the writer nothing).
+    /// The way the workers' copies are observed (default [`Watch::Census`], which costs the writer nothing).
     pub fn watch(mut self, watch: Watch) -> Self {
         self.settings.watch = watch;
         self
@@ -89,7 +89,7 @@ impl PoolBuilder {
         self
     }
 
-    /// How many pages of frozen arenas a worker may copy. Counted between batches, by a census where page faults say
+    /// The number of pages of frozen arenas that a worker may copy. They are counted between batches, by a census where page faults say
     /// that there may be as many.
     pub fn copy_budget(mut self, pages: PageCount) -> Self {
         let then = self.settings.copy_budget.map(|(_, then)| then).unwrap_or_default();
@@ -112,21 +112,21 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a job may take (default: for ever). Then its worker is killed, and the job's error says so. A stopped
+    /// The time a job may take (default: for ever). Then its worker is killed, and the job's error says so. A stopped
     /// worker (SIGSTOP) is found out this way only.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = Some(limit);
         self
     }
 
-    /// How often a job is tried whose worker dies or whose time is over (default 1: it is not tried again, since it may have
+    /// The number of times a job is tried whose worker dies or whose time is over (default 1: it is not tried again, since it may have
     /// done half of what it does). A panic is never tried again.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.max_attempts = attempts;
         self
     }
 
-    /// How much memory a worker may take beyond what it is born with, in bytes (`RLIMIT_DATA`; shared memory and the
+    /// The memory a worker may take beyond what it is born with, in bytes (`RLIMIT_DATA`; shared memory and the
     /// arenas do not count). An allocation beyond fails, of which Rust programs die by SIGABRT.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.settings.memory_limit = Some(bytes);
@@ -146,14 +146,14 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker without a job, or a thread without a result, waits awake before it sleeps, if waits are that
+    /// The time that a worker without a job, or a thread without a result, waits awake before it sleeps, if waits are that
     /// short on the average (default 50 µs). Zero: never.
     pub fn spin(mut self, spin: Duration) -> Self {
         self.settings.spin = spin;
         self
     }
 
-    /// How long [`Self::spawn`] waits for other threads to end before it refuses: see
+    /// The time that [`Self::spawn`] waits for other threads to end before it refuses: see
     /// [`ForkOptions::wait_for_threads`](crate::fork::ForkOptions::wait_for_threads), whose default it has.
     pub fn wait_for_threads(mut self, timeout: Duration) -> Self {
         self.settings.wait_for_threads = Some(timeout);

@@ -9,7 +9,7 @@ const TRIED_NS: u64 = 2_000;
 /// After so many waits the most is tried again: both sides may sleep only because the other does.
 const TRY_AGAIN: u64 = 64;
 
-/// How long to wait awake at most, learnt from how that went. One for each kind of wait, shared by all who wait so.
+/// The time to wait awake at most, learnt from how that went. One for each kind of wait, shared by all who wait so.
 #[derive(Debug)]
 pub(super) struct Patience {
     max_ns: u64,

@@ -94,7 +94,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         Ok(Self { core: Arc::clone(core), cell })
     }
 
-    /// Is the result there?
+    /// Tells whether the result is there.
     fn look(&self, bell: usize) -> bool {
         if self.core.check_process().is_err() {
             return false;
@@ -142,7 +142,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         self.wait_timeout(Duration::ZERO)
     }
 
-    /// Is the result there?
+    /// Tells whether the result is there.
     pub fn is_done(&self) -> bool {
         let is_done = self.look(Core::bell());
         if !is_done && self.core.check_process().is_ok() {

@@ -73,7 +73,7 @@ impl Zygote<'_> {
         }
     }
 
-    /// Is the time of a slot's current job over?
+    /// Tells whether the time of a slot's current job is over.
     pub(super) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, seat: usize, limit: u64) -> bool {
         match seen.phase() {
             Phase::Condemned => false,
@@ -96,7 +96,7 @@ impl Zygote<'_> {
         }
     }
 
-    /// Has a job end with its worker, if it is current still.
+    /// Lets a job end with its worker, if the job is current still.
     pub(super) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref()) else { return false };

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// How long a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
+/// The time that a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
 pub(super) const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -88,7 +88,7 @@ impl Core {
         }
     }
 
-    /// Is the pool at work?
+    /// Tells whether the pool is at work.
     ///
     /// # Errors
     /// It is gone, and why.
@@ -149,14 +149,14 @@ impl Core {
         started.as_ref().map(|_| reactor::BELL)
     }
 
-    /// Has the reactor look after a ticket.
+    /// Tells the reactor to look after a ticket.
     pub(super) fn reactor_watch(&self, ticket: Weak<dyn reactor::Waits>) {
         if let Some(Some(reactor)) = self.reactor.get() {
             reactor.watch(&self.region, ticket);
         }
     }
 
-    /// Are there batches queued or at work?
+    /// Tells whether batches are queued or at work.
     pub(super) fn is_busy(&self) -> bool {
         let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
         self.region.slots().iter().take(used).any(|slot| {
@@ -165,7 +165,7 @@ impl Core {
         })
     }
 
-    /// Is the pool closed for new jobs?
+    /// Tells whether the pool is closed for new jobs.
     pub(super) fn is_closed(&self) -> bool {
         lock(&self.front).closed
     }

@@ -34,7 +34,7 @@ impl Left {
     }
 }
 
-/// How a job ended: its item, and the passengers in it.
+/// The end of a job: its item, and the passengers in it.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) item: Vec<u8>,
@@ -95,7 +95,7 @@ struct Worker<'a> {
     own: &'a Seat,
     generation: u64,
     heap: Heap<'static>,
-    /// How many page faults there were at the last census.
+    /// The number of page faults at the last census.
     faults_checked: u64,
 }
 
@@ -200,7 +200,7 @@ impl Worker<'_> {
         unsafe { self.region.read(at as usize, len as usize) }.unwrap_or_default()
     }
 
-    /// Has the worker copied more pages than it may, and is that a reason to leave?
+    /// Tells whether the worker has copied more pages than it may, and must leave for it.
     fn is_over_budget(&mut self, work: &dyn Work) -> bool {
         let Some((pages, then)) = self.settings.copy_budget else { return false };
         // Each copy is a page fault, so before there were as many faults there is nothing to count.

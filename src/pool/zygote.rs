@@ -1,7 +1,7 @@
 //! The zygote: a process with one thread, forked when the pool is made, that forks the workers, reaps them, tells what
 //! became of the jobs they held, and replaces them. The parent may have as many threads as it likes meanwhile.
 //!
-//! It dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
+//! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
 use super::failure::{Death, Failure};
 use super::progress::{self, Phase, Seen};
@@ -28,7 +28,7 @@ const LIMITS: u64 = ORDERS + 1;
 /// For so long after the OOM killer was seen at work a worker's SIGKILL is taken for its doing.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(1);
 
-/// How many ends of workers are kept until somebody asks for them.
+/// The number of ends of workers that are kept until somebody asks for them.
 const EXITS_MAX: usize = 1024;
 
 /// A worker that dies this often in a row before it has done anything is not started at once again.
@@ -49,7 +49,7 @@ pub(super) trait Data: Work {
 #[derive(Default)]
 pub(super) struct Member {
     pub(super) child: Option<Child>,
-    /// How many workers in a row died before they had done a job.
+    /// The number of workers in a row that died before they had done a job.
     pub(super) short_lives: u32,
     /// Jobs the seat had done when its worker began.
     pub(super) jobs_before: u64,
@@ -216,7 +216,7 @@ impl<'a> Zygote<'a> {
         }
     }
 
-    /// Has a seat filled again: at once, or after a while if its workers do not last.
+    /// Lets a seat be filled again: at once, or after a while if its workers do not last.
     fn put_off(&mut self, seat: usize) {
         let Some(member) = self.crew.get_mut(seat) else { return };
         member.short_lives += 1;

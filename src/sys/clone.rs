@@ -13,7 +13,7 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 
-/// How to fork.
+/// The options of a fork.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ForkArgs<'a> {
     /// The signal the parent gets at the child's end; 0 for none. Such a child is found only by
@@ -25,7 +25,7 @@ pub struct ForkArgs<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// Which side of a fork this is.
+/// The side of a fork that this is.
 #[derive(Debug)]
 pub enum Forked {
     /// The new process.

@@ -1,4 +1,4 @@
-//! Where this program's executable lies: `getauxval(3)` and its program headers, elf(5).
+//! The addresses of this program's executable: `getauxval(3)` and its program headers, elf(5).
 #![expect(unsafe_code, reason = "the kernel says where the headers lie")]
 
 /// `Elf64_Phdr` of elf(5).
@@ -45,7 +45,7 @@ pub fn executable() -> super::map::Range {
     super::map::Range { start, len: high.saturating_sub(low) as usize }
 }
 
-/// Where this program's executable has what nobody can write once it is loaded: its segments without `PF_W`, and what the
+/// The parts of this program's executable that nobody can write once it is loaded: its segments without `PF_W`, and what the
 /// loader makes read-only after it has put addresses in (`PT_GNU_RELRO`). None where the table does not say where it
 /// lies itself.
 pub fn constants() -> Vec<super::map::Range> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// `FUTEX_WAIT`: sleeps while the word has this value, until a [`wake`], a signal or the timeout.
 ///
-/// It may return for no reason: the caller looks again at what it waits for. False when the time is over.
+/// The call may return for no reason: the caller looks again at what it waits for. False when the time is over.
 /// *Raw.*
 ///
 /// # Errors

@@ -103,7 +103,7 @@ impl<'a> Injection<'a> {
         }
         let at = instruction(tid, &saved).ok_or(Errno::NOENT)?;
         let mask = ptrace::signal_mask(tid)?;
-        // Where a seccomp filter sends SIGSYS and that is blocked, the kernel takes the program's handler away.
+        // If a seccomp filter sends SIGSYS and that is blocked, the kernel takes the program's handler away.
         ptrace::set_signal_mask(tid, !(1 << (libc::SIGSYS - 1)))?;
         Ok(Self { tid, saved, mask, at, stop_signal: false, wait })
     }

@@ -148,7 +148,7 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |field, (code, meant)| field.replace(code, meant))
 }
 
-/// How many processes of this one's control groups the OOM killer has ended so far; `None` where nobody counts.
+/// The number of processes of this one's control groups that the OOM killer has ended so far; `None` where nobody counts.
 ///
 /// Version 2 counts those of the groups below as well, version 1 (Linux 4.13) only a group's own.
 pub fn out_of_memory_kills() -> Option<u64> {

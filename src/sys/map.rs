@@ -47,7 +47,7 @@ pub fn reserve(len: usize, align: usize) -> Result<Range> {
     reserve_near(0, len, align)
 }
 
-/// Where [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
+/// The address at which [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
 /// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits). ThreadSanitizer, for which
 /// there is the other pair, has its shadow there.
 const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } else { (16 << 40, 40 << 40) };
@@ -331,7 +331,7 @@ pub fn unlock(range: Range) -> Result<(), Errno> {
 /// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,
 /// 64-bit only. *Raw.*
 ///
-/// It takes nothing away from memory, only from later calls: safe, though not to be undone.
+/// The seal takes nothing away from memory, only from later calls: safe, though not to be undone.
 ///
 /// # Errors
 /// ENOSYS before 6.10.

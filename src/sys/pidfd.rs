@@ -113,7 +113,7 @@ pub fn wait_and_reap(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result
     }
 }
 
-/// Is a child stopped by a signal now? `waitid(P_PIDFD, WSTOPPED | WNOHANG | WNOWAIT | __WALL)`. *Raw.*
+/// Tells whether a child is stopped by a signal now: `waitid(P_PIDFD, WSTOPPED | WNOHANG | WNOWAIT | __WALL)`. *Raw.*
 pub fn is_stopped(pidfd: BorrowedFd<'_>) -> bool {
     let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT | wall;

@@ -108,7 +108,7 @@ pub fn flush_c_streams() {
     unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
-/// How many threads the kernel counts in this process: `num_threads` of `/proc/self/stat`, which it reads under the lock
+/// The number of threads that the kernel counts in this process: `num_threads` of `/proc/self/stat`, which it reads under the lock
 /// under which it counts. A thread is counted from before it first runs until it has been taken away, a while after it
 /// was joined. *Raw.*
 ///
@@ -219,7 +219,7 @@ pub fn blocked_at(syscall: impl AsFd) -> Option<(u64, u64)> {
 /// The number of `exit`.
 pub const EXIT_CALL: i32 = libc::SYS_exit as i32;
 
-/// Where a thread waits.
+/// The place where a thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {
     /// In this system call; `None` in a page fault of its own.
@@ -278,7 +278,7 @@ pub fn page_faults(pid: i32) -> Option<u64> {
     super::procfs::stat::Stat::parse(line).map(|stat| stat.faults)
 }
 
-/// Is a process on its way out, or gone? From the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
+/// Tells whether a process is on its way out, or gone: from the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
 pub fn is_exiting(pid: i32) -> bool {
     let mut buffer = [0; 512];
     let line = read_small(&proc_path(pid, "stat"), &mut buffer);

@@ -99,7 +99,7 @@ pub fn interrupt(tid: i32) -> Result<(), Errno> {
     call(libc::PTRACE_INTERRUPT, tid, 0, 0)
 }
 
-/// How far a tracee runs.
+/// The point up to which a tracee runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
     /// The next signal or event.

@@ -71,7 +71,7 @@ mod arch {
             0
         }
 
-        /// Where the thread's own data is.
+        /// The address of the thread's own data.
         pub fn thread_pointer(&self) -> u64 {
             self.0.fs_base
         }
@@ -141,7 +141,7 @@ mod arch {
             self.0.regs[30]
         }
 
-        /// Where the thread's own data is: not among these registers.
+        /// The address of the thread's own data: not among these registers.
         pub fn thread_pointer(&self) -> u64 {
             0
         }

@@ -129,7 +129,7 @@ impl RemoteUffd {
         uffd::wake(self.0.as_fd(), range)
     }
 
-    /// Is there anything to read?
+    /// Tells whether there is anything to read.
     pub fn has_events(&self) -> bool {
         let mut poll = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -21,7 +21,7 @@ pub struct RobustMutex(UnsafeCell<libc::pthread_mutex_t>);
 // SAFETY: the C library's functions may be called from any thread; nothing else looks inside.
 unsafe impl Sync for RobustMutex {}
 
-/// How a mutex was locked.
+/// The way a mutex was locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locked {
     /// Its last holder unlocked it.
@@ -30,7 +30,7 @@ pub enum Locked {
     OwnerDied,
 }
 
-/// How long to wait for a mutex.
+/// The time to wait for a mutex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// Not at all.

@@ -152,7 +152,7 @@ pub struct MemoryFault {
     pub from_access: bool,
     /// For a SIGBUS: is the address the matter (`BUS_ADRERR`), and not the hardware or the disk?
     pub bus_address: bool,
-    /// Was the access a write? `None` where the frame does not say.
+    /// Tells whether the access was a write; `None` where the frame does not say.
     pub write: Option<bool>,
     /// The thread's registers.
     pub registers: Registers,

@@ -37,7 +37,7 @@ pub fn may_give_privilege(path: &str) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|mount| !mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID))
 }
 
-/// Has a program file capabilities (`security.capability`)? *Raw.*
+/// Tells whether a program file has capabilities (`security.capability`). *Raw.*
 pub fn has_file_capabilities(path: &str) -> bool {
     // Larger than any `struct vfs_ns_cap_data`.
     let mut data = [0u8; 64];
@@ -50,7 +50,7 @@ pub fn has_file_capabilities(path: &str) -> bool {
 /// # Errors
 /// `EPERM`: capabilities cannot be given up.
 pub fn open_to_tracers() -> Result<(), Errno> {
-    // Where there is no Yama, nothing is to be allowed.
+    // If there is no Yama, nothing is to be allowed.
     // SAFETY: the call takes numbers only.
     let _no_yama = unsafe { libc::prctl(libc::PR_SET_PTRACER, u64::MAX, 0, 0, 0) };
     let none = rustix::thread::CapabilitySet::empty();

@@ -64,7 +64,7 @@ pub struct Fault {
     pub address: usize,
     /// The writing thread, in its own pid namespace's numbers; 0 without [`Features::THREAD_ID`].
     pub tid: i32,
-    /// Was it a write to a protected page?
+    /// Tells whether it was a write to a protected page.
     pub write_protect: bool,
 }
 
@@ -81,7 +81,7 @@ pub enum Event {
         from: usize,
         /// The new address.
         to: usize,
-        /// How many bytes.
+        /// The number of bytes.
         len: usize,
     },
     /// The process gives pages back (MADV_DONTNEED): they are still there while this event is unread.

@@ -20,14 +20,14 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-/// How long a claim may take; far more than any needs.
+/// The time a claim may take; far more than any needs.
 const TIME_MAX: Duration = Duration::from_secs(120);
 
-/// What a claim's process exits with when it failed, and when it was skipped.
+/// The exit status of a claim's process when it failed, and when it was skipped.
 const FAILED: i32 = 70;
 const SKIPPED: i32 = 77;
 
-/// What a process that ran apart left behind.
+/// All that a process that ran apart left behind.
 #[derive(Debug)]
 pub struct Left {
     pub ended: Ended,
@@ -36,7 +36,7 @@ pub struct Left {
 }
 
 impl Left {
-    /// It exited with 0.
+    /// The process exited with 0.
     pub fn success(&self) -> bool {
         self.ended == Ended::Exited(0)
     }
@@ -144,7 +144,7 @@ impl Process {
         pidfd::signal(&self.pidfd, libc::SIGKILL).expect("a child of ours");
     }
 
-    /// How it ended; `None` when it had to be killed because it did not end in time.
+    /// The way it ended; `None` when it had to be killed because it did not end in time.
     pub fn end_within(mut self, time_max: Duration) -> Option<Ended> {
         let in_time = pidfd::wait_end(self.pidfd.as_fd(), Some(time_max)).expect("poll");
         if !in_time {

@@ -15,7 +15,7 @@ fn arena(name: &str, capacity: usize) -> cowbell::Result<Arena> {
     Arena::builder(name).capacity(capacity).build()
 }
 
-/// Where an arena lies, from `/proc/self/maps`.
+/// The place of an arena, from `/proc/self/maps`.
 pub fn place_of(name: &str) -> Option<Range> {
     let shown = format!("/memfd:cowbell:{name} (deleted)");
     let line = maps().into_iter().find(|line| line.ends_with(&shown))?;
@@ -296,7 +296,7 @@ fn a_full_arena_names_itself_the_size_asked_and_its_capacity() -> Outcome {
     let mut list: Vec<u64> = Vec::new_in(*arena);
     assert!(list.try_reserve(5000).is_err());
     assert!(arena.take_failure().is_some_and(|e| e.is_out_of_capacity()));
-    // What fits still goes in, to the last byte.
+    // An object that fits still goes in, to the last byte.
     assert_eq!(arena.alloc_slice(&[1u8; 8192])?.len(), 8192);
     assert!(arena.alloc(1u8).is_err_and(|e| e.is_out_of_capacity()));
     assert!(arena.freeze(0u8).is_err_and(|e| e.is_out_of_capacity()), "no room for the root");

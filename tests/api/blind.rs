@@ -1,4 +1,4 @@
-//! What a report says where a watch could not see: after an exec, with descriptors closed, by system calls.
+//! Reports say so where a watch could not see: after an exec, with descriptors closed, by system calls.
 #![expect(unsafe_code, reason = "programs are executed, descriptors closed")]
 
 use crate::case::{Outcome, Turns, child_that_waits, passed, skipped};

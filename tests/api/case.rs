@@ -1,11 +1,11 @@
-//! What the tests share: trials that can skip with a reason, and a child that takes turns with its parent.
+//! Parts that the tests share: trials that can skip with a reason, and a child that takes turns with its parent.
 
 use cowbell::fork::{Child, Context, ForkOptions};
 use libtest_mimic::{Completion, Failed, Trial};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
 
-/// How a test ends: passed, or skipped for a reason; an error is a failure.
+/// The end of a test: passed, or skipped for a reason; an error is a failure.
 pub type Outcome = Result<Completion, Failed>;
 
 /// A test by its claim.

@@ -74,7 +74,7 @@ impl Writer {
         Ok(Self { frozen: frozen_pages("in order", pages as usize)?, done: SharedWords::new(1)?, pages })
     }
 
-    /// How many pages the child has written.
+    /// The number of pages the child has written.
     fn done(&self) -> &AtomicU64 {
         self.done.words().first().expect("a page holds a word")
     }

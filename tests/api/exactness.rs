@@ -34,9 +34,9 @@ enum How {
 #[derive(Clone, Debug)]
 struct Write {
     how: How,
-    /// Where, as a share of the arena.
+    /// The place, as a share of the arena.
     at: f64,
-    /// How many bytes, at most.
+    /// The number of bytes, at most.
     len: usize,
     thread: u8,
 }
@@ -145,7 +145,7 @@ impl Case {
         pages
     }
 
-    /// What the child does.
+    /// The child's part.
     fn act(&self, data: Bytes) {
         let mut sum = 0u64;
         for &at in &self.reads {
@@ -262,7 +262,7 @@ fn property(watch: Watch, huge_pages: HugePages) -> Outcome {
     let cases = std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let bytes_max = if huge_pages == HugePages::Collapse { 7 << 20 } else { 3 << 20 };
-    // What fails once may pass when it is made smaller: the first failure is the one to be explained.
+    // A case that fails once may pass when it is made smaller: the first failure is the one to be explained.
     let first = OnceCell::new();
     runner
         .run(&case(kernel_writes, bytes_max), |case| {

@@ -1,4 +1,4 @@
-//! What a write that may not be becomes: a death that says where, and nothing more than that.
+//! A write that may not be is a death that says where, and nothing more than that.
 #![expect(unsafe_code, reason = "faults are made on purpose, and handled")]
 
 use crate::apart::{Left, apart};

@@ -148,7 +148,7 @@ extern "C" fn count_signal(_: i32, _: *mut libc::siginfo_t, _: *mut c_void) {
     CHILD_SIGNALS.fetch_add(1, Ordering::SeqCst);
 }
 
-/// What a program's own `waitpid(-1, WNOHANG)` finds.
+/// The answer that a program's own `waitpid(-1, WNOHANG)` finds.
 fn foreign_wait() -> rustix::io::Result<Option<rustix::process::WaitIdStatus>> {
     rustix::process::waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
 }

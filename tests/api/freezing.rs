@@ -8,7 +8,7 @@ use libtest_mimic::{Failed, Trial};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// Has another thread allocate by `step` until that is an error, freezes the arena meanwhile, and returns whether
+/// Lets another thread allocate by `step` until that is an error, freezes the arena meanwhile, and returns whether
 /// the error is the one that is documented.
 fn freeze_beside(step: fn(ArenaRef, u64) -> cowbell::Result<()>) -> Result<Left, Failed> {
     apart(|| {

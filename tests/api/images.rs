@@ -17,7 +17,7 @@ use std::ops::Deref;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where the header ends, and where the data begins.
+/// The ends of the header, and the beginnings of the data.
 const HEADER: usize = 1280;
 const DATA: usize = 65536;
 
@@ -168,7 +168,7 @@ fn an_image_is_opened_in_place_and_forked_over() -> Outcome {
     let copied: Vec<_> = arena.copied.iter().map(|pages| (pages.start.0, pages.count.0)).collect();
     assert_eq!((copied, arena.bytes_changed), (vec![(1, 1)], Some(1)), "compared with the file");
     check(&opened)?;
-    // It holds the images it was forked over.
+    // The process holds the images it was forked over.
     drop(worker);
     let before = (descriptors(), mapped_files().len());
     release(opened)?;
@@ -329,7 +329,7 @@ fn a_full_disk_is_an_error_and_the_old_image_stays() -> Outcome {
     passed()
 }
 
-/// What loading and opening say of a file.
+/// The answers of loading and opening about a file.
 fn refusals<T: Pod>(path: &Path) -> Result<[String; 2], Failed> {
     let before = (descriptors(), mapped_files().len());
     let loaded = Frozen::<T>::load(path).err().ok_or("it was loaded")?;

@@ -1,4 +1,4 @@
-//! What a child inherits, and from whom it is free: handlers, groups, text, locks, pipes, its parent's death.
+//! A child is free of some of what its parent has, and inherits the rest: handlers, groups, text, locks, pipes, its parent's death.
 #![expect(unsafe_code, reason = "handlers, foreign waits and glibc's locks are looked at from below")]
 
 use crate::apart::{Process, apart};

@@ -22,7 +22,7 @@ pub fn limit(resource: Resource, current: u64) -> Result<(), Failed> {
 
 fn addresses_that_cannot_be_had_are_an_error_and_nothing_is_left_of_the_attempt() -> Outcome {
     limit(Resource::As, 4 << 30)?;
-    // What the process has once for all arenas.
+    // The process has these once for all arenas.
     Arena::builder("first").capacity(1 << 20).build()?;
     let before = (descriptors(), maps().len());
     let e = Arena::builder("too wide").capacity(64 << 30).build().err().ok_or("64 GiB in 4 GiB of addresses")?;

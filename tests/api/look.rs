@@ -29,7 +29,7 @@ pub fn frozen_pages_with(name: &str, pages: usize, options: FreezeOptions) -> co
     arena.freeze_with(data, options)
 }
 
-/// What [`frozen_pages`] holds at a byte.
+/// The value that [`frozen_pages`] holds at a byte.
 pub fn original(at: usize) -> u8 {
     (at % 251) as u8 | 1
 }
@@ -61,7 +61,7 @@ pub fn usable(watch: Watch) -> Result<Result<(), String>, Failed> {
     }
 }
 
-/// How many descriptors this process has open.
+/// The number of descriptors this process has open.
 pub fn descriptors() -> usize {
     // The directory being read is one of them each time.
     std::fs::read_dir("/proc/self/fd").expect("/proc").count()
@@ -81,7 +81,7 @@ pub fn mapped_files() -> Vec<String> {
     names
 }
 
-/// Is a child of this process left, of whatever kind, running or not?
+/// Tells whether a child of this process is left, of whatever kind, running or not.
 pub fn has_children() -> bool {
     use rustix::process::{WaitId, WaitIdOptions};
     let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);

@@ -1,4 +1,4 @@
-//! What cowbell does, seen from its public interface.
+//! All that cowbell does, seen from its public interface.
 //!
 //! Forking needs a single thread, so the tests run one after the other on the main thread; each is a
 //! claim, and its name says it.

@@ -80,7 +80,7 @@ fn heap_data_and_stack_are_told_apart_under_each_watch() -> Outcome {
     const DEEP: usize = 1 << 20;
     let frozen = frozen_pages("beside", 50)?;
     let heap = vec![Cell::new(1u8); 3 << 20];
-    // What lies below the stack pointer was touched before the fork, and is the child's copy when it goes there.
+    // Memory that lies below the stack pointer was touched before the fork, and is the child's copy when it goes there.
     let deep = |mark: u8| {
         let frame = [mark; DEEP];
         std::hint::black_box(&frame);

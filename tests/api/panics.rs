@@ -84,7 +84,7 @@ mod jobs {
     use crate::pool_kit::data;
     use cowbell::pool::{JobError, Pool};
 
-    /// What each kind of job ends with.
+    /// The result of each kind of job.
     fn run(_: &crate::look::Bytes, kind: u64) -> u64 {
         match kind {
             0 => {

@@ -561,7 +561,7 @@ fn in_a_forked_child_the_pool_is_gone_and_its_copies_harm_nobody() -> Outcome {
             assert!(mapped.len() == 3 && mapped.iter().all(|result| result.as_ref().is_err_and(gone)), "{mapped:?}");
             assert!(waiting.cancel().is_err(), "it is not ours to cancel");
             assert!(running.cancel().is_err(), "it is not ours to cancel");
-            // What this process had read already may be kept.
+            // Results that this process had read already may be kept.
             let _kept = finished.try_wait();
             assert!(unread.wait().is_err_and(|e| gone(&e)));
             assert!(pool.take_exits().is_err());

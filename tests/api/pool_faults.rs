@@ -203,13 +203,13 @@ fn idle_workers_that_are_killed_again_and_again_are_started_less_often_and_the_p
         pool.stats().started > 26
     })?;
     assert!(pool.stats().started < 40, "{:?}", pool.stats());
-    // It may be that the last one was killed just when it took the job.
+    // The last one may have been killed just when it took the job.
     until("a job is done", || pool.submit((1, None)).is_ok_and(|ticket| ticket.wait() == Ok(1)))?;
     assert!(pool.map((0..100).map(|job| (job, None))).all(|result| result.is_ok()));
     passed()
 }
 
-/// How many descriptors another process may have.
+/// The number of descriptors another process may have.
 fn limit_descriptors(pid: i32, most: u64) -> Result<u64, Failed> {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let limit = Rlimit { current: Some(most), maximum: None };
@@ -279,13 +279,13 @@ fn gone(e: &JobError) -> bool {
     matches!(e, JobError::PoolGone(why) if why.contains("zygote"))
 }
 
-/// What becomes of a parent.
+/// The fate of a parent.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Signal(i32),
-    /// It ends without dropping its pool.
+    /// The parent ends without dropping its pool.
     Exits,
-    /// It becomes another program, which lives on.
+    /// The parent becomes another program, which lives on.
     Executes,
 }
 
@@ -360,7 +360,7 @@ fn ctrl_c_reaches_the_parent_only() -> Outcome {
 
 fn nothing_stays_behind_whatever_way_a_pool_ends() -> Outcome {
     adopt_orphans()?;
-    // What the first pool makes for good: libc's and the standard library's own.
+    // The first pool makes these for good: libc's and the standard library's own.
     drop(mortal(Pool::builder().workers(1))?);
     let frozen = data()?;
     let before = (descriptors(), crate::look::maps().len());

@@ -1,4 +1,4 @@
-//! What the tests of pools share: a small data set, jobs that end in every way, and looking for what stays behind.
+//! Parts that the tests of pools share: a small data set, jobs that end in every way, and looking for what stays behind.
 #![expect(unsafe_code, reason = "a job faults on purpose")]
 
 use crate::look::{Bytes, SOON, frozen_pages, has_children, maps, until};
@@ -23,7 +23,7 @@ pub fn doubling(workers: usize) -> cowbell::Result<Pool<Bytes, u64, u64>> {
     Pool::builder().workers(workers).spawn(data()?, |_, job: u64| 2 * job)
 }
 
-/// How a worker comes to its end.
+/// The way a worker comes to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// `std::process::exit`.
@@ -65,7 +65,7 @@ impl Way {
         }
     }
 
-    /// Is this what a job that went this way ends with?
+    /// Tells whether this is what a job that went this way ends with.
     pub fn explains(self, error: &JobError) -> bool {
         let ended = match self {
             Self::Exit(code) => Ended::Exited(code),
@@ -216,7 +216,7 @@ pub fn all_end_soon() -> Result<(), Failed> {
     Ok(())
 }
 
-/// How many mappings of pools there are in this process.
+/// The number of mappings of pools in this process.
 pub fn pool_mappings() -> usize {
     maps().iter().filter(|line| line.contains("cowbell-pool:")).count()
 }

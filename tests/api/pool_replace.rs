@@ -170,7 +170,7 @@ fn nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there() -
     passed()
 }
 
-/// Who of this process and those below it has a file or a mapping of the arena of this name.
+/// Those of this process and the ones below it that have a file or a mapping of the arena of this name.
 fn holders(name: &str) -> Vec<String> {
     let file = format!("/memfd:cowbell:{name}");
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! What goes through a pool and what cannot: large results, buffers, types that refuse, panics.
+//! Things that go through a pool, and things that cannot: large results, buffers, types that refuse, panics.
 
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, until};
@@ -18,7 +18,7 @@ fn small() -> PoolBuilder {
     Pool::builder().workers(1).result_capacity(1 << 16).job_capacity(1 << 16)
 }
 
-/// Is this the error of something that could not be passed, and does it say so?
+/// Tells whether this is the error of something that could not be passed, and says so.
 fn not_passed<R>(result: &Result<R, JobError>, word: &str) -> bool {
     matches!(result, Err(JobError::NotPassed(why)) if why.contains(word))
 }
@@ -40,7 +40,7 @@ fn buffers_are_written_by_the_job_and_read_where_they_lie() -> Outcome {
             assert!(one.iter().enumerate().all(|(at, &n)| n == job + at as u64), "round {round}");
             assert_eq!(two.as_deref(), Some(&[job as u8; 3][..]));
             assert!(matches!(&three[..], [empty] if empty.is_empty()));
-            // It is the program's own now.
+            // The result is the program's own now.
             one[0] = 7;
             assert_eq!(one[0], 7);
         }
@@ -100,7 +100,7 @@ fn a_buffer_that_the_job_keeps_is_not_sent() -> Outcome {
         if keep {
             kept.push(Arc::clone(&buffer));
         }
-        // What it kept before must not have become anybody else's.
+        // The buffers it kept before must not have become anybody else's.
         assert!(kept.iter().all(|buffer| buffer.iter().all(|&byte| byte == 7)));
         Shared(buffer)
     })?;
@@ -341,7 +341,7 @@ fn a_worker_that_dies_leaves_the_room_of_its_results_to_the_next() -> Outcome {
     in_time(SOON, || {
         for _ in 0..20 {
             let results: Vec<_> = pool.map([(20_000, false), (30_000, true), (20_000, false)]).chunk(3).collect();
-            // What was done before the worker died counts, buffers and all.
+            // The work that was done before the worker died counts, buffers and all.
             let as_it_should = matches!(&results[..], [Ok(a), Err(JobError::Died { .. }), Ok(c)]
                 if a.0.len() == 20_000 && c.0.len() == 20_000);
             assert!(as_it_should, "{results:?}");

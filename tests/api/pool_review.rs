@@ -38,7 +38,7 @@ fn zygote_of<T, J, R>(pool: &Pool<T, J, R>) -> Result<i32, Failed> {
     parent_of(*pool.workers().first().ok_or("a worker")?)
 }
 
-/// What a descriptor or mapping of a process is called.
+/// The name of a descriptor or mapping of a process.
 fn names(pid: i32, part: &str) -> Result<usize, Failed> {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     let links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
@@ -338,7 +338,7 @@ fn a_time_limit_of_centuries_is_none() -> Outcome {
     passed()
 }
 
-/// How much memory the files of a pool take.
+/// The memory that the files of a pool take.
 fn memory_of_pools() -> Result<u64, Failed> {
     // Nobody but the mapping knows the file, so its pages are counted there.
     let smaps = std::fs::read_to_string("/proc/self/smaps")?;

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// How jobs are sent.
+/// The way jobs are sent.
 #[derive(Clone, Copy, Debug)]
 enum Sent {
     Singly,
@@ -36,7 +36,7 @@ impl Dice {
     }
 }
 
-/// How a job ends itself, if it does.
+/// The way a job ends itself, if it does.
 fn fate(job: u64) -> Option<Way> {
     match job % 211 {
         5 => Some(Way::Exit(7)),
@@ -72,7 +72,7 @@ fn kill_at_random<J, R>(pool: &Pool<Bytes, J, R>, seed: u64, enough: &AtomicBool
         let workers = pool.workers();
         let Some(&worker) = workers.get(dice.roll(workers.len().max(1) as u64) as usize) else { continue };
         let signal = if dice.roll(40) == 0 { libc::SIGSTOP } else { SIGNALS[dice.roll(4) as usize] };
-        // It may be dead, but its number is not another's so soon.
+        // The worker may be dead, but its number is not another's so soon.
         process::send(worker, signal);
     }
 }

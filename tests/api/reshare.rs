@@ -243,7 +243,7 @@ impl Dice {
 
 const PAGES: usize = 40;
 
-/// What the pages hold and which are copies, as they should be.
+/// The content of the pages, and those that are copies, as they should be.
 struct Model {
     /// Offset and value of the bytes that differ, for each page.
     changed: Vec<Vec<(usize, u8)>>,

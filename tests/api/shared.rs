@@ -30,7 +30,7 @@ pub fn all(children: usize, work: impl Fn(usize)) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Where a shared arena is mapped.
+/// The address at which a shared arena is mapped.
 fn place_of(name: &str) -> Option<Range> {
     let shown = format!("/memfd:cowbell-shared:{name} (deleted)");
     let line = maps().into_iter().find(|line| line.ends_with(&shown))?;
@@ -425,7 +425,7 @@ fn threads_use_it_as_processes_do() -> Outcome {
 }
 
 fn nothing_is_left_when_the_last_handle_is_dropped() -> Outcome {
-    // What is made once stays.
+    // An object that is made once stays.
     wait(&mut fork::spawn(&ForkOptions::new().last_census(false), |_| ())?)?;
     let before = (descriptors(), mapped_files());
     let arena = SharedArena::new("gone", 8 << 20)?;
@@ -486,7 +486,7 @@ fn a_full_arena_is_an_error_that_takes_nothing() -> Outcome {
     all.iter().for_each(|byte| byte.store(1, Ordering::Relaxed));
     assert!(arena.alloc(1u8).is_err_and(|e| e.is_out_of_capacity()));
     assert!(arena.mutex(1u8).is_err_and(|e| e.is_out_of_capacity()));
-    // What takes no room can be had.
+    // An object that takes no room can be had.
     arena.alloc(())?;
     assert!(arena.atomics::<AtomicU64>(0)?.is_empty());
     #[repr(align(8192))]

@@ -261,7 +261,7 @@ fn a_wake_up_passes_from_a_dead_waiter_to_the_next() -> Outcome {
                 std::hint::spin_loop();
             }
             kill(first)?;
-            // It may have taken the element along.
+            // The dead one may have taken the element along.
             queue.push_timeout(1000, SOON)?;
         }
         let begun = Instant::now();

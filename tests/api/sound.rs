@@ -63,7 +63,7 @@ fn each_field_of_a_contained_type_is_asked_whatever_it_is_called() -> Outcome {
     passed()
 }
 
-/// Where an attribute macro has changed a field's type, the macro was told another than there is.
+/// When an attribute macro has changed a field's type, the macro was told another than there is.
 fn a_field_is_asked_as_the_type_that_it_has() -> Outcome {
     struct Rewritten(&'static str);
     cowbell::__contained! { @type [Rewritten] [] [[Self] ([u64]);] }
@@ -162,7 +162,7 @@ pub mod pools {
 
     type Marks = AVec<AtomicU64>;
 
-    /// What a job does before it returns the handle of a mark.
+    /// The act of a job before it returns the handle of a mark.
     #[derive(Clone, Copy, Serialize, Deserialize)]
     enum Before {
         Read,
@@ -275,7 +275,7 @@ pub mod pools {
         }
     }
 
-    /// It may panic on either side, or call the pool again.
+    /// The conversion may panic on either side, or call the pool again.
     fn code_of_the_users_that_panics_or_calls_the_pool_breaks_nothing() -> Outcome {
         let pool = Pool::builder().workers(2).spawn(marks()?, |_: &Marks, job: Hostile| job)?;
         let pool = POOL.get_or_init(|| pool);
@@ -301,7 +301,7 @@ pub mod pools {
                 let handle = pool.submit((at, Before::Read))?.wait()?;
                 assert_eq!(handle.get()?.load(Ordering::Relaxed), at as u64, "{watch}");
             }
-            // What was written lies on another page.
+            // The bytes that were written lie on another page.
             let handle = pool.submit((32_767, Before::WriteTheSame(0)))?.wait()?;
             assert_eq!(handle.get()?.load(Ordering::Relaxed), 32_767, "{watch}");
         }

@@ -1,4 +1,4 @@
-//! Who is the only thread: forks, pools and reshare beside threads that come and go.
+//! The only thread of a process: forks, pools and reshare beside threads that come and go.
 #![expect(unsafe_code, reason = "the main thread ends alone")]
 
 use crate::apart::{Process, apart, claim_within};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-/// How long a storm blows: an hour by hand, or so many seconds as `COWBELL_STORM` says.
+/// The time a storm blows: an hour by hand, or so many seconds as `COWBELL_STORM` says.
 fn storm() -> Duration {
     let said = std::env::var("COWBELL_STORM").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(said.unwrap_or(if soak() { 3600 } else { 3 }))
@@ -195,7 +195,7 @@ fn a_fork_waits_for_threads_as_long_as_it_is_told() -> Outcome {
     assert!(begun.elapsed() < Duration::from_millis(500), "at once: {:?}", begun.elapsed());
     assert!(error.to_string().contains("late") && error.to_string().contains("wait_for_threads"), "{error}");
 
-    // It ends while the fork waits, and not before.
+    // The thread ends while the fork waits, and not before.
     let ender = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(400));
         drop(say);

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 cowbell::contained! {
-    /// What goes to the other process.
+    /// The data that goes to the other process.
     pub struct Town {
         pub streets: Vec<Vec<u32>>,
         pub names: HashMap<u64, &'static str>,
@@ -305,7 +305,7 @@ fn addresses_that_are_taken_are_an_error_that_names_them() -> Outcome {
     )
 }
 
-/// What refers into it from the time when it grew must never see other objects in its place.
+/// A reference into it from the time when it grew must never see other objects in its place.
 fn an_arena_that_grew_when_this_process_was_forked_is_not_adopted() -> Outcome {
     let arena = Arena::builder("early").capacity(1 << 20).build()?;
     let mut arena = Some(arena);
@@ -488,7 +488,7 @@ fn shared_references_are_looked_at_once() -> Outcome {
     passed()
 }
 
-/// Where the hints are used up or refused, arenas are built all the same.
+/// When the hints are used up or refused, arenas are built all the same.
 fn arenas_lie_apart_and_a_limit_on_addresses_is_still_an_error() -> Outcome {
     let left = apart(|| {
         let places: Result<std::vec::Vec<_>, Failed> = (0..20)

@@ -1,4 +1,4 @@
-//! What each watch tells: epochs, events, objects, bytes.
+//! Each watch tells these: epochs, events, objects, bytes.
 #![expect(unsafe_code, reason = "arenas are released, pages dropped")]
 
 use crate::case::{Outcome, Turns, child_that_waits, passed};
@@ -29,7 +29,7 @@ pub fn for_each(watches: &[Watch], claim: impl Fn(Watch) -> Result<(), Failed>) 
 
 const WITH_EVENTS: [Watch; 2] = [Watch::Trap, Watch::Monitor];
 
-/// What the census found in the first arena.
+/// The finding of the census in the first arena.
 pub fn copied(report: &Report) -> PageSet {
     report.arenas[0].copied_set()
 }

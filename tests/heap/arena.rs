@@ -103,7 +103,7 @@ fn what_is_allocated_for_others_stays_good_and_keeps_the_image_until_it_is_freed
     use_them();
     assert_eq!(first.live_blocks(), others - 2, "the log and its first line have moved out");
     let second = heap::arena("rows", build).expect("an arena").release();
-    // What was made once is there now. The log is left, which grew, and its last line.
+    // All that is made once is there now. The log is left, which grew, and its last line.
     assert_eq!((second.live_blocks(), second.gone()), (2, 0));
     LOG.with_borrow_mut(|log| drop(log.pop()));
     assert_eq!((second.live_blocks(), second.gone()), (1, 0));
@@ -125,7 +125,7 @@ fn threads_join_an_arena() {
     let all = || lists.iter().flatten();
     assert!(all().all(|number| lists.generation().holds(&**number)) && all().map(|number| **number).eq(0..20_000));
     let generation = lists.release();
-    // What std keeps of a thread that has ended may have been allocated by the one that started it.
+    // The things that std keeps of a thread that has ended may have been allocated by the one that started it.
     assert!(
         generation.gone() == generation.images().len() || generation.live_blocks() < 20,
         "{}",

@@ -308,7 +308,7 @@ fn a_pour_that_fails_half_way_leaves_the_heap_working() {
     assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
     data.check(100_000);
     assert!(large.iter().enumerate().all(|(n, each)| each.iter().all(|&byte| byte == n as u8 + 1)));
-    // Where a file is behind it, memory that was given back is not zero of itself.
+    // If a file is behind it, memory that was given back is not zero of itself.
     drop(large);
     for size in [3 << 20, 100_000, 70_000_000] {
         let zeroed: Vec<Vec<u8>> = (0..5).map(|_| vec![0; size]).collect();

@@ -1,5 +1,5 @@
-//! What was found by trying to break the heap: alignments beyond reason, neighbours that take its addresses, a freeze after one that failed, forks while
-//! threads begin and end.
+//! Faults that were found by trying to break the heap: alignments beyond reason, neighbours that take its addresses, a
+//! freeze after one that failed, forks while threads begin and end.
 #![expect(unsafe_code, reason = "an allocator's interface is unsafe, and a fork beside threads")]
 
 use crate::memory::Block;
@@ -62,7 +62,7 @@ fn addresses_that_others_have_are_passed_over() {
     // SAFETY: the block is there, and nobody writes to it.
     assert!(generation.holds(unsafe { &*blocks[5999].at }));
     drop(blocks);
-    // What is kept in spite of being free has a bound still.
+    // Memory that is kept in spite of being free has a bound still.
     (0..20).for_each(|at| drop(Block::new(30 << 20, 8, at)));
     let before = crate::status_kib("VmRSS");
     drop((0..1000).map(|at| Block::new(150_000, 8, at as u8)).collect::<Vec<_>>());

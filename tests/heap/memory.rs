@@ -1,4 +1,4 @@
-//! What one allocation is: as large, as aligned and as zero as asked; refused in order; given back.
+//! One allocation: as large, as aligned and as zero as asked; refused in order; given back.
 #![expect(unsafe_code, reason = "an allocator's interface is unsafe")]
 
 use crate::{Case, cases, status_kib};

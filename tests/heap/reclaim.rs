@@ -34,7 +34,7 @@ fn images() -> (usize, usize) {
 }
 
 fn an_image_goes_with_its_last_object() {
-    // What the runtime and this test keep for good.
+    // The runtime and this test keep this for good.
     let _first = Heap::freeze().expect("a frozen heap");
     let (mapped, open) = images();
     let data = numbers(1_000_000);
@@ -73,7 +73,7 @@ fn a_child_that_lives_on_keeps_what_it_reads_and_its_report_names_it() {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
     let generation = Heap::freeze().expect("a frozen heap");
     let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        // It is told by a byte to read on, when its parent's memory is gone.
+        // The child is told by a byte to read on, when its parent's memory is gone.
         let mut reader = reader.try_clone().expect("dup");
         data[70_000].fetch_add(5, Ordering::Relaxed);
         let mut byte = [0];
@@ -126,7 +126,7 @@ fn addresses_are_used_again() {
     let _first = Heap::freeze().expect("a frozen heap");
     let mut places = std::collections::BTreeSet::new();
     for round in 0..12u64 {
-        // Of blocks, of units and of more than a chunk.
+        // Sizes of blocks, of units and of more than a chunk.
         let data = (numbers(50_000), vec![round; 100_000], vec![round; 9_000_000]);
         let generation = Heap::freeze().expect("a frozen heap");
         hot(|| places.extend(generation.images().iter().map(|image| image.range().start)));

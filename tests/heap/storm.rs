@@ -66,12 +66,12 @@ fn threads_storm_and_free_what_others_made() {
                         if numbers.below(3) == 0
                             && let Some(block) = blocks.pop()
                         {
-                            // Who has ended takes no more.
+                            // A thread that has ended takes no more.
                             let _unsent = others[numbers.below(THREADS)].send(block);
                         }
                         drop(mine.try_recv());
                     }
-                    // What is left is freed by the main thread, after this one has ended.
+                    // The rest is freed by the main thread, after this one has ended.
                     blocks
                 })
             })

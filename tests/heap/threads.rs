@@ -58,7 +58,7 @@ thread_local! {
     static LAST: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) };
 }
 
-/// What a key's destructor frees and allocates, in each of the rounds that the C library makes.
+/// A key's destructor frees and allocates this, in each of the rounds that the C library makes.
 unsafe extern "C" fn last_of_all(value: *mut libc::c_void) {
     // SAFETY: the value is a box that this key's thread, or this function, made.
     let mut text = *unsafe { Box::from_raw(value.cast::<String>()) };

@@ -54,7 +54,7 @@ pub const OF_MAPPINGS: &[Claim] = &[
     .needs(&[Need::Mseal]),
 ];
 
-/// How many pages of memory a file has behind it.
+/// The number of pages of memory a file has behind it.
 fn blocks(fd: BorrowedFd<'_>) -> u64 {
     rustix::fs::fstat(fd).expect("fstat").st_blocks as u64 * 512 / page_size().bytes() as u64
 }

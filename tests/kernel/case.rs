@@ -23,7 +23,7 @@ use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// Where the process of this case and its children write their verdict.
+/// The page on which the process of this case and its children write their verdict.
 static VERDICT: OnceLock<OwnedFd> = OnceLock::new();
 /// The case's own directory, which need not exist yet.
 static SCRATCH: OnceLock<PathBuf> = OnceLock::new();

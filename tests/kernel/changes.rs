@@ -1,4 +1,4 @@
-//! Which mappings can be watched, and what becomes of a watch when mappings change.
+//! The mappings that can be watched, and what becomes of a watch when mappings change.
 //!
 //! # Safety
 //! Only memory of the case is moved and unmapped; the program's own mappings are registered, never armed.

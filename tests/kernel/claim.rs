@@ -24,11 +24,11 @@ pub struct Claim {
     pub limit: Duration,
     /// Files (of `/proc/sys`, `/sys`) whose content is put back afterwards, whatever happened.
     pub restores: &'static [&'static str],
-    /// How to examine it.
+    /// The function that examines it.
     pub run: Run,
 }
 
-/// How to examine a claim.
+/// The way to examine a claim.
 pub enum Run {
     /// Once.
     Once(fn() -> Verdict),

@@ -1,4 +1,4 @@
-//! How the end of a process is seen by others, and what goes on before its end: forks by libc, `exec`.
+//! The end of a process as it is seen by others, and what goes on before its end: forks by libc, `exec`.
 //!
 //! # Safety
 //! The case has one thread when it forks; a thread that leaves by a bare `exit` owns nothing.
@@ -317,7 +317,7 @@ fn death_signal_is_lost_with_the_user() -> Verdict {
     Ok(())
 }
 
-/// How often the handler ran in this process.
+/// The number of times the handler ran in this process.
 static ENTERED: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn entered() {

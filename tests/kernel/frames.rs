@@ -104,7 +104,7 @@ extern "C" fn exit_with_comparison(_: i32, info: *mut Info, context: *mut c_void
     process::exit(differs.iter().position(|&differs| differs).map_or(0, |at| at as i32 + 1))
 }
 
-/// How a child ends that expects a fault: 0 as expected, 1 another code, 2 another address, 3 read for write,
+/// The exit status of a child that expects a fault: 0 as expected, 1 another code, 2 another address, 3 read for write,
 /// 4 another instruction.
 fn fault_in_child(signal: i32, (code, address, write): (i32, usize, u64), act: impl FnOnce()) -> Ended {
     child::spawn(|| {
@@ -257,7 +257,7 @@ fn sigsegv_says_where_and_whether_it_was_a_write() -> Verdict {
     Ok(())
 }
 
-/// Where the spinning thread is told to stop.
+/// The word by which the spinning thread is told to stop.
 static STOP: AtomicUsize = AtomicUsize::new(0);
 
 fn state_of_a_thread_is_made_anew_by_each_read() -> Verdict {

@@ -1,4 +1,4 @@
-//! Where a watch does not see what happens: same-page merging. Pinned pages are in `io_ring`.
+//! The holes of a watch, where it does not see what happens: same-page merging. Pinned pages are in `io_ring`.
 
 use crate::claim::{ADMIN, Claim, Need, Skip, Verdict, claim};
 use crate::evidence::{self, pages};
@@ -22,7 +22,7 @@ const MERGED_WITHIN: Duration = Duration::from_secs(40);
 /// Pages with the same content in the two memories together.
 const ALIKE: u64 = 12;
 
-/// How many pages of this process are merged.
+/// The number of pages of this process are merged.
 fn merging() -> u64 {
     let text = std::fs::read_to_string("/proc/self/ksm_merging_pages").unwrap_or_default();
     text.trim().parse().unwrap_or(0)

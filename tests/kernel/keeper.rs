@@ -41,7 +41,7 @@ struct Job {
     range: Range,
     go: &'static Gate,
     done: &'static Gate,
-    /// How many bytes of copied pages it found; `u64::MAX` for a failure.
+    /// The number of bytes of copied pages it found; `u64::MAX` for a failure.
     found: &'static AtomicU64,
 }
 

@@ -15,10 +15,10 @@ pub const CLAIMS: &[Claim] = &[claim!(
     "A process without capabilities takes a descriptor by `pidfd_getfd` from another of its user that has none either, is dumpable, and allows any tracer (`PR_SET_PTRACER_ANY`): it is the same open file. From one with capabilities, or of another user, it is EPERM."
 )];
 
-/// What a taker meets that took nothing: the errno, above all descriptors' contents.
+/// The answer that a taker gets that took nothing: the errno, above all descriptors' contents.
 const REFUSED: u64 = 1 << 32;
 
-/// Who the children are: root's take another user, whoever else stays.
+/// The user that the children are: root's take another user, whoever else stays.
 fn user() -> u32 {
     let own = limits::user().uid;
     if own == 0 { 65534 } else { own }

@@ -85,7 +85,7 @@ pub const CLAIMS: &[Claim] = &[
 /// Enough for what a case makes, and small enough for an ordinary user.
 const RING: usize = 128 << 10;
 
-/// Who may not open events at all here (Debian's `perf_event_paranoid` 3, a seccomp filter) can examine nothing.
+/// A user who may not open events at all here (Debian's `perf_event_paranoid` 3, a seccomp filter) can examine nothing.
 fn refused(operation: &str, e: impl std::fmt::Display) -> Skip {
     Skip(format!("{operation}: {e} (kernel.perf_event_paranoid, or a seccomp filter)"))
 }

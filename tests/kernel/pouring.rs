@@ -59,7 +59,7 @@ fn a_range_mapped_anew_in_one_call_is_as_if_never_written() -> Verdict {
     Ok(())
 }
 
-/// How many pieces of equal length a memory is cut into.
+/// The number of pieces of equal length a memory is cut into.
 const PIECES: usize = 4;
 
 /// Writes to one piece, and demands that fork copies the page tables of that one.
@@ -67,7 +67,7 @@ fn one_written_piece_is_copied(memory: &Memory) {
     read_tables(memory, 0..TABLES);
     let (all, spared) = (tables_kib(memory), tables_spared_kib());
     assert!(spared > all * 9 / 10, "only read: {spared} KiB of {all} spared");
-    // It has a neighbour on either side.
+    // The piece has a neighbour on either side.
     memory.store(memory.pages() / PIECES, 1);
     let (rest, spared) = (all - all / PIECES as u64, tables_spared_kib());
     assert!((rest * 9 / 10..rest * 11 / 10).contains(&spared), "one written: {spared} KiB of {all} spared");

@@ -98,7 +98,7 @@ fn in_bare_fork(body: impl FnOnce() -> u64) -> u64 {
     words.words()[0].load(Ordering::SeqCst)
 }
 
-/// Whom glibc takes for the owner of a mutex locked now: `pthread_mutex_t.__data.__owner`, the
+/// The thread that glibc takes for the owner of a mutex locked now: `pthread_mutex_t.__data.__owner`, the
 /// third int of it on every 64-bit glibc.
 fn mutex_owner() -> u64 {
     let mut attributes = MaybeUninit::<libc::pthread_mutexattr_t>::uninit();

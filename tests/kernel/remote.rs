@@ -247,7 +247,7 @@ fn some_blocked_calls_are_interrupted_by_any_stop() -> Verdict {
     Ok(())
 }
 
-/// Is the memory, all of it, registered for write-protection?
+/// Tells whether the memory, all of it, is registered for write-protection.
 fn registered(pid: i32, memory: &Memory) -> bool {
     evidence::smaps(pid, memory).flags.iter().any(|flag| flag == "uw")
 }

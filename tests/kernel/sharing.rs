@@ -85,7 +85,7 @@ struct Pair {
     dialogue: Dialogue,
 }
 
-/// How harness and sharer talk: the sharer answers each question with words.
+/// Harness and sharer talk through two gates: the sharer answers each question with words.
 #[derive(Clone, Copy)]
 struct Dialogue {
     question: &'static Gate,

@@ -86,7 +86,7 @@ extern "C" fn sleep_with_rseq(shared: *mut libc::c_void) -> i32 {
     0
 }
 
-/// How a process ends that is scheduled with its rseq area on an armed page, and what came of the page.
+/// The end of a process that is scheduled with its rseq area on an armed page, and what came of the page.
 fn rseq_case(full: bool, features: Features) -> Result<(pidfd::Ended, usize, bool), crate::claim::Skip> {
     let memory = Memory::new(Kind::Anonymous, 4)?;
     memory.store(1, 0);

@@ -25,7 +25,7 @@ const TASKSTATS_CMD_GET: u8 = 1;
 const TASKSTATS_CMD_ATTR_PID: u16 = 1;
 const TASKSTATS_TYPE_STATS: u16 = 3;
 const TASKSTATS_TYPE_AGGR_PID: u16 = 4;
-/// Where `wpcopy_count` lies in `struct taskstats` of linux/taskstats.h, since version 13.
+/// The offset of `wpcopy_count` in `struct taskstats` of linux/taskstats.h, since version 13.
 const WPCOPY_COUNT_OFFSET: usize = 400;
 const VERSION_MIN: u16 = 13;
 /// This version had put new fields in the middle; the next took them to the end.
@@ -139,7 +139,7 @@ fn taskstats_counts_copies_and_not_reuse(kind: Kind) -> Verdict {
     };
     let start = count()?;
     let copied = count()?;
-    // Where the pages were anonymous, the child now has the old ones alone.
+    // If the pages were anonymous, the child now has the old ones alone.
     (PAGES..2 * PAGES).for_each(|page| memory.store(page, 254));
     let left_alone = count()?;
     let last = count()?;

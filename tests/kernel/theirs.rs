@@ -1,6 +1,6 @@
 //! The userfaultfd crate in place of our own wrapper: the same claims, made through its calls.
 //!
-//! What it has no name for (`WP_ASYNC`, for one) goes through it as bits.
+//! A feature that it has no name for (`WP_ASYNC`, for one) goes through it as bits.
 //!
 //! # Safety
 //! As for `watcher`. A descriptor is lent to the crate's type, which is never dropped.
@@ -25,7 +25,7 @@ const ELSEWHERE: &[&str] = &["tracees", "tracer"];
 /// Claims that ask for what the crate does not tell: which features the kernel has.
 const OURS: &[&str] = &["unknown_feature_is_einval_and_spoils_the_descriptor"];
 
-/// Is this case to go through the crate?
+/// Tells whether this case is to go through the crate.
 pub fn chosen() -> bool {
     CHOSEN.load(Ordering::Relaxed)
 }

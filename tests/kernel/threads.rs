@@ -1,4 +1,4 @@
-//! How many threads a process has, by the kernel's own count.
+//! The number of threads of a process, by the kernel's own count.
 #![expect(unsafe_code, reason = "the main thread ends alone")]
 
 use crate::child;

@@ -84,7 +84,7 @@ fn scan_without_a_query_arms_every_page(kind: Kind) -> Verdict {
     }
     memory.touch(1);
     memory.store(2, 255);
-    // Where nobody has touched anything there is no page table.
+    // If nobody has touched anything, there is no page table.
     let empty = Memory::aligned(kind, 1024, 512 * memory.page.bytes())?;
     let uffd = watcher::any(ASYNC).expect("WP_ASYNC was there a moment ago");
     let pagemap = Pagemap::open_self().expect("pagemap");
@@ -150,7 +150,7 @@ extern "C" fn wait_in_clone(job: *mut c_void) -> i32 {
     0
 }
 
-/// Has a child made by `clone` with these flags its maker's memory?
+/// Tells whether a child made by `clone` with these flags has its maker's memory.
 fn clone_has_makers_memory(flags: i32) -> Result<bool, Skip> {
     let stack = Memory::new(Kind::Anonymous, 64)?.range;
     let words: &'static SharedWords = Box::leak(Box::new(SharedWords::new(1).expect("a shared page")));
@@ -196,7 +196,7 @@ fn kcmp_tells_shared_memory_from_equal_memory() -> Verdict {
     Ok(())
 }
 
-/// Which frames a process keeps at its write to three pages that it has alone: one not read, one read by another process,
+/// The frames that a process keeps at its write to three pages that it has alone: one not read, one read by another process,
 /// one read and then drained.
 fn kept_frames(drain: &remote::Drain) -> Result<[bool; 3], Skip> {
     let memory = own_pages(Kind::Anonymous)?;
@@ -272,7 +272,7 @@ fn huge_page_of_zeroes_is_told_by_its_frame() -> Verdict {
     if !seen.contains(Categories::HUGE) {
         return Err(Skip("no huge page of zeroes: transparent huge pages are off, or none was free".to_owned()));
     }
-    // Whether PFNZERO shows as well depends on the kernel.
+    // Some kernels show PFNZERO as well.
     let all_zero = || is_zero(&huge, 0) && is_zero(&huge, huge.pages() - 1);
     assert!(all_zero(), "the huge page of zeroes");
     child::spawn(|| assert!(all_zero(), "in a forked child")).finish();

@@ -73,11 +73,11 @@ const FLAG_CLOSE_ON_EXEC: u64 = 1 << 3;
 /// `_IO('$', 5)`.
 const SET_OUTPUT: u64 = 0x2405;
 
-/// Where `struct perf_event_mmap_page` has `data_head` and `data_tail`.
+/// The offsets of `data_head` and `data_tail` in `struct perf_event_mmap_page`.
 const HEAD: usize = 1024;
 const TAIL: usize = 1032;
 
-/// What an event counts, and where.
+/// The choice of what an event counts, and on which CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The one CPU it counts on; `None`: all, which goes together with a ring only without `inherit`.
@@ -95,7 +95,7 @@ pub struct Options {
     pub wakeup_bytes: u32,
 }
 
-/// What an event has counted, over all threads that inherited it.
+/// The counts of an event, over all threads that inherited it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Faults.
@@ -172,7 +172,7 @@ impl Event {
         if done < 0 { Err(last_errno()) } else { Ok(()) }
     }
 
-    /// What it has counted until now. *Raw.*
+    /// Its counts until now. *Raw.*
     ///
     /// # Errors
     /// None that an event of a thread meets.
@@ -232,7 +232,7 @@ impl Ring {
         &self.event
     }
 
-    /// How many bytes of records fit.
+    /// The number of bytes of records that fit.
     pub fn bytes(&self) -> usize {
         self.mapping.len - page_size().bytes()
     }
@@ -252,7 +252,7 @@ impl Ring {
         tail.store(end, Ordering::Release);
     }
 
-    /// Is the mapping this process' own: was it made here, or by a process that shares this memory?
+    /// Tells whether the mapping is this process' own: made here, or by a process that shares this memory.
     fn is_here(&self) -> bool {
         word_at(self.here.start).load(Ordering::Relaxed) != 0
     }

@@ -43,7 +43,7 @@ pub struct Mapped<'a> {
     pub name: &'a [u8],
 }
 
-/// What a ring holds.
+/// An entry of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
     /// A page fault.
@@ -71,7 +71,7 @@ const SAMPLE_SIZE: usize = 40;
 const SAMPLE_FRAME_SIZE: usize = 48;
 /// Longer records are passed over: only a path can make one so long.
 const RECORD_MAX: usize = 1024;
-/// Where a [`RECORD_MMAP2`] has its name; what stands behind the name are thread and time.
+/// The offset of a [`RECORD_MMAP2`]'s name; what stands behind the name are thread and time.
 const NAME: usize = 72;
 const NAME_TAIL: usize = 16;
 

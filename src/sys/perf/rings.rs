@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Rings {
     rings: Vec<Ring>,
-    /// Of threads that were added later: events that write into the rings.
+    /// Events of threads that were added later; they write into the rings.
     added: Vec<Event>,
     cpus: Vec<u32>,
     kernel: bool,
@@ -66,7 +66,7 @@ impl Rings {
             let wakeup_bytes = (bytes / 4) as u32;
             let options = Options { cpu: Some(cpu), inherit: true, kernel, frames: kernel, code: true, wakeup_bytes };
             let event = match Event::open(tid, options) {
-                // It went away.
+                // The CPU went away.
                 Err(Errno::NODEV) => continue,
                 event => event.map_err(|e| Error::os("perf_event_open", e))?,
             };
@@ -103,12 +103,12 @@ impl Rings {
         Ok(())
     }
 
-    /// Are faults told that the kernel takes for a thread, and [`frames`](super::record::Fault::frame)?
+    /// Tells whether faults are told that the kernel takes for a thread, and [`frames`](super::record::Fault::frame).
     pub fn tell_kernel(&self) -> bool {
         self.kernel
     }
 
-    /// How many bytes of records fit, on all CPUs.
+    /// The number of bytes of records that fit, on all CPUs.
     pub fn bytes(&self) -> usize {
         self.rings.iter().map(Ring::bytes).sum()
     }
@@ -129,7 +129,7 @@ impl Rings {
         copies.collect::<Result<_, _>>().map(Waiter)
     }
 
-    /// How many faults had no place in a ring until now; `None` before Linux 6.0, which does not tell.
+    /// The number of faults that had no place in a ring until now; `None` before Linux 6.0, which does not tell.
     pub fn lost(&self) -> Option<u64> {
         let events = self.rings.iter().map(Ring::event).chain(&self.added);
         events.map(|event| event.counts().ok()?.lost).sum()
@@ -177,7 +177,7 @@ fn cpus() -> Vec<u32> {
     if found.is_empty() { (0..allowed_cpus()).collect() } else { found }
 }
 
-/// Where `/sys` is not mounted: as many as this process may run on.
+/// As many, if `/sys` is not mounted, as many as this process may run on.
 fn allowed_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }

@@ -10,7 +10,7 @@ pub struct Mapping {
     pub range: Range,
     /// `rw-p` and the like: `p` is private, `s` is shared.
     pub permissions: String,
-    /// Where in the file it begins, in bytes.
+    /// The offset in the file at which it begins, in bytes.
     pub offset: u64,
     /// The file's device, major and minor number; both 0 where there is no file.
     pub device: (u32, u32),
@@ -21,7 +21,7 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Is what is written there the process' own?
+    /// Tells whether what is written there is the process' own.
     pub fn is_private(&self) -> bool {
         self.permissions.ends_with('p')
     }
@@ -40,7 +40,7 @@ pub fn read(id: i32) -> Result<Vec<Mapping>, Errno> {
     Ok(super::text(id, "maps")?.lines().filter_map(parse).collect())
 }
 
-/// Where the kernel's own code is mapped in a process (`[vdso]`).
+/// The range in which the kernel's own code is mapped in a process (`[vdso]`).
 pub fn vdso(id: i32) -> Option<Range> {
     read(id).ok()?.into_iter().find(|mapping| mapping.name == "[vdso]").map(|mapping| mapping.range)
 }

@@ -66,7 +66,7 @@ pub fn threads(pid: i32) -> Result<Vec<i32>, Errno> {
     numbered(&format!("{}/task", folder(pid))).map(Iterator::collect)
 }
 
-/// Is `tid` a thread of the process `pid`?
+/// Tells whether `tid` is a thread of the process `pid`.
 pub fn is_thread_of(pid: i32, tid: i32) -> bool {
     fs::exists(format!("{}/task/{tid}", folder(pid))).unwrap_or(false)
 }

@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// What a private mapping is there for, by its name.
+/// The purpose of a private mapping, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A file's content: variables of the program and its libraries, and what they only read.

@@ -7,7 +7,7 @@ use crate::sys::map::Range;
 /// One mapping's figures, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Where it lies and what it maps.
+    /// The mapping: its range and what it maps.
     pub mapping: Mapping,
     /// Pages present, shared or not.
     pub rss: u64,

@@ -17,7 +17,7 @@ pub struct Stat<'a> {
     pub faults: u64,
     /// Clock ticks spent in user mode, and in the kernel.
     pub ticks: (u64, u64),
-    /// How many threads its process has.
+    /// The number of threads of its process.
     pub threads: u32,
     /// When it was made, in clock ticks since the boot: with its number, this names a process for good.
     pub started: u64,
@@ -50,17 +50,17 @@ impl<'a> Stat<'a> {
         Some(Self { id, name, state, parent, flags, faults, ticks, threads, started })
     }
 
-    /// Has it ended, so that it has no memory any more?
+    /// Tells whether it has ended, so that it has no memory any more.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
 
-    /// Is it on its way out, or has it ended?
+    /// Tells whether it is on its way out or has ended.
     pub fn is_exiting(&self) -> bool {
         self.flags & Self::EXITING != 0
     }
 
-    /// Is it a thread of the kernel, which never has memory of its own?
+    /// Tells whether it is a thread of the kernel, which never has memory of its own.
     pub fn is_kernel(&self) -> bool {
         self.flags & Self::KERNEL != 0
     }

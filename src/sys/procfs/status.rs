@@ -59,7 +59,7 @@ impl Status {
         self.numbers("NSpid").into_iter().filter_map(|id| id.try_into().ok()).collect()
     }
 
-    /// Has it a signal to take that it does not block?
+    /// Tells whether it has a signal to take that it does not block.
     pub fn is_due_a_signal(&self) -> bool {
         let set = |name| self.bits(name).unwrap_or(0);
         (set("SigPnd") | set("ShdPnd")) & !set("SigBlk") != 0

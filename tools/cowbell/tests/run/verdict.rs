@@ -253,6 +253,11 @@ impl Verdict<'_> {
         if self.mode == Mode::Faults && fault.dropped && open && (written || !is_root()) {
             return true;
         }
+        // Who may not ask what the call was that may have given the page back, does not know whether the zeroes were still there.
+        let was_zero = fault.kernel == Class::FirstTouch && fault.dropped && !fault.empty_at_fork;
+        if self.mode == Mode::Count && was_zero && class == Class::ZeroPage && !is_root() {
+            return true;
+        }
         let frames = self.log.zero & FRAME != 0;
         let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
         either || fault.classes.contains(&class)
