@@ -357,9 +357,10 @@ fn userfaultfd_outlives_the_address_space() -> Verdict {
     tracee::until(child.pid, Stop::Event(Event::Exec));
     assert_eq!(abilities(&uffd, &memory), gone, "after exec");
     let newer = {
-        // The event is inside of the system call.
+        // The event is inside of the system call, so the thread goes on to its return, and no further: the program would end.
+        ptrace::interrupt(child.pid).expect("PTRACE_INTERRUPT");
         ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
-        tracee::interrupt(child.pid);
+        tracee::until(child.pid, Stop::Trap);
         tracee::watch(child.pid, false, SYNC)
     };
     process::kill(child.pid);

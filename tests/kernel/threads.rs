@@ -20,6 +20,10 @@ pub const CLAIMS: &[Claim] = &[
         "A main thread that ends alone stays in the count of threads, and in `/proc/self/task` with PF_EXITING, as long as the process lives."
     ),
     claim!(
+        program_is_linked_while_there_is_memory,
+        "`/proc/TID/exe` can be read as long as the thread has memory; once it has ended it is ENOENT, though other threads of its process live."
+    ),
+    claim!(
         io_ring_threads_are_counted,
         "The kernel's own thread for an io_uring (`IORING_SETUP_SQPOLL`) is in the count, listed as `iou-sqp-…`, until the ring is closed."
     ),
@@ -89,6 +93,23 @@ fn main_thread_that_left_is_counted_for_ever() -> Verdict {
             while begun.elapsed() < Duration::from_millis(200) {
                 assert_eq!((counts(), main().map(|main| main.exiting)), ([2; 3], Some(true)));
             }
+            process::exit(0);
+        });
+        // SAFETY: this thread alone ends, and nothing of its stack is used by the other.
+        unsafe { libc::syscall(libc::SYS_exit, 1) };
+    })
+    .finish();
+    Ok(())
+}
+
+fn program_is_linked_while_there_is_memory() -> Verdict {
+    child::spawn(|| {
+        let program = |id: i32| std::fs::read_link(format!("/proc/{id}/exe")).map_err(|e| e.raw_os_error());
+        let pid = process::pid();
+        assert_eq!(program(pid), std::env::current_exe().map_err(|e| e.raw_os_error()));
+        std::thread::spawn(move || {
+            soon("the main thread ends", || program(pid) == Err(Some(libc::ENOENT)));
+            assert!(program(process::tid()).is_ok());
             process::exit(0);
         });
         // SAFETY: this thread alone ends, and nothing of its stack is used by the other.

@@ -92,8 +92,12 @@ pub fn command(pid: i32) -> Result<Vec<String>, Errno> {
 
 /// A thread by whose number the memory of a process can be read: its first one, unless that has ended before the others.
 pub fn living(pid: i32) -> i32 {
-    let has_memory =
-        |id: &i32| read(*id, "stat").is_ok_and(|text| stat::Stat::parse(&text).is_some_and(|s| !s.has_ended()));
+    // The link is one cheap call, and is there as long as the memory is. Whoever may not follow it reads the state.
+    let has_program = |id: i32| fs::read_link(format!("{}/exe", folder(id))).is_ok();
+    let has_memory = |id: &i32| {
+        let state = || read(*id, "stat").is_ok_and(|text| stat::Stat::parse(&text).is_some_and(|s| !s.has_ended()));
+        has_program(*id) || state()
+    };
     if has_memory(&pid) {
         return pid;
     }

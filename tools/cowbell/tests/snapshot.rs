@@ -85,10 +85,13 @@ fn forty_random_trees_agree_with_the_model() {
     }
 }
 
-/// Private, resident and anonymous bytes of a process by the name of the mapping, as smaps has them.
-fn sums_of_smaps(pid: i32) -> BTreeMap<String, (u64, u64, u64)> {
+/// Private, resident and anonymous bytes of a process by the name of the mapping.
+type Sums = BTreeMap<String, (u64, u64, u64)>;
+
+/// The sums of a process as smaps has them.
+fn sums_of_smaps(pid: i32) -> Sums {
     let everything = cowbell::sys::map::Range { start: 0, len: usize::MAX };
-    let mut sums: BTreeMap<String, (u64, u64, u64)> = BTreeMap::new();
+    let mut sums = Sums::new();
     for mapping in smaps::mappings(pid, everything).expect("smaps").into_iter().filter(|mapping| mapping.rss > 0) {
         let name = mapping.mapping.name;
         let sum = sums.entry(if name.is_empty() { "[anonymous]".to_owned() } else { name }).or_default();
@@ -99,7 +102,7 @@ fn sums_of_smaps(pid: i32) -> BTreeMap<String, (u64, u64, u64)> {
 
 /// What smaps says of the processes of a tree that waits, and a snapshot of the same. A page of the C library's file is private
 /// as long as nobody else on the machine has it mapped, so smaps must say the same before and after the snapshot.
-fn beside_smaps(place: &Place, tree: &Tree) -> (BTreeMap<i32, BTreeMap<String, (u64, u64, u64)>>, Value) {
+fn beside_smaps(place: &Place, tree: &Tree) -> (BTreeMap<i32, Sums>, Value) {
     let of_tree = || tree.pids.iter().map(|&pid| (pid, sums_of_smaps(pid))).collect::<BTreeMap<_, _>>();
     for _ in 0..100 {
         let before = of_tree();

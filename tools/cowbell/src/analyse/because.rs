@@ -151,6 +151,11 @@ fn most(places: Vec<Place>) -> Vec<Place> {
     merged
 }
 
+/// What is said of growth of which no stack tells.
+const NO_STACK: &str = "unknown: no stack could be read when they grew";
+/// So much of the growth must have a known reason for that to be told before what has none.
+const KNOWN_MIN: f64 = 0.25;
+
 /// Why, where and what helps, of new memory.
 pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
     let workers: BTreeSet<usize> = verdict.workers.iter().copied().collect();
@@ -163,9 +168,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         let (why, remedy, paste) = advice(line);
         let text = match why {
             Some(why) => why,
-            None if line.file.is_empty() && line.function.is_empty() => {
-                "unknown: no stack could be read when they grew"
-            }
+            None if line.file.is_empty() && line.function.is_empty() => NO_STACK,
             None => "their own code allocated it",
         };
         match whys.iter_mut().find(|known| known.text == text) {
@@ -192,7 +195,10 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         let text = "unknown: they grew between two looks".to_owned();
         whys.push(Why { cause: None, text, share: 1.0 });
     }
-    whys.sort_by(|a, b| b.share.total_cmp(&a.share));
+    // What is known comes first, as long as it is a fair part: each reason has its share beside it.
+    let known: f64 = whys.iter().filter(|why| why.text != NO_STACK).map(|why| why.share).sum();
+    let is_last = |why: &Why| why.text == NO_STACK && known >= KNOWN_MIN;
+    whys.sort_by(|a, b| is_last(a).cmp(&is_last(b)).then(b.share.total_cmp(&a.share)));
     whys.retain(|why| why.share >= SHARE_MIN);
     verdict.why = whys;
     once(&mut verdict.helps);

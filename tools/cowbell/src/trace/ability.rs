@@ -51,6 +51,13 @@ pub fn faults() -> Result<(), String> {
     })
 }
 
+/// Are all page faults told, those that the kernel takes for a program too, and with each the frame that it found? Only then do page
+/// faults tell as much as stops at each write.
+pub fn whole_faults() -> bool {
+    let options = Options { cpu: None, inherit: true, kernel: true, frames: true, code: true, wakeup_bytes: 0 };
+    faults().is_ok() && frames() && Event::open(0, options).is_ok()
+}
+
 /// May this process use ptrace at all? Asked of a process that cannot be, so that only a refusal of the call itself shows.
 fn may_trace() -> Result<(), String> {
     match ptrace::seize(i32::MAX, ptrace::Options::SYSGOOD) {

@@ -47,6 +47,9 @@ pub struct Baseline {
     page: u64,
 }
 
+/// To look at so many pages takes longer than a system call for what lies before them and one for what lies behind.
+const LONG_PAGES: u64 = 256;
+
 /// Reading so many entries that nobody asked for takes less than another system call.
 const NEAR_PAGES: u64 = 64;
 
@@ -187,6 +190,25 @@ impl Baseline {
         holes.push((from, end));
         holes.retain(|(from, to)| from < to);
         holes
+    }
+
+    /// A range without the long runs of pages that were there, and these runs: what is new is looked for in the former only.
+    pub fn apart(&self, range: Range) -> (Vec<Range>, Vec<Range>) {
+        let (mut rest, mut long) = (Vec::new(), Vec::new());
+        let between = |from: u64, to: u64| Range { start: from as usize, len: (to - from) as usize };
+        let (mut from, end) = (range.start as u64, range.end() as u64);
+        for run in self.reaching(from, end).filter(|run| run.end - run.start >= LONG_PAGES * self.page) {
+            let (start, stop) = (run.start.max(from), run.end.min(end));
+            if from < start {
+                rest.push(between(from, start));
+            }
+            long.push(between(start, stop));
+            from = stop;
+        }
+        if from < end {
+            rest.push(between(from, end));
+        }
+        (rest, long)
     }
 
     /// The page of each frame that was read.

@@ -193,9 +193,10 @@ impl Verdict {
         let watch = evidence.watch;
         let now = maps::read(watch.pid)?;
         let mut found: Vec<(Range, Categories)> = Vec::new();
-        let add = |range, categories| found.push((range, categories));
-        watch.pagemap.scan_categories(baseline::user_space(), &baseline::PRIVATE, add)?;
-        let private: Vec<(u64, u64)> = found.iter().map(|(run, _)| (run.start as u64, run.end() as u64)).collect();
+        for range in watch.base.apart(baseline::user_space()).0 {
+            let add = |range, categories| found.push((range, categories));
+            watch.pagemap.scan_categories(range, &baseline::PRIVATE, add)?;
+        }
         let (mut unexplained, mut found_there) = (Vec::new(), Vec::new());
         for (range, categories) in found {
             let present = categories.contains(Categories::PRESENT);
@@ -221,7 +222,7 @@ impl Verdict {
         }
         self.find_moved(evidence, &found_there)?;
         self.follow_moves(evidence, &now, &unexplained)?;
-        self.gone += self.may_have_moved(evidence, &private);
+        self.gone += self.may_have_moved(evidence)?;
         Ok(())
     }
 
@@ -307,20 +308,26 @@ impl Verdict {
         is_copy || came_later
     }
 
-    /// What was there and is no more, untouched, may have been moved and then written, to where new pages are. `private`: the
-    /// private pages that there are now.
-    fn may_have_moved(&self, evidence: &Evidence<'_>, private: &[(u64, u64)]) -> u64 {
+    /// What was there and is no more, untouched, may have been moved and then written, to where new pages are.
+    fn may_have_moved(&self, evidence: &Evidence<'_>) -> Result<u64, Errno> {
+        let is_new = |(page, class): (&u64, &Class)| {
+            let may_be = |touched: &Touched| !touched.found_none();
+            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
+        };
+        let new = self.pages.iter().filter(|&page| is_new(page)).count() as u64;
+        if new == 0 {
+            return Ok(0);
+        }
+        let mut private: Vec<(u64, u64)> = Vec::new();
+        let add = |run: Range| private.push((run.start as u64, run.end() as u64));
+        evidence.watch.pagemap.scan(baseline::user_space(), &baseline::PRIVATE, add)?;
         let from: HashSet<u64> = self.moved.values().copied().collect();
         let base = &evidence.watch.base;
         let starts = private.iter().map(|(start, _)| *start).chain([u64::MAX]);
         let ends = [0].into_iter().chain(private.iter().map(|(_, end)| *end));
         let left = ends.zip(starts).filter(|(from, to)| from < to).flat_map(|(start, end)| base.held_in(start, end));
         let left = left.filter(|page| !evidence.touched.contains_key(page) && !from.contains(page)).count() as u64;
-        let is_new = |(page, class): (&u64, &Class)| {
-            let may_be = |touched: &Touched| !touched.found_none();
-            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
-        };
-        if left == 0 { 0 } else { left.min(self.pages.iter().filter(|&page| is_new(page)).count() as u64) }
+        Ok(left.min(new))
     }
 
     /// The fault by which each page was written.

@@ -12,6 +12,11 @@ impl Ranges {
         self.0.range(..=address).next_back().is_some_and(|(_, &end)| address < end)
     }
 
+    /// Tells whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds a range.
     pub fn add(&mut self, mut start: u64, mut end: u64) {
         // Whatever touches it becomes one with it.

@@ -5,7 +5,7 @@ use super::compare::{Donor, Originals};
 use super::maps::{self, Backing};
 use super::verdict::{Page, Sight, verdict};
 use super::watch::Watch;
-use crate::record::{Class, Closed, End, PageRun, Watched};
+use crate::record::{Class, Closed, End, Mode, PageRun, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry};
@@ -64,9 +64,13 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     let now = maps::read(watch.pid)?;
     let entries = Entries::new(&watch.pagemap);
     let mut found: Vec<(Range, Categories)> = Vec::new();
-    watch.pagemap.scan_categories(baseline::user_space(), &baseline::PRIVATE, |range, categories| {
-        found.push((range, categories))
-    })?;
+    let (without_held, _) = watch.base.apart(baseline::user_space());
+    // Where a page that was held may be another by now, all are looked at.
+    let may_be_new = watch.mode == Mode::Trace && !watch.dropped.is_empty();
+    for range in if may_be_new { vec![baseline::user_space()] } else { without_held } {
+        let add = |range, categories| found.push((range, categories));
+        watch.pagemap.scan_categories(range, &baseline::PRIVATE, add)?;
+    }
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();

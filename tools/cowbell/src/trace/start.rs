@@ -200,7 +200,8 @@ impl Tracer {
             }
             Err(why) => {
                 ability::count().map_err(|e| (FAILED, format!("page faults cannot be watched ({why}), and {e}")))?;
-                self.mode = Mode::Count;
+                let may_trace = self.options.mode.is_none() && ability::trace().is_ok();
+                self.mode = if may_trace { Mode::Trace } else { Mode::Count };
                 *mode_reason = format!("page faults cannot be watched: {why}");
             }
         }
@@ -227,6 +228,9 @@ impl Tracer {
 /// What was asked for, or what tells the most at the least cost; and why not that, where it is something else.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
     let count = || ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"));
+    if asked.is_none() && ability::whole_faults() {
+        return Ok((Mode::Faults, String::new()));
+    }
     if asked == Some(Mode::Faults) {
         return match ability::faults() {
             Ok(()) => Ok((Mode::Faults, String::new())),
