@@ -1,5 +1,5 @@
-//! What is made of captures: budgets, comparisons, pages and files for other programs. Captures are made up here, except where
-//! a program is run.
+//! Things that are made of captures: budgets, comparisons, pages and files for other programs. Captures are made up here, except
+//! where a program is run.
 
 #[path = "captures/check.rs"]
 mod check;

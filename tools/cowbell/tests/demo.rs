@@ -55,7 +55,7 @@ fn demo_json(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// Which watches this user and kernel have.
+/// The watches that this user and kernel have.
 fn watches() -> Vec<String> {
     let doctor: Value = serde_json::from_slice(&cowbell(&["doctor", "--json"]).stdout).expect("JSON");
     let watches = doctor["watches"].as_object().expect("an object");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// What is rendered of each capture: the ending of the kept report, and the arguments.
+/// The reports that are kept of each capture: the ending of the kept report, and the arguments.
 const VIEWS: [(&str, &[&str]); 3] = [("txt", &[]), ("verbose.txt", &["--verbose"]), ("json", &["--json"])];
 
 fn folder() -> PathBuf {

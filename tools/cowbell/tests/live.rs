@@ -1,4 +1,4 @@
-//! What looks on while processes run: `top` on a terminal of tmux's, `exporter` asked over HTTP.
+//! Commands that look on while processes run: `top` on a terminal of tmux's, `exporter` asked over HTTP.
 
 #[path = "captures/kit.rs"]
 #[expect(dead_code, reason = "captures are made up elsewhere")]

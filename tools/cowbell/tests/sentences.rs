@@ -75,7 +75,7 @@ fn literals(source: &str) -> Vec<String> {
     found
 }
 
-/// Is it said to people: two words or more, besides what is filled in, and no markup?
+/// Tells whether it is said to people: two words or more, besides what is filled in, and no markup.
 fn is_sentence(literal: &str) -> bool {
     if literal.contains("=\\\"") || literal.contains("</") {
         return false;

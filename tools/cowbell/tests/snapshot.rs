@@ -100,7 +100,7 @@ fn sums_of_smaps(pid: i32) -> Sums {
     sums
 }
 
-/// What smaps says of the processes of a tree that waits, and a snapshot of the same. A page of the C library's file is private
+/// The sums of smaps for the processes of a tree that waits, and a snapshot of the same. A page of the C library's file is private
 /// as long as nobody else on the machine has it mapped, so smaps must say the same before and after the snapshot.
 fn beside_smaps(place: &Place, tree: &Tree) -> (BTreeMap<i32, Sums>, Value) {
     let of_tree = || tree.pids.iter().map(|&pid| (pid, sums_of_smaps(pid))).collect::<BTreeMap<_, _>>();
@@ -178,16 +178,16 @@ fn the_sums_are_those_of_the_processes() {
         assert_eq!(total["processes"], 4);
         let saved = number(&total["unshared_bytes"]) - number(&total["takes_bytes"]);
         assert_eq!(total["saved_bytes"], saved);
-        // Of the heap's 1600 pages 560 are different ones; other mappings are shared as well.
+        // The four heaps have 1600 pages, of which 560 are different ones; other mappings are shared as well.
         assert!(saved >= (1600 - 560) * bytes, "{total}");
         let rss: u64 = tree.pids.iter().map(|&pid| number(&process_of(&snapshot, pid)["memory"]["rss_bytes"])).sum();
         assert_eq!(number(&total["unshared_bytes"]), rss, "nothing of huge page pools is here");
-        // Where frames are not readable, PSS is below by what the C library's other users share.
+        // PSS is the lower where frames are not readable: by what the C library's other users share.
         assert!(number(&total["pss_bytes"]) <= number(&total["takes_bytes"]), "{total}");
         let children = &total["children"];
         let mut groups = children["mappings"].as_array().expect("mappings").iter();
         let heap = &groups.find(|group| group["name"] == "[heap]").expect("the heap")["pages"];
-        // What the second child wrote first it shares with its own child: together they added it once.
+        // The second child shares the pages it wrote first with its own child: together they added these once.
         assert_eq!((&heap["own"]["pages"], &heap["own"]["differs"]), (&110.into(), &110.into()), "{heap}");
         assert!(number(&children["own_bytes"]) >= 110 * bytes);
         let added = &children["added_bytes"];

@@ -83,7 +83,7 @@ fn what_cannot_be_compared_is_said() {
     let counted = scratch.file("a", capture(&[Child { traced: false, ..child(101, 100) }]));
     let text = shown(&["diff", &before, &counted]);
     assert!(text.contains("different modes") && !text.contains("GONE"), "{text}");
-    // What was not seen after may make up for what is less.
+    // Pages that were not counted after may make up for what is less.
     let doubtful = scratch.file("d", capture(&[Child { uncounted: 2000, ..child(101, 100) }]));
     let text = shown(&["diff", &before, &before, "--", &doubtful, &doubtful]);
     assert!(text.starts_with("CANNOT TELL: child of python3 /srv/job.py copied"), "{text}");

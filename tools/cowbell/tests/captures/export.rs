@@ -1,4 +1,4 @@
-//! What `report` writes for other programs, read back as they would.
+//! Files that `report` writes for other programs are read back as these read them.
 
 use crate::kit::{Child, PAGE, Scratch, capture, child, ran, shown, tool};
 use flate2::read::GzDecoder;

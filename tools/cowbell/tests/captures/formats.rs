@@ -9,7 +9,7 @@ fn listing() -> String {
     std::fs::read_to_string(path).expect("docs/FORMATS.md")
 }
 
-/// What a line of the table says: the version, and the names of fields.
+/// A line of the table: the version, and the names of fields.
 fn listed(format: &str) -> (u64, BTreeSet<String>) {
     let listing = listing();
     let row = listing.lines().find(|line| line.starts_with(&format!("| `{format}` |"))).expect("a row");

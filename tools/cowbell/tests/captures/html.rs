@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// The browser that tools/setup installs.
 const BROWSER: &str = "chromium";
 
-/// Is there a browser? What is not tested without one is said.
+/// Tells whether there is a browser, and says what is not tested without one.
 fn has_browser() -> bool {
     let found = Command::new(BROWSER).arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
@@ -227,7 +227,7 @@ fn two_hundred_thousand_pages_and_a_thousand_processes_are_painted_soon() {
     assert!(within("sort", 200.0) && within("search", 200.0), "{said}");
 }
 
-/// Of the contents of an interval's copies, each other is the same as its original.
+/// Makes every other copy of an interval the same as its original.
 fn alternate(line: &str) -> String {
     let mut record: Value = serde_json::from_str(line).expect("a record");
     if let Some(contents) = record.pointer_mut("/end/contents").and_then(Value::as_array_mut) {

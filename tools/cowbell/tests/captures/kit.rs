@@ -1,4 +1,4 @@
-//! What the tests of captures need: the tool, a place of their own, and captures of made-up jobs.
+//! Parts that the tests of captures share: the tool, a place of their own, and captures of made-up jobs.
 
 use serde_json::{Value, json};
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes in a page of these captures.
 pub const PAGE: u64 = 4096;
-/// Where their heaps begin.
+/// The address at which their heaps begin.
 pub const HEAP: u64 = 0x5000_0000;
 
 /// The tool that cargo built, or a copy of it where an ordinary user may run it.
@@ -73,7 +73,7 @@ impl Drop for Scratch {
 pub struct Child {
     /// Its id; the program that was started is 100.
     pub pid: i32,
-    /// Who forked it.
+    /// The process that forked it.
     pub parent: i32,
     /// Its program and script.
     pub script: String,

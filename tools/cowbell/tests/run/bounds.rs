@@ -1,4 +1,4 @@
-//! What the report says of how many pages were copied holds, whatever the child does to its mappings before it ends.
+//! The report's bounds of the pages that were copied hold, whatever the child does to its mappings before it ends.
 
 use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{Outcome, Scratch, cowbell, is_root, run, skip};

@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 pub struct Random(u64);
 
 impl Random {
-    /// Of one seed, always the same.
+    /// The numbers of a seed, always the same.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -32,7 +32,7 @@ impl Random {
     }
 }
 
-/// What backs a region. `Late`, `LateFile` and `Grown` come into being after the fork.
+/// The memory that backs a region. `Late`, `LateFile` and `Grown` come into being after the fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Anon,
@@ -49,7 +49,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Is an untouched page one of a file?
+    /// Tells whether an untouched page is one of a file.
     pub fn is_file(self) -> bool {
         matches!(self, Self::File | Self::Memfd | Self::Data | Self::LateFile)
     }
@@ -67,13 +67,13 @@ impl Kind {
 /// Memory of one kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
-    /// What backs it.
+    /// The memory that backs it.
     pub kind: Kind,
-    /// How long it is.
+    /// Its length.
     pub pages: usize,
 }
 
-/// What a step does; the words are those of writer.c.
+/// The act of a step; the words are those of writer.c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     Write,
@@ -104,7 +104,7 @@ impl Op {
         matches!(self, Self::Write | Self::Kwrite | Self::Threads)
     }
 
-    /// Is the process gone, or another program, behind it?
+    /// Tells whether the process is gone after it, or another program.
     pub fn ends(self) -> bool {
         matches!(self, Self::Exit | Self::Quit | Self::Kill | Self::Segv | Self::Exec)
     }
@@ -113,15 +113,15 @@ impl Op {
 /// One process does one thing to some pages of one region.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// Who: 0 is the first process.
+    /// The process that does it: 0 is the first process.
     pub actor: usize,
-    /// What.
+    /// The act.
     pub op: Op,
     /// To which region.
     pub region: usize,
     /// From which page of it.
     pub page: usize,
-    /// How many.
+    /// The number of pages.
     pub pages: usize,
     /// The number of threads, the actor forked, the exit code.
     pub value: usize,
@@ -164,7 +164,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// What a process may do to a region.
+/// The things that a process may do to a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct May {
     mapped: bool,
@@ -178,9 +178,9 @@ struct Builder {
     random: Random,
     regions: Vec<Region>,
     steps: Vec<Step>,
-    /// What each living actor may do to each region; `None` once it has ended.
+    /// The things that each living actor may do to each region; `None` once it has ended.
     actors: Vec<Option<Vec<May>>>,
-    /// Which pages each actor unmapped.
+    /// The pages that each actor unmapped.
     unmapped: Vec<Vec<Vec<bool>>>,
 }
 
@@ -303,7 +303,8 @@ impl Builder {
         if !may.mapped {
             // Inherited by later children like anything else.
             self.whole(actor, id, Op::Map);
-            // Whether it is one mapping with what lies before it, and so has been written, is not for us to say.
+            // The case cannot know whether the kernel made it one mapping with what lies before it, which may have been written: so
+            // it is written.
             return self.steps.push(Step::on(actor, Op::Write, id, 0, 1));
         }
         // The first process keeps its memory as it is: it is what the others are compared with.

@@ -1,4 +1,4 @@
-//! What is told of lines in faults mode is an estimate, with its error beside it: does the error hold?
+//! The shares of lines in faults mode are estimates, with their error beside them: the truth lies within it.
 
 use crate::exact::may_hear_faults;
 use crate::lab::{Scratch, cases, cowbell, run, skip};
@@ -7,10 +7,10 @@ use serde_json::Value;
 
 /// So large a part of all copies is told to be right within the error.
 const SHARE_MIN: f64 = 0.05;
-/// Of so many lines, one in twenty may lie outside; and chance lets some more.
+/// The share of lines that must be right: one in twenty may lie outside, and chance lets some more.
 const RIGHT_MIN: f64 = 0.95;
 
-/// How far the share of each planted line is from the truth, and how far it may be, in points.
+/// The distance of each planted line's share from the truth, and the distance it may have, in points.
 fn errors(seed: u64) -> Vec<(f64, f64)> {
     let scratch = Scratch::new();
     let target = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/targets/planted.py");

@@ -79,7 +79,7 @@ int main(int count, char **words) {
 }
 "#;
 
-/// What a run of the truth under a mode says of its pages: the class, and the thread of those that have one.
+/// The report on the pages of a program of which the truth is known: the class, and the thread of those that have one.
 fn said(capture: &Capture) -> BTreeMap<u64, (Class, Option<i32>)> {
     let mut found = BTreeMap::new();
     for interval in capture.intervals.values().filter(|interval| interval.begin.role == Role::Child) {

@@ -1,4 +1,4 @@
-//! What a report says first: the verdict, why, where and what helps, within ten lines of eighty columns.
+//! The beginning of a report: the verdict, why, where and what helps, within ten lines of eighty columns.
 
 use crate::exact::may_trace;
 use crate::lab::{Scratch, cowbell, run, skip};

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// What is false, by statement and by what makes its writer hard.
+/// The statements that are false, by statement and by what makes its writer hard.
 type Falsehoods = BTreeMap<(&'static str, &'static str), Vec<String>>;
 
 struct Judge<'a> {
@@ -18,7 +18,7 @@ struct Judge<'a> {
     said: &'a Said,
     rows: Vec<Row<'a>>,
     wrong: Falsehoods,
-    /// How many of a writer's copies are told at all: the statements about code are about these.
+    /// The number of each writer's copies that are told at all: the statements about code are about these.
     told: Vec<u64>,
     /// Statements that were judged, so that one that never comes up is not taken for true.
     judged_kinds: BTreeMap<(&'static str, &'static str), u64>,
@@ -49,7 +49,7 @@ impl<'a> Judge<'a> {
         self.judged.plan.writers.iter().enumerate()
     }
 
-    /// Which pages were copied, in every mode: all of the plan's, and no other page of its regions.
+    /// Judges the pages that were copied, in every mode: all of the plan's, and no other page of its regions.
     fn pages(&mut self) {
         for (id, writer) in self.writers() {
             let puts = &self.said.puts[&id];
@@ -61,7 +61,7 @@ impl<'a> Judge<'a> {
                 for i in put.from.max(writer.dropped as u64)..put.to {
                     let offset = (writer.first as u64 + i * writer.step as u64) * page;
                     due.insert(base + offset);
-                    // What was moved after the write may be told where it was written.
+                    // A page that was moved after the write may be told where it was written.
                     let is_there = found.contains(&(base + offset)) || found.contains(&(put.base + offset));
                     let lost = writer.unmapped && self.said.mode == "count";
                     self.told[id] += u64::from(is_there);
@@ -78,7 +78,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What was unmapped is within the bounds that are said, for each process.
+    /// The unmapped pages are within the bounds that are said, for each process.
     fn bounds(&mut self) {
         let mut lost: BTreeMap<i32, u64> = BTreeMap::new();
         for (id, writer) in self.writers().filter(|(_, writer)| writer.unmapped) {
@@ -196,7 +196,7 @@ impl<'a> Judge<'a> {
 
     fn cause(&mut self, writer: &Writer, mine: &[usize], say: impl Fn(&Self) -> String) {
         let causes = writer.kind.causes(self.judged.plan.libs[writer.lib].symbols == Symbols::Lines);
-        // What is gone cannot be compared with its original.
+        // A page that is gone cannot be compared with its original.
         let may_be_unknown = !causes.must_be_known || writer.unmapped;
         let said: Vec<&str> = mine.iter().map(|&n| self.rows[n].cause).collect();
         let is_false = |cause: &&str| *cause != "unknown" && !causes.true_ones.contains(cause);
@@ -207,7 +207,7 @@ impl<'a> Judge<'a> {
         self.hold("cause is known", kind, !is_unknown, &say);
     }
 
-    /// What the kernel wrote, by system call; what the C library wrote, by caller; what generated code wrote.
+    /// Judges the kernel's writes, by system call; the C library's, by caller; and those of generated code.
     fn elsewhere(&mut self) {
         for kind in [Kind::Preadv, Kind::Uname, Kind::Getrusage, Kind::Read] {
             let name = kind.syscall().expect("it is one");
@@ -331,7 +331,7 @@ fn tag_of_cause(kind: Kind) -> &'static str {
     }
 }
 
-/// Where two reports differ first.
+/// The first place at which two reports differ.
 fn first_difference(one: &Value, other: &Value) -> String {
     let parts = |value: &Value| -> Vec<(String, Value)> {
         match value {

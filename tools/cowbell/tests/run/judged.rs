@@ -92,7 +92,7 @@ impl Judged {
     }
 }
 
-/// What the report says, in a mode.
+/// The report of a run, in a mode.
 pub struct Said {
     pub mode: &'static str,
     pub report: Value,
@@ -153,7 +153,7 @@ pub struct Row<'a> {
     pub function: &'a str,
     pub module: &'a str,
     pub called_from: Option<&'a str>,
-    /// Of so many pages the caller is one of sampled stacks.
+    /// The pages of which the caller is estimated from sampled stacks.
     pub estimated: u64,
     pub pages: u64,
     pub cause: &'a str,
@@ -233,7 +233,7 @@ impl Said {
     }
 }
 
-/// How often two writers' modules lay at one address in one process: without it nothing is shown of stale names.
+/// The number of times that two writers' modules lay at one address in one process: without it nothing is shown of stale names.
 pub fn shared_addresses(puts: &BTreeMap<usize, Vec<Put>>, plan: &Plan) -> usize {
     let mut libs: BTreeMap<(i32, u64), BTreeSet<usize>> = BTreeMap::new();
     for (id, puts) in puts {

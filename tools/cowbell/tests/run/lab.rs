@@ -1,4 +1,4 @@
-//! What all tests need: a place of their own, targets built from source, the tool started under a time limit, and
+//! Parts that all tests share: a place of their own, targets built from source, the tool started under a time limit, and
 //! captures read back.
 
 use crate::record::{Begin, End, Event, Fault, Header, Record};
@@ -22,13 +22,13 @@ pub fn tool() -> OsString {
     std::env::var_os("COWBELL_TOOL").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowbell").into())
 }
 
-/// Is this root, with what root may do?
+/// Tells whether this is root, with all that root may do.
 pub fn is_root() -> bool {
     let status = procfs::status::Status::of(procfs::SELF).expect("a status");
     status.bits("CapEff").is_some_and(|held| held & 0xff == 0xff)
 }
 
-/// How many times to repeat something random: `COWBELL_CASES`, or this.
+/// The number of times to repeat something random: `COWBELL_CASES`, or `usual`.
 pub fn cases(usual: u64) -> u64 {
     std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)
 }
@@ -82,7 +82,7 @@ impl Drop for Scratch {
     }
 }
 
-/// How a program ended, and what it said.
+/// The end of a program, and its output.
 #[derive(Debug)]
 pub struct Outcome {
     /// Its exit code, or `None` if a signal ended it.
@@ -117,7 +117,7 @@ impl Running {
         self.child.id() as i32
     }
 
-    /// What it has said on standard error so far.
+    /// Its output on standard error so far.
     pub fn err_so_far(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
     }
@@ -142,7 +142,7 @@ pub fn signal_group(leader: i32, signal: &str) {
     let _sent = Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{leader}")]).output();
 }
 
-/// What ps says of the processes of a group.
+/// The lines of ps about the processes of a group.
 pub fn processes_of_group(leader: i32) -> String {
     let ps = Command::new("ps").args(["-eo", "pgid,ppid,pid,stat,wchan:20,args"]).output().expect("ps");
     let all = String::from_utf8_lossy(&ps.stdout).into_owned();
@@ -165,13 +165,13 @@ pub fn cowbell<I: AsRef<OsStr>>(options: &[&str], target: impl IntoIterator<Item
 /// One interval of a capture.
 #[derive(Debug)]
 pub struct Interval {
-    /// How it opened.
+    /// The record that opened it.
     pub begin: Begin,
-    /// What happened.
+    /// Its events.
     pub events: Vec<Event>,
     /// By which page faults, where these are told.
     pub faults: Vec<Fault>,
-    /// How it closed.
+    /// The record that closed it.
     pub end: Option<End>,
 }
 

@@ -1,4 +1,4 @@
-//! What Linux must do when a case's steps are taken, by its documented rules; pure, no kernel asked.
+//! A model of what Linux must do when a case's steps are taken, by its documented rules; no kernel is asked.
 //!
 //! A page of a process is one of: nothing, the page of zeroes, a page of the file, an anonymous frame. A write to
 //! nothing is a first touch, to the page of zeroes or of a file makes a page of the process' own, and to a frame it is
@@ -19,7 +19,7 @@ enum Slot {
     None,
 }
 
-/// What is known of a page of one process.
+/// The state of a page of one process.
 #[derive(Clone, Copy, Debug)]
 struct Page {
     slot: Slot,
@@ -36,15 +36,15 @@ struct Page {
 pub struct Fault {
     /// At which step.
     pub step: usize,
-    /// Of which process.
+    /// The process.
     pub actor: usize,
     /// In which of its intervals, counted from 0.
     pub epoch: usize,
     /// The region and the page in it.
     pub place: (usize, usize),
-    /// What the kernel did.
+    /// The kernel's act.
     pub kernel: Class,
-    /// How the report may call it: one class, unless the page was given back before.
+    /// The classes that the report may give it: one, unless the page was given back before.
     pub classes: Vec<Class>,
     /// The process unmapped or dropped the page later and left it so: its page tables no longer tell.
     pub gone: bool,
@@ -56,7 +56,7 @@ pub struct Fault {
     pub empty_at_fork: bool,
 }
 
-/// What a write to a page does, by the page's state before it, seen from the kernel's side.
+/// The effect of a write to a page, by the page's state before it, seen from the kernel's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// The kernel did this.
@@ -67,18 +67,18 @@ pub enum Seen {
     Nothing,
 }
 
-/// What must happen.
+/// The effects that a case must have.
 #[derive(Debug, Default)]
 pub struct Truth {
     /// Writes that made the kernel do something, in order.
     pub faults: Vec<Fault>,
-    /// What each page that a step touched must have done.
+    /// The effect that each step must have on each page that it touched.
     pub seen: BTreeMap<(usize, usize), Seen>,
-    /// How each actor ends; those that do not are not there.
+    /// The end of each actor that ends.
     pub ends: BTreeMap<usize, Op>,
-    /// Who forked whom.
+    /// The parent of each actor that was forked.
     pub parents: BTreeMap<usize, usize>,
-    /// How often an actor called vfork or posix_spawn.
+    /// The number of times an actor called vfork or posix_spawn.
     pub sharing: usize,
 }
 
@@ -86,7 +86,7 @@ struct Actor {
     pages: Vec<Vec<Page>>,
     /// An interval is open: it was forked, or has forked and some of its descendants live.
     watched: bool,
-    /// Which interval it is, counted from 0: each fork closes one and opens the next.
+    /// The number of the interval, counted from 0: each fork closes one and opens the next.
     epoch: usize,
     /// Regions mapped since the interval opened.
     late: Vec<bool>,
@@ -155,7 +155,7 @@ impl Model<'_> {
             Page { slot: page.slot, empty_at_fork, dropped: false, fault: None }
         };
         let fresh: Vec<Vec<Page>> = old.pages.iter().map(|region| region.iter().map(opens).collect()).collect();
-        // What it has is shared anew: its own interval ends, and another opens at the same moment.
+        // The parent's memory is shared anew: its own interval ends, and another opens at the same moment.
         old.pages.clone_from(&fresh);
         old.late.fill(false);
         old.epoch += usize::from(old.watched);
@@ -258,10 +258,10 @@ impl Model<'_> {
     }
 }
 
-/// How the report may call what the kernel did to a page in this state.
+/// The classes that the report may give to what the kernel did to a page in this state.
 fn classes(kernel: Class, page: Page) -> Vec<Class> {
     match kernel {
-        // What is first touched is what was not there when the interval opened, though it was read since.
+        // A page is touched first if it was not there when the interval opened, though it was read since.
         Class::ZeroPage if page.empty_at_fork => vec![Class::FirstTouch],
         // Given back, then read, then written: nothing of what the interval opened with is left.
         Class::ZeroPage if page.dropped => vec![Class::FirstTouch, Class::ZeroPage],

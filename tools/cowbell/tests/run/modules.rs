@@ -54,7 +54,7 @@ fn library(scratch: &Scratch, name: &str) -> String {
     path.to_str().expect("text").to_owned()
 }
 
-/// What is known of code, by the number of its place.
+/// The records about code, by the number of its place.
 fn codes(capture: &Capture) -> HashMap<u32, &Code> {
     let symbols = capture.records.iter().filter_map(|record| match record {
         Record::Symbols { codes } => Some(codes),
@@ -115,7 +115,7 @@ fn page_faults_are_told_of_the_library_that_was_there_then() {
     let of =
         |copies: &BTreeMap<String, usize>, name: &str| copies.get(&format!("write_by_{name}")).copied().unwrap_or(0);
     assert_eq!((of(&copies, "a"), of(&copies, "b")), (77, 103), "{copies:?}");
-    // Of a file that is gone by then the name of the file is known, and no function: none is better than another's.
+    // Code of a file that is gone by then has the file's name, and no function: none is better than another's.
     let (copies, capture) = trace_loads(&scratch, "faults", &[], &[&a, "20", "=", &b, "100", "-", &c, "30", "-"]);
     for (name, pages) in [("a", 20), ("b", 100), ("c", 30)] {
         assert!([0, pages].contains(&of(&copies, name)), "{name}: {copies:?}");

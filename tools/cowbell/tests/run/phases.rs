@@ -8,7 +8,7 @@ use crate::said::{report, share};
 use serde_json::Value;
 use std::path::Path;
 
-/// What workers copied at work, at least and at most, and on the way out, in MiB.
+/// The MiB that workers copied at work, at least and at most, and on the way out.
 fn phases(report: &Value) -> [f64; 3] {
     let mib = |name: &str| report["verdict"][name].as_f64().expect("bytes") / f64::from(1 << 20);
     ["copied_bytes_min", "copied_bytes", "ending_bytes"].map(mib)

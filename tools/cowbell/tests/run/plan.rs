@@ -20,21 +20,21 @@ const CHILDREN: std::ops::Range<usize> = 2..10;
 /// ... and these are their children.
 const GRANDCHILDREN: std::ops::Range<usize> = 10..14;
 
-/// How much a library's file tells of its code.
+/// The symbols in a library's file, which tell of its code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symbols {
     /// Functions and lines.
     Lines,
     /// Functions.
     Functions,
-    /// What it exports.
+    /// Names that it exports.
     Exported,
 }
 
 /// A library.
 #[derive(Clone, Debug)]
 pub struct Lib {
-    /// What its file tells.
+    /// The symbols in its file.
     pub symbols: Symbols,
     /// Its source.
     pub source: String,
@@ -47,7 +47,7 @@ pub struct Plan {
     pub libs: Vec<Lib>,
     /// By number.
     pub writers: Vec<Writer>,
-    /// What each actor does.
+    /// The script of each actor.
     actors: Vec<Vec<String>>,
     /// Replacements on disk: which library by which.
     pub replaced: Vec<(usize, usize)>,
@@ -219,7 +219,7 @@ impl Plan {
         self.actors[actor].push(line.to_owned());
     }
 
-    /// Who forks whom, and when.
+    /// Says who forks whom, and when.
     fn families(&mut self, random: &mut Random) {
         for actor in GRANDCHILDREN {
             let parent = CHILDREN.start + random.below(CHILDREN.len());

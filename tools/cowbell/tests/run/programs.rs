@@ -141,7 +141,7 @@ fn redis_server(scratch: &Scratch) -> PathBuf {
     link
 }
 
-/// What smaps says a process has that nobody shares, in bytes.
+/// The memory of a process that nobody shares, as smaps says, in bytes.
 fn private_dirty(pid: i32) -> Option<u64> {
     procfs::smaps::rollup(pid).ok().map(|figures| figures.private_dirty)
 }
@@ -195,7 +195,7 @@ fn redis_under_writes(mode: &str) {
     let [child] = capture.of(saver).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
         panic!("the saving child has one interval")
     };
-    // What either side changed is private to the child then: its own new pages, and the old ones that the parent left.
+    // Pages that either side changed are private to the child then: its own new pages, and the old ones that the parent left.
     let mut private = BTreeSet::new();
     for interval in capture.of(server).filter(|a| a.begin.role == Role::Parent).chain([child]) {
         let is_child = interval.begin.role == Role::Child;

@@ -46,7 +46,7 @@ fn report(python: &str, mode: &str, name: &str, source: &str) -> String {
     outcome.err
 }
 
-/// What only events tell.
+/// The parts of a report that only events tell.
 fn with_events<'a>(mode: &str, parts: &[&'a str]) -> Vec<&'a str> {
     if mode == "count" { Vec::new() } else { parts.to_vec() }
 }

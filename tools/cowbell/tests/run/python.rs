@@ -38,7 +38,7 @@ fn read_list(scratch: &Scratch, variant: &str, options: &[&str]) -> (Outcome, Ca
     (outcome, Capture::read(&capture))
 }
 
-/// How many events each Python line has, as far as stacks were sampled.
+/// The number of events of each Python line, as far as stacks were sampled.
 fn lines(capture: &Capture, interval: &Interval) -> BTreeMap<String, usize> {
     let mut of_stack = BTreeMap::new();
     for record in &capture.records {

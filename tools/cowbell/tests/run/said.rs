@@ -1,4 +1,4 @@
-//! What is said of copies: causes, remedies and names of memory, for programs of which the truth is known.
+//! Statements about copies: causes, remedies and names of memory, for programs of which the truth is known.
 
 use crate::exact::may_trace;
 use crate::lab::{Scratch, cowbell, run, skip};

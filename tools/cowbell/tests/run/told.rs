@@ -1,4 +1,4 @@
-//! What the tool says of itself, of this machine, and of programs that it can watch in part only.
+//! Sentences that the tool says of itself, of this machine, and of programs that it can watch in part only.
 
 use crate::exact::may_trace;
 use crate::lab::{Outcome, Running, Scratch, cowbell, is_root, run, skip, tool};
@@ -26,7 +26,7 @@ fn an_option_that_does_not_exist_is_no_program() {
     let outcome = run(&Scratch::new(), Command::new(tool()).args(["run", "--mod", "count", "--", "true"]));
     assert_eq!(outcome.code, Some(2), "{}", outcome.err);
     assert!(outcome.err.contains("--mode"), "{}", outcome.err);
-    // What follows the program is the program's.
+    // Words that follow the program are the program's.
     let outcome = run(&Scratch::new(), Command::new(tool()).args(["run", "-q", "sh", "-c", "exit $#", "-x", "--mod"]));
     assert_eq!(outcome.code, Some(1), "{}", outcome.err);
     let outcome = run(&Scratch::new(), &mut cowbell(&["-q", "--stacks", "1"], ["true"]));

@@ -10,7 +10,7 @@ use std::path::Path;
 /// A page of a region.
 type Place = (usize, usize);
 
-/// What writer.c wrote down of a run.
+/// All that writer.c wrote down of a run.
 #[derive(Default)]
 pub struct Log {
     /// Bytes a page.
@@ -22,7 +22,7 @@ pub struct Log {
     bases: Vec<(usize, usize, usize, u64)>,
     /// Words of pagemap before and after a step, by step and page.
     seen: BTreeMap<(usize, usize), (u64, u64)>,
-    /// What taskstats said, by step; -1 where it cannot.
+    /// The number that taskstats gave, by step; -1 where it cannot.
     pub stats: BTreeMap<usize, i64>,
 }
 
@@ -56,7 +56,7 @@ impl Log {
         log
     }
 
-    /// Where each page that an actor ever had lay, also before it was moved.
+    /// Collects the addresses of each page that an actor ever had, also those before it was moved.
     fn places(&self, case: &Case, actor: usize, before_step: usize, into: &mut BTreeMap<u64, Place>) {
         let fork = case.steps.iter().position(|s| s.op == Op::Fork && s.value == actor);
         if let Some(fork) = fork {
@@ -105,7 +105,7 @@ pub fn check_frames(truth: &Truth, log: &Log) -> Vec<String> {
     wrong
 }
 
-/// What is compared.
+/// A comparison of the truth with what a capture says.
 struct Verdict<'a> {
     case: &'a Case,
     truth: &'a Truth,
@@ -188,7 +188,7 @@ impl Verdict<'_> {
             // A page that was moved may be told at both its addresses.
             let classes = reported.remove(&(actor, epoch, place)).unwrap_or_default();
             match classes.first() {
-                // What it had is gone with exec, and only events tell of it.
+                // The process' memory is gone with exec, and only events tell of it.
                 None if fault.gone || self.is_lost_by_exec(fault) => {
                     // First touches are no copies, and what was mapped since the fork has none.
                     let counts = self.must_be_bounded(fault);
@@ -222,7 +222,7 @@ impl Verdict<'_> {
         }
     }
 
-    /// What was written before it was moved is new where it is now: there is no fault of it there.
+    /// A page that was written before it was moved is new where it is now: there is no fault of it there.
     fn may_have_moved(&self, fault: &Fault, classes: &[Class]) -> bool {
         let moves = |step: &crate::case::Step| step.op == Op::Move && step.region == fault.place.0;
         let later = self.case.steps.get(fault.step..).unwrap_or_default();
@@ -246,14 +246,14 @@ impl Verdict<'_> {
     }
 
     fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
-        // What was written, given back and taken again is a copy or a reuse, and no frame is left to tell which. Without frames the
-        // faults do not tell it from what was given back before it was written.
+        // A page that was written, given back and taken again is a copy or a reuse, and no frame is left to tell which. Without
+        // frames the faults do not tell it from what was given back before it was written.
         let open = matches!(class, Class::Copy | Class::CopyOrReuse);
         let written = matches!(fault.kernel, Class::Copy | Class::Reuse);
         if self.mode == Mode::Faults && fault.dropped && open && (written || !is_root()) {
             return true;
         }
-        // Who may not ask what the call was that may have given the page back, does not know whether the zeroes were still there.
+        // A user who may not ask which call may have given the page back does not know whether the zeroes were still there.
         let was_zero = fault.kernel == Class::FirstTouch && fault.dropped && !fault.empty_at_fork;
         if self.mode == Mode::Count && was_zero && class == Class::ZeroPage && !is_root() {
             return true;
@@ -268,7 +268,7 @@ impl Verdict<'_> {
     fn must_be_an_event(&self, fault: &Fault) -> bool {
         let kind = self.case.regions[fault.place.0].kind;
         let is_plain_file = matches!(kind, Kind::File | Kind::Data | Kind::LateFile);
-        // What was dropped lost its protection with its page, but for a memfd's.
+        // Memory that was dropped lost its protection with its page, but for a memfd's.
         let inherited = match kind {
             Kind::Memfd => !fault.empty_at_fork || !fault.dropped,
             _ => !fault.empty_at_fork && !fault.dropped,

@@ -1,6 +1,6 @@
-//! How the writers of a judged run write, and what may be said of each.
+//! The ways in which the writers of a judged run write, and what may be said of each.
 
-/// How a writer writes. Its C is in [`Kind::statement`], its truth in [`Kind::causes`].
+/// The way in which a writer writes. Its C is in [`Kind::statement`], its truth in [`Kind::causes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A field of data: one a page, or one in each record.
@@ -70,9 +70,9 @@ pub const KINDS: &[Kind] = &[
 
 /// Causes that may be told of a write, and whether one of them must be.
 pub struct Causes {
-    /// What may be said, as in the report's JSON.
+    /// The causes that may be said, as in the report's JSON.
     pub true_ones: &'static [&'static str],
-    /// Is "unknown" a failure?
+    /// True if "unknown" is a failure.
     pub must_be_known: bool,
 }
 
@@ -125,18 +125,18 @@ impl Kind {
         }
     }
 
-    /// Is the instruction in no library of the plan?
+    /// Tells whether the instruction is in no library of the plan.
     pub fn is_elsewhere(self) -> bool {
         self.syscall().is_some() || self.is_generated() || self == Self::Memset
     }
 
-    /// Is the code in no file?
+    /// Tells whether the code is in no file.
     pub fn is_generated(self) -> bool {
         matches!(self, Self::Generated | Self::Named)
     }
 
-    /// What may be said of it. Of data in a layout that nothing declares, "unknown" is true as well. `declares`: the file has
-    /// the names of inlined functions. Without them an atomic reference count is an atomic counter like any other.
+    /// The causes that may be told of it. If nothing declares the layout of the data, "unknown" is true as well. `declares`: the
+    /// file has the names of inlined functions. Without them an atomic reference count is an atomic counter like any other.
     pub fn causes(self, declares: bool) -> Causes {
         let (true_ones, must_be_known): (&[_], _) = match self {
             Self::Same | Self::UpDown => (&["unknown", "rewritten"], false),
@@ -155,9 +155,9 @@ impl Kind {
 pub struct Writer {
     /// The library it is in; 0 is the program.
     pub lib: usize,
-    /// How it writes.
+    /// The way in which it writes.
     pub kind: Kind,
-    /// What backs its region.
+    /// The memory that backs its region.
     pub backing: &'static str,
     /// Pages of the region, and which of them it writes.
     pub pages: usize,
@@ -165,15 +165,15 @@ pub struct Writer {
     pub first: usize,
     /// From a page to the next.
     pub step: usize,
-    /// How many.
+    /// The number of pages it writes.
     pub count: usize,
     /// So many pages are dropped before they are written: no copies.
     pub dropped: usize,
     /// Its region is unmapped after the write.
     pub unmapped: bool,
-    /// What makes its code hard to tell.
+    /// The circumstance that makes its code hard to tell.
     pub tag: &'static str,
-    /// What makes its pages hard to tell.
+    /// The circumstance that makes its pages hard to tell.
     pub fate: &'static str,
 }
 
@@ -183,7 +183,7 @@ impl Writer {
         self.backing == "data"
     }
 
-    /// Is its region static data of its library?
+    /// Tells whether its region is static data of its library.
     pub fn is_static(&self) -> bool {
         matches!(self.backing, "data" | "bss")
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What is counted, as the report's JSON names it.
+/// The names of the counts, as the report's JSON has them.
 pub const COUNTS: [&str; 12] = [
     "shared_with_parent",
     "shared_unknown",
@@ -18,12 +18,12 @@ pub const COUNTS: [&str; 12] = [
     "shared_with_others.unknown",
 ];
 
-/// What a process of the model has: frames by page, in two mappings.
+/// A process of the model: its frames by page, in two mappings.
 #[derive(Clone, Default)]
 pub struct Model {
     pub parent: Option<usize>,
     pub pages: [BTreeMap<u64, u64>; 2],
-    /// It executed another program, or has ended.
+    /// The script's letter for its exec or its end, once that was.
     pub left: Option<char>,
 }
 
@@ -92,7 +92,7 @@ impl Models {
         self.processes.iter().filter(|process| process.pages[mapping].values().any(|&mine| mine == frame)).count()
     }
 
-    /// What the tool should say of a process' mapping; `frames`: it reads page frames, `readable`: and the parent's.
+    /// The counts that the tool should give for a process' mapping; `frames`: it reads page frames, `readable`: and the parent's.
     pub fn expected(&self, nth: usize, mapping: usize, frames: bool, readable: bool) -> BTreeMap<&'static str, u64> {
         let mut counts: BTreeMap<&str, u64> = COUNTS.iter().map(|&name| (name, 0)).collect();
         let nothing = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Where the tests of `cowbell snapshot` run: as which user, and the program that copies known pages.
+//! The place where the tests of `cowbell snapshot` run: a folder, a user, and the program that copies known pages.
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -23,7 +23,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of this test alone.
+    /// A place of this test alone.
     pub fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("cowbell-snapshot-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
@@ -36,7 +36,7 @@ impl Place {
         place
     }
 
-    /// Who can be tested: the user of the tests and, if that is root, an ordinary one.
+    /// A place for each user that can be tested: the user of the tests and, if that is root, an ordinary one.
     pub fn with_users(name: &str) -> Vec<Self> {
         let mut places = vec![Self::new(name)];
         if cowbell::sys::limits::user().uid != 0 {
