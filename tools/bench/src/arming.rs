@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Arming {
     /// The size of the frozen arena.
     pub bytes: u64,
-    /// How many children were spawned under each watch.
+    /// The number of children that were spawned under each watch.
     pub repeats: usize,
     /// The watches, [`Watch::Census`] first, which arms nothing.
     pub watches: Vec<ArmingCost>,

@@ -9,7 +9,7 @@ use crate::spread::{Spread, order};
 use cowbell::sys::limits;
 use serde::{Deserialize, Serialize};
 
-/// How many times a child reads everything, at most: it takes some 0.1 s a GiB.
+/// The number of times a child reads everything, at most: it takes some 0.1 s a GiB.
 const READS_MAX: usize = 7;
 
 /// The memory that the largest fork over anonymous memory needs for page tables, and some room to live.
@@ -20,9 +20,9 @@ const HEADROOM_BYTES: u64 = 512 << 20;
 pub struct Forks {
     /// The size of the data forked over.
     pub bytes: u64,
-    /// How many forks, of each way and over each kind of memory.
+    /// The number of forks: of each way and over each kind of memory.
     pub repeats: usize,
-    /// How many children read all of it, for each kind of memory.
+    /// The number of children that read all of it, for each kind of memory.
     pub reads: usize,
     /// The ratio to an empty process that forks over a frozen arena may have at most.
     pub goal_ratio_to_empty_max: f64,

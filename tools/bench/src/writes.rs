@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many pages are written between two looks at the clock. Other processes on this machine interrupt
+/// The number of pages written between two looks at the clock. Other processes on this machine interrupt
 /// some of these batches, and the middle one tells what a write costs without them.
 const BATCH_PAGES: usize = 64;
 
 /// The result of [`writes`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Writes {
-    /// How many pages each child wrote, one word in each.
+    /// The number of pages that each child wrote, one word in each.
     pub pages: usize,
-    /// How many children wrote, for each contender.
+    /// The number of children that wrote, for each contender.
     pub repeats: usize,
     /// Bytes in a page.
     pub page_size_bytes: usize,
@@ -62,7 +62,7 @@ pub struct Cost {
     pub ratio_to_native: Spread,
 }
 
-/// How the pages are before they are written.
+/// The state of the pages before they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Untouched,

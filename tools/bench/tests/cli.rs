@@ -51,7 +51,7 @@ fn pools_do_every_work_or_say_why_not() {
     for race in &pool.races {
         for contender in &race.contenders {
             let python = contender.peer.name(race.work).starts_with("python");
-            // Whether there is a Python is this machine's business; everybody else is part of the command.
+            // A Python may be missing, which is this machine's business; everybody else is part of the command.
             let missing = contender.error.as_deref().is_some_and(|why| python && why.contains("not found"));
             assert_ne!(missing, contender.ns_per_job.is_some(), "{:?}: {contender:?}", race.work);
             assert_ne!(missing, contender.ratio_to_cowbell.is_some(), "{:?}: {contender:?}", race.work);

@@ -48,7 +48,7 @@ pub struct Options {
     verbose: bool,
 }
 
-/// How to print an outcome.
+/// The form in which an outcome is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
     /// One line.

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Where metrics are.
+/// The path under which the metrics are.
 const PATH: &str = "/metrics";
 /// No request is longer.
 const REQUEST_MAX: usize = 8 << 10;
@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a look found.
+/// The findings of a look.
 struct Found {
     at: Instant,
     text: String,

@@ -12,7 +12,7 @@ use std::path::Path;
 /// The first field of a report of the library, as it is written, and in the order of the alphabet.
 const OF_THE_LIBRARY: [&[u8]; 2] = [b"\"version\"", b"\"arenas\""];
 
-/// What a file comes to; - is standard input.
+/// The summary of a file; - is standard input.
 ///
 /// # Errors
 /// The file cannot be read, or is of neither kind.

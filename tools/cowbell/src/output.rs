@@ -1,4 +1,4 @@
-//! Where a report goes and how it looks: the options that `run`, `attach`, `snapshot` and `report` share.
+//! The place and the looks of a report: the options that `run`, `attach`, `snapshot` and `report` share.
 
 use crate::analyse::Summary;
 use crate::analyse::detail::Detail;
@@ -64,7 +64,7 @@ pub enum Stream {
     Error,
 }
 
-/// Where the report goes: open, so that a bad name is an error before anything is run.
+/// The stream to which the report goes: open, so that a bad name is an error before anything is run.
 #[derive(Debug)]
 pub struct Output {
     sink: Sink,

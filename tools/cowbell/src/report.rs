@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 impl Export {
-    /// What is asked for, if anything is.
+    /// The export that is asked for, if any is.
     fn of(&self, summary: &Summary, detail: &Detail) -> Result<Option<Vec<u8>>, Failure> {
         let failure = |e: &dyn std::fmt::Display| Failure::new(format!("cannot be exported: {e}"));
         if self.openmetrics {

@@ -6,7 +6,7 @@ use cowbell::sys::process;
 use cowbell::sys::procfs::maps;
 use std::path::{Path, PathBuf};
 
-/// What an instruction belongs to.
+/// The names of what an instruction belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 pub struct Code {
     /// The function, inlined ones resolved; the address where there is no name.
@@ -27,7 +27,7 @@ pub fn resolve(addresses: &[u64]) -> Vec<Code> {
         .collect()
 }
 
-/// Where the addresses are in the files that this process maps.
+/// The places of the addresses in the files that this process maps.
 fn places(addresses: &[u64], names: &mut Names) -> Vec<Place> {
     let maps = maps::read(process::pid()).unwrap_or_default();
     let place = |(nth, &address): (usize, &u64)| {
@@ -63,7 +63,7 @@ fn bare(address: u64) -> Code {
     Code { function, line: None }
 }
 
-/// Is this file the Rust standard library's?
+/// Tells whether this file is the Rust standard library's.
 fn is_standard(path: &str) -> bool {
     ["/rustc/", "library/core/", "library/alloc/", "library/std/"].iter().any(|part| path.contains(part))
 }

@@ -1,4 +1,4 @@
-//! What `ctypes` calls. `_native.py` declares the same functions and structs.
+//! The functions that `ctypes` calls. `_native.py` declares the same functions and structs.
 //!
 //! # Safety
 //! All are called through `ctypes.PyDLL`, which holds the GIL over the call. A walk is a pointer that
@@ -11,7 +11,7 @@ use crate::layout::Layout;
 use crate::python::{Gil, Object, PyObject};
 use crate::walk::{Options, Totals, Walk};
 
-/// What became of the instances of one type.
+/// The fate of the instances of one type.
 #[repr(C)]
 pub struct Row {
     /// The type.
@@ -28,17 +28,17 @@ pub struct Row {
     marks: u64,
 }
 
-/// What is read of one object, for the comparison with what Python says of it.
+/// The data that is read of one object, for the comparison with what Python says of it.
 #[repr(C)]
 #[derive(Default)]
 pub struct Probe {
     /// The first word.
     word: u64,
-    /// Whether that means immortal.
+    /// 1 if that means immortal, else 0.
     is_immortal: u64,
     /// The address of the type.
     of: u64,
-    /// What stands where a str, bytes or tuple keeps its hash.
+    /// The value that stands where a str, bytes or tuple keeps its hash.
     kept_hash: i64,
 }
 
@@ -167,7 +167,7 @@ unsafe extern "C" fn cowbell_fork_asked(of: *mut Walk) -> *mut PyObject {
     unsafe { walk(of) }.take_asked().map_or(ptr::null_mut(), Object::pointer)
 }
 
-/// What was done.
+/// Writes what was done to `out`.
 ///
 /// # Safety
 /// See the module.
@@ -179,7 +179,7 @@ unsafe extern "C" fn cowbell_fork_totals(of: *mut Walk, out: *mut Totals) {
     unsafe { out.write(totals) };
 }
 
-/// What became of the instances of the type at a place. Returns 0 where there are no more.
+/// Writes what became of the instances of the type at a place. Returns 0 where there are no more.
 ///
 /// # Safety
 /// See the module.

@@ -1,11 +1,11 @@
-//! What the walk must know of each type it meets, looked up once.
+//! Facts that the walk must know of each type it meets, looked up once.
 
 use std::collections::HashMap;
 
 use crate::layout::{self, Layout, flag, slot};
 use crate::python::{Builtins, Gil, Hash, Object, Traverse, types_of_programs};
 
-/// How long an instance is, as `sys.getsizeof` counts.
+/// The size of an instance, as `sys.getsizeof` counts.
 enum Size {
     /// So many bytes, and so many more for each item.
     Items(usize, usize),
@@ -15,14 +15,14 @@ enum Size {
     Str(usize),
     /// A list, of a type whose instances have this size.
     List(usize),
-    /// What this `__sizeof__` written in C says.
+    /// As much as this `__sizeof__` written in C says.
     Asked(Object),
 }
 
-/// Whose hash an instance keeps.
+/// The hash that an instance keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Keeps {
-    /// It keeps none that the walk may compute.
+    /// No hash that the walk may compute.
     Nothing,
     /// Its text's, in a field of its own.
     Text,
@@ -40,19 +40,19 @@ pub struct Kind {
     pub why_not: u8,
     /// Bits of the type.
     pub flags: u64,
-    /// How instances show what they hold.
+    /// The function by which instances show what they hold.
     pub traverse: Option<Traverse>,
     /// Hash function of a built-in type.
     pub hash: Option<Hash>,
-    /// Where that hash is kept.
+    /// The hash that instances keep.
     pub keeps: Keeps,
-    /// Whether hashing an instance needs nothing kept and runs no code of users.
+    /// True if hashing an instance needs nothing kept and runs no code of users.
     pub is_plain: bool,
-    /// Whether instances have a `__del__`, or the like in C, which never runs for an immortal object.
+    /// True if instances have a `__del__`, or the like in C, which never runs for an immortal object.
     pub has_finalizer: bool,
-    /// Whether instances may hold objects that they do not show.
+    /// True if instances may hold objects that they do not show.
     pub is_opaque: bool,
-    /// Whether the Python side is asked what an instance holds.
+    /// True if the Python side is asked what an instance holds.
     pub is_asked: bool,
     /// Instances made immortal.
     pub objects: u64,

@@ -1,4 +1,5 @@
-//! Where CPython keeps what this crate reads and writes, by version. Facts and arithmetic only: no pointer is followed here.
+//! The places where CPython keeps what this crate reads and writes, by version. Facts and arithmetic only: no pointer is followed
+//! here.
 //!
 //! They hold for 64-bit little-endian builds with the GIL and without `Py_DEBUG` or `Py_TRACE_REFS`. The Python side
 //! refuses every other build, and `cowbell_fork_probe` has them compared with a living interpreter at import.
@@ -23,9 +24,9 @@ pub const ITEM_SIZE: usize = 40;
 pub const KEPT_HASH: usize = 24;
 /// Offset of the bits that say how a str is stored: two or more for interning, then three for the width.
 pub const STR_STATE: usize = 32;
-/// What the collector puts before each object it knows, bytes.
+/// Size of the header that the collector puts before each object it knows, bytes.
 pub const GC_HEADER_BYTES: usize = 16;
-/// What stands before that where an instance's dict or weak references are managed, bytes.
+/// Size of what stands before that where an instance's dict or weak references are managed, bytes.
 pub const MANAGED_BYTES: usize = 16;
 
 /// Bits of a type's flags (`Include/object.h`).
@@ -66,7 +67,7 @@ pub mod slot {
     pub const DEL: i32 = 53;
 }
 
-/// How a version marks an object as immortal.
+/// The way a version marks an object as immortal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// 3.12 and 3.13: the whole word is 2³²−1.
@@ -76,7 +77,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// Of `Py_Version`, and nothing for a version whose layout was not looked at.
+    /// The layout of a `Py_Version`, and nothing for a version whose layout was not looked at.
     pub const fn of_version(version: u64) -> Option<Self> {
         match version >> 16 {
             0x030c | 0x030d => Some(Self::Whole),
@@ -85,7 +86,7 @@ impl Layout {
         }
     }
 
-    /// Whether an object with this first word is immortal: the interpreter asks for the sign of the lower half.
+    /// Tells whether an object with this first word is immortal: the interpreter asks for the sign of the lower half.
     pub const fn is_immortal(word: u64) -> bool {
         word & (1 << 31) != 0
     }
@@ -98,13 +99,13 @@ impl Layout {
         }
     }
 
-    /// Whether a tuple keeps its hash.
+    /// Tells whether a tuple keeps its hash.
     pub const fn keeps_tuple_hash(self) -> bool {
         matches!(self, Self::Flagged)
     }
 }
 
-/// Whether a str holds only ASCII, by its state.
+/// Tells whether a str holds only ASCII, by its state.
 pub const fn str_is_ascii(state: u32) -> bool {
     state & (1 << 6) != 0
 }

@@ -112,7 +112,7 @@ pub struct Builtins {
 }
 
 impl Builtins {
-    /// Where they are.
+    /// Finds them in the interpreter.
     pub fn find() -> Self {
         Self {
             str: named(&raw const PyUnicode_Type),
@@ -150,7 +150,7 @@ impl Gil {
         unsafe { Py_Version }
     }
 
-    /// Whether this is the interpreter that ends with the process.
+    /// Tells whether this is the interpreter that ends with the process.
     pub fn is_main_interpreter(self) -> bool {
         // SAFETY: the GIL is held, so there is a current interpreter.
         let current = unsafe { PyInterpreterState_Get() };
@@ -158,7 +158,7 @@ impl Gil {
         current == unsafe { PyInterpreterState_Main() }
     }
 
-    /// What the collector's traverse function of `of` visits, handed to `found` one by one.
+    /// Hands each object that the collector's traverse function of `of` visits to `found`.
     pub fn traverse<F: FnMut(Object)>(self, of: Object, traverse: Traverse, found: &mut F) {
         extern "C" fn visit<F: FnMut(Object)>(object: *mut PyObject, found: *mut c_void) -> c_int {
             if let Some(object) = NonNull::new(object) {
@@ -196,7 +196,8 @@ impl Gil {
         item
     }
 
-    /// Has the hash computed and kept. It must be the hash function of a built-in type, for which no Python code runs.
+    /// Lets the hash be computed and kept. The function must be the hash function of a built-in type, for which no Python code
+    /// runs.
     pub fn hash(self, of: Object, hash: Hash) {
         // SAFETY: it is the slot of the object's own type.
         if unsafe { hash(of.pointer()) } == -1 {
@@ -227,7 +228,7 @@ impl Gil {
         method
     }
 
-    /// What such a method says of an object, bytes.
+    /// The size that such a method says of an object, bytes.
     pub fn call_for_size(self, method: Object, of: Object) -> Option<usize> {
         // SAFETY: both are live.
         let answer = NonNull::new(unsafe { PyObject_CallOneArg(method.pointer(), of.pointer()) }).map(Object);
@@ -306,12 +307,12 @@ impl Object {
         self.field(layout::LIST_ROOM)
     }
 
-    /// How a str is stored.
+    /// The bits that say how a str is stored.
     pub fn str_state(self) -> u32 {
         self.field(layout::STR_STATE)
     }
 
-    /// Whether a str, bytes or, from 3.14 on, tuple has kept its hash.
+    /// Tells whether a str, bytes or, from 3.14 on, tuple has kept its hash.
     pub fn is_hashed(self) -> bool {
         self.kept_hash() != -1
     }
@@ -321,24 +322,24 @@ impl Object {
         self.field(layout::KEPT_HASH)
     }
 
-    /// Of a type: the size of instances and of one item, bytes.
+    /// A type's size of instances and of one item, bytes.
     pub fn sizes(self) -> (usize, usize) {
         (self.field(layout::BASIC_SIZE), self.field(layout::ITEM_SIZE))
     }
 
-    /// Of a type: its flags.
+    /// A type's flags.
     pub fn flags(self) -> u64 {
         // SAFETY: the types of live objects are live.
         unsafe { PyType_GetFlags(self.pointer()) }
     }
 
-    /// Of a type: whether it is `base` or below it.
+    /// Tells whether a type is `base` or below it.
     pub fn is_subtype(self, base: Self) -> bool {
         // SAFETY: both are live types.
         unsafe { PyType_IsSubtype(self.pointer(), base.pointer()) != 0 }
     }
 
-    /// Of a type: whether it has this slot.
+    /// Tells whether a type has this slot.
     pub fn has_slot(self, slot: i32) -> bool {
         !self.slot(slot).is_null()
     }
@@ -348,21 +349,21 @@ impl Object {
         unsafe { PyType_GetSlot(self.pointer(), slot) }
     }
 
-    /// Of a type: how it shows the collector what an instance holds.
+    /// A type's function that shows the collector what an instance holds.
     pub fn traverse_slot(self) -> Option<Traverse> {
         let slot = self.slot(layout::slot::TRAVERSE);
         // SAFETY: that slot holds null or a function of this type.
         unsafe { std::mem::transmute::<*mut c_void, Option<Traverse>>(slot) }
     }
 
-    /// Of a type: how its instances are hashed.
+    /// A type's function that hashes instances.
     pub fn hash_slot(self) -> Option<Hash> {
         let slot = self.slot(layout::slot::HASH);
         // SAFETY: that slot holds null or a function of this type.
         unsafe { std::mem::transmute::<*mut c_void, Option<Hash>>(slot) }
     }
 
-    /// Whether the collector knows this object: static types have the flag and must not be traversed.
+    /// Tells whether the collector knows this object: static types have the flag and must not be traversed.
     pub fn is_collected(self, type_flags: u64) -> bool {
         // SAFETY: the object is live.
         type_flags & flag::HAVE_GC != 0 && unsafe { PyObject_IS_GC(self.pointer()) != 0 }

@@ -43,7 +43,7 @@ impl Hasher for Spread {
 
 type Objects = HashSet<Object, BuildHasherDefault<Spread>>;
 
-/// What is wanted.
+/// The wishes for a walk.
 #[derive(Clone, Copy)]
 pub struct Options {
     /// Hashes are computed where objects keep them.
@@ -52,7 +52,7 @@ pub struct Options {
     pub dicts: bool,
 }
 
-/// What was done, apart from the counts of each type.
+/// The totals of what was done, apart from the counts of each type.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub struct Totals {
@@ -113,7 +113,7 @@ impl Walk {
         })
     }
 
-    /// What was done so far.
+    /// The totals so far.
     pub fn totals(&self) -> Totals {
         let left = (self.stack.len() + self.tuples.len()) as u64;
         Totals { left, unhashed_tuples: self.hopeless.len() as u64, ..self.totals }
@@ -238,7 +238,7 @@ impl Walk {
         }
     }
 
-    /// Has a tuple's hash computed and kept, after those of the tuples in it: each computes its items' without limit
+    /// Lets a tuple's hash be computed and kept, after those of the tuples in it: each computes its items' without limit
     /// of depth otherwise. A tuple waits among the hopeless, where one that contains itself is found.
     fn hash_tuple(&mut self, tuple: Object) {
         let mut open = vec![(tuple, 0)];

@@ -72,7 +72,7 @@ mod tests {
         ProcessHandle::try_from(pid)?.copy_address(address, &mut bytes).map(|()| bytes)
     }
 
-    /// Where a process' first mapping is: its program's header.
+    /// The address of a process' first mapping: its program's header.
     fn header_of(pid: Pid) -> usize {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         usize::from_str_radix(maps.split('-').next().unwrap(), 16).unwrap()

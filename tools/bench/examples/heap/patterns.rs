@@ -1,4 +1,4 @@
-//! What programs do with an allocator: the same code under each of them.
+//! Patterns of what programs do with an allocator: the same code under each of them.
 //!
 //! Run with a pattern's name; prints its time on the processor in milliseconds and the most memory it had in KiB.
 

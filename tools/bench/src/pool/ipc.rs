@@ -1,6 +1,6 @@
 //! ipc-channel: this program started once more for each worker, and a thread here that serves it.
 //!
-//! It is kept up, and procspawn's pool stands on it: whatever a pool adds comes on top of this.
+//! The crate is kept up, and procspawn's pool stands on it: whatever a pool adds comes on top of this.
 
 use super::native::{self, block, round_trips, time};
 use super::order::{self, Answer, Order, Work};

@@ -29,9 +29,9 @@ pub struct PoolMemory {
 /// The memory that the workers of one pool have of their own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolMemoryCost {
-    /// How many workers.
+    /// The number of workers.
     pub workers: usize,
-    /// Whether the data was collapsed to huge pages.
+    /// True if the data was collapsed to huge pages.
     pub huge_pages: bool,
     /// The sum of what each has alone (`Private_Clean` and `Private_Dirty` of `smaps_rollup`).
     pub uss_bytes: u64,
@@ -50,7 +50,7 @@ pub struct PoolMemoryCost {
 }
 
 impl PoolMemoryCost {
-    /// Whether the workers have at most what is aimed at.
+    /// Tells whether the workers have at most what is aimed at.
     pub fn met(&self) -> bool {
         self.error.is_none() && self.uss_bytes <= self.workers as u64 * GOAL_BYTES_PER_WORKER + self.stack_bytes
     }

@@ -88,7 +88,7 @@ pub struct Contender {
 pub struct Goal {
     /// The figure that counts, with its unit.
     pub figure: String,
-    /// Whether it is to be at least, not at most, `bound`.
+    /// True if it is to be at least, not at most, `bound`.
     pub at_least: bool,
     /// The contender that it is held against.
     pub bound: f64,
@@ -97,7 +97,7 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// Whether it was reached; `None` if it was not measured.
+    /// Tells whether it was reached; `None` if it was not measured.
     pub fn met(&self) -> Option<bool> {
         let measured = self.measured?;
         Some(if self.at_least { measured >= self.bound } else { measured <= self.bound })

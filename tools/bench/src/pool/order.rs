@@ -46,7 +46,7 @@ impl Work {
         }
     }
 
-    /// How many jobs a contender gets. Slow ones get fewer: what is compared is the time a job.
+    /// The number of jobs a contender gets. Slow ones get fewer: what is compared is the time a job.
     pub(super) fn jobs(self, peer: Peer, quick: bool) -> usize {
         use Peer::*;
         let jobs = match (self, peer) {
@@ -107,7 +107,7 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Whether it is a Python program.
+    /// Tells whether it is a Python program.
     pub(super) fn is_python(self) -> bool {
         use Peer::*;
         matches!(self, PythonPool | PythonPoolChunk1 | PythonExecutor | PythonExecutorChunk1 | PythonManager)
@@ -147,7 +147,7 @@ pub struct Order {
     pub peer: Peer,
     /// The work.
     pub work: Work,
-    /// How many jobs.
+    /// The number of jobs.
     pub jobs: usize,
     /// Workers of the pool.
     pub workers: usize,
@@ -164,7 +164,7 @@ pub struct Answer {
     pub ns_per_job: f64,
 }
 
-/// How many different blocks the large results are copies of: more than the caches hold.
+/// The number of different blocks that the large results are copies of: more than the caches hold.
 pub(super) const BLOCKS: usize = 64;
 /// The word at place `n` of the data set is `n` modulo this.
 pub(super) const PATTERN: usize = 1 << 20;

@@ -41,7 +41,7 @@ fn open() -> Result<Uffd, Refusal> {
     })
 }
 
-/// Whether this process may count at all.
+/// Tells whether this process may count at all.
 ///
 /// # Errors
 /// Why not.
@@ -73,7 +73,7 @@ const NOTED: Query = Query {
 /// Those of them that were written.
 const WRITTEN: Query = Query { all: Categories::WP_ALLOWED.union(Categories::WRITTEN), ..NOTED };
 
-/// Where writes are not noted: nothing was inherited there.
+/// Pages whose writes are not noted: nothing was inherited there.
 const ELSEWHERE: Query = Query {
     all: Categories::empty(),
     none: Categories::FILE.union(Categories::PFN_ZERO).union(Categories::WP_ALLOWED),
@@ -96,15 +96,15 @@ pub struct Counter {
     held: Held,
     /// Pages that were the child's alone when counting began, where page frames may be read.
     early: Pages,
-    /// Whether page frames may be read.
+    /// True if page frames may be read.
     has_frames: bool,
-    /// How many pages the child can have copied before counting began.
+    /// The number of pages that the child can have copied before counting began.
     pub before_max: u64,
     /// Ranges whose writes are not noted.
     unwatched: Vec<Range>,
 }
 
-/// What the page tables said at one moment.
+/// The state of the page tables at one moment.
 #[derive(Debug, Default)]
 pub struct Reading {
     /// Shared when counting began, and written since; pages of files that were copied, too.
@@ -185,12 +185,12 @@ impl Counter {
         })
     }
 
-    /// How many pages the child shared when counting began.
+    /// The number of pages that the child shared when counting began.
     pub fn shared_pages(&self) -> u64 {
         self.held.pages
     }
 
-    /// Whether the notes are somebody else's: of `cowbell run --mode count`.
+    /// Tells whether the notes are somebody else's: of `cowbell run --mode count`.
     pub fn is_foreign(&self) -> bool {
         self.uffd.is_none()
     }
@@ -308,14 +308,14 @@ fn cut(runs: &[Range], range: Range) -> impl Iterator<Item = Range> {
     })
 }
 
-/// Has the kernel note writes to these pages of a mapping.
+/// Asks the kernel to note writes to these pages of a mapping.
 fn arm(uffd: &Uffd, pagemap: &Pagemap, mapping: Range, mut pages: impl Iterator<Item = Range>) -> Result<(), Errno> {
     // SAFETY: see the module: no writer waits.
     unsafe { uffd.register(mapping) }?;
     pages.try_for_each(|run| pagemap.arm(run))
 }
 
-/// Whether somebody else has the kernel note writes to all of these pages.
+/// Tells whether somebody else lets the kernel note writes to all of these pages.
 fn is_noted(pagemap: &Pagemap, mut pages: impl Iterator<Item = Range>) -> bool {
     let noted = Query { all: Categories::WP_ALLOWED, ..SHARED };
     pages.all(|run| {
@@ -324,7 +324,7 @@ fn is_noted(pagemap: &Pagemap, mut pages: impl Iterator<Item = Range>) -> bool {
     })
 }
 
-/// Whether page frames may be read: they are all 0 without CAP_SYS_ADMIN.
+/// Tells whether page frames may be read: they are all 0 without CAP_SYS_ADMIN.
 fn has_frames(pagemap: &Pagemap, run: Range) -> bool {
     let (mut found, first) = (false, Range { len: cowbell::sys::page_size().bytes(), ..run });
     let read = pagemap.read(first, |_, entry| found = entry.contains(Entry::PRESENT) && entry.frame() != 0);

@@ -1,4 +1,4 @@
-//! What `ctypes` calls. `_count.py` declares the same functions and structs.
+//! The functions that `ctypes` calls. `_count.py` declares the same functions and structs.
 //!
 //! # Safety
 //! All are called through `ctypes.PyDLL`, one at a time. A counter or reading is a pointer that a function here gave and
@@ -19,7 +19,7 @@ use crate::held::Pages;
 /// A failure, in numbers that `_count.py` has sentences for.
 #[repr(C)]
 pub struct Failure {
-    /// Which of [`Refusal`]: 1 to 6; 0 for none.
+    /// The number of the [`Refusal`]: 1 to 6; 0 for none.
     kind: i32,
     /// The errno, where there is one.
     errno: i32,
@@ -45,7 +45,7 @@ impl From<Refusal> for Failure {
 pub struct Counts {
     /// Copied.
     copied: u64,
-    /// Of these: may have been reused instead.
+    /// Copied, but may have been reused instead.
     unsure: u64,
     /// Shared once, written when nobody else had it any more.
     reused: u64,
@@ -57,7 +57,7 @@ pub struct Counts {
     shared: u64,
     /// Copied before counting began: at most so much.
     before_max: u64,
-    /// Of mappings that cannot be watched.
+    /// Bytes of mappings that cannot be watched.
     unwatched: u64,
     /// Bytes a page.
     page: u64,
@@ -90,7 +90,7 @@ static ERRNO: AtomicI32 = AtomicI32::new(0);
 static IS_ENABLED: AtomicBool = AtomicBool::new(false);
 static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
 
-/// Has libc's `fork` count in every child from now on. Returns 0, or -1 and says why not.
+/// Lets libc's `fork` count in every child from now on. Returns 0, or -1 and says why not.
 ///
 /// # Safety
 /// See the module.
@@ -183,7 +183,7 @@ unsafe extern "C" fn cowbell_count_read(counter: *const Counter, out: *mut Failu
     }
 }
 
-/// What a reading says; with an earlier one that is not null, what came since.
+/// Adds up a reading; with an earlier one that is not null, what came since.
 ///
 /// # Safety
 /// See the module.
@@ -274,6 +274,6 @@ unsafe extern "C" fn cowbell_count_forget(reading: *mut Reading) {
 /// This process dies when the thread that forked it ends.
 #[unsafe(no_mangle)]
 extern "C" fn cowbell_count_die_with_parent() {
-    // It is a courtesy: without it a child that hangs outlives a parent that was killed.
+    // The death with the parent is a courtesy: without it a child that hangs outlives a parent that was killed.
     let _refused = process::die_with_parent();
 }

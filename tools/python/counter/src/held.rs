@@ -1,4 +1,4 @@
-//! What a child held when counting began, and sets of pages as runs. Values only: nothing is asked of the kernel.
+//! The pages that a child held when counting began, and sets of pages as runs. Values only: nothing is asked of the kernel.
 
 use cowbell::page::Range;
 
@@ -14,7 +14,7 @@ struct Run {
 pub struct Held {
     runs: Vec<Run>,
     page: usize,
-    /// How many there are.
+    /// The number of these pages.
     pub pages: u64,
 }
 
@@ -46,7 +46,7 @@ impl Held {
         self.runs.push(Run { range, frames: Vec::new() });
     }
 
-    /// Whether there is a page at this address; the inner value is its frame, where it was read.
+    /// Tells whether there is a page at this address; the inner value is its frame, where it was read.
     pub fn at(&self, address: usize) -> Option<Option<u64>> {
         let after = self.runs.partition_point(|run| run.range.start <= address);
         let run = self.runs.get(after.checked_sub(1)?).filter(|run| address < run.range.end())?;
@@ -89,7 +89,7 @@ impl Pages {
         reaching.map(|run| (run.end().min(range.end()) - run.start.max(range.start)) as u64).sum()
     }
 
-    /// What is in it and was not in an earlier one.
+    /// The pages that are in it and were not in an earlier one.
     pub fn since(&self, earlier: &Self) -> Self {
         let mut left = Self::default();
         let mut before = earlier.0.iter().peekable();
