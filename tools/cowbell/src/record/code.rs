@@ -16,16 +16,17 @@ pub struct Stack {
     pub language: Option<String>,
     /// Frames of the program that an interpreter runs.
     pub frames: Vec<Frame>,
-    /// What the instruction was about to write.
+    /// The kind of data that the instruction was about to write.
     #[serde(default)]
     pub wrote: Wrote,
 }
 
-/// What a sampled instruction was about to write, as far as the layout of the memory or the instruction itself tells.
+/// The kind of data that a sampled instruction was about to write, as far as the layout of the memory or the instruction itself
+/// tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wrote {
-    /// It was not looked at.
+    /// The instruction was not looked at.
     #[default]
     Unknown,
     /// The reference count of an object whose layout is known.
@@ -60,7 +61,7 @@ pub struct Module {
     pub device: String,
     /// Its inode there.
     pub inode: u64,
-    /// Which build it is, in base 16, read from the memory of a process that maps it; `None` where it does not say.
+    /// The id of its build, in base 16, read from the memory of a process that maps it; `None` where it does not say.
     pub build_id: Option<String>,
 }
 
@@ -73,7 +74,7 @@ pub struct Place {
     pub module: Option<u32>,
     /// The offset in that file; of no file, the address.
     pub offset: u64,
-    /// Of no file: the process whose address it is. Else 0.
+    /// The process whose address it is, for code of no file; else 0.
     pub pid: i32,
 }
 
@@ -97,7 +98,7 @@ pub struct Code {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Nameless {
-    /// It lies in no file: code that was generated while the program ran, of which no map of names was written.
+    /// The place lies in no file: it is code that was generated while the program ran, of which no map of names was written.
     GeneratedCode,
     /// The file says nothing of this address, and no debug information of its build is installed.
     NoSymbols,
@@ -117,7 +118,7 @@ pub struct Source {
     pub file: String,
     /// Line.
     pub line: i32,
-    /// What stands there, without the space around it.
+    /// The text of the line, without the space around it.
     pub text: String,
 }
 
@@ -141,7 +142,7 @@ pub struct NativeFrame {
     pub line: Option<u32>,
 }
 
-/// How one copied page differed from its original when the interval closed.
+/// The difference between one copied page and its original when the interval closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "ContentRow", from = "ContentRow")]
 pub struct Content {

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What could not be seen.
+/// Something that could not be seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// Of which process; 0 for the whole run.
+    /// The process; 0 for the whole run.
     pub pid: i32,
-    /// When.
+    /// The time.
     pub time_ns: u64,
-    /// What.
+    /// The kind of gap.
     pub what: GapKind,
     /// The particulars, for people: one sentence without a full stop, or nothing.
     pub detail: String,

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 /// All the memory that a process has at one moment: at its end, or when the tool lets it go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// Whose.
+    /// The process.
     pub pid: i32,
-    /// When.
+    /// The time.
     pub time_ns: u64,
-    /// What the process is called by then: it may have given itself a title.
+    /// The name of the process by then: it may have given itself a title.
     pub name: String,
     /// Its arguments by then, lossily as text.
     pub command: Vec<String>,
@@ -21,14 +21,14 @@ pub struct Memory {
     pub page_tables: u64,
     /// The most bytes that were resident at a time.
     pub resident_max: u64,
-    /// What looks in turn found; `None` where it was not looked at.
+    /// The findings of looks in turn; `None` where it was not looked at.
     pub looks: Option<Looks>,
 }
 
 /// A process has more private pages than it ever had before, as far as looks at it in turn tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grew {
-    /// Which.
+    /// The process.
     pub pid: i32,
     /// When it was looked at.
     pub time_ns: u64,
@@ -38,7 +38,7 @@ pub struct Grew {
     pub stack: Option<u32>,
 }
 
-/// What looks at a process found, in pages.
+/// The findings of looks at a process, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Looks {
     /// Private ones when it was first watched.
@@ -65,9 +65,9 @@ pub struct Resident {
     pub copied_of_file: u64,
     /// Came after the process was first watched: memory that it allocated.
     pub new: u64,
-    /// Of files that are mapped privately, and not copied.
+    /// Pages of files that are mapped privately, and not copied.
     pub file: u64,
-    /// Of shared mappings.
+    /// Pages of shared mappings.
     pub shared_mapping: u64,
 }
 
@@ -93,7 +93,7 @@ impl Resident {
     }
 }
 
-/// What `/proc/PID/smaps_rollup` says, in bytes.
+/// The sums of `/proc/PID/smaps_rollup`, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     pub rss: u64,

@@ -39,7 +39,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// How a capture lacks its end.
+/// The way a capture lacks its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// Its last line is not whole; so many lines before it are.
@@ -123,7 +123,7 @@ impl<R: BufRead> Reader<R> {
         Ok(reader)
     }
 
-    /// How the capture lacks its end; known once all records are read.
+    /// The way the capture lacks its end; known once all records are read.
     pub fn cut(&self) -> Option<Cut> {
         self.cut
     }
@@ -168,7 +168,7 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// What is wrong with a line, without what it holds that a terminal would obey, and not all of it if it is long.
+/// The error of a line, without what it holds that a terminal would obey, and not all of it if it is long.
 fn said(e: &serde_json::Error) -> String {
     e.to_string().chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -198,7 +198,7 @@ mod tests {
     const EXIT: &str = r#"{"exit":{"pid":7,"time_ns":1,"ended":{"exited":0}}}"#;
     const FINISH: &str = r#"{"finish":{"time_ns":9,"ended":null,"arming_ns":0,"events_ns":0,"stacks_ns":0,"stops":0}}"#;
 
-    /// How many records there are, and how the input ends.
+    /// The number of records, and the way the input lacks its end.
     fn read(input: impl AsRef<[u8]>) -> Result<(usize, Option<Cut>), String> {
         let mut reader = Reader::new(Cursor::new(input)).map_err(|e| e.to_string())?;
         let mut records = 0;

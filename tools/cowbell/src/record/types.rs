@@ -1,4 +1,4 @@
-//! What a capture is made of: one [`Record`] a line, as JSON, in the order in which things happened.
+//! The parts of a capture: one [`Record`] a line, as JSON, in the order in which things happened.
 //!
 //! The tracer writes records, the report reads them; nothing else passes between the two. So a capture file renders
 //! to the same report as the live run, and one that was cut off renders up to its last complete line.
@@ -29,9 +29,9 @@ pub enum Record {
     Process(Process),
     /// An interval opens.
     Begin(Begin),
-    /// What an interval's address space holds besides what was known, found when an instruction lay outside of that.
+    /// The mappings of an interval's address space besides those that were known, found when an instruction lay outside of that.
     Mapped { interval: u32, mappings: Vec<Mapping> },
-    /// Which anonymous memory of the interval is data of a program or library, of what was mapped since the last such record.
+    /// The anonymous memory of the interval that is data of a program or library, among what was mapped since the last such record.
     Uninitialised { interval: u32, data: Vec<Uninitialised> },
     /// Pages written, in order. Only of intervals in [`Mode::Trace`].
     Events { interval: u32, events: Vec<Event> },
@@ -61,7 +61,7 @@ pub enum Record {
     Finish(Finish),
 }
 
-/// What was run, where and how.
+/// The description of the run: what, where and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// [`FORMAT`].
@@ -70,7 +70,7 @@ pub struct Header {
     pub version: u32,
     /// The version of cowbell.
     pub cowbell: String,
-    /// What `uname -r` says.
+    /// The release of the kernel, as `uname -r` says.
     pub kernel: String,
     /// Bytes a page.
     pub page_size: u64,
@@ -78,11 +78,11 @@ pub struct Header {
     pub command: Vec<String>,
     /// When, in milliseconds since 1970.
     pub started_unix_ms: u64,
-    /// How it was watched.
+    /// The way in which it was watched.
     pub mode: Mode,
     /// Why this mode and not another, for people; empty if it was asked for and given.
     pub mode_reason: String,
-    /// Whose copies were counted.
+    /// The processes whose copies were counted.
     pub who: Who,
     /// Every how many events a stack was asked for; 0 for never.
     pub stacks_every: u32,
@@ -90,7 +90,7 @@ pub struct Header {
     pub frames: bool,
 }
 
-/// How pages are observed.
+/// The way in which pages are observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -102,7 +102,7 @@ pub enum Mode {
     Trace,
 }
 
-/// Whose copies are counted.
+/// The processes whose copies are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
@@ -119,31 +119,31 @@ pub enum Who {
 pub struct Process {
     /// Its id.
     pub pid: i32,
-    /// Who forked it; 0 where not known.
+    /// The process that forked it; 0 where not known.
     pub parent: i32,
-    /// When.
+    /// The time.
     pub time_ns: u64,
-    /// How it came.
+    /// The way in which it came to the tool's notice.
     pub origin: Origin,
     /// Its arguments, lossily as text.
     pub command: Vec<String>,
-    /// What it executes, where known; a forked process executes what its parent does.
+    /// The file that it executes, where known; a forked process executes what its parent does.
     pub executable: Option<Executable>,
 }
 
-/// How a process came to the tool's notice.
+/// The way in which a process came to the tool's notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// The tool started it.
     Started,
-    /// It was there when the tool attached.
+    /// The process was there when the tool attached.
     Attached,
     /// `fork`, or a clone that copies memory.
     Forked,
     /// `vfork`, `posix_spawn` or a clone that shares memory: nothing is copied, nothing is armed.
     Shares,
-    /// It executed another program: what it had is gone, its interval with it.
+    /// The process executed another program: what it had is gone, its interval with it.
     Executed,
 }
 
@@ -152,19 +152,19 @@ pub enum Origin {
 pub struct Begin {
     /// Its number, unique in the capture.
     pub interval: u32,
-    /// Whose memory.
+    /// The process whose memory is watched.
     pub pid: i32,
     /// Why it is watched.
     pub role: Role,
     /// When: the moment from which writes are seen.
     pub time_ns: u64,
-    /// How.
+    /// The way in which it is watched.
     pub mode: Mode,
     /// The whole address space, ascending.
     pub mappings: Vec<Mapping>,
-    /// What the armed mappings held.
+    /// The pages that the armed mappings held.
     pub held: Held,
-    /// What arming took, all told.
+    /// The time that arming took, all told.
     pub arm_ns: u64,
 }
 
@@ -172,11 +172,11 @@ pub struct Begin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// It was forked.
+    /// The process was forked.
     Child,
-    /// It forked.
+    /// The process forked.
     Parent,
-    /// It was running when the tool came.
+    /// The process was running when the tool came.
     Attached,
 }
 
@@ -193,7 +193,7 @@ pub struct Mapping {
     pub offset: u64,
     /// As in /proc/PID/maps: a path, `[heap]`, `[anon:name]` or nothing.
     pub name: String,
-    /// How its pages are observed.
+    /// The way in which its pages are observed.
     pub watched: Watched,
 }
 
@@ -208,7 +208,7 @@ pub struct Uninitialised {
     pub name: String,
 }
 
-/// How a mapping is observed.
+/// The way in which a mapping is observed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Watched {
@@ -216,17 +216,17 @@ pub enum Watched {
     No,
     /// Each first write is an event.
     Events,
-    /// Which pages were written is read when the interval closes.
+    /// The pages that were written are read when the interval closes.
     Bits,
     /// Page faults are told, and page tables are compared when the interval closes.
     Faults,
     /// Page tables are compared when the interval closes; inherited copies in it cannot be told.
     Census,
-    /// It should have been watched and could not be, for this reason.
+    /// The mapping should have been watched and could not be, for this reason.
     Refused(String),
 }
 
-/// What an interval's watched mappings held when it opened, in pages.
+/// The pages that an interval's watched mappings held when it opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Private pages that others have too: each write copies one.
@@ -241,7 +241,7 @@ pub struct Held {
     pub swapped: u64,
 }
 
-/// What a write did.
+/// The effect of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
@@ -263,7 +263,7 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "EventRow", from = "EventRow")]
 pub struct Event {
-    /// When.
+    /// The time.
     pub time_ns: u64,
     /// The page's address.
     pub page: u64,
@@ -273,7 +273,7 @@ pub struct Event {
     pub pc: u64,
     /// The [`Place`] that this address meant at that time; 0 where not known.
     pub code: u32,
-    /// What it did.
+    /// The effect of the write.
     pub class: Class,
     /// The kernel wrote, on behalf of this system call.
     pub syscall: Option<i32>,
@@ -302,16 +302,16 @@ impl From<EventRow> for Event {
 /// An interval closes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct End {
-    /// Which.
+    /// The interval's number.
     pub interval: u32,
-    /// When.
+    /// The time.
     pub time_ns: u64,
-    /// Why.
+    /// The reason.
     pub closed: Closed,
     /// Every page written in this interval that is known, those of events included: ascending, disjoint runs. This is
     /// the verdict; where it contradicts an event's class (only with page frames), it is right and the event is not.
     pub pages: Vec<PageRun>,
-    /// How copies differ from their originals, as far as compared; in order of address.
+    /// The differences of copies from their originals, as far as compared; in order of address.
     pub contents: Vec<Content>,
     /// At most so many more pages may have been copied that were unmapped before they could be counted.
     pub unmapped_uncounted: u64,
@@ -323,15 +323,15 @@ pub struct End {
 pub enum Closed {
     /// The process ends.
     Exit,
-    /// It executed another program.
+    /// The process executed another program.
     Exec,
-    /// It forked: its pages are shared anew, and another interval of it follows.
+    /// The process forked: its pages are shared anew, and another interval of it follows.
     Forked,
     /// Nobody shares with it any more.
     Unshared,
     /// The tool let go: time was up or it was told to.
     Detached,
-    /// It was gone before it could be read: pages without events are not known.
+    /// The process was gone before it could be read: pages without events are not known.
     Lost,
 }
 
@@ -341,9 +341,9 @@ pub enum Closed {
 pub struct PageRun {
     /// The first page's address.
     pub start: u64,
-    /// How many pages.
+    /// The number of pages.
     pub pages: u64,
-    /// What the writes did.
+    /// The effect of the writes.
     pub class: Class,
 }
 
@@ -362,9 +362,9 @@ impl From<(u64, u64, Class)> for PageRun {
 /// The end of the capture, and what looking cost. No time is in two of the sums.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finish {
-    /// When.
+    /// The time.
     pub time_ns: u64,
-    /// How the program that was run ended; `None` under attach.
+    /// The end of the program that was run; `None` under attach.
     pub ended: Option<Ended>,
     /// Time in which targets stood still to be armed.
     pub arming_ns: u64,
@@ -384,7 +384,7 @@ pub struct Finish {
     /// Time spent on all else that stops of threads ask for.
     #[serde(default)]
     pub stops_ns: u64,
-    /// How often a thread was stopped by the tracer.
+    /// The number of times that a thread was stopped by the tracer.
     pub stops: u64,
 }
 
