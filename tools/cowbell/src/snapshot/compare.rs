@@ -4,7 +4,7 @@ use super::space::{Kind, Page, Run, Space};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
-/// What a process' pages are held against.
+/// The pages against which a process' pages are held.
 #[derive(Clone, Copy)]
 pub enum Against<'a> {
     /// Its parent's pages.
@@ -17,7 +17,7 @@ pub enum Against<'a> {
     Itself,
 }
 
-/// Where an anonymous page came from, as far as the parent's page at the same address tells.
+/// The origin of an anonymous page, as far as the parent's page at the same address tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     /// The parent has another page there.
@@ -229,7 +229,7 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
 /// The page frames that a tree uses: how much memory it takes, each page counted once.
 #[derive(Default)]
 pub struct Frames {
-    /// Where each chunk of [`Frames::CHUNK`] frames has its bitmap.
+    /// The place of the bitmap of each chunk of [`Frames::CHUNK`] frames.
     places: HashMap<u64, usize>,
     bitmaps: Vec<[u64; 512]>,
     count: u64,
@@ -259,7 +259,7 @@ impl Frames {
         }
     }
 
-    /// How many different frames were added.
+    /// The number of different frames that were added.
     pub fn count(&self) -> u64 {
         self.count
     }

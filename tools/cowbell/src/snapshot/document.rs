@@ -1,4 +1,4 @@
-//! What a snapshot says, as `--json` prints it.
+//! The contents of a snapshot, as `--json` prints it.
 
 use super::compare::Counts;
 use super::process::State;
@@ -8,7 +8,7 @@ use serde::Serialize;
 /// All of it.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
-    /// What `uname -r` says.
+    /// The release of the kernel, as `uname -r` says.
     pub kernel: String,
     /// Bytes a page.
     pub page_size: u64,
@@ -16,7 +16,7 @@ pub struct Snapshot {
     pub pid: i32,
     /// On what the verdicts rest.
     pub evidence: Evidence,
-    /// What could not be seen, for people.
+    /// Sentences on what could not be seen, for people.
     pub notes: Vec<String>,
     /// Parents before their children.
     pub processes: Vec<ProcessReport>,
@@ -52,7 +52,7 @@ pub struct ProcessReport {
     pub name: String,
     /// Its arguments, lossily as text.
     pub command: Vec<String>,
-    /// Whether it was read, or why not.
+    /// Tells that it was read, or why not.
     pub state: State,
     /// The same in words; empty where there is nothing to add.
     pub why: String,
@@ -60,19 +60,19 @@ pub struct ProcessReport {
     pub memory: Option<MemoryReport>,
 }
 
-/// What a process has to do with its parent's memory.
+/// The relation of a process to its parent's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Relation {
-    /// It was forked from the program that its parent runs; its pages were held against the parent's.
+    /// The process was forked from the program that its parent runs; its pages were held against the parent's.
     Forked,
-    /// It or its parent executed another program since, or its parent by birth has ended: they share no private page.
+    /// The process or its parent executed another program since, or its parent by birth has ended: they share no private page.
     Unrelated,
     /// Its parent's memory could not be read.
     ParentUnreadable,
-    /// It runs in the memory of another process of the tree (`vfork`, `CLONE_VM`): nothing there is its own.
+    /// The process runs in the memory of another one of the tree (`vfork`, `CLONE_VM`): nothing there is its own.
     SameMemory {
-        /// That process.
+        /// The other process.
         of: i32,
     },
 }
@@ -80,7 +80,7 @@ pub enum Relation {
 /// A process' memory in figures.
 #[derive(Debug, Serialize)]
 pub struct MemoryReport {
-    /// What its pages were held against.
+    /// The process' relation, which says what its pages were held against.
     pub relation: Relation,
     /// Resident, as the kernel says.
     pub rss_bytes: u64,
@@ -107,7 +107,7 @@ pub struct Group {
     pub pages: Counts,
 }
 
-/// How the memory that a tree takes was found.
+/// The way in which the memory that a tree takes was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TakesBy {
@@ -123,24 +123,24 @@ pub enum TakesBy {
 pub struct Total {
     /// Processes that were read.
     pub processes: u64,
-    /// What the tree would take if nothing were shared.
+    /// The bytes that the tree would take if nothing were shared.
     pub unshared_bytes: u64,
-    /// What it takes.
+    /// The bytes that it takes.
     pub takes_bytes: u64,
-    /// How that was found.
+    /// The way in which that was found.
     pub takes_by: TakesBy,
-    /// What sharing saves: the difference.
+    /// The bytes that sharing saves: the difference.
     pub saved_bytes: u64,
     /// The sum of PSS.
     pub pss_bytes: u64,
-    /// Of all processes but the top.
+    /// The sums of all processes but the top.
     pub children: Children,
 }
 
 /// Sums over all processes but the top of the tree.
 #[derive(Debug, Default, Serialize)]
 pub struct Children {
-    /// How many were read.
+    /// The number of those that were read.
     pub processes: u64,
     /// Page frames that a child has and the top does not, each counted once; not known without page frames.
     pub added_bytes: Option<u64>,

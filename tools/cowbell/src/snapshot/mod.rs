@@ -1,6 +1,6 @@
 //! `cowbell snapshot`: what each process of a tree shares with its parent now.
 //!
-//! It arms nothing, stops nothing and traces nothing: it reads page tables. The processes run on, so the figures
+//! A snapshot arms nothing, stops nothing and traces nothing: it reads page tables. The processes run on, so the figures
 //! of one that is busy are of the moments at which they were read.
 
 mod compare;
@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     out.text(&text::text(&snapshot, &text::Look { top: top as usize, quiet, verbose }))
 }
 
-/// What each process of a tree shares with its parent now.
+/// Finds what each process of a tree shares with its parent now.
 ///
 /// # Errors
 /// As [`run`].

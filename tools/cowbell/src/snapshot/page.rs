@@ -6,7 +6,7 @@ use super::text::{Look, label, remark, text};
 use crate::views::html::{Cell, Column, Page, figure, words};
 use cowbell::page::Bytes;
 
-/// Which pages a column tells.
+/// The pages that a column tells.
 type Figure = fn(&Counts) -> u64;
 
 /// Columns of figures.

@@ -6,7 +6,7 @@ use cowbell::sys::procfs::{self, smaps, stat::Stat, status::Status};
 use cowbell::sys::{Errno, limits, process};
 use std::collections::HashMap;
 
-/// How often a process is read again that executed another program meanwhile.
+/// The number of times that a process is read which executes another program meanwhile.
 const ATTEMPTS_MAX: u32 = 3;
 
 /// A process of the tree.
@@ -30,7 +30,7 @@ pub struct Node {
 /// When there is no such process, or it can have no memory.
 pub fn tree(pid: i32) -> Result<Vec<Node>, Failure> {
     let all = procfs::processes().map_err(|e| Failure::new(format!("cannot list processes: {e}")))?;
-    // What is gone again is not in the tree.
+    // A process that is gone again is not in the tree.
     let all: Vec<Node> = all.into_iter().filter_map(Node::of).collect();
     let top = all.iter().find(|node| node.pid == pid).cloned();
     let top = top.ok_or_else(|| Failure::new(format!("there is no process {pid}")))?;
@@ -71,17 +71,17 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It was read.
+    /// The process was read.
     Read,
-    /// It ended before it was read.
+    /// The process ended before it was read.
     Gone,
-    /// It has ended, and its parent did not ask yet.
+    /// The process has ended, and its parent did not ask yet.
     Zombie,
     /// A thread of the kernel: it never has memory of its own.
     KernelThread,
     /// The kernel refused.
     Denied,
-    /// It could not be read for another reason.
+    /// The process could not be read for another reason.
     Failed,
 }
 
@@ -123,7 +123,7 @@ impl Node {
             }
             match read {
                 Ok(Some(memory)) => return Ok(memory),
-                // It lives, so what is gone is the memory of the program that it executed before.
+                // The process lives, so the memory that is gone is that of the program that it executed before.
                 Ok(None) | Err(Errno::SRCH) => {}
                 Err(e) => return Err(self.refused(e)),
             }
@@ -142,7 +142,7 @@ impl Node {
         Ok((!changed).then_some(Memory { space, sums, hugetlb_bytes, image: before }))
     }
 
-    /// Whether it is gone, or has ended, by now.
+    /// The state of a process that is gone, or has ended, by now.
     fn ended(&self) -> Option<State> {
         match Self::of(self.pid) {
             Some(now) if now.started != self.started => Some(State::Gone),
@@ -190,7 +190,7 @@ mod tests {
     fn a_thread_leads_to_its_process() {
         let tid = std::thread::spawn(process::tid).join().expect("a thread");
         assert_eq!(of_thread(process::tid()), process::pid());
-        // That thread has ended by now, or is about to: either answer is of this process.
+        // The thread has ended by now, or is about to: either answer is of this process.
         assert!([tid, process::pid()].contains(&of_thread(tid)));
     }
 

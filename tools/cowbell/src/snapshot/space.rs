@@ -18,7 +18,7 @@ pub use cowbell::sys::pagemap::State as Kind;
 pub struct Page(u64);
 
 impl Page {
-    /// Where there is none.
+    /// A page where there is none.
     pub const NOTHING: Self = Self(0);
     const EXCLUSIVE: u64 = 1 << 56;
     const KINDS: [Kind; 5] = [Kind::Nothing, Kind::Private, Kind::File, Kind::Zero, Kind::Swapped];
@@ -29,7 +29,7 @@ impl Page {
         Self(kind << 60 | if exclusive { Self::EXCLUSIVE } else { 0 } | frame & ((1 << 55) - 1))
     }
 
-    /// Of a word of `/proc/PID/pagemap`, in a mapping that is private or not.
+    /// The page that a word of `/proc/PID/pagemap` describes, in a mapping that is private or not.
     fn of(entry: Entry, private: bool) -> Self {
         // A write-protected entry that is not present is nearly always the marker of an untouched page.
         match (entry.state(true), private) {
@@ -43,12 +43,12 @@ impl Page {
         }
     }
 
-    /// What it is.
+    /// The kind of the page.
     pub fn kind(self) -> Kind {
         Self::KINDS.get((self.0 >> 60) as usize).copied().unwrap_or(Kind::Nothing)
     }
 
-    /// Is it mapped by this memory alone?
+    /// Tells whether it is mapped by this memory alone.
     pub fn is_exclusive(self) -> bool {
         self.0 & Self::EXCLUSIVE != 0
     }
@@ -66,7 +66,7 @@ pub struct Mapping {
     pub range: Range,
     /// Not shared: what is written there is this process' own.
     pub private: bool,
-    /// It maps a file, a memfd included.
+    /// True if it maps a file, a memfd included.
     pub file: bool,
     /// As in `/proc/PID/maps`; `[anonymous]` where that has none.
     pub name: String,
@@ -178,11 +178,11 @@ const PRESENT: Query = Query {
     rearm: false,
 };
 
-/// Where the page of zeroes is mapped.
+/// Places where the page of zeroes is mapped.
 const ZERO: Query =
     Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
 
-/// Where a mapping has pages, small gaps closed; and where those are the page of zeroes.
+/// The ranges in which a mapping has pages, small gaps closed; and those in which it has the page of zeroes.
 fn scan(pagemap: &Pagemap, range: Range) -> Result<(Vec<Range>, Vec<Range>), Errno> {
     let gap_bytes_max = GAP_PAGES_MAX * cowbell::sys::page_size().bytes();
     let mut present: Vec<Range> = Vec::new();

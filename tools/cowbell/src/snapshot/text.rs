@@ -13,7 +13,7 @@ const PATH_MAX: usize = 32;
 /// Generations that are indented; deeper ones stand below the last.
 const INDENTED_MAX: usize = 6;
 
-/// How much to say.
+/// The amount of detail in the text.
 pub struct Look {
     /// Lines a list of mappings has.
     pub top: usize,
@@ -128,15 +128,14 @@ pub fn label(process: &ProcessReport) -> String {
     format!("{:indent$}{} {}", "", process.pid, command(process))
 }
 
-/// What a process runs, as one line: its program without the folder, its arguments.
+/// The program that a process runs, as one line: its program without the folder, its arguments.
 pub fn command(process: &ProcessReport) -> String {
     let mut words = process.command.iter().map(String::as_str);
     let program = words.next().map_or(process.name.as_str(), |path| path.rsplit('/').next().unwrap_or(path));
     clean(&std::iter::once(program).chain(words).collect::<Vec<_>>().join(" "))
 }
 
-/// What there is to say of a process besides its figures.
-/// What there is to add.
+/// Words to add to a process' figures; empty if there are none.
 pub fn remark(process: &ProcessReport) -> String {
     match (&process.state, process.memory.as_ref().map(|memory| memory.relation)) {
         (State::Gone, _) => "gone before it was read".to_owned(),
