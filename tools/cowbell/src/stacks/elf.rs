@@ -1,4 +1,4 @@
-//! What an ELF file says about its code: where it is loaded, how to unwind it, which build it is.
+//! Facts that an ELF file tells about its code: where it is loaded, how to unwind it, which build it is.
 //!
 //! Only headers and the sections asked for are read. A file that is not a little-endian 64-bit ELF, or that contradicts
 //! itself, is no answer rather than an error: its code stays without names and is unwound by frame pointers.
@@ -18,7 +18,7 @@ type Header = elf::FileHeader64<Endianness>;
 /// The sections by which code is unwound, shared by every process that maps the file.
 pub type UnwindSections = ExplicitModuleSectionInfo<Arc<[u8]>>;
 
-/// Where a file's code and data are loaded.
+/// The addresses at which a file's code and data are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Executable segments first: where two share a page of the file, the code is in the executable one.
@@ -30,7 +30,7 @@ pub struct Layout {
 struct Segment {
     file: Range<u64>,
     address: u64,
-    /// How many bytes it takes in memory: those that the file lacks are zero.
+    /// The bytes that it takes in memory: those that the file lacks are zero.
     memory: u64,
 }
 
@@ -41,7 +41,7 @@ impl Layout {
         Some(segment.address.wrapping_add(offset - segment.file.start))
     }
 
-    /// What is to be added to the file's addresses where this part of it is mapped at `start`.
+    /// The bias: what is to be added to the file's addresses where this part of it is mapped at `start`.
     pub fn bias(&self, start: u64, part: Range<u64>) -> Option<u64> {
         let overlaps = |segment: &&Segment| segment.file.start < part.end && part.start < segment.file.end;
         let segment = self.segments.iter().find(overlaps)?;
@@ -51,7 +51,7 @@ impl Layout {
 }
 
 impl Layout {
-    /// Where in memory, by what is to be added to the file's addresses, its uninitialised data lies: from where each segment
+    /// The ranges of its uninitialised data in memory, by the bias of the file's addresses: from where each segment
     /// has no more bytes of the file on, up to its end. A segment may have none of the file at all.
     pub fn uninitialised(&self, bias: u64) -> impl Iterator<Item = Range<u64>> {
         self.segments.iter().filter_map(move |segment| {
@@ -88,8 +88,8 @@ pub fn with_file<T>(
     look(Image::parse(&cache)?)
 }
 
-/// Which build is mapped, if it says so. `read` reads from an offset of the file on, of what lies in its first mapping, and
-/// returns how much there was.
+/// The id of the build that is mapped, if it says so. `read` reads from an offset of the file on, of what lies in its first
+/// mapping, and returns how much there was.
 pub fn build_id_of(read: &mut dyn FnMut(u64, &mut [u8]) -> Option<usize>) -> Option<Vec<u8>> {
     // The headers of all programs and libraries are shorter than this.
     let mut headers = vec![0; 2048];
@@ -140,7 +140,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         Some(Self { data, endian, segments, sections })
     }
 
-    /// Where it is loaded.
+    /// The addresses at which it is loaded.
     pub fn layout(&self) -> Layout {
         let endian = self.endian;
         let loaded = self.segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
@@ -154,7 +154,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         Layout { segments: segments.collect() }
     }
 
-    /// What is needed to unwind its code.
+    /// The sections that are needed to unwind its code.
     pub fn unwinding(&self) -> UnwindSections {
         UnwindSections {
             text_svma: self.range(b".text"),
@@ -168,7 +168,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         }
     }
 
-    /// Which build it is, if it says so.
+    /// The id of its build, if it says so.
     pub fn build_id(&self) -> Option<Vec<u8>> {
         let mut notes = self.section(b".note.gnu.build-id")?.notes(self.endian, self.data).ok()??;
         while let Some(note) = notes.next().ok()? {

@@ -1,4 +1,4 @@
-//! What the bytes of an instruction tell of it.
+//! Facts that the bytes of an instruction tell of it.
 
 /// No instruction is longer.
 pub const BYTES_MAX: usize = 15;

@@ -1,4 +1,4 @@
-//! Which code: names of instructions, native stacks, and those of programs that an interpreter runs.
+//! The code of a write: names of instructions, native stacks, and those of programs that an interpreter runs.
 //!
 //! [`names`] runs in the front, where time costs no writer anything; [`native`] and the readers of [`languages`] run in
 //! the tracer, while the thread whose stack they read stands still.

@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Where distributions put debug information.
+/// The directory in which distributions put debug information.
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 
 /// Finds names, and remembers them by module.
@@ -28,7 +28,7 @@ pub struct Names {
     debug_directory: PathBuf,
     /// By number; why not, for what cannot be read.
     modules: HashMap<u32, Result<Known, Nameless>>,
-    /// Where files are loaded, by path; `None` for what is no ELF file.
+    /// The addresses at which files are loaded, by path; `None` for what is no ELF file.
     layouts: HashMap<String, Option<Layout>>,
 }
 
@@ -42,7 +42,7 @@ struct Known {
     built: Option<SystemTime>,
 }
 
-/// Where names are.
+/// The place of names.
 enum Source {
     /// In a file, or in what it links to.
     File {
@@ -88,7 +88,7 @@ impl Names {
 
     /// Names places whose modules were added, in the order given.
     ///
-    /// Of code of no file the process' just-in-time compiler may have written names.
+    /// Code of no file may have names that the process' just-in-time compiler wrote.
     pub fn resolve(&mut self, places: &[Place]) -> Vec<Code> {
         let mut perf_maps: HashMap<i32, PerfMap> = HashMap::new();
         let named = places.iter().map(|place| {
@@ -117,8 +117,8 @@ impl Names {
         self.modules.get(&module)?.as_ref().ok()?.built
     }
 
-    /// Where anonymous memory among these mappings of process `pid`, ascending, is uninitialised data of a file whose code is
-    /// mapped there, by that file's headers.
+    /// The parts of anonymous memory among these mappings of process `pid`, ascending, that are uninitialised data of a file whose
+    /// code is mapped there, by that file's headers.
     pub fn uninitialised(&mut self, pid: i32, mappings: &[Mapping]) -> Vec<Uninitialised> {
         let mut found = Vec::new();
         // Files that hold code and data in one place are mapped more than once; code is where it is.
@@ -158,7 +158,7 @@ fn code_of(code: u32, frames: Vec<NativeFrame>, address: u64, why: Nameless, ato
     Code { code, frames, address, nameless, atomic }
 }
 
-/// What shows memory and no file: code in it was generated while the program ran.
+/// Beginnings of paths that are memory and no file: code in it was generated while the program ran.
 const MEMORY: [&str; 3] = ["/memfd:", "/dev/zero", "/SYSV"];
 
 impl Known {
@@ -179,7 +179,7 @@ impl Known {
         let open = if is_memory { open.map_err(|_| Nameless::GeneratedCode) } else { open }?;
         let image = elf::with_file(&open, |image| Some((image.layout(), image.build_id())));
         let (layout, build_id) = image.ok_or(if is_memory { Nameless::GeneratedCode } else { Nameless::NoSymbols })?;
-        // Of a file that does not say which build it is, the inode must do.
+        // The inode must do for a file that does not say which build it is.
         let is_it = opened || build_id.is_some() || open.metadata().is_ok_and(|it| it.ino() == module.inode);
         if build_id.as_deref().map(hex) != module.build_id || !is_it {
             return Err(Nameless::FileReplaced);

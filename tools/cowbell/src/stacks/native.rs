@@ -19,7 +19,7 @@ pub struct Registers {
     pub sp: u64,
     /// The frame pointer, which is any other value in code that keeps none.
     pub bp: u64,
-    /// Where the function returns to, on aarch64.
+    /// The address to which the function returns, on aarch64.
     pub lr: u64,
 }
 
@@ -47,7 +47,7 @@ impl Unwinding {
 pub struct Unwinder {
     framehop: UnwinderNative<Arc<[u8]>, MayAllocateDuringUnwind>,
     cache: CacheNative<MayAllocateDuringUnwind>,
-    /// Where code can be, ascending.
+    /// The ranges in which code can be, ascending.
     code: Vec<Range<u64>>,
 }
 
@@ -56,7 +56,7 @@ pub struct Unwinder {
 pub struct Unwound {
     /// The frames, the innermost first.
     pub frames: Vec<u64>,
-    /// Where it leads on to, if that is no code that was added.
+    /// The address to which it leads on, if no code that was added lies there.
     pub beyond: Option<u64>,
 }
 
@@ -74,7 +74,7 @@ impl Unwinder {
         }
     }
 
-    /// Where the function at `pc` keeps the address it returns to, counted from the stack pointer, if unwind information
+    /// The place where the function at `pc` keeps the address it returns to, counted from the stack pointer, if unwind information
     /// says so without asking for another register.
     ///
     /// The machine that is unwound here is made up: each word of its memory holds its own address, so what is taken for the

@@ -1,4 +1,4 @@
-//! Which code of a file says by its own name what it is: a copy of bytes, and code without a name, is explained by
+//! The code of a file that says by its own name what it is: a copy of bytes, and code without a name, is explained by
 //! whoever had it run.
 
 use super::elf;
@@ -14,7 +14,7 @@ pub fn moves_bytes(function: &str) -> bool {
     moving(function).is_some()
 }
 
-/// What a function that merely moves or sets bytes is called, without what tells its makes for processors apart.
+/// The name of a function that merely moves or sets bytes, without the part that tells its variants for processors apart.
 pub fn moving(function: &str) -> Option<&'static str> {
     // Names that begin with an underscore are the C library's; `memset_rows` is a program's own.
     let name = function.trim_start_matches('_');

@@ -1,4 +1,4 @@
-//! What a just-in-time compiler says about the code that it makes: /tmp/perf-PID.map, as `perf` reads it.
+//! The names that a just-in-time compiler writes for the code that it makes: /tmp/perf-PID.map, as `perf` reads it.
 
 use cowbell::sys::procfs::status::Status;
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::fmt::Debug;
 use std::rc::Rc;
 
-/// What a piece of code works at, as far as it explains why memory is written.
+/// The work of a piece of code, as far as it explains why memory is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
@@ -41,20 +41,20 @@ pub enum Work {
 
 /// A language and its interpreter.
 pub trait Language: Debug + Sync {
-    /// How captures and JSON call it.
+    /// The name by which captures and JSON call it.
     fn id(&self) -> &'static str;
 
-    /// How people call it.
+    /// The name by which people call it.
     fn name(&self) -> &'static str;
 
     /// Does a process that maps this file as code, or that was started by this name, run it?
     fn is_run_by(&self, file: &str) -> bool;
 
-    /// What a function of the interpreter, by its bare name in the symbol table, works at; `None` for all that is not
+    /// The work of a function of the interpreter, by its bare name in the symbol table; `None` for all that is not
     /// this language's alone.
     fn work_of_function(&self, function: &str) -> Option<Work>;
 
-    /// What a stack of the program works at, by its frames, the innermost first; `None` for the program's own work.
+    /// The work of a stack of the program, by its frames, the innermost first; `None` for the program's own work.
     fn work_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
         None
     }
@@ -65,12 +65,12 @@ pub trait Language: Debug + Sync {
         None
     }
 
-    /// Is a source file the user's own: neither the language's library nor a package's?
+    /// Tells whether a source file is the user's own: neither the language's library nor a package's.
     fn is_own(&self, _file: &str) -> bool {
         true
     }
 
-    /// What is known to help where memory is copied for this work, in one sentence.
+    /// A remedy that is known to help where memory is copied for this work, in one sentence.
     fn remedy(&self, work: Work) -> Option<&'static str>;
 
     /// Why this work writes to memory that others share, or takes new memory, in one sentence.
@@ -83,13 +83,13 @@ pub trait Language: Debug + Sync {
         &[]
     }
 
-    /// What helps with this work in a program that was started by this command, with lines to paste, where that is another thing than
+    /// The remedy for this work in a program that was started by this command, with lines to paste, where that is another one than
     /// in others.
     fn remedy_under(&self, _work: Work, _command: &[String]) -> Option<(&'static str, &'static [&'static str])> {
         None
     }
 
-    /// What helps more with the version of the interpreter that this file belongs to, with lines to paste.
+    /// A remedy that helps more under the version of the interpreter that this file belongs to, with lines to paste.
     fn newer_remedy(&self, _work: Work, _file: &str) -> Option<(&'static str, &'static [&'static str])> {
         None
     }
@@ -103,7 +103,7 @@ pub trait Language: Debug + Sync {
         Ok(None)
     }
 
-    /// What knows the interpreter's objects in memory; `None` if their layout is not known here.
+    /// The reader of the interpreter's objects in memory; `None` if their layout is not known here.
     fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
         None
     }
@@ -119,24 +119,24 @@ pub type Word<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
 
 /// The objects in one process' memory, told by their layout.
 pub trait Objects {
-    /// What the word at an address is, as it is before it is written.
+    /// The kind of the word at an address, as it is before it is written.
     fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote;
 
     /// Does a page hold an object?
     fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool;
 
-    /// Is a word that went from `was` to `is`, with `next` behind it before and after, a reference count?
+    /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
     fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
 
-    /// Is the word at an offset of a page that went from `was` to `is` the hash that a string keeps once it was asked for it?
-    /// Then, is the string immortal, so that using it counts nothing?
+    /// Tells whether a string is immortal, so that using it counts nothing, if the word at an offset of a page that went from
+    /// `was` to `is` is the hash that the string keeps once it was asked for it; else `None`.
     fn kept_hash(&mut self, _was: &[u8], _is: &[u8], _at: usize, _word: &mut Word<'_>) -> Option<bool> {
         None
     }
 }
 
-/// How many more pointers are followed in the search for objects: in a process in which none has led to one, a bounded
-/// number. Shared by all who look into processes that run the same code.
+/// The number of pointers that may still be followed in the search for objects: bounded in a process in which none has led
+/// to one. Shared by all who look into processes that run the same code.
 #[derive(Clone, Debug)]
 pub struct Patience(Rc<Cell<Option<u32>>>);
 
@@ -147,7 +147,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Is nothing looked for any more?
+    /// Tells whether nothing is looked for any more.
     pub fn is_over(&self) -> bool {
         self.0.get() == Some(0)
     }
@@ -160,7 +160,7 @@ impl Patience {
 
 /// The interpreter of one process, read from outside.
 pub trait Reader {
-    /// Which language.
+    /// The language.
     fn language(&self) -> &'static dyn Language;
 
     /// The interpreter of a process that was forked from this one and has not executed another program.
@@ -186,17 +186,17 @@ pub fn of_files<'a>(files: impl Iterator<Item = &'a str>) -> Option<&'static dyn
     ALL.get(places.min()?).copied()
 }
 
-/// What a function of any language's interpreter works at.
+/// The work of a function of any language's interpreter.
 pub fn work_of_function(function: &str) -> Option<Work> {
     ALL.iter().find_map(|language| language.work_of_function(function))
 }
 
-/// Is a source file the user's own? Of a language that is not known any file is.
+/// Tells whether a source file is the user's own. Any file is, in a language that is not known.
 pub fn is_own(language: Option<&str>, file: &str) -> bool {
     language.and_then(by_id).is_none_or(|language| language.is_own(file))
 }
 
-/// What a stack of a program in a language works at; `None` for its own work, and where the language is not known.
+/// The work of a stack of a program in a language; `None` for its own work, and where the language is not known.
 pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> {
     language.and_then(by_id)?.work_of_frames(frames)
 }
@@ -206,17 +206,17 @@ pub fn phase_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work>
     language.and_then(by_id)?.phase_of_frames(frames)
 }
 
-/// What knows the objects of a process: those of its language, or where no language is known those of any.
+/// The reader of the objects of a process: those of its language, or where no language is known those of any.
 pub fn objects(language: Option<&'static dyn Language>, patience: Patience) -> Box<dyn Objects> {
     let known = match language {
         Some(language) => language.objects(),
-        // It may be part of a program of another name.
+        // Python may be part of a program of another name.
         None => ALL.iter().find_map(|language| language.objects()),
     };
     known.map_or_else(|| Box::new(NoObjects) as Box<dyn Objects>, |objects| objects(patience))
 }
 
-/// Of a language whose objects are not known here.
+/// The reader for a language whose objects are not known here.
 struct NoObjects;
 
 impl Objects for NoObjects {

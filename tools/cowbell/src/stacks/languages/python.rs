@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Where the C library keeps a thread's id in its control block, glibc first, then musl. Neither has moved it for ten
+/// Offsets at which the C library keeps a thread's id in its control block, glibc first, then musl. Neither has moved it for ten
 /// years; where it is not there the thread is not found, and no other one is taken for it.
 const IDS_IN_CONTROL_BLOCK: [u64; 2] = if cfg!(target_arch = "x86_64") { [720, 48] } else { [208, 32] };
 
@@ -228,19 +228,19 @@ impl Reader for Python {
 /// The interpreter of one process.
 #[derive(Clone)]
 struct Python {
-    /// Which process.
+    /// The process.
     pid: i32,
     /// Does it live in a process id namespace of its own, and so know its threads by other ids?
     namespaced: bool,
-    /// Where the interpreter keeps its threads. Shared by all forked relatives, in which it is at the same addresses,
-    /// and turned towards one of them at each use.
+    /// The reader, which knows where the interpreter keeps its threads. It is shared by all forked relatives, in which these are at
+    /// the same addresses, and turned towards one of them at each use.
     spy: Arc<Mutex<PythonSpy>>,
 }
 
 impl Python {
     /// Finds the interpreter in a process; `None` if it runs no CPython.
     ///
-    /// Where there is one its symbols are parsed, which takes milliseconds: ask once a family, then use
+    /// If there is one, its symbols are parsed, which takes milliseconds: ask once a family, then use
     /// [`Python::for_child`].
     ///
     /// # Errors
@@ -277,7 +277,7 @@ impl Python {
         let mut spy = self.spy.lock().unwrap_or_else(PoisonError::into_inner);
         spy.pid = self.pid;
         spy.process.pid = self.pid;
-        // Who writes reference counts holds the interpreter lock nearly always, and its stack alone is read much
+        // A thread that writes reference counts holds the interpreter lock nearly always, and its stack alone is read much
         // faster than all of them.
         let mut stack = |lock_holder_only| {
             spy.config.gil_only = lock_holder_only;
@@ -290,14 +290,14 @@ impl Python {
         stack.into_iter().flat_map(|stack| stack.frames).take(FRAMES_MAX).map(frame).collect()
     }
 
-    /// Is this the stack of the thread that its process knows by this id?
+    /// Tells whether this is the stack of the thread that its process knows by this id.
     fn is_of(&self, stack: &StackTrace, tid: i32) -> bool {
         // Python before 3.11 does not tell the id, and just after a fork tells the parent's. The control block,
         // which is what pthread_self() points to, has it from the first instruction after the fork.
         stack.os_thread_id == Some(tid as u64) || self.control_block_has(stack.thread_id, tid)
     }
 
-    /// Is this the id in the control block that the C library keeps for a thread?
+    /// Tells whether this is the id in the control block that the C library keeps for a thread.
     fn control_block_has(&self, address: u64, tid: i32) -> bool {
         let Ok(memory) = File::open(format!("/proc/{}/mem", self.pid)) else { return false };
         IDS_IN_CONTROL_BLOCK.into_iter().any(|offset| {

@@ -10,9 +10,9 @@ pub struct Recognised {
     name: &'static str,
     /// Beginnings of the names of its files.
     files: &'static [&'static str],
-    /// What functions of these names work at.
+    /// The work of functions of these names.
     functions: &'static [(Work, &'static [&'static str])],
-    /// What functions work at whose names begin so.
+    /// The work of functions whose names begin so.
     beginnings: &'static [(Work, &'static [&'static str])],
     remedies: &'static [(Work, &'static str)],
 }

@@ -1,4 +1,4 @@
-//! What functions of CPython's interpreter work at, by their names.
+//! The work of functions of CPython's interpreter, by their names.
 
 use crate::stacks::languages::Work;
 
@@ -91,7 +91,7 @@ const ALLOCATOR: &[&str] = &[
     "arena_map_mark_used",
 ];
 
-/// What a function works at; `None` for all that is nothing of these.
+/// The work of a function; `None` for one that is in none of these lists.
 pub fn work(function: &str) -> Option<Work> {
     if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
         Some(Work::Collector)

@@ -1,4 +1,4 @@
-//! How CPython's objects lie in memory.
+//! The way in which CPython's objects lie in memory.
 //!
 //! A reference count is called one only where the layout proves it: objects begin with their count and a pointer to their
 //! type, and every chain of types ends at the type of types, which is its own type and is named `type`. Nothing else is
@@ -16,7 +16,7 @@ const FLAGS: u64 = 168;
 const HAVE_GC: u64 = 1 << 14;
 /// The instances are strings of bytes or of characters (`Py_TPFLAGS_BYTES_SUBCLASS`, `Py_TPFLAGS_UNICODE_SUBCLASS`).
 const STRING: u64 = 1 << 27 | 1 << 28;
-/// Where a string keeps its hash; all bits are set as long as it was not asked for it.
+/// Offset at which a string keeps its hash; all bits are set as long as it was not asked for it.
 const HASH: usize = 24;
 /// Counts from here on, in the lower half of the word, are of immortal objects (since CPython 3.12).
 const IMMORTAL: u64 = 1 << 31;
@@ -34,7 +34,7 @@ const KNOWN_MAX: usize = 1 << 16;
 struct Type {
     /// Do its instances have the collector's two words before them?
     is_collected: bool,
-    /// Are they strings, which keep their hash in [`HASH`]?
+    /// True if they are strings, which keep their hash at [`HASH`].
     keeps_hash: bool,
 }
 
