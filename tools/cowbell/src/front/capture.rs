@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// A capture file being written.
 ///
-/// What was written is in the kernel's hands when a call returns: it survives any end of this program. A write that
+/// A record that was written is in the kernel's hands when a call returns: it survives any end of this program. A write that
 /// fails (a full disk) is reported once, by the call in which it failed; later calls then do nothing and succeed, so
 /// that a run whose capture is lost still has its report.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Writer {
         Ok(path)
     }
 
-    /// Was a write lost?
+    /// Tells whether a write was lost.
     pub fn failed(&self) -> bool {
         self.failed
     }

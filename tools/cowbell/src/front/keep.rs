@@ -1,4 +1,4 @@
-//! What the tracer says, kept: in the capture file, in the profile, and as instructions that want a name.
+//! The tracer's records, kept: in the capture file, in the profile, and as instructions that want a name.
 
 use super::capture::Writer;
 use super::sources::Sources;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// One run, as far as heard.
 pub struct Kept {
     profile: Profile,
-    /// What is known while it goes on, where somebody looks on.
+    /// The state of the run while it goes on, where somebody looks on.
     live: Option<Live>,
     writer: Option<Writer>,
     /// The tracer's process, whose open files are those of the modules.
@@ -26,7 +26,7 @@ pub struct Kept {
     /// Files of modules that are about to be told.
     opened: HashMap<u32, File>,
     places: Vec<Place>,
-    /// Whose memory each interval is about, and what it maps.
+    /// The process of each interval, and the mappings of its memory.
     mappings: HashMap<u32, (i32, Vec<Mapping>)>,
     sources: Sources,
     unread: Vec<u8>,
@@ -40,7 +40,7 @@ pub struct Kept {
     living: BTreeSet<i32>,
 }
 
-/// What became of the process that the tool started.
+/// The state of the process that the tool started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Main {
     /// None was started, or it is not heard of yet.
@@ -75,7 +75,7 @@ impl Kept {
         Self { live: Some(Live::default()), ..Self::new(Some(writer), false) }
     }
 
-    /// What is known up to now.
+    /// The state of the run up to now.
     pub fn live(&self) -> Option<&Live> {
         self.live.as_ref()
     }
@@ -95,7 +95,7 @@ impl Kept {
         self.tracer = tracer as i32;
     }
 
-    /// Whom the watch still waits for after the program that was started has ended: processes that it left. Empty
+    /// The processes that the watch still waits for after the program that was started has ended and left them. Empty
     /// before.
     pub fn left_behind(&self) -> Vec<i32> {
         if self.main == Main::Ended && self.finish.is_none() {
@@ -164,7 +164,7 @@ impl Kept {
         written
     }
 
-    /// What of newly mapped memory is data of a file. Asked here and not by the tracer, for which targets wait.
+    /// The parts of newly mapped memory that are data of a file. Asked here and not by the tracer, for which targets wait.
     fn uninitialised(&mut self, record: &Record) -> Option<Record> {
         let interval = match record {
             Record::Begin(begin) => begin.interval,

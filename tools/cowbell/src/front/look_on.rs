@@ -64,7 +64,7 @@ impl LookOn {
         Ok(true)
     }
 
-    /// What is known up to now.
+    /// The state of the run up to now.
     pub fn live(&self) -> Option<&Live> {
         self.0.kept.live()
     }

@@ -164,7 +164,7 @@ impl Session {
         }
     }
 
-    /// What a terminal sends reaches the program too: it decides, and this process waits to report. Whoever asks twice
+    /// A signal from the terminal reaches the program too: it decides, and this process waits to report. Whoever asks twice
     /// means this process, and so does who asks when the program has ended.
     fn on_signal(&mut self, number: i32, asked: u32, runs: bool) {
         if !runs || asked > 1 || !self.kept.left_behind().is_empty() {

@@ -20,7 +20,7 @@ pub struct Sources {
     files: HashMap<(i32, String), Option<String>>,
     told: HashSet<(String, i32)>,
     pids: HashMap<u32, i32>,
-    /// What was written later is not what runs.
+    /// A file that was written after this time is not what runs.
     until: Option<SystemTime>,
     /// Some process was there before us, whose files may be others than ours under the same names.
     attached: bool,
@@ -37,7 +37,7 @@ impl Sources {
     pub fn interval(&mut self, begin: &Begin) {
         self.pids.insert(begin.interval, begin.pid);
         if begin.role == Role::Attached {
-            // It has loaded its program long before it was attached to.
+            // The process has loaded its program long before it was attached to.
             let started = started(begin.pid);
             self.until = self.until.into_iter().chain(started).min();
             self.attached = true;
