@@ -1,4 +1,4 @@
-//! What each watch costs a writer on this machine: children write the same pages in turns, watched and unwatched.
+//! The cost of each watch to a writer on this machine: children write the same pages in turns, watched and unwatched.
 
 use crate::failure::Failure;
 use cowbell::arena::{Arena, Frozen};
@@ -12,7 +12,7 @@ const PAGES: usize = 4096;
 /// Children of each kind that count; one more of each warms up.
 const ROUNDS: usize = 9;
 
-/// What was measured.
+/// The measurements.
 #[derive(serde::Serialize)]
 pub struct Costs {
     /// Pages that each child wrote.
@@ -25,7 +25,7 @@ pub struct Costs {
     pub watches: Vec<WatchCost>,
 }
 
-/// What one watch costs.
+/// The cost of one watch.
 #[derive(serde::Serialize)]
 pub struct WatchCost {
     /// The watch.

@@ -68,16 +68,16 @@ pub struct Graph {
     pub vertices: Vec<Vertex>,
     /// From the input's ids to places in `vertices`.
     pub index: HashMap<u64, u32>,
-    /// How many edges there are.
+    /// The number of edges.
     pub edges: u64,
 }
 
-/// What a search from one source found.
+/// The findings of a search from one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Paths {
-    /// How many vertices can be reached, the source included.
+    /// The number of vertices that can be reached, the source included.
     pub reached: u64,
-    /// How many edges the longest of the shortest paths has.
+    /// The number of edges of the longest of the shortest paths.
     pub longest: u64,
     /// The sum of the lengths of all shortest paths.
     pub total: u64,

@@ -101,7 +101,7 @@ fn build(options: &Options, progress: &ProgressBar) -> Result<(Arena, Graph), Fa
     let capacity = match &options.edges {
         Some(path) => {
             let file = std::fs::metadata(path).map_err(|e| Failure::new(format!("{}: {e}", path.display())))?;
-            // How much a pipe will bring is not known: addresses for what memory could hold cost nothing.
+            // The length of what a pipe will bring is not known: addresses for what memory could hold cost nothing.
             let memory = limits::memory_headroom().map_or(1 << 40, |headroom| headroom.bytes);
             let length = if file.is_file() { file.len() } else { memory / edges::ARENA_BYTES_PER_FILE_BYTE as u64 };
             (length as usize).checked_mul(edges::ARENA_BYTES_PER_FILE_BYTE).ok_or_else(|| too_large(length))?

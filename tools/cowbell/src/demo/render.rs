@@ -1,4 +1,4 @@
-//! What the demo prints.
+//! The text and the JSON that the demo prints.
 
 use super::cost::Costs;
 use super::graph::Paths;
@@ -16,13 +16,13 @@ use std::io::Write;
 /// All of a run, as `--json` prints it.
 #[derive(serde::Serialize)]
 pub struct Outcome {
-    /// How the workers were watched.
+    /// The way in which the workers were watched.
     pub watch: Watch,
     /// The graph.
     pub graph: Summary,
     /// The workers, in the order they were forked.
     pub workers: Vec<WorkerOutcome>,
-    /// What each watch costs a writer on this machine.
+    /// The cost of each watch to a writer on this machine.
     pub measured: Costs,
 }
 
@@ -51,7 +51,7 @@ pub struct WorkerOutcome {
     pub spawn_us: f64,
     pub paths: Paths,
     pub cause: &'static str,
-    /// How it failed, if it did.
+    /// The way in which it failed, if it did.
     pub failure: Option<String>,
     /// Functions by how many pages they wrote first, most first.
     pub code: Vec<CodeShare>,
@@ -147,7 +147,7 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     costs(out, &outcome.measured)
 }
 
-/// What is said of a worker before its report.
+/// The lines about a worker before its report.
 fn told(worker: &WorkerOutcome) -> Vec<(Vec<String>, String)> {
     let Paths { reached, longest, .. } = worker.paths;
     let us = worker.spawn_us;

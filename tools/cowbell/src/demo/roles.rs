@@ -1,11 +1,11 @@
-//! What the workers do: all search the same graph, each touches it in its own way.
+//! The work of the workers: all search the same graph, each touches it in its own way.
 
 use super::graph::{Graph, Paths, Vertex};
 use cowbell::arena::{Frozen, Handle};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How a worker treats the graph it searches.
+/// The way in which a worker treats the graph it searches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -23,7 +23,7 @@ impl Role {
         [Self::Reader, Self::Counter, Self::Writer][nth % 3]
     }
 
-    /// What the role does, for people.
+    /// The work of the role, in words for people.
     pub fn does(self) -> &'static str {
         match self {
             Self::Reader => "only reads",
@@ -72,7 +72,7 @@ pub fn work(
     Ok(())
 }
 
-/// What a worker handed back.
+/// The result that a worker handed back.
 pub fn result_in(words: &[AtomicU64]) -> Paths {
     let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
     Paths { reached: word(0), longest: word(1), total: word(2), name_bytes: word(3) }

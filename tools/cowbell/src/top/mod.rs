@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-/// How long a key may wait for its picture while nothing else happens.
+/// The time that a key may wait for its picture while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
 /// Looking takes at most one part in so many of the time.
 const SHARE: u32 = 4;
@@ -77,13 +77,13 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     shown.map_err(|e| Failure::new(format!("the terminal: {e}")))
 }
 
-/// What a look found.
+/// The findings of a look.
 struct Found {
     snapshots: Vec<Snapshot>,
     took: Duration,
 }
 
-/// What looks found, or why one failed.
+/// The findings of looks, or the reason why one failed.
 type Looks = Receiver<Result<Found, Failure>>;
 
 fn look(pids: &[i32]) -> Result<Found, Failure> {

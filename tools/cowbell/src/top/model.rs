@@ -1,4 +1,4 @@
-//! What `cowbell top` knows and what is chosen: pure, so that keys and looks can be tried without a terminal.
+//! The state of `cowbell top`, with what is chosen: pure, so that keys and looks can be tried without a terminal.
 
 use crate::analyse::live::{Line, Live, Sum};
 use crate::snapshot::document::{Group, ProcessReport, Snapshot};
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 /// Rates are over about so long, in seconds.
 const RATE_OVER: f64 = 3.0;
 
-/// What a row of figures is sorted by.
+/// The order of the rows of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
     /// Parents before their children.
@@ -57,7 +57,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Of counted pages.
+    /// The figures of counted pages.
     pub fn of(pages: &Counts, page_size: u64, pss: u64) -> Self {
         let bytes = |pages: u64| pages.saturating_mul(page_size);
         Self {
@@ -80,7 +80,7 @@ pub struct LineRow {
     pub processes: usize,
 }
 
-/// Which table is shown.
+/// The table that is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     Processes,
@@ -101,7 +101,7 @@ pub struct Model {
     pub typing: bool,
     pub paused: bool,
     pub selected: usize,
-    /// What is to be said below the table.
+    /// The message below the table.
     pub message: String,
     pub page_size: u64,
     pub rows: Vec<Row>,
@@ -248,7 +248,7 @@ impl Model {
         self.of_process.get(&pid).map_or(&[], Vec::as_slice)
     }
 
-    /// How many rows the cursor may stand on.
+    /// The number of rows that the cursor may stand on.
     fn choices(&self) -> usize {
         match self.view {
             View::Processes => self.shown().len(),
@@ -290,7 +290,7 @@ impl Model {
     }
 }
 
-/// What figures were some moments ago.
+/// The figures of some moments ago.
 #[derive(Debug)]
 struct History<K>(BTreeMap<K, VecDeque<(f64, u64)>>);
 
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(history.rate(1, 10.0, 100), None);
         assert_eq!(history.rate(1, 11.0, 300), Some(200.0));
         assert_eq!(history.rate(1, 12.0, 300), Some(100.0));
-        // What is longer ago than that is forgotten, but for one.
+        // A figure that is longer ago than that is forgotten, but for one.
         assert_eq!(history.rate(1, 100.0, 300), Some(0.0));
     }
 }
