@@ -1,4 +1,4 @@
-//! What this kernel and this user let the tracer do.
+//! The abilities that this kernel and this user give the tracer.
 
 use super::baseline;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
@@ -51,8 +51,8 @@ pub fn faults() -> Result<(), String> {
     })
 }
 
-/// Are all page faults told, those that the kernel takes for a program too, and with each the frame that it found? Only then do page
-/// faults tell as much as stops at each write.
+/// Tells whether all page faults are told, those that the kernel takes for a program too, and with each the frame that it found.
+/// Only then do page faults tell as much as stops at each write.
 pub fn whole_faults() -> bool {
     let options = Options { cpu: None, inherit: true, kernel: true, frames: true, code: true, wakeup_bytes: 0 };
     faults().is_ok() && frames() && Event::open(0, options).is_ok()

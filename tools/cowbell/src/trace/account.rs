@@ -27,7 +27,7 @@ impl Tracer {
         let started = sys::monotonic_ns();
         let known = self.tree.processes.get_mut(&pid).map(|process| match (process.was_watched, process.role) {
             (true, _) => Known::Since(std::mem::take(&mut process.known)),
-            // It began with nothing, when it executed its program.
+            // The process began with nothing, when it executed its program.
             (false, Role::Parent) => Known::All,
             _ => Known::Nothing,
         });
@@ -45,16 +45,16 @@ impl Tracer {
             });
         }
         self.spent.weighing_ns += sys::monotonic_ns() - started;
-        // It can be gone: then there is nothing to tell.
+        // The process can be gone: then there is nothing to tell.
         if let Ok(memory) = memory {
             self.say(Record::Memory(memory));
         }
     }
 }
 
-/// What is known of a process' private pages.
+/// The knowledge about a process' private pages.
 enum Known {
-    /// What it copied and allocated since it was first watched.
+    /// The pages that it copied and allocated since it was first watched.
     Since(Vec<PageRun>),
     /// All are its own: nobody handed it any.
     All,
@@ -157,7 +157,8 @@ fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
     Ok(resident)
 }
 
-/// Where pages of a mapping count whose writes copy nothing: the code that the kernel gives each process is mapped so, too.
+/// The sum in which pages of a mapping count whose writes copy nothing: the code that the kernel gives each process is mapped so,
+/// too.
 fn shared<'a>(resident: &'a mut Resident, map: &Map) -> &'a mut u64 {
     let is_shared = map.mapping.permissions.ends_with('s');
     if is_shared { &mut resident.shared_mapping } else { &mut resident.file }
@@ -193,7 +194,7 @@ fn private(
             Class::CopyOrReuse => &mut resident.copied_or_reused,
             Class::PrivateFile => &mut resident.copied_of_file,
             Class::FirstTouch | Class::ZeroPage => &mut resident.new,
-            // It had the page, and nobody else has it.
+            // The process had the page, and nobody else has it.
             Class::Reuse => &mut resident.inherited_alone,
         };
         *sum += (end - start) / page_bytes();

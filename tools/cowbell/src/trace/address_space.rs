@@ -45,7 +45,7 @@ pub struct AddressSpace {
     nowhere: HashSet<u64>,
 }
 
-/// What is known of code, as long as none is mapped or removed: shared by the intervals of a process and of those that it
+/// The knowledge about code, as long as none is mapped or removed: shared by the intervals of a process and of those that it
 /// forks, which begin with the very same code. So what a module is, and how it is unwound, is found out once.
 #[derive(Default)]
 struct Known {
@@ -57,13 +57,13 @@ struct Known {
     unwinder: Option<Unwinder>,
     /// The language of an interpreter among the code; unknown until it is asked for.
     language: Option<Option<&'static dyn Language>>,
-    /// Which instructions say little of themselves, in functions that keep the address they return to at the stack pointer.
+    /// True for an instruction that says little of itself, in a function that keeps the address it returns to at the stack pointer.
     frameless: HashMap<u64, bool>,
     /// For how long pointers are followed to find objects.
     patience: Patience,
 }
 
-/// What resolving needs of the process.
+/// The parts of the process that resolving needs.
 #[derive(Clone, Copy)]
 pub struct Access<'a> {
     pub memory: &'a Memory,
@@ -71,7 +71,7 @@ pub struct Access<'a> {
 }
 
 impl AddressSpace {
-    /// Of a process whose mappings are added by whoever arms them.
+    /// The address space of a process whose mappings are added by whoever arms them.
     pub fn new(pid: i32, interval: u32, codes: Codes) -> Self {
         Self { pid, interval, maps: Vec::new(), codes, stale: false, known: Rc::default(), nowhere: HashSet::new() }
     }
@@ -89,7 +89,7 @@ impl AddressSpace {
         }
     }
 
-    /// What knows the objects in the process' memory.
+    /// The reader of the objects in the process' memory.
     pub fn objects(&self) -> Box<dyn Objects> {
         languages::objects(self.language(), self.known.borrow().patience.clone())
     }
@@ -211,7 +211,7 @@ impl AddressSpace {
         self.forget();
     }
 
-    /// What addresses meant, they mean no more.
+    /// Addresses no longer mean what they meant.
     fn forget(&mut self) {
         self.known = Rc::default();
         self.nowhere.clear();
@@ -305,7 +305,7 @@ impl AddressSpace {
         let Ok(now) = maps::read(self.pid) else { return };
         let is_there = |old: &Map| maps::find(&now, old.mapping.start).is_some_and(|new| new.is_same_as(old));
         let before = self.maps.len();
-        // Of code that a ring tells of, this is the future: faults that came before are still to be resolved.
+        // The present mappings are the future of code that a ring tells of: faults that came before are still to be resolved.
         let is_told = |old: &Map| old.mapping.watched == Watched::Faults;
         self.maps.retain(|old| !old.is_code() || is_told(old) || is_there(old));
         let mut changed = self.maps.len() != before;
@@ -315,7 +315,7 @@ impl AddressSpace {
                 new.mapping.watched = Watched::Census;
             }
             let known = self.find(new.mapping.start).is_some_and(|old| old.is_same_as(&new));
-            // What was mapped anonymously later is told apart by nothing, and needs no name.
+            // Memory that was mapped anonymously later is told apart by nothing, and needs no name.
             let is_later = self.find(new.mapping.start).is_some_and(|old| old.is_code() && is_told(old));
             if known
                 || is_later

@@ -16,19 +16,19 @@ use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
 
-/// What a watch is opened with.
+/// The parts that a watch is opened with.
 pub struct Order {
     /// The interval's number.
     pub interval: u32,
-    /// Why.
+    /// The reason why it is watched.
     pub role: Role,
-    /// How.
+    /// The way in which pages are observed.
     pub mode: Mode,
-    /// Whose memory.
+    /// The process whose memory is watched.
     pub pid: i32,
-    /// Are page frames readable?
+    /// True if page frames are readable.
     pub frames: bool,
-    /// Are callers told?
+    /// True if callers are told.
     pub callers: bool,
     /// The time, since the header.
     pub now_ns: u64,
@@ -146,7 +146,7 @@ impl Watch {
         };
         let range = Range { start: start as usize, len: (end - start) as usize };
         let armed = uffd.register(range).and_then(|()| match watched {
-            // Where there are pages only: no markers, and three times as fast as userfaultfd's own call.
+            // Only ranges that have pages are armed: that makes no markers, and is three times as fast as userfaultfd's own call.
             Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
             // The kernel leaves a marker for each page that is not there: too many in a huge reservation, where new
             // private pages are then found when the interval closes.
@@ -184,7 +184,7 @@ impl Watch {
     }
 }
 
-/// Are this mapping's private pages of interest?
+/// Tells whether this mapping's private pages are of interest.
 fn is_watched(map: &Map) -> bool {
     !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
 }

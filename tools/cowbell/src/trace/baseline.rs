@@ -1,4 +1,4 @@
-//! What an address space held when its interval opened: the pages that were its own already.
+//! The pages that an address space held when its interval opened: the pages that were its own already.
 //!
 //! Files' pages are not listed, so "not here" means: a page of the file behind the mapping, or none.
 
@@ -19,7 +19,7 @@ pub const PRIVATE: Query = Query {
     rearm: false,
 };
 
-/// What a page was.
+/// The state of a page when the interval opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Was {
     /// A private page.
@@ -68,8 +68,8 @@ impl Baseline {
         Ok(Self::of(runs_in(pagemap, user_space())?, page_bytes()))
     }
 
-    /// What a newborn holds: what its parent does, which was read in this very fork. What the parent's mappings do not hand
-    /// on (MADV_DONTFORK, MADV_WIPEONFORK) is found out by the first page of each.
+    /// The pages of a newborn: those of its parent, which were read in this very fork. Memory that the parent's mappings do not
+    /// hand on (MADV_DONTFORK, MADV_WIPEONFORK) is found out by the first page of each.
     ///
     /// # Errors
     /// The process is gone.
@@ -113,7 +113,7 @@ impl Baseline {
         Run { start: from, end: to, was: run.was, frames }
     }
 
-    /// Where there were pages in a range.
+    /// The ranges of pages that were in a range.
     pub fn ranges(&self, start: u64, end: u64) -> impl Iterator<Item = Range> {
         self.clipped(start, end)
             .into_iter()
@@ -149,7 +149,7 @@ impl Baseline {
         Ok(())
     }
 
-    /// What the page at this address was.
+    /// The state of the page at this address.
     pub fn at(&self, page: u64) -> Option<Was> {
         self.run(page).map(|run| run.was)
     }
@@ -161,13 +161,13 @@ impl Baseline {
         frames.get(first + ((page - run.start) / self.page) as usize).copied().filter(|&frame| frame != 0)
     }
 
-    /// How many pages of a kind lie in a range.
+    /// The number of pages of a kind that lie in a range.
     pub fn count(&self, start: u64, end: u64, was: Was) -> u64 {
         let inside = self.reaching(start, end).filter(|run| run.was == was);
         inside.map(|run| run.end.min(end).saturating_sub(run.start.max(start)) / self.page).sum()
     }
 
-    /// Is there any page in the range?
+    /// Tells whether there is any page in the range.
     pub fn any(&self, start: u64, end: u64) -> bool {
         self.reaching(start, end).next().is_some()
     }

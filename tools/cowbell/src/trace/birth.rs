@@ -1,4 +1,4 @@
-//! What a fork made, and the injection of userfaultfds into a process.
+//! The kind of a new task, and the injection of userfaultfds into a process.
 
 use super::lender::{Lender, Lenders};
 use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES};
@@ -8,7 +8,7 @@ use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::{Errno, process, procfs, tracing};
 
-/// What a new task is.
+/// The kind of a new task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A thread of its maker's process.
@@ -26,11 +26,11 @@ pub enum Kind {
 pub enum Unarmed {
     /// For this reason.
     Because(String),
-    /// It ends: it stands in this state.
+    /// The process ends: it stands in this state.
     Ending(Status),
 }
 
-/// What the task is that a thread of `pid` has just made.
+/// The kind of the task that a thread of `pid` has just made.
 pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
     if procfs::is_thread_of(pid, task) {
         return Kind::Thread;
@@ -45,7 +45,7 @@ pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
     }
 }
 
-/// What every tracee stops for.
+/// The events for which every tracee stops.
 pub fn traced() -> Options {
     Options::SYSGOOD | Options::FORK | Options::VFORK | Options::CLONE | Options::EXEC | Options::EXIT
 }
@@ -91,7 +91,7 @@ fn inject(
     if mode == Mode::Trace {
         let own = optional(open_door(&mut injection, pid, false, EVENT_FEATURES))?;
         let opened = match own {
-            // It has fewer rights than this process.
+            // The traced process has fewer rights than this one.
             Err(Errno::PERM) => match lenders.of(pid) {
                 Ok(lender) => optional(borrow_door(&mut injection, pid, lender))?.map_err(|e| e.to_string()),
                 Err(why) => Err(why),
@@ -171,7 +171,7 @@ fn seccomp(tid: i32, descends: bool) -> Option<String> {
     )
 }
 
-/// Is a thread under seccomp, and under how many filters, where the kernel says (5.9)?
+/// Tells whether a thread is under seccomp, and under how many filters, where the kernel says (5.9).
 fn filters(tid: i32) -> Option<(bool, Option<i32>)> {
     let status = procfs::status::Status::of(tid).ok()?;
     Some((status.number("Seccomp")? != 0, status.number("Seccomp_filters")))

@@ -31,11 +31,11 @@ struct Table {
     modules: Vec<Known>,
     numbers: HashMap<Identity, u32>,
     places: HashMap<(Option<u32>, u64, i32), u32>,
-    /// What the front has not been told yet.
+    /// News that the front has not been told yet.
     news: Vec<Said>,
 }
 
-/// What makes two mapped files one module. Inodes are used again, and a file may be written anew: builds differ.
+/// The properties by which two mapped files are one module. Inodes are used again, and a file may be written anew: builds differ.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Identity {
     path: String,
@@ -95,7 +95,7 @@ impl Codes {
         code
     }
 
-    /// How code of a module is unwound.
+    /// The way in which code of a module is unwound.
     pub fn unwinding(&self, module: u32) -> Option<Rc<Unwinding>> {
         let table = self.0.borrow();
         let known = table.modules.get((module as usize).checked_sub(1)?)?;
@@ -116,13 +116,13 @@ impl Codes {
         self.0.borrow_mut().news.push(news);
     }
 
-    /// What the front has not been told yet.
+    /// Takes the news that the front has not been told yet.
     pub fn take_news(&self) -> Vec<Said> {
         std::mem::take(&mut self.0.borrow_mut().news)
     }
 }
 
-/// Is a mapping there now?
+/// Tells whether a mapping is there now.
 fn is_there(pid: i32, map: &Map) -> bool {
     let now = maps::read(pid).unwrap_or_default();
     maps::find(&now, map.mapping.start).is_some_and(|now| now.is_same_as(map))
@@ -160,7 +160,7 @@ fn open(pid: i32, map: &Map, build_id: Option<&str>) -> Option<File> {
         let file = elf::open(path.as_ref())?;
         let id = elf::with_file(&file, |image| image.build_id());
         let id: Option<String> = id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect());
-        // Of one that does not say which build it is, the inode must do.
+        // The inode must do for a file that does not say which build it is.
         let is_it = build_id.is_some() || file.metadata().is_ok_and(|metadata| metadata.ino() == map.file.1);
         (id.as_deref() == build_id && is_it).then_some(file)
     })

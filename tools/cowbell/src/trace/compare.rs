@@ -13,10 +13,10 @@ use cowbell::sys::procfs;
 use cowbell::sys::remote::Memory;
 use std::collections::{BTreeMap, HashMap};
 
-/// How much memory kept originals may take, over all intervals.
+/// The memory that kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
 
-/// What a page held, and when.
+/// A time, and the content that a page held until then.
 type Kept = (u64, Box<[u8]>);
 
 /// Originals of pages that were about to be written, by process and page, with the time: what the page held then, and at
@@ -33,7 +33,7 @@ pub struct Donor<'a> {
     memory: Memory,
     pagemap: Pagemap,
     process: &'a Process,
-    /// Who was forked from it.
+    /// The process that was forked from it.
     child: &'a Process,
 }
 
@@ -45,8 +45,8 @@ impl<'a> Donor<'a> {
         Some(Self { pid, memory, pagemap, process, child })
     }
 
-    /// Has it this page still, as both had it when the child was born? Then whoever wrote it there was given a copy. Pages
-    /// that the child wrote in intervals before are its own.
+    /// Tells whether it has this page still, as both had it when the child was born. Then whoever wrote it there was given a copy.
+    /// Pages that the child wrote in intervals before are its own.
     pub fn still_has(&self, watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
         let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let present = || entries.at(page).is_ok_and(is_private);
@@ -108,7 +108,7 @@ impl Originals {
         true
     }
 
-    /// What a process' page held since `since_ns`, until it wrote there.
+    /// The content that a process' page held since `since_ns`, until it wrote there.
     fn of(&self, pid: i32, page: u64, since_ns: u64) -> Option<&[u8]> {
         let (_, content) = self.kept.get(&(pid, page))?.iter().find(|(time_ns, _)| *time_ns >= since_ns)?;
         Some(content)

@@ -9,8 +9,8 @@ use std::os::unix::fs::MetadataExt;
 /// The entry of the auxiliary vector that points to the path given to `execve(2)`.
 const AT_EXECFN: u64 = 31;
 
-/// What a process executes, and what it was called then. Of a script the kernel keeps the script's name, which is not the
-/// interpreter's: then the file itself is what it is called.
+/// The file that a process executes, and the name it was called by. For a script the kernel keeps the script's name, which is not
+/// the interpreter's: then the file itself is what it is called.
 pub fn of(pid: i32) -> Option<Executable> {
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned();
     let called = given(pid).filter(|called| is_same(pid, called)).unwrap_or_else(|| path.clone());

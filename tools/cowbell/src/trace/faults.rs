@@ -33,14 +33,14 @@ use std::time::Duration;
 
 /// A ring for each CPU, if this user may lock so much: 26,000 faults.
 const RING_BYTES: usize = 1 << 20;
-/// How often the rings are looked at while there are faults; more often for so many times after an interval opened.
+/// The time between looks at the rings while there are faults; a shorter one for so many looks after an interval opened.
 const BUSY: Duration = Duration::from_millis(5);
 const QUICK: Duration = Duration::from_millis(1);
 const QUICK_TICKS: u32 = 50;
 /// After so many looks in vain a full ring, or an interval that opens, must come first.
 const QUIET_MAX: u32 = 40;
 
-/// What a ring told.
+/// A thing that a ring told.
 enum Told {
     Fault(perf::Fault),
     Code { pid: i32, time_ns: u64, map: Box<Map> },
@@ -55,7 +55,7 @@ impl Told {
     }
 }
 
-/// What the thread and the tracer share.
+/// The state that the thread and the tracer share.
 struct Shared {
     rings: Mutex<Rings>,
     told: Mutex<Vec<Told>>,
@@ -100,14 +100,14 @@ pub struct Faults {
     thread: Option<JoinHandle<()>>,
     /// By the number of the interval.
     touched: HashMap<u32, Pages>,
-    /// Are faults told that the kernel takes for a thread?
+    /// True if faults are told that the kernel takes for a thread.
     pub tell_kernel: bool,
     /// By process: its last fault, and when its next stack is due.
     pub pace: HashMap<i32, Pace>,
 }
 
 impl Faults {
-    /// Of the thread `tid` and all that come from it.
+    /// The faults of the thread `tid` and all that come from it.
     ///
     /// # Errors
     /// Why not, and what would help.
@@ -159,7 +159,7 @@ impl Faults {
         }
     }
 
-    /// How many faults had no place in a ring; `None` where the kernel does not tell.
+    /// The number of faults that had no place in a ring; `None` where the kernel does not tell.
     pub fn lost(&self) -> Option<u64> {
         lock(&self.shared.rings).lost()
     }
@@ -269,7 +269,7 @@ impl Tracer {
 
     /// Takes over what the rings hold, once that is told.
     pub(super) fn hear_news(&mut self) {
-        // It may have been taken meanwhile: taking it twice would wait for the next one.
+        // The notice may have been taken meanwhile: taking it twice would wait for the next one.
         let news = self.faults.as_ref().map(Faults::news);
         let news = news.filter(|news| pidfd::readable(news.as_fd(), Some(Duration::ZERO)) == Ok(true));
         if let Some(news) = news {
@@ -306,7 +306,7 @@ impl Tracer {
             complete: !lost && self.faults.as_ref().is_some_and(|faults| faults.tell_kernel),
             lost,
             swaps: LazyCell::new(limits::has_swap),
-            // Where only children are watched, a fork of theirs closes nothing.
+            // A fork of a child closes nothing where only children are watched.
             shared_anew: close.closed == Closed::Forked || self.options.who == Who::Child,
             donor: donor.as_ref(),
         };

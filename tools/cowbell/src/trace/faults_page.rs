@@ -1,4 +1,4 @@
-//! What is asked of single pages when page faults are settled ([`super::faults_settle`]).
+//! Questions that are asked of single pages when page faults are settled ([`super::faults_settle`]).
 
 use super::baseline::page_bytes;
 use super::maps::{Backing, Map};
@@ -7,11 +7,11 @@ use crate::record::Class;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Query};
 
-/// What a private page is where there was none.
+/// The class of a private page where there was none.
 pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
     match backing? {
         Backing::Anonymous => Some(Class::FirstTouch),
-        // What a file's page is in swap, only a copy's is; a marker of the program's own userfaultfd looks so, too.
+        // Only a copy of a file's page can be in swap; a marker of the program's own userfaultfd looks so, too.
         Backing::Memory | Backing::File => present.then_some(Class::PrivateFile),
         Backing::Shared | Backing::HugePages => None,
     }
@@ -31,17 +31,17 @@ pub fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
     })
 }
 
-/// What stands behind the mapping that was there at the beginning.
+/// The memory behind the mapping that was there at the beginning.
 pub fn backing_at(watch: &Watch, page: u64) -> Option<Backing> {
     watch.space.find(page).map(|map| map.backing)
 }
 
-/// Is that a file, or a memfd?
+/// Tells whether that is a file, or a memfd.
 pub fn is_of_file(watch: &Watch, page: u64) -> bool {
     matches!(backing_at(watch, page), Some(Backing::Memory | Backing::File))
 }
 
-/// Is this still the page of zeroes?
+/// Tells whether this is still the page of zeroes.
 pub fn is_zero(watch: &Watch, page: u64) -> bool {
     let range = Range { start: page as usize, len: page_bytes() as usize };
     let query = Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };

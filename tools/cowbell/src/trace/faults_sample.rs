@@ -17,15 +17,15 @@ const FIRST_NS: u64 = 500_000;
 const LAST_NS: u64 = 5_000_000;
 /// A stack that is read so long after the last fault of its thread is not taken for it.
 const SKID_NS_MAX: u64 = 300_000;
-/// How long a thread may take to stand still: the one that is interrupted runs.
+/// The time that a thread may take to stand still: the one that is interrupted runs.
 const STAND_NS_MAX: u64 = 2_000_000;
 
-/// How a process is sampled.
+/// The pace at which a process is sampled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// Its last fault.
     pub last: Option<Fault>,
-    /// Of which fault a stack was taken last.
+    /// The time of the fault of which a stack was taken last.
     taken_ns: u64,
     /// When the next is due, and how far the one after that.
     due_ns: u64,
@@ -101,7 +101,7 @@ impl Tracer {
     }
 }
 
-/// Is a thread neither asleep nor stopped?
+/// Tells whether a thread is neither asleep nor stopped.
 fn runs(tid: i32) -> bool {
     procfs::read(tid, "stat").is_ok_and(|line| Stat::parse(&line).is_some_and(|stat| stat.state == b'R'))
 }

@@ -30,7 +30,7 @@ use cowbell::sys::pagemap::{Categories, Entry};
 use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What a verdict is taken from.
+/// The evidence for a verdict.
 pub struct Evidence<'a> {
     /// The interval.
     pub watch: &'a Watch,
@@ -56,7 +56,7 @@ struct Verdict {
     gone: u64,
     /// Pages that were in swap: they may have been read before they were written.
     swapped: HashSet<u64>,
-    /// Where pages were before they were moved.
+    /// The addresses at which pages lay before they were moved.
     moved: HashMap<u64, u64>,
 }
 
@@ -226,7 +226,7 @@ impl Verdict {
         Ok(())
     }
 
-    /// What a fault found where there had been nothing was moved there, if it is a frame that the process held.
+    /// A page that a fault found where there had been nothing was moved there, if its frame is one that the process held.
     fn find_moved(&mut self, evidence: &Evidence<'_>, found: &[(u64, u64, &Touched)]) -> Result<(), Errno> {
         if found.is_empty() {
             return Ok(());
@@ -282,7 +282,7 @@ impl Verdict {
                     base.frame(before).is_some_and(|frame| entries.at(page).is_ok_and(|now| now.frame() == frame));
                 let is_filled = evidence.touched.get(&page).is_some_and(Touched::found_none) && !*evidence.swaps;
                 let class = match base.at(before) {
-                    // It was given back before it was moved, or after.
+                    // The page was given back before it was moved, or after.
                     Some(Was::Private) if is_filled => continue,
                     Some(Was::Private) if same => Class::Reuse,
                     Some(Was::Private | Was::Swapped) => Class::Copy,
@@ -308,7 +308,7 @@ impl Verdict {
         is_copy || came_later
     }
 
-    /// What was there and is no more, untouched, may have been moved and then written, to where new pages are.
+    /// A page that was there and is no more, untouched, may have been moved and then written, to where new pages are.
     fn may_have_moved(&self, evidence: &Evidence<'_>) -> Result<u64, Errno> {
         let is_new = |(page, class): (&u64, &Class)| {
             let may_be = |touched: &Touched| !touched.found_none();
@@ -350,13 +350,13 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Has the parent this page still, as both had it?
+    /// Tells whether the parent has this page still, as both had it.
     fn parent_has(&self, page: u64) -> bool {
         let donor = self.evidence.donor.zip(self.theirs.as_ref());
         donor.is_some_and(|(donor, entries)| donor.still_has(self.evidence.watch, entries, page))
     }
 
-    /// Of a page that was private and is: was it given back, and filled again, before anything was written to it?
+    /// Tells whether a page that was private, and is now, was given back and filled again before anything was written to it.
     fn is_new(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> bool {
         let watch = self.evidence.watch;
         let held = watch.base.frame(page);
@@ -369,7 +369,7 @@ impl Look<'_> {
         touched.is_some_and(is_filled) && !*self.evidence.swaps
     }
 
-    /// Of a page that was private and is: `touched` by these faults?
+    /// The class of a page that was private and is now; `touched`: its faults.
     fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
         let &Evidence { watch, shared_anew, lost, .. } = self.evidence;
         let exclusive = entry.contains(Entry::EXCLUSIVE);

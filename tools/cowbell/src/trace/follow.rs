@@ -1,4 +1,4 @@
-//! What stops of the target mean, and how it goes on.
+//! The meaning of the target's stops, and the way it goes on.
 
 use super::birth::{self, Kind};
 use super::executable;
@@ -118,7 +118,7 @@ impl Tracer {
             return;
         };
         match birth::kind(pid, child, event) {
-            // It was killed, and is reaped already or will be reported.
+            // The task was killed, and is reaped already or will be reported.
             Kind::Gone => self.go_on(maker, at_event),
             Kind::Thread => {
                 self.tree.add_thread(pid, child);
@@ -280,7 +280,7 @@ impl Tracer {
         }
     }
 
-    /// Who is left alone with its memory shares it with nobody: nothing is copied any more.
+    /// A process that is left alone with its memory shares it with nobody: nothing is copied any more.
     fn unshare(&mut self, family: u32) {
         if let Some(last) = self.tree.last_of(family) {
             let rest = self.close_interval(last, Closed::Unshared, true);

@@ -22,7 +22,7 @@ const FREE_NS: u64 = 50_000_000;
 /// Growth by fewer pages is not told yet, and none by a smaller part of all growth: so it takes at most some hundred stacks.
 const PAGES_MIN: u64 = 256;
 const PART_MIN: u64 = 64;
-/// Of a process with more threads only its first one is asked.
+/// Only the first thread is asked in a process that has more threads than this.
 const THREADS_MAX: usize = 64;
 
 /// When to look again, and what was found before.
@@ -43,13 +43,13 @@ struct Grown {
     time_ns: u64,
 }
 
-/// What was found in one process.
+/// The findings of looks at one process.
 #[derive(Debug, Default)]
 struct Seen {
     looks: Looks,
     /// The most private pages that were told of.
     told: u64,
-    /// How long its threads had run by then.
+    /// The time its threads had run by then.
     ran_ns: HashMap<i32, u64>,
 }
 
@@ -64,7 +64,7 @@ impl Growth {
         self.due_ns = self.due_ns.min(sys::monotonic_ns() + SOON_NS);
     }
 
-    /// How long until the next look, if that is sooner.
+    /// The time until the next look, if that is sooner.
     pub fn patience(&self) -> Duration {
         if self.seen.is_empty() {
             return PAUSE;
@@ -87,7 +87,7 @@ impl Tracer {
         for pid in pids {
             let Some(grown) = self.growth.seen.get_mut(&pid).and_then(|seen| seen.look(pid)) else { continue };
             grows = true;
-            // What is not told now is told with the next stack.
+            // Growth that is not told now is told with the next stack.
             if affordable {
                 self.tell_growth(pid, grown);
             }
@@ -129,7 +129,7 @@ impl Tracer {
         }
     }
 
-    /// What threads of a process were asked and did not answer.
+    /// Ends the looks at a process and returns their findings; growth that a thread was asked about without an answer is told.
     pub(super) fn end_growth(&mut self, pid: i32) -> Option<Looks> {
         let unanswered: Vec<(i32, Grown)> =
             self.growth.asked.iter().filter(|(_, grown)| grown.pid == pid).map(|(&tid, &grown)| (tid, grown)).collect();

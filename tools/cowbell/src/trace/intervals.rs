@@ -110,7 +110,7 @@ impl Tracer {
         }
     }
 
-    /// Is this process to be armed at the next stop of a thread?
+    /// Tells whether this process is to be armed at the next stop of a thread.
     pub(super) fn wants_arming(&self, pid: i32) -> bool {
         !self.leaving && self.tree.processes.get(&pid).is_some_and(|process| process.to_arm)
     }
@@ -216,7 +216,7 @@ impl Tracer {
             process.watch = Some(Box::new(watch));
             (process.to_arm, process.was_watched) = (false, true);
         }
-        // What other threads told while their process was armed.
+        // Events that other threads told while their process was armed.
         self.serve_events(pid);
         self.serve_moves(pid);
     }
@@ -261,7 +261,7 @@ impl Tracer {
         Some(watch.into_rest())
     }
 
-    /// Who may have the originals of this process' copies: its parent.
+    /// The process that may have the originals of this process' copies: its parent.
     pub(super) fn donor(&self, pid: i32) -> Option<Donor<'_>> {
         let process = self.tree.processes.get(&pid)?;
         Donor::new(process.parent, self.tree.processes.get(&process.parent)?, process)

@@ -1,4 +1,4 @@
-//! What the kernel writes into a thread's own data when it makes the thread and when the thread ends.
+//! The kernel's writes into a thread's own data when it makes the thread and when the thread ends.
 
 use super::baseline::{self, Was, page_bytes};
 use super::watch::{Watch, Written};
@@ -7,7 +7,7 @@ use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::Memory;
 use cowbell::sys::{process, tracing};
 
-/// What a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
+/// The bytes that a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
 pub const THREAD_DATA: u64 = 0x900;
 
 impl Watch {

@@ -63,7 +63,7 @@ impl Lender {
 }
 
 impl Lenders {
-    /// Who lends to the process `pid`.
+    /// The lender for the process `pid`.
     ///
     /// # Errors
     /// Why nobody can.

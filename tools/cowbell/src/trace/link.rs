@@ -9,21 +9,21 @@ use std::os::unix::net::UnixStream;
 /// The first line to the tracer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Options {
-    /// Whom to watch.
+    /// The program or process to watch.
     pub target: Target,
-    /// How; `None`: the most that is allowed.
+    /// The way to observe; `None`: the most that is allowed.
     pub mode: Option<Mode>,
-    /// Whose copies.
+    /// The processes whose copies are counted.
     pub who: Who,
     /// A stack for every so many events; 0 for none.
     pub stacks_every: u32,
-    /// How many processes are watched at once, at most.
+    /// The number of processes that are watched at once, at most.
     pub children_max: usize,
     /// The signals that the program starts with blocked: those that the front did.
     pub signal_mask: u64,
 }
 
-/// Whom to watch.
+/// The program or process to watch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -43,12 +43,12 @@ pub enum Order {
     Signal(i32),
 }
 
-/// What the tracer says: records, or why it could not begin.
+/// A line that the tracer says: a record, or why it could not begin.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are records, of which one lives at a time")]
 pub enum Said {
-    /// It could not begin.
+    /// The tracer could not begin.
     Failed {
         /// The exit code that this deserves.
         failed: u8,
@@ -164,7 +164,7 @@ impl Link {
         }
     }
 
-    /// Is the front gone?
+    /// Tells whether the front is gone.
     pub fn is_broken(&self) -> bool {
         self.broken
     }

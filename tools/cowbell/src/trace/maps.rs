@@ -4,7 +4,7 @@ use crate::record::{Mapping, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::procfs::{self, maps};
 
-/// What stands behind a mapping.
+/// The memory behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// Nothing.
@@ -24,13 +24,13 @@ pub enum Backing {
 pub struct Map {
     /// As the capture has it.
     pub mapping: Mapping,
-    /// What stands behind it.
+    /// The memory behind it.
     pub backing: Backing,
     /// The file's device and inode; 0 where there is no file.
     pub file: (String, u64),
-    /// Is its removal told? Some userfaultfd has it.
+    /// True if its removal is told: some userfaultfd has it.
     pub told: bool,
-    /// It was gone when it was heard of: its memory shows something else, or nothing.
+    /// True if it was gone when it was heard of: its memory shows something else, or nothing.
     pub gone: bool,
 }
 
@@ -56,7 +56,7 @@ impl Map {
         (start < end && end <= self.mapping.end).then_some(part)
     }
 
-    /// Is this address inside?
+    /// Tells whether this address is inside.
     pub fn contains(&self, address: u64) -> bool {
         (self.mapping.start..self.mapping.end).contains(&address)
     }

@@ -69,11 +69,11 @@ use watch::Watch;
 
 /// Events are handed on in batches of so many, or when the target pauses.
 const BATCH: usize = 256;
-/// How long the target must pause until its events are handed on.
+/// The time that the target must pause until its events are handed on.
 const PAUSE: Duration = Duration::from_millis(50);
 /// When to look again after the kernel could not lift a protection.
 const RETRY: Duration = Duration::from_micros(100);
-/// How long threads may take to stand still when everybody is let go.
+/// The time that threads may take to stand still when everybody is let go.
 const LEAVE: Duration = Duration::from_secs(5);
 
 const SIGNALS: u64 = 0;
@@ -126,7 +126,7 @@ struct Tracer {
     /// Pages whose writers could not be let go before an event was read.
     owed: Vec<(i32, u64)>,
     intervals: u32,
-    /// How many processes were not weighed at their ends, because that had taken too much of the time.
+    /// The number of processes that were not weighed at their ends, because that had taken too much of the time.
     unweighed: u64,
     started_ns: u64,
     root: i32,
@@ -233,7 +233,7 @@ impl Tracer {
         }
     }
 
-    /// How long nothing may happen until it is time to look again.
+    /// The time in which nothing may happen until it is time to look again.
     fn patience(&self) -> Duration {
         if self.owed.is_empty() { self.growth.patience() } else { RETRY }
     }
@@ -335,8 +335,8 @@ impl Tracer {
         }
     }
 
-    /// Are contents of this process' pages lost to somebody when it writes them? A child's copies are compared with what the
-    /// parent has, as long as that is watched.
+    /// Tells whether contents of this process' pages are lost to somebody when it writes them. A child's copies are compared with
+    /// what the parent has, as long as that is watched.
     fn keeps_originals(&self, pid: i32) -> bool {
         let Some(process) = self.tree.processes.get(&pid) else { return false };
         let parent = self.tree.processes.get(&process.parent).is_some_and(|parent| parent.watch.is_some());

@@ -1,4 +1,4 @@
-//! What happens to an address space while it is watched: mappings move and go, pages are given back.
+//! Changes of an address space while it is watched: mappings move and go, pages are given back.
 
 use super::baseline::page_bytes;
 use super::maps::{Backing, Map};
@@ -18,7 +18,7 @@ const READING_SHARE_MAX: u64 = 20;
 pub struct Collected {
     /// When it ended; 0 if there was none.
     pub ended_ns: u64,
-    /// How long it took.
+    /// The time it took.
     pub took_ns: u64,
 }
 
@@ -110,7 +110,7 @@ impl Watch {
         }
     }
 
-    /// How many pages may have been copied without an event that would have told.
+    /// The number of pages that may have been copied without an event that would have told.
     pub fn unread(&self) -> u64 {
         self.unread_in(0, u64::MAX)
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// Is the address in it?
+    /// Tells whether the address is in it.
     pub fn contains(&self, address: u64) -> bool {
         self.0.range(..=address).next_back().is_some_and(|(_, &end)| address < end)
     }

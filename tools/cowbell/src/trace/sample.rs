@@ -14,33 +14,33 @@ use cowbell::sys::ptrace::{self, Status, Stop};
 use cowbell::sys::registers as ptrace_registers;
 use std::collections::HashMap;
 
-/// How often an interpreter that could not be read (not initialised yet, say) is looked for.
+/// The number of times that an interpreter that could not be read (not initialised yet, say) is looked for.
 const TRIES_MAX: u32 = 5;
 /// Instructions whose first page is sampled in any case, for each interval.
 const FIRSTS_MAX: usize = 200;
 
-/// How long a thread may take to stand still.
+/// The time that a thread may take to stand still.
 const STAND_NS_MAX: u64 = 2_000_000;
 /// But so often it is asked in any case: on a busy machine it must first be let run.
 const STAND_LOOKS_MIN: u32 = 30;
 
-/// What is known of stacks.
+/// The stacks that were sampled, and the interpreters that were found for them.
 #[derive(Default)]
 pub struct Sampler {
     /// Pages by interval and instruction.
     counts: HashMap<u32, HashMap<u64, u32>>,
     /// The number of each stack that was written down.
     stacks: HashMap<Key, u32>,
-    /// How many stacks have a number. Numbers are never given again, though stacks are forgotten.
+    /// The number of stacks that have a number. Numbers are never given again, though stacks are forgotten.
     told: u32,
     /// The interpreters found, by process.
     interpreters: HashMap<i32, Search>,
 }
 
-/// What a stack is known by: interval, native frames, frames of a script, and what was written.
+/// The properties by which a stack is known: interval, native frames, frames of a script, and what was written.
 type Key = (u32, Vec<u32>, Vec<Frame>, Wrote);
 
-/// How far the search for an interpreter has come.
+/// The state of the search for an interpreter.
 enum Search {
     Found(Box<dyn Reader>),
     None,
@@ -51,12 +51,12 @@ enum Search {
 pub struct Halted {
     /// The thread.
     pub tid: i32,
-    /// What the tracer finds it in.
+    /// The stop in which the tracer finds it.
     pub status: Status,
 }
 
 impl Sampler {
-    /// Is this event's stack wanted? Every `every`th of its instruction, and the first.
+    /// Tells whether this event's stack is wanted: every `every`th of its instruction is, and the first.
     pub fn wants(&mut self, watch: &Watch, event: &Event, every: u32) -> bool {
         // A thread inside of a system call cannot be interrupted there.
         if every == 0 || event.syscall.is_some() || event.pc == 0 {
@@ -136,7 +136,7 @@ impl Sampler {
             let at = ptrace::registers(tid).ok()?;
             native = watch.stack(Registers { ip: at.pc(), sp: at.sp(), bp: at.bp(), lr: at.link() });
         } else if ran_ns(watch.pid, tid) != before {
-            // It woke up meanwhile: what was read of it may be of two moments.
+            // The thread woke up meanwhile: what was read of it may be of two moments.
             return None;
         }
         let is_empty = frames.is_empty() && native.is_empty();
@@ -181,7 +181,7 @@ impl Sampler {
     }
 }
 
-/// What the instruction at `pc` is about to write at an address.
+/// The kind of data that the instruction at `pc` is about to write at an address.
 fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
     let by_layout = watch.space.objects().wrote(address, &mut layout::words(watch));
     let mut code = [0; instruction::BYTES_MAX];
@@ -192,7 +192,7 @@ fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
     }
 }
 
-/// How an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
+/// The stop at which an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
 /// answered. A thread that the kernel made fault at this very page (it writes a signal's frame, say) cannot stand still
 /// before the page is there: `None`, and its stop comes later.
 fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
@@ -209,18 +209,18 @@ fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
     None
 }
 
-/// What a thread does at this moment, as far as it can make memory grow.
+/// The activity of a thread at this moment, as far as it can make memory grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doing {
-    /// It runs.
+    /// The thread runs.
     Running,
-    /// It waits in a system call that fills memory, or for a page.
+    /// The thread waits in a system call that fills memory, or for a page.
     Reading,
-    /// It sleeps.
+    /// The thread sleeps.
     Sleeping,
 }
 
-/// What a thread does; `None` if it is gone.
+/// The activity of a thread; `None` if it is gone.
 pub fn doing(pid: i32, tid: i32) -> Option<Doing> {
     let text = procfs::text(pid, &format!("task/{tid}/syscall")).ok()?;
     let number = text.split_ascii_whitespace().next()?;
@@ -233,7 +233,7 @@ pub fn doing(pid: i32, tid: i32) -> Option<Doing> {
     })
 }
 
-/// How long a thread has run.
+/// The time that a thread has run.
 pub fn ran_ns(pid: i32, tid: i32) -> u64 {
     let text = procfs::text(pid, &format!("task/{tid}/schedstat")).unwrap_or_default();
     text.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)

@@ -12,14 +12,14 @@ use cowbell::sys::pagemap::{Categories, Entry};
 use cowbell::sys::process;
 use std::collections::BTreeMap;
 
-/// How an interval closes.
+/// The circumstances in which an interval closes.
 #[derive(Clone, Copy, Debug)]
 pub struct Close {
-    /// Why.
+    /// The reason.
     pub closed: Closed,
     /// Can the address space still be read?
     pub is_there: bool,
-    /// When.
+    /// The time.
     pub now_ns: u64,
 }
 
@@ -50,7 +50,8 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
     End { interval: watch.interval, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
 }
 
-/// How many copies the process can have made that are not known: each takes a page fault, and so did each that is known.
+/// The number of copies that the process can have made and that are not known: each takes a page fault, and so did each that is
+/// known.
 fn faults_unexplained(watch: &Watch, pages: &BTreeMap<u64, Class>) -> u64 {
     let faults = watch.faults_before.zip(process::page_faults(watch.pid));
     let Some((before, now)) = faults else { return u64::MAX };
@@ -58,14 +59,14 @@ fn faults_unexplained(watch: &Watch, pages: &BTreeMap<u64, Class>) -> u64 {
     (now - before).saturating_sub(pages.values().filter(copies).count() as u64)
 }
 
-/// What events do not tell: pages noted by the kernel, and private pages where there were none before.
+/// Reads the pages that events do not tell: those noted by the kernel, and private pages where there were none before.
 fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns: u64) -> Result<(), Errno> {
     watch.collect(now_ns)?;
     let now = maps::read(watch.pid)?;
     let entries = Entries::new(&watch.pagemap);
     let mut found: Vec<(Range, Categories)> = Vec::new();
     let (without_held, _) = watch.base.apart(baseline::user_space());
-    // Where a page that was held may be another by now, all are looked at.
+    // All pages are looked at where one that was held may be another by now.
     let may_be_new = watch.mode == Mode::Trace && !watch.dropped.is_empty();
     for range in if may_be_new { vec![baseline::user_space()] } else { without_held } {
         let add = |range, categories| found.push((range, categories));
@@ -95,8 +96,8 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     Ok(())
 }
 
-/// Where pages may have been given back: is this one another than the process held? What it held is still protected. Pages
-/// without events are known by their own marks.
+/// Tells whether this page is another than the process held, where pages may have been given back. A page that it held is still
+/// protected. Pages without events are known by their own marks.
 fn is_new(watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
     watch.dropped.contains(page)
         && watch.space.find(page).is_some_and(|map| map.mapping.watched == Watched::Events)
@@ -115,7 +116,7 @@ fn look_again(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
         let Ok(entry) = entries.at(page) else { continue };
         let closing = Sight::Closing { thought: written.class, before: written.frame, entry, forked };
         match verdict(watch.page(page), closing) {
-            // It stands, and so does what page tables have told since.
+            // The verdict stands, and so does what page tables have told since.
             Some(class) if class == written.class => {}
             Some(class) => drop(pages.insert(page, class)),
             None => drop(pages.remove(&page)),

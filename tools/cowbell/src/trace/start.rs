@@ -1,4 +1,4 @@
-//! How a trace begins: the mode, the header, and the program or the process.
+//! The beginning of a trace: the mode, the header, and the program or the process.
 
 use super::birth::traced;
 use super::codes::Codes;
@@ -40,7 +40,7 @@ impl Tracer {
             Err(why) => return Err((link, FAILED, why)),
         };
         let prepared = (|| -> Result<_, Errno> {
-            // What the terminal sends to all its processes is for the target; this one ends when the target does.
+            // A signal that the terminal sends to all its processes is for the target; this one ends when the target does.
             let ignored = [
                 signal::CHLD,
                 signal::INT,
@@ -225,7 +225,8 @@ impl Tracer {
     }
 }
 
-/// What was asked for, or what tells the most at the least cost; and why not that, where it is something else.
+/// Chooses the mode that was asked for, or the one that tells the most at the least cost; and says why not that, where it is
+/// another.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
     let count = || ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"));
     if asked.is_none() && ability::whole_faults() {
@@ -260,7 +261,8 @@ fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
     }
 }
 
-/// Is there a file of the program's name? A folder on the PATH that may not be searched makes the kernel speak of permissions.
+/// Tells whether there is a file of the program's name. A folder on the PATH that may not be searched makes the kernel speak of
+/// permissions.
 fn may_be_there(words: &[OsString]) -> bool {
     let Some(program) = words.first().map(Path::new) else { return false };
     let path = env::var_os("PATH").unwrap_or_default();

@@ -8,7 +8,7 @@ use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-/// How long a thread that has not gone to sleep yet is asked where it is, on a busy machine.
+/// The time for which a thread that has not gone to sleep yet is asked where it is, on a busy machine.
 const ASK_NS_MAX: u64 = 20_000_000;
 /// The same for one that never goes to sleep while the kernel writes for it: it is due a signal, or was interrupted.
 const RESTLESS_NS_MAX: u64 = 500_000;
@@ -45,7 +45,8 @@ impl Threads {
         found
     }
 
-    /// Where a thread waits. The message comes just before it sleeps, so it may still run. `interrupted`: it may have been.
+    /// The place where a thread waits. The message comes just before it sleeps, so it may still run. `interrupted`: it may have
+    /// been.
     pub fn blocked(&mut self, tid: i32, interrupted: bool) -> Option<Blocked> {
         if tid == 0 {
             return None;
@@ -102,7 +103,7 @@ impl Threads {
     }
 }
 
-/// Has a thread a signal to take that it does not block?
+/// Tells whether a thread has a signal to take that it does not block.
 fn is_due_a_signal(tid: i32) -> bool {
     Status::of(tid).is_ok_and(|status| status.is_due_a_signal())
 }

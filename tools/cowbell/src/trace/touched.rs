@@ -1,6 +1,6 @@
 //! The page faults of one page in one interval, and what their order says of it. Pure.
 //!
-//! Where the kernel tells which page frame was mapped before each fault, a write to a page that was there is told from one to a page
+//! If the kernel tells which page frame was mapped before each fault, a write to a page that was there is told from one to a page
 //! that was not: `found` below. A page that is there takes no fault for reading.
 //!
 //! | found, in order | what happened |
@@ -88,7 +88,7 @@ impl Touched {
         self.first.found.filter(|&found| found != 0 && !self.came && !self.went)
     }
 
-    /// Is this the page that the last fault found, or is another here now? `None` where that cannot be told: the faults do not
+    /// Tells whether another page is here now than the last fault found. `None` where that cannot be told: the faults do not
     /// say, a page came and went meanwhile, or `now`, its frame, is not known (0).
     pub fn is_another(&self, held: Option<u64>, now: u64) -> Option<bool> {
         let found = self.last.found.filter(|&found| found != 0 && now != 0 && !self.went)?;

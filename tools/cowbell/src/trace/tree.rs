@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 
 /// A process.
 pub struct Process {
-    /// Who forked it; 0 where not known.
+    /// The process that forked it; 0 where not known.
     pub parent: i32,
     /// The processes that have copies of the same memory share this number.
     pub family: u32,
-    /// What it is watched as.
+    /// The role in which it is watched.
     pub role: Role,
     /// When it was forked; 0 where not seen.
     pub born_ns: u64,
@@ -23,15 +23,15 @@ pub struct Process {
     pub watch: Option<Box<Watch>>,
     /// When it last wrote each page, as far as seen in closed intervals.
     pub history: HashMap<u64, u64>,
-    /// What its closed intervals say of its pages, the newest word on each.
+    /// The verdicts of its closed intervals on its pages, the newest word on each.
     pub known: Vec<PageRun>,
     /// The address space of its last interval, as long as none is open: what is known of its code.
     pub space: Option<AddressSpace>,
-    /// It has, or had, an interval since it began its program.
+    /// True if it has, or had, an interval since it began its program.
     pub was_watched: bool,
-    /// It is to be armed once a thread of it stands still.
+    /// True if it is to be armed once a thread of it stands still.
     pub to_arm: bool,
-    /// It has its parent's memory itself.
+    /// True if it has its parent's memory itself.
     pub shares: bool,
 }
 
@@ -117,13 +117,13 @@ impl Tree {
         std::iter::successors(Some(pid), shared_with).take(self.processes.len() + 1).last().unwrap_or(pid)
     }
 
-    /// How many ancestors of a process are followed.
+    /// The number of ancestors of a process that are followed.
     pub fn depth(&self, pid: i32) -> usize {
         let parent = |pid: &i32| self.processes.get(pid).map(|process| process.parent).filter(|&parent| parent != 0);
         std::iter::successors(parent(&pid), parent).take(self.processes.len()).count()
     }
 
-    /// How many processes are watched.
+    /// The number of processes that are watched.
     pub fn watched(&self) -> usize {
         self.processes.values().filter(|process| process.watch.is_some()).count()
     }

@@ -16,26 +16,26 @@ use cowbell::sys::pagemap::Entry;
 pub struct Page {
     /// The private page that was there when the interval opened; `None`: there was none, or it is known to be gone.
     pub was: Option<Was>,
-    /// What stands behind its mapping, where that is known.
+    /// The memory behind its mapping, where that is known.
     pub backing: Option<Backing>,
-    /// It lies where pages may have been given back meanwhile.
+    /// True if it lies where pages may have been given back meanwhile.
     pub dropped: bool,
 }
 
-/// What is seen of a write.
+/// The moment at which a write is seen, with what is seen of it.
 #[derive(Clone, Copy, Debug)]
 pub enum Sight {
-    /// It waits, and will find this entry. `part_of_huge`: the page may be mapped as a part of a huge page of which
+    /// The write waits, and will find this entry. `part_of_huge`: the page may be mapped as a part of a huge page of which
     /// others map another part: then it is copied though nobody else maps it.
     Before { entry: Entry, part_of_huge: bool },
-    /// It is done. The frames before it and now; 0 where they are not known.
+    /// The write is done. The frames before it and now; 0 where they are not known.
     After { before: u64, now: u64 },
     /// An earlier verdict is looked at again when the interval closes. `before`: the page's frame when the write was
     /// seen; `entry`: the page now; `forked`: the process has just forked.
     Closing { thought: Class, before: u64, entry: Entry, forked: bool },
 }
 
-/// What a write did; `None` if there was none after all.
+/// The effect of a write; `None` if there was none after all.
 pub fn verdict(page: Page, sight: Sight) -> Option<Class> {
     let of_new = match page.backing {
         Some(Backing::Memory | Backing::File) => Class::PrivateFile,

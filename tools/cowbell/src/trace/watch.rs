@@ -26,13 +26,13 @@ pub struct Doors {
     pub without_events: Option<String>,
 }
 
-/// What the synchronous one must be able to do.
+/// Features that the synchronous one must have.
 pub const EVENT_FEATURES: Features = Features::PAGEFAULT_FLAG_WP
     .union(Features::THREAD_ID)
     .union(Features::EXACT_ADDRESS)
     .union(Features::WP_HUGETLBFS_SHMEM)
     .union(MOVES);
-/// What the asynchronous one must be able to do.
+/// Features that the asynchronous one must have.
 pub const BIT_FEATURES: Features = Features::WP_ASYNC.union(Features::WP_HUGETLBFS_SHMEM).union(MOVES);
 const ANY: Query =
     Query { all: Categories::empty(), none: Categories::empty(), any: Categories::empty(), rearm: false };
@@ -41,7 +41,7 @@ const MOVES: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).unio
 /// A page that was written.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
-    /// What the write did, as far as known when it was seen.
+    /// The effect of the write, as far as known when it was seen.
     pub class: Class,
     /// The frame the page had before it; 0 where not known.
     pub frame: u64,
@@ -53,16 +53,16 @@ pub struct Written {
 pub struct Seen {
     /// The page.
     pub page: u64,
-    /// What is known of it; `None` for a page that was seen before.
+    /// The event of the write; `None` for a page that was seen before.
     pub event: Option<Event>,
 }
 
 /// Messages that were read but not looked at yet.
 #[derive(Debug, Default)]
 pub struct Told {
-    /// Of the synchronous userfaultfd.
+    /// Messages of the synchronous userfaultfd.
     pub events: Vec<Message>,
-    /// Of the asynchronous one.
+    /// Messages of the asynchronous one.
     pub moves: Vec<Message>,
 }
 
@@ -86,11 +86,11 @@ impl Told {
 pub struct Watch {
     /// Its number.
     pub interval: u32,
-    /// Why.
+    /// The reason why it is watched.
     pub role: Role,
-    /// How.
+    /// The way in which pages are observed.
     pub mode: Mode,
-    /// Whose memory.
+    /// The process whose memory is watched.
     pub pid: i32,
     /// Since when.
     pub begun_ns: u64,
@@ -98,11 +98,11 @@ pub struct Watch {
     pub pagemap: Pagemap,
     /// Its mappings, with how each is observed.
     pub space: AddressSpace,
-    /// What they held.
+    /// The pages that they held.
     pub base: Baseline,
     /// The pages written, as far as seen.
     pub written: HashMap<u64, Written>,
-    /// Where pages are now that were written before they were moved.
+    /// The pages that were written before they were moved, by their present addresses.
     pub moved: HashMap<u64, Written>,
     /// Events that are not yet in the capture.
     pub events: Vec<Event>,
@@ -110,9 +110,9 @@ pub struct Watch {
     pub uncounted: u64,
     /// The page faults that the process had when the interval opened, where counted.
     pub faults_before: Option<u64>,
-    /// Where pages that the process held may be gone.
+    /// The ranges in which pages that the process held may be gone.
     pub dropped: Ranges,
-    /// Are callers of code that says little of itself read? With stacks only.
+    /// True if callers of code that says little of itself are read: with stacks only.
     pub callers: bool,
     /// When all page tables were read last, and how long it took.
     pub collected: Collected,
@@ -191,7 +191,7 @@ impl Watch {
         }
     }
 
-    /// Was this page written already, here or before it was moved here?
+    /// Tells whether this page was written already, here or before it was moved here.
     pub fn is_known(&self, page: u64) -> bool {
         self.written.contains_key(&page) || self.moved.contains_key(&page)
     }
@@ -202,7 +202,7 @@ impl Watch {
         Page { was: self.base.at(page), backing, dropped: self.dropped.contains(page) }
     }
 
-    /// What a write to a page that has this entry will do.
+    /// The effect that a write to a page that has this entry will have.
     pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> Class {
         let known = self.page(page);
         // Asked only where it matters: it reads page tables.
@@ -289,7 +289,7 @@ impl Watch {
         };
         let (mut due, long) = self.base.apart(range);
         for long in long {
-            // Of many pages few were written. The kernel finds them several times as fast if nothing else is asked for.
+            // Few of many pages were written. The kernel finds these several times as fast if nothing else is asked for.
             self.pagemap.scan(long, &Query { all: Categories::WRITTEN, ..ANY }, |range| due.push(range))?;
         }
         let mut found = Vec::new();
