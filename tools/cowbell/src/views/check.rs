@@ -1,4 +1,4 @@
-//! What became of budgets: one line for people, annotations for GitHub, JUnit's XML, JSON.
+//! The outcomes of budgets: one line for people, annotations for GitHub, JUnit's XML, JSON.
 
 use super::json::Document;
 use super::lines::{clean, count, head};
@@ -37,7 +37,7 @@ pub fn text(check: &Check, verbose: bool) -> String {
     format!("{}: {}{more}\n", word(check.outcome), sentence(told))
 }
 
-/// Which part of its budget is used; of a budget of nothing, how much is used.
+/// The part of its budget that is used; the bytes that are used of a budget of nothing.
 fn used(judged: &Judged) -> f64 {
     judged.measured_bytes.most.unwrap_or(u64::MAX) as f64 / judged.budget_bytes.max(1) as f64
 }
@@ -50,7 +50,7 @@ fn word(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Whom a budget was held against.
+/// The processes that a budget was held against.
 fn subject(judged: &Judged) -> String {
     match &judged.subject {
         Subject::Process { pid, role } => format!("process {pid} ({})", role_name(role)),

@@ -106,7 +106,7 @@ fn difference(change: &Change) -> String {
     format!("{size} {how}: {before} before, {after} after")
 }
 
-/// What is known of noise.
+/// A sentence on what is known of noise.
 pub fn noise(diff: &Diff) -> String {
     let runs = |number| some(number, "run", "runs");
     if diff.noise_known {
@@ -182,7 +182,7 @@ fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (St
     });
 }
 
-/// What a difference is, in a word; nothing where that is not known.
+/// The verdict on a difference, in a word; nothing where that is not known.
 pub fn state(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Same => "same",

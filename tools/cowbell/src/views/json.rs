@@ -3,9 +3,9 @@
 use crate::analyse::summary::{self, Summary};
 use serde::Serialize;
 
-/// What `--json` prints: an object that begins with its `format` and its `version`, then has the fields of its own.
+/// A document that `--json` prints: an object that begins with its `format` and its `version`, then has the fields of its own.
 pub trait Document: Serialize {
-    /// Which document it is: `cowbell-` and a word.
+    /// The name of the document: `cowbell-` and a word.
     const FORMAT: &'static str;
     /// Raised when a field changes its meaning or goes away.
     const VERSION: u32;

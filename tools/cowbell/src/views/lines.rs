@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 /// A line is not longer, unless names are shown in full.
 pub const WIDTH: usize = 80;
-/// What is less than this of a whole, all told, is not listed one by one.
+/// Entries that are less than this of a whole, all told, are not listed one by one.
 const REST_MAX: f64 = 0.01;
 /// So many entries of a list are shown, however small.
 const SHOWN_MIN: usize = 3;
@@ -98,7 +98,7 @@ impl Text {
     }
 }
 
-/// What a table is made of.
+/// The parts of a table.
 pub struct List<'a, T> {
     /// Its rows, largest first.
     pub entries: &'a [T],
@@ -145,7 +145,7 @@ pub fn percent(share: f64) -> String {
     let percent = share.max(0.0) * 100.0;
     match percent {
         p if p > 0.0 && p < 0.05 => "<0.1 %".into(),
-        // What is not all is not told as all.
+        // A part is never told as all.
         p if p < 100.0 => format!("{:.1} %", p.min(99.9)),
         p => format!("{p:.0} %"),
     }

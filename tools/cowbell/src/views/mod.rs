@@ -17,7 +17,7 @@ pub use json::{Document, json};
 pub use lines::{WIDTH, clean};
 pub use text::text;
 
-/// How much the text says.
+/// The amount of detail in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// So many lines of each list.

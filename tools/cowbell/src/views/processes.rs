@@ -66,7 +66,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     }
 }
 
-/// What several processes that were let go have in all: they stood still together.
+/// The sums of several processes that were let go: they stood still together.
 fn together(summary: &Summary) -> Option<(u64, u64)> {
     let run_on = summary.processes.iter().filter(|process| process.ended.is_none());
     let sums: Vec<_> = run_on.filter_map(|process| process.memory.as_ref()?.smaps).collect();
@@ -125,7 +125,7 @@ fn lines(summary: &Summary, look: &Look) -> Vec<Line> {
     lines
 }
 
-/// Of each figure the one that stands at this place when they are in order.
+/// Takes, of each column of figures in order, the one that stands at this place.
 fn column_wise(figures: &[Figures], which: usize) -> Figures {
     let mut found = Figures::default();
     for (nth, found) in found.iter_mut().enumerate() {
@@ -136,7 +136,7 @@ fn column_wise(figures: &[Figures], which: usize) -> Figures {
     found
 }
 
-/// What a process is called, by its own last word on it: programs give themselves titles.
+/// The name of a process, by its own last word on it: programs give themselves titles.
 fn name(process: &Process) -> String {
     let command = match &process.memory {
         Some(memory) if !memory.command.is_empty() => &memory.command,

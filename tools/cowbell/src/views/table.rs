@@ -4,7 +4,7 @@
 //! must be, by what tells least: a path's beginning, a function's end. What must not be lost with them, such as what a
 //! name is the name of, is a column of its own.
 
-/// What of a cell that is too long is kept.
+/// The part that is kept of a cell that is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     /// All of it: figures, and words of this program.
@@ -20,11 +20,11 @@ pub enum Keep {
 pub struct Column {
     /// Its title, if it has one.
     pub title: &'static str,
-    /// Are its cells aligned at their ends?
+    /// True if its cells are aligned at their ends.
     pub right: bool,
-    /// What of a cell is kept where the table is too wide.
+    /// The part that is kept of a cell where the table is too wide.
     pub keep: Keep,
-    /// It is not narrower.
+    /// The column is not narrower.
     pub min: usize,
     /// Blanks before it.
     pub gap: usize,

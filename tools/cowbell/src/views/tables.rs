@@ -16,7 +16,7 @@ const FOLDED_MIN: usize = 2;
 /// Below this share of the copies the kernel's writes are not told apart.
 const KERNEL_SHARE_MIN: f64 = 0.01;
 
-/// Which mappings.
+/// The table of mappings.
 pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
     let (mut rows, mut folded) = (Vec::new(), Vec::new());
     for mapping in summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0) {
@@ -39,7 +39,7 @@ pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
         return;
     }
     text.heading("Copied pages by mapping, with their share of all copies");
-    // What a name is the name of is never lost with a part of the name.
+    // The words for the kind of a mapping are never lost with a part of its name.
     let columns = [PAGES, SHARE, words("", 0, 2)];
     let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(
@@ -61,7 +61,7 @@ pub fn mapping_name(mapping: &Mapping) -> String {
     if what.is_empty() || name.is_empty() { what + &name } else { format!("{what} {name}") }
 }
 
-/// What a mapping is, and the name that it has, of which a part may be left out.
+/// The kind of a mapping, and the name that it has, of which a part may be left out.
 fn mapping_words(mapping: &Mapping) -> (String, String) {
     let (name, bytes) = (clean(&mapping.name), Bytes(mapping.bytes));
     let nameless = |what: String| (what, String::new());
@@ -77,7 +77,7 @@ fn mapping_words(mapping: &Mapping) -> (String, String) {
     }
 }
 
-/// Which functions.
+/// The table of functions.
 pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.functions.is_empty() {
         return;
@@ -139,7 +139,7 @@ fn function_rows(functions: &[Function]) -> Vec<FunctionRow> {
     rows
 }
 
-/// Is the caller one that sampled stacks agree on, for most of these pages?
+/// Tells whether the caller is one that sampled stacks agree on, for most of these pages.
 fn is_estimated(function: &Function) -> bool {
     function.caller_estimated_pages.saturating_mul(2) > function.copied_pages
 }
@@ -165,7 +165,7 @@ fn function_place(function: &Function) -> String {
             let more = if more > 0 { format!(" +{}", some(more as u64, "line", "lines")) } else { String::new() };
             format!("{}:{}{more}", clean(&line.file), line.line)
         }
-        // What has no name is called by its file already.
+        // A function without a name is called by its file already.
         None => {
             let file = function.module.rsplit('/').next().unwrap_or_default();
             if function.function.starts_with(&format!("{file}+")) { String::new() } else { clean(file) }
@@ -173,7 +173,7 @@ fn function_place(function: &Function) -> String {
     }
 }
 
-/// Which lines of a program that an interpreter runs.
+/// The table of lines of a program that an interpreter runs.
 pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     let script = &summary.script;
     let Some(first) = script.lines.first() else { return };
@@ -202,7 +202,7 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     );
 }
 
-/// Where processes allocated memory of their own.
+/// The table of lines at which processes allocated memory of their own.
 pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
     let growth = &summary.growth;
     if growth.lines.is_empty() {
@@ -235,7 +235,7 @@ fn script_place(line: &ScriptLine) -> String {
     };
     let deciding = place(&line.file, line.line);
     match &line.called_from {
-        // Of a library's line, the user's own that led there.
+        // A line of a library stands with the user's own that led there.
         Some(own) => {
             let file = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
             format!("{} < {}", place(&file(&line.file), line.line), place(&file(&own.file), own.line))
@@ -244,7 +244,7 @@ fn script_place(line: &ScriptLine) -> String {
     }
 }
 
-/// Which system calls.
+/// The table of system calls.
 pub fn syscalls(text: &mut Text, summary: &Summary, look: &Look) {
     let share: f64 = summary.syscalls.iter().map(|syscall| syscall.share).sum();
     if summary.syscalls.is_empty() || (share < KERNEL_SHARE_MIN && !look.verbose) {

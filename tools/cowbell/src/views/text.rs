@@ -9,9 +9,9 @@ use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
 use cowbell::page::Bytes;
 
-/// How an interval ended stands beside its figures if it is no longer than this.
+/// The end of an interval stands beside its figures if its words are no longer than this.
 const END_WIDTH: usize = 18;
-/// What stands below an interval's figures begins here.
+/// Words below an interval's figures begin here.
 const END_INDENT: usize = 34;
 
 /// The report, with colours.
@@ -57,7 +57,7 @@ fn not_counted(text: &mut Text, summary: &Summary) {
     }
 }
 
-/// How it was watched.
+/// Says how it was watched.
 fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     let run = &summary.run;
     let mode = match run.mode {
@@ -83,7 +83,7 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     }
 }
 
-/// How much was copied, all told, page by page.
+/// Says how much was copied, all told, page by page.
 fn headline(text: &mut Text, summary: &Summary) {
     let totals = &summary.totals;
     let (children, parents) = (role_count(summary, Role::Child), role_count(summary, Role::Parent));
@@ -102,7 +102,7 @@ fn headline(text: &mut Text, summary: &Summary) {
     besides(text, &totals.pages);
 }
 
-/// How many pages were copied, as far as that is certain.
+/// The number of pages that were copied, as far as that is certain.
 fn bounds(summary: &Summary) -> String {
     let totals = &summary.totals;
     let of = |pages: u64| {
@@ -216,7 +216,7 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
     };
     let (copied, bytes) = (count(interval.copied_pages), Bytes(interval.copied_bytes).to_string());
     let figures = [copied, bytes, of_shared, interval.pid.to_string(), role.to_owned()];
-    // What does not fit beside the figures stands below them, whole.
+    // An end that does not fit beside the figures stands below them, whole.
     let fits = end.chars().count() <= END_WIDTH;
     let below = if fits { Vec::new() } else { vec![(END_INDENT, end.clone())] };
     let end = if fits { end } else { String::new() };

@@ -6,7 +6,7 @@ use crate::analyse::summary::Summary;
 use crate::analyse::verdict::{Kind, Place, Verdict};
 use cowbell::page::Bytes;
 
-/// What stands behind the words in the margin begins here.
+/// Text behind the words in the margin begins here.
 const INDENT: usize = 6;
 /// Places are cut to this.
 const WHERE_MAX: usize = 44;
@@ -30,7 +30,7 @@ pub fn verdict(text: &mut Text, summary: &Summary, quiet: bool) {
     helps(text, verdict);
 }
 
-/// Is there anything that wants a reason? Where all is well, nothing is.
+/// Tells whether there is anything that wants a reason. Nothing does where all is well.
 fn has_cause(verdict: &Verdict) -> bool {
     matches!(verdict.kind, Kind::Copied | Kind::New | Kind::ParentPays) && !verdict.why.is_empty()
 }
@@ -125,7 +125,7 @@ fn sentence(summary: &Summary) -> String {
     }
 }
 
-/// How much, as far as that is certain.
+/// An amount, as far as it is certain.
 fn bound(least: u64, most: u64) -> String {
     match least {
         least if least == most => Bytes(most).to_string(),
@@ -182,7 +182,7 @@ fn why(text: &mut Text, verdict: &Verdict) {
         if let Some(first) = sentence.get(..1).map(str::to_uppercase) {
             sentence.replace_range(..1, &first);
         }
-        // Of new memory nothing else is spoken of, and the remedy should stand near.
+        // The shares of new memory need no such words, since nothing else is spoken of, and the remedy should stand near.
         let of = if verdict.kind == Kind::New { "" } else { " of the copies" };
         format!("{sentence} ({}{of}).", share(why.share))
     };

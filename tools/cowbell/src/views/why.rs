@@ -14,7 +14,7 @@ const REMEDY_SHARE_MIN: f64 = 0.03;
 /// So many reasons why a cause is not known are told.
 const REASONS_MAX: usize = 3;
 
-/// How much of the copying was pointless.
+/// Says how much of the copying was pointless.
 pub fn contents(text: &mut Text, summary: &Summary) {
     let contents = &summary.contents;
     if contents.compared_pages == 0 {
@@ -38,7 +38,7 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     row(other, "changed otherwise");
     if let Some(amplification) = contents.amplification {
         let changed = some(contents.changed_bytes, "byte", "bytes");
-        // Of few, a part of one is worth its figure.
+        // A fraction of a byte is worth its figure where the bytes are few.
         let for_each = if amplification < 10.0 {
             format!("{amplification:.1} bytes")
         } else {
@@ -68,7 +68,7 @@ pub fn causes(text: &mut Text, summary: &Summary) {
     );
 }
 
-/// What there is to say of a cause besides its name: why it is not known, what would tell more, and what helps.
+/// Sentences on a cause besides its name: why it is not known, what would tell more, and what helps.
 fn cause_sentences(cause: &CauseShare, summary: &Summary) -> Vec<String> {
     let mut sentences: Vec<String> = Vec::new();
     let reasons = cause.reasons.iter().take(REASONS_MAX);
@@ -100,7 +100,7 @@ fn symbols_package(file: &str) -> Option<String> {
     languages::of_files(std::iter::once(file))?.symbols_package(file)
 }
 
-/// What could not be seen.
+/// Says what could not be seen.
 pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
     if summary.gaps.is_empty() {
         return;
@@ -114,7 +114,7 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
     }
 }
 
-/// What could not be seen, a sentence for each kind.
+/// Sentences on what could not be seen, a sentence for each kind.
 pub fn gap_sentences(summary: &Summary, look: &Look) -> Vec<String> {
     summary.gaps.iter().take(look.top).map(|gap| gap_sentence(gap, look)).collect()
 }
@@ -161,7 +161,7 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
     format!("{}{more}{pids}", parts.join(": "))
 }
 
-/// What looking cost.
+/// Says what looking cost.
 pub fn overhead(text: &mut Text, summary: &Summary) {
     let overhead = &summary.overhead;
     let parts = [

@@ -5,7 +5,7 @@ use crate::analyse::roles;
 use crate::analyse::summary::Summary;
 use cowbell_openmetrics::{Exposition, Kind};
 
-/// What was copied, by process and by cause.
+/// Metrics of copies, by process and by cause.
 pub fn metrics(summary: &Summary) -> String {
     let mut out = Exposition::new();
     let page_size = summary.run.page_size;

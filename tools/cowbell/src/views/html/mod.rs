@@ -36,7 +36,7 @@ pub struct Page {
 pub struct Column {
     /// Its title.
     pub title: &'static str,
-    /// Are its cells figures?
+    /// True if its cells are figures.
     pub figures: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Column {
 pub struct Cell {
     /// As it is shown.
     shown: String,
-    /// What it is sorted by, if that is a number.
+    /// The number that it is sorted by, if it has one.
     number: Option<f64>,
     /// A bar behind it: a part of one.
     bar: Option<f64>,

@@ -193,7 +193,7 @@ fn mappings(page: &mut Page, summary: &Summary) {
     page.table("mappings", "Copied by mapping", &columns, &mappings.map(row).collect::<Vec<_>>());
 }
 
-/// What could not be seen, in the words of the text.
+/// Sentences on what could not be seen, in the words of the text.
 fn gaps(summary: &Summary) -> Vec<String> {
     let whole = crate::views::why::gap_sentences(summary, &Look { top: usize::MAX, quiet: false, verbose: true });
     summary.cut.iter().map(|cut| format!("This capture was cut off: {cut}.")).chain(whole).collect()
