@@ -56,7 +56,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             {
                 verdict.helps.push(Help { text, paste, saves_bytes: Some(pages.saturating_mul(page)) });
             }
-            // What changes must be copied: there is a word on it, and nothing to save for certain.
+            // A page that changes must be copied: there is a word on it, and nothing to save for certain.
             verdict.helps.push(Help {
                 text,
                 paste,
@@ -91,23 +91,23 @@ fn once(helps: &mut Vec<Help>) {
     *helps = merged;
 }
 
-/// What helps against counting references with the interpreter that runs there, if its version has more to offer.
+/// The remedy against counting references with the interpreter that runs there, if its version has more to offer.
 fn newer_remedy(summary: &Summary) -> Option<(&'static str, &'static [&'static str])> {
     let of_file = |file: &str| languages::ALL.iter().find_map(|language| language.newer_remedy(Work::References, file));
     summary.mappings.iter().find_map(|mapping| of_file(&mapping.name))
 }
 
-/// What helps with some work in the very program that the workers run, where that is another thing than in others.
+/// The remedy for some work in the very program that the workers run, where that is another one than in others.
 fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'static str, &'static [&'static str])> {
     let commands = workers.iter().filter_map(|&at| summary.processes.get(at)).map(|process| &process.command);
     let mut found =
         commands.map(|command| languages::ALL.iter().find_map(|language| language.remedy_under(work, command)));
-    // Of workers of several programs each would need its own.
+    // Workers of several programs would each need their own remedy.
     let first = found.next()?;
     found.all(|other| other == first).then_some(first)?
 }
 
-/// Where copies were made at work: lines of a script, or where there are none, functions.
+/// The places where copies were made at work: lines of a script, or where there are none, functions.
 fn places(summary: &Summary, work: u64) -> Vec<Place> {
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
@@ -151,7 +151,7 @@ fn most(places: Vec<Place>) -> Vec<Place> {
     merged
 }
 
-/// What is said of growth of which no stack tells.
+/// The reason that is told of growth of which no stack tells.
 const NO_STACK: &str = "unknown: no stack could be read when they grew";
 /// So much of the growth must have a known reason for that to be told before what has none.
 const KNOWN_MIN: f64 = 0.25;
@@ -195,7 +195,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         let text = "unknown: they grew between two looks".to_owned();
         whys.push(Why { cause: None, text, share: 1.0 });
     }
-    // What is known comes first, as long as it is a fair part: each reason has its share beside it.
+    // The known reasons come first, as long as they are a fair part: each reason has its share beside it.
     let known: f64 = whys.iter().filter(|why| why.text != NO_STACK).map(|why| why.share).sum();
     let is_last = |why: &Why| why.text == NO_STACK && known >= KNOWN_MIN;
     whys.sort_by(|a, b| is_last(a).cmp(&is_last(b)).then(b.share.total_cmp(&a.share)));

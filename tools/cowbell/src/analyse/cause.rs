@@ -59,7 +59,7 @@ pub enum Reason {
     Interpreter,
 }
 
-/// How a copy differs from its original, coarsely.
+/// The difference of a copy from its original, coarsely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Change {
     /// Not compared.
@@ -82,7 +82,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Of a page that was compared.
+    /// The change of a page that was compared.
     pub fn of(content: &record::Content, page_size: u64) -> Self {
         let page_words = page_size / 8;
         let words = u64::from(content.words);
@@ -103,24 +103,24 @@ impl Change {
     }
 }
 
-/// What is known of a copy.
+/// The evidence about a copy.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence {
-    /// How it differs.
+    /// The difference from its original.
     pub change: Change,
-    /// It holds objects of an interpreter's.
+    /// True if it holds objects of an interpreter's.
     pub objects: bool,
-    /// What the instruction that first wrote it writes.
+    /// The kind of data that the instruction writes which first wrote it.
     pub wrote: Wrote,
-    /// Is the instruction that first wrote it known?
+    /// True if the instruction that first wrote it is known.
     pub code: bool,
-    /// What that code is for; `None` where it has no name, or is not known.
+    /// The purpose of that code; `None` where it has no name, or is not known.
     pub purpose: Option<Purpose>,
     /// The kernel wrote it first.
     pub by_kernel: bool,
-    /// It lies in a stack.
+    /// True if it lies in a stack.
     pub in_stack: bool,
-    /// What runs in the process.
+    /// The interpreter or program that runs in the process.
     pub runtime: Runtime,
 }
 
@@ -140,7 +140,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
-        // Where the layout tells counts, these words are none: to set an attribute counts references first, and the page
+        // These words are no counts, since the layout tells counts: to set an attribute counts references first, and the page
         // would be copied without that, too.
         (Change::Few, _) if evidence.objects && counts_first => return changed(evidence),
         (_, Some(Purpose::References)) => Cause::ReferenceCount,
@@ -353,7 +353,7 @@ mod tests {
         assert_eq!(likely(&linked), beside);
         let gone = Evidence { wrote: Wrote::CollectorHeader, change: Change::Unknown, objects: false, ..python };
         assert_eq!(likely(&gone), (Cause::Unknown, Some(Reason::NoName)), "freed, and unmapped");
-        // Where no layout tells counts, the function does.
+        // The function tells counts where no layout does.
         let native = Evidence { purpose: Some(Purpose::References), change: Change::Few, ..PLAIN };
         assert_eq!(likely(&native), (Cause::ReferenceCount, None));
     }

@@ -18,7 +18,7 @@ pub type Causes = HashMap<(Cause, Runtime), CauseSum>;
 
 #[derive(Clone, Default)]
 pub struct CauseSum {
-    /// How many.
+    /// The number of pages.
     pub pages: u64,
     /// Those of them whose code was not seen.
     without_code: u64,
@@ -56,7 +56,7 @@ impl CauseSum {
     }
 }
 
-/// Is this glibc's allocator as it gives out memory, or a copy of bytes that it has made for that?
+/// Tells whether this is glibc's allocator as it gives out memory, or a copy of bytes that it has made for that.
 fn gives_out(named: &Named<'_>) -> bool {
     let own = named.place.as_ref().map(|place| place.function);
     let caller = named.caller.as_ref().filter(|caller| !caller.is_indirect && !caller.is_estimated);
@@ -64,7 +64,7 @@ fn gives_out(named: &Named<'_>) -> bool {
     own.into_iter().chain(by_caller.map(|caller| caller.function.as_str())).any(code::gives_out)
 }
 
-/// What pages add to the sum of their cause.
+/// The part that pages add to the sum of their cause.
 pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason: Option<Reason>) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
     let is_nameless = named.is_some_and(|named| named.purpose.is_none());
@@ -117,7 +117,7 @@ fn cause_at_work(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>
     })
 }
 
-/// What an instruction writes, if its samples say the same nearly each time.
+/// The kind of data that an instruction writes, if its samples say the same nearly each time.
 fn agreed(samples: &HashMap<Wrote, u64>) -> Wrote {
     let all: u64 = samples.values().sum();
     most(samples).filter(|most| samples.get(most).is_some_and(|n| n * 10 >= all * 9)).unwrap_or_default()

@@ -5,7 +5,7 @@ use super::summary::Summary;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a budget is for.
+/// The processes that a budget is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Per {
@@ -18,15 +18,15 @@ pub enum Per {
     All,
 }
 
-/// What is measured.
+/// The quantity that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
-    /// What was copied.
+    /// Bytes that were copied.
     Copied,
     /// Copies that are the same as their originals again.
     ForNothing,
-    /// What forked processes allocated themselves, and had at their ends.
+    /// Memory that forked processes allocated themselves, and had at their ends.
     New,
 }
 
@@ -40,19 +40,19 @@ pub struct Budget {
     pub command: Option<String>,
 }
 
-/// How a budget fared.
+/// The outcome of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// What was measured is at most the budget, for certain.
+    /// The measured memory is at most the budget, for certain.
     Kept,
     /// The bounds of what was measured lie on both sides of the budget.
     CannotTell,
-    /// What was measured is more than the budget, for certain.
+    /// The measured memory is more than the budget, for certain.
     Broken,
 }
 
-/// What a budget is held against.
+/// The processes that a budget is held against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {

@@ -1,4 +1,4 @@
-//! What names of functions say: whether code counts references, collects garbage or keeps an allocator's books.
+//! The meaning of names of functions: whether code counts references, collects garbage or keeps an allocator's books.
 
 use crate::record::NativeFrame;
 pub use crate::stacks::languages::Work as Purpose;
@@ -139,7 +139,7 @@ const GIVES_OUT: &[&str] = &[
     "__GI___libc_realloc",
 ];
 
-/// Is this a function in which glibc gives out memory that is free?
+/// Tells whether this is a function in which glibc gives out memory that is free.
 pub fn gives_out(function: &str) -> bool {
     GIVES_OUT.iter().any(|beginning| bare(function).starts_with(beginning))
 }
@@ -189,7 +189,7 @@ pub fn starts(frames: &[NativeFrame]) -> bool {
     names.any(|name| FORK.contains(&name) || work_of_function(name) == Some(Purpose::Start))
 }
 
-/// What an instruction is there for, from its frames, the innermost inlined one first. The collector decides over
+/// The purpose of an instruction, from its frames, the innermost inlined one first. The collector decides over
 /// what is inlined into it; references count only in the innermost frames: what a function that was inlined next to
 /// one does, it does itself.
 pub fn purpose(frames: &[NativeFrame]) -> Option<Purpose> {
@@ -213,7 +213,7 @@ fn is_library(frame: &NativeFrame) -> bool {
         || counts_references(bare(&frame.function))
 }
 
-/// Where an instruction is, for people.
+/// The place of an instruction, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place<'a> {
     /// The function in the symbol table.
@@ -224,11 +224,11 @@ pub struct Place<'a> {
     pub line: Option<(&'a str, u32)>,
 }
 
-/// Where an instruction is; `None` without frames.
+/// The place of an instruction; `None` without frames.
 pub fn place(frames: &[NativeFrame]) -> Option<Place<'_>> {
     let outermost = frames.last()?;
     let own = frames.iter().find(|frame| !is_library(frame)).unwrap_or(outermost);
-    // Where the program's own frame is the function itself, a reference count inlined into it is worth its name.
+    // A reference count that is inlined into the function is worth its name where the program's own frame is the function itself.
     let counter = || frames.iter().find(|frame| counts_references(bare(&frame.function)));
     let inlined = if own == outermost { counter() } else { Some(own) };
     let inlined = inlined.filter(|frame| frame.function != outermost.function).map(|frame| frame.function.as_str());

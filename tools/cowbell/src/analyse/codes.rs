@@ -43,7 +43,7 @@ impl Codes {
         self.places.get(&code).map(|place| std::slice::from_ref(&place.code))
     }
 
-    /// What a place is called without a name: file and address.
+    /// The words for a place without a name: file and address.
     pub fn bare(&self, code: u32, executable: Option<&Executable>) -> String {
         let Some(place) = self.places.get(&code) else { return "unknown".to_owned() };
         let address = self.names.get(&code).map_or(place.offset, |code| code.address);
@@ -54,7 +54,7 @@ impl Codes {
     }
 }
 
-/// What a file is called: a program by the name under which it was executed, which may be a link.
+/// The name of a file: a program by the name under which it was executed, which may be a link.
 pub fn called<'a>(path: &'a str, executable: Option<&'a Executable>) -> &'a str {
     executable.filter(|executable| executable.path == path).map_or(path, |executable| &executable.called)
 }

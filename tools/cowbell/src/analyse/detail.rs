@@ -1,5 +1,5 @@
-//! What a summary is too short for: every copied page with its likely cause, and the stacks that copies were made by. Kept
-//! only where a view asks for it, because it grows with the pages.
+//! The detail that a summary is too short for: every copied page with its likely cause, and the stacks that copies were made by.
+//! Kept only where a view asks for it, because it grows with the pages.
 
 use super::Profile;
 use super::cause::Cause;
@@ -20,7 +20,7 @@ pub struct Detail {
     pub stacks: Vec<Weighted>,
     /// The copied pages of each interval, in the order of the summary's.
     pub maps: Vec<Vec<Run>>,
-    /// How the memory of each process changed, of those that were watched.
+    /// The change of the memory of each process that was watched.
     pub timelines: Vec<Timeline>,
 }
 
@@ -67,7 +67,7 @@ pub struct Trail {
     pub stack: Option<u32>,
     /// When it was written first; 0 where not known.
     pub time_ns: u64,
-    /// It was a page of a file, and so none that was shared by fork.
+    /// True if it was a page of a file, and so none that was shared by fork.
     pub of_file: bool,
 }
 

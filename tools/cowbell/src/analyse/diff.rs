@@ -23,16 +23,16 @@ const LINE_SHARE_MIN: f64 = 0.05;
 /// The document of `diff --json`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diff {
-    /// How many runs each side has.
+    /// The number of runs of each side.
     pub before_runs: u64,
     pub after_runs: u64,
-    /// Is it known how much runs of one side differ? Only with two or more on each.
+    /// True if it is known how much runs of one side differ: only with two or more on each.
     pub noise_known: bool,
-    /// What all processes of a run copied.
+    /// The copies of all processes of a run.
     pub total: Change,
-    /// What one process of each role copied, on the average of its run; those with the largest difference first.
+    /// The copies of one process of each role, on the average of its run; those with the largest difference first.
     pub roles: Vec<RoleChange>,
-    /// What all processes copied, by cause, mapping, and the line or function that wrote; largest differences first.
+    /// The copies of all processes, by cause, mapping, and the line or function that wrote; largest differences first.
     pub causes: Vec<CauseChange>,
     pub mappings: Vec<MappingChange>,
     pub lines: Vec<LineChange>,
@@ -41,14 +41,14 @@ pub struct Diff {
     pub notes: Vec<String>,
 }
 
-/// What one process of a role copied.
+/// The copies of one process of a role.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoleChange {
     /// The role before, or after where it was not there before.
     pub role: Role,
-    /// What it is after, where that is another.
+    /// The role after, where that is another.
     pub became: Option<Role>,
-    /// How many processes played it: in the run that stands in the middle.
+    /// The number of processes that played it: in the run that stands in the middle.
     pub processes_before: u64,
     pub processes_after: u64,
     pub change: Change,
@@ -243,7 +243,7 @@ fn sums<K: Ord>(parts: impl Iterator<Item = (K, u64)>) -> BTreeMap<K, u64> {
     sums
 }
 
-/// What all processes of a run copied.
+/// The copies of all processes of a run.
 fn all_processes(summary: &Summary) -> judge::Sample {
     let (mut bounds, mut bytes) = (Bounds::NOTHING, 0u64);
     for process in roles::watched(summary) {
@@ -256,7 +256,7 @@ fn all_processes(summary: &Summary) -> judge::Sample {
     judge::Sample { bytes, bounds }
 }
 
-/// What stands in the way of holding the sides against each other.
+/// Sentences on what stands in the way of holding the sides against each other.
 fn notes(before: &[Summary], after: &[Summary]) -> Vec<String> {
     let mut notes = Vec::new();
     let all = || before.iter().chain(after);

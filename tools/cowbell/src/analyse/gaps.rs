@@ -1,4 +1,4 @@
-//! What could not be seen: what the tracer says, and what shows only when all is added up.
+//! Things that could not be seen: those that the tracer tells, and those that show only when all is added up.
 
 use super::Profile;
 use super::interval::Interval;
@@ -94,7 +94,7 @@ struct Kinds(BTreeMap<(GapKind, String), Gap>);
 
 impl Kinds {
     fn add(&mut self, what: GapKind, pid: i32, detail: &str) {
-        // What is of no certain kind is told apart by its particulars.
+        // A gap of no certain kind is told apart by its particulars.
         let apart = if what == GapKind::Other { detail.to_owned() } else { String::new() };
         let empty = || Gap { what, times: 0, pids: Vec::new(), details: Vec::new() };
         let gap = self.0.entry((what, apart)).or_insert_with(empty);

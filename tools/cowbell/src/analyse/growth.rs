@@ -12,13 +12,13 @@ use std::collections::{BTreeSet, HashMap};
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     pub time_ns: u64,
-    /// What the process was called by then.
+    /// The name of the process by then.
     pub name: String,
     /// Its arguments by then.
     pub command: Vec<String>,
-    /// What is resident, in bytes, by where it comes from; `null` where that could not be read.
+    /// The resident memory, in bytes, by where it comes from; `null` where that could not be read.
     pub resident: Option<Resident>,
-    /// What the kernel says in `/proc/PID/smaps_rollup`.
+    /// The kernel's sums in `/proc/PID/smaps_rollup`.
     pub smaps: Option<Sums>,
     pub page_tables_bytes: u64,
     /// The most that was resident at a time.
@@ -38,7 +38,7 @@ pub struct Growth {
     pub bytes: u64,
     /// In so many looks.
     pub looks: u64,
-    /// Where the busiest thread stood then, most grown first.
+    /// The lines at which the busiest thread stood then, most grown first.
     pub lines: Vec<GrowthLine>,
 }
 
@@ -53,9 +53,9 @@ pub struct GrowthLine {
     pub file: String,
     /// 0 where not known.
     pub line: i32,
-    /// Where the line is the standard library's or a package's: the innermost line outside of them that led there.
+    /// If the line is the standard library's or a package's: the innermost line outside of them that led there.
     pub called_from: Option<Frame>,
-    /// What the stack works at; `null` for the program's own work.
+    /// The work of the stack; `null` for the program's own work.
     pub work: Option<Work>,
     /// The line itself, where its file could be read while it ran.
     pub source: Option<String>,
@@ -66,7 +66,7 @@ pub struct GrowthLine {
     pub share: f64,
 }
 
-/// What is told as one line.
+/// A place that is told as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     /// A line of a script, by its number.
@@ -106,7 +106,7 @@ fn place(profile: &Profile, stack: Option<u32>) -> Place {
     if let Some(script) = script {
         return Place::Script(*script);
     }
-    // Who asked for memory, and not the allocator or what fills memory for others.
+    // The function that asked for memory is told, and not the allocator or one that fills memory for others.
     let named = innermost.iter().chain(callers).filter_map(|&code| profile.codes.of(code));
     let own = named.filter_map(|code| code::place(&code.frames).map(|place| (place, code::purpose(&code.frames))));
     let mut own =

@@ -18,11 +18,11 @@ use std::collections::{BTreeSet, HashMap};
 /// An interval, open or closed.
 #[derive(Debug)]
 pub struct Interval {
-    /// How it opened; its mappings are in `areas`.
+    /// The record that opened it; its mappings are in `areas`.
     pub begin: Begin,
     /// The number of its process.
     pub process: Option<usize>,
-    /// What runs in it.
+    /// The interpreter or program that runs in it.
     pub runtime: Runtime,
     /// Its mappings.
     pub areas: Areas,
@@ -34,19 +34,19 @@ pub struct Interval {
     events: Vec<Event>,
     /// Its faults, where these are told, until it closes.
     faults: Vec<Fault>,
-    /// How it closed, and when; `None` while it is open, and for ever if it was cut off.
+    /// The reason of its close, and the time; `None` while it is open, and for ever if it was cut off.
     pub end: Option<(Closed, u64)>,
     /// See [`End::unmapped_uncounted`].
     pub unmapped_uncounted: u64,
-    /// What its pages come to; empty while it is open.
+    /// The sums of its pages; empty while it is open.
     pub sums: Sums,
-    /// What its process executes.
+    /// The file that its process executes.
     pub executable: Option<Executable>,
-    /// Are its copied pages asked for one by one?
+    /// True if its copied pages are asked for one by one.
     pub detailed: bool,
 }
 
-/// What the pages of an interval come to.
+/// The sums of the pages of an interval.
 #[derive(Debug, Default)]
 pub struct Sums {
     /// All written pages.
@@ -63,9 +63,9 @@ pub struct Sums {
     pub sampled: HashMap<(u32, Option<u32>), u64>,
     /// The sum of the squares of how many pages each sample stands for: how far the estimate can be off.
     pub sampled_squares: u64,
-    /// What was seen written by each place, and how often.
+    /// The kinds of data that each place was seen to write, and how often.
     pub wrote: HashMap<u32, HashMap<Wrote, u64>>,
-    /// How they differ from their originals.
+    /// The differences from their originals.
     pub contents: Contents,
     /// When they were copied.
     pub when: Option<When>,
@@ -73,32 +73,32 @@ pub struct Sums {
     pub trail: Vec<Trail>,
 }
 
-/// What is known of a copied page.
+/// The knowledge about a copied page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Copied {
     /// The place of the instruction that wrote it first; 0 where not known.
     pub code: u32,
     /// The system call on whose behalf the kernel wrote it first.
     pub syscall: Option<i32>,
-    /// How it differs from its original.
+    /// The difference from its original.
     pub change: Change,
-    /// It holds objects of an interpreter's.
+    /// True if it holds objects of an interpreter's.
     pub objects: bool,
-    /// What the instruction was seen to write, if it was sampled with this very page.
+    /// The kind of data that the instruction was seen to write, if it was sampled with this very page.
     pub wrote: Wrote,
-    /// It lies in a stack.
+    /// True if it lies in a stack.
     pub in_stack: bool,
-    /// What was seen of the write.
+    /// The parts of the write that were seen.
     pub seen: Seen,
     /// The place of the call by which the instruction was run; 0 where it was not read.
     pub caller: u32,
     /// Why the instruction is not known, where it is not.
     pub unknown: Option<Unknown>,
-    /// How many stacks had been sampled by then, its own too; `None` where it is not known when it was written.
+    /// The number of stacks that had been sampled by then, its own too; `None` where it is not known when it was written.
     pub after: Option<u32>,
 }
 
-/// What was seen of a write.
+/// The parts of a write that were seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Seen {
     /// Nothing but the page.
@@ -198,7 +198,7 @@ impl Interval {
     }
 }
 
-/// What is known of single pages, in order of address.
+/// The evidence about single pages, in order of address.
 struct Evidence<'a> {
     events: Vec<Event>,
     contents: &'a [Content],
@@ -233,9 +233,9 @@ struct Adding<'a> {
     times: Vec<u64>,
     /// Copies by place and time, and what a sample saw of each.
     timed: Vec<(u32, u64, Seen)>,
-    /// Is each page to be kept?
+    /// True if each page is to be kept.
     detailed: bool,
-    /// What was counted last.
+    /// The copied page that was counted last.
     last: Option<Copied>,
 }
 
@@ -255,7 +255,7 @@ impl<'a> Adding<'a> {
         }
     }
 
-    /// Whether to keep each page.
+    /// Sets whether each page is kept.
     fn following(self, detailed: bool) -> Self {
         Self { detailed, ..self }
     }
@@ -300,7 +300,7 @@ impl<'a> Adding<'a> {
     fn part(&mut self, start: u64, pages: u64, class: Class, area: Option<&Area>) {
         let group = area.map_or_else(Group::unknown, |area| area.group.clone());
         let in_stack = group.kind == Kind::Stack;
-        // Of a page without an event.
+        // The reason why code is unknown, for a page without an event.
         let unknown = match self.mode {
             Mode::Count => Unknown::NotTraced,
             Mode::Faults => Unknown::NoFault,

@@ -12,7 +12,7 @@ use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
 use cowbell::report::{self, ArenaReport, Census, Report};
 use std::collections::BTreeMap;
 
-/// What reports come to together.
+/// The summary of reports together.
 ///
 /// # Errors
 /// There is none, or they are of different page sizes, or of a version that this program does not know.

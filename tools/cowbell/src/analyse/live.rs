@@ -1,4 +1,4 @@
-//! What is known of a job while it is watched: copies by process and by line as they are told, before any interval has closed.
+//! The state of a job while it is watched: copies by process and by line as they are told, before any interval has closed.
 //!
 //! In trace every copy is told with its instruction within a moment. In the other modes copies are told when an interval closes;
 //! until then a process' count is of the intervals that have.
@@ -36,7 +36,7 @@ pub struct Line {
     pub function: String,
 }
 
-/// What a line did.
+/// The sums of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     /// Bytes copied, estimated: a sample stands for the copies of its instruction since the sample before.
@@ -89,7 +89,7 @@ impl Live {
         }
     }
 
-    /// Where a stack stands: in a script, if it has frames of one, in its innermost that lies in a file.
+    /// The line at which a stack stands: in a script, if it has frames of one, in its innermost that lies in a file.
     fn line(&self, stack: &Stack) -> Option<Line> {
         let in_file = |frame: &&Frame| !frame.file.starts_with('<');
         if let Some(frame) = stack.frames.iter().find(in_file).or(stack.frames.first()) {
@@ -101,7 +101,7 @@ impl Live {
         Some(Line { place: format!("{module}+0x{:x}", place.offset), function: String::new() })
     }
 
-    /// How is watched; `None` before the first record.
+    /// The way in which pages are observed; `None` before the first record.
     pub fn mode(&self) -> Option<Mode> {
         self.mode
     }

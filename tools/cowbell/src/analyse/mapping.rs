@@ -1,4 +1,4 @@
-//! Which mapping a page lies in, and under which name mappings are counted together.
+//! The mapping that a page lies in, and the name under which mappings are counted together.
 
 use super::unknown::Unknown;
 use crate::record::{self, Watched};
@@ -27,7 +27,7 @@ pub enum Kind {
     Unknown,
 }
 
-/// What mappings are counted by.
+/// The group in which mappings are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Group {
     /// Their kind.
@@ -39,7 +39,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// Of what lies in no mapping.
+    /// The group of pages that lie in no mapping.
     pub fn unknown() -> Self {
         Self { kind: Kind::Unknown, name: String::new(), start: None }
     }

@@ -58,7 +58,7 @@ pub struct Profile {
     processes: Vec<summary::Process>,
     /// The newest process of each id.
     process_by_pid: HashMap<i32, usize>,
-    /// What each process executes.
+    /// The file that each process executes.
     executables: HashMap<i32, record::Executable>,
     intervals: Vec<Interval>,
     interval_by_number: HashMap<u32, usize>,
@@ -76,7 +76,7 @@ pub struct Profile {
     latest_ns: u64,
     /// Records about intervals or processes that there are none of.
     stray: u64,
-    /// Is every copied page asked for?
+    /// True if every copied page is asked for.
     detailed: bool,
     /// Sampled stacks with all their frames, if so.
     full_stacks: HashMap<u32, Stack>,
@@ -85,7 +85,7 @@ pub struct Profile {
 /// Sampled stacks by number.
 type Stacks = HashMap<u32, Sampled>;
 
-/// What is kept of a sampled stack.
+/// The parts that are kept of a sampled stack.
 #[derive(Debug)]
 struct Sampled {
     /// Its place in a script.
@@ -94,7 +94,7 @@ struct Sampled {
     innermost: Option<u32>,
     /// The places of the calls, the innermost first.
     callers: Vec<u32>,
-    /// What the instruction was about to write.
+    /// The kind of data that the instruction was about to write.
     wrote: Wrote,
     /// The worker was starting or ending, as the frames of a script tell.
     phase: Option<Work>,
@@ -109,7 +109,7 @@ struct ScriptPlace {
     frame: Frame,
     /// The innermost of the user's own, where that is another.
     called_from: Option<Frame>,
-    /// What the stack works at, where the language tells.
+    /// The work of the stack, where the language tells.
     work: Option<Work>,
 }
 
@@ -171,7 +171,7 @@ impl Profile {
         self.cut = Some(how.to_owned());
     }
 
-    /// What it all comes to, and every copied page, if those were asked for.
+    /// The summary, and every copied page, if those were asked for.
     pub fn finish(mut self) -> (Summary, Detail) {
         let page_size = self.page_size();
         for interval in self.intervals.iter_mut().filter(|interval| interval.end.is_none()) {
@@ -258,7 +258,7 @@ impl Profile {
         self.seen_at(begin.time_ns);
         let process = self.process_by_pid.get(&begin.pid).copied();
         let command = process.and_then(|at| self.processes.get(at)).map_or(&[][..], |process| {
-            // What it executed last is what runs.
+            // The program that it executed last is what runs.
             process.executed.last().unwrap_or(&process.command)
         });
         let number = begin.interval;

@@ -1,4 +1,4 @@
-//! What instructions of an interval are called and what they are there for: by their own names, and where those are
+//! The names of an interval's instructions and their purposes: by their own names, and where those are
 //! missing or say nothing, by the functions that called them.
 //!
 //! A caller is told of a page by what was read with that page: its stack, or the address that its function returns to. Of
@@ -21,25 +21,25 @@ const NEAR_MAX: usize = 8;
 /// An instruction, named.
 #[derive(Clone, Debug)]
 pub struct Named<'a> {
-    /// Where it is; `None` without a name.
+    /// The place; `None` without a name.
     pub place: Option<Place<'a>>,
     /// The file mapped there.
     pub file: Option<&'a str>,
-    /// What it is called without a name.
+    /// The words for it without a name.
     pub bare: String,
     /// The function that had it run, where it has no name or merely copies or sets bytes for others.
     pub caller: Option<Caller>,
     /// Should there be a caller, and there is none?
     pub lacks_caller: bool,
-    /// What it is there for; `None` where neither its name nor its callers' tell.
+    /// The purpose; `None` where neither its name nor its callers' tell.
     pub purpose: Option<Purpose>,
     /// Why it has no name.
     pub nameless: Option<Unknown>,
-    /// It counts, or sets or clears bits, atomically.
+    /// True if it counts, or sets or clears bits, atomically.
     pub is_atomic: bool,
 }
 
-/// Who had code run that says little of itself.
+/// The function that had code run which says little of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Caller {
     /// The function.
@@ -64,7 +64,7 @@ pub fn all<'a>(interval: &'a Interval, stacks: &'a Stacks, codes: &'a Codes) -> 
     copying.map(|called| (called, Naming { interval, stacks, codes, called }.named())).collect()
 }
 
-/// What naming an instruction rests on.
+/// The evidence from which an instruction is named.
 struct Naming<'a> {
     interval: &'a Interval,
     stacks: &'a Stacks,
@@ -141,13 +141,13 @@ fn near<'a>(codes: &'a Codes, callers: &[u32]) -> Option<(&'a str, bool)> {
     None
 }
 
-/// What the callers of code without a name say that it is there for.
+/// The purpose that the callers of code without a name tell of it.
 fn purpose_of(codes: &Codes, callers: &[u32]) -> Option<Purpose> {
     let named = callers.iter().take(NEAR_MAX).filter_map(|&code| caller(codes, code)).take(CALLERS_MAX);
     named.filter_map(code::purpose).find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator))
 }
 
-/// What nearly all samples say, if they do.
+/// The answer of nearly all samples, if there is one.
 fn agreed<T: Eq + Hash>(samples: impl Iterator<Item = (T, u64)>) -> Option<T> {
     let (mut all, mut counts) = (0, HashMap::new());
     for (said, times) in samples {

@@ -35,7 +35,7 @@ impl Phases {
     pub fn of(interval: &Interval, is_first: bool, stacks: &Stacks, codes: &Codes) -> Self {
         let samples = &interval.sums.samples;
         let (has_start, mut has_end) = (is_first && interval.begin.role == Role::Child, true);
-        // Who was forked by a program that was shutting down has that in all its stacks.
+        // A process that was forked by a program that was shutting down has that in all its stacks.
         let is_early = interval.sums.copies.keys().all(|copied| copied.after != Some(0) || copied.syscall.is_some());
         let first = samples.first().filter(|_| is_early && interval.begin.role == Role::Child);
         if first.is_some_and(|&first| is_within(first, stacks, codes, &code::shuts_down)) {
@@ -53,7 +53,7 @@ impl Phases {
         Self { started, worked, all: samples.len() as u32 }
     }
 
-    /// Was any stack sampled on the way out?
+    /// Tells whether any stack was sampled on the way out.
     pub fn has_end(&self) -> bool {
         self.worked < self.all
     }
@@ -62,7 +62,7 @@ impl Phases {
     pub fn at(&self, after: Option<u32>) -> Phase {
         match after {
             None => Phase::Work,
-            // What comes before the first stack is in its phase at the latest.
+            // A copy that comes before the first stack is in its phase at the latest.
             Some(0) if self.started > 0 => Phase::Start,
             Some(after) if after > self.worked => Phase::End,
             Some(after) if after <= self.started && after > 0 => Phase::Start,
@@ -71,7 +71,7 @@ impl Phases {
     }
 }
 
-/// Is any function of a stack, the innermost too, one of these?
+/// Tells whether any function of a stack, the innermost too, is one of these.
 fn is_within(
     stack: u32,
     stacks: &Stacks,

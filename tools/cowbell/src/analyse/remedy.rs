@@ -1,11 +1,11 @@
-//! What helps against a cause. A remedy stands here only where its effect on that very cause was measured, or where it
+//! Remedies against causes. A remedy stands here only where its effect on that very cause was measured, or where it
 //! follows from what the cause is; the listing of sentences (docs/SENTENCES.md) says which.
 
 use super::cause::Cause;
 use super::runtime::Runtime;
 use crate::stacks::languages::Work;
 
-/// What else changes what helps.
+/// Circumstances that change what helps.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Circumstances {
     /// Real writes: most of the pages changed in a few words only.
@@ -16,7 +16,7 @@ pub struct Circumstances {
     pub reads: bool,
 }
 
-/// What is known to help, in one sentence; `None` where nothing is, or nothing needs to.
+/// The remedy that is known to help, in one sentence; `None` where nothing is, or nothing needs to.
 pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
     if let Some((language, work)) = runtime.language().zip(work(cause)) {
         return language.remedy(work);
@@ -52,7 +52,7 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     })
 }
 
-/// What a language's interpreter works at where it copies for this cause.
+/// The work of a language's interpreter where it copies for this cause.
 fn work(cause: Cause) -> Option<Work> {
     match cause {
         Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),

@@ -1,4 +1,4 @@
-//! What each process came to, with the bounds of what is known, and the role that it plays in the tree.
+//! The figures of each process, with the bounds of what is known, and the role that it plays in the tree.
 
 use super::summary::{Interval, Process, Summary};
 use crate::record::{Closed, GapKind, Origin};
@@ -6,12 +6,12 @@ use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::AddAssign;
 
-/// What processes have in common that do the same work: what they run, and how many forks they are below the first.
+/// The role that processes have in common which do the same work: what they run, and how many forks they are below the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Role {
     /// Forks below the process that was started or attached to; 0 is that one.
     pub depth: u32,
-    /// What they run, as one line.
+    /// The program that they run, as one line.
     pub command: String,
 }
 
@@ -43,14 +43,14 @@ impl AddAssign for Bounds {
     }
 }
 
-/// What one process, or several together, came to.
+/// The figures of one process, or of several together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
-    /// What was copied.
+    /// Bytes that were copied.
     pub copied: Bounds,
     /// Copies that are the same as their originals again.
     pub for_nothing: Bounds,
-    /// What forked processes had at their ends of memory that they allocated themselves.
+    /// Memory that forked processes allocated themselves, and had at their ends.
     pub new: Bounds,
 }
 
@@ -127,7 +127,7 @@ fn in_interval(interval: &Interval, page_size: u64, unbounded: bool) -> Figures 
     Figures { copied: copied.in_bytes(page_size), for_nothing: for_nothing.in_bytes(page_size), new: Bounds::NOTHING }
 }
 
-/// What a process allocated. Of one that was not forked it is its data set, which is no growth.
+/// The memory that a process allocated. That of one that was not forked is its data set, which is no growth.
 fn new(process: &Process) -> Bounds {
     let resident = process.memory.as_ref().and_then(|memory| memory.resident);
     match (process.origin, resident) {

@@ -1,8 +1,8 @@
-//! What runs in a process, as far as it changes what can be told and what helps.
+//! The interpreter or program that runs in a process, as far as it changes what can be told and what helps.
 
 use crate::stacks::languages::{self, Language};
 
-/// What runs in a process.
+/// The interpreter or program that runs in a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Runtime {
     /// An interpreter or virtual machine: its language's place in [`languages::ALL`].
@@ -29,7 +29,7 @@ impl Runtime {
             let is_redis = REDIS.iter().any(is).then_some(Self::Redis);
             language.map(Self::Language).or(is_redis)
         });
-        // Of a program that embeds an interpreter next to its own work, that is what copies.
+        // The interpreter is what copies in a program that embeds one next to its own work.
         found.min().unwrap_or_default()
     }
 
@@ -41,12 +41,12 @@ impl Runtime {
         }
     }
 
-    /// Is memory managed by an interpreter whose objects' layout is not known here?
+    /// Tells whether memory is managed by an interpreter whose objects' layout is not known here.
     pub fn has_unknown_objects(self) -> bool {
         self.language().is_some_and(|language| language.objects().is_none())
     }
 
-    /// That of a language, by its id.
+    /// The runtime of a language, by its id.
     #[cfg(test)]
     pub fn of_language(id: &str) -> Option<Self> {
         languages::ALL.iter().position(|language| language.id() == id).map(Self::Language)

@@ -8,13 +8,13 @@ use super::summary::{self, ScriptLine};
 use crate::record::Mode;
 use std::collections::HashMap;
 
-/// What samples saw of a script's lines, in all intervals.
+/// The findings of samples about a script's lines, in all intervals.
 #[derive(Default)]
 pub struct ScriptSum {
     samples: u64,
     script_samples: u64,
     places: HashMap<u32, PlaceSum>,
-    /// How many copies the samples stand for, and the sum of the squares of how many each does.
+    /// The number of copies that the samples stand for, and the sum of the squares of each sample's number.
     weights: u64,
     squares: u64,
 }

@@ -1,11 +1,11 @@
-//! How many copies a sampled stack stands for.
+//! The number of copies that a sampled stack stands for.
 
 use super::interval::Seen;
 use std::collections::HashMap;
 
-/// Which line stands for which copies. A sample stands for the copies of its place since the one before it, and the last one
-/// for those after it, too: the first copy of each place is sampled in any case, so that a line that made one copy on the way
-/// is not told to have made a fair share of all. Besides, the sum of the squares of what each sample stands for.
+/// The number of copies that each line stands for. A sample stands for the copies of its place since the one before it, and the
+/// last one for those after it, too: the first copy of each place is sampled in any case, so that a line that made one copy on the
+/// way is not told to have made a fair share of all. Besides, the sum of the squares of what each sample stands for.
 pub fn spread(timed: &mut [(u32, u64, Seen)]) -> (HashMap<(u32, Option<u32>), u64>, u64) {
     timed.sort_by_key(|&(code, time_ns, _)| (code, time_ns));
     let mut sampled: HashMap<(u32, Option<u32>), u64> = HashMap::new();

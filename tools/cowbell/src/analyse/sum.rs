@@ -72,7 +72,7 @@ pub fn summary(profile: Profile) -> (Summary, Detail) {
     (summary, detail)
 }
 
-/// What all intervals add to.
+/// The tables that all intervals add to.
 #[derive(Default)]
 struct Tables {
     mappings: HashMap<Group, (ByClass, u64)>,
@@ -86,11 +86,11 @@ struct Tables {
     without_caller: Unknowns,
     /// Processes that had an interval.
     begun: HashSet<(Option<usize>, i32)>,
-    /// How each interval's copies were judged, where every page is asked for.
+    /// The judgements of each interval's copies, where every page is asked for.
     judged: Vec<Judged>,
 }
 
-/// What functions are counted by.
+/// The name under which functions are counted.
 #[derive(PartialEq, Eq, Hash)]
 struct Name {
     function: String,

@@ -1,4 +1,4 @@
-//! What a profile comes to: the document of `--json`, and what the text is made from.
+//! The summary of a profile: the document of `--json`, and what the text is made from.
 //!
 //! Field names are stable: a field that changes its meaning or goes away raises [`VERSION`]. Pages are counted per
 //! interval and added up, so that a page copied by two children counts twice: it takes memory twice. *Copied* is, here
@@ -23,11 +23,11 @@ pub const VERSION: u32 = 2;
 /// All that a profile says.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// How the capture lacks its end; `null` if it is whole.
+    /// The way in which the capture lacks its end; `null` if it is whole.
     pub cut: Option<String>,
-    /// What it all comes to: why memory grew, where, and what helps.
+    /// The verdict on it all: why memory grew, where, and what helps.
     pub verdict: Verdict,
-    /// What was watched, where and how.
+    /// The description of the run: what was watched, where and how.
     pub run: Run,
     /// All intervals together.
     pub totals: Totals,
@@ -41,21 +41,21 @@ pub struct Summary {
     pub functions: Vec<Function>,
     /// Lines of programs that an interpreter runs, which copied; estimated from samples.
     pub script: Script,
-    /// Where processes allocated memory of their own, most first; estimated from looks in turn.
+    /// The lines at which processes allocated memory of their own, most first; estimated from looks in turn.
     pub growth: Growth,
     /// System calls on whose behalf the kernel copied pages, most copied first.
     pub syscalls: Vec<Syscall>,
-    /// How copies differ from their originals.
+    /// The differences of copies from their originals.
     pub contents: Contents,
     /// Likely causes, most copied first.
     pub causes: Vec<CauseShare>,
-    /// What could not be seen.
+    /// The things that could not be seen.
     pub gaps: Vec<Gap>,
-    /// What looking cost.
+    /// The cost of looking.
     pub overhead: Overhead,
 }
 
-/// What was watched, where and how: the capture's header.
+/// The capture's header: what was watched, where and how.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     pub command: Vec<String>,
@@ -71,7 +71,7 @@ pub struct Run {
     pub stacks_every: u32,
     /// Were page frames readable?
     pub frames: bool,
-    /// How the program that was run ended.
+    /// The end of the program that was run.
     pub ended: Option<Ended>,
 }
 
@@ -123,7 +123,7 @@ impl ByClass {
     }
 }
 
-/// Is a page of this class counted as copied?
+/// Tells whether a page of this class is counted as copied.
 pub fn is_copied(class: Class) -> bool {
     matches!(class, Class::Copy | Class::PrivateFile | Class::CopyOrReuse)
 }
@@ -145,7 +145,7 @@ pub struct Totals {
     pub shared_pages: u64,
     /// Processes that executed a program of their own after a fork, vfork or spawn: that shares nothing with its starter.
     pub started_afresh: u64,
-    /// Of which copies the code is not known, or not all of it.
+    /// The copies of which the code is not known, or not all of it.
     pub unknown: UnknownCode,
 }
 
@@ -172,7 +172,7 @@ pub struct Process {
     pub origin: Origin,
     /// Its arguments when it was first seen: a forked child has its parent's.
     pub command: Vec<String>,
-    /// What it executed afterwards, in order.
+    /// The commands that it executed afterwards, in order.
     pub executed: Vec<Vec<String>>,
     /// When, for each.
     pub executed_ns: Vec<u64>,
@@ -293,7 +293,7 @@ pub struct Script {
     pub samples: u64,
     /// Those of them in a thread that ran such a program.
     pub script_samples: u64,
-    /// Where stacks are taken some microseconds after the write: by how many points the shares of lines can be off (95 %).
+    /// The points by which the shares of lines can be off (95 %), if stacks are taken some microseconds after the write.
     pub error_points: Option<f64>,
     /// Most copied first.
     pub lines: Vec<ScriptLine>,
@@ -308,13 +308,13 @@ pub struct ScriptLine {
     /// 0 where not known.
     pub line: i32,
     pub function: String,
-    /// Where the line is the standard library's or a package's: the innermost line outside of them that led there.
+    /// If the line is the standard library's or a package's: the innermost line outside of them that led there.
     pub called_from: Option<Frame>,
-    /// What the stack works at (`unpickling`, say); `null` for the program's own work.
+    /// The work of the stack (`unpickling`, say); `null` for the program's own work.
     pub work: Option<Work>,
     /// The line itself, where its file could be read while it ran.
     pub source: Option<String>,
-    /// How many samples say so.
+    /// The number of samples that say so.
     pub samples: u64,
     /// The samples, scaled to the copies of their instructions.
     pub copied_pages_estimated: u64,
@@ -333,7 +333,7 @@ pub struct Syscall {
     pub share: f64,
 }
 
-/// How copies differ from their originals.
+/// The differences of copies from their originals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Contents {
     /// Copies that were compared.
@@ -366,7 +366,7 @@ pub struct CauseShare {
     pub reasons: Vec<ReasonShare>,
     /// Why such code writes, in one sentence; `null` where the name says it.
     pub why: Option<&'static str>,
-    /// What is known to help; `null` where nothing is.
+    /// The remedy that is known to help; `null` where nothing is.
     pub remedy: Option<&'static str>,
     /// Lines to paste for it.
     pub paste: &'static [&'static str],
@@ -383,11 +383,11 @@ pub struct ReasonShare {
     pub copied_pages: u64,
 }
 
-/// What could not be seen.
+/// A thing that could not be seen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gap {
     pub what: GapKind,
-    /// How often.
+    /// The number of times it was met.
     pub times: u64,
     /// The processes, as far as known and few.
     pub pids: Vec<i32>,
@@ -395,7 +395,7 @@ pub struct Gap {
     pub details: Vec<String>,
 }
 
-/// What looking cost.
+/// The cost of looking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Overhead {
     /// Time in which targets stood still to be armed.
@@ -412,7 +412,7 @@ pub struct Overhead {
     pub weighing_ns: u64,
     /// Time spent on all else that stops of threads ask for.
     pub stops_ns: u64,
-    /// How often a thread was stopped.
+    /// The number of times that a thread was stopped.
     pub stops: u64,
     /// The times together, as part of the run's duration, which they may exceed: targets run side by side.
     pub share: f64,

@@ -1,4 +1,4 @@
-//! How the memory of each process changed while it was watched: what it shared, copied, and had of its own.
+//! The change of the memory of each process while it was watched: what it shared, copied, and had of its own.
 
 use super::Profile;
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ pub struct Timeline {
     pub untimed_pages: u64,
 }
 
-/// What a process had at one time, in pages.
+/// The memory of a process at one time, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Point {
-    /// When.
+    /// The time.
     pub time_ns: u64,
     /// Shared when the interval opened, and not copied since.
     pub shared: u64,
@@ -32,7 +32,7 @@ pub struct Point {
     pub new: u64,
 }
 
-/// What happened to a process' memory.
+/// A change of a process' memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Change {
     /// An interval opened: so much is shared, and nothing copied yet.
@@ -92,7 +92,7 @@ fn points(mut changes: Vec<(u64, Change)>, most: usize) -> Vec<Point> {
             Change::End => {}
         }
         let slot = |time_ns: u64| (time_ns - first) / step;
-        // What there was at first stays, whatever follows at once.
+        // The first point stays, whatever follows at once.
         let is_first = points.len() < 2;
         match points.last_mut() {
             Some(before) if !is_first && slot(before.time_ns) == slot(time_ns) => *before = now,

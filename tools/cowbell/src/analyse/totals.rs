@@ -24,7 +24,7 @@ pub fn totals(profile: &Profile, intervals: &[Interval], page_size: u64) -> Tota
     totals
 }
 
-/// What looking cost.
+/// The cost of looking.
 pub fn overhead(profile: &Profile, duration_ns: u64) -> Overhead {
     let mut overhead = match &profile.finish {
         Some(finish) => Overhead {

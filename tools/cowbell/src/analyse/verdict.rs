@@ -1,7 +1,7 @@
 //! The verdict: why memory grew, where, and what helps. Computed from the summary alone.
 //!
-//! What counts is what workers did at work. What they copied while they started or shut down is told apart, and so are processes of
-//! a wrapper (a shim, `env`, `setpriv`) that were over before it became the program.
+//! The verdict counts what workers did at work. Copies that they made while they started or shut down are told apart, and so are
+//! processes of a wrapper (a shim, `env`, `setpriv`) that were over before it became the program.
 
 use super::because::{copies, new_memory};
 use super::cause::Cause;
@@ -21,7 +21,7 @@ const TABLES_MIN: u64 = 16 << 20;
 /// The kernel adds up what each processor has counted of resident pages only now and then: its peak is right within this.
 const COUNTED_MIN: u64 = 2 << 20;
 
-/// What it comes to.
+/// The kind of the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -54,9 +54,9 @@ pub struct Verdict {
     pub workers: Vec<usize>,
     /// Processes of a wrapper that were over before it became the program. Their numbers.
     pub folded: Vec<usize>,
-    /// What the workers shared with their parents at their forks.
+    /// The memory that the workers shared with their parents at their forks.
     pub shared_bytes: u64,
-    /// What they copied of it at work; an upper bound if it differs from the next.
+    /// The bytes that they copied of it at work; an upper bound if it differs from the next.
     pub copied_bytes: u64,
     /// At least so much of it is certain.
     pub copied_bytes_min: u64,
@@ -64,23 +64,24 @@ pub struct Verdict {
     pub gone_bytes: u64,
     /// The part of the compared copies that ended as their originals; `null` where too few were compared.
     pub same_share: Option<f64>,
-    /// What the workers allocated of their own, each at its most as far as found: at least so much, in order of `workers`.
+    /// The memory that the workers allocated of their own, each at its most as far as found: at least so much, in order of
+    /// `workers`.
     pub new_bytes: Vec<u64>,
-    /// What workers copied while they were set up after their forks, as sampled stacks tell.
+    /// The bytes that workers copied while they were set up after their forks, as sampled stacks tell.
     pub starting_bytes: u64,
-    /// What workers copied while they shut down, as sampled stacks tell.
+    /// The bytes that workers copied while they shut down, as sampled stacks tell.
     pub ending_bytes: u64,
     /// Copies on the way out are not told apart, and some worker had a way out on which an interpreter frees what it has.
     pub ending_is_unknown: bool,
-    /// What processes that forked copied at work while their children lived.
+    /// The bytes that processes that forked copied at work while their children lived.
     pub parent_bytes: u64,
-    /// What attached processes had of their own when the tool came.
+    /// The memory that attached processes had of their own when the tool came.
     pub before_bytes: u64,
     /// Why, most first.
     pub why: Vec<Why>,
-    /// Where, most first.
+    /// The places, most first.
     pub places: Vec<Place>,
-    /// What helps, by what it saves.
+    /// The remedies, by what they save.
     pub helps: Vec<Help>,
 }
 
@@ -110,13 +111,13 @@ pub struct Place {
     pub share: f64,
 }
 
-/// What helps.
+/// A remedy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Help {
     pub text: &'static str,
     /// Lines to paste.
     pub paste: &'static [&'static str],
-    /// What it can save at most; `null` where that is not known.
+    /// The bytes that it can save at most; `null` where that is not known.
     pub saves_bytes: Option<u64>,
 }
 
@@ -160,7 +161,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
     verdict
 }
 
-/// Who is who.
+/// The processes and intervals of the summary, by their parts in the verdict.
 struct Cast<'a> {
     summary: &'a Summary,
     workers: BTreeSet<usize>,
@@ -178,7 +179,7 @@ impl<'a> Cast<'a> {
         let intervals: Vec<&Interval> = summary.intervals.iter().filter(|interval| !is_wrappers(interval)).collect();
         let of = |role: Role| {
             let of_role = intervals.iter().copied().filter(move |interval| interval.role == role);
-            // What executed a program was on its way there.
+            // A process that executed a program was on its way there.
             of_role.filter(|interval| interval.closed != Some(Closed::Exec)).collect::<Vec<_>>()
         };
         let children = of(Role::Child);
@@ -190,8 +191,8 @@ impl<'a> Cast<'a> {
         self.children.iter().filter(move |interval| interval.process == Some(process))
     }
 
-    /// What workers shared at their forks, the pages of frozen arenas too: a later interval of the same process begins with
-    /// what is left of that.
+    /// The memory that workers shared at their forks, the pages of frozen arenas too: a later interval of the same process begins
+    /// with what is left of that.
     fn shared(&self, page: u64) -> u64 {
         let held = |interval: &Interval| interval.held.shared.saturating_add(interval.held.file);
         let pages = match (self.workers.is_empty(), self.children.is_empty()) {
@@ -206,7 +207,7 @@ impl<'a> Cast<'a> {
         pages.saturating_mul(page)
     }
 
-    /// Is there a worker that ended by itself and whose interpreter frees what it has then, and were no stacks sampled to tell?
+    /// Tells whether a worker ended by itself whose interpreter frees what it has then, and no stacks were sampled to tell.
     fn ending_is_unknown(&self) -> bool {
         let run = &self.summary.run;
         let has_stacks = run.mode != Mode::Count && run.stacks_every > 0;
@@ -228,14 +229,14 @@ impl<'a> Cast<'a> {
         if self.children.is_empty() { &self.attached } else { &self.children }
     }
 
-    /// What the verdict's copies are: workers', or of processes that were attached to.
+    /// The copies of the verdict: workers', or of processes that were attached to.
     fn pages(&self) -> ByClass {
         let mut pages = ByClass::default();
         self.counted().iter().for_each(|interval| pages.add_all(&interval.pages));
         pages
     }
 
-    /// What a worker allocated of its own.
+    /// The memory that a worker allocated of its own.
     fn new_of(&self, at: usize, page: u64) -> u64 {
         let pages = |of: fn(&ByClass) -> u64| {
             let pages = self.of(at).fold(0, |sum: u64, interval| sum.saturating_add(of(&interval.pages)));
@@ -319,7 +320,7 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     if grew { Kind::New } else { of_copies(workers) }
 }
 
-/// Was a program started by a fork that had much to copy for nothing?
+/// Tells whether a program was started by a fork that had much to copy for nothing.
 fn copied_tables(summary: &Summary) -> bool {
     let shared = TABLES_MIN / summary.run.page_size.max(1);
     let is_on_its_way = |interval: &&Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);

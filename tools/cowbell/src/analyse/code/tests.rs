@@ -1,4 +1,4 @@
-//! Which code is told, and what it is called, in profiles of made-up captures.
+//! Tests of the code that is told, and of its names, in profiles of made-up captures.
 
 use super::tests::{HEAP, PAGE, begin, end, event, header, mapping, module, named, profile};
 use super::unknown::Unknown;

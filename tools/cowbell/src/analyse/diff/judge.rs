@@ -29,14 +29,14 @@ impl Sample {
 pub struct Side {
     /// In the order of the runs.
     pub runs_bytes: Vec<u64>,
-    /// Of an even number of runs, the mean of the two in the middle.
+    /// The median; the mean of the two in the middle for an even number of runs.
     pub median_bytes: u64,
     /// From the least that is certain of any run to the most that is possible of any.
     pub bounds_bytes: Bounds,
 }
 
 impl Side {
-    /// Of these runs.
+    /// The figure of these runs.
     pub fn new(samples: Vec<Sample>) -> Self {
         let runs_bytes: Vec<u64> = samples.iter().map(|sample| sample.bytes).collect();
         let least = samples.iter().map(|sample| sample.bounds.least).min().unwrap_or_default();
@@ -51,7 +51,7 @@ impl Side {
     }
 }
 
-/// What the difference is.
+/// The kind of the difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -59,9 +59,9 @@ pub enum Verdict {
     Same,
     Less,
     More,
-    /// It is less or more, and how far runs of one side differ is not known.
+    /// The figure is less or more, and how far runs of one side differ is not known.
     NoiseUnknown,
-    /// It is less or more by what was counted, and what could not be seen may make up for it.
+    /// The figure is less or more by what was counted, and what could not be seen may make up for it.
     BoundsOverlap,
 }
 
@@ -70,13 +70,13 @@ pub enum Verdict {
 pub struct Change {
     pub before: Side,
     pub after: Side,
-    /// Of the medians: less than nothing where there is less after.
+    /// The difference of the medians: less than nothing where there is less after.
     pub difference_bytes: i64,
     pub verdict: Verdict,
 }
 
 impl Change {
-    /// Of two sides.
+    /// The change between two sides.
     pub fn new(before: Side, after: Side, page_size: u64) -> Self {
         let difference_bytes = after.median_bytes as i64 - before.median_bytes as i64;
         let verdict = verdict(&before, &after, difference_bytes, page_size);

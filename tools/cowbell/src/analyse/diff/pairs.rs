@@ -1,4 +1,4 @@
-//! Which role before is which after.
+//! Pairs of roles: the role after that each role before is.
 
 use super::judge::{Change, Sample, Side};
 use super::{Pair, RoleChange};
@@ -6,7 +6,7 @@ use crate::analyse::roles::{self, Bounds, Role};
 use crate::analyse::summary::Summary;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What the processes of a role copied in one run.
+/// The copies that the processes of a role made in one run.
 #[derive(Clone, Copy)]
 struct Played {
     processes: u64,
@@ -27,7 +27,7 @@ impl Played {
 
 type Cast = BTreeMap<Role, Played>;
 
-/// What one process of each role copied before and after.
+/// The copies of one process of each role before and after.
 pub fn roles(pair: &Pair<'_>) -> Vec<RoleChange> {
     let casts = |side: &[Summary]| side.iter().map(cast).collect::<Vec<_>>();
     let (before, after) = (casts(pair.before), casts(pair.after));
