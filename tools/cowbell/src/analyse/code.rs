@@ -174,7 +174,7 @@ fn allocates(name: &str) -> bool {
 /// Functions in which a program or its interpreter shuts down: what runs below them is done on the way out.
 const SHUTDOWN: &[&str] = &["__run_exit_handlers", "exit", "quick_exit"];
 
-/// Does a function shut the program or its interpreter down?
+/// Tells whether a function shuts the program or its interpreter down.
 pub fn shuts_down(frames: &[NativeFrame]) -> bool {
     let mut names = frames.iter().map(|frame| bare(&frame.function));
     names.any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
@@ -183,7 +183,7 @@ pub fn shuts_down(frames: &[NativeFrame]) -> bool {
 /// Functions that fork: what runs below them in a child comes before its own first instruction.
 const FORK: &[&str] = &["fork", "__fork", "__libc_fork", "_Fork", "__run_postfork_handlers", "__run_fork_handlers"];
 
-/// Does a function set up a child that was just forked?
+/// Tells whether a function sets up a child that was just forked.
 pub fn starts(frames: &[NativeFrame]) -> bool {
     let mut names = frames.iter().map(|frame| bare(&frame.function));
     names.any(|name| FORK.contains(&name) || work_of_function(name) == Some(Purpose::Start))

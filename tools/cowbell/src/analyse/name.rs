@@ -29,7 +29,7 @@ pub struct Named<'a> {
     pub bare: String,
     /// The function that had it run, where it has no name or merely copies or sets bytes for others.
     pub caller: Option<Caller>,
-    /// Should there be a caller, and there is none?
+    /// True if there should be a caller, and there is none.
     pub lacks_caller: bool,
     /// The purpose; `None` where neither its name nor its callers' tell.
     pub purpose: Option<Purpose>,

@@ -69,7 +69,7 @@ pub struct Run {
     pub mode_reason: String,
     pub who: Who,
     pub stacks_every: u32,
-    /// Were page frames readable?
+    /// True if page frames were readable.
     pub frames: bool,
     /// The end of the program that was run.
     pub ended: Option<Ended>,

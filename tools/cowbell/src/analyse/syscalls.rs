@@ -113,7 +113,7 @@ pub fn name(number: i32) -> Option<&'static str> {
     common.or_else(|| old(number))
 }
 
-/// Does a system call read something into a buffer that the program chose for it?
+/// Tells whether a system call reads something into a buffer that the program chose for it.
 pub fn reads(number: i32) -> bool {
     const READS: [&str; 8] = ["read", "readv", "pread64", "preadv", "preadv2", "recvfrom", "recvmsg", "recvmmsg"];
     name(number).is_some_and(|name| READS.contains(&name))

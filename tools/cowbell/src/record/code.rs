@@ -154,7 +154,7 @@ pub struct Content {
     pub words: u32,
     /// Those of them that are reference counts by the layout: an object begins there.
     pub counts: u32,
-    /// Did the page hold an object whose layout is known?
+    /// True if the page held an object whose layout is known.
     pub objects: bool,
     /// Those words that are hashes which strings of CPython's keep once they were asked for, by the layout.
     pub hashes: u32,

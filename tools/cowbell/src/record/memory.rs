@@ -53,7 +53,7 @@ pub struct Looks {
 /// `Anonymous`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resident {
-    /// Had when it was first watched (a child: from its parent), not written since, and others have them too.
+    /// Pages that it had when it was first watched (a child: from its parent), not written since, and others have them too.
     pub inherited: u64,
     /// The same, and nobody else has them any more.
     pub inherited_alone: u64,

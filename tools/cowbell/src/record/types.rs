@@ -86,7 +86,7 @@ pub struct Header {
     pub who: Who,
     /// Every how many events a stack was asked for; 0 for never.
     pub stacks_every: u32,
-    /// Were page frames readable (root)? Without them a copy and a reuse cannot always be told apart.
+    /// True if page frames were readable (root). Without them a copy and a reuse cannot always be told apart.
     pub frames: bool,
 }
 

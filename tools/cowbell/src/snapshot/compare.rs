@@ -65,7 +65,7 @@ fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
     }
 }
 
-/// Does the parent map this very page? `None` where that cannot be told.
+/// Tells whether the parent maps this very page. `None` where that cannot be told.
 fn is_same_page(mine: Page, theirs: Option<Page>) -> Option<bool> {
     if let (Some(frame), Some(theirs)) = (mine.frame(), theirs) {
         return Some(theirs.kind() == Kind::Private && theirs.frame() == Some(frame));

@@ -33,9 +33,9 @@ impl Document for Snapshot {
 /// On what the verdicts rest.
 #[derive(Debug, Serialize)]
 pub struct Evidence {
-    /// Were page frames readable? Without them a page that is shared may be the parent's or another's.
+    /// True if page frames were readable. Without them a page that is shared may be the parent's or another's.
     pub frames: bool,
-    /// Could the page of zeroes be told from a shared page?
+    /// True if the page of zeroes could be told from a shared page.
     pub zero_pages: bool,
 }
 

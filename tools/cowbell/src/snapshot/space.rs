@@ -141,7 +141,7 @@ impl Reader {
         Self { scan: scan.is_ok() }
     }
 
-    /// Can the page of zeroes be told from a page that is shared?
+    /// Tells whether the page of zeroes can be told from a page that is shared.
     pub fn tells_zero_pages(&self) -> bool {
         self.scan
     }

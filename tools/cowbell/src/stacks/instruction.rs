@@ -3,8 +3,8 @@
 /// No instruction is longer.
 pub const BYTES_MAX: usize = 15;
 
-/// Does the instruction that begins with these bytes count, or set or clear bits, atomically? Counters and flags that threads
-/// share are written so. An atomic exchange or comparison is none: any value may be stored so. Known of x86-64.
+/// Tells whether the instruction that begins with these bytes counts, or sets or clears bits, atomically. Counters and flags that
+/// threads share are written so. An atomic exchange or comparison is none: any value may be stored so. Known of x86-64.
 pub fn is_atomic(code: &[u8]) -> bool {
     const LOCK: u8 = 0xf0;
     const PREFIXES: [u8; 11] = [LOCK, 0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65];

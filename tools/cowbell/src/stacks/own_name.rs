@@ -9,7 +9,7 @@ use std::ops::Range;
 const MOVES_BYTES: &[&str] =
     &["memcpy", "memmove", "memset", "mempcpy", "strcpy", "strncpy", "stpcpy", "strcat", "bzero", "bcopy"];
 
-/// Does a function merely move or set bytes for its caller?
+/// Tells whether a function merely moves or sets bytes for its caller.
 pub fn moves_bytes(function: &str) -> bool {
     moving(function).is_some()
 }
@@ -45,7 +45,7 @@ impl OwnNames {
         })
     }
 
-    /// Does the code at an offset of the file say what it is?
+    /// Tells whether the code at an offset of the file says what it is.
     pub fn covers(&self, offset: u64) -> bool {
         let Some(address) = self.layout.address(offset) else { return false };
         let after = self.functions.partition_point(|range| range.start <= address);

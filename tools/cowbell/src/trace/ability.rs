@@ -9,7 +9,7 @@ use cowbell::sys::{Errno, limits, probe, procfs, ptrace, tracing};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// Can pages be counted?
+/// Finds out whether pages can be counted.
 ///
 /// # Errors
 /// Why not, and what would help.
@@ -21,7 +21,7 @@ pub fn count() -> Result<(), String> {
     })
 }
 
-/// Can each first write be an event?
+/// Finds out whether each first write can be an event.
 ///
 /// # Errors
 /// Why not, and what would help.
@@ -32,7 +32,7 @@ pub fn trace() -> Result<(), String> {
     })
 }
 
-/// Can page faults be heard of through perf events?
+/// Finds out whether page faults can be heard of through perf events.
 ///
 /// # Errors
 /// Why not, and what would help.
@@ -58,7 +58,8 @@ pub fn whole_faults() -> bool {
     faults().is_ok() && frames() && Event::open(0, options).is_ok()
 }
 
-/// May this process use ptrace at all? Asked of a process that cannot be, so that only a refusal of the call itself shows.
+/// Finds out whether this process may use ptrace at all. It is asked of a process that cannot be, so that only a refusal of the
+/// call itself shows.
 fn may_trace() -> Result<(), String> {
     match ptrace::seize(i32::MAX, ptrace::Options::SYSGOOD) {
         Err(e @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS)) => Err(refused("ptrace", e)),
@@ -111,7 +112,7 @@ pub fn privilege_withheld(pid: i32) -> Option<String> {
     Some(format!("{} is {bits}", program.display()))
 }
 
-/// May page frames be read? They are all 0 without CAP_SYS_ADMIN.
+/// Tells whether page frames may be read. They are all 0 without CAP_SYS_ADMIN.
 pub fn frames() -> bool {
     let local = 0u8;
     let page = std::ptr::from_ref(&local).addr() as u64 / baseline::page_bytes() * baseline::page_bytes();
@@ -119,7 +120,7 @@ pub fn frames() -> bool {
     entry.is_ok_and(|entry| entry.frame() != 0)
 }
 
-/// May processes be attached to that this one has not started?
+/// Finds out whether processes may be attached to that this one has not started.
 ///
 /// # Errors
 /// Why not, and what would help.

@@ -103,7 +103,7 @@ impl Codes {
         known.unwinding.get_or_init(read).clone()
     }
 
-    /// Does the code at an offset of a module say by its own name what it is, as far as the module's file knows?
+    /// Tells whether the code at an offset of a module says by its own name what it is, as far as the module's file knows.
     pub fn speaks_for_itself(&self, module: u32, offset: u64) -> bool {
         let table = self.0.borrow();
         let Some(known) = (module as usize).checked_sub(1).and_then(|at| table.modules.get(at)) else { return false };

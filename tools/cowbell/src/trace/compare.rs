@@ -57,8 +57,8 @@ impl<'a> Donor<'a> {
             && present()
     }
 
-    /// Did both have this page when the child was born? Of processes that were found running, only page frames tell, where they
-    /// were the same when both began to be watched.
+    /// Tells whether both had this page when the child was born. Of processes that were found running, only page frames tell, where
+    /// they were the same when both began to be watched.
     fn has_shared(&self, watch: &Watch, page: u64) -> bool {
         let begins_with = !self.child.history.contains_key(&page);
         let is_found = self.child.role == Role::Attached && self.process.role == Role::Attached;

@@ -17,14 +17,14 @@ pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
     }
 }
 
-/// May a page that was found where there had been none have been moved there? A file's page comes by itself to where its
-/// mapping has been all the time.
+/// Tells whether a page that was found where there had been none may have been moved there. A file's page comes by itself to where
+/// its mapping has been all the time.
 pub fn may_be_moved(watch: &Watch, page: u64, now: Option<&Map>) -> bool {
     let was = watch.space.find(page);
     now.is_some_and(|now| now.backing == Backing::Anonymous || was.is_none_or(|was| !now.is_same_as(was)))
 }
 
-/// Could a write to this page have copied one of a file?
+/// Tells whether a write to this page could have copied one of a file.
 pub fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
     watch.space.find(page).is_some_and(|map| {
         matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')

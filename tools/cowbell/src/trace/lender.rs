@@ -89,7 +89,7 @@ impl Lenders {
     }
 }
 
-/// Can programs of other users be handed a userfaultfd?
+/// Finds out whether programs of other users can be handed a userfaultfd.
 ///
 /// # Errors
 /// Why not, and what would help.

@@ -35,12 +35,12 @@ pub struct Map {
 }
 
 impl Map {
-    /// Can code be run in it?
+    /// Tells whether code can be run in it.
     pub fn is_code(&self) -> bool {
         self.mapping.permissions.contains('x')
     }
 
-    /// Does the other show the same bytes at the same addresses, where both are?
+    /// Tells whether the other shows the same bytes at the same addresses, where both are.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let bias = |map: &Self| map.mapping.start.wrapping_sub(map.mapping.offset);
         let (ours, theirs) = (&self.mapping, &other.mapping);

@@ -23,7 +23,7 @@ pub struct Collected {
 }
 
 impl Collected {
-    /// May they be read again?
+    /// Tells whether they may be read again.
     fn is_affordable(self) -> bool {
         cowbell::sys::monotonic_ns() - self.ended_ns >= self.took_ns * READING_SHARE_MAX
     }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub struct Close {
     /// The reason.
     pub closed: Closed,
-    /// Can the address space still be read?
+    /// True if the address space can still be read.
     pub is_there: bool,
     /// The time.
     pub now_ns: u64,

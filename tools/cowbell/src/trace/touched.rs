@@ -78,7 +78,7 @@ impl Touched {
         self.last = fault;
     }
 
-    /// Did no fault find a page? False where that is not told.
+    /// Tells whether no fault found a page. False where that is not told.
     pub fn found_none(&self) -> bool {
         self.last.found == Some(0) && !self.went && !self.came
     }

@@ -55,7 +55,7 @@ impl Process {
         }
     }
 
-    /// Will nothing of it run any more?
+    /// Tells whether nothing of it will run any more.
     pub fn is_ending(&self) -> bool {
         self.threads.is_subset(&self.ending)
     }

@@ -54,7 +54,7 @@ impl Kind {
         matches!(self, Self::File | Self::Memfd | Self::Data | Self::LateFile)
     }
 
-    /// Does it come into being by a step?
+    /// Tells whether it comes into being by a step.
     pub fn is_late(self) -> bool {
         matches!(self, Self::Late | Self::LateFile | Self::Grown)
     }
@@ -99,7 +99,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Does it store to the pages?
+    /// Tells whether it stores to the pages.
     pub fn writes(self) -> bool {
         matches!(self, Self::Write | Self::Kwrite | Self::Threads)
     }

@@ -75,7 +75,7 @@ const FILE: u64 = 1 << 61;
 const EXCLUSIVE: u64 = 1 << 56;
 const FRAME: u64 = (1 << 55) - 1;
 
-/// Does what the writer saw of its page tables agree with the model?
+/// Compares what the writer saw of its page tables with the model, and returns the differences.
 pub fn check_frames(truth: &Truth, log: &Log) -> Vec<String> {
     let mut wrong = Vec::new();
     for (&(step, page), &seen) in &truth.seen {

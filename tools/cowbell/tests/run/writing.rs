@@ -178,7 +178,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Does it write into a private mapping of a file, its library's initialised data?
+    /// Tells whether it writes into a private mapping of a file, its library's initialised data.
     pub fn is_in_file(&self) -> bool {
         self.backing == "data"
     }

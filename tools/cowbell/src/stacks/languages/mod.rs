@@ -47,7 +47,7 @@ pub trait Language: Debug + Sync {
     /// The name by which people call it.
     fn name(&self) -> &'static str;
 
-    /// Does a process that maps this file as code, or that was started by this name, run it?
+    /// Tells whether a process that maps this file as code, or that was started by this name, runs it.
     fn is_run_by(&self, file: &str) -> bool;
 
     /// The work of a function of the interpreter, by its bare name in the symbol table; `None` for all that is not
@@ -59,7 +59,8 @@ pub trait Language: Debug + Sync {
         None
     }
 
-    /// Does a stack of the program start a worker that was forked, or take the program down? By its frames, the innermost first;
+    /// The work of a stack of the program that starts a worker that was forked, or takes the program down, by its frames, the
+    /// innermost first;
     /// `None` for anything else.
     fn phase_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
         None
@@ -122,7 +123,7 @@ pub trait Objects {
     /// The kind of the word at an address, as it is before it is written.
     fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote;
 
-    /// Does a page hold an object?
+    /// Tells whether a page holds an object.
     fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool;
 
     /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
@@ -201,7 +202,7 @@ pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> 
     language.and_then(by_id)?.work_of_frames(frames)
 }
 
-/// Does a stack of a program in a language start a worker, or take the program down?
+/// The work of a stack of a program in a language that starts a worker, or takes the program down.
 pub fn phase_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> {
     language.and_then(by_id)?.phase_of_frames(frames)
 }

@@ -230,7 +230,7 @@ impl Reader for Python {
 struct Python {
     /// The process.
     pid: i32,
-    /// Does it live in a process id namespace of its own, and so know its threads by other ids?
+    /// True if it lives in a process id namespace of its own, and so knows its threads by other ids.
     namespaced: bool,
     /// The reader, which knows where the interpreter keeps its threads. It is shared by all forked relatives, in which these are at
     /// the same addresses, and turned towards one of them at each use.
@@ -317,7 +317,7 @@ fn ids(pid: i32, tid: i32) -> Vec<i32> {
     Status::of_thread(pid, tid).map(|status| status.thread_ids()).unwrap_or_default()
 }
 
-/// Does a process know itself by another id than we do?
+/// Tells whether a process knows itself by another id than we do.
 fn is_namespaced(pid: i32) -> bool {
     ids(pid, pid).len() > 1
 }

@@ -32,7 +32,7 @@ const KNOWN_MAX: usize = 1 << 16;
 /// A type object that was recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Type {
-    /// Do its instances have the collector's two words before them?
+    /// True if its instances have the collector's two words before them.
     is_collected: bool,
     /// True if they are strings, which keep their hash at [`HASH`].
     keeps_hash: bool,
