@@ -150,6 +150,13 @@ pub fn set_name(name: &CStr) {
     let _refused = rustix::thread::set_name(name);
 }
 
+/// `setpriority(PRIO_PROCESS, 0, -20)`: lets the calling thread, and those that it starts from now on, run before others as soon as
+/// they have something to do. Only root may. *Raw.*
+pub fn go_first() {
+    // Whoever may not waits for a turn.
+    let _refused = rustix::process::setpriority_process(None, -20);
+}
+
 /// `close_range(2)` around the given descriptors: closes all others of this process. Since Linux 5.9. *Raw.*
 ///
 /// # Safety

@@ -51,13 +51,6 @@ pub fn faults() -> Result<(), String> {
     })
 }
 
-/// Tells whether all page faults are told, those that the kernel takes for a program too, and with each the frame that it found.
-/// Only then do page faults tell as much as stops at each write.
-pub fn whole_faults() -> bool {
-    let options = Options { cpu: None, inherit: true, kernel: true, frames: true, code: true, wakeup_bytes: 0 };
-    faults().is_ok() && frames() && Event::open(0, options).is_ok()
-}
-
 /// Finds out whether this process may use ptrace at all. It is asked of a process that cannot be, so that only a refusal of the
 /// call itself shows.
 fn may_trace() -> Result<(), String> {

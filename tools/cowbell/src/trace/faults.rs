@@ -193,6 +193,7 @@ impl Drop for Faults {
 /// Moves records to memory until the tracer goes: when a ring is a quarter full, and while there are faults every few
 /// milliseconds, at first more often: that is when stacks are taken.
 fn keep_draining(shared: &Shared, mut waiter: Waiter, wake: &OwnedFd, news: &OwnedFd) {
+    process::go_first();
     let mut ticks = 0u32;
     let mut quiet = 0u32;
     loop {

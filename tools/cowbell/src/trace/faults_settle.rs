@@ -18,7 +18,8 @@
 
 use super::baseline::{self, Entries, Was, page_bytes};
 use super::compare::{Donor, Originals};
-use super::faults_page::{backing_at, class_of_new, is_of_file, is_of_writable_file, is_zero, may_be_moved};
+use super::faults_look::Look;
+use super::faults_page::{backing_at, class_of_new, is_of_writable_file, is_zero, may_be_moved};
 use super::maps::{self, Map};
 use super::settle::{Close, runs};
 use super::touched::{self, Pages, Touched};
@@ -52,8 +53,10 @@ pub struct Evidence<'a> {
 #[derive(Default)]
 struct Verdict {
     pages: BTreeMap<u64, Class>,
-    /// Pages that were written and are gone.
+    /// Pages that were written and are gone, as far as that is not known for certain.
     gone: u64,
+    /// Pages that were written, for certain, before they went.
+    went: BTreeMap<u64, Class>,
     /// Pages that were in swap: they may have been read before they were written.
     swapped: HashSet<u64>,
     /// The addresses at which pages lay before they were moved.
@@ -124,6 +127,7 @@ impl Verdict {
     fn read(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
         self.read_held(evidence)?;
         self.read_new(evidence)?;
+        self.count_those_that_went(evidence);
         self.count_given_back(evidence)?;
         // The kernel wrote these before the child had its first instruction.
         for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
@@ -166,8 +170,7 @@ impl Verdict {
         let class = match was {
             // Given back, and read since.
             Was::Private if is_private && !entry.contains(Entry::EXCLUSIVE) && is_zero(look.evidence.watch, page) => {
-                self.gone += u64::from(touched.is_some());
-                None
+                self.given_back(look, page, touched)
             }
             Was::Private if is_private && look.is_new(page, entry, touched) => {
                 class_of_new(backing_at(look.evidence.watch, page), true)
@@ -181,11 +184,38 @@ impl Verdict {
             Was::Zero if is_private && !is_zero(look.evidence.watch, page) => Some(Class::ZeroPage),
             Was::Private | Was::Swapped | Was::Zero => {
                 let is_there = entry.intersects(Entry::PRESENT | Entry::SWAPPED) && !entry.contains(Entry::FILE);
-                self.gone += u64::from(touched.is_some() && !is_there);
-                None
+                if is_there { None } else { self.given_back(look, page, touched) }
             }
         };
         self.pages.extend(class.map(|class| (page, class)));
+    }
+
+    /// A page that was there and was given back. A page that is there takes a fault for a write only: if the first one found it
+    /// as it was at the beginning, it was written before it went. Else it may have been.
+    fn given_back(&mut self, look: &Look<'_>, page: u64, touched: Option<&Touched>) -> Option<Class> {
+        match touched?.first.found {
+            Some(found) if look.evidence.watch.base.frame(page) == Some(found) => {
+                let is_copy = look.parent_has(page) || look.parent_keeps(page, found);
+                self.went.insert(page, if is_copy { Class::Copy } else { Class::CopyOrReuse });
+            }
+            _ => self.gone += 1,
+        }
+        None
+    }
+
+    /// Pages that were written before they went are copies, unless they may have been moved to where a new page is that nobody
+    /// touched, or at which a fault found one: then they count there.
+    fn count_those_that_went(&mut self, evidence: &Evidence<'_>) {
+        let is_from_elsewhere = |page: &u64| match evidence.touched.get(page) {
+            Some(touched) => !touched.found_none(),
+            None => true,
+        };
+        let went = std::mem::take(&mut self.went);
+        if self.pages.keys().any(|page| evidence.watch.base.at(*page).is_none() && is_from_elsewhere(page)) {
+            self.gone += went.len() as u64;
+        } else {
+            self.pages.extend(went);
+        }
     }
 
     /// Private pages where there were none.
@@ -340,63 +370,5 @@ impl Verdict {
             Some(Fault { time_ns, page, tid, code, by_kernel, stack })
         };
         self.pages.iter().filter_map(row).collect()
-    }
-}
-
-/// One look at many pages.
-struct Look<'a> {
-    evidence: &'a Evidence<'a>,
-    theirs: Option<Entries<'a>>,
-}
-
-impl Look<'_> {
-    /// Tells whether the parent has this page still, as both had it.
-    fn parent_has(&self, page: u64) -> bool {
-        let donor = self.evidence.donor.zip(self.theirs.as_ref());
-        donor.is_some_and(|(donor, entries)| donor.still_has(self.evidence.watch, entries, page))
-    }
-
-    /// Tells whether a page that was private, and is now, was given back and filled again before anything was written to it.
-    fn is_new(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> bool {
-        let watch = self.evidence.watch;
-        let held = watch.base.frame(page);
-        // A file's page came to the place of its copy.
-        let is_of_file = |found| is_of_file(watch, page) && held.is_some() && held != found;
-        let is_filled = |touched: &Touched| match touched.last.found {
-            Some(0) => touched.found_none() && held.is_none_or(|held| held != entry.frame()),
-            _ => !touched.went && touched.first.found.is_some() && is_of_file(touched.first.found),
-        };
-        touched.is_some_and(is_filled) && !*self.evidence.swaps
-    }
-
-    /// The class of a page that was private and is now; `touched`: its faults.
-    fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
-        let &Evidence { watch, shared_anew, lost, .. } = self.evidence;
-        let exclusive = entry.contains(Entry::EXCLUSIVE);
-        let held = watch.base.frame(page);
-        let is_another = touched.and_then(|touched| touched.is_another(held, entry.frame()));
-        // Filled from swap, or by reading; or written, given back, and filled.
-        let is_open = touched.is_some_and(|touched| touched.last.found.is_some()) && is_another.is_none();
-        let parent_has = || self.parent_has(page);
-        let touched = touched.is_some();
-        let maybe = touched || lost && (exclusive || shared_anew);
-        match (is_another, held, entry.frame()) {
-            (Some(true), ..) => Some(Class::Copy),
-            (Some(false), ..) => (exclusive || shared_anew).then_some(Class::Reuse),
-            (None, Some(before), now) if now != 0 => match (before == now, touched) {
-                (true, true) if exclusive || shared_anew => Some(Class::Reuse),
-                (true, _) => None,
-                (false, true) if is_open && !parent_has() => Some(Class::CopyOrReuse),
-                (false, _) if maybe => Some(Class::Copy),
-                // The kernel moves pages without a fault. Where somebody wrote who takes none, the parent has what was before.
-                (false, _) => (exclusive && parent_has()).then_some(Class::Copy),
-            },
-            _ if !(exclusive || touched && shared_anew) => None,
-            // Without a fault: those who shared it are gone, or the kernel wrote for one of them.
-            _ if !maybe => None,
-            // Its own fault, if it had one, would have been told.
-            _ if self.evidence.complete && parent_has() => Some(Class::Copy),
-            _ => Some(Class::CopyOrReuse),
-        }
     }
 }

@@ -22,6 +22,7 @@ mod codes;
 mod compare;
 mod executable;
 mod faults;
+mod faults_look;
 mod faults_page;
 mod faults_sample;
 mod faults_settle;

@@ -97,6 +97,10 @@ impl Tracer {
             Ok(()) => {
                 // Several for each process watched. Only now: the program was to start with the user's limit.
                 sys::tracing::raise_descriptors_max();
+                if tracer.faults.is_some() {
+                    // A stack that is read late is another one.
+                    sys::process::go_first();
+                }
                 Ok(tracer)
             }
             Err((code, message)) => Err((tracer.link, code, message)),
@@ -200,8 +204,7 @@ impl Tracer {
             }
             Err(why) => {
                 ability::count().map_err(|e| (FAILED, format!("page faults cannot be watched ({why}), and {e}")))?;
-                let may_trace = self.options.mode.is_none() && ability::trace().is_ok();
-                self.mode = if may_trace { Mode::Trace } else { Mode::Count };
+                self.mode = Mode::Count;
                 *mode_reason = format!("page faults cannot be watched: {why}");
             }
         }
@@ -229,9 +232,6 @@ impl Tracer {
 /// another.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
     let count = || ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"));
-    if asked.is_none() && ability::whole_faults() {
-        return Ok((Mode::Faults, String::new()));
-    }
     if asked == Some(Mode::Faults) {
         return match ability::faults() {
             Ok(()) => Ok((Mode::Faults, String::new())),

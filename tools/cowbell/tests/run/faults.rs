@@ -130,6 +130,53 @@ fn each_written_page_is_found_with_the_thread_that_wrote_it_first() {
     }
 }
 
+/// A child writes 40 of 100 pages, each on its own, and unmaps all of them.
+const GIVES_BACK: &str = r#"
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+  long page = sysconf(_SC_PAGESIZE);
+  char *p = mmap(0, 100 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  memset(p, 1, 100 * page);
+  if (!fork()) {
+    for (long i = 0; i < 80; i += 2) p[i * page]++;
+    munmap(p, 100 * page);
+    _exit(0);
+  }
+  int status;
+  wait(&status);
+  return status;
+}
+"#;
+
+/// What an interpreter frees on its way out is gone when page tables are read; the faults have told of it.
+#[test]
+fn what_was_written_and_unmapped_is_counted() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    if !is_root() {
+        return skip("only root is told the page frame that a fault found");
+    }
+    let scratch = Scratch::new();
+    let program = scratch.compile("back", GIVES_BACK, &["-O1"]).expect("it compiles");
+    let file = scratch.path("capture");
+    let options = ["-q", "--mode", "faults", "--who", "child", "--force", "--capture", file.to_str().expect("text")];
+    let outcome = run(&scratch, &mut cowbell(&options, [program]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let capture = Capture::read(&file);
+    let child = capture.intervals.values().find(|interval| interval.begin.role == Role::Child).expect("a child");
+    let mut by_line: BTreeMap<u32, u64> = BTreeMap::new();
+    for event in child.events.iter().filter(|event| event.class == Class::Copy) {
+        *by_line.entry(event.code).or_default() += 1;
+    }
+    // The loop is one place; what else the child copies, its stack and the C library's data, are a few pages.
+    assert!(by_line.values().any(|&pages| pages == 40), "{by_line:?}");
+    assert_eq!(child.end.as_ref().map(|end| end.unmapped_uncounted), Some(0));
+}
+
 /// Writes as many pages as it is told once it reads a line, in a child.
 const MANY: &str = r#"
 #include <stdio.h>

@@ -157,7 +157,7 @@ fn a_refusal_by_a_seccomp_filter_is_named_as_one() {
         let outcome = run(&scratch, Command::new(&filtered).arg(call).arg(tool()).args(arguments));
         (outcome.code, flat(&format!("{}{}", outcome.err, String::from_utf8_lossy(&outcome.out))))
     };
-    let (code, said) = under("userfaultfd", &["run", "--", "true"]);
+    let (code, said) = under("userfaultfd", &["run", "--mode", "count", "--", "true"]);
     assert_eq!(code, Some(125), "{said}");
     assert!(said.contains("seccomp filter") && said.contains("--security-opt seccomp"), "{said}");
     assert!(!said.contains("6.7"), "{said}");
