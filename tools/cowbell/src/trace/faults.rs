@@ -339,8 +339,8 @@ impl Tracer {
     }
 }
 
-/// Did the kernel end the events of a process that has just executed a program? It does where the process may not be dumped
-/// afterwards: its files in /proc (not their folder) belong to root then, or its user is not the one who called.
+/// Tells whether the kernel ended the events of a process that has just executed a program. It does where the process may not be
+/// dumped afterwards: its files in /proc (not their folder) belong to root then, or its user is not the one who called.
 fn has_lost_its_events(pid: i32) -> bool {
     let Ok(status) = Status::of(pid) else { return false };
     let changed = |name| {

@@ -37,11 +37,11 @@ pub struct Evidence<'a> {
     pub watch: &'a Watch,
     /// Its pages that had faults.
     pub touched: &'a Pages,
-    /// Were all faults told: those that the kernel took for the process, too, and none lost?
+    /// True if all faults were told: those that the kernel took for the process, too, and none was lost.
     pub complete: bool,
-    /// Were some lost, so that any page may have had one?
+    /// True if some were lost, so that any page may have had one.
     pub lost: bool,
-    /// May pages have gone to swap? One that comes back from there looks like one that was given back.
+    /// True if pages may have gone to swap. One that comes back from there looks like one that was given back.
     pub swaps: LazyCell<bool>,
     /// The process forked and its pages were shared anew, maybe.
     pub shared_anew: bool,
