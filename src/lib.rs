@@ -44,7 +44,7 @@
 //! heap                     a global allocator whose memory can be frozen
 //! shared                   writable memory of forked processes: atomics, mutex, vector, queue
 //! fork                     clone3, the child before user code, reaping
-//! watch                    census, async, trap, monitor
+//! watch                    census, async, faults, trap, monitor
 //! report                   evidence in, report out: text and JSON
 //! pool                     workers that take jobs: queue, results, generations
 //! ```

@@ -112,6 +112,7 @@ const TESTS: &[Tests] = &[
             ("limits", &["apart", "arena", "case", "look"]),
             ("blind", &["watching"]),
             ("endurance", &["watching"]),
+            ("faulting", &["exactness", "watching"]),
             ("faults", &["arena"]),
             ("frozen", &["arena"]),
         ],

@@ -7,7 +7,7 @@ use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, pidfd, process};
-use crate::watch::{self, Event, Evidence, Failure, Outside, Pages, Task, Word};
+use crate::watch::{self, Event, Evidence, Failure, Outside, Pages, Task, Watch, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub struct ArenaCensus {
 pub struct ArenaEpoch {
     /// The arena.
     pub image: Arc<Image>,
-    /// The pages written; under [`crate::watch::Watch::Census`], those copied for the first time.
+    /// The pages written; under [`crate::watch::Watch::Census`] and [`crate::watch::Watch::Faults`], those copied for the first time.
     pub pages: PageSet,
 }
 
@@ -67,6 +67,10 @@ impl Child {
     /// Invalid in another process than the one that spawned the child.
     pub fn events(&mut self) -> Result<Vec<Event>> {
         self.check_owner()?;
+        if self.evidence.watch == Watch::Faults && self.keeper.is_some() {
+            // From a keeper that has ended there is no more to come than the end brings.
+            let _ended = self.order(Task::Events);
+        }
         self.take_events();
         self.events_told += self.events.len() as u64;
         Ok(std::mem::take(&mut self.events))
@@ -81,6 +85,10 @@ impl Child {
             } else {
                 self.events_dropped += 1;
             }
+        }
+        if self.evidence.watch == Watch::Faults {
+            // They are noted page by page, once the page tables have been read.
+            self.events.sort_by_key(|event| event.time_ns);
         }
     }
 
@@ -97,7 +105,7 @@ impl Child {
     /// Ends an epoch and begins the next: returns, for each arena, the pages written since the last
     /// call (or the fork), and arms them again.
     ///
-    /// Under [`crate::watch::Watch::Census`], which arms nothing, these are the pages *copied* for the first time.
+    /// Under [`crate::watch::Watch::Census`] and [`crate::watch::Watch::Faults`], which arm nothing, these are the pages *copied* for the first time.
     ///
     /// # Errors
     /// As [`Self::report`].
@@ -113,7 +121,9 @@ impl Child {
                 self.evidence.pages(at, Pages::Copied).difference(earlier)
             };
             earlier.union_with(&pages);
-            self.earlier_marks += pages.count().0;
+            if self.evidence.watch.arms() {
+                self.earlier_marks += pages.count().0;
+            }
             epoch.push(ArenaEpoch { image: Arc::clone(image), pages });
         }
         Ok(epoch)
@@ -171,12 +181,12 @@ impl Child {
         };
         let arenas = evidence.images.iter().enumerate().map(|(at, image)| {
             let copied = evidence.pages(at, Pages::Copied);
-            let observed = evidence.watch.arms().then(|| {
+            let observed = evidence.watch.observes().then(|| {
                 let mut observed = evidence.pages(at, Pages::Seen);
-                // An epoch whose end was not answered for is in nobody's hands yet.
-                observed.union_with(&evidence.pages(at, Pages::Epoch));
-                if let Some(earlier) = self.earlier.get(at) {
-                    observed.union_with(earlier);
+                if evidence.watch.arms() {
+                    // An epoch whose end was not answered for is in nobody's hands yet.
+                    observed.union_with(&evidence.pages(at, Pages::Epoch));
+                    self.earlier.get(at).into_iter().for_each(|earlier| observed.union_with(earlier));
                 }
                 observed
             });
@@ -192,6 +202,11 @@ impl Child {
             census,
             trap_lost: evidence.get(Word::TrapLost) == 1,
             events_lost: self.events_lost(),
+            page_faults: evidence.faults().map(|(by_kernel, lost)| {
+                // What a keeper leaves in the rings when it is killed is lost, too.
+                let lost = lost.filter(|_| census != report::Census::Lost);
+                report::PageFaults { by_kernel, lost }
+            }),
             reshared_pages: PageCount(evidence.get(Word::Reshared)),
             outside: watch::outside::taken(evidence),
             page_size: sys::page_size(),

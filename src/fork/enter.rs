@@ -9,9 +9,11 @@ use super::{Channels, ForkOptions, PANICKED, alone, panics};
 use crate::arena::{self, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access};
+use crate::sys::perf::rings::Rings;
 use crate::sys::signal::{self, Mask};
 use crate::sys::{pagemap::Pagemap, process};
 use crate::watch::{self, At, Evidence, Failure, Step, Watch, Word};
+use std::cell::Cell;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -92,9 +94,9 @@ pub(super) fn run<R: IntoExitCode>(
     let evidence: *const Evidence = evidence;
     // SAFETY: this frame is never left (`NeverLeave` sees to it, should anything panic), so the evidence lives as long as the process.
     let evidence: &'static Evidence = unsafe { &*evidence };
-    let (parents_end, ready) = channels.ready;
+    let Channels { ready: (parents_end, ready), command, rings } = channels;
     drop(parents_end);
-    match set_up(options, evidence, &channels.command) {
+    match set_up(options, evidence, &command, &rings) {
         Ok(()) => {
             process::give_byte(&ready);
         }
@@ -104,7 +106,7 @@ pub(super) fn run<R: IntoExitCode>(
         }
     }
     drop(ready);
-    drop(channels.command);
+    drop(command);
     signal::restore(mask);
 
     let context = Context { watch: options.watch };
@@ -140,7 +142,12 @@ impl Drop for NeverLeave {
     }
 }
 
-fn set_up(options: &ForkOptions<'_>, evidence: &'static Evidence, command: &impl AsFd) -> Result<(), Failure> {
+fn set_up(
+    options: &ForkOptions<'_>,
+    evidence: &'static Evidence,
+    command: &impl AsFd,
+    rings: &Cell<Option<Rings>>,
+) -> Result<(), Failure> {
     process::die_with_parent().at(Step::DieWithParent)?;
     // 0 is a parent in another pid namespace, which this process cannot see.
     if ![evidence.parent_pid, 0].contains(&process::parent_pid()) {
@@ -156,5 +163,5 @@ fn set_up(options: &ForkOptions<'_>, evidence: &'static Evidence, command: &impl
         // SAFETY: rights are added, and this process's writes go to its own copies.
         unsafe { map::protect(image.range(), Access::ReadWrite) }.at(Step::AllowWriting)?;
     }
-    watch::begin(evidence, command.as_fd())
+    watch::begin(evidence, command.as_fd(), rings)
 }

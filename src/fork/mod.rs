@@ -30,8 +30,11 @@ use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
 use crate::shared;
 use crate::sys::clone::{self, ForkArgs, Forked};
+use crate::sys::perf::Follow;
+use crate::sys::perf::rings::Rings;
 use crate::sys::{Errno, pidfd, process, signal};
 use crate::watch::{Evidence, Failure, LastCensus, Step, Watch};
+use std::cell::Cell;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -204,6 +207,8 @@ pub unsafe fn spawn_unchecked<R: IntoExitCode>(
 struct Channels {
     ready: (OwnedFd, OwnedFd),
     command: OwnedFd,
+    /// Room for the rings of [`Watch::Faults`], which the child's keeper opens.
+    rings: Cell<Option<Rings>>,
 }
 
 fn fork<R: IntoExitCode>(
@@ -211,7 +216,7 @@ fn fork<R: IntoExitCode>(
     threads: Threads,
     body: impl FnOnce(&Context) -> R,
 ) -> Result<Child> {
-    if options.watch.arms() && !options.last_census {
+    if options.watch != Watch::Census && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
     }
     if !(0..=SIGNAL_MAX).contains(&options.exit_signal) {
@@ -233,7 +238,8 @@ fn fork<R: IntoExitCode>(
     };
     let evidence = Evidence::new(options.watch, images, options.events_max, census)?;
     let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
-    let channels = Channels { ready: pipe, command: process::event()? };
+    let rings = Cell::new((options.watch == Watch::Faults).then(|| Rings::prepare(Follow::Process)));
+    let channels = Channels { ready: pipe, command: process::event()?, rings };
     let _unflushed = std::io::stdout().flush();
     let _unflushed = std::io::stderr().flush();
     process::flush_c_streams();
@@ -312,6 +318,24 @@ fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
         (Step::OpenUserfaultfd, Errno::NOSYS) => {
             Error::unsupported("userfaultfd", "4.3", "the kernel was built without it, or a sandbox forbids it")
                 .with_hint("use Watch::Census, which needs nothing")
+        }
+        (Step::OpenFaults, Errno::PERM | Errno::ACCESS) => error.with_hint(
+            "page faults are told with CAP_PERFMON, or after `sysctl kernel.perf_event_paranoid=2` to a process that is dumpable; a sandbox \
+             (seccomp, as in containers) may forbid perf_event_open besides",
+        ),
+        (Step::OpenFaults, Errno::INVAL) => {
+            Error::unsupported("perf events of one process", "5.13", format!("watch `{watch}` needs them"))
+                .with_hint("use Watch::Census, which needs nothing")
+        }
+        (Step::OpenFaults, Errno::NOSYS) => {
+            Error::unsupported("perf events", "2.6.31", "the kernel was built without them, or a sandbox forbids them")
+                .with_hint("use Watch::Census, which needs nothing")
+        }
+        (Step::OpenFaults | Step::AwaitFaults, Errno::MFILE) => {
+            error.with_hint("a child's keeper opens a descriptor for each processor: raise `ulimit -n`")
+        }
+        (Step::MapFaults, Errno::PERM) => {
+            error.with_hint("raise the limit of locked memory: `ulimit -l`, or `sysctl kernel.perf_event_mlock_kb`")
         }
         (Step::Register, Errno::INVAL) => error.with_hint(format!(
             "an image that was opened in place cannot be under watch `{watch}`: load it, or use Watch::Census"

@@ -57,12 +57,15 @@ pub struct Report {
     pub page_size: u64,
     /// One part for each frozen arena.
     pub arenas: Vec<ArenaReport>,
-    /// Writes in the order they were noted, the first to each page in each epoch; only under watches
-    /// that have events.
+    /// Writes in the order they were noted, the first to each page in each epoch (under [`Watch::Faults`], which begins none, since the
+    /// fork); only under watches that have events.
     pub events: Vec<EventReport>,
     /// Writes whose event was lost because too many waited to be read, or with the writer that was
     /// killed. Their pages are in `observed` all the same.
     pub events_lost: u64,
+    /// The page faults that the kernel told of; only under [`Watch::Faults`].
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub page_faults: Option<PageFaults>,
     /// The program closed the trap's descriptor: from then on nothing was observed.
     pub trap_lost: bool,
     /// The number of times that a copied page was given back ([`crate::fork::Reshared`]): such a page is not in `copied`, unless it was copied
@@ -74,6 +77,17 @@ pub struct Report {
     pub outside: Outside,
     /// The addresses of the program's executable: an instruction in it minus `start` is what `addr2line` takes.
     pub executable: Executable,
+}
+
+/// The page faults that the kernel told of under [`Watch::Faults`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PageFaults {
+    /// Those too that the kernel took in a system call for the program, a `read(2)` for example. False: pages copied so are unobserved.
+    pub by_kernel: bool,
+    /// The number of faults that had no place in a ring, of any page of the process: copied pages may be unobserved for that. `None` before
+    /// Linux 6.0, which does not tell, and when the keeper was killed before it asked.
+    pub lost: Option<u64>,
 }
 
 /// The addresses of the program's executable.
@@ -114,7 +128,7 @@ pub struct ArenaReport {
     /// The pages that the watch observed being written; `None` under [`Watch::Census`].
     pub observed: Option<Vec<PageSpan>>,
     /// Pages copied that the watch did not observe: the kernel copied them for a system call that then
-    /// failed, or the watch was lost.
+    /// failed, or the watch was lost. Under [`Watch::Faults`] no fault told is known to have written them.
     pub copied_unobserved: PageCount,
     /// Copied pages by what was allocated there, most pages first; empty unless the arena records sites.
     pub sites: Vec<SiteReport>,
@@ -161,6 +175,7 @@ pub(crate) struct Facts {
     pub(crate) census: Census,
     pub(crate) trap_lost: bool,
     pub(crate) events_lost: u64,
+    pub(crate) page_faults: Option<PageFaults>,
     pub(crate) reshared_pages: PageCount,
     pub(crate) outside: Outside,
     pub(crate) page_size: PageSize,
@@ -196,6 +211,7 @@ impl Report {
             arenas,
             events: events.iter().map(describe).collect(),
             events_lost: facts.events_lost,
+            page_faults: facts.page_faults,
             trap_lost: facts.trap_lost,
             reshared_pages: facts.reshared_pages,
             outside: facts.outside,

@@ -98,11 +98,15 @@ impl Report {
             )?;
         }
         if arena.copied_unobserved.0 > 0 {
-            writeln!(
-                f,
-                "    unseen   {} copied pages that the watch did not observe: copied for a system call that then failed (EFAULT), or after the watch was lost",
-                arena.copied_unobserved
-            )?;
+            let why = match self.page_faults {
+                None => {
+                    "that the watch did not observe: copied for a system call that then failed (EFAULT), or after the watch was lost"
+                }
+                Some(_) => {
+                    "without a page fault that is known to have written them: written by the kernel, or the fault was lost"
+                }
+            };
+            writeln!(f, "    unseen   {} copied pages {why}", arena.copied_unobserved)?;
         }
         Ok(())
     }
@@ -166,6 +170,23 @@ impl Report {
         }
         if self.trap_lost {
             writeln!(f, "  LOST: the program closed the trap's descriptor; what it wrote then was not observed")?;
+        }
+        if let Some(faults) = self.page_faults {
+            match faults.lost {
+                Some(0) => {}
+                Some(lost) => writeln!(
+                    f,
+                    "  LOST: {lost} page faults, of these and other pages; copies are counted all the same"
+                )?,
+                None if self.census == Census::Lost => {}
+                None => writeln!(f, "  note: how many page faults were lost is not known (it takes Linux 6.0)")?,
+            }
+            if !faults.by_kernel {
+                writeln!(
+                    f,
+                    "  note: page faults in system calls are not told to this user; they are with CAP_PERFMON, or after `sysctl kernel.perf_event_paranoid=1`"
+                )?;
+            }
         }
         let blind = match (self.watch, self.door) {
             (Watch::Trap, _) => true,
@@ -237,6 +258,7 @@ mod tests {
                 arenas,
                 events,
                 events_lost,
+                page_faults: None,
                 trap_lost,
                 reshared_pages: PageCount(0),
                 outside: Outside::Lost,

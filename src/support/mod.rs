@@ -1,7 +1,7 @@
 //! Support: what this kernel lets this user do, one field per feature, each with its reason.
 //!
 //! Every feature is probed by trying it on throwaway descriptors and mappings, never by comparing
-//! versions. [`Support::get`] asks once per process, [`Support::probe`] anew. The four watches are
+//! versions. [`Support::get`] asks once per process, [`Support::probe`] anew. The five watches are
 //! answered from the features; printing a [`Support`] gives the text of `cowbell doctor`.
 //!
 //! ```
@@ -234,6 +234,9 @@ features! {
     /// The place in the code where another process's thread waits, `/proc/PID/task/TID/syscall`.
     BlockedPc, blocked_pc: "place of a blocked thread", "which line of code wrote",
         "2.6.27", Some("CONFIG_HAVE_ARCH_TRACEHOOK");
+    /// perf events of the page faults of one process and its threads: `inherit_thread`, `remove_on_exec` (5.13).
+    PageFaults, page_faults: "page faults by perf events", "which instruction wrote, while nothing is armed",
+        "5.13", Some("CONFIG_PERF_EVENTS");
     /// `mseal` (6.10).
     Mseal, mseal: "mseal", "a frozen mapping cannot be remapped by mistake",
         "6.10", None;

@@ -4,6 +4,7 @@ use super::{Feature, Machine, Missing, Support, Verdict};
 use crate::error::{Error, Result};
 use crate::facts::{Door, Limit};
 use crate::sys::limits;
+use crate::sys::perf::rings::Refused;
 use crate::sys::uffd::Features;
 use crate::sys::{Errno, probe as trial};
 use std::path::Path;
@@ -57,6 +58,7 @@ fn verdict(feature: Feature, door: Option<Door>, machine: &Machine) -> Verdict {
         Feature::UffdExactAddress => through_door(|door| trial::userfaultfd(door, Features::EXACT_ADDRESS).map(drop)),
         Feature::UffdEventFork => through_door(|door| trial::userfaultfd(door, Features::EVENT_FORK).map(drop)),
         Feature::BlockedPc => blocked_pc(limits::sysctl("kernel/yama/ptrace_scope"), machine),
+        Feature::PageFaults => page_faults(trial::page_faults(), limits::sysctl("kernel/perf_event_paranoid"), machine),
         Feature::Mseal => judge(feature, trial::seal_mapping(), machine),
         Feature::Populate => judge(feature, trial::populate(), machine),
         Feature::Collapse => collapse(machine),
@@ -186,6 +188,29 @@ fn blocked_pc(yama_scope: Option<u64>, machine: &Machine) -> Verdict {
     }
 }
 
+fn page_faults(tried: std::result::Result<bool, Refused>, paranoid: Option<u64>, machine: &Machine) -> Verdict {
+    let feature = Feature::PageFaults;
+    match (tried, paranoid) {
+        (Ok(true), _) => Verdict::Works,
+        (Ok(false), _) => limited(
+            "page faults that the kernel takes in a system call, read(2) for example, are not told: it takes CAP_PERFMON, \
+             or kernel.perf_event_paranoid at most 1",
+            "sysctl kernel.perf_event_paranoid=1",
+        ),
+        (Err(Refused { errno: Errno::PERM | Errno::ACCESS, .. }), Some(paranoid @ 3..)) => missing(
+            feature,
+            format!("kernel.perf_event_paranoid is {paranoid}: it takes CAP_PERFMON"),
+            Some("sysctl kernel.perf_event_paranoid=2".to_owned()),
+        ),
+        (Err(Refused { call, errno: Errno::PERM }), _) if call.starts_with("mmap") => missing(
+            feature,
+            "no memory may be locked for the records (RLIMIT_MEMLOCK, kernel.perf_event_mlock_kb)",
+            Some("ulimit -l unlimited".to_owned()),
+        ),
+        (Err(Refused { call, errno }), _) => judge(feature, Err(Error::os(call, errno)), machine),
+    }
+}
+
 /// Huge pages up to this size are tried; 512 MiB, as with arm64's large pages, would be rude.
 const COLLAPSE_BYTES_MAX: usize = 32 << 20;
 
@@ -303,6 +328,26 @@ mod tests {
         assert!(!blocked_pc(Some(2), &nobody()).is_available());
         assert_eq!(blocked_pc(Some(2), &root), Verdict::Works);
         assert!(!blocked_pc(Some(3), &root).is_available());
+    }
+
+    #[test]
+    fn refused_page_faults_name_the_setting_that_refuses_them() {
+        let refused = |call, errno| Err(Refused { call, errno });
+        let tried = |tried, paranoid| page_faults(tried, paranoid, &nobody());
+        assert_eq!(tried(Ok(true), Some(2)), Verdict::Works);
+        assert!(
+            matches!(tried(Ok(false), Some(2)), Verdict::Limited { why, .. } if why.contains("perf_event_paranoid"))
+        );
+        for (verdict, why, fix) in [
+            (tried(refused("perf_event_open", Errno::ACCESS), Some(3)), "perf_event_paranoid is 3", "paranoid=2"),
+            (tried(refused("mmap(perf event)", Errno::PERM), Some(2)), "RLIMIT_MEMLOCK", "ulimit -l"),
+            (tried(refused("perf_event_open", Errno::INVAL), Some(2)), "does not have it", "CONFIG_PERF_EVENTS"),
+            (tried(refused("perf_event_open", Errno::PERM), Some(2)), "security module", "journalctl"),
+        ] {
+            let missing = verdict.missing().expect("missing");
+            assert!(missing.why.contains(why), "{missing:?}");
+            assert!(missing.fix.as_ref().is_some_and(|said| said.contains(fix)), "{missing:?}");
+        }
     }
 
     #[test]

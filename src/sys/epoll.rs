@@ -3,7 +3,8 @@
 use super::Errno;
 use rustix::event::Timespec;
 use rustix::event::epoll;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// A set of descriptors to wait for, each with a number of the caller's.
@@ -25,6 +26,20 @@ impl Poller {
     /// `EEXIST`: it is in already; `ENOSPC`, `ENOMEM`.
     pub fn add(&self, fd: impl AsFd, token: u64) -> Result<(), Errno> {
         epoll::add(&self.0, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+    }
+
+    /// Reports `fd` once for each time that it becomes readable (`EPOLLET`): the set is readable until [`Self::take_news`]. *Raw.*
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn add_for_news(&self, fd: impl AsFd) -> Result<(), Errno> {
+        epoll::add(&self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    /// Takes note of what [`Self::add_for_news`] reports, of up to 64 descriptors. *Raw.*
+    pub fn take_news(&self) {
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
+        let _none = epoll::wait(&self.0, &mut events, Some(&Timespec::default()));
     }
 
     /// As [`Self::add`], or changes it: reports while `fd` is writable as well.
@@ -59,5 +74,11 @@ impl Poller {
         }
         found.extend(events.iter().map(|event: &epoll::Event| event.data.u64()));
         Ok(())
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -10,6 +10,8 @@
 
 use super::map::{self, Access, Harmless, Range, last_errno};
 use super::pagemap::{COPIED, Entry, Pagemap, Query, WRITTEN};
+use super::perf::Follow;
+use super::perf::rings::{Refused, Rings};
 use super::uffd::{Door, Features, Uffd};
 use super::{Errno, memfd, page_size, pidfd, process};
 use crate::error::{Error, Result};
@@ -308,6 +310,16 @@ pub fn collapse(bytes: usize) -> Result<()> {
     });
     drop_mapping(range);
     collapsed
+}
+
+/// Opens events of this thread's page faults, with a ring of a page for each CPU; false where the kernel does not tell those that it takes for it.
+///
+/// # Errors
+/// The call that was refused.
+pub fn page_faults() -> std::result::Result<bool, Refused> {
+    let mut rings = Rings::prepare(Follow::Process);
+    rings.open_prepared(0, page_size().bytes())?;
+    Ok(rings.tell_kernel())
 }
 
 /// `/proc/PID/task/TID/syscall` shows where a thread is; tried on the caller.

@@ -7,8 +7,10 @@
 use super::evidence::{Evidence, Word};
 use super::{Watch, census, keeper, outside, trap};
 use crate::facts::Door;
+use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 
 /// The step at which a child's set-up failed.
@@ -29,10 +31,13 @@ pub(crate) enum Step {
     KeeperPagemap,
     KeeperPoll,
     KeeperScan,
+    OpenFaults,
+    MapFaults,
+    AwaitFaults,
 }
 
 impl Step {
-    const ALL: [(Self, &str); 15] = [
+    const ALL: [(Self, &str); 18] = [
         (Self::DieWithParent, "prctl(PR_SET_PDEATHSIG)"),
         (Self::FenceGrowing, "mmap(fence)"),
         (Self::AllowWriting, "mprotect(frozen arena)"),
@@ -48,6 +53,9 @@ impl Step {
         (Self::KeeperPagemap, "open(/proc/self/pagemap) in the keeper"),
         (Self::KeeperPoll, "ppoll in the keeper"),
         (Self::KeeperScan, "ioctl(PAGEMAP_SCAN) in the keeper"),
+        (Self::OpenFaults, "perf_event_open"),
+        (Self::MapFaults, "mmap(perf event)"),
+        (Self::AwaitFaults, "epoll in the keeper"),
     ];
 
     pub(crate) fn operation(self) -> &'static str {
@@ -83,8 +91,12 @@ impl<T> At<T> for Result<T, Errno> {
     }
 }
 
-/// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper.
-pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
+/// Begins to watch this process. `command` is the eventfd by which the parent calls the keeper; `rings` are prepared for [`Watch::Faults`].
+pub(crate) fn begin(
+    evidence: &'static Evidence,
+    command: BorrowedFd<'_>,
+    rings: &Cell<Option<Rings>>,
+) -> Result<(), Failure> {
     census::note_inherited(evidence).at(Step::Inherited)?;
     outside::note_shared(evidence);
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
@@ -95,7 +107,7 @@ pub(crate) fn begin(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Res
         trap::install(evidence).at(Step::Handlers)?;
     }
     if evidence.keep {
-        keeper::start(evidence, command)?;
+        keeper::start(evidence, command, rings)?;
     }
     // The keeper has its own descriptor. This process keeps one only where its handler needs it: as long
     // as the program itself cannot hold the last one, the death of the keeper lets every writer go on.
@@ -121,7 +133,7 @@ fn arm(evidence: &Evidence) -> Result<Uffd, Failure> {
 /// The features a watch cannot do without, and those it is glad of.
 fn features(watch: Watch) -> (Features, Features) {
     match watch {
-        Watch::Census => (Features::empty(), Features::empty()),
+        Watch::Census | Watch::Faults => (Features::empty(), Features::empty()),
         Watch::Async => (Features::WP_ASYNC.union(Features::WP_HUGETLBFS_SHMEM), Features::empty()),
         Watch::Trap => {
             (Features::SIGBUS.union(Features::PAGEFAULT_FLAG_WP).union(Features::WP_HUGETLBFS_SHMEM), Features::empty())

@@ -7,13 +7,17 @@
 //! outside  where memory lay at the fork, of which no arena is the owner
 //! ring     events
 //! images   for each frozen arena:  seen    a bit a page: observed by the watch since the last epoch
-//!                                  epoch   a bit a page: observed in the epoch that was closed last
+//!                                  epoch   a bit a page: observed in the epoch that was closed last; under faults, which closes none, a copy
+//!                                          when events were told last
 //!                                  copied  a bit a page: in the last census
 //!                                  inherited a bit a page: was a private copy of the parent's at the fork
+//!                                  returned a bit a page: under faults, was a copy and was given back
 //!                                  changed a word a page: how it differed from the original then
+//!                                  candidates six words a page, under faults: what may have been its first write
 //! ```
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
 
+use super::faults::CANDIDATE_WORDS;
 use super::findings::{Changed, DeniedWrite, Event, PanicMessage};
 use super::ring::{self, Payload, Ring};
 use super::{Failure, Watch, outside};
@@ -70,6 +74,10 @@ pub(crate) enum Word {
     ChildPid,
     /// The number of times that a page was given back.
     Reshared,
+    /// Under faults: 1 when the program's are told, 2 when the kernel's are, too; and the number of those that had no place in a ring, plus 1,
+    /// if that is known.
+    FaultsTold,
+    FaultsLost,
     /// The start of the keeper's stack, which is not the program's memory.
     KeeperStack,
     /// Memory outside of the arenas (see `outside`): what is known, how many runs there were at the fork, pages.
@@ -90,7 +98,9 @@ struct Section {
     epoch: usize,
     copied: usize,
     inherited: usize,
+    returned: usize,
     changed: usize,
+    candidates: usize,
     bitmap_words: usize,
 }
 
@@ -133,10 +143,11 @@ pub(crate) enum Pages {
     Epoch,
     Copied,
     Inherited,
+    Returned,
 }
 
 /// The number of an image's bitmaps.
-const BITMAPS: usize = 4;
+const BITMAPS: usize = 5;
 
 impl Evidence {
     /// Makes the region, before the fork.
@@ -150,10 +161,12 @@ impl Evidence {
         for image in &images {
             let pages = image.pages().0 as usize;
             let bitmap_words = pages.div_ceil(64);
-            let [seen, epoch, copied, inherited, changed] =
-                [0, 1, 2, 3, 4].map(|n| at.saturating_add(n * bitmap_words));
-            sections.push(Section { seen, epoch, copied, inherited, changed, bitmap_words });
-            at = changed.saturating_add(pages);
+            let [seen, epoch, copied, inherited, returned, changed] =
+                [0, 1, 2, 3, 4, 5].map(|n| at.saturating_add(n * bitmap_words));
+            let candidates = changed.saturating_add(pages);
+            sections.push(Section { seen, epoch, copied, inherited, returned, changed, candidates, bitmap_words });
+            let candidate_words = if watch == Watch::Faults { CANDIDATE_WORDS } else { 0 };
+            at = candidates.saturating_add(pages.saturating_mul(candidate_words));
         }
         let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
         let parent_pid = sys::process::pid();
@@ -237,6 +250,7 @@ impl Evidence {
             Pages::Epoch => section.epoch,
             Pages::Copied => section.copied,
             Pages::Inherited => section.inherited,
+            Pages::Returned => section.returned,
         };
         self.shared.words().get(start..start + section.bitmap_words).unwrap_or_default()
     }
@@ -298,6 +312,26 @@ impl Evidence {
             let Registers { pc, sp, fp } = registers;
             let time = sys::monotonic_ns();
             self.ring().push(&[image as u64, address as u64, time, tid() as u64, pc, sp, fp]);
+        }
+    }
+
+    /// The words for the fault that may have been a page's first write.
+    pub(super) fn candidate_words(&self, image: usize, page: PageIndex) -> Option<&[AtomicU64; CANDIDATE_WORDS]> {
+        let (section, pages) = (self.sections.get(image)?, self.images.get(image)?.pages().0);
+        let at = section.candidates + page.0 as usize * CANDIDATE_WORDS;
+        (page.0 < pages).then(|| self.shared.words().get(at..)?.first_chunk())?
+    }
+
+    /// Under faults: whether those are told that the kernel takes, and the number of those that had no place in a ring, if that is known.
+    pub(crate) fn faults(&self) -> Option<(bool, Option<u64>)> {
+        let lost = self.get(Word::FaultsLost).checked_sub(1);
+        (self.watch == Watch::Faults).then(|| (self.get(Word::FaultsTold) == 2, lost))
+    }
+
+    /// Adds an event for a page that has none yet in this epoch.
+    pub(super) fn add(&self, image: usize, page: PageIndex, event: &Payload) {
+        if self.mark(image, Pages::Seen, page) {
+            self.ring().push(event);
         }
     }
 

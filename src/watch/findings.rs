@@ -49,7 +49,8 @@ pub struct Event {
     pub time_ns: u64,
     /// The writing thread.
     pub tid: i32,
-    /// The writer's registers; all 0 where they could not be read. `fp` is known to [`Trap`](crate::watch::Watch::Trap) only.
+    /// The writer's registers; all 0 where they could not be read. `fp` is known to [`Trap`](crate::watch::Watch::Trap) and
+    /// [`Faults`](crate::watch::Watch::Faults) only. Of a write in a system call `pc` is the instruction behind the call.
     pub registers: Registers,
 }
 

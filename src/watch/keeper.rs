@@ -9,16 +9,19 @@
 use super::arm::At;
 use super::census;
 use super::evidence::{Evidence, Pages, Word};
+use super::faults::Faults;
 use super::findings::Changed;
+use super::task::Task;
 use super::{Failure, Step, Watch, outside};
 use crate::arena::Image;
 use crate::facts::Registers;
 use crate::page::{PageIndex, differing_words};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
+use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Event, Uffd};
 use crate::sys::{self, Errno, clone, memfd, pidfd, process};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -29,28 +32,18 @@ pub(super) const STACK_BYTES: usize = 256 << 10;
 /// The number of looks at a writer before it sleeps: some milliseconds, when others have its processor.
 const SLEEP_TRIES_MAX: usize = 1000;
 
-/// The tasks that the parent can give to a keeper.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Task {
-    /// Read the page tables and compare the copies.
-    Census,
-    /// Close the epoch: hand over what was seen, and arm again.
-    Epoch,
-}
-
-impl Task {
-    /// The order after `last`: its number, and what it asks in the lowest bit.
-    pub(crate) fn order_after(self, last: u64) -> u64 {
-        ((last >> 1) + 1) << 1 | u64::from(self == Self::Epoch)
-    }
-
-    fn of(order: u64) -> Self {
-        if order & 1 == 1 { Self::Epoch } else { Self::Census }
-    }
+/// The values that a keeper begins with.
+struct Beginning<'a> {
+    evidence: &'static Evidence,
+    rings: &'a Cell<Option<Rings>>,
 }
 
 /// Starts the keeper, from the child, and waits until it has begun.
-pub(super) fn start(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Result<(), Failure> {
+pub(super) fn start(
+    evidence: &'static Evidence,
+    command: BorrowedFd<'_>,
+    rings: &Cell<Option<Rings>>,
+) -> Result<(), Failure> {
     let (lifeline, held) = process::pipe().at(Step::Lifeline)?;
     let (answer, begun) = process::pipe().at(Step::Lifeline)?;
     let page = sys::page_size().bytes();
@@ -67,8 +60,9 @@ pub(super) fn start(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Res
     ] {
         evidence.set_number(word, number);
     }
-    let argument = std::ptr::from_ref(evidence).cast_mut().cast();
-    // SAFETY: `run` is raw; the stack is its own; `evidence` is never freed in this process.
+    let beginning = Beginning { evidence, rings };
+    let argument = (&raw const beginning).cast_mut().cast();
+    // SAFETY: `run` is raw; the stack is its own; it uses `beginning` until it has begun or ended, which is awaited below.
     let started = unsafe { clone::share_memory(run, argument, stack, evidence.word(Word::KeeperTid)) };
     process::allow_tracing_by(started.at(Step::StartKeeper)?);
     drop(begun);
@@ -83,9 +77,10 @@ pub(super) fn start(evidence: &'static Evidence, command: BorrowedFd<'_>) -> Res
 }
 
 extern "C" fn run(argument: *mut c_void) -> c_int {
-    // SAFETY: `start` passes a reference that stays valid.
-    let evidence: &'static Evidence = unsafe { &*argument.cast::<Evidence>() };
-    match Keeper::new(evidence) {
+    // SAFETY: `start` passes what stays valid until this process has begun or ended.
+    let beginning = unsafe { &*argument.cast::<Beginning<'_>>() };
+    let evidence = beginning.evidence;
+    match Keeper::new(evidence, beginning.rings) {
         Ok(keeper) => {
             keeper.serve();
             0
@@ -107,6 +102,7 @@ struct Keeper {
     /// This process's memory, which is the child's.
     memory: OwnedFd,
     uffd: Option<Uffd>,
+    faults: RefCell<Option<Faults>>,
     /// The writing thread seen last, and where its state is read: most writes come from one thread.
     writer: Cell<Option<(i32, OwnedFd)>>,
     /// The child's auxiliary vector, which tells whether it is still the same program.
@@ -114,7 +110,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(evidence: &'static Evidence) -> Result<Self, Failure> {
+    fn new(evidence: &'static Evidence, rings: &Cell<Option<Rings>>) -> Result<Self, Failure> {
         process::set_name(c"cowbell-keeper");
         process::die_with_parent().at(Step::DieWithParent)?;
         if process::parent_pid() != evidence.parent_pid {
@@ -138,8 +134,13 @@ impl Keeper {
         let begun = inherited(Word::BegunNumber)?;
         let memory = process::open_memory().at(Step::KeeperPagemap)?;
         let writer = Cell::new(None);
-        let keeper = Self { evidence, child, child_pid, lifeline, command, pagemap, memory, uffd, writer, program };
+        let faults = RefCell::new(None);
+        let keeper =
+            Self { evidence, child, child_pid, lifeline, command, pagemap, memory, uffd, faults, writer, program };
         keeper.close_all_but(begun);
+        if let Some(rings) = rings.take() {
+            keeper.faults.replace(Some(Faults::open(rings, evidence, child_pid)?));
+        }
         // SAFETY: the number is the other pipe's; this process's table is its own copy.
         process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
         Ok(keeper)
@@ -169,14 +170,20 @@ impl Keeper {
         loop {
             // A descriptor the poll does not need stands as the child's own.
             let uffd = monitor.map_or(self.child.as_fd(), |uffd| uffd.as_fd());
+            let faults = self.faults.borrow();
+            let news = faults.as_ref().map_or(self.child.as_fd(), |faults| faults.as_fd());
             let lifeline = if same_program { self.lifeline.as_fd() } else { self.child.as_fd() };
-            let awaited = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd];
-            let Ok([child, lifeline, command, uffd]) = pidfd::wait_any(awaited) else {
+            let awaited = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd, news];
+            let Ok([child, lifeline, command, uffd, news]) = pidfd::wait_any(awaited) else {
                 // Out of kernel memory: without the last census, which would be too early.
                 return self.evidence.set(Word::KeeperFailure, Failure(Step::KeeperPoll, Errno::NOMEM).pack());
             };
+            drop(faults);
             if let (true, Some(monitor)) = (uffd, monitor) {
                 self.monitor(monitor);
+            }
+            if let (true, Some(faults)) = (news, self.faults.borrow_mut().as_mut()) {
+                faults.take(self.evidence, &self.memory);
             }
             if command {
                 process::take_notice(&self.command);
@@ -194,7 +201,7 @@ impl Keeper {
                 same_program = false;
             }
         }
-        let last = self.observe_async(Pages::Seen, false).and_then(|()| self.census());
+        let last = self.look();
         match last {
             Ok(()) => self.evidence.set(Word::LastCensus, 1),
             Err(failure) => self.evidence.set(Word::KeeperFailure, failure.pack()),
@@ -251,10 +258,18 @@ impl Keeper {
         }
         let done = match Task::of(order) {
             Task::Epoch => self.epoch(),
-            Task::Census => self.observe_async(Pages::Seen, false).and_then(|()| self.census()),
+            Task::Census => self.look(),
+            Task::Events => self.tell_faults(),
         };
         self.evidence.set(Word::OrderFailure, done.err().map_or(0, Failure::pack));
         self.evidence.set(Word::Done, order);
+    }
+
+    /// Takes over all that is to be known now.
+    fn look(&self) -> Result<(), Failure> {
+        self.observe_async(Pages::Seen, false)?;
+        self.census()?;
+        self.tell_faults()
     }
 
     /// Hands over what was seen since the last epoch and arms those pages again.
@@ -264,6 +279,9 @@ impl Keeper {
     fn epoch(&self) -> Result<(), Failure> {
         // The copies so far must not be forgotten when a swapped copy is armed again.
         self.census()?;
+        if !self.evidence.watch.arms() {
+            return self.tell_faults();
+        }
         for image in 0..self.evidence.images.len() {
             let seen = self.evidence.bitmap(image, Pages::Seen);
             if seen.is_empty() && self.evidence.bitmap(image, Pages::Epoch).is_empty() {
@@ -295,6 +313,14 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// Under faults: adds the events of the pages that are copies by now.
+    fn tell_faults(&self) -> Result<(), Failure> {
+        match self.faults.borrow_mut().as_mut() {
+            Some(faults) => faults.tell(self.evidence, &self.pagemap, &self.memory, || self.progress()),
+            None => Ok(()),
+        }
     }
 
     /// Says that the work goes on.

@@ -86,6 +86,12 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
             let place = Range { start: start_byte, len: size.bytes() * run.len() };
             image.note_given_back(PageSpan { start: PageIndex(start), count: PageCount(count) });
             take_over(evidence, at, &pagemap, range, place).map_err(failed("ioctl(PAGEMAP_SCAN)"))?;
+            if evidence.watch == Watch::Faults {
+                // The keeper finds no copy there any more when it looks for what a fault made.
+                for page in (start..start + count).map(PageIndex) {
+                    evidence.mark(at, Pages::Returned, page);
+                }
+            }
             // SAFETY: the pages hold what the file holds, and the caller keeps them so.
             let dropped = unsafe { map::drop_private_pages(place) };
             dropped.map_err(|e| {

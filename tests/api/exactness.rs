@@ -19,7 +19,7 @@ use std::cell::OnceCell;
 use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-type Bytes = &'static [AtomicU8];
+pub type Bytes = &'static [AtomicU8];
 
 /// A way to write `len` bytes at `offset`.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +41,10 @@ struct Write {
     thread: u8,
 }
 
+/// A child's writes, and the circumstances that may make a difference.
 #[derive(Clone, Debug)]
-struct Case {
-    bytes: usize,
+pub struct Case {
+    pub bytes: usize,
     /// Pages read before anything is written, as shares of the arena.
     reads: Vec<f64>,
     writes: Vec<Write>,
@@ -52,7 +53,8 @@ struct Case {
     killed: bool,
 }
 
-fn case(kernel_writes: bool, bytes_max: usize) -> impl Strategy<Value = Case> {
+/// Any case, with or without writes by system calls.
+pub fn case(kernel_writes: bool, bytes_max: usize) -> impl Strategy<Value = Case> {
     let mut ways = vec![How::Stores, How::Memcpy, How::Atomics];
     if kernel_writes {
         ways.extend([How::Read, How::Recvmsg]);
@@ -145,13 +147,33 @@ impl Case {
         pages
     }
 
-    /// The child's part.
-    fn act(&self, data: Bytes) {
+    /// The same part, one write after the other, so that each page has one that is first. Each thread tells its write's number.
+    pub fn act_in_turn(&self, data: Bytes, begins: impl Fn(usize) + Sync) {
+        self.read(data);
+        for (at, write) in self.writes.iter().enumerate() {
+            let make = || {
+                begins(at);
+                write.make(data);
+            };
+            if write.thread == 0 {
+                make();
+            } else {
+                std::thread::scope(|scope| drop(scope.spawn(make).join()));
+            }
+        }
+    }
+
+    fn read(&self, data: Bytes) {
         let mut sum = 0u64;
         for &at in &self.reads {
             sum += u64::from(data[((data.len() as f64 * at) as usize).min(data.len() - 1)].load(Ordering::Relaxed));
         }
         std::hint::black_box(sum);
+    }
+
+    /// The child's part.
+    fn act(&self, data: Bytes) {
+        self.read(data);
         for _ in 0..if self.twice { 2 } else { 1 } {
             if self.everything {
                 data.iter().step_by(sys::page_size().bytes()).for_each(|byte| byte.store(1, Ordering::Relaxed));
@@ -179,7 +201,8 @@ impl Case {
     }
 }
 
-fn freeze(bytes: usize, huge_pages: HugePages) -> cowbell::Result<Frozen<Bytes>> {
+/// Frozen bytes that are none of them 0.
+pub fn freeze(bytes: usize, huge_pages: HugePages) -> cowbell::Result<Frozen<Bytes>> {
     let arena = Arena::builder("exactness").capacity(bytes + (1 << 16)).build()?;
     let data: Bytes = arena.alloc_iter((0..bytes).map(|n| AtomicU8::new(n as u8 | 1)))?;
     arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))
@@ -229,7 +252,7 @@ fn check_frozen(case: &Case, watch: Watch, frozen: &Frozen<Bytes>) -> Result<(),
     prop_assert_eq!(exit.report.census, cowbell::report::Census::Last);
     prop_assert_eq!(arena.copied_set(), expected.clone(), "the last census");
     prop_assert_eq!(arena.copied_pages, expected.count());
-    if watch.arms() {
+    if watch != Watch::Census {
         prop_assert_eq!(arena.observed_set(), expected.clone(), "what the watch observed");
         prop_assert_eq!(arena.copied_unobserved.0, 0);
     }
@@ -256,6 +279,7 @@ fn property(watch: Watch, huge_pages: HugePages) -> Outcome {
     let user_mode_only = probe.door == Some(sys::uffd::Door::UserModeOnly);
     let kernel_writes = match watch {
         Watch::Census | Watch::Async => true,
+        Watch::Faults => probe.page_faults.is_some_and(|faults| faults.by_kernel),
         Watch::Trap => false,
         Watch::Monitor => !user_mode_only,
     };

@@ -14,6 +14,7 @@ mod blind;
 mod case;
 mod endurance;
 mod exactness;
+mod faulting;
 mod faults;
 mod fork;
 mod freezing;
@@ -75,6 +76,7 @@ fn main() {
         shared::trials(),
         shared_deaths::trials(),
         sound::trials(),
+        faulting::trials(),
         endurance::trials(),
         exactness::trials(),
         #[cfg(feature = "pool")]

@@ -471,7 +471,7 @@ fn a_memory_limit_ends_the_job_that_takes_too_much() -> Outcome {
 }
 
 fn workers_over_their_copy_budget_retire_and_their_reports_are_exact() -> Outcome {
-    for watch in [Watch::Census, Watch::Async, Watch::Trap, Watch::Monitor] {
+    for watch in Watch::ALL {
         if let Err(why) = crate::look::usable(watch)? {
             eprintln!("not under {watch}: {why}");
             continue;

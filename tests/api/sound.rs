@@ -291,7 +291,7 @@ pub mod pools {
 
     /// The main use of a handle in a result, whatever watches the worker's pages.
     fn the_handle_of_an_object_that_was_found_is_returned() -> Outcome {
-        for watch in [Watch::Census, Watch::Async, Watch::Trap, Watch::Monitor] {
+        for watch in Watch::ALL {
             if !Support::get().watch(watch).is_available() {
                 println!("skipped: {watch} is not available here");
                 continue;

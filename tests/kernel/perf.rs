@@ -14,7 +14,7 @@ use crate::processes::cowbell_claim_store;
 use crate::tracee;
 use cowbell::sys::perf::record::{Fault, Record};
 use cowbell::sys::perf::rings::{Rings, Woken};
-use cowbell::sys::perf::{Counts, Event, Options, Ring};
+use cowbell::sys::perf::{Counts, Event, Follow, Options, Ring};
 use cowbell::sys::{Errno, memfd, monotonic_ns, pidfd, process};
 use rustix::fs::Mode;
 use std::ffi::CString;
@@ -80,6 +80,22 @@ pub const CLAIMS: &[Claim] = &[
         fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end,
         "Waiting for a perf event's descriptor ends once as many bytes as its watermark are in the ring, and in a hang-up when all that it counts have ended."
     ),
+    claim!(
+        fault_event_of_a_process_leaves_out_its_children_and_ends_at_exec,
+        "An inherited `page-faults` event with `inherit_thread` and `remove_on_exec` tells the faults of threads made after it was opened, none of child processes, and none after the process has executed another program."
+    ),
+    claim!(
+        fault_tells_the_programs_registers,
+        "With `PERF_SAMPLE_REGS_USER` a fault's record has the program's registers: of a fault of its own the instruction of the record, of one in a system call the instruction behind that call and its arguments; it takes no permission beyond that of the fault."
+    ),
+    claim!(
+        fault_is_told_before_its_page_is_a_copy on [PrivateMemfd],
+        "A fault's record is in its ring before page tables show the copy that it made: of each page that a scan shows as a copy, the ring tells the fault when it is read after the scan, while the writer runs on."
+    ),
+    claim!(
+        write_by_another_process_has_no_fault_record on [PrivateMemfd],
+        "`process_vm_writev` from another process into a page that was not copied yet makes a copy, and no `page-faults` event of the process has a record of it."
+    ),
 ];
 
 /// Enough for what a case makes, and small enough for an ordinary user.
@@ -92,8 +108,15 @@ fn refused(operation: &str, e: impl std::fmt::Display) -> Skip {
 
 /// An event of one process alone, with its ring.
 fn alone(pid: i32, kernel: bool, bytes: usize) -> Result<Ring, Skip> {
-    let options =
-        Options { cpu: None, inherit: false, kernel, frames: false, code: false, wakeup_bytes: (bytes / 4) as u32 };
+    let options = Options {
+        cpu: None,
+        follow: Follow::Thread,
+        kernel,
+        frames: false,
+        registers: false,
+        code: false,
+        wakeup_bytes: (bytes / 4) as u32,
+    };
     let event = Event::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
     Ring::new(event, bytes).map_err(|(_, e)| refused("mmap of a ring", e))
 }
@@ -315,7 +338,15 @@ fn fault_tells_the_frame_before_it() -> Verdict {
         assert_eq!(moved, Ok(memory.at(5).start));
         store(&memory, 5, 0);
     });
-    let options = Options { cpu: None, inherit: false, kernel: false, frames: true, code: false, wakeup_bytes: 0 };
+    let options = Options {
+        cpu: None,
+        follow: Follow::Thread,
+        kernel: false,
+        frames: true,
+        registers: false,
+        code: false,
+        wakeup_bytes: 0,
+    };
     let event = Event::open(child.pid, options).map_err(|e| refused("perf_event_open", e))?;
     let mut ring = Ring::new(event, RING).map_err(|(_, e)| refused("mmap of a ring", e))?;
     go.open();
@@ -340,7 +371,15 @@ fn kernel_faults_need_permission() -> Verdict {
     std::fs::write(setting, "2").map_err(|e| Skip(format!("{setting}: {e}")))?;
     child::spawn(|| {
         become_nobody();
-        let options = Options { cpu: None, inherit: false, kernel: true, frames: false, code: false, wakeup_bytes: 0 };
+        let options = Options {
+            cpu: None,
+            follow: Follow::Thread,
+            kernel: true,
+            frames: false,
+            registers: false,
+            code: false,
+            wakeup_bytes: 0,
+        };
         assert_eq!(Event::open(0, options).map(drop), Err(Errno::ACCESS));
         assert_eq!(Event::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
         assert_eq!(Event::open(0, Options { kernel: false, frames: true, ..options }).map(drop), Err(Errno::ACCESS));
@@ -359,7 +398,15 @@ fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
         let event = || {
             Event::open(
                 0,
-                Options { cpu: None, inherit: false, kernel: false, frames: false, code: false, wakeup_bytes: 0 },
+                Options {
+                    cpu: None,
+                    follow: Follow::Thread,
+                    kernel: false,
+                    frames: false,
+                    registers: false,
+                    code: false,
+                    wakeup_bytes: 0,
+                },
             )
         };
         let cpus = std::thread::available_parallelism().expect("a count").get();
@@ -491,5 +538,144 @@ fn fault_event_wakes_at_its_watermark_and_hangs_up_at_the_end() -> Verdict {
     child.finish();
     stop.open();
     assert_eq!(waiter.wait(stop.as_fd(), None), Ok(Woken::Stop), "a hang-up is no record");
+    Ok(())
+}
+
+/// The rings of a process and its threads, as they come.
+fn of_process(pid: i32) -> Result<Rings, Skip> {
+    let mut rings = Rings::prepare(Follow::Process);
+    rings.open_prepared(pid, RING).map_err(|e| refused(e.call, e.errno))?;
+    Ok(rings)
+}
+
+fn fault_event_of_a_process_leaves_out_its_children_and_ends_at_exec() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let (written, on) = (Gate::new(), Gate::new());
+    let path = program("executed", 0o755);
+    let (child, go) = waiting(|| {
+        child::spawn(|| store(&memory, 1, 0)).finish();
+        std::thread::scope(|scope| drop(scope.spawn(|| store(&memory, 2, 0))));
+        store(&memory, 0, 0);
+        written.open();
+        on.pass();
+        let arguments = [path.as_ptr(), std::ptr::null()];
+        // SAFETY: the path and the list of arguments end with a null.
+        unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
+        panic!("exec: {}", last_errno());
+    });
+    let mut rings = of_process(child.pid)?;
+    go.open();
+    written.pass();
+    let mut found: Vec<_> = faults(&memory, |seen| rings.drain(seen)).iter().map(|&(page, _)| page).collect();
+    found.sort_unstable();
+    assert_eq!(found, [0, 2], "the thread's and its own");
+    tracee::exec_stop(child.pid, &on);
+    rings.drain(|_| {});
+    let anew = alone(child.pid, false, RING)?;
+    tracee::end(child.pid);
+    let executed = anew.event().counts().expect("counts").faults;
+    assert!(executed > 20, "the program takes page faults: {executed}");
+    rings.drain(|record| panic!("{record:?}"));
+    Ok(())
+}
+
+fn fault_tells_the_programs_registers() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let file = memfd::create("registers-claim").expect("memfd_create");
+    memfd::set_len(file.as_fd(), 8).expect("ftruncate");
+    let (child, go) = waiting(|| {
+        store(&memory, 1, 7);
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(memory.at(2).start);
+        // SAFETY: the page is this child's, and nobody else refers into it.
+        let page = unsafe { std::slice::from_raw_parts_mut(at, 8) };
+        assert_eq!(memfd::read_at(&file, page, 0), Ok(8));
+    });
+    let mut rings = of_process(child.pid)?;
+    let tell_kernel = rings.tell_kernel();
+    go.open();
+    child.finish();
+    let found = faults(&memory, |seen| rings.drain(seen));
+    assert_eq!(found.len(), if tell_kernel { 2 } else { 1 });
+    for (page, fault) in found {
+        let registers = fault.registers.expect("registers");
+        assert_ne!(registers.sp, 0);
+        if page == 1 {
+            assert_eq!(registers.pc, fault.ip, "the instruction");
+            #[cfg(target_arch = "x86_64")]
+            assert_eq!((registers.destination, registers.source & 0xff), (memory.at(1).start as u64 + 7, 200));
+        } else {
+            assert_ne!(registers.pc, fault.ip, "the kernel's own");
+            #[cfg(target_arch = "x86_64")]
+            assert_eq!(registers.source, memory.at(2).start as u64, "pread's buffer");
+        }
+    }
+    Ok(())
+}
+
+fn fault_is_told_before_its_page_is_a_copy(kind: Kind) -> Verdict {
+    const PAGES: usize = 4000;
+    let memory = Memory::new(kind, PAGES)?;
+    memory.fill();
+    let end = Gate::new();
+    let (child, go) = waiting(|| {
+        (0..PAGES).for_each(|page| store(&memory, page, 0));
+        end.pass();
+    });
+    let mut rings = Rings::prepare(Follow::Process);
+    rings.open_prepared(child.pid, 1 << 20).map_err(|e| refused(e.call, e.errno))?;
+    if rings.bytes() < 2 * 88 * PAGES {
+        return Err(Skip("rings for all faults may not be locked".to_owned()));
+    }
+    let pagemap = cowbell::sys::pagemap::Pagemap::open(child.pid).expect("pagemap");
+    let mut told = std::collections::BTreeSet::new();
+    let mut between = 0;
+    go.open();
+    loop {
+        let mut copied = Vec::new();
+        pagemap
+            .read_copied(memory.range, false, |run| copied.push((run.start - memory.range.start) / memory.page.bytes()))
+            .expect("pagemap");
+        told.extend(faults(&memory, |seen| rings.drain(seen)).iter().map(|&(page, _)| page));
+        let untold: Vec<_> = copied.iter().filter(|page| !told.contains(page)).collect();
+        assert!(untold.is_empty(), "copies without a fault: {untold:?}");
+        between += usize::from(!copied.is_empty() && copied.len() < PAGES);
+        if copied.len() == PAGES {
+            break;
+        }
+    }
+    end.open();
+    child.finish();
+    // On a busy machine the child may write all pages between two looks; then this has shown the last look only.
+    eprintln!("{between} looks while it wrote");
+    assert_eq!(told.len(), PAGES);
+    Ok(())
+}
+
+fn write_by_another_process_has_no_fault_record(kind: Kind) -> Verdict {
+    let memory = Memory::new(kind, 4)?;
+    memory.fill();
+    let (read, end) = (Gate::new(), Gate::new());
+    let (child, go) = waiting(|| {
+        memory.touch(1);
+        read.open();
+        end.pass();
+        assert_eq!([1, 3].map(|page| memory.load(page)), [9, 9]);
+    });
+    let mut ring = alone(child.pid, false, RING)?;
+    go.open();
+    read.pass();
+    let bytes = [9u8; 1];
+    for page in [1, 3] {
+        let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: 1 };
+        let place = std::ptr::with_exposed_provenance_mut(memory.at(page).start);
+        let remote = libc::iovec { iov_base: place, iov_len: 1 };
+        // SAFETY: it reads a byte of ours and writes to the child's memory.
+        let sent = unsafe { libc::process_vm_writev(child.pid, &raw const local, 1, &raw const remote, 1, 0) };
+        assert_eq!(sent, 1, "process_vm_writev: {}", last_errno());
+    }
+    end.open();
+    child.finish();
+    let told: Vec<_> = faults(&memory, |seen| ring.drain(seen)).iter().map(|&(page, _)| page).collect();
+    assert_eq!(told, [1], "the read, and nothing of the writes");
     Ok(())
 }

@@ -56,6 +56,8 @@ const TYPE_SOFTWARE: u32 = 1;
 const COUNT_SW_PAGE_FAULTS: u64 = 2;
 /// `PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_ADDR`; records hold them in this order.
 const SAMPLE: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3;
+/// `PERF_SAMPLE_REGS_USER` (since Linux 3.7), behind those.
+const SAMPLE_REGISTERS: u64 = 1 << 12;
 /// `PERF_SAMPLE_PHYS_ADDR` (since Linux 4.14), behind those.
 const SAMPLE_FRAME: u64 = 1 << 19;
 /// `PERF_FORMAT_LOST` (since Linux 6.0).
@@ -69,6 +71,9 @@ const WATERMARK: u64 = 1 << 14;
 /// Records that are no samples end with thread and time.
 const SAMPLE_ID_ALL: u64 = 1 << 18;
 const USE_CLOCK: u64 = 1 << 25;
+/// `inherit_thread` and `remove_on_exec` (both since Linux 5.13).
+const INHERIT_THREAD: u64 = 1 << 35;
+const REMOVE_ON_EXEC: u64 = 1 << 36;
 const FLAG_CLOSE_ON_EXEC: u64 = 1 << 3;
 /// `_IO('$', 5)`.
 const SET_OUTPUT: u64 = 0x2405;
@@ -77,18 +82,31 @@ const SET_OUTPUT: u64 = 0x2405;
 const HEAD: usize = 1024;
 const TAIL: usize = 1032;
 
+/// The threads that are counted besides the one that an event is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// None.
+    Thread,
+    /// The threads of its process that it makes from now on, and theirs, until the process executes another program. Since Linux 5.13.
+    Process,
+    /// All threads and processes that it makes from now on, and theirs.
+    Tree,
+}
+
 /// The choice of what an event counts, and on which CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The one CPU it counts on; `None`: all, which goes together with a ring only without `inherit`.
+    /// The one CPU it counts on; `None`: all, which goes together with a ring only for [`Follow::Thread`].
     pub cpu: Option<u32>,
-    /// Threads and processes that the thread makes from now on are counted too, and theirs.
-    pub inherit: bool,
+    /// The threads whose faults it counts.
+    pub follow: Follow,
     /// Faults that the kernel takes on the thread's behalf as well, in a `read(2)` into its buffer for example. Needs
     /// CAP_PERFMON, or `kernel.perf_event_paranoid` at most 1.
     pub kernel: bool,
     /// The page frame that was mapped at the address before the fault ([`record::Fault::frame`]). Needs the same, and Linux 4.14.
     pub frames: bool,
+    /// Some registers of the program ([`record::Fault::registers`]). Not together with `frames`.
+    pub registers: bool,
     /// Mappings of code are told as well.
     pub code: bool,
     /// Waiting for the event's descriptor ends when so many bytes are in its ring.
@@ -104,7 +122,7 @@ pub struct Counts {
     pub lost: Option<u64>,
 }
 
-/// One event: the faults of a thread, and with [`Options::inherit`] of those that come from it.
+/// One event: the faults of a thread, and as [`Options::follow`] says of those that come from it.
 #[derive(Debug)]
 pub struct Event {
     fd: OwnedFd,
@@ -116,7 +134,7 @@ impl Event {
     ///
     /// # Errors
     /// `EACCES`, `EPERM`: `kernel.perf_event_paranoid`, seccomp, or not ours to trace; `ESRCH`: no such thread; `ENODEV`: no
-    /// such CPU; `EMFILE`; `ENOSYS`: a kernel without perf events.
+    /// such CPU; `EMFILE`; `ENOSYS`: a kernel without perf events; `EINVAL`: one before 5.13 does not know [`Follow::Process`].
     pub fn open(tid: i32, options: Options) -> Result<Self, Errno> {
         match Self::open_format(tid, options, true) {
             // A kernel before 6.0 does not know PERF_FORMAT_LOST.
@@ -127,14 +145,18 @@ impl Event {
 
     fn open_format(tid: i32, options: Options, tells_lost: bool) -> Result<Self, Errno> {
         let flag = |set: bool, bit: u64| if set { bit } else { 0 };
+        if options.frames && options.registers {
+            return Err(Errno::INVAL);
+        }
         let attributes = Attributes {
             kind: TYPE_SOFTWARE,
             size: size_of::<Attributes>() as u32,
             config: COUNT_SW_PAGE_FAULTS,
             sample_period: 1,
-            sample_type: SAMPLE | flag(options.frames, SAMPLE_FRAME),
+            sample_type: SAMPLE | flag(options.frames, SAMPLE_FRAME) | flag(options.registers, SAMPLE_REGISTERS),
             read_format: flag(tells_lost, FORMAT_LOST),
-            flags: flag(options.inherit, INHERIT)
+            flags: flag(options.follow != Follow::Thread, INHERIT)
+                | flag(options.follow == Follow::Process, INHERIT_THREAD | REMOVE_ON_EXEC)
                 | flag(!options.kernel, EXCLUDE_KERNEL)
                 | flag(options.code, CODE)
                 | EXCLUDE_HYPERVISOR
@@ -146,7 +168,7 @@ impl Event {
             config1: 0,
             config2: 0,
             branch_sample_type: 0,
-            sample_regs_user: 0,
+            sample_regs_user: flag(options.registers, record::REGISTERS),
             sample_stack_user: 0,
             clockid: libc::CLOCK_MONOTONIC,
         };

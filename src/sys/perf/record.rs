@@ -20,7 +20,32 @@ pub struct Fault {
     /// The page frame that was mapped there before the fault, 0 if there was none: no page, one in swap, the page of zeroes, or one
     /// that may not be read just now. Only with [`super::Options::frames`].
     pub frame: Option<u64>,
+    /// The program's registers: of a fault that the kernel took, those with which it made the system call. Only with
+    /// [`super::Options::registers`], and not of the kernel's own threads.
+    pub registers: Option<UserRegisters>,
 }
+
+/// Some of a program's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserRegisters {
+    /// The instruction; of a system call the one behind it.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer, if the code keeps one.
+    pub fp: u64,
+    /// The place where instructions that copy strings read (`rsi`); 0 on other processors than x86-64.
+    pub source: u64,
+    /// The place where they write (`rdi`); likewise.
+    pub destination: u64,
+}
+
+/// The bits of `enum perf_event_x86_regs`: SI, DI, BP, SP, IP. They are stored in this order.
+#[cfg(target_arch = "x86_64")]
+pub(super) const REGISTERS: u64 = 0b1_1111 << 4;
+/// The bits of `enum perf_event_arm_regs`: X29, SP, PC. They are stored in this order.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) const REGISTERS: u64 = 1 << 29 | 0b11 << 31;
 
 /// Code was mapped, or mapped memory was made executable (`PERF_RECORD_MMAP2`): what was there before is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +94,8 @@ const HEADER: usize = 8;
 const SAMPLE_SIZE: usize = 40;
 /// And where it tells of frames.
 const SAMPLE_FRAME_SIZE: usize = 48;
+/// The size of one that tells of registers, behind a word that is 0 if there are none.
+const SAMPLE_REGISTERS_SIZE: usize = 48 + 8 * REGISTERS.count_ones() as usize;
 /// Longer records are passed over: only a path can make one so long.
 const RECORD_MAX: usize = 1024;
 /// The offset of a [`RECORD_MMAP2`]'s name; what stands behind the name are thread and time.
@@ -114,7 +141,8 @@ fn parse(record: &[u8]) -> Record<'_> {
             time_ns: word(record, 24),
             address: word(record, 32),
             by_kernel: half(record, 4) & CPUMODE_MASK == CPUMODE_KERNEL,
-            frame: (record.len() >= SAMPLE_FRAME_SIZE).then(|| word(record, 40) / page_size().bytes() as u64),
+            frame: (record.len() == SAMPLE_FRAME_SIZE).then(|| word(record, 40) / page_size().bytes() as u64),
+            registers: (record.len() >= SAMPLE_REGISTERS_SIZE).then(|| registers(record)),
         }),
         RECORD_LOST if record.len() >= 24 => Record::Lost(word(record, 16)),
         RECORD_MMAP2 if record.len() >= NAME + NAME_TAIL => {
@@ -132,6 +160,18 @@ fn parse(record: &[u8]) -> Record<'_> {
         }
         RECORD_SAMPLE | RECORD_LOST | RECORD_MMAP2 => Record::Broken,
         _ => Record::Other,
+    }
+}
+
+/// The registers of a sample that has them.
+fn registers(sample: &[u8]) -> UserRegisters {
+    let register = |nth: usize| word(sample, 48 + 8 * nth);
+    if cfg!(target_arch = "x86_64") {
+        let [source, destination, fp, sp, pc] = [0, 1, 2, 3, 4].map(register);
+        UserRegisters { pc, sp, fp, source, destination }
+    } else {
+        let [fp, sp, pc] = [0, 1, 2].map(register);
+        UserRegisters { pc, sp, fp, source: 0, destination: 0 }
     }
 }
 
@@ -188,8 +228,16 @@ mod tests {
         [header(RECORD_SAMPLE, misc, SAMPLE_SIZE as u16), words.map(u64::to_le_bytes).concat()].concat()
     }
 
-    const FAULT: Fault =
-        Fault { address: 0x7000_0123, ip: 0x40_1000, pid: 7, tid: 9, time_ns: 1 << 40, by_kernel: false, frame: None };
+    const FAULT: Fault = Fault {
+        address: 0x7000_0123,
+        ip: 0x40_1000,
+        pid: 7,
+        tid: 9,
+        time_ns: 1 << 40,
+        by_kernel: false,
+        frame: None,
+        registers: None,
+    };
 
     #[test]
     fn a_sample_over_the_end_of_the_ring_is_read_whole() {
@@ -210,6 +258,19 @@ mod tests {
         record[6..8].copy_from_slice(&(SAMPLE_FRAME_SIZE as u16).to_le_bytes());
         put(&mut ring, 0, &record);
         assert_eq!(told(&ring, 0, 48), [Record::Fault(Fault { frame: Some(0x12_3456), ..FAULT })]);
+    }
+
+    #[test]
+    fn a_sample_with_registers_tells_them() {
+        let words = 1..=u64::from(REGISTERS.count_ones());
+        let mut record = sample(2, FAULT);
+        record.extend([2u64].into_iter().chain(words).flat_map(u64::to_le_bytes));
+        let expected = if cfg!(target_arch = "x86_64") {
+            UserRegisters { source: 1, destination: 2, fp: 3, sp: 4, pc: 5 }
+        } else {
+            UserRegisters { source: 0, destination: 0, fp: 1, sp: 2, pc: 3 }
+        };
+        assert_eq!(parse(&record), Record::Fault(Fault { registers: Some(expected), ..FAULT }));
     }
 
     #[test]

@@ -3,22 +3,39 @@
 //! The kernel gives no ring to an event that is inherited and counts on all CPUs, so there is one a CPU.
 
 use super::record::Record;
-use super::{Event, Options, Ring};
+use super::{Event, Follow, Options, Ring};
 use crate::error::{Error, Result};
+use crate::sys::epoll::Poller;
 use crate::sys::{Errno, page_size};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Events of one thread and all that come from it, with a ring for each CPU.
+/// Events of one thread and of those that come from it, with a ring for each CPU.
 #[derive(Debug)]
 pub struct Rings {
     rings: Vec<Ring>,
     /// Events of threads that were added later; they write into the rings.
     added: Vec<Event>,
+    /// The CPUs of this machine.
+    present: Vec<u32>,
+    /// The CPU of each ring.
     cpus: Vec<u32>,
-    kernel: bool,
+    /// The options of each event but for its CPU and its watermark.
+    options: Options,
 }
+
+/// The call that failed while rings were opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its name: `perf_event_open` as [`Event::open`], or `mmap` with `EPERM` where not even a page may be locked.
+    pub call: &'static str,
+    /// Its errno.
+    pub errno: Errno,
+}
+
+const OPEN: &str = "perf_event_open";
+const MAP: &str = "mmap(perf event)";
 
 /// Why a wait for records ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,47 +54,80 @@ impl Rings {
     /// user may lock for all of them.
     ///
     /// # Errors
-    /// The call that failed: `perf_event_open` as [`Event::open`], `mmap` with `EPERM` where not even a page may be locked.
+    /// The call that failed: see [`Refused`].
     pub fn open(tid: i32, bytes_max: usize) -> Result<Self> {
-        let cpus = cpus();
-        match Self::open_with(tid, bytes_max, true, &cpus) {
-            Err(e) if e.errno() == Some(Errno::ACCESS.raw_os_error()) => Self::open_with(tid, bytes_max, false, &cpus),
+        let mut rings = Self::prepare(Follow::Tree);
+        rings.open_prepared(tid, bytes_max).map_err(|refused| Error::os(refused.call, refused.errno))?;
+        Ok(rings)
+    }
+
+    /// Makes room for an event on each CPU, and opens none. Events of a [`Follow::Process`] will tell registers, others frames and mappings of code.
+    pub fn prepare(follow: Follow) -> Self {
+        let present = cpus();
+        let (rings, cpus) = (Vec::with_capacity(present.len()), Vec::with_capacity(present.len()));
+        let of_process = follow == Follow::Process;
+        let options = Options {
+            cpu: None,
+            follow,
+            kernel: false,
+            frames: !of_process,
+            registers: of_process,
+            code: !of_process,
+            wakeup_bytes: 0,
+        };
+        Self { rings, added: Vec::new(), present, cpus, options }
+    }
+
+    /// The number of rings that there is room for.
+    pub fn prepared(&self) -> usize {
+        self.present.len()
+    }
+
+    /// Opens the events as [`Self::open`] does, in the room that was prepared. *Raw.*
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn open_prepared(&mut self, tid: i32, bytes_max: usize) -> Result<(), Refused> {
+        match self.open_with(tid, bytes_max, true) {
+            Err(Refused { errno: Errno::ACCESS, .. }) => self.open_with(tid, bytes_max, false),
             opened => opened,
         }
     }
 
-    /// As [`Self::open`]; `kernel`: see [`Options::kernel`].
-    fn open_with(tid: i32, bytes_max: usize, kernel: bool, cpus: &[u32]) -> Result<Self> {
+    /// Opens them as [`Self::open_prepared`] does; `kernel`: see [`Options::kernel`].
+    fn open_with(&mut self, tid: i32, bytes_max: usize, kernel: bool) -> Result<(), Refused> {
+        self.options.kernel = kernel;
+        self.options.frames &= kernel;
         let mut bytes = bytes_max.max(page_size().bytes());
-        loop {
-            match Self::open_sized(tid, bytes, kernel, cpus)? {
-                Some(rings) => return Ok(rings),
-                // The limit is one for all rings of a user, so all are made smaller.
-                None if bytes > page_size().bytes() => bytes = (bytes / 2).max(page_size().bytes()),
-                None => return Err(Error::os("mmap(perf event)", Errno::PERM)),
+        while !self.open_sized(tid, bytes)? {
+            if bytes == page_size().bytes() {
+                return Err(Refused { call: MAP, errno: Errno::PERM });
             }
+            // The limit is one for all rings of a user, so all are made smaller.
+            bytes = (bytes / 2).max(page_size().bytes());
         }
+        Ok(())
     }
 
-    /// `None`: this user may not lock so much.
-    fn open_sized(tid: i32, bytes: usize, kernel: bool, cpus: &[u32]) -> Result<Option<Self>> {
-        let mut opened = Self { rings: Vec::new(), added: Vec::new(), cpus: Vec::new(), kernel };
-        for &cpu in cpus {
-            let wakeup_bytes = (bytes / 4) as u32;
-            let options = Options { cpu: Some(cpu), inherit: true, kernel, frames: kernel, code: true, wakeup_bytes };
+    /// Opens them with rings of `bytes` bytes; false where this user may not lock so much.
+    fn open_sized(&mut self, tid: i32, bytes: usize) -> Result<bool, Refused> {
+        self.rings.clear();
+        self.cpus.clear();
+        for &cpu in &self.present {
+            let options = Options { cpu: Some(cpu), wakeup_bytes: (bytes / 4) as u32, ..self.options };
             let event = match Event::open(tid, options) {
                 // The CPU went away.
                 Err(Errno::NODEV) => continue,
-                event => event.map_err(|e| Error::os("perf_event_open", e))?,
+                event => event.map_err(|errno| Refused { call: OPEN, errno })?,
             };
             match Ring::new(event, bytes) {
-                Ok(ring) => opened.rings.push(ring),
-                Err((_, Errno::PERM | Errno::NOMEM)) => return Ok(None),
-                Err((_, e)) => return Err(Error::os("mmap(perf event)", e)),
+                Ok(ring) => self.rings.push(ring),
+                Err((_, Errno::PERM | Errno::NOMEM)) => return Ok(false),
+                Err((_, errno)) => return Err(Refused { call: MAP, errno }),
             }
-            opened.cpus.push(cpu);
+            self.cpus.push(cpu);
         }
-        if opened.rings.is_empty() { Err(Error::os("perf_event_open", Errno::NODEV)) } else { Ok(Some(opened)) }
+        if self.rings.is_empty() { Err(Refused { call: OPEN, errno: Errno::NODEV }) } else { Ok(true) }
     }
 
     /// Lets the faults of one more thread, and of all that come from it from now on, go into these rings.
@@ -87,9 +137,7 @@ impl Rings {
     pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
         let before = self.added.len();
         for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {
-            let kernel = self.kernel;
-            let options =
-                Options { cpu: Some(cpu), inherit: true, kernel, frames: kernel, code: true, wakeup_bytes: 0 };
+            let options = Options { cpu: Some(cpu), ..self.options };
             let added = Event::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
             match added {
                 Ok(event) => self.added.push(event),
@@ -105,7 +153,7 @@ impl Rings {
 
     /// Tells whether faults are told that the kernel takes for a thread, and [`frames`](super::record::Fault::frame).
     pub fn tell_kernel(&self) -> bool {
-        self.kernel
+        self.options.kernel
     }
 
     /// The number of bytes of records that fit, on all CPUs.
@@ -113,7 +161,7 @@ impl Rings {
         self.rings.iter().map(Ring::bytes).sum()
     }
 
-    /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's.
+    /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's. *Raw.*
     pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
         for ring in &mut self.rings {
             ring.drain(&mut seen);
@@ -129,7 +177,15 @@ impl Rings {
         copies.collect::<Result<_, _>>().map(Waiter)
     }
 
-    /// The number of faults that had no place in a ring until now; `None` before Linux 6.0, which does not tell.
+    /// Adds the events to a set that is to be readable when a ring is a quarter full. *Raw.*
+    ///
+    /// # Errors
+    /// `ENOSPC`, `ENOMEM`.
+    pub fn wake(&self, poller: &Poller) -> Result<(), Errno> {
+        self.rings.iter().try_for_each(|ring| poller.add_for_news(ring))
+    }
+
+    /// The number of faults that had no place in a ring until now; `None` before Linux 6.0, which does not tell. *Raw.*
     pub fn lost(&self) -> Option<u64> {
         let events = self.rings.iter().map(Ring::event).chain(&self.added);
         events.map(|event| event.counts().ok()?.lost).sum()

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! writes(pages: usize, repeats: usize) -> Result<Writes>   the first write to a page, under each watch
+//! others() -> Result<Vec<Child>>                           that keep each processor busy while they live
 //! forks(bytes: u64, repeats: usize) -> Result<Forks>       forks over different memory, and first reads
 //! arming(bytes: u64, repeats: usize) -> Result<Arming>     what a watch adds to a fork
 //! pool(program, workers, rounds, quick) -> Result<Pool>    worker pools at the same work
@@ -29,4 +30,4 @@ pub use pool::{Answer, Contender, Goal, Order, Peer, Pool, PoolMemory, PoolMemor
 pub use pool::{hold_pool, ipc_worker, pool, pool_memory, pool_peer};
 pub use server::Memory;
 pub use spread::Spread;
-pub use writes::{Cost, Pair, WatchCost, Writes, writes};
+pub use writes::{Cost, Pair, WatchCost, Writes, others, writes};

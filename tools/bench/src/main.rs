@@ -28,6 +28,9 @@ enum What {
         /// How many pages each child writes.
         #[arg(long, default_value_t = 4096)]
         pages: usize,
+        /// Keep each processor busy meanwhile, by a process of its own.
+        #[arg(long)]
+        busy: bool,
     },
     /// Forks over an empty process, an anonymous heap and frozen arenas; the child's first read.
     Forks {
@@ -112,7 +115,7 @@ fn measure(what: &What, repeats: usize) -> Result<Outcome> {
         Err(e) => Err(Error::Failed(e.to_string())),
     };
     let (pages, size, arming_size) = match what {
-        What::Writes { pages } => (Some(*pages), None, None),
+        What::Writes { pages, .. } => (Some(*pages), None, None),
         What::Forks { size } => (None, Some(*size), None),
         What::Arming { size } => (None, None, Some(*size)),
         What::All { pages, size } => (Some(*pages), Some(*size), Some(ALL_ARMING_BYTES_MAX.min(*size))),
@@ -136,6 +139,8 @@ fn measure(what: &What, repeats: usize) -> Result<Outcome> {
     };
     // The forks first: they inherit what the process has, and it has nothing yet.
     let forks = size.map(|size| cowbell_bench::forks(size, repeats)).transpose()?;
+    let busy = matches!(what, What::Writes { busy: true, .. });
+    let _others = if busy { cowbell_bench::others()? } else { Vec::new() };
     let writes = pages.map(|pages| cowbell_bench::writes(pages, repeats)).transpose()?;
     let arming = arming_size.map(|size| cowbell_bench::arming(size, repeats)).transpose()?;
     Ok(Outcome::Results(Box::new(Results { writes, forks, arming, ..Results::default() })))

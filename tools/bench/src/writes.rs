@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::spread::{Spread, order};
 use cowbell::arena::{Arena, Frozen};
-use cowbell::fork::{self, ForkOptions};
+use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::sys::{self, map::SharedWords};
 use cowbell::watch::Watch;
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,20 @@ pub fn writes(pages: usize, repeats: usize) -> Result<Writes> {
     let measured = Bench { frozen: &frozen, pages, clock: SharedWords::new(pages.div_ceil(BATCH_PAGES))? }.all(repeats);
     release(frozen)?;
     measured.map(|times| times.summary(pages, repeats, page_bytes))
+}
+
+/// Processes that do nothing for ever, one for each processor, until they are dropped.
+///
+/// # Errors
+/// Failed: other threads alive, no further processes.
+pub fn others() -> Result<Vec<Child>> {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    let forever = |_: &fork::Context| -> () {
+        loop {
+            std::hint::spin_loop();
+        }
+    };
+    (0..count).map(|_| Ok(fork::spawn(&ForkOptions::new().last_census(false), forever)?)).collect()
 }
 
 #[expect(unsafe_code, reason = "an arena is given back")]
@@ -217,6 +231,7 @@ fn goal(watch: Watch) -> f64 {
     match watch {
         Watch::Census => 1.0,
         Watch::Async => 1.4,
+        Watch::Faults => 1.6,
         Watch::Trap => 3.5,
         Watch::Monitor => 6.0,
     }

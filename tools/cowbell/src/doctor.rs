@@ -99,14 +99,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_holds_its_version_four_watches_and_every_feature() {
+    fn json_holds_its_version_five_watches_and_every_feature() {
         let json = views::json(&document(&Support::probe()).expect("an answer")).expect("JSON");
         let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
         for (command, _, _) in commands() {
             assert!(json["commands"][command]["verdict"].is_string(), "{command} in {json}");
         }
         assert_eq!((&json["format"], &json["version"]), (&"cowbell-doctor".into(), &1.into()));
-        for watch in ["census", "async", "trap", "monitor"] {
+        for watch in ["census", "async", "faults", "trap", "monitor"] {
             assert!(json["watches"][watch]["verdict"].is_string(), "{watch} in {json}");
         }
         for feature in cowbell::support::Feature::ALL {

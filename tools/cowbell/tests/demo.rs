@@ -79,7 +79,7 @@ fn a_reader_copies_nothing_a_counter_copies_in_vain_a_writer_copies_what_it_writ
         for nth in 1..3 {
             assert_eq!(workers[nth]["paths"], workers[0]["paths"], "{watch}: all find the same");
         }
-        if ["trap", "monitor"].contains(&watch.as_str()) {
+        if ["faults", "trap", "monitor"].contains(&watch.as_str()) {
             let code = &workers[1]["code"][0];
             assert!(code["line"].as_str().is_some_and(|line| line.contains("demo/graph.rs:")), "{watch}: {code}");
             assert_eq!(&code["pages"], copied, "{watch}: all of it by one line");
@@ -117,7 +117,7 @@ fn text_shows_what_each_worker_copied_and_why() {
 #[test]
 fn bad_input_is_one_clear_line_and_an_exit_code() {
     refused(&["demo", "--workers", "0"], 2, "0 is not in 1..=1000");
-    refused(&["demo", "--watch", "telescope"], 2, "not one of census, async, trap, monitor");
+    refused(&["demo", "--watch", "telescope"], 2, "not one of census, async, faults, trap, monitor");
     refused(&["demo", "--size", "many"], 2, "a size is a number of bytes");
     refused(&["demo", "--size", "900G"], 1, "is more than there is: this machine has");
     refused(&["demo", "--edges", "/nowhere/edges"], 1, "/nowhere/edges: No such file or directory");

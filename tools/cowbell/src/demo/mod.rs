@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, value_name = "BYTES", value_parser = parse_size, conflicts_with = "edges")]
     size: Option<usize>,
 
-    /// How copies are observed: census, async, trap or monitor.
+    /// How copies are observed: census, async, faults, trap or monitor.
     #[arg(long, value_name = "WATCH", default_value = "trap", value_parser = parse_watch)]
     watch: Watch,
 

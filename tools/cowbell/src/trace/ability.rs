@@ -3,7 +3,7 @@
 use super::baseline;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
-use cowbell::sys::perf::{Event, Options};
+use cowbell::sys::perf::{Event, Follow, Options};
 use cowbell::sys::uffd::{Door, Uffd};
 use cowbell::sys::{Errno, limits, probe, procfs, ptrace, tracing};
 use std::fs;
@@ -39,7 +39,15 @@ pub fn trace() -> Result<(), String> {
 pub fn faults() -> Result<(), String> {
     may_trace()?;
     probe::pagemap_scan().map_err(|e| format!("page tables cannot be scanned ({e}): it takes Linux 6.7"))?;
-    let options = Options { cpu: None, inherit: true, kernel: false, frames: false, code: true, wakeup_bytes: 0 };
+    let options = Options {
+        cpu: None,
+        follow: Follow::Tree,
+        kernel: false,
+        frames: false,
+        registers: false,
+        code: true,
+        wakeup_bytes: 0,
+    };
     Event::open(0, options).map(drop).map_err(|e| match e {
         Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),
         Errno::ACCESS | Errno::PERM => {
