@@ -103,7 +103,7 @@ impl Report {
                     "that the watch did not observe: copied for a system call that then failed (EFAULT), or after the watch was lost"
                 }
                 Some(_) => {
-                    "without a page fault that is known to have written them: written by the kernel, or the fault was lost"
+                    "without a page fault that is known to have written them: that fault was lost, is not told, or is none of the child's"
                 }
             };
             writeln!(f, "    unseen   {} copied pages {why}", arena.copied_unobserved)?;

@@ -68,7 +68,7 @@ fn events_are_those_of_the_trap() -> Outcome {
             return skipped(why);
         }
     }
-    let cases = std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let cases = std::env::var("COWBELL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let words = SharedWords::new(64)?;
     let tested = runner.run(&case(false, 1 << 20), |case| {
