@@ -52,7 +52,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && share >= HELP_SHARE_MIN;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
-                && let Some((text, paste)) = newer_remedy(summary)
+                && let Some((text, paste)) = newer_remedy(summary, of)
             {
                 verdict.helps.push(Help { text, paste, saves_bytes: Some(pages.saturating_mul(page)) });
             }
@@ -92,8 +92,9 @@ fn once(helps: &mut Vec<Help>) {
 }
 
 /// The remedy against counting references with the interpreter that runs there, if its version has more to offer.
-fn newer_remedy(summary: &Summary) -> Option<(&'static str, &'static [&'static str])> {
-    let of_file = |file: &str| languages::ALL.iter().find_map(|language| language.newer_remedy(Work::References, file));
+fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'static [&'static str])> {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
+    let of_file = |file: &str| language.newer_remedy(Work::References, file);
     summary.mappings.iter().find_map(|mapping| of_file(&mapping.name))
 }
 

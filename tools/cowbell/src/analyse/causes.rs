@@ -85,11 +85,12 @@ pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason:
 /// for what has causes of its own.
 pub fn cause_of(
     interval: &Interval,
+    runtime: Runtime,
     copied: &Copied,
     named: Option<&Named<'_>>,
     phase: Phase,
 ) -> (Cause, Option<Reason>) {
-    let told = cause_at_work(interval, copied, named);
+    let told = cause_at_work(interval, runtime, copied, named);
     match (told.0, phase) {
         (Cause::Stack | Cause::Kernel, _) | (_, Phase::Work) => told,
         (_, Phase::Start) => (Cause::Start, None),
@@ -97,7 +98,12 @@ pub fn cause_of(
     }
 }
 
-fn cause_at_work(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>) -> (Cause, Option<Reason>) {
+fn cause_at_work(
+    interval: &Interval,
+    runtime: Runtime,
+    copied: &Copied,
+    named: Option<&Named<'_>>,
+) -> (Cause, Option<Reason>) {
     let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
     let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
     let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };
@@ -113,7 +119,7 @@ fn cause_at_work(interval: &Interval, copied: &Copied, named: Option<&Named<'_>>
         purpose: named.and_then(|named| named.purpose),
         by_kernel: syscall.is_some(),
         in_stack,
-        runtime: interval.runtime,
+        runtime,
     })
 }
 

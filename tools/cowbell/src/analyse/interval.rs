@@ -22,8 +22,10 @@ pub struct Interval {
     pub begin: Begin,
     /// The number of its process.
     pub process: Option<usize>,
-    /// The interpreter or program that runs in it.
+    /// The interpreter or program that runs in it, as its files and its command tell.
     pub runtime: Runtime,
+    /// Only a library tells so, which a program may have loaded without ever running what is in it.
+    pub is_only_loaded: bool,
     /// Its mappings.
     pub areas: Areas,
     /// Mappings that should have been watched and could not be, with the reason.
@@ -119,11 +121,14 @@ impl Interval {
         let called = executable.as_ref().map(|executable| executable.called.as_str());
         // A file of data may be called as an interpreter is.
         let code = mappings.iter().filter(|mapping| mapping.permissions.contains('x'));
-        let runtime = Runtime::of(code.map(|mapping| mapping.name.as_str()).chain(program).chain(called));
+        let names: Vec<&str> = code.map(|mapping| mapping.name.as_str()).chain(program).chain(called).collect();
+        let runtime = Runtime::of(names.iter().copied());
+        let is_only_loaded = runtime.is_only_loaded(names.iter().copied());
         let mut interval = Self {
             begin,
             process,
             runtime,
+            is_only_loaded,
             areas: Areas::default(),
             refused: Vec::new(),
             without_events: BTreeSet::new(),

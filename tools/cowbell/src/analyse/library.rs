@@ -120,6 +120,7 @@ fn interval(number: u32, report: &Report) -> Interval {
         pid: report.pid,
         process: Some(number as usize - 1),
         role: Role::Child,
+        language: None,
         mode: Mode::Count,
         begin_ns: 0,
         end_ns: is_final.then_some(0),

@@ -9,6 +9,7 @@ mod because;
 mod cause;
 mod causes;
 pub mod check;
+mod classes;
 mod code;
 mod codes;
 pub mod detail;

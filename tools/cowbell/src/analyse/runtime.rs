@@ -33,6 +33,13 @@ impl Runtime {
         found.min().unwrap_or_default()
     }
 
+    /// Tells whether only files of an interpreter are mapped that any program may have loaded without ever running it. The interpreter's
+    /// own program, and an extension of it, are there only where it runs.
+    pub fn is_only_loaded<'a>(self, mut names: impl Iterator<Item = &'a str>) -> bool {
+        let is_library = |name: &str| name.rsplit('/').next().unwrap_or(name).starts_with("lib");
+        self.language().is_some_and(|language| names.all(|name| !language.is_run_by(name) || is_library(name)))
+    }
+
     /// The language.
     pub fn language(self) -> Option<&'static dyn Language> {
         match self {
@@ -59,6 +66,20 @@ mod tests {
 
     fn language(id: &str) -> Runtime {
         Runtime::of_language(id).expect("known")
+    }
+
+    #[test]
+    fn a_library_that_any_program_may_load_is_no_proof_that_it_runs() {
+        let libpython = "/usr/lib/x86_64-linux-gnu/libpython3.11.so.1.0";
+        for (more, expected) in [
+            ("/srv/host", true),
+            ("/usr/bin/python3.11", false),
+            ("/usr/lib/python3.11/lib-dynload/_json.cpython-311-x86_64-linux-gnu.so", false),
+        ] {
+            let names = || [libpython, "/lib/libc.so.6", more].into_iter();
+            assert_eq!(Runtime::of(names()).is_only_loaded(names()), expected, "{more}");
+        }
+        assert!(!Runtime::Native.is_only_loaded(["/srv/host"].into_iter()));
     }
 
     #[test]

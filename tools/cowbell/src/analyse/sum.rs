@@ -8,12 +8,13 @@ use super::interval::{Interval, amplification};
 use super::mapping::Group;
 use super::name::{self, Caller, Named};
 use super::phases::Phases;
+use super::runtime::Runtime;
 use super::script::{Sampled, ScriptSum, script};
 use super::summary::{self, AtWork, ByClass, Contents, Run, Summary};
 use super::unknown::{Unknown, Unknowns};
 use super::verdict::{self, Verdict};
 use super::{Profile, growth, syscalls, totals};
-use crate::record::{Mode, Who};
+use crate::record::{Mode, Role, Who, Wrote};
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
@@ -137,6 +138,25 @@ fn run(profile: &Profile) -> Run {
     run
 }
 
+/// Tells whether the interpreter runs of which the process has files. One that a program may have loaded without running it shows
+/// itself by its objects, its frames, or its code; where none of these can be known it is taken to run.
+fn runs(interval: &Interval, profile: &Profile) -> bool {
+    let Some(language) = interval.runtime.language().filter(|_| interval.is_only_loaded) else { return true };
+    if interval.begin.mode == Mode::Count && language.objects().is_none() {
+        return true;
+    }
+    let is_its = |code: u32| profile.codes.file(code, None).is_some_and(|file| language.is_run_by(file));
+    let stacks = || interval.sums.samples.iter().filter_map(|stack| profile.stacks.get(stack));
+    let in_script = |place: u32| profile.places.get(place as usize).is_some_and(|place| place.language.is_some());
+    let wrote = || interval.sums.wrote.values().flat_map(|wrote| wrote.keys());
+    interval.sums.copies.keys().any(|copied| copied.objects || is_its(copied.code) || is_its(copied.caller))
+        || wrote().any(|wrote| matches!(wrote, Wrote::ReferenceCount | Wrote::CollectorHeader))
+        || stacks().any(|stack| {
+            stack.script.is_some_and(in_script)
+                || stack.innermost.iter().chain(&stack.callers).any(|&code| is_its(code))
+        })
+}
+
 /// Adds an interval to the tables, and says what it comes to by itself.
 fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -> summary::Interval {
     let sums = &interval.sums;
@@ -156,6 +176,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         *largest = (*largest).max(*bytes);
     }
     let names = name::all(interval, &profile.stacks, &profile.codes);
+    let runtime = if runs(interval, profile) { interval.runtime } else { Runtime::Native };
     let mut sampled = Sampled::default();
     let mut judged = Judged::new();
     let mut at_work = AtWork::default();
@@ -163,7 +184,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     let phases = Phases::of(interval, is_first, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
         let named = names.get(&name::called(copied));
-        let (cause, reason) = causes::cause_of(interval, copied, named, phases.at(copied.after));
+        let (cause, reason) = causes::cause_of(interval, runtime, copied, named, phases.at(copied.after));
         if !matches!(cause, Cause::Start | Cause::Exit) {
             at_work.compared_pages += if copied.change == Change::Unknown { 0 } else { all };
             at_work.identical_pages += if copied.change == Change::Identical { all } else { 0 };
@@ -174,7 +195,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         }
         let added = causes::cause_sum(copied, named, all, reason);
         for causes in [&mut own_causes, &mut tables.causes] {
-            causes.entry((cause, interval.runtime)).or_default().add(&added);
+            causes.entry((cause, runtime)).or_default().add(&added);
         }
         if let Some(named) = named {
             function(named, all, cause, &mut tables.functions);
@@ -195,6 +216,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         pid: interval.begin.pid,
         process: interval.process,
         role: interval.begin.role,
+        language: runtime.language().map(|language| language.id()),
         mode: interval.begin.mode,
         begin_ns: interval.begin.time_ns,
         end_ns: interval.end.map(|(_, time_ns)| time_ns),

@@ -5,12 +5,13 @@
 //! and below, what [`ByClass::copied`] says. Shares are parts of one of all copied pages.
 
 use super::cause::{Cause, Reason};
+pub use super::classes::{ByClass, is_copied};
 use super::growth::Growth;
 pub use super::growth::Memory;
 use super::mapping::Kind;
 use super::unknown::{Unknown, UnknownShare};
 use super::verdict::Verdict;
-use crate::record::{Class, Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
+use crate::record::{Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
 use serde::Serialize;
@@ -73,59 +74,6 @@ pub struct Run {
     pub frames: bool,
     /// The end of the program that was run.
     pub ended: Option<Ended>,
-}
-
-/// Written pages by what the write did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ByClass {
-    pub copy: u64,
-    pub private_file: u64,
-    pub copy_or_reuse: u64,
-    pub reuse: u64,
-    pub first_touch: u64,
-    pub zero_page: u64,
-}
-
-impl ByClass {
-    /// Adds pages.
-    pub fn add(&mut self, class: Class, pages: u64) {
-        let count = match class {
-            Class::Copy => &mut self.copy,
-            Class::PrivateFile => &mut self.private_file,
-            Class::CopyOrReuse => &mut self.copy_or_reuse,
-            Class::Reuse => &mut self.reuse,
-            Class::FirstTouch => &mut self.first_touch,
-            Class::ZeroPage => &mut self.zero_page,
-        };
-        *count = count.saturating_add(pages);
-    }
-
-    /// Adds another's pages.
-    pub fn add_all(&mut self, other: &Self) {
-        let Self { copy, private_file, copy_or_reuse, reuse, first_touch, zero_page } = *other;
-        self.add(Class::Copy, copy);
-        self.add(Class::PrivateFile, private_file);
-        self.add(Class::CopyOrReuse, copy_or_reuse);
-        self.add(Class::Reuse, reuse);
-        self.add(Class::FirstTouch, first_touch);
-        self.add(Class::ZeroPage, zero_page);
-    }
-
-    /// Pages of which the kernel made a copy: of memory shared by fork, or of a file. Those of which it cannot be told
-    /// whether they were copied or reused are in it: it is an upper bound where there are any.
-    pub fn copied(&self) -> u64 {
-        self.copy.saturating_add(self.private_file).saturating_add(self.copy_or_reuse)
-    }
-
-    /// All of them.
-    pub fn written(&self) -> u64 {
-        self.copied().saturating_add(self.reuse).saturating_add(self.first_touch).saturating_add(self.zero_page)
-    }
-}
-
-/// Tells whether a page of this class is counted as copied.
-pub fn is_copied(class: Class) -> bool {
-    matches!(class, Class::Copy | Class::PrivateFile | Class::CopyOrReuse)
 }
 
 /// All intervals together.
@@ -191,6 +139,8 @@ pub struct Interval {
     /// The number of its process in [`Summary::processes`], from 0; `null` where the capture does not have it.
     pub process: Option<usize>,
     pub role: Role,
+    /// The id of the language whose interpreter runs in it; `null` where none is known to.
+    pub language: Option<&'static str>,
     pub mode: Mode,
     pub begin_ns: u64,
     /// `null`: it was cut off, and its pages are those of its events.

@@ -216,8 +216,7 @@ impl<'a> Cast<'a> {
             matches!(ended, Some(Ended::Exited(_)))
         };
         let frees = |interval: &&&Interval| {
-            let mut files = interval.mappings.iter().map(|mapping| mapping.name.as_str());
-            let language = files.find_map(|file| languages::of_files(std::iter::once(file)));
+            let language = interval.language.and_then(languages::by_id);
             interval.closed == Some(Closed::Exit)
                 && language.is_some_and(|language| language.remedy(Work::Exit).is_some())
         };

@@ -303,3 +303,36 @@ os.wait()
         assert!(known < 0.1 && !text.contains(remedy), "{name}: {known}: {text}");
     }
 }
+
+const LOADS: &str = r#"
+#include <dlfcn.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int n, char **words) {
+    if (!dlopen(words[1], RTLD_NOW)) return 1;
+    char *all = mmap(0, 1000 * 4096L, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(all, 1, 1000 * 4096L);
+    if (!fork()) {
+        for (int i = 0; i < 1000; i++) all[i * 4096L] = 2;
+        _exit(0);
+    }
+    wait(0);
+}
+"#;
+
+#[test]
+fn a_program_that_loads_an_interpreter_and_never_runs_it_is_like_any_other() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let scratch = Scratch::new();
+    let library = scratch.compile("libperl.so.5.36", "int perl_run(void) { return 0; }", &["-shared", "-fPIC"]);
+    let program = scratch.compile("loads", LOADS, &[]).expect("it compiles");
+    let target = [program.as_os_str(), library.as_ref().expect("it compiles").as_os_str()];
+    let (report, text) = report(&scratch, &["--mode", "trace"], target);
+    let (cause, share, _) = most(&report);
+    assert!(cause == "real_write" && share > 0.95, "{cause} {share}: {text}");
+    assert!(!text.contains("an interpreter whose objects cowbell does not know"), "{text}");
+}
