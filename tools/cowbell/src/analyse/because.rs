@@ -70,7 +70,8 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let is_worth_it = ending_bytes >= LITTLE && share(ending, all) >= 0.1;
     let exit = summary.causes.iter().find(|share| share.cause == Cause::Exit).filter(|_| is_worth_it);
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
-    if let Some((text, paste)) = exit.and_then(|exit| here.or(Some((exit.remedy?, exit.paste)))) {
+    // Without a remedy of the language's there is none of the program's: the program's own code runs then.
+    if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
         verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
     }
     verdict.places = places(summary, work);

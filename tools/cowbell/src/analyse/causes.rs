@@ -1,7 +1,7 @@
 //! Causes added up: what each rests on, which pages were copied on the way out, and what helps.
 
 use super::cause::{self, Cause, Change, Reason};
-use super::code;
+use super::code::{self, Purpose};
 use super::interval::{Copied, Interval};
 use super::name::Named;
 use super::phases::Phase;
@@ -30,6 +30,8 @@ pub struct CauseSum {
     given_out: u64,
     /// Those of them that the kernel wrote on behalf of calls that read.
     reads: u64,
+    /// Those of them that an interpreter copied as it took itself down, or destructors as they freed memory.
+    torn_down: u64,
     /// Why the cause is not known.
     reasons: HashMap<Reason, u64>,
     /// The files of code without a name.
@@ -45,6 +47,7 @@ impl CauseSum {
         self.few_words = self.few_words.saturating_add(other.few_words);
         self.given_out = self.given_out.saturating_add(other.given_out);
         self.reads = self.reads.saturating_add(other.reads);
+        self.torn_down = self.torn_down.saturating_add(other.torn_down);
         for (&reason, &pages) in &other.reasons {
             let sum = self.reasons.entry(reason).or_default();
             *sum = sum.saturating_add(pages);
@@ -64,8 +67,20 @@ fn gives_out(named: &Named<'_>) -> bool {
     own.into_iter().chain(by_caller.map(|caller| caller.function.as_str())).any(code::gives_out)
 }
 
-/// The part that pages add to the sum of their cause.
-pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason: Option<Reason>) -> CauseSum {
+/// Tells whether this is code that gives memory or references up.
+fn frees(named: &Named<'_>) -> bool {
+    matches!(named.purpose, Some(Purpose::Allocator | Purpose::References)) && !gives_out(named)
+}
+
+/// The part that pages add to the sum of their cause. `torn_down`: an interpreter was taking itself down then.
+pub fn cause_sum(
+    copied: &Copied,
+    named: Option<&Named<'_>>,
+    pages: u64,
+    (cause, reason): (Cause, Option<Reason>),
+    runtime: Runtime,
+    torn_down: bool,
+) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
     let is_nameless = named.is_some_and(|named| named.purpose.is_none());
     let file = named.and_then(|named| named.file).filter(|_| is_nameless);
@@ -76,6 +91,7 @@ pub fn cause_sum(copied: &Copied, named: Option<&Named<'_>>, pages: u64, reason:
         few_words: of(copied.change == Change::Few),
         given_out: of(named.is_some_and(gives_out)),
         reads: of(copied.syscall.is_some_and(syscalls::reads)),
+        torn_down: of(cause == Cause::Exit && (torn_down || runtime.language().is_none() && named.is_some_and(frees))),
         reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
         files: file.map(|file| (file.to_owned(), pages)).into_iter().collect(),
     }
@@ -144,6 +160,8 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             few_words: is_most(sum.few_words),
             given_out: is_most(sum.given_out),
             reads: is_most(sum.reads),
+            // What the program itself did on its way out would be lost.
+            torn_down: sum.torn_down.saturating_mul(10) >= sum.pages.saturating_mul(9),
         };
         let reason =
             |(reason, copied_pages): (Reason, u64)| summary::ReasonShare { reason, text: reason.text(), copied_pages };
@@ -161,7 +179,7 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             reasons,
             why: remedy::why(cause, runtime, circumstances),
             remedy: remedy::remedy(cause, runtime, circumstances),
-            paste: remedy::paste(cause, runtime),
+            paste: remedy::paste(cause, runtime, circumstances),
             nameless_file: files.into_iter().next().map(|(file, _)| file),
         }
     };

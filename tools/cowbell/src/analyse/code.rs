@@ -2,7 +2,7 @@
 
 use crate::record::NativeFrame;
 pub use crate::stacks::languages::Work as Purpose;
-use crate::stacks::languages::work_of_function;
+use crate::stacks::languages::{runs_program, work_of_function};
 pub use crate::stacks::own_name::moves_bytes;
 
 /// Functions that do nothing but count references, inlined or not.
@@ -178,6 +178,16 @@ const SHUTDOWN: &[&str] = &["__run_exit_handlers", "exit", "quick_exit"];
 pub fn shuts_down(frames: &[NativeFrame]) -> bool {
     let mut names = frames.iter().map(|frame| bare(&frame.function));
     names.any(|name| SHUTDOWN.contains(&name) || work_of_function(name) == Some(Purpose::Exit))
+}
+
+/// Does a function take an interpreter down, or run the program that an interpreter has? Of those that a place has, the innermost
+/// that does either.
+pub fn teardown(frames: &[NativeFrame]) -> Option<bool> {
+    let mut names = frames.iter().map(|frame| bare(&frame.function));
+    names.find_map(|name| match work_of_function(name) {
+        Some(Purpose::Exit) => Some(true),
+        _ => runs_program(name).then_some(false),
+    })
 }
 
 /// Functions that fork: what runs below them in a child comes before its own first instruction.

@@ -23,11 +23,13 @@ pub enum Phase {
 }
 
 /// In how many of an interval's sampled stacks the worker had not begun to work, and in how many it had not begun to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phases {
     started: u32,
     worked: u32,
     all: u32,
+    /// True for each stack of an interpreter that takes itself down, and not of the program's code that it runs then.
+    torn_down: Vec<bool>,
 }
 
 impl Phases {
@@ -50,7 +52,15 @@ impl Phases {
         };
         let phases: Vec<Phase> = samples.iter().map(phase).collect();
         let (started, worked) = cuts(&phases);
-        Self { started, worked, all: samples.len() as u32 }
+        let torn_down = samples.iter().map(|&stack| is_torn_down(stack, stacks, codes)).collect();
+        Self { started, worked, all: samples.len() as u32, torn_down }
+    }
+
+    /// Tells whether an interpreter was taking itself down when so many stacks had been sampled. Else the program's own code ran: a
+    /// function that it registered for its end, say.
+    pub fn is_torn_down(&self, after: Option<u32>) -> bool {
+        let last = after.and_then(|after| self.torn_down.get((after as usize).checked_sub(1)?));
+        self.at(after) == Phase::End && last == Some(&true)
     }
 
     /// Tells whether any stack was sampled on the way out.
@@ -69,6 +79,13 @@ impl Phases {
             Some(_) => Phase::Work,
         }
     }
+}
+
+/// Tells whether a stack is within the end of an interpreter, and not within code of the program's that this runs.
+fn is_torn_down(stack: u32, stacks: &Stacks, codes: &Codes) -> bool {
+    let Some(sampled) = stacks.get(&stack).filter(|sampled| sampled.script.is_none()) else { return false };
+    let places = sampled.innermost.iter().chain(&sampled.callers);
+    places.filter_map(|&place| name::caller(codes, place)).find_map(code::teardown) == Some(true)
 }
 
 /// Tells whether any function of a stack, the innermost too, is one of these.
@@ -147,12 +164,14 @@ mod tests {
 
     #[test]
     fn a_copy_is_of_the_phase_of_the_stack_before_it() {
-        let phases = Phases { started: 1, worked: 3, all: 4 };
+        let phases = Phases { started: 1, worked: 3, all: 4, torn_down: vec![false, true, false, true] };
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.at(after));
         use Phase::*;
         assert_eq!(told, [Work, Start, Start, Work, Work, End]);
+        let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.is_torn_down(after));
+        assert_eq!(told, [false, false, false, false, false, true], "before the end nothing is");
         assert_eq!(
-            Phases { started: 0, worked: 0, all: 1 }.at(Some(0)),
+            Phases { started: 0, worked: 0, all: 1, torn_down: vec![true] }.at(Some(0)),
             Phase::Work,
             "the first stack was taken at the end"
         );

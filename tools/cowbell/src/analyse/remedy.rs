@@ -14,10 +14,16 @@ pub struct Circumstances {
     pub given_out: bool,
     /// Kernel writes: most are of system calls that read into a buffer of the program's.
     pub reads: bool,
+    /// Shutting down: nearly all was copied as an interpreter took itself down, or as destructors freed memory. Else the program's own
+    /// code wrote on its way out, and who leaves at once would lose what that does.
+    pub torn_down: bool,
 }
 
 /// The remedy that is known to help, in one sentence; `None` where nothing is, or nothing needs to.
 pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
+    if cause == Cause::Exit && !circumstances.torn_down {
+        return None;
+    }
     if let Some((language, work)) = runtime.language().zip(work(cause)) {
         return language.remedy(work);
     }
@@ -29,8 +35,8 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
             "keep counters, locks and flags apart from the data that is shared: then only their own pages are copied"
         }
         (Cause::Exit, Runtime::Native) => {
-            "leave the child by _exit(2), which runs neither destructors nor atexit functions; flush first what must be \
-             kept"
+            "if the child's destructors and atexit functions need do nothing but free, flush its files and leave it by _exit(2), \
+             which runs none of them"
         }
         (Cause::RealWrite, Runtime::Redis) => {
             "take the snapshot when clients write less: what they change meanwhile is copied"
@@ -65,7 +71,7 @@ fn work(cause: Cause) -> Option<Work> {
 
 /// Why such code writes, in one sentence; `None` where the cause's name says it.
 pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
-    let is_certain = cause != Cause::CountOrCollector;
+    let is_certain = cause != Cause::CountOrCollector && (cause != Cause::Exit || circumstances.torn_down);
     let of_language = runtime.language().zip(work(cause).filter(|_| is_certain));
     if let Some(why) = of_language.and_then(|(language, work)| language.why(work)) {
         return Some(why);
@@ -89,7 +95,10 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
 }
 
 /// Lines to paste that help against a cause.
-pub fn paste(cause: Cause, runtime: Runtime) -> &'static [&'static str] {
+pub fn paste(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> &'static [&'static str] {
+    if cause == Cause::Exit && !circumstances.torn_down {
+        return &[];
+    }
     runtime.language().zip(work(cause)).map_or(&[], |(language, work)| language.paste(work))
 }
 
@@ -115,8 +124,24 @@ mod tests {
         let told = told(Cause::GarbageCollector, language("python"));
         let at = |what: &str| told.find(what).unwrap_or_else(|| panic!("{what} in {told}"));
         assert!(at("gc.disable()") < at("gc.freeze()") && at("gc.freeze()") < at("gc.enable() in the child"));
-        let exit = super::tests::told(Cause::Exit, language("python"));
-        assert!(exit.contains("os._exit()"), "{exit}");
+        let torn_down = Circumstances { torn_down: true, ..Circumstances::default() };
+        let exit = remedy(Cause::Exit, language("python"), torn_down).expect("a remedy");
+        assert!(
+            exit.starts_with("if the child's atexit functions need not run") && exit.contains("os._exit()"),
+            "{exit}"
+        );
+    }
+
+    #[test]
+    fn who_works_on_the_way_out_is_not_told_to_leave_at_once() {
+        for runtime in [language("python"), language("perl"), Runtime::Native] {
+            let of = |torn_down| {
+                let circumstances = Circumstances { torn_down, ..Circumstances::default() };
+                (remedy(Cause::Exit, runtime, circumstances), paste(Cause::Exit, runtime, circumstances))
+            };
+            assert!(of(true).0.is_some_and(|told| told.starts_with("if the child's ")), "{:?}", of(true));
+            assert_eq!(of(false), (None, &[][..]));
+        }
     }
 
     #[test]
@@ -141,7 +166,7 @@ mod tests {
             "clone reads into no buffer"
         );
         for cause in [Cause::Unknown, Cause::Stack, Cause::Allocator] {
-            let all = Circumstances { few_words: true, given_out: true, reads: true };
+            let all = Circumstances { few_words: true, given_out: true, reads: true, torn_down: true };
             assert_eq!(remedy(cause, language("python"), all), None);
         }
     }

@@ -193,7 +193,8 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         if profile.detailed {
             judged.insert(*copied, cause);
         }
-        let added = causes::cause_sum(copied, named, all, reason);
+        let torn_down = phases.is_torn_down(copied.after);
+        let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, torn_down);
         for causes in [&mut own_causes, &mut tables.causes] {
             causes.entry((cause, runtime)).or_default().add(&added);
         }

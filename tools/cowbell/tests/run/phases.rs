@@ -130,4 +130,30 @@ int main(void) {
     let (report, text) = report(&scratch, &["--mode", "trace"], [program.as_os_str()]);
     let [_, work, ending] = phases(&report).map(|mib| (mib * 256.0).round() as u64);
     assert!((1000..1100).contains(&work) && (430..530).contains(&ending), "{work}, {ending} pages: {text}");
+    assert!(!text.contains("_exit(2)"), "it would lose what the handler does: {text}");
+}
+
+#[test]
+fn a_function_that_atexit_runs_is_not_advised_away() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+import atexit, os, sys
+data = bytearray(b'x') * (16 << 20)
+def last():
+    for at in range(0, len(data), 4096): data[at] = 1
+p = os.fork()
+if p == 0:
+    atexit.register(last)
+    sys.exit(0)
+os.waitpid(p, 0)
+os._exit(0)
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("last.py", source);
+    let (report, text) = report(&scratch, &["--mode", "trace"], [Path::new(PYTHON), &script]);
+    let [_, _, ending] = phases(&report);
+    assert!(ending > 12.0, "{ending} MiB on the way out: {text}");
+    assert!(!text.contains("os._exit"), "it would lose what the function does: {text}");
 }

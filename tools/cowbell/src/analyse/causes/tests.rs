@@ -82,3 +82,65 @@ fn what_is_written_on_the_way_out_is_told_apart() {
     assert_eq!(causes, [(Cause::Exit, 4), (Cause::ReferenceCount, 1)]);
     assert!(summary.causes[0].remedy.is_some_and(|remedy| remedy.contains("os._exit()")));
 }
+
+#[test]
+fn what_the_program_does_on_its_way_out_is_not_advised_away() {
+    let named =
+        |code, function: &str| named(code, vec![NativeFrame { function: function.into(), file: None, line: None }]);
+    let of = |native: Vec<u32>, frames: Vec<Frame>| {
+        let language = (!frames.is_empty()).then(|| "python".to_owned());
+        let stack = Stack { stack: 1, interval: 0, native, language, frames, wrote: Wrote::Other };
+        // One stack of its work comes first: else it was forked by a program that was shutting down.
+        let works =
+            Stack { stack: 2, interval: 0, native: vec![1], language: None, frames: vec![], wrote: Wrote::Other };
+        let events = (0..5).map(|nth| Event {
+            stack: Some(if nth == 0 { 2 } else { 1 }),
+            time_ns: 100 + nth,
+            ..event(HEAP + nth * PAGE, Class::Copy, 1)
+        });
+        let contents = (0..5).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 8, words: 1, ..Content::default() });
+        let summary = profile(vec![
+            header(),
+            begin(0),
+            Record::Stack(works),
+            Record::Stack(stack),
+            Record::Events { interval: 0, events: events.collect() },
+            end(0, vec![PageRun { start: HEAP, pages: 5, class: Class::Copy }], contents.collect()),
+            Record::Symbols { codes: vec![named(60, "_PyEval_EvalFrameDefault"), named(70, "Py_FinalizeEx")] },
+        ]);
+        assert_eq!(summary.causes[0].cause, Cause::Exit);
+        summary.causes[0].remedy
+    };
+    assert!(of(vec![1, 70], vec![]).is_some_and(|remedy| remedy.contains("os._exit()")));
+    // A function that atexit runs: by the script's frames, and where they could not be read, by the interpreter's own.
+    let last = Frame { function: "last".into(), file: "/srv/job.py".into(), line: 9 };
+    assert_eq!(of(vec![1, 70], vec![last]), None);
+    assert_eq!(of(vec![1, 60, 70], vec![]), None);
+}
+
+#[test]
+fn an_interpreter_that_is_loaded_and_never_runs_says_nothing_of_the_program() {
+    let opens = |library: &str| {
+        let Record::Begin(mut begin) = begin(0) else { panic!("an interval opens") };
+        begin.mappings[1].name = library.to_owned();
+        Record::Begin(begin)
+    };
+    let of = |library: &str, code: u32, objects: bool| {
+        let content = Content { page: HEAP, bytes: 8, words: 1, objects, ..Content::default() };
+        let mut records = vec![header(), opens(library)];
+        // One place in the library, and one elsewhere.
+        records.extend(module(library, &[8]));
+        records.extend([
+            Record::Events { interval: 0, events: vec![event(HEAP, Class::Copy, u64::from(code))] },
+            end(0, vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }], vec![content]),
+        ]);
+        let summary = profile(records);
+        (summary.causes[0].cause, summary.intervals[0].language)
+    };
+    let (perl, python) = ("/usr/lib/libperl.so.5.36", "/usr/lib/libpython3.11.so.1.0");
+    assert_eq!(of(perl, 9, false), (Cause::RealWrite, None));
+    assert_eq!(of(perl, 8, false), (Cause::Unknown, Some("perl")), "its code wrote");
+    assert_eq!(of(python, 9, false), (Cause::RealWrite, None));
+    assert_eq!(of(python, 9, true).1, Some("python"), "its objects are there");
+    assert_eq!(of("/usr/bin/perl", 9, false), (Cause::Unknown, Some("perl")), "its own program runs it");
+}

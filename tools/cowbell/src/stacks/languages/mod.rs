@@ -54,6 +54,12 @@ pub trait Language: Debug + Sync {
     /// this language's alone.
     fn work_of_function(&self, function: &str) -> Option<Work>;
 
+    /// Tells whether this function of the interpreter, by its bare name in the symbol table, runs the program. The code that runs below
+    /// it is the program's own, whatever called it.
+    fn runs_program(&self, _function: &str) -> bool {
+        false
+    }
+
     /// The work of a stack of the program, by its frames, the innermost first; `None` for the program's own work.
     fn work_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
         None
@@ -190,6 +196,11 @@ pub fn of_files<'a>(files: impl Iterator<Item = &'a str>) -> Option<&'static dyn
 /// The work of a function of any language's interpreter.
 pub fn work_of_function(function: &str) -> Option<Work> {
     ALL.iter().find_map(|language| language.work_of_function(function))
+}
+
+/// Tells whether this function of any language's interpreter runs the program.
+pub fn runs_program(function: &str) -> bool {
+    ALL.iter().any(|language| language.runs_program(function))
 }
 
 /// Tells whether a source file is the user's own. Any file is, in a language that is not known.

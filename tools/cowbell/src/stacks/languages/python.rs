@@ -49,6 +49,10 @@ impl Language for CPython {
         functions::work(function)
     }
 
+    fn runs_program(&self, function: &str) -> bool {
+        functions::runs_program(function)
+    }
+
     fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
         // The innermost of the frames that say what they are for decides.
         frames.iter().find_map(|frame| {
@@ -129,8 +133,8 @@ impl Language for CPython {
                 "import in the parent, before the fork (gunicorn: --preload): then what the modules make is shared",
             ),
             Work::Exit => Some(
-                "leave the child by os._exit(), which frees nothing (uwsgi: --skip-atexit-teardown); it runs no atexit \
-                 functions either, so flush first what must be kept",
+                "if the child's atexit functions need not run, flush its files and leave it by os._exit(), which frees nothing \
+                 (uwsgi: --skip-atexit-teardown): it runs none of them, no finally block, and joins no thread",
             ),
             Work::Hashes => Some("ask for the hashes before the fork: hash(x) once for each"),
             _ => None,
@@ -141,7 +145,7 @@ impl Language for CPython {
         match work {
             Work::References => Some("Python counts references inside each object, so reading writes"),
             Work::Collector => Some("Python's garbage collector writes into each object that it visits"),
-            Work::Exit => Some("Python frees its objects and runs atexit functions when it ends"),
+            Work::Exit => Some("Python frees its objects when it ends"),
             Work::Unpickling => Some("workers unpickle what they are sent into memory of their own"),
             Work::Pickling => Some("what is sent to another process is pickled into memory first"),
             Work::Import => Some("modules were loaded after the fork, by each process for itself"),
@@ -171,8 +175,8 @@ impl Language for CPython {
         let serves = |word: &String| word.contains("multiprocessing.forkserver");
         match work {
             Work::Exit if runs("gunicorn") => Some((
-                "end the workers by os._exit() in gunicorn's hook worker_exit, which frees nothing; atexit functions do not run then, \
-                 so flush there what must be kept",
+                "if the workers' atexit functions need not run, end the workers by os._exit() in gunicorn's hook worker_exit, which \
+                 frees nothing; flush there what must be kept",
                 &["def worker_exit(server, worker):    # in gunicorn.conf.py", "    os._exit(0)"],
             )),
             Work::Import if command.iter().any(serves) => Some((

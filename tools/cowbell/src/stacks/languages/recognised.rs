@@ -14,6 +14,8 @@ pub struct Recognised {
     functions: &'static [(Work, &'static [&'static str])],
     /// The work of functions whose names begin so.
     beginnings: &'static [(Work, &'static [&'static str])],
+    /// Functions that run the program.
+    runs: &'static [&'static str],
     remedies: &'static [(Work, &'static str)],
 }
 
@@ -41,6 +43,7 @@ pub const RUBY: Recognised = Recognised {
         (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
     ],
     beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
+    runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
     remedies: &[(
         Work::Collector,
         "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part",
@@ -54,7 +57,12 @@ pub const PERL: Recognised = Recognised {
     files: &["libperl", "perl"],
     functions: &[(Work::Exit, &["perl_destruct", "Perl_my_exit"])],
     beginnings: &[],
-    remedies: &[(Work::Exit, "leave the child by POSIX::_exit(), which frees nothing; it runs no END blocks either")],
+    runs: &["Perl_runops_standard", "Perl_runops_debug", "Perl_call_list", "Perl_call_sv"],
+    remedies: &[(
+        Work::Exit,
+        "if the child's END blocks and destructors need not run, flush its files and leave it by POSIX::_exit(), which frees nothing \
+         and runs none of them",
+    )],
 };
 
 /// PHP.
@@ -68,6 +76,7 @@ pub const PHP: Recognised = Recognised {
         (Work::Exit, &["php_module_shutdown"]),
     ],
     beginnings: &[(Work::Allocator, &["_zend_mm_", "zend_mm_", "_emalloc", "_efree"])],
+    runs: &["execute_ex", "zend_execute", "zend_call_function"],
     remedies: &[(Work::Collector, "gc_disable() in the child, where it can do without")],
 };
 
@@ -108,6 +117,7 @@ pub const OTHERS: Recognised = Recognised {
         ],
     )],
     beginnings: &[],
+    runs: &[],
     remedies: &[],
 };
 
@@ -132,6 +142,10 @@ impl Language for Recognised {
         let exact = self.functions.iter().find(|(_, names)| names.contains(&function));
         let begins = |(_, names): &&(Work, &[&str])| names.iter().any(|beginning| function.starts_with(beginning));
         exact.or_else(|| self.beginnings.iter().find(begins)).map(|(work, _)| *work)
+    }
+
+    fn runs_program(&self, function: &str) -> bool {
+        self.runs.contains(&function)
     }
 
     fn remedy(&self, work: Work) -> Option<&'static str> {

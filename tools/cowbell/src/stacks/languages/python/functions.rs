@@ -91,6 +91,14 @@ const ALLOCATOR: &[&str] = &[
     "arena_map_mark_used",
 ];
 
+/// Functions that run code of the program (Python/ceval.c).
+const RUNS: &[&str] = &["_PyEval_EvalFrameDefault", "_PyEval_Vector", "PyEval_EvalCode", "PyEval_EvalFrameEx"];
+
+/// Tells whether a function runs code of the program.
+pub fn runs_program(function: &str) -> bool {
+    RUNS.contains(&function)
+}
+
 /// The work of a function; `None` for one that is in none of these lists.
 pub fn work(function: &str) -> Option<Work> {
     if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
