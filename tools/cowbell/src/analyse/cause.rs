@@ -57,6 +57,8 @@ pub enum Reason {
     BesideObjects,
     /// The memory is managed by an interpreter whose objects this program does not know.
     Interpreter,
+    /// The copies were given back before they could be compared: what was written first says nothing of the rest.
+    Freed,
 }
 
 /// The difference of a copy from its original, coarsely.
@@ -64,6 +66,8 @@ pub enum Reason {
 pub enum Change {
     /// Not compared.
     Unknown,
+    /// Not compared, because it was there no more.
+    Gone,
     /// Not at all.
     Identical,
     /// Nearly only in words that are reference counts by their layout.
@@ -82,6 +86,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// Tells whether the copy was compared with its original.
+    pub fn is_compared(self) -> bool {
+        !matches!(self, Self::Unknown | Self::Gone)
+    }
+
     /// The change of a page that was compared.
     pub fn of(content: &record::Content, page_size: u64) -> Self {
         let page_words = page_size / 8;
@@ -132,6 +141,8 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         _ if evidence.in_stack => Cause::Stack,
         _ if evidence.by_kernel => Cause::Kernel,
         (Change::Large, _) => return changed(evidence),
+        // Who frees an object counts it down first.
+        (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
         // Whoever makes or frees objects links the headers of their neighbours, too, and changes much more besides.
         _ if wrote == Wrote::CollectorHeader && !matches!(change, Change::Some | Change::Unknown) => {
@@ -150,7 +161,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown => Cause::CountOrCollector,
         (Change::Identical, _) => Cause::Rewritten,
         (Change::Few | Change::Some, _) => return changed(evidence),
-        (Change::Unknown, _) => {
+        (Change::Unknown | Change::Gone, _) => {
             let reason = match (evidence.code, purpose) {
                 (false, _) => Reason::NoEvidence,
                 (true, None) => Reason::NoName,
@@ -223,6 +234,10 @@ impl Reason {
             Self::Interpreter => {
                 "the process runs an interpreter whose objects cowbell does not know: the program's own writes and the \
                  interpreter's cannot be told apart"
+            }
+            Self::Freed => {
+                "the memory was given back before the copies could be compared with their originals: what was freed, and \
+                 what else was written there, is not known"
             }
         }
     }
@@ -356,6 +371,18 @@ mod tests {
         // The function tells counts where no layout does.
         let native = Evidence { purpose: Some(Purpose::References), change: Change::Few, ..PLAIN };
         assert_eq!(likely(&native), (Cause::ReferenceCount, None));
+    }
+
+    #[test]
+    fn what_was_freed_is_no_counting() {
+        let gone = Evidence { runtime: language("python"), change: Change::Gone, ..PLAIN };
+        for wrote in [Wrote::ReferenceCount, Wrote::CollectorHeader, Wrote::Atomic, Wrote::Other, Wrote::Unknown] {
+            for purpose in [None, Some(Purpose::References), Some(Purpose::Collector), Some(Purpose::Other)] {
+                let evidence = Evidence { wrote, purpose, ..gone };
+                assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Freed)), "{evidence:?}");
+            }
+        }
+        assert_eq!(likely(&Evidence { purpose: Some(Purpose::Allocator), ..gone }), (Cause::Allocator, None));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Stacks;
 use super::cause::Change;
 use super::codes::called;
 use super::detail::Trail;
+use super::evidence::{Evidence, between};
 use super::faults;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
@@ -190,7 +191,8 @@ impl Interval {
         }
         self.events.extend(faults::events(std::mem::take(&mut self.faults), &end.pages, page_size));
         end.contents.sort_by_key(|content| content.page);
-        let evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
+        let mut evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
+        evidence.gone = &end.gone;
         self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&end.pages);
     }
 
@@ -200,30 +202,6 @@ impl Interval {
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
         let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
         self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&runs);
-    }
-}
-
-/// The evidence about single pages, in order of address.
-struct Evidence<'a> {
-    events: Vec<Event>,
-    contents: &'a [Content],
-    page_size: u64,
-    stacks: &'a Stacks,
-    /// When stacks were sampled, and which, in order of time.
-    samples: Vec<(u64, u32)>,
-}
-
-impl<'a> Evidence<'a> {
-    fn new(mut events: Vec<Event>, contents: &'a [Content], page_size: u64, stacks: &'a Stacks) -> Self {
-        for event in &mut events {
-            event.page &= !(page_size - 1);
-        }
-        let sampled = events.iter().filter_map(|event| Some((event.time_ns, event.stack?)));
-        let mut samples: Vec<_> = sampled.filter(|(_, stack)| stacks.contains_key(stack)).collect();
-        samples.sort_unstable();
-        // Stable: events of one page stay in order of time.
-        events.sort_by_key(|event| event.page);
-        Self { events, contents, page_size, stacks, samples }
     }
 }
 
@@ -329,7 +307,7 @@ impl<'a> Adding<'a> {
             (events, contents) = (later, others);
             // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
             let event = same.iter().find(|event| event.class == class).or(same.first());
-            self.page(event, content.first(), in_stack, unknown);
+            self.page(page, event, content.first(), in_stack, unknown);
             self.follow(page, 1, event, class);
             known += 1;
             if self.detailed {
@@ -350,9 +328,17 @@ impl<'a> Adding<'a> {
     }
 
     /// Adds a copied page.
-    fn page(&mut self, event: Option<&Event>, content: Option<&Content>, in_stack: bool, without_event: Unknown) {
+    fn page(
+        &mut self,
+        page: u64,
+        event: Option<&Event>,
+        content: Option<&Content>,
+        in_stack: bool,
+        without_event: Unknown,
+    ) {
         self.times.extend(event.map(|event| event.time_ns));
-        let change = content.map_or(Change::Unknown, |content| Change::of(content, self.evidence.page_size));
+        let without = || if self.evidence.is_gone(page) { Change::Gone } else { Change::Unknown };
+        let change = content.map_or_else(without, |content| Change::of(content, self.evidence.page_size));
         if let Some(content) = content {
             let contents = &mut self.sums.contents;
             contents.compared_pages += 1;
@@ -415,11 +401,4 @@ impl<'a> Adding<'a> {
 pub fn amplification(contents: &Contents, page_size: u64) -> Option<f64> {
     let copied = contents.compared_pages as f64 * page_size as f64;
     (contents.changed_bytes > 0).then(|| copied / contents.changed_bytes as f64)
-}
-
-/// The part of what is sorted by page that lies in `start..end`.
-fn between<T>(sorted: &[T], start: u64, end: u64, page: impl Fn(&T) -> u64) -> &[T] {
-    let from = sorted.partition_point(|one| page(one) < start);
-    let to = sorted.partition_point(|one| page(one) < end);
-    sorted.get(from..to).unwrap_or_default()
 }

@@ -14,6 +14,7 @@ mod code;
 mod codes;
 pub mod detail;
 pub mod diff;
+mod evidence;
 mod faults;
 mod gaps;
 mod growth;

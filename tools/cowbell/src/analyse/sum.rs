@@ -186,7 +186,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         let named = names.get(&name::called(copied));
         let (cause, reason) = causes::cause_of(interval, runtime, copied, named, phases.at(copied.after));
         if !matches!(cause, Cause::Start | Cause::Exit) {
-            at_work.compared_pages += if copied.change == Change::Unknown { 0 } else { all };
+            at_work.compared_pages += if copied.change.is_compared() { all } else { 0 };
             at_work.identical_pages += if copied.change == Change::Identical { all } else { 0 };
             at_work.undated_pages += if copied.after.is_none() && phases.has_end() { all } else { 0 };
         }

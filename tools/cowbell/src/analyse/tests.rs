@@ -52,7 +52,15 @@ pub fn begin(interval: u32) -> Record {
 }
 
 pub fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record {
-    Record::End(End { interval, time_ns: 9000, closed: Closed::Exit, pages, contents, unmapped_uncounted: 0 })
+    Record::End(End {
+        interval,
+        time_ns: 9000,
+        closed: Closed::Exit,
+        pages,
+        contents,
+        gone: vec![],
+        unmapped_uncounted: 0,
+    })
 }
 
 pub fn event(page: u64, class: Class, pc: u64) -> Event {

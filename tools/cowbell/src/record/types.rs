@@ -313,6 +313,9 @@ pub struct End {
     pub pages: Vec<PageRun>,
     /// The differences of copies from their originals, as far as compared; in order of address.
     pub contents: Vec<Content>,
+    /// Copies that were there no more, so that they could not be compared: ascending, disjoint runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<PageRun>,
     /// At most so many more pages may have been copied that were unmapped before they could be counted.
     pub unmapped_uncounted: u64,
 }

@@ -27,6 +27,15 @@ pub struct Originals {
     pages: usize,
 }
 
+/// The result of comparing copies.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// The differences of those that could be compared.
+    pub contents: Vec<Content>,
+    /// The copies that are there no more.
+    pub gone: BTreeMap<u64, Class>,
+}
+
 /// A process that had the same pages, and may have them still.
 pub struct Donor<'a> {
     pid: i32,
@@ -114,12 +123,12 @@ impl Originals {
         Some(content)
     }
 
-    /// Compares what can be compared.
-    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Vec<Content> {
+    /// Compares what can be compared, and says which copies are gone.
+    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Compared {
         let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = Files::new(watch.pid);
         let (mut objects, mut word) = (watch.space.objects(), layout::words(watch));
-        let mut contents = Vec::new();
+        let mut compared = Compared::default();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         // For all pages the same two: each is as large as what makes an allocator tidy up.
         let (mut was, mut now) = (vec![0; page_bytes() as usize], vec![0; page_bytes() as usize]);
@@ -145,13 +154,17 @@ impl Originals {
             } else {
                 None
             };
+            let entry = ours.at(page);
+            if entry.is_ok_and(|entry| !entry.intersects(Entry::PRESENT | Entry::SWAPPED)) {
+                compared.gone.insert(page, class);
+            }
             // Reading where there is nothing would put the zero page there.
-            let there = ours.at(page).is_ok_and(|entry| entry.contains(Entry::PRESENT));
+            let there = entry.is_ok_and(|entry| entry.contains(Entry::PRESENT));
             if let Some(original) = original.filter(|_| there && read(&watch.memory, page, &mut now)) {
-                contents.push(difference(page, original, &now, &mut *objects, &mut word));
+                compared.contents.push(difference(page, original, &now, &mut *objects, &mut word));
             }
         }
-        contents
+        compared
     }
 
     /// Forgets a process: nobody that it made is left, or it is itself gone.

@@ -17,7 +17,7 @@
 //! was taken again counts as copied or reused, and what was moved is one of "at most so many more".
 
 use super::baseline::{self, Entries, Was, page_bytes};
-use super::compare::{Donor, Originals};
+use super::compare::{Compared, Donor, Originals};
 use super::faults_look::Look;
 use super::faults_page::{backing_at, class_of_new, is_of_writable_file, is_zero, may_be_moved};
 use super::maps::{self, Map};
@@ -76,9 +76,9 @@ pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (
     if read.is_err() {
         closed = Closed::Lost;
     }
-    let mut contents = Vec::new();
+    let mut compared = Compared::default();
     if is_there && read.is_ok() {
-        contents = originals.compare(evidence.watch, &verdict.pages, evidence.donor);
+        compared = originals.compare(evidence.watch, &verdict.pages, evidence.donor);
     }
     let rows = verdict.rows(evidence.touched);
     let end = End {
@@ -86,7 +86,8 @@ pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (
         time_ns: now_ns,
         closed,
         pages: runs(&verdict.pages),
-        contents,
+        contents: compared.contents,
+        gone: runs(&compared.gone),
         unmapped_uncounted: verdict.gone,
     };
     (end, rows)

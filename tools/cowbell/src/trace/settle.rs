@@ -1,7 +1,7 @@
 //! The end of an interval: the verdict over its pages, and how copies differ from their originals.
 
 use super::baseline::{self, Entries, page_bytes};
-use super::compare::{Donor, Originals};
+use super::compare::{Compared, Donor, Originals};
 use super::maps::{self, Backing};
 use super::verdict::{Page, Sight, verdict};
 use super::watch::Watch;
@@ -43,11 +43,13 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
             .filter(|(page, _)| donor.still_has(watch, &entries, **page))
             .for_each(|(_, class)| *class = Class::Copy);
     }
-    let contents = if is_there { originals.compare(watch, &pages, donor) } else { Vec::new() };
+    let Compared { contents, gone } =
+        if is_there { originals.compare(watch, &pages, donor) } else { Compared::default() };
     // Without page tables nothing is known of mappings without events.
     let lost = watch.uncounted + if is_there { 0 } else { watch.unread() };
     let unmapped_uncounted = if lost == 0 { 0 } else { lost.min(faults_unexplained(watch, &pages)) };
-    End { interval: watch.interval, time_ns: now_ns, closed, pages: runs(&pages), contents, unmapped_uncounted }
+    let (interval, pages, gone) = (watch.interval, runs(&pages), runs(&gone));
+    End { interval, time_ns: now_ns, closed, pages, contents, gone, unmapped_uncounted }
 }
 
 /// The number of copies that the process can have made and that are not known: each takes a page fault, and so did each that is

@@ -78,7 +78,9 @@ fn cause_sentences(cause: &CauseShare, summary: &Summary) -> Vec<String> {
     }));
     let is_open = matches!(cause.cause, Cause::Unknown | Cause::CountOrCollector);
     let is_most = |part: u64| part.saturating_mul(2) > cause.copied_pages;
-    let may_be_named = cause.cause == Cause::CountOrCollector || cause.reasons.iter().any(|r| r.reason.wants_names());
+    let named = cause.reasons.iter().filter(|share| share.reason.wants_names());
+    let named = named.fold(0u64, |sum, share| sum.saturating_add(share.copied_pages));
+    let may_be_named = cause.cause == Cause::CountOrCollector || is_most(named);
     if is_open && summary.run.mode == Mode::Count {
         sentences.push("--mode trace shows the code".to_owned());
     } else if let (true, Some(file)) = (may_be_named && is_most(cause.without_name_pages), &cause.nameless_file) {
