@@ -4,6 +4,7 @@ use super::cause::Cause;
 use super::growth::advice;
 use super::sum::share;
 use super::summary::{Interval, Summary};
+use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
 use crate::record::Mode;
 use crate::stacks::languages::{self, Work};
@@ -37,7 +38,9 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let mut causes: Vec<_> = causes.into_iter().collect();
     causes.sort_by_key(|&(cause, pages)| (std::cmp::Reverse(pages), cause));
     for (cause, pages) in causes {
-        let told = summary.causes.iter().find(|share| share.cause == cause);
+        // What others' copies are for is no reason for these.
+        let known = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == cause);
+        let told = known.max_by_key(|share| share.copied_pages);
         let is_count = summary.run.mode == Mode::Count && cause == Cause::CountOrCollector;
         let text = told.map_or(cause.name().to_owned(), |told| match (told.why, told.reasons.first()) {
             _ if is_count => "reference counts or the garbage collector: --mode trace tells which".to_owned(),
@@ -68,13 +71,28 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     // The way out comes last: it does not hurt whom the work does not.
     let ending_bytes = ending.saturating_mul(page);
     let is_worth_it = ending_bytes >= LITTLE && share(ending, all) >= 0.1;
-    let exit = summary.causes.iter().find(|share| share.cause == Cause::Exit).filter(|_| is_worth_it);
+    let exits = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == Cause::Exit);
+    // Who of several works on its way out would lose that.
+    let exit = exits.min_by_key(|share| share.remedy.is_some()).filter(|_| is_worth_it);
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
         verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
     }
-    verdict.places = places(summary, work);
+    verdict.places = places(summary, verdict.kind, work);
+    if verdict.places.is_empty() && work > 0 {
+        verdict.places_unknown = unseen(of);
+    }
+}
+
+/// The reason why the code of most of these copies is not known, where it is not.
+fn unseen(of: &[&Interval]) -> Option<&'static str> {
+    let mut pages: BTreeMap<Unknown, u64> = BTreeMap::new();
+    for share in of.iter().flat_map(|interval| &interval.code_unknown) {
+        let sum = pages.entry(share.reason).or_default();
+        *sum = sum.saturating_add(share.copied_pages);
+    }
+    pages.into_iter().max_by_key(|&(_, pages)| pages).map(|(why, _)| why.text())
 }
 
 /// One remedy for several causes is told once; what saves most comes first.
@@ -109,8 +127,9 @@ fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'s
     found.all(|other| other == first).then_some(first)?
 }
 
-/// The places where copies were made at work: lines of a script, or where there are none, functions.
-fn places(summary: &Summary, work: u64) -> Vec<Place> {
+/// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions.
+fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
+    let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
     let lines = lines.map(|line| Place {
@@ -119,7 +138,7 @@ fn places(summary: &Summary, work: u64) -> Vec<Place> {
         line: line.line,
         called_from: line.called_from.clone(),
         source: line.source.clone(),
-        share: share(line.copied_pages_estimated, work).min(1.0),
+        share: share(theirs(line.copied_pages_estimated, line.parents_copied_pages_estimated), work).min(1.0),
     });
     let functions = summary.functions.iter().filter(|function| at_work(function.cause));
     let functions = functions.map(|function| {
@@ -130,7 +149,7 @@ fn places(summary: &Summary, work: u64) -> Vec<Place> {
             line: line.map_or(0, |line| line.line as i32),
             called_from: None,
             source: line.and_then(|line| line.source.clone()),
-            share: share(function.copied_pages, work).min(1.0),
+            share: share(theirs(function.copied_pages, function.parents_copied_pages), work).min(1.0),
         }
     });
     let told = most(lines.collect());

@@ -131,6 +131,7 @@ fn interval(number: u32, report: &Report) -> Interval {
         copied_pages,
         copied_bytes: report.copied_bytes(),
         causes: causes(&contents, copied_pages),
+        code_unknown: Vec::new(),
         // The library tells no phases: all counts as work.
         at_work: AtWork {
             compared_pages: contents.compared_pages,

@@ -2,10 +2,10 @@
 
 use super::Profile;
 use super::cause::Cause;
-use super::interval::{Copied, Seen};
+use super::interval::{Copied, Seen, Sums};
 use super::sum::{most, share};
 use super::summary::{self, ScriptLine};
-use crate::record::Mode;
+use crate::record::{Mode, Role};
 use std::collections::HashMap;
 
 /// The findings of samples about a script's lines, in all intervals.
@@ -23,6 +23,8 @@ pub struct ScriptSum {
 struct PlaceSum {
     samples: u64,
     pages: u64,
+    /// Those of them in intervals of processes that forked.
+    by_parents: u64,
     causes: HashMap<Cause, u64>,
 }
 
@@ -54,8 +56,10 @@ impl Sampled {
         }
     }
 
-    /// `spread`: how many copies the samples of a place and a line stand for.
-    pub fn into_sum(self, spread: &HashMap<(u32, Option<u32>), u64>, squares: u64, sum: &mut ScriptSum) {
+    /// Adds what was sampled in an interval of this role.
+    pub fn into_sum(self, sums: &Sums, role: Role, sum: &mut ScriptSum) {
+        // How many copies the samples of a place and a line stand for.
+        let (spread, squares) = (&sums.sampled, sums.sampled_squares);
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
@@ -67,7 +71,9 @@ impl Sampled {
                 sum.script_samples += samples;
                 let place = sum.places.entry(line).or_default();
                 place.samples += samples;
-                place.pages += spread.get(&(code, Some(line))).copied().unwrap_or(0);
+                let pages = spread.get(&(code, Some(line))).copied().unwrap_or(0);
+                place.pages += pages;
+                place.by_parents += if role == Role::Parent { pages } else { 0 };
                 for (cause, samples) in causes {
                     *place.causes.entry(cause).or_default() += samples;
                 }
@@ -90,6 +96,7 @@ pub fn script(sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script
             work: place.work,
             samples: place_sum.samples,
             copied_pages_estimated: place_sum.pages,
+            parents_copied_pages_estimated: place_sum.by_parents,
             share: share(place_sum.pages, copied),
             cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
         })
@@ -124,6 +131,7 @@ fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
             Some(same) => {
                 same.samples += line.samples;
                 same.copied_pages_estimated += line.copied_pages_estimated;
+                same.parents_copied_pages_estimated += line.parents_copied_pages_estimated;
                 same.share += line.share;
             }
             None => {

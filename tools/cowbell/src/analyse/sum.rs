@@ -103,6 +103,8 @@ struct Name {
 #[derive(Default)]
 struct FunctionSum {
     pages: u64,
+    /// Those of them in intervals of processes that forked.
+    by_parents: u64,
     causes: HashMap<Cause, u64>,
     lines: HashMap<(String, u32), u64>,
     unnamed: Unknowns,
@@ -180,6 +182,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     let mut sampled = Sampled::default();
     let mut judged = Judged::new();
     let mut at_work = AtWork::default();
+    let mut unseen = Unknowns::default();
     let is_first = tables.begun.insert((interval.process, interval.begin.pid));
     let phases = Phases::of(interval, is_first, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
@@ -199,18 +202,19 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
             causes.entry((cause, runtime)).or_default().add(&added);
         }
         if let Some(named) = named {
-            function(named, all, cause, &mut tables.functions);
+            function(named, all, cause, interval.begin.role, &mut tables.functions);
         }
         sampled.add(copied, all, cause);
         if let Some(why) = copied.unknown {
-            tables.unseen.add(why, all);
+            unseen.add(why, all);
         }
         if let Some(syscall) = copied.syscall {
             *tables.syscalls.entry(syscall).or_default() += all;
         }
     }
-    sampled.into_sum(&sums.sampled, sums.sampled_squares, &mut tables.script);
+    sampled.into_sum(sums, interval.begin.role, &mut tables.script);
     tables.judged.push(judged);
+    tables.unseen.add_all(&unseen);
     let copied_pages = sums.pages.copied();
     summary::Interval {
         interval: interval.begin.interval,
@@ -231,12 +235,13 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         at_work,
         when: sums.when,
         causes: causes::causes(&own_causes, copied_pages),
+        code_unknown: unseen.shares(),
         mappings: mappings(own, copied_pages),
         unmapped_uncounted_pages: interval.unmapped_uncounted,
     }
 }
 
-fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap<Name, FunctionSum>) {
+fn function(named: &Named<'_>, pages: u64, cause: Cause, role: Role, functions: &mut HashMap<Name, FunctionSum>) {
     let (function, inlined) = match &named.place {
         Some(place) => (place.function.to_owned(), place.inlined.map(str::to_owned)),
         None => (named.bare.clone(), None),
@@ -245,6 +250,7 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, functions: &mut HashMap
     let caller = named.caller.as_ref().map(|Caller { function, is_indirect, .. }| (function.clone(), *is_indirect));
     let sum = functions.entry(Name { function, inlined, caller, module }).or_default();
     sum.pages = sum.pages.saturating_add(pages);
+    sum.by_parents = sum.by_parents.saturating_add(if role == Role::Parent { pages } else { 0 });
     *sum.causes.entry(cause).or_default() += pages;
     let line = named.place.as_ref().and_then(|place| place.line);
     match line {
@@ -306,6 +312,7 @@ fn functions(table: HashMap<Name, FunctionSum>, profile: &Profile, copied: u64) 
             caller_unknown: sum.without_caller.most(),
             module: name.module,
             copied_pages: sum.pages,
+            parents_copied_pages: sum.by_parents,
             share: share(sum.pages, copied),
             cause: most(&sum.causes).unwrap_or(Cause::Unknown),
             lines,

@@ -157,6 +157,8 @@ pub struct Interval {
     /// When it copied; `null` in count mode.
     pub when: Option<When>,
     pub causes: Vec<CauseShare>,
+    /// Why the code that made copies is not known, of those of which it is not.
+    pub code_unknown: Vec<UnknownShare>,
     pub mappings: Vec<Mapping>,
     pub unmapped_uncounted_pages: u64,
 }
@@ -217,6 +219,8 @@ pub struct Function {
     /// The file mapped there, where known.
     pub module: String,
     pub copied_pages: u64,
+    /// Those of them that processes which fork copied while their children lived.
+    pub parents_copied_pages: u64,
     pub share: f64,
     /// Its most frequent likely cause.
     pub cause: Cause,
@@ -268,6 +272,8 @@ pub struct ScriptLine {
     pub samples: u64,
     /// The samples, scaled to the copies of their instructions.
     pub copied_pages_estimated: u64,
+    /// Those of them that processes which fork copied while their children lived.
+    pub parents_copied_pages_estimated: u64,
     pub share: f64,
     /// Its most frequent likely cause.
     pub cause: Cause,

@@ -81,6 +81,8 @@ pub struct Verdict {
     pub why: Vec<Why>,
     /// The places, most first.
     pub places: Vec<Place>,
+    /// The reason why there is no place, where copies were made at work.
+    pub places_unknown: Option<&'static str>,
     /// The remedies, by what they save.
     pub helps: Vec<Help>,
 }

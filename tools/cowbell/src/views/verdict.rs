@@ -199,6 +199,12 @@ fn why(text: &mut Text, verdict: &Verdict) {
 }
 
 fn places(text: &mut Text, verdict: &Verdict) {
+    if let Some(why) = verdict.places_unknown.filter(|_| verdict.kind == Kind::ParentPays) {
+        for (nth, line) in wrap(&format!("not known: {why}"), WIDTH - INDENT).iter().enumerate() {
+            let margin = if nth == 0 { "Where" } else { "" };
+            text.line(&format!("{margin:INDENT$}{line}"));
+        }
+    }
     let longest = verdict.places.iter().map(|place| where_is(place).chars().count()).max().unwrap_or(0);
     let where_width = longest.min(WHERE_MAX);
     let what_width = WIDTH - INDENT - 5 - 2 - where_width - 2;
