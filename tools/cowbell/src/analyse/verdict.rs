@@ -315,6 +315,11 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
         };
     }
     if cast.children.is_empty() {
+        let is_found = |process: &Process| process.origin == Origin::Attached;
+        let shares = cast.attached.iter().any(|interval| interval.held.shared > 0);
+        if !shares && summary.processes.iter().all(is_found) && copied == 0 {
+            return Kind::NothingForked;
+        }
         let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
         return if late { Kind::CopiedBefore } else { of_copies(1) };
     }

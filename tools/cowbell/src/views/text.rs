@@ -4,7 +4,8 @@
 use super::Look;
 use super::lines::{List, Row, Text, clean, count, percent, some, time};
 use super::table::{self, Keep};
-use super::{processes, tables, verdict, why};
+use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
+use super::{processes, tables, why};
 use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
 use cowbell::page::Bytes;
@@ -122,6 +123,9 @@ fn since_attached(summary: &Summary) -> String {
     let own = summary.intervals.iter().filter(|interval| interval.role == Role::Attached);
     let own = own.fold(0u64, |sum, interval| sum.saturating_add(interval.held.exclusive));
     let own = Bytes(own.saturating_mul(summary.run.page_size));
+    if !has_watched_parent(summary) {
+        return format!("Counted since cowbell attached; the process had {own} of its own by then. {PARENT_UNWATCHED}");
+    }
     let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
     format!(
         "Counted since cowbell attached; the processes had {own} of their own by then, some of which may be copies made \

@@ -4,6 +4,7 @@ use super::lines::{Text, WIDTH, clean, head, some, tail};
 use super::table::wrap;
 use crate::analyse::summary::Summary;
 use crate::analyse::verdict::{Kind, Place, Verdict};
+use crate::record::Origin;
 use cowbell::page::Bytes;
 
 /// Text behind the words in the margin begins here.
@@ -100,6 +101,10 @@ fn sentence(summary: &Summary) -> String {
             let programs = some(afresh, "program was started afresh", "programs were started afresh");
             format!("NOTHING TO SHARE: under {command} {programs} by exec, which shares nothing with the starter.")
         }
+        Kind::NothingForked if is_attached(summary) => format!(
+            "NOTHING TO SHARE: {} shared no private memory with others when cowbell attached, and forked nothing since.",
+            some(summary.processes.len() as u64, "process", "processes")
+        ),
         Kind::NothingForked => {
             let became = summary.processes.first().and_then(|root| root.executed.last()?.first());
             let became = became.filter(|_| !verdict.folded.is_empty());
@@ -109,6 +114,12 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::CopiedBefore => {
             let before = Bytes(verdict.before_bytes);
+            if !has_watched_parent(summary) {
+                return format!(
+                    "BEFORE: the process had {before} of its own when cowbell attached, and copied {copied} since. {}",
+                    PARENT_UNWATCHED
+                );
+            }
             let pid = summary.processes.first().map_or(String::new(), |process| format!(" {}", process.pid));
             format!(
                 "BEFORE: the processes had {before} of their own when cowbell attached, and copied {copied} since. \
@@ -123,6 +134,19 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::Unwatched => format!("UNKNOWN: no process was watched under {command}; why, is below."),
     }
+}
+
+/// The sentence on a process that was found without its parent.
+pub const PARENT_UNWATCHED: &str = "Whether it had copied any of that is not known: its parent was not watched.";
+
+fn is_attached(summary: &Summary) -> bool {
+    summary.processes.iter().any(|process| process.origin == Origin::Attached)
+}
+
+/// Tells whether any process was found running together with the one that made it.
+pub fn has_watched_parent(summary: &Summary) -> bool {
+    let found = || summary.processes.iter().filter(|process| process.origin == Origin::Attached);
+    found().any(|process| found().any(|parent| parent.pid == process.parent))
 }
 
 /// An amount, as far as it is certain.
