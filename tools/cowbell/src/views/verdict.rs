@@ -6,6 +6,7 @@ use crate::analyse::summary::Summary;
 use crate::analyse::verdict::{Kind, Place, Verdict};
 use crate::record::Origin;
 use cowbell::page::Bytes;
+use std::collections::BTreeSet;
 
 /// Text behind the words in the margin begins here.
 const INDENT: usize = 6;
@@ -56,7 +57,7 @@ fn sentence(summary: &Summary) -> String {
                 "COPIED: {} copied {copied} of the {shared} that {} with {}{same}.",
                 who(verdict),
                 they(verdict),
-                whom(verdict)
+                whom(summary)
             )
         }
         Kind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
@@ -72,7 +73,7 @@ fn sentence(summary: &Summary) -> String {
                 "{} copied {copied} of the {shared} that {} with {}",
                 who(verdict),
                 they(verdict),
-                whom(verdict)
+                whom(summary)
             );
             format!("SHARED: all is well: {rest}{new}.")
         }
@@ -81,12 +82,12 @@ fn sentence(summary: &Summary) -> String {
              could be counted; --mode trace sees most of it.",
             who(verdict),
             they(verdict),
-            whom(verdict),
+            whom(summary),
             Bytes(verdict.gone_bytes)
         ),
         Kind::New => {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
-            let of = format!("{copied} of the {shared} that {} with {}", they(verdict), whom(verdict));
+            let of = format!("{copied} of the {shared} that {} with {}", they(verdict), whom(summary));
             format!("NEW: {} grew by at least {}, and copied {of}.", who(verdict), grown(&verdict.new_bytes))
         }
         Kind::NothingToShare => {
@@ -169,11 +170,15 @@ fn they(verdict: &Verdict) -> &'static str {
     if verdict.workers.len() == 1 { "it shared" } else { "they shared" }
 }
 
-fn whom(verdict: &Verdict) -> &'static str {
-    match verdict.workers.len() {
-        0 => "others",
-        1 => "its parent",
-        _ => "their parent",
+fn whom(summary: &Summary) -> &'static str {
+    let workers = &summary.verdict.workers;
+    let parents: BTreeSet<i32> =
+        workers.iter().filter_map(|&at| summary.processes.get(at)).map(|worker| worker.parent).collect();
+    match (workers.len(), parents.len()) {
+        (0, _) => "others",
+        (1, _) => "its parent",
+        (_, ..=1) => "their parent",
+        _ => "their parents",
     }
 }
 
