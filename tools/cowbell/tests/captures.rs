@@ -13,3 +13,5 @@ mod formats;
 mod html;
 #[path = "captures/kit.rs"]
 mod kit;
+#[path = "captures/said.rs"]
+mod said;

@@ -10,12 +10,16 @@ use crate::record::{Closed, Frame, Mode, Origin, Role};
 use crate::stacks::languages::{self, Work};
 use cowbell::fork::Ended;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Less than this, in bytes for each worker, is little.
 pub const LITTLE: u64 = 1 << 20;
 /// And this is much, if it is a tenth of what was shared.
 const MUCH: u64 = 16 << 20;
+/// So much of one process is told of, whatever it is a part of.
+const MUCH_OF_ONE: u64 = 64 << 20;
+/// And so much of all together.
+const MUCH_IN_ALL: u64 = 256 << 20;
 /// A starter with less memory forks fast.
 const TABLES_MIN: u64 = 16 << 20;
 /// The kernel adds up what each processor has counted of resident pages only now and then: its peak is right within this.
@@ -277,31 +281,35 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     let made: Vec<&Process> = made.map(|(_, process)| process).collect();
     let (copied, shared) = (counted, verdict.shared_bytes);
     let workers = verdict.workers.len() as u64;
-    let parent_shared = cast
-        .parents
-        .iter()
-        .map(|interval| interval.held.shared)
-        .max()
-        .unwrap_or(0)
-        .saturating_mul(summary.run.page_size);
+    let parent_shared = cast.parents.iter().map(|interval| interval.held.shared).max().unwrap_or(0);
+    let parent_shared = parent_shared.saturating_mul(summary.run.page_size);
     // A tenth of little is not worth a word: a worker writes some pages of any program's own.
     let is_much = |part: u64, of: u64, each: u64| {
         let (tenths, fifths) = (part.saturating_mul(10), part.saturating_mul(5));
         fifths >= of.max(1) || (tenths >= of && part >= MUCH.saturating_mul(each.max(1)))
     };
-    let of_copies = |each: u64| match (is_much(copied, shared, each), is_much(verdict.copied_bytes, shared, each)) {
-        (true, _) if copied > 0 => Kind::Copied,
-        (_, true) if verdict.gone_bytes > 0 => Kind::Uncertain,
-        _ => Kind::Shared,
+    let page = summary.run.page_size;
+    let dated = |interval: &Interval| at_work(interval).saturating_sub(interval.at_work.undated_pages);
+    let with_gone = |interval: &Interval| at_work(interval).saturating_add(interval.unmapped_uncounted_pages);
+    let are_large = is_large(of_each(cast.counted(), dated, page));
+    let may_be_large = is_large(of_each(cast.counted(), with_gone, page));
+    let of_copies = |each: u64| {
+        let may_be = is_much(verdict.copied_bytes, shared, each) || may_be_large;
+        match is_much(copied, shared, each) || are_large {
+            true if copied > 0 => Kind::Copied,
+            _ if may_be && verdict.gone_bytes > 0 => Kind::Uncertain,
+            _ => Kind::Shared,
+        }
     };
     let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-    let grew = new > copied && new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;
+    let is_part = new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;
+    let grew = new > copied && (is_part || is_large(verdict.new_bytes.iter().copied()));
     if grew && new >= verdict.parent_bytes {
         return Kind::New;
     }
     if verdict.parent_bytes > copied
         && verdict.parent_bytes >= LITTLE
-        && is_much(verdict.parent_bytes, parent_shared, 1)
+        && (is_much(verdict.parent_bytes, parent_shared, 1) || is_large(of_each(&cast.parents, at_work, page)))
     {
         return Kind::ParentPays;
     }
@@ -326,7 +334,23 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     if grew { Kind::New } else { of_copies(workers) }
 }
 
-/// Tells whether a program was started by a fork that had much to copy for nothing.
+/// Tells whether this is so much, of each of several processes, that it is told of, whatever it is a part of.
+fn is_large(of_each: impl Iterator<Item = u64>) -> bool {
+    let (most, all) = of_each.fold((0, 0u64), |(most, all), one| (one.max(most), all.saturating_add(one)));
+    most >= MUCH_OF_ONE || all >= MUCH_IN_ALL
+}
+
+/// The bytes of each process that has one of these intervals.
+fn of_each(intervals: &[&Interval], of: impl Fn(&Interval) -> u64, page: u64) -> impl Iterator<Item = u64> {
+    let mut pages: BTreeMap<(Option<usize>, i32), u64> = BTreeMap::new();
+    for interval in intervals {
+        let sum = pages.entry((interval.process, interval.pid)).or_default();
+        *sum = sum.saturating_add(of(interval));
+    }
+    pages.into_values().map(move |pages| pages.saturating_mul(page))
+}
+
+/// Tells whether a program was started by a fork that had much to copy for nothing?
 fn copied_tables(summary: &Summary) -> bool {
     let shared = TABLES_MIN / summary.run.page_size.max(1);
     let is_on_its_way = |interval: &&Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);
