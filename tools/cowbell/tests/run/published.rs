@@ -187,7 +187,7 @@ if __name__ == '__main__':
     demand(
         &missed,
         "NEW: 2 children grew",
-        &["Modules were loaded after the fork", "heavy.py:1", "have the fork server load these modules"],
+        &["Modules were loaded after the fork", "heavy.py:1", "have the fork server load these modules", "PYTHONPATH"],
         &["--preload)"],
     );
     assert!(missed.contains("set_forkserver_preload(["), "{missed}");

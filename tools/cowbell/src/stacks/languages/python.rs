@@ -180,7 +180,9 @@ impl Language for CPython {
                 &["def worker_exit(server, worker):    # in gunicorn.conf.py", "    os._exit(0)"],
             )),
             Work::Import if command.iter().any(serves) => Some((
-                "have the fork server load these modules, before the first process is started: what it has loaded its children share",
+                "have the fork server load these modules, before the first process is started: what it has loaded its children share. \
+                 Before Python 3.12.8, and in 3.13.0, it does not look for them beside the script, only in the current directory, by \
+                 PYTHONPATH and among installed packages; and of what it does not find it says nothing",
                 &["multiprocessing.set_forkserver_preload(['MODULE'])"],
             )),
             _ => None,
