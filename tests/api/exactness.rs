@@ -103,7 +103,9 @@ impl Write {
                 }
             }
             How::Memcpy => {
-                let source = vec![9u8; len];
+                // The source lies at one address in all children: which instructions copy depends on it.
+                static SOURCE: [u8; 1 << 20] = [9; 1 << 20];
+                let source = &SOURCE[..len];
                 // SAFETY: the target is `len` bytes of atomics and nobody reads them meanwhile.
                 unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), raw, len) };
             }
