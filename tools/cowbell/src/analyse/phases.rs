@@ -2,13 +2,13 @@
 //!
 //! A sampled stack says in which phase it was taken. A phase is never left for one before it, so an interval has one moment at which
 //! work begins and one at which it ends: those that the fewest stacks contradict. What was copied between two stacks is of the phase
-//! of the earlier one.
+//! of the earlier one; but where stacks are far apart, as in faults mode, what comes between the start and another phase is work.
 
 use super::codes::Codes;
 use super::interval::Interval;
 use super::name;
 use super::{Stacks, code};
-use crate::record::Role;
+use crate::record::{Mode, Role};
 use crate::stacks::languages::Work;
 
 /// A phase.
@@ -30,6 +30,8 @@ pub struct Phases {
     all: u32,
     /// True for each stack of an interpreter that takes itself down, and not of the program's code that it runs then.
     torn_down: Vec<bool>,
+    /// Stacks are milliseconds apart: what lies between one of the start and the next may be work.
+    is_sparse: bool,
 }
 
 impl Phases {
@@ -53,7 +55,8 @@ impl Phases {
         let phases: Vec<Phase> = samples.iter().map(phase).collect();
         let (started, worked) = cuts(&phases);
         let torn_down = samples.iter().map(|&stack| is_torn_down(stack, stacks, codes)).collect();
-        Self { started, worked, all: samples.len() as u32, torn_down }
+        let is_sparse = interval.begin.mode == Mode::Faults;
+        Self { started, worked, all: samples.len() as u32, torn_down, is_sparse }
     }
 
     /// Tells whether an interpreter was taking itself down when so many stacks had been sampled. Else the program's own code ran: a
@@ -75,6 +78,7 @@ impl Phases {
             // A copy that comes before the first stack is in its phase at the latest.
             Some(0) if self.started > 0 => Phase::Start,
             Some(after) if after > self.worked => Phase::End,
+            Some(after) if after == self.started && self.is_sparse => Phase::Work,
             Some(after) if after <= self.started && after > 0 => Phase::Start,
             Some(_) => Phase::Work,
         }
@@ -164,17 +168,21 @@ mod tests {
 
     #[test]
     fn a_copy_is_of_the_phase_of_the_stack_before_it() {
-        let phases = Phases { started: 1, worked: 3, all: 4, torn_down: vec![false, true, false, true] };
+        let phases =
+            Phases { started: 1, worked: 3, all: 4, torn_down: vec![false, true, false, true], is_sparse: false };
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.at(after));
         use Phase::*;
         assert_eq!(told, [Work, Start, Start, Work, Work, End]);
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.is_torn_down(after));
         assert_eq!(told, [false, false, false, false, false, true], "before the end nothing is");
         assert_eq!(
-            Phases { started: 0, worked: 0, all: 1, torn_down: vec![true] }.at(Some(0)),
+            Phases { started: 0, worked: 0, all: 1, torn_down: vec![true], is_sparse: false }.at(Some(0)),
             Phase::Work,
             "the first stack was taken at the end"
         );
+        let sparse = Phases { started: 2, worked: 2, all: 3, torn_down: vec![false, false, true], is_sparse: true };
+        let told = [Some(0), Some(1), Some(2), Some(3)].map(|after| sparse.at(after));
+        assert_eq!(told, [Start, Start, Work, End], "between the start and the end anything may have been done");
     }
 
     proptest! {
