@@ -104,9 +104,11 @@ pub fn cause_of(
     runtime: Runtime,
     copied: &Copied,
     named: Option<&Named<'_>>,
-    phase: Phase,
+    (phase, has_teardown): (Phase, bool),
 ) -> (Cause, Option<Reason>) {
-    let told = cause_at_work(interval, runtime, copied, named);
+    // The interpreter gave back at its end what its program had only read.
+    let change = if has_teardown && copied.change == Change::Gone { Change::Unknown } else { copied.change };
+    let told = cause_at_work(interval, runtime, &Copied { change, ..*copied }, named);
     match (told.0, phase) {
         (Cause::Stack | Cause::Kernel, _) | (_, Phase::Work) => told,
         (_, Phase::Start) => (Cause::Start, None),

@@ -66,6 +66,11 @@ impl Phases {
         self.at(after) == Phase::End && last == Some(&true)
     }
 
+    /// Tells whether an interpreter took itself down: that gives back what was only read before.
+    pub fn has_teardown(&self) -> bool {
+        self.torn_down.iter().skip(self.worked as usize).any(|&torn_down| torn_down)
+    }
+
     /// Tells whether any stack was sampled on the way out.
     pub fn has_end(&self) -> bool {
         self.worked < self.all
@@ -173,6 +178,8 @@ mod tests {
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.at(after));
         use Phase::*;
         assert_eq!(told, [Work, Start, Start, Work, Work, End]);
+        assert!(phases.has_teardown(), "the last one");
+        assert!(!Phases { worked: 4, ..phases.clone() }.has_teardown(), "a function of that name at work is none");
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.is_torn_down(after));
         assert_eq!(told, [false, false, false, false, false, true], "before the end nothing is");
         assert_eq!(
