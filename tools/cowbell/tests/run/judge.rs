@@ -366,7 +366,7 @@ const UNKNOWN: &[&str] = &[
 ];
 
 /// Why a cause may be unknown: no other reason is one.
-const REASONS: &[&str] = &["no_evidence", "no_name", "not_compared", "beside_objects", "interpreter"];
+const REASONS: &[&str] = &["no_evidence", "no_name", "not_compared", "beside_objects", "interpreter", "freed"];
 
 #[test]
 fn each_statement_about_two_hundred_known_writers_is_true() {
