@@ -203,7 +203,7 @@ impl Child {
             trap_lost: evidence.get(Word::TrapLost) == 1,
             events_lost: self.events_lost(),
             page_faults: evidence.faults().map(|(by_kernel, lost)| {
-                // What a keeper leaves in the rings when it is killed is lost, too.
+                // Records that a keeper leaves in the rings when it is killed are lost, too.
                 let lost = lost.filter(|_| census != report::Census::Lost);
                 report::PageFaults { by_kernel, lost }
             }),

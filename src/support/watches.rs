@@ -32,9 +32,9 @@ impl Watch {
         match self {
             Self::Census => "costs the writer nothing",
             Self::Async => "a copied page costs the writer about 1.4 times as much",
-            Self::Faults => "a copied page costs the writer about 1.4 times as much",
-            Self::Trap => "a copied page costs the writer about 3.5 times as much",
-            Self::Monitor => "a copied page costs the writer about 6 times as much, 5 to 37 times on busy processors",
+            Self::Faults => "a copied page costs the writer about 1.5 times as much",
+            Self::Trap => "a copied page costs the writer about 2.9 times as much",
+            Self::Monitor => "a copied page costs the writer about 7 times as much, more on a busy machine",
         }
     }
 

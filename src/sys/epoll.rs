@@ -31,7 +31,7 @@ impl Poller {
     /// Reports `fd` once for each time that it becomes readable (`EPOLLET`): the set is readable until [`Self::take_news`]. *Raw.*
     ///
     /// # Errors
-    /// As [`Self::add`].
+    /// The same as those of [`Self::add`].
     pub fn add_for_news(&self, fd: impl AsFd) -> Result<(), Errno> {
         epoll::add(&self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN | epoll::EventFlags::ET)
     }

@@ -15,7 +15,7 @@
 //! cannot close them, and they tell neither of the keeper nor of the child's children, nor of the child once it executes another program.
 //!
 //! # Safety
-//! What the keeper does here is *raw*, as all it does. So the rings were prepared before the fork, and are never dropped: that would free what
+//! The keeper runs *raw* code only, here as elsewhere. So the rings were prepared before the fork, and are never dropped: that would free what
 //! an allocator gave out, whose lock a thread of the child may have died with.
 
 use super::arm::At;
@@ -195,7 +195,7 @@ impl Code<'_> {
 
 fn note(evidence: &Evidence, fault: &Fault, code: &mut Code<'_>) {
     let Some((image, page)) = evidence.place(fault.address as usize) else { return };
-    // Of a system call it is not told whether it read or wrote.
+    // The kernel does not tell whether a system call read or wrote.
     let does = if fault.by_kernel { Does::Unknown } else { code.does(fault.ip).at(fault.address, fault.registers) };
     if does == Does::Load || evidence.is_marked(image, Pages::Seen, page) {
         return;

@@ -204,7 +204,7 @@ fn reads_vector(opcode: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// As an assembler writes them.
+    /// Instructions as an assembler writes them.
     const KNOWN: &[(&str, &[u8], Does)] = &[
         ("mov [rdi], rax", &[0x48, 0x89, 0x07], Store),
         ("mov rax, [rdi]", &[0x48, 0x8b, 0x07], Load),

@@ -49,7 +49,7 @@ pub enum Watch {
     Census,
     /// userfaultfd with `WP_ASYNC` (Linux 6.7): pages written per epoch. About 1.4 times a copy.
     Async,
-    /// Page faults told by perf events (5.13): order, time, thread, registers, writes by system calls too; about 1.4 times a copy.
+    /// Page faults told by perf events (5.13): order, time, thread, registers, writes by system calls too; about 1.5 times a copy.
     /// Nothing is armed: system calls work, no signal is sent, and a page has one event, of its first write since the fork. Which pages were copied
     /// page tables tell, and what instructions do which fault was a write (on x86-64).
     ///
@@ -63,8 +63,8 @@ pub enum Watch {
     /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,
     /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too
-    /// (where the user may, see [`crate::support`]). About 6 times a copy. Each write waits for another process to be woken: on two busy processors
-    /// runs had medians of 5 to 12 times a copy, and rounds of 20 to 37 (`cargo run --release -p cowbell-bench -- writes --busy`).
+    /// (where the user may, see [`crate::support`]). About 7 times a copy, and more where
+    /// processors are busy: each write waits for another process to be woken (`cargo run --release -p cowbell-bench -- writes --busy`).
     Monitor,
 }
 

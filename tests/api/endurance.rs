@@ -171,7 +171,7 @@ fn a_keeper_killed_at_any_moment_lets_the_child_go_on_and_is_a_loss_that_is_told
             pidfd::signal(&keeper, libc::SIGKILL)?;
             ends_soon(&keeper, "the keeper")?;
             let seen_at_least = match watch {
-                // What nobody asked for yet is lost with the keeper.
+                // Events that nobody asked for yet are lost with the keeper.
                 Watch::Faults => 0,
                 Watch::Monitor => at,
                 _ => writer.pages,

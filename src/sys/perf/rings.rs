@@ -233,7 +233,7 @@ fn cpus() -> Vec<u32> {
     if found.is_empty() { (0..allowed_cpus()).collect() } else { found }
 }
 
-/// As many, if `/sys` is not mounted, as many as this process may run on.
+/// The number of CPUs that this process may run on, which must do where `/sys` is not mounted.
 fn allowed_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }

@@ -38,7 +38,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let mut causes: Vec<_> = causes.into_iter().collect();
     causes.sort_by_key(|&(cause, pages)| (std::cmp::Reverse(pages), cause));
     for (cause, pages) in causes {
-        // What others' copies are for is no reason for these.
+        // The reasons are those of the verdict's own intervals: what others copied explains none of these copies.
         let known = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == cause);
         let told = known.max_by_key(|share| share.copied_pages);
         let is_count = summary.run.mode == Mode::Count && cause == Cause::CountOrCollector;
@@ -72,7 +72,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let ending_bytes = ending.saturating_mul(page);
     let is_worth_it = ending_bytes >= LITTLE && share(ending, all) >= 0.1;
     let exits = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == Cause::Exit);
-    // Who of several works on its way out would lose that.
+    // If one of several processes works on its way out, leaving at once would lose its work: then none is advised to.
     let exit = exits.min_by_key(|share| share.remedy.is_some()).filter(|_| is_worth_it);
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
@@ -174,7 +174,7 @@ fn most(places: Vec<Place>) -> Vec<Place> {
 
 /// The reason that is told of growth of which no stack tells.
 const NO_STACK: &str = "unknown: no stack could be read when they grew";
-/// So much of the growth must have a known reason for that to be told before what has none.
+/// The share of the growth that must have a known reason, for that to be told before what has none.
 const KNOWN_MIN: f64 = 0.25;
 
 /// Why, where and what helps, of new memory.

@@ -141,7 +141,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         _ if evidence.in_stack => Cause::Stack,
         _ if evidence.by_kernel => Cause::Kernel,
         (Change::Large, _) => return changed(evidence),
-        // Who frees an object counts it down first.
+        // A function that frees an object counts it down first.
         (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
         // Whoever makes or frees objects links the headers of their neighbours, too, and changes much more besides.

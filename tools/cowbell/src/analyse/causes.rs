@@ -162,7 +162,7 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             few_words: is_most(sum.few_words),
             given_out: is_most(sum.given_out),
             reads: is_most(sum.reads),
-            // What the program itself did on its way out would be lost.
+            // Leaving at once would lose the work that the program itself did on its way out.
             torn_down: sum.torn_down.saturating_mul(10) >= sum.pages.saturating_mul(9),
         };
         let reason =
