@@ -8,7 +8,7 @@
 //! The forks are glibc's own, of a process that has one thread at that moment.
 #![expect(unsafe_code, reason = "forks a process for each test")]
 
-use crate::case::{Outcome, trial};
+use crate::case::{Outcome, soak, trial};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::process;
 use libtest_mimic::{Completion, Failed, Trial};
@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// The time a claim may take; far more than any needs.
 const TIME_MAX: Duration = Duration::from_secs(120);
+/// The least that a claim may take where long runs are asked for.
+const SOAK_MAX: Duration = Duration::from_secs(2 * 3600);
 
 /// The exit status of a claim's process when it failed, and when it was skipped.
 const FAILED: i32 = 70;
@@ -49,6 +51,7 @@ pub fn claim(name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Tri
 
 /// [`claim`] with more time.
 pub fn claim_within(time_max: Duration, name: &str, test: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    let time_max = if soak() { time_max.max(SOAK_MAX) } else { time_max };
     // The path without the name of the whole.
     trial(name.trim_start_matches("api::"), move || {
         let left = run(time_max, move || match test() {
