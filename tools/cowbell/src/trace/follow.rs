@@ -200,6 +200,7 @@ impl Tracer {
             process.history.clear();
             process.known.clear();
             process.space = None;
+            process.kept = None;
             process.was_watched = false;
             process.family = family;
             process.shares = false;
@@ -284,8 +285,10 @@ impl Tracer {
     fn unshare(&mut self, family: u32) {
         if let Some(last) = self.tree.last_of(family) {
             let rest = self.close_interval(last, Closed::Unshared, true);
-            if let Some(process) = self.tree.processes.get_mut(&last) {
-                process.space = rest.map(|(_, space)| space);
+            if let (Some(process), Some((doors, space))) = (self.tree.processes.get_mut(&last), rest) {
+                // A writer would wait for the answer of one that is synchronous.
+                process.kept = Some(doors).filter(|doors| doors.events.is_none() && doors.bits.is_some());
+                process.space = Some(space);
             }
         }
     }

@@ -56,7 +56,11 @@ impl Tracer {
             self.open_interval(pid, role, doors, Some(space), None);
             at_event
         } else if self.has_room(pid) {
-            if self.mode == Mode::Faults {
+            let kept = self.tree.processes.get_mut(&pid).and_then(|process| process.kept.take());
+            if let Some(doors) = kept {
+                self.open_interval(pid, role, doors, None, None);
+                at_event
+            } else if self.mode == Mode::Faults {
                 // Nothing is injected.
                 self.arm_at(maker, pid, role, at_event);
                 at_event

@@ -364,7 +364,10 @@ impl Tracer {
     /// Follows moves and removals in the mappings that have no events.
     fn serve_moves(&mut self, pid: i32) {
         let (started, now) = (sys::monotonic_ns(), self.now());
-        let Some(watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut()) else { return };
+        let Some(process) = self.tree.processes.get_mut(&pid) else { return };
+        // One that has its memory for itself must not wait for an answer at each of its unmappings: this one is the last.
+        process.kept = None;
+        let Some(watch) = process.watch.as_mut() else { return };
         let mut messages = Vec::new();
         let changes = watch.read_moves(now, &mut messages);
         for message in &messages {

@@ -1,7 +1,7 @@
 //! The processes and threads that are followed.
 
 use super::address_space::AddressSpace;
-use super::watch::Watch;
+use super::watch::{Doors, Watch};
 use crate::record::{PageRun, Role};
 use std::collections::{HashMap, HashSet};
 
@@ -27,6 +27,8 @@ pub struct Process {
     pub known: Vec<PageRun>,
     /// The address space of its last interval, as long as none is open: what is known of its code.
     pub space: Option<AddressSpace>,
+    /// Its userfaultfds, while it shares its memory with nobody: the next interval goes on with them, and nothing is injected for it.
+    pub kept: Option<Doors>,
     /// True if it has, or had, an interval since it began its program.
     pub was_watched: bool,
     /// True if it is to be armed once a thread of it stands still.
@@ -49,6 +51,7 @@ impl Process {
             history: HashMap::new(),
             known: Vec::new(),
             space: None,
+            kept: None,
             was_watched: false,
             to_arm: false,
             shares: false,
