@@ -143,6 +143,19 @@ impl RemoteUffd {
     pub fn read(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
         self.0.read(seen)
     }
+
+    /// The same of one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_with_children(&self, mut seen: impl FnMut(Event), mut forked: impl FnMut(Self)) -> Result<bool, Errno> {
+        self.0.read(|event| match event {
+            // SAFETY: the kernel has made this userfaultfd for the message. It is about the memory of a process that another one has
+            // forked just now, which is not this one: this one was there before.
+            Event::Fork(child) => forked(Self(unsafe { Uffd::from_fd(child) })),
+            event => seen(event),
+        })
+    }
 }
 
 impl AsFd for RemoteUffd {

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "claims about stores and system calls")]
 
 use crate::child::{self, Child, Gate};
-use crate::claim::{ADMIN, Claim, Need, Verdict, claim};
+use crate::claim::{ADMIN, Claim, Need, PTRACE, Verdict, claim};
 use crate::evidence;
 use crate::memory::{Kind, Memory, last_errno, mark};
 use crate::tracee;
@@ -31,6 +31,16 @@ pub const CLAIMS: &[Claim] = &[
         "A userfaultfd made in a forked child by an injected call, taken by `pidfd_getfd` and closed there, watches the child's memory and not the parent's; registers and signal mask are as before."
     )
     .needs(&[Need::Uffd]),
+    claim!(
+        one_registered_mapping_hands_a_userfaultfd_on,
+        "With `EVENT_FORK` a child is given a userfaultfd if its maker has any mapping registered; it registers and arms the child's other mappings, whose writes are told there, and is handed on to the child's child."
+    )
+    .needs(&[Need::FullUffd, PTRACE]),
+    claim!(
+        fork_goes_on_when_the_userfaultfd_is_closed,
+        "A fork that waits for its `EVENT_FORK` to be read goes on when the userfaultfd is closed, and the child, though its mappings were armed, writes without waiting."
+    )
+    .needs(&[Need::FullUffd, PTRACE]),
     claim!(
         blocked_calls_go_on_after_an_injection,
         "`read` of a pipe, `futex`, `poll`, `nanosleep`, `pause` and `wait4` go on after an injected call, those with a time limit by `restart_syscall`."
@@ -133,6 +143,80 @@ fn injected_userfaultfd_watches_the_child() -> Verdict {
         ptrace::resume(parent.pid, Until::Event, 0).expect("PTRACE_CONT");
     }
     assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "nothing of the parent");
+    Ok(())
+}
+
+/// Waits until a process forks, and takes what its userfaultfd gives for the child.
+fn handed_on(uffd: &RemoteUffd) -> RemoteUffd {
+    let mut child = None;
+    while child.is_none() {
+        pidfd::readable(uffd.as_fd(), None).expect("poll");
+        uffd.read_with_children(|event| panic!("{event:?}"), |given| child = Some(given)).expect("read");
+    }
+    child.expect("the loop ends with one")
+}
+
+fn one_registered_mapping_hands_a_userfaultfd_on() -> Verdict {
+    let (memory, other) = (Memory::marked(Kind::Anonymous, 4)?, Memory::marked(Kind::Anonymous, 1)?);
+    let begins = Gate::new();
+    let parent = tracee::spawn(tracee::ALL, || {
+        begins.pass();
+        let child = child::spawn(|| {
+            memory.store(1, 200);
+            child::spawn(|| memory.store(2, 200)).finish();
+        });
+        child.finish();
+    });
+    tracee::interrupt(parent.pid);
+    let uffd = tracee::watch(parent.pid, true, SYNC | Features::THREAD_ID | Features::EVENT_FORK);
+    uffd.register(other.range).expect("UFFDIO_REGISTER");
+    begins.open();
+    tracee::resume(parent.pid, Stop::Trap);
+    let (mut maker, mut given) = (parent.pid, uffd);
+    for page in [1, 2] {
+        let theirs = handed_on(&given);
+        let child = tracee::born(maker);
+        tracee::arm(&theirs, memory.range);
+        ptrace::resume(maker, Until::Event, 0).expect("PTRACE_CONT");
+        ptrace::resume(child, Until::Event, 0).expect("PTRACE_CONT");
+        let fault = tracee::next_fault(&theirs);
+        assert_eq!((fault.address, fault.tid), (memory.at(page).start, child));
+        assert!(!entry_of(child, &memory, page).contains(Entry::EXCLUSIVE), "not yet copied");
+        theirs.write_protect(memory.at(page), false).expect("UFFDIO_WRITEPROTECT");
+        (maker, given) = (child, theirs);
+    }
+    assert_eq!(tracee::end_running(maker), Status::Exited(0), "the grandchild");
+    drop(given);
+    // Its parent and its parent's are still to be let through their stops.
+    while let Ok(Some((tid, status))) = ptrace::wait(None, true) {
+        match status {
+            Status::Stopped(stop) => tracee::resume(tid, stop),
+            ended => assert_eq!(ended, Status::Exited(0), "process {tid}"),
+        }
+    }
+    Ok(())
+}
+
+fn fork_goes_on_when_the_userfaultfd_is_closed() -> Verdict {
+    let memory = Memory::marked(Kind::Anonymous, 4)?;
+    let begins = Gate::new();
+    let parent = tracee::spawn(tracee::ALL, || {
+        begins.pass();
+        child::spawn(|| memory.store(1, 200)).finish();
+    });
+    tracee::interrupt(parent.pid);
+    let uffd = tracee::watch(parent.pid, true, SYNC | Features::EVENT_FORK);
+    tracee::arm(&uffd, memory.range);
+    begins.open();
+    tracee::resume(parent.pid, Stop::Trap);
+    assert_eq!(pidfd::readable(uffd.as_fd(), None), Ok(true), "the event is there, and nobody reads it");
+    drop(uffd);
+    while let Ok(Some((tid, status))) = ptrace::wait(None, true) {
+        match status {
+            Status::Stopped(stop) => tracee::resume(tid, stop),
+            ended => assert_eq!(ended, Status::Exited(0), "process {tid}"),
+        }
+    }
     Ok(())
 }
 

@@ -78,7 +78,7 @@ fn commands() -> [(&'static str, Result<(), String>, &'static str); 6] {
         (
             "run --mode faults",
             ability::faults(),
-            "the same without stopping a writer, from the page faults that perf events tell",
+            "the same from the page faults that perf events tell, stopping few writers",
         ),
         (
             "of other users",

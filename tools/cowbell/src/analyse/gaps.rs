@@ -4,7 +4,7 @@ use super::Profile;
 use super::interval::Interval;
 use super::mapping::{Group, Kind};
 use super::summary::{Gap, Totals};
-use crate::record::{Closed, GapKind, Mode};
+use crate::record::{Closed, GapKind, Header, Mode};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// No more processes are listed by number.
@@ -46,6 +46,12 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
     if profile.intervals.iter().any(|interval| interval.begin.mode == Mode::Trace) {
         let detail = "while --mode trace watches, writes through /proc/PID/mem into pages not written yet fail with EIO; \
                       --mode count lets them through";
+        kinds.add(GapKind::Other, 0, detail);
+    }
+    let is_sampled = |header: &&Header| header.mode == Mode::Faults && header.frames && header.stacks_every > 0;
+    if profile.header.as_ref().is_some_and(|header| is_sampled(&header)) {
+        let detail = "while stacks are sampled, writes through /proc/PID/mem into one page of some may fail with EIO, before the program \
+                      has written it; --stacks 0 lets them through";
         kinds.add(GapKind::Other, 0, detail);
     }
     if profile.stray > 0 {

@@ -2,7 +2,8 @@
 //!
 //! A sampled stack says in which phase it was taken. A phase is never left for one before it, so an interval has one moment at which
 //! work begins and one at which it ends: those that the fewest stacks contradict. What was copied between two stacks is of the phase
-//! of the earlier one; but where stacks are far apart, as in faults mode, what comes between the start and another phase is work.
+//! of the earlier one; but between the start and another phase that is so only for instructions of which a stack was seen at the start:
+//! each has one with its first page, unless that could not be read. And where stacks are far apart, as in faults mode, all is work there.
 
 use super::codes::Codes;
 use super::interval::Interval;
@@ -10,6 +11,7 @@ use super::name;
 use super::{Stacks, code};
 use crate::record::{Mode, Role};
 use crate::stacks::languages::Work;
+use std::collections::HashSet;
 
 /// A phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,8 @@ pub struct Phases {
     all: u32,
     /// True for each stack of an interpreter that takes itself down, and not of the program's code that it runs then.
     torn_down: Vec<bool>,
-    /// Stacks are milliseconds apart: what lies between one of the start and the next may be work.
-    is_sparse: bool,
+    /// The places of the instructions of which stacks were seen at the start. None where stacks are far apart.
+    start_codes: HashSet<u32>,
 }
 
 impl Phases {
@@ -56,14 +58,16 @@ impl Phases {
         let (started, worked) = cuts(&phases);
         let torn_down = samples.iter().map(|&stack| is_torn_down(stack, stacks, codes)).collect();
         let is_sparse = interval.begin.mode == Mode::Faults;
-        Self { started, worked, all: samples.len() as u32, torn_down, is_sparse }
+        let of_start = samples.iter().take(if is_sparse { 0 } else { started as usize });
+        let start_codes = of_start.filter_map(|stack| stacks.get(stack)?.innermost).collect();
+        Self { started, worked, all: samples.len() as u32, torn_down, start_codes }
     }
 
     /// Tells whether an interpreter was taking itself down when so many stacks had been sampled. Else the program's own code ran: a
     /// function that it registered for its end, say.
     pub fn is_torn_down(&self, after: Option<u32>) -> bool {
         let last = after.and_then(|after| self.torn_down.get((after as usize).checked_sub(1)?));
-        self.at(after) == Phase::End && last == Some(&true)
+        self.at(after, 0) == Phase::End && last == Some(&true)
     }
 
     /// Tells whether an interpreter took itself down: that gives back what was only read before.
@@ -76,14 +80,15 @@ impl Phases {
         self.worked < self.all
     }
 
-    /// The phase of a copy before which so many stacks had been sampled; `None` if it is not known when it was made.
-    pub fn at(&self, after: Option<u32>) -> Phase {
+    /// The phase of a copy before which so many stacks had been sampled, `None` if it is not known when it was made, by the instruction
+    /// at this place, 0 where that is not known.
+    pub fn at(&self, after: Option<u32>, code: u32) -> Phase {
         match after {
             None => Phase::Work,
             // A copy that comes before the first stack is in its phase at the latest.
             Some(0) if self.started > 0 => Phase::Start,
             Some(after) if after > self.worked => Phase::End,
-            Some(after) if after == self.started && self.is_sparse => Phase::Work,
+            Some(after) if after == self.started && !self.start_codes.contains(&code) => Phase::Work,
             Some(after) if after <= self.started && after > 0 => Phase::Start,
             Some(_) => Phase::Work,
         }
@@ -173,9 +178,14 @@ mod tests {
 
     #[test]
     fn a_copy_is_of_the_phase_of_the_stack_before_it() {
-        let phases =
-            Phases { started: 1, worked: 3, all: 4, torn_down: vec![false, true, false, true], is_sparse: false };
-        let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.at(after));
+        let phases = Phases {
+            started: 1,
+            worked: 3,
+            all: 4,
+            torn_down: vec![false, true, false, true],
+            start_codes: [7].into(),
+        };
+        let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.at(after, 7));
         use Phase::*;
         assert_eq!(told, [Work, Start, Start, Work, Work, End]);
         assert!(phases.has_teardown(), "the last one");
@@ -183,12 +193,14 @@ mod tests {
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.is_torn_down(after));
         assert_eq!(told, [false, false, false, false, false, true], "before the end nothing is");
         assert_eq!(
-            Phases { started: 0, worked: 0, all: 1, torn_down: vec![true], is_sparse: false }.at(Some(0)),
+            Phases { started: 0, worked: 0, all: 1, torn_down: vec![true], start_codes: [7].into() }.at(Some(0), 7),
             Phase::Work,
             "the first stack was taken at the end"
         );
-        let sparse = Phases { started: 2, worked: 2, all: 3, torn_down: vec![false, false, true], is_sparse: true };
-        let told = [Some(0), Some(1), Some(2), Some(3)].map(|after| sparse.at(after));
+        assert_eq!(phases.at(Some(1), 8), Phase::Work, "the first stack of another instruction could not be read");
+        let (torn_down, start_codes) = (vec![false, false, true], HashSet::new());
+        let sparse = Phases { started: 2, worked: 2, all: 3, torn_down, start_codes };
+        let told = [Some(0), Some(1), Some(2), Some(3)].map(|after| sparse.at(after, 7));
         assert_eq!(told, [Start, Start, Work, End], "between the start and the end anything may have been done");
     }
 

@@ -187,7 +187,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     let phases = Phases::of(interval, is_first, &profile.stacks, &profile.codes);
     for (copied, &all) in &sums.copies {
         let named = names.get(&name::called(copied));
-        let phase = (phases.at(copied.after), phases.has_teardown());
+        let phase = (phases.at(copied.after, copied.code), phases.has_teardown());
         let (cause, reason) = causes::cause_of(interval, runtime, copied, named, phase);
         if !matches!(cause, Cause::Start | Cause::Exit) {
             at_work.compared_pages += if copied.change.is_compared() { all } else { 0 };

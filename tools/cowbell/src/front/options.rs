@@ -10,15 +10,15 @@ use std::time::Duration;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Watching {
     /// count: which pages, in which mappings. trace: also when, by which thread and which code; writes through
-    /// /proc/PID/mem fail with EIO meanwhile. faults: the same from page faults, without stopping a writer; where
-    /// that is not allowed, count. Default: trace or, where that is not allowed, count.
+    /// /proc/PID/mem fail with EIO meanwhile. faults: the same from page faults, stopping few writers; where that is
+    /// not allowed, count. Default: trace or, where that is not allowed, count.
     #[arg(long, value_enum, env = "COWBELL_MODE")]
     pub mode: Option<Mode>,
     /// Whose copies to count: those of forked children, of the processes that forked them, or both.
     #[arg(long, value_enum, default_value = "both", env = "COWBELL_WHO")]
     pub who: Who,
-    /// In trace: take a stack with every Nth page of an instruction, and always with its first; in faults: every few
-    /// milliseconds, whatever N is; 0 takes none.
+    /// In trace: take a stack with every Nth page of an instruction, and always with its first; in faults: with up to
+    /// 65,536/N of the pages that a process holds; 0 takes none.
     #[arg(long, value_name = "1/N", default_value = "1/64", value_parser = parse_stacks, env = "COWBELL_STACKS")]
     pub stacks: u32,
     /// Watch at most so many processes at a time; the others run unwatched and are counted.

@@ -32,7 +32,9 @@ impl Tracer {
             _ => Known::Nothing,
         });
         let looks = self.end_growth(pid);
+        let stood_in = self.leave_to_stand_in(pid);
         let mut memory = memory(pid, self.now(), &known.unwrap_or(Known::Nothing));
+        self.take_back(stood_in);
         if let Ok(memory) = &mut memory {
             memory.looks = looks.map(|looks| {
                 // The last look was a while ago.

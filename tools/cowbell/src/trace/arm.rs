@@ -3,6 +3,7 @@
 use super::address_space::AddressSpace;
 use super::baseline::{self, Baseline, Was};
 use super::codes::Codes;
+use super::faults_armed::Sampling;
 use super::maps::{self, Backing, Map};
 use super::moves::Collected;
 use super::ranges::Ranges;
@@ -28,8 +29,8 @@ pub struct Order {
     pub pid: i32,
     /// True if page frames are readable.
     pub frames: bool,
-    /// True if callers are told.
-    pub callers: bool,
+    /// A stack for every so many pages; 0 for none.
+    pub stacks_every: u32,
     /// The time, since the header.
     pub now_ns: u64,
     /// The page faults that the process had before, where counted: they bound its copies.
@@ -66,6 +67,8 @@ impl Watch {
             }
             None => Baseline::scan(&pagemap)?,
         };
+        let pages = base.count(0, u64::MAX, Was::Private);
+        let sampling = Sampling::new(order.stacks_every, pages);
         let mut watch = Self {
             interval: order.interval,
             role: order.role,
@@ -77,18 +80,24 @@ impl Watch {
             base,
             written: HashMap::new(),
             moved: HashMap::new(),
+            stacks: HashMap::new(),
+            sampling,
             events: Vec::new(),
             uncounted: 0,
             dropped: Ranges::default(),
-            callers: order.callers,
+            callers: order.stacks_every > 0,
             collected: Collected::default(),
             faults_before: order.faults_before,
             told: Told::default(),
-            doors,
             memory: Memory::open(living)?,
             frames: order.frames,
-            // Nobody waits for an answer where page faults are told, so nobody is looked for.
-            threads: if order.mode == Mode::Faults { Threads::default() } else { Threads::of(order.pid) },
+            // Where nobody waits for an answer, nobody is looked for.
+            threads: if doors.events.is_none() && doors.bits.is_none() {
+                Threads::default()
+            } else {
+                Threads::of(order.pid)
+            },
+            doors,
         };
         let mut framed = Vec::new();
         for mut map in maps {
@@ -128,15 +137,20 @@ impl Watch {
         let door = match (map.backing, self.mode) {
             (Backing::Shared, _) => return Watched::No,
             (Backing::HugePages, _) => return Watched::Refused("huge pages of hugetlbfs are not watched".to_owned()),
-            (_, Mode::Faults) => return Watched::Faults,
+            (backing, Mode::Faults) => {
+                if backing == Backing::Anonymous && inherited {
+                    self.arm_some(start, end);
+                }
+                return Watched::Faults;
+            }
             // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
-            (Backing::Memory, Mode::Trace) => (&self.doors.events, Watched::Events),
-            (Backing::Anonymous, Mode::Trace) if inherited => (&self.doors.events, Watched::Events),
-            (Backing::File, Mode::Trace) if inherited => (&self.doors.bits, Watched::Bits),
-            (_, Mode::Count) if inherited => (&self.doors.bits, Watched::Bits),
+            (Backing::Memory, Mode::Trace) => (self.doors.events.as_deref(), Watched::Events),
+            (Backing::Anonymous, Mode::Trace) if inherited => (self.doors.events.as_deref(), Watched::Events),
+            (Backing::File, Mode::Trace) if inherited => (self.doors.bits.as_ref(), Watched::Bits),
+            (_, Mode::Count) if inherited => (self.doors.bits.as_ref(), Watched::Bits),
             // Not armed, but so that it is told when it is unmapped.
             (Backing::File, _) | (Backing::Memory, Mode::Count) if map.mapping.permissions.contains('w') => {
-                (&self.doors.bits, Watched::Bits)
+                (self.doors.bits.as_ref(), Watched::Bits)
             }
             // Nothing to copy, or nothing that page tables do not tell afterwards.
             _ => return Watched::Census,
@@ -190,7 +204,7 @@ fn is_watched(map: &Map) -> bool {
 }
 
 /// Arms a range.
-fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
+pub fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
     loop {
         match uffd.write_protect(range, true) {
             // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served

@@ -1,12 +1,14 @@
 //! The kind of a new task, and the injection of userfaultfds into a process.
 
 use super::lender::{Lender, Lenders};
-use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES};
+use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES, SAMPLE_FEATURES};
 use crate::record::Mode;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
 use cowbell::sys::remote::RemoteUffd;
+use cowbell::sys::uffd::Features;
 use cowbell::sys::{Errno, process, procfs, tracing};
+use std::sync::Arc;
 
 /// The kind of a new task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,31 +89,40 @@ fn inject(
         Errno::IO => Unarmed::Because("it runs 32-bit code".to_owned()),
         e => Unarmed::Because(format!("no system call could be injected: {e}")),
     })?;
-    let mut doors = Doors { events: None, bits: None, without_events: None };
-    if mode == Mode::Trace {
-        let own = optional(open_door(&mut injection, pid, false, EVENT_FEATURES))?;
+    let mut doors = Doors::default();
+    let synchronous = match mode {
+        Mode::Trace => Some(EVENT_FEATURES),
+        Mode::Faults => Some(SAMPLE_FEATURES),
+        Mode::Count => None,
+    };
+    if let Some(features) = synchronous {
+        let own = optional(open_door(&mut injection, pid, false, features))?;
         let opened = match own {
             // The traced process has fewer rights than this one.
             Err(Errno::PERM) => match lenders.of(pid) {
-                Ok(lender) => optional(borrow_door(&mut injection, pid, lender))?.map_err(|e| e.to_string()),
+                Ok(lender) => optional(borrow_door(&mut injection, pid, lender, features))?.map_err(|e| e.to_string()),
                 Err(why) => Err(why),
             },
             own => own.map_err(|e| e.to_string()),
         };
         match opened {
-            Ok(events) => doors.events = Some(events),
+            Ok(events) => doors.events = Some(Arc::new(events)),
             Err(why) => doors.without_events = Some(format!("it may not make a userfaultfd that stops writers: {why}")),
         }
     }
-    // Asynchronous bits are set for the kernel's writes too, so this does for all.
-    let bits = optional(open_door(&mut injection, pid, true, BIT_FEATURES))?;
+    // Asynchronous bits are set for the kernel's writes too, so this does for all. Page faults tell what they would.
+    let bits = match mode {
+        Mode::Faults => None,
+        Mode::Trace | Mode::Count => Some(optional(open_door(&mut injection, pid, true, BIT_FEATURES))?),
+    };
     let stop = injection.finish().map_err(|interrupted| match interrupted {
         Interrupted::Refused(e) => Unarmed::Because(format!("its registers could not be put back: {e}")),
         Interrupted::Ending(status) => Unarmed::Ending(status),
     })?;
     match bits {
-        Ok(bits) => doors.bits = Some(bits),
-        Err(e) => return Err(Unarmed::Because(format!("it may not make a userfaultfd: {e}"))),
+        None => {}
+        Some(Ok(bits)) => doors.bits = Some(bits),
+        Some(Err(e)) => return Err(Unarmed::Because(format!("it may not make a userfaultfd: {e}"))),
     }
     Ok((doors, stop))
 }
@@ -129,7 +140,7 @@ fn open_door(
     injection: &mut Injection<'_>,
     pid: i32,
     user_mode_only: bool,
-    features: cowbell::sys::uffd::Features,
+    features: Features,
 ) -> Result<RemoteUffd, Interrupted> {
     let number = descriptor(injection, Call::Userfaultfd { user_mode_only })?;
     let taken = RemoteUffd::adopt(pid, number, features);
@@ -138,7 +149,12 @@ fn open_door(
 }
 
 /// A synchronous userfaultfd for a process that may not make one by itself: from a device that is lent to it.
-fn borrow_door(injection: &mut Injection<'_>, pid: i32, lender: &Lender) -> Result<RemoteUffd, Interrupted> {
+fn borrow_door(
+    injection: &mut Injection<'_>,
+    pid: i32,
+    lender: &Lender,
+    features: Features,
+) -> Result<RemoteUffd, Interrupted> {
     let process = descriptor(injection, Call::OpenProcess(lender.pid()))?;
     let device = descriptor(injection, Call::TakeDescriptor { process, number: lender.number() });
     injection.call(Call::Close(process))?;
@@ -146,7 +162,7 @@ fn borrow_door(injection: &mut Injection<'_>, pid: i32, lender: &Lender) -> Resu
     let number = descriptor(injection, Call::NewUserfaultfd(device));
     injection.call(Call::Close(device))?;
     let number = number?;
-    let taken = RemoteUffd::adopt(pid, number, EVENT_FEATURES);
+    let taken = RemoteUffd::adopt(pid, number, features);
     injection.call(Call::Close(number))?;
     Ok(taken?)
 }

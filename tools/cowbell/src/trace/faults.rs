@@ -297,7 +297,15 @@ impl Tracer {
 
     /// Closes an interval by its page tables and the faults of its pages.
     pub(super) fn settle_faults(&mut self, watch: &Watch, close: Close) -> End {
-        let touched = self.faults.as_mut().map(|faults| faults.close(watch.interval, watch.pid)).unwrap_or_default();
+        let mut touched =
+            self.faults.as_mut().map(|faults| faults.close(watch.interval, watch.pid)).unwrap_or_default();
+        for (page, sampled) in &watch.stacks {
+            let first = touched.get_mut(page).map(|touched| &mut touched.first);
+            let its = first.filter(|first| first.tid == sampled.tid && first.time_ns <= sampled.time_ns);
+            if let Some(first) = its {
+                first.stack = Some(sampled.stack);
+            }
+        }
         let donor = if close.is_there { self.donor(watch.pid) } else { None };
         // A kernel that does not tell is asked by the records of what was lost; these come late, and so it is not trusted.
         let lost = self.faults.as_ref().is_none_or(|faults| faults.lost() != Some(0));

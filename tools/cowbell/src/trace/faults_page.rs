@@ -5,7 +5,7 @@ use super::maps::{Backing, Map};
 use super::watch::Watch;
 use crate::record::Class;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Query};
+use cowbell::sys::pagemap::{Categories, Pagemap, Query};
 
 /// The class of a private page where there was none.
 pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
@@ -43,8 +43,17 @@ pub fn is_of_file(watch: &Watch, page: u64) -> bool {
 
 /// Tells whether this is still the page of zeroes.
 pub fn is_zero(watch: &Watch, page: u64) -> bool {
+    is(&watch.pagemap, page, Categories::PFN_ZERO)
+}
+
+/// Tells whether this page is mapped as a part of a huge one.
+pub fn is_in_huge(pagemap: &Pagemap, page: u64) -> bool {
+    is(pagemap, page, Categories::HUGE)
+}
+
+fn is(pagemap: &Pagemap, page: u64, all: Categories) -> bool {
     let range = Range { start: page as usize, len: page_bytes() as usize };
-    let query = Query { all: Categories::PFN_ZERO, none: Categories::empty(), any: Categories::empty(), rearm: false };
-    let mut zero = false;
-    watch.pagemap.scan(range, &query, |_| zero = true).is_ok() && zero
+    let query = Query { all, none: Categories::empty(), any: Categories::empty(), rearm: false };
+    let mut found = false;
+    pagemap.scan(range, &query, |_| found = true).is_ok() && found
 }

@@ -55,6 +55,9 @@ impl Tracer {
             pace.due_ns = now_ns + pace.step_ns;
             pace.taken_ns = pace.last.map_or(0, |last| last.time_ns);
         }
+        if self.has_better_stacks(pid) {
+            return;
+        }
         // One that sleeps would have its call interrupted; and it sleeps elsewhere than it wrote.
         let interrupted_ns = self.now();
         if !runs(tid) || ptrace::interrupt(tid).is_err() {
@@ -68,6 +71,14 @@ impl Tracer {
         }
         self.spent.stacks_ns += sys::monotonic_ns() - started;
         self.on_status(tid, status);
+    }
+
+    /// Tells whether the last fault of a process was of a page that it held, of which some are armed and tell their writers exactly.
+    fn has_better_stacks(&self, pid: i32) -> bool {
+        let last = self.faults.as_ref().and_then(|faults| faults.pace.get(&pid)?.last);
+        let watch = self.tree.processes.get(&pid).and_then(|process| process.watch.as_ref());
+        let (Some(last), Some(watch)) = (last, watch) else { return false };
+        watch.samples(last.address / page_bytes() * page_bytes())
     }
 
     /// Reads the stack of a thread that stands still since about `interrupted_ns`, for its last fault. How much later that is

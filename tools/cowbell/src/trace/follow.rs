@@ -36,6 +36,11 @@ impl Tracer {
                 let stop = self.arm_attached(tid, pid, stop);
                 self.go_on(tid, stop);
             }
+            Stop::Trap if self.wants_sampling(pid) => {
+                if let Some(stop) = self.open_sampling(tid, pid) {
+                    self.go_on(tid, stop);
+                }
+            }
             stop => {
                 if matches!(stop, Stop::Signal(_)) && self.mode != Mode::Faults {
                     self.place(tid, pid);
@@ -150,6 +155,7 @@ impl Tracer {
         let mut process = Process::new(child, pid, family, Role::Child);
         process.born_ns = forked_ns;
         self.tree.add(child, process);
+        self.inherit_sampling(pid, child);
         self.name(child, pid, Origin::Forked);
         let first = if self.newborn.remove(&child) {
             Status::Stopped(Stop::Trap)
@@ -201,6 +207,7 @@ impl Tracer {
             process.known.clear();
             process.space = None;
             process.kept = None;
+            process.to_sample = false;
             process.was_watched = false;
             process.family = family;
             process.shares = false;
@@ -216,6 +223,7 @@ impl Tracer {
         self.hear_again(pid);
         self.tell_of_privilege(pid);
         self.unshare(left);
+        self.begin_to_sample(tid, pid);
         self.go_on(tid, Stop::Event(Event::Exec));
     }
 
@@ -225,7 +233,11 @@ impl Tracer {
             process.ending.insert(tid);
             let shares = process.shares;
             if process.is_ending() {
-                self.close_interval(pid, Closed::Exit, true);
+                let rest = self.close_interval(pid, Closed::Exit, true);
+                // To let go of every page takes longer than to wait until none is left.
+                if let (Some(process), Some((doors, _))) = (self.tree.processes.get_mut(&pid), rest) {
+                    process.kept = Some(doors);
+                }
                 // One that shares its maker's memory has none of its own.
                 if !shares {
                     self.weigh(pid);
@@ -286,9 +298,8 @@ impl Tracer {
         if let Some(last) = self.tree.last_of(family) {
             let rest = self.close_interval(last, Closed::Unshared, true);
             if let (Some(process), Some((doors, space))) = (self.tree.processes.get_mut(&last), rest) {
-                // A writer would wait for the answer of one that is synchronous.
-                process.kept = Some(doors).filter(|doors| doors.events.is_none() && doors.bits.is_some());
                 process.space = Some(space);
+                self.keep(last, doors);
             }
         }
     }

@@ -23,8 +23,7 @@ impl Tracer {
             return Some(Stop::Trap);
         }
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
-        let mode = self.mode;
-        let stop = match self.open_doors(child, child, mode) {
+        let stop = match self.doors_of(child, child) {
             Ok((doors, stop)) => {
                 self.open_interval(child, Role::Child, doors, None, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
@@ -53,14 +52,11 @@ impl Tracer {
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
         let stop = if let Some((doors, space)) = self.close_interval(pid, Closed::Forked, true) {
+            let doors = if self.mode == Mode::Faults && !self.may_sample() { Doors::default() } else { doors };
             self.open_interval(pid, role, doors, Some(space), None);
             at_event
         } else if self.has_room(pid) {
-            let kept = self.tree.processes.get_mut(&pid).and_then(|process| process.kept.take());
-            if let Some(doors) = kept {
-                self.open_interval(pid, role, doors, None, None);
-                at_event
-            } else if self.mode == Mode::Faults {
+            if self.mode == Mode::Faults || self.has_kept_doors(pid) {
                 // Nothing is injected.
                 self.arm_at(maker, pid, role, at_event);
                 at_event
@@ -95,8 +91,7 @@ impl Tracer {
 
     /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
     fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
-        let mode = self.mode;
-        match self.open_doors(tid, pid, mode) {
+        match self.doors_of(tid, pid) {
             Ok((doors, left)) => {
                 self.open_interval(pid, role, doors, None, None);
                 // A group stop that was there before is one still.
@@ -128,6 +123,13 @@ impl Tracer {
         if armed || !self.has_room(pid) {
             return stop;
         }
+        let stop = match stop {
+            Stop::Trap if self.mode == Mode::Faults && self.may_sample() => match self.open_sampling(tid, pid) {
+                Some(stop) => stop,
+                None => return Stop::Trap,
+            },
+            stop => stop,
+        };
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let stop = self.arm_at(tid, pid, Role::Attached, stop);
         self.spent.arming_ns += self.since(started, told);
@@ -139,11 +141,23 @@ impl Tracer {
         (sys::monotonic_ns() - started).saturating_sub(self.spent.told_ns() - told)
     }
 
-    /// Makes a process' userfaultfds, by its thread `tid`, and tells if it can be counted only.
-    fn open_doors(&mut self, tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarmed> {
-        if mode == Mode::Faults {
-            return Ok((Doors { events: None, bits: None, without_events: None }, Stop::Trap));
+    fn has_kept_doors(&self, pid: i32) -> bool {
+        self.tree.processes.get(&pid).is_some_and(|process| process.kept.is_some())
+    }
+
+    /// A process' userfaultfds: those that it has, or new ones, made by its thread `tid`; which stop that is left in.
+    fn doors_of(&mut self, tid: i32, pid: i32) -> Result<(Doors, Stop), Unarmed> {
+        let kept = self.tree.processes.get_mut(&pid).and_then(|process| process.kept.take());
+        match (kept, self.mode) {
+            (Some(doors), _) if self.mode != Mode::Faults || self.may_sample() => Ok((doors, Stop::Trap)),
+            // Without one there are stacks all the same, if not as good ones.
+            (_, Mode::Faults) => Ok((Doors::default(), Stop::Trap)),
+            (_, mode) => self.open_doors(tid, pid, mode),
         }
+    }
+
+    /// Makes a process' userfaultfds, by its thread `tid`, and tells if it can be counted only.
+    pub(super) fn open_doors(&mut self, tid: i32, pid: i32, mode: Mode) -> Result<(Doors, Stop), Unarmed> {
         let descends = matches!(self.options.target, Target::Run(_));
         let mut lenders = std::mem::take(&mut self.lenders);
         let opened = birth::open_doors(tid, pid, mode, descends, &mut lenders, &mut |tid| self.wait_for(tid));
@@ -184,8 +198,8 @@ impl Tracer {
             _ => None,
         };
         let (interval, codes) = (self.intervals, self.codes.clone());
-        let callers = self.options.stacks_every > 0;
-        let order = Order { interval, role, mode, pid, frames, callers, now_ns, faults_before, codes };
+        let stacks_every = self.options.stacks_every;
+        let order = Order { interval, role, mode, pid, frames, stacks_every, now_ns, faults_before, codes };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let before = parent.filter(|_| forked_ns.is_some()).and_then(|parent| parent.watch.as_ref());
@@ -193,24 +207,22 @@ impl Tracer {
         let parent = parent.filter(|parent| parent.threads.len() == 1).and_then(|parent| parent.watch.as_ref());
         let relative = parent.filter(|watch| forked_ns.is_some_and(|forked_ns| forked_ns <= watch.begun_ns));
         let relative = relative.map(|watch| &watch.base);
-        let (watch, begin) = match Watch::arm(&order, doors, relative, before) {
+        let stood_in = self.leave_to_stand_in(pid);
+        let armed = Watch::arm(&order, doors, relative, before);
+        self.take_back(stood_in);
+        let (watch, begin) = match armed {
             Ok(armed) => armed,
             Err(e) => {
                 self.gap(pid, GapKind::NotArmed, format!("its page tables could not be read: {e}"));
                 return;
             }
         };
-        let token = DOORS + pid as u64 * 2;
-        let doors = watch.doors();
-        let added = [(&doors.events, token), (&doors.bits, token + 1)].into_iter().all(|(door, token)| {
-            let Some(door) = door else { return true };
-            matches!(self.poller.add(door, token), Ok(()) | Err(sys::Errno::EXIST))
-        });
-        if !added {
+        if !self.waits_for(pid, watch.doors()) {
             // Dropped, and with it the protection: nobody is left waiting.
             self.gap(pid, GapKind::NotArmed, "its events could not be waited for");
             return;
         }
+        self.sampling_ns += watch.sampling.armed_ns;
         self.growth.begin(pid, begin.held.shared + begin.held.exclusive);
         self.say(Record::Begin(begin));
         if let Some(faults) = &self.faults {
@@ -223,6 +235,20 @@ impl Tracer {
         // Events that other threads told while their process was armed.
         self.serve_events(pid);
         self.serve_moves(pid);
+    }
+
+    /// Waits for what a process' userfaultfds tell; false if that is refused.
+    pub(super) fn waits_for(&self, pid: i32, doors: &Doors) -> bool {
+        let token = events_of(pid);
+        let added =
+            [(doors.events.as_deref(), token), (doors.bits.as_ref(), token + 1)].into_iter().all(|(door, token)| {
+                let Some(door) = door else { return true };
+                matches!(self.poller.add(door, token), Ok(()) | Err(sys::Errno::EXIST))
+            });
+        if let (Some(stand_in), Some(uffd)) = (&self.stand_in, &doors.events) {
+            stand_in.know(pid, uffd);
+        }
+        added
     }
 
     /// Closes a process' interval, if one is open, and returns what the next one goes on with.
@@ -240,6 +266,7 @@ impl Tracer {
             self.collect_of_parent(pid, now_ns);
         }
         let close = Close { closed, is_there, now_ns };
+        let stood_in = self.leave_to_stand_in(pid);
         let end = if watch.mode == Mode::Faults {
             self.settle_faults(&watch, close)
         } else {
@@ -247,6 +274,8 @@ impl Tracer {
             settle(&mut watch, &self.originals, donor.as_ref(), close)
         };
         self.drain.run();
+        self.take_back(stood_in);
+        watch.rest(closed);
         if let Some(process) = self.tree.processes.get_mut(&pid).filter(|_| closed == Closed::Forked) {
             let pages = end.pages.iter().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
             process.history.extend(pages.map(|page| (page, now_ns)));
@@ -281,4 +310,9 @@ impl Tracer {
             let _gone = watch.collect(now_ns);
         }
     }
+}
+
+/// What the poller says when a process' synchronous userfaultfd has something to tell; of the asynchronous one, the next number.
+pub fn events_of(pid: i32) -> u64 {
+    DOORS + pid as u64 * 2
 }

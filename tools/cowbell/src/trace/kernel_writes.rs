@@ -39,7 +39,7 @@ impl Watch {
 
     /// A thread ends, and the kernel will clear its id in the thread's own data and mark the robust mutexes that it holds:
     /// stores that are lost if the page is protected, and with them the wake-up of whoever waits. So these pages are
-    /// counted as written. Afterwards [`Self::release`] them.
+    /// counted as written (page faults tell it by themselves). Afterwards [`Self::release`] them.
     pub fn thread_ends(&mut self, thread_pointer: u64, tid: i32, time_ns: u64) -> Vec<u64> {
         if self.doors.events.is_none() {
             return Vec::new();
@@ -52,7 +52,7 @@ impl Watch {
         pages.retain(|&page| {
             let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
             let Some(entry) = protected else { return false };
-            if !self.written.contains_key(&page) {
+            if self.mode == Mode::Trace && !self.written.contains_key(&page) {
                 let class = self.class_of_write(page, entry);
                 self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
                 let syscall = Some(process::EXIT_CALL);

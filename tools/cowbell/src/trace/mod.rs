@@ -22,10 +22,12 @@ mod codes;
 mod compare;
 mod executable;
 mod faults;
+mod faults_armed;
 mod faults_look;
 mod faults_page;
 mod faults_sample;
 mod faults_settle;
+mod faults_stand_in;
 mod files;
 mod follow;
 mod growth;
@@ -56,6 +58,7 @@ use cowbell::sys::remote::Drain;
 use cowbell::sys::uffd::Event as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
 use faults::Faults;
+use faults_stand_in::StandIn;
 use growth::Growth;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
@@ -133,6 +136,10 @@ struct Tracer {
     root: i32,
     root_ended: Option<Ended>,
     spent: Finish,
+    /// In [`Mode::Faults`]: the time for which processes were held up so that some of their pages could be armed.
+    sampling_ns: u64,
+    /// In [`Mode::Faults`]: who lets writers go while this is busy.
+    stand_in: Option<StandIn>,
 }
 
 impl Tracer {
@@ -243,10 +250,7 @@ impl Tracer {
     /// time after the event about it was read.
     fn pay(&mut self) {
         let processes = &self.tree.processes;
-        self.owed.retain(|&(pid, page)| {
-            let watch = processes.get(&pid).and_then(|process| process.watch.as_ref());
-            watch.is_some_and(|watch| !watch.release(page))
-        });
+        self.owed.retain(|&(pid, page)| processes.get(&pid).is_some_and(|process| !process.release(page)));
     }
 
     fn serve_stops(&mut self) {
@@ -293,6 +297,9 @@ impl Tracer {
 
     /// Answers the page events of a process.
     fn serve_events(&mut self, pid: i32) {
+        if self.mode == Mode::Faults {
+            return self.serve_armed(pid);
+        }
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let Some(mut watch) = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.take()) else {
             return;
@@ -366,7 +373,7 @@ impl Tracer {
         let (started, now) = (sys::monotonic_ns(), self.now());
         let Some(process) = self.tree.processes.get_mut(&pid) else { return };
         // One that has its memory for itself must not wait for an answer at each of its unmappings: this one is the last.
-        process.kept = None;
+        process.kept = process.kept.take().filter(|doors| doors.bits.is_none());
         let Some(watch) = process.watch.as_mut() else { return };
         let mut messages = Vec::new();
         let changes = watch.read_moves(now, &mut messages);
@@ -401,6 +408,9 @@ impl Tracer {
         pids.sort_unstable_by_key(|&pid| (std::cmp::Reverse(self.tree.depth(pid)), pid));
         for &pid in &pids {
             self.close_interval(pid, Closed::Detached, true);
+            if let Some(process) = self.tree.processes.get_mut(&pid) {
+                process.kept = None;
+            }
         }
         for pid in pids.iter().copied().filter(|&pid| pid != 0) {
             self.weigh(pid);

@@ -111,6 +111,11 @@ impl Sampler {
         self.number((watch.interval, native, frames, wrote), language)
     }
 
+    /// The number of different stacks up to now.
+    pub fn told(&self) -> u32 {
+        self.told
+    }
+
     /// The number of a stack, and the stack if it is new.
     fn number(&mut self, key: Key, language: Option<&str>) -> (u32, Option<Stack>) {
         if let Some(&known) = self.stacks.get(&key) {

@@ -4,6 +4,7 @@ use super::birth::traced;
 use super::codes::Codes;
 use super::compare::Originals;
 use super::faults::Faults;
+use super::faults_stand_in::StandIn;
 use super::growth::Growth;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
@@ -87,6 +88,8 @@ impl Tracer {
             root: 0,
             root_ended: None,
             spent: Finish::default(),
+            sampling_ns: 0,
+            stand_in: None,
             options,
         };
         let begun = match tracer.options.target.clone() {
@@ -146,6 +149,7 @@ impl Tracer {
         self.tree.add(pid, Process::new(pid, 0, family, Role::Parent));
         self.name(pid, 0, Origin::Started);
         self.tell_of_privilege(pid);
+        self.begin_to_sample(pid, pid);
         self.go_on(pid, Stop::Event(Event::Exec));
         Ok(())
     }
@@ -201,6 +205,7 @@ impl Tracer {
                 let added = self.poller.add(faults.news(), FAULTS);
                 added.map_err(|e| (FAILED, format!("cannot wait for page faults: {e}")))?;
                 self.faults = Some(faults);
+                self.stand_in = StandIn::start().ok();
             }
             Err(why) => {
                 ability::count().map_err(|e| (FAILED, format!("page faults cannot be watched ({why}), and {e}")))?;

@@ -1,8 +1,9 @@
 //! The processes and threads that are followed.
 
 use super::address_space::AddressSpace;
-use super::watch::{Doors, Watch};
+use super::watch::{Doors, Watch, release};
 use crate::record::{PageRun, Role};
+use cowbell::sys::remote::RemoteUffd;
 use std::collections::{HashMap, HashSet};
 
 /// A process.
@@ -27,8 +28,12 @@ pub struct Process {
     pub known: Vec<PageRun>,
     /// The address space of its last interval, as long as none is open: what is known of its code.
     pub space: Option<AddressSpace>,
-    /// Its userfaultfds, while it shares its memory with nobody: the next interval goes on with them, and nothing is injected for it.
+    /// Its userfaultfds, while no interval is open: the next one goes on with them, and nothing is injected for it.
     pub kept: Option<Doors>,
+    /// True if it is to make one at the next stop of a thread, in [`Mode::Faults`](crate::record::Mode::Faults).
+    pub to_sample: bool,
+    /// What these userfaultfds gave for children that it was just forking.
+    pub children: Vec<RemoteUffd>,
     /// True if it has, or had, an interval since it began its program.
     pub was_watched: bool,
     /// True if it is to be armed once a thread of it stands still.
@@ -52,6 +57,8 @@ impl Process {
             known: Vec::new(),
             space: None,
             kept: None,
+            to_sample: false,
+            children: Vec::new(),
             was_watched: false,
             to_arm: false,
             shares: false,
@@ -61,6 +68,12 @@ impl Process {
     /// Tells whether nothing of it will run any more.
     pub fn is_ending(&self) -> bool {
         self.threads.is_subset(&self.ending)
+    }
+
+    /// Lets the writer of a page go on; false if that is to be tried again.
+    pub fn release(&self, page: u64) -> bool {
+        let doors = self.watch.as_ref().map(|watch| watch.doors()).or(self.kept.as_ref());
+        doors.and_then(|doors| doors.events.as_ref()).is_none_or(|uffd| release(uffd, page))
     }
 
     /// When it last wrote a page, in the open interval or a closed one, as far as seen.

@@ -2,6 +2,7 @@
 
 use super::address_space::{Access, AddressSpace};
 use super::baseline::{self, Baseline, Was, page_bytes};
+use super::faults_armed::{Sampled, Sampling};
 use super::moves::Collected;
 use super::ranges::Ranges;
 use super::threads::Threads;
@@ -14,12 +15,13 @@ use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::uffd::{Event as Message, Fault, Features};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The userfaultfds of one process: made there once, kept for all its intervals.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Doors {
-    /// Synchronous: each first write is a message. Only in [`Mode::Trace`].
-    pub events: Option<RemoteUffd>,
+    /// Synchronous: each first write to an armed page is a message. In [`Mode::Trace`] all pages are, in [`Mode::Faults`] some.
+    pub events: Option<Arc<RemoteUffd>>,
     /// Asynchronous: the kernel notes which pages were written.
     pub bits: Option<RemoteUffd>,
     /// Why there is no synchronous one though there should be.
@@ -34,6 +36,10 @@ pub const EVENT_FEATURES: Features = Features::PAGEFAULT_FLAG_WP
     .union(MOVES);
 /// Features that the asynchronous one must have.
 pub const BIT_FEATURES: Features = Features::WP_ASYNC.union(Features::WP_HUGETLBFS_SHMEM).union(MOVES);
+/// Features of the synchronous one by which single pages are sampled. It tells no change of mappings: nobody is to wait for that.
+/// It is handed on to children, so that in these nothing is injected.
+pub const SAMPLE_FEATURES: Features =
+    Features::PAGEFAULT_FLAG_WP.union(Features::THREAD_ID).union(Features::EXACT_ADDRESS).union(Features::EVENT_FORK);
 const ANY: Query =
     Query { all: Categories::empty(), none: Categories::empty(), any: Categories::empty(), rearm: false };
 const MOVES: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
@@ -64,6 +70,8 @@ pub struct Told {
     pub events: Vec<Message>,
     /// Messages of the asynchronous one.
     pub moves: Vec<Message>,
+    /// What the synchronous one gave for children that were forked since.
+    pub children: Vec<RemoteUffd>,
 }
 
 impl Told {
@@ -73,12 +81,21 @@ impl Told {
     /// Those of reading.
     pub fn hear(&mut self, doors: &Doors) -> Result<bool, Errno> {
         let mut any = false;
-        for (door, told) in [(&doors.events, &mut self.events), (&doors.bits, &mut self.moves)] {
-            if let Some(uffd) = door {
-                any |= uffd.read(|message| told.push(message))?;
-            }
+        if let Some(uffd) = &doors.events {
+            any |= self.hear_events(uffd)?;
+        }
+        if let Some(uffd) = &doors.bits {
+            any |= uffd.read(|message| self.moves.push(message))?;
         }
         Ok(any)
+    }
+
+    /// Reads the synchronous one; false if there was nothing.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn hear_events(&mut self, uffd: &RemoteUffd) -> Result<bool, Errno> {
+        uffd.read_with_children(|message| self.events.push(message), |child| self.children.push(child))
     }
 }
 
@@ -104,6 +121,10 @@ pub struct Watch {
     pub written: HashMap<u64, Written>,
     /// The pages that were written before they were moved, by their present addresses.
     pub moved: HashMap<u64, Written>,
+    /// In [`Mode::Faults`]: the stacks of those who wrote to armed pages.
+    pub stacks: HashMap<u64, Sampled>,
+    /// In [`Mode::Faults`]: which pages are armed.
+    pub sampling: Sampling,
     /// Events that are not yet in the capture.
     pub events: Vec<Event>,
     /// Pages that may have been written and went before they were counted.
@@ -151,15 +172,19 @@ impl Watch {
     /// its turn.
     pub fn answer_meanwhile(&mut self, time_ns: u64) {
         if let Some(uffd) = &self.doors.events {
-            let _none = uffd.read(|message| self.told.events.push(message));
+            let _none = self.told.hear_events(uffd);
         }
         let mut waiting = std::mem::take(&mut self.told.events);
         waiting.retain(|message| {
             let Message::Fault(fault) = *message else { return true };
-            let seen = self.look(fault, time_ns, true);
-            self.events.extend(seen.event);
+            let page = fault.address as u64 / page_bytes() * page_bytes();
+            // The ring tells of it where only some pages are armed.
+            if self.mode == Mode::Trace {
+                let seen = self.look(fault, time_ns, true);
+                self.events.extend(seen.event);
+            }
             // Else it is looked at again, as a page that is known.
-            !self.release(seen.page)
+            !self.release(page)
         });
         self.told.events = waiting;
     }
@@ -178,17 +203,7 @@ impl Watch {
 
     /// Lets the writer of a page go on. False: an event must be read first, then again.
     pub fn release(&self, page: u64) -> bool {
-        let Some(uffd) = &self.doors.events else { return true };
-        let range = Range { start: page as usize, len: page_bytes() as usize };
-        match uffd.write_protect(range, false) {
-            Ok(()) => true,
-            Err(Errno::AGAIN) => false,
-            // Unmapped or moved meanwhile: the writer tries again, and meets what is there now.
-            Err(_) => {
-                let _gone = uffd.wake(range);
-                true
-            }
-        }
+        self.doors.events.as_ref().is_none_or(|uffd| release(uffd, page))
     }
 
     /// Tells whether this page was written already, here or before it was moved here.
@@ -252,11 +267,18 @@ impl Watch {
 
     /// Reads the synchronous userfaultfd.
     pub fn read_events(&mut self, messages: &mut Vec<Message>) -> bool {
-        if !self.told.events.is_empty() {
-            messages.append(&mut self.told.events);
-            return true;
+        if self.told.events.is_empty()
+            && self.doors.events.as_ref().is_none_or(|uffd| self.told.hear_events(uffd) != Ok(true))
+        {
+            return false;
         }
-        self.doors.events.as_ref().is_some_and(|uffd| uffd.read(|message| messages.push(message)) == Ok(true))
+        messages.append(&mut self.told.events);
+        true
+    }
+
+    /// What was given for children that were forked since.
+    pub fn take_children(&mut self) -> Vec<RemoteUffd> {
+        std::mem::take(&mut self.told.children)
     }
 
     /// The userfaultfds, to wait for.
@@ -325,5 +347,19 @@ impl Watch {
             self.written.insert(address, Written { class, frame, time_ns: now_ns });
         }
         Ok(())
+    }
+}
+
+/// Lets the writer of a page go on. False: an event must be read first, then again.
+pub fn release(uffd: &RemoteUffd, page: u64) -> bool {
+    let range = Range { start: page as usize, len: page_bytes() as usize };
+    match uffd.write_protect(range, false) {
+        Ok(()) => true,
+        Err(Errno::AGAIN) => false,
+        // Unmapped or moved meanwhile: the writer tries again, and meets what is there now.
+        Err(_) => {
+            let _gone = uffd.wake(range);
+            true
+        }
     }
 }
