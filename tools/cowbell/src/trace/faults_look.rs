@@ -1,9 +1,9 @@
 //! One page at the end of an interval, by its page-table entry, the faults that it took and what its parent has.
 
 use super::baseline::Entries;
-use super::faults_page::is_of_file;
+use super::faults_page::{backing_at, class_of_new, is_of_file};
 use super::faults_settle::Evidence;
-use super::touched::Touched;
+use super::touched::{Fate, Touched};
 use crate::record::Class;
 use cowbell::sys::pagemap::Entry;
 
@@ -25,37 +25,44 @@ impl Look<'_> {
         self.theirs.as_ref().is_some_and(|entries| entries.at(page).is_ok_and(|entry| entry.frame() == frame))
     }
 
-    /// Tells whether a page that was private, and is now, was given back and filled again before anything was written to it.
-    pub fn is_new(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> bool {
-        let watch = self.evidence.watch;
-        let held = watch.base.frame(page);
-        // A file's page came to the place of its copy.
-        let is_of_file = |found| is_of_file(watch, page) && held.is_some() && held != found;
-        let is_filled = |touched: &Touched| match touched.last.found {
-            Some(0) => touched.found_none() && held.is_none_or(|held| held != entry.frame()),
-            _ => !touched.went && touched.first.found.is_some() && is_of_file(touched.first.found),
-        };
-        touched.is_some_and(is_filled) && !*self.evidence.swaps
-    }
-
     /// The class of a page that was private and is now; `touched`: its faults.
     pub fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
+        let &Evidence { watch, shared_anew, .. } = self.evidence;
+        let is_own = entry.contains(Entry::EXCLUSIVE) || shared_anew;
+        let fate = |touched: &Touched| touched.fate(watch.base.frame(page), entry.frame(), is_of_file(watch, page));
+        match (touched.map_or(Fate::Unknown, fate), touched) {
+            (Fate::Copied, _) => Some(Class::Copy),
+            (Fate::Reused, _) => is_own.then_some(Class::Reuse),
+            (Fate::New, _) if !*self.evidence.swaps => class_of_new(backing_at(watch, page), true),
+            (Fate::New | Fate::Open, Some(touched)) => self.class_of_open(page, entry, touched),
+            _ => self.class_by_entries(page, entry, touched.is_some()),
+        }
+    }
+
+    /// The class of a page that the frames do not tell: one that was given back at some time, and that was a copy if it had been written
+    /// before, while the parent had it too.
+    fn class_of_open(&self, page: u64, entry: Entry, touched: &Touched) -> Option<Class> {
+        let now = entry.frame();
+        let held = self.evidence.watch.base.frame(page);
+        let is_shared = !entry.contains(Entry::EXCLUSIVE);
+        if is_shared && held == Some(now) && (!self.evidence.shared_anew || self.parent_keeps(page, now)) {
+            return None;
+        }
+        let written = held.filter(|_| touched.first.found == held);
+        let is_copy = written.is_some_and(|held| self.parent_has(page) || self.parent_keeps(page, held));
+        Some(if is_copy { Class::Copy } else { Class::CopyOrReuse })
+    }
+
+    /// The same, where faults do not tell what they found.
+    fn class_by_entries(&self, page: u64, entry: Entry, touched: bool) -> Option<Class> {
         let &Evidence { watch, shared_anew, lost, .. } = self.evidence;
         let exclusive = entry.contains(Entry::EXCLUSIVE);
-        let held = watch.base.frame(page);
-        let is_another = touched.and_then(|touched| touched.is_another(held, entry.frame()));
-        // Filled from swap, or by reading; or written, given back, and filled.
-        let is_open = touched.is_some_and(|touched| touched.last.found.is_some()) && is_another.is_none();
         let parent_has = || self.parent_has(page);
-        let touched = touched.is_some();
         let maybe = touched || lost && (exclusive || shared_anew);
-        match (is_another, held, entry.frame()) {
-            (Some(true), ..) => Some(Class::Copy),
-            (Some(false), ..) => (exclusive || shared_anew).then_some(Class::Reuse),
-            (None, Some(before), now) if now != 0 => match (before == now, touched) {
+        match (watch.base.frame(page), entry.frame()) {
+            (Some(before), now) if now != 0 => match (before == now, touched) {
                 (true, true) if exclusive || shared_anew => Some(Class::Reuse),
                 (true, _) => None,
-                (false, true) if is_open && !parent_has() => Some(Class::CopyOrReuse),
                 (false, _) if maybe => Some(Class::Copy),
                 // The kernel moves pages without a fault. Where somebody wrote who takes none, the parent has what was before.
                 (false, _) => (exclusive && parent_has()).then_some(Class::Copy),

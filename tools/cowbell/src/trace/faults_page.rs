@@ -1,11 +1,13 @@
 //! Questions that are asked of single pages when page faults are settled ([`super::faults_settle`]).
 
 use super::baseline::page_bytes;
-use super::maps::{Backing, Map};
+use super::maps::{self, Backing, Map};
+use super::touched::Touched;
 use super::watch::Watch;
 use crate::record::Class;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Pagemap, Query};
+use std::collections::BTreeMap;
 
 /// The class of a private page where there was none.
 pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
@@ -17,18 +19,66 @@ pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
     }
 }
 
+/// The class of a private page where the page of zeroes had been. If it was given back, what a single fault finds is the same: nothing.
+/// But a thread that reads before it writes finds nothing twice only if there was nothing.
+pub fn class_of_zero(touched: Option<&Touched>) -> Class {
+    if touched.is_some_and(Touched::was_read_before) { Class::FirstTouch } else { Class::ZeroPage }
+}
+
 /// Tells whether a page that was found where there had been none may have been moved there. A file's page comes by itself to where
 /// its mapping has been all the time.
-pub fn may_be_moved(watch: &Watch, page: u64, now: Option<&Map>) -> bool {
-    let was = watch.space.find(page);
-    now.is_some_and(|now| now.backing == Backing::Anonymous || was.is_none_or(|was| !now.is_same_as(was)))
+pub fn may_be_moved(watch: &Watch, page: u64, now: &[Map]) -> bool {
+    let is_same = |was: &Map| maps::find(now, page).is_none_or(|now| now.is_same_as(was));
+    !(is_of_file(watch, page) && watch.space.find(page).is_some_and(is_same))
+}
+
+/// Tells whether a page of the mapping `now` may have been moved there from where `before` was: then it is of the same file's same page.
+pub fn may_come_from(watch: &Watch, before: u64, now: &Map, page: u64) -> bool {
+    let offset = |map: &Map, page: u64| page.wrapping_sub(map.mapping.start).wrapping_add(map.mapping.offset);
+    watch.space.find(before).is_some_and(|was| {
+        was.backing == now.backing
+            && was.file == now.file
+            && (was.file.1 == 0 || offset(was, before) == offset(now, page))
+    })
+}
+
+/// A fault for reading a file's page maps its neighbours, too: those that lie less than so far away.
+const AROUND_BYTES: u64 = 64 << 10;
+
+/// Tells whether a file's page that is there may have been written, given back and mapped once more: by a fault of its own, or by one
+/// beside it. One that was only read took one fault, which found nothing.
+pub fn may_have_come_back(all: &BTreeMap<u64, &Touched>, page: u64, touched: &Touched) -> bool {
+    let is_later = |(_, other): (&u64, &&Touched)| other.last.time_ns > touched.last.time_ns;
+    touched.first.time_ns != touched.last.time_ns
+        || touched.last.found.is_some_and(|found| found != 0)
+        || all.range(page.saturating_sub(AROUND_BYTES - 1)..page.saturating_add(AROUND_BYTES)).any(is_later)
+}
+
+/// The number of pages of files in mappings that were there at the beginning, where they could be written, and are not any more.
+pub fn file_pages_that_left(watch: &Watch, now: &[Map]) -> u64 {
+    let files = watch.space.maps.iter().filter(|map| is_writable_file(map));
+    let left = |map: &Map| {
+        let (start, end) = (map.mapping.start, map.mapping.end);
+        let reaching = now.iter().filter(|now| now.mapping.start < end && start < now.mapping.end);
+        let still = reaching.filter(|now| now.is_same_as(map));
+        let still: u64 = still.map(|now| now.mapping.end.min(end) - now.mapping.start.max(start)).sum();
+        (end - start - still) / page_bytes()
+    };
+    files.map(left).sum()
+}
+
+fn is_writable_file(map: &Map) -> bool {
+    matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
 }
 
 /// Tells whether a write to this page could have copied one of a file.
 pub fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
-    watch.space.find(page).is_some_and(|map| {
-        matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
-    })
+    watch.space.find(page).is_some_and(is_writable_file)
+}
+
+/// The same, also where the mapping can be written by now only.
+pub fn is_of_file_writable_now(watch: &Watch, page: u64, now: &[Map]) -> bool {
+    is_of_writable_file(watch, page) || is_of_file(watch, page) && maps::find(now, page).is_some_and(is_writable_file)
 }
 
 /// The memory behind the mapping that was there at the beginning.
@@ -56,4 +106,44 @@ fn is(pagemap: &Pagemap, page: u64, all: Categories) -> bool {
     let query = Query { all, none: Categories::empty(), any: Categories::empty(), rearm: false };
     let mut found = false;
     pagemap.scan(range, &query, |_| found = true).is_ok() && found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::touched::Fault;
+    use super::*;
+
+    /// Faults of a page, at these times, that found these frames.
+    fn touched(faults: &[(u64, u64)]) -> Touched {
+        let fault = |&(time_ns, found): &(u64, u64)| {
+            let found = Some(found);
+            Fault { time_ns, address: 0, ip: 0x4000, tid: 7, code: 1, by_kernel: false, found, stack: None }
+        };
+        let mut faults = faults.iter().map(fault);
+        let mut touched = Touched::new(faults.next().expect("one at least"));
+        faults.for_each(|fault| touched.add(fault));
+        touched
+    }
+
+    #[test]
+    fn a_page_of_zeroes_is_gone_where_a_thread_read_first() {
+        assert_eq!(class_of_zero(Some(&touched(&[(1, 0)]))), Class::ZeroPage);
+        assert_eq!(class_of_zero(Some(&touched(&[(1, 0), (2, 0)]))), Class::FirstTouch);
+        assert_eq!(class_of_zero(None), Class::ZeroPage);
+    }
+
+    #[test]
+    fn a_files_page_may_be_there_once_more_by_a_later_fault_near_it() {
+        const PAGE: u64 = 0x70_0000;
+        let of = |faults: &[(u64, u64)], other: u64, at: u64| {
+            let (page, beside) = (touched(faults), touched(&[(at, 0)]));
+            may_have_come_back(&BTreeMap::from([(PAGE, &page), (other, &beside)]), PAGE, &page)
+        };
+        let (near, far) = (PAGE + AROUND_BYTES - 4096, PAGE + AROUND_BYTES);
+        assert!(!of(&[(5, 0)], far, 9), "read, and the next pages after it");
+        assert!(!of(&[(5, 0)], near, 3), "what was there before did not bring it back");
+        assert!(of(&[(5, 0)], near, 9) && of(&[(5, 0)], PAGE - AROUND_BYTES + 4096, 9));
+        assert!(of(&[(5, 0), (6, 0)], far, 9), "it took two faults");
+        assert!(of(&[(5, 8)], far, 9), "it was there: the fault was for writing");
+    }
 }

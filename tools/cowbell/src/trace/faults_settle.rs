@@ -19,7 +19,10 @@
 use super::baseline::{self, Entries, Was, page_bytes};
 use super::compare::{Compared, Donor, Originals};
 use super::faults_look::Look;
-use super::faults_page::{backing_at, class_of_new, is_of_writable_file, is_zero, may_be_moved};
+use super::faults_page::{
+    class_of_new, class_of_zero, file_pages_that_left, is_of_file_writable_now, is_of_writable_file, is_zero,
+    may_be_moved, may_come_from, may_have_come_back,
+};
 use super::maps::{self, Map};
 use super::settle::{Close, runs};
 use super::touched::{self, Pages, Touched};
@@ -106,30 +109,38 @@ impl Verdict {
 
     /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
     /// and copies of a file's. Of the latter all that is known is that they took a fault, which may have been for reading, too.
-    fn count_given_back(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+    fn count_given_back(&mut self, evidence: &Evidence<'_>, now: &[Map]) -> Result<(), Errno> {
         let watch = evidence.watch;
         let entries = Entries::new(&watch.pagemap);
-        let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
-        for (&page, touched) in touched {
-            if watch.base.at(page).is_some() || self.pages.contains_key(&page) {
-                continue;
-            }
-            let is_of_file = is_of_writable_file(watch, page);
-            if !is_of_file && touched.found_at_once().is_none() && !touched.went {
+        let all: BTreeMap<_, _> = evidence.touched.iter().map(|(&page, touched)| (page, touched)).collect();
+        let new = all.iter().filter(|(page, _)| watch.base.at(**page).is_none() && !self.pages.contains_key(page));
+        let (mut known, mut elsewhere) = (0, 0);
+        for (&page, &touched) in new {
+            let is_of_file = is_of_file_writable_now(watch, page, now);
+            let is_from_elsewhere = watch.space.find(page).is_none();
+            let was_there = touched.found_at_once().is_some() || touched.went;
+            if !is_of_file && !is_from_elsewhere && !was_there {
                 continue;
             }
             let is_there = entries.at(page)?.intersects(Entry::PRESENT | Entry::SWAPPED);
-            // One that was only read took one fault.
-            self.gone += u64::from(!is_there || is_of_file && touched.first.time_ns != touched.last.time_ns);
+            let is_gone = !is_there || (is_of_file || is_from_elsewhere) && may_have_come_back(&all, page, touched);
+            match is_of_file || was_there {
+                true => known += u64::from(is_gone),
+                false => elsewhere += u64::from(is_gone),
+            }
         }
+        // Of a file's mapping that is where it was not, only its length is known.
+        self.gone += known + if elsewhere == 0 { 0 } else { elsewhere.min(file_pages_that_left(watch, now)) };
         Ok(())
     }
 
     fn read(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
-        self.read_held(evidence)?;
-        self.read_new(evidence)?;
+        let look = Look { evidence, theirs: evidence.donor.map(Donor::entries) };
+        self.read_held(&look)?;
+        let now = maps::read(evidence.watch.pid)?;
+        self.read_new(&look, &now)?;
         self.count_those_that_went(evidence);
-        self.count_given_back(evidence)?;
+        self.count_given_back(evidence, &now)?;
         // The kernel wrote these before the child had its first instruction.
         for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
             self.pages.insert(page, written.class);
@@ -138,16 +149,16 @@ impl Verdict {
     }
 
     /// The pages that the process had at the beginning.
-    fn read_held(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+    fn read_held(&mut self, look: &Look<'_>) -> Result<(), Errno> {
+        let evidence = look.evidence;
         let watch = evidence.watch;
-        let look = Look { evidence, theirs: evidence.donor.map(Donor::entries) };
         if evidence.complete {
             // In order of address: neighbours are read together.
             let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
             let entries = Entries::new(&watch.pagemap);
             for (&page, touched) in touched {
                 if let Some(was) = watch.base.at(page) {
-                    self.held(&look, page, was, entries.at(page)?, Some(touched));
+                    self.held(look, page, was, entries.at(page)?, Some(touched));
                 }
             }
             return Ok(());
@@ -160,7 +171,7 @@ impl Verdict {
             let pages = (range.start as u64..).step_by(page_bytes() as usize);
             for (page, entry) in pages.zip(entries) {
                 let Some(was) = watch.base.at(page) else { continue };
-                self.held(&look, page, was, entry, evidence.touched.get(&page));
+                self.held(look, page, was, entry, evidence.touched.get(&page));
             }
         }
         Ok(())
@@ -173,16 +184,13 @@ impl Verdict {
             Was::Private if is_private && !entry.contains(Entry::EXCLUSIVE) && is_zero(look.evidence.watch, page) => {
                 self.given_back(look, page, touched)
             }
-            Was::Private if is_private && look.is_new(page, entry, touched) => {
-                class_of_new(backing_at(look.evidence.watch, page), true)
-            }
             Was::Private if is_private => look.class_of_held(page, entry, touched),
             Was::Private if touched.is_some() && entry.contains(Entry::SWAPPED) => Some(Class::CopyOrReuse),
             Was::Swapped if is_private && entry.contains(Entry::EXCLUSIVE) && touched.is_some() => {
                 self.swapped.insert(page);
                 Some(if look.parent_has(page) { Class::Copy } else { Class::CopyOrReuse })
             }
-            Was::Zero if is_private && !is_zero(look.evidence.watch, page) => Some(Class::ZeroPage),
+            Was::Zero if is_private && !is_zero(look.evidence.watch, page) => Some(class_of_zero(touched)),
             Was::Private | Was::Swapped | Was::Zero => {
                 let is_there = entry.intersects(Entry::PRESENT | Entry::SWAPPED) && !entry.contains(Entry::FILE);
                 if is_there { None } else { self.given_back(look, page, touched) }
@@ -204,15 +212,18 @@ impl Verdict {
         None
     }
 
-    /// Pages that were written before they went are copies, unless they may have been moved to where a new page is that nobody
-    /// touched, or at which a fault found one: then they count there.
+    /// Pages that were written before they went are copies, unless they were moved to where they count now; or may have been, to where a
+    /// new page is that nobody touched, or at which a fault found one.
     fn count_those_that_went(&mut self, evidence: &Evidence<'_>) {
         let is_from_elsewhere = |page: &u64| match evidence.touched.get(page) {
             Some(touched) => !touched.found_none(),
             None => true,
         };
-        let went = std::mem::take(&mut self.went);
-        if self.pages.keys().any(|page| evidence.watch.base.at(*page).is_none() && is_from_elsewhere(page)) {
+        let mut went = std::mem::take(&mut self.went);
+        let moved: HashSet<&u64> = self.moved.values().collect();
+        went.retain(|page, _| !moved.contains(page));
+        let is_known = |page: &u64| evidence.watch.base.at(*page).is_some() || self.moved.contains_key(page);
+        if self.pages.keys().any(|page| !is_known(page) && is_from_elsewhere(page)) {
             self.gone += went.len() as u64;
         } else {
             self.pages.extend(went);
@@ -220,111 +231,118 @@ impl Verdict {
     }
 
     /// Private pages where there were none.
-    fn read_new(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+    fn read_new(&mut self, look: &Look<'_>, now: &[Map]) -> Result<(), Errno> {
+        let evidence = look.evidence;
         let watch = evidence.watch;
-        let now = maps::read(watch.pid)?;
         let mut found: Vec<(Range, Categories)> = Vec::new();
         for range in watch.base.apart(baseline::user_space()).0 {
             let add = |range, categories| found.push((range, categories));
             watch.pagemap.scan_categories(range, &baseline::PRIVATE, add)?;
         }
-        let (mut unexplained, mut found_there) = (Vec::new(), Vec::new());
+        let mut unexplained = Vec::new();
         for (range, categories) in found {
             let present = categories.contains(Categories::PRESENT);
             for range in baseline::without_zeroes(&watch.pagemap, range, categories) {
                 let (start, end) = (range.start as u64, range.end() as u64);
                 for (start, end) in watch.base.holes(start, end) {
                     for page in (start..end).step_by(page_bytes() as usize) {
-                        let map = maps::find(&now, page);
-                        let backing = map.map(|map| map.backing);
+                        let backing = maps::find(now, page).map(|map| map.backing);
                         let Some(class) = class_of_new(backing, present) else { continue };
-                        match evidence.touched.get(&page) {
-                            None if present => unexplained.push(page),
-                            Some(touched) if present => {
-                                let found = touched.found_at_once().map(|found| (page, found, touched));
-                                found_there.extend(found.filter(|_| may_be_moved(watch, page, map)));
-                            }
-                            _ => {}
+                        if present && !evidence.touched.contains_key(&page) {
+                            unexplained.push(page);
                         }
                         self.pages.insert(page, class);
                     }
                 }
             }
         }
-        self.find_moved(evidence, &found_there)?;
-        self.follow_moves(evidence, &now, &unexplained)?;
+        let mut from = found_before(evidence, now);
+        self.find_moved(evidence, &unexplained, &mut from)?;
+        self.follow_moves(look, now, &from)?;
         self.gone += self.may_have_moved(evidence)?;
         Ok(())
     }
 
-    /// A page that a fault found where there had been nothing was moved there, if its frame is one that the process held.
-    fn find_moved(&mut self, evidence: &Evidence<'_>, found: &[(u64, u64, &Touched)]) -> Result<(), Errno> {
-        if found.is_empty() {
-            return Ok(());
-        }
-        let watch = evidence.watch;
-        let (frames, entries) = (watch.base.frames(), Entries::new(&watch.pagemap));
-        for &(page, frame, touched) in found {
-            // One that was written where it lay before had another frame by then, or may have.
-            let before = frames.get(&frame).filter(|before| !evidence.touched.contains_key(before));
-            let Some(&before) = before else { continue };
-            let class = match touched.is_another(Some(frame), entries.at(page)?.frame()) {
-                Some(true) => Class::Copy,
-                Some(false) => Class::Reuse,
-                None => Class::CopyOrReuse,
-            };
-            self.pages.insert(page, class);
-            self.moved.insert(page, before);
-        }
-        Ok(())
-    }
-
     /// New pages that nobody touched were moved there (mremap), or the kernel put them there unasked (huge pages,
-    /// MAP_POPULATE). What was moved has the frame that it had before, or is shared still; its frame leads to the place where the
-    /// whole mapping was.
-    fn follow_moves(&mut self, evidence: &Evidence<'_>, now: &[Map], unexplained: &[u64]) -> Result<(), Errno> {
-        let (base, entries) = (&evidence.watch.base, Entries::new(&evidence.watch.pagemap));
+    /// MAP_POPULATE). What was moved has the frame that it had before, or is shared still. `from`: where such pages lay before.
+    fn find_moved(
+        &mut self,
+        evidence: &Evidence<'_>,
+        unexplained: &[u64],
+        from: &mut Vec<(u64, u64)>,
+    ) -> Result<(), Errno> {
+        let entries = Entries::new(&evidence.watch.pagemap);
         let mut frames = None;
-        let mut shifts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for &page in unexplained {
             let entry = entries.at(page)?;
             if entry.frame() == 0 && !evidence.complete && self.may_be_untold(evidence, page) {
                 continue;
             }
-            let before = match entry.frame() {
-                0 if entry.contains(Entry::EXCLUSIVE) || evidence.shared_anew => continue,
-                0 => None,
-                // The frame of a page that was copied may have come back as another's.
-                frame => match frames.get_or_insert_with(|| base.frames()).get(&frame) {
-                    Some(&before) if !evidence.touched.contains_key(&before) => Some(before),
-                    _ => continue,
-                },
-            };
-            self.pages.remove(&page);
-            if let Some((before, map)) = before.zip(maps::find(now, page)) {
-                shifts.insert(map.mapping.start, (map.mapping.end, page.wrapping_sub(before)));
-            }
-        }
-        for (start, (end, shift)) in shifts {
-            let new: Vec<u64> = self.pages.range(start..end).map(|(&page, _)| page).collect();
-            for page in new {
-                let before = page.wrapping_sub(shift);
-                let same =
-                    base.frame(before).is_some_and(|frame| entries.at(page).is_ok_and(|now| now.frame() == frame));
-                let is_filled = evidence.touched.get(&page).is_some_and(Touched::found_none) && !*evidence.swaps;
-                let class = match base.at(before) {
-                    // The page was given back before it was moved, or after.
-                    Some(Was::Private) if is_filled => continue,
-                    Some(Was::Private) if same => Class::Reuse,
-                    Some(Was::Private | Was::Swapped) => Class::Copy,
-                    Some(Was::Zero) => Class::ZeroPage,
-                    None => continue,
-                };
-                self.moved.insert(page, before);
-                self.pages.insert(page, class);
+            match entry.frame() {
+                0 if entry.contains(Entry::EXCLUSIVE) || evidence.shared_anew => {}
+                0 => {
+                    self.pages.remove(&page);
+                }
+                frame => {
+                    let before = frames.get_or_insert_with(|| evidence.watch.base.frames()).get(&frame);
+                    from.extend(before.map(|&before| (page, before)));
+                }
             }
         }
         Ok(())
+    }
+
+    /// Where one page of a mapping was moved to, the whole mapping was. `from`: the pages that have, or had, the frame of another place; a
+    /// frame that was given up may have come back here, so most of them decide. What became of each page follows from where it was, and
+    /// from the faults at both places.
+    fn follow_moves(&mut self, look: &Look<'_>, now: &[Map], from: &[(u64, u64)]) -> Result<(), Errno> {
+        let evidence = look.evidence;
+        let (watch, entries) = (evidence.watch, Entries::new(&evidence.watch.pagemap));
+        let is_from = |page, before| maps::find(now, page).is_some_and(|map| may_come_from(watch, before, map, page));
+        let mut shifts: BTreeMap<(u64, u64), BTreeMap<u64, usize>> = BTreeMap::new();
+        for &(page, before) in from.iter().filter(|(_, before)| !evidence.touched.contains_key(before)) {
+            let Some(map) = watch.space.find(before) else { continue };
+            // One that is gone again may have another mapping in its place.
+            if !self.pages.contains_key(&page) || is_from(page, before) {
+                let of_map = shifts.entry((map.mapping.start, map.mapping.end)).or_default();
+                *of_map.entry(page.wrapping_sub(before)).or_default() += 1;
+            }
+        }
+        for ((start, end), shifts) in shifts {
+            let Some((shift, _)) = shifts.into_iter().max_by_key(|&(_, pages)| pages) else { continue };
+            let (start, end) = (start.wrapping_add(shift), end.wrapping_add(shift));
+            let new: Vec<u64> = self.pages.range(start..end.max(start)).map(|(&page, _)| page).collect();
+            for page in new {
+                let before = page.wrapping_sub(shift);
+                let is_moved = watch.base.at(page).is_none() && is_from(page, before);
+                let Some(was) = watch.base.at(before).filter(|_| is_moved) else { continue };
+                // A part of it stayed.
+                if entries.at(before)?.contains(Entry::PRESENT) {
+                    continue;
+                }
+                self.moved.insert(page, before);
+                let touched = self.touched(evidence.touched, page);
+                let class = match was {
+                    Was::Private => look.class_of_held(before, entries.at(page)?, touched.as_ref()),
+                    Was::Swapped => Some(if look.parent_has(before) { Class::Copy } else { Class::CopyOrReuse }),
+                    Was::Zero => Some(class_of_zero(touched.as_ref())),
+                };
+                match class {
+                    Some(class) => self.pages.insert(page, class),
+                    None => self.pages.remove(&page),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// The faults of a page, with those that it took before it was moved.
+    fn touched(&self, touched: &Pages, page: u64) -> Option<Touched> {
+        let before = self.moved.get(&page).and_then(|before| touched.get(before));
+        match (before, touched.get(&page)) {
+            (Some(before), Some(here)) => Some(before.followed_by(here)),
+            (before, here) => before.or(here).copied(),
+        }
     }
 
     /// Without frames, and where the kernel's faults are not told: a new page without a fault may have been moved, or written by
@@ -364,7 +382,7 @@ impl Verdict {
     /// The fault by which each page was written.
     fn rows(&self, touched: &Pages) -> Vec<Fault> {
         let row = |(&page, &class): (&u64, &Class)| {
-            let touched = touched.get(&page).or_else(|| touched.get(self.moved.get(&page)?))?;
+            let touched = self.touched(touched, page)?;
             let was_there = matches!(class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
             let fault = if was_there && !self.swapped.contains(&page) { touched.first } else { touched.last };
             let touched::Fault { time_ns, tid, code, by_kernel, stack, .. } = fault;
@@ -372,4 +390,16 @@ impl Verdict {
         };
         self.pages.iter().filter_map(row).collect()
     }
+}
+
+/// The pages that a fault found where there had been nothing, with the place where the process had held that frame.
+fn found_before(evidence: &Evidence<'_>, now: &[Map]) -> Vec<(u64, u64)> {
+    let watch = evidence.watch;
+    let found = |(&page, touched): (&u64, &Touched)| {
+        let frame = touched.found_first()?;
+        (watch.base.at(page).is_none() && may_be_moved(watch, page, now)).then_some((page, frame))
+    };
+    let found: Vec<(u64, u64)> = evidence.touched.iter().filter_map(found).collect();
+    let frames = if found.is_empty() { HashMap::new() } else { watch.base.frames() };
+    found.iter().filter_map(|(page, frame)| Some((*page, *frames.get(frame)?))).collect()
 }

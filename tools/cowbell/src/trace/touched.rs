@@ -9,6 +9,9 @@
 //! | none | it was filled: nothing had been there, or it had been given back (or it is in swap) |
 //! | a page, then none | it was written, given back, and filled |
 //! | none, then a page | it could not be read at first (`mprotect`, NUMA balancing), or was filled by reading |
+//!
+//! What is there in the end decides with them ([`Touched::fate`]): a frame that was given back may come back to the very page that had
+//! it, and then looks like one that could not be read for a while.
 
 use std::collections::HashMap;
 
@@ -36,7 +39,7 @@ pub struct Fault {
 /// The faults of a page in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touched {
-    /// The earliest, or the first that found a page after some that found none.
+    /// The earliest, or the first that found a page after some that found none had come before all others.
     pub first: Fault,
     /// The latest.
     pub last: Fault,
@@ -69,7 +72,10 @@ impl Touched {
         match (self.last.found, fault.found) {
             (Some(0), Some(found)) if found != 0 => {
                 self.came = true;
-                self.first = fault;
+                // One that was written before it went has its first writer already.
+                if !self.went {
+                    self.first = fault;
+                }
             }
             (Some(before), Some(0)) if before != 0 => self.went = true,
             (Some(before), Some(found)) if before != found => self.changed = true,
@@ -88,14 +94,63 @@ impl Touched {
         self.first.found.filter(|&found| found != 0 && !self.came && !self.went)
     }
 
-    /// Tells whether another page is here now than the last fault found. `None` where that cannot be told: the faults do not
-    /// say, a page came and went meanwhile, or `now`, its frame, is not known (0).
-    pub fn is_another(&self, held: Option<u64>, now: u64) -> Option<bool> {
-        let found = self.last.found.filter(|&found| found != 0 && now != 0 && !self.went)?;
-        // One that came meanwhile was there all along if it is what the process held.
-        let is_held = !self.came || held == self.first.found;
-        is_held.then_some(self.changed || found != now)
+    /// The page that its first fault found.
+    pub fn found_first(&self) -> Option<u64> {
+        self.first.found.filter(|&found| found != 0 && !self.came)
     }
+
+    /// Tells whether one thread faulted twice and found nothing: the first fault filled the page by reading, with zeroes.
+    pub fn was_read_before(&self) -> bool {
+        self.found_none() && self.first.tid == self.last.tid && self.first.time_ns < self.last.time_ns
+    }
+
+    /// These faults, and then those of the place to which the page was moved.
+    pub fn followed_by(mut self, later: &Self) -> Self {
+        let was_there = self.last.found.is_some_and(|found| found != 0);
+        // Moved to and fro: nothing is said of the order.
+        let is_mixed = later.first.time_ns < self.last.time_ns;
+        self.add(later.first);
+        self.add(later.last);
+        // A page that comes where one was had gone before.
+        self.went |= is_mixed || later.went || later.came && was_there;
+        self.came |= later.came;
+        self.changed |= later.changed;
+        self
+    }
+
+    /// The fate of a page that was private at the beginning and is now, by its frames: `held` then and `now`, 0 where not known. `of_file`: a
+    /// file's page comes to its place when it is given back.
+    pub fn fate(&self, held: Option<u64>, now: u64, of_file: bool) -> Fate {
+        let Some(last) = self.last.found.filter(|_| now != 0) else { return Fate::Unknown };
+        // The first that any fault found, or 0.
+        let first = self.first.found.unwrap_or(0);
+        let is_of_file = of_file && first != 0 && held.is_some_and(|held| held != first);
+        match (self.went, last) {
+            (true, _) => Fate::Open,
+            (false, 0) if held == Some(now) => Fate::Open,
+            (false, 0) => Fate::New,
+            _ if is_of_file => Fate::New,
+            // One that came meanwhile was there all along if it is what the process held.
+            _ if self.came && (held != Some(first) || first == now) => Fate::Open,
+            _ if self.changed || last != now => Fate::Copied,
+            _ => Fate::Reused,
+        }
+    }
+}
+
+/// The fate of a page, as far as its frames tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It was written, and another page is here now.
+    Copied,
+    /// It was written, and is here still.
+    Reused,
+    /// It was given back, and filled again before anything was written to it.
+    New,
+    /// It came and went meanwhile, or its frame did: whether it was copied cannot be told.
+    Open,
+    /// Frames are not told.
+    Unknown,
 }
 
 #[cfg(test)]
@@ -113,14 +168,67 @@ mod tests {
         touched
     }
 
+    /// What the process held; the frame of a file's page; and two others.
+    const HELD: u64 = 5;
+    const FILE: u64 = 9;
+    const OTHER: u64 = 4;
+    const NOW: u64 = 6;
+
     #[test]
-    fn a_page_that_was_there_was_copied_if_another_is_there_now() {
-        assert_eq!(touched(&[5]).is_another(Some(5), 6), Some(true));
-        assert_eq!(touched(&[5]).is_another(Some(5), 5), Some(false));
-        assert_eq!(touched(&[5, 5]).is_another(Some(5), 6), Some(true), "two threads at once");
-        assert_eq!(touched(&[5, 6]).is_another(Some(5), 6), Some(true), "the second found the copy");
-        assert_eq!(touched(&[4]).is_another(Some(5), 6), Some(true), "the kernel had moved it");
-        assert_eq!(touched(&[5]).is_another(Some(5), 0), None, "frames are not readable");
+    fn the_frames_that_faults_found_tell_the_fate_of_a_page() {
+        let table: [(&[u64], u64, Fate, &str); 17] = [
+            (&[HELD], NOW, Fate::Copied, "written"),
+            (&[HELD], HELD, Fate::Reused, "nobody else had it"),
+            (&[HELD, HELD], NOW, Fate::Copied, "two threads at once"),
+            (&[HELD, NOW], NOW, Fate::Copied, "the second found the copy"),
+            (&[HELD, OTHER], NOW, Fate::Copied, "copied twice"),
+            (&[OTHER], NOW, Fate::Copied, "the kernel had moved it"),
+            (&[0], NOW, Fate::New, "given back, and written"),
+            (&[0, 0], NOW, Fate::New, "given back, read, and written"),
+            (&[0], HELD, Fate::Open, "its frame came back, or it could not be read for a while"),
+            (&[0, 0], HELD, Fate::Open, "the same, read first"),
+            (&[0, HELD], NOW, Fate::Copied, "it could not be read for a while: its writer is the one who found it"),
+            (&[0, HELD], HELD, Fate::Open, "that, or its frame came back and two threads found it"),
+            (&[0, OTHER], NOW, Fate::Open, "filled by reading, perhaps"),
+            (&[HELD, 0], NOW, Fate::Open, "copied or reused, given back, filled"),
+            (&[HELD, 0], HELD, Fate::Open, "the same, and its frame came back"),
+            (&[HELD, 0, OTHER], NOW, Fate::Open, "the same, and something came"),
+            (&[HELD], 0, Fate::Unknown, "frames are not readable"),
+        ];
+        for (found, now, fate, why) in table {
+            assert_eq!(touched(found).fate(Some(HELD), now, false), fate, "{found:?}, then {now}: {why}");
+        }
+        assert_eq!(Touched::new(fault(1, None)).fate(Some(HELD), NOW, false), Fate::Unknown, "nothing is told");
+    }
+
+    #[test]
+    fn what_was_given_back_in_a_file_is_the_files_page() {
+        let fate = |found: &[u64], now| touched(found).fate(Some(HELD), now, true);
+        assert_eq!([fate(&[FILE], NOW), fate(&[0, FILE], NOW), fate(&[0], NOW)], [Fate::New; 3]);
+        assert_eq!([fate(&[HELD], NOW), fate(&[0, HELD], NOW)], [Fate::Copied; 2], "it had not been given back");
+        assert_eq!([fate(&[HELD, 0, FILE], NOW), fate(&[HELD, 0], NOW)], [Fate::Open; 2], "written before it was");
+        assert_eq!(fate(&[0], HELD), Fate::Open, "its frame came back");
+    }
+
+    #[test]
+    fn faults_go_on_where_a_page_was_moved() {
+        let fate = |before: &[u64], after: &[u64], now| {
+            touched(before).followed_by(&touched(after)).fate(Some(HELD), now, false)
+        };
+        assert_eq!(fate(&[0], &[HELD], NOW), Fate::Copied, "it could not be read where it was before");
+        assert_eq!(fate(&[HELD], &[OTHER], OTHER), Fate::Copied, "copied before, found after");
+        assert_eq!(fate(&[HELD], &[0], NOW), Fate::Open, "copied or reused, given back, filled");
+        assert_eq!(fate(&[HELD], &[0, NOW], NOW), Fate::Open, "the same, by two threads");
+        assert_eq!(fate(&[0], &[0], NOW), Fate::New);
+    }
+
+    #[test]
+    fn a_thread_that_finds_nothing_twice_has_read_first() {
+        assert!(touched(&[0, 0]).was_read_before());
+        assert!(!touched(&[0]).was_read_before() && !touched(&[5, 5]).was_read_before());
+        let mut two = touched(&[0]);
+        two.add(Fault { tid: 8, ..fault(2, Some(0)) });
+        assert!(!two.was_read_before(), "two threads at once");
     }
 
     #[test]
@@ -129,18 +237,16 @@ mod tests {
         assert!(!touched(&[5]).found_none() && !touched(&[5, 0]).found_none() && !touched(&[0, 5]).found_none());
         assert!(!Touched::new(fault(1, None)).found_none());
         assert_eq!(touched(&[5, 5]).found_at_once(), Some(5));
+        assert_eq!([touched(&[5, 0]), touched(&[0, 5])].map(|page| page.found_first()), [Some(5), None]);
         assert_eq!([touched(&[0, 5]), touched(&[5, 0]), touched(&[0])].map(|page| page.found_at_once()), [None; 3]);
     }
 
     #[test]
-    fn what_came_and_went_is_told_only_if_it_was_held() {
-        // A page that could not be read for a while: its writer is the one who found it.
-        let protected = touched(&[0, 5]);
-        assert_eq!((protected.is_another(Some(5), 6), protected.first.time_ns), (Some(true), 2));
-        assert_eq!(touched(&[0, 5]).is_another(Some(4), 6), None, "filled by reading, perhaps");
-        // Copied, given back, filled: the first fault wrote the copy.
+    fn what_came_was_written_by_who_found_it() {
+        assert_eq!(touched(&[0, 5]).first.time_ns, 2, "it could not be read for a while");
         let again = touched(&[5, 0]);
-        assert_eq!((again.is_another(Some(5), 6), again.went, again.first.time_ns), (None, true, 1));
+        assert_eq!((again.went, again.first.time_ns), (true, 1), "copied, given back, filled");
+        assert_eq!(touched(&[5, 0, 6]).first.time_ns, 1, "the same, and found once more");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::case::{Case, Kind, Op};
 use crate::record::Class;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A page of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ struct Page {
     slot: Slot,
     /// There was nothing when the interval opened, whatever has been read since.
     empty_at_fork: bool,
+    /// There was the page of zeroes.
+    zero_at_fork: bool,
     /// Given back by the process since the interval opened.
     dropped: bool,
     /// The first write of it in this interval, by its place among the faults.
@@ -54,6 +56,8 @@ pub struct Fault {
     pub late: bool,
     /// There was nothing, or nothing but a file's page, when the interval opened.
     pub empty_at_fork: bool,
+    /// There was the page of zeroes when the interval opened.
+    pub zero_at_fork: bool,
 }
 
 /// The effect of a write to a page, by the page's state before it, seen from the kernel's side.
@@ -80,6 +84,38 @@ pub struct Truth {
     pub parents: BTreeMap<usize, usize>,
     /// The number of times an actor called vfork or posix_spawn.
     pub sharing: usize,
+    /// Regions that were moved.
+    moves: Vec<Moved>,
+    /// Pages that were given back, by actor, interval and place.
+    given_back: BTreeSet<(usize, usize, (usize, usize))>,
+}
+
+/// A region that was moved.
+#[derive(Debug)]
+struct Moved {
+    actor: usize,
+    epoch: usize,
+    region: usize,
+    /// Its pages that were still as when the interval opened: their frames can tell where it was.
+    held: Vec<usize>,
+}
+
+impl Truth {
+    /// Tells whether the region of this write was moved in the same interval, and no frame tells from where: each of its pages had been
+    /// written or given back before it was moved, or was given back before it was written.
+    pub fn is_moved_without_a_trace(&self, of: &Fault) -> bool {
+        let region = of.place.0;
+        let mut moves =
+            self.moves.iter().filter(|m| (m.actor, m.epoch, m.region) == (of.actor, of.epoch, region)).peekable();
+        let tells = |page: &usize| {
+            let key = (of.actor, of.epoch, (region, *page));
+            match self.faults.iter().find(|fault| (fault.actor, fault.epoch, fault.place) == key) {
+                Some(fault) => matches!(fault.kernel, Class::Copy | Class::Reuse),
+                None => !self.given_back.contains(&key),
+            }
+        };
+        moves.peek().is_some() && moves.all(|moved| !moved.held.iter().any(tells))
+    }
 }
 
 struct Actor {
@@ -109,7 +145,7 @@ pub fn play(case: &Case) -> Truth {
         _ if kind.is_file() => Slot::File,
         _ => Slot::Empty,
     };
-    let page = |kind| Page { slot: empty(kind), empty_at_fork: true, dropped: false, fault: None };
+    let page = |kind| Page { empty_at_fork: true, ..opens(empty(kind)) };
     let pages = case.regions.iter().map(|r| vec![page(r.kind); r.pages]).collect();
     let late = vec![false; case.regions.len()];
     let written = case.regions.iter().map(|r| matches!(r.kind, Kind::Heap | Kind::Bss)).collect();
@@ -126,6 +162,7 @@ impl Model<'_> {
         match step.op {
             Op::Fork => self.fork(step.actor, step.value),
             Op::Vfork | Op::Spawn => self.truth.sharing += 1,
+            Op::Move => self.move_region(step.actor, step.region),
             Op::Map => self.actor(step.actor).late[step.region] = true,
             op if op.ends() => self.end(step.actor, op),
             Op::Read => places().for_each(|place| self.read(index, step.actor, place)),
@@ -150,11 +187,8 @@ impl Model<'_> {
             }
         }
         let old = self.actor(parent);
-        let opens = |page: &Page| {
-            let empty_at_fork = matches!(page.slot, Slot::Empty | Slot::File);
-            Page { slot: page.slot, empty_at_fork, dropped: false, fault: None }
-        };
-        let fresh: Vec<Vec<Page>> = old.pages.iter().map(|region| region.iter().map(opens).collect()).collect();
+        let fresh = |region: &Vec<Page>| region.iter().map(|page| opens(page.slot)).collect();
+        let fresh: Vec<Vec<Page>> = old.pages.iter().map(fresh).collect();
         // The parent's memory is shared anew: its own interval ends, and another opens at the same moment.
         old.pages.clone_from(&fresh);
         old.late.fill(false);
@@ -166,7 +200,7 @@ impl Model<'_> {
         // Fork copies page tables of mappings that have been written; of others the child starts with none.
         for (region, _) in inherited.iter_mut().zip(&written).filter(|(_, written)| !**written) {
             for page in region.iter_mut().filter(|page| page.slot == Slot::Zero) {
-                (page.slot, page.empty_at_fork) = (Slot::Empty, true);
+                *page = opens(Slot::Empty);
             }
         }
         self.actors.insert(child, Actor { pages: inherited, watched: true, epoch: 0, late, written });
@@ -198,8 +232,20 @@ impl Model<'_> {
         let _was = self.truth.seen.insert((step, place.1), Seen::Nothing);
     }
 
+    fn move_region(&mut self, actor: usize, region: usize) {
+        let me = self.actor(actor);
+        let is_held = |page: &Page| {
+            matches!(page.slot, Slot::Frame(_)) && !page.empty_at_fork && page.fault.is_none() && !page.dropped
+        };
+        let held = me.pages[region].iter().enumerate().filter(|(_, page)| is_held(page)).map(|(nth, _)| nth);
+        let moved = Moved { actor, epoch: me.epoch, region, held: held.collect() };
+        self.truth.moves.push(moved);
+    }
+
     fn drop_page(&mut self, actor: usize, place: (usize, usize), op: Op) {
         let kind = self.case.regions[place.0].kind;
+        let epoch = self.actor(actor).epoch;
+        self.truth.given_back.insert((actor, epoch, place));
         let page = self.page(actor, place);
         let was = page.slot;
         page.dropped = true;
@@ -250,12 +296,31 @@ impl Model<'_> {
             self.truth.faults[fault].gone = false;
             return;
         }
-        let (late, epoch, empty_at_fork) = (me.late[place.0], me.epoch, page.empty_at_fork);
+        let (late, epoch) = (me.late[place.0], me.epoch);
+        let Page { empty_at_fork, zero_at_fork, .. } = page;
         let (classes, dropped) = (classes(kernel, page), page.dropped);
-        let fault = Fault { step, actor, epoch, place, kernel, classes, gone: false, dropped, late, empty_at_fork };
+        let fault = Fault {
+            step,
+            actor,
+            epoch,
+            place,
+            kernel,
+            classes,
+            gone: false,
+            dropped,
+            late,
+            empty_at_fork,
+            zero_at_fork,
+        };
         self.page(actor, place).fault = Some(self.truth.faults.len());
         self.truth.faults.push(fault);
     }
+}
+
+/// A page as it is when an interval opens.
+fn opens(slot: Slot) -> Page {
+    let empty_at_fork = matches!(slot, Slot::Empty | Slot::File);
+    Page { slot, empty_at_fork, zero_at_fork: slot == Slot::Zero, dropped: false, fault: None }
 }
 
 /// The classes that the report may give to what the kernel did to a page in this state.

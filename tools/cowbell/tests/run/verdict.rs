@@ -4,7 +4,7 @@ use crate::case::{Case, Kind, Op};
 use crate::lab::{Capture, Interval, is_root};
 use crate::model::{Fault, Seen, Truth};
 use crate::record::{Class, Closed, Fault as Row, Mode, Origin, Record, Role};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A page of a region.
@@ -224,7 +224,8 @@ impl Verdict<'_> {
 
     /// A page that was written before it was moved is new where it is now: there is no fault of it there.
     fn may_have_moved(&self, fault: &Fault, classes: &[Class]) -> bool {
-        let moves = |step: &crate::case::Step| step.op == Op::Move && step.region == fault.place.0;
+        let moves =
+            |step: &crate::case::Step| (step.op, step.actor, step.region) == (Op::Move, fault.actor, fault.place.0);
         let later = self.case.steps.get(fault.step..).unwrap_or_default();
         self.mode == Mode::Faults
             && (later.iter().any(moves) || !is_root() && self.case.steps.iter().any(moves))
@@ -253,6 +254,9 @@ impl Verdict<'_> {
         if self.mode == Mode::Faults && fault.dropped && open && (written || !is_root()) {
             return true;
         }
+        if self.mode == Mode::Faults && self.frames_cannot_tell(fault, class) {
+            return true;
+        }
         // A user who may not ask which call may have given the page back does not know whether the zeroes were still there.
         let was_zero = fault.kernel == Class::FirstTouch && fault.dropped && !fault.empty_at_fork;
         if self.mode == Mode::Count && was_zero && class == Class::ZeroPage && !is_root() {
@@ -261,6 +265,40 @@ impl Verdict<'_> {
         let frames = self.log.zero & FRAME != 0;
         let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
         either || fault.classes.contains(&class)
+    }
+
+    /// Even frames leave this open. A fault finds no frame where nothing is, and where the page of zeroes is (a claim about the kernel
+    /// says so): if it was given back, only a thread that reads first and faults twice shows that nothing was there; and if it was moved,
+    /// only frames of its neighbours show that it was. A frame that came back to its page is no other one.
+    fn frames_cannot_tell(&self, fault: &Fault, class: Class) -> bool {
+        let is_read_first = self.case.steps[fault.step].op != Op::Kwrite;
+        match (fault.kernel, class) {
+            (Class::FirstTouch, Class::ZeroPage) => fault.dropped && fault.zero_at_fork && !is_read_first,
+            // Written, given back, read and written once more looks like given back, read and written.
+            (Class::ZeroPage, Class::FirstTouch) => {
+                fault.zero_at_fork && (fault.dropped || self.truth.is_moved_without_a_trace(fault))
+            }
+            (_, Class::CopyOrReuse) => fault.dropped && self.came_back(fault),
+            _ => false,
+        }
+    }
+
+    /// Tells whether a frame that the process had there since its write is one that was seen in that place before.
+    fn came_back(&self, fault: &Fault) -> bool {
+        let (mut before, mut since) = (BTreeSet::new(), BTreeSet::new());
+        for (&(step, page), &(_, after)) in &self.log.seen {
+            let of = self.case.steps[step];
+            let is_own = after & FILE == 0 && after & FRAME != 0 && after & FRAME != self.log.zero & FRAME;
+            if !is_own || (of.region, page) != fault.place {
+                continue;
+            }
+            if step < fault.step {
+                before.insert(after & FRAME);
+            } else if of.actor == fault.actor {
+                since.insert(after & FRAME);
+            }
+        }
+        !since.is_disjoint(&before)
     }
 
     /// Tracing: the first write of what was inherited is an event, with the thread and the instruction or the system
