@@ -32,6 +32,12 @@ pub fn may_be_moved(watch: &Watch, page: u64, now: &[Map]) -> bool {
     !(is_of_file(watch, page) && watch.space.find(page).is_some_and(is_same))
 }
 
+/// Tells whether what is mapped there came after the beginning. What could not be written then was a reservation.
+pub fn came_later(watch: &Watch, page: u64) -> bool {
+    let is_reserved = |map: &Map| map.backing == Backing::Anonymous && !map.mapping.permissions.contains('w');
+    watch.space.find(page).is_none_or(is_reserved)
+}
+
 /// Tells whether a page of the mapping `now` may have been moved there from where `before` was: then it is of the same file's same page.
 pub fn may_come_from(watch: &Watch, before: u64, now: &Map, page: u64) -> bool {
     let offset = |map: &Map, page: u64| page.wrapping_sub(map.mapping.start).wrapping_add(map.mapping.offset);

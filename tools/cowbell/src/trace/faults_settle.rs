@@ -20,8 +20,8 @@ use super::baseline::{self, Entries, Was, page_bytes};
 use super::compare::{Compared, Donor, Originals};
 use super::faults_look::Look;
 use super::faults_page::{
-    class_of_new, class_of_zero, file_pages_that_left, is_of_file_writable_now, is_of_writable_file, is_zero,
-    may_be_moved, may_come_from, may_have_come_back,
+    came_later, class_of_new, class_of_zero, file_pages_that_left, is_of_file, is_of_file_writable_now,
+    is_of_writable_file, is_zero, may_be_moved, may_come_from, may_have_come_back,
 };
 use super::maps::{self, Map};
 use super::settle::{Close, runs};
@@ -98,13 +98,15 @@ pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (
 
 impl Verdict {
     /// Without page tables only the faults are known: each of a page that was there was a write, one of a file's page may have
-    /// been; and one in a mapping that came later may have been moved there.
+    /// been; and one that found a page where there had been none, or lies where a mapping came later, may be of one that was moved there.
     fn count_as_gone(&mut self, evidence: &Evidence<'_>) {
         let watch = evidence.watch;
-        let may_be_a_copy = |page: u64| {
-            watch.base.at(page).is_some() || is_of_writable_file(watch, page) || watch.space.find(page).is_none()
+        let may_be_a_copy = |&(&page, touched): &(&u64, &Touched)| {
+            let was_there = watch.base.at(page).is_some() || is_of_writable_file(watch, page);
+            let may_be_moved = touched.found_first().is_some() && !is_of_file(watch, page);
+            was_there || may_be_moved || came_later(watch, page)
         };
-        self.gone = evidence.touched.keys().filter(|&&page| may_be_a_copy(page)).count() as u64;
+        self.gone = evidence.touched.iter().filter(may_be_a_copy).count() as u64;
     }
 
     /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
@@ -117,7 +119,7 @@ impl Verdict {
         let (mut known, mut elsewhere) = (0, 0);
         for (&page, &touched) in new {
             let is_of_file = is_of_file_writable_now(watch, page, now);
-            let is_from_elsewhere = watch.space.find(page).is_none();
+            let is_from_elsewhere = came_later(watch, page);
             let was_there = touched.found_at_once().is_some() || touched.went;
             if !is_of_file && !is_from_elsewhere && !was_there {
                 continue;
