@@ -300,6 +300,32 @@ impl Tracer {
         Donor::new(process.parent, self.tree.processes.get(&process.parent)?, process)
     }
 
+    /// Closes all intervals, and lets everybody go.
+    pub(super) fn leave(&mut self) {
+        let mut pids: Vec<i32> = self.tree.processes.keys().copied().collect();
+        // Children first: a parent's watch tells whether it still has the originals of their copies.
+        pids.sort_unstable_by_key(|&pid| (std::cmp::Reverse(self.tree.depth(pid)), pid));
+        for &pid in &pids {
+            self.close_interval(pid, Closed::Detached, true);
+            if let Some(process) = self.tree.processes.get_mut(&pid) {
+                process.kept = None;
+            }
+        }
+        for pid in pids.iter().copied().filter(|&pid| pid != 0) {
+            self.weigh(pid);
+        }
+        if self.unweighed > 0 {
+            let detail = format!("{} of them, because that had taken its share of the time already", self.unweighed);
+            self.gap(0, GapKind::NotWeighed, detail);
+        }
+        for (tid, due) in std::mem::take(&mut self.parked) {
+            let _gone = ptrace::detach(tid, due);
+        }
+        for pid in pids.into_iter().filter(|&pid| pid != 0) {
+            self.gap(pid, GapKind::StillRunning, "");
+        }
+    }
+
     /// Notes what the parent of a process has written up to now.
     fn collect_of_parent(&mut self, pid: i32, now_ns: u64) {
         let parent = self.tree.processes.get(&pid).map(|process| process.parent);
