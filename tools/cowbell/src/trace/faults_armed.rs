@@ -403,6 +403,7 @@ mod tests {
             !sampling.may_take(0, 10_000_000)
         });
         assert_eq!(over, Some(405), "40 ms, and a twentieth of ten");
+        sampling.took(10_000_000, 100_000);
         assert!(
             !sampling.may_take(0, 12_000_000) && sampling.may_take(0, 12_100_000),
             "20 times what the last one took"

@@ -141,7 +141,7 @@ impl Verdict {
         self.read_held(&look)?;
         let now = maps::read(evidence.watch.pid)?;
         self.read_new(&look, &now)?;
-        self.count_those_that_went(evidence);
+        self.count_those_that_went(evidence, &now);
         self.count_given_back(evidence, &now)?;
         // The kernel wrote these before the child had its first instruction.
         for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
@@ -216,7 +216,7 @@ impl Verdict {
 
     /// Pages that were written before they went are copies, unless they were moved to where they count now; or may have been, to where a
     /// new page is that nobody touched, or at which a fault found one.
-    fn count_those_that_went(&mut self, evidence: &Evidence<'_>) {
+    fn count_those_that_went(&mut self, evidence: &Evidence<'_>, now: &[Map]) {
         let is_from_elsewhere = |page: &u64| match evidence.touched.get(page) {
             Some(touched) => !touched.found_none(),
             None => true,
@@ -225,7 +225,8 @@ impl Verdict {
         let moved: HashSet<&u64> = self.moved.values().collect();
         went.retain(|page, _| !moved.contains(page));
         let is_known = |page: &u64| evidence.watch.base.at(*page).is_some() || self.moved.contains_key(page);
-        if self.pages.keys().any(|page| !is_known(page) && is_from_elsewhere(page)) {
+        let may_come = |page: &u64| may_be_moved(evidence.watch, *page, now);
+        if self.pages.keys().any(|page| !is_known(page) && is_from_elsewhere(page) && may_come(page)) {
             self.gone += went.len() as u64;
         } else {
             self.pages.extend(went);

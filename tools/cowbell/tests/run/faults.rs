@@ -130,17 +130,20 @@ fn each_written_page_is_found_with_the_thread_that_wrote_it_first() {
     }
 }
 
-/// A child writes 40 of 100 pages, each on its own, and unmaps all of them.
+/// A child writes 40 of 100 pages, each on its own, and unmaps all of them. It writes a page of its program's file, too, which nobody
+/// had written before: that one was moved from nowhere.
 const GIVES_BACK: &str = r#"
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+static volatile char own[40000] = {1};
 int main(void) {
   long page = sysconf(_SC_PAGESIZE);
   char *p = mmap(0, 100 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   memset(p, 1, 100 * page);
   if (!fork()) {
+    own[20000] = 2;
     for (long i = 0; i < 80; i += 2) p[i * page]++;
     munmap(p, 100 * page);
     _exit(0);
@@ -174,7 +177,9 @@ fn what_was_written_and_unmapped_is_counted() {
     }
     // The loop is one place; what else the child copies, its stack and the C library's data, are a few pages.
     assert!(by_line.values().any(|&pages| pages == 40), "{by_line:?}");
-    assert_eq!(child.end.as_ref().map(|end| end.unmapped_uncounted), Some(0));
+    // Another page of the file that took a fault may have been written and dropped, as far as faults tell.
+    let gone = child.end.as_ref().map(|end| end.unmapped_uncounted);
+    assert!(gone.is_some_and(|pages| pages <= 2), "{gone:?}");
 }
 
 /// Writes as many pages as it is told once it reads a line, in a child.
