@@ -31,7 +31,7 @@ pub enum Wrote {
     Unknown,
     /// The reference count of an object whose layout is known.
     ReferenceCount,
-    /// The words before such an object that the language's collector keeps.
+    /// The words before such an object that the language's collector keeps, while it collects.
     CollectorHeader,
     /// Something else, by an atomic instruction: a counter, lock or flag that threads share.
     Atomic,

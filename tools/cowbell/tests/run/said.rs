@@ -133,6 +133,31 @@ os.wait()
 }
 
 #[test]
+fn who_frees_an_object_is_no_collector_though_its_neighbours_headers_change() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    // No collection ever runs. In the collector's list, lists lie next to others that are anywhere in memory.
+    let source = "
+import gc, os, random
+gc.disable()
+random.seed(1)
+data = [[i] for i in range(100_000)]
+order = list(range(100_000)); random.shuffle(order)
+for k in order[:50_000]: data[k] = None
+for k in order[:50_000]: data[k] = [k]
+if os.fork() == 0:
+    for k in order[::50]: data[k] = None
+    os._exit(0)
+os.wait()
+";
+    let (report, text) = python("frees.py", &["--mode", "trace"], source);
+    let (told, pages) = (self::share(&report, "garbage_collector"), &report["totals"]["copied_pages"]);
+    assert!(pages.as_u64().is_some_and(|pages| pages > 1000), "{text}");
+    assert!(told < 0.02 && !text.contains("gc.freeze"), "{told}: {text}");
+}
+
+#[test]
 fn freezing_is_not_advised_where_counts_copy() {
     if let Some(why) = may_trace() {
         return skip(&why);

@@ -14,6 +14,10 @@ const NAME: u64 = 24;
 const FLAGS: u64 = 168;
 /// The collector knows the instances: two words of its own lie before each (`Py_TPFLAGS_HAVE_GC`).
 const HAVE_GC: u64 = 1 << 14;
+/// Flags in the second of these words, below the pointer to the header of the object before; a collection sets the higher one in
+/// each object that it begins with (`_PyGC_PREV_MASK_COLLECTING`, since CPython 3.8), from the first of its list to the last.
+const HEADER_FLAGS: u64 = 3;
+const COLLECTING: u64 = 2;
 /// The instances are strings of bytes or of characters (`Py_TPFLAGS_BYTES_SUBCLASS`, `Py_TPFLAGS_UNICODE_SUBCLASS`).
 const STRING: u64 = 1 << 27 | 1 << 28;
 /// Offset at which a string keeps its hash; all bits are set as long as it was not asked for it.
@@ -94,6 +98,12 @@ fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
     None
 }
 
+/// Does a collection go on that has come to this object, or to the one before it? `previous`: what the second word of its header holds.
+fn is_collecting(at: u64, previous: u64, word: &mut Word<'_>) -> bool {
+    let before = (previous & !HEADER_FLAGS).checked_add(8).filter(|before| *before != at);
+    previous & COLLECTING != 0 || before.and_then(word).is_some_and(|before| before & COLLECTING != 0)
+}
+
 impl Objects for Types {
     fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
         let first = address / 8 * 8;
@@ -105,10 +115,16 @@ impl Objects for Types {
             return Wrote::ReferenceCount;
         }
         let is_collected = |found: Option<Type>| found.is_some_and(|found| found.is_collected);
-        if is_collected(self.of_object(b, c, word)) || is_collected(self.of_object(c, d, word)) {
-            return Wrote::CollectorHeader;
+        let previous = if is_collected(self.of_object(b, c, word)) {
+            Some((first, a))
+        } else {
+            is_collected(self.of_object(c, d, word)).then(|| (first.wrapping_add(8), b))
+        };
+        match previous {
+            // Whoever makes or frees an object links the headers of its neighbours.
+            Some((at, previous)) if is_collecting(at, previous, word) => Wrote::CollectorHeader,
+            _ => Wrote::Other,
         }
-        Wrote::Other
     }
 
     fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool {
@@ -190,13 +206,22 @@ mod tests {
     fn a_word_is_told_by_what_follows_it() {
         let pointer = 0x7f00_0000_1000;
         // A str of four words; a list behind its collector's header; plain numbers.
-        let memory = with(&[2, STR, 5, 6, pointer, pointer + 8, 1, LIST, 3, pointer, 1, 2, 3, 4, 5, 6, 7]);
-        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
-        let told: Vec<_> = (0..13).map(|nth| types.wrote(HEAP + 8 * nth, &mut word)).collect();
+        let mut memory = with(&[2, STR, 5, 6, pointer, pointer, 1, LIST, 3, pointer, 1, 2, 3, 4, 5, 6, 7]);
+        let told = |memory: &HashMap<u64, u64>| {
+            let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+            assert_eq!(types.wrote(HEAP + 4, &mut word), Wrote::ReferenceCount, "the upper half of the word");
+            (0..13).map(|nth| types.wrote(HEAP + 8 * nth, &mut word)).collect::<Vec<_>>()
+        };
         let (count, header, other) = (Wrote::ReferenceCount, Wrote::CollectorHeader, Wrote::Other);
-        let due = [count, other, other, other, header, header, count, other, other, other, other, other, other];
-        assert_eq!(told, due);
-        assert_eq!(types.wrote(HEAP + 4, &mut word), Wrote::ReferenceCount, "the upper half of the word");
+        let due = |word| [count, other, other, other, word, word, count, other, other, other, other, other, other];
+        // The object before it in the collector's list was freed, or made: its neighbours' headers are linked anew.
+        memory.extend([(pointer, HEAP + 32), (pointer + 8, 0x7f00_0000_2000)]);
+        assert_eq!(told(&memory), due(other));
+        // A collection has come to the object before, or to this one.
+        memory.insert(pointer + 8, 7 << 2 | COLLECTING);
+        assert_eq!(told(&memory), due(header));
+        memory.extend([(pointer + 8, 0x7f00_0000_2000), (HEAP + 40, 1 << 2 | COLLECTING)]);
+        assert_eq!(told(&memory), due(header));
     }
 
     #[test]
