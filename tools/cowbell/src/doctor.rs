@@ -2,7 +2,7 @@
 
 use crate::trace::{ability, lender};
 use crate::views::{self, Document, table};
-use cowbell::support::Support;
+use cowbell::support::{Feature, Support, Verdict};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -29,12 +29,15 @@ fn print(support: &Support, json: bool) -> std::io::Result<()> {
     } else {
         write!(out, "{support}")?;
         writeln!(out, "\nCommands: looking into programs that are not prepared")?;
-        let term = |(command, verdict, tells): (&str, Result<(), String>, &str)| {
-            let word = if verdict.is_ok() { "works" } else { "MISSING" };
-            let why = verdict.err().map_or(String::new(), |why| format!("; why not: {why}"));
+        let term = |(command, ability, tells): (&str, Ability, &str)| {
+            let (word, why) = match ability {
+                Ability::Works => ("works", String::new()),
+                Ability::Limited(why) => ("LIMITED", format!("; but {why}")),
+                Ability::Missing(why) => ("MISSING", format!("; why not: {why}")),
+            };
             (vec![command.to_owned(), word.to_owned()], format!("{tells}{why}"))
         };
-        let terms: Vec<_> = commands().into_iter().map(term).collect();
+        let terms: Vec<_> = commands(support).into_iter().map(term).collect();
         for line in table::described(2, &terms, views::WIDTH) {
             writeln!(out, "{line}")?;
         }
@@ -57,38 +60,60 @@ fn document(support: &Support) -> serde_json::Result<Answer> {
         // The library's answer by itself has a version of its own.
         fields.remove("version");
     }
-    let commands = commands().into_iter().map(|(command, verdict, _)| match verdict {
-        Ok(()) => (command.to_owned(), serde_json::json!({ "verdict": "works" })),
-        Err(why) => (command.to_owned(), serde_json::json!({ "verdict": "missing", "why": why })),
+    let commands = commands(support).into_iter().map(|(command, ability, _)| {
+        let answer = match ability {
+            Ability::Works => serde_json::json!({ "verdict": "works" }),
+            Ability::Limited(why) => serde_json::json!({ "verdict": "limited", "why": why }),
+            Ability::Missing(why) => serde_json::json!({ "verdict": "missing", "why": why }),
+        };
+        (command.to_owned(), answer)
     });
     document["commands"] = serde_json::Value::Object(commands.collect());
     Ok(Answer(document))
 }
 
+/// Whether a command works, and why not, or not wholly.
+#[derive(Debug)]
+enum Ability {
+    Works,
+    Limited(String),
+    Missing(String),
+}
+
+impl From<Result<(), String>> for Ability {
+    fn from(found: Result<(), String>) -> Self {
+        found.map_or_else(Self::Missing, |()| Self::Works)
+    }
+}
+
 /// The commands that depend on rights, whether they work, and what they tell.
-fn commands() -> [(&'static str, Result<(), String>, &'static str); 6] {
+fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
     let frames = if ability::frames() { Ok(()) } else { Err("page frames need root (CAP_SYS_ADMIN)".to_owned()) };
+    let faults = match (ability::faults(), support.verdict(Feature::PageFaults)) {
+        (Ok(()), Verdict::Limited { why, .. }) => Ability::Limited(why.clone()),
+        (found, _) => found.into(),
+    };
     [
-        ("run --mode count", ability::count(), "which pages a program and its children copy"),
+        ("run --mode count", ability::count().into(), "which pages a program and its children copy"),
         (
             "run --mode trace",
-            ability::count().and_then(|()| ability::trace()),
+            ability::count().and_then(|()| ability::trace()).into(),
             "and when, which thread, which code; writes through /proc/PID/mem fail with EIO meanwhile",
         ),
         (
             "run --mode faults",
-            ability::faults(),
-            "the same from the page faults that perf events tell, stopping few writers",
+            faults,
+            "which pages, when, which thread, which code, from the page faults that perf events tell, stopping few writers",
         ),
         (
             "of other users",
-            ability::trace().and_then(|()| lender::may_lend()),
-            "the same of programs that give up root's rights (setpriv, gunicorn -u)",
+            ability::trace().and_then(|()| lender::may_lend()).into(),
+            "--mode trace of programs that give up root's rights (setpriv, gunicorn -u)",
         ),
-        ("attach", ability::count().and_then(|()| ability::attach()), "the same for a running process"),
+        ("attach", ability::count().and_then(|()| ability::attach()).into(), "the modes of run for a running process"),
         (
             "page frames",
-            frames,
+            frames.into(),
             "what was copied is told from what was written in place, but for pages that were swapped out",
         ),
     ]
@@ -102,7 +127,7 @@ mod tests {
     fn json_holds_its_version_five_watches_and_every_feature() {
         let json = views::json(&document(&Support::probe()).expect("an answer")).expect("JSON");
         let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
-        for (command, _, _) in commands() {
+        for (command, _, _) in commands(&Support::probe()) {
             assert!(json["commands"][command]["verdict"].is_string(), "{command} in {json}");
         }
         assert_eq!((&json["format"], &json["version"]), (&"cowbell-doctor".into(), &1.into()));

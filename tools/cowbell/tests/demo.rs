@@ -64,6 +64,17 @@ fn watches() -> Vec<String> {
 }
 
 #[test]
+fn a_command_is_not_said_to_work_wholly_where_what_it_rests_on_does_not() {
+    let doctor: Value = serde_json::from_slice(&cowbell(&["doctor", "--json"]).stdout).expect("JSON");
+    let faults = &doctor["features"]["page_faults"];
+    assert!(faults["verdict"].is_string(), "{doctor}");
+    let command = &doctor["commands"]["run --mode faults"];
+    assert!(command["verdict"] != "works" || faults["verdict"] == "works", "{command} and {faults}");
+    let is_limited = faults["verdict"] == "limited" && command["verdict"] == "limited";
+    assert!(!is_limited || command["why"] == faults["why"], "{command} and {faults}");
+}
+
+#[test]
 fn a_reader_copies_nothing_a_counter_copies_in_vain_a_writer_copies_what_it_writes() {
     for watch in watches() {
         let demo = demo_json(&["--size", "2M", "--watch", &watch]);

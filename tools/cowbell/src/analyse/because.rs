@@ -1,6 +1,7 @@
 //! Why memory grew, where, and what helps: of copies, and of new memory.
 
 use super::cause::Cause;
+use super::code::moves_bytes;
 use super::growth::advice;
 use super::sum::share;
 use super::summary::{Interval, Summary};
@@ -14,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const SHARE_MIN: f64 = 0.03;
 /// A remedy that saves less than this share is not told.
 const HELP_SHARE_MIN: f64 = 0.1;
+/// Shares of places that can be off by fewer points are told without a word.
+const ERROR_POINTS_MIN: f64 = 10.0;
 /// So many places are told.
 const PLACES_MAX: usize = 3;
 
@@ -79,7 +82,9 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
         verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
     }
-    verdict.places = places(summary, verdict.kind, work);
+    let error_points;
+    (verdict.places, error_points) = places(summary, verdict.kind, work);
+    verdict.places_error_points = error_points.filter(|points| *points >= ERROR_POINTS_MIN);
     if verdict.places.is_empty() && work > 0 {
         verdict.places_unknown = unseen(of);
     }
@@ -127,8 +132,9 @@ fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'s
     found.all(|other| other == first).then_some(first)?
 }
 
-/// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions.
-fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
+/// The places where those whom the verdict is about made copies at work: lines of a script, and by how many points their shares can be
+/// off; or where there are none, functions.
+fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, Option<f64>) {
     let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
@@ -137,6 +143,7 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
         file: line.file.clone(),
         line: line.line,
         called_from: line.called_from.clone(),
+        called_by: None,
         source: line.source.clone(),
         share: share(theirs(line.copied_pages_estimated, line.parents_copied_pages_estimated), work).min(1.0),
     });
@@ -148,12 +155,13 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
             file: line.map_or_else(|| function.module.clone(), |line| line.file.clone()),
             line: line.map_or(0, |line| line.line as i32),
             called_from: None,
+            called_by: function.called_from.clone().filter(|_| moves_bytes(&function.function)),
             source: line.and_then(|line| line.source.clone()),
             share: share(theirs(function.copied_pages, function.parents_copied_pages), work).min(1.0),
         }
     });
     let told = most(lines.collect());
-    if told.is_empty() { most(functions.collect()) } else { told }
+    if told.is_empty() { (most(functions.collect()), None) } else { (told, summary.script.error_points) }
 }
 
 /// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.
@@ -206,6 +214,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
                 file: line.file.clone(),
                 line: line.line,
                 called_from: line.called_from.clone(),
+                called_by: None,
                 source: line.source.clone(),
                 share,
             });
@@ -223,6 +232,10 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
     whys.retain(|why| why.share >= SHARE_MIN);
     verdict.why = whys;
     once(&mut verdict.helps);
-    let all = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-    verdict.helps.iter_mut().for_each(|help| help.saves_bytes = help.saves_bytes.map(|saves| saves.min(all)));
+    let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    // What no look found may have grown at any of these lines, and of what others found there is no share of each.
+    let theirs = lines.iter().all(|line| line.processes.iter().all(|at| workers.contains(at)));
+    let unseen = if theirs { new.saturating_sub(all) } else { new };
+    let most = |saves: u64| saves.saturating_add(unseen).min(new);
+    verdict.helps.iter_mut().for_each(|help| help.saves_bytes = help.saves_bytes.map(most));
 }

@@ -91,6 +91,8 @@ pub struct Copied {
     pub wrote: Wrote,
     /// True if it lies in a stack.
     pub in_stack: bool,
+    /// True if it was a page of a file before.
+    pub of_file: bool,
     /// The parts of the write that were seen.
     pub seen: Seen,
     /// The place of the call by which the instruction was run; 0 where it was not read.
@@ -307,7 +309,7 @@ impl<'a> Adding<'a> {
             (events, contents) = (later, others);
             // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
             let event = same.iter().find(|event| event.class == class).or(same.first());
-            self.page(page, event, content.first(), in_stack, unknown);
+            self.page((page, class), event, content.first(), in_stack, unknown);
             self.follow(page, 1, event, class);
             known += 1;
             if self.detailed {
@@ -320,7 +322,8 @@ impl<'a> Adding<'a> {
         let wrote = Wrote::Unknown;
         let (code, caller, unknown) = (0, 0, Some(unknown));
         let (syscall, objects, after) = (None, false, None);
-        let unseen = Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown, after };
+        let of_file = class == Class::PrivateFile;
+        let unseen = Copied { code, syscall, change, objects, wrote, in_stack, of_file, seen, caller, unknown, after };
         self.count(unseen, pages.saturating_sub(known));
         for (from, to) in without {
             self.follow(from, to.saturating_sub(from) / self.evidence.page_size, None, class);
@@ -330,7 +333,7 @@ impl<'a> Adding<'a> {
     /// Adds a copied page.
     fn page(
         &mut self,
-        page: u64,
+        (page, class): (u64, Class),
         event: Option<&Event>,
         content: Option<&Content>,
         in_stack: bool,
@@ -376,7 +379,9 @@ impl<'a> Adding<'a> {
         };
         let samples = &self.evidence.samples;
         let after = event.map(|event| samples.partition_point(|&(time_ns, _)| time_ns <= event.time_ns) as u32);
-        self.count(Copied { code, syscall, change, objects, wrote, in_stack, seen, caller, unknown, after }, 1);
+        let of_file = class == Class::PrivateFile;
+        let copied = Copied { code, syscall, change, objects, wrote, in_stack, of_file, seen, caller, unknown, after };
+        self.count(copied, 1);
     }
 
     /// Keeps pages that were counted last, if each is asked for.

@@ -136,6 +136,7 @@ fn interval(number: u32, report: &Report) -> Interval {
         at_work: AtWork {
             compared_pages: contents.compared_pages,
             identical_pages: contents.identical_pages,
+            file_pages: copied_pages,
             undated_pages: 0,
         },
         contents,

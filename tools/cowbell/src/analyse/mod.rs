@@ -6,6 +6,7 @@
 //! explained.
 
 mod because;
+mod cast;
 mod cause;
 mod causes;
 pub mod check;

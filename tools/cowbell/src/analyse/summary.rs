@@ -163,12 +163,15 @@ pub struct Interval {
     pub unmapped_uncounted_pages: u64,
 }
 
-/// Copies that were made neither while a worker was set up nor on the way out, compared with their originals.
+/// Copies that were made neither while a worker was set up nor on the way out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct AtWork {
+    /// Those that were compared with their originals.
     pub compared_pages: u64,
     /// Those that are the same as their originals again.
     pub identical_pages: u64,
+    /// Copies of pages of files, compared or not.
+    pub file_pages: u64,
     /// Copies of which it is not known when they were made, in an interval of which others were made on the way out: these may
     /// have been, too.
     pub undated_pages: u64,

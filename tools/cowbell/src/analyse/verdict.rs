@@ -4,27 +4,23 @@
 //! processes of a wrapper (a shim, `env`, `setpriv`) that were over before it became the program.
 
 use super::because::{copies, new_memory};
+use super::cast::{Cast, cast};
 use super::cause::Cause;
-use super::summary::{ByClass, Interval, Process, Summary};
-use crate::record::{Closed, Frame, Mode, Origin, Role};
-use crate::stacks::languages::{self, Work};
-use cowbell::fork::Ended;
+use super::summary::{Interval, Process, Summary};
+use crate::record::{Closed, Frame, GapKind, Origin, Role, Who};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Less than this, in bytes for each worker, is little.
 pub const LITTLE: u64 = 1 << 20;
 /// And this is much, if it is a tenth of what was shared.
 const MUCH: u64 = 16 << 20;
 /// So much of one process is told of, whatever it is a part of.
-const MUCH_OF_ONE: u64 = 64 << 20;
+pub const MUCH_OF_ONE: u64 = 64 << 20;
 /// And so much of all together.
 const MUCH_IN_ALL: u64 = 256 << 20;
 /// A starter with less memory forks fast.
 const TABLES_MIN: u64 = 16 << 20;
-/// The kernel adds up what each processor has counted of resident pages only now and then: its peak is right within this.
-const COUNTED_MIN: u64 = 2 << 20;
-
 /// The kind of the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,16 +50,19 @@ pub enum Kind {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verdict {
     pub kind: Kind,
-    /// The workers: forked processes that executed no program. Their numbers in [`Summary::processes`].
+    /// The workers: forked processes that executed no program, or copied [`LITTLE`] or more before. Their numbers in
+    /// [`Summary::processes`].
     pub workers: Vec<usize>,
     /// Processes of a wrapper that were over before it became the program. Their numbers.
     pub folded: Vec<usize>,
-    /// The memory that the workers shared with their parents at their forks.
+    /// The memory that the workers shared with their parents at their forks, and that processes which were found running shared then.
     pub shared_bytes: u64,
-    /// The bytes that they copied of it at work; an upper bound if it differs from the next.
+    /// The bytes that they copied at work; an upper bound if it differs from the next.
     pub copied_bytes: u64,
     /// At least so much of it is certain.
     pub copied_bytes_min: u64,
+    /// So much of it was of pages of files, besides what was shared; 0 where that is a little part of it.
+    pub file_bytes: u64,
     /// So much of the upper bound was unmapped before it could be counted.
     pub gone_bytes: u64,
     /// The part of the compared copies that ended as their originals; `null` where too few were compared.
@@ -81,10 +80,16 @@ pub struct Verdict {
     pub parent_bytes: u64,
     /// The memory that attached processes had of their own when the tool came.
     pub before_bytes: u64,
+    /// So much more was resident in a worker for a moment than looks found, where that is much: new memory, or files that it had mapped.
+    pub unseen_peak_bytes: u64,
+    /// All processes were watched to their ends, as far as known, and whatever they copied.
+    pub is_whole: bool,
     /// Why, most first.
     pub why: Vec<Why>,
     /// The places, most first.
     pub places: Vec<Place>,
+    /// The points by which the shares of places can be off (95 %), where these are many.
+    pub places_error_points: Option<f64>,
     /// The reason why there is no place, where copies were made at work.
     pub places_unknown: Option<&'static str>,
     /// The remedies, by what they save.
@@ -111,6 +116,8 @@ pub struct Place {
     /// 0 where not known.
     pub line: i32,
     pub called_from: Option<Frame>,
+    /// The function that called it, if it merely copies bytes for others and there is no script.
+    pub called_by: Option<String>,
     /// The line itself, where it is known.
     pub source: Option<String>,
     /// As part of what the verdict is about.
@@ -129,19 +136,21 @@ pub struct Help {
 
 /// The verdict on a summary.
 pub fn verdict(summary: &Summary) -> Verdict {
-    let folded = folded(summary);
-    let cast = Cast::new(summary, &folded);
     let page = summary.run.page_size;
+    let (folded, cast) = cast(summary);
     let mut verdict = Verdict {
         workers: cast.workers.iter().copied().collect(),
         folded: folded.into_iter().collect(),
-        shared_bytes: cast.shared(page),
+        // Those of frozen arenas, too.
+        shared_bytes: cast.held(|held| held.shared.saturating_add(held.file)).saturating_mul(page),
         new_bytes: cast.workers.iter().map(|&at| cast.new_of(at, page)).collect(),
         before_bytes: sum(&cast.attached, |interval| interval.held.exclusive).saturating_mul(page),
         parent_bytes: sum(&cast.parents, at_work).saturating_mul(page),
+        is_whole: is_whole(summary),
+        unseen_peak_bytes: cast.unseen_peak(),
         ..Verdict::default()
     };
-    let (pages, of) = (cast.pages(), cast.counted());
+    let (pages, of) = (cast.pages(), cast.counted.as_slice());
     let ending = sum(of, |interval| cause_pages(interval, Cause::Exit));
     let starting = sum(of, |interval| cause_pages(interval, Cause::Start));
     let copied = pages.copied().saturating_sub(ending.saturating_add(starting));
@@ -150,6 +159,9 @@ pub fn verdict(summary: &Summary) -> Verdict {
     verdict.copied_bytes = bytes(copied.saturating_add(gone));
     verdict.gone_bytes = bytes(gone);
     let undated = sum(of, |interval| interval.at_work.undated_pages);
+    // Pages of frozen arenas are among what was shared.
+    let of_files = sum(of, |interval| interval.at_work.file_pages).saturating_sub(cast.held(|held| held.file));
+    verdict.file_bytes = if of_files.saturating_mul(10) >= copied { bytes(of_files) } else { 0 };
     verdict.copied_bytes_min = bytes(copied.saturating_sub(pages.copy_or_reuse).saturating_sub(undated));
     (verdict.starting_bytes, verdict.ending_bytes) = (bytes(starting), bytes(ending));
     verdict.ending_is_unknown = cast.ending_is_unknown();
@@ -157,8 +169,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
     match verdict.kind {
         Kind::New => new_memory(summary, &mut verdict),
         Kind::ParentPays => copies(summary, &cast.parents, &mut verdict),
-        Kind::CopiedBefore => copies(summary, &cast.attached, &mut verdict),
-        _ => copies(summary, cast.counted(), &mut verdict),
+        _ => copies(summary, &cast.counted, &mut verdict),
     }
     if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
         let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
@@ -167,112 +178,14 @@ pub fn verdict(summary: &Summary) -> Verdict {
     verdict
 }
 
-/// The processes and intervals of the summary, by their parts in the verdict.
-struct Cast<'a> {
-    summary: &'a Summary,
-    workers: BTreeSet<usize>,
-    children: Vec<&'a Interval>,
-    parents: Vec<&'a Interval>,
-    attached: Vec<&'a Interval>,
-}
-
-impl<'a> Cast<'a> {
-    fn new(summary: &'a Summary, folded: &BTreeSet<usize>) -> Self {
-        let became = summary.processes.first().and_then(|root| root.executed_ns.last().copied()).unwrap_or(0);
-        let is_wrappers = |interval: &&Interval| {
-            interval.process.is_some_and(|at| folded.contains(&at) || (at == 0 && interval.begin_ns < became))
-        };
-        let intervals: Vec<&Interval> = summary.intervals.iter().filter(|interval| !is_wrappers(interval)).collect();
-        let of = |role: Role| {
-            let of_role = intervals.iter().copied().filter(move |interval| interval.role == role);
-            // A process that executed a program was on its way there.
-            of_role.filter(|interval| interval.closed != Some(Closed::Exec)).collect::<Vec<_>>()
-        };
-        let children = of(Role::Child);
-        let workers = children.iter().filter_map(|interval| interval.process).collect();
-        Self { summary, workers, children, parents: of(Role::Parent), attached: of(Role::Attached) }
-    }
-
-    fn of(&self, process: usize) -> impl Iterator<Item = &&'a Interval> {
-        self.children.iter().filter(move |interval| interval.process == Some(process))
-    }
-
-    /// The memory that workers shared at their forks, the pages of frozen arenas too: a later interval of the same process begins
-    /// with what is left of that.
-    fn shared(&self, page: u64) -> u64 {
-        let held = |interval: &Interval| interval.held.shared.saturating_add(interval.held.file);
-        let pages = match (self.workers.is_empty(), self.children.is_empty()) {
-            (false, _) => {
-                let first = self.workers.iter().filter_map(|&at| self.of(at).next());
-                first.fold(0, |sum: u64, interval| sum.saturating_add(held(interval)))
-            }
-            // A capture that has no process of the interval.
-            (true, false) => sum(&self.children, held),
-            (true, true) => sum(&self.attached, held),
-        };
-        pages.saturating_mul(page)
-    }
-
-    /// Tells whether a worker ended by itself whose interpreter frees what it has then, and no stacks were sampled to tell.
-    fn ending_is_unknown(&self) -> bool {
-        let run = &self.summary.run;
-        let has_stacks = run.mode != Mode::Count && run.stacks_every > 0;
-        let exited = |at: usize| {
-            let ended = self.summary.processes.get(at).and_then(|process| process.ended);
-            matches!(ended, Some(Ended::Exited(_)))
-        };
-        let frees = |interval: &&&Interval| {
-            let language = interval.language.and_then(languages::by_id);
-            interval.closed == Some(Closed::Exit)
-                && language.is_some_and(|language| language.remedy(Work::Exit).is_some())
-        };
-        !has_stacks && self.children.iter().filter(frees).any(|interval| interval.process.is_some_and(exited))
-    }
-
-    /// The intervals whose copies the verdict is about.
-    fn counted(&self) -> &[&'a Interval] {
-        if self.children.is_empty() { &self.attached } else { &self.children }
-    }
-
-    /// The copies of the verdict: workers', or of processes that were attached to.
-    fn pages(&self) -> ByClass {
-        let mut pages = ByClass::default();
-        self.counted().iter().for_each(|interval| pages.add_all(&interval.pages));
-        pages
-    }
-
-    /// The memory that a worker allocated of its own.
-    fn new_of(&self, at: usize, page: u64) -> u64 {
-        let pages = |of: fn(&ByClass) -> u64| {
-            let pages = self.of(at).fold(0, |sum: u64, interval| sum.saturating_add(of(&interval.pages)));
-            pages.saturating_mul(page)
-        };
-        let written = pages(|pages| pages.first_touch.saturating_add(pages.zero_page));
-        let Some(memory) = self.summary.processes.get(at).and_then(|process| process.memory.as_ref()) else {
-            return written;
-        };
-        let (Some(first), Some(most), Some(files)) =
-            (memory.private_first_bytes, memory.private_peak_bytes, memory.files_peak_bytes)
-        else {
-            return memory.resident.map_or(written, |resident| resident.new);
-        };
-        // The kernel's own peak, less what was found of files and shared mappings at most, is private too.
-        let peak = memory.rss_peak_bytes.saturating_sub(files).saturating_sub(COUNTED_MIN);
-        // A private copy of a file's page is one private page more, and no new memory.
-        let grown = most.max(peak).saturating_sub(first).saturating_sub(pages(|pages| pages.private_file));
-        memory.resident.map_or(written, |resident| resident.new).max(grown)
-    }
-}
-
-/// The processes of a wrapper that were over before it became the program. A shell that serves as one asks others where the
-/// program is, and then executes it.
-fn folded(summary: &Summary) -> BTreeSet<usize> {
-    let Some(became) = summary.processes.first().and_then(|root| root.executed_ns.last().copied()) else {
-        return BTreeSet::new();
-    };
-    let was_over = |process: &Process| process.ended_ns.is_some_and(|ended_ns| ended_ns <= became);
-    let others = summary.processes.iter().enumerate().skip(1);
-    others.filter(|(_, process)| was_over(process)).map(|(at, _)| at).collect()
+/// Tells whether all processes were watched to their ends, as far as known, and whatever they copied.
+fn is_whole(summary: &Summary) -> bool {
+    let hides = |gap: &GapKind| matches!(gap, GapKind::TooManyChildren | GapKind::NotArmed);
+    let is_open = |interval: &Interval| matches!(interval.closed, None | Some(Closed::Lost));
+    summary.cut.is_none()
+        && summary.run.who == Who::Both
+        && !summary.gaps.iter().any(|gap| hides(&gap.what))
+        && !summary.intervals.iter().any(is_open)
 }
 
 /// `counted`: what was counted of the copies, and is not known to be of another phase.
@@ -291,8 +204,8 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     let page = summary.run.page_size;
     let dated = |interval: &Interval| at_work(interval).saturating_sub(interval.at_work.undated_pages);
     let with_gone = |interval: &Interval| at_work(interval).saturating_add(interval.unmapped_uncounted_pages);
-    let are_large = is_large(of_each(cast.counted(), dated, page));
-    let may_be_large = is_large(of_each(cast.counted(), with_gone, page));
+    let are_large = is_large(of_each(&cast.counted, dated, page));
+    let may_be_large = is_large(of_each(&cast.counted, with_gone, page));
     let of_copies = |each: u64| {
         let may_be = is_much(verdict.copied_bytes, shared, each) || may_be_large;
         match is_much(copied, shared, each) || are_large {
@@ -313,25 +226,30 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     {
         return Kind::ParentPays;
     }
-    if cast.children.is_empty() && cast.attached.is_empty() {
+    if cast.counted.is_empty() {
         let afresh = |process: &&Process| !process.executed.is_empty() || process.origin == Origin::Shares;
         return match made.len() {
+            // What came after a capture was cut off is not known.
+            0 if summary.cut.is_some() => Kind::Unwatched,
             0 => Kind::NothingForked,
             _ if made.iter().all(afresh) => Kind::NothingToShare,
             _ if !cast.parents.is_empty() => Kind::Shared,
             _ => Kind::Unwatched,
         };
     }
-    if cast.children.is_empty() {
-        let is_found = |process: &Process| process.origin == Origin::Attached;
-        let shares = cast.attached.iter().any(|interval| interval.held.shared > 0);
-        if !shares && summary.processes.iter().all(is_found) && copied == 0 {
-            return Kind::NothingForked;
-        }
-        let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
-        return if late { Kind::CopiedBefore } else { of_copies(1) };
+    if grew {
+        return Kind::New;
     }
-    if grew { Kind::New } else { of_copies(workers) }
+    if cast.attached.is_empty() {
+        return of_copies(workers);
+    }
+    let is_found = |process: &Process| process.origin == Origin::Attached;
+    let shares = cast.counted.iter().any(|interval| interval.held.shared > 0);
+    if !shares && summary.processes.iter().all(is_found) && copied == 0 {
+        return Kind::NothingForked;
+    }
+    let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
+    if late { Kind::CopiedBefore } else { of_copies(1) }
 }
 
 /// Tells whether this is so much, of each of several processes, that it is told of, whatever it is a part of.

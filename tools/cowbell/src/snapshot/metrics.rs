@@ -25,7 +25,9 @@ const FIGURES: [Figure; 7] = [
         "Of it: the parent has another page there; copied, or mapped by each after the fork.",
         |pages| pages.own.copied_or_new,
     ),
-    ("cowbell_process_new_bytes", "Of it: the parent has nothing there.", |pages| pages.own.new),
+    ("cowbell_process_new_bytes", "Of it: the parent has nothing there, or runs another program.", |pages| {
+        pages.own.new
+    }),
     ("cowbell_process_file_copies_bytes", "Of it: private copies of pages of files.", |pages| pages.own.file_copies),
     ("cowbell_process_unknown_bytes", "Of it: the parent's page could not be read.", |pages| pages.own.unknown),
 ];

@@ -179,7 +179,7 @@ fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
             "either",
             "the same, in a mapping of which they share no page: copied, or mapped by each since the fork",
         ),
-        (any(|p| p.own.new), "new", "own, and its parent has nothing there"),
+        (any(|p| p.own.new), "new", "own, and its parent has nothing there, or runs another program"),
         (any(|p| p.own.file_copies), "filecopy", "own private copies of a file's pages"),
         (any(|p| p.own.unknown), "unknown", "own; its parent's page is swapped out or not readable"),
         (any(|p| p.own.pages), "own", own),

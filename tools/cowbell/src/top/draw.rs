@@ -55,9 +55,10 @@ fn header(model: &Model, traces: Option<&str>) -> Vec<Line<'static>> {
     let sum = |of: fn(&Figures) -> u64| Bytes(figures().map(|figures| of(&figures)).sum()).to_string();
     let unread = model.rows.iter().filter(|row| row.figures.is_none()).count();
     let unread = if unread > 0 { format!(", {unread} not readable") } else { String::new() };
+    let processes = if model.rows.len() == 1 { "process" } else { "processes" };
     let paused = if model.paused { "PAUSED  " } else { "" };
     let first = format!(
-        "{paused}{} processes{unread}; PSS {}, shared {}, differs {}, new {}",
+        "{paused}{} {processes}{unread}; PSS {}, shared {}, differs {}, new {}",
         model.rows.len(),
         sum(|f| f.pss),
         sum(|f| f.shared),

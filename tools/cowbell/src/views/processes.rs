@@ -4,7 +4,7 @@ use super::Look;
 use super::lines::{List, Row, Text, clean, some};
 use super::table::{self, Keep};
 use crate::analyse::summary::{Process, Summary};
-use crate::record::{Role, Sums};
+use crate::record::{Origin, Role, Sums};
 use cowbell::page::Bytes;
 
 /// More processes of one name and one parent are told together.
@@ -26,7 +26,12 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     if lines.is_empty() {
         return;
     }
-    text.heading("Memory in MiB: shared at the fork; copied, new since; PSS, RSS, peak at the end");
+    let is_found = |process: &Process| process.origin == Origin::Attached;
+    text.heading(if summary.processes.iter().any(is_found) {
+        "Memory in MiB: shared at first; copied, new since; PSS, RSS, peak at the end"
+    } else {
+        "Memory in MiB: shared at the fork; copied, new since; PSS, RSS, peak at the end"
+    });
     let columns = [
         table::figures("pid", 7, 0),
         table::names("process", Keep::Head, 2),
@@ -52,7 +57,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     if let Some((rss, pss)) = together(summary) {
         let (rss, pss) = (Bytes(rss), Bytes(pss));
         let what = format!(
-            "top counts shared pages once for each process: RES is {rss} in all, and the memory behind it {pss}."
+            "top counts shared pages once for each process: RES is {rss} in all; PSS, which divides them by all who have them, {pss}."
         );
         text.faint_sentence(0, &what);
     }

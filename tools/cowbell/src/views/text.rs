@@ -56,6 +56,11 @@ fn not_counted(text: &mut Text, summary: &Summary) {
     if !told.is_empty() {
         text.faint_sentence(0, &format!("Copied and not counted above: {}.", told.join(", ")));
     }
+    if verdict.unseen_peak_bytes > 0 {
+        let bytes = Bytes(verdict.unseen_peak_bytes);
+        let what = "were resident in a child for a moment than looks found: new memory, or files that it had mapped";
+        text.faint_sentence(0, &format!("At least {bytes} more {what}."));
+    }
 }
 
 /// Says how it was watched.

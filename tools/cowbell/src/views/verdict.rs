@@ -2,9 +2,11 @@
 
 use super::lines::{Text, WIDTH, clean, head, some, tail};
 use super::table::wrap;
+use crate::analyse::Cause;
 use crate::analyse::summary::Summary;
-use crate::analyse::verdict::{Kind, Place, Verdict};
-use crate::record::Origin;
+use crate::analyse::verdict::{Kind, Place, Verdict, Why};
+use crate::record::{Mode, Origin};
+use crate::stacks::own_name;
 use cowbell::page::Bytes;
 use std::collections::BTreeSet;
 
@@ -21,13 +23,13 @@ pub fn verdict(text: &mut Text, summary: &Summary, quiet: bool) {
     let verdict = &summary.verdict;
     if has_cause(verdict) {
         text.line("");
-        why(text, verdict);
+        why(text, summary);
     }
     if quiet {
         return;
     }
     if has_cause(verdict) {
-        places(text, verdict);
+        places(text, summary);
     }
     helps(text, verdict);
 }
@@ -41,7 +43,6 @@ fn has_cause(verdict: &Verdict) -> bool {
 fn sentence(summary: &Summary) -> String {
     let verdict = &summary.verdict;
     let copied = bound(verdict.copied_bytes_min, verdict.copied_bytes);
-    let shared = Bytes(verdict.shared_bytes);
     let command = head(&summary.run.command.join(" "), 40);
     let command = command.trim_end();
     match verdict.kind {
@@ -53,42 +54,35 @@ fn sentence(summary: &Summary) -> String {
                 Some(same) if same >= 0.1 => format!("; {} of the copies ended as they began", share(same)),
                 _ => String::new(),
             };
-            format!(
-                "COPIED: {} copied {copied} of the {shared} that {} with {}{same}.",
-                who(verdict),
-                they(verdict),
-                whom(summary)
-            )
+            format!("COPIED: {} {}{same}.", who(summary), of_shared(summary, &copied))
         }
         Kind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
             let parent = Bytes(verdict.parent_bytes);
-            format!("SHARED: all is well: who forked copied {parent} while its children lived.")
+            format!("{}: who forked copied {parent} while its children lived.", shared_word(verdict))
         }
         Kind::Shared => {
             let new = match sum(&verdict.new_bytes) {
                 0 => String::new(),
                 new => format!(", and took at least {} of new memory", Bytes(new)),
             };
-            let rest = format!(
-                "{} copied {copied} of the {shared} that {} with {}",
-                who(verdict),
-                they(verdict),
-                whom(summary)
-            );
-            format!("SHARED: all is well: {rest}{new}.")
+            format!("{}: {} {}{new}.", shared_word(verdict), who(summary), of_shared(summary, &copied))
         }
-        Kind::Uncertain => format!(
-            "UNCERTAIN: {} copied {copied} of the {shared} that {} with {}: {} may have been copied and was unmapped before it \
-             could be counted; --mode trace sees most of it.",
-            who(verdict),
-            they(verdict),
-            whom(summary),
-            Bytes(verdict.gone_bytes)
-        ),
+        Kind::Uncertain => {
+            // Where each write is seen before, tracing is no remedy.
+            let help = if summary.run.mode == Mode::Trace { "" } else { "; --mode trace sees most of it" };
+            format!(
+                "UNCERTAIN: {} {}: {} may have been copied and was unmapped before it could be counted{help}.",
+                who(summary),
+                of_shared(summary, &copied),
+                Bytes(verdict.gone_bytes)
+            )
+        }
         Kind::New => {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
-            let of = format!("{copied} of the {shared} that {} with {}", they(verdict), whom(summary));
-            format!("NEW: {} grew by at least {}, and copied {of}.", who(verdict), grown(&verdict.new_bytes))
+            let (of, workers) = (of_shared(summary, &copied), children(verdict.workers.len()));
+            // What processes copied that were found running is no child's.
+            let of = if is_attached(summary) { format!("; the processes {of}") } else { format!(", and {of}") };
+            format!("NEW: {workers} grew by at least {}{of}.", grown(&verdict.new_bytes))
         }
         Kind::NothingToShare => {
             let afresh = summary.totals.started_afresh;
@@ -133,7 +127,10 @@ fn sentence(summary: &Summary) -> String {
                 "THE PARENT PAYS: who forked copied {parent} while its children lived, the children copied {copied}."
             )
         }
-        Kind::Unwatched => format!("UNKNOWN: no process was watched under {command}; why, is below."),
+        Kind::Unwatched => {
+            let why = if summary.gaps.is_empty() { "" } else { "; why, is below" };
+            format!("UNKNOWN: no process was watched under {command}{why}.")
+        }
     }
 }
 
@@ -152,22 +149,41 @@ pub fn has_watched_parent(summary: &Summary) -> bool {
 
 /// An amount, as far as it is certain.
 fn bound(least: u64, most: u64) -> String {
+    let (lower, upper) = (Bytes(least).to_string(), Bytes(most).to_string());
     match least {
-        least if least == most => Bytes(most).to_string(),
-        0 => format!("at most {}", Bytes(most)),
-        least => format!("{} to {}", Bytes(least), Bytes(most)),
+        // Also where they differ by less than is told.
+        _ if lower == upper => upper,
+        0 => format!("at most {upper}"),
+        _ => format!("{lower} to {upper}"),
     }
 }
 
-fn who(verdict: &Verdict) -> String {
-    match verdict.workers.len() as u64 {
+/// The verdict's word where little was copied. Of what nobody watched it is not known whether it is well.
+fn shared_word(verdict: &Verdict) -> &'static str {
+    if verdict.is_whole && verdict.unseen_peak_bytes == 0 { "SHARED: all is well" } else { "SHARED, of what was seen" }
+}
+
+fn who(summary: &Summary) -> String {
+    match summary.verdict.workers.len() {
         0 => "the processes".to_owned(),
-        workers => some(workers, "child", "children"),
+        _ if is_attached(summary) => "the processes".to_owned(),
+        workers => children(workers),
     }
 }
 
-fn they(verdict: &Verdict) -> &'static str {
-    if verdict.workers.len() == 1 { "it shared" } else { "they shared" }
+fn children(number: usize) -> String {
+    some(number as u64, "child", "children")
+}
+
+/// That so much was copied of what was shared; copies of pages of files are none of it.
+fn of_shared(summary: &Summary, copied: &str) -> String {
+    let verdict = &summary.verdict;
+    let (shared, files, whom) = (Bytes(verdict.shared_bytes), Bytes(verdict.file_bytes), whom(summary));
+    let they = if verdict.workers.len() == 1 && !is_attached(summary) { "it" } else { "they" };
+    match verdict.file_bytes {
+        0 => format!("copied {copied} of the {shared} that {they} shared with {whom}"),
+        _ => format!("copied {copied}, of which {files} are pages of files; {they} shared {shared} with {whom}"),
+    }
 }
 
 fn whom(summary: &Summary) -> &'static str {
@@ -175,6 +191,7 @@ fn whom(summary: &Summary) -> &'static str {
     let parents: BTreeSet<i32> =
         workers.iter().filter_map(|&at| summary.processes.get(at)).map(|worker| worker.parent).collect();
     match (workers.len(), parents.len()) {
+        _ if is_attached(summary) => "others",
         (0, _) => "others",
         (1, _) => "its parent",
         (_, ..=1) => "their parent",
@@ -202,11 +219,12 @@ fn share(share: f64) -> String {
     if percent >= 100.0 && share < 1.0 { "99 %".to_owned() } else { format!("{percent:.0} %") }
 }
 
-fn why(text: &mut Text, verdict: &Verdict) {
-    let first = verdict.why.first().map_or(0.0, |why| why.share);
-    // One that is most of it stands for itself.
-    let shown = if first >= 0.5 { 1 } else { 2 };
-    let one = |why: &crate::analyse::verdict::Why| {
+fn why(text: &mut Text, summary: &Summary) {
+    let verdict = &summary.verdict;
+    // One that is most of it stands for itself, if it says something.
+    let is_enough = |why: &Why| why.share >= 0.5 && (why.cause != Some(Cause::Unknown) || why.share >= 0.9);
+    let shown = if verdict.why.first().is_some_and(is_enough) { 1 } else { 2 };
+    let one = |why: &Why| {
         let mut sentence = clean(&why.text);
         if let Some(first) = sentence.get(..1).map(str::to_uppercase) {
             sentence.replace_range(..1, &first);
@@ -217,8 +235,12 @@ fn why(text: &mut Text, verdict: &Verdict) {
     };
     let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
     if verdict.ending_is_unknown && verdict.kind == Kind::Copied {
-        sentences
-            .push("If the interpreter freed its objects on the way out, that is in it: --mode trace tells.".to_owned());
+        let help = match (summary.run.mode, summary.run.stacks_every) {
+            (Mode::Count, _) => ": --mode trace tells",
+            (_, 0) => ": --stacks 1/64 tells",
+            _ => "",
+        };
+        sentences.push(format!("If the interpreter freed its objects on the way out, that is in it{help}."));
     }
     let lines = wrap(&sentences.join(" "), WIDTH - INDENT);
     for (nth, line) in lines.iter().enumerate() {
@@ -227,7 +249,8 @@ fn why(text: &mut Text, verdict: &Verdict) {
     }
 }
 
-fn places(text: &mut Text, verdict: &Verdict) {
+fn places(text: &mut Text, summary: &Summary) {
+    let verdict = &summary.verdict;
     if let Some(why) = verdict.places_unknown.filter(|_| verdict.kind == Kind::ParentPays) {
         for (nth, line) in wrap(&format!("not known: {why}"), WIDTH - INDENT).iter().enumerate() {
             let margin = if nth == 0 { "Where" } else { "" };
@@ -243,9 +266,16 @@ fn places(text: &mut Text, verdict: &Verdict) {
     for (nth, place) in verdict.places.iter().filter(is_told).enumerate() {
         let margin = if nth == 0 { "Where" } else { "" };
         // Its own words where it has any: a function says where it is, a line what it does.
-        let what = place.source.as_deref().unwrap_or(&place.function);
+        let what = match place.called_by {
+            Some(_) => own_name::moving(&place.function).unwrap_or(&place.function),
+            None => place.source.as_deref().unwrap_or(&place.function),
+        };
         let (at, what) = (tail(&where_is(place), where_width), head(what, what_width));
         text.line(&format!("{margin:INDENT$}{:>5}  {at}  {what}", share(place.share)));
+    }
+    if let Some(points) = verdict.places_error_points {
+        let stacks = some(summary.script.samples, "sampled stack", "sampled stacks");
+        text.faint_sentence(INDENT + 1, &format!("± {points:.0} points: an estimate from {stacks}"));
     }
 }
 
@@ -253,9 +283,11 @@ fn places(text: &mut Text, verdict: &Verdict) {
 fn where_is(place: &Place) -> String {
     let at = |file: &str, line: i32| if line > 0 { format!("{file}:{line}") } else { file.to_owned() };
     let short = |file: &str, line: i32| at(file.rsplit('/').next().unwrap_or(file), line);
-    clean(&match &place.called_from {
-        Some(own) => format!("{} > {}", short(&own.file, own.line), short(&place.file, place.line)),
-        None => at(&place.file, place.line),
+    clean(&match (&place.called_from, &place.called_by) {
+        // A function that copies bytes for others says nothing by its own place.
+        (_, Some(caller)) => caller.clone(),
+        (Some(own), _) => format!("{} > {}", short(&own.file, own.line), short(&place.file, place.line)),
+        (None, None) => at(&place.file, place.line),
     })
 }
 

@@ -124,7 +124,7 @@ pub fn with_records(children: &[Child], more: &[Value]) -> String {
     let mut records = vec![
         json!({"header": {"format": "cowbell-capture", "version": 2, "cowbell": "0.1.0", "kernel": "6.18",
             "page_size": PAGE, "command": ["python3", script], "started_unix_ms": 1, "mode": mode, "mode_reason": "",
-            "who": "child", "stacks_every": 10, "frames": true}}),
+            "who": "both", "stacks_every": 10, "frames": true}}),
         json!({"process": {"pid": 100, "parent": 0, "time_ns": 0, "origin": "started", "command": ["python3", script],
             "executable": null}}),
         json!({"module": {"module": 1, "path": "/usr/bin/python3.13", "device": "fe:00", "inode": 7, "build_id": null}}),

@@ -106,3 +106,172 @@ fn who_is_found_without_a_parent_does_not_differ_from_one() {
     let afresh = attached(&[found(1, 100, 0, 512, 0), found(2, 101, 100, 512, 0)]);
     assert!(afresh.starts_with("NOTHING TO SHARE: 2 processes shared no private memory with others"), "{afresh}");
 }
+
+/// A page run of an interval as another class.
+fn as_class(capture: &str, class: &str) -> String {
+    assert!(capture.contains("\"copy\""));
+    capture.replace("\"copy\"", &format!("\"{class}\""))
+}
+
+/// All the memory of a process, of which looks found so many private pages first and at most, and so many of files at most.
+fn memory(pid: i32, first: u64, most: u64, files: u64, resident_max: u64) -> Value {
+    json!({"memory": {"pid": pid, "time_ns": 5_000_050, "name": "job", "command": ["job"], "pages": null, "kernel": null,
+        "page_tables": 0, "resident_max": resident_max * PAGE, "looks": {"first": first, "most": most, "files_most": files}}})
+}
+
+/// The record that a process executed a program.
+fn executed(pid: i32, time_ns: u64, program: &str) -> Value {
+    json!({"process": {"pid": pid, "parent": 1, "time_ns": time_ns, "origin": "executed", "command": [program], "executable": null}})
+}
+
+#[test]
+fn who_was_found_running_counts_beside_a_child_that_came_later() {
+    let mut server = found(8, 103, 1, 10, 20_000);
+    server[2]["end"]["pages"] = json!([[HEAP, 18_000, "copy"]]);
+    let later = Child { traced: false, ..child(101, 9) };
+    let all = with_records(&[later.clone()], &server);
+    let said = report(&all);
+    // The child shared 4 GiB, the server 78 MiB, of which it copied 70 MiB.
+    assert!(
+        said.starts_with("COPIED: the processes copied 70.3 MiB of the 4.1 GiB that they shared with others"),
+        "{said}"
+    );
+    assert!(said.contains("Memory in MiB: shared at first;"), "{said}");
+    // Where it is little, it is the sum as well.
+    server[2]["end"]["pages"] = json!([[HEAP, 20, "copy"]]);
+    let said = report(&with_records(&[later], &server));
+    assert!(said.starts_with("SHARED: all is well: the processes copied 116.0 KiB of the 4.1 GiB"), "{said}");
+}
+
+#[test]
+fn who_worked_before_executing_a_program_is_told() {
+    let job = |copied| {
+        let child = Child { traced: false, ..child(101, copied) };
+        let all = with_records(&[child], &[executed(101, 5_000_050, "true"), memory(101, 1 << 20, 3 << 20, 0, 0)]);
+        report(&all.replace("\"closed\":\"exit\"", "\"closed\":\"exec\""))
+    };
+    let said = job(100_000);
+    // What the program took after that is not the worker's.
+    assert!(
+        said.starts_with("COPIED: 1 child copied 390.6 MiB of the 4.0 GiB that it shared with its parent."),
+        "{said}"
+    );
+    assert!(said.contains("1 process executed a program, which shares nothing with its starter"), "{said}");
+    // On the way there some pages are copied in any case.
+    let said = job(200);
+    assert!(said.starts_with("NOTHING TO SHARE: ") && said.contains("1 program was started afresh by exec"), "{said}");
+}
+
+#[test]
+fn who_ran_programs_in_turn_is_no_wrapper() {
+    let job = |copied, more: &[Value]| {
+        let child = Child { traced: false, ..child(101, copied) };
+        report(&with_records(&[child], &[more, &[executed(100, 6_000_000, "ls")]].concat()))
+    };
+    let said = job(100_000, &[]);
+    assert!(said.starts_with("COPIED: 1 child copied 390.6 MiB") && !said.contains("Left out"), "{said}");
+    let said = job(9, &[memory(101, 1 << 20, 2 << 20, 0, 0)]);
+    assert!(said.starts_with("NEW: 1 child grew by at least 4.0 GiB") && !said.contains("Left out"), "{said}");
+    // A shell that asked others where the program is.
+    let said = job(9, &[memory(100, 1, 1, 0, 9)]);
+    assert!(said.starts_with("NOTHING TO SHARE: nothing forked under python3 /srv/job.py once it ran ls."), "{said}");
+    assert!(said.contains("Left out: 1 process of the wrapper"), "{said}");
+}
+
+#[test]
+fn what_nobody_watched_is_not_said_to_be_well() {
+    let little = [Child { traced: false, ..child(101, 9) }];
+    let whole = capture(&little);
+    assert!(report(&whole).starts_with("SHARED: all is well: 1 child copied 36.0 KiB"), "{}", report(&whole));
+    let unwatched = json!({"gap": {"pid": 102, "time_ns": 9, "what": "too_many_children", "detail": ""}});
+    let refused = whole.replacen("\"watched\":\"events\"", "\"watched\":{\"refused\":\"huge\"}", 1);
+    let cut: String =
+        whole.lines().filter(|line| !line.contains("\"finish\"")).map(|line| format!("{line}\n")).collect();
+    let one_side = whole.replace("\"who\":\"both\"", "\"who\":\"child\"");
+    for capture in [with_records(&little, &[unwatched]), refused, cut, one_side] {
+        let said = report(&capture);
+        assert!(said.contains("SHARED, of what was seen: 1 child copied 36.0 KiB of the 4.0 GiB"), "{said}");
+    }
+    // What comes after the end of a capture that was cut off may have forked.
+    let begun: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+    let said = report(&begun);
+    assert!(said.contains("UNKNOWN: no process was watched under python3 /srv/job.py. Watched"), "{said}");
+}
+
+#[test]
+fn pages_of_files_are_no_part_of_what_was_shared() {
+    let job = Child { traced: false, ..child(101, 100_000) };
+    let files = as_class(&capture(&[job.clone()]), "private_file");
+    let said = report(&files);
+    let due =
+        "COPIED: 1 child copied 390.6 MiB, of which 390.6 MiB are pages of files; it shared 4.0 GiB with its parent.";
+    assert!(said.starts_with(due), "{said}");
+    // But those of frozen arenas, which were there at the fork.
+    let arenas = files.replace("\"file\":0", "\"file\":262144");
+    let due = "COPIED: 1 child copied 390.6 MiB of the 5.0 GiB that it shared with its parent.";
+    assert!(report(&arenas).starts_with(due), "{}", report(&arenas));
+    // And a page of a library here and there is no word.
+    let few = capture(&[job]).replace("100000,\"copy\"]", "99000,\"copy\"],[1342000000000,1000,\"private_file\"]");
+    assert!(report(&few).starts_with("COPIED: 1 child copied 390.6 MiB of the 4.0 GiB"), "{}", report(&few));
+}
+
+#[test]
+fn a_file_that_was_mapped_for_a_moment_is_no_new_memory() {
+    let job = |most: u64| {
+        let little = Child { traced: false, ..child(101, 9) };
+        report(&with_records(&[little], &[memory(101, 1000, most, 50, 51_562)]))
+    };
+    let said = job(1000);
+    // No look saw what was resident at the peak: 50,512 pages less 2 MiB for what the kernel counts late.
+    assert!(said.starts_with("SHARED, of what was seen: 1 child copied 36.0 KiB"), "{said}");
+    assert!(said.contains("At least 195.3 MiB more were resident in a child for a moment than looks found"), "{said}");
+    let said = job(51_000);
+    assert!(said.starts_with("NEW: 1 child grew by at least 195.3 MiB") && !said.contains("for a moment"), "{said}");
+}
+
+#[test]
+fn no_remedy_saves_more_than_it_is_said_to() {
+    // Looks found 40 MiB of 400 at a line that unpickles: the rest may have grown there, too.
+    let stack = json!({"stack": {"stack": 9, "interval": 1, "native": [], "language": "python", "frames":
+        [{"function": "loads", "file": "/usr/lib/python3.13/multiprocessing/reduction.py", "line": 51}]}});
+    let grew = json!({"grew": {"pid": 101, "time_ns": 400, "pages": 10_240, "stack": 9}});
+    let more = [stack, grew, memory(101, 1000, 103_400, 0, 0)];
+    let said = report(&with_records(&[child(101, 9)], &more));
+    assert!(said.starts_with("NEW: 1 child grew by at least 400.0 MiB"), "{said}");
+    assert!(said.contains("is not pickled (saves up to 400.0 MiB)"), "{said}");
+}
+
+#[test]
+fn bounds_that_read_alike_are_one_figure() {
+    let said = report(&capture(&[Child { doubtful: 3, traced: false, ..child(101, 100_000) }]));
+    assert!(said.starts_with("COPIED: 1 child copied 390.6 MiB of the 4.0 GiB"), "{said}");
+}
+
+#[test]
+fn tracing_is_no_remedy_for_who_traces() {
+    let uncounted = capture(&[Child { uncounted: 100_000, ..child(101, 10) }]);
+    let said = report(&uncounted);
+    assert!(said.starts_with("UNCERTAIN: ") && !said.contains("--mode trace sees"), "{said}");
+    // Stacks were not asked for, or this process could be counted only.
+    let freed = "If the interpreter freed its objects on the way out, that is in it";
+    let all = capture(&[child(101, 100_000)]);
+    let said = report(&all.replace("\"stacks_every\":10", "\"stacks_every\":0"));
+    assert!(said.contains(&format!("{freed}: --stacks 1/64 tells.")), "{said}");
+    let counted = |line: &str| match line.starts_with("{\"begin\"") {
+        true => line.replace("\"mode\":\"trace\"", "\"mode\":\"count\""),
+        false => line.to_owned(),
+    };
+    let said = report(&all.lines().map(|line| counted(line) + "\n").collect::<String>());
+    assert!(said.contains(&format!("{freed}.")), "{said}");
+}
+
+#[test]
+fn a_line_from_few_samples_says_by_how_much_it_can_be_off() {
+    let few = capture(&[child(101, 20)]).replace("\"shared\":1048576", "\"shared\":20");
+    let off = "points: an estimate from";
+    let said = report(&few);
+    assert!(said.starts_with("COPIED: ") && said.contains("job.py:14") && !said.contains(off), "{said}");
+    // Stacks of faults mode are taken after the write.
+    let said = report(&few.replace("\"mode\":\"trace\"", "\"mode\":\"faults\""));
+    assert!(said.contains(&format!("job.py:14 for x in data: ± 69 {off} 2 sampled stacks")), "{said}");
+}

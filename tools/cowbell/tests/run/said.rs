@@ -158,6 +158,33 @@ os.wait()
 }
 
 #[test]
+fn who_has_bytes_set_by_the_c_library_is_told_as_the_place() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let source = "
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static char *memory;
+__attribute__((noinline)) void clear(int to) { memset(memory, to, 8 << 20); __asm__ volatile(\"\" ::: \"memory\"); }
+int main() {
+    memory = mmap(0, 8 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    clear(1);
+    if (!fork()) clear(2), _exit(0);
+    wait(0);
+}
+";
+    let scratch = Scratch::new();
+    let program = scratch.compile("clears", source, &[]).expect("it compiles");
+    let (report, text) = report(&scratch, &["--mode", "trace"], [program.as_os_str()]);
+    let place = &report["verdict"]["places"][0];
+    assert_eq!(place["called_by"], "clear", "{text}");
+    assert!(text.contains("% clear memset What helps"), "{text}");
+}
+
+#[test]
 fn freezing_is_not_advised_where_counts_copy() {
     if let Some(why) = may_trace() {
         return skip(&why);
