@@ -11,7 +11,8 @@
 //! lets everybody go, so a tool that is killed leaves nobody behind.
 //!
 //! Each program makes its userfaultfd once, by a system call that is injected before its first instruction; its children are given
-//! theirs by the kernel as they are forked (`EVENT_FORK`). So nobody who has begun to work is ever made to run what is not his own.
+//! theirs by the kernel as they are forked (`EVENT_FORK`). So of those that have begun only a process that is attached to makes a call
+//! that is not its own, once.
 
 use super::Tracer;
 use super::arm::protect;
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_choice_for_twice_as_many_is_a_part_of_the_choice_and_half_as_large() {
-        let pages = (0x7f00_0000_0u64..).map(|number| number * page_bytes()).take(1 << 16);
+        let pages = (0x7_f000_0000_u64..).map(|number| number * page_bytes()).take(1 << 16);
         let sampling = Sampling::new(64, 1 << 16);
         let fewer = Sampling { every: sampling.every * 2, ..sampling };
         assert_eq!(sampling.every, 64);

@@ -129,7 +129,7 @@ fn who_was_found_running_counts_beside_a_child_that_came_later() {
     let mut server = found(8, 103, 1, 10, 20_000);
     server[2]["end"]["pages"] = json!([[HEAP, 18_000, "copy"]]);
     let later = Child { traced: false, ..child(101, 9) };
-    let all = with_records(&[later.clone()], &server);
+    let all = with_records(std::slice::from_ref(&later), &server);
     let said = report(&all);
     // The child shared 4 GiB, the server 78 MiB, of which it copied 70 MiB.
     assert!(
@@ -201,7 +201,7 @@ fn what_nobody_watched_is_not_said_to_be_well() {
 #[test]
 fn pages_of_files_are_no_part_of_what_was_shared() {
     let job = Child { traced: false, ..child(101, 100_000) };
-    let files = as_class(&capture(&[job.clone()]), "private_file");
+    let files = as_class(&capture(std::slice::from_ref(&job)), "private_file");
     let said = report(&files);
     let due =
         "COPIED: 1 child copied 390.6 MiB, of which 390.6 MiB are pages of files; it shared 4.0 GiB with its parent.";
