@@ -255,7 +255,7 @@ fn a_truncated_capture_renders_up_to_its_last_line_and_says_so() {
     let text = shown(&["-v", &cut(&lines[..lines.len() - 1], "")]);
     assert!(text.contains("without its last record") && text.contains("200 pages"), "{text}");
     let text = shown(&[&cut(&lines[..1], "")]);
-    assert!(text.contains("cut off") && text.contains("nothing forked"), "{text}");
+    assert!(text.contains("cut off") && text.contains("no process was watched"), "{text}");
 }
 
 #[test]

@@ -271,7 +271,7 @@ fn a_line_from_few_samples_says_by_how_much_it_can_be_off() {
     let off = "points: an estimate from";
     let said = report(&few);
     assert!(said.starts_with("COPIED: ") && said.contains("job.py:14") && !said.contains(off), "{said}");
-    // Stacks of faults mode are taken after the write.
+    // Shares of faults mode are estimates. One of the two samples stands for nearly all pages: they say as much as 1.1 would.
     let said = report(&few.replace("\"mode\":\"trace\"", "\"mode\":\"faults\""));
-    assert!(said.contains(&format!("job.py:14 for x in data: ± 69 {off} 2 sampled stacks")), "{said}");
+    assert!(said.contains(&format!("job.py:14 for x in data: ± 93 {off} 2 sampled stacks")), "{said}");
 }
