@@ -147,11 +147,11 @@ impl RemoteUffd {
     /// The same of one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors are those of [`Uffd::read`].
     pub fn read_with_children(&self, mut seen: impl FnMut(Event), mut forked: impl FnMut(Self)) -> Result<bool, Errno> {
         self.0.read(|event| match event {
-            // SAFETY: the kernel has made this userfaultfd for the message. It is about the memory of a process that another one has
-            // forked just now, which is not this one: this one was there before.
+            // SAFETY: the descriptor is a userfaultfd: the kernel opens one for each such message (userfaultfd(2)). It is about the memory
+            // of the process that was being forked, which is not this process: it was not there yet, and this one reads.
             Event::Fork(child) => forked(Self(unsafe { Uffd::from_fd(child) })),
             event => seen(event),
         })

@@ -233,7 +233,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
     verdict.why = whys;
     once(&mut verdict.helps);
     let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-    // What no look found may have grown at any of these lines, and of what others found there is no share of each.
+    // Memory that no look found may have grown at any of these lines, and where others grew there too, nobody knows how much of it was theirs.
     let theirs = lines.iter().all(|line| line.processes.iter().all(|at| workers.contains(at)));
     let unseen = if theirs { new.saturating_sub(all) } else { new };
     let most = |saves: u64| saves.saturating_add(unseen).min(new);

@@ -86,7 +86,7 @@ impl<'a> Cast<'a> {
             pages.saturating_mul(page)
         };
         let written = pages(|pages| pages.first_touch.saturating_add(pages.zero_page));
-        // What was added up of one that executed a program is the program's.
+        // The account of a process that executed a program is the program's.
         let process = self.summary.processes.get(at).filter(|process| process.executed.is_empty());
         let Some(memory) = process.and_then(|process| process.memory.as_ref()) else {
             return written;

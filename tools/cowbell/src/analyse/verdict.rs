@@ -61,7 +61,7 @@ pub struct Verdict {
     pub copied_bytes: u64,
     /// At least so much of it is certain.
     pub copied_bytes_min: u64,
-    /// So much of it was of pages of files, besides what was shared; 0 where that is a little part of it.
+    /// The part of the copied bytes that were pages of files, which nobody shared as memory; 0 where that part is little.
     pub file_bytes: u64,
     /// So much of the upper bound was unmapped before it could be counted.
     pub gone_bytes: u64,
@@ -80,7 +80,8 @@ pub struct Verdict {
     pub parent_bytes: u64,
     /// The memory that attached processes had of their own when the tool came.
     pub before_bytes: u64,
-    /// So much more was resident in a worker for a moment than looks found, where that is much: new memory, or files that it had mapped.
+    /// The bytes that were resident in a worker for a moment beyond those that looks found, where they are many: new memory, or files that
+    /// it had mapped.
     pub unseen_peak_bytes: u64,
     /// All processes were watched to their ends, as far as known, and whatever they copied.
     pub is_whole: bool,
@@ -229,7 +230,7 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     if cast.counted.is_empty() {
         let afresh = |process: &&Process| !process.executed.is_empty() || process.origin == Origin::Shares;
         return match made.len() {
-            // What came after a capture was cut off is not known.
+            // Nobody knows what came after a capture was cut off.
             0 if summary.cut.is_some() => Kind::Unwatched,
             0 => Kind::NothingForked,
             _ if made.iter().all(afresh) => Kind::NothingToShare,

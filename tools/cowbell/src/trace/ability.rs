@@ -39,19 +39,6 @@ pub fn trace() -> Result<(), String> {
 pub fn faults() -> Result<(), String> {
     may_trace()?;
     probe::pagemap_scan().map_err(|e| format!("page tables cannot be scanned ({e}): it takes Linux 6.7"))?;
-    hear().map_err(|e| match e {
-        Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),
-        Errno::ACCESS | Errno::PERM => {
-            let paranoid = limits::sysctl("kernel/perf_event_paranoid");
-            let paranoid = paranoid.map_or_else(String::new, |value| format!(", it is {value}"));
-            format!("page faults are told to root (CAP_PERFMON) or after `sysctl kernel.perf_event_paranoid=2`{paranoid} ({e})")
-        }
-        e => refused("perf_event_open", e),
-    })
-}
-
-/// Opens an event as [`Mode::Faults`](crate::record::Mode::Faults) does, on this process.
-fn hear() -> Result<(), Errno> {
     let options = Options {
         cpu: None,
         follow: Follow::Tree,
@@ -61,7 +48,15 @@ fn hear() -> Result<(), Errno> {
         code: true,
         wakeup_bytes: 0,
     };
-    Event::open(0, options).map(drop)
+    Event::open(0, options).map(drop).map_err(|e| match e {
+        Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),
+        Errno::ACCESS | Errno::PERM => {
+            let paranoid = limits::sysctl("kernel/perf_event_paranoid");
+            let paranoid = paranoid.map_or_else(String::new, |value| format!(", it is {value}"));
+            format!("page faults are told to root (CAP_PERFMON) or after `sysctl kernel.perf_event_paranoid=2`{paranoid} ({e})")
+        }
+        e => refused("perf_event_open", e),
+    })
 }
 
 /// Finds out whether this process may use ptrace at all. It is asked of a process that cannot be, so that only a refusal of the

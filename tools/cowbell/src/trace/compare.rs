@@ -86,7 +86,7 @@ impl<'a> Donor<'a> {
     /// Reads the page as both had it; false if it is not there any more.
     fn original(&self, watch: &Watch, entries: &Entries<'_>, page: u64, class: Class, into: &mut [u8]) -> bool {
         let there = match class {
-            // What the child mapped later has nothing to do with what its parent has there, and reading that would map a page.
+            // A mapping that the child made later has nothing to do with its parent's at that address, and to read there would map a page.
             Class::PrivateFile => {
                 let is_original = |entry: Entry| !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE);
                 watch.space.find(page).is_some() && entries.at(page).is_ok_and(is_original)

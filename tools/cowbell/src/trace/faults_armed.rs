@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Pages are chosen by their addresses alone, so that what is written where has no part in it. The choice for 2 N is a part of that
-//! for N: where stacks take more than their share of a process' time, every second armed page is let go. A userfaultfd that is closed
+//! for N: where stacks tell nothing new any more, every second armed page is let go. A userfaultfd that is closed
 //! lets everybody go, so a tool that is killed leaves nobody behind.
 //!
 //! Each program makes its userfaultfd once, by a system call that is injected before its first instruction; its children are given
@@ -75,7 +75,7 @@ pub struct Sampling {
     /// When the last stack was read, and how long its writer waited.
     last_ns: u64,
     took_ns: u64,
-    /// The number of them, one after the other, whose stacks told nothing new.
+    /// The number of writers, one after the other, whose stacks told nothing new.
     in_vain: u32,
 }
 
@@ -148,7 +148,7 @@ impl Watch {
         self.sampling.armed_ns += sys::monotonic_ns() - started;
     }
 
-    /// Tells whether the page would be armed if its writer were to be asked.
+    /// Tells whether this page is one of those of which some are armed: one that the process held, and no part of a huge page.
     pub(super) fn samples(&self, page: u64) -> bool {
         self.doors.events.is_some() && self.base.at(page).is_some() && !is_in_huge(&self.pagemap, page)
     }

@@ -131,7 +131,7 @@ impl Verdict {
                 false => elsewhere += u64::from(is_gone),
             }
         }
-        // Of a file's mapping that is where it was not, only its length is known.
+        // A file's mapping that came from elsewhere is known by its length only.
         self.gone += known + if elsewhere == 0 { 0 } else { elsewhere.min(file_pages_that_left(watch, now)) };
         Ok(())
     }

@@ -26,7 +26,7 @@ pub struct StandIn {
 struct Shared {
     /// The userfaultfds by their processes, as long as the tracer has them.
     known: Mutex<HashMap<i32, Weak<RemoteUffd>>>,
-    /// What these gave for children meanwhile, by their makers. Held while the thread answers.
+    /// The userfaultfds of children that were forked meanwhile, with their makers. The thread holds the lock while it answers.
     children: Mutex<Vec<(i32, RemoteUffd)>>,
     /// The tracer is busy.
     answers: AtomicBool,

@@ -234,8 +234,11 @@ impl Tracer {
             let shares = process.shares;
             if process.is_ending() {
                 let rest = self.close_interval(pid, Closed::Exit, true);
-                // To let go of every page takes longer than to wait until none is left.
-                if let (Some(process), Some((doors, _))) = (self.tree.processes.get_mut(&pid), rest) {
+                // To let every page go takes longer than to wait until none is left. In trace all are armed, and the kernel's last stores
+                // would be lost.
+                if let (Mode::Faults, Some(process), Some((doors, _))) =
+                    (self.mode, self.tree.processes.get_mut(&pid), rest)
+                {
                     process.kept = Some(doors);
                 }
                 // One that shares its maker's memory has none of its own.

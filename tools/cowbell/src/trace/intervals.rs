@@ -162,7 +162,8 @@ impl Tracer {
         let mut lenders = std::mem::take(&mut self.lenders);
         let opened = birth::open_doors(tid, pid, mode, descends, &mut lenders, &mut |tid| self.wait_for(tid));
         self.lenders = lenders;
-        if let Ok((Doors { without_events: Some(why), .. }, _)) = &opened {
+        // In the other modes nobody needs a synchronous one to be told of.
+        if let (Mode::Trace, Ok((Doors { without_events: Some(why), .. }, _))) = (mode, &opened) {
             self.gap(pid, GapKind::CountedOnly, why.clone());
         }
         opened
@@ -338,7 +339,7 @@ impl Tracer {
     }
 }
 
-/// What the poller says when a process' synchronous userfaultfd has something to tell; of the asynchronous one, the next number.
+/// The poller's number of a process' synchronous userfaultfd; the next number is that of the asynchronous one.
 pub fn events_of(pid: i32) -> u64 {
     DOORS + pid as u64 * 2
 }

@@ -10,7 +10,7 @@
 //! | a page, then none | it was written, given back, and filled |
 //! | none, then a page | it could not be read at first (`mprotect`, NUMA balancing), or was filled by reading |
 //!
-//! What is there in the end decides with them ([`Touched::fate`]): a frame that was given back may come back to the very page that had
+//! The page that is there in the end decides with them ([`Touched::fate`]): a frame that was given back may come back to the very page that had
 //! it, and then looks like one that could not be read for a while.
 
 use std::collections::HashMap;
@@ -168,7 +168,7 @@ mod tests {
         touched
     }
 
-    /// What the process held; the frame of a file's page; and two others.
+    /// The frame that the process held, that of a file's page, and two others.
     const HELD: u64 = 5;
     const FILE: u64 = 9;
     const OTHER: u64 = 4;
