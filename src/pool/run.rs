@@ -151,7 +151,9 @@ fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError
             let value = catch_unwind(AssertUnwindSafe(decode));
             match value {
                 Ok(value) => value.map_err(|e| JobError::NotPassed(format!("the result {e}"))),
-                Err(_said_on_stderr) => {
+                Err(said_on_stderr) => {
+                    // Its destructor might panic again.
+                    std::mem::forget(said_on_stderr);
                     Err(JobError::NotPassed("the result cannot be decoded: that panicked".to_owned()))
                 }
             }

@@ -8,6 +8,7 @@ use crate::error::Result;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -59,12 +60,14 @@ impl<R: DeserializeOwned + Send> reactor::Waits for Cell<R> {
     }
 }
 
-/// Wakes the task that awaits the ticket. It may poll at once, on this thread, so the lock is given up before.
+/// Wakes the task that awaits the ticket. It may poll at once, on this thread, so the lock is given up before. A waker is the program's:
+/// if it panics, that ends neither the reactor nor the wait of another task.
 fn wake<R>(mut state: MutexGuard<'_, State<R>>) {
     let waker = state.waker.take();
     drop(state);
     if let Some(waker) = waker {
-        waker.wake();
+        // The destructor of what it panicked with might panic again.
+        let _told_on_stderr = catch_unwind(AssertUnwindSafe(|| waker.wake())).map_err(std::mem::forget);
     }
 }
 

@@ -6,6 +6,7 @@ use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, data, doubling, in_time
 use cowbell::pool::{JobError, Pool, Ticket};
 use cowbell::sys::process;
 use libtest_mimic::Trial;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -309,6 +310,72 @@ fn a_result_that_panics_while_it_is_read_fails_alone() -> Outcome {
     passed()
 }
 
+/// Counts how often it is called, and panics.
+struct Fails(AtomicUsize);
+
+impl Wake for Fails {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        std::panic::panic_any(BadDrop);
+    }
+}
+
+/// What a panic leaves behind may panic again when it is dropped.
+struct BadDrop;
+
+impl Drop for BadDrop {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped by who caught it");
+    }
+}
+
+/// A result of this type panics while it is read.
+#[derive(Debug)]
+struct Unread;
+
+impl Serialize for Unread {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
+}
+
+impl<'de> Deserialize<'de> for Unread {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        std::panic::panic_any(BadDrop)
+    }
+}
+
+fn a_waker_that_panics_ends_no_other_tasks_wait() -> Outcome {
+    let gate = Gate::new()?;
+    let pool = Pool::builder().workers(1).spawn(data()?, move |_, job: u64| {
+        gate.pass();
+        2 * job
+    })?;
+    let called = Arc::new(Fails(AtomicUsize::new(0)));
+    let mut given_up = pool.submit(0)?;
+    let waker = Waker::from(Arc::clone(&called));
+    assert!(Pin::new(&mut given_up).poll(&mut Context::from_waker(&waker)).is_pending());
+    gate.open();
+    until("the waker is called", || called.0.load(Ordering::SeqCst) == 1)?;
+    in_time(SOON, || {
+        for job in 1..100 {
+            assert_eq!(block_on(pool.submit(job).expect("open")), Ok(2 * job));
+        }
+    })?;
+    passed()
+}
+
+fn what_a_panic_leaves_behind_is_not_dropped() -> Outcome {
+    let pool = Pool::builder().workers(1).spawn(data()?, |_, _: u64| Unread)?;
+    in_time(SOON, || {
+        for job in 0..20 {
+            let result = block_on(pool.submit(job).expect("open"));
+            assert!(matches!(result, Err(JobError::NotPassed(_))), "{result:?}");
+        }
+    })?;
+    passed()
+}
+
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     claims![
@@ -322,5 +389,7 @@ pub fn trials() -> Vec<Trial> {
         futures_end_when_their_pool_does,
         a_pool_and_its_futures_leave_nothing_behind,
         a_result_that_panics_while_it_is_read_fails_alone,
+        a_waker_that_panics_ends_no_other_tasks_wait,
+        what_a_panic_leaves_behind_is_not_dropped,
     ]
 }

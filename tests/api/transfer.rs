@@ -466,6 +466,10 @@ fn what_points_out_of_its_arena_is_not_contained() -> Outcome {
     let odd = Kind::Other(String::from("of this process").leak());
     elsewhere(arena()?.freeze_unchecked(odd)?.check_contained().err());
     arena()?.freeze_unchecked((Kind::Hamlet, Nobody))?.check_contained()?;
+    // An object without size lies nowhere: that there is one here says nothing of another process.
+    let near = arena()?.freeze(7u32)?;
+    arena()?.freeze_unchecked(Some(near.handle(near.root())?))?.check_contained()?;
+    elsewhere(arena()?.freeze_unchecked([near.handle(&())?; 2])?.check_contained().err());
     const { assert!(!Nobody::POINTS && Kind::POINTS && !<[(u8, f64); 3]>::POINTS) };
     passed()
 }
