@@ -187,14 +187,18 @@ fn one_registered_mapping_hands_a_userfaultfd_on() -> Verdict {
     }
     assert_eq!(tracee::end_running(maker), Status::Exited(0), "the grandchild");
     drop(given);
-    // Its parent and its parent's are still to be let through their stops.
+    all_exit();
+    Ok(())
+}
+
+/// Lets all tracees that are left through their stops; each exits with 0.
+fn all_exit() {
     while let Ok(Some((tid, status))) = ptrace::wait(None, true) {
         match status {
             Status::Stopped(stop) => tracee::resume(tid, stop),
             ended => assert_eq!(ended, Status::Exited(0), "process {tid}"),
         }
     }
-    Ok(())
 }
 
 fn fork_goes_on_when_the_userfaultfd_is_closed() -> Verdict {
@@ -211,12 +215,7 @@ fn fork_goes_on_when_the_userfaultfd_is_closed() -> Verdict {
     tracee::resume(parent.pid, Stop::Trap);
     assert_eq!(pidfd::readable(uffd.as_fd(), None), Ok(true), "the event is there, and nobody reads it");
     drop(uffd);
-    while let Ok(Some((tid, status))) = ptrace::wait(None, true) {
-        match status {
-            Status::Stopped(stop) => tracee::resume(tid, stop),
-            ended => assert_eq!(ended, Status::Exited(0), "process {tid}"),
-        }
-    }
+    all_exit();
     Ok(())
 }
 

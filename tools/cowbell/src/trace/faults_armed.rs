@@ -259,8 +259,8 @@ impl Tracer {
     }
 
     /// Takes over what a process' userfaultfd gave for children that it is just forking. Such a child stands still until its maker's stop
-    /// is served. One that nevertheless waits for a page is none of those followed (`CLONE_UNTRACED`), or is about to be made by the
-    /// kernel: it is let go.
+    /// is served. One that nevertheless waits for a page is not followed (`CLONE_UNTRACED`), or the kernel stores its thread id there before
+    /// its first stop: it is let go, and has no exact stacks.
     fn take_children(&mut self, pid: i32, mut given: Vec<RemoteUffd>) {
         let Some(process) = self.tree.processes.get_mut(&pid) else { return };
         given.extend(process.watch.as_mut().map(|watch| watch.take_children()).unwrap_or_default());

@@ -145,10 +145,10 @@ mod tests {
             let (page, beside) = (touched(faults), touched(&[(at, 0)]));
             may_have_come_back(&BTreeMap::from([(PAGE, &page), (other, &beside)]), PAGE, &page)
         };
-        let (near, far) = (PAGE + AROUND_BYTES - 4096, PAGE + AROUND_BYTES);
+        let (near, far) = (PAGE + AROUND_BYTES - page_bytes(), PAGE + AROUND_BYTES);
         assert!(!of(&[(5, 0)], far, 9), "read, and the next pages after it");
         assert!(!of(&[(5, 0)], near, 3), "what was there before did not bring it back");
-        assert!(of(&[(5, 0)], near, 9) && of(&[(5, 0)], PAGE - AROUND_BYTES + 4096, 9));
+        assert!(of(&[(5, 0)], near, 9) && of(&[(5, 0)], PAGE - AROUND_BYTES + page_bytes(), 9));
         assert!(of(&[(5, 0), (6, 0)], far, 9), "it took two faults");
         assert!(of(&[(5, 8)], far, 9), "it was there: the fault was for writing");
     }

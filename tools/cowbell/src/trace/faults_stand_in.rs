@@ -36,17 +36,14 @@ struct Shared {
 }
 
 impl StandIn {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// Too many descriptors or threads.
-    pub fn start() -> Result<Self, Errno> {
-        let wake = process::event().map_err(|_| Errno::MFILE)?;
+    /// Starts the thread. `None` where there are too many descriptors or threads: then writers wait until the tracer is back.
+    pub fn start() -> Option<Self> {
+        let wake = process::event().ok()?;
         let (answers, ends) = (AtomicBool::new(false), AtomicBool::new(false));
         let shared = Arc::new(Shared { known: Mutex::default(), children: Mutex::default(), answers, ends, wake });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("cowbell-answers".to_owned()).spawn(move || stand_by(&theirs));
-        Ok(Self { shared, thread: Some(thread.map_err(|_| Errno::AGAIN)?) })
+        Some(Self { shared, thread: Some(thread.ok()?) })
     }
 
     /// From now on this process' writers are answered as well.

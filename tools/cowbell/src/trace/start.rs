@@ -205,7 +205,7 @@ impl Tracer {
                 let added = self.poller.add(faults.news(), FAULTS);
                 added.map_err(|e| (FAILED, format!("cannot wait for page faults: {e}")))?;
                 self.faults = Some(faults);
-                self.stand_in = StandIn::start().ok();
+                self.stand_in = StandIn::start();
             }
             Err(why) => {
                 ability::count().map_err(|e| (FAILED, format!("page faults cannot be watched ({why}), and {e}")))?;
