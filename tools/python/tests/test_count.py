@@ -191,8 +191,10 @@ def test_a_block_is_counted_apart_and_may_have_a_limit():
             for at in range(10, 50): area[at * PAGE] = 3
             with watch("1 MB") as inner:
                 for at in range(100): later[at * PAGE] = 2
-        nothing = watch()
-        with nothing: pass
+        # The interpreter writes some of its own memory each time, at first on pages that it has not copied yet.
+        for _ in range(50):
+            nothing = watch()
+            with nothing: pass
         failed = []
         try:
             with watch(max_bytes=20 * PAGE):
@@ -214,8 +216,7 @@ def test_a_block_is_counted_apart_and_may_have_a_limit():
                 nothing.copied.pages, failed]
     child = in_child(body); next(child); got = next(child)
     assert got[:4] == [30, 100, 0, 100], got
-    # The block does nothing, yet the interpreter writes some of its own memory meanwhile.
-    assert got[4] <= 5, got
+    assert got[4] <= 1, got
     assert got[5] == [[50, True], "KeyError", True], got
 """
     )

@@ -172,7 +172,8 @@ if __name__ == '__main__':
     import heavy
     context = multiprocessing.get_context('forkserver')
     PRELOAD
-    with context.Pool(2) as pool:
+    # Each process loads the module by itself, also where one of them does all the work.
+    with context.Pool(2, heavy.size, [0]) as pool:
         print(pool.map(heavy.size, range(4)))
 ";
     let report = |preload: &str| {
