@@ -132,7 +132,8 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
         return unsafe { resize_huge(number, new, &held) };
     }
     let (now, count) = (first.slab().blocks.load(Ordering::Relaxed), new.div_ceil(UNIT));
-    let Some(count) = u32::try_from(count).ok().filter(|&count| place + count <= UNITS) else { return false };
+    let fits = |&count: &u32| place.checked_add(count).is_some_and(|end| end <= UNITS);
+    let Some(count) = u32::try_from(count).ok().filter(fits) else { return false };
     if count < now {
         let rest = ground::unit(number, place + count);
         release(rest, now - count, &held);

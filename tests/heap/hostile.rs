@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const CASES: &[Case] = cases![
     alignments_beyond_reason_are_met_or_null,
     addresses_that_others_have_are_passed_over,
+    growth_beyond_reason_is_refused,
     a_freeze_after_one_that_failed_holds_nothing_that_was_freed,
     children_forked_while_threads_begin_and_end_free_what_these_made,
     blocks_move_between_kinds,
@@ -68,6 +69,16 @@ fn addresses_that_others_have_are_passed_over() {
     drop((0..1000).map(|at| Block::new(150_000, 8, at as u8)).collect::<Vec<_>>());
     let more = crate::status_kib("VmRSS").saturating_sub(before);
     assert!(more < 60 << 10, "{more} KiB are kept");
+}
+
+/// Sizes that wrap where units are counted: a vector believed that it had 256 TiB, and its neighbours' memory with them.
+fn growth_beyond_reason_is_refused() {
+    let mut numbers: Vec<Vec<u8>> = (0..40).map(|at| vec![at; 100_000]).collect();
+    for units in (u64::from(u32::MAX) - 1100..=u64::from(u32::MAX) + 1100).chain([1 << 40, (1 << 47) - 1]) {
+        let all = numbers.iter_mut().map(|each| each.try_reserve_exact((units << 16) as usize - each.len()));
+        assert!(all.into_iter().all(|reserved| reserved.is_err()), "{units} units");
+    }
+    assert!(numbers.iter().zip(0..).all(|(each, at)| each.len() == 100_000 && each.iter().all(|&byte| byte == at)));
 }
 
 fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
