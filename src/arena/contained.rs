@@ -112,6 +112,23 @@ impl<T: Contained> Frozen<T> {
     }
 }
 
+impl<T: 'static> Frozen<T> {
+    /// A handle to an object in this arena that holds also in processes that were forked before and adopted the arena: in a pool's workers after
+    /// [`Pool::replace`](crate::pool::Pool::replace). Takes the time to look at everything that is reached from the object, which for
+    /// numbers, and what is made of them, is none.
+    ///
+    /// # Errors
+    /// Bad handle when the object lies elsewhere; invalid when something that is reached from it does.
+    pub fn handle_contained<U: Contained>(&self, object: &'static U) -> Result<Handle<U>> {
+        let image = self.image();
+        let handle = Handle::new(image, object, true)?;
+        if U::POINTS && !object.is_within(&Extent::of(image)) {
+            return Err(leads_out(image.name()));
+        }
+        Ok(handle)
+    }
+}
+
 fn leads_out(arena: &str) -> Error {
     Error::invalid(format!("arena `{arena}` holds something that points out of it"))
         .with_hint("allocate all its collections and references from this one arena, or freeze it by freeze_unchecked")

@@ -163,7 +163,7 @@ impl Arena {
         let image = Arc::new(freeze(inner, huge_pages, &options)?);
         let stored = inner.frozen.set(Arc::clone(&image)).is_ok();
         debug_assert!(stored, "the file is taken once, under the lock");
-        registry::frozen(&image);
+        registry::frozen(&image, false);
         Ok(Frozen { root, inner, image })
     }
 }
@@ -257,10 +257,10 @@ fn grow_on(range: Range, file: &OwnedFd) -> Result<()> {
 }
 
 impl<T: 'static> Frozen<T> {
-    /// An arena that entered the registry frozen, with its root.
-    pub(super) fn of(root: &'static T, inner: &'static Inner) -> Result<Self> {
+    /// An arena that entered the registry frozen, with its root; whether another process froze it.
+    pub(super) fn of(root: &'static T, inner: &'static Inner, adopted: bool) -> Result<Self> {
         let image = inner.image().ok_or_else(|| Error::invalid("the arena is not frozen"))?;
-        registry::frozen(image);
+        registry::frozen(image, adopted);
         Ok(Self { root, inner, image: Arc::clone(image) })
     }
 
@@ -271,10 +271,26 @@ impl<T: 'static> Frozen<T> {
 
     /// A handle to an object in this arena: the root or something reached from it.
     ///
+    /// It holds in this process and in all that are forked from it. A process that was forked before and adopted the arena, as a
+    /// pool's workers do after [`Pool::replace`](crate::pool::Pool::replace), refuses it: what the object leads to may be
+    /// this process's alone. There handles hold that [`Self::handle_contained`] made.
+    ///
     /// # Errors
     /// Bad handle when the object lies elsewhere.
     pub fn handle<U: 'static>(&self, object: &'static U) -> Result<Handle<U>> {
-        Handle::new(&self.image, object)
+        Handle::new(&self.image, object, false)
+    }
+
+    /// [`Self::handle`] for processes that adopt the arena as well, without a look at the object.
+    ///
+    /// # Safety
+    /// Everything that is reached from the object lies in this arena, or is the same in every process that adopts the arena; and it may be
+    /// used there: see [`Export::adopt`](super::Export::adopt).
+    ///
+    /// # Errors
+    /// The errors are those of [`Self::handle`].
+    pub unsafe fn handle_unchecked<U: 'static>(&self, object: &'static U) -> Result<Handle<U>> {
+        Handle::new(&self.image, object, true)
     }
 
     /// The frozen content and what is known of it.

@@ -5,6 +5,9 @@
 //! away by `release`, which is unsafe; every other mistake is caught by the checks. A handle that travelled in
 //! a pool's job or result is made again from words that `Serialize` put there, never from the bytes; slot
 //! and generation are no other image's in any process of a line of forks (see the registry).
+//!
+//! A process that inherited an image inherited what its objects led to as well. One that *adopted* it did not, so there only a handle
+//! is resolved whose maker found the object contained, or made it of what was reached in a process that had adopted it, too.
 #![expect(unsafe_code, reason = "an offset becomes a reference again")]
 
 use super::{Image, registry};
@@ -18,8 +21,8 @@ use std::{fmt, mem};
 /// The place of a `T` in a frozen arena: 16 bytes, `Copy`, valid in this process and in every
 /// process forked from it. Checked on use: arena, generation, bounds, alignment and type.
 pub struct Handle<T: 'static> {
-    /// Bytes from the arena's start.
-    offset: u64,
+    /// Bytes from the arena's start, and [`CONTAINED`].
+    place: u64,
     slot: u16,
     generation: u16,
     /// A digest of the type's id. The compiler checks the type already; this catches handles that
@@ -30,8 +33,11 @@ pub struct Handle<T: 'static> {
 
 const _: () = assert!(size_of::<Handle<u8>>() == 16);
 
+/// In a handle's place: all that is reached from the object lies in its arena, or is the same in every process that has the arena.
+const CONTAINED: u64 = 1 << 63;
+
 impl<T: 'static> Handle<T> {
-    pub(super) fn new(image: &Image, object: &'static T) -> Result<Self> {
+    pub(super) fn new(image: &Image, object: &'static T, contained: bool) -> Result<Self> {
         let address = std::ptr::from_ref(object).expose_provenance();
         let refused = || refuse("the object does not lie in this arena");
         let offset = if size_of::<T>() == 0 {
@@ -45,37 +51,52 @@ impl<T: 'static> Handle<T> {
             }
             offset as u64
         };
-        Ok(Self { offset, slot: image.slot(), generation: image.generation(), tag: tag::<T>(), object: PhantomData })
+        let (slot, generation) = (image.slot(), image.generation());
+        // What is reached in a process that adopted the arena was checked before.
+        let contained = contained || registry::image_at(slot, generation).is_some_and(|known| known.adopted);
+        let place = offset | if contained { CONTAINED } else { 0 };
+        Ok(Self { place, slot, generation, tag: tag::<T>(), object: PhantomData })
+    }
+
+    fn offset(self) -> usize {
+        (self.place & !CONTAINED) as usize
     }
 
     /// The object.
     ///
     /// # Errors
-    /// Bad handle: the arena was released, or the place is out of bounds, misaligned or of another type.
+    /// Bad handle: the arena was released, or the place is out of bounds, misaligned or of another type; or this process adopted the arena, and
+    /// the handle was not made by [`Frozen::handle_contained`](super::Frozen::handle_contained).
     pub fn get(self) -> Result<&'static T> {
-        let range = registry::image_at(self.slot, self.generation);
-        let range = range.ok_or_else(|| refuse("its arena was released, or is another process's"))?;
+        let known = registry::image_at(self.slot, self.generation);
+        let known = known.ok_or_else(|| refuse("its arena was released, or is another process's"))?;
+        let range = known.range;
+        if known.adopted && self.place & CONTAINED == 0 {
+            return Err(refuse(UNCHECKED));
+        }
         if self.tag != tag::<T>() {
             return Err(refuse("it was made for another type"));
         }
-        let end = (self.offset as usize).checked_add(size_of::<T>());
+        let end = self.offset().checked_add(size_of::<T>());
         if end.is_none_or(|end| end > range.len) {
             return Err(refuse("it is out of bounds"));
         }
-        let place = map::pointer_at(range.start + self.offset as usize).ok_or_else(|| refuse("it is null"))?;
+        let place = map::pointer_at(range.start + self.offset()).ok_or_else(|| refuse("it is null"))?;
         if !place.addr().get().is_multiple_of(mem::align_of::<T>()) {
             return Err(refuse("it is misaligned"));
         }
         // SAFETY: `new` took a `&'static T` at this place of this generation of this arena, and the
-        // object is still there: frozen objects are never dropped.
+        // object is still there: frozen objects are never dropped. What it leads to is here, too: inherited, or contained.
         Ok(unsafe { place.cast::<T>().as_ref() })
     }
 }
 
+const UNCHECKED: &str = "what its object leads to may be another process's; make it by handle_contained";
+
 /// A handle travels beside the bytes of a job or result (see [`crate::wire`]) and is a number in them.
 #[cfg(feature = "pool")]
 mod travel {
-    use super::{Handle, PhantomData, registry, tag};
+    use super::{CONTAINED, Handle, PhantomData, registry, tag};
     use crate::arena::{Image, Inner, OnWrite};
     use crate::sys::map::Range;
     use crate::sys::pagemap::Pagemap;
@@ -123,7 +144,7 @@ mod travel {
             }
             let image = registry::find(self.slot, self.generation).and_then(Inner::image);
             let image = image.ok_or_else(|| refused("a handle's arena was released"))?;
-            match is_found(image, self.offset as usize, size_of::<T>()) {
+            match is_found(image, self.offset(), size_of::<T>()) {
                 Ok(Some(true)) => {}
                 Ok(Some(false)) => {
                     return Err(refused(
@@ -138,13 +159,14 @@ mod travel {
                 Err(_) => return Err(refused("whether a handle's object was written cannot be told without /proc")),
             }
             let number = u64::from(self.slot) | u64::from(self.generation) << 16;
-            let passenger = Passenger { kind: wire::kind_of::<Self>(), words: [self.offset, number] };
+            let passenger = Passenger { kind: wire::kind_of::<Self>(), words: [self.place, number] };
             let number = wire::embark(passenger).ok_or_else(|| refused(ONLY_IN_A_POOL))?;
             serializer.serialize_u32(number)
         }
     }
 
-    /// The rules of [`Serialize`] hold here, too. Slot and generation are no other image's in any process of a line of forks. Threads that read one handle's
+    /// The rules of [`Serialize`] hold here, too. In a worker whose data was [replaced](crate::pool::Pool::replace) since its pool was made only handles are read that
+    /// [`Frozen::handle_contained`](crate::arena::Frozen::handle_contained) made. Slot and generation are no other image's in any process of a line of forks. Threads that read one handle's
     /// passenger get one object, so it must be `Sync`:
     ///
     /// ```compile_fail,E0277
@@ -163,11 +185,17 @@ mod travel {
             if passenger.kind != wire::kind_of::<Self>() {
                 return Err(refused("what travelled is not a handle of this type"));
             }
-            let [offset, number] = passenger.words;
+            let [place, number] = passenger.words;
             let (slot, generation) = (number as u16, (number >> 16) as u16);
-            registry::image_at(slot, generation).ok_or_else(|| refused("a handle's arena is not in this process"))?;
+            let known = registry::image_at(slot, generation);
+            let known = known.ok_or_else(|| refused("a handle's arena is not in this process"))?;
+            if known.adopted && place & CONTAINED == 0 {
+                return Err(refused(
+                    "a handle's arena came by `replace`, and what its object leads to may be another process's; make it by handle_contained",
+                ));
+            }
             // As good as the one that embarked: nobody but `serialize` makes a passenger of this kind.
-            Ok(Self { offset, slot, generation, tag: tag::<T>(), object: PhantomData })
+            Ok(Self { place, slot, generation, tag: tag::<T>(), object: PhantomData })
         }
     }
 }
@@ -192,7 +220,8 @@ impl<T: 'static> Copy for Handle<T> {}
 
 impl<T: 'static> PartialEq for Handle<T> {
     fn eq(&self, other: &Self) -> bool {
-        (self.offset, self.slot, self.generation, self.tag) == (other.offset, other.slot, other.generation, other.tag)
+        let words = |handle: &Self| (handle.offset(), handle.slot, handle.generation, handle.tag);
+        words(self) == words(other)
     }
 }
 
@@ -200,7 +229,7 @@ impl<T: 'static> Eq for Handle<T> {}
 
 impl<T: 'static> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Handle({}.{}+{:#x})", self.slot, self.generation, self.offset)
+        write!(f, "Handle({}.{}+{:#x})", self.slot, self.generation, self.offset())
     }
 }
 

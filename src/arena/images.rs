@@ -341,7 +341,7 @@ impl Found {
             image.entry()
         })?;
         reserved.keep();
-        Frozen::of(root, inner)
+        Frozen::of(root, inner, false)
     }
 
     /// Compares the checksum by reading the file.

@@ -58,7 +58,7 @@ pub(crate) fn enter_poured(
         image.entry()
     })?;
     let image = inner.image().cloned().ok_or_else(|| crate::error::Error::invalid("the image is not frozen"))?;
-    registry::frozen(&image);
+    registry::frozen(&image, false);
     Ok(image)
 }
 

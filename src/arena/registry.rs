@@ -30,7 +30,7 @@ struct Slot {
     inner: AtomicPtr<Inner>,
     /// The number of the slot's arena; 0 while there is none.
     generation: AtomicU16,
-    /// The frozen image's addresses; no length while there is none.
+    /// The frozen image's addresses; no length while there is none. The start, which is a page's, has [`ADOPTED`] in its lowest bit.
     start: AtomicUsize,
     len: AtomicUsize,
 }
@@ -43,6 +43,18 @@ static TABLE: [Slot; SLOTS] = [const {
         len: AtomicUsize::new(0),
     }
 }; SLOTS];
+
+/// Marks an image that another process froze after this one was forked from it.
+const ADOPTED: usize = 1;
+
+/// A frozen image as handles see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) range: Range,
+    /// Another process froze it, and this one was forked before: memory that objects lead to, outside of the image, may be that
+    /// process's alone.
+    pub(super) adopted: bool,
+}
 
 /// For each slot the highest generation that any process which came from this one's first has given out.
 static FAMILY: OnceLock<SharedWords> = OnceLock::new();
@@ -222,9 +234,9 @@ pub(super) fn find(slot: u16, generation: u16) -> Option<&'static Inner> {
 }
 
 /// Makes a frozen image known to handles.
-pub(super) fn frozen(image: &Image) {
+pub(super) fn frozen(image: &Image, adopted: bool) {
     let slot = &TABLE[usize::from(image.slot())];
-    slot.start.store(image.range().start, Ordering::Release);
+    slot.start.store(image.range().start | if adopted { ADOPTED } else { 0 }, Ordering::Release);
     slot.len.store(image.range().len, Ordering::Release);
 }
 
@@ -252,16 +264,17 @@ pub(super) fn leave_image(image: &Image) {
     drop(unsafe { leave(inner) });
 }
 
-/// The addresses of the image in a slot, if there is one of this generation. *Raw.*
-pub(super) fn image_at(slot: u16, generation: u16) -> Option<Range> {
+/// The image in a slot, if there is one of this generation. *Raw.*
+pub(super) fn image_at(slot: u16, generation: u16) -> Option<Known> {
     let slot = TABLE.get(usize::from(slot))?;
     let same = || slot.generation.load(Ordering::Acquire) == generation;
     if generation == 0 || !same() {
         return None;
     }
-    let range = Range { start: slot.start.load(Ordering::Acquire), len: slot.len.load(Ordering::Acquire) };
+    let (start, len) = (slot.start.load(Ordering::Acquire), slot.len.load(Ordering::Acquire));
+    let known = Known { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
     // Looked at again, so that the two numbers are of one image.
-    (range.len > 0 && same()).then_some(range)
+    (len > 0 && same()).then_some(known)
 }
 
 /// Looks at all arenas. *Raw*, if `look` is; `look` must not release one.

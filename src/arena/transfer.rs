@@ -226,7 +226,7 @@ impl Export {
         let root = std::ptr::with_exposed_provenance::<T>(self.root);
         // SAFETY: the caller says that a T lies there, `check` that it is in the mapping and aligned, and the mapping
         // stays until `release`.
-        Frozen::of(unsafe { &*root }, inner)
+        Frozen::of(unsafe { &*root }, inner, true)
     }
 
     fn check<T: 'static>(&self, file: &OwnedFd) -> Result<()> {

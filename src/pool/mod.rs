@@ -263,8 +263,8 @@ impl<T, J, R> Pool<T, J, R> {
     /// [`Frozen::release`]. References to the old data that the pool's closure captured must not be followed any more: in
     /// new workers that is a SIGSEGV.
     ///
-    /// The check is of what the root reaches. Nothing checks yet what another object of the new arena leads to: if that is memory of this
-    /// process alone, a handle of the object must not be sent to a worker, which would follow the address all the same.
+    /// Handles of the new data that are sent to workers are made by [`Frozen::handle_contained`], which looks at what the object leads to:
+    /// one that [`Frozen::handle`] made is that job's error there.
     ///
     /// # Errors
     /// Invalid when some of the data lies outside of its arena, which the zygote does not have

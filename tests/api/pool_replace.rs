@@ -4,7 +4,7 @@
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, has_children, until, wait};
 use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, descendants, in_time, table, zygote_of};
-use cowbell::arena::{Arena, Frozen, Handle};
+use cowbell::arena::{Arena, FreezeOptions, Frozen, Handle, OnWrite};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, Pool, Shutdown, Ticket};
 use cowbell::sys::process;
@@ -118,12 +118,62 @@ fn handles_of_another_generation_are_refused() -> Outcome {
     let old = first.handle(&first.root()[7])?;
     assert_eq!(pool.submit(old)?.wait(), Ok(0));
     drop(pool.replace(generation(1)?)?);
-    let new = pool.frozen().handle(&pool.data()[7])?;
+    let new = pool.frozen().handle_contained(&pool.data()[7])?;
     assert_eq!(pool.submit(new)?.wait(), Ok(1));
     let refused = pool.submit(old)?.wait();
     assert!(matches!(&refused, Err(JobError::NotPassed(_))), "{refused:?}");
     assert_eq!(pool.stats().deaths, 0);
     passed()
+}
+
+type Words = Option<Handle<&'static str>>;
+
+/// The root is of numbers, or of nothing. What lies beside it leads into memory that the parent got after the pool was made: a worker that
+/// followed it died of SIGSEGV, or read something else.
+fn a_handle_of_new_data_is_refused_by_workers_unless_what_it_leads_to_is_contained() -> Outcome {
+    let frozen = |root: Words, on_write| {
+        let arena = Arena::builder("words").capacity(32 << 20).build()?;
+        let own: &'static str = Box::leak("x".repeat(16 << 20).into_boxed_str());
+        let leading_out = arena.alloc(own)? as &'static &'static str;
+        let contained = arena.alloc(&*arena.alloc_str("in the arena")?)? as &'static &'static str;
+        let frozen = arena.freeze_with(root, FreezeOptions::new().on_write(on_write))?;
+        Ok::<_, cowbell::Error>((frozen, leading_out, contained))
+    };
+    let follow = |words: Handle<&'static str>| words.get().map(|words| words.bytes().map(usize::from).sum::<usize>());
+    let (first, inherited, _) = frozen(None, OnWrite::Copy)?;
+    let job = move |root: &Words, job: Option<Handle<&'static str>>| {
+        let in_root = root.map(|words| follow(words).map_err(|e| e.to_string()));
+        (job.map(|words| follow(words).expect("it is here")), in_root, job)
+    };
+    let pool = Pool::builder().workers(1).spawn(first.clone(), job)?;
+    let (sum, _, back) = pool.submit(Some(first.handle(inherited)?))?.wait()?;
+    assert_eq!((sum, back), (Some(inherited.len() * usize::from(b'x')), Some(first.handle(inherited)?)));
+
+    // One that stays in the workers even after the next.
+    let (second, leading_out, contained) = frozen(None, OnWrite::Deny)?;
+    drop(pool.replace(second.clone())?);
+    let refused = pool.submit(Some(second.handle(leading_out)?))?.wait();
+    assert!(matches!(&refused, Err(JobError::NotPassed(why)) if why.contains("handle_contained")), "{refused:?}");
+    let e = second.handle_contained(leading_out).expect_err("it leads out");
+    assert!(e.is_invalid() && e.to_string().contains("points out of it"), "{e}");
+    let whole = second.handle_contained(contained)?;
+    assert_eq!(whole, second.handle(contained)?, "one object");
+    let back = pool.submit(Some(whole))?.wait()?.2.ok_or("it came back")?;
+    let sum = "in the arena".bytes().map(usize::from).sum::<usize>();
+    assert_eq!((back, follow(back)?, pool.submit(Some(back))?.wait()?.0), (whole, sum, Some(sum)));
+
+    for (words, follows) in [(second.handle(leading_out)?, false), (whole, denied_for_good(&second))] {
+        drop(pool.replace(frozen(Some(words), OnWrite::Copy)?.0)?);
+        let in_root = pool.submit(None)?.wait()?.1.ok_or("the root has a handle")?;
+        assert_eq!(in_root.as_ref().ok(), follows.then_some(&sum), "{in_root:?}");
+    }
+    assert_eq!(pool.stats().deaths, 0);
+    passed()
+}
+
+/// Nobody can unmap it then, so workers have it beside the next one.
+fn denied_for_good<T>(frozen: &Frozen<T>) -> bool {
+    frozen.image().denied_for_good()
 }
 
 fn data_that_lies_elsewhere_is_refused_and_the_pool_goes_on() -> Outcome {
@@ -219,6 +269,7 @@ pub fn trials() -> Vec<Trial> {
         each_job_runs_once_while_the_data_is_replaced_a_hundred_times_under_load,
         a_job_that_runs_keeps_its_data_to_the_end,
         handles_of_another_generation_are_refused,
+        a_handle_of_new_data_is_refused_by_workers_unless_what_it_leads_to_is_contained,
         generations_that_were_released_are_held_by_nobody_while_the_pool_lives,
         data_that_lies_elsewhere_is_refused_and_the_pool_goes_on,
         workers_that_are_killed_are_replaced_over_the_newest_data,

@@ -187,7 +187,7 @@ fn a_handle_made_there_finds_the_object_here() -> Outcome {
                 arena.freeze((list, handle))
             };
             let first = build([12, 13, 14], None)?;
-            let second = build([0, 0, 0], Some(first.handle(&first.root().0[2])?))?;
+            let second = build([0, 0, 0], Some(first.handle_contained(&first.root().0[2])?))?;
             send_arena(socket, &second)?;
             send_arena(socket, &first)
         },
@@ -378,7 +378,7 @@ fn an_arena_of_ones_own_does_not_stand_in_the_way_and_is_not_mistaken() -> Outco
             let _first = Arena::builder("first").capacity(1 << 20).build()?.freeze(4u64)?;
             let second = Arena::builder("second").capacity(1 << 20).build()?.freeze(5u64)?;
             send_arena(socket, &second)?;
-            let handle = second.handle(second.root())?;
+            let handle = second.handle_contained(second.root())?;
             // SAFETY: a handle has no padding.
             let bytes = unsafe { std::mem::transmute::<Handle<u64>, [u8; 16]>(handle) };
             send(socket, &bytes, second.image().file())
