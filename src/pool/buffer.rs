@@ -20,9 +20,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A worker as its buffers see it.
+#[derive(Clone, Copy)]
 struct Mine {
     region: &'static Region,
     seat: usize,
@@ -30,8 +31,14 @@ struct Mine {
     process: usize,
 }
 
-/// Set once in each worker.
-static MINE: OnceLock<Mine> = OnceLock::new();
+/// Set in each worker. One that was forked in a worker's job, for a pool of that job's, finds that worker's here.
+static MINE: Mutex<Option<Mine>> = Mutex::new(None);
+
+/// The worker that this process is.
+fn mine() -> Option<Mine> {
+    let mine = *MINE.lock().unwrap_or_else(PoisonError::into_inner);
+    mine.filter(|mine| mine.process == registry::process_number())
+}
 
 thread_local! {
     /// The result that is being decoded.
@@ -52,16 +59,18 @@ pub(super) fn land(keep: bool) -> bool {
     let all_dropped = boarded.iter().all(|&(_, dropped)| dropped);
     let sent = keep && all_dropped;
     for (block, dropped) in boarded.drain(..) {
-        if let (false, true, Some(mine)) = (sent, dropped, MINE.get()) {
+        if let (false, true, Some(mine)) = (sent, dropped, mine()) {
             heap::free(mine.region, block);
         }
     }
     all_dropped
 }
 
-/// Says that this process is the worker in `seat`.
+/// Says that this process is the worker in `seat`. What it inherited, when its pool was made in a job of another's, is that worker's.
 pub(super) fn this_is(region: &'static Region, seat: usize) {
-    let _first = MINE.set(Mine { region, seat, process: registry::process_number() });
+    boarded().clear();
+    let mine = Mine { region, seat, process: registry::process_number() };
+    *MINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(mine);
 }
 
 /// A result that is being decoded.
@@ -194,9 +203,8 @@ impl<T: Pod> Buffer<T> {
     /// program still holds leave no room.
     pub fn stale(len: usize) -> Result<Self> {
         let () = Self::FITS;
-        let mine = MINE.get().filter(|mine| mine.process == registry::process_number());
         let Mine { region, seat, process } =
-            *mine.ok_or_else(|| Error::invalid("a Buffer is made in a job of a pool"))?;
+            mine().ok_or_else(|| Error::invalid("a Buffer is made in a job of a pool"))?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid("a Buffer of so many elements"))?;
         let block = Heap::of(region, seat).take(bytes).map_err(|why| {
             let limit = match why {
@@ -265,12 +273,12 @@ impl<T: Pod + fmt::Debug> fmt::Debug for Buffer<T> {
 impl<T: Pod> Serialize for Buffer<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if matches!(self.home, Home::Parent(_)) || self.sent.swap(true, Ordering::AcqRel) {
-            return Err(ser::Error::custom("a Buffer is sent once, by the job that made it"));
+            return Err(ser::Error::custom(wire::refuse("a Buffer is sent once, by the job that made it")));
         }
         let passenger = Passenger { kind: [kind(), digest::<T>()], words: [self.block as u64, self.len as u64] };
-        let Some(index) = wire::embark(passenger) else {
+        let Some(index) = wire::embark_in_result(passenger) else {
             self.sent.store(false, Ordering::Release);
-            return Err(ser::Error::custom("a Buffer travels in a job's result only"));
+            return Err(ser::Error::custom(wire::refuse("a Buffer travels in a job's result only")));
         };
         boarded().push((self.block, false));
         serializer.serialize_u32(index)

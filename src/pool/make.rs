@@ -40,7 +40,8 @@ where
         let ran = panics::catch(|| -> Result<(), String> {
             let job: J = wire::decode(bytes, passengers).map_err(|e| format!("the job {e}"))?;
             let result = (self.body)(root, job);
-            wire::encode(&result, &mut outcome.item, &mut outcome.passengers).map_err(|e| format!("the result {e}"))
+            wire::encode_result(&result, &mut outcome.item, &mut outcome.passengers)
+                .map_err(|e| format!("the result {e}"))
         });
         let kept = !buffer::land(matches!(ran, Ok(Ok(()))));
         match ran {

@@ -25,6 +25,9 @@ struct Heard {
 /// In a pool that was made by a thread that unwinds, the workers are such threads too, and may not change the hook: their panics
 /// are printed, and have no place.
 pub(super) fn capture() {
+    // A worker of a pool that was made in a job begins in the middle of that.
+    IN_JOB.set(false);
+    HEARD.take();
     if std::thread::panicking() {
         return;
     }

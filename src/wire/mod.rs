@@ -18,13 +18,13 @@ mod plain;
 mod table;
 
 pub use plain::{Plain, PlainVec};
-pub(crate) use table::{Passenger, disembark, embark, kind_of, refuse};
+pub(crate) use table::{Passenger, disembark, embark, embark_in_result, kind_of, refuse};
 
 use crate::error::{Error, Result};
 use flavor::Append;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use table::Refusals;
+use table::{Refusals, Way};
 
 /// Appends `value` to `bytes` and its passengers to `passengers`; nothing if that fails or unwinds. In the bytes a passenger's number is
 /// its index in all of `passengers`, so one table may serve several values.
@@ -36,7 +36,29 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     bytes: &mut Vec<u8>,
     passengers: &mut Vec<Passenger>,
 ) -> Result<()> {
-    let (written, refusal) = table::boarding(passengers, || postcard::serialize_with_flavor(value, Append::new(bytes)));
+    encode_as(Way::Boarding, value, bytes, passengers)
+}
+
+/// [`encode`] for the result of a job, in which more may travel.
+///
+/// # Errors
+/// The errors are those of [`encode`].
+pub(crate) fn encode_result<T: Serialize + ?Sized>(
+    value: &T,
+    bytes: &mut Vec<u8>,
+    passengers: &mut Vec<Passenger>,
+) -> Result<()> {
+    encode_as(Way::Returning, value, bytes, passengers)
+}
+
+fn encode_as<T: Serialize + ?Sized>(
+    way: Way,
+    value: &T,
+    bytes: &mut Vec<u8>,
+    passengers: &mut Vec<Passenger>,
+) -> Result<()> {
+    let (written, refusal) =
+        table::boarding(way, passengers, || postcard::serialize_with_flavor(value, Append::new(bytes)));
     written.map_err(|e| failed("encoded", &e, refusal))
 }
 

@@ -37,9 +37,14 @@ struct State {
     refusal: Refusals,
 }
 
+/// The use of a table.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
+    /// A value is encoded.
     Boarding,
+    /// A job's result is encoded.
+    Returning,
+    /// A value is decoded.
     Leaving,
 }
 
@@ -91,13 +96,14 @@ fn enter<'a>(way: Way, table: Vec<Passenger>, boarded: Option<&'a mut Vec<Passen
     Restore { former, boarded, len }
 }
 
-/// Runs `encode` with `passengers` as the table. They are as before if it fails or unwinds.
+/// Runs `encode` with `passengers` as the table, for this use. They are as before if it fails or unwinds.
 pub(super) fn boarding<R, E>(
+    way: Way,
     passengers: &mut Vec<Passenger>,
     encode: impl FnOnce() -> Result<R, E>,
 ) -> (Result<R, E>, Refusals) {
     let table = mem::take(passengers);
-    let mut restore = enter(Way::Boarding, table, Some(passengers));
+    let mut restore = enter(way, table, Some(passengers));
     let result = encode();
     let refusal = with(|state| {
         if let (Ok(_), Some((_, table))) = (&result, &state.table) {
@@ -118,8 +124,17 @@ pub(super) fn leaving<R>(passengers: &[Passenger], decode: impl FnOnce() -> R) -
 /// Enters a passenger into the table of the value that is being encoded, and says its number. `None` outside of
 /// `encode`.
 pub(crate) fn embark(passenger: Passenger) -> Option<u32> {
+    enter_table(passenger, &[Way::Boarding, Way::Returning])
+}
+
+/// [`embark`] for what travels in the result of a job only, and not in a job that one job hands to a pool of its own.
+pub(crate) fn embark_in_result(passenger: Passenger) -> Option<u32> {
+    enter_table(passenger, &[Way::Returning])
+}
+
+fn enter_table(passenger: Passenger, ways: &[Way]) -> Option<u32> {
     with(|state| match &mut state.table {
-        Some((Way::Boarding, table)) => {
+        Some((way, table)) if ways.contains(way) => {
             let number = u32::try_from(table.len()).ok()?;
             table.push(passenger);
             Some(number)

@@ -284,6 +284,64 @@ fn a_handle_of_what_a_worker_made_in_its_copy_goes_nowhere() -> Outcome {
     passed()
 }
 
+/// A pool of a job's own, over other data.
+fn inner() -> Pool<Bytes, u8, Buffer<u8>> {
+    let job = |_: &'static Bytes, job: u8| {
+        assert_ne!(job, 0, "an inner panic");
+        Buffer::copy_of(&[job; 100]).expect("a worker of the inner pool's")
+    };
+    Pool::builder().workers(1).spawn(data().expect("frozen"), job).expect("one thread")
+}
+
+/// What a panic and a buffer of an inner pool's become.
+fn of_inner(pool: &Pool<Bytes, u8, Buffer<u8>>) -> (String, usize) {
+    let failed = pool.submit(0).expect("open").wait().expect_err("it panics").to_string();
+    (failed, pool.submit(7).expect("open").wait().expect("a result").iter().map(|&byte| usize::from(byte)).sum())
+}
+
+/// A result that makes a pool while it is written, behind a buffer that it has written already.
+struct MakesPools(Buffer<u8>);
+
+impl Serialize for MakesPools {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut tuple = serializer.serialize_tuple(2)?;
+        tuple.serialize_element(&self.0)?;
+        tuple.serialize_element(&of_inner(&inner()))?;
+        tuple.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for MakesPools {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let (buffer, (failed, sum)) = <(Buffer<u8>, (String, usize))>::deserialize(from)?;
+        assert!(failed.contains("an inner panic") && sum == 700, "{failed}, {sum}");
+        Ok(Self(buffer))
+    }
+}
+
+/// The inner pool's worker took itself for the outer one, and freed buffers where it had no memory.
+fn a_job_may_make_pools_of_its_own() -> Outcome {
+    type Told = (String, (String, usize), String);
+    let pool = Pool::builder().workers(1).spawn(data()?, |_, (): ()| -> (Told, MakesPools) {
+        let taking = Pool::builder().workers(1).spawn(data().expect("frozen"), |_, buffer: Buffer<u8>| buffer.len());
+        let taking = taking.expect("one thread");
+        let own = Buffer::copy_of(&[5u8; 100]).expect("room");
+        let refused = taking.submit(own).and_then(Ticket::wait);
+        let of_inner = of_inner(&inner());
+        let handed_on = inner().submit(9).expect("open").wait().expect("a result");
+        let told = (refused.expect_err("no job takes it").to_string(), of_inner, format!("{}", handed_on[99]));
+        (told, MakesPools(Buffer::copy_of(&[3u8; 50]).expect("room")))
+    })?;
+    for _ in 0..2 {
+        let ((refused, (failed, sum), handed_on), buffer) = pool.submit(())?.wait()?;
+        assert!(refused.contains("in a job's result only"), "{refused}");
+        assert!(failed.contains("an inner panic") && (sum, handed_on.as_str()) == (700, "9"), "{failed}, {sum}");
+        assert_eq!(&buffer.0[..], [3; 50]);
+    }
+    assert_eq!(pool.stats().deaths, 0);
+    passed()
+}
+
 /// Polls where it is woken.
 struct Inline<R: DeserializeOwned + Send + 'static> {
     ticket: Mutex<Option<Ticket<R>>>,
@@ -412,6 +470,7 @@ pub fn trials() -> Vec<Trial> {
         nothing_of_the_first_generation_stays_in_the_pool,
         one_pool_keeps_nothing_of_another,
         a_handle_of_what_a_worker_made_in_its_copy_goes_nowhere,
+        a_job_may_make_pools_of_its_own,
         a_future_may_be_polled_where_it_is_woken,
         a_time_limit_of_centuries_is_none,
         memory_of_jobs_and_results_is_given_back,
