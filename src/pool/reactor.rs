@@ -5,6 +5,7 @@
 use super::core::Core;
 use super::failure::JobError;
 use super::region::{BELLS, Region};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -69,7 +70,14 @@ impl Shared {
             let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(core) = core.upgrade() else { return };
             let gone = core.check().err();
-            waiting.retain(|ticket| ticket.upgrade().is_some_and(|ticket| !ticket.look(gone.as_ref())));
+            waiting.retain(|ticket| {
+                // The ticket may have been dropped meanwhile. What drops its waker here then is the program's code, which may panic.
+                let look = AssertUnwindSafe(|| ticket.upgrade().is_some_and(|ticket| !ticket.look(gone.as_ref())));
+                catch_unwind(look).unwrap_or_else(|panicked| {
+                    std::mem::forget(panicked);
+                    false
+                })
+            });
             let none = {
                 let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 all.append(&mut waiting);

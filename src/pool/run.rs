@@ -1,6 +1,6 @@
 //! A batch as the parent follows it: what was done is read, what failed is judged, the rest is queued again.
 
-use super::batch::{Item, Status};
+use super::batch::{self, Item, Status};
 use super::core::{Core, Refused, Terms};
 use super::failure::{Failure, JobError};
 use super::{buffer, core::Owner};
@@ -23,6 +23,8 @@ pub(super) struct Run<R> {
     limit: Option<Duration>,
     /// In the order of the jobs.
     pub(super) results: Vec<Result<R, JobError>>,
+    /// The item of a batch of one job, if it was taken out of shared memory and nobody has read it yet.
+    unread: Vec<u8>,
     /// The time that the jobs took that were run, and their number.
     pub(super) ran: (u64, usize),
 }
@@ -57,6 +59,7 @@ impl<R: DeserializeOwned> Run<R> {
             max_attempts,
             limit: terms.limit,
             results: Vec::with_capacity(terms.jobs),
+            unread: Vec::new(),
             ran: (0, 0),
         }))
     }
@@ -66,17 +69,39 @@ impl<R: DeserializeOwned> Run<R> {
         self.number
     }
 
+    /// Of a batch of one job: tells whether it has ended for good. Reads no result.
+    pub(super) fn is_ready(&mut self) -> bool {
+        let Some(number) = self.number else { return true };
+        self.core.is_done(number) && (self.core.ended(number).done > 0 || self.advance())
+    }
+
+    /// Of a batch of one job: takes the result out of shared memory as it is, if it is there. True if nothing else will come.
+    pub(super) fn park(&mut self) -> bool {
+        self.follow(|run, item| item.append_to(&mut run.unread))
+    }
+
     /// Reads what is there; true when every job has a result.
     pub(super) fn advance(&mut self) -> bool {
+        for item in batch::items(&std::mem::take(&mut self.unread)) {
+            self.results.push(read(&self.core, &item));
+        }
+        self.follow(|run, item| run.results.push(read(&run.core, item)))
+    }
+
+    /// Calls `each` with every item that is there, and judges what failed; true when every job has a result.
+    fn follow(&mut self, mut each: impl FnMut(&mut Self, &Item<'_>)) -> bool {
         let Some(number) = self.number else { return true };
         if !self.core.is_done(number) {
             return false;
         }
         let core = Arc::clone(&self.core);
         let ended = core.ended(number);
-        let before = self.results.len();
-        core.read_results(number, |item| self.results.push(read(&core, &item)));
-        for _ in self.results.len() - before..ended.done {
+        let mut items = 0;
+        core.read_results(number, |item| {
+            items += 1;
+            each(self, &item);
+        });
+        for _ in items..ended.done {
             self.results.push(Err(JobError::NotPassed("the result found no room".to_owned())));
         }
         let ran = core.slot(number).ran.swap(0, std::sync::atomic::Ordering::AcqRel);
@@ -134,6 +159,10 @@ impl<R: DeserializeOwned> Run<R> {
 
 impl<R> Drop for Run<R> {
     fn drop(&mut self) {
+        if self.core.check_process().is_ok() {
+            let unread = batch::items(&self.unread);
+            unread.for_each(|item| buffer::discard(&self.core.region, &item.passengers()));
+        }
         if let Some(number) = self.number.take() {
             self.core.abandon(number);
         }

@@ -21,7 +21,8 @@ pub(super) struct Cell<R> {
 }
 
 struct State<R> {
-    /// Gone only between a failed submission and the ticket's drop.
+    /// Gone when its result was taken, and after a failed submission. With the lock held it reads no result, which may run the program's code for as
+    /// long as that likes: [`Ticket::take`] does.
     run: Option<Run<R>>,
     waker: Option<Waker>,
 }
@@ -37,7 +38,7 @@ impl<R: DeserializeOwned + Send> Park for Cell<R> {
         // The holder of the lock is looking at the result already.
         let Ok(mut state) = self.state.try_lock() else { return false };
         let Some(run) = state.run.as_mut() else { return false };
-        if run.number() != Some(number) || !run.advance() {
+        if run.number() != Some(number) || !run.park() {
             return false;
         }
         wake(state);
@@ -49,7 +50,8 @@ impl<R: DeserializeOwned + Send> reactor::Waits for Cell<R> {
     fn look(&self, gone: Option<&JobError>) -> bool {
         let mut state = self.lock();
         let Some(run) = state.run.as_mut() else { return true };
-        let over = run.advance();
+        // The task reads it: were that done here, nobody would look after what the program's code awaits meanwhile.
+        let over = run.is_ready();
         if let (false, Some(error)) = (over, gone) {
             run.fail(error);
         } else if !over {
@@ -108,12 +110,14 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
             // Before the look, so that who finishes after it rings there.
             self.core.slot(number).bell.store(bell as u32, Ordering::SeqCst);
         }
-        run.advance()
+        run.is_ready()
     }
 
+    /// The result, once [`Self::look`] found it. It is read here, by the thread that asks for it, with no lock held.
     fn take(&self) -> Option<Result<R, JobError>> {
-        let mut state = self.cell.lock();
-        state.run.as_mut()?.results.pop()
+        let mut run = self.cell.lock().run.take()?;
+        run.advance();
+        run.results.pop()
     }
 
     /// Waits for the result.
@@ -155,6 +159,11 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         is_done
     }
 
+    /// Sets the waker, and gives back the one before: what drops it may be the program's code, so it is not dropped with the lock held.
+    fn set_waker(&self, waker: Option<Waker>) -> Option<Waker> {
+        std::mem::replace(&mut self.cell.lock().waker, waker)
+    }
+
     fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, JobError> {
         let bell = Core::bell();
         self.core.wait(bell, &self.core.patience, deadline, || self.look(bell))
@@ -184,16 +193,12 @@ impl<R: DeserializeOwned + Send + 'static> Future for Ticket<R> {
         let Some(bell) = self.core.reactor_bell() else {
             return Poll::Ready(Err(JobError::PoolGone("no thread can be started to wait for results".to_owned())));
         };
-        let mut state = self.cell.lock();
-        let known = state.waker.replace(context.waker().clone()).is_some();
-        drop(state);
+        let former = self.set_waker(Some(context.waker().clone()));
         if self.look(bell) {
-            let mut state = self.cell.lock();
-            state.waker = None;
-            drop(state);
+            self.set_waker(None);
             return Poll::Ready(self.take().unwrap_or(Err(JobError::Cancelled)));
         }
-        if !known {
+        if former.is_none() {
             let cell: Weak<Cell<R>> = Arc::downgrade(&self.cell);
             self.core.reactor_watch(cell);
         }

@@ -44,6 +44,61 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
+/// A result that awaits another job while it is read.
+#[derive(Debug, PartialEq)]
+struct Awaits(u64);
+
+static ASKED: std::sync::OnceLock<Pool<cowbell::arena::Vec<u64>, u64, Awaits>> = std::sync::OnceLock::new();
+
+impl Serialize for Awaits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Awaits {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = u64::deserialize(from)?;
+        if let (true, Some(pool)) = (value > 0, ASKED.get()) {
+            let deeper = pool.submit(value - 1).expect("open");
+            assert_eq!(block_on(deeper), Ok(Awaits(value - 1)));
+        }
+        Ok(Self(value))
+    }
+}
+
+/// It was read with the ticket's lock held, or by the thread that looks after all futures: nobody woke the inner one.
+fn a_result_may_await_other_jobs_while_it_is_read() -> Outcome {
+    let arena = cowbell::arena::Arena::builder("awaits").capacity(1 << 20).build()?;
+    let mut data = cowbell::arena::Vec::new_in(*arena);
+    data.extend(0..8u64);
+    let gate = Gate::new()?;
+    let pool =
+        Pool::builder().workers(1).spawn(arena.freeze(data)?, move |data: &cowbell::arena::Vec<u64>, at: u64| {
+            if at == 3 {
+                gate.pass();
+            }
+            Awaits(data[at as usize])
+        })?;
+    let pool = ASKED.get_or_init(|| pool);
+    in_time(SOON, || {
+        // One that is ready when it is asked for, and one that is awaited before.
+        let ready = pool.submit(2).expect("open");
+        while !ready.is_done() {
+            process::yield_now();
+        }
+        assert_eq!(block_on(ready), Ok(Awaits(2)));
+        let mut awaited = pool.submit(3).expect("open");
+        let asleep = Pin::new(&mut awaited)
+            .poll(&mut Context::from_waker(&Waker::from(Arc::new(Unpark(std::thread::current())))));
+        assert!(asleep.is_pending());
+        gate.reached().expect("the job waits");
+        gate.open();
+        assert_eq!(block_on(awaited), Ok(Awaits(3)));
+    })?;
+    passed()
+}
+
 fn tickets_are_futures_of_any_executor() -> Outcome {
     let pool = doubling(2)?;
     in_time(SOON, || {
@@ -380,6 +435,7 @@ fn what_a_panic_leaves_behind_is_not_dropped() -> Outcome {
 pub fn trials() -> Vec<Trial> {
     claims![
         tickets_are_futures_of_any_executor,
+        a_result_may_await_other_jobs_while_it_is_read,
         many_tasks_await_many_tickets,
         more_tickets_than_fit_are_awaited_at_once,
         a_future_may_be_given_up_by_a_timeout_a_select_or_an_abort,
