@@ -1,5 +1,6 @@
 //! Pages as types: a size, an index, a count, a range, a span, a set. No unsafe code, no system call.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The size of one page in bytes: a power of two. This machine's is [`crate::support::Machine::page_size`].
@@ -129,121 +130,132 @@ pub fn differing_words<'a>(was: &'a [u8], is: &'a [u8]) -> impl Iterator<Item = 
     words.filter(|(_, (was, is))| was != is).map(|(nth, (was, is))| (nth * 8, *was, *is))
 }
 
-/// A set of pages, as one bit a page.
-#[derive(Clone, Default)]
+/// A set of pages, as runs of neighbours: what it takes is measured by its runs, wherever they lie and however long they are.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct PageSet {
-    /// Bit `i % 64` of word `i / 64` is page `i`. Invariant: the last word is not zero, so that
+    /// The last page of each run by its first. Invariant: between two runs lies a page that is in none, so that
     /// equal sets compare equal.
-    words: Vec<u64>,
+    runs: BTreeMap<u64, u64>,
 }
 
 impl PageSet {
     /// The empty set.
     pub const fn new() -> Self {
-        Self { words: Vec::new() }
+        Self { runs: BTreeMap::new() }
     }
 
     /// From words of 64 pages each, page 0 in bit 0 of the first.
     pub fn from_words(words: impl IntoIterator<Item = u64>) -> Self {
-        let mut set = Self { words: words.into_iter().collect() };
-        set.trim();
+        let mut set = Self::new();
+        for (at, word) in words.into_iter().enumerate() {
+            let (mut rest, mut page) = (word, at as u64 * 64);
+            while rest != 0 {
+                page += u64::from(rest.trailing_zeros());
+                rest >>= rest.trailing_zeros();
+                let count = rest.trailing_ones();
+                set.add(page, page + u64::from(count) - 1);
+                page += u64::from(count);
+                rest = rest.checked_shr(count).unwrap_or(0);
+            }
+        }
         set
     }
 
     /// Adds a page; true if it was not there before.
     pub fn insert(&mut self, page: PageIndex) -> bool {
-        let (word, bit) = place(page);
-        if self.words.len() <= word {
-            self.words.resize(word + 1, 0);
+        let new = !self.contains(page);
+        if new {
+            self.add(page.0, page.0);
         }
-        let new = self.words[word] & bit == 0;
-        self.words[word] |= bit;
         new
     }
 
-    /// Adds every page of a span.
+    /// Adds every page of a span, up to the highest index that there is.
     pub fn insert_span(&mut self, span: PageSpan) {
-        for page in span.start.0..span.start.0 + span.count.0 {
-            self.insert(PageIndex(page));
+        if let Some(more) = span.count.0.checked_sub(1) {
+            self.add(span.start.0, span.start.0.saturating_add(more));
         }
+    }
+
+    /// Adds the pages from `first` to `last`.
+    fn add(&mut self, mut first: u64, mut last: u64) {
+        // Most pages come in order.
+        if let Some(mut highest) = self.runs.last_entry()
+            && *highest.key() <= first
+            && highest.get().saturating_add(1) >= first
+        {
+            let end = last.max(*highest.get());
+            highest.insert(end);
+            return;
+        }
+        let before = self.runs.range(..first).next_back();
+        if let Some((&start, &end)) = before.filter(|(_, end)| end.saturating_add(1) >= first) {
+            first = start;
+            last = last.max(end);
+        }
+        // Those that it covers, or that begin right behind it.
+        while let Some((&start, &end)) = self.runs.range(first..=last.saturating_add(1)).next() {
+            self.runs.remove(&start);
+            last = last.max(end);
+        }
+        self.runs.insert(first, last);
     }
 
     /// Tells whether the page is in the set.
     pub fn contains(&self, page: PageIndex) -> bool {
-        let (word, bit) = place(page);
-        self.words.get(word).is_some_and(|w| w & bit != 0)
+        self.runs.range(..=page.0).next_back().is_some_and(|(_, &last)| page.0 <= last)
     }
 
     /// The number of pages in the set.
     pub fn count(&self) -> PageCount {
-        PageCount(self.words.iter().map(|w| u64::from(w.count_ones())).sum())
+        PageCount(self.runs().fold(0u64, |pages, run| pages.saturating_add(run.count.0)))
     }
 
     /// Tells whether the set is empty.
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.runs.is_empty()
     }
 
     /// The pages, in order.
     pub fn iter(&self) -> impl Iterator<Item = PageIndex> + '_ {
-        self.words.iter().enumerate().flat_map(|(at, &word)| {
-            let mut rest = word;
-            std::iter::from_fn(move || {
-                let bit = (rest != 0).then(|| rest.trailing_zeros())?;
-                rest &= rest - 1;
-                Some(PageIndex(at as u64 * 64 + u64::from(bit)))
-            })
-        })
+        self.runs.iter().flat_map(|(&first, &last)| (first..=last).map(PageIndex))
     }
 
     /// The pages as maximal runs of neighbours, in order.
     pub fn runs(&self) -> impl Iterator<Item = PageSpan> + '_ {
-        let mut pages = self.iter().peekable();
-        std::iter::from_fn(move || {
-            let start = pages.next()?;
-            let mut count = 1;
-            while pages.next_if(|page| page.0 == start.0 + count).is_some() {
-                count += 1;
-            }
-            Some(PageSpan { start, count: PageCount(count) })
+        self.runs.iter().map(|(&first, &last)| PageSpan {
+            start: PageIndex(first),
+            count: PageCount((last - first).saturating_add(1)),
         })
     }
 
     /// Pages in this set and not in `other`.
     #[must_use]
     pub fn difference(&self, other: &Self) -> Self {
-        let theirs = other.words.iter().copied().chain(std::iter::repeat(0));
-        Self::from_words(self.words.iter().zip(theirs).map(|(a, b)| a & !b))
+        let mut left = Self::new();
+        for (&first, &last) in &self.runs {
+            let mut next = Some(first);
+            // The other's runs that have pages of this one, the first of which may begin before it.
+            let begin = other.runs.range(..=first).next_back().map_or(first, |(&start, _)| start);
+            for (&start, &end) in other.runs.range(begin..=last) {
+                let Some(from) = next.filter(|&from| end >= from) else { continue };
+                if start > from {
+                    left.add(from, start - 1);
+                }
+                next = end.checked_add(1);
+            }
+            if let Some(from) = next.filter(|&from| from <= last) {
+                left.add(from, last);
+            }
+        }
+        left
     }
 
     /// Adds all pages of `other`.
     pub fn union_with(&mut self, other: &Self) {
-        if self.words.len() < other.words.len() {
-            self.words.resize(other.words.len(), 0);
-        }
-        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
-            *mine |= theirs;
-        }
-    }
-
-    fn trim(&mut self) {
-        while self.words.last() == Some(&0) {
-            self.words.pop();
-        }
+        other.runs.iter().for_each(|(&first, &last)| self.add(first, last));
     }
 }
-
-fn place(page: PageIndex) -> (usize, u64) {
-    ((page.0 / 64) as usize, 1 << (page.0 % 64))
-}
-
-impl PartialEq for PageSet {
-    fn eq(&self, other: &Self) -> bool {
-        self.words == other.words
-    }
-}
-
-impl Eq for PageSet {}
 
 impl FromIterator<PageIndex> for PageSet {
     fn from_iter<I: IntoIterator<Item = PageIndex>>(pages: I) -> Self {
@@ -262,7 +274,7 @@ impl fmt::Debug for PageSet {
         for run in self.runs() {
             write!(f, "{separator}{}", run.start)?;
             if run.count.0 > 1 {
-                write!(f, "-{}", run.start.0 + run.count.0 - 1)?;
+                write!(f, "-{}", run.start.0 + (run.count.0 - 1))?;
             }
             separator = ", ";
         }
@@ -311,6 +323,35 @@ mod tests {
             runs.into_iter().for_each(|run| again.insert_span(run));
             prop_assert_eq!(again, set);
         }
+    }
+
+    #[test]
+    fn a_set_takes_no_more_memory_for_pages_that_lie_far_away_or_for_many_of_them() {
+        let mut set = PageSet::new();
+        let far = [0, 1 << 45, u64::MAX - 1, u64::MAX].map(PageIndex);
+        assert!(far.iter().all(|&page| set.insert(page)) && far.iter().all(|&page| set.contains(page)));
+        assert!(!set.insert(PageIndex(u64::MAX)) && !set.contains(PageIndex(1)));
+        assert_eq!(format!("{set:?} {}", set.count()), format!("0, {}, {}-{} 4", 1u64 << 45, u64::MAX - 1, u64::MAX));
+        let most = PageSpan { start: PageIndex(5), count: PageCount(u64::MAX) };
+        set.insert_span(most);
+        assert_eq!(set.count(), PageCount(u64::MAX - 3));
+        let all_but_five = [0..5, 6..u64::MAX]
+            .map(|run| PageSpan { start: PageIndex(run.start), count: PageCount(run.end - run.start) });
+        let mut others = PageSet::new();
+        all_but_five.into_iter().for_each(|run| others.insert_span(run));
+        assert_eq!(set.difference(&others).iter().map(|page| page.0).collect::<Vec<_>>(), [5, u64::MAX]);
+        others.union_with(&set);
+        assert_eq!((others.count(), others.runs().count()), (PageCount(u64::MAX), 1));
+        assert_eq!(
+            PageSet::from_words([!0, !0, 1]),
+            [PageSpan { start: PageIndex(0), count: PageCount(129) }].into_iter().fold(
+                PageSet::new(),
+                |mut set, run| {
+                    set.insert_span(run);
+                    set
+                },
+            )
+        );
     }
 
     #[test]

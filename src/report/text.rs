@@ -226,7 +226,7 @@ fn runs(runs: &[PageSpan]) -> String {
         let separator = if text.is_empty() { "" } else { ", " };
         text += &match run.count.0 {
             1 => format!("{separator}{}", run.start),
-            count => format!("{separator}{}-{}", run.start, run.start.0 + count - 1),
+            count => format!("{separator}{}-{}", run.start, run.start.0.saturating_add(count.saturating_sub(1))),
         };
     }
     match runs.len().checked_sub(SHOWN_MAX) {
