@@ -5,6 +5,7 @@ use super::Errno;
 use super::map::Range;
 use super::uffd::{self, Event, Features, Uffd};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Another process' memory, for reading: `/proc/PID/mem`. It means the address space that the process had when this was
@@ -86,19 +87,17 @@ impl RemoteUffd {
     /// `features`. The number stays open there.
     ///
     /// # Errors
-    /// `EINVAL`: no such feature, no userfaultfd, or `pid` is this very process; `EPERM`: not ours to trace;
-    /// `ENOSYS`: before Linux 5.6.
+    /// `EINVAL`: no such feature, no userfaultfd, or one of this process' own memory, which others may have too; `EPERM`: not ours to
+    /// trace; `ENOSYS`: before Linux 5.6.
     pub fn adopt(pid: i32, number: i32, features: Features) -> Result<Self, Errno> {
-        if pid == super::process::pid() {
-            return Err(Errno::INVAL);
-        }
         let process = rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(Errno::INVAL)?, PidfdFlags::empty())?;
         let fd = rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty())?;
         let link = rustix::fs::readlink(format!("/proc/self/fd/{}", super::process::number(&fd)), Vec::new())?;
         if link.to_bytes() != b"anon_inode:[userfaultfd]" {
             return Err(Errno::INVAL);
         }
-        Uffd::agree(fd, features).map(Self)
+        let uffd = Uffd::agree(fd, features)?;
+        if is_own(&uffd)? { Err(Errno::INVAL) } else { Ok(Self(uffd)) }
     }
 
     /// Makes the range the userfaultfd's. Its first writes are not seen before it is armed as well.
@@ -157,6 +156,23 @@ impl RemoteUffd {
         })
     }
 }
+
+/// Tells whether a userfaultfd is about this process' memory, whoever has it: who was forked from this process has what this one opened, and who
+/// shares the memory may have opened one of it.
+fn is_own(uffd: &Uffd) -> Result<bool, Errno> {
+    // A place where no process has anything, unless by the rarest chance.
+    let random = RandomState::new().build_hasher().finish() as usize;
+    let size = super::page_size();
+    let page = Range { start: size.round_down(RARE.0 + random % (RARE.1 - RARE.0)), len: size.bytes() };
+    super::map::fence(page)?;
+    let found = uffd::has_mapping(uffd.as_fd(), page);
+    // SAFETY: it was mapped just now, and nobody knows of it.
+    unsafe { super::map::unmap(page) }?;
+    found
+}
+
+/// Addresses between those that [`super::map::reserve_apart`] hints at and those that the kernel chooses.
+const RARE: (usize, usize) = (48 << 40, 64 << 40);
 
 impl AsFd for RemoteUffd {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -260,6 +260,23 @@ pub(super) fn wake(fd: BorrowedFd<'_>, range: Range) -> Result<(), Errno> {
     unsafe { rustix::ioctl::ioctl(fd, call) }
 }
 
+/// Tells whether the memory that a userfaultfd is about has a mapping in the range, none of which may be registered: `UFFDIO_UNREGISTER`
+/// finds nothing to do there, or nothing at all.
+///
+/// # Errors
+/// The errno of the call, but for EINVAL (nothing is mapped there) and ENOMEM (the address space is gone).
+pub(super) fn has_mapping(fd: BorrowedFd<'_>, range: Range) -> Result<bool, Errno> {
+    let mut range = raw::uffdio_range { start: range.start as u64, len: range.len as u64 };
+    // SAFETY: the number is UFFDIO_UNREGISTER's, which reads a uffdio_range.
+    let call = unsafe { Updater::<{ number::UFFDIO_UNREGISTER as Opcode }, _>::new(&mut range) };
+    // SAFETY: the kernel writes nothing back; what is not registered stays as it is.
+    match unsafe { rustix::ioctl::ioctl(fd, call) } {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOMEM) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 fn decode(message: &raw::uffd_msg) -> Event {
     match u32::from(message.event) {
         raw::UFFD_EVENT_PAGEFAULT => {

@@ -32,6 +32,11 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Uffd]),
     claim!(
+        unregistering_tells_whose_memory_a_userfaultfd_is_about,
+        "`UFFDIO_UNREGISTER` of a range that was never registered succeeds if the userfaultfd's memory has something there, and is `EINVAL` if not; the copy that a forked process has is about the memory of whoever opened it."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
         one_registered_mapping_hands_a_userfaultfd_on,
         "With `EVENT_FORK` a child is given a userfaultfd if its maker has any mapping registered; it registers and arms the child's other mappings, whose writes are told there, and is handed on to the child's child."
     )
@@ -143,6 +148,38 @@ fn injected_userfaultfd_watches_the_child() -> Verdict {
         ptrace::resume(parent.pid, Until::Event, 0).expect("PTRACE_CONT");
     }
     assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "nothing of the parent");
+    Ok(())
+}
+
+/// A userfaultfd of this process whose features nobody has agreed on yet.
+fn fresh() -> std::os::fd::OwnedFd {
+    let flags = rustix::mm::UserfaultfdFlags::CLOEXEC
+        | rustix::mm::UserfaultfdFlags::NONBLOCK
+        | rustix::mm::UserfaultfdFlags::from_bits_retain(1);
+    // SAFETY: opening one, for faults of user mode only, changes nothing.
+    unsafe { rustix::mm::userfaultfd(flags) }.expect("userfaultfd")
+}
+
+/// So arming by a number that was given as another process' cannot stop this one.
+fn unregistering_tells_whose_memory_a_userfaultfd_is_about() -> Verdict {
+    let uffds = [fresh(), fresh()];
+    let gate = child::Gate::new();
+    let child = child::spawn(|| gate.pass());
+    for (pid, uffd) in [process::pid(), child.pid].into_iter().zip(&uffds) {
+        let taken = RemoteUffd::adopt(pid, uffd.as_raw_fd(), SYNC);
+        assert_eq!(taken.err(), Some(Errno::INVAL), "one of this process' own memory");
+    }
+    gate.open();
+    child.finish();
+    let memory = Memory::marked(Kind::Anonymous, 1)?;
+    let gate = child::Gate::new();
+    let tracee = tracee::spawn(tracee::ALL, || gate.pass());
+    tracee::interrupt(tracee.pid);
+    let uffd = tracee::watch(tracee.pid, false, SYNC);
+    assert_eq!(uffd.register(memory.range), Ok(()), "one of the other's");
+    drop(uffd);
+    gate.open();
+    assert_eq!(tracee::end(tracee.pid), Status::Exited(0));
     Ok(())
 }
 
