@@ -115,7 +115,15 @@ impl<T: Contained> Frozen<T> {
 impl<T: 'static> Frozen<T> {
     /// A handle to an object in this arena that holds also in processes that were forked before and adopted the arena: in a pool's workers after
     /// [`Pool::replace`](crate::pool::Pool::replace). Takes the time to look at everything that is reached from the object, which for
-    /// numbers, and what is made of them, is none.
+    /// numbers, and what is made of them, is none. Types whose memory is never an arena's are refused by the compiler:
+    ///
+    /// ```compile_fail,E0277
+    /// use cowbell::arena::{Frozen, Handle};
+    ///
+    /// fn of(text: &Frozen<String>) -> cowbell::Result<Handle<String>> {
+    ///     text.handle_contained(text.root())
+    /// }
+    /// ```
     ///
     /// # Errors
     /// Bad handle when the object lies elsewhere; invalid when something that is reached from it does.

@@ -271,7 +271,9 @@ pub(super) fn image_at(slot: u16, generation: u16) -> Option<Known> {
     if generation == 0 || !same() {
         return None;
     }
-    let (start, len) = (slot.start.load(Ordering::Acquire), slot.len.load(Ordering::Acquire));
+    // The length first, which `frozen` stores last: there is none but beside its own start.
+    let len = slot.len.load(Ordering::Acquire);
+    let start = slot.start.load(Ordering::Acquire);
     let known = Known { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
     // Looked at again, so that the two numbers are of one image.
     (len > 0 && same()).then_some(known)
