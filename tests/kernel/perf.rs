@@ -94,7 +94,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
     claim!(
         write_by_another_process_has_no_fault_record on [PrivateMemfd],
-        "`process_vm_writev` from another process into a page that was not copied yet makes a copy, and no `page-faults` event of the process has a record of it."
+        "`process_vm_writev` from another process into a page that was not copied yet makes a copy, and no `page-faults` event of the process has a record of it; the kernel counts it with the faults of the writer (`getrusage`, `/proc/PID/stat`), whose events do not tell it either."
     ),
 ];
 
@@ -651,6 +651,17 @@ fn fault_is_told_before_its_page_is_a_copy(kind: Kind) -> Verdict {
     Ok(())
 }
 
+/// The faults that the kernel has counted for this thread.
+fn faults_of_this_thread() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: it writes one rusage, and there is room for one.
+    let done = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+    assert_eq!(done, 0, "getrusage: {}", last_errno());
+    // SAFETY: zeroes are a valid rusage, and the call has filled it.
+    let usage = unsafe { usage.assume_init() };
+    (usage.ru_minflt + usage.ru_majflt) as u64
+}
+
 fn write_by_another_process_has_no_fault_record(kind: Kind) -> Verdict {
     let memory = Memory::new(kind, 4)?;
     memory.fill();
@@ -665,6 +676,9 @@ fn write_by_another_process_has_no_fault_record(kind: Kind) -> Verdict {
     go.open();
     read.pass();
     let bytes = [9u8; 1];
+    let of_writer = alone(process::tid(), false, RING)?;
+    let of_writer = of_writer.event();
+    let before = (faults_of_this_thread(), of_writer.counts().expect("its counts").faults);
     for page in [1, 3] {
         let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: 1 };
         let place = std::ptr::with_exposed_provenance_mut(memory.at(page).start);
@@ -673,6 +687,8 @@ fn write_by_another_process_has_no_fault_record(kind: Kind) -> Verdict {
         let sent = unsafe { libc::process_vm_writev(child.pid, &raw const local, 1, &raw const remote, 1, 0) };
         assert_eq!(sent, 1, "process_vm_writev: {}", last_errno());
     }
+    let (told, counted) = (of_writer.counts().expect("its counts").faults, faults_of_this_thread());
+    assert_eq!(counted - before.0 - (told - before.1), 2, "the two, and what else was told");
     end.open();
     child.finish();
     let told: Vec<_> = faults(&memory, |seen| ring.drain(seen)).iter().map(|&(page, _)| page).collect();

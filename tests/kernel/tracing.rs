@@ -53,6 +53,10 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Uffd]),
     claim!(
+        interrupted_read_returns_what_it_has,
+        "`PTRACE_INTERRUPT` of a thread that runs inside of `read(2)` of /dev/zero ends the call with less than was asked for, and than it returns undisturbed."
+    ),
+    claim!(
         seccomp_decides_about_an_injected_call,
         "An injected call passes the target's seccomp filter: refused with its errno; SIGSYS instead, which the tracer can swallow; or the end of the process."
     ),
@@ -229,6 +233,31 @@ fn forked_tracee_stands_before_its_first_instruction() -> Verdict {
     assert_eq!(tracee::end(child), Status::Exited(0));
     assert_eq!(ran.load(Ordering::SeqCst), 1, "it has run");
     assert_eq!(tracee::end(parent.pid), Status::Exited(0));
+    Ok(())
+}
+
+fn interrupted_read_returns_what_it_has() -> Verdict {
+    const BYTES: usize = 64 << 20;
+    /// The exit status of a child that read all each time, and of one that once read less.
+    const ALL: u8 = 0;
+    const LESS: u8 = 7;
+    let reads_less = || {
+        let mut buffer = vec![0u8; BYTES];
+        let mut zero = std::fs::File::open("/dev/zero").expect("open");
+        (0..100).any(|_| std::io::Read::read(&mut zero, &mut buffer).expect("read") < BYTES)
+    };
+    let status = || i32::from(if reads_less() { LESS } else { ALL });
+    assert_eq!(child::spawn(|| process::exit(status())).wait(), Ended::Exited(i32::from(ALL)), "undisturbed");
+    let reader = tracee::spawn(Options::empty(), || process::exit(status()));
+    let ended = loop {
+        // One that has ended says so below.
+        let _ended = ptrace::interrupt(reader.pid);
+        match tracee::next(reader.pid) {
+            Status::Stopped(stop) => tracee::resume(reader.pid, stop),
+            ended => break ended,
+        }
+    };
+    assert_eq!(ended, Status::Exited(i32::from(LESS)));
     Ok(())
 }
 

@@ -83,6 +83,7 @@ impl Watch {
             stacks: HashMap::new(),
             sampling,
             events: Vec::new(),
+            untold: None,
             uncounted: 0,
             dropped: Ranges::default(),
             callers: order.stacks_every > 0,

@@ -13,6 +13,7 @@
 use super::Tracer;
 use super::faults_sample::Pace;
 use super::faults_settle::{Evidence, settle};
+use super::faults_told::Counts;
 use super::maps::{Backing, Map};
 use super::settle::Close;
 use super::touched::{Fault, Pages, Touched};
@@ -104,6 +105,8 @@ pub struct Faults {
     pub tell_kernel: bool,
     /// By process: its last fault, and when its next stack is due.
     pub pace: HashMap<i32, Pace>,
+    /// By process: how many there were.
+    pub counts: Counts,
 }
 
 impl Faults {
@@ -124,8 +127,8 @@ impl Faults {
             .name("cowbell-faults".to_owned())
             .spawn(move || keep_draining(&theirs, waiter, &woken, &tell))
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        let (touched, pace) = (HashMap::new(), HashMap::new());
-        Ok(Self { shared, news, wake, thread: Some(thread), touched, tell_kernel, pace })
+        let (touched, pace, counts) = (HashMap::new(), HashMap::new(), Counts::default());
+        Ok(Self { shared, news, wake, thread: Some(thread), touched, tell_kernel, pace, counts })
     }
 
     /// Those of one more thread, and of all that come from it.
@@ -240,7 +243,10 @@ impl Tracer {
         let Some(faults) = &mut self.faults else { return };
         for told in faults.take() {
             let pid = match &told {
-                Told::Fault(fault) => fault.pid,
+                Told::Fault(fault) => {
+                    faults.counts.tell(fault.pid);
+                    fault.pid
+                }
                 Told::Code { pid, .. } => *pid,
             };
             // A child of vfork writes to its maker's memory until it executes a program.
@@ -314,6 +320,7 @@ impl Tracer {
             touched: &touched,
             complete: !lost && self.faults.as_ref().is_some_and(|faults| faults.tell_kernel),
             lost,
+            untold: watch.untold,
             swaps: LazyCell::new(limits::has_swap),
             // A fork of a child closes nothing where only children are watched.
             shared_anew: close.closed == Closed::Forked || self.options.who == Who::Child,

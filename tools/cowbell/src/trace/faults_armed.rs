@@ -336,6 +336,9 @@ impl Tracer {
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
         self.spent.stops += 1;
         let (halted, stack) = taken?;
+        if let Some(faults) = &mut self.faults {
+            faults.counts.interrupt(watch.pid);
+        }
         let now_ns = self.now();
         watch.sampling.took(now_ns, now_ns - time_ns);
         self.drain.run();

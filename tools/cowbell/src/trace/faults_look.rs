@@ -25,6 +25,13 @@ impl Look<'_> {
         self.theirs.as_ref().is_some_and(|entries| entries.at(page).is_ok_and(|entry| entry.frame() == frame))
     }
 
+    /// Tells whether a page that nobody is known to have written may have been: it is another one than it was, as far as is known, and
+    /// nobody else has it. The kernel moves pages, too.
+    pub fn may_be_written(&self, page: u64, entry: Entry) -> bool {
+        let is_other = self.evidence.watch.base.frame(page).is_none_or(|before| before != entry.frame());
+        entry.contains(Entry::PRESENT | Entry::EXCLUSIVE) && !entry.contains(Entry::FILE) && is_other
+    }
+
     /// The class of a page that was private and is now; `touched`: its faults.
     pub fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
         let &Evidence { watch, shared_anew, .. } = self.evidence;

@@ -4,9 +4,9 @@
 //! microseconds or some tens: what is told by these stacks is an estimate. A sample stands for the pages of its place since
 //! the one before it.
 
-use super::Tracer;
 use super::baseline::page_bytes;
 use super::touched::Fault;
+use super::{Tracer, user_fault};
 use crate::record::Record;
 use cowbell::sys;
 use cowbell::sys::procfs::{self, stat::Stat};
@@ -58,9 +58,12 @@ impl Tracer {
         if self.has_better_stacks(pid) {
             return;
         }
-        // One that sleeps would have its call interrupted; and it sleeps elsewhere than it wrote.
+        // One that sleeps has no faults, and is in a system call.
+        if !runs(tid) || !user_fault::comes(tid) {
+            return;
+        }
         let interrupted_ns = self.now();
-        if !runs(tid) || ptrace::interrupt(tid).is_err() {
+        if ptrace::interrupt(tid).is_err() {
             return;
         }
         let started = sys::monotonic_ns();

@@ -19,9 +19,10 @@
 use super::baseline::{self, Entries, Was, page_bytes};
 use super::compare::{Compared, Donor, Originals};
 use super::faults_look::Look;
+use super::faults_moved::found_before;
 use super::faults_page::{
     came_later, class_of_new, class_of_zero, file_pages_that_left, is_of_file, is_of_file_writable_now,
-    is_of_writable_file, is_zero, may_be_moved, may_come_from, may_have_come_back,
+    is_of_writable_file, is_zero, may_be_moved, may_have_come_back,
 };
 use super::maps::{self, Map};
 use super::settle::{Close, runs};
@@ -44,6 +45,8 @@ pub struct Evidence<'a> {
     pub complete: bool,
     /// True if some were lost, so that any page may have had one.
     pub lost: bool,
+    /// `Some` if pages may have been written without a fault that was told, and how many at most by the process itself.
+    pub untold: Option<u64>,
     /// True if pages may have gone to swap. One that comes back from there looks like one that was given back.
     pub swaps: LazyCell<bool>,
     /// The process forked and its pages were shared anew, maybe.
@@ -54,16 +57,21 @@ pub struct Evidence<'a> {
 
 /// A verdict in the making.
 #[derive(Default)]
-struct Verdict {
-    pages: BTreeMap<u64, Class>,
+pub struct Verdict {
+    pub(super) pages: BTreeMap<u64, Class>,
     /// Pages that were written and are gone, as far as that is not known for certain.
-    gone: u64,
+    pub(super) gone: u64,
     /// Pages that were written, for certain, before they went.
-    went: BTreeMap<u64, Class>,
+    pub(super) went: BTreeMap<u64, Class>,
     /// Pages that were in swap: they may have been read before they were written.
     swapped: HashSet<u64>,
     /// The addresses at which pages lay before they were moved.
-    moved: HashMap<u64, u64>,
+    pub(super) moved: HashMap<u64, u64>,
+    /// Pages without a fault that were written all the same, for certain.
+    without_fault: u64,
+    /// Those that may have been, and those that are not there any more.
+    may_be_written: u64,
+    vanished: u64,
 }
 
 /// Closes an interval: its end, and the faults by which its pages were written.
@@ -106,7 +114,15 @@ impl Verdict {
             let may_be_moved = touched.found_first().is_some() && !is_of_file(watch, page);
             was_there || may_be_moved || came_later(watch, page)
         };
-        self.gone = evidence.touched.iter().filter(may_be_a_copy).count() as u64;
+        self.gone = evidence.touched.iter().filter(may_be_a_copy).count() as u64 + evidence.untold.unwrap_or(0);
+    }
+
+    /// Pages that may have been copied by faults that were not told: those that look so, and of those that are gone as many as there were
+    /// such faults.
+    fn count_untold(&mut self, evidence: &Evidence<'_>) {
+        let Some(untold) = evidence.untold else { return };
+        let elsewhere = untold.saturating_sub(self.without_fault + self.may_be_written);
+        self.gone += self.may_be_written + elsewhere.min(self.vanished);
     }
 
     /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
@@ -143,6 +159,7 @@ impl Verdict {
         self.read_new(&look, &now)?;
         self.count_those_that_went(evidence, &now);
         self.count_given_back(evidence, &now)?;
+        self.count_untold(evidence);
         // The kernel wrote these before the child had its first instruction.
         for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
             self.pages.insert(page, written.class);
@@ -154,7 +171,7 @@ impl Verdict {
     fn read_held(&mut self, look: &Look<'_>) -> Result<(), Errno> {
         let evidence = look.evidence;
         let watch = evidence.watch;
-        if evidence.complete {
+        if evidence.complete && evidence.untold.is_none() {
             // In order of address: neighbours are read together.
             let touched: BTreeMap<_, _> = evidence.touched.iter().collect();
             let entries = Entries::new(&watch.pagemap);
@@ -198,6 +215,13 @@ impl Verdict {
                 if is_there { None } else { self.given_back(look, page, touched) }
             }
         };
+        if touched.is_none() && look.evidence.untold.is_some() {
+            match class {
+                Some(_) => self.without_fault += 1,
+                None if look.may_be_written(page, entry) => self.may_be_written += 1,
+                None => self.vanished += u64::from(!entry.intersects(Entry::PRESENT | Entry::SWAPPED)),
+            }
+        }
         self.pages.extend(class.map(|class| (page, class)));
     }
 
@@ -259,6 +283,7 @@ impl Verdict {
                 }
             }
         }
+        self.follow_written(evidence, &unexplained)?;
         let mut from = found_before(evidence, now);
         self.find_moved(evidence, &unexplained, &mut from)?;
         self.follow_moves(look, now, &from)?;
@@ -266,81 +291,8 @@ impl Verdict {
         Ok(())
     }
 
-    /// New pages that nobody touched were moved there (mremap), or the kernel put them there unasked (huge pages,
-    /// MAP_POPULATE). What was moved has the frame that it had before, or is shared still. `from`: where such pages lay before.
-    fn find_moved(
-        &mut self,
-        evidence: &Evidence<'_>,
-        unexplained: &[u64],
-        from: &mut Vec<(u64, u64)>,
-    ) -> Result<(), Errno> {
-        let entries = Entries::new(&evidence.watch.pagemap);
-        let mut frames = None;
-        for &page in unexplained {
-            let entry = entries.at(page)?;
-            if entry.frame() == 0 && !evidence.complete && self.may_be_untold(evidence, page) {
-                continue;
-            }
-            match entry.frame() {
-                0 if entry.contains(Entry::EXCLUSIVE) || evidence.shared_anew => {}
-                0 => {
-                    self.pages.remove(&page);
-                }
-                frame => {
-                    let before = frames.get_or_insert_with(|| evidence.watch.base.frames()).get(&frame);
-                    from.extend(before.map(|&before| (page, before)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Where one page of a mapping was moved to, the whole mapping was. `from`: the pages that have, or had, the frame of another place; a
-    /// frame that was given up may have come back here, so most of them decide. What became of each page follows from where it was, and
-    /// from the faults at both places.
-    fn follow_moves(&mut self, look: &Look<'_>, now: &[Map], from: &[(u64, u64)]) -> Result<(), Errno> {
-        let evidence = look.evidence;
-        let (watch, entries) = (evidence.watch, Entries::new(&evidence.watch.pagemap));
-        let is_from = |page, before| maps::find(now, page).is_some_and(|map| may_come_from(watch, before, map, page));
-        let mut shifts: BTreeMap<(u64, u64), BTreeMap<u64, usize>> = BTreeMap::new();
-        for &(page, before) in from.iter().filter(|(_, before)| !evidence.touched.contains_key(before)) {
-            let Some(map) = watch.space.find(before) else { continue };
-            // One that is gone again may have another mapping in its place.
-            if !self.pages.contains_key(&page) || is_from(page, before) {
-                let of_map = shifts.entry((map.mapping.start, map.mapping.end)).or_default();
-                *of_map.entry(page.wrapping_sub(before)).or_default() += 1;
-            }
-        }
-        for ((start, end), shifts) in shifts {
-            let Some((shift, _)) = shifts.into_iter().max_by_key(|&(_, pages)| pages) else { continue };
-            let (start, end) = (start.wrapping_add(shift), end.wrapping_add(shift));
-            let new: Vec<u64> = self.pages.range(start..end.max(start)).map(|(&page, _)| page).collect();
-            for page in new {
-                let before = page.wrapping_sub(shift);
-                let is_moved = watch.base.at(page).is_none() && is_from(page, before);
-                let Some(was) = watch.base.at(before).filter(|_| is_moved) else { continue };
-                // A part of it stayed.
-                if entries.at(before)?.contains(Entry::PRESENT) {
-                    continue;
-                }
-                self.moved.insert(page, before);
-                let touched = self.touched(evidence.touched, page);
-                let class = match was {
-                    Was::Private => look.class_of_held(before, entries.at(page)?, touched.as_ref()),
-                    Was::Swapped => Some(if look.parent_has(before) { Class::Copy } else { Class::CopyOrReuse }),
-                    Was::Zero => Some(class_of_zero(touched.as_ref())),
-                };
-                match class {
-                    Some(class) => self.pages.insert(page, class),
-                    None => self.pages.remove(&page),
-                };
-            }
-        }
-        Ok(())
-    }
-
     /// The faults of a page, with those that it took before it was moved.
-    fn touched(&self, touched: &Pages, page: u64) -> Option<Touched> {
+    pub(super) fn touched(&self, touched: &Pages, page: u64) -> Option<Touched> {
         let before = self.moved.get(&page).and_then(|before| touched.get(before));
         match (before, touched.get(&page)) {
             (Some(before), Some(here)) => Some(before.followed_by(here)),
@@ -350,7 +302,7 @@ impl Verdict {
 
     /// Without frames, and where the kernel's faults are not told: a new page without a fault may have been moved, or written by
     /// the kernel. If that would be a copy, it is one of "at most".
-    fn may_be_untold(&mut self, evidence: &Evidence<'_>, page: u64) -> bool {
+    pub(super) fn may_be_untold(&mut self, evidence: &Evidence<'_>, page: u64) -> bool {
         let is_copy = self.pages.get(&page) == Some(&Class::PrivateFile);
         let came_later = evidence.watch.space.find(page).is_none();
         if is_copy || came_later {
@@ -358,28 +310,6 @@ impl Verdict {
         }
         self.gone += u64::from(is_copy);
         is_copy || came_later
-    }
-
-    /// A page that was there and is no more, untouched, may have been moved and then written, to where new pages are.
-    fn may_have_moved(&self, evidence: &Evidence<'_>) -> Result<u64, Errno> {
-        let is_new = |(page, class): (&u64, &Class)| {
-            let may_be = |touched: &Touched| !touched.found_none();
-            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
-        };
-        let new = self.pages.iter().filter(|&page| is_new(page)).count() as u64;
-        if new == 0 {
-            return Ok(0);
-        }
-        let mut private: Vec<(u64, u64)> = Vec::new();
-        let add = |run: Range| private.push((run.start as u64, run.end() as u64));
-        evidence.watch.pagemap.scan(baseline::user_space(), &baseline::PRIVATE, add)?;
-        let from: HashSet<u64> = self.moved.values().copied().collect();
-        let base = &evidence.watch.base;
-        let starts = private.iter().map(|(start, _)| *start).chain([u64::MAX]);
-        let ends = [0].into_iter().chain(private.iter().map(|(_, end)| *end));
-        let left = ends.zip(starts).filter(|(from, to)| from < to).flat_map(|(start, end)| base.held_in(start, end));
-        let left = left.filter(|page| !evidence.touched.contains_key(page) && !from.contains(page)).count() as u64;
-        Ok(left.min(new))
     }
 
     /// The fault by which each page was written.
@@ -393,16 +323,4 @@ impl Verdict {
         };
         self.pages.iter().filter_map(row).collect()
     }
-}
-
-/// The pages that a fault found where there had been nothing, with the place where the process had held that frame.
-fn found_before(evidence: &Evidence<'_>, now: &[Map]) -> Vec<(u64, u64)> {
-    let watch = evidence.watch;
-    let found = |(&page, touched): (&u64, &Touched)| {
-        let frame = touched.found_first()?;
-        (watch.base.at(page).is_none() && may_be_moved(watch, page, now)).then_some((page, frame))
-    };
-    let found: Vec<(u64, u64)> = evidence.touched.iter().filter_map(found).collect();
-    let frames = if found.is_empty() { HashMap::new() } else { watch.base.frames() };
-    found.iter().filter_map(|(page, frame)| Some((*page, *frames.get(frame)?))).collect()
 }

@@ -286,6 +286,9 @@ impl Tracer {
             self.originals.forget(pid);
             self.end_growth(pid);
             let family = self.tree.processes.remove(&pid).map_or(0, |process| process.family);
+            if let Some(faults) = &mut self.faults {
+                faults.counts.forget(pid);
+            }
             let time_ns = self.now();
             self.say(Record::Exit { pid, time_ns, ended });
             if pid == self.root {

@@ -5,8 +5,9 @@
 //! page event, because there is nothing to protect; so where it grows is an estimate, by as many looks as it took.
 
 use super::sample::{self, Doing};
-use super::{PAUSE, Tracer};
+use super::{MOMENTS, PAUSE, Tracer, user_fault};
 use crate::record::{Grew, Looks, Record};
+use cowbell::sys::perf::Ring;
 use cowbell::sys::{self, procfs, ptrace};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct Growth {
     seen: HashMap<i32, Seen>,
     /// Threads that were interrupted for their stacks, with the growth that each is to explain.
     asked: HashMap<i32, Grown>,
+    /// Threads that are to be interrupted once they take a page fault of their own, which these tell.
+    waiting: HashMap<i32, (Grown, Ring)>,
 }
 
 /// A growth that wants a stack.
@@ -99,8 +102,8 @@ impl Tracer {
         growth.due_ns = started + took + growth.period_ns;
     }
 
-    /// Asks the thread that ran most where it is. One that runs is interrupted, and tells when it stands still; one that waits
-    /// for what it reads is read as it is; one that sleeps otherwise has grown before, and elsewhere.
+    /// Asks the thread that ran most where it is. One that fills memory itself is interrupted, and tells when it stands still; one for
+    /// which the kernel does is read as it is; one that sleeps otherwise has grown before, and elsewhere.
     fn tell_growth(&mut self, pid: i32, pages: u64) {
         let grown = Grown { pid, pages, time_ns: self.now() };
         let Some(process) = self.tree.processes.get(&pid) else { return };
@@ -110,13 +113,41 @@ impl Tracer {
         let busiest = if self.options.stacks_every > 0 { seen.busiest(pid, &threads) } else { None };
         match busiest.and_then(|tid| Some((tid, sample::doing(pid, tid)?))) {
             // One that is asked already stands for what comes before it answers.
-            Some((tid, Doing::Running)) => match self.growth.asked.get_mut(&tid) {
-                Some(asked) => asked.pages += pages,
-                None if ptrace::interrupt(tid).is_ok() => drop(self.growth.asked.insert(tid, grown)),
-                None => self.say_growth(grown, None),
-            },
+            Some((tid, Doing::Running)) if self.growth.asked.contains_key(&tid) => {
+                self.growth.asked.entry(tid).and_modify(|asked| asked.pages += pages);
+            }
+            Some((tid, Doing::Running)) => self.wait_to_ask(grown, tid),
             Some((tid, Doing::Reading)) => self.say_growth(grown, Some((tid, false))),
             _ => self.say_growth(grown, None),
+        }
+    }
+
+    /// Waits until a thread takes a page fault of its own. For one that took none since the last look the kernel fills memory.
+    fn wait_to_ask(&mut self, grown: Grown, tid: i32) {
+        if let Some((mut earlier, ring)) = self.growth.waiting.remove(&tid) {
+            let _closed = self.poller.remove(&ring);
+            earlier.pages += grown.pages;
+            return self.say_growth(earlier, Some((tid, false)));
+        }
+        match user_fault::next(tid).filter(|ring| self.poller.add(ring, MOMENTS).is_ok()) {
+            Some(ring) => drop(self.growth.waiting.insert(tid, (grown, ring))),
+            None => self.say_growth(grown, Some((tid, false))),
+        }
+    }
+
+    /// Interrupts the threads that took the page fault they were waited for.
+    pub(super) fn ask_growth(&mut self) {
+        let waiting = std::mem::take(&mut self.growth.waiting);
+        for (tid, (grown, mut ring)) in waiting {
+            if !user_fault::has_come(&mut ring) {
+                self.growth.waiting.insert(tid, (grown, ring));
+                continue;
+            }
+            let _closed = self.poller.remove(&ring);
+            match ptrace::interrupt(tid) {
+                Ok(()) => drop(self.growth.asked.insert(tid, grown)),
+                Err(_) => self.say_growth(grown, None),
+            }
         }
     }
 
@@ -131,10 +162,13 @@ impl Tracer {
 
     /// Ends the looks at a process and returns their findings; growth that a thread was asked about without an answer is told.
     pub(super) fn end_growth(&mut self, pid: i32) -> Option<Looks> {
-        let unanswered: Vec<(i32, Grown)> =
-            self.growth.asked.iter().filter(|(_, grown)| grown.pid == pid).map(|(&tid, &grown)| (tid, grown)).collect();
+        let asked = self.growth.asked.iter().map(|(&tid, &grown)| (tid, grown));
+        let waiting = self.growth.waiting.iter().map(|(&tid, &(grown, _))| (tid, grown));
+        let unanswered: Vec<(i32, Grown)> = asked.chain(waiting).filter(|(_, grown)| grown.pid == pid).collect();
         for (tid, grown) in unanswered {
             self.growth.asked.remove(&tid);
+            // The poller forgets what is closed.
+            self.growth.waiting.remove(&tid);
             self.say_growth(grown, None);
         }
         self.growth.seen.remove(&pid).map(|seen| seen.looks)

@@ -255,7 +255,10 @@ impl Tracer {
     /// Closes a process' interval, if one is open, and returns what the next one goes on with.
     pub(super) fn close_interval(&mut self, pid: i32, closed: Closed, is_there: bool) -> Option<(Doors, AddressSpace)> {
         let started = sys::monotonic_ns();
-        self.take_faults();
+        match closed {
+            Closed::Exec => self.begin_to_compare(pid),
+            _ => self.compare_faults(pid),
+        }
         let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         // Nobody waits for an answer any more, but moves may still be told.
         let events = std::mem::take(&mut watch.events);

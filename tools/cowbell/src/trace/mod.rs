@@ -24,10 +24,12 @@ mod executable;
 mod faults;
 mod faults_armed;
 mod faults_look;
+mod faults_moved;
 mod faults_page;
 mod faults_sample;
 mod faults_settle;
 mod faults_stand_in;
+mod faults_told;
 mod files;
 mod follow;
 mod growth;
@@ -45,6 +47,7 @@ mod start;
 mod threads;
 mod touched;
 mod tree;
+mod user_fault;
 mod verdict;
 mod watch;
 
@@ -83,6 +86,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 const SIGNALS: u64 = 0;
 const LINK: u64 = 1;
 const FAULTS: u64 = 2;
+const MOMENTS: u64 = 3;
 const DOORS: u64 = 16;
 
 /// Runs the tracer on the socket from the front.
@@ -207,6 +211,7 @@ impl Tracer {
                 }
             }
             FAULTS => self.serve_faults(),
+            MOMENTS => self.ask_growth(),
             door => self.serve_door(door),
         }
     }
@@ -234,6 +239,7 @@ impl Tracer {
                     }
                     LINK => {}
                     FAULTS => self.hear_news(),
+                    MOMENTS => self.ask_growth(),
                     door => self.serve_door(door),
                 }
             }

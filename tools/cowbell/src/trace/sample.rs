@@ -102,10 +102,7 @@ impl Sampler {
         parent: i32,
     ) -> (u32, Option<Stack>) {
         let wrote = wrote(watch, pc, address);
-        let (language, frames) = match watch.space.language() {
-            Some(language) => self.frames(language, watch.pid, parent, tid),
-            None => (None, Vec::new()),
-        };
+        let (language, frames) = self.script(watch, parent, tid);
         let native =
             watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
         self.number((watch.interval, native, frames, wrote), language)
@@ -128,20 +125,17 @@ impl Sampler {
         (stack, Some(Stack { stack, interval, native, language: language.map(str::to_owned), frames, wrote }))
     }
 
-    /// The stack of a thread that stands still, or waits in a system call; its number, and the stack if it is new. `None` where
+    /// The stack of a thread that stands still, or of its script's frames only where it does not (`stands`); its number, and the stack if it is new. `None` where
     /// it could not be read.
     pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
         let before = ran_ns(watch.pid, tid);
-        let (language, frames) = match watch.space.language() {
-            Some(language) => self.frames(language, watch.pid, parent, tid),
-            None => (None, Vec::new()),
-        };
+        let (language, frames) = self.script(watch, parent, tid);
         let mut native = Vec::new();
         if stands {
             let at = ptrace::registers(tid).ok()?;
             native = watch.stack(Registers { ip: at.pc(), sp: at.sp(), bp: at.bp(), lr: at.link() });
-        } else if ran_ns(watch.pid, tid) != before {
-            // The thread woke up meanwhile: what was read of it may be of two moments.
+        } else if ran_ns(watch.pid, tid) != before && self.script(watch, parent, tid).1 != frames {
+            // What was read of a thread that runs may be of two moments, unless it reads the same again.
             return None;
         }
         let is_empty = frames.is_empty() && native.is_empty();
@@ -159,7 +153,13 @@ impl Sampler {
         self.interpreters.remove(&pid);
     }
 
-    /// The language that a thread runs, and its frames in it.
+    /// The language that a thread of a watched process runs, and its frames in it.
+    fn script(&mut self, watch: &Watch, parent: i32, tid: i32) -> (Option<&'static str>, Vec<Frame>) {
+        let language = watch.space.language();
+        language.map_or((None, Vec::new()), |language| self.frames(language, watch.pid, parent, tid))
+    }
+
+    /// The same, of a language that may be found in its memory.
     fn frames(
         &mut self,
         language: &dyn Language,

@@ -148,6 +148,7 @@ impl Tracer {
         let family = self.tree.new_family();
         self.tree.add(pid, Process::new(pid, 0, family, Role::Parent));
         self.name(pid, 0, Origin::Started);
+        self.begin_to_compare(pid);
         self.tell_of_privilege(pid);
         self.begin_to_sample(pid, pid);
         self.go_on(pid, Stop::Event(Event::Exec));

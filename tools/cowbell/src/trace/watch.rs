@@ -127,6 +127,8 @@ pub struct Watch {
     pub sampling: Sampling,
     /// Events that are not yet in the capture.
     pub events: Vec<Event>,
+    /// In [`Mode::Faults`]: `Some` if pages may have been written by faults that were not told, and how many of these there were.
+    pub untold: Option<u64>,
     /// Pages that may have been written and went before they were counted.
     pub uncounted: u64,
     /// The page faults that the process had when the interval opened, where counted.

@@ -151,6 +151,39 @@ fn job_control_and_timers_work_as_they_do_unwatched() {
     }
 }
 
+/// Its child reads new memory full of /dev/zero, twenty times; says how often it was given less than it asked for.
+const READS: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+enum { BYTES = 64 << 20 };
+int main(void) {
+  if (fork()) { int status; wait(&status); return 0; }
+  int less = 0, zero = open("/dev/zero", O_RDONLY);
+  for (int n = 0; n < 20; n++) {
+    char *at = mmap(0, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    less += read(zero, at, BYTES) != BYTES;
+    munmap(at, BYTES);
+  }
+  printf("%d\n", less);
+  return 0;
+}
+"#;
+
+/// The kernel ends a read with what it has when its thread is interrupted; new memory is looked for all the same.
+#[test]
+fn reads_are_not_cut_short() {
+    let scratch = Scratch::new();
+    let program = scratch.compile("reads", READS, &["-O1"]).expect("it compiles");
+    for mode in modes() {
+        let outcome = run(&scratch, &mut cowbell(&["--mode", mode], [program.as_os_str()]));
+        assert_eq!((outcome.code, outcome.out.as_slice()), (Some(0), &b"0\n"[..]), "{mode}: {}", outcome.err);
+        assert!(outcome.err.starts_with("NEW: 1 child grew"), "{mode}: {}", outcome.err);
+    }
+}
+
 #[test]
 fn a_storm_of_forks_comes_out_right_and_each_child_has_an_interval() {
     let scratch = Scratch::new();
