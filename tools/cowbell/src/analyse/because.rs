@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const SHARE_MIN: f64 = 0.03;
 /// A remedy that saves less than this share is not told.
 const HELP_SHARE_MIN: f64 = 0.1;
+/// A remedy that saves less than this is not told: a process takes about as much in the kernel, whatever it shares (its page tables, its
+/// stack), so that nobody would find what was saved.
+const HELP_BYTES_MIN: u64 = 128 << 10;
 /// Shares of places that can be off by fewer points are told without a word.
 const ERROR_POINTS_MIN: f64 = 10.0;
 /// So many places are told.
@@ -55,19 +58,25 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         if share >= SHARE_MIN || verdict.why.is_empty() {
             verdict.why.push(Why { cause: Some(cause), text, share });
         }
-        let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && share >= HELP_SHARE_MIN;
+        let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
+        let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
                 && let Some((text, paste)) = newer_remedy(summary, of)
             {
-                verdict.helps.push(Help { text, paste, saves_bytes: Some(pages.saturating_mul(page)) });
+                verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(pages.saturating_mul(page)) });
             }
             // A page that changes must be copied: there is a word on it, and nothing to save for certain.
             verdict.helps.push(Help {
-                text,
+                text: text.into(),
                 paste,
                 saves_bytes: (cause != Cause::RealWrite).then_some(pages.saturating_mul(page)),
             });
+            if let Some(help) =
+                for_the_collector(of, pages.saturating_mul(page)).filter(|_| cause == Cause::CountOrCollector)
+            {
+                verdict.helps.push(help);
+            }
         }
     }
     once(&mut verdict.helps);
@@ -80,7 +89,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
-        verdict.helps.push(Help { text, paste, saves_bytes: Some(ending_bytes) });
+        verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(ending_bytes) });
     }
     let error_points;
     (verdict.places, error_points) = places(summary, verdict.kind, work);
@@ -120,6 +129,13 @@ fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
     let of_file = |file: &str| language.newer_remedy(Work::References, file);
     summary.mappings.iter().find_map(|mapping| of_file(&mapping.name))
+}
+
+/// The remedy against the collector, where it may have been either that or counting.
+fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
+    let text = format!("if it was the garbage collector: {}", language.remedy(Work::Collector)?).into();
+    Some(Help { text, paste: language.paste(Work::Collector), saves_bytes: Some(bytes) })
 }
 
 /// The remedy for some work in the very program that the workers run, where that is another one than in others.
@@ -206,7 +222,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         }
         let here = line.work.and_then(|work| remedy_under(summary, &verdict.workers, work));
         if let Some((text, paste)) = here.or(remedy.map(|text| (text, paste))) {
-            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes) });
+            verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(line.bytes) });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {
             places.push(Place {

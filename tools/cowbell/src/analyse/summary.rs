@@ -131,6 +131,20 @@ pub struct Process {
     pub memory: Option<Memory>,
 }
 
+impl Process {
+    /// The command of the program that it ran at a time.
+    pub fn command_at(&self, time_ns: u64) -> &[String] {
+        let executed = self.executed.iter().zip(&self.executed_ns);
+        executed.rev().find(|(_, at_ns)| **at_ns <= time_ns).map_or(&self.command, |(command, _)| command)
+    }
+
+    /// The command of the program that it executed first from a time on.
+    pub fn executed_from(&self, time_ns: u64) -> Option<&[String]> {
+        let mut executed = self.executed.iter().zip(&self.executed_ns);
+        executed.find(|(_, at_ns)| **at_ns >= time_ns).map(|(command, _)| command.as_slice())
+    }
+}
+
 /// An interval: a period in which one process' memory was watched.
 #[derive(Clone, Debug, Serialize)]
 pub struct Interval {

@@ -9,6 +9,7 @@ use super::cause::Cause;
 use super::summary::{Interval, Process, Summary};
 use crate::record::{Closed, Frame, GapKind, Origin, Role, Who};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Less than this, in bytes for each worker, is little.
@@ -128,7 +129,7 @@ pub struct Place {
 /// A remedy.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Help {
-    pub text: &'static str,
+    pub text: Cow<'static, str>,
     /// Lines to paste.
     pub paste: &'static [&'static str],
     /// The bytes that it can save at most; `null` where that is not known.
@@ -174,7 +175,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
     }
     if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
         let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
-        verdict.helps.push(Help { text, paste: &[], saves_bytes: None });
+        verdict.helps.push(Help { text: text.into(), paste: &[], saves_bytes: None });
     }
     verdict
 }

@@ -1,6 +1,7 @@
 //! Lines of text: numbers, columns and widths.
 
 use super::table::{self, Column};
+use super::width;
 use anstyle::Style;
 use std::fmt::Write;
 
@@ -172,25 +173,14 @@ pub fn clean(foreign: &str) -> String {
     foreign.chars().map(|c| if c.is_control() || is_bidi(c) || is_break(c) { '?' } else { c }).collect()
 }
 
-/// The beginning of a text where all of it is too long; padded to the width where it is shorter.
-pub fn head(text: &str, width: usize) -> String {
-    let text = clean(text);
-    if text.chars().count() <= width {
-        return format!("{text:width$}");
-    }
-    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
-    format!("{kept}…")
+/// The beginning of a text where all of it is too wide; padded to the width where it is narrower.
+pub fn head(text: &str, most: usize) -> String {
+    width::padded(&width::head(&clean(text), most), most)
 }
 
-/// The end of a text where all of it is too long; padded to the width where it is shorter. Of paths the end tells more.
-pub fn tail(text: &str, width: usize) -> String {
-    let text = clean(text);
-    let long = text.chars().count();
-    if long <= width {
-        return format!("{text:width$}");
-    }
-    let kept: String = text.chars().skip(long - width.saturating_sub(1)).collect();
-    format!("…{kept}")
+/// The end of a text where all of it is too wide; padded to the width where it is narrower. Of paths the end tells more.
+pub fn tail(text: &str, most: usize) -> String {
+    width::padded(&width::tail(&clean(text), most), most)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod tables;
 mod text;
 mod verdict;
 mod why;
+mod width;
 
 pub use json::{Document, json};
 pub use lines::{WIDTH, clean};

@@ -4,6 +4,8 @@
 //! must be, by what tells least: a path's beginning, a function's end. What must not be lost with them, such as what a
 //! name is the name of, is a column of its own.
 
+use super::width;
+
 /// The part that is kept of a cell that is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -53,9 +55,9 @@ const SHORTENED_MIN: usize = 12;
 /// The lines of a table, at most so wide if its figures allow: the titles, if there are any, then a line a row.
 pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> (Option<String>, Vec<String>) {
     let titled = columns.iter().any(|column| !column.title.is_empty());
-    let longest = |nth: usize| rows.iter().filter_map(|row| row.get(nth)).map(|cell| cell.chars().count()).max();
+    let longest = |nth: usize| rows.iter().filter_map(|row| row.get(nth)).map(|cell| width::width(cell)).max();
     let natural = |(nth, column): (usize, &Column)| {
-        longest(nth).unwrap_or(0).max(column.title.chars().count()).max(column.min).min(WIDEST)
+        longest(nth).unwrap_or(0).max(width::width(column.title)).max(column.min).min(WIDEST)
     };
     let mut widths: Vec<usize> = columns.iter().enumerate().map(natural).collect();
     let gaps: usize = columns.iter().map(|column| column.gap).sum();
@@ -73,11 +75,8 @@ pub fn lines(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> 
         let mut line = String::new();
         for (nth, (column, &width)) in columns.iter().zip(&widths).enumerate() {
             let cell = shorten(&cells(nth), column.keep, width);
-            // No wider than formatting can pad; a name that is longer needs none.
-            let width = width.min(usize::from(u16::MAX));
-            let gap = column.gap;
-            line +=
-                &if column.right { format!("{:gap$}{cell:>width$}", "") } else { format!("{:gap$}{cell:<width$}", "") };
+            line += &" ".repeat(column.gap);
+            line += &if column.right { width::aligned(&cell, width) } else { width::padded(&cell, width) };
         }
         line.trim_end().to_owned()
     };
@@ -94,9 +93,9 @@ const NAMES_MIN: usize = 24;
 /// line has the number of its row; the titles have none.
 pub fn blocks(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) -> Vec<Vec<(Option<usize>, String)>> {
     let Some((names, figures)) = columns.split_first() else { return Vec::new() };
-    let cells = |nth: usize| rows.iter().filter_map(move |row| row.get(nth)).map(|cell| cell.chars().count());
+    let cells = |nth: usize| rows.iter().filter_map(move |row| row.get(nth)).map(|cell| width::width(cell));
     let longest = |(nth, column): (usize, &Column)| {
-        cells(nth).max().unwrap_or(0).max(column.title.chars().count()).max(column.min) + column.gap
+        cells(nth).max().unwrap_or(0).max(width::width(column.title)).max(column.min) + column.gap
     };
     let room = longest((0, names)).min(NAMES_MIN);
     let mut parts: Vec<Vec<usize>> = vec![Vec::new()];
@@ -136,14 +135,14 @@ pub fn blocks(columns: &[Column], rows: &[Vec<String>], width: Option<usize>) ->
 pub fn described(indent: usize, terms: &[(Vec<String>, String)], width: usize) -> Vec<String> {
     let columns = terms.iter().map(|(cells, _)| cells.len()).max().unwrap_or(0);
     let longest =
-        |nth: usize| terms.iter().filter_map(|(cells, _)| cells.get(nth)).map(|cell| cell.chars().count()).max();
+        |nth: usize| terms.iter().filter_map(|(cells, _)| cells.get(nth)).map(|cell| width::width(cell)).max();
     let widths: Vec<usize> = (0..columns).map(|nth| longest(nth).unwrap_or(0)).collect();
     let beside = indent + widths.iter().map(|width| width + 2).sum::<usize>();
     let mut lines = Vec::new();
     for (cells, words) in terms {
         let mut line = format!("{:indent$}", "");
         for (nth, width) in widths.iter().enumerate() {
-            line += &format!("{:<width$}  ", cells.get(nth).map_or("", String::as_str));
+            line += &(width::padded(cells.get(nth).map_or("", String::as_str), *width) + "  ");
         }
         let mut words = wrap(words, width.saturating_sub(beside).max(SHORTENED_MIN)).into_iter();
         line += &words.next().unwrap_or_default();
@@ -153,30 +152,28 @@ pub fn described(indent: usize, terms: &[(Vec<String>, String)], width: usize) -
     lines
 }
 
-/// A sentence as lines of at most `width` characters, broken between words.
-pub fn wrap(sentence: &str, width: usize) -> Vec<String> {
+/// A sentence as lines of at most `most` columns, broken between words.
+pub fn wrap(sentence: &str, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in sentence.split_whitespace() {
         match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+            Some(line) if width::width(line) + 1 + width::width(word) <= most => {
                 line.push(' ');
                 line.push_str(word);
             }
             // A path that is longer than a line loses its beginning.
-            _ => lines.push(shorten(word, Keep::Tail, width)),
+            _ => lines.push(shorten(word, Keep::Tail, most)),
         }
     }
     lines
 }
 
-/// A cell of at most so many characters, if it may be shortened.
-fn shorten(cell: &str, keep: Keep, width: usize) -> String {
-    let long = cell.chars().count();
-    let kept = width.saturating_sub(1);
+/// A cell of at most so many columns, if it may be shortened.
+fn shorten(cell: &str, keep: Keep, most: usize) -> String {
     match keep {
-        Keep::Head if long > width => cell.chars().take(kept).chain(['…']).collect(),
-        Keep::Tail if long > width => std::iter::once('…').chain(cell.chars().skip(long - kept)).collect(),
-        _ => cell.to_owned(),
+        Keep::Head => width::head(cell, most),
+        Keep::Tail => width::tail(cell, most),
+        Keep::All => cell.to_owned(),
     }
 }
 
@@ -237,7 +234,7 @@ mod tests {
             let columns = [figures("", 11, 0), names("", Keep::Head, 2), names("", Keep::Tail, 2)];
             let rows: Vec<_> = names_of.iter().map(|name| row(&["7", name, name])).collect();
             for line in lines(&columns, &rows, Some(width)).1 {
-                prop_assert!(line.chars().count() <= width, "{line:?}");
+                prop_assert!(width::width(&line) <= width, "{line:?}");
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::Look;
 use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, some, tail};
 use super::table::{Keep, names, words};
+use super::width::width;
 use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
 use crate::stacks::{languages, own_name};
@@ -46,7 +47,7 @@ pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
         &list,
         |row| row.1,
         |(pages, share, _, (what, name))| {
-            let room = WIDTH.saturating_sub(22 + what.chars().count());
+            let room = WIDTH.saturating_sub(22 + width(what));
             let name = if look.verbose || name.is_empty() { name.clone() } else { tail(name, room) };
             let name =
                 if what.is_empty() || name.is_empty() { format!("{what}{name}") } else { format!("{what} {name}") };
@@ -144,7 +145,8 @@ fn is_estimated(function: &Function) -> bool {
     function.caller_estimated_pages.saturating_mul(2) > function.copied_pages
 }
 
-fn function_name(function: &Function) -> String {
+/// A function, with what was inlined there or who called it.
+pub fn function_name(function: &Function) -> String {
     // There are as many names of one function as there are kinds of processors.
     let name = own_name::moving(&function.function).map_or_else(|| clean(&function.function), str::to_owned);
     match (&function.inlined, &function.called_from) {

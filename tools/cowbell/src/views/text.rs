@@ -5,6 +5,7 @@ use super::Look;
 use super::lines::{List, Row, Text, clean, count, percent, some, time};
 use super::table::{self, Keep};
 use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
+use super::width::width;
 use super::{processes, tables, why};
 use crate::analyse::summary::{ByClass, Interval, Summary};
 use crate::record::{Closed, Mode, Role};
@@ -213,7 +214,8 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
     let end = match (interval.closed, process.and_then(|process| process.ended)) {
         (None, _) => "cut off".to_owned(),
         (Some(Closed::Exec), _) => {
-            let program = process.and_then(|process| process.executed.first()?.first());
+            let program =
+                process.and_then(|process| process.executed_from(interval.end_ns.unwrap_or_default())?.first());
             program.map_or("executed another program".to_owned(), |program| format!("then ran {}", clean(program)))
         }
         (Some(Closed::Unshared), _) => "no longer shared".to_owned(),
@@ -226,7 +228,7 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
     let (copied, bytes) = (count(interval.copied_pages), Bytes(interval.copied_bytes).to_string());
     let figures = [copied, bytes, of_shared, interval.pid.to_string(), role.to_owned()];
     // An end that does not fit beside the figures stands below them, whole.
-    let fits = end.chars().count() <= END_WIDTH;
+    let fits = width(&end) <= END_WIDTH;
     let below = if fits { Vec::new() } else { vec![(END_INDENT, end.clone())] };
     let end = if fits { end } else { String::new() };
     Row { cells: figures.into_iter().chain(when).chain([end]).collect(), below }
@@ -236,7 +238,7 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
 fn interval_details(summary: &Summary, interval: &Interval) -> Vec<(usize, String)> {
     let mut details = Vec::new();
     if let Some(process) = interval.process.and_then(|process| summary.processes.get(process)) {
-        let command = clean(&process.executed.last().unwrap_or(&process.command).join(" "));
+        let command = clean(&process.command_at(interval.begin_ns).join(" "));
         let parent = if process.parent > 0 { format!(", forked by {}", process.parent) } else { String::new() };
         details.push(format!("{command}{parent}"));
     }

@@ -1,7 +1,8 @@
 //! The beginning of a report: the verdict, why, where, what helps.
 
-use super::lines::{Text, WIDTH, clean, head, some, tail};
+use super::lines::{Text, WIDTH, clean, count, head, some, tail};
 use super::table::wrap;
+use super::width::width;
 use crate::analyse::Cause;
 use crate::analyse::summary::Summary;
 use crate::analyse::verdict::{Kind, Place, Verdict, Why};
@@ -79,10 +80,11 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::New => {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
-            let (of, workers) = (of_shared(summary, &copied), children(verdict.workers.len()));
+            let (workers, by) = grown(&verdict.new_bytes);
+            let of = of_shared(summary, &copied);
             // What processes copied that were found running is no child's.
             let of = if is_attached(summary) { format!("; the processes {of}") } else { format!(", and {of}") };
-            format!("NEW: {workers} grew by at least {}{of}.", grown(&verdict.new_bytes))
+            format!("NEW: {workers} grew by at least {by}{of}.")
         }
         Kind::NothingToShare => {
             let afresh = summary.totals.started_afresh;
@@ -199,14 +201,26 @@ fn whom(summary: &Summary) -> &'static str {
     }
 }
 
-/// By how much each grew.
-fn grown(bytes: &[u64]) -> String {
-    let (least, most) = (bytes.iter().min().copied().unwrap_or(0), bytes.iter().max().copied().unwrap_or(0));
-    match bytes.len() {
+/// Who grew, and by how much each. Those by whose growth the sum is not another, as it is told, did not.
+fn grown(bytes: &[u64]) -> (String, String) {
+    let mut sorted = bytes.to_vec();
+    sorted.sort_unstable_by_key(|&bytes| std::cmp::Reverse(bytes));
+    let told = |number: usize| Bytes(sum(sorted.get(..number).unwrap_or_default())).to_string();
+    let all = told(sorted.len());
+    let grew = (1..sorted.len()).find(|&number| told(number) == all).unwrap_or(sorted.len());
+    let who = match (grew, children(bytes.len())) {
+        (all, children) if all == bytes.len() => children,
+        (1, children) => format!("one of {children}"),
+        (some, children) => format!("{} of {children}", count(some as u64)),
+    };
+    let (most, least) =
+        (sorted.first().copied().unwrap_or(0), sorted.get(grew.saturating_sub(1)).copied().unwrap_or(0));
+    let by = match grew {
         0 | 1 => Bytes(most).to_string(),
         _ if most - least <= most / 10 => format!("{} each", Bytes(least)),
-        _ => format!("{} in all, one by {}", Bytes(sum(bytes)), Bytes(most)),
-    }
+        _ => format!("{all} in all, one by {}", Bytes(most)),
+    };
+    (who, by)
 }
 
 fn sum(bytes: &[u64]) -> u64 {
@@ -257,7 +271,7 @@ fn places(text: &mut Text, summary: &Summary) {
             text.line(&format!("{margin:INDENT$}{line}"));
         }
     }
-    let longest = verdict.places.iter().map(|place| where_is(place).chars().count()).max().unwrap_or(0);
+    let longest = verdict.places.iter().map(|place| width(&where_is(place))).max().unwrap_or(0);
     let where_width = longest.min(WHERE_MAX);
     let what_width = WIDTH - INDENT - 5 - 2 - where_width - 2;
     let first = verdict.places.first().map_or(0.0, |place| place.share);

@@ -275,3 +275,45 @@ fn a_line_from_few_samples_says_by_how_much_it_can_be_off() {
     let said = report(&few.replace("\"mode\":\"trace\"", "\"mode\":\"faults\""));
     assert!(said.contains(&format!("job.py:14 for x in data: ± 93 {off} 2 sampled stacks")), "{said}");
 }
+
+#[test]
+fn who_did_not_grow_is_not_said_to() {
+    let job = |new: &[u64]| {
+        let pids = || (101..).zip(new);
+        let more: Vec<Value> = pids().map(|(pid, &new)| memory(pid, 1000, 1000 + new, 0, 0)).collect();
+        report(&with_records(&pids().map(|(pid, _)| child(pid, 9)).collect::<Vec<_>>(), &more))
+    };
+    for (new, said) in [
+        (&[0, 51_200][..], "NEW: one of 2 children grew by at least 200.0 MiB, and"),
+        (&[51_200, 1, 51_000], "NEW: 2 of 3 children grew by at least 199.2 MiB each, and"),
+        (&[51_200, 51_200], "NEW: 2 children grew by at least 200.0 MiB each, and"),
+        (&[51_200, 5_120], "NEW: 2 children grew by at least 220.0 MiB in all, one by 200.0 MiB, and"),
+    ] {
+        assert!(job(new).starts_with(said), "{new:?}: {}", job(new));
+    }
+}
+
+#[test]
+fn a_remedy_that_nobody_would_find_is_not_told() {
+    let job = |copied: u64| report(&capture(&[child(101, copied)]).replace("\"shared\":1048576", "\"shared\":40"));
+    let (little, more) = (job(20), job(40));
+    assert!(little.starts_with("COPIED: 1 child copied 80.0 KiB of the 160.0 KiB"), "{little}");
+    assert!(more.contains("What helps") && !little.contains("What helps"), "{little}\n{more}");
+}
+
+#[test]
+fn names_of_wide_characters_make_no_line_wider() {
+    let job = Child {
+        script: format!("/srv/{}.py", "数据".repeat(20)),
+        source: "数据列表 ".repeat(20),
+        function: "读取".repeat(30),
+        ..child(101, 100_000)
+    };
+    let scratch = Scratch::new();
+    let file = scratch.file("capture", capture(&[job]));
+    let is_wide = |c: &char| ('\u{2e80}'..='\u{9fff}').contains(c);
+    for line in shown(&["report", &file]).lines() {
+        let width = line.chars().count() + line.chars().filter(is_wide).count();
+        assert!(width <= 80, "{width}: {line}");
+    }
+}
