@@ -291,3 +291,37 @@ fn a_page_shows_memory_over_time_and_comes_with_an_export_too() {
     assert!(says("last", "copied 1.0 MiB, new 2.0 MiB"), "{said}");
     assert!(says("all", "copied 3.0 MiB, new 2.0 MiB"), "{said}");
 }
+
+/// Takes away what an interval's copies were compared with.
+fn without_contents(line: &str, interval: u64) -> String {
+    let mut record: Value = serde_json::from_str(line).expect("a record");
+    if record.pointer("/end/interval").and_then(Value::as_u64) == Some(interval) {
+        record["end"]["contents"] = json!([]);
+    }
+    record.to_string()
+}
+
+#[test]
+fn each_cause_of_a_picture_has_a_colour_of_its_own() {
+    let scratch = Scratch::new();
+    // One child only reads; of the other's copies neither the code nor the contents are known.
+    let both = capture(&[Child { identical: 200, ..child(101, 200) }, Child { traced: false, ..child(102, 200) }]);
+    let lines: Vec<String> = both.lines().map(|line| without_contents(line, 2) + "\n").collect();
+    let page = page(&scratch, &lines.concat());
+    let html = std::fs::read_to_string(&page).expect("a page");
+    let data = html.split("id=\"data\">").nth(1).and_then(|rest| rest.split("</script>").next()).expect("data");
+    let data: Value = serde_json::from_str(data).expect("JSON");
+    let causes = &data["map"]["causes"];
+    assert_eq!(causes["names"], json!(["reference counts", "unknown"]), "{causes}");
+    assert!(causes["colors"][0] != causes["colors"][1], "{causes}");
+    if !has_browser() {
+        return;
+    }
+    let said = opened(
+        &scratch,
+        &page,
+        "return [...document.querySelectorAll('#map .legend li')].map((item) => [item.textContent, item.firstChild.style.background]);",
+    );
+    assert_eq!((&said[0][0], &said[1][0]), (&"reference counts".into(), &"unknown".into()), "{said}");
+    assert!(said[0][1] != said[1][1], "{said}");
+}

@@ -41,7 +41,7 @@ pub fn csv(summary: &Summary) -> String {
             interval.pid.to_string(),
             process.map_or(String::new(), |process| process.parent.to_string()),
             role.to_owned(),
-            cell(&process.map_or(String::new(), |process| process.command.join(" "))),
+            cell(&process.map_or(String::new(), |process| process.command_at(interval.begin_ns).join(" "))),
             interval.begin_ns.to_string(),
             interval.end_ns.map_or(String::new(), |end| end.to_string()),
             bytes(interval.held.shared),

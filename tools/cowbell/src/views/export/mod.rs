@@ -42,6 +42,6 @@ fn label(frame: &Frame) -> String {
 /// A process of the summary as one text: its id and command.
 fn process(summary: &Summary, interval: &Interval) -> String {
     let process = interval.process.and_then(|process| summary.processes.get(process));
-    let command = process.map_or(String::new(), |process| clean(&process.command.join(" ")));
+    let command = process.map_or(String::new(), |process| clean(&process.command_at(interval.begin_ns).join(" ")));
     name(&format!("{} {command}", interval.pid))
 }

@@ -30,7 +30,7 @@ fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     for stack in &detail.stacks {
         let Some(interval) = summary.intervals.get(stack.interval) else { continue };
         let process = interval.process.and_then(|process| summary.processes.get(process));
-        let command = process.map_or(String::new(), |process| name(&process.command.join(" ")));
+        let command = process.map_or(String::new(), |process| name(&process.command_at(interval.begin_ns).join(" ")));
         let mut sample = Message::default();
         // Locations are numbered from 1, the leaf first.
         sample.packed(1, stack.frames.iter().rev().map(|&frame| u64::from(frame) + 1));

@@ -1,9 +1,6 @@
 // Foreign text is only ever set as text (textContent, setAttribute), never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  // By cause; light enough for black text on either background. Kept apart by lightness, too.
-  const COLORS = ["#f4a259", "#f7c59f", "#ffe066", "#f28482", "#cdb4db", "#c9ada7", "#8ecae6", "#bde0fe", "#95d5b2", "#d8f3dc", "#ced4da"];
-  const color = (cause) => COLORS[cause % COLORS.length];
   const make = (tag, attributes, ...inside) => {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
@@ -83,7 +80,7 @@
     place.replaceChildren(make("div", { class: "tools" }, search, reset), graph, says);
     let focus = root;
     let shown = new Map();
-    const tell = (node) => node.name + ": " + bytes(node.bytes) + ", " + percent(node.bytes, root.bytes) + ", mostly " + causes[mainCause(node)];
+    const tell = (node) => node.name + ": " + bytes(node.bytes) + ", " + percent(node.bytes, root.bytes) + ", mostly " + causes.names[mainCause(node)];
     const draw = () => {
       const NARROWEST = 0.12, ROW = 20, MOST = 4000;
       const elements = [];
@@ -95,7 +92,7 @@
         button.style.left = left + "%";
         button.style.width = width + "%";
         button.style.top = depth * ROW + "px";
-        button.style.background = color(mainCause(node));
+        button.style.background = causes.colors[mainCause(node)];
         if (above) button.classList.add("above");
         shown.set(button, node);
         node.button = button;
@@ -201,32 +198,32 @@
     const height = Math.max(4, Math.min(18, Math.floor(400 / rows)));
     const canvas = make("canvas", {
       width: columns, height: rows * height, tabindex: "0", role: "img",
-      "aria-label": "Map of " + total + " pages that " + rows + " processes copied. Arrow keys move a cursor, whose page is told below.",
+      "aria-label": "Map of " + total + " pages that were copied, in rows: " + rows + ". Arrow keys move a cursor, whose page is told below.",
     });
     canvas.style.height = rows * height + "px";
     canvas.style.imageRendering = "pixelated";
     const says = make("output", { "aria-live": "polite" });
     place.replaceChildren(make("div", { class: "map" }, canvas), says);
     const grid = new Uint8Array(rows * columns);
-    const amounts = new Float64Array(columns * causes.length);
+    const amounts = new Float64Array(columns * causes.names.length);
     const context = canvas.getContext("2d");
     processes.forEach((one, row) => {
       amounts.fill(0);
       for (const [start, count, cause] of one.parsed) {
         const from = position(start) * columns / total, to = from + count * columns / total;
         for (let column = Math.floor(from); column < to && column < columns; column += 1) {
-          amounts[column * causes.length + cause] += Math.min(to, column + 1) - Math.max(from, column);
+          amounts[column * causes.names.length + cause] += Math.min(to, column + 1) - Math.max(from, column);
         }
       }
       for (let column = 0; column < columns; column += 1) {
         let best = -1, most = 0;
-        for (let cause = 0; cause < causes.length; cause += 1) {
-          const amount = amounts[column * causes.length + cause];
+        for (let cause = 0; cause < causes.names.length; cause += 1) {
+          const amount = amounts[column * causes.names.length + cause];
           if (amount > most) { most = amount; best = cause; }
         }
         grid[row * columns + column] = best + 1;
         if (best >= 0) {
-          context.fillStyle = color(best);
+          context.fillStyle = causes.colors[best];
           context.fillRect(column, row * height, 1, height - (height > 5 ? 1 : 0));
         }
       }
@@ -237,7 +234,7 @@
       const segment = segments.findLast((one) => one.at <= first);
       const page = (segment.from + first - segment.at) * pageSize;
       const cause = grid[row * columns + column];
-      const what = cause ? "copied, mostly " + causes[cause - 1] : "not copied";
+      const what = cause ? "copied, mostly " + causes.names[cause - 1] : "not copied";
       says.textContent = processes[row].name + ", pages from 0x" + page.toString(16) + ": " + what;
     };
     canvas.addEventListener("mousemove", (event) => {
@@ -254,8 +251,8 @@
       tell(cursor);
     });
     const per = total / columns;
-    place.prepend(make("p", { class: "quiet" }, total + " pages that somebody copied, side by side; a row for each of " + rows +
-      " processes" + (per > 1 ? "; a column is " + per.toFixed(1) + " pages, in the colour of most copies in it" : "")));
+    place.prepend(make("p", { class: "quiet" }, total + " pages that somebody copied, side by side; a row for each process, and for each time between two forks of one: " + rows +
+      (per > 1 ? "; a column is " + per.toFixed(1) + " pages, in the colour of most copies in it" : "")));
   };
 
   // Memory over time: shared, copied and new, one above the other; each value holds until the next.
@@ -358,12 +355,12 @@
     draw();
   };
 
-  const legend = (place, causes, used, colors) => {
-    const list = make("ul", { class: "legend", "aria-label": colors ? "Colours" : "Colours by likely cause" });
-    causes.forEach((name, cause) => {
+  const legend = (place, says, { names, colors }, used) => {
+    const list = make("ul", { class: "legend", "aria-label": says });
+    names.forEach((name, cause) => {
       if (!used.has(cause)) return;
       const patch = make("span", { "aria-hidden": "true" });
-      patch.style.background = colors ? colors[cause] : color(cause);
+      patch.style.background = colors[cause];
       list.append(make("li", {}, patch, name));
     });
     place.append(list);
@@ -375,17 +372,18 @@
     const places = { flame: document.getElementById("flame"), map: document.getElementById("map"), time: document.getElementById("time") };
     if (places.time && data.time) {
       time(places.time, data.time);
-      legend(places.time, LAYERS.map((layer) => layer[0]), new Set([0, 1, 2]), LAYERS.map((layer) => layer[1]));
+      const layers = { names: LAYERS.map((layer) => layer[0]), colors: LAYERS.map((layer) => layer[1]) };
+      legend(places.time, "Colours", layers, new Set([0, 1, 2]));
     }
     if (places.flame && data.flame) {
       flame(places.flame, data.flame);
-      legend(places.flame, data.flame.causes, new Set(data.flame.stacks.map((stack) => stack[2])));
+      legend(places.flame, "Colours by likely cause", data.flame.causes, new Set(data.flame.stacks.map((stack) => stack[2])));
     }
     if (places.map && data.map) {
       map(places.map, data.map);
       const used = new Set();
       for (const one of data.map.processes) for (const run of one.parsed) used.add(run[2]);
-      legend(places.map, data.map.causes, used);
+      legend(places.map, "Colours by likely cause", data.map.causes, used);
     }
     document.documentElement.dataset.ready = Math.round(performance.now());
   });

@@ -3,27 +3,53 @@
 use super::{Cell, Column, Page, figure, words};
 use crate::analyse::Cause;
 use crate::analyse::detail::Detail;
-use crate::analyse::summary::{Interval, Summary};
+use crate::analyse::summary::{Interval, Process, Summary};
 use crate::views::lines::{clean, count, percent};
 use crate::views::{Look, tables, text};
 use cowbell::page::Bytes;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
-/// Causes by the numbers of their colours in the script.
-const CAUSES: &[Cause] = &[
-    Cause::ReferenceCount,
-    Cause::CountOrCollector,
-    Cause::Counter,
-    Cause::GarbageCollector,
-    Cause::Allocator,
-    Cause::Exit,
-    Cause::Start,
-    Cause::RealWrite,
-    Cause::Rewritten,
-    Cause::Kernel,
-    Cause::Stack,
-    Cause::Unknown,
-];
+/// The colour of a cause in pictures: light enough for black text on either background, and kept apart by lightness, too.
+fn color(cause: Cause) -> &'static str {
+    match cause {
+        Cause::ReferenceCount => "#f4a259",
+        Cause::CountOrCollector => "#f7c59f",
+        Cause::Counter => "#ffe066",
+        Cause::GarbageCollector => "#f28482",
+        Cause::Allocator => "#cdb4db",
+        Cause::Start => "#a9d6e5",
+        Cause::Exit => "#c9ada7",
+        Cause::RealWrite => "#8ecae6",
+        Cause::Hash => "#e9c46a",
+        Cause::Rewritten => "#bde0fe",
+        Cause::Kernel => "#95d5b2",
+        Cause::Stack => "#d8f3dc",
+        Cause::Unknown => "#ced4da",
+    }
+}
+
+/// The causes that a picture has, by number, with their names and colours.
+#[derive(Debug, Default, Serialize)]
+struct Causes {
+    #[serde(skip)]
+    known: Vec<Cause>,
+    names: Vec<&'static str>,
+    colors: Vec<&'static str>,
+}
+
+impl Causes {
+    fn of(causes: impl Iterator<Item = Cause>) -> Self {
+        let known: Vec<Cause> = causes.collect::<BTreeSet<Cause>>().into_iter().collect();
+        let names = known.iter().map(|cause| cause.name()).collect();
+        Self { names, colors: known.iter().map(|cause| color(*cause)).collect(), known }
+    }
+
+    fn number(&self, cause: Cause) -> usize {
+        self.known.iter().position(|known| *known == cause).unwrap_or_default()
+    }
+}
+
 /// The heading of what stands in a list of its own.
 const GAPS: &str = "What could not be seen";
 /// A frame's name is not told at more length.
@@ -112,7 +138,7 @@ fn processes(page: &mut Page, summary: &Summary) {
             bytes(summary, interval.contents.identical_pages),
             words(role),
             figure(if parent > 0 { parent.to_string() } else { String::new() }, f64::from(parent)),
-            words(process.map_or(String::new(), |process| clean(&process.command.join(" ")))),
+            words(process.map_or(String::new(), |process| clean(&process.command_at(interval.begin_ns).join(" ")))),
         ]
     };
     let mut intervals: Vec<&Interval> = summary.intervals.iter().collect();
@@ -159,14 +185,12 @@ fn functions(page: &mut Page, summary: &Summary) {
         column("Likely cause", false),
     ];
     let row = |function: &crate::analyse::summary::Function| {
-        let inlined = function.inlined.as_ref().map_or(String::new(), |inlined| format!(" ({inlined})"));
-        let caller = function.called_from.as_ref().map_or(String::new(), |caller| format!(" < {caller}"));
         let place =
             function.lines.first().map_or(function.module.clone(), |line| format!("{}:{}", line.file, line.line));
         vec![
             bytes(summary, function.copied_pages),
             figure(percent(function.share), function.share).bar(function.share),
-            words(format!("{}{inlined}{caller}", function.function)),
+            words(tables::function_name(function)),
             words(place),
             words(function.cause.name()),
         ]
@@ -204,14 +228,14 @@ struct Flame<'a> {
     frames: Vec<String>,
     /// Frames by number, bytes, cause.
     stacks: Vec<(&'a [u32], u64, usize)>,
-    causes: Vec<&'static str>,
+    causes: Causes,
 }
 
 #[derive(Serialize)]
 struct Map {
     page_size: u64,
     processes: Vec<MapRow>,
-    causes: Vec<&'static str>,
+    causes: Causes,
 }
 
 #[derive(Serialize)]
@@ -242,7 +266,10 @@ fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
     }
     let one = |timeline: &&crate::analyse::detail::Timeline| {
         let process = summary.processes.get(timeline.process);
-        let name = process.map_or(String::new(), |process| format!("{} {}", process.pid, process.command.join(" ")));
+        let intervals = || summary.intervals.iter().filter(|interval| interval.process == Some(timeline.process));
+        let begin_ns = intervals().map(|interval| interval.begin_ns).max().unwrap_or_default();
+        let command = |process: &Process| process.command_at(begin_ns).join(" ");
+        let name = process.map_or(String::new(), |process| format!("{} {}", process.pid, command(process)));
         let flat =
             |point: &crate::analyse::detail::Point| [point.time_ns / 1000, point.shared, point.copied, point.new];
         let points = timeline.points.iter().flat_map(flat).collect();
@@ -262,8 +289,6 @@ fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
 }
 
 fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {
-    let number = |cause: Cause| CAUSES.iter().position(|known| *known == cause).unwrap_or(CAUSES.len() - 1);
-    let causes = || CAUSES.iter().map(|cause| cause.name()).collect::<Vec<_>>();
     let page_size = summary.run.page_size.max(1);
     if !detail.stacks.is_empty() {
         let frame = |frame: &crate::analyse::detail::Frame| {
@@ -275,22 +300,25 @@ fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {
             };
             clean(&label.chars().take(NAME_MAX).collect::<String>())
         };
-        let stack =
-            |stack: &crate::analyse::detail::Weighted| (stack.pages.saturating_mul(page_size), number(stack.cause));
+        let causes = Causes::of(detail.stacks.iter().map(|stack| stack.cause));
+        let stack = |stack: &crate::analyse::detail::Weighted| {
+            (stack.pages.saturating_mul(page_size), causes.number(stack.cause))
+        };
         let stacks = detail.stacks.iter().map(|one| (&one.frames[..], stack(one).0, stack(one).1)).collect();
-        let flame = Flame { frames: detail.frames.iter().map(frame).collect(), stacks, causes: causes() };
+        let flame = Flame { frames: detail.frames.iter().map(frame).collect(), stacks, causes };
         let says = "Who called what copied, estimated from sampled stacks: a frame is as wide as what was copied in it and below, \
                     in the colour of the most frequent likely cause.";
         page.picture("flame", "Copies by stack", says, &flame);
     }
+    let causes = Causes::of(detail.maps.iter().flatten().map(|run| run.cause));
     let mut rows = Vec::new();
     for (interval, runs) in summary.intervals.iter().zip(&detail.maps).filter(|(_, runs)| !runs.is_empty()) {
         let process = interval.process.and_then(|process| summary.processes.get(process));
-        let command = process.map_or(String::new(), |process| clean(&process.command.join(" ")));
+        let command = process.map_or(String::new(), |process| clean(&process.command_at(interval.begin_ns).join(" ")));
         let (mut flat, mut at) = (Vec::with_capacity(runs.len() * 3), 0);
         for run in runs {
             let first = run.start / page_size;
-            flat.extend([first.saturating_sub(at), run.pages, number(run.cause) as u64]);
+            flat.extend([first.saturating_sub(at), run.pages, causes.number(run.cause) as u64]);
             at = first + run.pages;
         }
         let name: String = format!("{} {command}", interval.pid).chars().take(NAME_MAX).collect();
@@ -298,6 +326,6 @@ fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {
     }
     if !rows.is_empty() {
         let says = "Which process copied which page, in the colour of the likely cause.";
-        page.picture("map", "Pages", says, &Map { page_size, processes: rows, causes: causes() });
+        page.picture("map", "Pages", says, &Map { page_size, processes: rows, causes });
     }
 }
