@@ -27,8 +27,11 @@ pub fn count() -> Result<(), String> {
 /// Why not, and what would help.
 pub fn trace() -> Result<(), String> {
     Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
-        Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("userfaultfd", e),
-        e => format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})"),
+        // It is refused for want of a right only to who has it not.
+        Errno::PERM if !limits::has_seccomp_filter() && !limits::user().may_trace => {
+            format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})")
+        }
+        e => refused("userfaultfd", e),
     })
 }
 
@@ -38,7 +41,11 @@ pub fn trace() -> Result<(), String> {
 /// Why not, and what would help.
 pub fn faults() -> Result<(), String> {
     may_trace()?;
-    probe::pagemap_scan().map_err(|e| format!("page tables cannot be scanned ({e}): it takes Linux 6.7"))?;
+    probe::pagemap_scan().map_err(|e| match e.errno() {
+        // The kernel does not know the call.
+        Some(libc::ENOTTY) => format!("page tables cannot be scanned ({e}): it takes Linux 6.7"),
+        _ => format!("page tables cannot be scanned ({e})"),
+    })?;
     let options = Options {
         cpu: None,
         follow: Follow::Tree,
@@ -70,6 +77,9 @@ fn may_trace() -> Result<(), String> {
 
 /// Why a call that the kernel has is refused, and what would help.
 fn refused(call: &str, e: Errno) -> String {
+    if matches!(e, Errno::MFILE | Errno::NFILE) {
+        return format!("the call {call} gets no descriptor ({e}): `ulimit -n` raises their number");
+    }
     let option = match call {
         "ptrace" => "`docker run --cap-add SYS_PTRACE`",
         _ => "`docker run --security-opt seccomp=PROFILE`, with a profile that allows it,",

@@ -177,6 +177,14 @@ impl Watch {
         }
     }
 
+    /// The private pages that the process had in mappings that are not watched.
+    pub fn held_unwatched(&self) -> u64 {
+        let refused =
+            |map: &&Map| matches!(map.mapping.watched, Watched::Refused(_)) && map.backing != Backing::HugePages;
+        let maps = self.space.maps.iter().filter(refused).map(|map| &map.mapping);
+        maps.map(|mapping| self.base.count(mapping.start, mapping.end, Was::Private)).sum()
+    }
+
     fn held(&self) -> Result<Held, Errno> {
         let mut held = Held::default();
         for Mapping { start, end, .. } in self.space.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {

@@ -107,7 +107,7 @@ fn inject(
         };
         match opened {
             Ok(events) => doors.events = Some(Arc::new(events)),
-            Err(why) => doors.without_events = Some(format!("it may not make a userfaultfd that stops writers: {why}")),
+            Err(why) => doors.without_events = Some(format!("it cannot make a userfaultfd that stops writers: {why}")),
         }
     }
     // Asynchronous bits are set for the kernel's writes too, so this does for all. Page faults tell what they would.
@@ -122,7 +122,7 @@ fn inject(
     match bits {
         None => {}
         Some(Ok(bits)) => doors.bits = Some(bits),
-        Some(Err(e)) => return Err(Unarmed::Because(format!("it may not make a userfaultfd: {e}"))),
+        Some(Err(e)) => return Err(Unarmed::Because(format!("it cannot make a userfaultfd: {e}"))),
     }
     Ok((doors, stop))
 }

@@ -171,11 +171,12 @@ impl Tracer {
         };
         let mut maker_stop = Stop::Event(event);
         if self.options.who != Who::Child && !self.leaving {
-            // One that vforked is held until the child has executed a program.
+            // One that vforked is held until the child has ended or executed a program, and then shares nothing with it.
             if event != Event::VFork {
                 maker_stop = self.arm_maker(maker, pid);
-            } else {
-                self.gap(pid, GapKind::NotArmed, "it waits until the child has executed a program");
+            } else if self.tree.processes.get(&pid).is_some_and(|process| process.threads.len() > 1) {
+                let why = "one of its threads waits until the child has ended or executed a program, and others run meanwhile";
+                self.gap(pid, GapKind::NotArmed, why);
             }
         }
         match first {

@@ -171,9 +171,12 @@ impl Tracer {
 
     fn has_room(&mut self, pid: i32) -> bool {
         let room = self.tree.watched() < self.options.children_max;
-        if !room {
+        // A parent asks at each of its forks.
+        let process = self.tree.processes.get_mut(&pid).filter(|process| !room && !process.beyond);
+        if let Some(process) = process {
+            process.beyond = true;
             let limit = self.options.children_max;
-            self.gap(pid, GapKind::TooManyChildren, format!("{limit} processes are watched already"));
+            self.gap(pid, GapKind::TooManyChildren, format!("no more than {limit} were to be watched at a time"));
         }
         room
     }
@@ -224,7 +227,7 @@ impl Tracer {
             return;
         }
         self.sampling_ns += watch.sampling.armed_ns;
-        self.growth.begin(pid, begin.held.shared + begin.held.exclusive);
+        self.growth.begin(pid, begin.held.shared + begin.held.exclusive + watch.held_unwatched());
         self.say(Record::Begin(begin));
         if let Some(faults) = &self.faults {
             faults.hurry();

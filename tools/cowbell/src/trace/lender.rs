@@ -75,13 +75,9 @@ impl Lenders {
             }
         }
         let status = procfs::status::Status::of(pid).unwrap_or_default();
-        let same = |name| {
-            let ids = status.numbers(name);
-            let first = *ids.first()?;
-            u32::try_from(first).ok().filter(|_| ids.iter().all(|&id| id == first))
-        };
-        let ids = same("Uid").zip(same("Gid"));
-        let (user, group) = ids.ok_or("its real and effective user or group differ, so it cannot be handed one")?;
+        // A process takes descriptors of those that run as its real user and group, whatever its effective ones are.
+        let real = |name| status.numbers(name).first().and_then(|&id| u32::try_from(id).ok());
+        let (user, group) = real("Uid").zip(real("Gid")).ok_or("its user is not known")?;
         match self.0.entry((user, group)).or_insert_with(|| Lender::start(user, group)) {
             Ok(lender) => Ok(lender),
             Err(why) => Err(why.clone()),

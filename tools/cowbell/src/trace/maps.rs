@@ -3,6 +3,8 @@
 use crate::record::{Mapping, Watched};
 use cowbell::sys::Errno;
 use cowbell::sys::procfs::{self, maps};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// The memory behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,42 @@ pub fn read(pid: i32) -> Result<Vec<Map>, Errno> {
 /// # Errors
 /// As [`read`].
 pub fn of(living: i32) -> Result<Vec<Map>, Errno> {
-    Ok(maps::read(living)?.into_iter().map(Map::from).collect())
+    let mut maps: Vec<Map> = maps::read(living)?.into_iter().map(Map::from).collect();
+    for map in maps.iter_mut().filter(|map| map.backing == Backing::File && is_hugetlbfs(living, &map.file.0)) {
+        map.backing = Backing::HugePages;
+    }
+    Ok(maps)
+}
+
+thread_local! {
+    /// The devices that were asked for: true for file systems of huge pages.
+    static DEVICES: RefCell<HashMap<String, bool>> = RefCell::default();
+}
+
+/// Tells whether a device, as maps name it, is a file system of huge pages that a process sees mounted.
+fn is_hugetlbfs(living: i32, device: &str) -> bool {
+    DEVICES.with_borrow_mut(|known| {
+        *known.entry(device.to_owned()).or_insert_with(|| {
+            let mounts = procfs::read(living, "mountinfo").unwrap_or_default();
+            String::from_utf8_lossy(&mounts).lines().any(|mount| is_mount_of_huge_pages(mount, device))
+        })
+    })
+}
+
+/// `36 35 0:43 / /mnt/huge rw,relatime shared:1 - hugetlbfs none rw,pagesize=2M`; maps has the device in other digits.
+fn is_mount_of_huge_pages(mount: &str, device: &str) -> bool {
+    let Some((front, back)) = mount.split_once(" - ") else { return false };
+    let number = |number: &str| number.parse::<u32>().ok();
+    let of = || {
+        let (major, minor) = front.split(' ').nth(2)?.split_once(':')?;
+        Some(self::device(number(major)?, number(minor)?))
+    };
+    back.starts_with("hugetlbfs ") && of().is_some_and(|of| of == device)
+}
+
+/// A device as a map has it.
+fn device(major: u32, minor: u32) -> String {
+    format!("{major:02x}:{minor:02x}")
 }
 
 /// The mapping that an address lies in.
@@ -89,7 +126,7 @@ impl From<maps::Mapping> for Map {
         let backing = backing(&found);
         let (start, end) = (found.range.start as u64, found.range.end() as u64);
         let maps::Mapping { permissions, offset, name, device, inode, .. } = found;
-        let file = (format!("{:02x}:{:02x}", device.0, device.1), inode);
+        let file = (self::device(device.0, device.1), inode);
         let mapping = Mapping { start, end, permissions, offset, name, watched: Watched::No };
         Self { mapping, backing, file, told: false, gone: false }
     }
@@ -127,6 +164,15 @@ mod tests {
         assert_eq!(backing("1000-2000 rw-s 00000000 00:01 5 /dev/zero (deleted)"), Backing::Shared);
         assert_eq!(backing("1000-2000 r-xp 00000000 00:00 0 [vdso]"), Backing::Shared);
         assert_eq!(backing("1000-2000 rw-p 00000000 08:01 77 /usr/lib/libc.so.6"), Backing::File);
+    }
+
+    #[test]
+    fn file_systems_of_huge_pages_are_known_by_their_mounts() {
+        let mount = "36 35 0:43 / /mnt/a - b rw,relatime shared:1 - hugetlbfs none rw,pagesize=2M";
+        assert!(!is_mount_of_huge_pages(mount, "00:2b"), "a blank in a folder's name is told as \\040");
+        let mount = mount.replace("/mnt/a - b", "/mnt/a\\040-\\040b");
+        assert!(is_mount_of_huge_pages(&mount, "00:2b") && !is_mount_of_huge_pages(&mount, "00:2c"));
+        assert!(!is_mount_of_huge_pages(&mount.replace("hugetlbfs", "tmpfs"), "00:2b"));
     }
 
     #[test]

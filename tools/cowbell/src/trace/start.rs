@@ -11,13 +11,13 @@ use super::link::{Link, Options, Target};
 use super::sample::Sampler;
 use super::tree::{Process, Tree};
 use super::{FAULTS, LINK, SIGNALS, Tracer, ability, baseline};
-use crate::record::{FORMAT, Finish, Header, Mode, Origin, Record, Role, VERSION};
+use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
-use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use cowbell::sys::remote::Drain;
 use cowbell::sys::{self, Errno, signal};
+use cowbell::sys::{limits, procfs};
 use std::collections::{HashMap, HashSet};
 use std::env;
 use std::ffi::OsString;
@@ -138,7 +138,12 @@ impl Tracer {
         self.hear_faults(pid, &mut mode_reason)?;
         match until_executed(pid, launch.go()) {
             Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound || !may_be_there(words) => {
+            Err(e) if e.kind() == ErrorKind::NotFound && is_there(words) => {
+                let why = "the interpreter or loader that it names is not there";
+                return Err((NOT_EXECUTABLE, format!("{name}: cannot be executed: {why} ({e})")));
+            }
+            // A folder on the PATH that may not be searched makes the kernel speak of permissions.
+            Err(e) if e.kind() == ErrorKind::NotFound || !says_where(words) && !is_there(words) => {
                 return Err((NOT_FOUND, format!("{name}: not found; is it installed, and on the PATH?")));
             }
             Err(e) => return Err((NOT_EXECUTABLE, format!("{name}: cannot be executed: {e}"))),
@@ -155,8 +160,10 @@ impl Tracer {
         Ok(())
     }
 
-    fn attach(&mut self, root: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
-        let command = procfs::command(root).map_err(|_| (FAILED, format!("there is no process {root}")))?;
+    fn attach(&mut self, id: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
+        let command = procfs::command(id).map_err(|_| (FAILED, format!("there is no process {id}")))?;
+        // Who names a thread means its process.
+        let root = procfs::status::Status::of(id).ok().and_then(|status| status.number("Tgid")).unwrap_or(id);
         if let Some(why) = has_no_memory(root) {
             return Err((FAILED, why));
         }
@@ -178,10 +185,19 @@ impl Tracer {
             self.seize_threads(pid, &mut seen);
             self.name(pid, parent, Origin::Attached);
             for child in procfs::children(pid) {
-                if seen.insert(child) && ptrace::seize(child, traced()).is_ok() {
-                    self.hear_more_faults(child, child);
-                    parents.insert(child, pid);
-                    fresh.push(child);
+                if !seen.insert(child) {
+                    continue;
+                }
+                match ptrace::seize(child, traced()) {
+                    Ok(()) => {
+                        self.hear_more_faults(child, child);
+                        parents.insert(child, pid);
+                        fresh.push(child);
+                    }
+                    Err(e) if e != Errno::SRCH && !has_ended(child) => {
+                        self.gap(child, GapKind::NotArmed, cannot_trace(child, e));
+                    }
+                    Err(_) => {}
                 }
             }
         }
@@ -267,12 +283,20 @@ fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
     }
 }
 
-/// Tells whether there is a file of the program's name. A folder on the PATH that may not be searched makes the kernel speak of
-/// permissions.
-fn may_be_there(words: &[OsString]) -> bool {
+/// Tells whether there is a file of the program's name: in the folder that it is named with, or else on the PATH.
+fn is_there(words: &[OsString]) -> bool {
     let Some(program) = words.first().map(Path::new) else { return false };
     let path = env::var_os("PATH").unwrap_or_default();
-    program.components().count() > 1 || env::split_paths(&path).any(|folder| folder.join(program).exists())
+    if says_where(words) {
+        program.exists()
+    } else {
+        env::split_paths(&path).any(|folder| folder.join(program).exists())
+    }
+}
+
+/// Tells whether a program is named with its folder, so that the PATH is not asked.
+fn says_where(words: &[OsString]) -> bool {
+    words.first().is_some_and(|program| Path::new(program).components().count() > 1)
 }
 
 /// Why there is nothing to watch in a process: a thread of the kernel, or one that has ended.
@@ -283,20 +307,44 @@ fn has_no_memory(pid: i32) -> Option<String> {
     if stat.is_kernel() {
         return Some(format!("process {pid} ({name}) is a thread of the kernel: it has no memory of its own"));
     }
-    stat.has_ended().then(|| format!("process {pid} ({name}) has ended; its parent has not asked how"))
+    if !stat.has_ended() {
+        return None;
+    }
+    Some(if has_ended(pid) {
+        format!("process {pid} ({name}) has ended; its parent has not asked how")
+    } else {
+        format!(
+            "the first thread of process {pid} ({name}) has ended and others run on: such a process cannot be attached to; \
+             `cowbell snapshot {pid}` works without"
+        )
+    })
+}
+
+/// Tells whether all threads of a process have ended.
+fn has_ended(pid: i32) -> bool {
+    let is_over = |id: i32| {
+        let line = procfs::read(id, "stat").ok();
+        line.as_deref().and_then(procfs::stat::Stat::parse).is_none_or(|stat| stat.has_ended())
+    };
+    is_over(procfs::living(pid))
 }
 
 fn cannot_trace(pid: i32, e: Errno) -> String {
-    let tracer = procfs::status::Status::of(pid).ok().and_then(|status| status.number("TracerPid")).unwrap_or(0);
+    let status = procfs::status::Status::of(pid).unwrap_or_default();
+    let tracer = status.number("TracerPid").unwrap_or(0);
     if tracer != 0 {
         return format!("process {pid} is traced already, by process {tracer} (strace, gdb, another cowbell?)");
     }
     match e {
         Errno::SRCH => format!("there is no process {pid}"),
-        Errno::PERM => format!(
-            "process {pid} may not be traced: run as its user or as root (CAP_SYS_PTRACE); in a container allow ptrace; \
-             kernel.yama.ptrace_scope must be 0 to attach without CAP_SYS_PTRACE"
-        ),
+        Errno::PERM => {
+            // Its own user may not where it is not dumpable, or has more capabilities.
+            let whom = if status.user() == Some(limits::user().uid) { "as root" } else { "as its user or as root" };
+            format!(
+                "process {pid} may not be traced: run {whom} (CAP_SYS_PTRACE); in a container allow ptrace; \
+                 kernel.yama.ptrace_scope must be 0 to attach without CAP_SYS_PTRACE"
+            )
+        }
         e => format!("process {pid} cannot be traced: {e}"),
     }
 }

@@ -40,6 +40,8 @@ pub struct Process {
     pub to_arm: bool,
     /// True if it has its parent's memory itself.
     pub shares: bool,
+    /// True if it was said to run unwatched, because others were watched already.
+    pub beyond: bool,
 }
 
 impl Process {
@@ -62,6 +64,7 @@ impl Process {
             was_watched: false,
             to_arm: false,
             shares: false,
+            beyond: false,
         }
     }
 

@@ -128,7 +128,7 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
         GapKind::SharesMemory => {
             format!("{processes} shared memory with the parent (vfork, posix_spawn): there is nothing to copy")
         }
-        GapKind::NotArmed => "the kernel would not watch everything".to_owned(),
+        GapKind::NotArmed => "not everything could be watched".to_owned(),
         GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
         GapKind::Executed => format!("{processes} executed another program"),
         GapKind::CountedOnly => format!("{processes} could be counted only, without events"),

@@ -143,3 +143,107 @@ fn writes_through_proc_mem_are_counted_and_under_trace_they_fail_and_that_is_sai
     let text = outcome.err.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(text.contains("writes through /proc/PID/mem into pages not written yet fail with EIO"), "{text}");
 }
+
+/// A parent that maps memory with huge pages, of a file or of nobody, and a child that writes a byte in each of two.
+const HUGE: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	size_t bytes = 4 << 20;
+	int file = open(argv[1], O_CREAT | O_RDWR, 0600);
+	char *data;
+	if (file < 0 || ftruncate(file, bytes))
+		return 77;
+	data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	if (data == MAP_FAILED)
+		return 77;
+	memset(data, 1, bytes);
+	if (fork() == 0) {
+		data[0] = data[bytes / 2] = 2;
+		_exit(0);
+	}
+	wait(NULL);
+	return 0;
+}
+"#;
+
+#[test]
+fn pages_of_a_file_of_huge_pages_are_said_not_to_be_watched() {
+    if !is_root() {
+        return skip("only root mounts file systems and has huge pages set aside");
+    }
+    let scratch = Scratch::new();
+    let program = scratch.compile("huge", HUGE, &[]).expect("it compiles");
+    let folder = scratch.path("mounted");
+    std::fs::create_dir(&folder).expect("a folder");
+    let reserve = "/proc/sys/vm/nr_hugepages";
+    let before = std::fs::read_to_string(reserve).unwrap_or_default();
+    let reserved = std::fs::write(reserve, "8").is_ok();
+    let tool = crate::lab::tool();
+    let outcomes: Vec<Outcome> = ["count", "trace"]
+        .map(|mode| {
+            // Mounted for this process alone.
+            let script = "mount -t hugetlbfs none \"$1\" && exec \"$2\" run --mode \"$3\" -- \"$4\" \"$1/file\"";
+            let words = [folder.as_os_str(), tool.as_os_str(), mode.as_ref(), program.as_os_str()];
+            run(&scratch, std::process::Command::new("unshare").args(["--mount", "sh", "-c", script, "sh"]).args(words))
+        })
+        .into();
+    let _restored = std::fs::write(reserve, before.trim());
+    if !reserved || outcomes.iter().any(|outcome| outcome.code != Some(0)) {
+        return skip(&format!("no huge pages can be set aside, or no file system of them mounted: {outcomes:?}"));
+    }
+    for Outcome { err, .. } in outcomes {
+        let text = err.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains("mounted/file: huge pages of hugetlbfs are not watched"), "{text}");
+        assert!(!text.contains("MiB of the") && !text.contains("all is well"), "{text}");
+    }
+}
+
+/// A parent that watches its own memory by a userfaultfd when it forks.
+const OTHERS: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void)
+{
+	size_t bytes = 800 * 4096;
+	char *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register all = { .range = { (unsigned long)data, bytes }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	memset(data, 1, bytes);
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &all))
+		return 77;
+	if (fork() == 0) {
+		usleep(300000);
+		_exit(0);
+	}
+	wait(NULL);
+	return 0;
+}
+"#;
+
+#[test]
+fn memory_that_another_watches_is_not_called_new() {
+    let scratch = Scratch::new();
+    let program = scratch.compile("others", OTHERS, &[]).expect("it compiles");
+    let report = scratch.path("report");
+    let options = ["--mode", "count", "--json", "-o", report.to_str().expect("text")];
+    let outcome = run(&scratch, &mut cowbell(&options, [program]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let report: Value = serde_json::from_slice(&std::fs::read(&report).expect("the report")).expect("JSON");
+    let gaps = report["gaps"].to_string();
+    assert!(gaps.contains("another userfaultfd watches it"), "{gaps}");
+    assert_eq!(report["growth"]["lines"].as_array().map(Vec::len), Some(0), "{}", report["growth"]);
+}

@@ -53,11 +53,19 @@ fn the_exit_status_is_the_targets() {
 fn what_cannot_be_started_is_one_clear_line_and_its_code() {
     let scratch = Scratch::new();
     let plain = scratch.file("plain", "no program\n");
+    let script = scratch.file("script", "#!/nowhere/interpreter\n");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, executable).expect("its owner");
     for (target, code, why) in [
         ("/nowhere/program", 127, "/nowhere/program: not found"),
         ("no-such-program-anywhere", 127, "no-such-program-anywhere: not found"),
         (plain.to_str().expect("text"), 126, "cannot be executed: Permission denied"),
         ("/", 126, "/: cannot be executed"),
+        (
+            script.to_str().expect("text"),
+            126,
+            "cannot be executed: the interpreter or loader that it names is not there",
+        ),
     ] {
         let outcome = run(&scratch, &mut cowbell(&[], [target]));
         assert_eq!(outcome.code, Some(code), "{target}: {}", outcome.err);
@@ -221,6 +229,10 @@ fn children_beyond_the_limit_run_unwatched_and_that_is_said() {
     let capture = Capture::read(&capture);
     let beyond = |r: &&Record| matches!(r, Record::Gap(b) if b.what == GapKind::TooManyChildren);
     assert!(capture.records.iter().any(|r| beyond(&r)), "it is told");
+    // A parent is one process, however often it forks without being watched.
+    let outcome = sh(&["--mode", "count", "--max-children", "0"], "(true); (true); (true); exit 0");
+    let text = outcome.err.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("4 processes beyond --max-children ran unwatched: no more than 0 were to be"), "{text}");
 }
 
 #[test]

@@ -149,6 +149,101 @@ fn copies_of_an_attached_child_are_compared_with_what_its_parent_has() {
     assert!(copied > 500 && compared * 10 > copied * 9, "{compared} of {copied} copies were compared");
 }
 
+/// A program that says which thread of it goes on when its first one ends, or waits. With `traced` that has forked a child, which is
+/// traced by its parent.
+const THREADS: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int traced;
+static void *work(void *nothing)
+{
+	if (traced && fork() == 0) {
+		ptrace(PTRACE_TRACEME, 0, 0, 0);
+		kill(getpid(), SIGSTOP);
+		_exit(0);
+	}
+	fprintf(stderr, "up %d\n", (int)syscall(SYS_gettid));
+	sleep(60);
+	return nothing;
+}
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+	traced = !strcmp(argv[1], "traced");
+	pthread_create(&thread, NULL, work, NULL);
+	if (!strcmp(argv[1], "ends"))
+		pthread_exit(NULL);
+	pthread_join(thread, NULL);
+}
+"#;
+
+/// Starts it; the number of the thread that goes on.
+fn threads(scratch: &Scratch, how: &str) -> (Running, i32) {
+    let program = scratch.compile("threads", THREADS, &[]).expect("it compiles");
+    let running = Running::start(scratch, Command::new(program).arg(how).stdin(Stdio::null()));
+    let told = || running.err_so_far().trim().strip_prefix("up ").and_then(|tid| tid.parse().ok());
+    wait_until("up", || told().is_some());
+    let thread = told().expect("a number");
+    (running, thread)
+}
+
+#[test]
+fn who_attaches_to_a_thread_attaches_to_its_process() {
+    let scratch = Scratch::new();
+    let (running, thread) = threads(&scratch, "waits");
+    let options = ["attach", "--mode", "count", "--duration", "0.2"];
+    let outcome = run(&scratch, Command::new(tool()).args(options).arg(thread.to_string()));
+    let pid = running.pid();
+    crate::lab::signal_group(pid, "KILL");
+    running.finish();
+    let text = flat(&outcome.err);
+    assert_eq!(outcome.code, Some(0), "{text}");
+    assert!(text.starts_with("NOTHING TO SHARE: 1 process shared no private memory"), "{text}");
+    assert!(text.contains(&format!("{pid} threads")) && !text.contains(&thread.to_string()), "{text}");
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_not_said_to_have_ended() {
+    let scratch = Scratch::new();
+    let (running, _) = threads(&scratch, "ends");
+    let pid = running.pid();
+    wait_until("its end", || {
+        procfs::read(pid, "stat").is_ok_and(|stat| String::from_utf8_lossy(&stat).contains(") Z "))
+    });
+    let outcome = run(&scratch, Command::new(tool()).arg("attach").arg(pid.to_string()));
+    crate::lab::signal_group(pid, "KILL");
+    running.finish();
+    assert_eq!(outcome.code, Some(125), "{}", outcome.err);
+    let why = format!("the first thread of process {pid} (threads) has ended and others run on");
+    assert!(outcome.err.contains(&why), "{}", outcome.err);
+}
+
+#[test]
+fn a_process_of_a_tree_that_cannot_be_attached_to_is_named() {
+    let scratch = Scratch::new();
+    let (running, _) = threads(&scratch, "traced");
+    let pid = running.pid();
+    wait_until("a traced child", || {
+        procfs::children(pid)
+            .iter()
+            .any(|&child| procfs::status::Status::of(child).is_ok_and(|status| status.number("TracerPid") == Some(pid)))
+    });
+    let child = *procfs::children(pid).first().expect("a child");
+    let options = ["attach", "--mode", "count", "--duration", "0.2"];
+    let outcome = run(&scratch, Command::new(tool()).args(options).arg(pid.to_string()));
+    crate::lab::signal_group(pid, "KILL");
+    running.finish();
+    let text = flat(&outcome.err);
+    assert_eq!(outcome.code, Some(0), "{text}");
+    let why = format!("not everything could be watched: process {child} is traced already, by process {pid}");
+    assert!(text.contains(&why) && !text.contains("all is well"), "{text}");
+}
+
 #[test]
 fn a_refusal_by_a_seccomp_filter_is_named_as_one() {
     let scratch = Scratch::new();
@@ -194,6 +289,13 @@ fn a_program_of_another_user_is_traced_and_one_in_a_namespace_is_said_to_be_coun
     assert_eq!(modes(&traced), ["trace", "trace"], "{}", traced["gaps"]);
     let lines = traced["script"]["lines"].as_array().expect("lines");
     assert!(lines.iter().any(|line| line["line"] == 4), "{lines:#?}");
+
+    // Its real user counts, whatever the effective and the saved one are.
+    for ids in ["65534, 65534, 0", "0, 65534, 0", "65534, 1, 1"] {
+        let gives_up = format!("import os\nos.setresgid({ids})\nos.setresuid({ids})\n{script}");
+        let traced = read(&["/usr/bin/python3", "-c", &gives_up]);
+        assert_eq!(modes(&traced), ["trace", "trace"], "{ids}: {}", traced["gaps"]);
+    }
 
     let spaces = read(&[&["unshare", "--user", "--map-root-user", "--"][..], &python].concat());
     assert_eq!(modes(&spaces), ["count", "count"], "{}", spaces["gaps"]);
