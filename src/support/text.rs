@@ -7,7 +7,7 @@ use crate::watch::Watch;
 use std::fmt;
 
 /// The column at which lines are broken.
-const COLUMNS: usize = 100;
+const COLUMNS: usize = 80;
 /// The columns of the phrases.
 const WATCH_COLUMN: usize = 20;
 const FEATURE_COLUMN: usize = 44;
@@ -80,7 +80,8 @@ fn write_entry(f: &mut fmt::Formatter<'_>, column: usize, name: &str, verdict: &
         Verdict::Limited { .. } => "LIMITED",
         Verdict::Missing(_) => "MISSING",
     };
-    writeln!(f, "  {name:<name_width$}{word:<9}{phrase}", name_width = column - 11)
+    let before = format!("  {name:<name_width$}{word:<9}", name_width = column - 11);
+    write_behind(f, &before, column, "", phrase)
 }
 
 /// Why something does not fully work, and what helps.
@@ -98,14 +99,19 @@ fn write_reason(f: &mut fmt::Formatter<'_>, column: usize, verdict: &Verdict) ->
 
 /// Text behind a label, broken at blanks; a command is never broken, so that it can be copied.
 fn write_wrapped(f: &mut fmt::Formatter<'_>, column: usize, label: &str, text: &str) -> fmt::Result {
+    write_behind(f, "", column, label, text)
+}
+
+/// The same, with something before its first line.
+fn write_behind(f: &mut fmt::Formatter<'_>, before: &str, column: usize, label: &str, text: &str) -> fmt::Result {
     let width = COLUMNS - column - label.len();
-    let mut label = label;
+    let (mut before, mut label) = (before, label);
     let indent = label.len();
     let mut line = String::new();
     for word in text.split_whitespace() {
         if !line.is_empty() && line.len() + 1 + word.len() > width {
-            writeln!(f, "{:column$}{label:indent$}{line}", "")?;
-            label = "";
+            writeln!(f, "{before:column$}{label:indent$}{line}")?;
+            (before, label) = ("", "");
             line.clear();
         }
         if !line.is_empty() {
@@ -113,5 +119,5 @@ fn write_wrapped(f: &mut fmt::Formatter<'_>, column: usize, label: &str, text: &
         }
         line.push_str(word);
     }
-    writeln!(f, "{:column$}{label:indent$}{line}", "")
+    writeln!(f, "{before:column$}{label:indent$}{line}")
 }

@@ -64,6 +64,23 @@ fn watches() -> Vec<String> {
 }
 
 #[test]
+fn the_doctor_breaks_its_lines_but_for_commands() {
+    let said = text(&cowbell(&["doctor"]).stdout);
+    let is_command = |line: &&str| line.trim_start().starts_with("try ");
+    let long: Vec<&str> = said.lines().filter(|line| line.chars().count() > 80 && !is_command(line)).collect();
+    assert!(said.contains("Commands:") && long.is_empty(), "{long:#?}");
+}
+
+#[test]
+fn the_name_of_a_file_commands_no_terminal() {
+    let edges = Scratch::new("edges\u{1b}[31m\u{7}", "1 2\n2 1\n");
+    let output = cowbell(&["demo", "--edges", edges.path().to_str().expect("text"), "--workers", "1"]);
+    let out = text(&output.stdout);
+    assert!(output.status.success() && out.starts_with("graph: /"), "{out}");
+    assert!(!out.contains(['\u{1b}', '\u{7}']) && out.contains("edges?[31m?, 2 vertices, 2 edges"), "{out}");
+}
+
+#[test]
 fn a_command_is_not_said_to_work_wholly_where_what_it_rests_on_does_not() {
     let doctor: Value = serde_json::from_slice(&cowbell(&["doctor", "--json"]).stdout).expect("JSON");
     let faults = &doctor["features"]["page_faults"];

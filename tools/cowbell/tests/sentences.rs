@@ -17,6 +17,7 @@ const SAY: &[&str] = &[
     "src/analyse/check.rs",
     "src/analyse/diff.rs",
     "src/analyse/library.rs",
+    "src/analyse/live.rs",
     "src/analyse/roles.rs",
     "src/stacks/languages/recognised.rs",
     "src/trace",

@@ -85,7 +85,7 @@ fn cause(report: &Report) -> &'static str {
     if matches!(report.census, Census::Lost | Census::NotTaken) {
         "not known: the last census was lost"
     } else if copied == 0 {
-        "nothing was written: every page is still shared"
+        "nothing of the graph was written: all of it is still shared"
     } else if identical == copied {
         "every copy is the same as the original again: values went up and down, as reference counts do"
     } else if identical * 2 > copied {
@@ -128,7 +128,7 @@ pub fn print(outcome: &Outcome, json: bool) -> Result<(), Failure> {
 
 fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
     let Summary { input, vertices, edges, arena_bytes, pages, build_seconds, freeze_seconds } = &outcome.graph;
-    writeln!(out, "graph: {input}, {vertices} vertices, {edges} edges")?;
+    writeln!(out, "graph: {}, {vertices} vertices, {edges} edges", views::clean(input))?;
     writeln!(
         out,
         "arena: {}, {pages} pages; built in {build_seconds:.2} s, frozen in {:.1} ms",
@@ -151,13 +151,16 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
 fn told(worker: &WorkerOutcome) -> Vec<(Vec<String>, String)> {
     let Paths { reached, longest, .. } = worker.paths;
     let us = worker.spawn_us;
-    let mut told =
-        vec![("found", format!("{reached} shortest paths, the longest {longest} edges; forked in {us:.0} us"))];
-    told.extend(worker.failure.clone().map(|failure| ("FAILED", failure)));
+    // What one that failed had found it did not hand back.
+    let mut told = match &worker.failure {
+        None => vec![("found", format!("{reached} shortest paths, the longest {longest} edges; forked in {us:.0} us"))],
+        Some(failure) => vec![("FAILED", failure.clone())],
+    };
     told.push(("why", worker.cause.to_owned()));
     for (at, share) in worker.code.iter().take(3).enumerate() {
         let line = share.code.line.as_deref().unwrap_or("line unknown");
-        let wrote = format!("{} pages first written by {} at {line}", share.pages, share.code.function);
+        let pages = if share.pages == 1 { "page" } else { "pages" };
+        let wrote = format!("{} {pages} first written by {} at {line}", share.pages, share.code.function);
         told.push((if at == 0 { "code" } else { "" }, wrote));
     }
     told.into_iter().map(|(term, words)| (vec![format!("{term:<7}")], words)).collect()

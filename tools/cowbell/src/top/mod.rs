@@ -194,7 +194,7 @@ impl Top<'_> {
                 self.model.message = e.to_string();
                 self.tracer = None;
             }
-            Some(Ok(false)) => self.model.message = "what was traced has ended; w writes it, t forgets it".to_owned(),
+            Some(Ok(false)) => self.model.message = "the trace is over; w writes what it saw, t forgets it".to_owned(),
             Some(Ok(true)) | None => {}
         }
     }

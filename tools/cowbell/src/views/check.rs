@@ -1,7 +1,7 @@
 //! The outcomes of budgets: one line for people, annotations for GitHub, JUnit's XML, JSON.
 
 use super::json::Document;
-use super::lines::{clean, count, head};
+use super::lines::{clean, count, head, some};
 use crate::analyse::check::{Check, Judged, Outcome, Quantity, Subject};
 use crate::analyse::roles::Role;
 use cowbell::page::Bytes;
@@ -30,7 +30,9 @@ pub fn text(check: &Check, verbose: bool) -> String {
     let Some(told) = told else { return format!("{}: nothing was to be held against a budget\n", word(check.outcome)) };
     let more = match (check.outcome, worst.len() - 1) {
         (_, 0) => String::new(),
-        (Outcome::Kept, more) => format!("; {} more stay further below theirs", count(more as u64)),
+        (Outcome::Kept, more) => {
+            format!("; {} more {} theirs", count(more as u64), if more == 1 { "keeps" } else { "keep" })
+        }
         (Outcome::CannotTell, more) => format!("; the same holds for {} more", count(more as u64)),
         (Outcome::Broken, more) => format!("; so do {} more", count(more as u64)),
     };
@@ -55,7 +57,7 @@ fn subject(judged: &Judged) -> String {
     match &judged.subject {
         Subject::Process { pid, role } => format!("process {pid} ({})", role_name(role)),
         Subject::Role { processes, role } => format!("all {} of {}", count(*processes), role_name(role)),
-        Subject::All { processes } => format!("all {} processes together", count(*processes)),
+        Subject::All { processes } => format!("all {} together", some(*processes, "process", "processes")),
         Subject::Unwatched => "processes that ran unwatched".to_owned(),
         Subject::Nobody { command } => {
             format!("processes whose command contains {}", head(command, COMMAND_WIDTH).trim_end())
@@ -78,7 +80,7 @@ fn sentence(judged: &Judged) -> String {
     let what = match judged.quantity {
         Quantity::Copied => "copied",
         Quantity::ForNothing => "copied for nothing",
-        Quantity::New => "allocated",
+        Quantity::New => "ended with new memory of",
     };
     let (budget, least) = (Bytes(judged.budget_bytes), Bytes(judged.measured_bytes.least));
     let why = judged.why.as_ref().map_or(String::new(), |why| format!(": {}", clean(why)));

@@ -21,7 +21,7 @@ fn a_budget_is_kept_or_broken_by_process_by_role_and_in_all_with_one_line() {
             "2M",
             "process",
             0,
-            "KEPT: process 102 (child of python3 /srv/job.py) copied 2.0 MiB of at most 2.0 MiB; 2 more stay further below theirs\n",
+            "KEPT: process 102 (child of python3 /srv/job.py) copied 2.0 MiB of at most 2.0 MiB; 2 more keep theirs\n",
         ),
         (
             "1M",
@@ -39,7 +39,7 @@ fn a_budget_is_kept_or_broken_by_process_by_role_and_in_all_with_one_line() {
             "3M",
             "role",
             0,
-            "KEPT: all 2 of child of python3 /srv/job.py copied 3.0 MiB of at most 3.0 MiB; 1 more stay further below theirs\n",
+            "KEPT: all 2 of child of python3 /srv/job.py copied 3.0 MiB of at most 3.0 MiB; 1 more keeps theirs\n",
         ),
         ("2M", "role", 1, "BROKEN: all 2 of child of python3 /srv/job.py copied 3.0 MiB, and the budget is 2.0 MiB\n"),
         ("3.5M", "all", 0, "KEPT: all 3 processes together copied 3.5 MiB of at most 3.5 MiB\n"),
@@ -85,7 +85,10 @@ fn what_a_child_allocated_has_a_budget_and_is_unknown_where_it_was_not_added_up(
     let file = scratch.file("c", with_records(&children, &records));
     assert_eq!(check(&file, &["--max-new", "2M"]).0, Some(0));
     let (code, line) = check(&file, &["--max-new", "1M"]);
-    assert!(code == Some(1) && line.starts_with("BROKEN: process 102") && line.contains("allocated 2.0 MiB"), "{line}");
+    assert!(
+        code == Some(1) && line.starts_with("BROKEN: process 102") && line.contains("ended with new memory of 2.0 MiB"),
+        "{line}"
+    );
     let file = scratch.file("d", with_records(&children, &records[..2]));
     let (code, all) = check(&file, &["--max-new", "1M", "-v"]);
     assert_eq!(code, Some(3), "{all}");
