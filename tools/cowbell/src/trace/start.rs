@@ -163,7 +163,7 @@ impl Tracer {
     fn attach(&mut self, id: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
         let command = procfs::command(id).map_err(|_| (FAILED, format!("there is no process {id}")))?;
         // Who names a thread means its process.
-        let root = procfs::status::Status::of(id).ok().and_then(|status| status.number("Tgid")).unwrap_or(id);
+        let root = process_of(id);
         if let Some(why) = has_no_memory(root) {
             return Err((FAILED, why));
         }
@@ -329,10 +329,16 @@ fn has_ended(pid: i32) -> bool {
     is_over(procfs::living(pid))
 }
 
+/// The process that a thread belongs to.
+fn process_of(id: i32) -> i32 {
+    procfs::status::Status::of(id).ok().and_then(|status| status.number("Tgid")).unwrap_or(id)
+}
+
 fn cannot_trace(pid: i32, e: Errno) -> String {
     let status = procfs::status::Status::of(pid).unwrap_or_default();
     let tracer = status.number("TracerPid").unwrap_or(0);
     if tracer != 0 {
+        let tracer = process_of(tracer);
         return format!("process {pid} is traced already, by process {tracer} (strace, gdb, another cowbell?)");
     }
     match e {
