@@ -247,7 +247,8 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     }
     let is_found = |process: &Process| process.origin == Origin::Attached;
     let shares = cast.counted.iter().any(|interval| interval.held.shared > 0);
-    if !shares && summary.processes.iter().all(is_found) && copied == 0 {
+    // Of what nobody else had nothing was copied, though it was written and page frames do not tell.
+    if !shares && summary.processes.iter().all(is_found) && verdict.copied_bytes_min == 0 {
         return Kind::NothingForked;
     }
     let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;

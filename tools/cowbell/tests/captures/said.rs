@@ -317,3 +317,14 @@ fn names_of_wide_characters_make_no_line_wider() {
         assert!(width <= 80, "{width}: {line}");
     }
 }
+
+#[test]
+fn what_nobody_shared_was_not_copied_though_frames_do_not_tell() {
+    let mut alone = found(8, 100, 1, 500, 0);
+    alone[2]["end"]["pages"] = json!([[HEAP, 3, "copy_or_reuse"]]);
+    let header = with_records(&[], &[]).lines().next().unwrap_or_default().to_owned();
+    let finish = with_records(&[], &[]).lines().last().unwrap_or_default().to_owned();
+    let lines = std::iter::once(header).chain(alone.iter().map(Value::to_string)).chain([finish]);
+    let said = report(&lines.map(|line| line + "\n").collect::<String>());
+    assert!(said.starts_with("NOTHING TO SHARE: 1 process shared no private memory with others"), "{said}");
+}
