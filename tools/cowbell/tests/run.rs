@@ -57,6 +57,8 @@ mod robust;
 mod said;
 #[path = "run/told.rs"]
 mod told;
+#[path = "run/untold.rs"]
+mod untold;
 #[path = "run/verdict.rs"]
 mod verdict;
 #[path = "run/writing.rs"]

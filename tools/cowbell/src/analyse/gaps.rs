@@ -68,7 +68,7 @@ fn lost_pages(profile: &Profile, kinds: &mut Kinds) {
     let by_exec = |interval: &&Interval| interval.end.is_some_and(|(closed, _)| closed == Closed::Exec);
     for (executed, kind, how) in [
         (true, GapKind::Executed, "copied before that were gone before they could be counted"),
-        (false, GapKind::Other, "more were unmapped before they could be counted"),
+        (false, GapKind::Other, "more were unmapped before they could be counted, or written from outside"),
     ] {
         let lossy = profile.intervals.iter().filter(|interval| interval.unmapped_uncounted > 0);
         let lossy: Vec<_> = lossy.filter(|interval| by_exec(interval) == executed).collect();
