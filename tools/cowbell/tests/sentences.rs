@@ -35,6 +35,10 @@ const SAY: &[&str] = &[
     "src/input.rs",
     "src/manual.rs",
     "src/main.rs",
+    // The doctor says what the library found.
+    "../../src/support",
+    // The demo shows reports of the library.
+    "../../src/report/text.rs",
 ];
 
 fn root() -> PathBuf {
