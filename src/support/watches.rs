@@ -156,8 +156,9 @@ impl Support {
                        because only the user-mode-only userfaultfd is open to this user";
             losses.push((why.to_owned(), self.more_powerful_door()));
         }
+        // Where Yama lets only a parent trace, the keeper is let by its child.
         if watch == Watch::Monitor
-            && let Verdict::Missing(Missing { why, fix, .. }) | Verdict::Limited { why, fix } = &self.blocked_pc
+            && let Verdict::Missing(Missing { why, fix, .. }) = &self.blocked_pc
         {
             losses.push((format!("it cannot tell which code wrote: {why}"), fix.as_deref()));
         }
@@ -263,6 +264,13 @@ mod tests {
         }
         let said = without(&[PagemapScan]).asynchronous().require().expect_err("missing").to_string();
         assert!(said.contains("watch Async") && said.contains("PAGEMAP_SCAN") && said.contains("6.7"), "{said}");
+    }
+
+    #[test]
+    fn a_keeper_sees_where_its_child_waits_though_yama_keeps_others_out() {
+        let mut support = without(&[]);
+        support.blocked_pc = Verdict::Limited { why: "kernel.yama.ptrace_scope is 1".to_owned(), fix: None };
+        assert_eq!(support.monitor(), Verdict::Works);
     }
 
     #[test]
