@@ -26,6 +26,11 @@ impl Text {
         self.0
     }
 
+    /// The number of lines up to now.
+    pub fn lines(&self) -> usize {
+        self.0.lines().count()
+    }
+
     fn styled(&mut self, style: Style, line: &str) {
         // Writing to a string cannot fail.
         let _written = writeln!(self.0, "{style}{line}{style:#}");

@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 
 /// Text behind the words in the margin begins here.
 const INDENT: usize = 6;
+/// Verdict, cause, place and remedy are to be seen at a glance: in so many lines.
+const FIRST_LINES: usize = 10;
 /// Places are cut to this.
 const WHERE_MAX: usize = 44;
 
@@ -277,7 +279,9 @@ fn places(text: &mut Text, summary: &Summary) {
     let first = verdict.places.first().map_or(0.0, |place| place.share);
     // Beside one that is most of it, little ones only take room.
     let is_told = |place: &&Place| first < 0.5 || place.share >= 0.1;
-    for (nth, place) in verdict.places.iter().filter(is_told).enumerate() {
+    // A blank line, a heading and the first line of the remedy are to come yet.
+    let room = if verdict.helps.is_empty() { usize::MAX } else { FIRST_LINES.saturating_sub(text.lines() + 3).max(1) };
+    for (nth, place) in verdict.places.iter().filter(is_told).take(room).enumerate() {
         let margin = if nth == 0 { "Where" } else { "" };
         // Its own words where it has any: a function says where it is, a line what it does.
         let what = match place.called_by {

@@ -164,7 +164,8 @@ fn what_a_fork_server_did_not_preload_each_child_loads() {
     let scratch = Scratch::new();
     scratch.file(
         "heavy.py",
-        "import numpy\ndata = [str(n) * 3 for n in range(100_000)]\ndef size(n):\n    return len(data) + n\n",
+        "import numpy\ndata = [str(n) * 3 for n in range(100_000)]\ndef size(n):\n    return len(data) + n\n\
+         def loaded(all):\n    all.wait()\n",
     );
     let source = "\
 import multiprocessing
@@ -172,8 +173,10 @@ if __name__ == '__main__':
     import heavy
     context = multiprocessing.get_context('forkserver')
     PRELOAD
-    # Each process loads the module by itself, also where one of them does all the work.
-    with context.Pool(2, heavy.size, [0]) as pool:
+    # Both have loaded the module before the pool ends, also where one of them does all the work.
+    all = context.Barrier(3)
+    with context.Pool(2, heavy.loaded, [all]) as pool:
+        all.wait()
         print(pool.map(heavy.size, range(4)))
 ";
     let report = |preload: &str| {
