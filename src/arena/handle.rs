@@ -52,7 +52,7 @@ impl<T: 'static> Handle<T> {
             offset as u64
         };
         let (slot, generation) = (image.slot(), image.generation());
-        // What is reached in a process that adopted the arena was checked before.
+        // An object that a process reaches which adopted the arena was checked before it came there.
         let contained = contained || registry::image_at(slot, generation).is_some_and(|known| known.adopted);
         let place = offset | if contained { CONTAINED } else { 0 };
         Ok(Self { place, slot, generation, tag: tag::<T>(), object: PhantomData })

@@ -69,13 +69,13 @@ impl<R: DeserializeOwned> Run<R> {
         self.number
     }
 
-    /// Of a batch of one job: tells whether it has ended for good. Reads no result.
+    /// Tells whether a batch of one job has ended for good. The result is not read.
     pub(super) fn is_ready(&mut self) -> bool {
         let Some(number) = self.number else { return true };
         self.core.is_done(number) && (self.core.ended(number).done > 0 || self.advance())
     }
 
-    /// Of a batch of one job: takes the result out of shared memory as it is, if it is there. True if nothing else will come.
+    /// Takes the result of a batch of one job out of shared memory as it is, if it is there. True if nothing else will come.
     pub(super) fn park(&mut self) -> bool {
         self.follow(|run, item| item.append_to(&mut run.unread))
     }

@@ -171,7 +171,7 @@ fn a_handle_of_new_data_is_refused_by_workers_unless_what_it_leads_to_is_contain
     passed()
 }
 
-/// Nobody can unmap it then, so workers have it beside the next one.
+/// Tells whether writing is denied for good: the image cannot be unmapped then, so workers have it beside the next one.
 fn denied_for_good<T>(frozen: &Frozen<T>) -> bool {
     frozen.image().denied_for_good()
 }

@@ -293,7 +293,7 @@ fn inner() -> Pool<Bytes, u8, Buffer<u8>> {
     Pool::builder().workers(1).spawn(data().expect("frozen"), job).expect("one thread")
 }
 
-/// What a panic and a buffer of an inner pool's become.
+/// The words for a panic, and the length of a buffer, that come out of an inner pool.
 fn of_inner(pool: &Pool<Bytes, u8, Buffer<u8>>) -> (String, usize) {
     let failed = pool.submit(0).expect("open").wait().expect_err("it panics").to_string();
     (failed, pool.submit(7).expect("open").wait().expect("a result").iter().map(|&byte| usize::from(byte)).sum())

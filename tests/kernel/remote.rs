@@ -160,7 +160,7 @@ fn fresh() -> std::os::fd::OwnedFd {
     unsafe { rustix::mm::userfaultfd(flags) }.expect("userfaultfd")
 }
 
-/// So arming by a number that was given as another process' cannot stop this one.
+/// The library asks this of a number that is given to it as another process', so that arming by it cannot stop this one.
 fn unregistering_tells_whose_memory_a_userfaultfd_is_about() -> Verdict {
     let uffds = [fresh(), fresh()];
     let gate = child::Gate::new();

@@ -247,7 +247,7 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     }
     let is_found = |process: &Process| process.origin == Origin::Attached;
     let shares = cast.counted.iter().any(|interval| interval.held.shared > 0);
-    // Of what nobody else had nothing was copied, though it was written and page frames do not tell.
+    // Memory that nobody else had was not copied, though it was written and page frames do not tell.
     if !shares && summary.processes.iter().all(is_found) && verdict.copied_bytes_min == 0 {
         return Kind::NothingForked;
     }

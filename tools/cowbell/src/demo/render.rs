@@ -151,7 +151,7 @@ fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
 fn told(worker: &WorkerOutcome) -> Vec<(Vec<String>, String)> {
     let Paths { reached, longest, .. } = worker.paths;
     let us = worker.spawn_us;
-    // What one that failed had found it did not hand back.
+    // A worker that failed did not hand back its findings.
     let mut told = match &worker.failure {
         None => vec![("found", format!("{reached} shortest paths, the longest {longest} edges; forked in {us:.0} us"))],
         Some(failure) => vec![("FAILED", failure.clone())],

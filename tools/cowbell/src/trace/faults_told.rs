@@ -27,7 +27,7 @@ struct Count {
 /// The findings of a look at a process' faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// As many were told as the kernel counted.
+    /// The kernel counted as many as were told.
     Agree,
     /// The kernel counted so many more, or fewer: none.
     Differ(u64),
@@ -77,7 +77,7 @@ impl Tracer {
             return;
         }
         let is_watched = self.tree.processes.get(&pid).is_some_and(|process| process.watch.is_some());
-        let others = self.tree.processes.keys().filter(|&&other| other != pid);
+        let others = self.tree.processes.keys().filter(|&&other| other != pid && other > 0);
         let mut looked_at = vec![pid];
         let is_crowd = self.tree.processes.len() > OTHERS_MAX;
         if is_watched && !is_crowd {
@@ -89,8 +89,8 @@ impl Tracer {
         let Some(faults) = &mut self.faults else { return };
         let (mut differ, mut untold) = (is_watched && is_crowd, 0u64);
         for (pid, counted) in counted {
-            // One that is gone was looked at when it ended.
-            if let Look::Differ(more) = counted.map_or(Look::Agree, |counted| faults.counts.look(pid, counted)) {
+            // A count that cannot be read tells nothing: every page is looked at.
+            if let Look::Differ(more) = counted.map_or(Look::Differ(0), |counted| faults.counts.look(pid, counted)) {
                 (differ, untold) = (true, untold.saturating_add(more));
             }
         }

@@ -5,7 +5,8 @@
 //! page event, because there is nothing to protect; so where it grows is an estimate, by as many looks as it took.
 
 use super::sample::{self, Doing};
-use super::{MOMENTS, PAUSE, Tracer, user_fault};
+use super::user_fault::{self, News};
+use super::{MOMENTS, PAUSE, Tracer};
 use crate::record::{Grew, Looks, Record};
 use cowbell::sys::perf::Ring;
 use cowbell::sys::{self, procfs, ptrace};
@@ -139,14 +140,17 @@ impl Tracer {
     pub(super) fn ask_growth(&mut self) {
         let waiting = std::mem::take(&mut self.growth.waiting);
         for (tid, (grown, mut ring)) in waiting {
-            if !user_fault::has_come(&mut ring) {
+            let news = user_fault::news(&mut ring);
+            if news == News::None {
                 self.growth.waiting.insert(tid, (grown, ring));
                 continue;
             }
             let _closed = self.poller.remove(&ring);
-            match ptrace::interrupt(tid) {
-                Ok(()) => drop(self.growth.asked.insert(tid, grown)),
-                Err(_) => self.say_growth(grown, None),
+            // Nobody can be asked who has ended.
+            if news == News::Came && ptrace::interrupt(tid).is_ok() {
+                self.growth.asked.insert(tid, grown);
+            } else {
+                self.say_growth(grown, None);
             }
         }
     }

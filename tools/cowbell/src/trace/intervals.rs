@@ -260,7 +260,8 @@ impl Tracer {
         let started = sys::monotonic_ns();
         match closed {
             Closed::Exec => self.begin_to_compare(pid),
-            _ => self.compare_faults(pid),
+            _ if is_there => self.compare_faults(pid),
+            _ => self.take_faults(),
         }
         let mut watch = self.tree.processes.get_mut(&pid)?.watch.take()?;
         // Nobody waits for an answer any more, but moves may still be told.

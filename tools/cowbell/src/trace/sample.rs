@@ -135,7 +135,7 @@ impl Sampler {
             let at = ptrace::registers(tid).ok()?;
             native = watch.stack(Registers { ip: at.pc(), sp: at.sp(), bp: at.bp(), lr: at.link() });
         } else if ran_ns(watch.pid, tid) != before && self.script(watch, parent, tid).1 != frames {
-            // What was read of a thread that runs may be of two moments, unless it reads the same again.
+            // The frames of a thread that runs may be of two moments, unless they are the same when they are read again.
             return None;
         }
         let is_empty = frames.is_empty() && native.is_empty();

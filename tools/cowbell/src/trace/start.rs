@@ -162,7 +162,7 @@ impl Tracer {
 
     fn attach(&mut self, id: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
         let command = procfs::command(id).map_err(|_| (FAILED, format!("there is no process {id}")))?;
-        // Who names a thread means its process.
+        // A thread stands for its process.
         let root = process_of(id);
         if let Some(why) = has_no_memory(root) {
             return Err((FAILED, why));

@@ -16,8 +16,9 @@ const PATIENCE: Duration = Duration::from_micros(300);
 /// Waits for a moment until a thread takes a page fault of its own; true if it has just taken one. To wait without running lets it run
 /// that may be on the same processor.
 pub fn comes(tid: i32) -> bool {
-    // Who may not be told of them does not know when it comes.
-    next(tid).is_some_and(|next| pidfd::readable(next.as_fd(), Some(PATIENCE)) == Ok(true))
+    // A user who may not be told of faults does not know when one comes.
+    let Some(mut next) = next(tid) else { return false };
+    pidfd::readable(next.as_fd(), Some(PATIENCE)) == Ok(true) && news(&mut next) == News::Came
 }
 
 /// The next fault that a thread takes itself: this becomes readable then. `None` where that is not told.
@@ -35,11 +36,26 @@ pub fn next(tid: i32) -> Option<Ring> {
     Ring::new(event, cowbell::sys::page_size().bytes()).ok()
 }
 
-/// Tells whether it has come.
-pub fn has_come(next: &mut Ring) -> bool {
+/// The state of a fault that is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// The thread has taken it.
+    Came,
+    /// The thread takes it some time, maybe.
+    None,
+    /// The thread has ended, which is told for ever.
+    Ended,
+}
+
+/// The state of the fault that is waited for.
+pub fn news(next: &mut Ring) -> News {
     let mut has_come = false;
     next.drain(|record| has_come |= matches!(record, Record::Fault(_)));
-    has_come
+    if has_come {
+        return News::Came;
+    }
+    // With nothing left to read, readable means hung up.
+    if pidfd::readable(next.as_fd(), Some(Duration::ZERO)) == Ok(true) { News::Ended } else { News::None }
 }
 
 #[cfg(test)]
@@ -65,6 +81,30 @@ mod tests {
         over.store(true, Ordering::Relaxed);
         worker.join().expect("it ends");
         met
+    }
+
+    #[test]
+    fn a_thread_that_ended_without_a_fault_is_told_to_have() {
+        let (go, wait) = mpsc::channel::<()>();
+        let (say, hear) = mpsc::channel();
+        let sleeper = std::thread::spawn(move || {
+            say.send(cowbell::sys::process::tid()).expect("heard");
+            let _gone = wait.recv();
+        });
+        let tid = hear.recv().expect("its number");
+        let Some(mut ring) = next(tid) else { return eprintln!("skipped: perf events are refused here") };
+        // It may have had faults on its way to sleep.
+        while pidfd::readable(ring.as_fd(), Some(Duration::from_millis(20))) == Ok(true) {
+            assert_eq!(news(&mut ring), News::Came);
+        }
+        assert_eq!(news(&mut ring), News::None);
+        drop(go);
+        sleeper.join().expect("it ends");
+        // The last faults of a thread come before its end.
+        let ended = (0..100).any(|_| {
+            pidfd::readable(ring.as_fd(), Some(Duration::from_secs(5))) == Ok(true) && news(&mut ring) == News::Ended
+        });
+        assert!(ended);
     }
 
     #[test]
