@@ -14,15 +14,30 @@ pub enum Change {
     Maps,
 }
 
-/// The change that a thread makes which waits, from its [`open_syscall`](super::process::open_syscall). *Raw.*
-pub fn changing(syscall: impl AsFd) -> Option<Change> {
-    let mut buffer = [0; 256];
-    let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
-    parse_change(buffer.get(..got)?)
+/// What a thread does, as far as its address space is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It runs, or is ready to: where it is cannot be told, and it may be about to wait.
+    Runs,
+    /// It waits, to make this change.
+    Changes(Change),
+    /// It waits for something else, or is gone.
+    Other,
 }
 
-fn parse_change(text: &[u8]) -> Option<Change> {
-    let text = std::str::from_utf8(text).ok()?.trim_end();
+/// What a thread does, from its [`open_syscall`](super::process::open_syscall). *Raw.*
+pub fn doing(syscall: impl AsFd) -> Doing {
+    let mut buffer = [0; 256];
+    let got = rustix::io::pread(syscall, &mut buffer, 0).unwrap_or(0);
+    let text = std::str::from_utf8(buffer.get(..got).unwrap_or_default()).unwrap_or_default().trim_end();
+    match parse_change(text) {
+        Some(change) => Doing::Changes(change),
+        None if text == "running" => Doing::Runs,
+        None => Doing::Other,
+    }
+}
+
+fn parse_change(text: &str) -> Option<Change> {
     let mut fields = text.split(' ');
     let number = fields.next()?.parse::<i64>().ok()?;
     let mut argument = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
@@ -49,14 +64,13 @@ mod tests {
     #[test]
     fn advice_is_told_from_other_changes_and_from_other_calls() {
         let call = |number: i64, advice: i32| {
-            let text = format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff\n");
-            parse_change(text.as_bytes())
+            parse_change(&format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff"))
         };
         let range = Range { start: 0x10000, len: crate::sys::page_size().bytes() };
         assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Some(Change::Frees(range)));
         assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Some(Change::Drops(range)));
         assert_eq!(call(libc::SYS_munmap, 0), Some(Change::Maps));
         assert_eq!(call(libc::SYS_read, 0), None);
-        assert_eq!((parse_change(b"-1 0x7ffd10 0x55aa\n"), parse_change(b"running\n")), (None, None));
+        assert_eq!((parse_change("-1 0x7ffd10 0x55aa"), parse_change("running")), (None, None));
     }
 }

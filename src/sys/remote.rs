@@ -143,7 +143,15 @@ impl RemoteUffd {
         self.0.read(seen)
     }
 
-    /// The same of one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
+    /// See [`Uffd::read_one`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+        self.0.read_one(seen)
+    }
+
+    /// As [`Self::read`], of one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
     ///
     /// # Errors
     /// The errors are those of [`Uffd::read`].

@@ -172,8 +172,21 @@ impl Uffd {
     ///
     /// # Errors
     /// The errno of the read; EMFILE when a fork's descriptor cannot be made (the event is kept).
-    pub fn read(&self, mut seen: impl FnMut(Event)) -> Result<bool, Errno> {
-        let mut buffer = [MaybeUninit::<raw::uffd_msg>::uninit(); 16];
+    pub fn read(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+        self.read_up_to::<16>(seen)
+    }
+
+    /// The same of one event, which leaves the others to be read: one that comes while the first is read is not taken with it. *Raw*, if
+    /// `seen` is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+        self.read_up_to::<1>(seen)
+    }
+
+    fn read_up_to<const MESSAGES: usize>(&self, mut seen: impl FnMut(Event)) -> Result<bool, Errno> {
+        let mut buffer = [MaybeUninit::<raw::uffd_msg>::uninit(); MESSAGES];
         let len = size_of_val(&buffer);
         // SAFETY: MaybeUninit<u8> covers any bytes, and the slice is the whole buffer.
         let bytes = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<MaybeUninit<u8>>(), len) };

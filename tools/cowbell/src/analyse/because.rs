@@ -49,7 +49,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         let told = known.max_by_key(|share| share.copied_pages);
         let is_count = summary.run.mode == Mode::Count && cause == Cause::CountOrCollector;
         let text = told.map_or(cause.name().to_owned(), |told| match (told.why, told.reasons.first()) {
-            _ if is_count => "reference counts or the garbage collector: --mode trace tells which".to_owned(),
+            _ if is_count => "reference counts or the garbage collector: --mode faults tells which".to_owned(),
             (Some(why), _) => why.to_owned(),
             (None, Some(reason)) => format!("{}: {}", cause.name(), reason.text),
             (None, None) => cause.name().to_owned(),

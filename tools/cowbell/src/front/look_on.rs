@@ -6,6 +6,7 @@ use super::keep::Kept;
 use crate::analyse::live::Live;
 use crate::failure::Failure;
 use crate::record::{Mode, Who};
+use crate::trace::ability;
 use crate::trace::link::{Options, Order, Target};
 use cowbell::sys::signal;
 use std::io::Read;
@@ -23,14 +24,15 @@ const READS_MAX: usize = 256;
 pub struct LookOn(Session);
 
 impl LookOn {
-    /// Attaches. Whether that succeeds is told by the first [`Self::hear`].
+    /// Attaches, in the mode that tells each copy when it is made, unless another is asked for or that is not allowed. Whether it
+    /// succeeds is told by the first [`Self::hear`].
     ///
     /// # Errors
     /// The tracer cannot be started.
     pub fn attach(pid: i32, mode: Option<Mode>) -> Result<Self, Failure> {
         let options = Options {
             target: Target::Attach(pid),
-            mode,
+            mode: mode.or_else(|| ability::trace().is_ok().then_some(Mode::Trace)),
             who: Who::Both,
             stacks_every: STACKS_EVERY,
             children_max: CHILDREN_MAX,

@@ -9,9 +9,9 @@ use std::time::Duration;
 /// How to watch; the same for `run` and `attach`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Watching {
-    /// count: which pages, in which mappings. trace: also when, by which thread and which code; writes through
-    /// /proc/PID/mem fail with EIO meanwhile. faults: the same from page faults, stopping few writers; where that is
-    /// not allowed, count. Default: trace or, where that is not allowed, count.
+    /// count: which pages, in which mappings. faults: also when, by which thread and which code, from page faults,
+    /// stopping few writers; where that is not allowed, count. trace: the same, stopping each writer; writes through
+    /// /proc/PID/mem fail with EIO meanwhile. Default: faults where they tell all (as root), count elsewhere.
     #[arg(long, value_enum, env = "COWBELL_MODE")]
     pub mode: Option<Mode>,
     /// Whose copies to count: those of forked children, of the processes that forked them, or both.

@@ -35,7 +35,7 @@ pub struct Options {
     /// Look once in so many seconds; less often where a look takes long.
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     every: Duration,
-    /// How to trace, once t is pressed: as for attach.
+    /// How to watch, once t is pressed: as for attach, but trace by default where that is allowed, which tells copies at once.
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Where w writes what was traced; %p is this process' id, %t the time in seconds since 1970.

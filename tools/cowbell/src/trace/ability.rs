@@ -46,16 +46,7 @@ pub fn faults() -> Result<(), String> {
         Some(libc::ENOTTY) => format!("page tables cannot be scanned ({e}): it takes Linux 6.7"),
         _ => format!("page tables cannot be scanned ({e})"),
     })?;
-    let options = Options {
-        cpu: None,
-        follow: Follow::Tree,
-        kernel: false,
-        frames: false,
-        registers: false,
-        code: true,
-        wakeup_bytes: 0,
-    };
-    Event::open(0, options).map(drop).map_err(|e| match e {
+    open_faults(false).map_err(|e| match e {
         Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),
         Errno::ACCESS | Errno::PERM => {
             let paranoid = limits::sysctl("kernel/perf_event_paranoid");
@@ -64,6 +55,33 @@ pub fn faults() -> Result<(), String> {
         }
         e => refused("perf_event_open", e),
     })
+}
+
+/// Finds out whether page faults tell all: those that the kernel takes, what each found, and by their frames which pages were
+/// copied. Without that there are bounds of what was copied, and often wide ones.
+///
+/// # Errors
+/// Why not, and what would help.
+pub fn all_faults() -> Result<(), String> {
+    faults()?;
+    if open_faults(true).is_ok() && frames() {
+        return Ok(());
+    }
+    Err("root has lines at little cost; `--mode faults` tells them to this user with wider bounds".to_owned())
+}
+
+/// Opens an event of page faults; `kernel`: also of those that the kernel takes.
+fn open_faults(kernel: bool) -> Result<(), Errno> {
+    let options = Options {
+        cpu: None,
+        follow: Follow::Tree,
+        kernel,
+        frames: kernel,
+        registers: false,
+        code: true,
+        wakeup_bytes: 0,
+    };
+    Event::open(0, options).map(drop)
 }
 
 /// Finds out whether this process may use ptrace at all. It is asked of a process that cannot be, so that only a refusal of the

@@ -30,8 +30,9 @@ impl Collected {
 }
 
 impl Watch {
-    /// Reads the asynchronous userfaultfd, whose messages are moves and removals only, and returns who makes these changes. The
-    /// pages of a removal go when it has been read, so what was written there is noted first.
+    /// Reads one message of the asynchronous userfaultfd, which has only moves and removals, and returns who makes changes. The
+    /// pages of a removal go when it has been read, so what was written there is noted first. Its thread may tell its next one right
+    /// then, and nobody has looked at that yet: it is left for the next call.
     pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> Vec<Change> {
         if !self.told.moves.is_empty() {
             // Read while the process was armed: nobody looked who made them.
@@ -53,7 +54,7 @@ impl Watch {
             read = read.and(self.collect(now_ns));
         }
         if let (Ok(()), Some(uffd)) = (read, &self.doors.bits) {
-            let _none = uffd.read(|message| messages.push(message));
+            let _none = uffd.read_one(|message| messages.push(message));
         }
         changes
     }

@@ -254,18 +254,21 @@ impl Tracer {
 /// another.
 fn choose_mode(asked: Option<Mode>) -> Result<(Mode, String), String> {
     let count = || ability::count().map_err(|why| format!("{why}; `cowbell snapshot PID` works without"));
-    if asked == Some(Mode::Faults) {
-        return match ability::faults() {
-            Ok(()) => Ok((Mode::Faults, String::new())),
-            Err(why) => count().map(|()| (Mode::Count, why)),
-        };
-    }
-    count()?;
-    match (asked, ability::trace()) {
-        (Some(asked @ (Mode::Count | Mode::Faults)), _) => Ok((asked, String::new())),
-        (None | Some(Mode::Trace), Ok(())) => Ok((Mode::Trace, String::new())),
-        (None, Err(why)) => Ok((Mode::Count, why)),
-        (Some(Mode::Trace), Err(why)) => Err(format!("{why}; --mode count works without")),
+    let faults = match asked {
+        None => ability::all_faults(),
+        Some(Mode::Faults) => ability::faults(),
+        Some(Mode::Count) => return count().map(|()| (Mode::Count, String::new())),
+        Some(Mode::Trace) => {
+            count()?;
+            return match ability::trace() {
+                Ok(()) => Ok((Mode::Trace, String::new())),
+                Err(why) => Err(format!("{why}; --mode count works without")),
+            };
+        }
+    };
+    match faults {
+        Ok(()) => Ok((Mode::Faults, String::new())),
+        Err(why) => count().map(|()| (Mode::Count, why)),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
-use cowbell::sys::change::{self, Change};
+use cowbell::sys::change::{self, Change, Doing};
 use cowbell::sys::process::{self, Blocked};
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
@@ -72,7 +72,7 @@ impl Threads {
     }
 
     /// The changes of the address space that threads wait to tell, while a message about one can be read. Empty if none
-    /// was found: then another process makes the change, or the thread has not gone to sleep yet.
+    /// was found: then another process makes the change, or the thread did not come to sleep in time.
     pub fn changes(&mut self) -> Vec<Change> {
         let tids = procfs::threads(self.pid).unwrap_or_default();
         if tids.len() > ASKED_MAX {
@@ -85,9 +85,18 @@ impl Threads {
         }
         let started = cowbell::sys::monotonic_ns();
         loop {
-            let known = tids.iter().filter_map(|tid| self.syscalls.get(tid));
-            let changes: Vec<Change> = known.filter_map(change::changing).collect();
-            if !changes.is_empty() || cowbell::sys::monotonic_ns() - started > RESTLESS_NS_MAX {
+            let (mut changes, mut one_runs) = (Vec::new(), false);
+            for known in tids.iter().filter_map(|tid| self.syscalls.get(tid)) {
+                match change::doing(known) {
+                    Doing::Changes(change) => changes.push(change),
+                    Doing::Runs => one_runs = true,
+                    Doing::Other => {}
+                }
+            }
+            // The message is readable a moment before its thread sleeps, and on a busy machine the thread may lose its
+            // processor in that moment.
+            let limit = if one_runs { ASK_NS_MAX } else { RESTLESS_NS_MAX };
+            if !changes.is_empty() || cowbell::sys::monotonic_ns() - started > limit {
                 return changes;
             }
             process::yield_now();

@@ -252,7 +252,7 @@ fn why(text: &mut Text, summary: &Summary) {
     let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
     if verdict.ending_is_unknown && verdict.kind == Kind::Copied {
         let help = match (summary.run.mode, summary.run.stacks_every) {
-            (Mode::Count, _) => ": --mode trace tells",
+            (Mode::Count, _) => ": --mode faults tells",
             (_, 0) => ": --stacks 1/64 tells",
             _ => "",
         };
@@ -275,7 +275,13 @@ fn places(text: &mut Text, summary: &Summary) {
     }
     let longest = verdict.places.iter().map(|place| width(&where_is(place))).max().unwrap_or(0);
     let where_width = longest.min(WHERE_MAX);
-    let what_width = WIDTH - INDENT - 5 - 2 - where_width - 2;
+    // Shares that are estimates have their error beside them.
+    let told = |place: &Place| match verdict.places_error_points {
+        Some(points) => share(place.share).replace(" %", &format!(" ±{points:.0} %")),
+        None => share(place.share),
+    };
+    let share_width = verdict.places.iter().map(|place| width(&told(place))).max().unwrap_or(0).max(5);
+    let what_width = WIDTH - INDENT - share_width - 2 - where_width - 2;
     let first = verdict.places.first().map_or(0.0, |place| place.share);
     // Beside one that is most of it, little ones only take room.
     let is_told = |place: &&Place| first < 0.5 || place.share >= 0.1;
@@ -289,11 +295,7 @@ fn places(text: &mut Text, summary: &Summary) {
             None => place.source.as_deref().unwrap_or(&place.function),
         };
         let (at, what) = (tail(&where_is(place), where_width), head(what, what_width));
-        text.line(&format!("{margin:INDENT$}{:>5}  {at}  {what}", share(place.share)));
-    }
-    if let Some(points) = verdict.places_error_points {
-        let stacks = some(summary.script.samples, "sampled stack", "sampled stacks");
-        text.faint_sentence(INDENT + 1, &format!("± {points:.0} points: an estimate from {stacks}"));
+        text.line(&format!("{margin:INDENT$}{:>share_width$}  {at}  {what}", told(place)));
     }
 }
 

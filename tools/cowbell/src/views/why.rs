@@ -82,7 +82,7 @@ fn cause_sentences(cause: &CauseShare, summary: &Summary) -> Vec<String> {
     let named = named.fold(0u64, |sum, share| sum.saturating_add(share.copied_pages));
     let may_be_named = cause.cause == Cause::CountOrCollector || is_most(named);
     if is_open && summary.run.mode == Mode::Count {
-        sentences.push("--mode trace shows the code".to_owned());
+        sentences.push("--mode faults shows the code".to_owned());
     } else if let (true, Some(file)) = (may_be_named && is_most(cause.without_name_pages), &cause.nameless_file) {
         let package = symbols_package(file).map_or(String::new(), |package| format!(" (Debian: {package})"));
         sentences.push(format!("symbols of {} would tell{package}", clean(file)));

@@ -102,6 +102,24 @@ fn shared_pages_stay_when_they_are_given_back_lazily_and_writing_them_copies() {
 }
 
 #[test]
+fn what_is_given_back_is_known_as_such_though_its_thread_loses_the_processor_before_it_waits() {
+    let changes = Changes::new();
+    let report = changes.scratch.path("report");
+    let options = ["--mode", "count", "--json", "--force", "-o", report.to_str().expect("text")];
+    let program = changes.program.to_str().expect("text");
+    // All of them share the first processor that is allowed.
+    let script = r#"cpu=$(taskset -cp $$ | sed 's/.*: \([0-9]*\).*/\1/') && exec taskset -c "$cpu" "$@""#;
+    let watched = cowbell(&options, [program, "pressed", "400"]);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(watched.get_program()).args(watched.get_args());
+    let outcome = run(&changes.scratch, &mut command);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let report = serde_json::from_str(&std::fs::read_to_string(&report).expect("the report")).expect("JSON");
+    let (copied, touched) = in_anonymous_memory(&report);
+    assert!(copied <= 10 && (200..=210).contains(&touched), "{copied} copied, {touched} touched");
+}
+
+#[test]
 fn arming_costs_in_proportion_to_the_mappings() {
     let changes = Changes::new();
     let arming = |mappings: u64| {

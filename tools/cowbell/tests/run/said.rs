@@ -223,7 +223,7 @@ os.wait()
     let (report, text) = python("reads.py", &["--mode", "count"], source);
     let (cause, share, _) = most(&report);
     assert!(cause == "count_or_collector" && share > 0.9, "{cause} {share}: {text}");
-    assert!(text.contains("--mode trace shows the code"), "{text}");
+    assert!(text.contains("--mode faults shows the code"), "{text}");
     // What helps against one of the two helps against nothing if it was the other.
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let (counts, collector) =

@@ -4,11 +4,12 @@
 //
 // unmap: the child writes all, unmaps it piece by piece. exec: it writes all, and executes /bin/true. move: it writes
 // half, moves all, writes the rest, and unmaps it. free: it gives all back by MADV_FREE (which does nothing to pages that
-// others share) and writes half. drop: the same by MADV_DONTNEED. mem: it writes all through /proc/self/mem. map: PAGES mappings of one page each, of which it
-// writes every tenth.
+// others share) and writes half. drop: the same by MADV_DONTNEED. pressed: the same page by page, beside a process that never rests.
+// mem: it writes all through /proc/self/mem. map: PAGES mappings of one page each, of which it writes every tenth.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +57,11 @@ static void child(const char *how, char *memory, size_t count) {
     } else if (strcmp(how, "free") == 0 || strcmp(how, "drop") == 0) {
         madvise(memory, count * page, strcmp(how, "free") == 0 ? MADV_FREE : MADV_DONTNEED);
         write_all(memory, 0, count / 2, 2);
+    } else if (strcmp(how, "pressed") == 0) {
+        for (size_t at = 0; at < count; at++) {
+            madvise(memory + at * page, page, MADV_DONTNEED);
+        }
+        write_all(memory, 0, count / 2, 2);
     } else if (strcmp(how, "mem") == 0) {
         int self = open("/proc/self/mem", O_RDWR);
         for (size_t at = 0; at < count; at++) {
@@ -86,11 +92,17 @@ int main(int count, char **arguments) {
             return 2;
         }
     }
+    pid_t restless = strcmp(arguments[1], "pressed") == 0 ? fork() : -1;
+    while (restless == 0) {
+    }
     pid_t pid = fork();
     if (pid == 0) {
         child(arguments[1], memory, number);
     }
     int status = 1;
     waitpid(pid, &status, 0);
+    if (restless > 0) {
+        kill(restless, SIGKILL);
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
