@@ -4,6 +4,7 @@
 //! among themselves, and where what could not be seen would not close the gap. With one run on a side noise is not known,
 //! and a difference is only called one.
 
+mod gone;
 mod judge;
 mod pairs;
 
@@ -16,9 +17,6 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use judge::{Change, Side, Verdict};
-
-/// A line that has less than this share of its side's copies is not told to be gone or new.
-const LINE_SHARE_MIN: f64 = 0.05;
 
 /// The document of `diff --json`.
 #[derive(Clone, Debug, Serialize)]
@@ -77,8 +75,11 @@ pub struct LineChange {
     pub line: i32,
     pub function: String,
     pub source: Option<String>,
-    /// No sampled copy of the side after has it, and it had a part of those before.
+    /// No sampled copy of the side after has it, and it had a part of those before; nor is a line of its file or function new
+    /// that has half as much.
     pub gone: bool,
+    /// The new line that it may have become, as `FILE:LINE`, where no sampled copy of the side after has it.
+    pub perhaps_now: Option<String>,
     pub change: Change,
 }
 
@@ -141,14 +142,16 @@ impl Pair<'_> {
         let mut keys: Vec<K> = before.iter().chain(&after).flat_map(|table| table.keys().cloned()).collect();
         keys.sort();
         keys.dedup();
-        let side = |tables: &[BTreeMap<K, u64>], key: &K| {
+        let wholes = |side: &[Summary]| side.iter().map(all_processes).collect::<Vec<_>>();
+        let (wholes_before, wholes_after) = (wholes(self.before), wholes(self.after));
+        let side = |wholes: &[judge::Sample], tables: &[BTreeMap<K, u64>], key: &K| {
             let bytes =
                 |table: &BTreeMap<K, u64>| table.get(key).map_or(0, |pages| pages.saturating_mul(self.page_size));
-            // Parts of what was seen: their bounds are those of the whole, which the whole's change tells.
-            Side::new(tables.iter().map(|table| judge::Sample::certain(bytes(table))).collect())
+            Side::new(wholes.iter().zip(tables).map(|(whole, table)| whole.part(bytes(table))).collect())
         };
         let change = |key: K| {
-            let change = Change::new(side(&before, &key), side(&after, &key), self.page_size);
+            let (before, after) = (side(&wholes_before, &before, &key), side(&wholes_after, &after, &key));
+            let change = Change::new(before, after, self.page_size);
             (key, change)
         };
         let mut changes: Vec<(K, Change)> = keys.into_iter().map(change).collect();
@@ -183,21 +186,21 @@ impl Pair<'_> {
         };
         let known = self.before.iter().chain(self.after).flat_map(|summary| &summary.script.lines);
         let known: BTreeMap<LineKey, &ScriptLine> = known.map(|line| (LineKey::of(line, &both), line)).collect();
-        let total_before = self.total().before.median_bytes;
         let change = |(key, change): (LineKey, Change)| {
             let line = known.get(&key)?;
-            let share = change.before.median_bytes as f64 / total_before.max(1) as f64;
-            let gone = share >= LINE_SHARE_MIN && change.after.runs_bytes.iter().all(|bytes| *bytes == 0);
             Some(LineChange {
                 file: line.file.clone(),
                 line: line.line,
                 function: line.function.clone(),
                 source: line.source.clone(),
-                gone,
+                gone: false,
+                perhaps_now: None,
                 change,
             })
         };
-        self.keyed(of).into_iter().filter_map(change).collect()
+        let mut lines: Vec<LineChange> = self.keyed(of).into_iter().filter_map(change).collect();
+        gone::tell(&mut lines, self);
+        lines
     }
 
     fn functions(&self) -> Vec<FunctionChange> {
@@ -250,7 +253,7 @@ fn all_processes(summary: &Summary) -> judge::Sample {
         bounds += process.figures.copied;
         bytes = bytes.saturating_add(process.copied_bytes);
     }
-    if roles::unwatched(summary).is_some() {
+    if !roles::is_all_watched(summary) {
         bounds.most = None;
     }
     judge::Sample { bytes, bounds }
@@ -261,7 +264,8 @@ fn notes(before: &[Summary], after: &[Summary]) -> Vec<String> {
     let mut notes = Vec::new();
     let all = || before.iter().chain(after);
     let differ = |of: &dyn Fn(&Summary) -> String| {
-        let mut values: Vec<String> = all().map(of).collect();
+        // A report of the library does not say its kernel.
+        let mut values: Vec<String> = all().map(of).filter(|value| !value.is_empty()).collect();
         values.sort();
         values.dedup();
         values.len() > 1
@@ -277,11 +281,9 @@ fn notes(before: &[Summary], after: &[Summary]) -> Vec<String> {
     if differ(&|summary| summary.run.kernel.clone()) {
         notes.push("the runs were made on different kernels".to_owned());
     }
-    let open = all().filter(|summary| roles::unwatched(summary).is_some()).count();
+    let open = all().filter(|summary| all_processes(summary).bounds.most.is_none()).count();
     if open > 0 {
-        notes.push(format!(
-            "{open} of the runs have no upper bound: processes ran unwatched, or the capture was cut off"
-        ));
+        notes.push(format!("{open} of the runs have no upper bound: not all was watched, or not to its end"));
     }
     notes
 }

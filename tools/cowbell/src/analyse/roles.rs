@@ -1,6 +1,6 @@
 //! The figures of each process, with the bounds of what is known, and the role that it plays in the tree.
 
-use super::summary::{Interval, Process, Summary};
+use super::summary::{Gap, Interval, Process, Summary};
 use crate::record::{Closed, GapKind, Origin};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -108,6 +108,26 @@ pub fn unwatched(summary: &Summary) -> Option<String> {
         (None, Some(_)) => Some("processes beyond --max-children ran unwatched".to_owned()),
         (None, None) => None,
     }
+}
+
+/// Tells whether all that processes copied has an upper bound: nobody ran unwatched, and all memory was watched.
+pub fn is_all_watched(summary: &Summary) -> bool {
+    unwatched(summary).is_none() && matches!(Unbounded::of(summary), Unbounded::These(pids) if pids.is_empty())
+}
+
+/// Tells whether processes of this role may have run without being watched at all.
+pub fn may_be_unwatched(summary: &Summary, role: &Role) -> bool {
+    let unbounded = Unbounded::of(summary);
+    let plays = || roles(&summary.processes).into_iter().zip(&summary.processes).filter(|(played, _)| played == role);
+    unwatched(summary).is_some()
+        || matches!(unbounded, Unbounded::All)
+        || plays().any(|(_, process)| unbounded.has(process.pid))
+}
+
+/// The number of processes that ran unwatched and may have played any role; `None` where not even that is known.
+pub fn beyond(summary: &Summary) -> Option<u64> {
+    let beyond = |gap: &&Gap| gap.what == GapKind::TooManyChildren;
+    summary.cut.is_none().then(|| summary.gaps.iter().filter(beyond).map(|gap| gap.times).sum())
 }
 
 fn in_interval(interval: &Interval, page_size: u64, unbounded: bool) -> Figures {

@@ -6,7 +6,7 @@ use super::json::Document;
 use super::lines::{List, Row, Text, clean, head, percent, some};
 use super::table::{Keep, figures, names, words};
 use super::tables;
-use crate::analyse::diff::{Change, Diff, LineChange, MappingChange, RoleChange, Verdict};
+use crate::analyse::diff::{Change, Diff, LineChange, MappingChange, RoleChange, Side, Verdict};
 use crate::analyse::summary::{ByClass, Mapping};
 use cowbell::page::Bytes;
 
@@ -30,7 +30,7 @@ pub fn text(diff: &Diff, look: &Look) -> String {
     }
     if !look.quiet {
         let each = |role: &RoleChange| (role_words(role), role.change.clone());
-        table(&mut text, "Copied by each process, by its role", &diff.roles, each, look);
+        table(&mut text, "Copied by each process on average, by its role", &diff.roles, each, look);
         table(
             &mut text,
             "Copied by all, by likely cause",
@@ -56,37 +56,68 @@ pub fn verdict(diff: &Diff) -> Vec<String> {
     let mut sentences: Vec<String> = diff.roles.iter().filter(is_told).take(TOLD_MAX).map(role_sentence).collect();
     if sentences.is_empty() {
         sentences.push(match diff.total.verdict {
-            Verdict::Same => format!(
-                "NO CHANGE: all together copied {} before and {} after",
-                Bytes(diff.total.before.median_bytes),
-                Bytes(diff.total.after.median_bytes)
-            ),
+            Verdict::Same => {
+                let (counted, doubt) = match is_in_doubt(diff) {
+                    true => (" as counted", "; what could not be seen may differ"),
+                    false => ("", ""),
+                };
+                format!(
+                    "NO CHANGE{counted}: all together copied {} before and {} after{doubt}",
+                    Bytes(diff.total.before.median_bytes),
+                    Bytes(diff.total.after.median_bytes)
+                )
+            }
             // As many more processes as it takes.
-            verdict => format!("{}: all together copied {}", word(verdict), difference(&diff.total)),
+            verdict => {
+                format!("{}: all together copied {}{}", word(verdict), difference(&diff.total), doubt(verdict))
+            }
         });
     }
-    let gone = diff.lines.iter().filter(|line| line.gone).take(TOLD_MAX);
+    let gone = diff.lines.iter().filter(|line| line.gone || line.perhaps_now.is_some()).take(TOLD_MAX);
     sentences.extend(gone.map(|line| {
         let source = line.source.as_deref().map_or(String::new(), |source| format!(": {}", clean(source)));
-        format!(
-            "GONE: line {} of {} copies nothing that was sampled any more{source}",
-            line.line,
-            base(&clean(&line.file))
-        )
+        let file = base(&clean(&line.file));
+        match &line.perhaps_now {
+            None => format!("GONE: line {} of {file} copies nothing that was sampled any more{source}", line.line),
+            Some(now) => format!(
+                "PERHAPS GONE: line {} of {file} copies nothing that was sampled any more, and may be {now} \
+                 now{source}",
+                line.line
+            ),
+        }
     }));
     sentences
 }
 
+/// Tells whether there may be a change where none was counted.
+fn is_in_doubt(diff: &Diff) -> bool {
+    diff.total.is_in_doubt || diff.roles.iter().any(|role| role.change.is_in_doubt)
+}
+
 fn role_sentence(role: &RoleChange) -> String {
-    let who = match role.processes_before.max(role.processes_after) {
-        0 | 1 => role_name(&role.role),
-        _ => format!("each {}", role_name(&role.role)),
+    let name = role_name(&role.role);
+    let is_one = role.processes_before.max(role.processes_after) <= 1;
+    let who = if is_one { name } else { format!("on average each {name}") };
+    let (change, verdict) = (&role.change, role.change.verdict);
+    // Where a role was not played its figure is no process'.
+    let copied = match (role.processes_before, role.processes_after) {
+        (_, 0) => format!("{} before; {} after", Bytes(change.before.median_bytes), nobody(&change.after)),
+        (0, _) => format!("{} after; {} before", Bytes(change.after.median_bytes), nobody(&change.before)),
+        _ => difference(change),
     };
-    let doubt = match role.change.verdict {
+    format!("{}: {who} copied {copied}{}", word(verdict), doubt(verdict))
+}
+
+/// What is said of a side whose run in the middle has no process of a role.
+fn nobody(side: &Side) -> &'static str {
+    if side.runs_bytes.len() == 1 { "none was watched" } else { "none was watched in most runs" }
+}
+
+fn doubt(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::BoundsOverlap => ", but what could not be seen may make up for it",
         _ => "",
-    };
-    format!("{}: {who} copied {}{doubt}", word(role.change.verdict), difference(&role.change))
+    }
 }
 
 fn word(verdict: Verdict) -> &'static str {

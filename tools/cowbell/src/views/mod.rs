@@ -15,7 +15,7 @@ mod why;
 mod width;
 
 pub use json::{Document, json};
-pub use lines::{WIDTH, clean};
+pub use lines::{WIDTH, clean, some};
 pub use text::text;
 
 /// The amount of detail in the text.

@@ -1,7 +1,7 @@
 //! `cowbell diff`: the right sentence, and noise told from change.
 
-use crate::kit::{Child, PAGE, Scratch, capture, child, library_report, ran, shown, tool};
-use serde_json::Value;
+use crate::kit::{Child, PAGE, Scratch, capture, child, library_report, ran, shown, tool, with_records};
+use serde_json::{Value, json};
 
 fn document(arguments: &[&str]) -> Value {
     serde_json::from_str(&shown(&[&["diff", "--json"], arguments].concat())).expect("JSON")
@@ -16,8 +16,8 @@ fn one_run_on_each_side_differs_and_noise_is_unknown() {
     let after = scratch.file("after", capture(&workers(1024).map(other)));
     let text = shown(&["diff", &before, &after]);
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "DIFFERENT: each child of python3 /srv/job.py copied 96.0 MiB less: 100.0 MiB");
-    assert_eq!(lines[1], "before, 4.0 MiB after");
+    assert_eq!(lines[0], "DIFFERENT: on average each child of python3 /srv/job.py copied 96.0 MiB less:");
+    assert_eq!(lines[1], "100.0 MiB before, 4.0 MiB after");
     assert_eq!(lines[2], "GONE: line 14 of job.py copies nothing that was sampled any more: for x in data:");
     assert!(text.contains("noise is unknown"), "{text}");
     assert!(text.contains("-96.0 %"), "{text}");
@@ -47,6 +47,102 @@ fn a_line_is_known_again_where_it_moved_and_where_its_file_was_renamed() {
             (&40.into(), &(-900 * PAGE as i64).into())
         );
     }
+}
+
+#[test]
+fn a_line_is_not_gone_where_it_may_be_another_now_or_could_not_be_seen() {
+    let scratch = Scratch::new();
+    let before = scratch.file("before", capture(&[child(101, 1000)]));
+    // An edit that changed the line, and the file's name, too.
+    for script in ["/srv/job.py", "/srv/faster.py"] {
+        let edited =
+            Child { line: 15, source: "for item in data:".to_owned(), script: script.to_owned(), ..child(101, 900) };
+        let after = scratch.file("after", capture(&[edited]));
+        let text = shown(&["diff", &before, &after]);
+        assert!(
+            !text.contains("\nGONE") && text.contains("\nPERHAPS GONE: line 14 of job.py copies nothing"),
+            "{text}"
+        );
+        assert!(text.contains(&format!("may be {}:15", script.trim_start_matches("/srv/"))), "{text}");
+        let json = document(&[&before, &after]);
+        let lines = json["lines"].as_array().expect("lines");
+        assert!(lines.iter().all(|line| line["gone"] == false), "{json}");
+        assert!(lines.iter().any(|line| line["perhaps_now"].is_string()), "{json}");
+    }
+    // No stack of the run after has a line of a script, as where its interpreter is not known.
+    let blind = capture(&[child(101, 900)])
+        .lines()
+        .filter(|line| !line.starts_with("{\"stack\""))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let text = shown(&["diff", &before, &scratch.file("blind", blind + "\n")]);
+    assert!(!text.contains("GONE"), "{text}");
+    let little = scratch.file("little", capture(&[Child { traced: true, ..child(101, 0) }]));
+    let text = shown(&["diff", &before, &little]);
+    assert!(text.contains("\nGONE: line 14"), "nothing was copied that could have been sampled: {text}");
+}
+
+#[test]
+fn what_ran_unwatched_may_be_of_a_role_that_a_run_lacks_or_has() {
+    let scratch = Scratch::new();
+    let beyond = json!({"gap": {"time_ns": 5, "pid": 100, "what": "too_many_children", "detail": "no more"}});
+    let both = capture(&[child(101, 1000), Child { parent: 101, ..child(102, 1000) }]);
+    let before = scratch.file("before", &both);
+    for (name, more, word) in [("whole", vec![], "LESS"), ("beyond", vec![beyond.clone()], "CANNOT TELL")] {
+        let after = scratch.file(name, with_records(&[child(101, 1000)], &more));
+        let text = shown(&["diff", &before, &before, "--", &after, &after]);
+        let said = format!("{word}: 2 forks below python3 /srv/job.py copied 3.9 MiB before; none was");
+        assert!(text.starts_with(&said), "{name}: {text}");
+    }
+    // A capture that was cut off.
+    let cut: String = capture(&[child(101, 1000)])
+        .lines()
+        .filter(|line| !line.contains("\"finish\""))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let cut = scratch.file("cut", cut);
+    let text = shown(&["diff", &before, &before, "--", &cut, &cut]);
+    assert!(text.starts_with("CANNOT TELL: 2 forks below"), "{text}");
+    // Of a role that was played others may have copied less, or more.
+    let after = scratch.file("more", with_records(&[child(101, 2000)], &[beyond.clone(), beyond]));
+    let text = shown(&["diff", &before, &before, "--", &after, &after]);
+    assert!(text.contains("CANNOT TELL: child of python3 /srv/job.py copied 3.9 MiB more"), "{text}");
+}
+
+#[test]
+fn where_bounds_are_open_nothing_is_told_of_parts_and_no_change_is_one_as_counted() {
+    let scratch = Scratch::new();
+    let before = scratch.file("b", capture(&[child(101, 1000)]));
+    // A tenth of it in doubt.
+    let doubtful = scratch.file("d", capture(&[Child { uncounted: 100, ..child(101, 1000) }]));
+    let text = shown(&["diff", &before, &before, "--", &doubtful, &doubtful]);
+    assert!(text.starts_with("NO CHANGE as counted: all together copied 3.9 MiB before and"), "{text}");
+    assert!(text.contains("; what could not be seen may\n") || text.contains("could not be seen may differ"), "{text}");
+    let text = shown(&["diff", &before, &before, "--", &before, &before]);
+    assert!(text.starts_with("NO CHANGE: all together"), "{text}");
+    // One run of a side tells as little.
+    let doubtful = scratch.file("e", capture(&[Child { uncounted: 2000, ..child(101, 100) }]));
+    let text = shown(&["diff", &before, &doubtful]);
+    assert!(text.starts_with("CANNOT TELL: child of"), "{text}");
+    let json = document(&[&before, &before, "--", &doubtful, &doubtful]);
+    for part in ["causes", "mappings", "lines", "functions"] {
+        let verdicts: Vec<_> =
+            json[part].as_array().expect("a table").iter().map(|row| &row["change"]["verdict"]).collect();
+        assert!(
+            !verdicts.is_empty() && verdicts.iter().all(|verdict| **verdict == "bounds_overlap"),
+            "{part}: {verdicts:?}"
+        );
+    }
+}
+
+#[test]
+fn a_report_of_the_library_tells_no_kernel() {
+    let scratch = Scratch::new();
+    let report = scratch.file("l", library_report(101, 1000, "last"));
+    let counted = scratch.file("c", capture(&[Child { traced: false, ..child(101, 100) }]));
+    let other = scratch.file("o", capture(&[Child { traced: false, ..child(101, 100) }]).replace("6.18", "6.12"));
+    assert!(!shown(&["diff", &report, &counted]).contains("different kernels"));
+    assert!(shown(&["diff", &other, &counted]).contains("different kernels"));
 }
 
 #[test]

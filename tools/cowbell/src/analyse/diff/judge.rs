@@ -18,9 +18,16 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// One that is not in doubt by itself.
-    pub fn certain(bytes: u64) -> Self {
-        Self { bytes, bounds: Bounds { least: bytes, most: Some(bytes) } }
+    /// A part of this figure: all that is in doubt about the whole may be about this part.
+    pub fn part(self, bytes: u64) -> Self {
+        let least = bytes.saturating_sub(self.bytes.saturating_sub(self.bounds.least));
+        let most = self.bounds.most.map(|most| bytes.saturating_add(most.saturating_sub(self.bytes)));
+        Self { bytes, bounds: Bounds { least, most } }
+    }
+
+    /// By how much it may be wrong; `None` where there is no bound.
+    fn doubt(self) -> Option<u64> {
+        Some(self.bounds.most?.saturating_sub(self.bounds.least))
     }
 }
 
@@ -33,6 +40,9 @@ pub struct Side {
     pub median_bytes: u64,
     /// From the least that is certain of any run to the most that is possible of any.
     pub bounds_bytes: Bounds,
+    /// By how much the figure of a run may be wrong at most; `None` where there is no bound.
+    #[serde(skip)]
+    doubt_bytes: Option<u64>,
 }
 
 impl Side {
@@ -42,7 +52,8 @@ impl Side {
         let least = samples.iter().map(|sample| sample.bounds.least).min().unwrap_or_default();
         let most =
             samples.iter().map(|sample| sample.bounds.most).try_fold(0, |most, one| one.map(|one| most.max(one)));
-        Self { median_bytes: median(&runs_bytes), runs_bytes, bounds_bytes: Bounds { least, most } }
+        let doubt_bytes = samples.iter().map(|one| one.doubt()).try_fold(0, |most, one| one.map(|one| most.max(one)));
+        Self { median_bytes: median(&runs_bytes), runs_bytes, bounds_bytes: Bounds { least, most }, doubt_bytes }
     }
 
     fn ends(&self) -> (u64, u64) {
@@ -59,7 +70,7 @@ pub enum Verdict {
     Same,
     Less,
     More,
-    /// The figure is less or more, and how far runs of one side differ is not known.
+    /// The figure is less or more for certain, and how far runs of one side differ is not known.
     NoiseUnknown,
     /// The figure is less or more by what was counted, and what could not be seen may make up for it.
     BoundsOverlap,
@@ -73,6 +84,9 @@ pub struct Change {
     /// The difference of the medians: less than nothing where there is less after.
     pub difference_bytes: i64,
     pub verdict: Verdict,
+    /// True if what could not be seen is enough for a difference where none was counted.
+    #[serde(skip)]
+    pub is_in_doubt: bool,
 }
 
 impl Change {
@@ -80,19 +94,31 @@ impl Change {
     pub fn new(before: Side, after: Side, page_size: u64) -> Self {
         let difference_bytes = after.median_bytes as i64 - before.median_bytes as i64;
         let verdict = verdict(&before, &after, difference_bytes, page_size);
-        Self { before, after, difference_bytes, verdict }
+        let larger = before.median_bytes.max(after.median_bytes);
+        let is_in_doubt = [&before, &after]
+            .iter()
+            .any(|side| side.doubt_bytes.is_none_or(|doubt| !is_small(doubt, larger, page_size)));
+        Self { before, after, difference_bytes, verdict, is_in_doubt }
     }
+}
+
+/// Tells whether a difference is none worth the name.
+fn is_small(bytes: u64, larger: u64, page_size: u64) -> bool {
+    bytes <= PAGES_MIN * page_size || (bytes as f64) <= larger as f64 * SHARE_MIN
 }
 
 fn verdict(before: &Side, after: &Side, difference: i64, page_size: u64) -> Verdict {
     let size = difference.unsigned_abs();
     let larger = before.median_bytes.max(after.median_bytes);
-    if size <= PAGES_MIN * page_size || (size as f64) <= larger as f64 * SHARE_MIN {
+    if is_small(size, larger, page_size) {
         return Verdict::Same;
     }
+    let (b, a) = (before.bounds_bytes, after.bounds_bytes);
+    let is_below = |lower: Bounds, upper: Bounds| lower.most.is_some_and(|most| most < upper.least);
+    let is_certain = if difference < 0 { is_below(a, b) } else { is_below(b, a) };
     let runs = before.runs_bytes.len().min(after.runs_bytes.len());
     if runs < 2 {
-        return Verdict::NoiseUnknown;
+        return if is_certain { Verdict::NoiseUnknown } else { Verdict::BoundsOverlap };
     }
     let ((b_least, b_most), (a_least, a_most)) = (before.ends(), after.ends());
     let spread = (b_most - b_least) + (a_most - a_least);
@@ -106,12 +132,10 @@ fn verdict(before: &Side, after: &Side, difference: i64, page_size: u64) -> Verd
     if !apart || (size as f64) <= spread as f64 * times {
         return Verdict::Same;
     }
-    let (b, a) = (before.bounds_bytes, after.bounds_bytes);
-    let is_below = |lower: Bounds, upper: Bounds| lower.most.is_some_and(|most| most < upper.least);
-    match difference < 0 {
-        true if is_below(a, b) => Verdict::Less,
-        false if is_below(b, a) => Verdict::More,
-        _ => Verdict::BoundsOverlap,
+    match is_certain {
+        true if difference < 0 => Verdict::Less,
+        true => Verdict::More,
+        false => Verdict::BoundsOverlap,
     }
 }
 
@@ -133,8 +157,17 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
+    fn certain(pages: u64) -> Sample {
+        sample(pages, Some(pages))
+    }
+
+    fn sample(pages: u64, most: Option<u64>) -> Sample {
+        let bounds = Bounds { least: pages * PAGE, most: most.map(|most| most * PAGE) };
+        Sample { bytes: pages * PAGE, bounds }
+    }
+
     fn change(before: &[u64], after: &[u64]) -> Verdict {
-        let side = |values: &[u64]| Side::new(values.iter().map(|pages| Sample::certain(pages * PAGE)).collect());
+        let side = |values: &[u64]| Side::new(values.iter().map(|pages| certain(*pages)).collect());
         Change::new(side(before), side(after), PAGE).verdict
     }
 
@@ -158,10 +191,6 @@ mod tests {
 
     #[test]
     fn what_was_not_seen_may_make_up_for_a_change() {
-        let sample = |pages: u64, most: Option<u64>| Sample {
-            bytes: pages * PAGE,
-            bounds: Bounds { least: pages * PAGE, most: most.map(|most| most * PAGE) },
-        };
         let before = Side::new(vec![sample(1000, Some(1000)); 3]);
         for (most, verdict) in
             [(Some(500), Verdict::Less), (Some(1000), Verdict::BoundsOverlap), (None, Verdict::BoundsOverlap)]
@@ -169,6 +198,30 @@ mod tests {
             let after = Side::new(vec![sample(500, most); 3]);
             assert_eq!(Change::new(before.clone(), after, PAGE).verdict, verdict, "{most:?}");
         }
+    }
+
+    #[test]
+    fn bounds_that_overlap_are_told_of_one_run_too() {
+        let change =
+            |most| Change::new(Side::new(vec![certain(1000)]), Side::new(vec![sample(500, most)]), PAGE).verdict;
+        assert_eq!(change(Some(999)), Verdict::NoiseUnknown);
+        assert_eq!((change(Some(1000)), change(None)), (Verdict::BoundsOverlap, Verdict::BoundsOverlap));
+    }
+
+    #[test]
+    fn no_change_is_in_doubt_where_what_was_not_seen_is_enough_for_one() {
+        let change = |most| Change::new(Side::new(vec![certain(1000)]), Side::new(vec![sample(1000, most)]), PAGE);
+        for (most, doubt) in [(Some(1000), false), (Some(1010), false), (Some(1011), true), (None, true)] {
+            assert_eq!((change(most).verdict, change(most).is_in_doubt), (Verdict::Same, doubt), "{most:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_in_doubt_as_far_as_its_whole() {
+        let whole = Sample { bytes: 100, bounds: Bounds { least: 70, most: Some(140) } };
+        assert_eq!(whole.part(50).bounds, Bounds { least: 20, most: Some(90) });
+        assert_eq!(whole.part(10).bounds, Bounds { least: 0, most: Some(50) });
+        assert_eq!(sample(3, None).part(PAGE).bounds, Bounds { least: PAGE, most: None });
     }
 
     /// Bell-shaped noise of 2 % around a level, the same each time: sums of twelve even numbers.

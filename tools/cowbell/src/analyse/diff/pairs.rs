@@ -17,19 +17,24 @@ struct Played {
 impl Played {
     const NOBODY: Self = Self { processes: 0, bytes: 0, bounds: Bounds::NOTHING };
 
-    /// One process of them, on the average.
-    fn each(self) -> Sample {
+    /// One process of them, on the average; others of this role may have run unwatched.
+    fn each(self, is_open: bool, beyond: Option<u64>) -> Sample {
         let part = |bytes: u64| bytes / self.processes.max(1);
-        let bounds = Bounds { least: part(self.bounds.least), most: self.bounds.most.map(part) };
-        Sample { bytes: part(self.bytes), bounds }
+        // If those that ran unwatched were all of this role, and copied nothing.
+        let least = beyond.map_or(0, |beyond| self.bounds.least / self.processes.saturating_add(beyond).max(1));
+        let most = self.bounds.most.filter(|_| !is_open).map(part);
+        Sample { bytes: part(self.bytes), bounds: Bounds { least, most } }
     }
 }
 
-type Cast = BTreeMap<Role, Played>;
+/// The roles of one run.
+struct Cast<'a> {
+    run: &'a Summary,
+    roles: BTreeMap<Role, Played>,
+}
 
 /// The copies of one process of each role before and after.
 pub fn roles(pair: &Pair<'_>) -> Vec<RoleChange> {
-    let casts = |side: &[Summary]| side.iter().map(cast).collect::<Vec<_>>();
     let (before, after) = (casts(pair.before), casts(pair.after));
     let mut changes: Vec<RoleChange> = matched(&all(&before), &all(&after))
         .into_iter()
@@ -48,19 +53,23 @@ pub fn roles(pair: &Pair<'_>) -> Vec<RoleChange> {
     changes
 }
 
-fn cast(summary: &Summary) -> Cast {
-    let mut cast = Cast::new();
-    for process in roles::watched(summary) {
-        let played = cast.entry(process.role).or_insert(Played::NOBODY);
+fn casts(side: &[Summary]) -> Vec<Cast<'_>> {
+    side.iter().map(cast).collect()
+}
+
+fn cast(run: &Summary) -> Cast<'_> {
+    let mut roles = BTreeMap::new();
+    for process in roles::watched(run) {
+        let played = roles.entry(process.role).or_insert(Played::NOBODY);
         played.processes += 1;
         played.bytes = played.bytes.saturating_add(process.copied_bytes);
         played.bounds += process.figures.copied;
     }
-    cast
+    Cast { run, roles }
 }
 
-fn all(casts: &[Cast]) -> BTreeSet<Role> {
-    casts.iter().flat_map(|cast| cast.keys().cloned()).collect()
+fn all(casts: &[Cast<'_>]) -> BTreeSet<Role> {
+    casts.iter().flat_map(|cast| cast.roles.keys().cloned()).collect()
 }
 
 /// Roles before with what they are after: the same ones first; then, of what is left, by depth where there is only one on each
@@ -85,12 +94,16 @@ fn matched(before: &BTreeSet<Role>, after: &BTreeSet<Role>) -> Vec<(Role, Option
 }
 
 /// A role's runs, and how many processes it has in the run that stands in the middle.
-fn side(casts: &[Cast], role: &Role) -> (Side, u64) {
-    let played: Vec<Played> = casts.iter().map(|cast| cast.get(role).copied().unwrap_or(Played::NOBODY)).collect();
+fn side(casts: &[Cast<'_>], role: &Role) -> (Side, u64) {
+    let played: Vec<Played> =
+        casts.iter().map(|cast| cast.roles.get(role).copied().unwrap_or(Played::NOBODY)).collect();
     let mut numbers: Vec<u64> = played.iter().map(|played| played.processes).collect();
     numbers.sort_unstable();
     let middle = numbers.get(numbers.len() / 2).copied().unwrap_or_default();
-    (Side::new(played.into_iter().map(Played::each).collect()), middle)
+    let each = |(cast, played): (&Cast<'_>, Played)| {
+        played.each(roles::may_be_unwatched(cast.run, role), roles::beyond(cast.run))
+    };
+    (Side::new(casts.iter().zip(played).map(each).collect()), middle)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub fn compared(diff: &Diff) -> Vec<u8> {
     let remarks = std::iter::once(noise(diff)).chain(diff.notes.iter().cloned()).collect();
     let mut page = Page::new("cowbell diff".to_owned(), verdict(diff), remarks);
     let roles = diff.roles.iter().map(|role| (role_words(role), &role.change));
-    table(&mut page, "roles", "Copied by each process, by its role", roles);
+    table(&mut page, "roles", "Copied by each process on average, by its role", roles);
     let causes = diff.causes.iter().map(|cause| (cause.name.to_owned(), &cause.change));
     table(&mut page, "causes", "Copied by all, by likely cause", causes);
     let lines = diff.lines.iter().map(|line| (line_words(line), &line.change));
