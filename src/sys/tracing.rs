@@ -2,18 +2,31 @@
 #![expect(unsafe_code, reason = "a few calls have no safe wrapper")]
 
 use super::Errno;
+use std::cmp::Ordering;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// `kcmp(KCMP_VM)`: have two processes the same memory, not just equal ones?
 ///
 /// # Errors
-/// `ENOSYS`: a kernel without it; `EPERM`: not ours to trace; `ESRCH`: gone.
+/// As [`memory_order`].
 pub fn same_memory(one: i32, other: i32) -> Result<bool, Errno> {
+    memory_order(one, other).map(Ordering::is_eq)
+}
+
+/// `kcmp(KCMP_VM)`: equal for one memory; else the order in which the kernel sorts two, the same each time until one is gone.
+///
+/// # Errors
+/// `ENOSYS`: a kernel without it; `EPERM`: not ours to trace; `ESRCH`: gone.
+pub fn memory_order(one: i32, other: i32) -> Result<Ordering, Errno> {
     // <linux/kcmp.h>: enum kcmp_type.
     const KCMP_VM: i32 = 1;
     // SAFETY: the call takes numbers only.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
-    if order < 0 { Err(super::map::last_errno()) } else { Ok(order == 0) }
+    match unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) } {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        order if order < 0 => Err(super::map::last_errno()),
+        _ => Ok(Ordering::Greater),
+    }
 }
 
 /// Allows this process as many descriptors as it may allow itself: `RLIMIT_NOFILE`, soft up to hard. *Raw.*

@@ -21,7 +21,7 @@ use cowbell::sys::pagemap::{Categories, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::procfs::status::Status;
 use cowbell::sys::ptrace::{self, Options, Until};
-use cowbell::sys::tracing::{give_number, robust_list, same_memory, take_number};
+use cowbell::sys::tracing::{give_number, memory_order, robust_list, same_memory, take_number};
 use cowbell::sys::{Errno, process, remote, signal};
 use std::ffi::{OsString, c_void};
 use std::os::fd::AsFd;
@@ -43,6 +43,14 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         kcmp_tells_shared_memory_from_equal_memory,
         "`kcmp(KCMP_VM)` says that a thread, a `CLONE_VM` child and a `CLONE_VM | CLONE_VFORK` child have their maker's memory, and that a forked child, or one that ended and was not waited for, has not; for a process that is gone it is ESRCH."
+    ),
+    claim!(
+        kcmp_puts_memories_in_one_order,
+        "`kcmp(KCMP_VM)` puts the memories of living processes in one order: the other way round it says the opposite, and sorting them by it twice, from different beginnings, gives the same."
+    ),
+    claim!(
+        files_of_a_process_that_is_not_dumpable_are_roots,
+        "`/proc/PID/stat` is the effective user's while the process is dumpable, and root's while it is not (`PR_SET_DUMPABLE`); the folder is the user's in both."
     ),
     claim!(
         locking_a_page_gives_back_what_reading_holds,
@@ -193,6 +201,50 @@ fn kcmp_tells_shared_memory_from_equal_memory() -> Verdict {
     assert_eq!(same_memory(own, gone), Err(Errno::SRCH), "gone");
     let thread = std::thread::spawn(move || same_memory(own, process::tid())).join().expect("the thread");
     assert_eq!(thread, Ok(true), "a thread");
+    Ok(())
+}
+
+fn kcmp_puts_memories_in_one_order() -> Verdict {
+    if memory_order(process::pid(), process::pid()) == Err(Errno::NOSYS) {
+        return Err(Skip("kernel without CONFIG_KCMP".to_owned()));
+    }
+    let end = Gate::new();
+    let children: Vec<_> = (0..6).map(|_| child::spawn(|| end.pass())).collect();
+    let mut there: Vec<i32> = children.iter().map(|child| child.pid).chain([process::pid()]).collect();
+    let order = |one: &i32, other: &i32| memory_order(*one, *other).expect("kcmp");
+    let sorted = |mut list: Vec<i32>| {
+        list.sort_by(order);
+        list
+    };
+    for one in &there {
+        for other in &there {
+            assert_eq!(order(one, other), order(other, one).reverse(), "{one} and {other}");
+            assert_eq!(order(one, other).is_eq(), one == other, "{one} and {other}");
+        }
+    }
+    let first = sorted(there.clone());
+    there.reverse();
+    assert_eq!(sorted(there), first);
+    children.into_iter().for_each(child::Child::kill);
+    Ok(())
+}
+
+fn files_of_a_process_that_is_not_dumpable_are_roots() -> Verdict {
+    use std::os::unix::fs::MetadataExt;
+    const ORDINARY: u32 = 65534;
+    let own = cowbell::sys::limits::user().uid;
+    let owner = |path: &str| std::fs::metadata(path).expect("of this process").uid();
+    let child = child::spawn(|| {
+        let user = if own == 0 { ORDINARY } else { own };
+        // SAFETY: the calls take numbers only, and this process has one thread.
+        assert_eq!(unsafe { libc::setresuid(user, user, user) }, 0, "setresuid: {}", last_errno());
+        for (dumpable, files) in [(1, user), (0, 0)] {
+            // SAFETY: as before.
+            assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, dumpable, 0, 0, 0) }, 0);
+            assert_eq!((owner("/proc/self/stat"), owner("/proc/self/")), (files, user), "dumpable {dumpable}");
+        }
+    });
+    child.finish();
     Ok(())
 }
 

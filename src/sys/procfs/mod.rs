@@ -12,6 +12,7 @@ pub mod status;
 use super::Errno;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 
 /// This process: `/proc/self`, which is right in a pid namespace that has no `/proc` of its own, too.
 pub const SELF: i32 = 0;
@@ -50,7 +51,16 @@ pub fn text(id: i32, file: &str) -> Result<String, Errno> {
     Ok(String::from_utf8(read(id, file)?).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
-/// All processes that there are, in no order.
+/// The user who owns `/proc/ID/FILE`: the process' effective one, or root where the process is not dumpable.
+///
+/// # Errors
+/// ENOENT and ESRCH when there is no such process.
+pub fn owner(id: i32, file: &str) -> Result<u32, Errno> {
+    let file = fs::metadata(format!("{}/{file}", folder(id)));
+    file.map(|file| file.uid()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+}
+
+/// All processes that `/proc` shows, in no order.
 ///
 /// # Errors
 /// ENOENT when `/proc` is not mounted.
@@ -88,6 +98,12 @@ pub fn command(pid: i32) -> Result<Vec<String>, Errno> {
     let text = text(pid, "cmdline")?;
     let words = text.trim_end_matches('\0').split_terminator('\0');
     Ok(words.map(str::to_owned).collect())
+}
+
+/// `kill(pid, 0)`: tells whether there is a process or a thread of this number, also one that `/proc` does not show.
+pub fn is_there(pid: i32) -> bool {
+    let asked = rustix::process::Pid::from_raw(pid).map(rustix::process::test_kill_process);
+    matches!(asked, Some(Ok(()) | Err(Errno::PERM)))
 }
 
 /// A thread by whose number the memory of a process can be read: its first one, unless that has ended before the others.

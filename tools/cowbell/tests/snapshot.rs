@@ -5,11 +5,14 @@
 mod model;
 #[path = "snapshot/place.rs"]
 mod place;
+#[path = "snapshot/refused.rs"]
+mod refused;
 
 use cowbell::sys::procfs::smaps;
 use cowbell::sys::{page_size, process};
 use model::{COUNTS, Models, NAMES, random_script};
 use place::{Place, Tree, text};
+use refused::refused;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -208,9 +211,39 @@ fn a_process_in_the_same_memory_has_nothing_of_its_own_and_adds_nothing() {
         let process = process_of(&snapshot, tree.pids[1]);
         assert_eq!(process["memory"]["relation"]["same_memory"]["of"], tree.pids[0], "{process}");
         assert_eq!(process["memory"]["pages"]["own"]["pages"], 0);
-        assert_eq!(snapshot["total"]["processes"], 1);
+        assert_eq!((&snapshot["total"]["processes"], &snapshot["total"]["memories"]), (&2.into(), &1.into()));
         assert_eq!(snapshot["total"]["children"]["own_bytes"], 0);
         assert_eq!(place.json(alone.pids[0])["total"]["processes"], 1);
+        let shown = text(&place.snapshot(&["-q", &tree.pids[0].to_string()]).stdout);
+        assert!(shown.starts_with("2 processes in 1 memory: ") && !shown.contains("children's own"), "{shown}");
+    }
+}
+
+#[test]
+fn a_memory_of_which_others_have_pages_is_known_to_be_one_too() {
+    for place in Place::with_users("one") {
+        // What the forked child has not written is nobody's alone.
+        let tree = Tree::start(&place, "w0-99 (w0-9) v");
+        let snapshot = place.json(tree.pids[0]);
+        assert_eq!(process_of(&snapshot, tree.pids[1])["memory"]["relation"], "forked", "{:?}", place.user);
+        let same = &process_of(&snapshot, tree.pids[2])["memory"]["relation"]["same_memory"]["of"];
+        assert_eq!(*same, tree.pids[0], "{:?}", place.user);
+    }
+}
+
+#[test]
+fn pages_of_a_siblings_memory_are_not_told_as_the_parents() {
+    for place in Place::with_users("sibling") {
+        let tree = Tree::start(&place, "w0-99 (w0-9 p)");
+        let snapshot = place.json(tree.pids[0]);
+        let sibling = process_of(&snapshot, tree.pids[2]);
+        assert_eq!(sibling["parent"], tree.pids[0]);
+        let memory = &sibling["memory"];
+        assert_eq!(memory["relation"]["same_memory"]["of"], tree.pids[1], "{:?}: {sibling}", place.user);
+        assert_eq!((&memory["pages"]["shared_with_parent"], &memory["pages"]["file"]), (&0.into(), &0.into()));
+        let shown = words(&place.snapshot(&[&tree.pids[0].to_string()]).stdout);
+        let says = format!("runs in the memory of {}, where its pages are counted", tree.pids[1]);
+        assert!(shown.contains(&says) && shown.contains("3 processes in 2 memories: "), "{shown}");
     }
 }
 
@@ -252,7 +285,13 @@ fn the_text_shows_the_tree_within_eighty_columns() {
             assert!(shown.lines().any(|line| line.starts_with(&format!("{indent}{pid} "))), "{pid} in {shown}");
         }
         let words = words(&output.stdout);
-        for part in ["if nothing were shared", "children's own", "not reaped yet", "not a fork of what", "[heap]"] {
+        for part in [
+            "if nothing were shared",
+            "children's own",
+            "is ending or has ended: no memory to read",
+            "not a fork of what",
+            "[heap]",
+        ] {
             assert!(words.contains(part), "{part:?} in {shown}");
         }
         let too_long = |line: &&str| line.chars().count() > 80;
@@ -318,54 +357,4 @@ fn processes_that_come_and_go_are_no_error() {
     let _status = storm.wait();
     println!("states seen: {states:?}");
     assert!(states.contains("read") && !states.contains("failed"), "{states:?}");
-}
-
-/// Demands that the tool fails with a code, says `why` on standard error and nothing on standard output.
-fn refused(place: &Place, arguments: &[&str], code: i32, why: &str) {
-    let output = place.snapshot(arguments);
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {err}");
-    assert!(err.contains(why), "{arguments:?}: {err:?} does not say {why:?}");
-    assert_eq!(out, "", "{arguments:?}");
-    assert!(code == 2 || err.lines().count() == 1, "{err}");
-}
-
-#[test]
-fn bad_input_is_one_clear_line_and_an_exit_code() {
-    for place in Place::with_users("input") {
-        refused(&place, &[], 2, "<PID>");
-        for bad in ["0", "many", "99999999999", "1.5"] {
-            refused(&place, &[bad], 2, "invalid value");
-        }
-        refused(&place, &["1", "--top", "all"], 2, "invalid value");
-        // Linux has no process ids above 4194304.
-        refused(&place, &["4194305"], 1, "there is no process 4194305");
-        let mut gone = Command::new("true").spawn().expect("true");
-        let _status = gone.wait();
-        refused(&place, &[&gone.id().to_string()], 1, "there is no process");
-        let tree = Tree::start(&place, "(x)");
-        refused(&place, &[&tree.pids[1].to_string()], 1, "waits to be reaped");
-        if std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
-            refused(&place, &["2"], 1, "kernel has no memory of its own");
-        } else {
-            println!("skipped: there is no kernel thread to see");
-        }
-    }
-}
-
-#[test]
-fn another_users_process_is_refused_with_what_would_help() {
-    let places = Place::with_users("denied");
-    let last = places.last().expect("a place");
-    if last.user.is_empty() && cowbell::sys::limits::user().may_trace {
-        println!("skipped: no ordinary user to try it as");
-        return;
-    }
-    // Root's, if this is root; else the first process, if that is another user's.
-    let mine = Command::new("sleep").arg("600").spawn();
-    let mut mine = mine.expect("sleep");
-    let foreign = if last.user.is_empty() { 1 } else { mine.id() as i32 };
-    refused(last, &[&foreign.to_string()], 1, "run cowbell as that user or as root (CAP_SYS_PTRACE)");
-    mine.kill().expect("sleep ends");
-    let _status = mine.wait();
 }

@@ -70,11 +70,14 @@ pub enum Relation {
     Unrelated,
     /// Its parent's memory could not be read.
     ParentUnreadable,
-    /// The process runs in the memory of another one of the tree (`vfork`, `CLONE_VM`): nothing there is its own.
+    /// The process runs in the memory of another one that was read before it (`vfork`, `CLONE_VM`): nothing there is its own. Its
+    /// pages are counted there, and here only if that is its parent.
     SameMemory {
         /// The other process.
         of: i32,
     },
+    /// As `forked`, or in its parent's memory: the kernel does not say which, and each page of the two looks the same.
+    ForkedOrSameMemory,
 }
 
 /// A process' memory in figures.
@@ -96,6 +99,13 @@ pub struct MemoryReport {
     pub pages: Counts,
     /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,
+}
+
+impl MemoryReport {
+    /// Tells whether its pages were counted here, and not with another process that is not its parent.
+    pub fn has_counts(&self, parent: i32) -> bool {
+        !matches!(self.relation, Relation::SameMemory { of } if of != parent)
+    }
 }
 
 /// Mappings of one name.
@@ -123,6 +133,8 @@ pub enum TakesBy {
 pub struct Total {
     /// Processes that were read.
     pub processes: u64,
+    /// The memories that they run in.
+    pub memories: u64,
     /// The bytes that the tree would take if nothing were shared.
     pub unshared_bytes: u64,
     /// The bytes that it takes.
@@ -146,7 +158,7 @@ pub struct Children {
     pub added_bytes: Option<u64>,
     /// Private pages that nobody else has.
     pub own_bytes: u64,
-    /// Those at whose address the parent has another page.
+    /// Those at whose address the parent has another page, in whatever mapping.
     pub differs_bytes: u64,
     /// Their pages.
     pub pages: Counts,

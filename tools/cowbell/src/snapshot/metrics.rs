@@ -17,7 +17,7 @@ const FIGURES: [Figure; 7] = [
     }),
     (
         "cowbell_process_differs_bytes",
-        "Of it: the parent has another page there, in a mapping that both had at the fork: one of the two copied it, or each wrote it first.",
+        "Of it: the parent has another page there, in a mapping of which they share pages (without page frames: of which anybody does): copied since the fork, or each wrote it first.",
         |pages| pages.own.differs,
     ),
     (
@@ -29,7 +29,9 @@ const FIGURES: [Figure; 7] = [
         pages.own.new
     }),
     ("cowbell_process_file_copies_bytes", "Of it: private copies of pages of files.", |pages| pages.own.file_copies),
-    ("cowbell_process_unknown_bytes", "Of it: the parent's page could not be read.", |pages| pages.own.unknown),
+    ("cowbell_process_unknown_bytes", "Of it: the parent's page is swapped out or could not be read.", |pages| {
+        pages.own.unknown
+    }),
 ];
 
 /// The memory of each process of some trees, and their sums.
@@ -44,7 +46,7 @@ pub fn metrics(snapshots: &[Snapshot]) -> String {
     for (name, help, pages) in FIGURES {
         let mut family = out.family(name, Kind::Gauge, help, "bytes");
         for (page_size, top, process) in processes() {
-            if let Some(memory) = &process.memory {
+            if let Some(memory) = process.memory.as_ref().filter(|memory| memory.has_counts(process.parent)) {
                 family.sample(&labels(top, process), pages(&memory.pages).saturating_mul(page_size) as f64);
             }
         }
@@ -75,7 +77,7 @@ pub fn metrics(snapshots: &[Snapshot]) -> String {
     for snapshot in snapshots {
         family.sample(&of_tree(snapshot), snapshot.total.processes as f64);
     }
-    let help = "Processes of the tree whose memory could not be read.";
+    let help = "Processes of the tree that were not read: the kernel's own, that ended, or that the kernel guards.";
     let mut family = out.family("cowbell_tree_unread_processes", Kind::Gauge, help, "processes");
     for snapshot in snapshots {
         let unread = snapshot.processes.iter().filter(|process| process.memory.is_none()).count();
@@ -92,4 +94,56 @@ fn labels(top: i32, process: &super::document::ProcessReport) -> [(&'static str,
         ("depth", process.depth.to_string()),
         ("command", command(process).chars().take(200).collect()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::{Evidence, MemoryReport, ProcessReport, Relation, Total};
+    use super::super::process::State;
+    use super::*;
+
+    #[test]
+    fn pages_that_are_counted_with_another_process_are_no_figures_of_this_one() {
+        let process = |pid, relation| ProcessReport {
+            pid,
+            parent: 1,
+            depth: 1,
+            name: "worker".to_owned(),
+            command: Vec::new(),
+            state: State::Read,
+            why: String::new(),
+            memory: Some(MemoryReport {
+                relation,
+                rss_bytes: 0,
+                pss_bytes: 4096,
+                uss_bytes: 0,
+                swap_bytes: 0,
+                hugetlb_bytes: 0,
+                pages: Counts::default(),
+                mappings: Vec::new(),
+            }),
+        };
+        let snapshot = Snapshot {
+            kernel: String::new(),
+            page_size: 4096,
+            pid: 1,
+            evidence: Evidence { frames: true, zero_pages: true },
+            notes: Vec::new(),
+            processes: vec![
+                process(7, Relation::Forked),
+                process(8, Relation::SameMemory { of: 1 }),
+                process(9, Relation::SameMemory { of: 7 }),
+            ],
+            total: Total { processes: 3, memories: 2, ..Total::default() },
+        };
+        let shown = metrics(&[snapshot]);
+        let of = |name: &str| -> Vec<i32> {
+            let lines = shown.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+            lines.filter_map(|line| line.split("pid=\"").nth(1)?.split('"').next()?.parse().ok()).collect()
+        };
+        assert_eq!(of("cowbell_process_shared_bytes"), [7, 8], "{shown}");
+        assert_eq!(of("cowbell_process_pss_bytes"), [7, 8, 9], "{shown}");
+        let processes = shown.lines().find(|line| line.starts_with("cowbell_tree_processes{")).expect("a sum");
+        assert!(processes.ends_with(" 3") || processes.ends_with(" 3.0"), "{processes}");
+    }
 }

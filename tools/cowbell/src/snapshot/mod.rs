@@ -19,10 +19,12 @@ pub use text::{command, remark};
 use crate::failure::Failure;
 use crate::output::{self, Stream};
 use compare::{Against, Frames};
+use cowbell::sys::{Errno, procfs, tracing};
 use document::{Evidence, Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy, Total};
 use process::{Memory, Node};
-use space::{Kind, Page, Reader, Space};
-use std::collections::{BTreeMap, HashMap};
+use space::{Kind, Reader, Space};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 /// What to look at and how to show it.
 #[derive(clap::Args)]
@@ -82,7 +84,7 @@ pub fn take(id: i32) -> Result<Snapshot, Failure> {
 fn unusable(node: &Node, state: &State, why: &str) -> Failure {
     let ends = match state {
         State::Gone => "it ended while it was read",
-        State::Zombie => "it has ended and waits to be reaped: it has no memory any more",
+        State::Zombie => "it is ending or has ended: it has no memory to read",
         State::Read | State::KernelThread | State::Denied | State::Failed => why,
     };
     Failure::new(format!("process {} ({}): {ends}", node.pid, crate::views::clean(&node.name)))
@@ -95,8 +97,8 @@ struct Look {
     processes: Vec<ProcessReport>,
     frames: Frames,
     frames_of_top: u64,
-    /// Marks of the memories read, for processes that share one: see [`marks`].
-    marks: HashMap<u64, (i32, Vec<u8>)>,
+    /// The memories that were read, by a process and a living thread of it, in the kernel's order.
+    memories: Vec<(i32, i32)>,
     total: Total,
     groups: BTreeMap<String, Counts>,
 }
@@ -109,7 +111,7 @@ impl Look {
             processes: Vec::new(),
             frames: Frames::default(),
             frames_of_top: 0,
-            marks: HashMap::new(),
+            memories: Vec::new(),
             total: Total::default(),
             groups: BTreeMap::new(),
         }
@@ -148,19 +150,23 @@ impl Look {
     fn memory(&mut self, node: &Node, memory: &Memory, parent: Option<&Memory>) -> MemoryReport {
         let relation = self.relation(node, memory, parent);
         let against = match (relation, parent) {
-            (Relation::Forked, Some(parent)) => Against::Parent(&parent.space),
+            (Relation::Forked | Relation::ForkedOrSameMemory, Some(parent)) => Against::Parent(&parent.space),
             (Relation::SameMemory { .. }, _) => Against::Itself,
             (Relation::ParentUnreadable, _) => Against::Unreadable,
             _ => Against::Nobody,
         };
-        let groups = compare::count(&memory.space, against);
+        let groups = match relation {
+            // Another process' pages are not its parent's.
+            Relation::SameMemory { of } if of != node.parent => BTreeMap::new(),
+            _ => compare::count(&memory.space, against),
+        };
         let mut pages = Counts::default();
         groups.values().for_each(|group| pages.merge(group));
         let sums = &memory.sums;
-        if !matches!(relation, Relation::SameMemory { .. }) {
-            for mark in marks(&memory.space) {
-                self.marks.insert(mark, (node.pid, memory.image.clone()));
-            }
+        self.total.processes += 1;
+        self.total.children.processes += u64::from(node.depth > 0);
+        // The memory of the parent of the tree's top is that of the top, which nobody adds but the top.
+        if node.depth == 0 || !matches!(relation, Relation::SameMemory { .. }) {
             self.frames.add(&memory.space);
             if node.depth == 0 {
                 self.frames_of_top = self.frames.count();
@@ -179,29 +185,62 @@ impl Look {
         }
     }
 
-    fn relation(&self, node: &Node, memory: &Memory, parent: Option<&Memory>) -> Relation {
-        let same = marks(&memory.space).find_map(|mark| self.marks.get(&mark));
-        if let Some((of, _)) = same.filter(|(_, image)| *image == memory.image) {
-            return Relation::SameMemory { of: *of };
+    fn relation(&mut self, node: &Node, memory: &Memory, parent: Option<&Memory>) -> Relation {
+        let told = self.told(node);
+        if let Ok(Some(of)) = told {
+            return Relation::SameMemory { of };
         }
         match parent {
             None => Relation::ParentUnreadable,
             Some(parent) if parent.image != memory.image => Relation::Unrelated,
-            Some(parent) if is_one_memory(&memory.space, &parent.space) => Relation::SameMemory { of: node.parent },
-            Some(_) => Relation::Forked,
+            Some(_) if told.is_ok() => Relation::Forked,
+            Some(parent) => match alike(&memory.space, &parent.space) {
+                Alike::Certain => Relation::SameMemory { of: node.parent },
+                Alike::Perhaps => Relation::ForkedOrSameMemory,
+                Alike::No => Relation::Forked,
+            },
+        }
+    }
+
+    /// The process in whose memory another one runs that is read now, as the kernel says: one that was read before it, or the
+    /// parent of the tree's top.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    fn told(&mut self, node: &Node) -> Result<Option<i32>, Errno> {
+        let mine = procfs::living(node.pid);
+        // Processes that have ended have one memory, none.
+        let living = |of: i32| Some(of).filter(|_| node.ended().is_none());
+        let mut refused = None;
+        let place = self.memories.binary_search_by(|(_, theirs)| {
+            tracing::memory_order(*theirs, mine).unwrap_or_else(|e| {
+                refused = Some(e);
+                Ordering::Less
+            })
+        });
+        match (place, refused) {
+            (Ok(at), _) => Ok(self.memories.get(at).and_then(|(pid, _)| living(*pid))),
+            (Err(_), Some(e)) if e != Errno::SRCH => Err(e),
+            (Err(at), _) => {
+                self.memories.insert(at, (node.pid, mine));
+                let is_parents = match node.depth {
+                    0 => tracing::same_memory(procfs::living(node.parent), mine),
+                    _ => tracing::same_memory(mine, mine).map(|_| false),
+                };
+                is_parents.map(|is_parents| living(node.parent).filter(|_| is_parents))
+            }
         }
     }
 
     fn sum(&mut self, node: &Node, memory: &Memory, pages: &Counts, groups: &BTreeMap<String, Counts>) {
         let page_bytes = cowbell::sys::page_size().bytes() as u64;
         let total = &mut self.total;
-        total.processes += 1;
+        total.memories += 1;
         total.pss_bytes += memory.sums.pss + memory.hugetlb_bytes;
         // Frames count what page tables show; PSS is comparable with RSS alone.
         total.unshared_bytes +=
             if self.frames.count() > 0 { pages.present() * page_bytes } else { memory.sums.rss + memory.hugetlb_bytes };
         if node.depth > 0 {
-            total.children.processes += 1;
             total.children.own_bytes += pages.own.pages * page_bytes;
             total.children.differs_bytes += (pages.own.differs + pages.own.copied_or_new) * page_bytes;
             total.children.pages.merge(pages);
@@ -253,17 +292,47 @@ fn by_own_pages(groups: BTreeMap<String, Counts>) -> Vec<Group> {
     groups
 }
 
-/// Frames that only one memory has: those of its first and its last exclusive page. A second process with one of
-/// them, and with the same image, runs in the same memory.
-fn marks(space: &Space) -> impl Iterator<Item = u64> + '_ {
-    let own = |(_, page): (usize, Page)| page.frame().filter(|_| page.kind() == Kind::Private && page.is_exclusive());
-    space.pages().find_map(own).into_iter().chain(space.pages().rev().find_map(own))
+/// Do a process and its parent run in one memory, as far as their pages tell? Certain is only that two do which have the same
+/// page frame, and it is nobody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alike {
+    No,
+    Perhaps,
+    Certain,
 }
 
-/// Without page frames: do parent and child run in one memory? If every page of theirs is exclusive in both and lies
-/// at the same address: after a fork that would need each inherited page to have been written, those that a program
-/// never writes again after its start included.
-fn is_one_memory(mine: &Space, theirs: &Space) -> bool {
-    let anonymous = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == Kind::Private);
-    anonymous().next().is_some() && anonymous().all(Page::is_exclusive) && mine == theirs
+fn alike(mine: &Space, theirs: &Space) -> Alike {
+    let private = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == Kind::Private);
+    if private().next().is_none() || mine != theirs {
+        Alike::No
+    } else if private().any(|page| page.is_exclusive() && page.frame().is_some()) {
+        Alike::Certain
+    } else {
+        // A fork that has written nothing yet looks the same; without page frames also one that wrote what its parent wrote.
+        Alike::Perhaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::space::{Mapping, Page, Run};
+    use super::*;
+    use cowbell::sys::map::Range;
+
+    #[test]
+    fn equal_pages_are_one_memory_for_certain_only_by_a_frame_that_is_nobody_elses() {
+        let space = |pages: &[Page]| {
+            let range = Range { start: 0x1000, len: 0x1000 * pages.len() };
+            let mapping = Mapping { range, private: true, file: false, name: "[heap]".to_owned() };
+            Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
+        };
+        let page = |exclusive, frame| Page::new(Kind::Private, exclusive, frame);
+        let of = |mine: &[Page], theirs: &[Page]| alike(&space(mine), &space(theirs));
+        assert_eq!(of(&[page(true, 7), page(false, 8)], &[page(true, 7), page(false, 8)]), Alike::Certain);
+        assert_eq!(of(&[page(false, 7)], &[page(false, 7)]), Alike::Perhaps, "a fork");
+        assert_eq!(of(&[page(true, 0), page(false, 0)], &[page(true, 0), page(false, 0)]), Alike::Perhaps, "no frames");
+        assert_eq!(of(&[page(true, 7)], &[page(true, 8)]), Alike::No);
+        assert_eq!(of(&[page(true, 0), page(true, 0)], &[page(true, 0), page(false, 0)]), Alike::No);
+        assert_eq!(of(&[Page::NOTHING], &[Page::NOTHING]), Alike::No, "nothing to tell it by");
+    }
 }

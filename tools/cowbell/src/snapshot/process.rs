@@ -33,7 +33,12 @@ pub fn tree(pid: i32) -> Result<Vec<Node>, Failure> {
     // A process that is gone again is not in the tree.
     let all: Vec<Node> = all.into_iter().filter_map(Node::of).collect();
     let top = all.iter().find(|node| node.pid == pid).cloned();
-    let top = top.ok_or_else(|| Failure::new(format!("there is no process {pid}")))?;
+    let top = top.ok_or_else(|| {
+        Failure::new(match procfs::is_there(pid) {
+            true => format!("/proc does not show process {pid}, though it is there: see hidepid in proc(5)"),
+            false => format!("there is no process {pid}"),
+        })
+    })?;
     let mut children: HashMap<i32, Vec<Node>> = HashMap::new();
     for node in all {
         children.entry(node.parent).or_default().push(node);
@@ -75,7 +80,7 @@ pub enum State {
     Read,
     /// The process ended before it was read.
     Gone,
-    /// The process has ended, and its parent did not ask yet.
+    /// The process is ending, or has ended and its parent did not ask yet.
     Zombie,
     /// A thread of the kernel: it never has memory of its own.
     KernelThread,
@@ -143,7 +148,7 @@ impl Node {
     }
 
     /// The state of a process that is gone, or has ended, by now.
-    fn ended(&self) -> Option<State> {
+    pub fn ended(&self) -> Option<State> {
         match Self::of(self.pid) {
             Some(now) if now.started != self.started => Some(State::Gone),
             Some(_) if process::is_exiting(procfs::living(self.pid)) => Some(State::Zombie),
@@ -158,16 +163,22 @@ impl Node {
         }
         let owner = Status::of(self.pid).ok().and_then(|status| status.user());
         let user = limits::user().uid;
+        // Files of a process that is not dumpable are root's; its folder is not.
+        let is_open = |owner| procfs::owner(self.pid, "stat") == Ok(owner);
         let why = match owner {
             _ if limits::user().may_trace => {
                 "the kernel refuses it even to CAP_SYS_PTRACE; a security module, or another user namespace, guards it"
                     .to_owned()
             }
             Some(owner) if owner == user => {
-                "it is guarded (not dumpable, other capabilities or another user namespace); run cowbell as root \
-                 (CAP_SYS_PTRACE)"
+                "it is guarded (not dumpable, or with another real or saved user, group, capabilities or user \
+                 namespace); run cowbell as root (CAP_SYS_PTRACE)"
                     .to_owned()
             }
+            Some(owner) if !is_open(owner) => format!(
+                "it runs as user {owner}, cowbell as user {user}, and it is closed to its own user (not dumpable); run \
+                 cowbell as root (CAP_SYS_PTRACE)"
+            ),
             Some(owner) => format!(
                 "it runs as user {owner}, cowbell as user {user}; run cowbell as that user or as root (CAP_SYS_PTRACE)"
             ),

@@ -4,7 +4,7 @@ use super::compare::Counts;
 use super::document::{Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy};
 use super::process::State;
 use crate::views::table::{self, Column, Keep};
-use crate::views::{WIDTH, clean};
+use crate::views::{WIDTH, clean, some};
 use cowbell::page::Bytes;
 use std::fmt::{Result, Write};
 
@@ -50,10 +50,11 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
     writeln!(out)?;
     totals(out, snapshot)?;
     let children = &snapshot.total.children;
-    if children.processes > 0 {
+    let has_children = !children.mappings.is_empty();
+    if has_children {
         groups(out, "the children's mappings", &children.mappings, snapshot, look)?;
     }
-    for process in snapshot.processes.iter().filter(|_| look.verbose || children.processes == 0) {
+    for process in snapshot.processes.iter().filter(|_| look.verbose || !has_children) {
         if let Some(memory) = &process.memory {
             groups(out, &format!("mappings of {}", process.pid), &memory.mappings, snapshot, look)?;
         }
@@ -139,8 +140,18 @@ pub fn command(process: &ProcessReport) -> String {
 pub fn remark(process: &ProcessReport) -> String {
     match (&process.state, process.memory.as_ref().map(|memory| memory.relation)) {
         (State::Gone, _) => "gone before it was read".to_owned(),
-        (State::Zombie, _) => "has ended, not reaped yet: no memory".to_owned(),
-        (State::Read, Some(Relation::SameMemory { of })) => format!("runs in the memory of {of}: nothing is its own"),
+        (State::Zombie, _) => "is ending or has ended: no memory to read".to_owned(),
+        (State::Read, Some(Relation::SameMemory { of })) if of == process.parent => {
+            format!("runs in the memory of {of}: nothing is its own")
+        }
+        (State::Read, Some(Relation::SameMemory { of })) => {
+            format!("runs in the memory of {of}, where its pages are counted: nothing is its own")
+        }
+        (State::Read, Some(Relation::ForkedOrSameMemory)) => format!(
+            "perhaps runs in the memory of {}, and nothing is its own: all pages look the same, and the kernel does not \
+             say (kcmp)",
+            process.parent
+        ),
         (State::Read, Some(Relation::Unrelated)) if process.depth > 0 => {
             "not a fork of what its parent runs: shares no private page with it".to_owned()
         }
@@ -158,10 +169,20 @@ pub fn remark(process: &ProcessReport) -> String {
 fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     let reports: Vec<&MemoryReport> = snapshot.processes.iter().filter_map(|p| p.memory.as_ref()).collect();
     let any = |of: fn(&Counts) -> u64| reports.iter().any(|memory| of(&memory.pages) > 0);
-    let others = if snapshot.evidence.frames {
-        "private pages that others have too: its children, siblings, or its parent elsewhere"
-    } else {
-        "private pages that its parent or others have too"
+    let frames = snapshot.evidence.frames;
+    let others = match frames {
+        true => "private pages that other processes have too; not known to be its parent's page there",
+        false => "private pages that its parent or others have too",
+    };
+    let differs = match frames {
+        true => {
+            "own, and its parent has another one there: it, its parent, or one between them that has ended, copied it \
+             after the fork, or each was the first to write it"
+        }
+        false => {
+            "own, and its parent has another one there: it, its parent, or one between them that has ended, copied it \
+             after the fork, or each was the first to write it; perhaps in memory that each mapped since the fork"
+        }
     };
     writeln!(out)?;
     let mut terms = Vec::new();
@@ -169,11 +190,7 @@ fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     for (shown, column, words) in [
         (any(|p| p.shared_with_parent), "=parent", "private pages that are still its parent's: the same page frame"),
         (any(|p| p.shared_with_others.pages + p.shared_unknown), "=others", others),
-        (
-            any(|p| p.own.differs),
-            "differs",
-            "own, and its parent has another one there: the child or the parent copied it after the fork, or each was the first to write it",
-        ),
+        (any(|p| p.own.differs), "differs", differs),
         (
             any(|p| p.own.copied_or_new),
             "either",
@@ -201,12 +218,15 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
         TakesBy::Frames => "each page frame counted once",
         TakesBy::Pss => "the sum of PSS",
     };
-    let count = if total.processes == 1 { "1 process".to_owned() } else { format!("{} processes", total.processes) };
+    let mut count = some(total.processes, "process", "processes");
+    if total.memories < total.processes {
+        count += &format!(" in {}", some(total.memories, "memory", "memories"));
+    }
     writeln!(out, "{count}: {} if nothing were shared", Bytes(total.unshared_bytes))?;
     writeln!(out, "  {} taken ({by})", Bytes(total.takes_bytes))?;
     writeln!(out, "  {} saved by sharing", Bytes(total.saved_bytes))?;
     let children = &total.children;
-    if children.processes > 0 {
+    if !children.mappings.is_empty() {
         writeln!(
             out,
             "children's own: {}, {} of it where the parent has other pages",

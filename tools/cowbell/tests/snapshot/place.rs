@@ -68,10 +68,7 @@ impl Place {
 
     /// A command as this place's user.
     pub fn command(&self, program: &Path) -> Command {
-        let mut words = self.user.iter().map(Path::new).chain([program]);
-        let mut command = Command::new(words.next().expect("a program"));
-        command.args(words).stdin(Stdio::null());
-        command
+        command(self.user, program)
     }
 
     pub fn snapshot(&self, arguments: &[&str]) -> Output {
@@ -93,6 +90,13 @@ impl Drop for Place {
     }
 }
 
+fn command(user: &[&str], program: &Path) -> Command {
+    let mut words = user.iter().map(Path::new).chain([program]);
+    let mut command = Command::new(words.next().expect("a program"));
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -106,7 +110,12 @@ pub struct Tree {
 
 impl Tree {
     pub fn start(place: &Place, script: &str) -> Self {
-        let mut top = place.command(&place.tree());
+        Self::start_as(place, place.user, script)
+    }
+
+    /// One of another user than the place's.
+    pub fn start_as(place: &Place, user: &'static [&'static str], script: &str) -> Self {
+        let mut top = command(user, &place.tree());
         let top = top.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the tree");
         let mut tree = Self { top, pids: Vec::new() };
         for line in BufReader::new(tree.top.stdout.take().expect("its output")).lines() {

@@ -3,7 +3,8 @@
  *   fA-B  write pages A to B of a private mapping of a memfd
  *   dA-B  give pages A to B of the heap back    x     end, unreaped        e  execute cat
  *   (     fork a child that does what follows, up to its )
- *   v     make a child that runs in this memory
+ *   v     make a child that runs in this memory     p     make a sibling that does
+ *   D     close this process to others of its user
  *   r     reserve two tebibytes, one of them writable, and write its first and its last page
  *   n     map 64 new pages, where the kernel likes, and write them
  *   t     end the main thread, leave another
@@ -103,10 +104,12 @@ static void act(char **at) {
   if (action == '(') { fork_child_or_go_on(at); return; }
   if (action == 'x') { tell_parent("x"); _exit(0); }
   if (action == 'e') { execvp("cat", cat); _exit(7); }
-  if (action == 'v') {
-    say_pid(clone(in_same_memory, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL));
+  if (action == 'v' || action == 'p') {
+    int parent = action == 'p' ? CLONE_PARENT : 0;
+    say_pid(clone(in_same_memory, stack + sizeof stack, CLONE_VM | parent | SIGCHLD, NULL));
     return;
   }
+  if (action == 'D') { prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); return; }
   if (action == 'r') {
     size_t bytes = (size_t)1 << 40;
     mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
