@@ -102,6 +102,11 @@ pub struct MemoryReport {
 }
 
 impl MemoryReport {
+    /// Tells whether this memory is another's, and in the tree's sums there. Of the top of a tree it is its own.
+    pub fn adds_nothing(&self, depth: usize) -> bool {
+        depth > 0 && matches!(self.relation, Relation::SameMemory { .. })
+    }
+
     /// Tells whether its pages were counted here, and not with another process that is not its parent.
     pub fn has_counts(&self, parent: i32) -> bool {
         !matches!(self.relation, Relation::SameMemory { of } if of != parent)

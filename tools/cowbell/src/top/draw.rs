@@ -7,7 +7,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Text};
-use ratatui::widgets::{Cell, Paragraph, Row, Table};
+use ratatui::widgets::{Cell, Paragraph, Row, Table, Wrap};
 
 /// Lines above and below the table, its heading included.
 pub const AROUND: u16 = 4;
@@ -29,32 +29,47 @@ const HELP: &[&str] = &[
     "w       write what was traced to a file  q       quit; so does Ctrl-C",
     "",
     "shared    private memory that the parent or others have too",
-    "differs   own pages where the parent has others: one of the two copied them, or each wrote first",
-    "new       own pages where the parent has nothing",
+    "differs   own pages where the parent has others: copied since the fork, or each wrote first",
+    "new       own pages where the parent has nothing, or runs another program",
     "either    own pages that may be one or the other, copies of file pages, and what could not be told",
     "+/s       by how much own pages become more, a second",
     "copied    counted while copies are traced",
 ];
 
+/// What is traced, or was until the trace was over.
+#[derive(Clone, Copy)]
+pub struct Traced {
+    /// The mode, in words.
+    pub mode: &'static str,
+    /// Nothing more will come.
+    pub is_over: bool,
+}
+
 /// Draws everything.
-pub fn draw(frame: &mut Frame, model: &Model, traces: Option<&str>) {
+pub fn draw(frame: &mut Frame, model: &Model, traces: Option<Traced>) {
     let [head, table, foot] =
         Layout::vertical([Constraint::Length(2), Constraint::Fill(1), Constraint::Length(1)]).areas(frame.area());
     frame.render_widget(Paragraph::new(Text::from(header(model, traces))), head);
     match model.view {
         View::Processes => processes(frame, model, table),
-        View::Lines => lines(frame, model, table, traces.is_some()),
+        View::Lines => lines(frame, model, table, traces),
         View::One(pid) => one(frame, model, pid, table),
-        View::Help => frame.render_widget(Paragraph::new(HELP.join("\n")), table),
+        View::Help => frame.render_widget(wrapped(HELP.join("\n")), table),
     }
     frame.render_widget(Paragraph::new(Line::styled(footer(model), FAINT)), foot);
 }
 
-fn header(model: &Model, traces: Option<&str>) -> Vec<Line<'static>> {
-    let figures = || model.rows.iter().filter_map(|row| row.figures);
+/// A text that may be wider than the terminal.
+fn wrapped(text: String) -> Paragraph<'static> {
+    Paragraph::new(text).wrap(Wrap { trim: false })
+}
+
+fn header(model: &Model, traces: Option<Traced>) -> Vec<Line<'static>> {
+    // A memory is one, however many processes run in it.
+    let figures = || model.rows.iter().filter(|row| !row.is_in_anothers_memory).filter_map(|row| row.figures);
     let sum = |of: fn(&Figures) -> u64| Bytes(figures().map(|figures| of(&figures)).sum()).to_string();
     let unread = model.rows.iter().filter(|row| row.figures.is_none()).count();
-    let unread = if unread > 0 { format!(", {unread} not readable") } else { String::new() };
+    let unread = if unread > 0 { format!(", {unread} not read") } else { String::new() };
     let processes = if model.rows.len() == 1 { "process" } else { "processes" };
     let paused = if model.paused { "PAUSED  " } else { "" };
     let first = format!(
@@ -66,7 +81,12 @@ fn header(model: &Model, traces: Option<&str>) -> Vec<Line<'static>> {
         sum(|f| f.new),
     );
     let second = match traces {
-        Some(mode) => format!("traced, mode {mode}; without a line yet: {}", Bytes(model.waiting_bytes)),
+        Some(Traced { mode, is_over: false }) => {
+            format!("traced, mode {mode}; without a line yet: {}", Bytes(model.waiting_bytes))
+        }
+        Some(Traced { mode, is_over: true }) => {
+            format!("the trace is over, mode {mode}; without a line: {}", Bytes(model.waiting_bytes))
+        }
         None => format!("page tables are read, nothing is stopped; a look takes {} ms", model.look_ms),
     };
     vec![Line::styled(first, BOLD), Line::styled(second, FAINT)]
@@ -181,14 +201,25 @@ fn line_rows<'a>(lines: &'a [&LineRow], selected: Option<usize>, area: Rect) -> 
 
 const LINES: [&str; 5] = ["COPIED", "COPIED/S", "NEW", "PROCESSES", "LINE, estimated from samples"];
 
-fn lines(frame: &mut Frame, model: &Model, area: Rect, traces: bool) {
+/// Why no line is shown.
+fn no_lines(model: &Model, traces: Option<Traced>) -> String {
+    match (traces, model.rows.first()) {
+        _ if !model.lines.is_empty() => format!("no line contains {}: / looks for another text", clean(&model.filter)),
+        (Some(Traced { is_over: false, .. }), _) => "no copies have a line yet".to_owned(),
+        (Some(Traced { is_over: true, .. }), _) => "no copies had a line".to_owned(),
+        (None, Some(first)) => format!(
+            "nothing is traced: t attaches to {} and what it forked; in mode trace each first write to a shared page \
+             then waits for cowbell",
+            first.pid
+        ),
+        (None, None) => "nothing is traced".to_owned(),
+    }
+}
+
+fn lines(frame: &mut Frame, model: &Model, area: Rect, traces: Option<Traced>) {
     let shown = model.shown_lines();
     if shown.is_empty() {
-        let says = match traces {
-            true => "no copies have a line yet",
-            false => "nothing is traced: t attaches; each first write to a shared page then waits for cowbell",
-        };
-        return frame.render_widget(Paragraph::new(says), area);
+        return frame.render_widget(wrapped(no_lines(model, traces)), area);
     }
     let head = LINES.map(str::to_owned).to_vec();
     frame.render_widget(table(head, line_rows(&shown, Some(model.selected), area), widths(false, 4)), area);
@@ -196,7 +227,8 @@ fn lines(frame: &mut Frame, model: &Model, area: Rect, traces: bool) {
 
 fn one(frame: &mut Frame, model: &Model, pid: i32, area: Rect) {
     let Some(row) = model.rows.iter().find(|row| row.pid == pid) else {
-        return frame.render_widget(Paragraph::new(format!("process {pid} is not there any more")), area);
+        return frame
+            .render_widget(Paragraph::new(format!("process {pid} has ended, or is no longer in the tree")), area);
     };
     let lines: Vec<&LineRow> = model.lines_of(pid).iter().collect();
     let below = if lines.is_empty() { 0 } else { (lines.len() as u16 + 1).min(area.height / 2) };
@@ -215,5 +247,65 @@ fn one(frame: &mut Frame, model: &Model, pid: i32, area: Rect) {
     if below > 0 {
         let rows = line_rows(&lines, None, lower);
         frame.render_widget(table(LINES.map(str::to_owned).to_vec(), rows, widths(false, 4)), lower);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analyse::live::{Line as Place, Sum};
+
+    fn row(pid: i32, pss: u64, is_in_anothers_memory: bool) -> Process {
+        Process {
+            pid,
+            depth: 0,
+            command: "worker".to_owned(),
+            remark: String::new(),
+            figures: Some(Figures { pss, ..Figures::default() }),
+            mappings: Vec::new(),
+            rate: None,
+            copied: None,
+            is_in_anothers_memory,
+        }
+    }
+
+    fn shown(model: &Model, traces: Option<Traced>) -> String {
+        header(model, traces).iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn a_memory_is_added_once_and_who_has_none_is_not_said_to_be_closed() {
+        let rows = vec![row(7, 4096, false), row(8, 4096, true), Process { figures: None, ..row(9, 0, false) }];
+        let mut model = Model::new();
+        model.rows = rows;
+        assert!(shown(&model, None).starts_with("3 processes, 1 not read; PSS 4.0 KiB,"), "{}", shown(&model, None));
+    }
+
+    #[test]
+    fn what_is_over_is_not_said_to_be_traced() {
+        let traced = |is_over| Some(Traced { mode: "trace", is_over });
+        assert!(shown(&Model::new(), traced(false)).contains("\ntraced, mode trace;"));
+        let over = shown(&Model::new(), traced(true));
+        assert!(over.contains("\nthe trace is over, mode trace;") && !over.contains("yet"), "{over}");
+    }
+
+    #[test]
+    fn why_there_is_no_line_is_told_as_it_is() {
+        let line = LineRow {
+            line: Place { place: "job.py:5".to_owned(), function: String::new() },
+            sum: Sum { copied_bytes: 1, new_bytes: 0 },
+            rate: None,
+            processes: 1,
+        };
+        let mut hidden = Model::new();
+        (hidden.lines, hidden.filter) = (vec![line], "x".to_owned());
+        let traced = Some(Traced { mode: "trace", is_over: false });
+        assert!(hidden.shown_lines().is_empty());
+        assert_eq!(no_lines(&hidden, traced), "no line contains x: / looks for another text");
+        let mut none = Model::new();
+        none.rows = vec![row(7, 0, false), row(8, 0, false)];
+        assert_eq!(no_lines(&none, traced), "no copies have a line yet");
+        let untraced = no_lines(&none, None);
+        assert!(untraced.contains("t attaches to 7 and") && untraced.contains("in mode trace each"), "{untraced}");
     }
 }

@@ -62,7 +62,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let asked = signal::receive(&asked).map_err(|e| Failure::new(format!("cannot receive signals: {e}")))?;
     let (wanted, looks) = looker(options)?;
     let mut terminal = ratatui::try_init().map_err(|e| Failure::new(format!("cannot take the terminal over: {e}")))?;
-    let mut top = Top { options, asked, wanted, looks, tracer: None, begun: Instant::now(), model: Model::new() };
+    let mut top =
+        Top { options, asked, wanted, looks, tracer: None, is_over: false, begun: Instant::now(), model: Model::new() };
     top.model.look(&first.snapshots, 0.0, first.took.as_millis() as u64);
     let shown = top.show(&mut terminal);
     if let Some(tracer) = top.tracer.take() {
@@ -138,6 +139,8 @@ struct Top<'a> {
     wanted: Sender<()>,
     looks: Looks,
     tracer: Option<LookOn>,
+    /// The tracer has told all that it will.
+    is_over: bool,
     begun: Instant,
     model: Model,
 }
@@ -145,7 +148,8 @@ struct Top<'a> {
 impl Top<'_> {
     fn show(&mut self, terminal: &mut DefaultTerminal) -> io::Result<()> {
         while signal::received(&self.asked).is_none() {
-            let traces = self.tracer.as_ref().map(|tracer| self.mode(tracer));
+            let is_over = self.is_over;
+            let traces = self.tracer.as_ref().map(|tracer| draw::Traced { mode: self.mode(tracer), is_over });
             terminal.draw(|frame| draw::draw(frame, &self.model, traces))?;
             wait(&self.asked, TICK)?;
             // crossterm's own wait never returns once the terminal has hung up, so that is asked each time.
@@ -189,6 +193,7 @@ impl Top<'_> {
         if looked || self.tracer.is_some() {
             self.model.trace(self.tracer.as_ref().and_then(LookOn::live), seconds);
         }
+        self.is_over = matches!(heard, Some(Ok(false)));
         match heard {
             Some(Err(e)) => {
                 self.model.message = e.to_string();

@@ -42,6 +42,8 @@ pub struct Row {
     pub rate: Option<f64>,
     /// Bytes copied, as traced; `None` while nothing is traced.
     pub copied: Option<u64>,
+    /// Its memory is that of another process that was read before it, and is in the sums there.
+    pub is_in_anothers_memory: bool,
 }
 
 /// The memory of a process, in bytes.
@@ -173,6 +175,7 @@ impl Model {
             mappings: memory.map(|memory| memory.mappings.clone()).unwrap_or_default(),
             rate: figures.and_then(|figures| self.own.rate(process.pid, seconds, figures.own)),
             copied: None,
+            is_in_anothers_memory: memory.is_some_and(|memory| memory.adds_nothing(process.depth)),
         }
     }
 
@@ -328,6 +331,7 @@ mod tests {
             mappings: Vec::new(),
             rate: None,
             copied: None,
+            is_in_anothers_memory: false,
         }
     }
 
