@@ -69,6 +69,11 @@ impl Error {
         }
     }
 
+    /// Tells whether it is the failure of this operation.
+    pub(crate) fn is_of(&self, wanted: &str) -> bool {
+        matches!(self.0.kind, Kind::Os { operation, .. } if operation == wanted)
+    }
+
     pub(crate) fn unsupported(feature: &'static str, since: &'static str, why: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::Unsupported { feature, since, why: why.into() })
     }

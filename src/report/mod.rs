@@ -47,7 +47,7 @@ pub struct Report {
     /// The child's watch.
     pub watch: Watch,
     /// Through which door its userfaultfd came; `UserModeOnly` means that system calls could not write
-    /// into pages not yet copied (except under [`Watch::Async`]).
+    /// into armed pages (except under [`Watch::Async`]).
     pub door: Option<Door>,
     /// The child's end; `None` while it lives.
     pub ended: Option<Ended>,

@@ -127,7 +127,7 @@ impl Report {
             Outside::NotAsked => "not asked for",
             Outside::Unsupported => "it takes Linux 6.7 and /proc",
             Outside::Scattered => "the memory was in too many pieces at the fork",
-            Outside::Lost => "the census was lost",
+            Outside::Lost => "the census was lost, or could not be prepared at the fork",
         };
         writeln!(f, "  outside the arenas: not counted, {why}")
     }
@@ -196,7 +196,7 @@ impl Report {
         if blind {
             writeln!(
                 f,
-                "  note: under this watch a system call that writes into a page not yet copied fails with EFAULT"
+                "  note: under this watch a system call that writes into a page that is armed fails with EFAULT"
             )?;
         }
         Ok(())
@@ -242,10 +242,10 @@ mod tests {
 
     #[test]
     fn a_lost_census_is_not_told_as_no_copies() {
-        let shown = |census| {
+        let shown = |census, watch| {
             let executable = Executable { start: 0, len: 0 };
             let (version, pid, page_size, events_lost) = (super::super::VERSION, 7, 4096, 0);
-            let (watch, door, ended, trap_lost) = (Watch::Census, None, Some(Ended::Signaled(9)), false);
+            let (door, ended, trap_lost) = (None, Some(Ended::Signaled(9)), false);
             let (arenas, events) = (Vec::new(), Vec::new());
             Report {
                 version,
@@ -266,9 +266,16 @@ mod tests {
             }
             .to_string()
         };
-        let lost = shown(Census::Lost);
+        let lost = shown(Census::Lost, Watch::Census);
         assert!(lost.contains("copied at least 0 of") && lost.contains("LOST: the last census"), "{lost}");
-        let last = shown(Census::Last);
+        // One that could not be prepared looks the same.
+        assert!(lost.contains("the census was lost, or could not be prepared at the fork"), "{lost}");
+        let trap = shown(Census::Last, Watch::Trap);
+        assert!(
+            trap.contains("writes into a page that is armed fails with EFAULT"),
+            "also what an epoch arms again: {trap}"
+        );
+        let last = shown(Census::Last, Watch::Census);
         assert!(last.contains("copied 0 of") && !last.contains("LOST"), "{last}");
     }
 }

@@ -41,7 +41,7 @@ impl Watch {
     /// A warning that holds even where it works.
     pub fn note(self) -> Option<&'static str> {
         match self {
-            Self::Trap => Some("a read(2) or recv(2) into a page that is still armed fails with EFAULT"),
+            Self::Trap => Some("a read(2) or recv(2) into a page that is armed fails with EFAULT"),
             Self::Census | Self::Async | Self::Faults | Self::Monitor => None,
         }
     }
@@ -152,7 +152,7 @@ impl Support {
             losses.push((why.clone(), fix.as_deref()));
         }
         if watch == Watch::Monitor && !door.sees_kernel_writes() {
-            let why = "a read(2) or recv(2) into a page not yet copied fails with EFAULT, \
+            let why = "a read(2) or recv(2) into a page that is armed fails with EFAULT, \
                        because only the user-mode-only userfaultfd is open to this user";
             losses.push((why.to_owned(), self.more_powerful_door()));
         }
@@ -277,7 +277,7 @@ mod tests {
     fn what_is_lost_comes_with_the_command_that_brings_it_back() {
         use Feature::*;
         let Verdict::Limited { why, fix } = without(&[UffdDevice, UffdSystemCall]).monitor() else { panic!("limited") };
-        assert!(why.contains("EFAULT") && fix.is_some(), "{why}, {fix:?}");
+        assert!(why.contains("a page that is armed fails with EFAULT") && fix.is_some(), "{why}, {fix:?}");
         let Verdict::Limited { why, fix } = without(&[PagemapScan]).census() else { panic!("limited") };
         assert!(why.contains("slower") && fix.is_some(), "{why}, {fix:?}");
     }

@@ -6,6 +6,7 @@
 use super::procfs::{SELF, status::Status};
 pub use crate::facts::{Headroom, Limit};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -205,6 +206,19 @@ pub fn merging() -> Option<bool> {
     // SAFETY: the call takes integers and changes nothing.
     let merging = unsafe { libc::prctl(libc::PR_GET_MEMORY_MERGE, 0, 0, 0, 0) };
     (merging >= 0).then_some(merging == 1)
+}
+
+/// `prctl(PR_GET_THP_DISABLE)`: is this process kept from transparent huge pages, wholly or in part?
+pub fn is_kept_from_huge_pages() -> bool {
+    rustix::thread::transparent_huge_pages_are_disabled().unwrap_or(false)
+}
+
+/// Is this process in the first user namespace, in which the kernel asks for the capabilities that concern all of the machine? True
+/// where that cannot be read.
+pub fn is_in_first_user_namespace() -> bool {
+    // <linux/nsfs.h>: USER_NS_INIT_INO.
+    const FIRST: u64 = 0xEFFF_FFFD;
+    fs::metadata("/proc/self/ns/user").map_or(true, |namespace| namespace.ino() == FIRST)
 }
 
 /// May processes of the same user look into this one? Not after a set-user-id `exec`, or

@@ -327,9 +327,10 @@ pub fn page_faults() -> std::result::Result<bool, Refused> {
 /// # Errors
 /// What is missing.
 pub fn program_counter() -> Result<()> {
-    match process::open_syscall(process::pid(), process::tid()).ok().and_then(process::blocked_at) {
+    let syscall = process::open_syscall(process::pid(), process::tid());
+    match process::blocked_at(syscall.map_err(|e| Error::os("open(/proc/PID/task/TID/syscall)", e))?) {
         Some((_, pc)) if pc != 0 => Ok(()),
-        _ => Err(Error::os("read(/proc/PID/task/TID/syscall)", Errno::NOENT)),
+        _ => Err(wrong("/proc/PID/task/TID/syscall does not tell where a thread is")),
     }
 }
 

@@ -59,7 +59,7 @@ pub enum Watch {
     /// ([`PageFaults`](crate::report::PageFaults)).
     Faults,
     /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 3.5
-    /// times a copy. A system call that writes into a page not yet copied fails with `EFAULT`. The program must not
+    /// times a copy. A system call that writes into an armed page fails with `EFAULT`: one not yet copied, or not in this epoch. The program must not
     /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,
     /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too

@@ -62,7 +62,7 @@ pub enum Outside {
     Unsupported,
     /// The memory lay in more than 65,536 separate pieces at the fork, and so many are not kept.
     Scattered,
-    /// The census was lost, with its keeper or by the kernel's refusal (no descriptor left, say).
+    /// The census was lost, with its keeper or by the kernel's refusal (no descriptor left, say), or could not be prepared at the fork.
     Lost,
 }
 

@@ -5,6 +5,7 @@ use crate::claim::{Claim, Need, Skip, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory, mark};
 use crate::watcher;
+use cowbell::sys::limits::is_kept_from_huge_pages;
 use cowbell::sys::map::{self, Access, Harmless};
 use cowbell::sys::memfd::{SEALS_FINAL, seal};
 use cowbell::sys::pagemap::{Categories, Entry};
@@ -44,6 +45,10 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         collapse_refuses_a_range_kept_from_huge_pages,
         "`MADV_COLLAPSE` of a range under `MADV_NOHUGEPAGE` is EINVAL, as on a kernel that does not know it, while it works elsewhere in the same file."
+    ),
+    claim!(
+        collapse_refuses_a_process_kept_from_huge_pages,
+        "Under `PR_SET_THP_DISABLE` `MADV_COLLAPSE` is EINVAL, as on a kernel that does not know it, and `PR_GET_THP_DISABLE` tells."
     ),
 ];
 
@@ -167,6 +172,20 @@ fn collapse_refuses_copies() -> Verdict {
     (0..memory.pages()).for_each(|page| memory.store(page, 255));
     assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL));
     assert_eq!(evidence::anonymous_pages(&memory), memory.pages() as u64);
+    Ok(())
+}
+
+fn collapse_refuses_a_process_kept_from_huge_pages() -> Verdict {
+    let memory = marked(Kind::PrivateMemfd)?;
+    child::spawn(|| {
+        assert!(!is_kept_from_huge_pages(), "before");
+        rustix::thread::disable_transparent_huge_pages(true).expect("PR_SET_THP_DISABLE");
+        assert!(is_kept_from_huge_pages());
+        // It takes page tables, or EINVAL would be for want of them.
+        let _touched = memory.load(0);
+        assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL));
+    })
+    .finish();
     Ok(())
 }
 

@@ -64,6 +64,10 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[ADMIN]),
     claim!(
+        rings_beyond_the_address_space_are_enomem,
+        "`mmap` of a ring for which `RLIMIT_AS` leaves no addresses is ENOMEM, not EPERM."
+    ),
+    claim!(
         exec_with_privilege_or_of_an_unreadable_program_ends_fault_events,
         "`exec` of a set-user-ID program, or of one that the user may not read, ends the events of the process: it hangs up and tells no more; after another exec it goes on. Opened anew it tells again."
     )
@@ -419,6 +423,25 @@ fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
     })
     .finish();
     Ok(())
+}
+
+fn rings_beyond_the_address_space_are_enomem() -> Verdict {
+    if page_faults_are_refused() {
+        return Err(Skip("kernel.perf_event_paranoid is 3 or more".to_owned()));
+    }
+    child::spawn(|| {
+        let mut rings = Rings::prepare(Follow::Process);
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::As, none).expect("setrlimit");
+        let refused = rings.open_prepared(0, 1 << 16).expect_err("there is no room");
+        assert!(refused.call.starts_with("mmap") && refused.errno == Errno::NOMEM, "{refused:?}");
+    })
+    .finish();
+    Ok(())
+}
+
+fn page_faults_are_refused() -> bool {
+    cowbell::sys::probe::page_faults().is_err()
 }
 
 /// A copy of this machine's `true` for nobody.

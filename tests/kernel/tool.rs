@@ -53,6 +53,10 @@ pub const CLAIMS: &[Claim] = &[
         "`/proc/PID/stat` is the effective user's while the process is dumpable, and root's while it is not (`PR_SET_DUMPABLE`); the folder is the user's in both."
     ),
     claim!(
+        first_user_namespace_has_its_number,
+        "`/proc/self/ns/user` has inode 0xEFFFFFFD in the first user namespace, and another in one that was made since, also where that maps all users to themselves."
+    ),
+    claim!(
         locking_a_page_gives_back_what_reading_holds,
         "Reading a page that its owner has alone through `/proc/PID/mem` can make the owner's next write copy it; after `mlock` and `munlock` of a page of the reader's own on the same CPU the owner keeps the frame."
     )
@@ -246,6 +250,29 @@ fn files_of_a_process_that_is_not_dumpable_are_roots() -> Verdict {
     });
     child.finish();
     Ok(())
+}
+
+fn first_user_namespace_has_its_number() -> Verdict {
+    use cowbell::sys::limits::is_in_first_user_namespace;
+    let all_users = std::fs::read_to_string("/proc/self/uid_map").expect("proc(5)");
+    if all_users.split_ascii_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"] {
+        return Err(Skip("a container with a user namespace of its own".to_owned()));
+    }
+    assert!(is_in_first_user_namespace());
+    let made = child::compute(|| {
+        // SAFETY: the call takes a number only, and this process has one thread.
+        match unsafe { libc::unshare(libc::CLONE_NEWUSER) } {
+            0 => 1 + u64::from(is_in_first_user_namespace()),
+            _ => 0,
+        }
+    });
+    match made {
+        0 => Err(Skip("no user namespace may be made here".to_owned())),
+        made => {
+            assert_eq!(made, 1, "a namespace that was made is not the first");
+            Ok(())
+        }
+    }
 }
 
 /// The frames that a process keeps at its write to three pages that it has alone: one not read, one read by another process,

@@ -28,7 +28,8 @@ pub struct Rings {
 /// The call that failed while rings were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// Its name: `perf_event_open` as [`Event::open`], or `mmap` with `EPERM` where not even a page may be locked.
+    /// Its name: `perf_event_open` as [`Event::open`], or `mmap`: `EPERM` where not even a page may be locked, `ENOMEM` where there is no
+    /// room for one (memory, or addresses: `RLIMIT_AS`).
     pub call: &'static str,
     /// Its errno.
     pub errno: Errno,
@@ -99,9 +100,9 @@ impl Rings {
         self.options.kernel = kernel;
         self.options.frames &= kernel;
         let mut bytes = bytes_max.max(page_size().bytes());
-        while !self.open_sized(tid, bytes)? {
+        while let Some(errno) = self.open_sized(tid, bytes)? {
             if bytes == page_size().bytes() {
-                return Err(Refused { call: MAP, errno: Errno::PERM });
+                return Err(Refused { call: MAP, errno });
             }
             // The limit is one for all rings of a user, so all are made smaller.
             bytes = (bytes / 2).max(page_size().bytes());
@@ -109,8 +110,8 @@ impl Rings {
         Ok(())
     }
 
-    /// Opens them with rings of `bytes` bytes; false where this user may not lock so much.
-    fn open_sized(&mut self, tid: i32, bytes: usize) -> Result<bool, Refused> {
+    /// Opens them with rings of `bytes` bytes; the errno where this user may not lock so much, or there is no room.
+    fn open_sized(&mut self, tid: i32, bytes: usize) -> Result<Option<Errno>, Refused> {
         self.rings.clear();
         self.cpus.clear();
         for &cpu in &self.present {
@@ -122,12 +123,12 @@ impl Rings {
             };
             match Ring::new(event, bytes) {
                 Ok(ring) => self.rings.push(ring),
-                Err((_, Errno::PERM | Errno::NOMEM)) => return Ok(false),
+                Err((_, errno @ (Errno::PERM | Errno::NOMEM))) => return Ok(Some(errno)),
                 Err((_, errno)) => return Err(Refused { call: MAP, errno }),
             }
             self.cpus.push(cpu);
         }
-        if self.rings.is_empty() { Err(Refused { call: OPEN, errno: Errno::NODEV }) } else { Ok(true) }
+        if self.rings.is_empty() { Err(Refused { call: OPEN, errno: Errno::NODEV }) } else { Ok(None) }
     }
 
     /// Lets the faults of one more thread, and of all that come from it from now on, go into these rings.
