@@ -91,6 +91,46 @@ fn a_command_is_not_said_to_work_wholly_where_what_it_rests_on_does_not() {
     assert!(!is_limited || command["why"] == faults["why"], "{command} and {faults}");
 }
 
+/// What the doctor says of a process that is started by a command; `None` where that cannot be.
+fn doctor_under(command: &[&str], script: &str) -> Option<String> {
+    let output = Command::new(command[0]).args(&command[1..]).args(["sh", "-c", script]).output().ok()?;
+    let said = text(&output.stdout);
+    if !said.starts_with("kernel ") {
+        println!("skipped: {command:?}: {}", text(&output.stderr));
+        return None;
+    }
+    Some(said.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn the_doctor_takes_no_place_for_a_fault_of_the_kernel_or_a_security_module() {
+    let copy = Scratch::new("doctor", "");
+    std::fs::copy(tool(), copy.path()).expect("a copy of the tool");
+    let doctor = format!("exec {} doctor", copy.path().display());
+    if let Some(said) = doctor_under(&["unshare", "--user", "--map-root-user"], &doctor) {
+        assert!(
+            said.contains("EVENT_FORK MISSING a forked child stays armed why it takes CAP_SYS_PTRACE in the first"),
+            "{said}"
+        );
+    }
+    if let Some(said) = doctor_under(&["unshare", "--mount"], &format!("umount -l /sys && {doctor}")) {
+        assert!(said.contains("why not known: /sys is not mounted"), "{said}");
+        assert!(!said.contains("this kernel has no huge pages"), "{said}");
+    }
+    // Who may not read the program's file has a process that is root's.
+    std::fs::set_permissions(copy.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("its owner may");
+    let nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"];
+    if let Some(said) = doctor_under(&nobody, &doctor) {
+        assert!(
+            said.contains(
+                "/proc/PID/pagemap MISSING which pages are copies, by a word for each page why this process is closed"
+            ),
+            "{said}"
+        );
+        assert!(!said.contains("security module"), "{said}");
+    }
+}
+
 #[test]
 fn a_reader_copies_nothing_a_counter_copies_in_vain_a_writer_copies_what_it_writes() {
     for watch in watches() {

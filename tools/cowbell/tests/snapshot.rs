@@ -232,6 +232,32 @@ fn a_memory_of_which_others_have_pages_is_known_to_be_one_too() {
 }
 
 #[test]
+fn where_the_kernel_does_not_say_who_runs_in_one_memory_a_frame_does_or_it_is_a_perhaps() {
+    for place in Place::with_users("unsaid") {
+        let filtered = place.compile("filtered", include_str!("targets/filtered.c"));
+        let tree = Tree::start(&place, "w0-99 v");
+        let snapshot = |arguments: &[&str]| {
+            let mut command = place.command(&filtered);
+            command.arg("kcmp").arg(place.tool()).arg("snapshot").args(arguments).arg(tree.pids[0].to_string());
+            let output = command.output().expect("the tool can be started");
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            output.stdout
+        };
+        let json: Value = serde_json::from_slice(&snapshot(&["--json"])).expect("JSON");
+        let relation = &process_of(&json, tree.pids[1])["memory"]["relation"];
+        let shown = words(&snapshot(&[]));
+        if json["evidence"]["frames"] == true {
+            assert_eq!(relation["same_memory"]["of"], tree.pids[0], "{relation}");
+            assert!(shown.contains("2 processes in 1 memory: "), "{shown}");
+        } else {
+            assert_eq!(relation, "forked_or_same_memory");
+            let says = format!("perhaps runs in the memory of {}, and nothing is its own", tree.pids[0]);
+            assert!(shown.contains(&says), "{shown}");
+        }
+    }
+}
+
+#[test]
 fn pages_of_a_siblings_memory_are_not_told_as_the_parents() {
     for place in Place::with_users("sibling") {
         let tree = Tree::start(&place, "w0-99 (w0-9 p)");

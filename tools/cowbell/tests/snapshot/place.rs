@@ -28,12 +28,19 @@ impl Place {
         let folder = std::env::temp_dir().join(format!("cowbell-snapshot-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let place = Self { folder, user: &[] };
-        let source = place.folder.join("tree.c");
-        std::fs::write(&source, include_str!("tree.c")).expect("the source");
-        let built = Command::new("cc").args(["-O1", "-pthread", "-o"]).args([place.tree(), source]).output();
+        place.compile("tree", include_str!("tree.c"));
+        place
+    }
+
+    /// A program of this place, made of C.
+    pub fn compile(&self, name: &str, source: &str) -> PathBuf {
+        let (program, file) = (self.folder.join(name), self.folder.join(format!("{name}.c")));
+        std::fs::write(&file, source).expect("the source");
+        let built = Command::new("cc").args(["-O1", "-pthread", "-o"]).args([&program, &file]).output();
         let built = built.expect("cc, which rustc links with");
         assert!(built.status.success(), "{}", text(&built.stderr));
-        place
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("its owner may");
+        program
     }
 
     /// A place for each user that can be tested: the user of the tests and, if that is root, an ordinary one.

@@ -1,6 +1,6 @@
 // Runs a program under a seccomp filter that refuses one system call with EPERM, as a container's does.
 //
-// usage: filtered userfaultfd|ptrace|nothing PROGRAM ARGUMENT...
+// usage: filtered userfaultfd|ptrace|kcmp|nothing PROGRAM ARGUMENT...
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/filter.h>
@@ -18,6 +18,7 @@ int main(int count, char **arguments) {
     }
     unsigned call = strcmp(arguments[1], "userfaultfd") == 0 ? SYS_userfaultfd
                     : strcmp(arguments[1], "ptrace") == 0    ? SYS_ptrace
+                    : strcmp(arguments[1], "kcmp") == 0      ? SYS_kcmp
                                                              : 0xffffffff;
     struct sock_filter rules[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
