@@ -102,11 +102,13 @@ pub fn watched(summary: &Summary) -> Vec<Watched> {
 
 /// Why what the processes came to together has no upper bound, if it has none; one reason.
 pub fn unwatched(summary: &Summary) -> Option<String> {
-    let beyond = summary.gaps.iter().find(|gap| gap.what == GapKind::TooManyChildren);
-    match (&summary.cut, beyond) {
+    let has = |kind: GapKind| summary.gaps.iter().any(|gap| gap.what == kind);
+    let is_watched = |pid: &i32| summary.intervals.iter().any(|interval| interval.pid == *pid);
+    match (&summary.cut, Unbounded::of(summary)) {
         (Some(cut), _) => Some(format!("the capture was cut off: {cut}")),
-        (None, Some(_)) => Some("processes beyond --max-children ran unwatched".to_owned()),
-        (None, None) => None,
+        _ if has(GapKind::TooManyChildren) => Some("processes beyond --max-children ran unwatched".to_owned()),
+        (None, Unbounded::These(pids)) if pids.iter().all(is_watched) => None,
+        (None, _) => Some("a process, or memory of one, could not be watched".to_owned()),
     }
 }
 

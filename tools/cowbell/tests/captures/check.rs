@@ -131,6 +131,13 @@ fn what_lies_between_the_bounds_cannot_be_told_and_has_its_own_status() {
     let (code, all) = check(&file, &["--max-copied", "1G", "-v"]);
     assert_eq!(code, Some(3));
     assert!(all.contains("CANNOT TELL: process 101") && all.contains("KEPT: process 102"), "{all}");
+    // Nobody looked at that process at all.
+    let never = json!({"gap": {"time_ns": 1, "pid": 107, "what": "not_armed", "detail": "traced already"}});
+    let file = scratch.file("never", with_records(&[child(101, 100)], &[never]));
+    for per in ["process", "all"] {
+        let (code, line) = check(&file, &["--max-copied", "1G", "--per", per]);
+        assert_eq!((code, line.contains("could not be watched")), (Some(3), true), "{per}: {line}");
+    }
 }
 
 #[test]
