@@ -38,7 +38,7 @@ const TOOL_ARROWS: Arrows = &[
     ("analyse", &["record", "stacks"]),
     ("views", &["record", "analyse", "stacks"]),
     ("stacks", &["record"]),
-    ("trace", &["record", "stacks"]),
+    ("trace", &["record", "stacks", "failure"]),
     ("failure", &[]),
     ("output", &["analyse", "views", "failure"]),
     ("snapshot", &["views", "output", "failure"]),

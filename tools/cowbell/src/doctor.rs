@@ -88,7 +88,6 @@ impl From<Result<(), String>> for Ability {
 
 /// The commands that depend on rights, whether they work, and what they tell.
 fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
-    let frames = if ability::frames() { Ok(()) } else { Err("page frames need root (CAP_SYS_ADMIN)".to_owned()) };
     let faults = match (ability::faults(), support.verdict(Feature::PageFaults)) {
         (Ok(()), Verdict::Limited { why, .. }) => Ability::Limited(why.clone()),
         (found, _) => found.into(),
@@ -113,7 +112,7 @@ fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
         ("attach", ability::count().and_then(|()| ability::attach()).into(), "the modes of run for a running process"),
         (
             "page frames",
-            frames.into(),
+            ability::page_frames().into(),
             "what was copied is told from what was written in place, but for pages that were swapped out",
         ),
     ]

@@ -1,5 +1,6 @@
 //! A failure of the tool: one line for standard error.
 
+use cowbell::sys::procfs;
 use std::fmt;
 
 /// Why the tool stops with exit code 1.
@@ -10,6 +11,14 @@ impl Failure {
     /// A failure in these words.
     pub fn new(what: impl Into<String>) -> Self {
         Self(what.into())
+    }
+}
+
+/// That there is no such process, or that it is not to be seen.
+pub fn absent(pid: i32) -> String {
+    match procfs::is_there(pid) {
+        true => format!("/proc does not show process {pid}, though it is there: see hidepid in proc(5)"),
+        false => format!("there is no process {pid}"),
     }
 }
 

@@ -112,6 +112,8 @@ fn the_doctor_takes_no_place_for_a_fault_of_the_kernel_or_a_security_module() {
             said.contains("EVENT_FORK MISSING a forked child stays armed why it takes CAP_SYS_PTRACE in the first"),
             "{said}"
         );
+        assert!(said.contains("page frames need root (CAP_SYS_ADMIN in the first user namespace)"), "{said}");
+        assert!(!said.contains("the call userfaultfd is refused"), "{said}");
     }
     if let Some(said) = doctor_under(&["unshare", "--mount"], &format!("umount -l /sys && {doctor}")) {
         assert!(said.contains("why not known: /sys is not mounted"), "{said}");

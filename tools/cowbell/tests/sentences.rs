@@ -26,6 +26,7 @@ const SAY: &[&str] = &[
     "src/top",
     "src/exporter.rs",
     "src/doctor.rs",
+    "src/failure.rs",
     "src/demo",
     "src/front",
     "src/output.rs",

@@ -1,7 +1,7 @@
 //! Processes as `/proc` shows them: which there are, who is whose child, and the memory of one.
 
 use super::space::{Reader, Space};
-use crate::failure::Failure;
+use crate::failure::{Failure, absent};
 use cowbell::sys::procfs::{self, smaps, stat::Stat, status::Status};
 use cowbell::sys::{Errno, limits, process};
 use std::collections::HashMap;
@@ -33,12 +33,7 @@ pub fn tree(pid: i32) -> Result<Vec<Node>, Failure> {
     // A process that is gone again is not in the tree.
     let all: Vec<Node> = all.into_iter().filter_map(Node::of).collect();
     let top = all.iter().find(|node| node.pid == pid).cloned();
-    let top = top.ok_or_else(|| {
-        Failure::new(match procfs::is_there(pid) {
-            true => format!("/proc does not show process {pid}, though it is there: see hidepid in proc(5)"),
-            false => format!("there is no process {pid}"),
-        })
-    })?;
+    let top = top.ok_or_else(|| Failure::new(absent(pid)))?;
     let mut children: HashMap<i32, Vec<Node>> = HashMap::new();
     for node in all {
         children.entry(node.parent).or_default().push(node);

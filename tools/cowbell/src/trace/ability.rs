@@ -28,8 +28,9 @@ pub fn count() -> Result<(), String> {
 pub fn trace() -> Result<(), String> {
     Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
         // It is refused for want of a right only to who has it not.
-        Errno::PERM if !limits::has_seccomp_filter() && !limits::user().may_trace => {
-            format!("trace needs root (CAP_SYS_PTRACE) or `sysctl vm.unprivileged_userfaultfd=1` ({e})")
+        Errno::PERM if !limits::has_seccomp_filter() && !(limits::user().may_trace && is_of_the_machine()) => {
+            let of_first = of_first(limits::user().may_trace);
+            format!("trace needs root (CAP_SYS_PTRACE{of_first}) or `sysctl vm.unprivileged_userfaultfd=1` ({e})")
         }
         e => refused("userfaultfd", e),
     })
@@ -67,7 +68,20 @@ pub fn all_faults() -> Result<(), String> {
     if open_faults(true).is_ok() && frames() {
         return Ok(());
     }
-    Err("root has lines at little cost; `--mode faults` tells them to this user with wider bounds".to_owned())
+    let of_first = of_first(limits::user().may_administer);
+    Err(format!(
+        "root (CAP_SYS_ADMIN{of_first}) has lines at little cost; `--mode faults` tells them here with wider bounds"
+    ))
+}
+
+/// Tells whether this process' capabilities are those that the kernel asks for where the whole machine is concerned.
+fn is_of_the_machine() -> bool {
+    limits::is_in_first_user_namespace()
+}
+
+/// Which of the capabilities of that name is meant, for who `holds` one of it that does not count.
+fn of_first(holds: bool) -> &'static str {
+    if holds && !is_of_the_machine() { " in the first user namespace" } else { "" }
 }
 
 /// Opens an event of page faults; `kernel`: also of those that the kernel takes.
@@ -139,6 +153,17 @@ pub fn privilege_withheld(pid: i32) -> Option<String> {
         (false, false) => return None,
     };
     Some(format!("{} is {bits}", program.display()))
+}
+
+/// Finds out whether page frames may be read.
+///
+/// # Errors
+/// Why not.
+pub fn page_frames() -> Result<(), String> {
+    if frames() {
+        return Ok(());
+    }
+    Err(format!("page frames need root (CAP_SYS_ADMIN{})", of_first(limits::user().may_administer)))
 }
 
 /// Tells whether page frames may be read. They are all 0 without CAP_SYS_ADMIN.

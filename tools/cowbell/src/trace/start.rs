@@ -11,6 +11,7 @@ use super::link::{Link, Options, Target};
 use super::sample::Sampler;
 use super::tree::{Process, Tree};
 use super::{FAULTS, LINK, SIGNALS, Tracer, ability, baseline};
+use crate::failure::absent;
 use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
@@ -161,7 +162,7 @@ impl Tracer {
     }
 
     fn attach(&mut self, id: i32, mut mode_reason: String) -> Result<(), (u8, String)> {
-        let command = procfs::command(id).map_err(|_| (FAILED, format!("there is no process {id}")))?;
+        let command = procfs::command(id).map_err(|_| (FAILED, absent(id)))?;
         // A thread stands for its process.
         let root = process_of(id);
         if let Some(why) = has_no_memory(root) {
@@ -345,7 +346,7 @@ fn cannot_trace(pid: i32, e: Errno) -> String {
         return format!("process {pid} is traced already, by process {tracer} (strace, gdb, another cowbell?)");
     }
     match e {
-        Errno::SRCH => format!("there is no process {pid}"),
+        Errno::SRCH => absent(pid),
         Errno::PERM => {
             // Its own user may not where it is not dumpable, or has more capabilities.
             let whom = if status.user() == Some(limits::user().uid) { "as root" } else { "as its user or as root" };

@@ -82,19 +82,23 @@ fn a_process_that_proc_hides_is_not_said_to_be_missing() {
     let tool = nobody.tool();
     let mut hidden = Command::new("sleep").arg("600").spawn().expect("sleep");
     let as_nobody = NOBODY.join(" ");
-    let command = format!(
-        "mount -t proc -o hidepid=2 proc /proc || exit 99; exec {as_nobody} {} snapshot {}",
-        tool.display(),
-        hidden.id()
-    );
-    let output = Command::new("unshare").args(["--mount", "sh", "-c", &command]).output().expect("unshare");
+    let says = format!("/proc does not show process {}, though it is there: see hidepid in proc(5)", hidden.id());
+    let outputs = [("snapshot", 1), ("attach", 125)].map(|(command, code)| {
+        let script = format!(
+            "mount -t proc -o hidepid=2 proc /proc || exit 99; exec {as_nobody} {} {command} {}",
+            tool.display(),
+            hidden.id()
+        );
+        (Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().expect("unshare"), code)
+    });
     hidden.kill().expect("sleep ends");
     let _status = hidden.wait();
-    if output.status.code() == Some(99) {
-        println!("skipped: /proc cannot be mounted here: {}", text(&output.stderr));
-        return;
+    for (output, code) in outputs {
+        let err = text(&output.stderr);
+        if output.status.code() == Some(99) {
+            println!("skipped: /proc cannot be mounted here: {err}");
+            return;
+        }
+        assert!(output.status.code() == Some(code) && err.contains(&says), "{err}");
     }
-    let err = text(&output.stderr);
-    let says = format!("/proc does not show process {}, though it is there: see hidepid in proc(5)", hidden.id());
-    assert!(output.status.code() == Some(1) && err.contains(&says), "{err}");
 }
