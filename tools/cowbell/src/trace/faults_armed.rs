@@ -22,7 +22,7 @@ use super::faults_page::is_in_huge;
 use super::faults_stand_in::{StandIn, hear};
 use super::intervals::events_of;
 use super::maps;
-use super::sample::Halted;
+use super::sample::{Halted, Taken};
 use super::tree::Process;
 use super::watch::{Doors, Watch, release};
 use crate::record::{Class, Closed, Event, Mode, Record};
@@ -335,10 +335,11 @@ impl Tracer {
         let mut event = Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0 };
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
         self.spent.stops += 1;
-        let (halted, stack) = taken?;
-        if let Some(faults) = &mut self.faults {
+        // The fault comes to nothing, whether the thread has stopped by now or not, and comes again.
+        if let (Taken::Late | Taken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {
             faults.counts.interrupt(watch.pid);
         }
+        let Taken::Stands(halted, stack) = taken else { return None };
         let now_ns = self.now();
         watch.sampling.took(now_ns, now_ns - time_ns);
         self.drain.run();

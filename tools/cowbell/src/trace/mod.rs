@@ -65,7 +65,7 @@ use faults_stand_in::StandIn;
 use growth::Growth;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
-use sample::{Halted, Sampler};
+use sample::{Halted, Sampler, Taken};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -367,7 +367,7 @@ impl Tracer {
         let taken = self.sampler.take(watch, event, address, parent);
         self.spent.stops += 1;
         self.spent.stacks_ns += sys::monotonic_ns() - started;
-        let (halted, stack) = taken?;
+        let Taken::Stands(halted, stack) = taken else { return None };
         if let Some(stack) = stack {
             self.say(Record::Stack(stack));
         }

@@ -55,6 +55,16 @@ pub struct Halted {
     pub status: Status,
 }
 
+/// What came of interrupting a thread for its stack.
+pub enum Taken {
+    /// The thread was not interrupted: it is gone.
+    Never,
+    /// The thread was interrupted, and its stop comes later.
+    Late,
+    /// The thread stands. With its stack if that is new.
+    Stands(Halted, Option<Stack>),
+}
+
 impl Sampler {
     /// Tells whether this event's stack is wanted: every `every`th of its instruction is, and the first.
     pub fn wants(&mut self, watch: &Watch, event: &Event, every: u32) -> bool {
@@ -71,25 +81,21 @@ impl Sampler {
 
     /// Interrupts the thread of an event, which waits to write at `address`; reads its stacks, and says whether this stack is new. The thread is left as it
     /// stands: the caller lifts the protection, then handles the stop.
-    pub fn take(
-        &mut self,
-        watch: &mut Watch,
-        event: &mut Event,
-        address: u64,
-        parent: i32,
-    ) -> Option<(Halted, Option<Stack>)> {
+    pub fn take(&mut self, watch: &mut Watch, event: &mut Event, address: u64, parent: i32) -> Taken {
         let tid = event.tid;
-        ptrace::interrupt(tid).ok()?;
-        let status = stopped(tid, watch, event.time_ns)?;
+        if ptrace::interrupt(tid).is_err() {
+            return Taken::Never;
+        }
+        let Some(status) = stopped(tid, watch, event.time_ns) else { return Taken::Late };
         let halted = Halted { tid, status };
         let stands = matches!(status, Status::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
         let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
         else {
-            return Some((halted, None));
+            return Taken::Stands(halted, None);
         };
         let (number, stack) = self.read(watch, (tid, &registers), (event.pc, address), parent);
         event.stack = Some(number);
-        Some((halted, stack))
+        Taken::Stands(halted, stack)
     }
 
     /// Reads the stacks of a thread that stands still, with its registers: the number, and the stack itself if it is new.

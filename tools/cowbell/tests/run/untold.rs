@@ -3,6 +3,8 @@
 use crate::exact::may_hear_faults;
 use crate::lab::{Capture, Scratch, cowbell, is_root, run, skip};
 use crate::record::{Class, Role};
+use std::path::Path;
+use std::process::{Child, Command};
 
 /// Writes into memory that its child inherited, from outside; and in another child moves what it has written to another place.
 const PINS: &str = r#"
@@ -38,6 +40,26 @@ int main(void) {
 }
 "#;
 
+/// Processes that keep every processor busy until this is dropped.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn new() -> Self {
+        let processors = std::thread::available_parallelism().expect("a number").get();
+        let busy = |_| Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("a shell");
+        Self((0..2 * processors).map(busy).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            let _ended = process.kill();
+            let _status = process.wait();
+        }
+    }
+}
+
 /// No page fault is told of memory that another process writes, and none of memory after it was moved.
 #[test]
 fn pages_that_are_written_from_outside_or_moved_are_copies_and_none_is_new() {
@@ -49,9 +71,16 @@ fn pages_that_are_written_from_outside_or_moved_are_copies_and_none_is_new() {
     }
     let scratch = Scratch::new();
     let program = scratch.compile("pins", PINS, &["-O1"]).expect("it compiles");
+    tell_copies_from_new(&scratch, &program);
+    // A thread that is interrupted for its stack does not stand at once where it must wait for a processor.
+    let _busy = Busy::new();
+    tell_copies_from_new(&scratch, &program);
+}
+
+fn tell_copies_from_new(scratch: &Scratch, program: &Path) {
     let file = scratch.path("capture");
     let options = ["-q", "--mode", "faults", "--force", "--capture", file.to_str().expect("text")];
-    let outcome = run(&scratch, &mut cowbell(&options, [program]));
+    let outcome = run(scratch, &mut cowbell(&options, [program]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     let capture = Capture::read(&file);
     let children: Vec<_> = capture.intervals.values().filter(|interval| interval.begin.role == Role::Child).collect();
