@@ -28,7 +28,7 @@ pub fn count() -> Result<(), String> {
 pub fn trace() -> Result<(), String> {
     Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
         // It is refused for want of a right only to who has it not.
-        Errno::PERM if !limits::has_seccomp_filter() && !(limits::user().may_trace && is_of_the_machine()) => {
+        Errno::PERM if !limits::has_seccomp_filter() && (!limits::user().may_trace || !is_of_the_machine()) => {
             let of_first = of_first(limits::user().may_trace);
             format!("trace needs root (CAP_SYS_PTRACE{of_first}) or `sysctl vm.unprivileged_userfaultfd=1` ({e})")
         }
