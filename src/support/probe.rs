@@ -147,7 +147,7 @@ fn explain(feature: Feature, error: &Error, here: &Here) -> (String, Option<Stri
             let fix = (!here.machine.may_trace).then(|| "setcap cap_sys_ptrace+ep PROGRAM".to_owned());
             (format!("it takes CAP_SYS_PTRACE{of_first}"), fix)
         }
-        // What is tried there begins with files of this process in /proc.
+        // The trials of these begin with files of this process in /proc.
         (
             Feature::Pagemap | Feature::PagemapScan | Feature::UffdMemfd | Feature::UffdAsync | Feature::BlockedPc,
             Errno::ACCESS,

@@ -14,26 +14,30 @@ pub enum Change {
     Maps,
 }
 
-/// What a thread does, as far as its address space is concerned.
+/// The purpose for which a thread waits, as far as its address space is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doing {
-    /// It runs, or is ready to: where it is cannot be told, and it may be about to wait.
-    Runs,
-    /// It waits, to make this change.
-    Changes(Change),
-    /// It waits for something else, or is gone.
-    Other,
+pub enum Waits {
+    /// The thread runs, or is ready to: where it is cannot be told, and it may be about to wait.
+    NotYet,
+    /// The thread waits to make this change.
+    ToChange(Change),
+    /// The thread waits for something else, or is gone.
+    Otherwise,
 }
 
-/// What a thread does, from its [`open_syscall`](super::process::open_syscall). *Raw.*
-pub fn doing(syscall: impl AsFd) -> Doing {
+/// The purpose for which a thread waits, from its [`open_syscall`](super::process::open_syscall). *Raw.*
+pub fn waits(syscall: impl AsFd) -> Waits {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).unwrap_or(0);
     let text = std::str::from_utf8(buffer.get(..got).unwrap_or_default()).unwrap_or_default().trim_end();
+    parse(text)
+}
+
+fn parse(text: &str) -> Waits {
     match parse_change(text) {
-        Some(change) => Doing::Changes(change),
-        None if text == "running" => Doing::Runs,
-        None => Doing::Other,
+        Some(change) => Waits::ToChange(change),
+        None if text == "running" => Waits::NotYet,
+        None => Waits::Otherwise,
     }
 }
 
@@ -63,14 +67,13 @@ mod tests {
 
     #[test]
     fn advice_is_told_from_other_changes_and_from_other_calls() {
-        let call = |number: i64, advice: i32| {
-            parse_change(&format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff"))
-        };
+        let call =
+            |number: i64, advice: i32| parse(&format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff"));
         let range = Range { start: 0x10000, len: crate::sys::page_size().bytes() };
-        assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Some(Change::Frees(range)));
-        assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Some(Change::Drops(range)));
-        assert_eq!(call(libc::SYS_munmap, 0), Some(Change::Maps));
-        assert_eq!(call(libc::SYS_read, 0), None);
-        assert_eq!((parse_change("-1 0x7ffd10 0x55aa"), parse_change("running")), (None, None));
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Waits::ToChange(Change::Frees(range)));
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Waits::ToChange(Change::Drops(range)));
+        assert_eq!(call(libc::SYS_munmap, 0), Waits::ToChange(Change::Maps));
+        assert_eq!(call(libc::SYS_read, 0), Waits::Otherwise);
+        assert_eq!((parse("-1 0x7ffd10 0x55aa"), parse("running")), (Waits::Otherwise, Waits::NotYet));
     }
 }

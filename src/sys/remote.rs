@@ -146,12 +146,12 @@ impl RemoteUffd {
     /// See [`Uffd::read_one`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors are those of [`Uffd::read_one`].
     pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
         self.0.read_one(seen)
     }
 
-    /// As [`Self::read`], of one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
+    /// Reads as [`Self::read`] does, from one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
     ///
     /// # Errors
     /// The errors are those of [`Uffd::read`].

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// `kcmp(KCMP_VM)`: have two processes the same memory, not just equal ones?
 ///
 /// # Errors
-/// As [`memory_order`].
+/// The errors are those of [`memory_order`].
 pub fn same_memory(one: i32, other: i32) -> Result<bool, Errno> {
     memory_order(one, other).map(Ordering::is_eq)
 }

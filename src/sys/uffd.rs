@@ -176,11 +176,10 @@ impl Uffd {
         self.read_up_to::<16>(seen)
     }
 
-    /// The same of one event, which leaves the others to be read: one that comes while the first is read is not taken with it. *Raw*, if
-    /// `seen` is.
+    /// Reads as [`Self::read`] does, but one event at most: one that comes while the first is read is not taken with it. *Raw*, if `seen` is.
     ///
     /// # Errors
-    /// As there.
+    /// The errors are those of [`Self::read`].
     pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
         self.read_up_to::<1>(seen)
     }

@@ -58,7 +58,7 @@ pub enum Watch {
     /// (less where `RLIMIT_MEMLOCK` forbids), and its keeper a descriptor a processor; records that had no place are counted
     /// ([`PageFaults`](crate::report::PageFaults)).
     Faults,
-    /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 3.5
+    /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 2.9
     /// times a copy. A system call that writes into an armed page fails with `EFAULT`: one not yet copied, or not in this epoch. The program must not
     /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,

@@ -9,6 +9,7 @@ use crate::claim::{ADMIN, Claim, Need, Skip, Verdict, claim};
 use crate::evidence::{self, pages};
 use crate::memory::{self, Kind, Memory, last_errno, mark};
 use crate::watcher::{self, ASYNC, Monitor, SYNC};
+use cowbell::sys::change::{self, Change, Waits};
 use cowbell::sys::map::{self, Access, Range};
 use cowbell::sys::pagemap::{Entry, Pagemap, WRITTEN};
 use cowbell::sys::procfs::{SELF, maps, smaps};
@@ -72,6 +73,11 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         remove_event_comes_before_the_pages_go on [Anonymous, PrivateMemfd],
         "`EVENT_REMOVE` is readable while the pages that `MADV_DONTNEED` will drop are still there, and the call waits until it is read."
+    )
+    .needs(&[Need::Uffd]),
+    claim!(
+        reading_one_message_leaves_the_next,
+        "A `read` of a userfaultfd with room for one message takes one where two wait; the call of the other waits on, and its pages are still there."
     )
     .needs(&[Need::Uffd]),
     claim!(
@@ -363,6 +369,42 @@ fn remove_event_comes_before_the_pages_go(kind: Kind) -> Verdict {
     let event = seen_before(&memory, Features::EVENT_REMOVE, || memory.drop_pages(memory.at(1)), || assert!(there()));
     assert!(matches!(event, Event::Remove(range) if range == memory.at(1)), "{event:?}");
     assert!(!there(), "gone");
+    Ok(())
+}
+
+fn reading_one_message_leaves_the_next() -> Verdict {
+    let memory = copies(Kind::Anonymous)?;
+    let uffd = watcher::any(SYNC | Features::EVENT_REMOVE).expect("userfaultfd");
+    watcher::arm(&uffd, &memory);
+    let there = |page| evidence::entry(&memory, page).contains(Entry::PRESENT);
+    std::thread::scope(|scope| {
+        let (say, hear) = std::sync::mpsc::channel();
+        for page in [1, 2] {
+            let (say, memory) = (say.clone(), &memory);
+            scope.spawn(move || {
+                say.send(process::tid()).expect("somebody hears");
+                memory.drop_pages(memory.at(page));
+            });
+        }
+        for tid in [hear.recv(), hear.recv()].map(|tid| tid.expect("a thread")) {
+            let syscall = process::open_syscall(process::pid(), tid).expect("/proc");
+            while !matches!(change::waits(&syscall), Waits::ToChange(Change::Drops(_))) {
+                process::yield_now();
+            }
+        }
+        let mut told = Vec::new();
+        assert_eq!(uffd.read_one(|event| told.push(event)), Ok(true));
+        let [Event::Remove(first)] = told[..] else { panic!("{told:?}") };
+        let (gone, left) = if first == memory.at(1) { (1, 2) } else { (2, 1) };
+        // The call goes on that was told of, and the other does not.
+        while there(gone) {
+            process::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(there(left), "its call waits until its message is read");
+        let next = watcher::next_event(&uffd);
+        assert!(matches!(next, Event::Remove(range) if range == memory.at(left)), "{next:?}");
+    });
     Ok(())
 }
 

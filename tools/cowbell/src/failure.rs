@@ -14,7 +14,7 @@ impl Failure {
     }
 }
 
-/// That there is no such process, or that it is not to be seen.
+/// The sentence on a process that is not there, or not to be seen.
 pub fn absent(pid: i32) -> String {
     match procfs::is_there(pid) {
         true => format!("/proc does not show process {pid}, though it is there: see hidepid in proc(5)"),

@@ -76,7 +76,7 @@ pub enum Relation {
         /// The other process.
         of: i32,
     },
-    /// As `forked`, or in its parent's memory: the kernel does not say which, and each page of the two looks the same.
+    /// The process was forked, or runs in its parent's memory: the kernel does not say which, and each page of the two looks the same.
     ForkedOrSameMemory,
 }
 

@@ -36,7 +36,7 @@ const HELP: &[&str] = &[
     "copied    counted while copies are traced",
 ];
 
-/// What is traced, or was until the trace was over.
+/// A trace, which goes on or is over.
 #[derive(Clone, Copy)]
 pub struct Traced {
     /// The mode, in words.

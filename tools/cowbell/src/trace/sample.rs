@@ -55,13 +55,13 @@ pub struct Halted {
     pub status: Status,
 }
 
-/// What came of interrupting a thread for its stack.
+/// The outcome of interrupting a thread for its stack.
 pub enum Taken {
     /// The thread was not interrupted: it is gone.
     Never,
     /// The thread was interrupted, and its stop comes later.
     Late,
-    /// The thread stands. With its stack if that is new.
+    /// The thread stands; with its stack, if that is new.
     Stands(Halted, Option<Stack>),
 }
 

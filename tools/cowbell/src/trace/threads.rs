@@ -2,7 +2,7 @@
 //!
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
-use cowbell::sys::change::{self, Change, Doing};
+use cowbell::sys::change::{self, Change, Waits};
 use cowbell::sys::process::{self, Blocked};
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
@@ -83,24 +83,7 @@ impl Threads {
                 self.syscalls.insert(*tid, opened);
             }
         }
-        let started = cowbell::sys::monotonic_ns();
-        loop {
-            let (mut changes, mut one_runs) = (Vec::new(), false);
-            for known in tids.iter().filter_map(|tid| self.syscalls.get(tid)) {
-                match change::doing(known) {
-                    Doing::Changes(change) => changes.push(change),
-                    Doing::Runs => one_runs = true,
-                    Doing::Other => {}
-                }
-            }
-            // The message is readable a moment before its thread sleeps, and on a busy machine the thread may lose its
-            // processor in that moment.
-            let limit = if one_runs { ASK_NS_MAX } else { RESTLESS_NS_MAX };
-            if !changes.is_empty() || cowbell::sys::monotonic_ns() - started > limit {
-                return changes;
-            }
-            process::yield_now();
-        }
+        until_told(|| tids.iter().filter_map(|tid| self.syscalls.get(tid)).map(change::waits).collect())
     }
 
     /// A thread ended: its number may come again for another.
@@ -109,6 +92,23 @@ impl Threads {
         if let Some(ours) = &mut self.ours {
             ours.retain(|_, known| *known != tid);
         }
+    }
+}
+
+/// The changes that threads wait to make, as soon as there is one. `ask`: the purpose for which each of them waits.
+fn until_told(mut ask: impl FnMut() -> Vec<Waits>) -> Vec<Change> {
+    let started = cowbell::sys::monotonic_ns();
+    loop {
+        let found = ask();
+        let change = |waits: &Waits| if let Waits::ToChange(change) = waits { Some(*change) } else { None };
+        let changes: Vec<Change> = found.iter().filter_map(change).collect();
+        // The message is readable a moment before its thread sleeps, and on a busy machine the thread may lose its
+        // processor in that moment.
+        let limit = if found.contains(&Waits::NotYet) { ASK_NS_MAX } else { RESTLESS_NS_MAX };
+        if !changes.is_empty() || cowbell::sys::monotonic_ns() - started > limit {
+            return changes;
+        }
+        process::yield_now();
     }
 }
 
@@ -125,6 +125,18 @@ pub fn numbers(pid: i32, tid: i32) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_runs_yet_is_waited_for_and_one_that_waits_for_else_is_not() {
+        let started = cowbell::sys::monotonic_ns();
+        let late = || match cowbell::sys::monotonic_ns() - started {
+            ..4_000_000 => vec![Waits::Otherwise, Waits::NotYet],
+            _ => vec![Waits::Otherwise, Waits::ToChange(Change::Maps)],
+        };
+        assert_eq!(until_told(late), [Change::Maps]);
+        assert_eq!(until_told(|| vec![Waits::Otherwise]), [], "another process makes the change");
+        assert_eq!(until_told(|| vec![Waits::NotYet]), [], "not for ever");
+    }
 
     #[test]
     fn a_thread_of_our_own_namespace_keeps_its_number() {

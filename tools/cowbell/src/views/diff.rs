@@ -108,7 +108,7 @@ fn role_sentence(role: &RoleChange) -> String {
     format!("{}: {who} copied {copied}{}", word(verdict), doubt(verdict))
 }
 
-/// What is said of a side whose run in the middle has no process of a role.
+/// The words for a side whose run in the middle has no process of a role.
 fn nobody(side: &Side) -> &'static str {
     if side.runs_bytes.len() == 1 { "none was watched" } else { "none was watched in most runs" }
 }

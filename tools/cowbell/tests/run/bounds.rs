@@ -102,7 +102,7 @@ fn shared_pages_stay_when_they_are_given_back_lazily_and_writing_them_copies() {
 }
 
 #[test]
-fn what_is_given_back_is_known_as_such_though_its_thread_loses_the_processor_before_it_waits() {
+fn pages_that_are_given_back_one_by_one_beside_a_busy_process_are_no_copies() {
     let changes = Changes::new();
     let report = changes.scratch.path("report");
     let options = ["--mode", "count", "--json", "--force", "-o", report.to_str().expect("text")];

@@ -4,7 +4,7 @@ use crate::exact::may_hear_faults;
 use crate::lab::{Capture, Scratch, cowbell, is_root, run, skip};
 use crate::record::{Class, Role};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 /// Writes into memory that its child inherited, from outside; and in another child moves what it has written to another place.
 const PINS: &str = r#"
@@ -46,7 +46,9 @@ struct Busy(Vec<Child>);
 impl Busy {
     fn new() -> Self {
         let processors = std::thread::available_parallelism().expect("a number").get();
-        let busy = |_| Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("a shell");
+        // They end by themselves if this process is killed.
+        let script = format!("while kill -0 {}; do :; done", std::process::id());
+        let busy = |_| Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).spawn().expect("a shell");
         Self((0..2 * processors).map(busy).collect())
     }
 }

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -93,7 +94,10 @@ int main(int count, char **arguments) {
         }
     }
     pid_t restless = strcmp(arguments[1], "pressed") == 0 ? fork() : -1;
-    while (restless == 0) {
+    if (restless == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) {
+        }
     }
     pid_t pid = fork();
     if (pid == 0) {
