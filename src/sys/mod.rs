@@ -56,6 +56,15 @@ pub fn page_size() -> PageSize {
 
 /// `CLOCK_MONOTONIC` in nanoseconds. *Raw.*
 pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    nanoseconds(rustix::time::ClockId::Monotonic)
+}
+
+/// `CLOCK_THREAD_CPUTIME_ID` in nanoseconds: the time that this thread has run. *Raw.*
+pub fn ran_ns() -> u64 {
+    nanoseconds(rustix::time::ClockId::ThreadCPUTime)
+}
+
+fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
+    let now = rustix::time::clock_gettime(clock);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

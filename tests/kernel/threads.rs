@@ -4,7 +4,7 @@
 use crate::child;
 use crate::claim::{Claim, Verdict, claim};
 use crate::io_ring::Polled;
-use cowbell::sys::process;
+use cowbell::sys::{self, process};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -26,6 +26,10 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         io_ring_threads_are_counted,
         "The kernel's own thread for an io_uring (`IORING_SETUP_SQPOLL`) is in the count, listed as `iou-sqp-…`, until the ring is closed."
+    ),
+    claim!(
+        time_of_a_thread_stands_while_another_has_its_processor,
+        "`CLOCK_THREAD_CPUTIME_ID` goes on only while the thread runs: two that share a processor have run for no more than the time that went by, together."
     ),
 ];
 
@@ -128,5 +132,25 @@ fn io_ring_threads_are_counted() -> Verdict {
     soon("it has a name", || threads().iter().any(|thread| thread.name.starts_with("iou-sqp-")));
     drop(ring);
     soon("the kernel's thread ends", || counts() == [1; 3]);
+    Ok(())
+}
+
+fn time_of_a_thread_stands_while_another_has_its_processor() -> Verdict {
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(rustix::thread::sched_getcpu());
+    rustix::thread::sched_setaffinity(None, &one).expect("a processor that this thread was on");
+    let begun = sys::monotonic_ns();
+    let spin = move || {
+        let before = sys::ran_ns();
+        while sys::monotonic_ns() - begun < 200_000_000 {
+            std::hint::spin_loop();
+        }
+        sys::ran_ns() - before
+    };
+    // A new thread may run where its maker may.
+    let other = std::thread::spawn(spin);
+    let ran = [spin(), other.join().expect("the other thread")];
+    let went_by = sys::monotonic_ns() - begun;
+    assert!(ran.iter().all(|&ran| ran > 1_000_000) && ran.iter().sum::<u64>() <= went_by, "{ran:?} of {went_by} ns");
     Ok(())
 }

@@ -5,22 +5,16 @@ use crate::error::{Error, Result};
 use crate::spread::Spread;
 use cowbell::sys;
 use rayon::prelude::*;
-use rustix::time::{ClockId, clock_gettime};
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The busy job. It is measured by the thread's own time: while a worker waits for a processor its work is not done.
 pub(super) fn busy() {
-    let end = thread_ns() + JOB_NS;
-    while thread_ns() < end {
+    let end = sys::ran_ns() + JOB_NS;
+    while sys::ran_ns() < end {
         // The clock is a system call: not so often that workers disturb each other's scheduler.
         (0..32).for_each(|_| spin_loop());
     }
-}
-
-fn thread_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Times `jobs` jobs done by `all`, after a few of them to warm up.

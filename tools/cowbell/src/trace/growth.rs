@@ -17,7 +17,7 @@ use std::time::Duration;
 const SOON_NS: u64 = 10_000_000;
 /// And while nothing does.
 const LATE_NS: u64 = 40_000_000;
-/// Looks take at most this part of the time.
+/// Looks take at most this part of the time, by how long the tracer runs for them: on a busy machine it is due a processor for much longer.
 const SHARE: u64 = 100;
 /// But for so much in any case.
 const FREE_NS: u64 = 50_000_000;
@@ -32,6 +32,8 @@ const THREADS_MAX: usize = 64;
 pub struct Growth {
     due_ns: u64,
     period_ns: u64,
+    /// The time that the tracer has run for looks and stacks.
+    ran_ns: u64,
     seen: HashMap<i32, Seen>,
     /// Threads that were interrupted for their stacks, with the growth that each is to explain.
     asked: HashMap<i32, Grown>,
@@ -80,13 +82,13 @@ impl Growth {
 impl Tracer {
     /// Looks at everybody, if it is time.
     pub(super) fn look_at_growth(&mut self) {
-        let started = sys::monotonic_ns();
+        let (started, ran) = (sys::monotonic_ns(), sys::ran_ns());
         if self.growth.seen.is_empty() || started < self.growth.due_ns || self.leaving {
             return;
         }
         let watched = self.tree.processes.iter().filter(|(_, process)| process.watch.is_some());
         let pids: Vec<i32> = watched.map(|(&pid, _)| pid).collect();
-        let affordable = self.spent.growth_ns < FREE_NS + self.now() / SHARE;
+        let affordable = self.growth.ran_ns < FREE_NS + self.now() / SHARE;
         let mut grows = false;
         for pid in pids {
             let Some(grown) = self.growth.seen.get_mut(&pid).and_then(|seen| seen.look(pid)) else { continue };
@@ -99,6 +101,7 @@ impl Tracer {
         let took = sys::monotonic_ns() - started;
         self.spent.growth_ns += took;
         let growth = &mut self.growth;
+        growth.ran_ns += sys::ran_ns() - ran;
         growth.period_ns = if grows { SOON_NS } else { (growth.period_ns * 2).min(LATE_NS) };
         growth.due_ns = started + took + growth.period_ns;
     }
@@ -158,9 +161,10 @@ impl Tracer {
     /// A thread stands still: perhaps because it was asked.
     pub(super) fn answer_growth(&mut self, tid: i32) {
         if let Some(grown) = self.growth.asked.remove(&tid) {
-            let started = sys::monotonic_ns();
+            let (started, ran) = (sys::monotonic_ns(), sys::ran_ns());
             self.say_growth(grown, Some((tid, true)));
             self.spent.growth_ns += sys::monotonic_ns() - started;
+            self.growth.ran_ns += sys::ran_ns() - ran;
         }
     }
 
