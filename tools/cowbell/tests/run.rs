@@ -23,6 +23,8 @@ mod fault;
 mod faults;
 #[path = "run/first.rs"]
 mod first;
+#[path = "run/forks.rs"]
+mod forks;
 #[path = "../src/record/gaps.rs"]
 mod gaps;
 #[path = "run/judge.rs"]

@@ -2,13 +2,14 @@
 
 use super::cause::Cause;
 use super::code::moves_bytes;
-use super::growth::advice;
+use super::growth::{GrowthLine, advice};
 use super::sum::share;
 use super::summary::{Interval, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
 use crate::record::Mode;
 use crate::stacks::languages::{self, Work};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A cause or a line of less than this share is not told first.
@@ -20,6 +21,8 @@ const HELP_SHARE_MIN: f64 = 0.1;
 const HELP_BYTES_MIN: u64 = 128 << 10;
 /// Shares of places that can be off by fewer points are told without a word.
 const ERROR_POINTS_MIN: f64 = 10.0;
+/// Modules are named if those that are known took this part of what was loaded.
+const MODULES_MIN: f64 = 0.9;
 /// So many places are told.
 const PLACES_MAX: usize = 3;
 
@@ -64,12 +67,16 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
                 && let Some((text, paste)) = newer_remedy(summary, of)
             {
-                verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(pages.saturating_mul(page)) });
+                verdict.helps.push(Help {
+                    text: text.into(),
+                    paste: always(paste),
+                    saves_bytes: Some(pages.saturating_mul(page)),
+                });
             }
             // A page that changes must be copied: there is a word on it, and nothing to save for certain.
             verdict.helps.push(Help {
                 text: text.into(),
-                paste,
+                paste: always(paste),
                 saves_bytes: (cause != Cause::RealWrite).then_some(pages.saturating_mul(page)),
             });
             if let Some(help) =
@@ -89,7 +96,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
-        verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(ending_bytes) });
+        verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes) });
     }
     let error_points;
     (verdict.places, error_points) = places(summary, verdict.kind, work);
@@ -135,7 +142,7 @@ fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'
 fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
     let text = format!("if it was the garbage collector: {}", language.remedy(Work::Collector)?).into();
-    Some(Help { text, paste: language.paste(Work::Collector), saves_bytes: Some(bytes) })
+    Some(Help { text, paste: always(language.paste(Work::Collector)), saves_bytes: Some(bytes) })
 }
 
 /// The remedy for some work in the very program that the workers run, where that is another one than in others.
@@ -196,6 +203,31 @@ fn most(places: Vec<Place>) -> Vec<Place> {
     merged
 }
 
+/// Lines to paste that load early enough what several workers loaded, each for itself; `None` where it is not known for certain which modules
+/// took most of it. `command`: by which they are told apart from others whose remedy is another.
+fn loading_early(workers: &[usize], command: &[String], lines: &[&GrowthLine]) -> Option<Vec<Cow<'static, str>>> {
+    let are_several = |line: &&&GrowthLine| {
+        line.work == Some(Work::Import) && line.processes.iter().filter(|at| workers.contains(at)).count() > 1
+    };
+    let bytes = |of: &dyn Fn(&&&GrowthLine) -> bool| {
+        lines.iter().filter(of).fold(0u64, |sum, line| sum.saturating_add(line.bytes))
+    };
+    let known = bytes(&|line| are_several(line) && !line.modules.is_empty());
+    if share(known, bytes(&|line| line.work == Some(Work::Import))) < MODULES_MIN {
+        return None;
+    }
+    let modules: BTreeSet<&String> = lines.iter().filter(are_several).flat_map(|line| &line.modules).collect();
+    let modules: Vec<String> = modules.into_iter().cloned().collect();
+    let language = lines.iter().filter(are_several).find_map(|line| languages::by_id(line.language.as_deref()?))?;
+    let early = language.loading_early(&modules, command);
+    (!early.is_empty()).then(|| early.into_iter().map(Cow::from).collect())
+}
+
+/// Lines to paste that are always the same.
+fn always(paste: &'static [&'static str]) -> Vec<Cow<'static, str>> {
+    paste.iter().map(|line| Cow::from(*line)).collect()
+}
+
 /// The reason that is told of growth of which no stack tells.
 const NO_STACK: &str = "unknown: no stack could be read when they grew";
 /// The share of the growth that must have a known reason, for that to be told before what has none.
@@ -222,6 +254,14 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         }
         let here = line.work.and_then(|work| remedy_under(summary, &verdict.workers, work));
         if let Some((text, paste)) = here.or(remedy.map(|text| (text, paste))) {
+            let paste = match line.work {
+                Some(Work::Import) => {
+                    let first = verdict.workers.first().and_then(|&at| summary.processes.get(at));
+                    let command = first.filter(|_| here.is_some()).map_or(&[][..], |first| &first.command);
+                    loading_early(&verdict.workers, command, &lines).unwrap_or_else(|| always(paste))
+                }
+                _ => always(paste),
+            };
             verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(line.bytes) });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {

@@ -4,7 +4,7 @@ use super::code;
 use super::sum::share;
 use super::{Profile, Sampled};
 use crate::record::{Frame, Resident, Sums};
-use crate::stacks::languages::{self, Work};
+use crate::stacks::languages::{self, Import, Work};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 
@@ -59,6 +59,8 @@ pub struct GrowthLine {
     pub work: Option<Work>,
     /// The line itself, where its file could be read while it ran.
     pub source: Option<String>,
+    /// The modules that were being loaded, as the lines say that asked for them.
+    pub modules: Vec<String>,
     /// The numbers of the processes, in [`Summary::processes`](super::Summary::processes).
     pub processes: Vec<usize>,
     pub bytes: u64,
@@ -129,6 +131,7 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
         called_from: None,
         work: None,
         source: None,
+        modules: Vec::new(),
         processes: Vec::new(),
         bytes: 0,
         share: 0.0,
@@ -136,6 +139,7 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
     match place {
         Place::Script(number) => {
             let Some(place) = profile.places.get(number as usize).cloned() else { return line };
+            line.modules = modules(profile, number);
             line.source = profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned();
             (line.language, line.function, line.file) = (place.language, place.frame.function, place.frame.file);
             (line.line, line.called_from, line.work) = (place.frame.line, place.called_from, place.work);
@@ -144,6 +148,15 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
         Place::Unknown => {}
     }
     line
+}
+
+/// The modules that stacks at a place of a script were loading.
+fn modules(profile: &Profile, place: u32) -> Vec<String> {
+    let language = profile.places.get(place as usize).and_then(|place| languages::by_id(place.language.as_deref()?));
+    let imports = profile.imports.get(&place).into_iter().flatten();
+    let name = |import: &Import| language?.imported(import, profile.sources.get(&(import.file.clone(), import.line))?);
+    let names: BTreeSet<String> = imports.filter_map(name).collect();
+    names.into_iter().collect()
 }
 
 /// Why such work takes memory, what helps, and lines to paste, as its language says.

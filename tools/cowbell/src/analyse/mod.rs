@@ -48,11 +48,11 @@ pub use mapping::Kind;
 pub use summary::Summary;
 
 use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack, Wrote};
-use crate::stacks::languages::{self, Work};
+use crate::stacks::languages::{self, Import, Work};
 use codes::Codes;
 use detail::Detail;
 use interval::Interval;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Records, added up as they come.
 #[derive(Debug, Default)]
@@ -71,6 +71,8 @@ pub struct Profile {
     sources: HashMap<(String, i32), String>,
     places: Vec<ScriptPlace>,
     place_numbers: HashMap<ScriptPlace, u32>,
+    /// The imports that stacks at a place were in.
+    imports: HashMap<u32, BTreeSet<Import>>,
     growth: Vec<record::Grew>,
     gaps: Vec<record::Gap>,
     finish: Option<Finish>,
@@ -292,6 +294,11 @@ impl Profile {
                 next
             })
         });
+        let is_import = |place: &ScriptPlace| place.work == Some(Work::Import);
+        if let Some(script) = script.filter(|&at| self.places.get(at as usize).is_some_and(is_import)) {
+            let import = languages::import_of_frames(language, &stack.frames);
+            self.imports.entry(script).or_default().extend(import);
+        }
         let phase = languages::phase_of_frames(language, &stack.frames);
         let callers = stack.native.iter().skip(1).copied().collect();
         let innermost = stack.native.first().copied();

@@ -131,7 +131,7 @@ pub struct Place {
 pub struct Help {
     pub text: Cow<'static, str>,
     /// Lines to paste.
-    pub paste: &'static [&'static str],
+    pub paste: Vec<Cow<'static, str>>,
     /// The bytes that it can save at most; `null` where that is not known.
     pub saves_bytes: Option<u64>,
 }
@@ -175,7 +175,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
     }
     if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
         let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
-        verdict.helps.push(Help { text: text.into(), paste: &[], saves_bytes: None });
+        verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });
     }
     verdict
 }

@@ -322,8 +322,8 @@ fn helps(text: &mut Text, verdict: &Verdict) {
             let number = if line_nth == 0 { (nth + 1).to_string() } else { String::new() };
             text.line(&format!("  {number:<3}{line}"));
         }
-        for line in help.paste {
-            text.line(&format!("         {line}"));
+        for line in &help.paste {
+            text.line(&format!("         {}", clean(line)));
         }
     }
 }

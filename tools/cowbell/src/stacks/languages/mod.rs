@@ -39,6 +39,18 @@ pub enum Work {
     Other,
 }
 
+/// An import of a module, by a line of the user's own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Import {
+    /// The line that asks for it.
+    pub file: String,
+    pub line: i32,
+    /// What is loaded is a part of what the line imports from.
+    pub of_part: bool,
+    /// The file that runs for it; empty where none does.
+    pub module_file: String,
+}
+
 /// A language and its interpreter.
 pub trait Language: Debug + Sync {
     /// The name by which captures and JSON call it.
@@ -70,6 +82,22 @@ pub trait Language: Debug + Sync {
     /// `None` for anything else.
     fn phase_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
         None
+    }
+
+    /// The outermost import that a stack of the program is in, by its frames, the innermost first; `None` where no line of the user's own
+    /// asks for one.
+    fn import_of_frames(&self, _frames: &[Frame]) -> Option<Import> {
+        None
+    }
+
+    /// The module that an import loads, by the text of its line; `None` where that does not tell.
+    fn imported(&self, _import: &Import, _line: &str) -> Option<String> {
+        None
+    }
+
+    /// Lines to paste that load these modules early enough, in a program that was started by this command.
+    fn loading_early(&self, _modules: &[String], _command: &[String]) -> Vec<String> {
+        Vec::new()
     }
 
     /// Tells whether a source file is the user's own: neither the language's library nor a package's.
@@ -211,6 +239,11 @@ pub fn is_own(language: Option<&str>, file: &str) -> bool {
 /// The work of a stack of a program in a language; `None` for its own work, and where the language is not known.
 pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> {
     language.and_then(by_id)?.work_of_frames(frames)
+}
+
+/// The outermost import that a stack of a program in a language is in.
+pub fn import_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Import> {
+    language.and_then(by_id)?.import_of_frames(frames)
 }
 
 /// The work of a stack of a program in a language that starts a worker, or takes the program down.

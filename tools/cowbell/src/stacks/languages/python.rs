@@ -5,9 +5,10 @@
 //! thread of interest standing still already.
 
 mod functions;
+mod imports;
 mod objects;
 
-use super::{Language, Objects, Patience, Reader, Work};
+use super::{Import, Language, Objects, Patience, Reader, Work};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 use cowbell::sys::procfs::maps::{self, Mapping};
@@ -105,6 +106,14 @@ impl Language for CPython {
         None
     }
 
+    fn import_of_frames(&self, frames: &[Frame]) -> Option<Import> {
+        imports::outermost(frames, |file| self.is_own(file))
+    }
+
+    fn imported(&self, import: &Import, line: &str) -> Option<String> {
+        imports::module(import, line)
+    }
+
     fn is_own(&self, file: &str) -> bool {
         let library = |part: &&str| {
             part.strip_prefix("python").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -172,14 +181,13 @@ impl Language for CPython {
 
     fn remedy_under(&self, work: Work, command: &[String]) -> Option<(&'static str, &'static [&'static str])> {
         let runs = |what: &str| command.iter().take(4).any(|word| word.split(['/', '.']).any(|part| part == what));
-        let serves = |word: &String| word.contains("multiprocessing.forkserver");
         match work {
             Work::Exit if runs("gunicorn") => Some((
                 "if the workers' atexit functions need not run, end the workers by os._exit() in gunicorn's hook worker_exit, which \
                  frees nothing; flush there what must be kept",
                 &["def worker_exit(server, worker):    # in gunicorn.conf.py", "    os._exit(0)"],
             )),
-            Work::Import if command.iter().any(serves) => Some((
+            Work::Import if is_served(command) => Some((
                 "have the fork server load these modules, before the first process is started: what it has loaded its children share. \
                  Before Python 3.12.8, and in 3.13.0, it does not look for them beside the script, only in the current directory, by \
                  PYTHONPATH and among installed packages; and of what it does not find it says nothing",
@@ -200,6 +208,16 @@ impl Language for CPython {
              DATA stands for what the children read (docs/PYTHON.md; tools/build-wheel makes the package)",
             &["import cowbell_fork; cowbell_fork.freeze(DATA)"],
         ))
+    }
+
+    fn loading_early(&self, modules: &[String], command: &[String]) -> Vec<String> {
+        let list =
+            |quote: &str| modules.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join(", ");
+        match modules {
+            [] => Vec::new(),
+            _ if is_served(command) => vec![format!("multiprocessing.set_forkserver_preload([{}])", list("'"))],
+            _ => vec![format!("import {}    # in the parent, before the fork", list(""))],
+        }
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
@@ -229,6 +247,11 @@ impl Reader for Python {
     fn frames(&mut self, tid: i32) -> Vec<Frame> {
         Python::frames(self, tid)
     }
+}
+
+/// Tells whether a process was forked by multiprocessing's fork server, by the command of both.
+fn is_served(command: &[String]) -> bool {
+    command.iter().any(|word| word.contains("multiprocessing.forkserver"))
 }
 
 /// The interpreter of one process.
