@@ -173,6 +173,11 @@ pub fn verdict(summary: &Summary) -> Verdict {
         Kind::ParentPays => copies(summary, &cast.parents, &mut verdict),
         _ => copies(summary, &cast.counted, &mut verdict),
     }
+    if verdict.kind == Kind::ParentPays && verdict.helps.is_empty() {
+        let text = "end the children sooner, or write less while they live: each page that they share with the parent is copied when it \
+                    writes there first";
+        verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });
+    }
     if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
         let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
         verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });

@@ -4,9 +4,9 @@ use super::lines::{Text, WIDTH, clean, count, head, some, tail};
 use super::table::wrap;
 use super::width::width;
 use crate::analyse::Cause;
-use crate::analyse::summary::Summary;
+use crate::analyse::summary::{Gap, Summary};
 use crate::analyse::verdict::{Kind, Place, Verdict, Why};
-use crate::record::{Mode, Origin};
+use crate::record::{GapKind, Mode, Origin};
 use crate::stacks::own_name;
 use cowbell::page::Bytes;
 use std::collections::BTreeSet;
@@ -127,9 +127,14 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::ParentPays => {
             let parent = Bytes(verdict.parent_bytes);
-            format!(
-                "THE PARENT PAYS: who forked copied {parent} while its children lived, the children copied {copied}."
-            )
+            // Of children that nobody watched it is not known what they copied.
+            let hides = |gap: &Gap| matches!(gap.what, GapKind::TooManyChildren | GapKind::NotArmed);
+            let children = match verdict.workers.is_empty() {
+                true => String::new(),
+                false if summary.gaps.iter().any(hides) => format!(", the children that were watched copied {copied}"),
+                false => format!(", the children copied {copied}"),
+            };
+            format!("THE PARENT PAYS: who forked copied {parent} while its children lived{children}.")
         }
         Kind::Unwatched => {
             let why = if summary.gaps.is_empty() { "" } else { "; why, is below" };

@@ -31,6 +31,20 @@ fn what_children_copied_is_no_place_where_the_parent_pays() {
 }
 
 #[test]
+fn of_children_that_nobody_watched_nothing_is_told() {
+    let parents = child(102, 18_000);
+    let lived = "while its children lived";
+    let alone = report(&as_parent(&capture(std::slice::from_ref(&parents)), 102));
+    assert!(alone.starts_with("THE PARENT PAYS") && alone.contains(&format!("{lived}. ")), "{alone}");
+    let children = [child(101, 100), parents];
+    let all = report(&as_parent(&capture(&children), 102));
+    assert!(all.contains(&format!("{lived}, the children copied 400.0 KiB. ")), "{all}");
+    let gap = json!({"gap": {"pid": 103, "time_ns": 5, "what": "too_many_children", "detail": "no more than 1"}});
+    let some = report(&as_parent(&with_records(&children, &[gap]), 102));
+    assert!(some.contains(&format!("{lived}, the children that were watched copied 400.0 KiB. ")), "{some}");
+}
+
+#[test]
 fn where_the_parent_paid_is_said_not_to_be_known_and_why() {
     let unseen = |child: Child| Child { traced: false, ..child };
     let said = report(&as_parent(&capture(&[unseen(child(101, 100)), unseen(child(102, 18_000))]), 102));
