@@ -42,6 +42,7 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         copied_pages_max: is_bounded.then_some(copied_pages.saturating_add(uncounted)),
         shared_pages: intervals.iter().map(|interval| interval.held.file).sum(),
         started_afresh: 0,
+        forks: Default::default(),
         unknown: Default::default(),
     };
     let mut contents = Contents::default();
@@ -101,6 +102,7 @@ fn process(report: &Report) -> Process {
         started_ns: 0,
         ended_ns: None,
         ended: report.ended,
+        fork_page_tables_bytes: None,
         memory: None,
     }
 }

@@ -17,6 +17,7 @@ pub mod detail;
 pub mod diff;
 mod evidence;
 mod faults;
+mod forks;
 mod gaps;
 mod growth;
 mod interval;
@@ -203,7 +204,7 @@ impl Profile {
 
     fn process(&mut self, process: record::Process) {
         self.seen_at(process.time_ns);
-        let record::Process { pid, parent, time_ns, origin, command, executable } = process;
+        let record::Process { pid, parent, time_ns, origin, command, executable, page_tables } = process;
         match origin {
             Origin::Forked | Origin::Shares => {
                 if let Some(theirs) = self.executables.get(&parent).cloned() {
@@ -231,6 +232,7 @@ impl Profile {
                     started_ns: time_ns,
                     ended_ns: None,
                     ended: None,
+                    fork_page_tables_bytes: page_tables,
                     memory: None,
                 });
             }

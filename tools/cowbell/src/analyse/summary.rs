@@ -6,6 +6,7 @@
 
 use super::cause::{Cause, Reason};
 pub use super::classes::{ByClass, is_copied};
+pub use super::forks::Forks;
 use super::growth::Growth;
 pub use super::growth::Memory;
 use super::mapping::Kind;
@@ -93,6 +94,8 @@ pub struct Totals {
     pub shared_pages: u64,
     /// Processes that executed a program of their own after a fork, vfork or spawn: that shares nothing with its starter.
     pub started_afresh: u64,
+    /// The page tables that forks copied.
+    pub forks: Forks,
     /// The copies of which the code is not known, or not all of it.
     pub unknown: UnknownCode,
 }
@@ -127,6 +130,8 @@ pub struct Process {
     pub started_ns: u64,
     pub ended_ns: Option<u64>,
     pub ended: Option<Ended>,
+    /// The page tables that its fork copied; `null` where it was not forked, or not known.
+    pub fork_page_tables_bytes: Option<u64>,
     /// All its memory at its end, or when it was let go; `null` where that was not added up.
     pub memory: Option<Memory>,
 }

@@ -351,7 +351,15 @@ fn absurd_numbers_neither_hang_nor_panic() {
 #[test]
 fn a_process_id_used_again_is_another_process() {
     let process = |origin, command: &str, time_ns| {
-        Record::Process(Process { pid: 9, parent: 1, time_ns, origin, command: vec![command.into()], executable: None })
+        Record::Process(Process {
+            pid: 9,
+            parent: 1,
+            time_ns,
+            origin,
+            command: vec![command.into()],
+            executable: None,
+            page_tables: None,
+        })
     };
     let ended = |code| Record::Exit { pid: 9, time_ns: 5, ended: cowbell::fork::Ended::Exited(code) };
     let summary = profile(vec![

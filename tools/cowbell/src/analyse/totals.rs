@@ -1,6 +1,7 @@
 //! All intervals together, and what looking cost.
 
 use super::Profile;
+use super::forks;
 use super::sum::share;
 use super::summary::{Interval, Overhead, Totals};
 use crate::record::{Closed, Origin};
@@ -20,6 +21,7 @@ pub fn totals(profile: &Profile, intervals: &[Interval], page_size: u64) -> Tota
     totals.copied_pages_max = is_bounded.then(|| totals.copied_pages.saturating_add(uncounted));
     let made = profile.processes.iter().filter(|process| matches!(process.origin, Origin::Forked | Origin::Shares));
     totals.started_afresh = made.filter(|process| !process.executed.is_empty()).count() as u64;
+    totals.forks = forks::forks(&profile.processes);
     totals.copied_bytes = totals.copied_pages.saturating_mul(page_size);
     totals
 }

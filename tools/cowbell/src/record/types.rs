@@ -129,6 +129,10 @@ pub struct Process {
     pub command: Vec<String>,
     /// The file that it executes, where known; a forked process executes what its parent does.
     pub executable: Option<Executable>,
+    /// Bytes of page tables that it had before its first instruction: those that the fork copied. Only of [`Origin::Forked`]; `None` where
+    /// that was not read, soon after a fork of the same process that copied less than 256 KiB for one, or could not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page_tables: Option<u64>,
 }
 
 /// The way in which a process came to the tool's notice.

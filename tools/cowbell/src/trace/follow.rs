@@ -10,6 +10,11 @@ use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use std::collections::HashSet;
 
+/// Of a fork that copies less than this, in bytes, no report says a word.
+const TABLES_FEW: u64 = 256 << 10;
+/// Then it is read again after so long.
+const TABLES_AGAIN_NS: u64 = 50_000_000;
+
 impl Tracer {
     pub(super) fn on_status(&mut self, tid: i32, status: Status) {
         match status {
@@ -318,6 +323,18 @@ impl Tracer {
         }
     }
 
+    /// The page tables that a child has which has run nothing yet, and of which nothing is armed: that would make more of them. Of whoever
+    /// forks again and again and has few they are read now and then.
+    fn page_tables(&mut self, child: i32, parent: i32, now: u64) -> Option<u64> {
+        let maker = self.tree.processes.get_mut(&parent)?;
+        if maker.forked_little_ns.is_some_and(|at| now - at < TABLES_AGAIN_NS) {
+            return None;
+        }
+        let bytes = procfs::status::Status::of(child).ok()?.bytes("VmPTE")?;
+        maker.forked_little_ns = (bytes < TABLES_FEW).then_some(now);
+        Some(bytes)
+    }
+
     /// Writes down who a process is.
     pub(super) fn name(&mut self, pid: i32, parent: i32, origin: Origin) {
         let time_ns = self.now();
@@ -327,6 +344,7 @@ impl Tracer {
             Origin::Forked | Origin::Shares => None,
             Origin::Started | Origin::Attached | Origin::Executed => executable::of(pid),
         };
-        self.say(Record::Process(Named { pid, parent, time_ns, origin, command, executable }));
+        let page_tables = if origin == Origin::Forked { self.page_tables(pid, parent, time_ns) } else { None };
+        self.say(Record::Process(Named { pid, parent, time_ns, origin, command, executable, page_tables }));
     }
 }

@@ -42,6 +42,8 @@ pub struct Process {
     pub shares: bool,
     /// True if it was said to run unwatched, because others were watched already.
     pub beyond: bool,
+    /// When it was last seen to fork and copy few page tables, if it has not copied many since.
+    pub forked_little_ns: Option<u64>,
 }
 
 impl Process {
@@ -65,6 +67,7 @@ impl Process {
             to_arm: false,
             shares: false,
             beyond: false,
+            forked_little_ns: None,
         }
     }
 

@@ -83,6 +83,13 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     if role_count(summary, Role::Attached) > 0 {
         text.faint_sentence(0, &since_attached(summary));
     }
+    let forks = &summary.totals.forks;
+    if forks.are_large() {
+        let (all, most) = (Bytes(forks.page_tables_bytes), Bytes(forks.page_tables_most_bytes));
+        let one = if forks.children > 1 { format!(", at most {most} for one") } else { String::new() };
+        let children = some(forks.children, "child", "children");
+        text.faint_sentence(0, &format!("Forks copied {all} of page tables for {children}{one}."));
+    }
     if summary.totals.started_afresh > 0 && summary.totals.intervals > 0 {
         let executed = some(summary.totals.started_afresh, "process", "processes");
         let what = "executed a program, which shares nothing with its starter and is not counted";

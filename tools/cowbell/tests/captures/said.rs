@@ -45,6 +45,25 @@ fn of_children_that_nobody_watched_nothing_is_told() {
 }
 
 #[test]
+fn forks_that_copied_large_page_tables_are_told() {
+    let of = |bytes: u64, children: i32| {
+        let plain =
+            capture(&(101..101 + children).map(|pid| Child { traced: false, ..child(pid, 9) }).collect::<Vec<_>>());
+        let forked = "\"origin\":\"forked\",";
+        assert!(plain.contains(forked));
+        report(&plain.replace(forked, &format!("{forked}\"page_tables\":{bytes},")))
+    };
+    let due = "Forks copied 6.0 MiB of page tables for 3 children, at most 2.0 MiB for one.";
+    assert!(of(2 << 20, 3).contains(due), "{}", of(2 << 20, 3));
+    assert!(of(2 << 20, 1).contains("Forks copied 2.0 MiB of page tables for 1 child."), "{}", of(2 << 20, 1));
+    // Little of each may be much in all.
+    assert!(
+        of(512 << 10, 32).contains("Forks copied 16.0 MiB of page tables for 32 children, at most 512.0 KiB for one.")
+    );
+    assert!(!of(512 << 10, 31).contains("Forks copied"));
+}
+
+#[test]
 fn where_the_parent_paid_is_said_not_to_be_known_and_why() {
     let unseen = |child: Child| Child { traced: false, ..child };
     let said = report(&as_parent(&capture(&[unseen(child(101, 100)), unseen(child(102, 18_000))]), 102));

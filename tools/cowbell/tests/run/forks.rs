@@ -1,11 +1,88 @@
-//! What workers do, each for itself, that the one who forked them could have done.
+//! The forks themselves: page tables that they copied.
 
-use crate::lab::{Scratch, cowbell, run};
+use crate::exact::{may_hear_faults, may_trace};
+use crate::lab::{Scratch, cowbell, run, skip};
 use crate::python::PYTHON;
+use serde_json::Value;
+use std::process::Command;
+
+/// Two children, of a process with two page tables of which a fork copies one: of its own memory, and not of a memory file that it only read.
+/// The first one says what it has.
+const TABLES: &str = r#"
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int n, char **arguments) {
+    size_t step = 2 << 20, size = atol(arguments[1]) << 20;
+    int file = memfd_create("data", 0);
+    if (ftruncate(file, size)) return 1;
+    volatile char *of_file = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    char *own = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise(own, size, MADV_NOHUGEPAGE);
+    for (size_t at = 0; at < size; at += step) own[at] = 1 + of_file[at];
+    for (int nth = 0; nth < 2; nth++) {
+        if (!fork()) {
+            char line[200];
+            FILE *status = fopen("/proc/self/status", "r");
+            while (fgets(line, sizeof line, status)) if (line[2] == 'P' && line[3] == 'T') fputs(line, stdout);
+            _exit(fflush(stdout));
+        }
+        wait(0);
+    }
+}
+"#;
 
 /// On one line.
 fn flat(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn page_tables_that_a_fork_copied_are_told_as_the_child_has_them_unwatched() {
+    let scratch = Scratch::new();
+    let program = scratch.compile("tables", TABLES, &[]).expect("it compiles");
+    let bare = run(&scratch, Command::new(&program).arg("2048"));
+    let said = String::from_utf8(bare.out).expect("text");
+    let kib = said.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let due = kib.unwrap_or_else(|| panic!("VmPTE in {said:?}")) << 10;
+    assert!(due > 4 << 20, "one touched page of each table: {due}");
+    for mode in ["count", "faults", "trace"] {
+        match mode {
+            "trace" => may_trace(),
+            "faults" => may_hear_faults(),
+            _ => None,
+        }
+        .map_or_else(|| judge(&scratch, mode, &program, due), |why| skip(&why));
+    }
+    // Of a small process there is nothing to say.
+    let small = run(&scratch, &mut cowbell(&["--mode", "count"], [program.to_str().expect("text"), "64"]));
+    assert!(small.code == Some(0) && !small.err.contains("Forks copied"), "{}", small.err);
+}
+
+/// Demands that page tables of two children are told as they are due.
+fn judge(scratch: &Scratch, mode: &str, program: &std::path::Path, due: u64) {
+    let (program, report) = (program.to_str().expect("text"), scratch.path("report"));
+    let capture = scratch.path("capture");
+    let options = ["--mode", mode, "--force", "--capture", capture.to_str().expect("text")];
+    let outcome = run(scratch, &mut cowbell(&options, [program, "2048"]));
+    let said = flat(&outcome.err);
+    let told = said.split("Forks copied ").nth(1).unwrap_or_else(|| panic!("{mode}: {}", outcome.err));
+    assert!(told.contains(" MiB of page tables for 2 children, at most 4."), "{mode}: {}", outcome.err);
+    let arguments =
+        ["report", "--json", "-o", report.to_str().expect("text"), "--force", capture.to_str().expect("text")];
+    assert_eq!(run(scratch, Command::new(crate::lab::tool()).args(arguments)).code, Some(0));
+    let report: Value = serde_json::from_slice(&std::fs::read(&report).expect("a report")).expect("JSON");
+    let processes = report["processes"].as_array().expect("processes");
+    let tables: Vec<u64> = processes.iter().filter_map(|process| process["fork_page_tables_bytes"].as_u64()).collect();
+    // A table or a few more or less: where what was mapped lies is chance.
+    assert!(
+        tables.len() == 2 && tables.iter().all(|bytes| bytes.abs_diff(due) < 64 << 10),
+        "{mode}: {tables:?}, {due}"
+    );
+    assert_eq!(report["totals"]["forks"]["page_tables_bytes"], tables.iter().sum::<u64>(), "{mode}");
 }
 
 #[test]

@@ -82,7 +82,15 @@ fn lines_that_look_alike_are_one() {
 fn a_program_found_by_a_link_is_called_by_it() {
     let executable = Executable { path: "/usr/bin/check".into(), called: "/usr/bin/server".into() };
     let process = |pid, parent, origin, executable| {
-        Record::Process(Process { pid, parent, time_ns: 1, origin, command: vec!["server".into()], executable })
+        Record::Process(Process {
+            pid,
+            parent,
+            time_ns: 1,
+            origin,
+            command: vec!["server".into()],
+            executable,
+            page_tables: None,
+        })
     };
     let mut begin = begin(0);
     if let Record::Begin(begin) = &mut begin {
