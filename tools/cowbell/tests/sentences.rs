@@ -14,6 +14,7 @@ const SAY: &[&str] = &[
     "src/analyse/unknown.rs",
     "src/analyse/verdict.rs",
     "src/analyse/because.rs",
+    "src/analyse/forks.rs",
     "src/analyse/check.rs",
     "src/analyse/diff.rs",
     "src/analyse/library.rs",

@@ -6,8 +6,9 @@
 use super::because::{copies, new_memory};
 use super::cast::{Cast, cast};
 use super::cause::Cause;
+use super::forks;
 use super::summary::{Interval, Process, Summary};
-use crate::record::{Closed, Frame, GapKind, Origin, Role, Who};
+use crate::record::{Closed, Frame, GapKind, Origin, Who};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,8 +21,6 @@ const MUCH: u64 = 16 << 20;
 pub const MUCH_OF_ONE: u64 = 64 << 20;
 /// And so much of all together.
 const MUCH_IN_ALL: u64 = 256 << 20;
-/// A starter with less memory forks fast.
-const TABLES_MIN: u64 = 16 << 20;
 /// The kind of the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -178,10 +177,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
                     writes there first";
         verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });
     }
-    if verdict.kind == Kind::NothingToShare && copied_tables(summary) {
-        let text = "start programs by posix_spawn or vfork: fork first copies the page tables of all the memory that the starter has";
-        verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });
-    }
+    verdict.helps.extend(forks::to_programs(summary, verdict.kind == Kind::NothingToShare));
     verdict
 }
 
@@ -274,13 +270,6 @@ fn of_each(intervals: &[&Interval], of: impl Fn(&Interval) -> u64, page: u64) ->
         *sum = sum.saturating_add(of(interval));
     }
     pages.into_values().map(move |pages| pages.saturating_mul(page))
-}
-
-/// Tells whether a program was started by a fork that had much to copy for nothing?
-fn copied_tables(summary: &Summary) -> bool {
-    let shared = TABLES_MIN / summary.run.page_size.max(1);
-    let is_on_its_way = |interval: &&Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);
-    summary.intervals.iter().filter(is_on_its_way).any(|interval| interval.held.shared >= shared)
 }
 
 /// Pages of the intervals together.

@@ -1,4 +1,4 @@
-//! The forks themselves: page tables that they copied.
+//! The forks themselves: page tables that they copied, and forks for nothing but another program.
 
 use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{Scratch, cowbell, run, skip};
@@ -83,6 +83,43 @@ fn judge(scratch: &Scratch, mode: &str, program: &std::path::Path, due: u64) {
         "{mode}: {tables:?}, {due}"
     );
     assert_eq!(report["totals"]["forks"]["page_tables_bytes"], tables.iter().sum::<u64>(), "{mode}");
+}
+
+#[test]
+fn forks_for_nothing_but_another_program_are_told_with_what_they_copied() {
+    let source = "\
+import mmap, os, subprocess, sys
+data = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+data.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, len(data), 2 << 20): data[at] = 1
+for how in sys.argv[1:]:
+    if how == 'fork':
+        if os.fork() == 0: os.execv('/bin/true', ['true'])
+        os.wait()
+    elif how == 'hook': subprocess.run(['true'], preexec_fn=os.getpid)
+    else: subprocess.run(['true'])
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("starts.py", source);
+    let said = |how: &[&str]| {
+        let target = [&[PYTHON, script.to_str().expect("text")], how].concat();
+        let outcome = run(&scratch, &mut cowbell(&["--mode", "count"], target));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+        (flat(&outcome.err), outcome.err)
+    };
+    let (one_line, text) = said(&["fork", "hook", "vfork"]);
+    assert!(one_line.starts_with("NOTHING TO SHARE: "), "{text}");
+    let told = one_line.split("start programs by posix_spawn or vfork; fork copies page tables first: ").nth(1);
+    let told = told.unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        told.contains(" MiB for 2 children that copied at most ") && told.contains(" KiB each and then executed"),
+        "{text}"
+    );
+    assert!(told.contains("unless it is given preexec_fn"), "{text}");
+    assert!(told.contains("Forks copied ") && told.contains(" of page tables for 2 children"), "{text}");
+    // What Python says that it does, it does.
+    let (one_line, text) = said(&["vfork", "vfork"]);
+    assert!(!one_line.contains("posix_spawn or vfork;") && !one_line.contains("Forks copied"), "{text}");
 }
 
 #[test]

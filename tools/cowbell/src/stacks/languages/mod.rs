@@ -129,6 +129,11 @@ pub trait Language: Debug + Sync {
         None
     }
 
+    /// How a program in this language starts another one without a fork, in one sentence.
+    fn starting_programs(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Finds the interpreter in a process; `None` if it runs none. May take milliseconds: ask once a family.
     ///
     /// # Errors

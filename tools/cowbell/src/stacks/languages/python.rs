@@ -220,6 +220,13 @@ impl Language for CPython {
         }
     }
 
+    fn starting_programs(&self) -> Option<&'static str> {
+        Some(
+            "Python's subprocess takes vfork from Python 3.10 on (3.12.0 does not), unless it is given preexec_fn, user, group or \
+             extra_groups",
+        )
+    }
+
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
         Ok(Python::find(pid)?.map(|python| Box::new(python) as Box<dyn Reader>))
     }
