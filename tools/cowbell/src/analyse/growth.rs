@@ -3,7 +3,7 @@
 use super::code;
 use super::sum::share;
 use super::{Profile, Sampled};
-use crate::record::{Frame, Resident, Sums};
+use crate::record::{Frame, Resident, Sums, Together};
 use crate::stacks::languages::{self, Import, Work};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
@@ -29,6 +29,8 @@ pub struct Memory {
     pub private_peak_bytes: Option<u64>,
     /// The most of files and shared mappings that was found.
     pub files_peak_bytes: Option<u64>,
+    /// What all processes took together by then; `null` where that was not added up.
+    pub together: Option<Together>,
 }
 
 /// Memory that processes allocated themselves while they were watched.

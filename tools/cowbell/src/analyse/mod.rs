@@ -245,7 +245,9 @@ impl Profile {
             self.stray += 1;
             return;
         };
-        let record::Memory { time_ns, name, command, pages, kernel, page_tables, resident_max, looks, .. } = memory;
+        let record::Memory {
+            time_ns, name, command, pages, kernel, page_tables, resident_max, looks, together, ..
+        } = memory;
         let bytes = |pages: u64| pages.saturating_mul(page_size);
         process.memory = Some(summary::Memory {
             time_ns,
@@ -258,6 +260,7 @@ impl Profile {
             private_first_bytes: looks.map(|looks| bytes(looks.first)),
             private_peak_bytes: looks.map(|looks| bytes(looks.most)),
             files_peak_bytes: looks.map(|looks| bytes(looks.files_most)),
+            together,
         });
     }
 

@@ -10,7 +10,7 @@
 pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, NativeFrame, Place, Source, Stack, Wrote};
 pub use super::fault::Fault;
 pub use super::gaps::{Gap, GapKind};
-pub use super::memory::{Grew, Looks, Memory, Resident, Sums};
+pub use super::memory::{Grew, Looks, Memory, Resident, Sums, Together};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 

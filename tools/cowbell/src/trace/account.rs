@@ -3,10 +3,11 @@
 //! Page tables say which pages there are and which are files'. The closed intervals say which of the others the process
 //! copied or allocated; what is left it had when it was first watched. So the parts add up to what the kernel calls resident.
 
-use super::Tracer;
 use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing, Map};
-use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums};
+use super::tree::Process;
+use super::{Tracer, growth};
+use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums, Together};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::procfs::{self, smaps, status::Status};
@@ -16,11 +17,13 @@ use cowbell::sys::{self, Errno};
 const FREE_NS: u64 = 100_000_000;
 /// And this part of the time that went by.
 const SHARE: u64 = 100;
+/// How less than this is shared nobody asks.
+const TOGETHER_MIN: u64 = 128 << 20;
 
 impl Tracer {
     /// Writes down all the memory of a process that stands still, unless that has taken too much of the time already.
     pub(super) fn weigh(&mut self, pid: i32) {
-        if self.spent.weighing_ns > FREE_NS + self.now() / SHARE {
+        if self.spent.weighing_ns - self.together_ns > FREE_NS + self.now() / SHARE {
             self.unweighed += 1;
             return;
         }
@@ -45,12 +48,48 @@ impl Tracer {
                     ..looks
                 }
             });
+            let begun = sys::monotonic_ns();
+            memory.together = memory.kernel.and_then(|own| self.together(pid, &own));
+            self.together_ns += sys::monotonic_ns() - begun;
         }
         self.spent.weighing_ns += sys::monotonic_ns() - started;
         // The process can be gone: then there is nothing to tell.
         if let Ok(memory) = memory {
             self.say(Record::Memory(memory));
         }
+    }
+
+    /// What all processes take together as this one ends, of which these are the sums: the first time that so many live. `None` also if it is
+    /// little, which is cheap to see, or cannot be read soon.
+    fn together(&mut self, pid: i32, own: &Sums) -> Option<Together> {
+        let has_memory = |process: &Process| !process.shares && !process.is_ending();
+        let others = self.tree.processes.iter().filter(|&(&other, process)| other != pid && has_memory(process));
+        let others: Vec<i32> = others.map(|(&other, _)| other).collect();
+        let memories = others.len() as u64 + 1;
+        let is_affordable = self.together_ns <= FREE_NS + self.now() / SHARE;
+        // Who has much in common with others has much.
+        let is_little = own.rss < TOGETHER_MIN / 4;
+        if is_little || memories <= self.most_together.max(1) || self.leaving || !is_affordable {
+            return None;
+        }
+        let pages = others.iter().filter_map(|&other| growth::resident(other));
+        let pages = pages.fold(0, |sum, (private, of_files)| sum + private + of_files);
+        if own.rss + pages * page_bytes() < TOGETHER_MIN {
+            return None;
+        }
+        let (started, ran) = (sys::monotonic_ns(), sys::ran_ns());
+        let mut sums = Together { memories, took_ns: 0, rss: own.rss, pss: own.pss };
+        for other in others {
+            let figures = smaps::rollup(procfs::living(other)).ok()?;
+            (sums.rss, sums.pss) = (sums.rss + figures.rss, sums.pss + figures.pss);
+            sums.took_ns = sys::monotonic_ns() - started;
+            // On a busy machine it may be due a processor for much longer.
+            if sys::ran_ns() - ran > FREE_NS {
+                return None;
+            }
+        }
+        self.most_together = memories;
+        Some(sums)
     }
 }
 
@@ -96,6 +135,7 @@ fn memory(pid: i32, time_ns: u64, known: &Known) -> Result<Memory, Errno> {
         page_tables: status.bytes("VmPTE").unwrap_or(0),
         resident_max: status.bytes("VmHWM").unwrap_or(0),
         looks: None,
+        together: None,
     })
 }
 

@@ -223,7 +223,7 @@ impl Seen {
 }
 
 /// The resident pages of a process: private ones, and those of files and shared mappings.
-fn resident(pid: i32) -> Option<(u64, u64)> {
+pub fn resident(pid: i32) -> Option<(u64, u64)> {
     let text = procfs::text(pid, "statm").ok()?;
     let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
     let (resident, of_files) = (fields.next()?.ok()?, fields.next()?.ok()?);

@@ -136,6 +136,10 @@ struct Tracer {
     intervals: u32,
     /// The number of processes that were not weighed at their ends, because that had taken too much of the time.
     unweighed: u64,
+    /// The most memories that were added up together as a process ended.
+    most_together: u64,
+    /// The time that this took, which nobody's own memory is left out for.
+    together_ns: u64,
     started_ns: u64,
     root: i32,
     root_ended: Option<Ended>,

@@ -85,6 +85,8 @@ impl Tracer {
             owed: Vec::new(),
             intervals: 0,
             unweighed: 0,
+            most_together: 0,
+            together_ns: 0,
             started_ns: sys::monotonic_ns(),
             root: 0,
             root_ended: None,

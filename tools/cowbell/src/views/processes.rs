@@ -4,11 +4,15 @@ use super::Look;
 use super::lines::{List, Row, Text, clean, some};
 use super::table::{self, Keep};
 use crate::analyse::summary::{Process, Summary};
-use crate::record::{Origin, Role, Sums};
+use crate::record::{Origin, Role, Sums, Together};
 use cowbell::page::Bytes;
 
 /// More processes of one name and one parent are told together.
 const ALIKE_MAX: usize = 6;
+/// It takes so much that is shared for a word on how top counts it.
+const SHARED_MIN: u64 = 64 << 20;
+/// Figures that took longer to read are not of one time.
+const ONE_TIME_NS: u64 = 1_000_000_000;
 
 /// The figures of one process, in bytes; `None` where not known, or where there can be none.
 type Figures = [Option<u64>; 6];
@@ -60,6 +64,13 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
             "top counts shared pages once for each process: RES is {rss} in all; PSS, which divides them by all who have them, {pss}."
         );
         text.faint_sentence(0, &what);
+    } else if let Some(all) = as_one_ended(summary) {
+        let (memories, rss, pss) = (all.memories, Bytes(all.rss), Bytes(all.pss));
+        let what = format!(
+            "top counts shared pages once for each process: as one of {memories} ended, RES was {rss} in all; PSS, which divides them by all \
+             who have them, {pss}."
+        );
+        text.faint_sentence(0, &what);
     }
     let folded = summary.verdict.folded.len() as u64;
     if folded > 0 {
@@ -77,6 +88,15 @@ fn together(summary: &Summary) -> Option<(u64, u64)> {
     let sums: Vec<_> = run_on.filter_map(|process| process.memory.as_ref()?.smaps).collect();
     let sum = |of: fn(&Sums) -> u64| sums.iter().map(of).sum();
     (sums.len() > 1).then(|| (sum(|sums| sums.rss), sum(|sums| sums.pss)))
+}
+
+/// The sums of the most processes that lived as one of them ended, if much of it was shared.
+fn as_one_ended(summary: &Summary) -> Option<Together> {
+    let found = summary.processes.iter().filter_map(|process| process.memory.as_ref()?.together);
+    let is_shared =
+        |all: &Together| all.rss >= all.pss.saturating_mul(3) / 2 && all.rss.saturating_sub(all.pss) >= SHARED_MIN;
+    let is_of_one_time = |all: &Together| all.took_ns <= ONE_TIME_NS;
+    found.max_by_key(|all| all.memories).filter(|all| is_shared(all) && is_of_one_time(all))
 }
 
 fn mebibytes(bytes: Option<u64>) -> String {

@@ -1,4 +1,4 @@
-//! The forks themselves: page tables that they copied, and forks for nothing but another program.
+//! The forks themselves: page tables that they copied, forks for nothing but another program, and what processes take together.
 
 use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{Scratch, cowbell, run, skip};
@@ -120,6 +120,45 @@ for how in sys.argv[1:]:
     // What Python says that it does, it does.
     let (one_line, text) = said(&["vfork", "vfork"]);
     assert!(!one_line.contains("posix_spawn or vfork;") && !one_line.contains("Forks copied"), "{text}");
+}
+
+#[test]
+fn what_top_shows_of_processes_that_share_is_set_right() {
+    let source = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    int all[2], end[2];
+    char c;
+    if (pipe(all) || pipe(end)) return 1;
+    memset(malloc(96 << 20), 1, 96 << 20);
+    for (int nth = 0; nth < 3; nth++)
+        if (!fork()) {
+            close(end[1]);
+            if (write(all[1], "x", 1) != 1) _exit(1);
+            _exit((int)read(end[0], &c, 1));
+        }
+    for (int nth = 0; nth < 3; nth++)
+        if (read(all[0], &c, 1) != 1) return 1;
+    close(end[1]);
+    while (wait(0) > 0);
+}
+"#;
+    let scratch = Scratch::new();
+    let program = scratch.compile("shares", source, &[]).expect("it compiles");
+    let outcome = run(&scratch, &mut cowbell(&["--mode", "count"], [&program]));
+    let text = flat(&outcome.err);
+    let told = text.split("as one of 4 ended, RES was ").nth(1).unwrap_or_else(|| panic!("{}", outcome.err));
+    let figure = |behind: &str| -> f64 {
+        let figure = told.split(behind).nth(1).and_then(|rest| rest.trim().split(' ').next());
+        figure.and_then(|figure| figure.parse().ok()).unwrap_or_else(|| panic!("{behind:?} in {told}"))
+    };
+    let resident: f64 = told.split(' ').next().and_then(|figure| figure.parse().ok()).expect("a figure");
+    // Each has its program and libraries, too.
+    assert!((384.0..400.0).contains(&resident) && told.contains(" MiB in all; PSS,"), "{}", outcome.err);
+    assert!((96.0..104.0).contains(&figure("have them,")), "{}", outcome.err);
 }
 
 #[test]
