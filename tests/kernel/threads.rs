@@ -1,13 +1,13 @@
 //! The number of threads of a process, by the kernel's own count.
 #![expect(unsafe_code, reason = "the main thread ends alone")]
 
-use crate::child;
+use crate::child::{self, Gate};
 use crate::claim::{Claim, Verdict, claim};
 use crate::io_ring::Polled;
 use cowbell::sys::{self, process};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 pub const CLAIMS: &[Claim] = &[
@@ -26,6 +26,10 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         io_ring_threads_are_counted,
         "The kernel's own thread for an io_uring (`IORING_SETUP_SQPOLL`) is in the count, listed as `iou-sqp-…`, until the ring is closed."
+    ),
+    claim!(
+        turns_of_a_thread_are_counted_as_they_begin,
+        "The third number of `/proc/PID/task/TID/schedstat` goes up as soon as the thread is given a processor, and stays while it waits."
     ),
     claim!(
         time_of_a_thread_stands_while_another_has_its_processor,
@@ -132,6 +136,37 @@ fn io_ring_threads_are_counted() -> Verdict {
     soon("it has a name", || threads().iter().any(|thread| thread.name.starts_with("iou-sqp-")));
     drop(ring);
     soon("the kernel's thread ends", || counts() == [1; 3]);
+    Ok(())
+}
+
+fn turns_of_a_thread_are_counted_as_they_begin() -> Verdict {
+    let (go, started, stop) = (Gate::new(), AtomicBool::new(false), AtomicBool::new(false));
+    let tid = AtomicI32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            tid.store(process::tid(), SeqCst);
+            go.pass();
+            started.store(true, SeqCst);
+            while !stop.load(SeqCst) {
+                std::hint::spin_loop();
+            }
+        });
+        soon("the thread is there", || tid.load(SeqCst) != 0);
+        let tid = tid.load(SeqCst);
+        let syscall = process::open_syscall(process::pid(), tid).expect("its state");
+        soon("it waits", || process::blocked_in(&syscall).is_some_and(|at| at.syscall == Some(libc::SYS_read as i32)));
+        let turns = || {
+            let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).expect("schedstat");
+            text.split_ascii_whitespace().nth(2).expect("three numbers").parse::<u64>().expect("a number")
+        };
+        let before = turns();
+        assert!(before > 0 && (0..1000).all(|_| turns() == before), "it waits");
+        go.open();
+        soon("it runs", || started.load(SeqCst));
+        let then = turns();
+        stop.store(true, SeqCst);
+        assert!(then > before, "{before} turns before, {then} while it runs");
+    });
     Ok(())
 }
 

@@ -9,9 +9,15 @@
 //! The interface is the part of the other crate's that Linux has and py-spy uses.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+
+/// What is read at once and kept, in bytes: a page on most machines, and a part of one on the others.
+const BLOCK: usize = 4096;
+/// So many blocks are kept: a stack leads through a dozen.
+const BLOCKS_MAX: usize = 256;
 
 /// A process id.
 pub type Pid = i32;
@@ -37,28 +43,78 @@ impl TryFrom<Pid> for ProcessHandle {
     }
 }
 
+/// The blocks that were read since [`at_one_moment`] began, of one process: `None` of those that cannot be read whole.
+type Blocks = HashMap<usize, Option<Box<[u8]>>>;
+
 thread_local! {
     /// The memory read last: a stack takes some fifty reads of one process.
     static LAST: RefCell<Option<(Pid, File)>> = const { RefCell::new(None) };
+    /// What is kept while it cannot change.
+    static KEPT: RefCell<Option<(Pid, Blocks)>> = const { RefCell::new(None) };
+}
+
+/// Runs `look`, which reads the memory of a process that stands still: what lies in one block is read once. Reads of this thread
+/// only are kept, and only until `look` returns or panics.
+pub fn at_one_moment<T>(look: impl FnOnce() -> T) -> T {
+    /// Ends what [`at_one_moment`] began.
+    struct Ends;
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            KEPT.with_borrow_mut(|kept| *kept = None);
+        }
+    }
+    let _ends = Ends;
+    KEPT.with_borrow_mut(|kept| *kept = Some((0, Blocks::new())));
+    look()
 }
 
 impl CopyAddress for ProcessHandle {
     fn copy_address(&self, addr: usize, buf: &mut [u8]) -> io::Result<()> {
-        LAST.with_borrow_mut(|last| {
-            if let Some((pid, memory)) = last
-                && *pid == self.0
-                && memory.read_exact_at(buf, addr as u64).is_ok()
-            {
-                return Ok(());
-            }
-            // An open file means the memory that the process had then: it may have executed another program, or its id
-            // may be another's now.
-            let memory = File::open(format!("/proc/{}/mem", self.0))?;
-            memory.read_exact_at(buf, addr as u64)?;
-            *last = Some((self.0, memory));
-            Ok(())
-        })
+        let is_kept = KEPT.with_borrow_mut(|kept| kept.as_mut().is_some_and(|kept| copy_kept(self.0, kept, addr, buf)));
+        if is_kept { Ok(()) } else { read(self.0, addr, buf) }
     }
+}
+
+/// Fills `buf` from blocks that are kept, or are read now; false if one of them cannot be read whole.
+fn copy_kept(pid: Pid, kept: &mut (Pid, Blocks), addr: usize, buf: &mut [u8]) -> bool {
+    let (of, blocks) = kept;
+    if *of != pid || blocks.len() >= BLOCKS_MAX {
+        blocks.clear();
+        *of = pid;
+    }
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let Some(at) = addr.checked_add(done) else { return false };
+        let (start, within) = (at / BLOCK * BLOCK, at % BLOCK);
+        let read = || {
+            let mut block = vec![0; BLOCK];
+            read(pid, start, &mut block).is_ok().then(|| block.into_boxed_slice())
+        };
+        let block = blocks.entry(start).or_insert_with(read);
+        let Some(block) = block.as_deref().and_then(|block| block.get(within..)) else { return false };
+        let count = block.len().min(rest.len());
+        let (Some(to), Some(from)) = (rest.get_mut(..count), block.get(..count)) else { return false };
+        to.copy_from_slice(from);
+        done += count;
+    }
+    true
+}
+
+fn read(pid: Pid, addr: usize, buf: &mut [u8]) -> io::Result<()> {
+    LAST.with_borrow_mut(|last| {
+        if let Some((of, memory)) = last
+            && *of == pid
+            && memory.read_exact_at(buf, addr as u64).is_ok()
+        {
+            return Ok(());
+        }
+        // An open file means the memory that the process had then: it may have executed another program, or its id
+        // may be another's now.
+        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        memory.read_exact_at(buf, addr as u64)?;
+        *last = Some((pid, memory));
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -95,6 +151,52 @@ mod tests {
         drop(cat.stdin.take());
         cat.wait().unwrap();
         assert!(read::<4>(theirs, header).is_err(), "gone");
+    }
+
+    #[test]
+    fn at_one_moment_memory_is_what_it_was_at_the_first_read_and_not_afterwards() {
+        let ours = std::process::id() as Pid;
+        // One that lies in two blocks, and words about it.
+        let mut bytes = vec![0u8; 3 * BLOCK];
+        let base = bytes.as_ptr() as usize;
+        let at = (base + BLOCK) / BLOCK * BLOCK - 4;
+        let mut write = |byte: u8| bytes.get_mut(at - base..at - base + 8).unwrap().fill(byte);
+        write(1);
+        at_one_moment(|| {
+            assert_eq!(read::<8>(ours, at).unwrap(), [1; 8]);
+            write(2);
+            assert_eq!(read::<8>(ours, at).unwrap(), [1; 8]);
+        });
+        assert_eq!(read::<8>(ours, at).unwrap(), [2; 8]);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            at_one_moment(|| {
+                assert_eq!(read::<8>(ours, at).unwrap(), [2; 8]);
+                panic!("memory makes no sense");
+            });
+        }));
+        assert!(panicked.is_err());
+        write(3);
+        assert_eq!(read::<8>(ours, at).unwrap(), [3; 8], "it ended with the panic");
+    }
+
+    #[test]
+    fn of_two_processes_and_of_nothing_the_same_is_read_at_one_moment() {
+        let ours = std::process::id() as Pid;
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let theirs = cat.id() as Pid;
+        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let (word, header) = (0x0123_4567_u32, header_of(theirs));
+        at_one_moment(|| {
+            for _ in 0..2 {
+                assert_eq!(read(ours, &raw const word as usize).unwrap(), word.to_ne_bytes());
+                assert_eq!(&read(theirs, header).unwrap(), b"\x7fELF");
+            }
+            assert!(read::<4>(ours, 0).is_err());
+            assert!(read::<4>(ours, usize::MAX - 1).is_err());
+        });
+        drop(cat.stdin.take());
+        cat.wait().unwrap();
     }
 
     #[test]

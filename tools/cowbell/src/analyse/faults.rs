@@ -1,6 +1,6 @@
 //! Page faults told with an interval become events once its verdict is known.
 
-use crate::record::{Class, Event, Fault, PageRun};
+use crate::record::{Class, Event, Fault, PageRun, UNKNOWN_CALL};
 
 /// An event of each page of the verdict that a fault is told of.
 pub fn events(mut rows: Vec<Fault>, runs: &[PageRun], page_size: u64) -> Vec<Event> {
@@ -20,9 +20,6 @@ pub fn events(mut rows: Vec<Fault>, runs: &[PageRun], page_size: u64) -> Vec<Eve
     }
     events
 }
-
-/// The kernel wrote in a system call that is not known.
-pub const UNKNOWN_CALL: i32 = -1;
 
 #[cfg(test)]
 mod tests {

@@ -263,6 +263,9 @@ pub enum Class {
     PrivateFile,
 }
 
+/// The kernel wrote in a system call that is not known, or in none: it writes a frame as it delivers a signal.
+pub const UNKNOWN_CALL: i32 = -1;
+
 /// One first write of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "EventRow", from = "EventRow")]
@@ -279,7 +282,7 @@ pub struct Event {
     pub code: u32,
     /// The effect of the write.
     pub class: Class,
-    /// The kernel wrote, on behalf of this system call.
+    /// The kernel wrote, on behalf of this system call, or of what is not known ([`UNKNOWN_CALL`]).
     pub syscall: Option<i32>,
     /// The [`Stack`] sampled with it.
     pub stack: Option<u32>,

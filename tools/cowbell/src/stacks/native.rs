@@ -17,11 +17,14 @@ pub struct Registers {
     pub ip: u64,
     /// The stack pointer.
     pub sp: u64,
-    /// The frame pointer, which is any other value in code that keeps none.
-    pub bp: u64,
+    /// The frame pointer, which is any other value in code that keeps none; `None` where it is not known.
+    pub bp: Option<u64>,
     /// The address to which the function returns, on aarch64.
     pub lr: u64,
 }
+
+/// The value that stands for a frame pointer that is not known: no process has memory near it.
+const NO_BP: u64 = 1 << 60;
 
 /// A file's unwind information.
 #[derive(Clone)]
@@ -85,7 +88,7 @@ impl Unwinder {
         /// Frames are shorter.
         const SLOT_MAX: u64 = 1 << 20;
         let Self { framehop, cache, .. } = self;
-        let from = native_registers(Registers { ip: pc, sp: SP, bp: BP, lr: 0 }, u64::MAX);
+        let from = native_registers(Registers { ip: pc, sp: SP, bp: Some(BP), lr: 0 }, u64::MAX);
         let mut read = |address| Ok(address);
         let mut frames = framehop.iter_frames(pc, from, cache, &mut read);
         let _innermost = frames.next().ok()??;
@@ -97,14 +100,18 @@ impl Unwinder {
     /// address **within the call** rather than the one it returns to, which may belong to the next line or function.
     ///
     /// `read` reads an aligned word of the thread's memory. At most 64 frames; where the stack stops making sense, those
-    /// up to there.
-    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Unwound {
+    /// up to there. `None` if it takes the frame pointer, and that is not known.
+    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Option<Unwound> {
         let Self { framehop, cache, code } = self;
         let is_code = |address: u64| {
             let after = code.partition_point(|range| range.start <= address);
             after.checked_sub(1).and_then(|at| code.get(at)).is_some_and(|range| range.contains(&address))
         };
-        let mut read = |address| read(address).ok_or(());
+        let mut lacks_bp = false;
+        let mut read = |address: u64| {
+            lacks_bp |= registers.bp.is_none() && address >= NO_BP / 2;
+            read(address).ok_or(())
+        };
         let from = native_registers(registers, framehop.max_known_code_address());
         let mut frames = framehop.iter_frames(registers.ip, from, cache, &mut read);
         let mut stack = Unwound::default();
@@ -120,20 +127,20 @@ impl Unwinder {
             }
             stack.frames.push(address);
         }
-        stack
+        (!lacks_bp).then_some(stack)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn native_registers(registers: Registers, _code_max: u64) -> framehop::UnwindRegsNative {
-    framehop::UnwindRegsNative::new(registers.ip, registers.sp, registers.bp)
+    framehop::UnwindRegsNative::new(registers.ip, registers.sp, registers.bp.unwrap_or(NO_BP))
 }
 
 #[cfg(target_arch = "aarch64")]
 fn native_registers(registers: Registers, code_max: u64) -> framehop::UnwindRegsNative {
     // Return addresses may be signed in the bits above those that addresses need.
     let mask = framehop::aarch64::PtrAuthMask::from_max_known_address(code_max);
-    framehop::UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.bp)
+    framehop::UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.bp.unwrap_or(NO_BP))
 }
 
 #[cfg(test)]
@@ -179,13 +186,19 @@ int main(void) {
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
         let (registers, memory) = (registers(pid), remote::Memory::open(pid).unwrap());
+        let keeps_frames = flags.contains(&"-fno-omit-frame-pointer");
         let mut unwinder = unwinder(&mappings(pid));
         if without_unwind_information {
             unwinder.framehop = UnwinderNative::default();
         }
-        let stack = unwinder.stack(registers, &mut |address| read(&memory, address)).frames;
-        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address)).frames;
+        let stack = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
+        let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
         assert_eq!(stack, unwound_again, "the rules are cached now");
+        // It is the same without the frame pointer, or there is none.
+        let unknown = Registers { bp: None, ..registers };
+        let without = unwinder.stack(unknown, &mut |address| read(&memory, address)).map(|unwound| unwound.frames);
+        assert!(without.as_ref().is_none_or(|without| *without == stack), "{without:x?} {stack:x?}");
+        assert_eq!(without.is_some(), !keeps_frames, "{flags:?}");
         assert_eq!(stack[0], registers.ip);
         // They are short, and main may be followed by the code that calls it.
         let starts_before = |pc: &u64, f: &usize| functions[*f] <= *pc && *pc < functions[*f] + 0x100;
@@ -203,7 +216,7 @@ int main(void) {
         let registers = ptrace::registers(tid).unwrap();
         ptrace::detach(tid, 0).unwrap();
         // The link register is not among what the library tells, and not needed on x86-64.
-        Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: 0 }
+        Registers { ip: registers.pc(), sp: registers.sp(), bp: Some(registers.bp()), lr: 0 }
     }
 
     fn read(memory: &remote::Memory, address: u64) -> Option<u64> {
@@ -221,6 +234,16 @@ int main(void) {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_stack_that_takes_a_frame_pointer_which_is_not_known_is_none() {
+        // By unwind information of functions that keep frame pointers, and without any.
+        assert_eq!(functions_on_the_stack(&["-fno-omit-frame-pointer"], false), [0, 1, 2, 3]);
+        let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
+        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: None, lr: 0 };
+        assert_eq!(unwinder.stack(registers, &mut |_| Some(0x1100)), None);
+    }
+
+    #[test]
     fn without_unwind_information_frame_pointers_lead_the_way() {
         // The C library's read() keeps no frame, so that the frame pointer is still its caller's and that one is missed.
         let functions = functions_on_the_stack(&["-fno-omit-frame-pointer"], true);
@@ -231,8 +254,8 @@ int main(void) {
     fn a_stack_that_leads_to_itself_ends() {
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
         for word in [0x1008, 0x1800, 0, u64::MAX] {
-            let registers = Registers { ip: 0x1004, sp: 0x1000, bp: 0x1008, lr: 0x1010 };
-            assert!(unwinder.stack(registers, &mut |_| Some(word)).frames.len() <= FRAMES_MAX);
+            let registers = Registers { ip: 0x1004, sp: 0x1000, bp: Some(0x1008), lr: 0x1010 };
+            assert!(unwinder.stack(registers, &mut |_| Some(word)).unwrap().frames.len() <= FRAMES_MAX);
         }
     }
 
@@ -240,14 +263,14 @@ int main(void) {
     fn a_deep_stack_is_cut_and_one_in_no_code_ends() {
         // Each frame keeps its caller's frame pointer, and above that where it returns to.
         let mut deep = |address: u64| Some(if address.is_multiple_of(16) { address + 16 } else { 0x1100 });
-        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: 0x8000, lr: 0x1010 };
+        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: Some(0x8000), lr: 0x1010 };
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
-        let stack = unwinder.stack(registers, &mut deep).frames;
+        let stack = unwinder.stack(registers, &mut deep).unwrap().frames;
         assert_eq!((stack.len(), stack[0], stack[2]), (FRAMES_MAX, 0x1004, 0x10ff));
         unwinder.code = vec![0x0..0x1000, 0x3000..0x4000];
-        let stack = unwinder.stack(registers, &mut deep);
+        let stack = unwinder.stack(registers, &mut deep).unwrap();
         assert_eq!(stack, Unwound { frames: vec![0x1004], beyond: Some(0x10ff) }, "code that is not known may be new");
-        assert_eq!(unwinder.stack(registers, &mut |_| None).frames[0], 0x1004);
+        assert_eq!(unwinder.stack(registers, &mut |_| None).unwrap().frames[0], 0x1004);
     }
 
     #[test]
@@ -295,10 +318,12 @@ int main(void) {
         let mut unwinder = unwinder(&mappings);
         let mut reads = 0;
         let mut stack = || {
-            unwinder.stack(registers, &mut |address| {
-                reads += 1;
-                read(&memory, address)
-            })
+            unwinder
+                .stack(registers, &mut |address| {
+                    reads += 1;
+                    read(&memory, address)
+                })
+                .unwrap()
         };
         time("first stack", 1, &mut || drop(stack()));
         time("stack", 1000, &mut || drop(stack()));

@@ -127,20 +127,20 @@ impl AddressSpace {
         self.resolve(pc, access.memory)
     }
 
-    /// The stack of a thread of the process that stands still, as places, the innermost frame first.
-    pub fn stack(&mut self, registers: Registers, access: Access<'_>) -> Vec<u32> {
+    /// The stack of a thread that stands still, as places, the innermost first; `None` if it takes a frame pointer that is not known.
+    pub fn stack(&mut self, registers: Registers, access: Access<'_>) -> Option<Vec<u32>> {
         self.refresh(access);
-        let mut unwound = self.unwind(registers, access.memory);
+        let mut unwound = self.unwind(registers, access.memory)?;
         // A library loaded since, unless this address was looked for already.
         let is_new = |beyond: &u64| self.nowhere.len() < NOWHERE_MAX && !self.nowhere.contains(beyond);
         if let Some(beyond) = unwound.beyond.filter(is_new) {
             self.read_again(access);
             if self.find(beyond).is_some_and(Map::is_code) {
-                unwound = self.unwind(registers, access.memory);
+                unwound = self.unwind(registers, access.memory)?;
             }
             self.nowhere.extend(unwound.beyond);
         }
-        unwound.frames.into_iter().map(|pc| self.code(pc, access)).collect()
+        Some(unwound.frames.into_iter().map(|pc| self.code(pc, access)).collect())
     }
 
     /// The place of the call by which the function at `pc` was run, for code that says little of itself: what merely moves
@@ -380,7 +380,7 @@ impl AddressSpace {
         module
     }
 
-    fn unwind(&mut self, registers: Registers, memory: &Memory) -> Unwound {
+    fn unwind(&mut self, registers: Registers, memory: &Memory) -> Option<Unwound> {
         self.with_unwinder(memory, |unwinder| unwinder.stack(registers, &mut stack_words(memory)))
     }
 

@@ -25,7 +25,7 @@ use super::maps;
 use super::sample::{Halted, Taken};
 use super::tree::Process;
 use super::watch::{Doors, Watch, release};
-use crate::record::{Class, Closed, Event, Mode, Record};
+use crate::record::{Class, Closed, Event, Mode};
 use cowbell::sys;
 use cowbell::sys::map::Range;
 use cowbell::sys::ptrace::{self, Stop};
@@ -334,20 +334,15 @@ impl Tracer {
         let class = Class::CopyOrReuse;
         let mut event = Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0 };
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
-        self.spent.stops += 1;
-        // The fault comes to nothing, whether the thread has stopped by now or not, and comes again.
+        // The fault of a thread that was interrupted comes to nothing, whether the thread has stopped by now or not, and comes again.
         if let (Taken::Late | Taken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {
             faults.counts.interrupt(watch.pid);
         }
-        let Taken::Stands(halted, stack) = taken else { return None };
         let now_ns = self.now();
         watch.sampling.took(now_ns, now_ns - time_ns);
         self.drain.run();
-        if let Some(stack) = stack {
-            self.say(Record::Stack(stack));
-        }
         watch.stacks.extend(event.stack.map(|stack| (page, Sampled { tid, time_ns, stack })));
-        Some(halted)
+        self.tell_taken(taken)
     }
 }
 

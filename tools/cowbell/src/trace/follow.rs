@@ -59,7 +59,7 @@ impl Tracer {
     fn place(&mut self, tid: i32, pid: i32) {
         let watch = self.tree.processes.get_mut(&pid).and_then(|process| process.watch.as_mut());
         if let (Some(watch), Ok(registers)) = (watch, ptrace::registers(tid)) {
-            watch.place(tid, registers.pc(), registers.call_number());
+            watch.place(tid, (registers.pc(), registers.sp()), registers.call_number());
         }
     }
 

@@ -10,7 +10,25 @@ use cowbell::sys::{process, tracing};
 /// The bytes that a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
 pub const THREAD_DATA: u64 = 0x900;
 
+/// The bytes below its stack pointer that a function may use without saying so (the psABI's red zone; none on aarch64).
+const RED_ZONE: u64 = if cfg!(target_arch = "x86_64") { 128 } else { 0 };
+/// The frame that the kernel writes for a signal is no larger: with all registers of the largest x86-64 processors 11 KiB.
+const SIGNAL_FRAME_MAX: u64 = 16 << 10;
+
 impl Watch {
+    /// Tells whether a thread that waits for a page at `address`, with this stack pointer, does so for the kernel, which writes a signal's
+    /// frame: no code writes to its own stack below the red zone. The instruction then is the one that was interrupted.
+    pub fn is_signal_frame(&self, sp: u64, address: u64) -> bool {
+        let below = sp.saturating_sub(RED_ZONE).saturating_sub(address);
+        let Some(map) = self.space.find(sp).filter(|map| map.contains(address)) else { return false };
+        // Other memory may lie below a stack that a program made for itself.
+        let guarded = || {
+            let before = map.mapping.start.checked_sub(1).and_then(|before| self.space.find(before));
+            before.is_some_and(|before| before.mapping.permissions.starts_with("---"))
+        };
+        (1..=SIGNAL_FRAME_MAX).contains(&below) && (map.mapping.name == "[stack]" || guarded())
+    }
+
     /// Notes pages that the kernel itself wrote while it made the child: those at `from..to` that are no longer shared.
     pub fn written_at_birth(&mut self, from: u64, to: u64, tid: i32, syscall: i32) {
         let page = page_bytes();

@@ -329,7 +329,7 @@ impl Tracer {
                 if let Some(mut event) = seen.event {
                     let kept = keeps && self.originals.keep(&watch, &event);
                     halted = self.sample(&mut watch, &mut event, fault.address as u64);
-                    if kept || halted.is_some() {
+                    if kept || event.stack.is_some() {
                         self.drain.run();
                     }
                     watch.events.push(event);
@@ -369,13 +369,23 @@ impl Tracer {
         let started = sys::monotonic_ns();
         let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
         let taken = self.sampler.take(watch, event, address, parent);
-        self.spent.stops += 1;
         self.spent.stacks_ns += sys::monotonic_ns() - started;
-        let Taken::Stands(halted, stack) = taken else { return None };
+        self.tell_taken(taken)
+    }
+
+    /// Writes down a stack that is new; returns the thread, if it was interrupted for it.
+    fn tell_taken(&mut self, taken: Taken) -> Option<Halted> {
+        self.spent.stops += u64::from(matches!(taken, Taken::Late | Taken::Stands(..)));
+        let (halted, stack) = match taken {
+            Taken::Never => return None,
+            Taken::Asleep(stack) => (None, stack),
+            Taken::Late => (None, None),
+            Taken::Stands(halted, stack) => (Some(halted), stack),
+        };
         if let Some(stack) = stack {
             self.say(Record::Stack(stack));
         }
-        Some(halted)
+        halted
     }
 
     /// Follows moves and removals in the mappings that have no events.

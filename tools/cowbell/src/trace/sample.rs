@@ -1,7 +1,8 @@
 //! Stacks of threads that wait for a page.
 //!
-//! A sampled thread is interrupted: it leaves the page fault, stands at the faulting instruction, and its registers
-//! can be read. Lifting the protection comes after, so the fault does not come again.
+//! A thread that waits sleeps, and where it sleeps is told by /proc: instruction and stack pointer. Most stacks take no more, and are
+//! read while it goes on waiting. For the others the thread is interrupted: it leaves the page fault, stands at the faulting
+//! instruction, and all its registers can be read. Lifting the protection comes after, so the fault does not come again.
 
 use super::layout;
 use super::watch::Watch;
@@ -55,10 +56,12 @@ pub struct Halted {
     pub status: Status,
 }
 
-/// The outcome of interrupting a thread for its stack.
+/// The outcome of taking a thread's stack.
 pub enum Taken {
     /// The thread was not interrupted: it is gone.
     Never,
+    /// The stack was read while the thread waits; it is here if it is new.
+    Asleep(Option<Stack>),
     /// The thread was interrupted, and its stop comes later.
     Late,
     /// The thread stands; with its stack, if that is new.
@@ -79,10 +82,14 @@ impl Sampler {
         (*count == 1 && firsts < FIRSTS_MAX) || count.is_multiple_of(every)
     }
 
-    /// Interrupts the thread of an event, which waits to write at `address`; reads its stacks, and says whether this stack is new. The thread is left as it
-    /// stands: the caller lifts the protection, then handles the stop.
+    /// Reads the stacks of an event's thread, which waits to write at `address`, and says whether this stack is new. If the thread had to be
+    /// interrupted it is left as it stands: the caller lifts the protection, then handles the stop.
     pub fn take(&mut self, watch: &mut Watch, event: &mut Event, address: u64, parent: i32) -> Taken {
         let tid = event.tid;
+        if let Some((number, stack)) = self.read_asleep(watch, event, address, parent) {
+            event.stack = Some(number);
+            return Taken::Asleep(stack);
+        }
         if ptrace::interrupt(tid).is_err() {
             return Taken::Never;
         }
@@ -98,6 +105,31 @@ impl Sampler {
         Taken::Stands(halted, stack)
     }
 
+    /// The same of a thread that sleeps in its page fault. `None` if its stack takes more registers than are known then, or if it ran
+    /// meanwhile: a signal wakes it.
+    fn read_asleep(
+        &mut self,
+        watch: &mut Watch,
+        event: &Event,
+        address: u64,
+        parent: i32,
+    ) -> Option<(u32, Option<Stack>)> {
+        // On aarch64 a function that calls nobody keeps the address to which it returns in a register.
+        if cfg!(not(target_arch = "x86_64")) {
+            return None;
+        }
+        let turns = watch.threads.turns(event.tid)?;
+        let at = watch.threads.blocked(event.tid, false)?;
+        if at.syscall.is_some() || at.pc != event.pc {
+            return None;
+        }
+        let native = watch.stack(Registers { ip: at.pc, sp: at.sp, bp: None, lr: 0 })?;
+        let wrote = wrote(watch, at.pc, address);
+        let (language, frames) = self.script(watch, parent, event.tid);
+        let slept = watch.threads.turns(event.tid) == Some(turns);
+        slept.then(|| self.number((watch.interval, native, frames, wrote), language))
+    }
+
     /// Reads the stacks of a thread that stands still, with its registers: the number, and the stack itself if it is new.
     /// `wrote`: the instruction whose write it is taken for, and the address.
     pub fn read(
@@ -109,8 +141,7 @@ impl Sampler {
     ) -> (u32, Option<Stack>) {
         let wrote = wrote(watch, pc, address);
         let (language, frames) = self.script(watch, parent, tid);
-        let native =
-            watch.stack(Registers { ip: registers.pc(), sp: registers.sp(), bp: registers.bp(), lr: registers.link() });
+        let native = watch.stack(all(registers)).unwrap_or_default();
         self.number((watch.interval, native, frames, wrote), language)
     }
 
@@ -139,7 +170,7 @@ impl Sampler {
         let mut native = Vec::new();
         if stands {
             let at = ptrace::registers(tid).ok()?;
-            native = watch.stack(Registers { ip: at.pc(), sp: at.sp(), bp: at.bp(), lr: at.link() });
+            native = watch.stack(all(&at)).unwrap_or_default();
         } else if ran_ns(watch.pid, tid) != before && self.script(watch, parent, tid).1 != frames {
             // The frames of a thread that runs may be of two moments, unless they are the same when they are read again.
             return None;
@@ -248,6 +279,11 @@ pub fn doing(pid: i32, tid: i32) -> Option<Doing> {
 pub fn ran_ns(pid: i32, tid: i32) -> u64 {
     let text = procfs::text(pid, &format!("task/{tid}/schedstat")).unwrap_or_default();
     text.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
+}
+
+/// The registers of a thread that stands still.
+fn all(at: &ptrace_registers::Registers) -> Registers {
+    Registers { ip: at.pc(), sp: at.sp(), bp: Some(at.bp()), lr: at.link() }
 }
 
 fn search(language: &dyn Language, pid: i32, tries: u32) -> Search {

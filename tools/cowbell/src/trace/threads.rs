@@ -6,7 +6,9 @@ use cowbell::sys::change::{self, Change, Waits};
 use cowbell::sys::process::{self, Blocked};
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 /// The time for which a thread that has not gone to sleep yet is asked where it is, on a busy machine.
 const ASK_NS_MAX: u64 = 20_000_000;
@@ -24,13 +26,15 @@ pub struct Threads {
     ours: Option<HashMap<i32, i32>>,
     /// `/proc/PID/task/TID/syscall` of those that were asked.
     syscalls: HashMap<i32, OwnedFd>,
+    /// `/proc/PID/task/TID/schedstat` of those whose stacks were read.
+    schedules: HashMap<i32, File>,
 }
 
 impl Threads {
     /// The threads of a process.
     pub fn of(pid: i32) -> Self {
         let namespaced = numbers(pid, pid).len() > 1;
-        Self { pid, ours: namespaced.then(HashMap::new), syscalls: HashMap::new() }
+        Self { pid, ours: namespaced.then(HashMap::new), syscalls: HashMap::new(), schedules: HashMap::new() }
     }
 
     /// The thread that an event names by `theirs`, by our number; 0 if it is not to be found.
@@ -71,6 +75,20 @@ impl Threads {
         }
     }
 
+    /// The number of times that a thread was given a processor: while it is the same, a thread that was asleep has not run. `None`
+    /// where the kernel does not count them.
+    pub fn turns(&mut self, tid: i32) -> Option<u64> {
+        if !self.schedules.contains_key(&tid) {
+            let opened = File::open(format!("/proc/{}/task/{tid}/schedstat", self.pid)).ok()?;
+            self.schedules.insert(tid, opened);
+        }
+        let mut text = [0; 96];
+        let got = self.schedules.get(&tid)?.read_at(&mut text, 0).ok()?;
+        // The time that it ran, the time that it waited to run, and the number.
+        let turns = std::str::from_utf8(text.get(..got)?).ok()?.split_ascii_whitespace().nth(2)?;
+        turns.parse().ok().filter(|&turns| turns > 0)
+    }
+
     /// The changes of the address space that threads wait to tell, while a message about one can be read. Empty if none
     /// was found: then another process makes the change, or the thread did not come to sleep in time.
     pub fn changes(&mut self) -> Vec<Change> {
@@ -89,6 +107,7 @@ impl Threads {
     /// A thread ended: its number may come again for another.
     pub fn forget(&mut self, tid: i32) {
         self.syscalls.remove(&tid);
+        self.schedules.remove(&tid);
         if let Some(ours) = &mut self.ours {
             ours.retain(|_, known| *known != tid);
         }

@@ -7,7 +7,7 @@ use super::moves::Collected;
 use super::ranges::Ranges;
 use super::threads::Threads;
 use super::verdict::{Page, Sight, verdict};
-use crate::record::{Class, Event, Mode, Role, Watched};
+use crate::record::{Class, Event, Mode, Role, UNKNOWN_CALL, Watched};
 use crate::stacks::native::Registers;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
@@ -162,7 +162,9 @@ impl Watch {
         let class = self.class_of_write(page, entry);
         let tid = self.threads.ours(fault.tid);
         let at = self.threads.blocked(tid, interrupted);
-        let (pc, syscall) = at.map_or((0, None), |at| (at.pc, at.syscall));
+        let by_signal = at.is_some_and(|at| at.syscall.is_none() && self.is_signal_frame(at.sp, fault.address as u64));
+        let (at, unknown) = if by_signal { (None, Some(UNKNOWN_CALL)) } else { (at, None) };
+        let (pc, syscall) = at.map_or((0, unknown), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
         let code = self.code(pc);
         let by_itself = at.filter(|at| self.callers && at.syscall.is_none());
@@ -192,12 +194,18 @@ impl Watch {
     }
 
     /// Completes the last event of a thread of which was not known where it stood: one that is due a signal does not sleep
-    /// while the kernel writes for it, but takes its signal right after.
-    pub fn place(&mut self, tid: i32, pc: u64, call: i64) {
+    /// while the kernel writes for it, but takes its signal right after. A page of which only a signal's frame can be the writer is the kernel's.
+    pub fn place(&mut self, tid: i32, (pc, sp): (u64, u64), call: i64) {
         let last = self.events.iter().rposition(|event| event.tid == tid);
-        let Some(at) = last.filter(|&at| self.events.get(at).is_some_and(|event| event.pc == 0)) else { return };
+        let is_open = |event: &Event| event.pc == 0 && event.syscall != Some(UNKNOWN_CALL);
+        let open = last.and_then(|at| self.events.get(at).filter(|event| is_open(event)).map(|event| (at, event.page)));
+        let Some((at, page)) = open else { return };
+        let by_signal = call < 0 && self.is_signal_frame(sp, page + page_bytes() - 1);
         let code = self.code(pc);
-        if let Some(event) = self.events.get_mut(at) {
+        let Some(event) = self.events.get_mut(at) else { return };
+        if by_signal {
+            event.syscall = Some(UNKNOWN_CALL);
+        } else {
             (event.pc, event.code) = (pc, code);
             event.syscall = event.syscall.or(i32::try_from(call).ok().filter(|&call| call >= 0));
         }
@@ -257,8 +265,8 @@ impl Watch {
         self.space.caller(pc, sp, Access { memory: &self.memory, doors: &self.doors })
     }
 
-    /// The stack of a thread that stands still, as places.
-    pub fn stack(&mut self, registers: Registers) -> Vec<u32> {
+    /// The stack of a thread that stands still, as places; `None` if it takes the frame pointer, and that is not known.
+    pub fn stack(&mut self, registers: Registers) -> Option<Vec<u32>> {
         self.space.stack(registers, Access { memory: &self.memory, doors: &self.doors })
     }
 

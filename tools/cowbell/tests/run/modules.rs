@@ -270,3 +270,79 @@ fn pages_of_children_that_come_and_go_are_told_at_the_line_that_copied_them() {
         lines.iter().filter(|line| [5, 6].map(Some).contains(&line["line"].as_u64())).map(|l| pages(&l)).sum();
     assert!(all > 0 && of_loop * 100 >= all * 98, "{of_loop} of {all}: {lines:#?}");
 }
+
+/// A child writes 200 pages through functions that do not call one another's tail, while a signal comes each millisecond.
+const CALLS: &str = r#"
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+enum { PAGES = 200 };
+static volatile long signals;
+static void count(int number) { (void)number; signals++; }
+__attribute__((noinline)) static void inner(volatile char *p) { *p = 2; __asm__ volatile(""); }
+__attribute__((noinline)) static void middle(volatile char *p) { char room[100]; inner(p); __asm__ volatile("" : : "r"(room) : "memory"); }
+__attribute__((noinline)) static void outer(volatile char *p) { middle(p); __asm__ volatile(""); }
+int main(void) {
+  long page = sysconf(_SC_PAGESIZE);
+  char *p = mmap(0, PAGES * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (int i = 0; i < PAGES; i++) p[i * page] = 1;
+  if (!fork()) {
+    signal(SIGALRM, count);
+    struct itimerval each = {{0, 1000}, {0, 1000}};
+    setitimer(ITIMER_REAL, &each, 0);
+    for (int i = 0; i < PAGES; i++) outer(p + i * page);
+    while (!signals) pause();
+    _exit(0);
+  }
+  int status;
+  wait(&status);
+  return WEXITSTATUS(status);
+}
+"#;
+
+/// A thread that waits for its page is read while it sleeps, and is stopped only where its stack takes the frame pointer.
+#[test]
+fn stacks_of_sleeping_threads_are_those_of_stopped_ones() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let scratch = Scratch::new();
+    for (flag, stops_each) in [("-fomit-frame-pointer", false), ("-fno-omit-frame-pointer", true)] {
+        let program = scratch.compile(&flag[2..], CALLS, &["-O2", flag]).expect("it compiles");
+        let file = scratch.path("capture");
+        let options = ["--mode", "trace", "--stacks", "1", "--force", "--capture", file.to_str().expect("text")];
+        let outcome = run(&scratch, &mut cowbell(&options, [&program]));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+        let capture = Capture::read(&file);
+        let codes = codes(&capture);
+        let name =
+            |code: &u32| codes.get(code).and_then(|code| code.frames.last()).map(|frame| frame.function.as_str());
+        let stacks: HashMap<u32, Vec<Option<&str>>> = capture
+            .records
+            .iter()
+            .filter_map(|record| match record {
+                Record::Stack(Stack { stack, native, .. }) => Some((*stack, native.iter().map(name).collect())),
+                _ => None,
+            })
+            .collect();
+        let events = capture.intervals.values().flat_map(|interval| &interval.events);
+        let writes: Vec<_> = events.filter(|event| name(&event.code) == Some("inner")).collect();
+        assert_eq!(writes.len(), 200, "{flag}: what the kernel wrote to deliver a signal is not that function's");
+        let taken: Vec<_> = writes.iter().filter_map(|event| stacks.get(&event.stack?)).collect();
+        let expected = ["inner", "middle", "outer", "main"].map(Some);
+        assert!(taken.iter().all(|stack| stack.starts_with(&expected)), "{flag}: {taken:?}");
+        let stops = capture.records.iter().find_map(|record| match record {
+            Record::Finish(finish) => Some(finish.stops),
+            _ => None,
+        });
+        let stops = stops.expect("the last record");
+        println!("{flag}: {} stacks of 200 writes, {stops} stops", taken.len());
+        // A signal makes a write's thread leave its fault, and some writes have no stack then.
+        assert!(taken.len() > 100, "{flag}: {}", taken.len());
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(stops >= taken.len() as u64, stops_each, "{flag}: {stops} stops, {} stacks", taken.len());
+        }
+    }
+}

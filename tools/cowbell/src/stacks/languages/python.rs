@@ -15,8 +15,7 @@ use cowbell::sys::procfs::maps::{self, Mapping};
 use cowbell::sys::procfs::status::Status;
 use py_spy::config::{Config, LockingStrategy};
 use py_spy::{PythonSpy, StackTrace};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use read_process_memory::{CopyAddress, ProcessHandle, at_one_moment};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -321,7 +320,7 @@ impl Python {
             let stacks = catch_unwind(AssertUnwindSafe(|| spy.get_stack_traces())).ok()?.ok()?;
             stacks.into_iter().find(|stack| self.is_of(stack, tid))
         };
-        let stack = stack(true).or_else(|| stack(false));
+        let stack = at_one_moment(|| stack(true).or_else(|| stack(false)));
         let frame = |frame: py_spy::Frame| Frame { function: frame.name, file: frame.filename, line: frame.line };
         stack.into_iter().flat_map(|stack| stack.frames).take(FRAMES_MAX).map(frame).collect()
     }
@@ -335,10 +334,11 @@ impl Python {
 
     /// Tells whether this is the id in the control block that the C library keeps for a thread.
     fn control_block_has(&self, address: u64, tid: i32) -> bool {
-        let Ok(memory) = File::open(format!("/proc/{}/mem", self.pid)) else { return false };
+        let Ok(memory) = ProcessHandle::try_from(self.pid) else { return false };
         IDS_IN_CONTROL_BLOCK.into_iter().any(|offset| {
             let mut id = [0; size_of::<i32>()];
-            memory.read_exact_at(&mut id, address.wrapping_add(offset)).is_ok() && i32::from_ne_bytes(id) == tid
+            let at = address.wrapping_add(offset) as usize;
+            memory.copy_address(at, &mut id).is_ok() && i32::from_ne_bytes(id) == tid
         })
     }
 }
