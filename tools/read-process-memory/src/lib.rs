@@ -53,8 +53,8 @@ thread_local! {
     static KEPT: RefCell<Option<(Pid, Blocks)>> = const { RefCell::new(None) };
 }
 
-/// Runs `look`, which reads the memory of a process that stands still: what lies in one block is read once. Reads of this thread
-/// only are kept, and only until `look` returns or panics.
+/// Runs `look`, which reads the memory of a process of which what is read stands still: what lies in one block is read once. Reads of
+/// this thread only are kept, and only until `look` returns or panics.
 pub fn at_one_moment<T>(look: impl FnOnce() -> T) -> T {
     /// Ends what [`at_one_moment`] began.
     struct Ends;
@@ -77,6 +77,9 @@ impl CopyAddress for ProcessHandle {
 
 /// Fills `buf` from blocks that are kept, or are read now; false if one of them cannot be read whole.
 fn copy_kept(pid: Pid, kept: &mut (Pid, Blocks), addr: usize, buf: &mut [u8]) -> bool {
+    if buf.len() > BLOCKS_MAX * BLOCK / 16 {
+        return false;
+    }
     let (of, blocks) = kept;
     if *of != pid || blocks.len() >= BLOCKS_MAX {
         blocks.clear();

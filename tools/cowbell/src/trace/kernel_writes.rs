@@ -3,6 +3,7 @@
 use super::baseline::{self, Was, page_bytes};
 use super::watch::{Watch, Written};
 use crate::record::{Class, Event, Mode};
+use crate::stacks::instruction;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::Memory;
 use cowbell::sys::{process, tracing};
@@ -17,16 +18,17 @@ const SIGNAL_FRAME_MAX: u64 = 16 << 10;
 
 impl Watch {
     /// Tells whether a thread that waits for a page at `address`, with this stack pointer, does so for the kernel, which writes a signal's
-    /// frame: no code writes to its own stack below the red zone. The instruction then is the one that was interrupted.
-    pub fn is_signal_frame(&self, sp: u64, address: u64) -> bool {
+    /// frame: no code writes to its own stack below the red zone, but for what asks whether the stack may grow, by an address counted from
+    /// the stack pointer. The instruction then is the one that was interrupted. Known of the first thread's stack: other memory may
+    /// lie below a stack that a program made for itself.
+    pub fn is_signal_frame(&self, pc: u64, sp: u64, address: u64) -> bool {
         let below = sp.saturating_sub(RED_ZONE).saturating_sub(address);
-        let Some(map) = self.space.find(sp).filter(|map| map.contains(address)) else { return false };
-        // Other memory may lie below a stack that a program made for itself.
-        let guarded = || {
-            let before = map.mapping.start.checked_sub(1).and_then(|before| self.space.find(before));
-            before.is_some_and(|before| before.mapping.permissions.starts_with("---"))
-        };
-        (1..=SIGNAL_FRAME_MAX).contains(&below) && (map.mapping.name == "[stack]" || guarded())
+        let map = self.space.find(sp).filter(|map| map.contains(address) && map.mapping.name == "[stack]");
+        let mut code = [0; instruction::BYTES_MAX];
+        let read = self.memory.read(pc, &mut code).unwrap_or(0);
+        map.is_some()
+            && (1..=SIGNAL_FRAME_MAX).contains(&below)
+            && !instruction::counts_from_stack_pointer(code.get(..read).unwrap_or_default())
     }
 
     /// Notes pages that the kernel itself wrote while it made the child: those at `from..to` that are no longer shared.

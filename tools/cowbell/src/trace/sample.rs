@@ -6,7 +6,7 @@
 
 use super::layout;
 use super::watch::Watch;
-use crate::record::{Event, Frame, Stack, Wrote};
+use crate::record::{Event, Frame, Mode, Stack, Wrote};
 use crate::stacks::instruction;
 use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
@@ -114,12 +114,13 @@ impl Sampler {
         address: u64,
         parent: i32,
     ) -> Option<(u32, Option<Stack>)> {
-        // On aarch64 a function that calls nobody keeps the address to which it returns in a register.
-        if cfg!(not(target_arch = "x86_64")) {
+        // On aarch64 a function that calls nobody keeps the address to which it returns in a register. And whether the thread itself or
+        // the kernel writes, as it delivers a signal, page faults tell; in the other modes that a thread can be stopped there does.
+        if cfg!(not(target_arch = "x86_64")) || watch.mode != Mode::Faults {
             return None;
         }
         let turns = watch.threads.turns(event.tid)?;
-        let at = watch.threads.blocked(event.tid, false)?;
+        let at = watch.threads.blocked_now(event.tid)?;
         if at.syscall.is_some() || at.pc != event.pc {
             return None;
         }
@@ -165,13 +166,12 @@ impl Sampler {
     /// The stack of a thread that stands still, or of its script's frames only where it does not (`stands`); its number, and the stack if it is new. `None` where
     /// it could not be read.
     pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
-        let before = ran_ns(watch.pid, tid);
         let (language, frames) = self.script(watch, parent, tid);
         let mut native = Vec::new();
         if stands {
             let at = ptrace::registers(tid).ok()?;
             native = watch.stack(all(&at)).unwrap_or_default();
-        } else if ran_ns(watch.pid, tid) != before && self.script(watch, parent, tid).1 != frames {
+        } else if self.script(watch, parent, tid).1 != frames {
             // The frames of a thread that runs may be of two moments, unless they are the same when they are read again.
             return None;
         }

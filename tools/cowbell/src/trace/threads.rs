@@ -15,6 +15,9 @@ const ASK_NS_MAX: u64 = 20_000_000;
 /// The same for one that never goes to sleep while the kernel writes for it: it is due a signal, or was interrupted.
 const RESTLESS_NS_MAX: u64 = 500_000;
 
+/// Of so many threads of a process the file is kept open that tells their turns.
+const SCHEDULES_MAX: usize = 64;
+
 /// In a process with more threads none is asked what it changes.
 const ASKED_MAX: usize = 64;
 
@@ -75,15 +78,26 @@ impl Threads {
         }
     }
 
+    /// The place where a thread waits at this moment, if it was asked before.
+    pub fn blocked_now(&self, tid: i32) -> Option<Blocked> {
+        self.syscalls.get(&tid).and_then(process::blocked_in)
+    }
+
     /// The number of times that a thread was given a processor: while it is the same, a thread that was asleep has not run. `None`
     /// where the kernel does not count them.
     pub fn turns(&mut self, tid: i32) -> Option<u64> {
         if !self.schedules.contains_key(&tid) {
+            if self.schedules.len() >= SCHEDULES_MAX {
+                self.schedules.clear();
+            }
             let opened = File::open(format!("/proc/{}/task/{tid}/schedstat", self.pid)).ok()?;
             self.schedules.insert(tid, opened);
         }
         let mut text = [0; 96];
-        let got = self.schedules.get(&tid)?.read_at(&mut text, 0).ok()?;
+        let Ok(got) = self.schedules.get(&tid)?.read_at(&mut text, 0) else {
+            self.schedules.remove(&tid);
+            return None;
+        };
         // The time that it ran, the time that it waited to run, and the number.
         let turns = std::str::from_utf8(text.get(..got)?).ok()?.split_ascii_whitespace().nth(2)?;
         turns.parse().ok().filter(|&turns| turns > 0)

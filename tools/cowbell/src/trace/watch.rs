@@ -162,7 +162,8 @@ impl Watch {
         let class = self.class_of_write(page, entry);
         let tid = self.threads.ours(fault.tid);
         let at = self.threads.blocked(tid, interrupted);
-        let by_signal = at.is_some_and(|at| at.syscall.is_none() && self.is_signal_frame(at.sp, fault.address as u64));
+        let at_itself = at.filter(|at| at.syscall.is_none());
+        let by_signal = at_itself.is_some_and(|at| self.is_signal_frame(at.pc, at.sp, fault.address as u64));
         let (at, unknown) = if by_signal { (None, Some(UNKNOWN_CALL)) } else { (at, None) };
         let (pc, syscall) = at.map_or((0, unknown), |at| (at.pc, at.syscall));
         self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
@@ -200,7 +201,7 @@ impl Watch {
         let is_open = |event: &Event| event.pc == 0 && event.syscall != Some(UNKNOWN_CALL);
         let open = last.and_then(|at| self.events.get(at).filter(|event| is_open(event)).map(|event| (at, event.page)));
         let Some((at, page)) = open else { return };
-        let by_signal = call < 0 && self.is_signal_frame(sp, page + page_bytes() - 1);
+        let by_signal = call < 0 && self.is_signal_frame(pc, sp, page + page_bytes() - 1);
         let code = self.code(pc);
         let Some(event) = self.events.get_mut(at) else { return };
         if by_signal {

@@ -267,10 +267,16 @@ fn tool_processes(front: i32) -> Vec<i32> {
 }
 
 /// Kills one process of the tool at some time and demands that the target comes to its end, and to the right result.
-fn kill_the_tool(scratch: &Scratch, storm: &Path, mode: &str, random: &mut Random, victim: usize) -> bool {
+fn kill_the_tool(
+    scratch: &Scratch,
+    storm: &Path,
+    (mode, stacks): (&str, &str),
+    random: &mut Random,
+    victim: usize,
+) -> bool {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let mut command =
-        cowbell(&["-q", "--mode", mode, "--stacks", "1/50"], [storm.as_os_str(), "4".as_ref(), "9".as_ref()]);
+        cowbell(&["-q", "--mode", mode, "--stacks", stacks], [storm.as_os_str(), "4".as_ref(), "9".as_ref()]);
     // The target's output: its end comes when the last process that has it has ended.
     let err = std::fs::File::create(scratch.path("err")).expect("a file");
     let mut front = {
@@ -296,7 +302,7 @@ fn kill_the_tool(scratch: &Scratch, storm: &Path, mode: &str, random: &mut Rando
         if std::time::Instant::now() > deadline {
             let states = lab::processes_of_group(group);
             lab::signal_group(group, "KILL");
-            panic!("{mode}, killed {killed:?} of {processes:?}: the target does not end:\n{states}");
+            panic!("{mode} {stacks}, killed {killed:?} of {processes:?}: the target does not end:\n{states}");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -311,7 +317,7 @@ fn kill_the_tool(scratch: &Scratch, storm: &Path, mode: &str, random: &mut Rando
     let never_started = killed.is_some() && said.is_empty();
     assert!(
         said.starts_with("started\nright ") || one_died_with_the_tracer || never_started,
-        "{mode}, killed {killed:?} of {processes:?} (the front is first): {said:?}, {status:?}"
+        "{mode} {stacks}, killed {killed:?} of {processes:?} (the front is first): {said:?}, {status:?}"
     );
     killed.is_some() && !said.is_empty()
 }
@@ -322,9 +328,11 @@ fn killing_the_tool_at_any_time_leaves_the_target_running_to_its_right_result() 
     let storm: PathBuf = scratch.compile("storm", STORM, &["-static"]).expect("libc6-dev has libc.a");
     let mut random = Random::new(7);
     let mut killed = [0; 2];
-    for nth in 0..cases(100) as usize {
-        let modes = modes_once();
-        let mode = modes[nth / 2 % modes.len()];
+    // Each process in each mode, at the usual number of stacks and at the largest: a hundred times each, if asked for.
+    let modes = modes_once();
+    let usual = if std::env::var_os("COWBELL_SOAK").is_some() { 400 * modes.len() as u64 } else { 100 };
+    for nth in 0..cases(usual) as usize {
+        let mode = (modes[nth / 2 % modes.len()], ["1/50", "1"][nth / 2 / modes.len() % 2]);
         killed[nth % 2] += usize::from(kill_the_tool(&scratch, &storm, mode, &mut random, nth % 2));
     }
     println!("killed: the front {} times, the tracer {} times while the target ran", killed[0], killed[1]);

@@ -316,11 +316,13 @@ impl Python {
         // faster than all of them.
         let mut stack = |lock_holder_only| {
             spy.config.gil_only = lock_holder_only;
-            // The reader trusts the lengths that it finds, so memory caught half-written can make it panic.
-            let stacks = catch_unwind(AssertUnwindSafe(|| spy.get_stack_traces())).ok()?.ok()?;
-            stacks.into_iter().find(|stack| self.is_of(stack, tid))
+            at_one_moment(|| {
+                // The reader trusts the lengths that it finds, so memory caught half-written can make it panic.
+                let stacks = catch_unwind(AssertUnwindSafe(|| spy.get_stack_traces())).ok()?.ok()?;
+                stacks.into_iter().find(|stack| self.is_of(stack, tid))
+            })
         };
-        let stack = at_one_moment(|| stack(true).or_else(|| stack(false)));
+        let stack = stack(true).or_else(|| stack(false));
         let frame = |frame: py_spy::Frame| Frame { function: frame.name, file: frame.filename, line: frame.line };
         stack.into_iter().flat_map(|stack| stack.frames).take(FRAMES_MAX).map(frame).collect()
     }
