@@ -323,12 +323,7 @@ fn stacks_of_calls(scratch: &Scratch, mode: &str, flag: &str) -> (usize, usize, 
         })
         .collect();
     let events = capture.intervals.values().flat_map(|interval| &interval.events).map(|e| (e.code, e.stack));
-    let rows = capture.records.iter().filter_map(|record| match record {
-        Record::Faults { rows, .. } => Some(rows),
-        _ => None,
-    });
-    let rows = rows.flatten().filter(|row| !row.by_kernel).map(|row| (row.code, row.stack));
-    let writes: Vec<_> = events.chain(rows).filter(|(code, _)| name(code) == Some("inner")).collect();
+    let writes: Vec<_> = events.filter(|(code, _)| name(code) == Some("inner")).collect();
     let taken: Vec<_> = writes.iter().filter_map(|(_, stack)| stacks.get(&(*stack)?)).collect();
     let expected = ["inner", "middle", "outer", "main"].map(Some);
     assert!(taken.iter().all(|stack| stack.starts_with(&expected)), "{mode} {flag}: {taken:?}");
