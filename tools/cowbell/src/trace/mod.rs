@@ -51,7 +51,7 @@ mod user_fault;
 mod verdict;
 mod watch;
 
-use crate::record::{Event, Finish, Gap, GapKind, Mode, Record, Role};
+use crate::record::{Finish, Gap, GapKind, Mode, Record, Role};
 use codes::Codes;
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
@@ -65,14 +65,13 @@ use faults_stand_in::StandIn;
 use growth::Growth;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
-use sample::{Halted, Sampler, Taken};
+use sample::{Halted, Sampler};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 use tree::Tree;
-use watch::Watch;
 
 /// Events are handed on in batches of so many, or when the target pauses.
 const BATCH: usize = 256;
@@ -359,33 +358,6 @@ impl Tracer {
         let Some(process) = self.tree.processes.get(&pid) else { return false };
         let parent = self.tree.processes.get(&process.parent).is_some_and(|parent| parent.watch.is_some());
         process.role != Role::Child || !parent || self.tree.processes.values().any(|other| other.parent == pid)
-    }
-
-    /// Takes the stack of an event's thread, if it is one of those wanted.
-    fn sample(&mut self, watch: &mut Watch, event: &mut Event, address: u64) -> Option<Halted> {
-        if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
-            return None;
-        }
-        let started = sys::monotonic_ns();
-        let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
-        let taken = self.sampler.take(watch, event, address, parent);
-        self.spent.stacks_ns += sys::monotonic_ns() - started;
-        self.tell_taken(taken)
-    }
-
-    /// Writes down a stack that is new; returns the thread, if it was interrupted for it.
-    fn tell_taken(&mut self, taken: Taken) -> Option<Halted> {
-        self.spent.stops += u64::from(matches!(taken, Taken::Late | Taken::Stands(..)));
-        let (halted, stack) = match taken {
-            Taken::Never => return None,
-            Taken::Asleep(stack) => (None, stack),
-            Taken::Late => (None, None),
-            Taken::Stands(halted, stack) => (Some(halted), stack),
-        };
-        if let Some(stack) = stack {
-            self.say(Record::Stack(stack));
-        }
-        halted
     }
 
     /// Follows moves and removals in the mappings that have no events.

@@ -4,9 +4,10 @@
 //! read while it goes on waiting. For the others the thread is interrupted: it leaves the page fault, stands at the faulting
 //! instruction, and all its registers can be read. Lifting the protection comes after, so the fault does not come again.
 
+use super::Tracer;
 use super::layout;
 use super::watch::Watch;
-use crate::record::{Event, Frame, Mode, Stack, Wrote};
+use crate::record::{Event, Frame, Mode, Record, Stack, Wrote};
 use crate::stacks::instruction;
 use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
@@ -220,6 +221,35 @@ impl Sampler {
             Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid)),
             _ => (None, Vec::new()),
         }
+    }
+}
+
+impl Tracer {
+    /// Takes the stack of an event's thread, if it is one of those wanted.
+    pub(super) fn sample(&mut self, watch: &mut Watch, event: &mut Event, address: u64) -> Option<Halted> {
+        if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
+            return None;
+        }
+        let started = cowbell::sys::monotonic_ns();
+        let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
+        let taken = self.sampler.take(watch, event, address, parent);
+        self.spent.stacks_ns += cowbell::sys::monotonic_ns() - started;
+        self.tell_taken(taken)
+    }
+
+    /// Writes down a stack that is new; returns the thread, if it was interrupted for it.
+    pub(super) fn tell_taken(&mut self, taken: Taken) -> Option<Halted> {
+        self.spent.stops += u64::from(matches!(taken, Taken::Late | Taken::Stands(..)));
+        let (halted, stack) = match taken {
+            Taken::Never => return None,
+            Taken::Asleep(stack) => (None, stack),
+            Taken::Late => (None, None),
+            Taken::Stands(halted, stack) => (Some(halted), stack),
+        };
+        if let Some(stack) = stack {
+            self.say(Record::Stack(stack));
+        }
+        halted
     }
 }
 
