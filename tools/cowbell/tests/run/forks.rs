@@ -164,7 +164,8 @@ int main(void) {
 #[test]
 fn modules_that_workers_of_a_fork_server_loaded_are_named_where_a_line_names_them() {
     let scratch = Scratch::new();
-    scratch.file("heavy.py", "data = [str(n) * 3 for n in range(200_000)]\n");
+    // It takes many times as long as the time between two looks: each worker is seen to load it.
+    scratch.file("heavy.py", "data = [str(n) * 3 for n in range(1_500_000)]\n");
     let script = scratch.file(
         "serves.py",
         "import multiprocessing, sys\ndef load(all):\n    import heavy as data\n    all.wait()\nif __name__ == '__main__':\n    \
