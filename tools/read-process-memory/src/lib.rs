@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// What is read at once and kept, in bytes: a page on most machines, and a part of one on the others.
+/// The bytes that are read at once and kept: a page on most machines, and a part of one on the others.
 const BLOCK: usize = 4096;
 /// So many blocks are kept: a stack leads through a dozen.
 const BLOCKS_MAX: usize = 256;
@@ -49,7 +49,7 @@ type Blocks = HashMap<usize, Option<Box<[u8]>>>;
 thread_local! {
     /// The memory read last: a stack takes some fifty reads of one process.
     static LAST: RefCell<Option<(Pid, File)>> = const { RefCell::new(None) };
-    /// What is kept while it cannot change.
+    /// Memory that is kept while it cannot change.
     static KEPT: RefCell<Option<(Pid, Blocks)>> = const { RefCell::new(None) };
 }
 
@@ -124,7 +124,7 @@ fn read(pid: Pid, addr: usize, buf: &mut [u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     fn read<const N: usize>(pid: Pid, address: usize) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
@@ -137,14 +137,20 @@ mod tests {
         usize::from_str_radix(maps.split('-').next().unwrap(), 16).unwrap()
     }
 
-    #[test]
-    fn memory_of_this_and_of_another_process_is_read_in_turn() {
-        let ours = std::process::id() as Pid;
+    /// A process that runs until its input ends.
+    fn cat() -> Child {
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let theirs = cat.id() as Pid;
         // Until it answers it may still be on its way into the program.
         cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        cat
+    }
+
+    #[test]
+    fn memory_of_this_and_of_another_process_is_read_in_turn() {
+        let ours = std::process::id() as Pid;
+        let mut cat = cat();
+        let theirs = cat.id() as Pid;
         let word = 0x0123_4567_u32;
         for _ in 0..2 {
             assert_eq!(read(ours, &raw const word as usize).unwrap(), word.to_ne_bytes());
@@ -159,7 +165,7 @@ mod tests {
     #[test]
     fn at_one_moment_memory_is_what_it_was_at_the_first_read_and_not_afterwards() {
         let ours = std::process::id() as Pid;
-        // One that lies in two blocks, and words about it.
+        // Eight bytes that lie in two blocks.
         let mut bytes = vec![0u8; 3 * BLOCK];
         let base = bytes.as_ptr() as usize;
         let at = (base + BLOCK) / BLOCK * BLOCK - 4;
@@ -185,10 +191,8 @@ mod tests {
     #[test]
     fn of_two_processes_and_of_nothing_the_same_is_read_at_one_moment() {
         let ours = std::process::id() as Pid;
-        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut cat = cat();
         let theirs = cat.id() as Pid;
-        cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
-        cat.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let (word, header) = (0x0123_4567_u32, header_of(theirs));
         at_one_moment(|| {
             for _ in 0..2 {

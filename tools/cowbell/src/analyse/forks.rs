@@ -52,11 +52,11 @@ pub fn forks(processes: &[Process]) -> Forks {
 struct OnItsWay<'a> {
     interval: &'a Interval,
     process: &'a Process,
-    /// It copied so many bytes at most.
+    /// The bytes that it copied, at most.
     copied: u64,
 }
 
-/// What helps where children were forked only to execute a program. `whatever`: also where little was copied for them.
+/// The advice where children were forked only to execute a program. `whatever`: it is given even if little was copied for them.
 pub fn to_programs(summary: &Summary, whatever: bool) -> Option<Help> {
     let page = summary.run.page_size;
     let on_its_way = |interval: &'_ Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);

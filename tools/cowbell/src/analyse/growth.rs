@@ -29,7 +29,7 @@ pub struct Memory {
     pub private_peak_bytes: Option<u64>,
     /// The most of files and shared mappings that was found.
     pub files_peak_bytes: Option<u64>,
-    /// What all processes took together by then; `null` where that was not added up.
+    /// The memory that all processes took together by then; `null` where that was not added up.
     pub together: Option<Together>,
 }
 

@@ -23,7 +23,7 @@ pub struct Memory {
     pub resident_max: u64,
     /// The findings of looks in turn; `None` where it was not looked at.
     pub looks: Option<Looks>,
-    /// What it and all others take together just then, if more of them lived than ever before at such a moment.
+    /// The memory that it and all others take together just then, if more of them lived than ever before at such a moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub together: Option<Together>,
 }
@@ -33,7 +33,7 @@ pub struct Memory {
 pub struct Together {
     /// The number of memories: processes that run in another's are none.
     pub memories: u64,
-    /// How long it took to read them, one after the other; only one of the processes stood still.
+    /// The time that reading them took, one after the other; only one of the processes stood still.
     pub took_ns: u64,
     pub rss: u64,
     pub pss: u64,

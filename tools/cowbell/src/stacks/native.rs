@@ -211,7 +211,7 @@ int main(void) {
         let stack = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
         let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
         assert_eq!(stack, unwound_again, "the rules are cached now");
-        // It is the same without the frame pointer, or there is none.
+        // Without the frame pointer the stack is the same, or there is none.
         assert!(without.as_ref().is_none_or(|without| *without == stack), "{without:x?} {stack:x?}");
         if cfg!(target_arch = "x86_64") {
             assert_eq!(without.is_some(), !keeps_frames, "{flags:?}");

@@ -17,7 +17,7 @@ use cowbell::sys::{self, Errno};
 const FREE_NS: u64 = 100_000_000;
 /// And this part of the time that went by.
 const SHARE: u64 = 100;
-/// How less than this is shared nobody asks.
+/// Sharing is not looked at where all take less than this, in bytes.
 const TOGETHER_MIN: u64 = 128 << 20;
 
 impl Tracer {
@@ -59,7 +59,7 @@ impl Tracer {
         }
     }
 
-    /// What all processes take together as this one ends, of which these are the sums: the first time that so many live. `None` also if it is
+    /// The memory of all processes together as this one ends, of which these are the sums: the first time that so many live. `None` also if it is
     /// little, which is cheap to see, or cannot be read soon.
     fn together(&mut self, pid: i32, own: &Sums) -> Option<Together> {
         let has_memory = |process: &Process| !process.shares && !process.is_ending();
@@ -67,7 +67,7 @@ impl Tracer {
         let others: Vec<i32> = others.map(|(&other, _)| other).collect();
         let memories = others.len() as u64 + 1;
         let is_affordable = self.together_ns <= FREE_NS + self.now() / SHARE;
-        // Who has much in common with others has much.
+        // A process that has much in common with others has much.
         let is_little = own.rss < TOGETHER_MIN / 4;
         if is_little || memories <= self.most_together.max(1) || self.leaving || !is_affordable {
             return None;

@@ -307,7 +307,7 @@ impl Tracer {
             self.faults.as_mut().map(|faults| faults.close(watch.interval, watch.pid)).unwrap_or_default();
         for (page, sampled) in &watch.stacks {
             let first = touched.get_mut(page).map(|touched| &mut touched.first);
-            // What the kernel wrote (a signal's frame, say) while a thread was about to go on is no line's.
+            // A page that the kernel wrote while a thread was about to go on (a signal's frame, say) is no line's.
             let its =
                 first.filter(|first| first.tid == sampled.tid && first.time_ns <= sampled.time_ns && !first.by_kernel);
             if let Some(first) = its {

@@ -10,7 +10,7 @@ use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
 use std::collections::HashSet;
 
-/// Of a fork that copies less than this, in bytes, no report says a word.
+/// A fork that copies less than this, in bytes, is told in no report.
 const TABLES_FEW: u64 = 256 << 10;
 /// Then it is read again after so long.
 const TABLES_AGAIN_NS: u64 = 50_000_000;

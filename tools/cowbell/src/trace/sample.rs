@@ -6,6 +6,7 @@
 
 use super::Tracer;
 use super::layout;
+use super::threads;
 use super::watch::Watch;
 use crate::record::{Event, Frame, Mode, Record, Stack, Wrote};
 use crate::stacks::instruction;
@@ -308,7 +309,7 @@ pub fn doing(pid: i32, tid: i32) -> Option<Doing> {
 /// The time that a thread has run.
 pub fn ran_ns(pid: i32, tid: i32) -> u64 {
     let text = procfs::text(pid, &format!("task/{tid}/schedstat")).unwrap_or_default();
-    text.split_ascii_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
+    threads::schedule(&text).map_or(0, |[ran, ..]| ran)
 }
 
 /// The registers of a thread that stands still.

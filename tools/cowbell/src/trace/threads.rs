@@ -15,7 +15,7 @@ const ASK_NS_MAX: u64 = 20_000_000;
 /// The same for one that never goes to sleep while the kernel writes for it: it is due a signal, or was interrupted.
 const RESTLESS_NS_MAX: u64 = 500_000;
 
-/// Of so many threads of a process the file is kept open that tells their turns.
+/// The file that tells a thread's turns is kept open, of at most so many threads of a process.
 const SCHEDULES_MAX: usize = 64;
 
 /// In a process with more threads none is asked what it changes.
@@ -98,9 +98,8 @@ impl Threads {
             self.schedules.remove(&tid);
             return None;
         };
-        // The time that it ran, the time that it waited to run, and the number.
-        let turns = std::str::from_utf8(text.get(..got)?).ok()?.split_ascii_whitespace().nth(2)?;
-        turns.parse().ok().filter(|&turns| turns > 0)
+        let [_, _, turns] = schedule(std::str::from_utf8(text.get(..got)?).ok()?)?;
+        (turns > 0).then_some(turns)
     }
 
     /// The changes of the address space that threads wait to tell, while a message about one can be read. Empty if none
@@ -143,6 +142,12 @@ fn until_told(mut ask: impl FnMut() -> Vec<Waits>) -> Vec<Change> {
         }
         process::yield_now();
     }
+}
+
+/// The numbers in a thread's `schedstat`: the nanoseconds that it ran, and those that it waited to run, and its turns.
+pub fn schedule(text: &str) -> Option<[u64; 3]> {
+    let mut numbers = text.split_ascii_whitespace().map_while(|number| number.parse().ok());
+    Some([numbers.next()?, numbers.next()?, numbers.next()?])
 }
 
 /// Tells whether a thread has a signal to take that it does not block.

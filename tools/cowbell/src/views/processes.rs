@@ -9,7 +9,7 @@ use cowbell::page::Bytes;
 
 /// More processes of one name and one parent are told together.
 const ALIKE_MAX: usize = 6;
-/// It takes so much that is shared for a word on how top counts it.
+/// The reader is told how top counts shared memory where so much is shared, in bytes.
 const SHARED_MIN: u64 = 64 << 20;
 /// Figures that took longer to read are not of one time.
 const ONE_TIME_NS: u64 = 1_000_000_000;

@@ -127,7 +127,7 @@ fn sentence(summary: &Summary) -> String {
         }
         Kind::ParentPays => {
             let parent = Bytes(verdict.parent_bytes);
-            // Of children that nobody watched it is not known what they copied.
+            // Nobody knows what children copied that were not watched.
             let hides = |gap: &Gap| matches!(gap.what, GapKind::TooManyChildren | GapKind::NotArmed);
             let children = match verdict.workers.is_empty() {
                 true => String::new(),

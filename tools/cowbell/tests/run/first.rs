@@ -160,7 +160,7 @@ os.close(w); os.wait()
     let said = python("parent.py", &["--mode", "count"], source);
     demand(&said, "THE PARENT PAYS: who forked copied 24.", &["the copies were not compared with their originals"]);
     assert!(said.0.contains("lived, the children copied "), "{}", said.1);
-    // Of children that nobody watched it is not known what they copied.
+    // Nobody knows what children copied that were not watched.
     let said = python("parent.py", &["--mode", "count", "--who", "parent"], source);
     let parts = ["MiB while its children lived. ", "end the children sooner, or write less while they live"];
     demand(&said, "THE PARENT PAYS: who forked copied 24.", &parts);

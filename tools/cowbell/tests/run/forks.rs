@@ -57,7 +57,7 @@ fn page_tables_that_a_fork_copied_are_told_as_the_child_has_them_unwatched() {
         }
         .map_or_else(|| judge(&scratch, mode, &program, due), |why| skip(&why));
     }
-    // Of a small process there is nothing to say.
+    // A small process is not worth a word.
     let small = run(&scratch, &mut cowbell(&["--mode", "count"], [program.to_str().expect("text"), "64"]));
     assert!(small.code == Some(0) && !small.err.contains("Forks copied"), "{}", small.err);
 }
@@ -117,7 +117,7 @@ for how in sys.argv[1:]:
     );
     assert!(told.contains("unless it is given preexec_fn"), "{text}");
     assert!(told.contains("Forks copied ") && told.contains(" of page tables for 2 children"), "{text}");
-    // What Python says that it does, it does.
+    // Python does what it is said to do.
     let (one_line, text) = said(&["vfork", "vfork"]);
     assert!(!one_line.contains("posix_spawn or vfork;") && !one_line.contains("Forks copied"), "{text}");
 }
@@ -164,7 +164,7 @@ int main(void) {
 #[test]
 fn modules_that_workers_of_a_fork_server_loaded_are_named_where_a_line_names_them() {
     let scratch = Scratch::new();
-    // It takes many times as long as the time between two looks: each worker is seen to load it.
+    // Loading takes many times as long as the time between two looks, so that each worker is seen at it.
     scratch.file("heavy.py", "data = [str(n) * 3 for n in range(1_500_000)]\n");
     let script = scratch.file(
         "serves.py",

@@ -45,7 +45,7 @@ pub struct Import {
     /// The line that asks for it.
     pub file: String,
     pub line: i32,
-    /// What is loaded is a part of what the line imports from.
+    /// True if the module is a part of the package that the line imports from.
     pub of_part: bool,
     /// The file that runs for it; empty where none does.
     pub module_file: String,
@@ -129,7 +129,7 @@ pub trait Language: Debug + Sync {
         None
     }
 
-    /// How a program in this language starts another one without a fork, in one sentence.
+    /// One sentence on when a program in this language starts another one without a fork.
     fn starting_programs(&self) -> Option<&'static str> {
         None
     }

@@ -21,7 +21,7 @@ pub fn outermost(frames: &[Frame], is_own: impl Fn(&str) -> bool) -> Option<Impo
 /// which.
 pub fn module(import: &Import, line: &str) -> Option<String> {
     let line = line.split('#').next().unwrap_or_default().trim();
-    // What stands in quotes or behind a semicolon may be anything.
+    // Text in quotes or behind a semicolon may be anything.
     if line.contains([';', '"', '\'']) {
         return None;
     }
