@@ -13,7 +13,7 @@ use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::procfs::{self, smaps, status::Status};
 use cowbell::sys::{self, Errno};
 
-/// So much time may be spent on it in any case.
+/// So long the tracer may run for it in any case. The time that goes by says nothing of its work on a busy machine.
 const FREE_NS: u64 = 100_000_000;
 /// And this part of the time that went by.
 const SHARE: u64 = 100;
@@ -23,11 +23,11 @@ const TOGETHER_MIN: u64 = 128 << 20;
 impl Tracer {
     /// Writes down all the memory of a process that stands still, unless that has taken too much of the time already.
     pub(super) fn weigh(&mut self, pid: i32) {
-        if self.spent.weighing_ns - self.together_ns > FREE_NS + self.now() / SHARE {
+        if self.weighing_ran_ns > FREE_NS + self.now() / SHARE {
             self.unweighed += 1;
             return;
         }
-        let started = sys::monotonic_ns();
+        let (started, ran) = (sys::monotonic_ns(), sys::ran_ns());
         let known = self.tree.processes.get_mut(&pid).map(|process| match (process.was_watched, process.role) {
             (true, _) => Known::Since(std::mem::take(&mut process.known)),
             // The process began with nothing, when it executed its program.
@@ -38,6 +38,7 @@ impl Tracer {
         let stood_in = self.leave_to_stand_in(pid);
         let mut memory = memory(pid, self.now(), &known.unwrap_or(Known::Nothing));
         self.take_back(stood_in);
+        self.weighing_ran_ns += sys::ran_ns() - ran;
         if let Ok(memory) = &mut memory {
             memory.looks = looks.map(|looks| {
                 // The last look was a while ago.
@@ -48,9 +49,9 @@ impl Tracer {
                     ..looks
                 }
             });
-            let begun = sys::monotonic_ns();
+            let ran = sys::ran_ns();
             memory.together = memory.kernel.and_then(|own| self.together(pid, &own));
-            self.together_ns += sys::monotonic_ns() - begun;
+            self.together_ran_ns += sys::ran_ns() - ran;
         }
         self.spent.weighing_ns += sys::monotonic_ns() - started;
         // The process can be gone: then there is nothing to tell.
@@ -66,7 +67,7 @@ impl Tracer {
         let others = self.tree.processes.iter().filter(|&(&other, process)| other != pid && has_memory(process));
         let others: Vec<i32> = others.map(|(&other, _)| other).collect();
         let memories = others.len() as u64 + 1;
-        let is_affordable = self.together_ns <= FREE_NS + self.now() / SHARE;
+        let is_affordable = self.together_ran_ns <= FREE_NS + self.now() / SHARE;
         // A process that has much in common with others has much.
         let is_little = own.rss < TOGETHER_MIN / 4;
         if is_little || memories <= self.most_together.max(1) || self.leaving || !is_affordable {

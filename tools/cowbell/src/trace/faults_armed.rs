@@ -37,7 +37,7 @@ use std::sync::Arc;
 const ARMED_MAX: u64 = 1 << 16;
 /// But never more than one page of so many: of a small process nearly all pages would be armed.
 const EVERY_MIN: u64 = 8;
-/// Stacks of a process may take so much of its time, and this share of it: one of so many parts.
+/// To read the stacks of a process this may run so long, and this share of its time: one of so many parts.
 const FREE_NS: u64 = 40_000_000;
 const SHARE: u64 = 20;
 /// Beyond that a stack may follow on the one before it after so many times what that took.
@@ -46,7 +46,7 @@ const REST: u64 = 20;
 const THIN_EVENTS: u32 = 32;
 /// But so many pages stay armed, as far as they were: what is done next may be something else.
 const ARMED_MIN: u64 = 128;
-/// All processes together may be held up by arming for so long, and this share of the time: one of so many parts.
+/// For arming this may run so long in all, and this share of the time: one of so many parts.
 const ARM_FREE_NS: u64 = 20_000_000;
 const ARM_SHARE: u64 = 25;
 
@@ -66,13 +66,13 @@ pub struct Sampled {
 pub struct Sampling {
     /// One page of so many is armed.
     every: u64,
-    /// The time that arming took.
-    pub armed_ns: u64,
+    /// The time that this ran to arm pages.
+    pub arming_ran_ns: u64,
     /// One page of so many may be armed at the least.
     every_max: u64,
-    /// The time that writers waited.
+    /// The time that this ran to read stacks. On a busy machine their writers wait for longer, but they would do so at their own work, too.
     spent_ns: u64,
-    /// When the last stack was read, and how long its writer waited.
+    /// When the last stack was read, and how long that took.
     last_ns: u64,
     took_ns: u64,
     /// The number of writers, one after the other, whose stacks told nothing new.
@@ -91,10 +91,14 @@ impl Sampling {
         hash(page / page_bytes()) & (self.every - 1) == 0
     }
 
-    /// The stack of a writer was read, who has waited for so long up to now.
-    fn took(&mut self, now_ns: u64, waited_ns: u64) {
-        self.spent_ns += waited_ns;
-        (self.last_ns, self.took_ns) = (now_ns, waited_ns);
+    /// The stack of a writer was read, for which this ran for so long. The first one says nothing of the next: with it the files are read
+    /// of which the process has code, which takes some tens of milliseconds where these are many.
+    fn took(&mut self, now_ns: u64, ran_ns: u64) {
+        if self.last_ns > 0 {
+            self.spent_ns += ran_ns;
+            self.took_ns = ran_ns;
+        }
+        self.last_ns = now_ns;
     }
 
     /// One writer waited, and told something new, or not; true if too many wait.
@@ -126,7 +130,7 @@ impl Watch {
     /// access and every fork dearer. Where another userfaultfd watches the mapping there are no stacks.
     pub(super) fn arm_some(&mut self, start: u64, end: u64) {
         let Some(uffd) = &self.doors.events else { return };
-        let started = sys::monotonic_ns();
+        let ran = sys::ran_ns();
         let (sampling, pagemap, mut huge) = (self.sampling, &self.pagemap, None);
         let mut chosen: Vec<u64> = self.base.held_in(start, end).filter(|&page| sampling.has(page)).collect();
         chosen.retain(|&page| {
@@ -145,7 +149,7 @@ impl Watch {
                 let _without = protect(uffd, one(page), &self.doors, &mut self.told);
             }
         }
-        self.sampling.armed_ns += sys::monotonic_ns() - started;
+        self.sampling.arming_ran_ns += sys::ran_ns() - ran;
     }
 
     /// Tells whether this page is one of those of which some are armed: one that the process held, and no part of a huge page.
@@ -185,7 +189,7 @@ fn one(page: u64) -> Range {
 impl Tracer {
     /// Tells whether some pages may be armed in one more process: what forks all the time is not to pay for it each time.
     pub(super) fn may_sample(&self) -> bool {
-        self.options.stacks_every > 0 && !self.leaving && self.sampling_ns < ARM_FREE_NS + self.now() / ARM_SHARE
+        self.options.stacks_every > 0 && !self.leaving && self.sampling_ran_ns < ARM_FREE_NS + self.now() / ARM_SHARE
     }
 
     /// A process has executed a program: its thread is to make a userfaultfd before the first instruction of that.
@@ -206,7 +210,7 @@ impl Tracer {
     /// Makes a process' userfaultfd, by its thread that stands in a [`Stop::Trap`]. Returns the stop that it is left in, `None` if it
     /// ended. Where it is refused there are stacks all the same, if not as good ones.
     pub(super) fn open_sampling(&mut self, tid: i32, pid: i32) -> Option<Stop> {
-        let started = sys::monotonic_ns();
+        let (started, ran) = (sys::monotonic_ns(), sys::ran_ns());
         if let Some(process) = self.tree.processes.get_mut(&pid) {
             process.to_sample = false;
         }
@@ -223,9 +227,8 @@ impl Tracer {
                 None
             }
         };
-        let took_ns = sys::monotonic_ns() - started;
-        self.sampling_ns += took_ns;
-        self.spent.arming_ns += took_ns;
+        self.sampling_ran_ns += sys::ran_ns() - ran;
+        self.spent.arming_ns += sys::monotonic_ns() - started;
         stop
     }
 
@@ -331,15 +334,14 @@ impl Tracer {
         let tid = watch.threads.ours(fault.tid);
         let at = watch.threads.blocked(tid, false).filter(|at| at.syscall.is_none())?;
         let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
-        let class = Class::CopyOrReuse;
+        let (class, ran) = (Class::CopyOrReuse, sys::ran_ns());
         let mut event = Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0 };
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
         // The fault of a thread that was interrupted comes to nothing, whether the thread has stopped by now or not, and comes again.
         if let (Taken::Late | Taken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {
             faults.counts.interrupt(watch.pid);
         }
-        let now_ns = self.now();
-        watch.sampling.took(now_ns, now_ns - time_ns);
+        watch.sampling.took(self.now(), sys::ran_ns() - ran);
         self.drain.run();
         watch.stacks.extend(event.stack.map(|stack| (page, Sampled { tid, time_ns, stack })));
         self.tell_taken(taken)
@@ -398,6 +400,8 @@ mod tests {
     #[test]
     fn stacks_take_no_more_than_their_share() {
         let mut sampling = Sampling::new(64, 1000);
+        sampling.took(1_000_000, 300_000_000);
+        assert!(sampling.may_take(0, 1_000_001), "the first one read files");
         let over = (0..1000).position(|_| {
             sampling.took(10_000_000, 100_000);
             !sampling.may_take(0, 10_000_000)

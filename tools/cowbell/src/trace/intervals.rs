@@ -226,7 +226,7 @@ impl Tracer {
             self.gap(pid, GapKind::NotArmed, "its events could not be waited for");
             return;
         }
-        self.sampling_ns += watch.sampling.armed_ns;
+        self.sampling_ran_ns += watch.sampling.arming_ran_ns;
         self.growth.begin(pid, begin.held.shared + begin.held.exclusive + watch.held_unwatched());
         self.say(Record::Begin(begin));
         if let Some(faults) = &self.faults {

@@ -137,14 +137,15 @@ struct Tracer {
     unweighed: u64,
     /// The most memories that were added up together as a process ended.
     most_together: u64,
-    /// The time that this took, which nobody's own memory is left out for.
-    together_ns: u64,
+    /// The time that this ran to weigh processes, and to add up memories: nobody's own memory is left out for the latter.
+    weighing_ran_ns: u64,
+    together_ran_ns: u64,
     started_ns: u64,
     root: i32,
     root_ended: Option<Ended>,
     spent: Finish,
-    /// In [`Mode::Faults`]: the time for which processes were held up so that some of their pages could be armed.
-    sampling_ns: u64,
+    /// In [`Mode::Faults`]: the time that this ran so that some pages of processes could be armed. They were held up for as long at least.
+    sampling_ran_ns: u64,
     /// In [`Mode::Faults`]: who lets writers go while this is busy.
     stand_in: Option<StandIn>,
 }

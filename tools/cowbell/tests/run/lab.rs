@@ -162,6 +162,30 @@ pub fn cowbell<I: AsRef<OsStr>>(options: &[&str], target: impl IntoIterator<Item
     command
 }
 
+/// Processes that keep every processor busy until this is dropped.
+pub struct Busy(Vec<Child>);
+
+impl Busy {
+    /// Starts so many for each processor, in sessions of their own: the kernel may share its time out among these.
+    pub fn new(each: usize) -> Self {
+        let processors = std::thread::available_parallelism().expect("a number").get();
+        // They end by themselves if this process is killed.
+        let script = format!("while kill -0 {}; do :; done", std::process::id());
+        let busy =
+            |_| Command::new("setsid").args(["sh", "-c", &script]).stderr(Stdio::null()).spawn().expect("a shell");
+        Self((0..each * processors).map(busy).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            let _ended = process.kill();
+            let _status = process.wait();
+        }
+    }
+}
+
 /// One interval of a capture.
 #[derive(Debug)]
 pub struct Interval {

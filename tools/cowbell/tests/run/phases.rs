@@ -1,8 +1,10 @@
 //! The phases of workers: what they copied while they were set up, at work and on the way out, against the same program without the
 //! way out.
 
-use crate::exact::may_trace;
-use crate::lab::{Scratch, skip};
+use crate::exact::{may_hear_faults, may_trace};
+
+use crate::lab::{Busy, Scratch, skip};
+use crate::programs::gunicorn;
 use crate::python::PYTHON;
 use crate::said::{report, share};
 use serde_json::Value;
@@ -53,6 +55,34 @@ os.waitpid(p, 0)
     let [(leaving, text), _] = &said;
     assert!(leaving["verdict"]["places"][0]["line"] == 6, "{text}");
     assert!(text.contains("os._exit(0)") && text.contains("while they ended"), "{text}");
+}
+
+/// The first stack takes far longer than the next where the files of many libraries are read for it, and on a busy machine longer still.
+#[test]
+fn where_many_libraries_are_loaded_the_way_out_is_told_on_a_busy_machine_too() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    let Some(python) = gunicorn() else {
+        return skip("the packages are below the target directory, which this user cannot read");
+    };
+    let source = "
+import networkx, numpy, os, sys
+data = [str(i) for i in range(120_000)]
+p = os.fork()
+if p == 0:
+    for x in data[:10_000]: pass
+    sys.exit(0)
+os.waitpid(p, 0)
+os._exit(0)
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("leaves.py", source);
+    let _busy = Busy::new(6);
+    let (report, text) =
+        report(&scratch, &["--mode", "faults", "--who", "child"], [python.as_path(), script.as_path()]);
+    let [_, work, ending] = phases(&report);
+    assert!(work < 4.0 && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
 }
 
 #[test]

@@ -1,10 +1,9 @@
 //! Copies that no page fault tells of.
 
 use crate::exact::may_hear_faults;
-use crate::lab::{Capture, Scratch, cowbell, is_root, run, skip};
+use crate::lab::{Busy, Capture, Scratch, cowbell, is_root, run, skip};
 use crate::record::{Class, Role};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 /// Writes into memory that its child inherited, from outside; and in another child moves what it has written to another place.
 const PINS: &str = r#"
@@ -40,28 +39,6 @@ int main(void) {
 }
 "#;
 
-/// Processes that keep every processor busy until this is dropped.
-struct Busy(Vec<Child>);
-
-impl Busy {
-    fn new() -> Self {
-        let processors = std::thread::available_parallelism().expect("a number").get();
-        // They end by themselves if this process is killed.
-        let script = format!("while kill -0 {}; do :; done", std::process::id());
-        let busy = |_| Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).spawn().expect("a shell");
-        Self((0..2 * processors).map(busy).collect())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        for process in &mut self.0 {
-            let _ended = process.kill();
-            let _status = process.wait();
-        }
-    }
-}
-
 /// No page fault is told of memory that another process writes, and none of memory after it was moved.
 #[test]
 fn pages_that_are_written_from_outside_or_moved_are_copies_and_none_is_new() {
@@ -75,7 +52,7 @@ fn pages_that_are_written_from_outside_or_moved_are_copies_and_none_is_new() {
     let program = scratch.compile("pins", PINS, &["-O1"]).expect("it compiles");
     tell_copies_from_new(&scratch, &program);
     // A thread that is interrupted for its stack does not stand at once where it must wait for a processor.
-    let _busy = Busy::new();
+    let _busy = Busy::new(2);
     tell_copies_from_new(&scratch, &program);
 }
 
