@@ -3,12 +3,13 @@
 
 use crate::exact::{may_hear_faults, may_trace};
 
-use crate::lab::{Busy, Scratch, skip};
-use crate::programs::gunicorn;
+use crate::lab::{Busy, Running, Scratch, cowbell, skip};
+use crate::programs::{eventually, get, gunicorn};
 use crate::python::PYTHON;
 use crate::said::{report, share};
 use serde_json::Value;
 use std::path::Path;
+use std::process::Command;
 
 /// The MiB that workers copied at work, at least and at most, and on the way out.
 fn phases(report: &Value) -> [f64; 3] {
@@ -83,6 +84,56 @@ os._exit(0)
         report(&scratch, &["--mode", "faults", "--who", "child"], [python.as_path(), script.as_path()]);
     let [_, work, ending] = phases(&report);
     assert!(work < 4.0 && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
+}
+
+/// The report on two idle workers of uwsgi that were asked until both had answered, and then told to end.
+fn uwsgi(options: &[&str]) -> String {
+    let scratch = Scratch::new();
+    let source = "
+import os
+DATA = [str(n) * 3 for n in range(120_000)]
+def application(environ, start_response):
+    body = b'%d' % os.getpid()
+    start_response('200 OK', [('Content-Length', str(len(body)))])
+    return [body]
+";
+    let script = scratch.file("app.py", source);
+    let [socket, pid_file] = ["socket", "pid"].map(|name| scratch.path(name));
+    let [script, socket_path, pid_path] = [&script, &socket, &pid_file].map(|path| path.to_str().expect("text"));
+    let target =
+        ["uwsgi", "--plugin", "python3", "--http-socket", socket_path, "--pidfile", pid_path, "--wsgi-file", script];
+    let target =
+        [&target[..], &["--master", "--processes", "2", "--die-on-term", "--disable-logging"], options].concat();
+    let running = Running::start(&scratch, &mut cowbell(&["--mode", "faults", "--stacks", "1/16"], target));
+    let mut answered = std::collections::BTreeSet::new();
+    eventually("both workers answer", &running, || {
+        answered.insert(get(&socket, &running));
+        (answered.len() == 2).then_some(())
+    });
+    let master = std::fs::read_to_string(&pid_file).expect("uwsgi's pid file");
+    assert!(Command::new("kill").arg(master.trim()).status().expect("kill").success());
+    let outcome = running.finish();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    outcome.err.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn uwsgi_stopped_gracefully_copies_on_the_way_out_unless_it_leaves_the_teardown_out() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    let graceful = uwsgi(&[]);
+    assert!(graceful.contains("SHARED: all is well: 2 children copied"), "{graceful}");
+    assert!(graceful.contains("skip-atexit-teardown = true # in uwsgi.ini"), "{graceful}");
+    // Each of two workers has 120,000 strings to free, of 64 bytes.
+    let ended = |said: &str| {
+        let before = said.split(" MiB while they ended").next().filter(|before| before.len() < said.len())?;
+        before.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    assert!(ended(&graceful).is_some_and(|mib| mib > 12.0), "{graceful}");
+    let at_once = uwsgi(&["--skip-atexit-teardown"]);
+    assert!(at_once.contains("SHARED: all is well: 2 children copied"), "{at_once}");
+    assert!(ended(&at_once).is_none_or(|mib| mib < 2.0) && !at_once.contains("atexit functions"), "{at_once}");
 }
 
 #[test]

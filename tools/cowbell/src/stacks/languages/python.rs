@@ -141,8 +141,8 @@ impl Language for CPython {
                 "import in the parent, before the fork (gunicorn: --preload): then what the modules make is shared",
             ),
             Work::Exit => Some(
-                "if the child's atexit functions need not run, flush its files and leave it by os._exit(), which frees nothing \
-                 (uwsgi: --skip-atexit-teardown): it runs none of them, no finally block, and joins no thread",
+                "if the child's atexit functions need not run, flush its files and leave it by os._exit(), which frees nothing: \
+                 it runs none of them, no finally block, and joins no thread",
             ),
             Work::Hashes => Some("ask for the hashes before the fork: hash(x) once for each"),
             _ => None,
@@ -185,6 +185,11 @@ impl Language for CPython {
                 "if the workers' atexit functions need not run, end the workers by os._exit() in gunicorn's hook worker_exit, which \
                  frees nothing; flush there what must be kept",
                 &["def worker_exit(server, worker):    # in gunicorn.conf.py", "    os._exit(0)"],
+            )),
+            Work::Exit if runs("uwsgi") => Some((
+                "if the workers' atexit functions need not run, have uwsgi end them without taking the interpreter down, which frees \
+                 each object; flush what must be kept in a function that uwsgi.atexit names: that one runs still",
+                &["skip-atexit-teardown = true    # in uwsgi.ini, or --skip-atexit-teardown"],
             )),
             Work::Import if is_served(command) => Some((
                 "have the fork server load these modules, before the first process is started: what it has loaded its children share. \
