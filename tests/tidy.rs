@@ -150,7 +150,7 @@ const TESTS: &[Tests] = &[
             ("exact", &["case", "lab", "model", "verdict"]),
             ("model", &["case"]),
             ("cases", &["said"]),
-            ("phases", &["said"]),
+            ("phases", &["programs", "said"]),
             ("python", &["exact", "lab"]),
             ("verdict", &["case", "lab", "model"]),
             ("judge", &["judged", "plan", "writing"]),
