@@ -1,8 +1,9 @@
 //! Threads of one process at the library, without a fork: what ThreadSanitizer can follow (`tools/run-sanitizers`). Without it these
 //! are ordinary tests.
+#![cfg(test)]
 
 // The very file of the watches' ring of events, with its tests, of which one has three writers and a reader at once.
-#[path = "../src/watch/ring.rs"]
+#[path = "../../src/watch/ring.rs"]
 mod ring;
 
 use cowbell::arena::{Arena, Frozen, Handle, HashMap, Vec as AVec};
