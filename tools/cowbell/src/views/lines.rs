@@ -76,17 +76,26 @@ impl Text {
     /// first; those beyond `top` and those that hardly count are only told by number.
     pub fn table<T>(&mut self, list: &List<'_, T>, share: impl Fn(&T) -> f64, row: impl Fn(&T) -> Row) {
         let mut rest: f64 = list.entries.iter().map(&share).sum();
-        let mut rows = Vec::new();
-        let mut left_out = None;
-        for (nth, entry) in list.entries.iter().enumerate() {
-            let is_rest = nth >= list.top || (nth >= SHOWN_MIN && rest < REST_MAX);
-            if is_rest && list.entries.len() - nth > 1 {
-                left_out = Some((rest, list.entries.len() - nth));
+        let mut shown = 0;
+        for entry in list.entries {
+            if shown >= list.top || (shown >= SHOWN_MIN && rest < REST_MAX) {
                 break;
             }
-            rows.push(row(entry));
+            shown += 1;
             rest -= share(entry);
         }
+        self.rows(list, shown, &percent(rest), row);
+    }
+
+    /// The same of entries that are no parts of a whole: none is left out for being small.
+    pub fn listing<T>(&mut self, list: &List<'_, T>, row: impl Fn(&T) -> Row) {
+        self.rows(list, list.top, "", row);
+    }
+
+    /// The first `shown` entries, and the number of the others with their share. One more line is as long as saying that one is left out.
+    fn rows<T>(&mut self, list: &List<'_, T>, shown: usize, share_of_rest: &str, row: impl Fn(&T) -> Row) {
+        let shown = if list.entries.len() <= shown + 1 { list.entries.len() } else { shown };
+        let mut rows: Vec<Row> = list.entries.iter().take(shown).map(row).collect();
         let cells: Vec<Vec<String>> = rows.iter_mut().map(|row| std::mem::take(&mut row.cells)).collect();
         let (titles, lines) = table::lines(list.columns, &cells, (!list.in_full).then_some(WIDTH));
         if let Some(titles) = titles {
@@ -98,8 +107,9 @@ impl Text {
                 self.faint_sentence(*indent, sentence);
             }
         }
-        if let Some((rest, number)) = left_out {
-            self.faint(&format!("{:>11} {:>7}  {} more", "", percent(rest), count(number as u64)));
+        let left_out = list.entries.len() - shown;
+        if left_out > 0 {
+            self.faint(&format!("{:>11} {share_of_rest:>7}  {} more", "", count(left_out as u64)));
         }
     }
 }
@@ -223,5 +233,11 @@ mod tests {
         let mut text = Text::default();
         table(&mut text, &[0.5, 0.5], 1);
         assert_eq!(text.finish(), "50.0 %\n50.0 %\n");
+        // Those that are no parts of a whole have no share.
+        let mut text = Text::default();
+        let list = List { entries: &[1, 2, 3, 4, 5], columns: &[table::figures("", 0, 0)], top: 3, in_full: false };
+        text.listing(&list, |number| Row { cells: vec![number.to_string()], ..Row::default() });
+        let shown = anstream::adapter::strip_str(&text.finish()).to_string();
+        assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["1", "2", "3", "2", "more"], "{shown}");
     }
 }

@@ -47,17 +47,10 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
         table::figures("peak", 7, 1),
     ];
     let list = List { entries: &lines, columns: &columns, top: look.top.max(3), in_full: look.verbose };
-    // None is left out for being small.
-    text.table(
-        &list,
-        |_| 1.0,
-        |line| {
-            let cells = [line.pid.clone(), line.name.clone()]
-                .into_iter()
-                .chain(line.figures.iter().map(|bytes| mebibytes(*bytes)));
-            Row { cells: cells.collect(), ..Row::default() }
-        },
-    );
+    text.listing(&list, |line| {
+        let figures = line.figures.iter().map(|bytes| mebibytes(*bytes));
+        Row { cells: [line.pid.clone(), line.name.clone()].into_iter().chain(figures).collect(), ..Row::default() }
+    });
     if let Some((rss, pss)) = together(summary) {
         let (rss, pss) = (Bytes(rss), Bytes(pss));
         let what = format!(
