@@ -21,9 +21,10 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            ": copied {}{} of {pages} pages, {} of {}; watch {}",
+            ": copied {}{} of {}, {} of {}; watch {}",
             self.at_least(),
             self.copied_pages(),
+            some(pages, "page"),
             Bytes(self.copied_bytes()),
             Bytes(pages * self.page_size),
             self.watch
@@ -40,11 +41,11 @@ impl Report {
     fn arena(&self, f: &mut fmt::Formatter<'_>, at: usize, arena: &ArenaReport) -> fmt::Result {
         write!(
             f,
-            "  arena `{}`: {}{} of {} pages copied",
+            "  arena `{}`: {}{} of {} copied",
             arena.name,
             self.at_least(),
             arena.copied_pages,
-            arena.pages
+            some(arena.pages.0, "page")
         )?;
         if arena.on_write == OnWrite::Deny {
             f.write_str(" (writing is denied)")?;
@@ -56,20 +57,22 @@ impl Report {
                 (Some(changed), Some(factor)) => {
                     writeln!(
                         f,
-                        "    changed  {changed} bytes in them: {factor:.0} bytes copied for each byte changed"
+                        "    changed  {} in them: {factor:.0} bytes copied for each byte changed",
+                        some(changed, "byte")
                     )?;
                 }
                 (Some(_), None) => writeln!(f, "    changed  nothing: all copies are the same as the original again")?,
                 (None, _) => writeln!(f, "    changed  unknown of some pages")?,
             }
             if arena.identical_pages.0 > 0 && arena.bytes_changed.is_some_and(|bytes| bytes > 0) {
-                writeln!(f, "    same     {} copied pages are the same as the original again", arena.identical_pages)?;
+                let (pages, are) = (arena.identical_pages.0, if arena.identical_pages.0 == 1 { "is" } else { "are" });
+                writeln!(f, "    same     {} {are} the same as the original again", some(pages, "copied page"))?;
             }
         }
         for (nth, site) in arena.sites.iter().take(SHOWN_MAX).enumerate() {
             let name = if site.type_name.is_empty() { "(allocated without a site)" } else { &site.type_name };
             let heading = if nth == 0 { "objects" } else { "" };
-            writeln!(f, "    {heading:<8} {name}, {} pages {}", site.pages, site.location)?;
+            writeln!(f, "    {heading:<8} {name}, {} {}", some(site.pages.0, "page"), site.location)?;
         }
         more(f, arena.sites.len())?;
         let events: Vec<_> = self.events.iter().filter(|event| event.arena == at).collect();
@@ -93,8 +96,8 @@ impl Report {
         if arena.inherited_pages.0 > 0 {
             writeln!(
                 f,
-                "    inherited {} pages that the parent had copied before the fork; copies of those are not counted",
-                arena.inherited_pages
+                "    inherited {} that the parent had copied before the fork; copies of those are not counted",
+                some(arena.inherited_pages.0, "page")
             )?;
         }
         if arena.copied_unobserved.0 > 0 {
@@ -106,7 +109,7 @@ impl Report {
                     "without a page fault that is known to have written them: that fault was lost, is not told, or is none of the child's"
                 }
             };
-            writeln!(f, "    unseen   {} copied pages {why}", arena.copied_unobserved)?;
+            writeln!(f, "    unseen   {} {why}", some(arena.copied_unobserved.0, "copied page"))?;
         }
         Ok(())
     }
@@ -118,8 +121,8 @@ impl Report {
                 let OutsidePages { heap, data, stack } = unshared;
                 return writeln!(
                     f,
-                    "  outside the arenas: {} pages ({}) shared no longer: {heap} heap, {data} data, {stack} stack; {} new",
-                    unshared.total(),
+                    "  outside the arenas: {} ({}) shared no longer: {heap} heap, {data} data, {stack} stack; {} new",
+                    some(unshared.total().0, "page"),
                     Bytes(unshared.total().0 * self.page_size),
                     new.total()
                 );
@@ -211,6 +214,11 @@ impl fmt::Display for Ended {
             Self::Unknown => f.write_str("ended, its status was taken by somebody else"),
         }
     }
+}
+
+/// So many of a thing.
+fn some(number: u64, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
 fn more(f: &mut fmt::Formatter<'_>, count: usize) -> fmt::Result {

@@ -135,7 +135,7 @@ fn a_write_that_no_fault_tells_is_unseen_and_no_read_is_taken_for_it() -> Outcom
     assert_eq!((copied(&report), pages_of_events(&report)), (set([2, 30]), vec![2]));
     if cfg!(target_arch = "x86_64") {
         assert_eq!(report.arenas[0].copied_unobserved.0, 1);
-        assert!(report.to_string().contains("unseen   1 copied pages without a page fault"), "{report}");
+        assert!(report.to_string().contains("unseen   1 copied page without a page fault"), "{report}");
     }
     release(frozen)?;
     passed()

@@ -38,9 +38,14 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
         let pages = totals.pages.copy_or_reuse;
         let frames = profile.header.as_ref().is_some_and(|header| header.frames);
         let root = if frames { "" } else { "; root can tell more of them apart" };
-        let detail = format!(
-            "of {pages} pages that count as copied some may have been written in place, because nobody else had them any more{root}"
-        );
+        let detail = match pages {
+            1 => format!(
+                "1 page that counts as copied may have been written in place, because nobody else had it any more{root}"
+            ),
+            _ => format!(
+                "of {pages} pages that count as copied some may have been written in place, because nobody else had them any more{root}"
+            ),
+        };
         kinds.add(GapKind::Other, 0, &detail);
     }
     if profile.intervals.iter().any(|interval| interval.begin.mode == Mode::Trace) {

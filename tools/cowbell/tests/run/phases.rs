@@ -3,7 +3,7 @@
 
 use crate::exact::{may_hear_faults, may_trace};
 
-use crate::lab::{Busy, Running, Scratch, cowbell, skip};
+use crate::lab::{Busy, Running, Scratch, cowbell, is_root, skip};
 use crate::programs::{eventually, get, gunicorn};
 use crate::python::PYTHON;
 use crate::said::{report, share};
@@ -83,7 +83,8 @@ os._exit(0)
     let (report, text) =
         report(&scratch, &["--mode", "faults", "--who", "child"], [python.as_path(), script.as_path()]);
     let [_, work, ending] = phases(&report);
-    assert!(work < 4.0 && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
+    // Only root sees page frames, without which much is told as "at most".
+    assert!((work < 4.0 || !is_root()) && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
 }
 
 /// The report on two idle workers of uwsgi that were asked until both had answered, and then told to end.
@@ -121,6 +122,9 @@ def application(environ, start_response):
 fn uwsgi_stopped_gracefully_copies_on_the_way_out_unless_it_leaves_the_teardown_out() {
     if let Some(why) = may_hear_faults() {
         return skip(&why);
+    }
+    if !is_root() {
+        return skip("only root sees page frames");
     }
     let graceful = uwsgi(&[]);
     assert!(graceful.contains("SHARED: all is well: 2 children copied"), "{graceful}");
