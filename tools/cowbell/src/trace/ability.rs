@@ -1,11 +1,12 @@
 //! The abilities that this kernel and this user give the tracer.
 
 use super::baseline;
+use super::tables;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
 use cowbell::sys::perf::{Event, Follow, Options};
 use cowbell::sys::uffd::{Door, Uffd};
-use cowbell::sys::{Errno, limits, probe, procfs, ptrace, tracing};
+use cowbell::sys::{Errno, limits, procfs, ptrace, tracing};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -42,10 +43,12 @@ pub fn trace() -> Result<(), String> {
 /// Why not, and what would help.
 pub fn faults() -> Result<(), String> {
     may_trace()?;
-    probe::pagemap_scan().map_err(|e| match e.errno() {
-        // The kernel does not know the call.
-        Some(libc::ENOTTY) => format!("page tables cannot be scanned ({e}): it takes Linux 6.7"),
-        _ => format!("page tables cannot be scanned ({e})"),
+    tables::ability().map_err(|e| match e {
+        Errno::ACCESS | Errno::PERM => {
+            let of_first = of_first(limits::user().may_administer);
+            format!("page tables are read by root (CAP_SYS_ADMIN{of_first}), or by anybody from Linux 6.7 on ({e})")
+        }
+        e => format!("page tables cannot be scanned ({e})"),
     })?;
     open_faults(false).map_err(|e| match e {
         Errno::ACCESS | Errno::PERM | Errno::NOSYS if limits::has_seccomp_filter() => refused("perf_event_open", e),

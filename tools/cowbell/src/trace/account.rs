@@ -5,6 +5,7 @@
 
 use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing, Map};
+use super::tables::Tables;
 use super::tree::Process;
 use super::{Tracer, growth};
 use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums, Together};
@@ -166,7 +167,7 @@ fn end(run: &PageRun) -> u64 {
 
 /// The resident pages of a process by where they come from.
 fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
-    let pagemap = Pagemap::open(pid)?;
+    let pagemap = Tables::open(pid)?;
     let maps = maps::read(pid)?;
     let query = Query {
         all: Categories::PRESENT,
@@ -175,7 +176,7 @@ fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
         rearm: false,
     };
     let mut found = Vec::new();
-    pagemap.scan_categories(baseline::user_space(), &query, |run, categories| found.push((run, categories)))?;
+    pagemap.runs(baseline::user_space(), &query, |run, categories| found.push((run, categories)))?;
     let mut resident = Resident::default();
     let mut known = known;
     for (run, categories) in found {

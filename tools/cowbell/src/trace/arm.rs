@@ -7,11 +7,12 @@ use super::faults_armed::Sampling;
 use super::maps::{self, Backing, Map};
 use super::moves::Collected;
 use super::ranges::Ranges;
+use super::tables::Tables;
 use super::threads::Threads;
 use super::watch::{Doors, Told, Watch};
 use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Entry, Pagemap};
+use cowbell::sys::pagemap::Entry;
 use cowbell::sys::procfs;
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::{Errno, process};
@@ -57,7 +58,7 @@ impl Watch {
     ) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let living = procfs::living(order.pid);
-        let pagemap = Pagemap::open(living)?;
+        let pagemap = Tables::open(living)?;
         let maps = maps::of(living)?;
         let base = match relative {
             Some(parent) => {

@@ -2,6 +2,7 @@
 //!
 //! Files' pages are not listed, so "not here" means: a page of the file behind the mapping, or none.
 
+use super::tables::{Tables, ZEROES};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query, State};
@@ -63,8 +64,8 @@ impl Baseline {
     /// Reads page tables.
     ///
     /// # Errors
-    /// The process is gone, or the kernel has no PAGEMAP_SCAN.
-    pub fn scan(pagemap: &Pagemap) -> Result<Self, Errno> {
+    /// Those of [`Tables::runs`].
+    pub fn scan(pagemap: &Tables) -> Result<Self, Errno> {
         Ok(Self::of(runs_in(pagemap, user_space())?, page_bytes()))
     }
 
@@ -76,7 +77,7 @@ impl Baseline {
     pub fn inherited(
         parent: &Self,
         mappings: impl Iterator<Item = (u64, u64)>,
-        newborn: &Pagemap,
+        newborn: &Tables,
     ) -> Result<Self, Errno> {
         let mut runs = Vec::new();
         for (start, end) in mappings {
@@ -271,7 +272,7 @@ impl Baseline {
 }
 
 /// The runs of a range, from page tables.
-fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
+fn runs_in(pagemap: &Tables, range: Range) -> Result<Vec<Run>, Errno> {
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE,
@@ -284,7 +285,7 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
         Some(last) if last.end == start && last.was == was => last.end = end,
         _ => runs.push(Run { start, end, was, frames: None }),
     };
-    pagemap.scan_categories(range, &query, |run, categories| {
+    pagemap.runs(range, &query, |run, categories| {
         let was = match categories.state() {
             State::Zero => Was::Zero,
             State::Private => Was::Private,
@@ -311,13 +312,12 @@ fn runs_in(pagemap: &Pagemap, range: Range) -> Result<Vec<Run>, Errno> {
 /// The parts of a run of huge pages that are the huge page of zeroes: the kernel's list calls them zero pages, where page
 /// frames may be read.
 fn huge_zero_pages(pagemap: &Pagemap, start: u64, end: u64) -> Vec<(u64, u64)> {
-    const ZERO_PAGE: u64 = 1 << 24;
     let huge = huge_bytes();
     let Ok(flags) = File::open("/proc/kpageflags") else { return Vec::new() };
     let is_zero = |page: u64| {
         let frame = entry(pagemap, page).map_or(0, Entry::frame);
         let mut word = [0; 8];
-        frame != 0 && flags.read_exact_at(&mut word, frame * 8).is_ok() && u64::from_ne_bytes(word) & ZERO_PAGE != 0
+        frame != 0 && flags.read_exact_at(&mut word, frame * 8).is_ok() && u64::from_ne_bytes(word) & ZEROES != 0
     };
     let blocks = (start / huge * huge..end).step_by(huge as usize);
     let blocks = blocks.map(|block| (block.max(start), (block + huge).min(end)));
@@ -442,7 +442,7 @@ mod tests {
     fn a_newborn_inherits_what_lies_in_its_mappings_with_the_frames() {
         let page = page_bytes();
         // Our own page tables stand in for the newborn's: a page of ours that is there.
-        let (here, ours) = (Box::new(7u8), Pagemap::open_self().expect("our own"));
+        let (here, ours) = (Box::new(7u8), Tables::open(cowbell::sys::process::pid()).expect("our own"));
         let start = std::ptr::from_ref(&*here).addr() as u64 / page * page;
         let frames: Rc<[u64]> = (100..110).collect();
         let run = Run { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };

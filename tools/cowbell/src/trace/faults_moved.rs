@@ -129,8 +129,8 @@ impl Verdict {
             return Ok(0);
         }
         let mut private: Vec<(u64, u64)> = Vec::new();
-        let add = |run: Range| private.push((run.start as u64, run.end() as u64));
-        evidence.watch.pagemap.scan(baseline::user_space(), &baseline::PRIVATE, add)?;
+        let add = |run: Range, _| private.push((run.start as u64, run.end() as u64));
+        evidence.watch.pagemap.runs(baseline::user_space(), &baseline::PRIVATE, add)?;
         let from: HashSet<u64> = self.moved.values().copied().collect();
         let base = &evidence.watch.base;
         let starts = private.iter().map(|(start, _)| *start).chain([u64::MAX]);

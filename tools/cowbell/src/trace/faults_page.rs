@@ -2,11 +2,12 @@
 
 use super::baseline::page_bytes;
 use super::maps::{self, Backing, Map};
+use super::tables::Tables;
 use super::touched::Touched;
 use super::watch::Watch;
 use crate::record::Class;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Pagemap, Query};
+use cowbell::sys::pagemap::{Categories, Query};
 use std::collections::BTreeMap;
 
 /// The class of a private page where there was none.
@@ -103,15 +104,15 @@ pub fn is_zero(watch: &Watch, page: u64) -> bool {
 }
 
 /// Tells whether this page is mapped as a part of a huge one.
-pub fn is_in_huge(pagemap: &Pagemap, page: u64) -> bool {
+pub fn is_in_huge(pagemap: &Tables, page: u64) -> bool {
     is(pagemap, page, Categories::HUGE)
 }
 
-fn is(pagemap: &Pagemap, page: u64, all: Categories) -> bool {
+fn is(pagemap: &Tables, page: u64, all: Categories) -> bool {
     let range = Range { start: page as usize, len: page_bytes() as usize };
     let query = Query { all, none: Categories::empty(), any: Categories::empty(), rearm: false };
     let mut found = false;
-    pagemap.scan(range, &query, |_| found = true).is_ok() && found
+    pagemap.runs(range, &query, |_, _| found = true).is_ok() && found
 }
 
 #[cfg(test)]

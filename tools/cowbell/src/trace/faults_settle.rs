@@ -264,7 +264,7 @@ impl Verdict {
         let mut found: Vec<(Range, Categories)> = Vec::new();
         for range in watch.base.apart(baseline::user_space()).0 {
             let add = |range, categories| found.push((range, categories));
-            watch.pagemap.scan_categories(range, &baseline::PRIVATE, add)?;
+            watch.pagemap.runs(range, &baseline::PRIVATE, add)?;
         }
         let mut unexplained = Vec::new();
         for (range, categories) in found {

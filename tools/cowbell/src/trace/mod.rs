@@ -44,6 +44,7 @@ mod ranges;
 mod sample;
 mod settle;
 mod start;
+mod tables;
 mod threads;
 mod touched;
 mod tree;

@@ -72,7 +72,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     let may_be_new = watch.mode == Mode::Trace && !watch.dropped.is_empty();
     for range in if may_be_new { vec![baseline::user_space()] } else { without_held } {
         let add = |range, categories| found.push((range, categories));
-        watch.pagemap.scan_categories(range, &baseline::PRIVATE, add)?;
+        watch.pagemap.runs(range, &baseline::PRIVATE, add)?;
     }
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);

@@ -5,13 +5,14 @@ use super::baseline::{self, Baseline, Was, page_bytes};
 use super::faults_armed::{Sampled, Sampling};
 use super::moves::Collected;
 use super::ranges::Ranges;
+use super::tables::Tables;
 use super::threads::Threads;
 use super::verdict::{Page, Sight, verdict};
 use crate::record::{Class, Event, Mode, Role, UNKNOWN_CALL, Watched};
 use crate::stacks::native::Registers;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use cowbell::sys::pagemap::{Categories, Entry, Query};
 use cowbell::sys::remote::{Memory, RemoteUffd};
 use cowbell::sys::uffd::{Event as Message, Fault, Features};
 use std::collections::HashMap;
@@ -112,7 +113,7 @@ pub struct Watch {
     /// Since when.
     pub begun_ns: u64,
     /// The process' page tables.
-    pub pagemap: Pagemap,
+    pub pagemap: Tables,
     /// Its mappings, with how each is observed.
     pub space: AddressSpace,
     /// The pages that they held.
