@@ -67,6 +67,11 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Scan, ADMIN]),
     claim!(
+        frames_and_their_flags_tell_zeroes_and_huge_pages,
+        "All small pages of zeroes that were only read have one frame; a huge page's frames follow each other from a multiple of their number on, and `/proc/kpageflags` has THP (bit 22) for the first of them, and not for a small page's."
+    )
+    .needs(&[ADMIN]),
+    claim!(
         tracee_dies_with_its_tracer_while_the_option_is_set,
         "With `PTRACE_O_EXITKILL`, set while it stands, a tracee is killed when its tracer dies, standing or running; with the option taken back it goes on."
     ),
@@ -323,16 +328,67 @@ fn locking_a_page_gives_back_what_reading_holds() -> Verdict {
     Ok(())
 }
 
-fn huge_page_of_zeroes_is_told_by_its_frame() -> Verdict {
+/// The flags that the kernel tells of the frames of pages.
+struct FrameFlags(std::fs::File);
+
+impl FrameFlags {
+    const THP: u64 = 1 << 22;
     const ZERO_PAGE: u64 = 1 << 24;
-    let flags = std::fs::File::open("/proc/kpageflags").map_err(|e| Skip(format!("/proc/kpageflags: {e}")))?;
-    let is_zero = |memory: &Memory, page| {
+
+    fn open() -> Result<Self, Skip> {
+        std::fs::File::open("/proc/kpageflags").map(Self).map_err(|e| Skip(format!("/proc/kpageflags: {e}")))
+    }
+
+    fn of(&self, memory: &Memory, page: usize) -> u64 {
         let frame = evidence::entry(memory, page).frame();
         let mut word = [0; 8];
         assert_ne!(frame, 0, "a page is there");
-        flags.read_exact_at(&mut word, frame * 8).expect("the frame's flags");
-        u64::from_ne_bytes(word) & ZERO_PAGE != 0
+        self.0.read_exact_at(&mut word, frame * 8).expect("the frame's flags");
+        u64::from_ne_bytes(word)
+    }
+}
+
+/// Memory for one huge page, under advice to use it.
+fn room_for_huge() -> Result<Memory, Skip> {
+    let size = map::huge_page_size().ok_or_else(|| Skip("no transparent huge pages".to_owned()))?;
+    let huge = Memory::aligned(Kind::Anonymous, size / cowbell::sys::page_size().bytes(), size)?;
+    map::advise(huge.range, Harmless::HugePage).map_err(|e| Skip(format!("MADV_HUGEPAGE: {e}")))?;
+    Ok(huge)
+}
+
+fn frames_and_their_flags_tell_zeroes_and_huge_pages() -> Verdict {
+    let flags = FrameFlags::open()?;
+    let frame = |memory: &Memory, page| evidence::entry(memory, page).frame();
+    let (small, other) = (Memory::new(Kind::Anonymous, 4)?, Memory::new(Kind::Anonymous, 4)?);
+    small.touch(1);
+    other.touch(3);
+    small.store(2, 1);
+    assert_eq!(frame(&small, 1), frame(&other, 3), "both are zeroes");
+    assert_ne!(frame(&small, 1), frame(&small, 2), "written");
+    let zeroes = frame(&small, 1);
+    let in_child = || {
+        other.touch(0);
+        assert_eq!(frame(&other, 0), zeroes, "in a forked child");
     };
+    child::spawn(in_child).finish();
+    assert_eq!(flags.of(&small, 2) & FrameFlags::THP, 0, "a small page");
+
+    let huge = room_for_huge()?;
+    huge.store(0, 1);
+    let first = frame(&huge, 0);
+    if flags.of(&huge, 0) & FrameFlags::THP == 0 {
+        return Err(Skip("no huge page: transparent huge pages are off, or none was free".to_owned()));
+    }
+    assert_eq!(first % huge.pages() as u64, 0, "where a huge page can be");
+    for page in 0..huge.pages() {
+        assert_eq!(frame(&huge, page), first + page as u64, "page {page}");
+    }
+    Ok(())
+}
+
+fn huge_page_of_zeroes_is_told_by_its_frame() -> Verdict {
+    let flags = FrameFlags::open()?;
+    let is_zero = |memory: &Memory, page| flags.of(memory, page) & FrameFlags::ZERO_PAGE != 0;
     let small = Memory::new(Kind::Anonymous, 4)?;
     small.touch(1);
     small.store(2, 1);
@@ -343,9 +399,7 @@ fn huge_page_of_zeroes_is_told_by_its_frame() -> Verdict {
     if used.trim() == "0" {
         return Err(Skip("transparent huge pages are told to do without one of zeroes (use_zero_page)".to_owned()));
     }
-    let size = map::huge_page_size().ok_or_else(|| Skip("no transparent huge pages".to_owned()))?;
-    let huge = Memory::aligned(Kind::Anonymous, size / cowbell::sys::page_size().bytes(), size)?;
-    map::advise(huge.range, Harmless::HugePage).map_err(|e| Skip(format!("MADV_HUGEPAGE: {e}")))?;
+    let huge = room_for_huge()?;
     huge.touch(1);
     let seen = evidence::categories(&huge, 1);
     if !seen.contains(Categories::HUGE) {
