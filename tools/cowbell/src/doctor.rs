@@ -92,11 +92,15 @@ fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
         (Ok(()), Verdict::Limited { why, .. }) => Ability::Limited(why.clone()),
         (found, _) => found.into(),
     };
+    let counts = ability::count();
+    let traces = counts.clone().and_then(|()| ability::trace());
+    // Before Linux 6.7 there are faults only, for root.
+    let watches = counts.clone().or_else(|why| ability::faults().map_err(|_| why));
     [
-        ("run --mode count", ability::count().into(), "which pages a program and its children copy"),
+        ("run --mode count", counts.into(), "which pages a program and its children copy"),
         (
             "run --mode trace",
-            ability::count().and_then(|()| ability::trace()).into(),
+            traces.clone().into(),
             "and when, which thread, which code; writes through /proc/PID/mem fail with EIO meanwhile",
         ),
         (
@@ -106,10 +110,10 @@ fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
         ),
         (
             "of other users",
-            ability::trace().and_then(|()| lender::may_lend()).into(),
+            traces.and_then(|()| lender::may_lend()).into(),
             "--mode trace of programs that give up root's rights (setpriv, gunicorn -u)",
         ),
-        ("attach", ability::count().and_then(|()| ability::attach()).into(), "the modes of run for a running process"),
+        ("attach", watches.and_then(|()| ability::attach()).into(), "the modes of run for a running process"),
         (
             "page frames",
             ability::page_frames().into(),
