@@ -97,8 +97,9 @@ fn a_pool_over_a_global_copies_by_counting_references_at_the_line_of_its_loop() 
 
 #[test]
 fn a_childs_own_data_is_new_memory_at_its_line() {
+    // Long enough to be looked at also where the tracer waits for a processor.
     let source =
-        "import os\nif os.fork() == 0:\n    own = [str(i) * 9 for i in range(300_000)]\n    os._exit(0)\nos.wait()\n";
+        "import os\nif os.fork() == 0:\n    own = [str(i) * 9 for i in range(1_500_000)]\n    os._exit(0)\nos.wait()\n";
     for mode in ["count", "trace"] {
         if mode == "trace" && may_trace().is_some() {
             continue;

@@ -64,6 +64,9 @@ fn where_many_libraries_are_loaded_the_way_out_is_told_on_a_busy_machine_too() {
     if let Some(why) = may_hear_faults() {
         return skip(&why);
     }
+    if !is_root() {
+        return skip("the stacks of ordinary users' programs come by interrupts, which a busy machine delays");
+    }
     let Some(python) = gunicorn() else {
         return skip("the packages are below the target directory, which this user cannot read");
     };
@@ -83,8 +86,7 @@ os._exit(0)
     let (report, text) =
         report(&scratch, &["--mode", "faults", "--who", "child"], [python.as_path(), script.as_path()]);
     let [_, work, ending] = phases(&report);
-    // Only root sees page frames, without which much is told as "at most".
-    assert!((work < 4.0 || !is_root()) && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
+    assert!(work < 4.0 && ending > 4.0, "{work} MiB at work, {ending} on the way out: {text}");
 }
 
 /// The report on two idle workers of uwsgi that were asked until both had answered, and then told to end.
