@@ -216,7 +216,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// So many of a thing.
+/// The number with its noun.
 fn some(number: u64, one: &str) -> String {
     format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }

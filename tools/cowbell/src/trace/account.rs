@@ -14,7 +14,7 @@ use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::procfs::{self, smaps, status::Status};
 use cowbell::sys::{self, Errno};
 
-/// So long the tracer may run for it in any case. The time that goes by says nothing of its work on a busy machine.
+/// The time that the tracer may run for it in any case. The time that goes by says nothing of its work on a busy machine.
 const FREE_NS: u64 = 100_000_000;
 /// And this part of the time that went by.
 const SHARE: u64 = 100;

@@ -37,7 +37,7 @@ use std::sync::Arc;
 const ARMED_MAX: u64 = 1 << 16;
 /// But never more than one page of so many: of a small process nearly all pages would be armed.
 const EVERY_MIN: u64 = 8;
-/// To read the stacks of a process this may run so long, and this share of its time: one of so many parts.
+/// The time that the tracer may run to read the stacks of a process, and its share of the process' time: one of so many parts.
 const FREE_NS: u64 = 40_000_000;
 const SHARE: u64 = 20;
 /// Beyond that a stack may follow on the one before it after so many times what that took.
@@ -46,7 +46,7 @@ const REST: u64 = 20;
 const THIN_EVENTS: u32 = 32;
 /// But so many pages stay armed, as far as they were: what is done next may be something else.
 const ARMED_MIN: u64 = 128;
-/// For arming this may run so long in all, and this share of the time: one of so many parts.
+/// The time that the tracer may run to arm pages, of all processes together, and its share of the time: one of so many parts.
 const ARM_FREE_NS: u64 = 20_000_000;
 const ARM_SHARE: u64 = 25;
 

@@ -4,12 +4,11 @@
 use crate::exact::{may_hear_faults, may_trace};
 
 use crate::lab::{Busy, Running, Scratch, cowbell, is_root, skip};
-use crate::programs::{eventually, get, gunicorn};
+use crate::programs::{ask_both_and_end, gunicorn};
 use crate::python::PYTHON;
 use crate::said::{report, share};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 
 /// The MiB that workers copied at work, at least and at most, and on the way out.
 fn phases(report: &Value) -> [f64; 3] {
@@ -108,15 +107,7 @@ def application(environ, start_response):
     let target =
         [&target[..], &["--master", "--processes", "2", "--die-on-term", "--disable-logging"], options].concat();
     let running = Running::start(&scratch, &mut cowbell(&["--mode", "faults", "--stacks", "1/16"], target));
-    let mut answered = std::collections::BTreeSet::new();
-    eventually("both workers answer", &running, || {
-        answered.insert(get(&socket, &running));
-        (answered.len() == 2).then_some(())
-    });
-    let master = std::fs::read_to_string(&pid_file).expect("uwsgi's pid file");
-    assert!(Command::new("kill").arg(master.trim()).status().expect("kill").success());
-    let outcome = running.finish();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let outcome = ask_both_and_end(running, &socket, &pid_file);
     outcome.err.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -1,6 +1,6 @@
 //! Programs that fork in earnest: a web server with preloaded workers, a database that saves, this library's demo.
 
-use crate::lab::{Capture, Interval, Running, Scratch, cowbell, is_root, skip};
+use crate::lab::{Capture, Interval, Outcome, Running, Scratch, cowbell, is_root, skip};
 use crate::python::pages_of;
 use crate::record::{Class, Origin, Record, Role};
 use cowbell::sys::procfs;
@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Does something until it succeeds, for as long as a server may take to start.
@@ -37,6 +38,21 @@ pub fn get(socket: &Path, running: &Running) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     assert!(head.contains(" 200 "), "{head}");
     body.to_owned()
+}
+
+/// Asks a server until two workers have answered (before that a worker may not hear that it shall stop), then tells its first process to end,
+/// and waits for that.
+pub fn ask_both_and_end(running: Running, socket: &Path, pid_file: &Path) -> Outcome {
+    let mut answered = BTreeSet::new();
+    eventually("both workers answer", &running, || {
+        answered.insert(get(socket, &running));
+        (answered.len() == 2).then_some(())
+    });
+    let first = std::fs::read_to_string(pid_file).expect("the server's pid file");
+    assert!(Command::new("kill").arg(first.trim()).status().expect("kill").success());
+    let outcome = running.finish();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    outcome
 }
 
 /// The Python that has gunicorn; the setup makes it below the target directory.

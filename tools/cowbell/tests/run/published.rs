@@ -2,9 +2,8 @@
 //! lines of eighty columns.
 
 use crate::lab::{Running, Scratch, cowbell, is_root, run, skip};
-use crate::programs::{eventually, get, gunicorn};
+use crate::programs::{ask_both_and_end, gunicorn};
 use std::path::Path;
-use std::process::Command;
 
 /// Python with the packages, which the setup puts below the target directory, and the mode: the tool's default for this user, or that
 /// of `COWBELL_MODE`.
@@ -106,7 +105,7 @@ def site(environ, start_response):
     return [body]
 ";
 
-/// The report on two workers of gunicorn that were asked until both had answered: before that a worker may not hear that it shall stop.
+/// The report on two workers of gunicorn that were asked and then told to end.
 fn site(python: &str, mode: &str, kind: &str, options: &[&str]) -> String {
     let scratch = Scratch::new();
     scratch.file("site_app.py", SITE);
@@ -122,16 +121,7 @@ fn site(python: &str, mode: &str, kind: &str, options: &[&str]) -> String {
     let target = [&target[..], options, &patience, &place].concat();
     let mut command = cowbell(&["--mode", mode], target);
     let running = Running::start(&scratch, command.env("HOME", &home).env("KIND", kind));
-    let mut answered = std::collections::BTreeSet::new();
-    eventually("both workers answer", &running, || {
-        answered.insert(get(&socket, &running));
-        (answered.len() == 2).then_some(())
-    });
-    let master = std::fs::read_to_string(&pid_file).expect("gunicorn's pid file");
-    assert!(Command::new("kill").arg(master.trim()).status().expect("kill").success());
-    let outcome = running.finish();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
-    outcome.err
+    ask_both_and_end(running, &socket, &pid_file).err
 }
 
 #[test]
