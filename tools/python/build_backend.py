@@ -19,11 +19,12 @@ def build_wheel(
     wheel_directory: str, config_settings: Optional[Any] = None, metadata_directory: Optional[str] = None
 ) -> str:
     """Builds both, and gives the name of the wheel."""
-    environment = dict(os.environ, CARGO_PROFILE_RELEASE_STRIP="symbols", CARGO_PROFILE_RELEASE_DEBUG="0")
+    # For maturin's cargo as well: it uses what was compiled then.
+    os.environ.update(CARGO_PROFILE_RELEASE_STRIP="symbols", CARGO_PROFILE_RELEASE_DEBUG="0")
     if shutil.which("cargo") is None:
         raise SystemExit("cowbell-fork is built with Rust: install it from https://rustup.rs, or install the wheel")
     packages = [word for package in _PARTS for word in ("-p", package)]
-    subprocess.run(["cargo", "build", "--release", "--locked", *packages], check=True, env=environment)
+    subprocess.run(["cargo", "build", "--release", "--locked", *packages], check=True)
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(_HERE, "target"))
     for part in _PARTS.values():
         shutil.copy(os.path.join(target, "release", part), os.path.join(_HERE, "tools/python/package/cowbell_fork", part))
