@@ -60,6 +60,7 @@ pub use image::Image;
 pub use images::ImageOptions;
 pub use memory::ArenaRef;
 pub(crate) use poured::{Pieces, enter_poured, leave_poured};
+pub(crate) use site::Table;
 pub use site::{Allocation, Site};
 #[cfg(feature = "pool")]
 pub(crate) use space::Space;
@@ -210,7 +211,7 @@ fn is_name(name: &str) -> bool {
 const NAME_MAX: usize = 200;
 
 /// Makes ready, once, what a process with arenas needs.
-fn prepare() -> Result<()> {
+pub(crate) fn prepare() -> Result<()> {
     diagnosis::install_once()?;
     registry::prepare()?;
     static NOTICES: OnceLock<()> = OnceLock::new();

@@ -36,6 +36,7 @@ pub(crate) fn enter_poured(
     file: OwnedFd,
     pieces: Pieces,
     blocks: Blocks,
+    allocations: Table,
 ) -> Result<Arc<Image>> {
     super::prepare()?;
     let marks = Marks { huge_pages: HugePages::Never, on_write: OnWrite::Copy, dump: true, lock: false };
@@ -50,7 +51,7 @@ pub(crate) fn enter_poured(
             marks,
             for_good: false,
             collapsed: Collapsed::NotAsked,
-            allocations: Table::default(),
+            allocations,
             file,
             origin: Origin::Poured(pieces, blocks),
             given_back: Mutex::default(),

@@ -86,7 +86,7 @@ impl Recorder {
                 word.store(value, Ordering::Relaxed);
             }
         }
-        Ok(Table { count: live.len(), words: Some(words), sites: self.sites.clone() })
+        Ok(Table { count: live.len(), words: Some(words), sites: self.sites.clone(), stacks: Vec::new() })
     }
 }
 
@@ -104,9 +104,39 @@ pub(crate) struct Table {
     count: usize,
     words: Option<SharedWords>,
     sites: Vec<Site>,
+    /// In place of sites, of a heap: the calls that led to the allocation.
+    stacks: Vec<Vec<u64>>,
 }
 
 impl Table {
+    /// Allocations by offset: offset, length, and which of the stacks led to it.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn of_stacks(live: &[(usize, usize, u32)], stacks: Vec<Vec<u64>>) -> Result<Self> {
+        let words = SharedWords::new(live.len() * WORDS)?;
+        for (&(offset, len, stack), entry) in live.iter().zip(words.words().chunks_exact(WORDS)) {
+            let id = u64::from(stack) + 1;
+            let id = if id <= SITES_MAX { id } else { 0 };
+            for (word, value) in entry.iter().zip([offset as u64, (len as u64) << SITE_BITS | id]) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        Ok(Self { count: live.len(), words: Some(words), sites: Vec::new(), stacks })
+    }
+
+    /// The number of the stack that made the allocation which begins there, if it is recorded: its place in [`Self::stacks`].
+    pub(crate) fn stack_at(&self, offset: usize) -> Option<usize> {
+        let at = self.partition_point(|allocation| allocation.offset < offset);
+        let (begin, _, id) = self.entry(at)?;
+        (begin == offset).then(|| id.checked_sub(1))?
+    }
+
+    /// The stacks, each from the allocator outwards.
+    pub(crate) fn stacks(&self) -> &[Vec<u64>] {
+        &self.stacks
+    }
+
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = Allocation> + '_ {
         (0..self.count).filter_map(|at| self.get(at))
@@ -124,11 +154,17 @@ impl Table {
     }
 
     fn get(&self, at: usize) -> Option<Allocation> {
+        let (offset, len, id) = self.entry(at)?;
+        let site = id.checked_sub(1).and_then(|id| self.sites.get(id)).copied();
+        Some(Allocation { offset, len, site })
+    }
+
+    /// Offset, length, and the number of the site or stack.
+    fn entry(&self, at: usize) -> Option<(usize, usize, usize)> {
         let words: &[AtomicU64] = self.words.as_ref()?.words();
         let [offset, rest] = words.get(at * WORDS..(at + 1) * WORDS)? else { return None };
         let rest = rest.load(Ordering::Relaxed);
-        let site = ((rest & SITES_MAX) as usize).checked_sub(1).and_then(|id| self.sites.get(id)).copied();
-        Some(Allocation { offset: offset.load(Ordering::Relaxed) as usize, len: (rest >> SITE_BITS) as usize, site })
+        Some((offset.load(Ordering::Relaxed) as usize, (rest >> SITE_BITS) as usize, (rest & SITES_MAX) as usize))
     }
 
     /// The first entry for which `is_before` is false, as of a slice.

@@ -56,6 +56,7 @@ const PANICKED: i32 = 101;
 pub struct ForkOptions<'a> {
     watch: Watch,
     events_max: usize,
+    callers: bool,
     last_census: bool,
     outside: bool,
     exit_signal: i32,
@@ -70,6 +71,7 @@ impl<'a> ForkOptions<'a> {
         Self {
             watch: Watch::Census,
             events_max: 1 << 16,
+            callers: false,
             last_census: true,
             outside: true,
             exit_signal: 0,
@@ -89,6 +91,14 @@ impl<'a> ForkOptions<'a> {
     /// as lost; which pages were written is known all the same.
     pub fn events_max(mut self, events: usize) -> Self {
         self.events_max = events;
+        self
+    }
+
+    /// True: events say which calls led to the write ([`Event::callers`](crate::watch::Event::callers), up to [`CALLERS_MAX`](crate::watch::CALLERS_MAX)). Only for
+    /// [`Watch::Trap`], whose handler runs in the writing thread: it walks that thread's stack, which takes some microseconds a page, by the tables that
+    /// compilers write for panics. Code whose tables are wrong (assembler written by hand) may crash the child that way. Each event takes 256 bytes.
+    pub fn callers(mut self, callers: bool) -> Self {
+        self.callers = callers;
         self
     }
 
@@ -219,6 +229,10 @@ fn fork<R: IntoExitCode>(
     if options.watch != Watch::Census && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
     }
+    if options.callers && options.watch != Watch::Trap {
+        return Err(Error::invalid(format!("watch `{}` does not see which calls led to a write", options.watch))
+            .with_hint("use Watch::Trap"));
+    }
     if !(0..=SIGNAL_MAX).contains(&options.exit_signal) {
         return Err(Error::invalid(format!("exit signal {} is no signal", options.exit_signal)));
     }
@@ -236,7 +250,7 @@ fn fork<R: IntoExitCode>(
         (true, false) => LastCensus::OfArenas,
         (true, true) => LastCensus::OfAll,
     };
-    let evidence = Evidence::new(options.watch, images, options.events_max, census)?;
+    let evidence = Evidence::new(options.watch, images, (options.events_max, options.callers), census)?;
     let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
     let rings = Cell::new((options.watch == Watch::Faults).then(|| Rings::prepare(Follow::Process)));
     let channels = Channels { ready: pipe, command: process::event()?, rings };

@@ -8,7 +8,7 @@ use super::Heap;
 use super::freeze::{self, Run};
 use super::ground::{self, State};
 use super::hot::Kind;
-use super::reclaim;
+use super::{reclaim, sites};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
 use crate::fork;
@@ -100,6 +100,7 @@ pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
         let images = enter(&runs, name)?;
         match pour(&runs, kind, &pagemap) {
             Ok(true) => {
+                images.iter().for_each(|image| sites::forget_all(image.range()));
                 runs.iter().zip(&images).for_each(|(run, image)| reclaim::remember(run.first, image));
                 return Ok(Generation { images });
             }
@@ -122,7 +123,9 @@ fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
             run.file.as_fd().try_clone_to_owned().map_err(|e| {
                 Error::os("dup(heap image)", e.raw_os_error().map_or(Errno::MFILE, Errno::from_raw_os_error))
             });
-        match file.and_then(|file| arena::enter_poured(name, run.range, file, pieces, freeze::block_at)) {
+        let poured =
+            |file| arena::enter_poured(name, run.range, file, pieces, freeze::block_at, sites::table(run.range)?);
+        match file.and_then(poured) {
             Ok(image) => images.push(image),
             Err(e) => {
                 images.iter().for_each(|image| arena::leave_poured(image));

@@ -24,6 +24,7 @@
 //! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
 //! scope     arenas: what a closure allocates, in an image of its own
+//! sites     which calls made an allocation, for who asks
 //! lock      the one lock, which a fork takes
 //! ```
 //!
@@ -48,6 +49,7 @@ mod local;
 mod lock;
 mod reclaim;
 mod scope;
+mod sites;
 mod span;
 mod state;
 
@@ -75,15 +77,23 @@ const FIRST_SCOPE: u8 = 2;
 unsafe impl GlobalAlloc for Heap {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match Class::of(layout.size(), layout.align()) {
+        let block = match Class::of(layout.size(), layout.align()) {
             Some(class) => local::alloc(class),
             None => large(layout).0,
+        };
+        if sites::are_recorded() {
+            sites::note(block.expose_provenance(), layout.size());
         }
+        block
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let address = block.expose_provenance();
+        if sites::are_recorded() {
+            // Before anybody else can have the address.
+            sites::forget(address);
+        }
         match Class::of(layout.size(), layout.align()) {
             // SAFETY: the caller says that the block was given for this layout, and so for this class.
             Some(class) => unsafe { local::free(address, class) },
@@ -100,6 +110,9 @@ unsafe impl GlobalAlloc for Heap {
         if !block.is_null() && !zero {
             // SAFETY: the memory was just given, and is as large as the layout says.
             unsafe { block.write_bytes(0, layout.size()) };
+        }
+        if sites::are_recorded() {
+            sites::note(block.expose_provenance(), layout.size());
         }
         block
     }
@@ -118,11 +131,18 @@ unsafe impl GlobalAlloc for Heap {
             _ => false,
         };
         if stays {
+            if sites::are_recorded() {
+                sites::note_len(address, new_size);
+            }
             return block;
         }
         if old.is_none() && new.is_none() {
             // SAFETY: the caller gives the old address up.
             if let Some(moved) = unsafe { span::move_to_huge(address, layout.size(), new_size, layout.align()) } {
+                if sites::are_recorded() {
+                    sites::forget(address);
+                    sites::note(moved, new_size);
+                }
                 return std::ptr::with_exposed_provenance_mut(moved);
             }
         }

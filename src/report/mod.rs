@@ -3,16 +3,19 @@
 //! A [`Report`] prints itself for people (`Display`) and, with the feature `serde`, is JSON with a
 //! version field ([`VERSION`]).
 
+mod explain;
+mod objects;
 mod text;
 
-use crate::arena::{self, Image, OnWrite};
+pub use explain::{Allocated, Cause, Explained, Frame, Writer};
+pub use objects::{Beside, ObjectReport, PageReport};
+
+use crate::arena::{Image, OnWrite};
 use crate::facts::Door;
 use crate::facts::Ended;
 use crate::page::{PageCount, PageIndex, PageSet, PageSize, PageSpan};
 use crate::sys::map::Range;
 use crate::watch::{self, Changed, Outside, Watch};
-use std::collections::HashMap;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The version of the report's JSON: raised when a field changes its meaning or goes away.
@@ -132,6 +135,13 @@ pub struct ArenaReport {
     pub copied_unobserved: PageCount,
     /// Copied pages by what was allocated there, most pages first; empty unless the arena records sites.
     pub sites: Vec<SiteReport>,
+    /// The first 5,000 copied pages one by one, and what lies there, of a frozen heap and of an arena that records sites.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub told: Vec<PageReport>,
+    /// Of a frozen heap: the calls that led to allocations on pages that are [told](Self::told), from the allocator outwards, each an address inside of the calling
+    /// instruction.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub stacks: Vec<Vec<u64>>,
 }
 
 /// An allocation site and the copied pages its objects lie on.
@@ -164,6 +174,10 @@ pub struct EventReport {
     pub pc: u64,
     /// The type of the object written, where the arena records sites.
     pub object: Option<String>,
+    /// The calls that led there, the innermost first, each an address inside of the calling instruction; only with
+    /// [`ForkOptions::callers`](crate::fork::ForkOptions::callers).
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub callers: Vec<u64>,
 }
 
 /// The facts that a report is made from besides the arenas.
@@ -183,13 +197,23 @@ pub(crate) struct Facts {
 }
 
 impl Report {
-    pub(crate) fn new(facts: Facts, arenas: Vec<ArenaReport>, events: &[watch::Event], images: &[Arc<Image>]) -> Self {
+    pub(crate) fn new(
+        facts: Facts,
+        mut arenas: Vec<ArenaReport>,
+        events: &[watch::Event],
+        images: &[Arc<Image>],
+    ) -> Self {
+        for (at, (arena, image)) in arenas.iter_mut().zip(images).enumerate() {
+            let written = events.iter().filter(|event| event.arena == at).map(|event| (event.page, event.address));
+            (arena.told, arena.stacks) = objects::tell(image, &arena.told, written.collect());
+        }
         let describe = |event: &watch::Event| {
             let image = images.get(event.arena);
             let offset = event.address.saturating_sub(image.map_or(0, |image| image.range().start));
             let allocation = image.and_then(|image| image.table().overlapping(offset, offset + 1).next());
             let object = allocation.and_then(|allocation| allocation.site).map(|site| site.type_name.to_owned());
-            let block = || image.and_then(|image| image.block_at(event.address)).map(|block| block_name(block.len));
+            let block =
+                || image.and_then(|image| image.block_at(event.address)).map(|block| objects::block_name(block.len));
             EventReport {
                 arena: event.arena,
                 page: event.page,
@@ -198,6 +222,7 @@ impl Report {
                 tid: event.tid,
                 pc: event.registers.pc,
                 object: object.or_else(block),
+                callers: event.callers.iter().copied().take_while(|&caller| caller != 0).collect(),
             }
         };
         Self {
@@ -255,7 +280,13 @@ impl ArenaReport {
             identical_pages: PageCount(identical as u64),
             observed: observed.map(|observed| observed.runs().collect()),
             copied_unobserved: unobserved,
-            sites: sites(image, &changes),
+            sites: objects::sites(image, &changes),
+            told: changes
+                .iter()
+                .map(|&(page, changed)| PageReport::bare(page, changed))
+                .take(objects::TOLD_MAX)
+                .collect(),
+            stacks: Vec::new(),
         }
     }
 
@@ -280,70 +311,4 @@ fn set_of(runs: &[PageSpan]) -> PageSet {
     let mut set = PageSet::new();
     runs.iter().for_each(|&run| set.insert_span(run));
     set
-}
-
-/// The sites that have objects where copied pages changed.
-fn sites(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
-    let allocations = image.table();
-    if image.is_written_by_parents() {
-        return blocks(image, changes);
-    }
-    if allocations.is_empty() {
-        return Vec::new();
-    }
-    let page_bytes = (image.range().len as u64 / image.pages().0.max(1)) as usize;
-    let mut pages: HashMap<Option<arena::Site>, u64> = HashMap::new();
-    for (page, changed) in changes {
-        let start = page.0 as usize * page_bytes;
-        let (from, to) = match changed {
-            Some(changed) if changed.bytes > 0 => (start + changed.first as usize, start + changed.last as usize + 1),
-            _ => (start, start + page_bytes),
-        };
-        let mut here: Vec<_> = allocations.overlapping(from, to).map(|allocation| allocation.site).collect();
-        here.sort_by_key(|site| site.map(|site| (site.type_name, site.location.file(), site.location.line())));
-        here.dedup();
-        for site in here {
-            *pages.entry(site).or_default() += 1;
-        }
-    }
-    let mut sites: Vec<SiteReport> = pages
-        .into_iter()
-        .map(|(site, pages)| SiteReport {
-            type_name: site.map_or_else(String::new, |site| site.type_name.to_owned()),
-            location: site.map_or_else(String::new, |s| format!("{}:{}", s.location.file(), s.location.line())),
-            pages: PageCount(pages),
-        })
-        .collect();
-    sites.sort_by(|a, b| b.pages.cmp(&a.pages).then_with(|| a.type_name.cmp(&b.type_name)));
-    sites
-}
-
-/// The name of a heap's block of which nothing but its length is known.
-fn block_name(len: usize) -> String {
-    format!("a block of {len} bytes")
-}
-
-/// The lengths of blocks that have bytes that changed: a heap knows no more of its objects.
-fn blocks(image: &Image, changes: &[(PageIndex, Option<Changed>)]) -> Vec<SiteReport> {
-    let page_bytes = (image.range().len as u64 / image.pages().0.max(1)) as usize;
-    let mut pages: BTreeMap<usize, u64> = BTreeMap::new();
-    for (page, changed) in changes {
-        let start = image.range().start + page.0 as usize * page_bytes;
-        let (mut at, end) = match changed {
-            Some(changed) if changed.bytes > 0 => (start + changed.first as usize, start + changed.last as usize + 1),
-            _ => (start, start + page_bytes),
-        };
-        let mut here = BTreeSet::new();
-        while let Some(block) = image.block_at(at).filter(|block| at < end && block.end() > at) {
-            here.insert(block.len);
-            at = block.end();
-        }
-        here.into_iter().for_each(|len| *pages.entry(len).or_default() += 1);
-    }
-    let mut sites: Vec<SiteReport> = pages
-        .into_iter()
-        .map(|(len, pages)| SiteReport { type_name: block_name(len), location: String::new(), pages: PageCount(pages) })
-        .collect();
-    sites.sort_by_key(|site| std::cmp::Reverse(site.pages));
-    sites
 }

@@ -34,6 +34,7 @@ pub mod robust;
 pub mod signal;
 pub mod tracing;
 pub mod uffd;
+pub mod unwind;
 pub mod usage;
 
 use crate::page::PageSize;

@@ -18,8 +18,8 @@
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
 
 use super::faults::CANDIDATE_WORDS;
-use super::findings::{Changed, DeniedWrite, Event, PanicMessage};
-use super::ring::{self, Payload, Ring};
+use super::findings::{Changed, DeniedWrite, Event};
+use super::ring::{self, CALLERS_MAX, Payload, Ring};
 use super::{Failure, Watch, outside};
 use crate::arena::{Image, Refused, registry};
 use crate::error::Result;
@@ -30,8 +30,8 @@ use crate::sys::map::SharedWords;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const HEADER: usize = 64;
-const PANIC: usize = 256;
+pub(super) const HEADER: usize = 64;
+pub(super) const PANIC: usize = 256;
 const TOUCHED: usize = HEADER + PANIC;
 
 /// Words of the header, by name.
@@ -106,7 +106,7 @@ struct Section {
 
 /// The shared region of one child.
 pub(crate) struct Evidence {
-    shared: SharedWords,
+    pub(super) shared: SharedWords,
     outside_at: usize,
     ring_at: usize,
     sections: Vec<Section>,
@@ -123,6 +123,8 @@ pub(crate) struct Evidence {
     pub(crate) keep: bool,
     /// True where memory outside of the arenas is counted, too.
     pub(crate) outside: bool,
+    /// True where events have their callers.
+    pub(crate) callers: bool,
 }
 
 /// The images whose copies are counted at a child's end.
@@ -151,12 +153,17 @@ const BITMAPS: usize = 5;
 
 impl Evidence {
     /// Makes the region, before the fork.
-    pub(crate) fn new(watch: Watch, images: Vec<Arc<Image>>, events_max: usize, census: LastCensus) -> Result<Self> {
+    pub(crate) fn new(
+        watch: Watch,
+        images: Vec<Arc<Image>>,
+        (events_max, callers): (usize, bool),
+        census: LastCensus,
+    ) -> Result<Self> {
         let (keep, outside) = (census != LastCensus::None, census == LastCensus::OfAll);
         let outside_at = TOUCHED + BITMAPS * images.len();
         let ring_at = outside_at + outside::words(outside);
         let slots = if watch.has_events() { events_max.max(1) } else { 0 };
-        let mut at = slots.saturating_mul(ring::EVENT_WORDS).saturating_add(ring_at + ring::HEADER_WORDS);
+        let mut at = slots.saturating_mul(ring::slot_words(callers)).saturating_add(ring_at + ring::HEADER_WORDS);
         let mut sections = Vec::new();
         for image in &images {
             let pages = image.pages().0 as usize;
@@ -186,6 +193,7 @@ impl Evidence {
             events_max,
             keep,
             outside,
+            callers,
         })
     }
 
@@ -220,7 +228,7 @@ impl Evidence {
 
     fn ring(&self) -> Ring<'_> {
         let end = self.sections.first().map_or(usize::MAX, |section| section.seen).min(self.shared.words().len());
-        Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default())
+        Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default(), self.callers)
     }
 
     /// 1 once a bit of the bitmap was set.
@@ -306,12 +314,22 @@ impl Evidence {
     }
 
     /// Notes a write: always in the bitmap, and as an event if the page was not written before in this epoch.
-    pub(super) fn saw(&self, address: usize, tid: impl FnOnce() -> i32, registers: Registers) {
+    pub(super) fn saw(
+        &self,
+        address: usize,
+        tid: impl FnOnce() -> i32,
+        registers: Registers,
+        callers: impl FnOnce(&mut [u64]),
+    ) {
         let Some((image, page)) = self.place(address) else { return };
         if self.mark(image, Pages::Seen, page) {
             let Registers { pc, sp, fp } = registers;
             let time = sys::monotonic_ns();
-            self.ring().push(&[image as u64, address as u64, time, tid() as u64, pc, sp, fp]);
+            let mut led = [0; CALLERS_MAX];
+            if self.callers {
+                callers(&mut led);
+            }
+            self.ring().push(&[image as u64, address as u64, time, tid() as u64, pc, sp, fp], &led);
         }
     }
 
@@ -331,16 +349,16 @@ impl Evidence {
     /// Adds an event for a page that has none yet in this epoch.
     pub(super) fn add(&self, image: usize, page: PageIndex, event: &Payload) {
         if self.mark(image, Pages::Seen, page) {
-            self.ring().push(event);
+            self.ring().push(event, &[0; CALLERS_MAX]);
         }
     }
 
     /// Takes the oldest event.
     pub(crate) fn take_event(&self, writers_gone: bool) -> Option<Event> {
-        let [image, address, time_ns, tid, pc, sp, fp]: Payload = self.ring().pop(writers_gone)?;
+        let ([image, address, time_ns, tid, pc, sp, fp], callers) = self.ring().pop(writers_gone)?;
         let address = address as usize;
         let (arena, page) = self.place(address).unwrap_or((image as usize, PageIndex(0)));
-        Some(Event { arena, page, address, time_ns, tid: tid as i32, registers: Registers { pc, sp, fp } })
+        Some(Event { arena, page, address, time_ns, tid: tid as i32, registers: Registers { pc, sp, fp }, callers })
     }
 
     /// The number of events that were lost for want of room, or with their writer.
@@ -371,35 +389,6 @@ impl Evidence {
             tid: self.get(Word::RefusedTid) as i32,
             pc: self.get(Word::RefusedPc),
         })
-    }
-
-    /// Begins a panic's text, in place of an earlier panic's that was caught.
-    pub(crate) fn begin_panic_text(&self) {
-        self.set(Word::PanicLen, 0);
-        for word in self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default() {
-            word.store(0, Ordering::Release);
-        }
-    }
-
-    /// Adds to the panic's text; what does not fit is cut off.
-    pub(crate) fn add_panic_text(&self, text: &str) {
-        let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
-        let room = (words.len() * 8).saturating_sub(self.get(Word::PanicLen) as usize);
-        let fits = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|&end| end <= room).last();
-        for byte in text.bytes().take(fits.unwrap_or(0)) {
-            let at = self.get(Word::PanicLen) as usize;
-            let Some(word) = words.get(at / 8) else { return };
-            word.fetch_or(u64::from(byte) << (at % 8 * 8), Ordering::AcqRel);
-            self.set(Word::PanicLen, at as u64 + 1);
-        }
-    }
-
-    /// The message of the child's panic, if it panicked.
-    pub(crate) fn panic_text(&self) -> Option<PanicMessage> {
-        let len = self.get(Word::PanicLen) as usize;
-        let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
-        let bytes = words.iter().flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).take(len);
-        (len > 0).then(|| PanicMessage(String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()))
     }
 
     /// The step that failed while the child (or its keeper) was set up.

@@ -1,10 +1,12 @@
 //! The findings that evidence comes to: a page that differs, a write, a refused write, a panic.
 
+use super::ring::CALLERS_MAX;
 use crate::facts::Registers;
 use crate::page::PageIndex;
 
 /// The difference of a copied page from the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Changed {
     /// The number of bytes that differ; 0 when the page is the same again.
     pub bytes: u32,
@@ -52,6 +54,9 @@ pub struct Event {
     /// The writer's registers; all 0 where they could not be read. `fp` is known to [`Trap`](crate::watch::Watch::Trap) and
     /// [`Faults`](crate::watch::Watch::Faults) only. Of a write in a system call `pc` is the instruction behind the call.
     pub registers: Registers,
+    /// The calls that led there, the innermost first, each an address inside of the calling instruction; 0 behind the last. All 0 unless
+    /// [`ForkOptions::callers`](crate::fork::ForkOptions::callers) asked for them.
+    pub callers: [u64; CALLERS_MAX],
 }
 
 /// A write that [`crate::arena::OnWrite::Deny`] (or a growing arena) refused, and of which the child died.

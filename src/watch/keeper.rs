@@ -227,7 +227,7 @@ impl Keeper {
         let _readable = uffd.read(|event| {
             let Event::Fault(fault) = event else { return };
             let (sp, pc) = self.blocked_at(fault.tid).unwrap_or_default();
-            self.evidence.saw(fault.address, || fault.tid, Registers { pc, sp, fp: 0 });
+            self.evidence.saw(fault.address, || fault.tid, Registers { pc, sp, fp: 0 }, |_| ());
             let range = Range { start: page.round_down(fault.address), len: page.bytes() };
             // SAFETY: the page lies in an arena we armed. Fails only when the child is gone.
             let _gone = unsafe { uffd.write_protect(range, false) };

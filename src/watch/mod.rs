@@ -26,6 +26,7 @@ mod findings;
 mod instruction;
 mod keeper;
 pub(crate) mod outside;
+mod panic_text;
 mod reshare;
 mod ring;
 mod task;
@@ -37,6 +38,7 @@ pub(crate) use evidence::{Evidence, LastCensus, Pages, Word};
 pub use findings::{Changed, DeniedWrite, Event, PanicMessage};
 pub use outside::{Outside, OutsidePages};
 pub(crate) use reshare::{copied_now, give_back};
+pub use ring::CALLERS_MAX;
 pub(crate) use task::Task;
 
 /// The way in which a child's copies are observed.

@@ -7,7 +7,7 @@
 use super::evidence::{Evidence, Word};
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
-use crate::sys::{self, Errno, process, uffd};
+use crate::sys::{self, Errno, process, uffd, unwind};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
@@ -22,6 +22,10 @@ static EARLIER: OnceLock<Action> = OnceLock::new();
 
 /// Installs the handler in the child.
 pub(super) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
+    if evidence.callers {
+        // What the unwinder and the dynamic linker do once is done here, where there is room, and not on a signal stack.
+        unwind::callers(&mut [0; 1]);
+    }
     EVIDENCE.store(std::ptr::from_ref(evidence).cast_mut(), Ordering::Release);
     // In a child of a child the first one stays: what is there now is our own.
     let _first = EARLIER.set(signal::current(signal::BUS)?);
@@ -50,8 +54,11 @@ fn is_ours(fault: &MemoryFault) -> bool {
 }
 
 fn trap(evidence: &Evidence, fault: &MemoryFault) {
+    let callers = |frames: &mut [u64]| {
+        unwind::callers_of_interrupted(fault.registers.pc, frames);
+    };
     // Two threads may trap on one page; the bitmap lets the first one note it.
-    evidence.saw(fault.address, process::tid, fault.registers);
+    evidence.saw(fault.address, process::tid, fault.registers, callers);
     let page = sys::page_size();
     let range = Range { start: page.round_down(fault.address), len: page.bytes() };
     let number = evidence.number(Word::UffdNumber).unwrap_or(i32::MAX);
@@ -63,7 +70,7 @@ fn trap(evidence: &Evidence, fault: &MemoryFault) {
         return;
     }
     // An epoch may have ended between the two: it took the mark, and armed the page before we let it go.
-    evidence.saw(fault.address, process::tid, fault.registers);
+    evidence.saw(fault.address, process::tid, fault.registers, callers);
 }
 
 /// The program closed our descriptor (or its number means another file now). The keeper holds the last one:

@@ -7,6 +7,7 @@ mod collections;
 mod freezing;
 mod hostile;
 mod memory;
+mod planted;
 mod reclaim;
 mod storm;
 mod threads;
@@ -34,6 +35,7 @@ fn all() -> impl Iterator<Item = Case> {
         hostile::CASES,
         reclaim::CASES,
         arena::CASES,
+        planted::CASES,
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,234 @@
+//! Which calls made an allocation, kept apart from the heap for whoever asks.
+//!
+//! What is recorded lies in shared memory, of which fork copies no page table, and is this process's alone: a child records nothing and reads nothing here.
+//! What a freeze takes along is the image's from then on.
+//!
+//! # Safety
+//! Memory of a [`Mapped`] is mapped for its collection, and unmapped when that gives it up.
+#![expect(unsafe_code, reason = "an allocator for the record, which must not allocate from what it records")]
+
+use super::{HOT, Heap, claim, generation};
+use crate::arena::{self, Table, registry};
+use crate::error::{Error, Result};
+use crate::sys::map::{self, Range, SharedWords};
+use crate::sys::{page_size, unwind};
+use allocator_api2::alloc::{AllocError, Allocator, Layout};
+use hashbrown::{DefaultHashBuilder, HashMap};
+use std::hash::BuildHasher;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+type List<T> = allocator_api2::vec::Vec<T, Mapped>;
+type Map<K, V> = HashMap<K, V, DefaultHashBuilder, Mapped>;
+
+/// Calls that are kept of each allocation; the first few are the allocator's own.
+const CALLS_MAX: usize = 32;
+
+/// One in so many allocations is recorded; 0 while none is.
+static EVERY: AtomicU32 = AtomicU32::new(0);
+/// Allocations since.
+static SEEN: AtomicUsize = AtomicUsize::new(0);
+/// The process that records.
+static PROCESS: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// Nothing is allocated from the heap, nor given back to it, while this is locked.
+static RECORD: Mutex<Option<Record>> = Mutex::new(None);
+
+/// Tells whether any allocation is to be recorded.
+#[inline]
+pub(super) fn are_recorded() -> bool {
+    EVERY.load(Ordering::Relaxed) != 0
+}
+
+impl Heap {
+    /// Records the calls that lead to one in `every` allocations from now on (1: to each), for good, in this process and not in its children. Reports of children
+    /// then name for an object on a copied page where it was allocated: see [`Report::explain`](crate::report::Report::explain).
+    ///
+    /// Each allocation that is recorded takes some microseconds and about 50 bytes; each that is not, and each free, some tens of nanoseconds. Stacks are walked by
+    /// the tables that compilers write for panics.
+    ///
+    /// # Errors
+    /// Invalid when `Heap` is not the global allocator, and for 0. ENOMEM.
+    pub fn record_sites(every: u32) -> Result<()> {
+        if !Self::is_in_use() {
+            return Err(generation::not_in_use());
+        }
+        if every == 0 {
+            return Err(Error::invalid("one in 0 allocations cannot be recorded"));
+        }
+        // A forked child is to know that it is another process.
+        arena::prepare()?;
+        // What is done once is done before it is in the way of an allocation.
+        unwind::callers(&mut [0; 1]);
+        with(|record| {
+            record.get_or_insert_with(Record::new);
+        });
+        PROCESS.store(registry::process_number(), Ordering::Relaxed);
+        EVERY.store(every, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn with<R>(work: impl FnOnce(&mut Option<Record>) -> R) -> R {
+    work(&mut RECORD.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The lock may be held for ever in a child, by a thread that it does not have.
+fn is_this_process() -> bool {
+    PROCESS.load(Ordering::Relaxed) == registry::process_number()
+}
+
+/// An allocation was made.
+#[cold]
+#[inline(never)]
+pub(super) fn note(address: usize, len: usize) {
+    let every = EVERY.load(Ordering::Relaxed) as usize;
+    if address == 0 || claim::kind() == HOT || !is_this_process() {
+        return;
+    }
+    if SEEN.fetch_add(1, Ordering::Relaxed).checked_rem(every) != Some(0) {
+        return;
+    }
+    let mut calls = [0; CALLS_MAX];
+    let count = unwind::callers(&mut calls);
+    with(|record| record.as_mut()?.add(address, len, calls.get(..count)?));
+}
+
+/// An allocation has another length where it was.
+#[cold]
+#[inline(never)]
+pub(super) fn note_len(address: usize, len: usize) {
+    if is_this_process() {
+        with(|record| record.as_mut()?.live.get_mut(&address).map(|entry| entry.0 = len));
+    }
+}
+
+/// An allocation is about to be given up.
+#[cold]
+#[inline(never)]
+pub(super) fn forget(address: usize) {
+    if is_this_process() {
+        with(|record| record.as_mut()?.live.remove(&address));
+    }
+}
+
+/// What is recorded of a range that is about to be frozen.
+///
+/// # Errors
+/// ENOMEM.
+pub(super) fn table(range: Range) -> Result<Table> {
+    if !are_recorded() || !is_this_process() {
+        return Ok(Table::default());
+    }
+    let mut found: List<(usize, usize, u32)> = List::new_in(Mapped);
+    let mut calls: List<u64> = List::new_in(Mapped);
+    let mut ends: List<usize> = List::new_in(Mapped);
+    with(|record| {
+        let Some(record) = record else { return };
+        let inside = record.live.iter().filter(|(address, _)| range.contains(**address));
+        found.extend(inside.map(|(address, &(len, stack))| (address - range.start, len, stack)));
+        calls.extend_from_slice(&record.calls);
+        ends.extend_from_slice(&record.ends);
+    });
+    found.sort_unstable();
+    let mut begin = 0;
+    let stacks =
+        ends.iter().map(|&end| calls.get(std::mem::replace(&mut begin, end)..end).unwrap_or_default().to_vec());
+    Table::of_stacks(&found, stacks.collect())
+}
+
+/// A range was frozen: what was recorded of it is the image's now.
+pub(super) fn forget_all(range: Range) {
+    if are_recorded() && is_this_process() {
+        with(|record| record.as_mut().map(|record| record.live.retain(|address, _| !range.contains(*address))));
+    }
+}
+
+/// What is recorded.
+struct Record {
+    /// By address: length, and number of the stack.
+    live: Map<usize, (usize, u32)>,
+    /// Numbers of stacks by their hashes.
+    numbers: Map<u64, u32>,
+    /// The calls of all stacks, one stack after the other, and where each ends.
+    calls: List<u64>,
+    ends: List<usize>,
+}
+
+impl Record {
+    fn new() -> Self {
+        Self { live: Map::default(), numbers: Map::default(), calls: List::new_in(Mapped), ends: List::new_in(Mapped) }
+    }
+
+    /// `None` where there is no memory: then nothing is known of the allocation.
+    fn add(&mut self, address: usize, len: usize, calls: &[u64]) -> Option<()> {
+        self.live.try_reserve(1).ok()?;
+        let stack = self.number(calls)?;
+        self.live.insert(address, (len, stack));
+        Some(())
+    }
+
+    fn number(&mut self, calls: &[u64]) -> Option<u32> {
+        let hash = self.numbers.hasher().hash_one(calls);
+        if let Some(&number) = self.numbers.get(&hash)
+            && self.stack(number) == Some(calls)
+        {
+            return Some(number);
+        }
+        self.calls.try_reserve(calls.len()).ok()?;
+        self.ends.try_reserve(1).ok()?;
+        self.numbers.try_reserve(1).ok()?;
+        let number = u32::try_from(self.ends.len()).ok()?;
+        self.calls.extend_from_slice(calls);
+        self.ends.push(self.calls.len());
+        // Of two stacks with one hash the later one is found; the other may get a second number.
+        self.numbers.insert(hash, number);
+        Some(number)
+    }
+
+    fn stack(&self, number: u32) -> Option<&[u64]> {
+        let at = number as usize;
+        let begin = at.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        self.calls.get(begin..*self.ends.get(at)?)
+    }
+}
+
+/// Memory from the kernel, shared over fork.
+#[derive(Clone, Copy, Default)]
+struct Mapped;
+
+// SAFETY: each block is a mapping of its own, at least as large as asked for, and page-aligned, which is checked to suffice. Copies are the same.
+unsafe impl Allocator for Mapped {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.align() > page_size().bytes() {
+            return Err(AllocError);
+        }
+        let words = SharedWords::new(layout.size().div_ceil(8)).map_err(|_| AllocError)?;
+        let Range { start, .. } = words.range();
+        std::mem::forget(words);
+        map::pointer_at(start).map(|at| NonNull::slice_from_raw_parts(at, layout.size())).ok_or(AllocError)
+    }
+
+    unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
+        let len = page_size().round_up(layout.size().max(8)).unwrap_or(0);
+        // SAFETY: `allocate` mapped so much there, and the collection gives it up.
+        let _unmapped = unsafe { map::unmap(Range { start: block.as_ptr().expose_provenance(), len }) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_stacks_have_one_number_and_an_allocation_that_is_gone_has_none() {
+        let mut record = Record::new();
+        for n in 0..10_000 {
+            assert!(record.add(16 * n, n, if n % 2 == 0 { &[1, 2, 3] } else { &[4] }).is_some());
+        }
+        assert_eq!((record.ends.as_slice(), record.calls.as_slice()), (&[3, 4][..], &[1, 2, 3, 4][..]));
+        assert_eq!(record.live.get(&48), Some(&(3, 1)));
+        record.live.remove(&48);
+        assert_eq!((record.live.get(&48), record.stack(0)), (None, Some(&[1, 2, 3][..])));
+    }
+}
