@@ -46,6 +46,7 @@
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, faults, trap, monitor
 //! report                   evidence in, report out: text and JSON
+//! assertion                a limit on copied pages, for tests
 //! pool                     workers that take jobs: queue, results, generations
 //! ```
 //!
@@ -59,6 +60,7 @@
 //! sound, or `unsafe` and says what it demands.
 
 pub mod arena;
+mod assertion;
 pub mod error;
 mod facts;
 pub mod fork;
@@ -75,6 +77,8 @@ pub mod watch;
 #[cfg(feature = "pool")]
 mod wire;
 
+#[doc(hidden)]
+pub use assertion::__assert_copied_pages;
 pub use error::{Error, Result};
 pub use heap::{SideArc, hot};
 

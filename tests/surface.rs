@@ -16,6 +16,7 @@ const ROOT: &[&str] = &[
     "Result",
     "SideArc",
     "arena",
+    "assert_copied_pages",
     "contained",
     "error",
     "fork",

@@ -28,6 +28,7 @@ const ARROWS: Arrows = &[
     ("report", &["arena", "watch", "sys", "facts", "page"]),
     ("fork", &["report", "watch", "arena", "shared", "sys", "facts", "page", "error"]),
     ("heap", &["fork", "watch", "arena", "sys", "page", "error"]),
+    ("assertion", &["heap", "fork", "report", "sys", "error"]),
     ("pool", &["wire", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
 ];
 

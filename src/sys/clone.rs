@@ -39,6 +39,31 @@ pub enum Forked {
     },
 }
 
+/// The side of a [`fork_plainly`] that this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForkedPlainly {
+    /// The new process.
+    Child,
+    /// The old one, and the child's process id.
+    ParentOf(i32),
+}
+
+/// `fork(3)`, with the handlers of `pthread_atfork`: libc's own locks, and those of whoever asked, are free in the child.
+///
+/// # Safety
+/// As of [`fork`].
+///
+/// # Errors
+/// EAGAIN (process limit), ENOMEM.
+pub unsafe fn fork_plainly() -> Result<ForkedPlainly, Errno> {
+    // SAFETY: passed on to the caller.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_errno()),
+        0 => Ok(ForkedPlainly::Child),
+        pid => Ok(ForkedPlainly::ParentOf(pid)),
+    }
+}
+
 const _: () = assert!(size_of::<raw::clone_args>() == 88, "clone_args as of Linux 5.7 (CLONE_ARGS_SIZE_VER2)");
 
 /// `clone3(CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)`: a fork that keeps glibc's

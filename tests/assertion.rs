@@ -1,0 +1,89 @@
+//! `assert_copied_pages!` under the standard test harness, which runs these tests in threads, at the same time.
+
+use cowbell::arena::Arena;
+use cowbell::assert_copied_pages;
+use cowbell::heap::Heap;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+fn names() -> HashMap<u32, String> {
+    (0..20_000).map(|n| (n, n.to_string())).collect()
+}
+
+/// The message of an assertion that fails.
+fn failure(assertion: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(assertion)).expect_err("the assertion fails");
+    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_worker_that_reads_copies_nothing() {
+    let names = names();
+    assert_copied_pages!(<= 0, || assert!(names.values().all(|name| !name.is_empty())));
+    // What was asserted is not frozen here, and is this test's as before.
+    let mut names = names;
+    names.insert(1, String::from("one"));
+    assert_copied_pages!(<= 0, || assert_eq!(names[&1], "one"),);
+}
+
+#[test]
+fn writes_are_counted_to_the_page() {
+    let cells: Vec<Cell<u64>> = (0..100_000).map(Cell::new).collect();
+    assert_copied_pages!(<= 3, || [10_000, 50_000, 90_000].iter().for_each(|&at: &usize| cells[at].set(0)));
+    let text = failure(
+        || assert_copied_pages!(<= 2, || [10_000, 50_000, 90_000].iter().for_each(|&at: &usize| cells[at].set(0))),
+    );
+    assert!(text.contains("the worker copied 3 of the frozen pages, and at most 2 were to be"), "{text}");
+    assert!(text.contains("a block of"), "the report is there: {text}");
+}
+
+#[test]
+fn counting_references_copies() {
+    let arcs: Vec<Arc<[u64; 6]>> = (0..10_000).map(|n| Arc::new([n; 6])).collect();
+    assert_copied_pages!(<= 0, || assert_eq!(arcs.iter().map(|arc| arc[5]).sum::<u64>(), 49_995_000));
+    let text = failure(|| assert_copied_pages!(<= 100, || arcs.iter().for_each(|arc| drop(Arc::clone(arc)))));
+    assert!(text.contains("at most 100 were to be") && text.contains("changed  nothing"), "{text}");
+}
+
+#[test]
+fn arenas_that_were_frozen_before_are_counted_too() {
+    let arena = Arena::builder("cells").capacity(1 << 20).build().expect("an arena");
+    let cells = arena.alloc_iter((0..1000).map(std::sync::atomic::AtomicU64::new)).expect("room");
+    let cells = arena.freeze(&*cells).expect("frozen");
+    let write = || cells[7].store(1, std::sync::atomic::Ordering::Relaxed);
+    assert_copied_pages!(<= 1, write);
+    let text = failure(|| assert_copied_pages!(<= 0, write));
+    assert!(text.contains("the worker copied 1 of the frozen pages"), "{text}");
+}
+
+#[test]
+fn a_worker_that_fails_fails_the_assertion() {
+    let names = names();
+    let text = failure(|| assert_copied_pages!(<= 1000, || assert_eq!(names[&1], "two", "of its own")));
+    assert!(text.contains("the worker failed") && text.contains("of its own"), "{text}");
+    let text = failure(|| assert_copied_pages!(<= 1000, || 7));
+    assert!(text.contains("the worker failed"), "{text}");
+}
+
+#[test]
+fn a_test_with_threads_of_its_own_is_refused() {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || receiver.recv().is_err());
+    let text = failure(|| assert_copied_pages!(<= 0, || ()));
+    drop(sender);
+    assert!(text.contains("the test has threads of its own"), "{text}");
+    assert!(thread.join().expect("it ends well"));
+    // Those that have ended are not in the way.
+    assert_copied_pages!(<= 0, || ());
+}
+
+#[test]
+fn a_thread_that_is_no_test_is_told_so() {
+    let failed = std::thread::spawn(|| failure(|| assert_copied_pages!(<= 0, || ()))).join().expect("it ends well");
+    assert!(failed.contains("assert in the thread that the test began in"), "{failed}");
+}
