@@ -101,7 +101,7 @@ impl Watch {
             },
             doors,
         };
-        let mut framed = Vec::new();
+        let (mut framed, ran) = (Vec::new(), cowbell::sys::ran_ns());
         for mut map in maps {
             if matches!(map.backing, Backing::Memory | Backing::File) {
                 // Markers that an earlier interval of this process has left look like pages in swap.
@@ -114,6 +114,7 @@ impl Watch {
             map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
             watch.space.maps.push(map);
         }
+        watch.sampling.arming_ran_ns = cowbell::sys::ran_ns() - ran;
         watch.base.read_frames(&watch.pagemap, framed.into_iter())?;
         if let Some(before) = before {
             watch.space.inherit(before);

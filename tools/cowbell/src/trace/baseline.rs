@@ -79,11 +79,11 @@ impl Baseline {
         mappings: impl Iterator<Item = (u64, u64)>,
         newborn: &Tables,
     ) -> Result<Self, Errno> {
-        let mut runs = Vec::new();
+        let (mut runs, entries) = (Vec::new(), Entries::new(newborn));
         for (start, end) in mappings {
             let held = parent.clipped(start, end);
             let Some(first) = held.first().map(|run| run.start) else { continue };
-            if entry(newborn, first)?.intersects(Entry::PRESENT | Entry::SWAPPED) {
+            if entries.at(first)?.intersects(Entry::PRESENT | Entry::SWAPPED) {
                 runs.extend(held);
             } else {
                 runs.extend(runs_in(newborn, Range { start: start as usize, len: (end - start) as usize })?);
@@ -132,9 +132,7 @@ impl Baseline {
         let page = self.page;
         let is_due = |run: &Run| run.was == Was::Private && run.frames.is_none();
         let mut due: Vec<&mut Run> = cut.iter_mut().filter(|run| is_due(run)).collect();
-        let is_near =
-            |run: &&mut Run, next: &&mut Run| run.end <= next.start && next.start - run.end < NEAR_PAGES * page;
-        for near in due.chunk_by_mut(is_near) {
+        for near in due.chunk_by_mut(|run, next| are_near(run, next, page)) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
             let (start, end) = (first.start, last.end);
             let mut read = Vec::with_capacity(((end - start) / page) as usize);
@@ -147,6 +145,27 @@ impl Baseline {
             }
         }
         self.put(cut);
+        Ok(())
+    }
+
+    /// The word now of each page that was there, in order.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn now(&self, pagemap: &Pagemap, mut each: impl FnMut(u64, Was, Entry)) -> Result<(), Errno> {
+        let page = self.page;
+        let runs: Vec<&Run> = self.runs.values().collect();
+        for near in runs.chunk_by(|run, next| are_near(run, next, page)) {
+            let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
+            let mut words = Vec::with_capacity(((last.end - first.start) / page) as usize);
+            let whole = Range { start: first.start as usize, len: (last.end - first.start) as usize };
+            pagemap.read(whole, |_, entry| words.push(entry))?;
+            for run in near {
+                let words = words.iter().skip(((run.start - first.start) / page) as usize);
+                let pages = (run.start..run.end).step_by(page as usize);
+                pages.zip(words).for_each(|(page, &word)| each(page, run.was, word));
+            }
+        }
         Ok(())
     }
 
@@ -269,6 +288,11 @@ impl Baseline {
     fn run(&self, page: u64) -> Option<&Run> {
         self.runs.range(..=page).next_back().map(|(_, run)| run).filter(|run| page < run.end)
     }
+}
+
+/// Tells whether two runs are better read together.
+fn are_near(run: &Run, next: &Run, page: u64) -> bool {
+    run.end <= next.start && next.start - run.end < NEAR_PAGES * page
 }
 
 /// The runs of a range, from page tables.

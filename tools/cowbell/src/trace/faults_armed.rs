@@ -130,7 +130,6 @@ impl Watch {
     /// access and every fork dearer. Where another userfaultfd watches the mapping there are no stacks.
     pub(super) fn arm_some(&mut self, start: u64, end: u64) {
         let Some(uffd) = &self.doors.events else { return };
-        let ran = sys::ran_ns();
         let (sampling, pagemap, mut huge) = (self.sampling, &self.pagemap, None);
         let mut chosen: Vec<u64> = self.base.held_in(start, end).filter(|&page| sampling.has(page)).collect();
         chosen.retain(|&page| {
@@ -149,7 +148,6 @@ impl Watch {
                 let _without = protect(uffd, one(page), &self.doors, &mut self.told);
             }
         }
-        self.sampling.arming_ran_ns += sys::ran_ns() - ran;
     }
 
     /// Tells whether this page is one of those of which some are armed: one that the process held, and no part of a huge page.

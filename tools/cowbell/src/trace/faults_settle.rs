@@ -183,17 +183,9 @@ impl Verdict {
             return Ok(());
         }
         // Writes are to be found that no fault tells of.
-        let held: Vec<Range> = watch.base.ranges(0, u64::MAX).collect();
-        for range in held {
-            let mut entries = Vec::new();
-            watch.pagemap.read(range, |_, entry| entries.push(entry))?;
-            let pages = (range.start as u64..).step_by(page_bytes() as usize);
-            for (page, entry) in pages.zip(entries) {
-                let Some(was) = watch.base.at(page) else { continue };
-                self.held(look, page, was, entry, evidence.touched.get(&page));
-            }
-        }
-        Ok(())
+        watch.base.now(&watch.pagemap, |page, was, entry| {
+            self.held(look, page, was, entry, evidence.touched.get(&page));
+        })
     }
 
     fn held(&mut self, look: &Look<'_>, page: u64, was: Was, entry: Entry, touched: Option<&Touched>) {

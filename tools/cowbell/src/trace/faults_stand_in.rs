@@ -1,19 +1,24 @@
 //! Answers for the tracer while that is busy for long: with opening or closing an interval of many pages, say.
 //!
 //! Whoever writes to an armed page waits for the tracer to read its stack ([`super::faults_armed`]). While that works elsewhere nobody
-//! is to wait: a thread lets the writers go, without a stack, until the tracer is back.
+//! is to wait: a thread lets the writers go, without a stack, until the tracer is back. Most of that work is done before the thread would
+//! be awake, so it is woken only once the tracer has been away for a while.
 
 use super::baseline::page_bytes;
 use super::watch::release;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Event;
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, pidfd, process};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The time for which writers wait for the tracer itself.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 const WAKE: u64 = 0;
 
@@ -29,18 +34,24 @@ struct Shared {
     /// The userfaultfds of children that were forked meanwhile, with their makers. The thread holds the lock while it answers.
     children: Mutex<Vec<(i32, RemoteUffd)>>,
     /// The tracer is busy.
+    is_needed: AtomicBool,
+    /// The thread may be answering: it has to be woken to stop that.
     answers: AtomicBool,
     /// The tracer is about to go.
     ends: AtomicBool,
+    /// Begins to answer.
+    timer: OwnedFd,
+    /// Stops answering.
     wake: OwnedFd,
 }
 
 impl StandIn {
     /// Starts the thread. `None` where there are too many descriptors or threads: then writers wait until the tracer is back.
     pub fn start() -> Option<Self> {
-        let wake = process::event().ok()?;
-        let (answers, ends) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { known: Mutex::default(), children: Mutex::default(), answers, ends, wake });
+        let (timer, wake) = (process::timer().ok()?, process::event().ok()?);
+        let [is_needed, answers, ends] = [false; 3].map(AtomicBool::new);
+        let (known, children) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { known, children, is_needed, answers, ends, timer, wake });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("cowbell-answers".to_owned()).spawn(move || stand_by(&theirs));
         Some(Self { shared, thread: Some(thread.ok()?) })
@@ -57,26 +68,34 @@ impl StandIn {
         known.retain(|_, uffd| uffd.strong_count() > 0);
         let is_needed = known.keys().any(|&other| other != pid);
         if is_needed {
-            self.shared.answers.store(true, Ordering::Release);
-            process::notify(&self.shared.wake);
+            self.shared.is_needed.store(true, Ordering::SeqCst);
+            process::set_timer(&self.shared.timer, Some(PATIENCE));
         }
         is_needed
     }
 
     /// The tracer is back. Returns what was given for children meanwhile, by their makers.
     pub fn end(&self) -> Vec<(i32, RemoteUffd)> {
-        self.shared.answers.store(false, Ordering::Release);
-        process::notify(&self.shared.wake);
+        self.stop();
         // The thread holds these until it has stopped.
         std::mem::take(&mut lock(&self.shared.children))
+    }
+
+    /// The thread sees that it is not needed before it answers, or this sees that it answers.
+    fn stop(&self) {
+        self.shared.is_needed.store(false, Ordering::SeqCst);
+        process::set_timer(&self.shared.timer, None);
+        if self.shared.answers.load(Ordering::SeqCst) {
+            process::notify(&self.shared.wake);
+        }
     }
 }
 
 impl Drop for StandIn {
     fn drop(&mut self) {
-        self.shared.answers.store(false, Ordering::Release);
         self.shared.ends.store(true, Ordering::Release);
-        process::notify(&self.shared.wake);
+        self.stop();
+        process::set_timer(&self.shared.timer, Some(Duration::ZERO));
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -90,12 +109,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn stand_by(shared: &Shared) {
     while !shared.ends.load(Ordering::Acquire) {
-        process::take_notice(&shared.wake);
+        process::take_notice(&shared.timer);
         let mut children = lock(&shared.children);
-        if shared.answers.load(Ordering::Acquire) {
+        shared.answers.store(true, Ordering::SeqCst);
+        // The tracer may have been back before, and woken nobody. What it says from now on follows on its being back.
+        if pidfd::readable(shared.wake.as_fd(), Some(Duration::ZERO)) == Ok(true) {
+            process::take_notice(&shared.wake);
+        }
+        if shared.is_needed.load(Ordering::SeqCst) {
             // Without it everybody waits until the tracer is back.
             let _refused = answer(shared, &mut children);
         }
+        shared.answers.store(false, Ordering::SeqCst);
     }
 }
 
@@ -109,7 +134,7 @@ fn answer(shared: &Shared, children: &mut Vec<(i32, RemoteUffd)>) -> Result<(), 
         poller.add(uffd, token)?;
     }
     let mut found = Vec::new();
-    while shared.answers.load(Ordering::Acquire) {
+    while shared.is_needed.load(Ordering::SeqCst) {
         poller.wait(None, &mut found)?;
         for &token in found.iter().filter(|&&token| token != WAKE) {
             let Some((pid, uffd)) = known.get((token - WAKE - 1) as usize) else { continue };
