@@ -32,6 +32,7 @@ pub mod registers;
 pub mod remote;
 pub mod robust;
 pub mod signal;
+pub mod timer;
 pub mod tracing;
 pub mod uffd;
 pub mod unwind;

@@ -10,7 +10,6 @@ use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// `getpid()`. *Raw.*
 pub fn pid() -> i32 {
@@ -318,27 +317,6 @@ pub fn notify(event: impl AsFd) {
 /// Takes an eventfd's count, waiting for it to be above 0. *Raw.*
 pub fn take_notice(event: impl AsFd) {
     let _read = rustix::io::read(event, &mut [0u8; 8]);
-}
-
-/// `timerfd_create(CLOCK_MONOTONIC)`: reading it waits until it has gone off.
-///
-/// # Errors
-/// EMFILE, ENFILE.
-pub fn timer() -> Result<OwnedFd> {
-    use rustix::time::{TimerfdClockId, TimerfdFlags};
-    rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
-        .map_err(|e| Error::os("timerfd_create", e))
-}
-
-/// Has a timer go off once, so long from now; never for `None`. *Raw.*
-pub fn set_timer(timer: impl AsFd, after: Option<Duration>) {
-    use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec};
-    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // A time of 0 would be never.
-    let it_value = after.map_or(never, |after| after.max(Duration::from_nanos(1)).try_into().unwrap_or(never));
-    let times = Itimerspec { it_interval: never, it_value };
-    // It is refused for times that are none only.
-    let _set = rustix::time::timerfd_settime(timer, TimerfdTimerFlags::empty(), &times);
 }
 
 /// `pipe2(O_CLOEXEC)`: the end to read from, the end to write to. *Raw.*

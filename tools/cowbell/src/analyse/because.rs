@@ -3,6 +3,7 @@
 use super::cause::Cause;
 use super::code::moves_bytes;
 use super::growth::{GrowthLine, advice};
+use super::script::error_points;
 use super::sum::share;
 use super::summary::{Interval, Summary};
 use super::unknown::Unknown;
@@ -19,7 +20,7 @@ const HELP_SHARE_MIN: f64 = 0.1;
 /// A remedy that saves less than this is not told: a process takes about as much in the kernel, whatever it shares (its page tables, its
 /// stack), so that nobody would find what was saved.
 const HELP_BYTES_MIN: u64 = 128 << 10;
-/// Shares of places that can be off by fewer points are told without a word.
+/// That all shares can be off by fewer points is told beside each only.
 const ERROR_POINTS_MIN: f64 = 10.0;
 /// Modules are named if those that are known took this part of what was loaded.
 const MODULES_MIN: f64 = 0.9;
@@ -98,9 +99,9 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
         verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes) });
     }
-    let error_points;
-    (verdict.places, error_points) = places(summary, verdict.kind, work);
-    verdict.places_error_points = error_points.filter(|points| *points >= ERROR_POINTS_MIN);
+    verdict.places = places(summary, verdict.kind, work);
+    let errors = verdict.places.iter().filter_map(|place| place.error_points);
+    verdict.places_error_points = errors.reduce(f64::max).filter(|points| *points >= ERROR_POINTS_MIN);
     if verdict.places.is_empty() && work > 0 {
         verdict.places_unknown = unseen(of);
     }
@@ -155,9 +156,8 @@ fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'s
     found.all(|other| other == first).then_some(first)?
 }
 
-/// The places where those whom the verdict is about made copies at work: lines of a script, and by how many points their shares can be
-/// off; or where there are none, functions.
-fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, Option<f64>) {
+/// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions.
+fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
     let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
@@ -169,6 +169,7 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, Option<f64>)
         called_by: None,
         source: line.source.clone(),
         share: share(theirs(line.copied_pages_estimated, line.parents_copied_pages_estimated), work).min(1.0),
+        error_points: Some(error_points(line.copied_pages_error, work)),
     });
     let functions = summary.functions.iter().filter(|function| at_work(function.cause));
     let functions = functions.map(|function| {
@@ -181,10 +182,11 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, Option<f64>)
             called_by: function.called_from.clone().filter(|_| moves_bytes(&function.function)),
             source: line.and_then(|line| line.source.clone()),
             share: share(theirs(function.copied_pages, function.parents_copied_pages), work).min(1.0),
+            error_points: None,
         }
     });
     let told = most(lines.collect());
-    if told.is_empty() { (most(functions.collect()), None) } else { (told, summary.script.error_points) }
+    if told.is_empty() { most(functions.collect()) } else { told }
 }
 
 /// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.
@@ -193,7 +195,10 @@ fn most(places: Vec<Place>) -> Vec<Place> {
     for place in places {
         let same = |known: &&mut Place| known.called_from.is_some() && known.called_from == place.called_from;
         match merged.iter_mut().find(same) {
-            Some(known) => known.share += place.share,
+            Some(known) => {
+                known.share += place.share;
+                known.error_points = known.error_points.zip(place.error_points).map(|(one, other)| one.hypot(other));
+            }
             None => merged.push(place),
         }
     }
@@ -273,6 +278,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
                 called_by: None,
                 source: line.source.clone(),
                 share,
+                error_points: None,
             });
         }
     }

@@ -8,7 +8,7 @@ use super::evidence::{Evidence, between};
 use super::faults;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::runtime::Runtime;
-use super::spread::spread;
+use super::spread::{Spread, Timed, spread};
 use super::summary::{ByClass, Contents, When, is_copied};
 use super::unknown::Unknown;
 use crate::record::{
@@ -62,10 +62,8 @@ pub struct Sums {
     pub stacks: HashMap<u32, HashMap<u32, u64>>,
     /// All sampled stacks, in the order in which they were taken.
     pub samples: Vec<u32>,
-    /// Copied pages by place and by the script's line that a sample of it saw; without a script's frames, `None`.
-    pub sampled: HashMap<(u32, Option<u32>), u64>,
-    /// The sum of the squares of how many pages each sample stands for: how far the estimate can be off.
-    pub sampled_squares: u64,
+    /// Copied pages by what samples saw of their places.
+    pub sampled: Spread,
     /// The kinds of data that each place was seen to write, and how often.
     pub wrote: HashMap<u32, HashMap<Wrote, u64>>,
     /// The differences from their originals.
@@ -213,11 +211,13 @@ struct Adding<'a> {
     evidence: &'a Evidence<'a>,
     begin_ns: u64,
     mode: Mode,
+    /// True if stacks are those of the writes themselves.
+    exact_stacks: bool,
     sums: Sums,
     /// When copies were made.
     times: Vec<u64>,
     /// Copies by place and time, and what a sample saw of each.
-    timed: Vec<(u32, u64, Seen)>,
+    timed: Vec<Timed>,
     /// True if each page is to be kept.
     detailed: bool,
     /// The copied page that was counted last.
@@ -227,11 +227,13 @@ struct Adding<'a> {
 impl<'a> Adding<'a> {
     fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin: &Begin) -> Self {
         let (begin_ns, mode) = (begin.time_ns, begin.mode);
+        let exact_stacks = begin.exact_stacks || mode == Mode::Trace;
         Self {
             areas,
             evidence,
             begin_ns,
             mode,
+            exact_stacks,
             sums: Sums::default(),
             times: Vec::new(),
             timed: Vec::new(),
@@ -257,7 +259,7 @@ impl<'a> Adding<'a> {
             self.sums.when = Some(When { first_ns: since(first), half_ns: since(half), last_ns: since(last) });
         }
         self.sums.samples = self.evidence.samples.iter().map(|&(_, stack)| stack).collect();
-        (self.sums.sampled, self.sums.sampled_squares) = spread(&mut self.timed);
+        self.sums.sampled = spread(&mut self.timed);
         let contents = &mut self.sums.contents;
         contents.amplification = amplification(contents, self.evidence.page_size);
         self.sums
@@ -359,7 +361,9 @@ impl<'a> Adding<'a> {
             (_, Some(None)) => Seen::Native,
             (_, Some(Some(place))) => Seen::Script(place),
         };
-        self.timed.extend(event.map(|event| (code, event.time_ns, seen)));
+        // Pages of files are not armed.
+        let is_exact = self.exact_stacks && class != Class::PrivateFile;
+        self.timed.extend(event.map(|event| Timed { code, time_ns: event.time_ns, seen, is_exact }));
         if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
             *self.sums.stacks.entry(code).or_default().entry(number).or_default() += 1;
         }

@@ -3,9 +3,10 @@
 use super::Profile;
 use super::cause::Cause;
 use super::interval::{Copied, Seen, Sums};
+use super::spread::Error;
 use super::sum::{most, share};
 use super::summary::{self, ScriptLine};
-use crate::record::{Mode, Role};
+use crate::record::Role;
 use std::collections::HashMap;
 
 /// The findings of samples about a script's lines, in all intervals.
@@ -14,9 +15,8 @@ pub struct ScriptSum {
     samples: u64,
     script_samples: u64,
     places: HashMap<u32, PlaceSum>,
-    /// The number of copies that the samples stand for, and the sum of the squares of each sample's number.
-    weights: u64,
-    squares: u64,
+    /// How far the copies that lines stand for can be off.
+    error: Error,
 }
 
 #[derive(Default)]
@@ -59,12 +59,11 @@ impl Sampled {
     /// Adds what was sampled in an interval of this role.
     pub fn into_sum(self, sums: &Sums, role: Role, sum: &mut ScriptSum) {
         // How many copies the samples of a place and a line stand for.
-        let (spread, squares) = (&sums.sampled, sums.sampled_squares);
+        let spread = &sums.sampled.pages;
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
-        sum.weights = sum.weights.saturating_add(spread.values().sum());
-        sum.squares = sum.squares.saturating_add(squares);
+        sum.error.add(&sums.sampled.error);
         for (code, SampledInstruction { samples, places }) in self.instructions {
             sum.samples += samples;
             for (line, (samples, causes)) in places {
@@ -83,9 +82,9 @@ impl Sampled {
 }
 
 /// The lines of all intervals.
-pub fn script(sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script {
-    let named = |(place, place_sum): (u32, PlaceSum)| {
-        let place = profile.places.get(place as usize)?.clone();
+pub fn script(mut sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script {
+    let named = |(number, place_sum): (u32, PlaceSum)| {
+        let place = profile.places.get(number as usize)?.clone();
         Some(ScriptLine {
             language: place.language.unwrap_or_default(),
             source: profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned(),
@@ -97,23 +96,25 @@ pub fn script(sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script
             samples: place_sum.samples,
             copied_pages_estimated: place_sum.pages,
             parents_copied_pages_estimated: place_sum.by_parents,
+            copied_pages_error: sum.error.pages(number),
             share: share(place_sum.pages, copied),
+            error_points: 0.0,
             cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
         })
     };
-    let mut lines = merge_equals(sum.places.into_iter().filter_map(named).collect());
+    let mut lines = merge_equals(std::mem::take(&mut sum.places).into_iter().filter_map(named).collect());
     let name = |l: &ScriptLine| (l.file.clone(), l.line, l.function.clone());
     lines.sort_by(|a, b| b.copied_pages_estimated.cmp(&a.copied_pages_estimated).then_with(|| name(a).cmp(&name(b))));
-    let skids = profile.header.as_ref().is_some_and(|header| header.mode == Mode::Faults);
-    let error_points = skids.then(|| error_points(sum.weights, sum.squares)).flatten();
+    for line in &mut lines {
+        line.error_points = error_points(line.copied_pages_error, copied);
+    }
+    let error_points = lines.iter().map(|line| line.error_points).reduce(f64::max);
     summary::Script { samples: sum.samples, script_samples: sum.script_samples, error_points, lines }
 }
 
-/// By how many points a share can be off, in 95 of 100 cases: the binomial bound at a half, where it is widest, for as many samples of
-/// one weight as say as much.
-fn error_points(weights: u64, squares: u64) -> Option<f64> {
-    let samples = (weights as f64).powi(2) / squares as f64;
-    (squares > 0).then(|| (98.0 / samples.sqrt()).min(100.0))
+/// By how many points a share of so many copies can be off.
+pub fn error_points(pages_error: f64, of: u64) -> f64 {
+    (100.0 * pages_error / of.max(1) as f64).min(100.0)
 }
 
 /// Lines that a reader cannot tell apart are one: a line may hold several functions.
@@ -133,6 +134,8 @@ fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
                 same.copied_pages_estimated += line.copied_pages_estimated;
                 same.parents_copied_pages_estimated += line.parents_copied_pages_estimated;
                 same.share += line.share;
+                // Where the two take turns, nothing changes: both together are off by no more than this.
+                same.copied_pages_error = same.copied_pages_error.hypot(line.copied_pages_error);
             }
             None => {
                 places.insert(place, merged.len());
@@ -141,20 +144,4 @@ fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
         }
     }
     merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::error_points;
-
-    #[test]
-    fn samples_of_unequal_weight_say_less() {
-        let points = |weights: &[u64]| {
-            error_points(weights.iter().sum(), weights.iter().map(|w| w * w).sum()).map(|points| points.round() as u32)
-        };
-        assert_eq!(points(&[7; 100]), Some(10), "0.98 / sqrt(100)");
-        assert_eq!(points(&[1; 400]), Some(5));
-        assert_eq!(points(&[1, 1, 1, 1, 996]), Some(98), "one sample stands for nearly all");
-        assert_eq!(points(&[]), None);
-    }
 }

@@ -269,7 +269,7 @@ pub struct Script {
     pub samples: u64,
     /// Those of them in a thread that ran such a program.
     pub script_samples: u64,
-    /// The points by which the shares of lines can be off (95 %), if stacks are taken some microseconds after the write.
+    /// The points by which the share of a line can be off at most (95 %).
     pub error_points: Option<f64>,
     /// Most copied first.
     pub lines: Vec<ScriptLine>,
@@ -296,7 +296,11 @@ pub struct ScriptLine {
     pub copied_pages_estimated: u64,
     /// Those of them that processes which fork copied while their children lived.
     pub parents_copied_pages_estimated: u64,
+    /// The number of copies by which its number can be off (95 %).
+    pub copied_pages_error: f64,
     pub share: f64,
+    /// The points by which its share can be off (95 %).
+    pub error_points: f64,
     /// Its most frequent likely cause.
     pub cause: Cause,
 }

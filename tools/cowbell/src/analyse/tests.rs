@@ -45,6 +45,7 @@ pub fn begin(interval: u32) -> Record {
         role: Role::Child,
         time_ns: 50,
         mode: Mode::Trace,
+        exact_stacks: false,
         mappings: vec![mapping(0, "[heap]"), mapping(1, "/usr/bin/python3.13"), mapping(2, "[anon:x]")],
         held: Held { shared: 100, ..Held::default() },
         arm_ns: 10,

@@ -89,7 +89,7 @@ pub struct Verdict {
     pub why: Vec<Why>,
     /// The places, most first.
     pub places: Vec<Place>,
-    /// The points by which the shares of places can be off (95 %), where these are many.
+    /// The points by which the shares of places can be off at most (95 %), where these are many.
     pub places_error_points: Option<f64>,
     /// The reason why there is no place, where copies were made at work.
     pub places_unknown: Option<&'static str>,
@@ -123,6 +123,8 @@ pub struct Place {
     pub source: Option<String>,
     /// As part of what the verdict is about.
     pub share: f64,
+    /// The points by which the share can be off (95 %), where it is an estimate.
+    pub error_points: Option<f64>,
 }
 
 /// A remedy.

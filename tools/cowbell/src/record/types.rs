@@ -168,6 +168,10 @@ pub struct Begin {
     pub mappings: Vec<Mapping>,
     /// The pages that the armed mappings held.
     pub held: Held,
+    /// In mode faults: true if some pages stop whoever writes them first, whose stack is that of the write. Without, threads are
+    /// interrupted a little after a fault.
+    #[serde(default)]
+    pub exact_stacks: bool,
     /// The time that arming took, all told.
     pub arm_ns: u64,
 }

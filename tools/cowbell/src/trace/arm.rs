@@ -129,6 +129,7 @@ impl Watch {
             mode: order.mode,
             mappings: watch.space.maps.iter().map(|map| map.mapping.clone()).collect(),
             held,
+            exact_stacks: order.mode == Mode::Faults && watch.doors.events.is_some() && order.stacks_every > 0,
             arm_ns: cowbell::sys::monotonic_ns() - started,
         };
         Ok((watch, begin))

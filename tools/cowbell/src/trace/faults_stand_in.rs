@@ -9,7 +9,7 @@ use super::watch::release;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Event;
-use cowbell::sys::{Errno, pidfd, process};
+use cowbell::sys::{Errno, pidfd, process, timer};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ struct Shared {
 impl StandIn {
     /// Starts the thread. `None` where there are too many descriptors or threads: then writers wait until the tracer is back.
     pub fn start() -> Option<Self> {
-        let (timer, wake) = (process::timer().ok()?, process::event().ok()?);
+        let (timer, wake) = (timer::create().ok()?, process::event().ok()?);
         let [is_needed, answers, ends] = [false; 3].map(AtomicBool::new);
         let (known, children) = (Mutex::default(), Mutex::default());
         let shared = Arc::new(Shared { known, children, is_needed, answers, ends, timer, wake });
@@ -69,7 +69,7 @@ impl StandIn {
         let is_needed = known.keys().any(|&other| other != pid);
         if is_needed {
             self.shared.is_needed.store(true, Ordering::SeqCst);
-            process::set_timer(&self.shared.timer, Some(PATIENCE));
+            timer::set(&self.shared.timer, Some(PATIENCE));
         }
         is_needed
     }
@@ -84,7 +84,7 @@ impl StandIn {
     /// The thread sees that it is not needed before it answers, or this sees that it answers.
     fn stop(&self) {
         self.shared.is_needed.store(false, Ordering::SeqCst);
-        process::set_timer(&self.shared.timer, None);
+        timer::set(&self.shared.timer, None);
         if self.shared.answers.load(Ordering::SeqCst) {
             process::notify(&self.shared.wake);
         }
@@ -95,7 +95,7 @@ impl Drop for StandIn {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Release);
         self.stop();
-        process::set_timer(&self.shared.timer, Some(Duration::ZERO));
+        timer::set(&self.shared.timer, Some(Duration::ZERO));
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -109,7 +109,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn stand_by(shared: &Shared) {
     while !shared.ends.load(Ordering::Acquire) {
-        process::take_notice(&shared.timer);
+        timer::wait(&shared.timer);
         let mut children = lock(&shared.children);
         shared.answers.store(true, Ordering::SeqCst);
         // The tracer may have been back before, and woken nobody. What it says from now on follows on its being back.

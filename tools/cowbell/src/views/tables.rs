@@ -182,13 +182,8 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     let samples = some(script.samples, "sampled stack", "sampled stacks");
     let is_one = script.lines.iter().all(|line| line.language == first.language);
     let language = languages::by_id(&first.language).filter(|_| is_one).map_or("script", |language| language.name());
-    match script.error_points {
-        None => text.heading(&format!("Share of all copies by {language} line, estimated from {samples}")),
-        Some(points) => {
-            text.heading(&format!("Share of all copies by {language} line, ± {points:.0} points from {samples}"));
-        }
-    }
-    let columns = [PAGES, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1), words("", 0, 1)];
+    text.heading(&format!("Share of all copies by {language} line, ± points, estimated from {samples}"));
+    let columns = [PAGES, SHARE, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1), words("", 0, 1)];
     let list = List { entries: &script.lines, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(
         &list,
@@ -197,7 +192,8 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
             let source = clean(line.source.as_deref().unwrap_or_default());
             let source = if source.is_empty() { format!("in {}", clean(&line.function)) } else { source };
             let cause = if line.cause == Cause::Unknown { "" } else { line.cause.short() };
-            let figures = [count(line.copied_pages_estimated), percent(line.share)];
+            let error = format!("±{}", line.error_points.ceil());
+            let figures = [count(line.copied_pages_estimated), percent(line.share), error];
             let cells = figures.into_iter().chain([script_place(line), source, cause.to_owned()]).collect();
             Row { cells, ..Row::default() }
         },

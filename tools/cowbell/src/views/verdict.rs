@@ -281,9 +281,9 @@ fn places(text: &mut Text, summary: &Summary) {
     let longest = verdict.places.iter().map(|place| width(&where_is(place))).max().unwrap_or(0);
     let where_width = longest.min(WHERE_MAX);
     // Shares that are estimates have their error beside them.
-    let told = |place: &Place| match verdict.places_error_points {
-        Some(points) => share(place.share).replace(" %", &format!(" ±{points:.0} %")),
-        None => share(place.share),
+    let told = |place: &Place| match place.error_points {
+        Some(points) if points >= 0.5 => share(place.share).replace(" %", &format!(" ±{} %", points.ceil())),
+        _ => share(place.share),
     };
     let share_width = verdict.places.iter().map(|place| width(&told(place))).max().unwrap_or(0).max(5);
     let what_width = WIDTH - INDENT - share_width - 2 - where_width - 2;

@@ -301,11 +301,12 @@ fn tracing_is_no_remedy_for_who_traces() {
 #[test]
 fn a_line_from_few_samples_says_by_how_much_it_can_be_off() {
     let few = capture(&[child(101, 20)]).replace("\"shared\":1048576", "\"shared\":20");
+    // One of the two samples stands for nearly all pages: they say as much as 1.1 would.
     let said = report(&few);
-    assert!(said.starts_with("COPIED: ") && said.contains("job.py:14") && !said.contains('±'), "{said}");
-    // Shares of faults mode are estimates. One of the two samples stands for nearly all pages: they say as much as 1.1 would.
+    assert!(said.starts_with("COPIED: ") && said.contains("Where 100 ±91 % /srv/job.py:14 for x in data:"), "{said}");
+    // In faults mode a thread may have been interrupted a little after its fault.
     let said = report(&few.replace("\"mode\":\"trace\"", "\"mode\":\"faults\""));
-    assert!(said.contains("Where 100 ±93 % /srv/job.py:14 for x in data:"), "{said}");
+    assert!(said.contains("Where 100 ±91 % /srv/job.py:14 for x in data:"), "{said}");
 }
 
 #[test]

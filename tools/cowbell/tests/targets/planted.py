@@ -1,20 +1,23 @@
-"""Three lines copy pages in a random order; standard output says how many each has copied.
+"""Three lines copy pages in a random order; OUT says how many each has copied.
 
-usage: planted.py SEED PAGES OUT
+usage: planted.py SEED PAGES RUN OUT    a line copies RUN pages in a row, on average
 """
 import mmap
 import os
 import random
 import sys
 
-seed, pages, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+seed, pages, run, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 memory = mmap.mmap(-1, pages * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.madvise(mmap.MADV_NOHUGEPAGE)
 for at in range(0, len(memory), mmap.PAGESIZE):
     memory[at] = 1
 chance = random.Random(seed)
 weights = [chance.randrange(1, 10) for _ in range(3)]
-plan = chance.choices(range(3), weights, k=pages)
+plan = []
+while len(plan) < pages:
+    plan += chance.choices(range(3), weights) * (1 + int(chance.expovariate(1 / (run - 1))) if run > 1 else 1)
+del plan[pages:]
 written = [0, 0, 0]
 
 
