@@ -1,6 +1,7 @@
 //! The abilities that this kernel and this user give the tracer.
 
 use super::baseline;
+use super::entries;
 use super::tables;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
@@ -173,7 +174,7 @@ pub fn page_frames() -> Result<(), String> {
 pub fn frames() -> bool {
     let local = 0u8;
     let page = std::ptr::from_ref(&local).addr() as u64 / baseline::page_bytes() * baseline::page_bytes();
-    let entry = Pagemap::open_self().and_then(|pagemap| baseline::entry(&pagemap, page));
+    let entry = Pagemap::open_self().and_then(|pagemap| entries::entry(&pagemap, page));
     entry.is_ok_and(|entry| entry.frame() != 0)
 }
 

@@ -1,8 +1,9 @@
 //! Opening an interval: which mappings of an address space are armed, and how.
 
 use super::address_space::AddressSpace;
-use super::baseline::{self, Baseline, Was};
+use super::baseline::{Baseline, Was};
 use super::codes::Codes;
+use super::entries;
 use super::faults_armed::Sampling;
 use super::maps::{self, Backing, Map};
 use super::moves::Collected;
@@ -202,7 +203,7 @@ impl Watch {
         held.shared = 0;
         for map in self.space.maps.iter().filter(|map| is_watched(map)) {
             for page in self.base.held_in(map.mapping.start, map.mapping.end) {
-                let exclusive = baseline::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
+                let exclusive = entries::entry(&self.pagemap, page)?.contains(Entry::EXCLUSIVE);
                 *(if exclusive { &mut held.exclusive } else { &mut held.shared }) += 1;
             }
         }

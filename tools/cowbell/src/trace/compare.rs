@@ -1,6 +1,7 @@
 //! Copies against their originals: what of a page did the writes change?
 
-use super::baseline::{Entries, page_bytes};
+use super::baseline::page_bytes;
+use super::entries::Entries;
 use super::files::Files;
 use super::layout;
 use super::tree::Process;

@@ -1,6 +1,6 @@
 //! One page at the end of an interval, by its page-table entry, the faults that it took and what its parent has.
 
-use super::baseline::Entries;
+use super::entries::Entries;
 use super::faults_page::{backing_at, class_of_new, is_of_file};
 use super::faults_settle::Evidence;
 use super::touched::{Fate, Touched};

@@ -3,7 +3,8 @@
 //! A page that was moved and not written has the frame that the process held elsewhere. One that was written has another, and is known
 //! by its neighbours or by the fault that found what had been there; where not even one page of a mapping kept its frame, by their number.
 
-use super::baseline::{self, Entries, Was, page_bytes};
+use super::baseline::{self, Was, page_bytes};
+use super::entries::Entries;
 use super::faults_look::Look;
 use super::faults_page::{class_of_zero, is_in_huge, may_be_moved, may_come_from};
 use super::faults_settle::{Evidence, Verdict};

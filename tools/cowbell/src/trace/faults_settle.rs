@@ -16,8 +16,9 @@
 //! new one. Where the ring tells the frame that each fault found, these are told apart ([`super::touched`]). Where it does not, what
 //! was taken again counts as copied or reused, and what was moved is one of "at most so many more".
 
-use super::baseline::{self, Entries, Was, page_bytes};
+use super::baseline::{self, Was, page_bytes};
 use super::compare::{Compared, Donor, Originals};
+use super::entries::Entries;
 use super::faults_look::Look;
 use super::faults_moved::found_before;
 use super::faults_page::{

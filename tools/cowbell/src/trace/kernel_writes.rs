@@ -1,6 +1,7 @@
 //! The kernel's writes into a thread's own data when it makes the thread and when the thread ends.
 
-use super::baseline::{self, Was, page_bytes};
+use super::baseline::{Was, page_bytes};
+use super::entries;
 use super::watch::{Watch, Written};
 use crate::record::{Class, Event, Mode};
 use crate::stacks::instruction;
@@ -35,7 +36,7 @@ impl Watch {
     pub fn written_at_birth(&mut self, from: u64, to: u64, tid: i32, syscall: i32) {
         let page = page_bytes();
         for address in (from / page * page..to).step_by(page as usize) {
-            let exclusive = baseline::entry(&self.pagemap, address).is_ok_and(|entry| entry.contains(Entry::EXCLUSIVE));
+            let exclusive = entries::entry(&self.pagemap, address).is_ok_and(|entry| entry.contains(Entry::EXCLUSIVE));
             if exclusive && self.base.at(address) == Some(Was::Private) {
                 let (class, time_ns) = (Class::Copy, self.begun_ns);
                 self.written.insert(address, Written { class, frame: 0, time_ns });
@@ -70,7 +71,7 @@ impl Watch {
         pages.sort_unstable();
         pages.dedup();
         pages.retain(|&page| {
-            let protected = baseline::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
+            let protected = entries::entry(&self.pagemap, page).ok().filter(|entry| entry.contains(Entry::UFFD_WP));
             let Some(entry) = protected else { return false };
             if self.mode == Mode::Trace && !self.written.contains_key(&page) {
                 let class = self.class_of_write(page, entry);

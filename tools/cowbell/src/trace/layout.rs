@@ -1,6 +1,7 @@
 //! Words of a process' memory. How objects lie there, languages know (`stacks/languages`).
 
 use super::baseline;
+use super::entries;
 use super::files::Files;
 use super::watch::Watch;
 use cowbell::sys::pagemap::Entry;
@@ -23,7 +24,7 @@ pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
             pages.clear();
         }
         let read = || {
-            let entry = baseline::entry(&watch.pagemap, page).ok()?;
+            let entry = entries::entry(&watch.pagemap, page).ok()?;
             let mut held = vec![0; bytes as usize];
             let is_read = if entry.contains(Entry::PRESENT) {
                 watch.memory.read(page, &mut held) == Ok(held.len())

@@ -20,6 +20,7 @@ mod baseline;
 mod birth;
 mod codes;
 mod compare;
+mod entries;
 mod executable;
 mod faults;
 mod faults_armed;

@@ -1,7 +1,8 @@
 //! The end of an interval: the verdict over its pages, and how copies differ from their originals.
 
-use super::baseline::{self, Entries, page_bytes};
+use super::baseline::{self, page_bytes};
 use super::compare::{Compared, Donor, Originals};
+use super::entries::Entries;
 use super::maps::{self, Backing};
 use super::verdict::{Page, Sight, verdict};
 use super::watch::Watch;

@@ -2,6 +2,7 @@
 
 use super::address_space::{Access, AddressSpace};
 use super::baseline::{self, Baseline, Was, page_bytes};
+use super::entries;
 use super::faults_armed::{Sampled, Sampling};
 use super::moves::Collected;
 use super::ranges::Ranges;
@@ -159,7 +160,7 @@ impl Watch {
         if !fault.write_protect || self.is_known(page) {
             return Seen { page, event: None };
         }
-        let entry = baseline::entry(&self.pagemap, page).unwrap_or(Entry::empty());
+        let entry = entries::entry(&self.pagemap, page).unwrap_or(Entry::empty());
         let class = self.class_of_write(page, entry);
         let tid = self.threads.ours(fault.tid);
         let at = self.threads.blocked(tid, interrupted);
