@@ -22,6 +22,7 @@ pub use crate::facts::Ended;
 pub use ask::{ArenaCensus, ArenaEpoch};
 pub use child::{Child, Exit};
 pub use enter::{Context, IntoExitCode};
+pub(crate) use reshare::reshare_image;
 pub use reshare::{Reshared, copied_now, page_faults};
 
 pub(crate) use alone::{PATIENCE, is_alone, wait_until_alone};

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "states that nobody writes meanwhile")]
 
 use super::{alone, panics};
-use crate::arena::Frozen;
+use crate::arena::{Frozen, Image};
 use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::sys::signal::{self, Mask};
@@ -45,20 +45,27 @@ impl<T: 'static> Frozen<T> {
     /// has locked pages of the arena (`mlock`); what was given back before stays so. EPERM under [`watch::Watch::Async`] when the keeper was killed. ENOENT when `/proc`
     /// is not mounted.
     pub fn reshare(&self) -> Result<Reshared> {
-        let Some(evidence) = panics::own() else { return Ok(Reshared::default()) };
-        let mine = (self.image().slot(), self.image().generation());
-        let at = evidence.images.iter().position(|image| (image.slot(), image.generation()) == mine);
-        let Some(at) = at else { return Ok(Reshared::default()) };
-        // Before counting: a handler might start a thread.
-        let _blocked = Blocked(signal::block_all());
-        alone::wait_until_alone(THREADS_END_MAX).map_err(|e| match e.threads() {
-            Some(_) => e.with_hint("join the other threads first: what they write meanwhile could be lost"),
-            None => e,
-        })?;
-        // SAFETY: this is the only thread, it takes no signal, and what shares the memory (the keeper) writes no arena.
-        let (looked_at, reshared) = unsafe { watch::give_back(evidence, at) }?;
-        Ok(Reshared { looked_at, reshared, kept: PageCount(looked_at.0 - reshared.0) })
+        reshare_image(self.image())
     }
+}
+
+/// [`Frozen::reshare`] of an image.
+///
+/// What this allocates must not lie in the image, nor come to lie in one: a page is dropped a moment after it was compared.
+pub(crate) fn reshare_image(image: &Image) -> Result<Reshared> {
+    let Some(evidence) = panics::own() else { return Ok(Reshared::default()) };
+    let mine = (image.slot(), image.generation());
+    let at = evidence.images.iter().position(|image| (image.slot(), image.generation()) == mine);
+    let Some(at) = at else { return Ok(Reshared::default()) };
+    // Before counting: a handler might start a thread.
+    let _blocked = Blocked(signal::block_all());
+    alone::wait_until_alone(THREADS_END_MAX).map_err(|e| match e.threads() {
+        Some(_) => e.with_hint("join the other threads first: what they write meanwhile could be lost"),
+        None => e,
+    })?;
+    // SAFETY: this is the only thread, it takes no signal, and what shares the memory (the keeper) writes no arena.
+    let (looked_at, reshared) = unsafe { watch::give_back(evidence, at) }?;
+    Ok(Reshared { looked_at, reshared, kept: PageCount(looked_at.0 - reshared.0) })
 }
 
 /// All signals are blocked while it lives.

@@ -7,11 +7,11 @@
 use super::Heap;
 use super::freeze::{self, Run};
 use super::ground::{self, State};
-use super::hot::Kind;
+use super::hot::{self, Kind};
 use super::{reclaim, sites};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
-use crate::fork;
+use crate::fork::{self, Reshared};
 use crate::page::{PageCount, PageSet};
 use crate::sys::Errno;
 use crate::sys::map::Range;
@@ -70,6 +70,7 @@ impl Heap {
     /// # Ok::<(), cowbell::Error>(())
     /// ```
     pub fn freeze() -> Result<Generation> {
+        hot::warm();
         freeze(super::ORDINARY, "heap")
     }
 
@@ -188,6 +189,24 @@ impl Generation {
             count += pages.count().0;
         }
         Ok(PageCount(count))
+    }
+
+    /// In a child made by [`fork::spawn`]: gives back the pages that this process copied and whose content is the original again, as
+    /// [`arena::Frozen::reshare`] does.
+    ///
+    /// # Errors
+    /// As of [`arena::Frozen::reshare`].
+    pub fn reshare(&self) -> Result<Reshared> {
+        // What is noted of pages that were given back is never to be frozen, now or later.
+        let _kind = Kind::hot();
+        let mut all = Reshared::default();
+        for image in &self.images {
+            let Reshared { looked_at, reshared, kept } = fork::reshare_image(image)?;
+            all.looked_at.0 += looked_at.0;
+            all.reshared.0 += reshared.0;
+            all.kept.0 += kept.0;
+        }
+        Ok(all)
     }
 
     /// Bytes of frozen blocks that were freed since, by this process and those that it was forked from.

@@ -4,7 +4,7 @@
 //! A [`SideArc`] owns one count of its value: the count is at least 1 while it lives, and value and count are freed by the one who takes it to 0.
 #![expect(unsafe_code, reason = "a counted pointer")]
 
-use super::{HOT, claim};
+use super::{HOT, claim, ground};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -32,11 +32,37 @@ impl Drop for Kind {
     }
 }
 
+/// Tells whether what lies at an address of the heap is hot.
+pub(super) fn is_hot(address: usize) -> bool {
+    ground::chunk(ground::chunk_of(address)).kind.load(Ordering::Relaxed) == HOT
+}
+
+/// A destructor of thread-local storage that does nothing.
+struct Nothing;
+
+impl Drop for Nothing {
+    fn drop(&mut self) {}
+}
+
+thread_local! {
+    static NOTHING: Nothing = const { Nothing };
+}
+
+/// Has the standard library allocate what it keeps for itself, as hot, where it did not yet: the buffer of standard output, its list of destructors of
+/// thread-local storage, this thread's handle. Else each would keep the arena that it happens to be allocated in, or be written to on a frozen page.
+pub(super) fn warm() {
+    let _kind = Kind::hot();
+    let _buffer = std::io::stdout();
+    let _handle = std::thread::current();
+    // At a thread's end there is no storage any more, and nothing is put in the list.
+    let _listed = NOTHING.try_with(|_| ());
+}
+
 /// Runs `body`; what it allocates in this thread is never frozen, and lies on pages of its own: for counters, locks and caches that processes go on
 /// writing, so that they do not copy pages of data. Of no effect where [`super::Heap`] is not the global allocator.
 ///
-/// Memory is placed when it is allocated: a vector or a map that was made here and has to move when it grows elsewhere goes where it is grown. Give it its
-/// capacity here, or grow it under `hot`, too.
+/// Memory is placed when it is allocated, and what is reallocated stays of its kind: a vector or a string that was made here is hot wherever it grows. A map
+/// that has to move goes where it is grown: give it its capacity here, or grow it under `hot`, too.
 ///
 /// ```
 /// use std::sync::Mutex;

@@ -58,6 +58,7 @@ pub use hot::{SideArc, hot};
 pub use scope::{Frozen, Scope, arena};
 
 use class::Class;
+use hot::Kind;
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::null_mut;
 
@@ -146,6 +147,8 @@ unsafe impl GlobalAlloc for Heap {
                 return std::ptr::with_exposed_provenance_mut(moved);
             }
         }
+        // What is hot stays so where it grows, whoever grows it.
+        let _kind = (hot::is_hot(address) && claim::kind() != HOT).then(Kind::hot);
         // SAFETY: the size is not 0, as the caller's is not.
         let to = unsafe { self.alloc(wanted) };
         if !to.is_null() {

@@ -6,7 +6,7 @@
 
 use super::central::KINDS;
 use super::generation::{self, Generation};
-use super::hot::Kind;
+use super::hot::{self, Kind};
 use super::{FIRST_SCOPE, Heap, claim};
 use crate::error::{Error, Result};
 use crate::fork;
@@ -96,6 +96,7 @@ pub fn arena<T>(name: &str, build: impl FnOnce() -> T) -> Result<Frozen<T>> {
     if !Heap::is_in_use() {
         return Err(generation::not_in_use());
     }
+    hot::warm();
     let building = Building::begin()?;
     let root = {
         let _kind = Kind::of(building.0);

@@ -16,6 +16,7 @@ pub const CASES: &[Case] = cases![
     a_closure_that_panics_leaves_no_arena,
     an_arena_beside_a_thread_is_refused,
     a_scope_that_has_ended_is_none,
+    what_the_standard_library_keeps_keeps_no_image,
 ];
 
 type Rows = HashMap<u64, serde_json::Value>;
@@ -206,4 +207,47 @@ fn a_scope_that_has_ended_is_none() {
     assert!(!data.generation().holds(&later[0]));
     let other = heap::arena("other", || scope.join(|| (Scope::current(), vec![3u8; 100]))).expect("an arena");
     assert!(other.generation().holds(&other.1[0]) && other.0 != Some(scope));
+}
+
+/// It has a destructor, and no memory of its own.
+struct Ends(u8);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        assert_eq!(self.0, 1);
+    }
+}
+
+/// Thread-local storage with destructors: more than the list of them has room for at first.
+macro_rules! locals {
+    ($($name:ident)*) => {
+        thread_local! {
+            $(static $name: Ends = const { Ends(1) };)*
+        }
+        fn touch_locals() {
+            $($name.with(|ends| assert_eq!(ends.0, 1));)*
+        }
+    };
+}
+locals!(A B C D E F G H I J K L M N O P Q R S T U V W X Y Z);
+
+fn what_the_standard_library_keeps_keeps_no_image() {
+    let data = heap::arena("rows", || {
+        touch_locals();
+        println!("the first line");
+        assert!(std::thread::current().name().is_some());
+        rows(1000)
+    });
+    let generation = data.expect("an arena").release();
+    assert_eq!((generation.live_blocks(), generation.gone()), (0, generation.images().len()));
+    let rows = rows(1000);
+    let generation = heap::Heap::freeze().expect("one thread");
+    println!("a line more");
+    check(&rows, 1000);
+    assert_eq!(generation.copied_here().expect("a census").0, 0, "a line was printed");
+    // A vector stays where it was put.
+    let mut list = hot(|| vec![1u64; 4]);
+    list.extend(0..100_000);
+    let generation = heap::Heap::freeze().expect("one thread");
+    assert!(!generation.holds(&list[50_000]));
 }

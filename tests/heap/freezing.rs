@@ -25,6 +25,7 @@ pub const CASES: &[Case] = cases![
     a_freeze_beside_a_thread_is_refused,
     hot_memory_is_not_frozen,
     cloning_side_arcs_copies_no_page_of_their_values,
+    copies_that_are_the_original_again_are_given_back,
     huge_and_aligned_objects_are_frozen_too,
     a_child_of_busy_threads_may_freeze,
 ];
@@ -363,6 +364,29 @@ fn cloning_side_arcs_copies_no_page_of_their_values() {
     let last = sides[3].clone();
     drop(sides);
     assert_eq!((SideArc::strong_count(&last), last[0]), (1, 3));
+}
+
+fn copies_that_are_the_original_again_are_given_back() {
+    let arcs: Vec<Arc<[u64; 6]>> = (0..50_000).map(|n| Arc::new([n; 6])).collect();
+    let cells: Vec<AtomicU64> = (0..50_000).map(AtomicU64::new).collect();
+    let generation = freeze();
+    // What the parent has changed is its children's, and no original.
+    cells[40_000].store(7, Ordering::Relaxed);
+    assert_eq!(generation.reshare().expect("nothing to give back here").looked_at.0, 0);
+    let mut child = fork::spawn(&ForkOptions::new(), |_| {
+        arcs.iter().for_each(|each| drop(Arc::clone(each)));
+        cells[9].store(8, Ordering::Relaxed);
+        let given_back = generation.reshare().expect("one thread");
+        assert!(given_back.reshared.0 > 700 && given_back.kept.0 == 2, "{given_back:?}");
+        assert_eq!([9, 10, 40_000].map(|at: usize| cells[at].load(Ordering::Relaxed)), [8, 10, 7]);
+        assert!(arcs.iter().enumerate().all(|(n, each)| each[5] == n as u64 && Arc::strong_count(each) == 1));
+        // A second time there is nothing more.
+        assert_eq!(generation.reshare().expect("one thread").reshared.0, 0);
+    })
+    .expect("a child");
+    let exit = child.wait().expect("its end");
+    assert!(exit.success(), "{exit:?}");
+    assert_eq!(exit.report.copied_pages().0, 1, "{}", exit.report);
 }
 
 fn huge_and_aligned_objects_are_frozen_too() {

@@ -5,6 +5,7 @@
 //! others() -> Result<Vec<Child>>                           that keep each processor busy while they live
 //! forks(bytes: u64, repeats: usize) -> Result<Forks>       forks over different memory, and first reads
 //! arming(bytes: u64, repeats: usize) -> Result<Arming>     what a watch adds to a fork
+//! fork_ns() -> Result<u64>                                 one bare fork of this process
 //! pool(program, workers, rounds, quick) -> Result<Pool>    worker pools at the same work
 //! pool_memory(program, bytes, workers) -> Result<PoolMemory>   what their workers have of their own
 //! ```
@@ -28,6 +29,6 @@ pub use error::{Error, Result};
 pub use forks::{ForkCost, Forks, forks};
 pub use pool::{Answer, Contender, Goal, Order, Peer, Pool, PoolMemory, PoolMemoryCost, Race, Work};
 pub use pool::{hold_pool, ipc_worker, pool, pool_memory, pool_peer};
-pub use server::Memory;
+pub use server::{Memory, fork_ns};
 pub use spread::Spread;
 pub use writes::{Cost, Pair, WatchCost, Writes, others, writes};

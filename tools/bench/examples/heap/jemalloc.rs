@@ -1,11 +1,20 @@
-//! The patterns under jemalloc.
+//! The patterns and the sets under jemalloc.
 
 #[path = "patterns.rs"]
 mod patterns;
+#[path = "sets.rs"]
+mod sets;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() {
-    patterns::main();
+fn main() -> cowbell::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["set", what, bytes] => sets::main(what, bytes.parse().unwrap_or(0)),
+        words => {
+            patterns::main(words.first().copied());
+            Ok(())
+        }
+    }
 }
