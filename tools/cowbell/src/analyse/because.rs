@@ -9,7 +9,7 @@ use super::summary::{Interval, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
 use crate::record::Mode;
-use crate::stacks::languages::{self, Work};
+use crate::stacks::languages::{self, Language, Work};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -208,9 +208,9 @@ fn most(places: Vec<Place>) -> Vec<Place> {
     merged
 }
 
-/// Lines to paste that load early enough what several workers loaded, each for itself; `None` where it is not known for certain which modules
-/// took most of it. `command`: by which they are told apart from others whose remedy is another.
-fn loading_early(workers: &[usize], command: &[String], lines: &[&GrowthLine]) -> Option<Vec<Cow<'static, str>>> {
+/// The modules that several workers loaded, each for itself, and their language; `None` where it is not known for certain which modules took
+/// most of it.
+fn loaded_by_several(workers: &[usize], lines: &[&GrowthLine]) -> Option<(&'static dyn Language, Vec<String>)> {
     let are_several = |line: &&&GrowthLine| {
         line.work == Some(Work::Import) && line.processes.iter().filter(|at| workers.contains(at)).count() > 1
     };
@@ -222,10 +222,28 @@ fn loading_early(workers: &[usize], command: &[String], lines: &[&GrowthLine]) -
         return None;
     }
     let modules: BTreeSet<&String> = lines.iter().filter(are_several).flat_map(|line| &line.modules).collect();
-    let modules: Vec<String> = modules.into_iter().cloned().collect();
     let language = lines.iter().filter(are_several).find_map(|line| languages::by_id(line.language.as_deref()?))?;
-    let early = language.loading_early(&modules, command);
-    (!early.is_empty()).then(|| early.into_iter().map(Cow::from).collect())
+    Some((language, modules.into_iter().cloned().collect()))
+}
+
+/// The advice to load early enough what workers loaded each for itself: `text`, and lines to paste that name the modules where these are known
+/// for certain, `paste` where not. `command`: by which the workers are told apart from others whose remedy is another.
+fn loading_early(
+    workers: &[usize],
+    command: &[String],
+    lines: &[&GrowthLine],
+    (text, paste): (&'static str, &'static [&'static str]),
+) -> (Cow<'static, str>, Vec<Cow<'static, str>>) {
+    // One worker that loaded it tells that it was not there.
+    let loaded = lines.iter().flat_map(|line| &line.loaded).filter(|(at, _)| workers.contains(at));
+    let modules: BTreeSet<&String> = loaded.map(|(_, module)| module).collect();
+    let modules: Vec<String> = modules.into_iter().cloned().collect();
+    if let Some(missed) = languages::not_loaded_early(&modules, command) {
+        return (missed.into(), Vec::new());
+    }
+    let early = loaded_by_several(workers, lines).map(|(language, modules)| language.loading_early(&modules, command));
+    let early = early.filter(|early| !early.is_empty());
+    (text.into(), early.map_or_else(|| always(paste), |early| early.into_iter().map(Cow::from).collect()))
 }
 
 /// Lines to paste that are always the same.
@@ -259,15 +277,15 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         }
         let here = line.work.and_then(|work| remedy_under(summary, &verdict.workers, work));
         if let Some((text, paste)) = here.or(remedy.map(|text| (text, paste))) {
-            let paste = match line.work {
+            let (text, paste) = match line.work {
                 Some(Work::Import) => {
                     let first = verdict.workers.first().and_then(|&at| summary.processes.get(at));
                     let command = first.filter(|_| here.is_some()).map_or(&[][..], |first| &first.command);
-                    loading_early(&verdict.workers, command, &lines).unwrap_or_else(|| always(paste))
+                    loading_early(&verdict.workers, command, &lines, (text, paste))
                 }
-                _ => always(paste),
+                _ => (text.into(), always(paste)),
             };
-            verdict.helps.push(Help { text: text.into(), paste, saves_bytes: Some(line.bytes) });
+            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes) });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {
             places.push(Place {

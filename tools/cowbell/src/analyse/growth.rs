@@ -4,7 +4,7 @@ use super::code;
 use super::sum::share;
 use super::{Profile, Sampled};
 use crate::record::{Frame, Resident, Sums, Together};
-use crate::stacks::languages::{self, Import, Work};
+use crate::stacks::languages::{self, Work};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap};
 
@@ -63,6 +63,9 @@ pub struct GrowthLine {
     pub source: Option<String>,
     /// The modules that were being loaded, as the lines say that asked for them.
     pub modules: Vec<String>,
+    /// The same with the number of the process that loaded it.
+    #[serde(skip)]
+    pub loaded: BTreeSet<(usize, String)>,
     /// The numbers of the processes, in [`Summary::processes`](super::Summary::processes).
     pub processes: Vec<usize>,
     pub bytes: u64,
@@ -81,21 +84,36 @@ enum Place {
     Unknown,
 }
 
+/// The findings at one place.
+#[derive(Default)]
+struct Found {
+    bytes: u64,
+    processes: BTreeSet<usize>,
+    loaded: BTreeSet<(usize, String)>,
+}
+
 /// All that was found.
 pub fn growth(profile: &Profile) -> Growth {
     let page_size = profile.page_size();
-    let mut places: HashMap<Place, (u64, BTreeSet<usize>)> = HashMap::new();
+    let mut places: HashMap<Place, Found> = HashMap::new();
     for grew in &profile.growth {
-        let (bytes, processes) = places.entry(place(profile, grew.stack)).or_default();
-        *bytes += grew.pages.saturating_mul(page_size);
-        processes.extend(profile.process_by_pid.get(&grew.pid));
+        let found = places.entry(place(profile, grew.stack)).or_default();
+        found.bytes += grew.pages.saturating_mul(page_size);
+        let Some(&process) = profile.process_by_pid.get(&grew.pid) else { continue };
+        found.processes.insert(process);
+        found.loaded.extend(module(profile, grew.stack).map(|module| (process, module)));
     }
-    let all = places.values().fold(0u64, |sum, (bytes, _)| sum.saturating_add(*bytes));
-    let named = |(place, (bytes, processes)): (Place, (u64, BTreeSet<usize>))| GrowthLine {
-        processes: processes.into_iter().collect(),
-        bytes,
-        share: share(bytes, all),
-        ..line(profile, place)
+    let all = places.values().fold(0u64, |sum, found| sum.saturating_add(found.bytes));
+    let named = |(place, found): (Place, Found)| {
+        let modules: BTreeSet<&String> = found.loaded.iter().map(|(_, module)| module).collect();
+        GrowthLine {
+            modules: modules.into_iter().cloned().collect(),
+            processes: found.processes.into_iter().collect(),
+            bytes: found.bytes,
+            share: share(found.bytes, all),
+            loaded: found.loaded,
+            ..line(profile, place)
+        }
     };
     let mut lines: Vec<_> = places.into_iter().map(named).collect();
     let name = |line: &GrowthLine| (line.file.clone(), line.line, line.function.clone());
@@ -134,6 +152,7 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
         work: None,
         source: None,
         modules: Vec::new(),
+        loaded: BTreeSet::new(),
         processes: Vec::new(),
         bytes: 0,
         share: 0.0,
@@ -141,7 +160,6 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
     match place {
         Place::Script(number) => {
             let Some(place) = profile.places.get(number as usize).cloned() else { return line };
-            line.modules = modules(profile, number);
             line.source = profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned();
             (line.language, line.function, line.file) = (place.language, place.frame.function, place.frame.file);
             (line.line, line.called_from, line.work) = (place.frame.line, place.called_from, place.work);
@@ -152,13 +170,12 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
     line
 }
 
-/// The modules that stacks at a place of a script were loading.
-fn modules(profile: &Profile, place: u32) -> Vec<String> {
-    let language = profile.places.get(place as usize).and_then(|place| languages::by_id(place.language.as_deref()?));
-    let imports = profile.imports.get(&place).into_iter().flatten();
-    let name = |import: &Import| language?.imported(import, profile.sources.get(&(import.file.clone(), import.line))?);
-    let names: BTreeSet<String> = imports.filter_map(name).collect();
-    names.into_iter().collect()
+/// The module that a stack was loading.
+fn module(profile: &Profile, stack: Option<u32>) -> Option<String> {
+    let Sampled { script, import, .. } = profile.stacks.get(&stack?)?;
+    let language = languages::by_id(profile.places.get(script.as_ref().copied()? as usize)?.language.as_deref()?)?;
+    let import = import.as_ref()?;
+    language.imported(import, profile.sources.get(&(import.file.clone(), import.line))?)
 }
 
 /// Why such work takes memory, what helps, and lines to paste, as its language says.

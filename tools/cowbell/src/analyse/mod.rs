@@ -53,7 +53,7 @@ use crate::stacks::languages::{self, Import, Work};
 use codes::Codes;
 use detail::Detail;
 use interval::Interval;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 /// Records, added up as they come.
 #[derive(Debug, Default)]
@@ -72,8 +72,6 @@ pub struct Profile {
     sources: HashMap<(String, i32), String>,
     places: Vec<ScriptPlace>,
     place_numbers: HashMap<ScriptPlace, u32>,
-    /// The imports that stacks at a place were in.
-    imports: HashMap<u32, BTreeSet<Import>>,
     growth: Vec<record::Grew>,
     gaps: Vec<record::Gap>,
     finish: Option<Finish>,
@@ -104,6 +102,8 @@ struct Sampled {
     wrote: Wrote,
     /// The worker was starting or ending, as the frames of a script tell.
     phase: Option<Work>,
+    /// The import that it was in, if its place is at work on one.
+    import: Option<Import>,
 }
 
 /// A place in a program that an interpreter runs.
@@ -299,14 +299,12 @@ impl Profile {
                 next
             })
         });
-        let is_import = |place: &ScriptPlace| place.work == Some(Work::Import);
-        if let Some(script) = script.filter(|&at| self.places.get(at as usize).is_some_and(is_import)) {
-            let import = languages::import_of_frames(language, &stack.frames);
-            self.imports.entry(script).or_default().extend(import);
-        }
+        let is_import = |at: u32| self.places.get(at as usize).is_some_and(|place| place.work == Some(Work::Import));
+        let import =
+            script.filter(|at| is_import(*at)).and_then(|_| languages::import_of_frames(language, &stack.frames));
         let phase = languages::phase_of_frames(language, &stack.frames);
         let callers = stack.native.iter().skip(1).copied().collect();
         let innermost = stack.native.first().copied();
-        self.stacks.insert(stack.stack, Sampled { script, innermost, callers, wrote: stack.wrote, phase });
+        self.stacks.insert(stack.stack, Sampled { script, innermost, callers, wrote: stack.wrote, phase, import });
     }
 }

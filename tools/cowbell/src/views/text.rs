@@ -7,8 +7,8 @@ use super::table::{self, Keep};
 use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
 use super::width::width;
 use super::{processes, tables, why};
-use crate::analyse::summary::{ByClass, Interval, Summary};
-use crate::record::{Closed, Mode, Role};
+use crate::analyse::summary::{ByClass, Interval, Process, Summary};
+use crate::record::{Closed, Mode, Origin, Role};
 use cowbell::page::Bytes;
 
 /// The end of an interval stands beside its figures if its words are no longer than this.
@@ -90,8 +90,14 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
         let children = some(forks.children, "child", "children");
         text.faint_sentence(0, &format!("Forks copied {all} of page tables for {children}{one}."));
     }
-    if summary.totals.started_afresh > 0 && summary.totals.intervals > 0 {
-        let executed = some(summary.totals.started_afresh, "process", "processes");
+    // Those of a wrapper are told apart, with the processes.
+    let is_afresh =
+        |process: &Process| matches!(process.origin, Origin::Forked | Origin::Shares) && !process.executed.is_empty();
+    let of_wrapper = summary.verdict.folded.iter().filter_map(|&at| summary.processes.get(at));
+    let of_wrapper = of_wrapper.filter(|process| is_afresh(process)).count() as u64;
+    let executed = summary.totals.started_afresh.saturating_sub(of_wrapper);
+    if executed > 0 && summary.totals.intervals > 0 {
+        let executed = some(executed, "process", "processes");
         let what = "executed a program, which shares nothing with its starter and is not counted";
         text.faint_sentence(0, &format!("{executed} {what}."));
     }

@@ -4,8 +4,8 @@ use super::Look;
 use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, time};
 use super::table::words;
 use crate::analyse::Cause;
-use crate::analyse::summary::{CauseShare, Gap, Summary};
-use crate::record::{GapKind, Mode, Role};
+use crate::analyse::summary::{CauseShare, Gap, Interval, Summary};
+use crate::record::{Closed, GapKind, Mode, Role};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
 
@@ -104,21 +104,36 @@ fn symbols_package(file: &str) -> Option<String> {
 
 /// Says what could not be seen.
 pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
-    if summary.gaps.is_empty() {
+    let sentences = gap_sentences(summary, look);
+    if sentences.is_empty() {
         return;
     }
     text.heading("What could not be seen");
-    for sentence in gap_sentences(summary, look) {
+    for sentence in sentences {
         text.faint_sentence(2, &sentence);
     }
-    if let Some(rest) = summary.gaps.len().checked_sub(look.top).filter(|rest| *rest > 0) {
+    if let Some(rest) = told_gaps(summary).count().checked_sub(look.top).filter(|rest| *rest > 0) {
         text.faint(&format!("  and {rest} more kinds"));
     }
 }
 
 /// Sentences on what could not be seen, a sentence for each kind.
 pub fn gap_sentences(summary: &Summary, look: &Look) -> Vec<String> {
-    summary.gaps.iter().take(look.top).map(|gap| gap_sentence(gap, look)).collect()
+    told_gaps(summary).take(look.top).map(|gap| gap_sentence(gap, look)).collect()
+}
+
+/// The gaps, without what the processes of a wrapper copied before they executed programs, where nobody else did: the verdict is about what
+/// came after them.
+fn told_gaps(summary: &Summary) -> impl Iterator<Item = &Gap> {
+    let folded = &summary.verdict.folded;
+    // The first process was the wrapper until it executed the program.
+    let wrapped = |at: usize| folded.contains(&at) || (at == 0 && !folded.is_empty());
+    let is_one = |interval: &&Interval| {
+        let is_lossy = interval.closed == Some(Closed::Exec) && interval.unmapped_uncounted_pages > 0;
+        is_lossy && interval.process.is_some_and(wrapped)
+    };
+    let of_wrapper = summary.intervals.iter().filter(is_one).count() as u64;
+    summary.gaps.iter().filter(move |gap| gap.what != GapKind::Executed || gap.times > of_wrapper)
 }
 
 fn gap_sentence(gap: &Gap, look: &Look) -> String {

@@ -4,6 +4,7 @@ use crate::exact::may_trace;
 use crate::lab::{Scratch, cowbell, run, skip};
 use crate::python::PYTHON;
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 /// The first ten lines of the report on a program, and all of it.
 fn report<I: AsRef<OsStr>>(
@@ -180,11 +181,35 @@ fn a_wrapper_that_asks_others_first_is_left_out() {
         "import os\ndata = bytearray(9 << 20)\nif os.fork() == 0:\n    \
         for i in range(0, len(data), 4096): data[i] = 1\n    os._exit(0)\nos.wait()\n",
     );
-    let shim = format!("for i in 1 2 3; do x=$(echo $i; true); done; exec {PYTHON} {}", script.display());
+    // Some of them run programs, as pyenv's shims do.
+    let shim = format!("for i in 1 2 3; do x=$(/bin/echo $i; true); done; exec {PYTHON} {}", script.display());
     let (first, all) = report(&scratch, &["--mode", "count"], ["bash", "-c", &shim]);
     assert!(first.starts_with("COPIED: 1 child copied 9."), "{all}");
-    assert!(flat(&all).contains("3 processes of the wrapper"), "{all}");
-    assert!(!all.contains(" bash"), "{all}");
+    assert!(flat(&all).contains("6 processes of the wrapper"), "{all}");
+    for of_wrapper in [" bash", "executed a program", "executed another program", "What could not be seen"] {
+        assert!(!flat(&all).contains(of_wrapper), "{of_wrapper}: {all}");
+    }
+}
+
+#[test]
+fn a_shim_of_pyenv_is_left_out() {
+    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from);
+    let pyenv = pyenv.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".pyenv")));
+    let Some(shim) = pyenv.map(|root| root.join("shims/python3")).filter(|shim| shim.exists()) else {
+        return skip("there is no pyenv here");
+    };
+    let scratch = Scratch::new();
+    let script = scratch.file(
+        "work.py",
+        "import os\ndata = [str(n) for n in range(300_000)]\nif os.fork() == 0:\n    for text in data: pass\n    os._exit(0)\nos.wait()\n",
+    );
+    let (first, all) = report(&scratch, &["--mode", "count"], [shim.as_os_str(), script.as_os_str()]);
+    assert!(first.starts_with("COPIED: 1 child copied "), "{all}");
+    let all = flat(&all);
+    assert!(all.contains("of the wrapper, which had ended when it became the program."), "{all}");
+    for of_wrapper in ["bash", "executed a program", "executed another program"] {
+        assert!(!all.contains(of_wrapper), "{of_wrapper}: {all}");
+    }
 }
 
 #[test]

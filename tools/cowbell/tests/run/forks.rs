@@ -183,3 +183,26 @@ fn modules_that_workers_of_a_fork_server_loaded_are_named_where_a_line_names_the
         assert!(text.contains("Modules were loaded after the fork") && text.contains(line), "{}", outcome.err);
     }
 }
+
+#[test]
+fn a_module_that_a_fork_server_was_to_preload_and_has_not_is_named() {
+    let scratch = Scratch::new();
+    // Where only its workers look: so its import fails in the server of every version, which has nothing to say of that.
+    std::fs::create_dir(scratch.path("elsewhere")).expect("a directory");
+    scratch.file("elsewhere/heavy.py", "data = [str(n) * 3 for n in range(1_500_000)]\n");
+    let script = scratch.file(
+        "serves.py",
+        "import multiprocessing, sys\ndef load(all):\n    sys.path.append(sys.argv[1])\n    import heavy\n    all.wait()\n\
+         if __name__ == '__main__':\n    context = multiprocessing.get_context('forkserver')\n    \
+         context.set_forkserver_preload(['json', 'heavy'])\n    all = context.Barrier(3)\n    \
+         with context.Pool(2, load, [all]) as pool:\n        all.wait()\n        print(pool.map(abs, range(4)))\n",
+    );
+    let words = [PYTHON.as_ref(), script.as_os_str(), scratch.path("elsewhere").as_os_str()].map(ToOwned::to_owned);
+    let outcome = run(&scratch, &mut cowbell(&["--mode", "count"], words));
+    let text = flat(&outcome.err);
+    assert!(text.starts_with("NEW: 2 children grew"), "{}", outcome.err);
+    assert!(text.contains("the fork server was told to preload heavy, and has not: where"), "{}", outcome.err);
+    // The line to paste is there already.
+    let known = ["have the fork server load these modules", "set_forkserver_preload(["];
+    assert!(known.iter().all(|what| !text.contains(what)), "{}", outcome.err);
+}

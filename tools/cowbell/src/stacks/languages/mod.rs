@@ -100,6 +100,12 @@ pub trait Language: Debug + Sync {
         Vec::new()
     }
 
+    /// One sentence on those of these modules that a program was told by this command to load before its workers, who loaded them all the
+    /// same; `None` where it was told of none.
+    fn not_loaded_early(&self, _modules: &[String], _command: &[String]) -> Option<String> {
+        None
+    }
+
     /// Tells whether a source file is the user's own: neither the language's library nor a package's.
     fn is_own(&self, _file: &str) -> bool {
         true
@@ -249,6 +255,11 @@ pub fn work_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work> 
 /// The outermost import that a stack of a program in a language is in.
 pub fn import_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Import> {
     language.and_then(by_id)?.import_of_frames(frames)
+}
+
+/// One sentence on those of these modules that any language's program was told to load before its workers, who loaded them all the same.
+pub fn not_loaded_early(modules: &[String], command: &[String]) -> Option<String> {
+    ALL.iter().find_map(|language| language.not_loaded_early(modules, command))
 }
 
 /// The work of a stack of a program in a language that starts a worker, or takes the program down.

@@ -4,6 +4,7 @@
 //! Everything here only reads the target's memory: it neither stops nor resumes anything, because the tracer has the
 //! thread of interest standing still already.
 
+mod fork_server;
 mod functions;
 mod imports;
 mod objects;
@@ -191,7 +192,7 @@ impl Language for CPython {
                  each object; flush what must be kept in a function that uwsgi.atexit names: that one runs still",
                 &["skip-atexit-teardown = true    # in uwsgi.ini, or --skip-atexit-teardown"],
             )),
-            Work::Import if is_served(command) => Some((
+            Work::Import if fork_server::serves(command) => Some((
                 "have the fork server load these modules, before the first process is started: what it has loaded its children share. \
                  Before Python 3.12.8, and in 3.13.0, it does not look for them beside the script, only in the current directory, by \
                  PYTHONPATH and among installed packages; and of what it does not find it says nothing",
@@ -215,13 +216,33 @@ impl Language for CPython {
     }
 
     fn loading_early(&self, modules: &[String], command: &[String]) -> Vec<String> {
-        let list =
-            |quote: &str| modules.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join(", ");
+        let list = |names: &[String], quote: &str| {
+            names.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join(", ")
+        };
+        let told = fork_server::preloads(command);
+        // The line takes the place of the program's own, whose list it goes on with. Alone, `__main__` is everybody's.
+        let before = told.iter().filter(|_| told != ["__main__"]).filter(|name| !modules.contains(name));
+        let all: Vec<String> = before.chain(modules).cloned().collect();
         match modules {
             [] => Vec::new(),
-            _ if is_served(command) => vec![format!("multiprocessing.set_forkserver_preload([{}])", list("'"))],
-            _ => vec![format!("import {}    # in the parent, before the fork", list(""))],
+            _ if fork_server::serves(command) => {
+                vec![format!("multiprocessing.set_forkserver_preload([{}])", list(&all, "'"))]
+            }
+            _ => vec![format!("import {}    # in the parent, before the fork", list(modules, ""))],
         }
+    }
+
+    fn not_loaded_early(&self, modules: &[String], command: &[String]) -> Option<String> {
+        let told = fork_server::preloads(command);
+        let missed: Vec<&str> = modules.iter().filter(|name| told.contains(name)).map(String::as_str).collect();
+        (!missed.is_empty()).then(|| {
+            format!(
+                "the fork server was told to preload {}, and has not: where an import fails there, it goes on without a word (Python 3.15: \
+                 unless it is given on_error='warn'). Before Python 3.12.8, and in 3.13.0, it does not look for modules beside the script, \
+                 only in the current directory, by PYTHONPATH and among installed packages",
+                missed.join(", ")
+            )
+        })
     }
 
     fn starting_programs(&self) -> Option<&'static str> {
@@ -258,11 +279,6 @@ impl Reader for Python {
     fn frames(&mut self, tid: i32) -> Vec<Frame> {
         Python::frames(self, tid)
     }
-}
-
-/// Tells whether a process was forked by multiprocessing's fork server, by the command of both.
-fn is_served(command: &[String]) -> bool {
-    command.iter().any(|word| word.contains("multiprocessing.forkserver"))
 }
 
 /// The interpreter of one process.
@@ -410,6 +426,23 @@ mod tests {
         ] {
             assert_eq!(CPython.phase_of_frames(&frames(names)), due, "{names:?}");
         }
+    }
+
+    #[test]
+    fn what_a_fork_server_was_told_to_preload_is_named_if_its_workers_loaded_it_and_kept_in_the_line_to_paste() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let server = |list: &str| {
+            let code = format!("from multiprocessing.forkserver import main; main(9, 12, {list}, **{{}})");
+            names(&["python3", "-c", &code])
+        };
+        let missed = CPython.not_loaded_early(&names(&["heavy", "other"]), &server("['json', 'heavy']"));
+        assert!(missed.is_some_and(|text| text.contains("told to preload heavy, and has not")));
+        assert_eq!(CPython.not_loaded_early(&names(&["other"]), &server("['json', 'heavy']")), None);
+        assert_eq!(CPython.not_loaded_early(&names(&["heavy"]), &names(&["python3", "heavy.py"])), None);
+        let early = |list: &str| CPython.loading_early(&names(&["heavy"]), &server(list));
+        assert_eq!(early("['__main__']"), ["multiprocessing.set_forkserver_preload(['heavy'])"]);
+        let both = "multiprocessing.set_forkserver_preload(['__main__', 'json', 'heavy'])";
+        assert_eq!(early("['__main__', 'json']"), [both]);
     }
 
     /// Starts a Python program that says whom to look at, one process and thread a line.
