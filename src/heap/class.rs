@@ -49,6 +49,23 @@ const SIZES: [u32; CLASSES] = {
     sizes
 };
 
+/// Up to this many bytes a table tells the class: sizes of a program come in no order that a processor could guess branches by.
+const SMALL_MAX: usize = 1024;
+
+/// For each multiple of 8 the smallest class that holds it.
+static SMALL: [u8; SMALL_MAX / 8 + 1] = {
+    let mut classes = [0; SMALL_MAX / 8 + 1];
+    let (mut at, mut class) = (0, 0);
+    while at < classes.len() {
+        while (SIZES[class] as usize) < at * 8 {
+            class += 1;
+        }
+        classes[at] = class as u8;
+        at += 1;
+    }
+    classes
+};
+
 impl Class {
     /// The smallest class for so many bytes (at most [`BLOCK_MAX`]) at this alignment, a power of two; `None` where only a
     /// span of units will do.
@@ -71,11 +88,8 @@ impl Class {
 
     #[inline]
     fn of_size(size: usize) -> Self {
-        if size <= 8 {
-            return Self(0);
-        }
-        if size <= 128 {
-            return Self(size.div_ceil(16) as u8);
+        if size <= SMALL_MAX {
+            return Self(SMALL[size.div_ceil(8)]);
         }
         let last = size - 1;
         let doubling = last.ilog2() as usize - 7;

@@ -78,28 +78,17 @@ const FIRST_SCOPE: u8 = 2;
 unsafe impl GlobalAlloc for Heap {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let block = match Class::of(layout.size(), layout.align()) {
-            Some(class) => local::alloc(class),
-            None => large(layout).0,
-        };
-        if sites::are_recorded() {
-            sites::note(block.expose_provenance(), layout.size());
-        }
-        block
+        if sites::are_recorded() { place_recorded(layout) } else { place(layout) }
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        let address = block.expose_provenance();
         if sites::are_recorded() {
-            // Before anybody else can have the address.
-            sites::forget(address);
-        }
-        match Class::of(layout.size(), layout.align()) {
-            // SAFETY: the caller says that the block was given for this layout, and so for this class.
-            Some(class) => unsafe { local::free(address, class) },
-            // SAFETY: as above.
-            None => unsafe { span::release_span(address, layout.size()) },
+            // SAFETY: passed on to the caller.
+            unsafe { give_back_recorded(block, layout) }
+        } else {
+            // SAFETY: passed on to the caller.
+            unsafe { give_back(block, layout) }
         }
     }
 
@@ -159,6 +148,52 @@ unsafe impl GlobalAlloc for Heap {
         }
         to
     }
+}
+
+/// Memory for a layout.
+#[inline]
+fn place(layout: Layout) -> *mut u8 {
+    match Class::of(layout.size(), layout.align()) {
+        Some(class) => local::alloc(class),
+        None => large(layout).0,
+    }
+}
+
+/// The same, where sites are recorded. A function of its own, so that the other needs no room on the stack.
+#[cold]
+#[inline(never)]
+fn place_recorded(layout: Layout) -> *mut u8 {
+    let block = place(layout);
+    sites::note(block.expose_provenance(), layout.size());
+    block
+}
+
+/// Takes memory back.
+///
+/// # Safety
+/// It was placed for this layout, and nobody uses it any more.
+#[inline]
+unsafe fn give_back(block: *mut u8, layout: Layout) {
+    let address = block.expose_provenance();
+    match Class::of(layout.size(), layout.align()) {
+        // SAFETY: the caller says that the block was given for this layout, and so for this class.
+        Some(class) => unsafe { local::free(address, class) },
+        // SAFETY: as above.
+        None => unsafe { span::release_span(address, layout.size()) },
+    }
+}
+
+/// The same, where sites are recorded.
+///
+/// # Safety
+/// As [`give_back`].
+#[cold]
+#[inline(never)]
+unsafe fn give_back_recorded(block: *mut u8, layout: Layout) {
+    // Before anybody else can have the address.
+    sites::forget(block.expose_provenance());
+    // SAFETY: passed on to the caller.
+    unsafe { give_back(block, layout) }
 }
 
 /// Memory for a layout that no block holds, and whether it is zero.

@@ -11,7 +11,7 @@ use super::class::UNIT;
 use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::lock::{self, Held};
 use super::reclaim;
-use crate::sys::map::{self, Range};
+use crate::sys::map::{self, Harmless, Range};
 use crate::sys::page_size;
 use std::sync::atomic::Ordering;
 
@@ -213,6 +213,9 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
         make_absent(ground::chunk_of(to), chunk.span.load(Ordering::Relaxed), bytes, &held);
         return None;
     }
+    // Whoever grows something large fills it, so huge pages waste next to nothing here. In other allocations they could: large ones may hardly be used.
+    let bytes = ground::chunk(ground::chunk_of(to)).bytes.load(Ordering::Relaxed);
+    let _hint = map::advise(Range { start: to + now, len: bytes - now }, Harmless::HugePage);
     // Nothing is mapped where it was.
     if is_huge {
         make_absent(number, chunk.span.load(Ordering::Relaxed), now, &held);
