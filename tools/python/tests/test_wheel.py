@@ -6,12 +6,14 @@ import glob
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 import zipfile
 
 import pytest
+from kit import HERE
 
 #: Where the pip lies that tools/python/setup brought.
 IMPORTED = os.path.dirname(os.path.dirname(os.path.abspath(pytest.__file__)))
@@ -131,6 +133,36 @@ def test_it_installs_and_runs_in_a_clean_environment(installed, version, python,
         refused = run("python3", "job.py", "frozen")
         assert refused.returncode == 1 and "no immortal objects before 3.12" in refused.stderr, refused.stderr
         assert re.search(r"Unsupported: CPython 3\.\d+ counts references", refused.stderr), refused.stderr
+
+
+def blocks(name, language):
+    """The code of a document's section on Python."""
+    with open(os.path.join(HERE, "../../..", name)) as file:
+        section = file.read().split("\n## Python", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.S)
+
+
+def test_what_a_newcomer_copies_from_the_readme(tmp_path):
+    """Word for word, where no Rust is."""
+    newer = [param.values[1] for param in interpreters() if param.values[0] >= 312]
+    # Debian's have no venv with pip.
+    own = [python for python in newer if subprocess.run([python, "-c", "import ensurepip, venv"]).returncode == 0]
+    if not own:
+        pytest.skip("no CPython from 3.12 on with venv and pip is here")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").symlink_to(own[0])
+    shutil.copy(WHEEL, tmp_path)
+    first, mended = blocks("README.md", "sh")
+    clean = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "PIP_NO_INDEX": "1"}
+    said = subprocess.run(
+        ["bash", "-e"], input=f"{first}\necho ---- >&2\n{mended}", capture_output=True, text=True, env=clean, cwd=tmp_path, timeout=300
+    )
+    assert said.returncode == 0, said.stderr
+    before, after = said.stderr.split("----\n")
+    assert "\nCOPIED: 1 child copied 1" in f"\n{before}", said.stderr
+    assert "import cowbell_fork; cowbell_fork.freeze(DATA)" in before, said.stderr
+    assert re.search(r"^SHARED: all is well: 1 child copied [\d.]+ KiB", after, re.M), said.stderr
+    assert re.search(r"^300,001 objects made immortal", said.stdout, re.M), said.stdout
 
 
 def total(report):
