@@ -20,25 +20,31 @@ fn number(text: &str, behind: &str) -> u64 {
     digits.parse().expect("a number")
 }
 
-/// The pages of a set of 8 MiB, and how many a worker copied.
-fn set(what: &str) -> (u64, u64) {
-    let text = run("heap-sets", &[what, "8388608"]);
+/// The pages of a set of 8 MiB, how many of them a worker copied, and how many others.
+fn set(what: &str, object: &str) -> (u64, u64, u64) {
+    let text = run("heap-sets", &[what, object, "8388608"]);
     let mut numbers = text.split_whitespace().map(|word| word.parse().expect("a number"));
-    (numbers.next().expect("pages"), numbers.next().expect("copies"))
+    let mut next = || numbers.next().expect("a number");
+    (next(), next(), next())
 }
 
 #[test]
 fn counting_references_copies_the_set_unless_the_counts_lie_apart_or_the_copies_are_given_back() {
-    let (pages, copied) = set("clone");
-    assert!(copied * 10 >= pages * 9, "{copied} of {pages}");
-    assert_eq!(set("clone-reshare").1, 0);
-    let (_, side) = set("clone-side");
-    assert!(side * 100 <= copied, "{side} of {copied}");
+    for (object, words) in [("64", 8), ("1024", 128)] {
+        let (pages, arcs, _) = set("clone", object);
+        assert!(arcs * 10 >= pages * 9, "{arcs} of {pages}");
+        assert_eq!(set("clone-reshare", object).1, 0);
+        let (_, values, counts) = set("clone-side", object);
+        assert_eq!(values, 0, "no page of a value");
+        // A word for each object, and what any worker has.
+        assert!(counts <= pages / words + 30, "{counts} pages of counts");
+    }
 }
 
 #[test]
 fn dropping_a_frozen_set_copies_nothing() {
-    assert_eq!(set("drop").1, 0);
+    let (_, copied, others) = set("drop", "64");
+    assert!(copied == 0 && others < 30, "{copied} {others}");
 }
 
 #[test]

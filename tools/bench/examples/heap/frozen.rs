@@ -25,7 +25,7 @@ struct Data {
 }
 
 /// Bytes that a row takes in memory, about.
-const ROW_BYTES: usize = 1000;
+const ROW_BYTES: usize = 1500;
 
 fn row(n: usize) -> Value {
     json!({ "n": n, "name": format!("row {n}"), "list": [n, null, 1.5, "text"], "more": { "a": n, "b": "c" } })

@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> cowbell::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["set", what, bytes] => sets::main(what, bytes.parse().unwrap_or(0)),
+        ["set", words @ ..] => sets::main(words),
         words => {
             patterns::main(words.first().copied());
             Ok(())

@@ -7,7 +7,6 @@ mod sets;
 static ALLOCATOR: cowbell::heap::Heap = cowbell::heap::Heap;
 
 fn main() -> cowbell::Result<()> {
-    let mut words = std::env::args().skip(1);
-    let what = words.next().unwrap_or_default();
-    sets::main(&what, words.next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0))
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    sets::main(&words.iter().map(String::as_str).collect::<Vec<_>>())
 }

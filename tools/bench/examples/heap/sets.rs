@@ -1,35 +1,45 @@
-//! Sets of small objects, and workers that handle each of them: how many pages does that copy?
+//! Sets of objects, and workers that handle each of them: how many pages does that copy?
 //!
-//! Run with what the worker does and how many bytes the set has. Printed are the set's pages and how many of them the worker copied.
+//! Run with what the worker does, how many bytes an object takes (64 or 1024), and how many the set has. Printed are the set's pages and how many pages the
+//! worker copied: those of the set where it is frozen, and all others.
 
 use cowbell::fork::{self, ForkOptions};
-use cowbell::heap::Heap;
+use cowbell::heap::{Generation, Heap};
 use cowbell::sys::{map::SharedWords, page_size};
+use cowbell::watch::Outside;
 use cowbell::{Result, SideArc};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// 64 bytes with the two counts of an `Arc`.
-type Object = [u64; 6];
-
-fn object(n: usize) -> Object {
-    [n as u64; 6]
-}
-
-/// Runs the worker that the first argument names, over a set of as many bytes as the second says.
+/// Runs the worker that the words name.
 ///
 /// # Errors
-/// No such worker; what the runtime refuses.
-pub fn main(what: &str, bytes: usize) -> Result<()> {
-    let count = bytes / 64;
+/// What the runtime refuses.
+pub fn main(words: &[&str]) -> Result<()> {
+    match *words {
+        [what, "64", bytes] => run::<6, 8>(what, 64, bytes.parse().unwrap_or(0)),
+        [what, "1024", bytes] => run::<126, 128>(what, 1024, bytes.parse().unwrap_or(0)),
+        _ => {
+            eprintln!(
+                "say what (clone, clone-reshare, clone-side, drop), how large an object is (64, 1024), and how many bytes the set has"
+            );
+            std::process::exit(2);
+        }
+    }
+}
+
+/// `COUNTED` words are as large as `BOXED` ones with the two counts of an `Arc`.
+fn run<const COUNTED: usize, const BOXED: usize>(what: &str, size: usize, bytes: usize) -> Result<()> {
+    let count = bytes / size;
+    let object = |n: usize| [n as u64; COUNTED];
     match what {
         "clone" => {
-            let set: Vec<Arc<Object>> = (0..count).map(|n| Arc::new(object(n))).collect();
+            let set: Vec<Arc<[u64; COUNTED]>> = (0..count).map(|n| Arc::new(object(n))).collect();
             worker(bytes, |_| set.iter().for_each(|each| drop(black_box(Arc::clone(each)))))
         }
         "clone-reshare" => {
-            let set: Vec<Arc<Object>> = (0..count).map(|n| Arc::new(object(n))).collect();
+            let set: Vec<Arc<[u64; COUNTED]>> = (0..count).map(|n| Arc::new(object(n))).collect();
             worker(bytes, |frozen| {
                 set.iter().for_each(|each| drop(black_box(Arc::clone(each))));
                 if let Some(generation) = frozen {
@@ -39,23 +49,23 @@ pub fn main(what: &str, bytes: usize) -> Result<()> {
             })
         }
         "clone-side" => {
-            let set: Vec<SideArc<Object>> = (0..count).map(|n| SideArc::new(object(n))).collect();
+            let set: Vec<SideArc<[u64; COUNTED]>> = (0..count).map(|n| SideArc::new(object(n))).collect();
             worker(bytes, |_| set.iter().for_each(|each| drop(black_box(SideArc::clone(each)))))
         }
         "drop" => {
-            let set: Vec<Box<[u64; 8]>> = (0..count).map(|n| Box::new([n as u64; 8])).collect();
+            let set: Vec<Box<[u64; BOXED]>> = (0..count).map(|n| Box::new([n as u64; BOXED])).collect();
             worker(bytes, |_| drop(set))
         }
         _ => {
-            eprintln!("no worker does {what}: clone, clone-reshare, clone-side, drop");
+            eprintln!("no worker does {what}");
             std::process::exit(2);
         }
     }
 }
 
-/// Freezes, where there is a heap that can be, lets a worker work, and prints what it copied. Pages of a frozen heap are counted in the worker's page tables; of
-/// another allocator's by the worker's page faults, because what it copied and then gave back is in no table any more.
-fn worker(bytes: usize, work: impl FnOnce(Option<&cowbell::heap::Generation>)) -> Result<()> {
+/// Freezes, where there is a heap that can be, lets a worker work, and prints what it copied. That is read from page tables where the heap is frozen; with
+/// another allocator the worker's page faults are counted, because what it copied and then gave back is in no table any more.
+fn worker(bytes: usize, work: impl FnOnce(Option<&Generation>)) -> Result<()> {
     let frozen = if Heap::is_in_use() { Some(Heap::freeze()?) } else { None };
     let found = SharedWords::new(1)?;
     let mut child = fork::spawn(&ForkOptions::new(), |_| {
@@ -67,7 +77,11 @@ fn worker(bytes: usize, work: impl FnOnce(Option<&cowbell::heap::Generation>)) -
     let exit = child.wait()?;
     assert!(exit.success(), "{exit:?}");
     let faults = found.words()[0].load(Ordering::Acquire);
-    let copied = if frozen.is_some() { exit.report.copied_pages().0 } else { faults };
-    println!("{} {copied}", bytes / page_size().bytes());
+    let (copied, others) = match (&frozen, exit.report.outside) {
+        (Some(_), Outside::Counted { unshared, .. }) => (exit.report.copied_pages().0, unshared.total().0),
+        (Some(_), outside) => panic!("memory outside of what is frozen was not counted: {outside:?}"),
+        (None, _) => (0, faults),
+    };
+    println!("{} {copied} {others}", bytes / page_size().bytes());
     Ok(())
 }
