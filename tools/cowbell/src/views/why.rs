@@ -112,19 +112,19 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
     for sentence in sentences {
         text.faint_sentence(2, &sentence);
     }
-    if let Some(rest) = told_gaps(summary).count().checked_sub(look.top).filter(|rest| *rest > 0) {
+    if let Some(rest) = told_gaps(summary, look).count().checked_sub(look.top).filter(|rest| *rest > 0) {
         text.faint(&format!("  and {rest} more kinds"));
     }
 }
 
 /// Sentences on what could not be seen, a sentence for each kind.
 pub fn gap_sentences(summary: &Summary, look: &Look) -> Vec<String> {
-    told_gaps(summary).take(look.top).map(|gap| gap_sentence(gap, look)).collect()
+    told_gaps(summary, look).take(look.top).map(|gap| gap_sentence(gap, look)).collect()
 }
 
 /// The gaps, without what the processes of a wrapper copied before they executed programs, where nobody else did: the verdict is about what
-/// came after them.
-fn told_gaps(summary: &Summary) -> impl Iterator<Item = &Gap> {
+/// came after them. All that was copied, which `-v` tells, is bounded by it.
+fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a Gap> {
     let folded = &summary.verdict.folded;
     // The first process was the wrapper until it executed the program.
     let wrapped = |at: usize| folded.contains(&at) || (at == 0 && !folded.is_empty());
@@ -132,8 +132,8 @@ fn told_gaps(summary: &Summary) -> impl Iterator<Item = &Gap> {
         let is_lossy = interval.closed == Some(Closed::Exec) && interval.unmapped_uncounted_pages > 0;
         is_lossy && interval.process.is_some_and(wrapped)
     };
-    let of_wrapper = summary.intervals.iter().filter(is_one).count() as u64;
-    summary.gaps.iter().filter(move |gap| gap.what != GapKind::Executed || gap.times > of_wrapper)
+    let (of_wrapper, is_all) = (summary.intervals.iter().filter(is_one).count() as u64, look.verbose);
+    summary.gaps.iter().filter(move |gap| is_all || gap.what != GapKind::Executed || gap.times > of_wrapper)
 }
 
 fn gap_sentence(gap: &Gap, look: &Look) -> String {
