@@ -41,7 +41,7 @@ pub enum Cause {
     /// One object was written, and all others on its page were allocated elsewhere, most of them or all.
     FalseSharing,
     /// Something was written, and the page is the same as before.
-    SameValue,
+    SameAgain,
     /// The data itself was changed.
     Write,
     /// No watch saw the first write, or its code has no name.
@@ -62,7 +62,7 @@ impl Cause {
             Self::Sort => "sort before the freeze, or sort a list of indexes",
             Self::Collection => "change it before the freeze, or keep changes in a collection of the worker's own",
             Self::FalseSharing => "allocate this object under cowbell::hot: its page holds data that is only read",
-            Self::SameValue => "compare before writing: the value was the same",
+            Self::SameAgain => "compare before writing; reshare() gives such copies back",
             Self::Write => "allocate what changes under cowbell::hot, or copy it in the worker before changing it",
             Self::Unknown => "watch with Watch::Trap and ForkOptions::callers, and build with debug information",
         }
@@ -80,7 +80,7 @@ impl fmt::Display for Cause {
             Self::Sort => "sorting",
             Self::Collection => "change of a collection",
             Self::FalseSharing => "false sharing",
-            Self::SameValue => "same value written again",
+            Self::SameAgain => "written, and the same again",
             Self::Write => "real write",
             Self::Unknown => "unknown",
         })
@@ -134,6 +134,45 @@ impl Report {
     /// an address that it gives nothing for stays unknown, and so does the cause where no name tells it: nothing is guessed.
     ///
     /// The cause is that of the **first** write to the page, and what lasted is told by the contents: what was written in between is not seen.
+    ///
+    /// ```no_run
+    /// use addr2line::Loader;
+    /// use cowbell::fork::{self, ForkOptions};
+    /// use cowbell::heap::Heap;
+    /// use cowbell::report::Frame;
+    /// use cowbell::watch::Watch;
+    /// use std::rc::Rc;
+    ///
+    /// #[global_allocator]
+    /// static HEAP: Heap = Heap;
+    ///
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     Heap::record_sites(1)?;
+    ///     let names: Vec<Rc<str>> = (0..10_000).map(|n| n.to_string().into()).collect();
+    ///     let _generation = Heap::freeze()?;
+    ///     let options = ForkOptions::new().watch(Watch::Trap).callers(true);
+    ///     let mut worker = fork::spawn(&options, |_| names.iter().for_each(|name| drop(Rc::clone(name))))?;
+    ///     let report = worker.wait()?.report;
+    ///
+    ///     // An address of the executable, as its file has it.
+    ///     let program = Loader::new(std::env::current_exe()?)?;
+    ///     let name = |address: u64| -> Vec<Frame> {
+    ///         let mut named = Vec::new();
+    ///         let found = address.checked_sub(report.executable.start).and_then(|at| program.find_frames(at).ok());
+    ///         let Some(mut frames) = found else { return named };
+    ///         while let Ok(Some(frame)) = frames.next() {
+    ///             named.push(Frame {
+    ///                 function: frame.function.and_then(|f| f.demangle().map(|f| f.into_owned()).ok()).unwrap_or_default(),
+    ///                 file: frame.location.as_ref().and_then(|at| at.file).map(str::to_owned),
+    ///                 line: frame.location.as_ref().and_then(|at| at.line),
+    ///             });
+    ///         }
+    ///         named
+    ///     };
+    ///     report.explain(name).iter().for_each(|page| print!("{page}"));
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn explain(&self, mut name: impl FnMut(u64) -> Vec<Frame>) -> Vec<Explained> {
         let mut known: HashMap<u64, Vec<Frame>> = HashMap::new();
         let mut resolve = |addresses: &mut dyn Iterator<Item = u64>| -> Vec<Frame> {
@@ -179,8 +218,17 @@ const OWN_SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/");
 
 /// Tells whether a frame is the standard library's, another crate's from a registry, or this crate's. One of which no file is known is nobody's line.
 fn is_library(frame: &Frame) -> bool {
-    const FOLDERS: [&str; 7] =
-        [OWN_SOURCES, "/rustc/", "/rustlib/", "/rust/deps/", "/library/", "/registry/src/", "/.cargo/git/checkouts/"];
+    const FOLDERS: [&str; 9] = [
+        OWN_SOURCES,
+        "/rustc/",
+        "/rustlib/",
+        "/rust/deps/",
+        "/library/core/src/",
+        "/library/alloc/src/",
+        "/library/std/src/",
+        "/registry/src/",
+        "/.cargo/git/checkouts/",
+    ];
     // The compiler's entry to a global allocator has the line of its `static`.
     let is_entry = frame.function.contains("__rust_");
     is_entry || frame.file.as_ref().is_none_or(|file| FOLDERS.iter().any(|folder| file.contains(folder)))
@@ -254,7 +302,7 @@ fn cause(page: &PageReport, frames: &[Frame]) -> Cause {
     }
     let is_same = page.changed.is_some_and(|changed| changed.bytes == 0);
     match work(frames) {
-        None if is_same => Cause::SameValue,
+        None if is_same => Cause::SameAgain,
         None | Some(Cause::Lock | Cause::Atomic | Cause::LazyCell) if shares_falsely(page) => Cause::FalseSharing,
         None => Cause::Write,
         Some(cause) => cause,
@@ -347,7 +395,7 @@ mod tests {
         let set = frame("set<u64>", "/rustc/abc/library/core/src/cell.rs");
         assert_eq!((of(&[&borrow, &own], &alone), of(&[&set, &own], &alone)), (Cause::Lock, Cause::Write));
         assert_eq!(of(&[&own], &alone), Cause::Write);
-        assert_eq!(of(&[&own], &page(0, &[])), Cause::SameValue);
+        assert_eq!(of(&[&own], &page(0, &[])), Cause::SameAgain);
         assert_eq!(of(&[], &page(0, &[])), Cause::Unknown);
         assert_eq!(of(&[&Frame::default()], &alone), Cause::Unknown, "an instruction without a name");
         let names_generic = frame("core::ptr::write<alloc::sync::Arc<u8>>", "/rustc/abc/library/core/src/ptr/mod.rs");

@@ -313,11 +313,11 @@ fn fifty_planted_writers_are_each_explained() {
     writers.add(Cause::LazyCell, onces.take(|each| at(&**each)), |once| once.call_once(|| ()));
 
     let [a, b, c, d, e] = same.map(|group| group.take(|each| at(&**each)));
-    writers.same(Cause::SameValue, a, |line| line[3].set(black_box(143)));
-    writers.same(Cause::SameValue, b, |line| _ = line[4].replace(black_box(144)));
-    writers.same(Cause::SameValue, c, |line| line.fill(black_box(Cell::new(145))));
-    writers.same(Cause::SameValue, d, |line| line.iter().for_each(|each| each.set(black_box(146))));
-    writers.same(Cause::SameValue, e, |each| **each = black_box(line(147)));
+    writers.same(Cause::SameAgain, a, |line| line[3].set(black_box(143)));
+    writers.same(Cause::SameAgain, b, |line| _ = line[4].replace(black_box(144)));
+    writers.same(Cause::SameAgain, c, |line| line.fill(black_box(Cell::new(145))));
+    writers.same(Cause::SameAgain, d, |line| line.iter().for_each(|each| each.set(black_box(146))));
+    writers.same(Cause::SameAgain, e, |each| **each = black_box(line(147)));
 
     let Writers(writers, freeing) = writers;
     assert_eq!(writers.len() + freeing.len(), 50);
