@@ -25,6 +25,12 @@ impl Look<'_> {
         self.theirs.as_ref().is_some_and(|entries| entries.at(page).is_ok_and(|entry| entry.frame() == frame))
     }
 
+    /// Tells whether a page that was private may be the page of zeroes by now, which is nobody's own and another than it was.
+    pub fn may_be_zero(&self, page: u64, entry: Entry) -> bool {
+        let is_the_same = entry.frame() != 0 && self.evidence.watch.base.frame(page) == Some(entry.frame());
+        !entry.contains(Entry::EXCLUSIVE) && !is_the_same
+    }
+
     /// Tells whether a page that nobody is known to have written may have been: it is another one than it was, as far as is known, and
     /// nobody else has it. The kernel moves pages, too.
     pub fn may_be_written(&self, page: u64, entry: Entry) -> bool {

@@ -6,8 +6,7 @@ use super::tables::Tables;
 use super::touched::Touched;
 use super::watch::Watch;
 use crate::record::Class;
-use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Query};
+use cowbell::sys::pagemap::Categories;
 use std::collections::BTreeMap;
 
 /// The class of a private page where there was none.
@@ -100,19 +99,12 @@ pub fn is_of_file(watch: &Watch, page: u64) -> bool {
 
 /// Tells whether this is still the page of zeroes.
 pub fn is_zero(watch: &Watch, page: u64) -> bool {
-    is(&watch.pagemap, page, Categories::PFN_ZERO)
+    watch.pagemap.is(page, Categories::PFN_ZERO).unwrap_or(false)
 }
 
 /// Tells whether this page is mapped as a part of a huge one.
 pub fn is_in_huge(pagemap: &Tables, page: u64) -> bool {
-    is(pagemap, page, Categories::HUGE)
-}
-
-fn is(pagemap: &Tables, page: u64, all: Categories) -> bool {
-    let range = Range { start: page as usize, len: page_bytes() as usize };
-    let query = Query { all, none: Categories::empty(), any: Categories::empty(), rearm: false };
-    let mut found = false;
-    pagemap.runs(range, &query, |_, _| found = true).is_ok() && found
+    pagemap.is(page, Categories::HUGE).unwrap_or(false)
 }
 
 #[cfg(test)]

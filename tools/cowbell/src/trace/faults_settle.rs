@@ -193,7 +193,7 @@ impl Verdict {
         let is_private = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let class = match was {
             // Given back, and read since.
-            Was::Private if is_private && !entry.contains(Entry::EXCLUSIVE) && is_zero(look.evidence.watch, page) => {
+            Was::Private if is_private && look.may_be_zero(page, entry) && is_zero(look.evidence.watch, page) => {
                 self.given_back(look, page, touched)
             }
             Was::Private if is_private => look.class_of_held(page, entry, touched),
@@ -255,10 +255,8 @@ impl Verdict {
         let evidence = look.evidence;
         let watch = evidence.watch;
         let mut found: Vec<(Range, Categories)> = Vec::new();
-        for range in watch.base.apart(baseline::user_space()).0 {
-            let add = |range, categories| found.push((range, categories));
-            watch.pagemap.runs(range, &baseline::PRIVATE, add)?;
-        }
+        let (apart, _) = watch.base.apart(baseline::user_space());
+        watch.pagemap.runs_of(&apart, &baseline::PRIVATE, |range, categories| found.push((range, categories)))?;
         let mut unexplained = Vec::new();
         for (range, categories) in found {
             let present = categories.contains(Categories::PRESENT);

@@ -71,10 +71,8 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
     let (without_held, _) = watch.base.apart(baseline::user_space());
     // All pages are looked at where one that was held may be another by now.
     let may_be_new = watch.mode == Mode::Trace && !watch.dropped.is_empty();
-    for range in if may_be_new { vec![baseline::user_space()] } else { without_held } {
-        let add = |range, categories| found.push((range, categories));
-        watch.pagemap.runs(range, &baseline::PRIVATE, add)?;
-    }
+    let ranges = if may_be_new { vec![baseline::user_space()] } else { without_held };
+    watch.pagemap.runs_of(&ranges, &baseline::PRIVATE, |range, categories| found.push((range, categories)))?;
     for (range, categories) in found {
         let present = categories.contains(Categories::PRESENT);
         let ranges = baseline::without_zeroes(&watch.pagemap, range, categories).into_iter();

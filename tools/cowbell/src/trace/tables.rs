@@ -96,9 +96,41 @@ impl Tables {
     /// # Errors
     /// The process is gone, or its page tables cannot be read in either way.
     pub fn runs(&self, range: Range, query: &Query, found: impl FnMut(Range, Categories)) -> Result<(), Errno> {
+        self.runs_of(&[range], query, found)
+    }
+
+    /// The same for several ranges, ascending and apart.
+    ///
+    /// # Errors
+    /// Those of [`Self::runs`].
+    pub fn runs_of(
+        &self,
+        ranges: &[Range],
+        query: &Query,
+        mut found: impl FnMut(Range, Categories),
+    ) -> Result<(), Errno> {
         match way()? {
-            Way::Scan => self.pagemap.scan_categories(range, query, found),
-            Way::Words(words) => words.runs(self, range, query, found),
+            Way::Scan => ranges.iter().try_for_each(|&range| self.pagemap.scan_categories(range, query, &mut found)),
+            Way::Words(words) => words.runs(self, ranges, query, found),
+        }
+    }
+
+    /// Tells whether a page has one of the categories that a query may name. Unlike [`Self::runs`], this asks for no mappings.
+    ///
+    /// # Errors
+    /// Those of [`Self::runs`].
+    pub fn is(&self, page: u64, category: Categories) -> Result<bool, Errno> {
+        match way()? {
+            Way::Scan => {
+                let range = Range { start: page as usize, len: page_bytes() as usize };
+                let none = Categories::empty();
+                let mut found = false;
+                self.scan_categories(range, &Query { all: category, none, any: none, rearm: false }, |_, _| {
+                    found = true
+                })?;
+                Ok(found)
+            }
+            Way::Words(words) => Ok(words.page(self, page)?.contains(category)),
         }
     }
 }
@@ -134,23 +166,30 @@ impl Words {
     fn runs(
         &self,
         tables: &Tables,
-        range: Range,
+        ranges: &[Range],
         query: &Query,
         mut found: impl FnMut(Range, Categories),
     ) -> Result<(), Errno> {
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(()) };
+        let whole = Range { start: first.start, len: last.end() - first.start };
         let mut all = maps::read(tables.id)?;
-        all.retain(|mapping| mapping.range.overlaps(range) && mapping.name != "[vsyscall]");
+        all.retain(|mapping| mapping.range.overlaps(whole) && mapping.name != "[vsyscall]");
         let is_reserve =
             |mapping: &maps::Mapping| mapping.range.len >= LARGE_BYTES && mapping.permissions.starts_with("---");
         if all.iter().any(is_reserve) {
-            let figures = smaps::mappings(tables.id, range)?;
+            let figures = smaps::mappings(tables.id, whole)?;
             let is_empty = |figures: &&smaps::Figures| figures.rss == 0 && figures.swap == 0;
             let empty: Vec<Range> = figures.iter().filter(is_empty).map(|figures| figures.mapping.range).collect();
             all.retain(|mapping| !is_reserve(mapping) || !empty.contains(&mapping.range));
         }
         let mut last: Option<(Range, Categories)> = None;
-        for mapping in all {
-            self.mapping(tables, mapping.range, range, |page, categories| {
+        let inside = all.iter().flat_map(|mapping| {
+            let from = ranges.partition_point(|range| range.end() <= mapping.range.start);
+            let reaching = ranges.iter().skip(from).take_while(|range| range.start < mapping.range.end());
+            reaching.map(|&range| (mapping.range, range))
+        });
+        for (mapping, range) in inside {
+            self.mapping(tables, mapping, range, |page, categories| {
                 let fits = categories.contains(query.all)
                     && !categories.intersects(query.none)
                     && (query.any.is_empty() || categories.intersects(query.any));
@@ -173,6 +212,16 @@ impl Words {
             found(run, categories);
         }
         Ok(())
+    }
+
+    /// The categories of one page. Its mapping is not asked for: a huge page of which a part lies in another one is told as huge, too.
+    fn page(&self, tables: &Tables, page: u64) -> Result<Categories, Errno> {
+        let start = page / huge_bytes() * huge_bytes();
+        let mut block = Vec::with_capacity((huge_bytes() / page_bytes()) as usize);
+        let whole = Range { start: start as usize, len: huge_bytes() as usize };
+        tables.pagemap.read(whole, |_, entry| block.push(entry))?;
+        let entry = block.get(((page - start) / page_bytes()) as usize).copied().unwrap_or(Entry::empty());
+        Ok(self.categories(entry, self.flags_of_huge(&block)?))
     }
 
     /// Calls `each` for the pages of a mapping that lie in `within`. What is read begins and ends where huge pages do.
@@ -271,7 +320,7 @@ mod tests {
             _ => runs.push((run, categories)),
         };
         tables.scan_categories(range, query, |run, is| add(&mut by_scan, run, is)).expect("a scan");
-        words.runs(&tables, range, query, |run, is| add(&mut by_words, run, is)).expect("words");
+        words.runs(&tables, &[range], query, |run, is| add(&mut by_words, run, is)).expect("words");
         Some([by_scan, by_words])
     }
 
@@ -316,6 +365,14 @@ mod tests {
                     if let Some([by_scan, by_words]) = both(within, &query) {
                         prop_assert_eq!(by_words, by_scan);
                     }
+                }
+            }
+            if let (Some([by_scan, _]), Ok(words)) = (both(range, &QUERY), Words::new()) {
+                let tables = Tables::open(cowbell::sys::process::pid()).expect("our own");
+                for address in (range.start..range.end()).step_by(page) {
+                    let is_at = |(run, _): &&(Range, Categories)| run.start <= address && address < run.end();
+                    let told = by_scan.iter().find(is_at).map_or(Categories::empty(), |(_, told)| *told);
+                    prop_assert_eq!(words.page(&tables, address as u64).expect("read"), told);
                 }
             }
             // SAFETY: this test has mapped it, and its name ends here.
