@@ -19,6 +19,8 @@ pub const CASES: &[crate::Case] = cases![
     fifty_planted_writers_are_each_explained,
     what_is_not_known_is_said_to_be_unknown,
     objects_are_named_by_the_line_that_allocated_them,
+    what_is_recorded_beside_threads_is_what_is_in_use,
+    one_in_so_many_is_recorded,
 ];
 
 /// Reads this program's debug information.
@@ -417,4 +419,62 @@ fn objects_are_named_by_the_line_that_allocated_them() {
     );
     let recorded: usize = generation.images().iter().map(|image| image.allocations().count()).sum();
     assert!(recorded < 500, "those that were freed are not there: {recorded}");
+}
+
+/// The allocations that are recorded in what a freeze makes now, and the blocks that are in use there.
+fn recorded() -> (usize, usize) {
+    let generation = Heap::freeze().expect("one thread");
+    let recorded = generation.images().iter().map(|image| image.allocations().count()).sum();
+    (recorded, generation.live_blocks())
+}
+
+fn what_is_recorded_beside_threads_is_what_is_in_use() {
+    let before = {
+        let generation = Heap::freeze().expect("one thread");
+        generation.live_blocks()
+    };
+    Heap::record_sites(1).expect("this heap");
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel::<Vec<u8>>();
+        for lane in 0..4 {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                let mut numbers = crate::Numbers(lane + 1);
+                let mut own: Vec<Vec<u8>> = Vec::new();
+                for _ in 0..5000 {
+                    let mut block = vec![1; 1 + numbers.below(3000)];
+                    block.resize(1 + numbers.below(200_000), 2);
+                    match numbers.below(3) {
+                        0 => own.push(block),
+                        1 => sender.send(block).expect("there is a receiver"),
+                        _ => own.clear(),
+                    }
+                }
+            });
+        }
+        drop(sender);
+        // Others' blocks are freed here, but for some. Children that are forked meanwhile record nothing.
+        for (nth, block) in receiver.into_iter().enumerate() {
+            if nth % 10 == 0 {
+                kept.push(block);
+            }
+            if nth % 500 == 0 {
+                let ended = std::process::Command::new("true").status();
+                assert!(ended.is_ok_and(|status| status.success()));
+            }
+        }
+    });
+    let (recorded, live) = recorded();
+    // What threads and the library keep for themselves may be hot, or older than the record.
+    assert!(recorded <= live && recorded + 50 > live, "{recorded} recorded, {live} in use, {before} before");
+    assert!(recorded > kept.len());
+}
+
+fn one_in_so_many_is_recorded() {
+    Heap::record_sites(10).expect("this heap");
+    let lines: Vec<Box<Line>> = (0..20_000).map(|n| Box::new(line(n))).collect();
+    let (recorded, live) = recorded();
+    assert!(live > 20_000 && (1900..2200).contains(&recorded), "{recorded} of {live}");
+    assert_eq!(lines[7][0].get(), 7);
 }

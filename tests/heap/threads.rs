@@ -3,6 +3,7 @@
 
 use crate::memory::Block;
 use crate::{Case, cases, status_kib};
+use cowbell::heap::Heap;
 use std::cell::RefCell;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ pub const CASES: &[Case] = cases![
     what_ended_threads_made_is_given_back_when_it_is_freed,
     destructors_of_thread_local_storage_may_allocate,
     a_child_forked_beside_busy_threads_allocates,
+    a_child_forked_beside_threads_whose_allocations_are_recorded_allocates,
     a_child_forked_while_others_free_its_blocks_allocates,
     commands_run_beside_busy_threads,
 ];
@@ -132,6 +134,12 @@ fn a_child_forked_beside_busy_threads_allocates() {
             wait_for(pid);
         }
     });
+}
+
+/// Another thread may be recording at the fork, and would never end that in the child.
+fn a_child_forked_beside_threads_whose_allocations_are_recorded_allocates() {
+    Heap::record_sites(3).expect("this heap");
+    a_child_forked_beside_busy_threads_allocates();
 }
 
 fn a_child_forked_while_others_free_its_blocks_allocates() {
