@@ -103,6 +103,8 @@ pub struct Allocated {
 pub struct Writer {
     /// The thread.
     pub tid: i32,
+    /// The first byte that it wrote; the page's first address where the kernel did not tell.
+    pub address: u64,
     /// The instruction, and the calls that led there, inlined ones resolved, the innermost first.
     pub frames: Vec<Frame>,
     /// The innermost of them that is the program's own, as `file:line`; `None` where that is not known.
@@ -116,6 +118,8 @@ pub struct Explained {
     pub arena: String,
     /// The page, from the arena's start.
     pub page: PageIndex,
+    /// The page's first address.
+    pub address: u64,
     /// The difference from the original; `None` where that is unknown.
     pub changed: Option<Changed>,
     /// The objects that hold the first byte written, where a watch saw that, and the first and the last byte that differ.
@@ -196,12 +200,13 @@ impl Report {
                 let writer = event.map(|event| {
                     let pc = Some(event.pc).filter(|&pc| pc != 0);
                     let frames = resolve(&mut pc.into_iter().chain(event.callers.iter().copied()));
-                    Writer { tid: event.tid, line: own_line(&frames), frames }
+                    Writer { tid: event.tid, address: event.address, line: own_line(&frames), frames }
                 });
                 let cause = cause(page, writer.as_ref().map_or(&[], |writer| &writer.frames));
                 explained.push(Explained {
                     arena: arena.name.clone(),
                     page: page.page,
+                    address: arena.start + page.page.0 * self.page_size,
                     changed: page.changed,
                     objects,
                     writer,
@@ -321,6 +326,22 @@ fn shares_falsely(page: &PageReport) -> bool {
     is_known && other > own
 }
 
+impl Explained {
+    /// A byte's place in words: in the object that holds it, which with debug information tells the field, or in the page.
+    fn place(&self, address: u64) -> String {
+        let holds = |each: &&Allocated| (each.object.start..each.object.start + each.object.len).contains(&address);
+        match self.objects.iter().find(holds) {
+            Some(Allocated { object, .. }) if self.objects.len() == 1 => {
+                format!("byte {} of the object", address - object.start)
+            }
+            Some(Allocated { object, .. }) => {
+                format!("byte {} of the object at {:#x}", address - object.start, object.start)
+            }
+            None => format!("byte {} of the page", address.saturating_sub(self.address)),
+        }
+    }
+}
+
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unknown = "an unknown line";
@@ -336,8 +357,12 @@ impl fmt::Display for Explained {
         match self.changed {
             None => writeln!(f, "    changed  unknown")?,
             Some(Changed { bytes: 0, .. }) => writeln!(f, "    changed  nothing: the page is the same as before")?,
+            Some(Changed { bytes: 1, first, .. }) => {
+                writeln!(f, "    changed  1 byte, {}", self.place(self.address + u64::from(first)))?;
+            }
             Some(Changed { bytes, first, last }) => {
-                writeln!(f, "    changed  {bytes} bytes of the page, from byte {first} to byte {last}")?;
+                let [first, last] = [first, last].map(|byte| self.place(self.address + u64::from(byte)));
+                writeln!(f, "    changed  {bytes} bytes, from {first} to {last}")?;
             }
         }
         match &self.writer {
@@ -346,7 +371,8 @@ impl fmt::Display for Explained {
                 let function = writer.frames.iter().find(|frame| !is_library(frame)).or(writer.frames.first());
                 let function = function.map_or("an unknown function", |frame| frame.function.as_str());
                 let line = writer.line.as_deref().unwrap_or(unknown);
-                writeln!(f, "    writer   thread {} in {function} at {line}", writer.tid)?;
+                let place = self.place(writer.address);
+                writeln!(f, "    writer   thread {} in {function} at {line}, first {place}", writer.tid)?;
             }
         }
         writeln!(f, "    advice   {}", self.cause.advice())

@@ -355,6 +355,7 @@ fn fifty_planted_writers_are_each_explained() {
             && holds
             && of_line(&object.and_then(|object| object.line.clone()), allocated)
             && found.writer.as_ref().is_some_and(|writer| of_line(&writer.line, line))
+            && found.address / page as u64 == address as u64 / page as u64
             && found.changed.is_some_and(|changed| (changed.bytes == 0) == is_same);
         if !is_right {
             wrong.push(format!("line {line}, {cause}, object of line {allocated}, same {is_same}:\n{found}"));
@@ -379,6 +380,9 @@ fn what_is_not_known_is_said_to_be_unknown() {
         let [object] = one.objects.as_slice() else { panic!("{one}") };
         assert_eq!((object.object.type_name.as_str(), &object.line), ("a block of 64 bytes", &None), "not recorded");
         assert!(one.to_string().contains("allocated at an unknown line"), "{one}");
+        // The fourth word.
+        assert!(one.to_string().contains("changed  1 byte, byte 24 of the object\n"), "{one}");
+        assert_eq!(one.to_string().contains("first byte 24 of the object"), watch == Watch::Trap, "{one}");
     }
     let refused = fork::spawn(&ForkOptions::new().callers(true), |_| ()).expect_err("a census sees no caller");
     assert!(refused.to_string().contains("census"), "{refused}");
