@@ -296,7 +296,8 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
                 called_by: None,
                 source: line.source.clone(),
                 share,
-                error_points: None,
+                error_points: Some(line.error_points * summary.growth.bytes as f64 / all.max(1) as f64)
+                    .map(|points| points.min(100.0)),
             });
         }
     }

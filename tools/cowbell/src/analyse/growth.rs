@@ -1,12 +1,14 @@
 //! All the memory of a process, and where it allocated memory of its own: what looks in turn found, added up by line.
 
 use super::code;
+use super::script::error_points;
+use super::spread::{Error, Sample};
 use super::sum::share;
 use super::{Profile, Sampled};
 use crate::record::{Frame, Resident, Sums, Together};
 use crate::stacks::languages::{self, Work};
 use serde::Serialize;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// All the memory of a process, in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -71,6 +73,8 @@ pub struct GrowthLine {
     pub bytes: u64,
     /// As part of all that was found.
     pub share: f64,
+    /// The points by which its share can be off (95 %).
+    pub error_points: f64,
 }
 
 /// A place that is told as one line.
@@ -87,6 +91,8 @@ enum Place {
 /// The findings at one place.
 #[derive(Default)]
 struct Found {
+    /// Its number here.
+    number: u32,
     bytes: u64,
     processes: BTreeSet<usize>,
     loaded: BTreeSet<(usize, String)>,
@@ -96,13 +102,20 @@ struct Found {
 pub fn growth(profile: &Profile) -> Growth {
     let page_size = profile.page_size();
     let mut places: HashMap<Place, Found> = HashMap::new();
+    // Looks at one process follow each other.
+    let mut looks: BTreeMap<i32, Vec<Sample>> = BTreeMap::new();
     for grew in &profile.growth {
-        let found = places.entry(place(profile, grew.stack)).or_default();
+        let number = places.len() as u32;
+        let found = places.entry(place(profile, grew.stack)).or_insert(Found { number, ..Found::default() });
+        let look = Sample { line: Some(found.number), weight: grew.pages, is_exact: true };
+        looks.entry(grew.pid).or_default().push(look);
         found.bytes += grew.pages.saturating_mul(page_size);
         let Some(&process) = profile.process_by_pid.get(&grew.pid) else { continue };
         found.processes.insert(process);
         found.loaded.extend(module(profile, grew.stack).map(|module| (process, module)));
     }
+    let mut error = Error::default();
+    looks.values().for_each(|looks| error.follow(looks));
     let all = places.values().fold(0u64, |sum, found| sum.saturating_add(found.bytes));
     let named = |(place, found): (Place, Found)| {
         let modules: BTreeSet<&String> = found.loaded.iter().map(|(_, module)| module).collect();
@@ -111,6 +124,7 @@ pub fn growth(profile: &Profile) -> Growth {
             processes: found.processes.into_iter().collect(),
             bytes: found.bytes,
             share: share(found.bytes, all),
+            error_points: error_points(error.pages(found.number), all / page_size.max(1)),
             loaded: found.loaded,
             ..line(profile, place)
         }
@@ -156,6 +170,7 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
         processes: Vec::new(),
         bytes: 0,
         share: 0.0,
+        error_points: 0.0,
     };
     match place {
         Place::Script(number) => {

@@ -23,6 +23,17 @@ pub struct Timed {
     pub is_exact: bool,
 }
 
+/// A sample in the order of the writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// The line that it saw; `None` for what is no line.
+    pub line: Option<u32>,
+    /// The number of copies that it stands for.
+    pub weight: u64,
+    /// It is of the write itself, and not of where its thread stood a little later.
+    pub is_exact: bool,
+}
+
 /// Copies by what samples saw.
 #[derive(Clone, Debug, Default)]
 pub struct Spread {
@@ -51,20 +62,24 @@ pub struct Error {
 }
 
 impl Error {
-    /// A sample of an interval stands for so many copies.
-    fn sample(&mut self, weight: u64, is_exact: bool) {
-        let weight = weight as f64;
-        self.weights += weight;
-        self.squares += weight * weight;
-        self.unseen += weight * (weight - 1.0);
-        self.inexact += if is_exact { 0.0 } else { weight * weight };
-    }
-
-    /// Neighbouring samples saw different lines.
-    fn turn(&mut self, lines: [Option<u32>; 2], weights: [u64; 2]) {
-        let [a, b] = weights.map(|weight| weight as f64);
-        for line in lines.into_iter().flatten() {
-            *self.turns.entry(line).or_default() += (a * a + b * b) / 4.0;
+    /// Adds what samples say that follow each other.
+    pub fn follow(&mut self, samples: &[Sample]) {
+        for &Sample { weight, is_exact, .. } in samples {
+            let weight = weight as f64;
+            self.weights += weight;
+            self.squares += weight * weight;
+            self.unseen += weight * (weight - 1.0);
+            self.inexact += if is_exact { 0.0 } else { weight * weight };
+        }
+        for pair in samples.windows(2) {
+            let &[one, next] = pair else { continue };
+            if one.line == next.line || !one.is_exact || !next.is_exact {
+                continue;
+            }
+            let [a, b] = [one, next].map(|sample| sample.weight as f64);
+            for line in [one.line, next.line].into_iter().flatten() {
+                *self.turns.entry(line).or_default() += (a * a + b * b) / 4.0;
+            }
         }
     }
 
@@ -79,7 +94,7 @@ impl Error {
         }
     }
 
-    /// The number of copies by which a line's can be off (95 %).
+    /// The number of pages by which a line's can be off (95 %).
     pub fn pages(&self, line: u32) -> f64 {
         if self.squares == 0.0 {
             return 0.0;
@@ -101,7 +116,7 @@ pub fn spread(timed: &mut [Timed]) -> Spread {
     timed.sort_by_key(|copy| (copy.code, copy.time_ns));
     let mut spread = Spread::default();
     for of_place in timed.chunk_by(|a, b| a.code == b.code) {
-        let mut samples: Vec<(Option<u32>, u64, bool)> = Vec::new();
+        let mut samples: Vec<Sample> = Vec::new();
         let mut since = 0u64;
         for copy in of_place {
             since += 1;
@@ -110,23 +125,16 @@ pub fn spread(timed: &mut [Timed]) -> Spread {
                 Seen::Native => None,
                 Seen::Script(line) => Some(line),
             };
-            samples.push((line, std::mem::take(&mut since), copy.is_exact));
+            samples.push(Sample { line, weight: std::mem::take(&mut since), is_exact: copy.is_exact });
         }
-        if let Some((_, weight, _)) = samples.last_mut() {
-            *weight += since;
+        if let Some(last) = samples.last_mut() {
+            last.weight += since;
         }
         let code = of_place.first().map_or(0, |copy| copy.code);
-        for &(line, weight, is_exact) in &samples {
-            *spread.pages.entry((code, line)).or_default() += weight;
-            spread.error.sample(weight, is_exact);
+        for sample in &samples {
+            *spread.pages.entry((code, sample.line)).or_default() += sample.weight;
         }
-        for pair in samples.windows(2) {
-            if let &[(line, weight, true), (next, next_weight, true)] = pair
-                && line != next
-            {
-                spread.error.turn([line, next], [weight, next_weight]);
-            }
-        }
+        spread.error.follow(&samples);
     }
     spread
 }

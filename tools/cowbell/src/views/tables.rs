@@ -207,8 +207,8 @@ pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
         return;
     }
     let looks = some(growth.looks, "look", "looks");
-    text.heading(&format!("New memory by line: share of what {looks} in turn found, an estimate"));
-    let columns = [PAGES, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1)];
+    text.heading(&format!("New memory by line: share, ± points, of what {looks} in turn found"));
+    let columns = [PAGES, SHARE, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1)];
     let list = List { entries: &growth.lines, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(
         &list,
@@ -220,7 +220,8 @@ pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
                 (file, _) => clean(file),
             };
             let source = clean(line.source.as_deref().unwrap_or(&line.function));
-            let cells = vec![Bytes(line.bytes).to_string(), percent(line.share), place, source];
+            let error = format!("±{}", line.error_points.ceil());
+            let cells = vec![Bytes(line.bytes).to_string(), percent(line.share), error, place, source];
             Row { cells, ..Row::default() }
         },
     );

@@ -1,17 +1,19 @@
-"""Three lines copy pages in a random order; OUT says how many each has copied.
+"""Three lines write pages in a random order; OUT says how many each has written.
 
-usage: planted.py SEED PAGES RUN OUT    a line copies RUN pages in a row, on average
+usage: planted.py copies|new SEED PAGES RUN OUT    a line writes RUN pages in a row, on average
 """
 import mmap
 import os
 import random
 import sys
 
-seed, pages, run, out = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+kind, out = sys.argv[1], sys.argv[5]
+seed, pages, run = map(int, sys.argv[2:5])
 memory = mmap.mmap(-1, pages * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 memory.madvise(mmap.MADV_NOHUGEPAGE)
-for at in range(0, len(memory), mmap.PAGESIZE):
-    memory[at] = 1
+if kind == "copies":
+    for at in range(0, len(memory), mmap.PAGESIZE):
+        memory[at] = 1
 chance = random.Random(seed)
 weights = [chance.randrange(1, 10) for _ in range(3)]
 plan = []
@@ -31,7 +33,7 @@ def work():
         else:
             memory[at] = 2  # third
         written[line] += 1
-        # Something to do between two copies.
+        # Something to do between two pages.
         sum(range(400))
 
 
