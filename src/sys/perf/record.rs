@@ -197,8 +197,8 @@ mod tests {
     fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record<'static>> {
         let mut seen = Vec::new();
         let copy = |at: u64, into: &mut [u8]| {
-            for (byte, at) in into.iter_mut().zip(at..) {
-                *byte = ring.get((at % LEN) as usize).copied().unwrap_or(0);
+            for (nth, byte) in (0..).zip(into) {
+                *byte = ring.get((at.wrapping_add(nth) % LEN) as usize).copied().unwrap_or(0);
             }
         };
         each(begin, end, LEN, copy, &mut |record| {
@@ -213,8 +213,8 @@ mod tests {
     }
 
     fn put(ring: &mut [u8], at: u64, record: &[u8]) {
-        for (&byte, at) in record.iter().zip(at..) {
-            ring[(at % LEN) as usize] = byte;
+        for (nth, &byte) in (0..).zip(record) {
+            ring[(at.wrapping_add(nth) % LEN) as usize] = byte;
         }
     }
 
