@@ -5,7 +5,7 @@ use super::code::moves_bytes;
 use super::growth::{GrowthLine, advice};
 use super::script::error_points;
 use super::sum::share;
-use super::summary::{Interval, Summary};
+use super::summary::{Interval, ScriptLine, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
 use crate::record::Mode;
@@ -161,6 +161,10 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
     let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
+    let error = |line: &ScriptLine| match kind {
+        Kind::ParentPays => line.parents_copied_pages_error,
+        _ => line.others_copied_pages_error,
+    };
     let lines = lines.map(|line| Place {
         function: line.function.clone(),
         file: line.file.clone(),
@@ -169,7 +173,7 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
         called_by: None,
         source: line.source.clone(),
         share: share(theirs(line.copied_pages_estimated, line.parents_copied_pages_estimated), work).min(1.0),
-        error_points: Some(error_points(line.copied_pages_error, work)),
+        error_points: Some(error_points(error(line), work)),
     });
     let functions = summary.functions.iter().filter(|function| at_work(function.cause));
     let functions = functions.map(|function| {

@@ -107,7 +107,8 @@ pub fn growth(profile: &Profile) -> Growth {
     for grew in &profile.growth {
         let number = places.len() as u32;
         let found = places.entry(place(profile, grew.stack)).or_insert(Found { number, ..Found::default() });
-        let look = Sample { line: Some(found.number), weight: grew.pages, is_exact: true };
+        // It tells where the thread stood then, and not where it grew.
+        let look = Sample { line: Some(found.number), weight: grew.pages, is_exact: false };
         looks.entry(grew.pid).or_default().push(look);
         found.bytes += grew.pages.saturating_mul(page_size);
         let Some(&process) = profile.process_by_pid.get(&grew.pid) else { continue };

@@ -15,8 +15,9 @@ pub struct ScriptSum {
     samples: u64,
     script_samples: u64,
     places: HashMap<u32, PlaceSum>,
-    /// How far the copies that lines stand for can be off.
-    error: Error,
+    /// How far the copies that lines stand for can be off: of processes that forked, and of others.
+    parents_error: Error,
+    others_error: Error,
 }
 
 #[derive(Default)]
@@ -63,7 +64,8 @@ impl Sampled {
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
-        sum.error.add(&sums.sampled.error);
+        let error = if role == Role::Parent { &mut sum.parents_error } else { &mut sum.others_error };
+        error.add(&sums.sampled.error);
         for (code, SampledInstruction { samples, places }) in self.instructions {
             sum.samples += samples;
             for (line, (samples, causes)) in places {
@@ -83,6 +85,8 @@ impl Sampled {
 
 /// The lines of all intervals.
 pub fn script(mut sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script {
+    let mut error = sum.parents_error.clone();
+    error.add(&sum.others_error);
     let named = |(number, place_sum): (u32, PlaceSum)| {
         let place = profile.places.get(number as usize)?.clone();
         Some(ScriptLine {
@@ -96,7 +100,9 @@ pub fn script(mut sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Sc
             samples: place_sum.samples,
             copied_pages_estimated: place_sum.pages,
             parents_copied_pages_estimated: place_sum.by_parents,
-            copied_pages_error: sum.error.pages(number),
+            copied_pages_error: error.pages(number),
+            parents_copied_pages_error: sum.parents_error.pages(number),
+            others_copied_pages_error: sum.others_error.pages(number),
             share: share(place_sum.pages, copied),
             error_points: 0.0,
             cause: most(&place_sum.causes).unwrap_or(Cause::Unknown),
@@ -135,7 +141,10 @@ fn merge_equals(mut lines: Vec<ScriptLine>) -> Vec<ScriptLine> {
                 same.parents_copied_pages_estimated += line.parents_copied_pages_estimated;
                 same.share += line.share;
                 // Where the two take turns, nothing changes: both together are off by no more than this.
-                same.copied_pages_error = same.copied_pages_error.hypot(line.copied_pages_error);
+                let add = |error: &mut f64, other: f64| *error = error.hypot(other);
+                add(&mut same.copied_pages_error, line.copied_pages_error);
+                add(&mut same.parents_copied_pages_error, line.parents_copied_pages_error);
+                add(&mut same.others_copied_pages_error, line.others_copied_pages_error);
             }
             None => {
                 places.insert(place, merged.len());

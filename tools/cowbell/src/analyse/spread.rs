@@ -73,12 +73,17 @@ impl Error {
         }
         for pair in samples.windows(2) {
             let &[one, next] = pair else { continue };
-            if one.line == next.line || !one.is_exact || !next.is_exact {
-                continue;
-            }
-            let [a, b] = [one, next].map(|sample| sample.weight as f64);
-            for line in [one.line, next.line].into_iter().flatten() {
-                *self.turns.entry(line).or_default() += (a * a + b * b) / 4.0;
+            let [a, b] = [one, next].map(|sample| (sample.weight as f64).powi(2));
+            match [one.is_exact, next.is_exact] {
+                [true, true] if one.line != next.line => {
+                    for line in [one.line, next.line].into_iter().flatten() {
+                        *self.turns.entry(line).or_default() += (a + b) / 4.0;
+                    }
+                }
+                // A neighbour that is not exact does not tell whether lines took turns here.
+                [true, false] => self.inexact += a / 2.0,
+                [false, true] => self.inexact += b / 2.0,
+                _ => {}
             }
         }
     }
@@ -187,6 +192,11 @@ mod tests {
     fn samples_that_are_not_of_the_write_itself_are_off_as_if_lines_took_turns() {
         let one = sampled((0..10_000).map(|_| 0), 100, false);
         assert_eq!(points(&one, 0), 10);
+        // Nor do exact ones tell anything of their neighbours where each second one is not.
+        let mut mixed = Error::default();
+        let sample = |nth: u32| Sample { line: Some(nth % 2), weight: 100, is_exact: nth.is_multiple_of(2) };
+        mixed.follow(&(0..100).map(sample).collect::<Vec<_>>());
+        assert_eq!((mixed.pages(0) / 100.0).round(), 10.0);
     }
 
     #[test]

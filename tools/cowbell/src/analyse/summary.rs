@@ -298,6 +298,9 @@ pub struct ScriptLine {
     pub parents_copied_pages_estimated: u64,
     /// The number of copies by which its number can be off (95 %).
     pub copied_pages_error: f64,
+    /// The same of those that processes which fork copied, and of all others.
+    pub parents_copied_pages_error: f64,
+    pub others_copied_pages_error: f64,
     pub share: f64,
     /// The points by which its share can be off (95 %).
     pub error_points: f64,

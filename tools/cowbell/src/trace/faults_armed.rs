@@ -66,7 +66,7 @@ pub struct Sampled {
 pub struct Sampling {
     /// One page of so many is armed.
     every: u64,
-    /// The time that this ran to arm pages.
+    /// The time that this ran to go through the mappings and arm pages.
     pub arming_ran_ns: u64,
     /// One page of so many may be armed at the least.
     every_max: u64,

@@ -219,8 +219,11 @@ impl Words {
         let start = page / huge_bytes() * huge_bytes();
         let mut block = Vec::with_capacity((huge_bytes() / page_bytes()) as usize);
         let whole = Range { start: start as usize, len: huge_bytes() as usize };
-        tables.pagemap.read(whole, |_, entry| block.push(entry))?;
-        let entry = block.get(((page - start) / page_bytes()) as usize).copied().unwrap_or(Entry::empty());
+        let read = tables.pagemap.read(whole, |_, entry| block.push(entry));
+        let nth = ((page - start) / page_bytes()) as usize;
+        // At the end of what can be mapped a block is short.
+        read.or_else(|e| if nth < block.len() { Ok(()) } else { Err(e) })?;
+        let entry = block.get(nth).copied().ok_or(Errno::SRCH)?;
         Ok(self.categories(entry, self.flags_of_huge(&block)?))
     }
 
