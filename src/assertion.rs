@@ -19,9 +19,11 @@ use crate::report::Census;
 use crate::sys::clone::{self, ForkedPlainly};
 use crate::sys::procfs::status::Status;
 use crate::sys::{memfd, pidfd, process};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,8 @@ use std::time::{Duration, Instant};
 /// as well, although that runs tests in threads and [`fork::spawn`](crate::fork::spawn) wants a process that has one.
 ///
 /// - **Where the process has other threads** the test's program is started again for this one test (`NAME --exact`), which is known by the name of its
-///   thread, as the standard test harness and `cargo nextest` give it. There the test runs again up to here. So its lines before this one run twice.
+///   thread, as the standard test harness and `cargo nextest` give it. There the test runs again up to here, and is left as by a panic. So its lines before
+///   this one run once more, for each time that an assertion is reached: the n-th time at one line is judged by the n-th time there.
 /// - There, or at once where the process has one thread (`harness = false`, a documentation test), **a process of its own is forked**. It
 ///   [freezes the heap](crate::heap::Heap::freeze) if that is the program's allocator, and spawns a worker that runs the closure. Arenas that were frozen before are frozen
 ///   there, too. What is written there is seen by nobody else: after this line nothing is frozen that was not before.
@@ -55,12 +58,34 @@ macro_rules! assert_copied_pages {
     };
 }
 
-/// In the process that was started for one test, the number of the process that started it.
+/// In the process that was started for one test: the number of the process that started it, and the assertion that it was started for.
 const APART: &str = "COWBELL_ASSERT_COPIED_PAGES";
 
-fn is_apart() -> bool {
+/// In a process that was started for one test, the assertion that it was started for.
+fn asked() -> Option<String> {
+    let value = std::env::var(APART).ok()?;
+    let (parent, asked) = value.split_once(' ')?;
     // What a test starts inherits the variable, and is another's child.
-    std::env::var(APART).is_ok_and(|parent| parent == process::parent_pid().to_string())
+    (parent == process::parent_pid().to_string()).then(|| asked.to_owned())
+}
+
+fn is_apart() -> bool {
+    asked().is_some()
+}
+
+thread_local! {
+    /// How often each assertion was reached in this thread, which is one test's.
+    static REACHED: RefCell<HashMap<&'static Location<'static>, u32>> = RefCell::default();
+}
+
+/// An assertion by its place, and by how often its test has come there.
+fn name_of(place: &'static Location<'static>) -> String {
+    let count = REACHED.with_borrow_mut(|reached| {
+        let count = reached.entry(place).or_default();
+        *count += 1;
+        *count
+    });
+    format!("{place} #{count}")
 }
 
 /// The time that threads which are ending are given.
@@ -69,21 +94,28 @@ const THREADS_END_MAX: Duration = Duration::from_secs(1);
 /// The time that the harness is given to fall asleep.
 const HARNESS_SLEEPS_MAX: Duration = Duration::from_secs(10);
 
-/// The text by which a process that was started for a test says that an assertion held; its place follows.
+/// The text by which a process that was started for a test says that an assertion held; which one follows.
 const HELD: &str = "cowbell: at most so many pages were copied, as asserted at";
 
 #[doc(hidden)]
 #[track_caller]
 pub fn __assert_copied_pages<R: IntoExitCode>(max: u64, body: impl FnOnce() -> R) {
-    let place = Location::caller();
+    let name = name_of(Location::caller());
     let judged = match where_it_runs() {
         Ok(Place::Here(sleeper)) => in_a_fork(sleeper, || judge(max, body)),
-        Ok(Place::Apart(test)) => apart(&test, place),
+        Ok(Place::Apart(test)) => apart(&test, &name),
         Err(e) => Err(e.to_string()),
     };
     match judged {
-        Ok(()) if is_apart() => eprintln!("{HELD} {place}"),
-        Ok(()) => {}
+        Ok(()) => {
+            if let Some(asked) = asked() {
+                eprintln!("{HELD} {name}");
+                if asked == name {
+                    // The test has done what it was started for. Unwinding has it clean up, and prints nothing.
+                    resume_unwind(Box::new(HELD));
+                }
+            }
+        }
         Err(text) => panic!("{text}"),
     }
 }
@@ -230,14 +262,14 @@ fn judge<R: IntoExitCode>(max: u64, body: impl FnOnce() -> R) -> std::result::Re
     Ok(())
 }
 
-/// Starts this program again, for one test.
-fn apart(test: &str, place: &Location<'_>) -> std::result::Result<(), String> {
+/// Starts this program again, for one assertion of one test.
+fn apart(test: &str, name: &str) -> std::result::Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("this program's path: {e}"))?;
     let arguments = [test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"];
-    let output = Command::new(&program).args(arguments).env(APART, process::pid().to_string()).output();
+    let output = Command::new(&program).args(arguments).env(APART, format!("{} {name}", process::pid())).output();
     let output = output.map_err(|e| format!("{} cannot be started again: {e}", program.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let held = format!("{HELD} {place}");
+    let held = format!("{HELD} {name}");
     if said.lines().any(|line| line == held) {
         return Ok(());
     }

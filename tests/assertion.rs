@@ -5,7 +5,10 @@ use cowbell::assert_copied_pages;
 use cowbell::heap::Heap;
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 
 #[global_allocator]
@@ -40,6 +43,49 @@ fn writes_are_counted_to_the_page() {
     );
     assert!(text.contains("the worker copied 3 of the frozen pages, and at most 2 were to be"), "{text}");
     assert!(text.contains("a block of"), "the report is there: {text}");
+}
+
+#[test]
+fn each_time_that_an_assertion_is_reached_counts() {
+    let cells: Vec<Cell<u64>> = (0..100_000).map(Cell::new).collect();
+    let at = [10_000, 50_000, 90_000];
+    let copy =
+        |pages: usize| assert_copied_pages!(<= 1, || at[..pages].iter().for_each(|&at: &usize| cells[at].set(0)));
+    let fails = [1, 3, 0, 2].map(|pages| catch_unwind(AssertUnwindSafe(|| copy(pages))).is_err());
+    assert_eq!(fails, [false, true, false, true]);
+}
+
+/// Appends a line to a file where the test is left.
+struct Leaves<'a>(&'a Path);
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        append(self.0, "left");
+    }
+}
+
+fn append(to: &Path, line: &str) {
+    let file = OpenOptions::new().append(true).create(true).open(to);
+    file.and_then(|mut file| writeln!(file, "{line}")).expect("a line is written");
+}
+
+#[test]
+fn a_process_apart_ends_at_its_assertion_and_cleans_up() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("assertion-lines");
+    // The variable is there in the processes that this test is run again in.
+    if std::env::var_os("COWBELL_ASSERT_COPIED_PAGES").is_none() {
+        let _there_was_none = std::fs::remove_file(&file);
+    }
+    let leaves = Leaves(&file);
+    for at in ["first", "second"] {
+        append(&file, at);
+        assert_copied_pages!(<= 0, || ());
+    }
+    drop(leaves);
+    let lines = std::fs::read_to_string(&file).expect("what was written");
+    // This process and one of the first assertion; this process and one of the second, which passes the first; this process in the end.
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines, ["first", "first", "left", "second", "first", "second", "left", "left"]);
 }
 
 #[test]

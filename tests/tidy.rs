@@ -142,7 +142,7 @@ const TESTS: &[Tests] = &[
     Tests {
         folder: "tests/heap",
         helpers: &["memory"],
-        arrows: &[("freezing", &["hostile", "threads"]), ("hostile", &["threads"])],
+        arrows: &[("freezing", &["hostile", "threads"]), ("hostile", &["threads"]), ("recording", &["threads"])],
     },
     Tests {
         folder: "tools/cowbell/tests/run",

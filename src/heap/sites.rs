@@ -1,22 +1,24 @@
 //! Which calls made an allocation, kept apart from the heap for whoever asks.
 //!
-//! What is recorded lies in shared memory, of which fork copies no page table, and is this process's alone: a child records nothing and reads nothing here.
-//! What a freeze takes along is the image's from then on.
+//! What is recorded lies in shared memory, of which fork copies no page table. A child has the same memory, and would change what its parent reads there, under a lock
+//! that is another one in each of them. So it is the process's alone that records: all others that come from it neither record nor read anything here, from
+//! their first instruction on ([`OwnPage`]). What a freeze takes along is the image's from then on.
 //!
 //! # Safety
-//! Memory of a [`Mapped`] is mapped for its collection, and unmapped when that gives it up.
+//! Memory of a [`Mapped`] is mapped for its collection, and unmapped when that gives it up. The page of [`OWN`] is never given up.
 #![expect(unsafe_code, reason = "an allocator for the record, which must not allocate from what it records")]
 
-use super::{HOT, Heap, claim, generation};
-use crate::arena::{self, Table, registry};
+use super::{HOT, Heap, claim, generation, hot};
+use crate::arena::Table;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range, SharedWords};
+use crate::sys::own::OwnPage;
 use crate::sys::{page_size, unwind};
 use allocator_api2::alloc::{AllocError, Allocator, Layout};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use std::hash::BuildHasher;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 type List<T> = allocator_api2::vec::Vec<T, Mapped>;
@@ -29,8 +31,8 @@ const CALLS_MAX: usize = 32;
 static EVERY: AtomicU32 = AtomicU32::new(0);
 /// Allocations since.
 static SEEN: AtomicUsize = AtomicUsize::new(0);
-/// The process that records.
-static PROCESS: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// A page of the process that records; null before it does.
+static OWN: AtomicPtr<OwnPage> = AtomicPtr::new(null_mut());
 /// Nothing is allocated from the heap, nor given back to it, while this is locked.
 static RECORD: Mutex<Option<Record>> = Mutex::new(None);
 
@@ -41,14 +43,14 @@ pub(super) fn are_recorded() -> bool {
 }
 
 impl Heap {
-    /// Records the calls that lead to one in `every` allocations from now on (1: to each), for good, in this process and not in its children. Reports of children
-    /// then name for an object on a copied page where it was allocated: see [`Report::explain`](crate::report::Report::explain).
+    /// Records the calls that lead to one in `every` allocations from now on (1: to each), for good, in this process and not in its children, which cannot
+    /// record at all. Reports of children then name for an object on a copied page where it was allocated: see [`Report::explain`](crate::report::Report::explain).
     ///
-    /// Each allocation that is recorded takes some microseconds and about 50 bytes; each that is not, and each free, some tens of nanoseconds. Stacks are walked by
-    /// the tables that compilers write for panics.
+    /// Each allocation that is recorded costs a walk of its stack, by the tables that compilers write for panics, and memory for as long as it lives; each that is
+    /// not, and each free, a look.
     ///
     /// # Errors
-    /// Invalid when `Heap` is not the global allocator, and for 0. ENOMEM.
+    /// Invalid when `Heap` is not the global allocator, for 0, and in a process that was forked from one that records. ENOMEM.
     pub fn record_sites(every: u32) -> Result<()> {
         if !Self::is_in_use() {
             return Err(generation::not_in_use());
@@ -56,14 +58,16 @@ impl Heap {
         if every == 0 {
             return Err(Error::invalid("one in 0 allocations cannot be recorded"));
         }
-        // A forked child is to know that it is another process.
-        arena::prepare()?;
+        // Before the lock, which a thread that this process does not have may hold for ever.
+        if !own()?.is_own() {
+            let forked = "allocations are recorded in the process that this one was forked from";
+            return Err(Error::invalid(forked).with_hint("record in one of the two only"));
+        }
         // What is done once is done before it is in the way of an allocation.
         unwind::callers(&mut [0; 1]);
         with(|record| {
             record.get_or_insert_with(Record::new);
         });
-        PROCESS.store(registry::process_number(), Ordering::Relaxed);
         EVERY.store(every, Ordering::Release);
         Ok(())
     }
@@ -73,9 +77,33 @@ fn with<R>(work: impl FnOnce(&mut Option<Record>) -> R) -> R {
     work(&mut RECORD.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The lock may be held for ever in a child, by a thread that it does not have.
+/// The page of the process that records, which is this one where there is none yet.
+///
+/// # Errors
+/// ENOMEM.
+fn own() -> Result<&'static OwnPage> {
+    loop {
+        if let Some(own) = known_own() {
+            return Ok(own);
+        }
+        let made = OwnPage::new().map_err(|e| Error::os("madvise(MADV_WIPEONFORK)", e))?;
+        let made = Box::into_raw(hot(|| Box::new(made)));
+        // No lock: a child that was forked meanwhile might wait for it for ever.
+        if OWN.compare_exchange(null_mut(), made, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: it was made above, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(made) });
+        }
+    }
+}
+
+fn known_own() -> Option<&'static OwnPage> {
+    // SAFETY: null, or a box that is never given up.
+    unsafe { OWN.load(Ordering::Acquire).as_ref() }
+}
+
+/// Tells whether this process records. In a child the lock may be held for ever, by a thread that it does not have.
 fn is_this_process() -> bool {
-    PROCESS.load(Ordering::Relaxed) == registry::process_number()
+    known_own().is_some_and(OwnPage::is_own)
 }
 
 /// An allocation was made.

@@ -21,6 +21,7 @@ pub mod launch;
 pub mod limits;
 pub mod map;
 pub mod memfd;
+pub mod own;
 pub mod pagemap;
 pub mod perf;
 pub mod pidfd;

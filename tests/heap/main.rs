@@ -9,6 +9,7 @@ mod hostile;
 mod memory;
 mod planted;
 mod reclaim;
+mod recording;
 mod storm;
 mod threads;
 
@@ -36,6 +37,7 @@ fn all() -> impl Iterator<Item = Case> {
         reclaim::CASES,
         arena::CASES,
         planted::CASES,
+        recording::CASES,
     ]
     .into_iter()
     .flatten()

@@ -23,6 +23,7 @@ pub mod record;
 pub mod rings;
 
 use super::map::{self, Range, last_errno};
+use super::own::OwnPage;
 use super::{Errno, page_size};
 use record::{Record, word};
 use rustix::io::retry_on_intr;
@@ -220,8 +221,8 @@ pub struct Ring {
     event: Event,
     /// The header's page, then the records.
     mapping: Range,
-    /// A page with a word that fork wipes in the child: not 0 while `mapping` is ours.
-    here: Range,
+    /// A page that fork wipes in the child: it is this process's while `mapping` is.
+    here: OwnPage,
 }
 
 impl Ring {
@@ -237,7 +238,7 @@ impl Ring {
         }
     }
 
-    fn map(event: &Event, bytes: usize) -> Result<(Range, Range), Errno> {
+    fn map(event: &Event, bytes: usize) -> Result<(Range, OwnPage), Errno> {
         let page = page_size().bytes();
         let pages = bytes.div_ceil(page).checked_next_power_of_two().ok_or(Errno::NOMEM)?;
         let len = pages.checked_mul(page).and_then(|len| len.checked_add(page)).ok_or(Errno::NOMEM)?;
@@ -245,7 +246,7 @@ impl Ring {
         // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
         let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &event.fd, 0) }?;
         let mapping = Range { start: at.expose_provenance(), len };
-        let here = own_page().inspect_err(|_| unmap(mapping))?;
+        let here = OwnPage::new().inspect_err(|_| unmap(mapping))?;
         Ok((mapping, here))
     }
 
@@ -276,7 +277,7 @@ impl Ring {
 
     /// Tells whether the mapping is this process' own: made here, or by a process that shares this memory.
     fn is_here(&self) -> bool {
-        word_at(self.here.start).load(Ordering::Relaxed) != 0
+        self.here.is_own()
     }
 
     fn position(&self, offset: usize) -> &AtomicU64 {
@@ -309,23 +310,7 @@ impl Drop for Ring {
         if self.is_here() {
             unmap(self.mapping);
         }
-        unmap(self.here);
     }
-}
-
-/// A page of our own that begins with a word that is not 0, and with 0 in a forked child (`MADV_WIPEONFORK`, Linux 4.14).
-fn own_page() -> Result<Range, Errno> {
-    let page = map::anonymous(page_size().bytes())?;
-    let at = std::ptr::with_exposed_provenance_mut(page.start);
-    // SAFETY: the page is fresh; the advice changes what a forked child finds in it, and no reference into it exists.
-    let done = unsafe { libc::madvise(at, page.len, libc::MADV_WIPEONFORK) };
-    if done != 0 {
-        let errno = last_errno();
-        unmap(page);
-        return Err(errno);
-    }
-    word_at(page.start).store(1, Ordering::Relaxed);
-    Ok(page)
 }
 
 /// A word of a mapping of this module's that is there as long as the caller lends the reference.

@@ -1,0 +1,74 @@
+//! What is recorded of allocations is one process's alone, whatever is forked from it.
+#![expect(unsafe_code, reason = "a fork, and what libc calls in the child")]
+
+use crate::cases;
+use cowbell::fork::{self, ForkOptions};
+use cowbell::heap::Heap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub const CASES: &[crate::Case] =
+    cases![a_child_may_not_record_too, a_child_that_allocates_as_it_is_forked_leaves_the_record_alone];
+
+const BLOCKS: usize = 20_000;
+
+fn blocks() -> Vec<Vec<u64>> {
+    (0..BLOCKS as u64).map(|n| vec![n; 8]).collect()
+}
+
+/// The allocations that are recorded in what a freeze makes now.
+fn recorded() -> usize {
+    let generation = Heap::freeze().expect("one thread");
+    generation.images().iter().map(|image| image.allocations().count()).sum()
+}
+
+/// Parent and child would change one table, each by its own lock.
+fn a_child_may_not_record_too() {
+    Heap::record_sites(1).expect("this heap");
+    let kept = blocks();
+    let mut freed = Some(blocks());
+    let mut child = fork::spawn(&ForkOptions::new(), |_| {
+        let refused = Heap::record_sites(1).is_err_and(|e| e.is_invalid() && e.to_string().contains("forked from"));
+        // It goes on all the same, and so does what is forked from it.
+        drop(freed.take());
+        drop([blocks(), blocks()]);
+        let of_grandchild = fork::spawn(&ForkOptions::new(), |_| i32::from(Heap::record_sites(1).is_ok()));
+        i32::from(!refused || !of_grandchild.is_ok_and(|mut child| child.wait().is_ok_and(|exit| exit.success())))
+    })
+    .expect("a child");
+    let exit = child.wait().expect("its end");
+    assert!(exit.success(), "{exit:?}");
+    Heap::record_sites(1).expect("again, in the process that records");
+    let recorded = recorded();
+    assert!(recorded >= 2 * BLOCKS, "{recorded}");
+    drop((kept, freed));
+}
+
+/// What the handler frees.
+static FREED: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
+static HANDLED: AtomicBool = AtomicBool::new(false);
+
+/// The first that libc calls in a child, before any handler of the library's.
+fn a_child_that_allocates_as_it_is_forked_leaves_the_record_alone() {
+    extern "C" fn entered() {
+        let freed = FREED.try_lock().map(|mut freed| std::mem::take(&mut *freed));
+        // Blocks of its parent's first: for more of its own a table would move, and be nobody else's then.
+        drop(freed.expect("nobody else has them"));
+        drop(blocks());
+        HANDLED.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the process has one thread, so its child may do what it likes.
+    assert_eq!(unsafe { libc::pthread_atfork(None, None, Some(entered)) }, 0);
+    Heap::record_sites(1).expect("this heap");
+    *FREED.lock().expect("nobody panicked") = blocks();
+    // SAFETY: as above; the child ends at once.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let code = if HANDLED.load(Ordering::Relaxed) { 0 } else { 1 };
+        // SAFETY: it ends this process.
+        unsafe { libc::_exit(code) };
+    }
+    crate::threads::wait_for(pid);
+    let recorded = recorded();
+    assert!(recorded >= BLOCKS, "{recorded}");
+}
