@@ -96,7 +96,7 @@ impl<'a> ForkOptions<'a> {
     }
 
     /// True: events say which calls led to the write ([`Event::callers`](crate::watch::Event::callers), up to [`CALLERS_MAX`](crate::watch::CALLERS_MAX)). Only for
-    /// [`Watch::Trap`], whose handler runs in the writing thread: it walks that thread's stack, which takes some microseconds a page, by the tables that
+    /// [`Watch::Trap`], whose handler runs in the writing thread: it walks that thread's stack at each page's first write, by the tables that
     /// compilers write for panics. Code whose tables are wrong (assembler written by hand) may crash the child that way. Each event takes 256 bytes.
     pub fn callers(mut self, callers: bool) -> Self {
         self.callers = callers;

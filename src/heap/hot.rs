@@ -61,8 +61,9 @@ pub(super) fn warm() {
 /// Runs `body`; what it allocates in this thread is never frozen, and lies on pages of its own: for counters, locks and caches that processes go on
 /// writing, so that they do not copy pages of data. Of no effect where [`super::Heap`] is not the global allocator.
 ///
-/// Memory is placed when it is allocated, and what is reallocated stays of its kind: a vector or a string that was made here is hot wherever it grows. A map
-/// that has to move goes where it is grown: give it its capacity here, or grow it under `hot`, too.
+/// Memory is placed when it is allocated, and what is hot stays hot: a vector or a string that was made here is hot wherever it grows. A map that has to move goes
+/// where it is grown: give it its capacity here, or grow it under `hot`, too. A vector that was made elsewhere becomes hot where it moves as it grows here; but one
+/// of 1 MiB or more that is not frozen and grows beyond 32 MiB has its pages moved, and stays what it was, here as in [`arena`](super::arena()).
 ///
 /// ```
 /// use std::sync::Mutex;

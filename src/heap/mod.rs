@@ -127,13 +127,17 @@ unsafe impl GlobalAlloc for Heap {
             return block;
         }
         if old.is_none() && new.is_none() {
+            // Before anybody else can have the address.
+            let known = if sites::are_recorded() { sites::take(address) } else { None };
             // SAFETY: the caller gives the old address up.
             if let Some(moved) = unsafe { span::move_to_huge(address, layout.size(), new_size, layout.align()) } {
                 if sites::are_recorded() {
-                    sites::forget(address);
                     sites::note(moved, new_size);
                 }
                 return std::ptr::with_exposed_provenance_mut(moved);
+            }
+            if let Some(known) = known {
+                sites::put_back(address, known);
             }
         }
         // What is hot stays so where it grows, whoever grows it.

@@ -11,10 +11,11 @@
 use super::{HOT, Heap, claim, generation, hot};
 use crate::arena::Table;
 use crate::error::{Error, Result};
-use crate::sys::map::{self, Range, SharedWords};
+use crate::sys::map::{self, Range};
 use crate::sys::own::OwnPage;
-use crate::sys::{page_size, unwind};
+use crate::sys::{Errno, page_size, unwind};
 use allocator_api2::alloc::{AllocError, Allocator, Layout};
+use allocator_api2::collections::TryReserveError;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use std::hash::BuildHasher;
 use std::ptr::{NonNull, null_mut};
@@ -140,6 +141,21 @@ pub(super) fn forget(address: usize) {
     }
 }
 
+/// [`forget`] of an allocation that may stay after all: then what is returned is [put back](put_back).
+pub(super) fn take(address: usize) -> Option<Known> {
+    if is_this_process() { with(|record| record.as_mut()?.live.remove(&address)) } else { None }
+}
+
+/// An allocation that was taken stays where it is.
+pub(super) fn put_back(address: usize, known: Known) {
+    with(|record| {
+        let live = &mut record.as_mut()?.live;
+        // Without memory nothing is known of it.
+        live.try_reserve(1).ok()?;
+        live.insert(address, known)
+    });
+}
+
 /// What is recorded of a range that is about to be frozen.
 ///
 /// # Errors
@@ -152,12 +168,17 @@ pub(super) fn table(range: Range) -> Result<Table> {
     let mut calls: List<u64> = List::new_in(Mapped);
     let mut ends: List<usize> = List::new_in(Mapped);
     with(|record| {
-        let Some(record) = record else { return };
-        let inside = record.live.iter().filter(|(address, _)| range.contains(**address));
-        found.extend(inside.map(|(address, &(len, stack))| (address - range.start, len, stack)));
+        let Some(record) = record else { return Ok(()) };
+        let inside = || record.live.iter().filter(|(address, _)| range.contains(**address));
+        found.try_reserve_exact(inside().count())?;
+        calls.try_reserve_exact(record.calls.len())?;
+        ends.try_reserve_exact(record.ends.len())?;
+        found.extend(inside().map(|(address, &(len, stack))| (address - range.start, len, stack)));
         calls.extend_from_slice(&record.calls);
         ends.extend_from_slice(&record.ends);
-    });
+        Ok(())
+    })
+    .map_err(|_: TryReserveError| Error::os("mmap(what is recorded of the heap)", Errno::NOMEM))?;
     found.sort_unstable();
     let mut begin = 0;
     let stacks =
@@ -172,10 +193,13 @@ pub(super) fn forget_all(range: Range) {
     }
 }
 
+/// What is known of an allocation: length, and number of the stack.
+type Known = (usize, u32);
+
 /// What is recorded.
 struct Record {
-    /// By address: length, and number of the stack.
-    live: Map<usize, (usize, u32)>,
+    /// By address.
+    live: Map<usize, Known>,
     /// Numbers of stacks by their hashes.
     numbers: Map<u64, u32>,
     /// The calls of all stacks, one stack after the other, and where each ends.
@@ -231,9 +255,9 @@ unsafe impl Allocator for Mapped {
         if layout.align() > page_size().bytes() {
             return Err(AllocError);
         }
-        let words = SharedWords::new(layout.size().div_ceil(8)).map_err(|_| AllocError)?;
-        let Range { start, .. } = words.range();
-        std::mem::forget(words);
+        // Raw: an error of this crate's is an allocation, which waits for the record that is locked here.
+        let len = page_size().round_up(layout.size().max(8)).ok_or(AllocError)?;
+        let Range { start, .. } = map::shared(len).map_err(|_| AllocError)?;
         map::pointer_at(start).map(|at| NonNull::slice_from_raw_parts(at, layout.size())).ok_or(AllocError)
     }
 

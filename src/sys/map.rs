@@ -355,6 +355,17 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(unsafe { *cell })
 }
 
+/// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE)`: zeroed memory that stays shared over fork. *Raw.*
+///
+/// # Errors
+/// ENOMEM.
+pub fn shared(len: usize) -> Result<Range, Errno> {
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
+    let at = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    Ok(Range { start: at.expose_provenance(), len })
+}
+
 /// Zeroed memory that stays shared over fork, as atomic words. Unmapped when dropped.
 #[derive(Debug)]
 pub struct SharedWords {
@@ -362,7 +373,7 @@ pub struct SharedWords {
 }
 
 impl SharedWords {
-    /// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE)` of `count` words of 8 bytes.
+    /// [`shared`] memory of `count` words of 8 bytes.
     ///
     /// # Errors
     /// ENOMEM.
@@ -371,11 +382,7 @@ impl SharedWords {
             .checked_mul(8)
             .and_then(|len| super::page_size().round_up(len.max(8)))
             .ok_or_else(|| Error::invalid("shared region too large"))?;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
-        let at = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) };
-        let at = at.map_err(|e| Error::os("mmap(shared region)", e))?;
-        Ok(Self { range: Range { start: at.expose_provenance(), len } })
+        shared(len).map(|range| Self { range }).map_err(|e| Error::os("mmap(shared region)", e))
     }
 
     /// The words, the same in every process that forked while they were mapped. *Raw.*

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = cases![
     an_arena_beside_a_thread_is_refused,
     a_scope_that_has_ended_is_none,
     what_the_standard_library_keeps_keeps_no_image,
+    what_is_large_and_moves_stays_of_its_kind,
 ];
 
 type Rows = HashMap<u64, serde_json::Value>;
@@ -250,4 +251,22 @@ fn what_the_standard_library_keeps_keeps_no_image() {
     list.extend(0..100_000);
     let generation = heap::Heap::freeze().expect("one thread");
     assert!(!generation.holds(&list[50_000]));
+}
+
+/// Smaller ones go where they grow, if they have to move.
+fn what_is_large_and_moves_stays_of_its_kind() {
+    let (mut large, mut small, _behind) = (vec![1u8; 2 << 20], vec![1u8; 2 << 20], vec![1u8; 2 << 20]);
+    let grown = heap::arena("grown", || {
+        large.reserve_exact(100 << 20);
+        small.reserve_exact(20 << 20);
+    });
+    let grown = grown.expect("an arena");
+    assert!(!grown.generation().holds(&large[0]) && grown.generation().holds(&small[0]));
+    let (mut large, mut small, _behind) = (vec![1u8; 2 << 20], vec![1u8; 2 << 20], vec![1u8; 2 << 20]);
+    hot(|| {
+        large.reserve_exact(100 << 20);
+        small.reserve_exact(20 << 20);
+    });
+    let frozen = heap::Heap::freeze().expect("one thread");
+    assert!(frozen.holds(&large[0]) && !frozen.holds(&small[0]));
 }

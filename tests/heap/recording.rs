@@ -6,9 +6,14 @@ use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::Heap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-pub const CASES: &[crate::Case] =
-    cases![a_child_may_not_record_too, a_child_that_allocates_as_it_is_forked_leaves_the_record_alone];
+pub const CASES: &[crate::Case] = cases![
+    a_child_may_not_record_too,
+    a_child_that_allocates_as_it_is_forked_leaves_the_record_alone,
+    what_is_moved_beside_threads_is_recorded_where_it_is,
+    a_freeze_without_memory_for_what_is_recorded_is_an_error,
+];
 
 const BLOCKS: usize = 20_000;
 
@@ -71,4 +76,51 @@ fn a_child_that_allocates_as_it_is_forked_leaves_the_record_alone() {
     crate::threads::wait_for(pid);
     let recorded = recorded();
     assert!(recorded >= BLOCKS, "{recorded}");
+}
+
+/// The address that an allocation leaves is another thread's at once, and what is recorded there is that thread's.
+fn what_is_moved_beside_threads_is_recorded_where_it_is() {
+    const LARGE: usize = 2 << 20;
+    Heap::record_sites(1).expect("this heap");
+    let ends = Instant::now() + Duration::from_secs(3);
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    std::thread::scope(|scope| {
+        let lane = || {
+            let mut own: Vec<Vec<u8>> = Vec::new();
+            while Instant::now() < ends {
+                let mut moved: Vec<u8> = Vec::with_capacity(LARGE);
+                own.push(Vec::with_capacity(LARGE));
+                moved.reserve_exact(40 << 20);
+                own.push(Vec::with_capacity(LARGE));
+                if own.len() > 100 {
+                    own.clear();
+                }
+            }
+            own
+        };
+        let lanes: Vec<_> = (0..6).map(|_| scope.spawn(lane)).collect();
+        kept = lanes.into_iter().flat_map(|lane| lane.join().expect("it ends well")).collect();
+    });
+    let generation = Heap::freeze().expect("one thread");
+    let large =
+        |image: &std::sync::Arc<cowbell::arena::Image>| image.allocations().filter(|each| each.len == LARGE).count();
+    let recorded: usize = generation.images().iter().map(large).sum();
+    assert_eq!(recorded, kept.len());
+}
+
+fn limit_addresses(bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the struct is valid for the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+}
+
+fn a_freeze_without_memory_for_what_is_recorded_is_an_error() {
+    Heap::record_sites(1).expect("this heap");
+    let kept: Vec<_> = (0..10).map(|_| blocks()).collect();
+    limit_addresses((crate::status_kib("VmSize") << 10) + (2 << 20));
+    let refused = Heap::freeze().expect_err("no memory");
+    limit_addresses(libc::RLIM_INFINITY);
+    assert!(refused.is_out_of_memory(), "{refused}");
+    let recorded = recorded();
+    assert!(recorded >= kept.len() * BLOCKS, "{recorded}");
 }
