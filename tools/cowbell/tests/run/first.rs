@@ -118,7 +118,7 @@ fn native_code_that_allocates_is_named() {
 #include <sys/wait.h>
 #include <unistd.h>
 __attribute__((noinline)) static void fill(void) {
-    for (int i = 0; i < 20000; i++) memset(malloc(4000), i, 4000);
+    for (int i = 0; i < 20000; i++) for (char *p = malloc(4000), *q = p + 200; q > p; q--) { memset(p, i, 4000); __asm__ volatile("" : : "r"(p) : "memory"); }
 }
 int main(void) { if (!fork()) { fill(); _exit(0); } wait(0); }
 "#;
