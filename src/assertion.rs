@@ -65,7 +65,7 @@ const APART: &str = "COWBELL_ASSERT_COPIED_PAGES";
 fn asked() -> Option<String> {
     let value = std::env::var(APART).ok()?;
     let (parent, asked) = value.split_once(' ')?;
-    // What a test starts inherits the variable, and is another's child.
+    // The processes that a test starts inherit the variable, and are another's children.
     (parent == process::parent_pid().to_string()).then(|| asked.to_owned())
 }
 
@@ -140,26 +140,15 @@ fn where_it_runs() -> Result<Place> {
             }
         };
     }
+    // It ends with whoever waits for it. One that is gone by now is not its parent any more, and was not asked for.
+    process::die_with_parent().map_err(|e| Error::os("prctl(PR_SET_PDEATHSIG)", e))?;
     // Threads of the test's own may be on their way out.
-    let begun = Instant::now();
-    loop {
-        let threads = process::threads()?;
-        let others: Vec<i32> = threads.iter().map(|thread| thread.tid).filter(|&tid| tid != process::tid()).collect();
-        match others.as_slice() {
-            [] => return Ok(Place::Here(None)),
-            &[main] if main == process::pid() => return Ok(Place::Here(Some(main))),
-            _ if begun.elapsed() > THREADS_END_MAX => {
-                return Err(Error::invalid(format!("the test has threads of its own: {}", names(&threads)))
-                    .with_hint("a fork needs a process of one thread: end them before the assertion"));
-            }
-            // There is no event for a thread's last step.
-            _ => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
-}
-
-fn names(threads: &[crate::error::Thread]) -> String {
-    threads.iter().map(|thread| format!("{} ({})", thread.tid, thread.name)).collect::<Vec<_>>().join(", ")
+    let alone = if process::tid() == process::pid() {
+        fork::wait_until_alone(THREADS_END_MAX).map(|()| Place::Here(None))
+    } else {
+        fork::wait_until_alone_beside_main(THREADS_END_MAX).map(|()| Place::Here(Some(process::pid())))
+    };
+    alone.map_err(|e| e.with_hint("the test has threads of its own: end them before the assertion"))
 }
 
 /// How often a thread has been switched to and from; `None` unless it sleeps.
@@ -190,7 +179,8 @@ fn in_a_fork(
         let child = match unsafe { clone::fork_plainly() }.map_err(|e| failed("fork", &e))? {
             ForkedPlainly::Child => {
                 process::close(go);
-                if !process::take_byte(&go_ahead) {
+                // A parent that ended before this closed its end of the pipe.
+                if process::die_with_parent().is_err() || !process::take_byte(&go_ahead) {
                     process::exit(1);
                 }
                 end_with(work.take().map(|work| catch_unwind(AssertUnwindSafe(work))), &words);
@@ -223,7 +213,7 @@ fn in_a_fork(
     }
 }
 
-/// What comes before the forked process's words: without, it had none.
+/// The forked process's words begin with it: a file without it was never written.
 const FOUND: &str = "found:";
 
 /// In the forked process: says what was found and ends.

@@ -6,10 +6,11 @@ use cowbell::heap::Heap;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -86,6 +87,50 @@ fn a_process_apart_ends_at_its_assertion_and_cleans_up() {
     // This process and one of the first assertion; this process and one of the second, which passes the first; this process in the end.
     let lines: Vec<&str> = lines.lines().collect();
     assert_eq!(lines, ["first", "first", "left", "second", "first", "second", "left", "left"]);
+}
+
+/// The pipe on which the worker of the test below says that it runs.
+const PIPE: &str = "COWBELL_TEST_PIPE";
+
+#[test]
+#[ignore = "another test starts and kills it"]
+fn its_worker_goes_on_for_a_minute() {
+    let Some(pipe) = std::env::var_os(PIPE) else { return };
+    assert_copied_pages!(<= 1000, || {
+        let mut pipe = OpenOptions::new().write(true).open(&pipe).expect("the pipe");
+        pipe.write_all(b"!").expect("its reader is there");
+        std::thread::sleep(Duration::from_secs(60));
+    });
+}
+
+#[test]
+fn nobody_outlives_a_test_that_is_killed() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("assertion-pipe");
+    let _there_was_none = std::fs::remove_file(&path);
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a pipe");
+    let program = std::env::current_exe().expect("this program");
+    let mut test = std::process::Command::new(program)
+        .args(["its_worker_goes_on_for_a_minute", "--exact", "--ignored"])
+        .env(PIPE, &path)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("started");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Opening it waits for the worker, and its end is read once the worker has ended.
+        let mut pipe = std::fs::File::open(path).expect("the pipe");
+        let mut byte = [0; 1];
+        while let Ok(read) = pipe.read(&mut byte) {
+            if sender.send(read).is_err() || read == 0 {
+                break;
+            }
+        }
+    });
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(30)), Ok(1), "the worker runs");
+    test.kill().expect("killed");
+    test.wait().expect("reaped");
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(30)), Ok(0), "the worker has ended");
 }
 
 #[test]

@@ -31,20 +31,36 @@ pub(crate) fn is_alone() -> bool {
 /// [`Error::threads`] when there are others then, or a main thread that has left: the kernel counts that one for as long as the
 /// process lives, so it is not waited for. ENOENT when `/proc` is not mounted.
 pub(crate) fn wait_until_alone(patience: Duration) -> Result<()> {
-    let count = || process::thread_count().map_err(|e| Error::os("read(/proc/self/stat)", e));
-    if count()? == 1 {
+    wait_for_others(None, patience)
+}
+
+/// The same, until the main thread and the calling one, which is another, are the only ones.
+///
+/// # Errors
+/// Those of [`wait_until_alone`].
+pub(crate) fn wait_until_alone_beside_main(patience: Duration) -> Result<()> {
+    wait_for_others(Some(process::pid()), patience)
+}
+
+/// `spared`: a thread that is not waited for.
+fn wait_for_others(spared: Option<i32>, patience: Duration) -> Result<()> {
+    let is_done = || {
+        let count = process::thread_count().map_err(|e| Error::os("read(/proc/self/stat)", e))?;
+        Ok::<bool, Error>(count as usize == 1 + usize::from(spared.is_some()))
+    };
+    if is_done()? {
         return Ok(());
     }
     let begun = Instant::now();
     let mut looks = 0;
     loop {
         let threads = process::threads()?;
-        if count()? == 1 {
+        if is_done()? {
             return Ok(());
         }
         let me = process::tid();
         let main_left = threads.iter().any(|thread| thread.tid == process::pid() && thread.tid != me && thread.exiting);
-        let all_exiting = threads.iter().all(|thread| thread.tid == me || thread.exiting);
+        let all_exiting = threads.iter().all(|thread| thread.tid == me || Some(thread.tid) == spared || thread.exiting);
         let time_max = if all_exiting { patience.max(EXITING_MAX) } else { patience };
         if main_left || begun.elapsed() >= time_max {
             let hint = hint(&threads, main_left, all_exiting);

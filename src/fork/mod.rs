@@ -25,7 +25,7 @@ pub use enter::{Context, IntoExitCode};
 pub(crate) use reshare::reshare_image;
 pub use reshare::{Reshared, copied_now, page_faults};
 
-pub(crate) use alone::{PATIENCE, is_alone, wait_until_alone};
+pub(crate) use alone::{PATIENCE, is_alone, wait_until_alone, wait_until_alone_beside_main};
 
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};

@@ -51,7 +51,7 @@ impl<T: 'static> Frozen<T> {
 
 /// [`Frozen::reshare`] of an image.
 ///
-/// What this allocates must not lie in the image, nor come to lie in one: a page is dropped a moment after it was compared.
+/// The image must hold nothing that this allocates, now or later: a page is dropped a moment after it was compared.
 pub(crate) fn reshare_image(image: &Image) -> Result<Reshared> {
     let Some(evidence) = panics::own() else { return Ok(Reshared::default()) };
     let mine = (image.slot(), image.generation());

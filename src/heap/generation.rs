@@ -195,9 +195,9 @@ impl Generation {
     /// [`arena::Frozen::reshare`] does.
     ///
     /// # Errors
-    /// As of [`arena::Frozen::reshare`].
+    /// Those of [`arena::Frozen::reshare`].
     pub fn reshare(&self) -> Result<Reshared> {
-        // What is noted of pages that were given back is never to be frozen, now or later.
+        // The list of pages that were given back must never be frozen, now or later.
         let _kind = Kind::hot();
         let mut all = Reshared::default();
         for image in &self.images {

@@ -140,7 +140,7 @@ unsafe impl GlobalAlloc for Heap {
                 sites::put_back(address, known);
             }
         }
-        // What is hot stays so where it grows, whoever grows it.
+        // Hot memory stays hot where it grows, whoever grows it.
         let _kind = (hot::is_hot(address) && claim::kind() != HOT).then(Kind::hot);
         // SAFETY: the size is not 0, as the caller's is not.
         let to = unsafe { self.alloc(wanted) };
@@ -190,7 +190,7 @@ unsafe fn give_back(block: *mut u8, layout: Layout) {
 /// The same, where sites are recorded.
 ///
 /// # Safety
-/// As [`give_back`].
+/// The caller promises what it promises [`give_back`].
 #[cold]
 #[inline(never)]
 unsafe fn give_back_recorded(block: *mut u8, layout: Layout) {

@@ -1,6 +1,6 @@
 //! Which calls made an allocation, kept apart from the heap for whoever asks.
 //!
-//! What is recorded lies in shared memory, of which fork copies no page table. A child has the same memory, and would change what its parent reads there, under a lock
+//! The record lies in shared memory, of which fork copies no page table. A child has the same memory, and would change what its parent reads there, under a lock
 //! that is another one in each of them. So it is the process's alone that records: all others that come from it neither record nor read anything here, from
 //! their first instruction on ([`OwnPage`]). What a freeze takes along is the image's from then on.
 //!
@@ -64,7 +64,7 @@ impl Heap {
             let forked = "allocations are recorded in the process that this one was forked from";
             return Err(Error::invalid(forked).with_hint("record in one of the two only"));
         }
-        // What is done once is done before it is in the way of an allocation.
+        // Whatever the unwinder does once is done here, and not within an allocation.
         unwind::callers(&mut [0; 1]);
         with(|record| {
             record.get_or_insert_with(Record::new);
@@ -156,7 +156,7 @@ pub(super) fn put_back(address: usize, known: Known) {
     });
 }
 
-/// What is recorded of a range that is about to be frozen.
+/// The allocations that are recorded in a range which is about to be frozen.
 ///
 /// # Errors
 /// ENOMEM.
@@ -193,10 +193,10 @@ pub(super) fn forget_all(range: Range) {
     }
 }
 
-/// What is known of an allocation: length, and number of the stack.
+/// An allocation's length, and the number of the stack that made it.
 type Known = (usize, u32);
 
-/// What is recorded.
+/// All that is recorded.
 struct Record {
     /// By address.
     live: Map<usize, Known>,
