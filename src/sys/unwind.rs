@@ -43,7 +43,8 @@ pub fn callers(frames: &mut [u64]) -> usize {
 /// The same in a signal handler, from the interrupted instruction outwards: those that called the function which `pc` is in. 0 where the handler's frame
 /// does not lead there.
 ///
-/// It allocates nothing. Since glibc 2.35 with libgcc 12 it takes no lock; before, one that a thread may take again while it holds it.
+/// It allocates nothing. Before glibc 2.35 and libgcc 12 it takes the loader's lock, which a thread may take again while it holds it; since then none.
+/// Where somebody registered tables by hand (`__register_frame`, as compilers at run time do) libgcc before 13 takes one that a thread may not take again.
 pub fn callers_of_interrupted(pc: u64, frames: &mut [u64]) -> usize {
     walk(Walk { frames, len: 0, behind: pc, skip: 0 })
 }
