@@ -125,6 +125,11 @@ impl Table {
         Ok(Self { count: live.len(), words: Some(words), sites: Vec::new(), stacks })
     }
 
+    /// The words of all entries: two for each allocation, its offset, and its length above [`SITE_BITS`] bits that number its stack from 1; 0 for none.
+    pub(crate) fn entries(&self) -> &[AtomicU64] {
+        self.words.as_ref().and_then(|words| words.words().get(..self.count * WORDS)).unwrap_or_default()
+    }
+
     /// The number of the stack that made the allocation which begins there, if it is recorded: its place in [`Self::stacks`].
     pub(crate) fn stack_at(&self, offset: usize) -> Option<usize> {
         let at = self.partition_point(|allocation| allocation.offset < offset);

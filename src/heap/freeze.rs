@@ -23,6 +23,7 @@ use super::class::{Class, UNIT};
 use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, Unit};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
+use super::note;
 use super::span;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access, Range};
@@ -71,7 +72,7 @@ fn to_freeze(number: u32, kind: u8) -> Option<usize> {
 }
 
 /// The first chunk of a huge allocation.
-fn huge_head(number: u32) -> u32 {
+pub(super) fn huge_head(number: u32) -> u32 {
     (0..=number).rev().find(|&at| ground::chunk(at).state() == State::Huge).unwrap_or(number)
 }
 
@@ -154,6 +155,7 @@ pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(
         pour_run(run, pagemap)?;
     }
     for run in runs {
+        note::write_units(run).map_err(|e| ("pwrite(what an image holds)", e))?;
         seal(run.file.as_fd())?;
     }
     for run in runs {

@@ -8,7 +8,7 @@ use super::Heap;
 use super::freeze::{self, Run};
 use super::ground::{self, State};
 use super::hot::{self, Kind};
-use super::{reclaim, sites};
+use super::{note, reclaim, sites};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
 use crate::fork::{self, Reshared};
@@ -126,7 +126,14 @@ fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
             });
         let poured =
             |file| arena::enter_poured(name, run.range, file, pieces, freeze::block_at, sites::table(run.range)?);
-        match file.and_then(poured) {
+        let described = |image: Arc<Image>| match note::write(run, &image) {
+            Ok(()) => Ok(image),
+            Err(e) => {
+                arena::leave_poured(&image);
+                Err(e)
+            }
+        };
+        match file.and_then(poured).and_then(described) {
             Ok(image) => images.push(image),
             Err(e) => {
                 images.iter().for_each(|image| arena::leave_poured(image));

@@ -21,6 +21,7 @@
 //! links     a slab's lists of free blocks
 //! claim     which thread has which slabs
 //! freeze    pages are poured into sealed memfds and mapped back
+//! note      what an image's file says of itself, for other programs
 //! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
 //! scope     arenas: what a closure allocates, in an image of its own
@@ -47,6 +48,7 @@ mod hot;
 mod links;
 mod local;
 mod lock;
+mod note;
 mod reclaim;
 mod scope;
 mod sites;

@@ -43,6 +43,11 @@ pub(super) fn are_recorded() -> bool {
     EVERY.load(Ordering::Relaxed) != 0
 }
 
+/// One in so many allocations is recorded; 0 while none is.
+pub(super) fn every() -> u32 {
+    EVERY.load(Ordering::Relaxed)
+}
+
 impl Heap {
     /// Records the calls that lead to one in `every` allocations from now on (1: to each), for good, in this process and not in its children, which cannot
     /// record at all. Reports of children then name for an object on a copied page where it was allocated: see [`Report::explain`](crate::report::Report::explain).
@@ -178,12 +183,32 @@ pub(super) fn table(range: Range) -> Result<Table> {
         ends.extend_from_slice(&record.ends);
         Ok(())
     })
-    .map_err(|_: TryReserveError| Error::os("mmap(what is recorded of the heap)", Errno::NOMEM))?;
+    .map_err(|_: TryReserveError| no_memory())?;
     found.sort_unstable();
-    let mut begin = 0;
-    let stacks =
-        ends.iter().map(|&end| calls.get(std::mem::replace(&mut begin, end)..end).unwrap_or_default().to_vec());
-    Table::of_stacks(&found, stacks.collect())
+    // Stacks of allocations that are gone, or lie elsewhere, are left out.
+    let mut numbers: List<Option<u32>> = List::new_in(Mapped);
+    numbers.try_reserve_exact(ends.len()).map_err(|_| no_memory())?;
+    numbers.resize(ends.len(), None);
+    let mut stacks = Vec::new();
+    for (_, _, stack) in &mut found {
+        let at = *stack as usize;
+        let Some(number) = numbers.get_mut(at) else { continue };
+        *stack = *number.get_or_insert_with(|| {
+            stacks.push(stack_of(&calls, &ends, at).unwrap_or_default().to_vec());
+            stacks.len() as u32 - 1
+        });
+    }
+    Table::of_stacks(&found, stacks)
+}
+
+fn no_memory() -> Error {
+    Error::os("mmap(what is recorded of the heap)", Errno::NOMEM)
+}
+
+/// The calls of a stack among those of all.
+fn stack_of<'a>(calls: &'a [u64], ends: &[usize], number: usize) -> Option<&'a [u64]> {
+    let begin = number.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
+    calls.get(begin..*ends.get(number)?)
 }
 
 /// A range was frozen: what was recorded of it is the image's now.
@@ -239,9 +264,7 @@ impl Record {
     }
 
     fn stack(&self, number: u32) -> Option<&[u64]> {
-        let at = number as usize;
-        let begin = at.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
-        self.calls.get(begin..*self.ends.get(at)?)
+        stack_of(&self.calls, &self.ends, number as usize)
     }
 }
 

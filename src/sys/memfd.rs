@@ -98,6 +98,23 @@ pub unsafe fn write_from(fd: BorrowedFd<'_>, range: super::map::Range, offset: u
     Ok(())
 }
 
+/// `pwrite(fd, bytes, offset)`, all of them. *Raw.*
+///
+/// # Errors
+/// The errno of the write: ENOSPC and ENOMEM when there is no memory.
+pub fn write_at(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<(), rustix::io::Errno> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pwrite(fd, rest, offset + done as u64) {
+            Ok(0) => return Err(rustix::io::Errno::IO),
+            Ok(count) => done += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// `fcntl(fd, F_GET_SEALS)`; none for what is no memfd.
 pub fn seals(fd: BorrowedFd<'_>) -> SealFlags {
     rustix::fs::fcntl_get_seals(fd).unwrap_or(SealFlags::empty())

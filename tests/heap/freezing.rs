@@ -6,6 +6,8 @@ use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::{Generation, Heap, SideArc, hot};
 use cowbell::watch::Watch;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +30,7 @@ pub const CASES: &[Case] = cases![
     copies_that_are_the_original_again_are_given_back,
     huge_and_aligned_objects_are_frozen_too,
     a_child_of_busy_threads_may_freeze,
+    an_images_file_tells_which_blocks_it_holds,
 ];
 
 /// Runs `body` in a forked child and gives the pages it copied.
@@ -449,4 +452,49 @@ fn a_child_of_busy_threads_may_freeze() {
             crate::threads::wait_for(pid);
         }
     });
+}
+
+/// Words of a file.
+fn words(file: &File, at: u64, count: usize) -> Vec<u64> {
+    let mut bytes = vec![0; count * 8];
+    file.read_exact_at(&mut bytes, at).expect("the file has them");
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect()
+}
+
+/// Read as docs/FORMATS.md says, by nothing that wrote it.
+fn an_images_file_tells_which_blocks_it_holds() {
+    let mut numbers = Numbers(7);
+    let sizes: Vec<usize> = (0..4000).map(|n| 1 + numbers.below([100, 3000, 60_000, 300_000][n % 4])).collect();
+    let mut blocks: Vec<Vec<u8>> = sizes.iter().map(|&size| vec![1; size]).collect();
+    (0..1000).for_each(|n| blocks[4 * n] = Vec::new());
+    // Two that have chunks of their own, of which one ends within its last.
+    blocks.extend([vec![1; 40 << 20], vec![1; 200 << 20]]);
+    let generation = Heap::freeze().expect("one thread");
+    let mut found = 0;
+    for image in generation.images() {
+        let file = File::from(image.file().try_clone_to_owned().expect("a descriptor"));
+        let footer = words(&file, file.metadata().expect("a file").len() - 19 * 8, 19);
+        assert_eq!((footer[0], footer[1]), (u64::from_ne_bytes(*b"cowbellh"), 1));
+        assert_eq!((footer[2], footer[3]), (image.range().start as u64, image.range().len as u64));
+        assert_eq!(footer[4], u64::from(image.generation()));
+        let mut name = vec![0; footer[17] as usize];
+        file.read_exact_at(&mut name, footer[16]).expect("a name");
+        assert_eq!(name, image.name().as_bytes());
+        for block in blocks.iter().filter(|block| block.capacity() > 0 && generation.holds(&block[0])) {
+            let (address, len) = (block.as_ptr().addr() as u64, block.capacity() as u64);
+            if !(footer[2]..footer[2] + footer[3]).contains(&address) {
+                continue;
+            }
+            found += 1;
+            for byte in [address, address + len - 1] {
+                let unit = words(&file, footer[8] + (byte - footer[2]) / footer[7] * 24, 3);
+                let nth = (byte - unit[0]) / unit[1];
+                assert!(nth < unit[2], "{unit:?} {byte:#x}");
+                assert_eq!(unit[0] + nth * unit[1], address, "{unit:?} {len}");
+                let len_max = if len < 32 << 20 { len + len / 8 + 16 } else { len.next_multiple_of(64 << 20) };
+                assert!((len..=len_max).contains(&unit[1]), "{unit:?} {len}");
+            }
+        }
+    }
+    assert_eq!(found, 3002);
 }

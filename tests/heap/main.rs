@@ -12,6 +12,7 @@ mod reclaim;
 mod recording;
 mod storm;
 mod threads;
+mod writers;
 
 use cowbell::heap::Heap;
 use libtest_mimic::{Arguments, Failed, Trial};

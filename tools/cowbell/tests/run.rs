@@ -15,6 +15,8 @@ mod cases;
 mod code;
 #[path = "run/estimates.rs"]
 mod estimates;
+#[path = "../src/record/event.rs"]
+mod event;
 #[path = "run/exact.rs"]
 mod exact;
 #[path = "../src/record/fault.rs"]
@@ -27,6 +29,8 @@ mod first;
 mod forks;
 #[path = "../src/record/gaps.rs"]
 mod gaps;
+#[path = "run/images.rs"]
+mod images;
 #[path = "run/judge.rs"]
 mod judge;
 #[path = "run/judged.rs"]
@@ -40,6 +44,8 @@ mod memory;
 mod model;
 #[path = "run/modules.rs"]
 mod modules;
+#[path = "../src/record/objects.rs"]
+mod objects;
 #[path = "run/phases.rs"]
 mod phases;
 #[path = "run/plan.rs"]

@@ -263,7 +263,7 @@ mod tests {
     }
 
     fn content(bytes: u32, words: u32, counts: u32) -> record::Content {
-        record::Content { page: 0, bytes, words, counts, objects: counts > 0, hashes: 0, immortal: 0 }
+        record::Content { page: 0, bytes, words, counts, objects: counts > 0, hashes: 0, immortal: 0, ends: None }
     }
 
     const PLAIN: Evidence = Evidence {

@@ -14,9 +14,9 @@ pub fn events(mut rows: Vec<Fault>, runs: &[PageRun], page_size: u64) -> Vec<Eve
         let Some(run) = left.peek().filter(|run| run.start <= first.page) else { continue };
         // A page that was there took its first fault for its write; any other may have been read before.
         let was_there = matches!(run.class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
-        let Fault { time_ns, page, tid, code, by_kernel, stack } = *if was_there { first } else { last };
+        let Fault { time_ns, page, tid, code, by_kernel, stack, byte } = *if was_there { first } else { last };
         let syscall = by_kernel.then_some(UNKNOWN_CALL);
-        events.push(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall, stack, caller: 0 });
+        events.push(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall, stack, caller: 0, byte });
     }
     events
 }
@@ -35,6 +35,7 @@ mod tests {
             code: 3,
             by_kernel,
             stack: None,
+            byte: None,
         };
         let rows = vec![row(7, 2, false), row(1, 9, false), row(1, 5, true), row(4, 1, false), row(7, 8, false)];
         let run = |page: u64, pages, class| PageRun { start: page * PAGE, pages, class };

@@ -66,6 +66,7 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         syscalls: Vec::new(),
         causes: causes(&contents, copied_pages),
         contents,
+        objects: Vec::new(),
         gaps: gaps(reports),
         overhead: Overhead::default(),
     };

@@ -25,6 +25,7 @@ pub mod library;
 pub mod live;
 mod mapping;
 mod name;
+pub mod objects;
 mod phases;
 mod remedy;
 pub mod roles;
@@ -48,11 +49,12 @@ pub use cause::Cause;
 pub use mapping::Kind;
 pub use summary::Summary;
 
-use crate::record::{self, Finish, Frame, Header, Origin, Record, Stack, Wrote};
+use crate::record::{self, End, Finish, Frame, Header, Origin, Record, Stack, Wrote};
 use crate::stacks::languages::{self, Import, Work};
 use codes::Codes;
 use detail::Detail;
 use interval::Interval;
+use objects::FirstWrites;
 use std::collections::HashMap;
 
 /// Records, added up as they come.
@@ -74,6 +76,7 @@ pub struct Profile {
     place_numbers: HashMap<ScriptPlace, u32>,
     growth: Vec<record::Grew>,
     gaps: Vec<record::Gap>,
+    objects: Vec<record::Objects>,
     finish: Option<Finish>,
     cut: Option<String>,
     /// The latest time that a record has.
@@ -161,6 +164,7 @@ impl Profile {
                 }
             }
             Record::Gap(gap) => self.gaps.push(gap),
+            Record::Objects(objects) => self.objects.push(objects),
             Record::Module(module) => self.codes.module(module),
             Record::Place(place) => self.codes.place(place),
             Record::Source(source) => drop(self.sources.insert((source.file, source.line), source.text)),
@@ -170,6 +174,12 @@ impl Profile {
                 self.finish = Some(finish);
             }
         }
+    }
+
+    /// The first writes to the pages of an interval that is about to close; `None` if there is no such interval.
+    pub fn first_writes(&self, end: &End) -> Option<FirstWrites> {
+        let interval = self.intervals.get(*self.interval_by_number.get(&end.interval)?)?;
+        Some(interval.first_writes(end, self.page_size()))
     }
 
     /// Notes that the capture lacks its end, and how.

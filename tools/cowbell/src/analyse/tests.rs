@@ -66,7 +66,7 @@ pub fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record
 
 pub fn event(page: u64, class: Class, pc: u64) -> Event {
     // Places of no file, each by its own address.
-    Event { time_ns: 100, page, tid: 7, pc, code: pc as u32, class, syscall: None, stack: None, caller: 0 }
+    Event { time_ns: 100, page, tid: 7, pc, code: pc as u32, class, syscall: None, stack: None, caller: 0, byte: None }
 }
 
 /// A file with code in it, and places in it whose offsets are their numbers.
@@ -120,6 +120,7 @@ fn page() -> impl Strategy<Value = Page> {
             syscall,
             stack,
             caller: 0,
+            byte: None,
         },
     );
     let content = (0..600u32, 0..512u32, 0..512u32).prop_map(|(bytes, words, counts)| Content {
@@ -130,6 +131,7 @@ fn page() -> impl Strategy<Value = Page> {
         objects: counts > 0,
         hashes: 0,
         immortal: 0,
+        ends: None,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -333,8 +335,16 @@ fn absurd_numbers_neither_hang_nor_panic() {
     ];
     let odd = Mapping { start: all, end: 0, ..mapping(0, "") };
     let events = vec![event(all, class, all), event(3, class, 1)];
-    let content =
-        Content { page: 1, bytes: u32::MAX, words: u32::MAX, counts: u32::MAX, objects: true, hashes: 0, immortal: 0 };
+    let content = Content {
+        page: 1,
+        bytes: u32::MAX,
+        words: u32::MAX,
+        counts: u32::MAX,
+        objects: true,
+        hashes: 0,
+        immortal: 0,
+        ends: None,
+    };
     let summary = profile(vec![
         header(),
         begin(0),

@@ -1,12 +1,13 @@
 //! The tracer's records, kept: in the capture file, in the profile, and as instructions that want a name.
 
 use super::capture::Writer;
+use super::images::Images;
 use super::sources::Sources;
 use crate::analyse::detail::Detail;
 use crate::analyse::live::Live;
 use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
-use crate::record::{Finish, Mapping, Origin, Place, Record, Source};
+use crate::record::{End, Finish, Gap, GapKind, Mapping, Origin, Place, Record, Source};
 use crate::stacks::names::Names;
 use crate::trace::link::Said;
 use cowbell::fork::Ended;
@@ -29,6 +30,7 @@ pub struct Kept {
     /// The process of each interval, and the mappings of its memory.
     mappings: HashMap<u32, (i32, Vec<Mapping>)>,
     sources: Sources,
+    images: Images,
     unread: Vec<u8>,
     /// The tracer's last record.
     pub finish: Option<Finish>,
@@ -62,6 +64,7 @@ impl Kept {
             places: Vec::new(),
             mappings: HashMap::new(),
             sources: Sources::default(),
+            images: Images::default(),
             unread: Vec::new(),
             finish: None,
             failed: None,
@@ -142,7 +145,11 @@ impl Kept {
                     let file = File::open(format!("/proc/{}/fd/{descriptor}", self.tracer)).ok();
                     self.opened.extend(file.map(|file| (opened, file)));
                 }
+                Ok(Said::Images { images, of, code }) => self.images.add(images, of, code, self.tracer),
                 Ok(Said::Record(record)) => {
+                    for record in self.objects(&record) {
+                        written = written.and(self.keep(record));
+                    }
                     if let Some(writer) = &mut self.writer {
                         written = written.and(writer.lines(line));
                     }
@@ -162,6 +169,22 @@ impl Kept {
             }
         }
         written
+    }
+
+    /// What lies on the copied pages of images of the library's heap, before the end of their interval.
+    fn objects(&mut self, record: &Record) -> Vec<Record> {
+        let Record::End(end) = record else { return Vec::new() };
+        if !self.images.has(end.interval) {
+            return Vec::new();
+        }
+        let Some(written) = self.profile.first_writes(end) else { return Vec::new() };
+        let news = self.images.tell(end, &written);
+        self.places.extend(&news.places);
+        let pid = self.mappings.get(&end.interval).map_or(0, |(pid, _)| *pid);
+        let End { time_ns, .. } = *end;
+        let gap = |detail| Record::Gap(Gap { pid, time_ns, what: GapKind::Other, detail });
+        let places = news.places.into_iter().map(Record::Place);
+        places.chain(news.objects.into_iter().map(Record::Objects)).chain(news.unknown.into_iter().map(gap)).collect()
     }
 
     /// The parts of newly mapped memory that are data of a file. Asked here and not by the tracer, for which targets wait.

@@ -10,6 +10,7 @@ use crate::trace::ability;
 use crate::trace::link::{Options, Order, Target};
 use cowbell::sys::signal;
 use std::io::Read;
+use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,9 +47,9 @@ impl LookOn {
     /// # Errors
     /// It could not attach, or the capture could not be written.
     pub fn hear(&mut self) -> Result<bool, Failure> {
-        let Session { stream, poller, kept, .. } = &mut self.0;
         let (mut found, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
         for _ in 0..READS_MAX {
+            let Session { stream, poller, kept, .. } = &mut self.0;
             poller.wait(Some(Duration::ZERO), &mut found).map_err(|e| Failure::new(format!("cannot wait: {e}")))?;
             if !found.contains(&super::TRACER) {
                 return Ok(true);
@@ -60,7 +61,10 @@ impl LookOn {
                         None => Ok(false),
                     };
                 }
-                Ok(got) => kept.hear(buffer.get(..got).unwrap_or_default())?,
+                Ok(got) => {
+                    kept.hear(buffer.get(..got).unwrap_or_default())?;
+                    self.0.hang_up();
+                }
             }
         }
         Ok(true)
@@ -82,6 +86,7 @@ impl LookOn {
     /// Lets everybody go, and waits until that is done.
     pub fn leave(mut self) {
         self.0.order(Order::Detach);
+        let _gone = self.0.stream.shutdown(Shutdown::Write);
         let mut buffer = vec![0; 1 << 16];
         // The tracer's end closes its socket; it waits at most some seconds for threads that do not stand still.
         while self.0.stream.read(&mut buffer).is_ok_and(|got| got > 0) {}

@@ -1,6 +1,7 @@
 //! The process that the user started: it starts the tracer, keeps the capture, and renders the report.
 
 mod capture;
+mod images;
 mod keep;
 pub mod look_on;
 pub mod options;
@@ -15,6 +16,7 @@ use cowbell::sys::{Errno, process, signal};
 use keep::{Kept, exit_code};
 use options::{Attach, Run, Watching};
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -137,6 +139,7 @@ impl Session {
                         if let Err(e) = self.kept.hear(buffer.get(..got).unwrap_or_default()) {
                             eprintln!("cowbell: {e}");
                         }
+                        self.hang_up();
                         if tell_at.is_none() && !told && !self.kept.left_behind().is_empty() {
                             tell_at = Some(Instant::now() + LEFT_AFTER);
                         }
@@ -145,6 +148,13 @@ impl Session {
                     Err(_) => return Ok(()),
                 }
             }
+        }
+    }
+
+    /// Once all was heard the tracer may go: until then its files can be opened.
+    fn hang_up(&self) {
+        if self.kept.finish.is_some() {
+            let _gone = self.stream.shutdown(Shutdown::Write);
         }
     }
 
@@ -183,6 +193,8 @@ impl Session {
     }
 
     fn close(mut self, output: &mut Output, runs: bool) -> Result<u8, (u8, Failure)> {
+        // Nothing more is heard: the tracer must not wait for that.
+        let _gone = self.stream.shutdown(Shutdown::Write);
         let _status = self.tracer.wait();
         if let Some((code, message)) = self.kept.failed.take() {
             return Err((code, Failure::new(message)));

@@ -160,21 +160,32 @@ pub struct Content {
     pub hashes: u32,
     /// Those of them whose string is immortal: using it counts no reference.
     pub immortal: u32,
+    /// The first and the last byte that differ, from the page's start; `None` where none does, and where that was not noted.
+    pub ends: Option<(u32, u32)>,
 }
 
 /// A [`Content`] as an array: there are many.
 #[derive(Serialize, Deserialize)]
-struct ContentRow(u64, u32, u32, u32, bool, #[serde(default)] u32, #[serde(default)] u32);
+struct ContentRow(
+    u64,
+    u32,
+    u32,
+    u32,
+    bool,
+    #[serde(default)] u32,
+    #[serde(default)] u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
+);
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal)
+        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal, c.ends)
     }
 }
 
 impl From<ContentRow> for Content {
     fn from(row: ContentRow) -> Self {
-        let ContentRow(page, bytes, words, counts, objects, hashes, immortal) = row;
-        Self { page, bytes, words, counts, objects, hashes, immortal }
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends) = row;
+        Self { page, bytes, words, counts, objects, hashes, immortal, ends }
     }
 }

@@ -19,19 +19,30 @@ pub struct Fault {
     pub by_kernel: bool,
     /// The [`Stack`](super::Stack) sampled next after it.
     pub stack: Option<u32>,
+    /// The byte that was touched, from the page's start; `None` where not known.
+    pub byte: Option<u32>,
 }
 
 /// A [`Fault`] as an array: there are many.
-type FaultRow = (u64, u64, i32, u32, bool, Option<u32>);
+#[derive(Serialize, Deserialize)]
+struct FaultRow(
+    u64,
+    u64,
+    i32,
+    u32,
+    bool,
+    Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<u32>,
+);
 
 impl From<Fault> for FaultRow {
     fn from(f: Fault) -> Self {
-        (f.time_ns, f.page, f.tid, f.code, f.by_kernel, f.stack)
+        Self(f.time_ns, f.page, f.tid, f.code, f.by_kernel, f.stack, f.byte)
     }
 }
 
 impl From<FaultRow> for Fault {
-    fn from((time_ns, page, tid, code, by_kernel, stack): FaultRow) -> Self {
-        Self { time_ns, page, tid, code, by_kernel, stack }
+    fn from(FaultRow(time_ns, page, tid, code, by_kernel, stack, byte): FaultRow) -> Self {
+        Self { time_ns, page, tid, code, by_kernel, stack, byte }
     }
 }

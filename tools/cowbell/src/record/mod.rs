@@ -1,9 +1,12 @@
 //! Captures: what they hold, and how they are written and read.
 
 mod code;
+mod event;
 mod fault;
 mod gaps;
+pub mod image;
 mod memory;
+mod objects;
 pub mod read;
 mod types;
 

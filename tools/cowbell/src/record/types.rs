@@ -8,9 +8,11 @@
 //! parent from a fork until nobody shares with it any more, an attached process until the tool lets go.
 
 pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, NativeFrame, Place, Source, Stack, Wrote};
+pub use super::event::Event;
 pub use super::fault::Fault;
 pub use super::gaps::{Gap, GapKind};
 pub use super::memory::{Grew, Looks, Memory, Resident, Sums, Together};
+pub use super::objects::{Beside, Block, Changed, FirstWrite, Objects, OnPage};
 use cowbell::fork::Ended;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,8 @@ pub enum Record {
     Stack(Stack),
     /// The text of a line, after the stack that it stands in.
     Source(Source),
+    /// What lies on the pages that an interval copied of a frozen heap of the library's, before its end.
+    Objects(Objects),
     /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
     /// A process has grown.
@@ -269,46 +273,6 @@ pub enum Class {
 
 /// The kernel wrote in a system call that is not known, or in none: it writes a frame as it delivers a signal.
 pub const UNKNOWN_CALL: i32 = -1;
-
-/// One first write of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "EventRow", from = "EventRow")]
-pub struct Event {
-    /// The time.
-    pub time_ns: u64,
-    /// The page's address.
-    pub page: u64,
-    /// The thread.
-    pub tid: i32,
-    /// The instruction's address; after the system call instruction where `syscall` is known. 0 where not known.
-    pub pc: u64,
-    /// The [`Place`] that this address meant at that time; 0 where not known.
-    pub code: u32,
-    /// The effect of the write.
-    pub class: Class,
-    /// The kernel wrote, on behalf of this system call, or of what is not known ([`UNKNOWN_CALL`]).
-    pub syscall: Option<i32>,
-    /// The [`Stack`] sampled with it.
-    pub stack: Option<u32>,
-    /// The [`Place`] of the call by which that code was run, where the code says little of itself and its return address
-    /// could be read; else 0.
-    pub caller: u32,
-}
-
-/// An [`Event`] as an array: there are many.
-type EventRow = (u64, u64, i32, u64, u32, Class, Option<i32>, Option<u32>, u32);
-
-impl From<Event> for EventRow {
-    fn from(e: Event) -> Self {
-        (e.time_ns, e.page, e.tid, e.pc, e.code, e.class, e.syscall, e.stack, e.caller)
-    }
-}
-
-impl From<EventRow> for Event {
-    fn from((time_ns, page, tid, pc, code, class, syscall, stack, caller): EventRow) -> Self {
-        Self { time_ns, page, tid, pc, code, class, syscall, stack, caller }
-    }
-}
 
 /// An interval closes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -370,6 +370,13 @@ impl AddressSpace {
         }
     }
 
+    /// Every mapping of code that a module is known of: start, end, offset, and the module's number.
+    pub fn code_modules(&mut self, memory: &Memory) -> Vec<(u64, u64, u64, u32)> {
+        let code: Vec<_> = self.code_maps().map(|map| map.mapping.clone()).collect();
+        let with_module = |map: Mapping| Some((map.start, map.end, map.offset, self.module(map.start, memory)?));
+        code.into_iter().filter_map(with_module).collect()
+    }
+
     /// The module of the mapping that starts there.
     fn module(&mut self, start: u64, memory: &Memory) -> Option<u32> {
         if let Some(&module) = self.known.borrow().modules.get(&start) {

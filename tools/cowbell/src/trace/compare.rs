@@ -185,6 +185,10 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
     let mut content = Content { page, objects: objects.any_in(original, word), ..Content::default() };
     for (at, was, is) in differing_words(original, now) {
         content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
+        let differs = || (0..8usize).filter(|&byte| was.get(byte) != is.get(byte)).map(|byte| (at + byte) as u32);
+        if let (Some(first), Some(last)) = (differs().next(), differs().next_back()) {
+            content.ends = Some((content.ends.map_or(first, |(first, _)| first), last));
+        }
         content.words += 1;
         if !content.objects {
             continue;

@@ -333,7 +333,8 @@ impl Tracer {
         let at = watch.threads.blocked(tid, false).filter(|at| at.syscall.is_none())?;
         let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
         let (class, ran) = (Class::CopyOrReuse, sys::ran_ns());
-        let mut event = Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0 };
+        let mut event =
+            Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0, byte: None };
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
         // The fault of a thread that was interrupted comes to nothing, whether the thread has stopped by now or not, and comes again.
         if let (Taken::Late | Taken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {

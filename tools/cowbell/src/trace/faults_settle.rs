@@ -309,8 +309,10 @@ impl Verdict {
             let touched = self.touched(touched, page)?;
             let was_there = matches!(class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
             let fault = if was_there && !self.swapped.contains(&page) { touched.first } else { touched.last };
-            let touched::Fault { time_ns, tid, code, by_kernel, stack, .. } = fault;
-            Some(Fault { time_ns, page, tid, code, by_kernel, stack })
+            let touched::Fault { time_ns, tid, code, by_kernel, stack, address, .. } = fault;
+            // A page that was moved since took its fault elsewhere, at the same place in it.
+            let byte = Some((address % page_bytes()) as u32);
+            Some(Fault { time_ns, page, tid, code, by_kernel, stack, byte })
         };
         self.pages.iter().filter_map(row).collect()
     }

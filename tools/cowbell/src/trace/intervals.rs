@@ -282,6 +282,9 @@ impl Tracer {
             settle(&mut watch, &self.originals, donor.as_ref(), close)
         };
         self.drain.run();
+        if is_there {
+            self.tell_images(&mut watch, &end);
+        }
         self.take_back(stood_in);
         watch.rest(closed);
         if let Some(process) = self.tree.processes.get_mut(&pid).filter(|_| closed == Closed::Forked) {

@@ -52,6 +52,7 @@ impl Watch {
                         syscall,
                         stack: None,
                         caller: 0,
+                        byte: None,
                     });
                 }
             }
@@ -77,7 +78,18 @@ impl Watch {
                 let class = self.class_of_write(page, entry);
                 self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
                 let syscall = Some(process::EXIT_CALL);
-                self.events.push(Event { time_ns, page, tid, pc: 0, code: 0, class, syscall, stack: None, caller: 0 });
+                self.events.push(Event {
+                    time_ns,
+                    page,
+                    tid,
+                    pc: 0,
+                    code: 0,
+                    class,
+                    syscall,
+                    stack: None,
+                    caller: 0,
+                    byte: None,
+                });
             }
             true
         });

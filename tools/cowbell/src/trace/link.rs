@@ -62,8 +62,41 @@ pub enum Said {
         /// The tracer's descriptor of the file, as long as the tracer lives.
         descriptor: i32,
     },
+    /// An interval that is about to close has copies in images of the library's heap.
+    Images {
+        /// The interval.
+        images: u32,
+        /// The images.
+        of: Vec<Image>,
+        /// The code of its process.
+        code: Vec<Code>,
+    },
     /// A line of the capture.
     Record(Record),
+}
+
+/// An image of the library's heap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Its file's inode.
+    pub inode: u64,
+    /// The tracer's descriptor of the file, as long as the tracer lives; `None` where it could not be opened.
+    pub descriptor: Option<i32>,
+    /// Its mappings that have copies: start, end, and offset in the file.
+    pub parts: Vec<(u64, u64, u64)>,
+}
+
+/// A mapping of code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Offset in the file.
+    pub offset: u64,
+    /// The number of the file's [`Module`](crate::record::Module).
+    pub module: u32,
 }
 
 impl Said {
@@ -74,7 +107,7 @@ impl Said {
     /// The line is nothing that the tracer says.
     pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
         let begins = |key: &str| line.strip_prefix(b"{\"").is_some_and(|rest| rest.starts_with(key.as_bytes()));
-        if begins("failed") || begins("opened") {
+        if ["failed", "opened", "images"].iter().any(|key| begins(key)) {
             return serde_json::from_slice(line);
         }
         serde_json::from_slice(line).map(Self::Record)
@@ -142,6 +175,11 @@ impl Link {
     pub fn flush_all(&mut self) {
         let _refused = self.stream.set_nonblocking(false);
         self.flush();
+    }
+
+    /// Waits until the front has heard all: it opens files that are open here, and hangs up then.
+    pub fn wait_until_heard(&mut self) {
+        while self.fill().is_ok_and(|more| more) {}
     }
 
     /// The next order. A front that is gone wants everybody let go.

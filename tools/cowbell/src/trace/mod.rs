@@ -34,6 +34,7 @@ mod faults_told;
 mod files;
 mod follow;
 mod growth;
+mod images;
 mod intervals;
 mod kernel_writes;
 mod layout;
@@ -65,6 +66,7 @@ use cowbell::sys::{self, Errno, ptrace, signal};
 use faults::Faults;
 use faults_stand_in::StandIn;
 use growth::Growth;
+use images::Images;
 use lender::Lenders;
 use link::{Link, Options, Order, Said};
 use sample::{Halted, Sampler};
@@ -123,6 +125,7 @@ struct Tracer {
     /// Only in [`Mode::Faults`].
     faults: Option<Faults>,
     codes: Codes,
+    images: Images,
     growth: Growth,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
@@ -395,5 +398,8 @@ impl Tracer {
         let record = Finish { time_ns: self.now(), ended: self.root_ended, ..self.spent.clone() };
         self.say(Record::Finish(record));
         self.link.flush_all();
+        if !self.images.is_empty() {
+            self.link.wait_until_heard();
+        }
     }
 }

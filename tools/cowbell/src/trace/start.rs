@@ -6,6 +6,7 @@ use super::compare::Originals;
 use super::faults::Faults;
 use super::faults_stand_in::StandIn;
 use super::growth::Growth;
+use super::images::Images;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
@@ -76,6 +77,7 @@ impl Tracer {
             sampler: Sampler::default(),
             faults: None,
             codes: Codes::default(),
+            images: Images::default(),
             growth: Growth::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),

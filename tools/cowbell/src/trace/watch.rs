@@ -172,7 +172,8 @@ impl Watch {
         let code = self.code(pc);
         let by_itself = at.filter(|at| self.callers && at.syscall.is_none());
         let caller = by_itself.map_or(0, |at| self.caller(at.pc, at.sp));
-        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None, caller }) }
+        let byte = Some((fault.address as u64 - page) as u32);
+        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None, caller, byte }) }
     }
 
     /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
@@ -271,6 +272,11 @@ impl Watch {
     /// The stack of a thread that stands still, as places; `None` if it takes the frame pointer, and that is not known.
     pub fn stack(&mut self, registers: Registers) -> Option<Vec<u32>> {
         self.space.stack(registers, Access { memory: &self.memory, doors: &self.doors })
+    }
+
+    /// Every mapping of code with the number of its module: start, end and offset.
+    pub fn code_modules(&mut self) -> Vec<(u64, u64, u64, u32)> {
+        self.space.code_modules(&self.memory)
     }
 
     /// A thread ended.

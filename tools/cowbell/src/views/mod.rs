@@ -6,6 +6,7 @@ pub mod export;
 pub mod html;
 mod json;
 mod lines;
+mod objects;
 mod processes;
 pub mod table;
 mod tables;

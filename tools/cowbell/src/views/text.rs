@@ -3,6 +3,7 @@
 
 use super::Look;
 use super::lines::{List, Row, Text, clean, count, percent, some, time};
+use super::objects;
 use super::table::{self, Keep};
 use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
 use super::width::width;
@@ -33,6 +34,7 @@ pub fn text(summary: &Summary, look: &Look) -> String {
         headline(&mut text, summary);
         intervals(&mut text, summary, look);
         tables::mappings(&mut text, summary, look);
+        objects::table(&mut text, summary, look);
         tables::functions(&mut text, summary, look);
         tables::script(&mut text, summary, look);
         tables::growth(&mut text, summary, look);

@@ -203,7 +203,7 @@ pub struct Interval {
 fn event_of(fault: &Fault, end: &End, page_size: u64) -> Option<Event> {
     let Fault { time_ns, page, tid, code, stack, .. } = *fault;
     let run = end.pages.iter().find(|run| (run.start..run.start + run.pages * page_size).contains(&page))?;
-    Some(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall: None, stack, caller: 0 })
+    Some(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall: None, stack, caller: 0, byte: None })
 }
 
 /// A capture, read back.
