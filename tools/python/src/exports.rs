@@ -5,10 +5,12 @@
 //! `cowbell_fork_walk` gave and `cowbell_fork_end` did not take back; objects are references that the caller owns.
 #![expect(unsafe_code, reason = "C functions get pointers")]
 
+use std::ffi::c_void;
 use std::ptr;
 
 use crate::layout::Layout;
 use crate::python::{Gil, Object, PyObject};
+use crate::sink::{Sink, Tell};
 use crate::walk::{Options, Totals, Walk};
 
 /// The fate of the instances of one type.
@@ -84,7 +86,29 @@ unsafe extern "C" fn cowbell_fork_probe(object: *mut PyObject, out: *mut Probe) 
 #[unsafe(no_mangle)]
 extern "C" fn cowbell_fork_walk(hashes: i32, dicts: i32) -> *mut Walk {
     let options = Options { hashes: hashes != 0, dicts: dicts != 0 };
-    Walk::new(options, gil()).map_or(ptr::null_mut(), |walk| Box::into_raw(Box::new(walk)))
+    Walk::new(options, None, gil()).map_or(ptr::null_mut(), |walk| Box::into_raw(Box::new(walk)))
+}
+
+/// Begins a walk that changes nothing: `tell` is called with `to` for each piece of memory that immortal objects lie in.
+///
+/// # Safety
+/// See the module; `tell` may be called so until the walk is ended.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cowbell_fork_where(tell: Tell, to: *mut c_void) -> *mut Walk {
+    let options = Options { hashes: false, dicts: false };
+    // SAFETY: the caller's promise.
+    let sink = unsafe { Sink::new(tell, to) };
+    Walk::new(options, Some(sink), gil()).map_or(ptr::null_mut(), |walk| Box::into_raw(Box::new(walk)))
+}
+
+/// Tells whether an object is immortal.
+///
+/// # Safety
+/// See the module.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cowbell_fork_is_immortal(object: *mut PyObject) -> i32 {
+    // SAFETY: the caller owns a reference.
+    unsafe { Object::new(object) }.map_or(0, |object| i32::from(Layout::is_immortal(object.word())))
 }
 
 /// Instances of a type are not entered, for the reason `why`.

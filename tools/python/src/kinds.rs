@@ -19,6 +19,23 @@ enum Size {
     Asked(Object),
 }
 
+/// The arrays and tables that an instance has elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A list's items.
+    List,
+    /// A dict's table.
+    Dict,
+    /// The table of a set that is not small.
+    Set,
+    /// The content of a bytearray.
+    ByteArray,
+    /// The text of a subclass' str, and the UTF-8 form of one that is not ASCII.
+    Str,
+    /// None that are known.
+    Other,
+}
+
 /// The hash that an instance keeps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Keeps {
@@ -60,6 +77,10 @@ pub struct Kind {
     pub bytes: u64,
     /// References to instances that were not followed.
     pub left_out: u64,
+    /// What instances have elsewhere.
+    pub shape: Shape,
+    /// The size of an instance without items, bytes.
+    pub basic: usize,
     size: Size,
 }
 
@@ -74,9 +95,26 @@ impl Kind {
             Size::List(basic) => basic + size_of::<usize>() * object.list_room(),
             Size::Asked(method) => gil.call_for_size(*method, object).unwrap_or(0),
         };
+        body + self.bytes_before(is_collected)
+    }
+
+    /// Bytes that an instance has before the place where it is referred to.
+    pub fn bytes_before(&self, is_collected: bool) -> usize {
         let header = if is_collected { layout::GC_HEADER_BYTES } else { 0 };
         let managed = self.flags & (flag::MANAGED_DICT | flag::MANAGED_WEAKREF);
-        body + header + if managed == 0 { 0 } else { layout::MANAGED_BYTES }
+        header + if managed == 0 { 0 } else { layout::MANAGED_BYTES }
+    }
+
+    /// Bytes of an instance from there on, without what it has elsewhere.
+    pub fn body_of(&self, object: Object) -> usize {
+        match &self.size {
+            Size::Int => 24 + 4 * (object.items() >> 3).max(1),
+            Size::Str(basic) if layout::str_is_compact(object.str_state()) => {
+                layout::str_bytes(object.str_state(), object.items(), *basic)
+            }
+            Size::Items(basic, item) if *item != 0 => basic + item * object.items(),
+            _ => self.basic,
+        }
     }
 }
 
@@ -180,7 +218,19 @@ impl Kinds {
             objects: 0,
             bytes: 0,
             left_out: 0,
+            shape: self.shape_of(of, flags),
+            basic: of.sizes().0,
             size: self.size_of(of, flags),
+        }
+    }
+
+    fn shape_of(&self, of: Object, flags: u64) -> Shape {
+        let shapes = [Shape::Dict, Shape::Set, Shape::Set, Shape::ByteArray];
+        match self.builtins.sized.iter().zip(shapes).find(|(sized, _)| of.is_subtype(**sized)) {
+            Some((_, shape)) => shape,
+            None if flags & flag::LIST != 0 => Shape::List,
+            None if flags & flag::STR != 0 => Shape::Str,
+            None => Shape::Other,
         }
     }
 

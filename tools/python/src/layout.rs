@@ -29,8 +29,61 @@ pub const GC_HEADER_BYTES: usize = 16;
 /// Size of what stands before that where an instance's dict or weak references are managed, bytes.
 pub const MANAGED_BYTES: usize = 16;
 
+/// Offset of the pointer to a list's array of items.
+pub const LIST_ARRAY: usize = 24;
+/// Offset of the number of slots in a set's table, less one.
+pub const SET_MASK: usize = 32;
+/// Offset of the pointer to a set's table, which is the place [`SET_SMALL_TABLE`] in the set where it has few members.
+pub const SET_TABLE: usize = 40;
+/// See [`SET_TABLE`].
+pub const SET_SMALL_TABLE: usize = 64;
+/// Size of a slot of a set's table, bytes.
+pub const SET_ENTRY_BYTES: usize = 16;
+/// Offset of the number of bytes for which a bytearray has room.
+pub const BYTEARRAY_ROOM: usize = 24;
+/// Offset of the pointer to them.
+pub const BYTEARRAY_DATA: usize = 32;
+/// Offset of the pointer to the bytes object that has the content; 3.15 only.
+pub const BYTEARRAY_BYTES: usize = 56;
+/// Size of a bytes object without its content and with the zero behind it, bytes.
+pub const BYTES_HEAD: usize = 33;
+/// Offset of the length of a str's UTF-8 form, where it is not ASCII.
+pub const STR_UTF8_LENGTH: usize = 40;
+/// Offset of the pointer to that form; 0 before somebody asks for it.
+pub const STR_UTF8: usize = 48;
+/// Offset of the pointer to the text, where it lies elsewhere.
+pub const STR_DATA: usize = 56;
+/// Offset of the pointer to a dict's table of keys, which has the values, too, unless it is split.
+pub const DICT_KEYS: usize = 32;
+/// Offset of the pointer to the values of a split dict.
+pub const DICT_VALUES: usize = 40;
+/// Offset, in a table of keys, of the logarithm of its size.
+pub const KEYS_LOG2_SIZE: usize = 8;
+/// Offset of the logarithm of the size of its indices in bytes.
+pub const KEYS_LOG2_INDEX_BYTES: usize = 9;
+/// Offset of its kind.
+pub const KEYS_KIND: usize = 10;
+/// The kind with entries of hash, key and value; the others do without the hash.
+pub const KEYS_GENERAL: u8 = 0;
+/// The kind that a class has for its instances.
+pub const KEYS_SPLIT: u8 = 2;
+/// Offset of the number of entries that can be added.
+pub const KEYS_USABLE: usize = 16;
+/// Offset of the number of entries.
+pub const KEYS_ENTRIES: usize = 24;
+/// Offset of the pointer to the keys of instances in a class; 3.12 only.
+pub const CACHED_KEYS: usize = 880;
+/// Offset before an instance of the pointer to its values or dict; 3.12 only.
+pub const MANAGED_VALUES_BEFORE: usize = 24;
+/// Offset, in the values of an instance, of the number of values for which there is room; from 3.13 on.
+pub const VALUES_CAPACITY: usize = 0;
+/// Offset of the byte that is not 0 where the values lie in the instance; from 3.13 on.
+pub const VALUES_EMBEDDED: usize = 2;
+
 /// Bits of a type's flags (`Include/object.h`).
 pub mod flag {
+    /// The values of an instance lie behind it, in the same block; from 3.13 on.
+    pub const INLINE_VALUES: u64 = 1 << 2;
     /// Instances have the collector's header and `tp_traverse`.
     pub const HAVE_GC: u64 = 1 << 14;
     /// The type itself was allocated, and is counted.
@@ -105,6 +158,23 @@ impl Layout {
     }
 }
 
+/// What a version keeps elsewhere than others do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// 3.12: the values of an instance lie elsewhere, behind a prefix. Later they lie in the instance, behind a head of four bytes, and
+    /// those of a dict that lost its instance elsewhere in the same form.
+    pub values_have_prefix: bool,
+    /// 3.15: a bytearray's content is that of a bytes object, which it has alone.
+    pub bytearray_has_bytes: bool,
+}
+
+impl Ways {
+    /// Those of a `Py_Version` that [`Layout::of_version`] knows.
+    pub const fn of_version(version: u64) -> Self {
+        Self { values_have_prefix: version >> 16 == 0x030c, bytearray_has_bytes: version >> 16 == 0x030f }
+    }
+}
+
 /// Tells whether a str holds only ASCII, by its state.
 pub const fn str_is_ascii(state: u32) -> bool {
     state & (1 << 6) != 0
@@ -113,13 +183,36 @@ pub const fn str_is_ascii(state: u32) -> bool {
 /// Bytes of a str of this length; `head` is the size of the type's instances, which subclasses put before a text
 /// that lies elsewhere.
 pub const fn str_bytes(state: u32, length: usize, head: usize) -> usize {
-    let width = (state >> 2 & 7) as usize;
-    let is_compact = state & (1 << 5) != 0;
-    // The head of a compact ASCII str has no room for a UTF-8 copy. Each text ends with a zero.
-    let head = match (is_compact, str_is_ascii(state)) {
+    // The head of a compact ASCII str has no room for a UTF-8 copy.
+    let head = match (str_is_compact(state), str_is_ascii(state)) {
         (true, true) => 40,
         (true, false) => 56,
         (false, _) => head,
     };
-    head + (length + 1) * width
+    head + str_text_bytes(state, length)
+}
+
+/// Bytes of a text of this length, which ends with a zero.
+pub const fn str_text_bytes(state: u32, length: usize) -> usize {
+    (length + 1) * (state >> 2 & 7) as usize
+}
+
+/// Tells whether a str has its text behind its head.
+pub const fn str_is_compact(state: u32) -> bool {
+    state & (1 << 5) != 0
+}
+
+/// Bytes of a dict's table of keys: a head of 32, the indices, and entries for two thirds of its size.
+pub const fn keys_bytes(log2_size: u8, log2_index_bytes: u8, is_text: bool) -> usize {
+    32 + (1 << log2_index_bytes) + (2usize << log2_size) / 3 * if is_text { 16 } else { 24 }
+}
+
+/// Bytes of the values of an instance, from 3.13 on: a head, the values, and the order in which they came, a byte each.
+pub const fn values_bytes(capacity: u8) -> usize {
+    (capacity as usize + 1) * 8 + (capacity as usize).next_multiple_of(8)
+}
+
+/// The address of the values of an instance of 3.12, of the word that is its dict's address otherwise.
+pub const fn tagged_values(word: u64) -> Option<usize> {
+    if word & 1 == 1 { Some(word as usize + 1) } else { None }
 }

@@ -5,12 +5,16 @@
 //! layout   where the interpreter keeps what is read and written: facts, no pointers
 //! python   the only door to the interpreter
 //! kinds    what the walk must know of each type
+//! extents  where an object lies, with what it has elsewhere
+//! sink     to whom that is told
 //! walk     what is reached, made immortal, left out
 //! exports  what ctypes calls
 //! ```
 
 mod exports;
+mod extents;
 mod kinds;
 mod layout;
 mod python;
+mod sink;
 mod walk;

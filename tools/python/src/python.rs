@@ -297,6 +297,42 @@ impl Object {
         Self(self.field(layout::TYPE))
     }
 
+    /// What lies at an address that a live object has in a field of its own; nothing at 0. Not an object of Python's: only its fields are read.
+    pub fn at(address: usize) -> Option<Self> {
+        NonNull::new(ptr::with_exposed_provenance_mut(address)).map(Self)
+    }
+
+    /// A field that is an address or a number.
+    pub fn pointer_field(self, offset: usize) -> usize {
+        self.field(offset)
+    }
+
+    /// What a field leads to, see [`Object::at`].
+    pub fn object_field(self, offset: usize) -> Option<Self> {
+        Self::at(self.field(offset))
+    }
+
+    /// One byte.
+    pub fn byte(self, offset: usize) -> u8 {
+        self.field(offset)
+    }
+
+    /// One byte before it.
+    pub fn byte_before(self, bytes: usize) -> u8 {
+        // SAFETY: values of instances have a prefix, whose last byte this is.
+        let at = unsafe { self.pointer().byte_sub(bytes) };
+        // SAFETY: it is initialised.
+        unsafe { at.cast::<u8>().read() }
+    }
+
+    /// The word before it, where instances have what is managed.
+    pub fn word_before(self, bytes: usize) -> u64 {
+        // SAFETY: types with such a flag allocate 32 bytes before each instance.
+        let at = unsafe { self.pointer().byte_sub(bytes) };
+        // SAFETY: they are aligned and initialised.
+        unsafe { at.cast::<u64>().read() }
+    }
+
     /// The number of items; only for objects of variable size.
     pub fn items(self) -> usize {
         self.field::<isize>(layout::ITEMS).unsigned_abs()

@@ -13,9 +13,11 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use crate::extents::pieces;
 use crate::kinds::{Keeps, Kinds};
-use crate::layout::{self, Layout, flag};
+use crate::layout::{self, Layout, Ways, flag};
 use crate::python::{Gil, Object};
+use crate::sink::Sink;
 
 /// Addresses are spread by one multiplication: there may be fifty million of them.
 #[derive(Default)]
@@ -92,12 +94,15 @@ pub struct Walk {
     tuples: Vec<Object>,
     hopeless: Objects,
     asked: Vec<Object>,
+    sink: Option<Sink>,
+    ways: Ways,
     gil: Gil,
 }
 
 impl Walk {
-    /// Nothing reached yet; nothing at all for a version that is not known.
-    pub fn new(options: Options, gil: Gil) -> Option<Self> {
+    /// Nothing reached yet; nothing at all for a version that is not known. With a sink, the walk changes nothing, and tells where
+    /// the immortal objects of the data lie.
+    pub fn new(options: Options, sink: Option<Sink>, gil: Gil) -> Option<Self> {
         let layout = Layout::of_version(gil.version())?;
         Some(Self {
             kinds: Kinds::new(layout, gil),
@@ -109,6 +114,8 @@ impl Walk {
             tuples: Vec::new(),
             hopeless: Objects::default(),
             asked: Vec::new(),
+            sink,
+            ways: Ways::of_version(gil.version()),
             gil,
         })
     }
@@ -135,7 +142,13 @@ impl Walk {
         }
         let was_immortal = Layout::is_immortal(object.word());
         let is_collected = object.is_collected(kind.flags);
-        if !was_immortal {
+        if let Some(sink) = self.sink {
+            // What was put into the data after it was frozen is ordinary.
+            if !was_immortal {
+                return;
+            }
+            pieces(object, kind, is_collected, self.ways, &mut |kind, at, bytes| sink.tell(kind, at, bytes));
+        } else if !was_immortal {
             object.make_immortal(self.layout, self.gil);
             let bytes = kind.size_of(object, is_collected, self.gil) as u64;
             kind.objects += 1;
@@ -144,7 +157,9 @@ impl Walk {
             self.totals.bytes += bytes;
             self.make_class_immortal(of, at);
         }
-        self.look_at_hash(object, at, was_immortal);
+        if self.sink.is_none() {
+            self.look_at_hash(object, at, was_immortal);
+        }
         let is_asked = self.kinds.at(at).is_asked;
         if (is_collected || is_asked) && self.entered.insert(object) {
             self.totals.already += u64::from(was_immortal);
@@ -207,7 +222,7 @@ impl Walk {
         let (flags, traverse, keeps) = (kind.flags, kind.traverse, kind.keeps);
         let is_dict_only = of == self.kinds.builtins.dict;
         let gil = self.gil;
-        if flags & flag::MANAGED_DICT != 0 {
+        if flags & flag::MANAGED_DICT != 0 && self.sink.is_none() {
             self.look_at_dict(object);
         }
         // `dict_traverse` leaves out keys that are str, and shows nothing else that the items do not.
@@ -224,7 +239,7 @@ impl Walk {
                 }
             });
         }
-        if keeps == Keeps::Items && self.options.hashes {
+        if keeps == Keeps::Items && self.options.hashes && self.sink.is_none() {
             self.tuples.push(object);
         }
     }

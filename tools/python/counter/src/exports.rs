@@ -15,6 +15,7 @@ use cowbell::sys::procfs::maps::Mapping;
 
 use crate::count::{Counter, Reading, Refusal, check};
 use crate::held::Pages;
+use crate::known;
 
 /// A failure, in numbers that `_count.py` has sentences for.
 #[repr(C)]
@@ -76,7 +77,7 @@ pub struct Place {
 
 /// # Safety
 /// See the module; `out` is valid or null.
-unsafe fn tell(failure: impl Into<Failure>, out: *mut Failure) {
+pub(crate) unsafe fn tell(failure: impl Into<Failure>, out: *mut Failure) {
     if !out.is_null() {
         // SAFETY: the caller's promise.
         unsafe { out.write(failure.into()) };
@@ -124,6 +125,7 @@ extern "C" fn cowbell_count_disable() {
 
 /// Runs in each child, first of all.
 extern "C" fn begin() {
+    known::begin();
     let inherited = COUNTER.swap(ptr::null_mut(), Relaxed);
     let armed = IS_ENABLED.load(Relaxed).then(Counter::arm).transpose();
     let failure = match armed {

@@ -77,6 +77,11 @@ impl Pages {
         }
     }
 
+    /// Its runs.
+    pub fn runs(&self) -> &[Range] {
+        &self.0
+    }
+
     /// The bytes in it.
     pub fn bytes(&self) -> u64 {
         self.0.iter().map(|run| run.len as u64).sum()

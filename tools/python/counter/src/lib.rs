@@ -3,7 +3,8 @@
 //! ```text
 //! held     what the child had when counting began, and runs of pages: values only
 //! count    arms the child's memory, and reads from the page tables what it wrote
-//! exports  what ctypes calls
+//! frozen   where frozen data lies, and what of it a copied page was written for: values only
+//! exports  what ctypes calls; known: of these, what is about frozen data
 //! ```
 //!
 //! The kernel notes writes by itself (userfaultfd with `WP_ASYNC`, Linux 6.7): no handler runs, and nobody waits. A page
@@ -12,4 +13,6 @@
 
 mod count;
 mod exports;
+mod frozen;
 mod held;
+mod known;

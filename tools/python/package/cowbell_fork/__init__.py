@@ -22,6 +22,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"  # before the imports: they name it
 
+from ._causes import Causes
 from ._count import Copied, CopiesExceeded, NotCounted, assert_copies, copied, count_copies, watch
 from ._freeze import freeze
 from ._native import Unsupported, check
@@ -29,6 +30,7 @@ from ._report import NotEntered, Report, TypeCount
 from ._share import NotInherited, Shared, share
 
 __all__ = [
+    "Causes",
     "CopiesExceeded",
     "Copied",
     "NotCounted",

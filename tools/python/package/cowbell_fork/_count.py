@@ -9,6 +9,8 @@ import types
 from dataclasses import dataclass
 from typing import Any, List, Optional, Tuple, Type, Union
 
+from . import _causes, _freeze
+from ._causes import Causes, Sums
 from ._native import Unsupported
 from ._report import size_text
 
@@ -108,6 +110,8 @@ class Copied:
     page_size: int
     #: Where: names of mappings, and bytes copied in each, the most first. Memory without a name is ``""``.
     places: Tuple[Tuple[str, int], ...]
+    #: What the copied pages were written for, if ``count_copies(explain=True)`` was called before the fork.
+    causes: Optional[Causes] = None
 
     @property
     def pages(self) -> int:
@@ -124,6 +128,9 @@ class Copied:
         lines += [f"  {size:>{width}}  {name}" for size, name in rows[:5]]
         if len(rows) > 5:
             lines.append(f"  {size_text(sum(copied for _, copied in self.places[5:]))} in {len(rows) - 5} more mappings")
+        if self.causes is not None:
+            lines.append("by what was written on the pages:")
+            lines += [f"  {line}" for line in str(self.causes).splitlines()]
         for amount, what in (
             (self.unsure, "of the copied pages were perhaps reused and not copied: only root can tell"),
             (self.gone, "that were shared are not there any more, and may have been copied before"),
@@ -147,6 +154,13 @@ def _declare(library: Any) -> Any:
         ("place", ctypes.c_int, (pointer, pointer, ctypes.c_size_t, ctypes.POINTER(Place))),
         ("forget", None, (pointer,)),
         ("die_with_parent", None, ()),
+        ("frozen_new", pointer, ()),
+        ("frozen_add", None, (pointer, ctypes.c_uint8, ctypes.c_size_t, ctypes.c_size_t)),
+        ("frozen_sort", ctypes.c_int, (pointer, failure)),
+        ("frozen_look", ctypes.c_int64, (pointer, ctypes.c_size_t, failure)),
+        ("frozen_keep", None, (pointer,)),
+        ("frozen_drop", None, (pointer,)),
+        ("causes", ctypes.c_int, (pointer, pointer, ctypes.POINTER(Sums), failure)),
     ):
         function = getattr(library, f"cowbell_count_{name}")
         function.restype = result
@@ -207,7 +221,7 @@ def _refusal(failure: Failure) -> Exception:
     )
 
 
-def count_copies() -> None:
+def count_copies(*, explain: bool = False) -> None:
     """Has every process that is forked from now on count what it copies, for :func:`copied` and :func:`watch`.
 
     Call it before the workers are forked: with forkserver, in a module that is preloaded. Each child then arms the
@@ -215,13 +229,24 @@ def count_copies() -> None:
     privilege. It costs each fork about 20 microseconds for each MiB that is shared (80 for root, who reads page frames as
     well), and each copied page up to a third of its time.
 
+    Args:
+        explain: have the children tell what the pages were written for that they copied (:attr:`Copied.causes`): arrays of
+            frozen data, frozen objects, or holes between them. Call :func:`freeze` before, and nothing that changes the
+            data between this call and the fork. It goes through the data once more, and keeps 4 bytes for 100 of it.
+
     Raises:
         Unsupported: the kernel is older, or refuses userfaultfd, as containers do.
+        NotCounted: with ``explain``, nothing was frozen yet.
     """
     global _asked_by
     failure = Failure()
     if library().cowbell_count_enable(ctypes.byref(failure)):
         raise _refusal(failure)
+    if explain:
+        if not _freeze.roots:
+            raise NotCounted("there is no frozen data by which copies could be explained: call cowbell_fork.freeze(data) before")
+        if not _causes.record(_library, ctypes.byref(failure)):
+            raise _refusal(failure)
     if not _asked_by:
         os.register_at_fork(after_in_parent=_library.cowbell_count_after_fork)
     _asked_by = os.getpid()
@@ -263,6 +288,10 @@ def _sum(reading: _Reading, earlier: Optional[_Reading]) -> Copied:
     place = Place()
     while _library.cowbell_count_place(reading.pointer, before, len(places), ctypes.byref(place)):
         places.append((place.name.decode(errors="replace"), place.copied))
+    sums, failure = Sums(), Failure()
+    known = _library.cowbell_count_causes(reading.pointer, before, ctypes.byref(sums), ctypes.byref(failure))
+    if known < 0:
+        raise _refusal(failure)
     return Copied(
         bytes=counts.copied,
         unsure=counts.unsure,
@@ -274,6 +303,7 @@ def _sum(reading: _Reading, earlier: Optional[_Reading]) -> Copied:
         unwatched=counts.unwatched,
         page_size=counts.page,
         places=tuple(places),
+        causes=_causes.causes(sums) if known else None,
     )
 
 

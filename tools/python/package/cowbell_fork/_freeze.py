@@ -6,13 +6,18 @@ import ctypes
 import gc
 import sys
 import time
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 from . import _native
 from ._report import NotEntered, Report, TypeCount
 
 #: Containers a step looks at: some milliseconds.
 _STEP = 20_000
+
+#: What was frozen, by its number: where it lies is recorded if copies are to be explained. Kept for good, as immortal objects are.
+roots: Dict[int, object] = {}
+#: Calls of :func:`freeze`.
+calls = 0
 
 #: Why an object is not entered, by the numbers that ``kinds.rs`` and ``python.rs`` use.
 _WHY = {
@@ -64,13 +69,14 @@ def freeze(*roots: object, hashes: bool = True, dicts: bool = False) -> Report:
     # The collector would look at all that was already moved, again and again.
     gc.disable()
     try:
-        for stop, why in _stops():
+        for stop, why in stops():
             native.cowbell_fork_stop_at(walk, stop, why)
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             native.cowbell_fork_ask_about(walk, numpy.ndarray)
         notes = _run(native, walk, roots, started)
         report = _report(native, walk, notes, hashes, dicts, time.monotonic() - started)
+        _remember(native, roots)
     finally:
         native.cowbell_fork_end(walk)
         if was_enabled:
@@ -81,7 +87,13 @@ def freeze(*roots: object, hashes: bool = True, dicts: bool = False) -> Report:
     return report
 
 
-def _stops() -> Iterator[Tuple[type, int]]:
+def _remember(native: Any, frozen: Tuple[object, ...]) -> None:
+    global calls
+    calls += 1
+    roots.update((id(root), root) for root in frozen if native.cowbell_fork_is_immortal(root))
+
+
+def stops() -> Iterator[Tuple[type, int]]:
     """Types that lead out of the data, of modules that are loaded: others have no instances."""
     for module, name, why in (
         ("io", "IOBase", 6),
@@ -112,12 +124,12 @@ def _run(native: Any, walk: Any, roots: Tuple[object, ...], started: float) -> L
         address = native.cowbell_fork_asked(walk)
         if address is None:
             break
-        strange += not _reach_array(native, walk, _native.at_address(address))
+        strange += not reach_array(native, walk, _native.at_address(address))
     progress.clear()
     return [f"{strange:,} numpy arrays of records with objects in them were not entered."] if strange else []
 
 
-def _reach_array(native: Any, walk: Any, array: Any) -> bool:
+def reach_array(native: Any, walk: Any, array: Any) -> bool:
     """Reaches the objects in a numpy array; ``False`` if there are some that cannot be told."""
     if not array.dtype.hasobject:
         return True

@@ -137,6 +137,8 @@ def _declare(library: Any) -> Any:
     for name, result, arguments in (
         ("probe", ctypes.c_int, (obj, ctypes.POINTER(Probe))),
         ("walk", walk, (ctypes.c_int, ctypes.c_int)),
+        ("where", walk, (ctypes.c_void_p, ctypes.c_void_p)),
+        ("is_immortal", ctypes.c_int, (obj,)),
         ("stop_at", None, (walk, obj, ctypes.c_uint8)),
         ("ask_about", None, (walk, obj)),
         ("reach", None, (walk, obj)),
