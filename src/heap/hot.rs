@@ -1,15 +1,7 @@
 //! Memory that is never frozen: counters, locks and caches that go on changing.
-//!
-//! # Safety
-//! A [`SideArc`] owns one count of its value: the count is at least 1 while it lives, and value and count are freed by the one who takes it to 0.
-#![expect(unsafe_code, reason = "a counted pointer")]
 
 use super::{HOT, claim, ground};
-use std::fmt;
-use std::marker::PhantomData;
-use std::ops::Deref;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::Ordering;
 
 /// Puts the kind of allocations back that was before.
 pub(super) struct Kind(u8);
@@ -74,93 +66,4 @@ pub(super) fn warm() {
 pub fn hot<R>(body: impl FnOnce() -> R) -> R {
     let _kind = Kind::hot();
     body()
-}
-
-/// An [`std::sync::Arc`] whose count lies apart from its value, on a [`hot`] page: cloning and dropping one writes nothing to the value's page. There are no
-/// weak ones.
-///
-/// ```
-/// use cowbell::heap::SideArc;
-///
-/// let name = SideArc::new(String::from("a name"));
-/// let same = SideArc::clone(&name);
-/// assert_eq!(*same, "a name");
-/// ```
-pub struct SideArc<T> {
-    value: NonNull<T>,
-    count: NonNull<AtomicUsize>,
-    owns: PhantomData<T>,
-}
-
-// SAFETY: as of `Arc`: whoever has one may share the value, and the last one drops it, in whichever thread that is.
-unsafe impl<T: Send + Sync> Send for SideArc<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send + Sync> Sync for SideArc<T> {}
-
-/// So many can only be leaked ones.
-const COUNT_MAX: usize = isize::MAX as usize;
-
-impl<T> SideArc<T> {
-    /// Moves a value to the heap and counts it.
-    pub fn new(value: T) -> Self {
-        // The count first: should there be no memory, the value is dropped.
-        let count = NonNull::from(Box::leak(hot(|| Box::new(AtomicUsize::new(1)))));
-        Self { value: NonNull::from(Box::leak(Box::new(value))), count, owns: PhantomData }
-    }
-
-    fn count(&self) -> &AtomicUsize {
-        // SAFETY: the count lives while there is one of these.
-        unsafe { self.count.as_ref() }
-    }
-
-    /// Tells whether the two are of one value.
-    pub fn ptr_eq(one: &Self, other: &Self) -> bool {
-        one.value == other.value
-    }
-
-    /// The number of those of this value.
-    pub fn strong_count(this: &Self) -> usize {
-        this.count().load(Ordering::Relaxed)
-    }
-}
-
-impl<T> Clone for SideArc<T> {
-    fn clone(&self) -> Self {
-        // Whoever has one may count one more without looking at the value.
-        if self.count().fetch_add(1, Ordering::Relaxed) > COUNT_MAX {
-            std::process::abort();
-        }
-        Self { value: self.value, count: self.count, owns: PhantomData }
-    }
-}
-
-impl<T> Drop for SideArc<T> {
-    fn drop(&mut self) {
-        if self.count().fetch_sub(1, Ordering::Release) != 1 {
-            return;
-        }
-        // All that others did with the value is done before it is dropped.
-        fence(Ordering::Acquire);
-        // SAFETY: made by `Box::leak`, and this was the last one.
-        let count = unsafe { Box::from_raw(self.count.as_ptr()) };
-        // SAFETY: as above.
-        let value = unsafe { Box::from_raw(self.value.as_ptr()) };
-        drop(count);
-        drop(value);
-    }
-}
-
-impl<T> Deref for SideArc<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        // SAFETY: the value lives while there is one of these, and is shared.
-        unsafe { self.value.as_ref() }
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for SideArc<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
-    }
 }

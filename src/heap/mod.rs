@@ -24,6 +24,8 @@
 //! note      what an image's file says of itself, for other programs
 //! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
+//! side      pointers whose counts are hot
+//! counts    these counts, and how children count without writing to them
 //! scope     arenas: what a closure allocates, in an image of its own
 //! sites     which calls made an allocation, for who asks
 //! lock      the one lock, which a fork takes
@@ -41,6 +43,7 @@
 mod central;
 mod claim;
 mod class;
+mod counts;
 mod freeze;
 mod generation;
 mod ground;
@@ -51,13 +54,15 @@ mod lock;
 mod note;
 mod reclaim;
 mod scope;
+mod side;
 mod sites;
 mod span;
 mod state;
 
 pub use generation::Generation;
-pub use hot::{SideArc, hot};
+pub use hot::hot;
 pub use scope::{Frozen, Scope, arena};
+pub use side::SideArc;
 
 use class::Class;
 use hot::Kind;

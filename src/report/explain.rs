@@ -282,7 +282,11 @@ fn work_of(frame: &Frame) -> Option<Cause> {
         return Some(Cause::Lock);
     }
     if let Some(own) = file.strip_prefix(OWN_SOURCES) {
-        return Some(if own == "heap/hot.rs" { Cause::ReferenceCount } else { Cause::Allocator });
+        return Some(if matches!(own, "heap/side.rs" | "heap/counts.rs") {
+            Cause::ReferenceCount
+        } else {
+            Cause::Allocator
+        });
     }
     WORK.iter().find(|(part, _)| file.contains(part)).map(|&(_, cause)| cause)
 }

@@ -36,6 +36,19 @@ impl OwnPage {
         self.word().load(Ordering::Relaxed) != 0
     }
 
+    /// The number that the process has here: 1 at first, 0 in a forked child until it [gives itself one](Self::give_number). *Raw.*
+    #[inline]
+    pub fn number(&self) -> u64 {
+        self.word().load(Ordering::Relaxed)
+    }
+
+    /// Gives the process a number if it has none, and returns the one that it has then. *Raw.*
+    pub fn give_number(&self, number: u64) -> u64 {
+        let given = self.word().compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
+        given.map_or_else(|theirs| theirs, |_| number)
+    }
+
+    #[inline]
     fn word(&self) -> &AtomicU64 {
         let at = std::ptr::with_exposed_provenance::<AtomicU64>(self.page.start);
         // SAFETY: the page is mapped read-write until `self` is dropped, and only this word of it is used.

@@ -11,6 +11,7 @@ use cowbell::{Result, SideArc};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// Runs the worker that the words name.
 ///
@@ -22,7 +23,7 @@ pub fn main(words: &[&str]) -> Result<()> {
         [what, "1024", bytes] => run::<126, 128>(what, 1024, bytes.parse().unwrap_or(0)),
         _ => {
             eprintln!(
-                "say what (clone, clone-reshare, clone-side, drop), how large an object is (64, 1024), and how many bytes the set has"
+                "say what (clone, clone-reshare, clone-side, times, drop), how large an object is (64, 1024), and how many bytes the set has"
             );
             std::process::exit(2);
         }
@@ -52,6 +53,11 @@ fn run<const COUNTED: usize, const BOXED: usize>(what: &str, size: usize, bytes:
             let set: Vec<SideArc<[u64; COUNTED]>> = (0..count).map(|n| SideArc::new(object(n))).collect();
             worker(bytes, |_| set.iter().for_each(|each| drop(black_box(SideArc::clone(each)))))
         }
+        "times" => {
+            let arcs: Vec<Arc<[u64; COUNTED]>> = (0..count).map(|n| Arc::new(object(n))).collect();
+            let sides: Vec<SideArc<[u64; COUNTED]>> = (0..count).map(|n| SideArc::new(object(n))).collect();
+            times(&arcs, &sides)
+        }
         "drop" => {
             let set: Vec<Box<[u64; BOXED]>> = (0..count).map(|n| Box::new([n as u64; BOXED])).collect();
             worker(bytes, |_| drop(set))
@@ -61,6 +67,35 @@ fn run<const COUNTED: usize, const BOXED: usize>(what: &str, size: usize, bytes:
             std::process::exit(2);
         }
     }
+}
+
+/// Nanoseconds for an object, as a pass over all clones and drops each.
+fn pass<T: Clone>(all: &[T]) -> u64 {
+    let begun = Instant::now();
+    all.iter().for_each(|each| drop(black_box(each.clone())));
+    begun.elapsed().as_nanos() as u64 * 100 / all.len().max(1) as u64
+}
+
+/// Prints in hundredths of nanoseconds what an object takes: by the process that made it, and in the first and the second pass of a worker, with an `Arc` and with a
+/// `SideArc`.
+fn times<T: Clone, S: Clone>(arcs: &[T], sides: &[S]) -> Result<()> {
+    let by_maker = [(0..3).map(|_| pass(arcs)).min(), (0..3).map(|_| pass(sides)).min()].map(Option::unwrap_or_default);
+    let _frozen = Heap::freeze()?;
+    let found = SharedWords::new(4)?;
+    let by_worker = |work: &dyn Fn() -> u64, at: usize| -> Result<()> {
+        let mut child = fork::spawn(&ForkOptions::new(), |_| {
+            found.words()[at].store(work(), Ordering::Relaxed);
+            found.words()[at + 1].store(work(), Ordering::Relaxed);
+        })?;
+        let exit = child.wait()?;
+        assert!(exit.success(), "{exit:?}");
+        Ok(())
+    };
+    by_worker(&|| pass(arcs), 0)?;
+    by_worker(&|| pass(sides), 2)?;
+    let worker = found.words().iter().take(4).map(|word| word.load(Ordering::Relaxed).to_string());
+    println!("{} {} {}", by_maker[0], by_maker[1], worker.collect::<Vec<_>>().join(" "));
+    Ok(())
 }
 
 /// Freezes, where there is a heap that can be, lets a worker work, and prints what it copied. That is read from page tables where the heap is frozen; with
