@@ -141,7 +141,7 @@ const TESTS: &[Tests] = &[
     },
     Tests {
         folder: "tests/heap",
-        helpers: &["memory"],
+        helpers: &["memory", "writers"],
         arrows: &[("freezing", &["hostile", "threads"]), ("hostile", &["threads"]), ("recording", &["threads"])],
     },
     Tests {

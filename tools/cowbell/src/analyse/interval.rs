@@ -184,22 +184,8 @@ impl Interval {
 
     /// The first writes to its pages, which `end` is about to be the verdict on.
     pub fn first_writes(&self, end: &End, page_size: u64) -> FirstWrites {
-        let mut all = self.events.clone();
-        all.extend(faults::events(self.faults.clone(), &end.pages, page_size));
-        all.iter_mut().for_each(|event| event.page &= !(page_size - 1));
-        // Stable: events of one page stay in order of time.
-        all.sort_by_key(|event| event.page);
-        let class_of = |page: u64| {
-            let run = end.pages.get(end.pages.partition_point(|run| run.start <= page).checked_sub(1)?)?;
-            (page < run.start.saturating_add(run.pages.saturating_mul(page_size))).then_some(run.class)
-        };
-        let first = |same: &[Event]| {
-            let class = class_of(same.first()?.page);
-            same.iter().find(|event| Some(event.class) == class).or(same.first()).copied()
-        };
-        let events = all.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
-        let exact_stacks = self.begin.exact_stacks || self.begin.mode == Mode::Trace;
-        FirstWrites { events, exact_stacks, page_size }
+        let told = faults::events(self.faults.clone(), &end.pages, page_size);
+        FirstWrites::of(self.events.iter().copied().chain(told).collect(), &self.begin, &end.pages, page_size)
     }
 
     /// Closes the interval with its verdict.

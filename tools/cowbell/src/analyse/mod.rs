@@ -41,6 +41,7 @@ mod tests;
 #[path = "code/tests.rs"]
 mod tests_of_code;
 mod timeline;
+mod told;
 mod totals;
 mod unknown;
 pub mod verdict;

@@ -2,7 +2,9 @@
 
 use super::evidence::between;
 use super::{Profile, summary};
-use crate::record::{Beside, Block, Changed, Content, Event, FirstWrite, NativeFrame, Objects, OnPage};
+use crate::record::{
+    Begin, Beside, Block, Changed, Content, Event, FirstWrite, Mode, NativeFrame, Objects, OnPage, PageRun,
+};
 use cowbell::arena::OnWrite;
 use cowbell::page::{PageCount, PageIndex};
 use cowbell::report::{
@@ -19,6 +21,27 @@ pub struct FirstWrites {
     /// True if stacks are those of the writes themselves.
     pub exact_stacks: bool,
     pub page_size: u64,
+}
+
+impl FirstWrites {
+    /// Those among an interval's events, whose verdict is `runs`.
+    pub fn of(mut all: Vec<Event>, begin: &Begin, runs: &[PageRun], page_size: u64) -> Self {
+        let exact_stacks = begin.exact_stacks || begin.mode == Mode::Trace;
+        all.iter_mut().for_each(|event| event.page &= !(page_size - 1));
+        // Stable: events of one page stay in order of time.
+        all.sort_by_key(|event| event.page);
+        let class_of = |page: u64| {
+            let run = runs.get(runs.partition_point(|run| run.start <= page).checked_sub(1)?)?;
+            (page < run.start.saturating_add(run.pages.saturating_mul(page_size))).then_some(run.class)
+        };
+        // The first that did what the verdict says; an earlier one may be of a mapping that is gone.
+        let first = |same: &[Event]| {
+            let class = class_of(same.first()?.page);
+            same.iter().find(|event| Some(event.class) == class).or(same.first()).copied()
+        };
+        let events = all.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
+        Self { events, exact_stacks, page_size }
+    }
 }
 
 /// What is known of the pages of an interval.

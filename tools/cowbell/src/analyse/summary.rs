@@ -10,12 +10,12 @@ pub use super::forks::Forks;
 use super::growth::Growth;
 pub use super::growth::Memory;
 use super::mapping::Kind;
+pub use super::told::{Object, Objects, ObjectsPage, Writer};
 use super::unknown::{Unknown, UnknownShare};
 use super::verdict::Verdict;
 use crate::record::{Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
-use cowbell::report;
 use serde::Serialize;
 
 /// The document's `format`, which its envelope has.
@@ -369,73 +369,6 @@ pub struct ReasonShare {
     /// The reason in words.
     pub text: &'static str,
     pub copied_pages: u64,
-}
-
-/// What lies on the pages that an interval copied of one image of a frozen heap.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Objects {
-    pub interval: u32,
-    pub pid: i32,
-    /// The name of the arena, `heap` for all that was not built in one of its own.
-    pub arena: String,
-    /// The number of the image among those of its arena.
-    pub generation: u16,
-    /// Its first address.
-    pub start: u64,
-    pub bytes: u64,
-    /// One in so many allocations was recorded when it was frozen; 0 for none.
-    pub recorded_every: u32,
-    /// Its copied pages, ascending: the first 5,000.
-    pub pages: Vec<ObjectsPage>,
-    /// The number of further ones.
-    pub untold_pages: u64,
-}
-
-/// A copied page of a frozen heap.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ObjectsPage {
-    pub address: u64,
-    /// The number of bytes that differ from the original; `null` where that was not compared.
-    pub changed_bytes: Option<u32>,
-    /// The first and the last of them, from the page's start.
-    pub first_byte: Option<u32>,
-    pub last_byte: Option<u32>,
-    /// The objects that hold the first byte written, where that was seen, and the first and the last byte that differ; the one that was written
-    /// first is first.
-    pub objects: Vec<Object>,
-    /// The number of all other blocks there, those that nobody has too.
-    pub other_objects: u64,
-    /// The first write; `null` where it was not seen.
-    pub writer: Option<Writer>,
-    /// The likely cause, as reports of the library tell it.
-    pub cause: report::Cause,
-    pub cause_name: String,
-    pub advice: &'static str,
-}
-
-/// An object of a frozen heap.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Object {
-    /// Its first address.
-    pub start: u64,
-    /// The length of its block, which may be a little longer than what was asked for.
-    pub bytes: u64,
-    /// The program's own line that allocated it, as `file:line`; `null` where that is not known.
-    pub allocated_at: Option<String>,
-    /// The function of this line.
-    pub allocated_in: Option<String>,
-}
-
-/// The first write to a page.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Writer {
-    pub tid: i32,
-    /// The first byte that was written; the page's first address where that is not known.
-    pub address: u64,
-    /// The program's own line, as `file:line`; `null` where that is not known.
-    pub line: Option<String>,
-    /// The function of this line.
-    pub function: Option<String>,
 }
 
 /// A thing that could not be seen.

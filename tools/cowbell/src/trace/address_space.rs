@@ -13,8 +13,8 @@
 //! those that are loaded later, or have none, other parts are registered and nothing in them is protected. The kernel
 //! lets `munmap` return when the message was read, so nothing can be mapped in that place before.
 
-use super::baseline::page_bytes;
 use super::codes::Codes;
+use super::layout::stack_words;
 use super::link::Said;
 use super::maps::{self, Backing, Map};
 use super::watch::Doors;
@@ -408,20 +408,5 @@ impl AddressSpace {
             unwinder.add(mapping.start..mapping.end, mapping.offset, &mapping.name, unwinding.as_deref());
         }
         unwinder
-    }
-}
-
-/// Reads aligned words of a stack. Pages are read whole and kept: a stack leads through few, and each read is a system call.
-fn stack_words(memory: &Memory) -> impl FnMut(u64) -> Option<u64> + '_ {
-    let mut pages: Vec<(u64, Option<Box<[u8]>>)> = Vec::new();
-    move |address| {
-        let page = address / page_bytes() * page_bytes();
-        if !pages.iter().any(|(of, _)| *of == page) {
-            let mut held = vec![0; page_bytes() as usize];
-            let read = memory.read(page, &mut held) == Ok(held.len());
-            pages.push((page, read.then(|| held.into())));
-        }
-        let held = pages.iter().find(|(of, _)| *of == page)?.1.as_ref()?;
-        held.get((address - page) as usize..)?.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word))
     }
 }

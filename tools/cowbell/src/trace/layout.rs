@@ -5,6 +5,7 @@ use super::entries;
 use super::files::Files;
 use super::watch::Watch;
 use cowbell::sys::pagemap::Entry;
+use cowbell::sys::remote::Memory;
 use std::collections::HashMap;
 
 /// So many pages are remembered.
@@ -37,5 +38,20 @@ pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
         let word =
             pages.entry(page).or_insert_with(read).as_ref()?.get((address - page) as usize..)?.first_chunk::<8>()?;
         Some(u64::from_le_bytes(*word))
+    }
+}
+
+/// Reads aligned words of a stack. Pages are read whole and kept: a stack leads through few, and each read is a system call.
+pub fn stack_words(memory: &Memory) -> impl FnMut(u64) -> Option<u64> + '_ {
+    let mut pages: Vec<(u64, Option<Box<[u8]>>)> = Vec::new();
+    move |address| {
+        let page = address / baseline::page_bytes() * baseline::page_bytes();
+        if !pages.iter().any(|(of, _)| *of == page) {
+            let mut held = vec![0; baseline::page_bytes() as usize];
+            let read = memory.read(page, &mut held) == Ok(held.len());
+            pages.push((page, read.then(|| held.into())));
+        }
+        let held = pages.iter().find(|(of, _)| *of == page)?.1.as_ref()?;
+        held.get((address - page) as usize..)?.first_chunk::<8>().map(|word| u64::from_ne_bytes(*word))
     }
 }
