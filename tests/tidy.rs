@@ -151,6 +151,7 @@ const TESTS: &[Tests] = &[
             ("exact", &["case", "lab", "model", "verdict"]),
             ("model", &["case"]),
             ("cases", &["said"]),
+            ("languages", &["said"]),
             ("phases", &["programs", "said"]),
             ("python", &["exact", "lab"]),
             ("verdict", &["case", "lab", "model"]),

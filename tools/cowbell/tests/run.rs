@@ -37,6 +37,8 @@ mod judge;
 mod judged;
 #[path = "run/lab.rs"]
 mod lab;
+#[path = "run/languages.rs"]
+mod languages;
 #[path = "../src/record/memory.rs"]
 #[expect(dead_code, reason = "the record as the tool writes it; no test asks for each sum")]
 mod memory;

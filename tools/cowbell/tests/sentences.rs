@@ -20,6 +20,8 @@ const SAY: &[&str] = &[
     "src/analyse/library.rs",
     "src/analyse/live.rs",
     "src/analyse/roles.rs",
+    "src/stacks/languages/perl.rs",
+    "src/stacks/languages/php.rs",
     "src/stacks/languages/recognised.rs",
     "src/trace",
     "src/record/read.rs",

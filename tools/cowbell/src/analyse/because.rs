@@ -5,7 +5,7 @@ use super::code::moves_bytes;
 use super::growth::{GrowthLine, advice};
 use super::script::error_points;
 use super::sum::share;
-use super::summary::{Interval, ScriptLine, Summary};
+use super::summary::{CauseShare, Interval, ScriptLine, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
 use crate::record::Mode;
@@ -62,6 +62,9 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         if share >= SHARE_MIN || verdict.why.is_empty() {
             verdict.why.push(Why { cause: Some(cause), text, share });
         }
+        let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
+        // Pages on which references are counted are copied without the collector, too, and which they are is not known.
+        let is_besides = cause == Cause::GarbageCollector && counts_besides(of, work);
         let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
         let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
@@ -78,7 +81,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             verdict.helps.push(Help {
                 text: text.into(),
                 paste: always(paste),
-                saves_bytes: (cause != Cause::RealWrite).then_some(pages.saturating_mul(page)),
+                saves_bytes: (cause != Cause::RealWrite && !is_besides).then_some(pages.saturating_mul(page)),
             });
             if let Some(help) =
                 for_the_collector(of, pages.saturating_mul(page)).filter(|_| cause == Cause::CountOrCollector)
@@ -105,6 +108,27 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     if verdict.places.is_empty() && work > 0 {
         verdict.places_unknown = unseen(of);
     }
+}
+
+/// The share of the causes that are one of these.
+fn pages_of(of: &[&Interval], is_one: impl Fn(&CauseShare) -> bool) -> u64 {
+    let causes = of.iter().flat_map(|interval| &interval.causes).filter(|share| is_one(share));
+    causes.fold(0, |sum, share| sum.saturating_add(share.copied_pages))
+}
+
+/// The pages that a collector copied which ran because references were counted: without counting there would be none of these.
+fn collected_by_counting(of: &[&Interval]) -> u64 {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?));
+    let asked = language.and_then(|language| language.remedy(Work::AskedCollector));
+    let is_theirs = |share: &CauseShare| {
+        share.cause == Cause::GarbageCollector && (share.remedy.is_none() || share.remedy != asked)
+    };
+    if language.is_some_and(Language::collects_by_counting) { pages_of(of, is_theirs) } else { 0 }
+}
+
+/// Tells whether a fair part of what the collector did not copy was copied for reference counts.
+fn counts_besides(of: &[&Interval], work: u64) -> bool {
+    share(pages_of(of, |share| share.cause == Cause::ReferenceCount), work) >= HELP_SHARE_MIN
 }
 
 /// The reason why the code of most of these copies is not known, where it is not.

@@ -32,6 +32,8 @@ pub enum Cause {
     RealWrite,
     /// Strings that are immortal, so that no reference is counted, were asked for their hash, and keep it.
     Hash,
+    /// Strings were used as numbers, which they keep.
+    Number,
     /// Something was written, and the page is the same as before.
     Rewritten,
     /// The kernel wrote on behalf of a system call.
@@ -77,6 +79,8 @@ pub enum Change {
     Hashes,
     /// The same of strings that are immortal.
     ImmortalHashes,
+    /// Nearly only in words that were written because strings were used as numbers, or that are reference counts, by their layout.
+    Numbers,
     /// In at most an eighth of its words.
     Few,
     /// In more.
@@ -102,6 +106,8 @@ impl Change {
             Self::Counts
         } else if words > 0 && (u64::from(content.counts) + u64::from(content.hashes)) * 8 >= words * 7 {
             if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
+        } else if words > 0 && (u64::from(content.counts) + u64::from(content.numbers)) * 8 >= words * 7 {
+            Self::Numbers
         } else if words >= page_words / 2 {
             Self::Large
         } else if words <= page_words / 8 {
@@ -140,6 +146,8 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
     let cause = match (change, purpose) {
         _ if evidence.in_stack => Cause::Stack,
         _ if evidence.by_kernel => Cause::Kernel,
+        // The bodies of strings that got numbers: the old ones are freed, and new ones are put where memory was free.
+        (Change::Large | Change::Some | Change::Few, Some(Purpose::Numbers)) => Cause::Number,
         (Change::Large, _) => return changed(evidence),
         // A function that frees an object counts it down first.
         (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
@@ -150,6 +158,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         }
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
+        (Change::Numbers, _) => Cause::Number,
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         // These words are no counts, since the layout tells counts: to set an attribute counts references first, and the page
         // would be copied without that, too.
@@ -158,7 +167,9 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
         (Change::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
-        (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown => Cause::CountOrCollector,
+        (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown && evidence.runtime.has_collector() => {
+            Cause::CountOrCollector
+        }
         (Change::Identical, _) => Cause::Rewritten,
         (Change::Few | Change::Some, _) => return changed(evidence),
         (Change::Unknown | Change::Gone, _) => {
@@ -198,6 +209,7 @@ impl Cause {
             Self::Exit => "shutting down",
             Self::RealWrite => "real writes",
             Self::Hash => "hashes that immortal strings keep",
+            Self::Number => "numbers that strings keep",
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
@@ -214,6 +226,7 @@ impl Cause {
             Self::Counter => "shared counters",
             Self::Allocator => "allocator",
             Self::Hash => "hashes",
+            Self::Number => "numbers",
             Self::Rewritten => "same again",
             _ => self.name(),
         }
@@ -263,7 +276,17 @@ mod tests {
     }
 
     fn content(bytes: u32, words: u32, counts: u32) -> record::Content {
-        record::Content { page: 0, bytes, words, counts, objects: counts > 0, hashes: 0, immortal: 0, ends: None }
+        record::Content {
+            page: 0,
+            bytes,
+            words,
+            counts,
+            objects: counts > 0,
+            hashes: 0,
+            immortal: 0,
+            ends: None,
+            numbers: 0,
+        }
     }
 
     const PLAIN: Evidence = Evidence {
@@ -393,7 +416,7 @@ mod tests {
         assert_eq!(likely(&beside), (Cause::Unknown, Some(Reason::BesideObjects)));
         let named = Evidence { purpose: Some(Purpose::Other), ..beside };
         assert_eq!(likely(&named), (Cause::RealWrite, None));
-        for runtime in ["ruby", "perl", "php"].map(language) {
+        for runtime in ["ruby", "other"].map(language) {
             for change in [Change::Few, Change::Some, Change::Large] {
                 let evidence = Evidence { runtime, change, purpose: Some(Purpose::Other), ..python };
                 assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Interpreter)), "{evidence:?}");

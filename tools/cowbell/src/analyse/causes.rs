@@ -2,7 +2,7 @@
 
 use super::cause::{self, Cause, Change, Reason};
 use super::code::{self, Purpose};
-use super::interval::{Copied, Interval};
+use super::interval::{Copied, Interval, Seen};
 use super::name::Named;
 use super::phases::Phase;
 use super::remedy::{self, Circumstances};
@@ -11,6 +11,7 @@ use super::sum::{most, share};
 use super::summary::{self, CauseShare};
 use super::syscalls;
 use crate::record::Wrote;
+use crate::stacks::languages::Work;
 use std::collections::HashMap;
 
 /// Pages by cause and what runs there.
@@ -32,6 +33,12 @@ pub struct CauseSum {
     reads: u64,
     /// Those of them that an interpreter copied as it took itself down, or destructors as they freed memory.
     torn_down: u64,
+    /// Those whose line in a program was sampled, and those of them where the program itself asked for a collection.
+    seen: u64,
+    asked: u64,
+    /// Those that were seen to be written for the count of an object of a class, and those for any count.
+    object_counts: u64,
+    counts: u64,
     /// Why the cause is not known.
     reasons: HashMap<Reason, u64>,
     /// The files of code without a name.
@@ -48,6 +55,10 @@ impl CauseSum {
         self.given_out = self.given_out.saturating_add(other.given_out);
         self.reads = self.reads.saturating_add(other.reads);
         self.torn_down = self.torn_down.saturating_add(other.torn_down);
+        self.seen = self.seen.saturating_add(other.seen);
+        self.asked = self.asked.saturating_add(other.asked);
+        self.object_counts = self.object_counts.saturating_add(other.object_counts);
+        self.counts = self.counts.saturating_add(other.counts);
         for (&reason, &pages) in &other.reasons {
             let sum = self.reasons.entry(reason).or_default();
             *sum = sum.saturating_add(pages);
@@ -72,14 +83,15 @@ fn frees(named: &Named<'_>) -> bool {
     matches!(named.purpose, Some(Purpose::Allocator | Purpose::References)) && !gives_out(named)
 }
 
-/// The part that pages add to the sum of their cause. `torn_down`: an interpreter was taking itself down then.
+/// The part that pages add to the sum of their cause. `torn_down`: an interpreter was taking itself down then. `work`: that of the line
+/// at which they were sampled.
 pub fn cause_sum(
     copied: &Copied,
     named: Option<&Named<'_>>,
     pages: u64,
     (cause, reason): (Cause, Option<Reason>),
     runtime: Runtime,
-    torn_down: bool,
+    (torn_down, work): (bool, Option<Work>),
 ) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
     let is_nameless = named.is_some_and(|named| named.purpose.is_none());
@@ -92,6 +104,10 @@ pub fn cause_sum(
         given_out: of(named.is_some_and(gives_out)),
         reads: of(copied.syscall.is_some_and(syscalls::reads)),
         torn_down: of(cause == Cause::Exit && (torn_down || runtime.language().is_none() && named.is_some_and(frees))),
+        seen: of(matches!(copied.seen, Seen::Script(_))),
+        asked: of(work == Some(Work::AskedCollector)),
+        object_counts: of(copied.wrote == Wrote::ObjectCount),
+        counts: of(of_any(copied.wrote) == Wrote::ReferenceCount),
         reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
         files: file.map(|file| (file.to_owned(), pages)).into_iter().collect(),
     }
@@ -107,8 +123,12 @@ pub fn cause_of(
     (phase, has_teardown): (Phase, bool),
 ) -> (Cause, Option<Reason>) {
     // The interpreter gave back at its end what its program had only read.
-    let change = if has_teardown && copied.change == Change::Gone { Change::Unknown } else { copied.change };
+    let is_gone = has_teardown && copied.change == Change::Gone;
+    // Where values are freed one by one the contents at the end are those of freed memory.
+    let is_freed = has_teardown && !runtime.has_collector() && copied.change.is_compared();
+    let change = if is_gone || is_freed { Change::Unknown } else { copied.change };
     let told = cause_at_work(interval, runtime, &Copied { change, ..*copied }, named);
+    let told = if is_freed && told.0 == Cause::Unknown { (Cause::Unknown, Some(Reason::Freed)) } else { told };
     match (told.0, phase) {
         (Cause::Stack | Cause::Kernel, _) | (_, Phase::Work) => told,
         (_, Phase::Start) => (Cause::Start, None),
@@ -124,7 +144,7 @@ fn cause_at_work(
 ) -> (Cause, Option<Reason>) {
     let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
     let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
-    let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { copied.wrote };
+    let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { of_any(copied.wrote) };
     let wrote = match wrote {
         Wrote::Unknown if named.is_some_and(|named| named.is_atomic) => Wrote::Atomic,
         wrote => wrote,
@@ -141,10 +161,19 @@ fn cause_at_work(
     })
 }
 
+/// The kind of data that was written, without the kind of value that a reference count is of.
+fn of_any(wrote: Wrote) -> Wrote {
+    if wrote == Wrote::ObjectCount { Wrote::ReferenceCount } else { wrote }
+}
+
 /// The kind of data that an instruction writes, if its samples say the same nearly each time.
 fn agreed(samples: &HashMap<Wrote, u64>) -> Wrote {
     let all: u64 = samples.values().sum();
-    most(samples).filter(|most| samples.get(most).is_some_and(|n| n * 10 >= all * 9)).unwrap_or_default()
+    let mut kinds: HashMap<Wrote, u64> = HashMap::new();
+    for (wrote, times) in samples {
+        *kinds.entry(of_any(*wrote)).or_default() += times;
+    }
+    most(&kinds).filter(|most| kinds.get(most).is_some_and(|n| n * 10 >= all * 9)).unwrap_or_default()
 }
 
 /// The causes, most copied first.
@@ -164,6 +193,8 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             reads: is_most(sum.reads),
             // Leaving at once would lose the work that the program itself did on its way out.
             torn_down: sum.torn_down.saturating_mul(10) >= sum.pages.saturating_mul(9),
+            asked: sum.asked.saturating_mul(2) > sum.seen,
+            of_objects: sum.object_counts.saturating_mul(2) > sum.counts,
         };
         let reason =
             |(reason, copied_pages): (Reason, u64)| summary::ReasonShare { reason, text: reason.text(), copied_pages };

@@ -209,6 +209,8 @@ pub fn purpose(frames: &[NativeFrame]) -> Option<Purpose> {
         Purpose::Collector
     } else if counts_references(innermost) {
         Purpose::References
+    } else if names.iter().any(|name| work_of_function(name) == Some(Purpose::Numbers)) {
+        Purpose::Numbers
     } else if names.iter().any(|name| allocates(name)) {
         Purpose::Allocator
     } else if frames.iter().zip(&names).take_while(|(frame, _)| is_library(frame)).any(|(_, n)| counts_references(n)) {

@@ -197,7 +197,8 @@ fn module(profile: &Profile, stack: Option<u32>) -> Option<String> {
 /// Why such work takes memory, what helps, and lines to paste, as its language says.
 pub fn advice(line: &GrowthLine) -> (Option<&'static str>, Option<&'static str>, &'static [&'static str]) {
     let language = line.language.as_deref().and_then(languages::by_id);
-    match language.zip(line.work) {
+    // What a collection takes is given back.
+    match language.zip(line.work.filter(|work| *work != Work::AskedCollector)) {
         Some((language, work)) => (language.why(work), language.remedy(work), language.paste(work)),
         None => (None, None, &[]),
     }

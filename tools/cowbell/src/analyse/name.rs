@@ -10,6 +10,7 @@ use super::codes::Codes;
 use super::interval::{Copied, Interval};
 use super::unknown::Unknown;
 use crate::record::NativeFrame;
+use crate::stacks::languages::helps_caller;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -80,7 +81,8 @@ impl<'a> Naming<'a> {
         let place = code::place(frames);
         let executable = self.interval.executable.as_ref();
         let says_little = place.as_ref().is_none_or(|place| code::moves_bytes(place.function));
-        let sampled = if says_little { self.sampled() } else { Vec::new() };
+        let helps = place.as_ref().is_some_and(|place| helps_caller(place.function));
+        let sampled = if says_little || helps { self.sampled() } else { Vec::new() };
         let caller = if says_little { self.caller(&sampled) } else { None };
         // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
         let theirs = || agreed(sampled.iter().map(|&(callers, times)| (purpose_of(self.codes, callers), times)));
@@ -93,7 +95,9 @@ impl<'a> Naming<'a> {
             bare: self.codes.bare(number, executable),
             lacks_caller: says_little && caller.is_none(),
             caller,
-            purpose: code::purpose(frames).or_else(|| theirs().flatten()),
+            purpose: if helps { theirs().flatten() } else { None }
+                .or_else(|| code::purpose(frames))
+                .or_else(|| theirs().flatten()),
             nameless: nameless.filter(|_| place.is_none()),
             is_atomic: code.is_some_and(|code| code.atomic),
             place,
@@ -144,7 +148,9 @@ fn near<'a>(codes: &'a Codes, callers: &[u32]) -> Option<(&'a str, bool)> {
 /// The purpose that the callers of code without a name tell of it.
 fn purpose_of(codes: &Codes, callers: &[u32]) -> Option<Purpose> {
     let named = callers.iter().take(NEAR_MAX).filter_map(|&code| caller(codes, code)).take(CALLERS_MAX);
-    named.filter_map(code::purpose).find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator))
+    named
+        .filter_map(code::purpose)
+        .find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator | Purpose::Numbers))
 }
 
 /// The answer of nearly all samples, if there is one.

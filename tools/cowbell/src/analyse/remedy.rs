@@ -17,6 +17,10 @@ pub struct Circumstances {
     /// Shutting down: nearly all was copied as an interpreter took itself down, or as destructors freed memory. Else the program's own
     /// code wrote on its way out, and who leaves at once would lose what that does.
     pub torn_down: bool,
+    /// A collector's: for most of the pages the program itself asked for the collection.
+    pub asked: bool,
+    /// Reference counts: most are of objects of classes.
+    pub of_objects: bool,
 }
 
 /// The remedy that is known to help, in one sentence; `None` where nothing is, or nothing needs to.
@@ -24,7 +28,7 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     if cause == Cause::Exit && !circumstances.torn_down {
         return None;
     }
-    if let Some((language, work)) = runtime.language().zip(work(cause)) {
+    if let Some((language, work)) = runtime.language().zip(work(cause, circumstances)) {
         return language.remedy(work);
     }
     Some(match (cause, runtime) {
@@ -59,12 +63,15 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
 }
 
 /// The work of a language's interpreter where it copies for this cause.
-fn work(cause: Cause) -> Option<Work> {
+fn work(cause: Cause, circumstances: Circumstances) -> Option<Work> {
     match cause {
+        Cause::ReferenceCount if circumstances.of_objects => Some(Work::ObjectReferences),
         Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
+        Cause::GarbageCollector if circumstances.asked => Some(Work::AskedCollector),
         Cause::GarbageCollector => Some(Work::Collector),
         Cause::Exit => Some(Work::Exit),
         Cause::Hash => Some(Work::Hashes),
+        Cause::Number => Some(Work::Numbers),
         _ => None,
     }
 }
@@ -72,7 +79,7 @@ fn work(cause: Cause) -> Option<Work> {
 /// Why such code writes, in one sentence; `None` where the cause's name says it.
 pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
     let is_certain = cause != Cause::CountOrCollector && (cause != Cause::Exit || circumstances.torn_down);
-    let of_language = runtime.language().zip(work(cause).filter(|_| is_certain));
+    let of_language = runtime.language().zip(work(cause, circumstances).filter(|_| is_certain));
     if let Some(why) = of_language.and_then(|(language, work)| language.why(work)) {
         return Some(why);
     }
@@ -99,7 +106,7 @@ pub fn paste(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> &'
     if cause == Cause::Exit && !circumstances.torn_down {
         return &[];
     }
-    runtime.language().zip(work(cause)).map_or(&[], |(language, work)| language.paste(work))
+    runtime.language().zip(work(cause, circumstances)).map_or(&[], |(language, work)| language.paste(work))
 }
 
 #[cfg(test)]
@@ -166,7 +173,14 @@ mod tests {
             "clone reads into no buffer"
         );
         for cause in [Cause::Unknown, Cause::Stack, Cause::Allocator] {
-            let all = Circumstances { few_words: true, given_out: true, reads: true, torn_down: true };
+            let all = Circumstances {
+                few_words: true,
+                given_out: true,
+                reads: true,
+                torn_down: true,
+                asked: true,
+                of_objects: true,
+            };
             assert_eq!(remedy(cause, language("python"), all), None);
         }
     }

@@ -53,6 +53,11 @@ impl Runtime {
         self.language().is_some_and(|language| language.objects().is_none())
     }
 
+    /// Tells whether an interpreter runs there that has a collector of garbage.
+    pub fn has_collector(self) -> bool {
+        self.language().is_none_or(Language::has_collector)
+    }
+
     /// The runtime of a language, by its id.
     #[cfg(test)]
     pub fn of_language(id: &str) -> Option<Self> {

@@ -4,7 +4,7 @@ use super::cause::{Cause, Change};
 use super::causes::{self, Causes};
 use super::detail::{self, Detail, Judged};
 use super::gaps;
-use super::interval::{Interval, amplification};
+use super::interval::{Interval, Seen, amplification};
 use super::mapping::Group;
 use super::name::{self, Caller, Named};
 use super::phases::Phases;
@@ -153,7 +153,7 @@ fn runs(interval: &Interval, profile: &Profile) -> bool {
     let in_script = |place: u32| profile.places.get(place as usize).is_some_and(|place| place.language.is_some());
     let wrote = || interval.sums.wrote.values().flat_map(|wrote| wrote.keys());
     interval.sums.copies.keys().any(|copied| copied.objects || is_its(copied.code) || is_its(copied.caller))
-        || wrote().any(|wrote| matches!(wrote, Wrote::ReferenceCount | Wrote::CollectorHeader))
+        || wrote().any(|wrote| matches!(wrote, Wrote::ReferenceCount | Wrote::ObjectCount | Wrote::CollectorHeader))
         || stacks().any(|stack| {
             stack.script.is_some_and(in_script)
                 || stack.innermost.iter().chain(&stack.callers).any(|&code| is_its(code))
@@ -200,7 +200,11 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
             judged.insert(*copied, cause);
         }
         let torn_down = phases.is_torn_down(copied.after);
-        let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, torn_down);
+        let work = match copied.seen {
+            Seen::Script(place) => profile.places.get(place as usize).and_then(|place| place.work),
+            _ => None,
+        };
+        let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, (torn_down, work));
         for causes in [&mut own_causes, &mut tables.causes] {
             causes.entry((cause, runtime)).or_default().add(&added);
         }

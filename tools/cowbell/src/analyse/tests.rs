@@ -132,6 +132,7 @@ fn page() -> impl Strategy<Value = Page> {
         hashes: 0,
         immortal: 0,
         ends: None,
+        numbers: 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -344,6 +345,7 @@ fn absurd_numbers_neither_hang_nor_panic() {
         hashes: 0,
         immortal: 0,
         ends: None,
+        numbers: 0,
     };
     let summary = profile(vec![
         header(),

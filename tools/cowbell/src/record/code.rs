@@ -31,6 +31,8 @@ pub enum Wrote {
     Unknown,
     /// The reference count of an object whose layout is known.
     ReferenceCount,
+    /// The same of an object of a class, where the language has counted values of other kinds.
+    ObjectCount,
     /// The words before such an object that the language's collector keeps, while it collects.
     CollectorHeader,
     /// Something else, by an atomic instruction: a counter, lock or flag that threads share.
@@ -162,6 +164,8 @@ pub struct Content {
     pub immortal: u32,
     /// The first and the last byte that differ, from the page's start; `None` where none does, and where that was not noted.
     pub ends: Option<(u32, u32)>,
+    /// Words that changed because a string was used as a number, which it keeps, by the layout.
+    pub numbers: u32,
 }
 
 /// A [`Content`] as an array: there are many.
@@ -175,17 +179,23 @@ struct ContentRow(
     #[serde(default)] u32,
     #[serde(default)] u32,
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
+    // A page with such words differs, and so has its ends before.
+    #[serde(default, skip_serializing_if = "is_zero")] u32,
 );
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal, c.ends)
+        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal, c.ends, c.numbers)
     }
 }
 
 impl From<ContentRow> for Content {
     fn from(row: ContentRow) -> Self {
-        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends) = row;
-        Self { page, bytes, words, counts, objects, hashes, immortal, ends }
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, numbers) = row;
+        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers }
     }
 }

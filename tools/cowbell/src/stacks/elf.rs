@@ -206,6 +206,21 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
         }
     }
 
+    /// The addresses of exported functions and variables, as the file counts them; `None` for those that it does not export.
+    pub fn exported<const N: usize>(&self, names: [&str; N]) -> [Option<u64>; N] {
+        let mut found = [None; N];
+        let Ok(symbols) = self.sections.symbols(self.endian, self.data, elf::SHT_DYNSYM) else { return found };
+        for symbol in symbols.iter().filter(|symbol| symbol.st_shndx(self.endian) != elf::SHN_UNDEF) {
+            let name = symbols.symbol_name(self.endian, symbol).unwrap_or_default();
+            if let Some(at) = names.iter().position(|wanted| wanted.as_bytes() == name)
+                && let Some(place) = found.get_mut(at)
+            {
+                *place = Some(symbol.st_value(self.endian));
+            }
+        }
+        found
+    }
+
     fn section(&self, name: &[u8]) -> Option<&'data elf::SectionHeader64<Endianness>> {
         self.sections.section_by_name(self.endian, name).map(|(_, section)| section)
     }

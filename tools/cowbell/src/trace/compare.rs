@@ -7,7 +7,7 @@ use super::layout;
 use super::tree::Process;
 use super::watch::Watch;
 use crate::record::{Class, Content, Event, Role};
-use crate::stacks::languages::{Objects, Word};
+use crate::stacks::languages::{Changed, Objects, Word};
 use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
@@ -192,6 +192,11 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
         content.words += 1;
         if !content.objects {
             continue;
+        }
+        match objects.changed(original, now, at) {
+            Some(Changed::Count) => content.counts += 1,
+            Some(Changed::Number) => content.numbers += 1,
+            None => {}
         }
         if let Some(is_immortal) = objects.kept_hash(original, now, at, word) {
             content.hashes += 1;

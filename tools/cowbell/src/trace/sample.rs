@@ -128,7 +128,7 @@ impl Sampler {
         }
         let native = watch.stack(Registers { ip: at.pc, sp: at.sp, bp: None, lr: 0 })?;
         let wrote = wrote(watch, at.pc, address);
-        let (language, frames) = self.script(watch, parent, event.tid);
+        let (language, frames) = self.script(watch, parent, event.tid, Some(at.pc));
         let slept = watch.threads.turns(event.tid) == Some(turns);
         slept.then(|| self.number((watch.interval, native, frames, wrote), language))
     }
@@ -143,7 +143,7 @@ impl Sampler {
         parent: i32,
     ) -> (u32, Option<Stack>) {
         let wrote = wrote(watch, pc, address);
-        let (language, frames) = self.script(watch, parent, tid);
+        let (language, frames) = self.script(watch, parent, tid, Some(registers.pc()));
         let native = watch.stack(all(registers)).unwrap_or_default();
         self.number((watch.interval, native, frames, wrote), language)
     }
@@ -168,12 +168,12 @@ impl Sampler {
     /// The stack of a thread that stands still, or of its script's frames only where it does not (`stands`); its number, and the stack if it is new. `None` where
     /// it could not be read.
     pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
-        let (language, frames) = self.script(watch, parent, tid);
+        let at = if stands { Some(ptrace::registers(tid).ok()?) } else { None };
+        let (language, frames) = self.script(watch, parent, tid, at.as_ref().map(ptrace_registers::Registers::pc));
         let mut native = Vec::new();
-        if stands {
-            let at = ptrace::registers(tid).ok()?;
+        if let Some(at) = at {
             native = watch.stack(all(&at)).unwrap_or_default();
-        } else if self.script(watch, parent, tid).1 != frames {
+        } else if self.script(watch, parent, tid, None).1 != frames {
             // The frames of a thread that runs may be of two moments, unless they are the same when they are read again.
             return None;
         }
@@ -193,9 +193,9 @@ impl Sampler {
     }
 
     /// The language that a thread of a watched process runs, and its frames in it.
-    fn script(&mut self, watch: &Watch, parent: i32, tid: i32) -> (Option<&'static str>, Vec<Frame>) {
+    fn script(&mut self, watch: &Watch, parent: i32, tid: i32, pc: Option<u64>) -> (Option<&'static str>, Vec<Frame>) {
         let language = watch.space.language();
-        language.map_or((None, Vec::new()), |language| self.frames(language, watch.pid, parent, tid))
+        language.map_or((None, Vec::new()), |language| self.frames(language, watch.pid, parent, (tid, pc)))
     }
 
     /// The same, of a language that may be found in its memory.
@@ -204,7 +204,7 @@ impl Sampler {
         language: &dyn Language,
         pid: i32,
         parent: i32,
-        tid: i32,
+        (tid, pc): (i32, Option<u64>),
     ) -> (Option<&'static str>, Vec<Frame>) {
         if !self.interpreters.contains_key(&pid) {
             let inherited = match self.interpreters.get(&parent) {
@@ -219,7 +219,7 @@ impl Sampler {
             self.interpreters.insert(pid, search(language, pid, tries));
         }
         match self.interpreters.get_mut(&pid) {
-            Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid)),
+            Some(Search::Found(reader)) => (Some(reader.language().id()), reader.frames(tid, pc)),
             _ => (None, Vec::new()),
         }
     }

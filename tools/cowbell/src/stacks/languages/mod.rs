@@ -4,6 +4,9 @@
 //! Each language is one file here and one line in [`ALL`]; no other room names any. What a [`Reader`] does belongs to the
 //! tracer, while the thread stands still; all else is pure, and answers for captures of other machines too.
 
+mod held;
+mod perl;
+mod php;
 mod python;
 mod recognised;
 
@@ -19,8 +22,12 @@ use std::rc::Rc;
 pub enum Work {
     /// Counting references.
     References,
+    /// Counting references to objects of classes, where the language has counted values of other kinds.
+    ObjectReferences,
     /// Collecting garbage.
     Collector,
+    /// Collecting garbage because the program asks for it.
+    AskedCollector,
     /// Allocating and freeing memory.
     Allocator,
     /// Taking the program or its interpreter down.
@@ -35,6 +42,8 @@ pub enum Work {
     Start,
     /// Keeping the hashes of immortal objects.
     Hashes,
+    /// Keeping the numbers of strings that are used as numbers.
+    Numbers,
     /// Anything else that has a name.
     Other,
 }
@@ -65,6 +74,12 @@ pub trait Language: Debug + Sync {
     /// The work of a function of the interpreter, by its bare name in the symbol table; `None` for all that is not
     /// this language's alone.
     fn work_of_function(&self, function: &str) -> Option<Work>;
+
+    /// Tells whether this function of the interpreter, by its bare name in the symbol table, does the work of those that call it: its own
+    /// name does not tell what for.
+    fn helps_caller(&self, _function: &str) -> bool {
+        false
+    }
 
     /// Tells whether this function of the interpreter, by its bare name in the symbol table, runs the program. The code that runs below
     /// it is the program's own, whatever called it.
@@ -154,6 +169,16 @@ pub trait Language: Debug + Sync {
         None
     }
 
+    /// Tells whether it is by counting references that the collector of garbage comes to run: without the one there is none of the other.
+    fn collects_by_counting(&self) -> bool {
+        false
+    }
+
+    /// Tells whether the interpreter has a collector of garbage that writes into what it visits.
+    fn has_collector(&self) -> bool {
+        true
+    }
+
     /// Debian's package with the symbols of one of the interpreter's files, where that is certain.
     fn symbols_package(&self, _file: &str) -> Option<String> {
         None
@@ -162,6 +187,15 @@ pub trait Language: Debug + Sync {
 
 /// Reads the word at an address of a process.
 pub type Word<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
+
+/// The meaning of a word of an object that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The word is a reference count.
+    Count,
+    /// The word was written because a string was used as a number, which it keeps.
+    Number,
+}
 
 /// The objects in one process' memory, told by their layout.
 pub trait Objects {
@@ -173,6 +207,11 @@ pub trait Objects {
 
     /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
     fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
+
+    /// The meaning of the word at an offset of a page that went from `was` to `is`, where the page alone tells.
+    fn changed(&mut self, _was: &[u8], _is: &[u8], _at: usize) -> Option<Changed> {
+        None
+    }
 
     /// Tells whether a string is immortal, so that using it counts nothing, if the word at an offset of a page that went from
     /// `was` to `is` is the hash that the string keeps once it was asked for it; else `None`.
@@ -213,13 +252,12 @@ pub trait Reader {
     fn for_child(&self, pid: i32) -> Box<dyn Reader>;
 
     /// The frames of a thread that stands still, the innermost first. Empty if it runs none, or if what is there makes no
-    /// sense.
-    fn frames(&mut self, tid: i32) -> Vec<Frame>;
+    /// sense. `pc`: the instruction that its processor is at, where that is known.
+    fn frames(&mut self, tid: i32, pc: Option<u64>) -> Vec<Frame>;
 }
 
 /// Every language that is known; those of which more is known come first.
-pub const ALL: &[&dyn Language] =
-    &[&python::CPython, &recognised::RUBY, &recognised::PERL, &recognised::PHP, &recognised::OTHERS];
+pub const ALL: &[&dyn Language] = &[&python::CPython, &recognised::RUBY, &perl::Perl, &php::Php, &recognised::OTHERS];
 
 /// The language that a capture calls so.
 pub fn by_id(id: &str) -> Option<&'static dyn Language> {
@@ -235,6 +273,11 @@ pub fn of_files<'a>(files: impl Iterator<Item = &'a str>) -> Option<&'static dyn
 /// The work of a function of any language's interpreter.
 pub fn work_of_function(function: &str) -> Option<Work> {
     ALL.iter().find_map(|language| language.work_of_function(function))
+}
+
+/// Tells whether this function of any language's interpreter does the work of those that call it.
+pub fn helps_caller(function: &str) -> bool {
+    ALL.iter().any(|language| language.helps_caller(function))
 }
 
 /// Tells whether this function of any language's interpreter runs the program.

@@ -276,7 +276,7 @@ impl Reader for Python {
         Box::new(Python::for_child(self, pid))
     }
 
-    fn frames(&mut self, tid: i32) -> Vec<Frame> {
+    fn frames(&mut self, tid: i32, _pc: Option<u64>) -> Vec<Frame> {
         Python::frames(self, tid)
     }
 }

@@ -6,17 +6,19 @@ use super::{Language, Work};
 /// One of them, or several that have nothing of their own to say.
 #[derive(Debug)]
 pub struct Recognised {
-    id: &'static str,
-    name: &'static str,
+    pub id: &'static str,
+    pub name: &'static str,
     /// Beginnings of the names of its files.
-    files: &'static [&'static str],
+    pub files: &'static [&'static str],
     /// The work of functions of these names.
-    functions: &'static [(Work, &'static [&'static str])],
+    pub functions: &'static [(Work, &'static [&'static str])],
     /// The work of functions whose names begin so.
-    beginnings: &'static [(Work, &'static [&'static str])],
+    pub beginnings: &'static [(Work, &'static [&'static str])],
+    /// Functions that do the work of those that call them.
+    pub helpers: &'static [&'static str],
     /// Functions that run the program.
-    runs: &'static [&'static str],
-    remedies: &'static [(Work, &'static str)],
+    pub runs: &'static [&'static str],
+    pub remedies: &'static [(Work, &'static str)],
 }
 
 /// Ruby.
@@ -43,41 +45,12 @@ pub const RUBY: Recognised = Recognised {
         (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
     ],
     beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
+    helpers: &[],
     runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
     remedies: &[(
         Work::Collector,
         "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part",
     )],
-};
-
-/// Perl.
-pub const PERL: Recognised = Recognised {
-    id: "perl",
-    name: "Perl",
-    files: &["libperl", "perl"],
-    functions: &[(Work::Exit, &["perl_destruct", "Perl_my_exit"])],
-    beginnings: &[],
-    runs: &["Perl_runops_standard", "Perl_runops_debug", "Perl_call_list", "Perl_call_sv"],
-    remedies: &[(
-        Work::Exit,
-        "if the child's END blocks and destructors need not run, flush its files and leave it by POSIX::_exit(), which frees nothing \
-         and runs none of them",
-    )],
-};
-
-/// PHP.
-pub const PHP: Recognised = Recognised {
-    id: "php",
-    name: "PHP",
-    files: &["libphp", "php"],
-    functions: &[
-        (Work::References, &["zend_gc_addref", "zend_gc_delref", "rc_dtor_func"]),
-        (Work::Collector, &["zend_gc_collect_cycles", "gc_scan_roots", "gc_collect_white"]),
-        (Work::Exit, &["php_module_shutdown"]),
-    ],
-    beginnings: &[(Work::Allocator, &["_zend_mm_", "zend_mm_", "_emalloc", "_efree"])],
-    runs: &["execute_ex", "zend_execute", "zend_call_function"],
-    remedies: &[(Work::Collector, "gc_disable() in the child, where it can do without")],
 };
 
 /// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
@@ -117,6 +90,7 @@ pub const OTHERS: Recognised = Recognised {
         ],
     )],
     beginnings: &[],
+    helpers: &[],
     runs: &[],
     remedies: &[],
 };
@@ -142,6 +116,10 @@ impl Language for Recognised {
         let exact = self.functions.iter().find(|(_, names)| names.contains(&function));
         let begins = |(_, names): &&(Work, &[&str])| names.iter().any(|beginning| function.starts_with(beginning));
         exact.or_else(|| self.beginnings.iter().find(begins)).map(|(work, _)| *work)
+    }
+
+    fn helps_caller(&self, function: &str) -> bool {
+        self.helpers.contains(&function)
     }
 
     fn runs_program(&self, function: &str) -> bool {

@@ -60,7 +60,7 @@ pub fn firefox(summary: &Summary, detail: &Detail) -> Result<Vec<u8>, serde_json
 
 fn color(cause: Cause) -> CategoryColor {
     match cause {
-        Cause::ReferenceCount | Cause::CountOrCollector | Cause::Hash => CategoryColor::Orange,
+        Cause::ReferenceCount | Cause::CountOrCollector | Cause::Hash | Cause::Number => CategoryColor::Orange,
         Cause::Counter => CategoryColor::Yellow,
         Cause::GarbageCollector => CategoryColor::Red,
         Cause::Allocator => CategoryColor::Purple,

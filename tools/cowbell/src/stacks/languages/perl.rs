@@ -1,0 +1,114 @@
+//! Perl: which lines a process of another perl is in, which of its memory are reference counts, and what helps.
+
+mod objects;
+mod reader;
+
+use super::recognised::Recognised;
+use super::{Language, Objects, Patience, Reader, Work};
+
+/// Perl.
+#[derive(Debug)]
+pub struct Perl;
+
+/// What its functions' and files' names tell.
+const NAMES: Recognised = Recognised {
+    id: "perl",
+    name: "Perl",
+    files: &["libperl", "perl"],
+    functions: &[
+        (Work::Exit, &["perl_destruct", "Perl_my_exit"]),
+        (
+            Work::Numbers,
+            &["Perl_sv_2iv_flags", "Perl_sv_2uv_flags", "Perl_sv_2nv_flags", "Perl_sv_2num", "Perl_looks_like_number"],
+        ),
+    ],
+    beginnings: &[],
+    helpers: &["Perl_sv_upgrade", "Perl_more_bodies"],
+    runs: &["Perl_runops_standard", "Perl_runops_debug", "Perl_call_list", "Perl_call_sv"],
+    remedies: &[
+        (
+            Work::Exit,
+            "if the child's END blocks and destructors need not run, flush its files and leave it by POSIX::_exit(), which frees nothing \
+             and runs none of them",
+        ),
+        (
+            Work::References,
+            "go through arrays by index, and through hashes by an array of their keys that is there before the fork: what is fetched from \
+             its place and used there is not counted",
+        ),
+        (Work::Numbers, "use the strings as numbers once before the fork: a string that has its number is only read"),
+    ],
+};
+
+impl Language for Perl {
+    fn id(&self) -> &'static str {
+        NAMES.id
+    }
+
+    fn name(&self) -> &'static str {
+        NAMES.name
+    }
+
+    fn is_run_by(&self, file: &str) -> bool {
+        NAMES.is_run_by(file)
+    }
+
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        NAMES.work_of_function(function)
+    }
+
+    fn helps_caller(&self, function: &str) -> bool {
+        NAMES.helps_caller(function)
+    }
+
+    fn runs_program(&self, function: &str) -> bool {
+        NAMES.runs_program(function)
+    }
+
+    fn is_own(&self, file: &str) -> bool {
+        // The directories of @INC that Perl and its packages are installed to.
+        let parts: Vec<&str> = file.split('/').collect();
+        !parts.windows(2).any(|pair| matches!(pair, ["lib" | "share" | "lib64", "perl" | "perl5" | "perl-base"]))
+            && !parts.contains(&"perl-base")
+    }
+
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        NAMES.remedy(work)
+    }
+
+    fn why(&self, work: Work) -> Option<&'static str> {
+        match work {
+            Work::References => {
+                Some("Perl counts references inside each value and each key of a hash, so reading writes")
+            }
+            Work::Numbers => Some("Perl writes the number into a string that is used as one, so reading writes"),
+            Work::Exit => Some("Perl frees its values when it ends"),
+            _ => None,
+        }
+    }
+
+    fn paste(&self, work: Work) -> &'static [&'static str] {
+        match work {
+            Work::References => &[
+                "for my $i (0 .. $#a) { read_it($a[$i]) }     # not: for my $x (@a)",
+                "my @k = keys %h;                             # in the parent",
+                "for my $i (0 .. $#k) { read_it($h{$k[$i]}) } # not: each, values, keys",
+            ],
+            Work::Numbers => &["{ my $sum = 0; $sum += $_ for @data }    # in the parent, before the fork"],
+            Work::Exit => &["use POSIX (); $| = 1; POSIX::_exit(0);    # the child's last line"],
+            _ => &[],
+        }
+    }
+
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+    }
+
+    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+        Some(|_| Box::new(objects::Values))
+    }
+
+    fn has_collector(&self) -> bool {
+        false
+    }
+}

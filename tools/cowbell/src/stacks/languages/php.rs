@@ -1,0 +1,115 @@
+//! PHP: which lines a process of another php is in, which of its memory are reference counts, and what helps.
+
+mod objects;
+mod reader;
+
+use super::recognised::Recognised;
+use super::{Language, Objects, Patience, Reader, Work};
+use crate::record::Frame;
+
+/// PHP.
+#[derive(Debug)]
+pub struct Php;
+
+/// The function by which a program itself asks for a collection.
+const COLLECT: &str = "gc_collect_cycles";
+
+/// What its functions' and files' names tell.
+const NAMES: Recognised = Recognised {
+    id: "php",
+    name: "PHP",
+    files: &["libphp", "php"],
+    functions: &[
+        (Work::References, &["zend_gc_addref", "zend_gc_delref", "rc_dtor_func"]),
+        (Work::Collector, &["zend_gc_collect_cycles", "gc_scan_roots", "gc_collect_white"]),
+        (Work::Exit, &["php_module_shutdown", "php_request_shutdown"]),
+    ],
+    beginnings: &[(Work::Allocator, &["_zend_mm_", "zend_mm_", "_emalloc", "_efree"])],
+    helpers: &[],
+    runs: &["execute_ex", "zend_execute", "zend_call_function"],
+    remedies: &[
+        (
+            Work::References,
+            "arrays and strings (not objects): keep the data in a file of constants that opcache has, and include it before the fork. No \
+             reference to what opcache keeps is counted",
+        ),
+        (Work::Collector, "gc_disable() in the child, where it can do without"),
+        (
+            Work::AskedCollector,
+            "gc_collect_cycles() in the parent, right before the fork: what was found to be in use then is not visited again until \
+             references to it are given back",
+        ),
+    ],
+};
+
+impl Language for Php {
+    fn id(&self) -> &'static str {
+        NAMES.id
+    }
+
+    fn name(&self) -> &'static str {
+        NAMES.name
+    }
+
+    fn is_run_by(&self, file: &str) -> bool {
+        NAMES.is_run_by(file)
+    }
+
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        NAMES.work_of_function(function)
+    }
+
+    fn runs_program(&self, function: &str) -> bool {
+        NAMES.runs_program(function)
+    }
+
+    fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
+        frames.first().filter(|frame| frame.function == COLLECT).map(|_| Work::AskedCollector)
+    }
+
+    fn is_own(&self, file: &str) -> bool {
+        !file.split('/').any(|part| part == "vendor")
+    }
+
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        NAMES.remedy(work)
+    }
+
+    fn why(&self, work: Work) -> Option<&'static str> {
+        match work {
+            Work::References | Work::ObjectReferences => {
+                Some("PHP counts references inside each string, array and object, so reading writes")
+            }
+            Work::Collector | Work::AskedCollector => {
+                Some("PHP's garbage collector writes into each array and object that it visits")
+            }
+            _ => None,
+        }
+    }
+
+    fn paste(&self, work: Work) -> &'static [&'static str] {
+        match work {
+            Work::References => &[
+                "$code = '<?php return ' . var_export($data, true) . ';';    // once",
+                "file_put_contents('data.php', $code);",
+                "$data = include 'data.php';    // in the parent, before the fork",
+                "; in php.ini, for the command line: opcache.enable_cli=1",
+            ],
+            Work::Collector => &["gc_disable();    // in the child, before it reads"],
+            Work::AskedCollector => &["gc_collect_cycles();    // in the parent, right before the fork"],
+            _ => &[],
+        }
+    }
+
+    fn collects_by_counting(&self) -> bool {
+        true
+    }
+
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+    }
+
+    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+        Some(|_| Box::new(objects::Counted))
+    }
+}
