@@ -35,8 +35,9 @@ const _: () = assert!(CHUNKS_MAX as usize * UNITS as usize * size_of::<Slab>() <
 const _: () = assert!(CHUNKS_MAX as usize * size_of::<Chunk>() <= RECORDS_ROOM);
 
 /// The addresses at which the heap may begin: above what arenas take for themselves and below executables. The second is for kernels with
-/// addresses of 39 bits.
-const PLACES: [(usize, usize); 2] = [(44 << 40, 8 << 40), (160 << 30, 32 << 30)];
+/// addresses of 39 bits, and for ThreadSanitizer, whose shadow lies at the first.
+const PLACES: &[(usize, usize)] =
+    if cfg!(cowbell_low_arenas) { &[(160 << 30, 32 << 30)] } else { &[(44 << 40, 8 << 40), (160 << 30, 32 << 30)] };
 
 /// Records are mapped so many bytes at a time.
 const RECORDS_STEP: usize = 1 << UNIT_SHIFT;
@@ -256,7 +257,7 @@ pub(super) fn settle(_held: &Held) -> bool {
     if BASE.load(Ordering::Relaxed) != 0 {
         return true;
     }
-    for (first, room) in PLACES {
+    for &(first, room) in PLACES {
         // Not the same in every run, as other mappings are not; a multiple of a huge page, and of more.
         let step = CHUNK;
         let base = first + any_number() % (room / step) * step;

@@ -32,7 +32,8 @@
 //! ```
 //!
 //! # What is defined
-//! - **Out of memory** is a null pointer, which collections report by their `try_` methods and abort on otherwise.
+//! - **Out of memory** is a null pointer, which collections report by their `try_` methods and abort on otherwise: where addresses run out (`ulimit -v`), or the kernel
+//!   promises no more (`vm.overcommit_memory` 2). A memory cgroup refuses no allocation: it counts pages, and whoever touches more than it allows is killed.
 //! - **At any time**: before `main`, in destructors of thread-local storage, beside `fork` and `exec` of others (`std::process::Command`).
 //!   Not in signal handlers, as with any allocator.
 //! - **A forked child** has all memory of its parent and goes on allocating. What other threads of the parent had for themselves is not used

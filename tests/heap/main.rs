@@ -3,6 +3,7 @@
 //! Each case runs in a process of its own, in its main thread: the harness starts this program again with the case's name.
 
 mod arena;
+mod cgroup;
 mod collections;
 mod freezing;
 mod hostile;
@@ -30,6 +31,7 @@ type Case = (&'static str, fn());
 fn all() -> impl Iterator<Item = Case> {
     [
         memory::CASES,
+        cgroup::CASES,
         storm::CASES,
         threads::CASES,
         collections::CASES,

@@ -6,13 +6,20 @@
 #[path = "../../src/watch/ring.rs"]
 mod ring;
 
+use cowbell::SideArc;
 use cowbell::arena::{Arena, Frozen, Handle, HashMap, Vec as AVec};
+use cowbell::heap::Heap;
 use cowbell::shared::SharedArena;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 const THREADS: u64 = 4;
+/// Under ThreadSanitizer all that these tests and the harness allocate is of the heap. AddressSanitizer knows the blocks of the ordinary one.
+#[cfg(cowbell_low_arenas)]
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 /// Under a sanitizer each step takes some ten times as long.
 const STEPS: u64 = 2_000;
 
@@ -147,4 +154,65 @@ fn threads_share_memory_behind_locks() {
     assert_eq!(seen.with(|sum| *sum).expect("nobody died"), [THREADS * STEPS / 4; 4]);
     assert_eq!((pushed.len() as u64, passed.len()), (THREADS * STEPS / 4, 0));
     assert_eq!(pushed.to_vec().expect("nobody died").iter().sum::<u64>(), THREADS * each);
+}
+
+/// Blocks of all sizes go from thread to thread, are grown there, checked, and freed by whoever has them last; threads end while others have their blocks.
+#[test]
+fn threads_allocate_grow_and_free_what_others_made() {
+    const THREADS: u64 = 4;
+    assert_eq!(Heap::is_in_use(), cfg!(cowbell_low_arenas));
+    for round in 0..3 {
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel::<Vec<u8>>()).unzip();
+        let threads = receivers.into_iter().zip(0u64..).map(|(mine, at)| {
+            let others = senders.clone();
+            thread::spawn(move || {
+                let mut random = at * 7919 + round + 1;
+                let mut kept: Vec<Vec<u8>> = Vec::new();
+                for step in 0..STEPS {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    let shift = if step % 300 == 0 { 20 } else { 5 + random % 8 };
+                    let mark = random as u8;
+                    let mut block = vec![mark; 1 + (random >> 20) as usize % (1 << shift)];
+                    if random.is_multiple_of(5) {
+                        block.resize(block.len() * 2, mark);
+                    }
+                    match random % 3 {
+                        0 => kept.push(block),
+                        // A thread that has ended takes nothing.
+                        _ => _ = others[(random >> 8) as usize % others.len()].send(block),
+                    }
+                    kept.extend(mine.try_recv());
+                    if kept.len() > 40 {
+                        let gone = kept.swap_remove((random >> 30) as usize % 40);
+                        assert!(gone.iter().all(|byte| *byte == gone[0]));
+                    }
+                }
+                kept
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        drop(senders);
+        let left: Vec<Vec<u8>> = threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
+        assert!(left.iter().all(|block| block.iter().all(|byte| *byte == block[0])));
+    }
+}
+
+#[test]
+fn threads_count_pointers_whose_counts_lie_apart() {
+    let all: Vec<SideArc<u64>> = (0..20).map(SideArc::new).collect();
+    let theirs = all.clone();
+    at_once(move |at| {
+        let mut kept = Vec::new();
+        for step in 0..STEPS {
+            let one = &theirs[((step + at) % 20) as usize];
+            kept.push(SideArc::clone(one));
+            if kept.len() > 10 {
+                kept.swap_remove(3);
+            }
+        }
+        assert!(kept.iter().all(|each| **each < 20));
+    });
+    assert!(all.iter().all(|each| SideArc::strong_count(each) == 1));
 }
