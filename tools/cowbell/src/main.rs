@@ -86,7 +86,13 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(options) => answer("demo", demo::run(&options)),
         Command::Run(options) => front::run(&options),
-        Command::Attach(options) => front::attach(&options),
+        Command::Attach(options) => match options.aside.or(options.control).map(inherited).transpose() {
+            Ok(socket) => front::attach(&options, socket),
+            Err(e) => {
+                eprintln!("cowbell attach: --control names no open descriptor: {e}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Snapshot(options) => answer("snapshot", snapshot::run(&options)),
         Command::Top(options) => answer("top", top::run(&options)),
         Command::Exporter(options) => answer("exporter", exporter::run(&options)),

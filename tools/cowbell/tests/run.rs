@@ -13,6 +13,8 @@ mod case;
 mod cases;
 #[path = "../src/record/code.rs"]
 mod code;
+#[path = "run/controlled.rs"]
+mod controlled;
 #[path = "run/estimates.rs"]
 mod estimates;
 #[path = "../src/record/event.rs"]

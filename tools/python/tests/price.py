@@ -34,6 +34,29 @@ def child(data, pages, counts):
     return figures
 
 
+def block(data, pages, lines):
+    """Seconds to begin a watched block, for each page that it copies, and to end it; whether lines were told."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        watched = cowbell_fork.watch(lines=lines)
+        started = time.perf_counter()
+        watched.__enter__()
+        begun = time.perf_counter()
+        for at in range(0, len(data), PAGE):
+            data[at] = 2
+        written = time.perf_counter()
+        watched.__exit__(None, None, None)
+        ended = time.perf_counter()
+        assert watched.copied.pages >= pages
+        times = begun - started, (written - begun) / pages, ended - written, bool(watched.lines)
+        os.write(writer, struct.pack("4d", *times))
+        os._exit(0)
+    assert os.wait()[1] == 0
+    figures = struct.unpack("4d", os.read(reader, 32))
+    os.close(reader), os.close(writer)
+    return figures
+
+
 def main():
     mib = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     pages = (mib << 20) // PAGE
@@ -50,6 +73,12 @@ def main():
     print(f"a page copied by a loop in Python: {plain[1] * 1e6:.2f} us, counting {counted[1] * 1e6:.2f} us:",
           f"{counted[1] / plain[1]:.2f} times")
     print(f"copied(), with {pages:,} pages copied: {counted[2] * 1e3:.1f} ms")
+    without = [min(times) for times in zip(*(block(data, pages, False) for _ in range(9)))]
+    rounds = [block(data, pages, True) for _ in range(9)]
+    with_lines = [sorted(times)[4] for times in zip(*rounds)]
+    print(f"watch(): {without[0] * 1e3:.0f} ms to begin, {without[2] * 1e3:.0f} ms to end; with lines, medians, {with_lines[0] * 1e3:.0f} and",
+          f"{with_lines[2] * 1e3:.0f} ms, and a page copied takes {with_lines[1] / without[1]:.2f} times as long;",
+          f"lines were told in {sum(told for *_, told in rounds):.0f} of 9 rounds")
 
 
 if __name__ == "__main__":

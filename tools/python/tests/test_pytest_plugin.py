@@ -271,3 +271,34 @@ def test_where_nothing_can_be_counted_the_test_fails_and_says_why(session):
     )
     assert outcomes(done) == {"test_limited": "FAILED", "test_other": "PASSED"}, done.stdout
     assert "nothing can be counted here: Linux" in done.stdout and "it takes Linux 6.7" in done.stdout, done.stdout
+
+
+TOOL = os.environ.get("COWBELL_TOOL", "")
+
+
+@pytest.mark.skipif(not TOOL, reason="COWBELL_TOOL does not name the cowbell tool")
+def test_a_failure_names_the_lines_where_they_were_asked_for(session, monkeypatch):
+    monkeypatch.setenv("PATH", os.path.dirname(TOOL) + os.pathsep + os.environ["PATH"])
+    body = """
+        @pytest.fixture(scope="module")
+        def large():
+            area = mmap.mmap(-1, 200 << 20, flags=mmap.MAP_PRIVATE)
+            area.madvise(mmap.MADV_NOHUGEPAGE)
+            for at in range(0, 200 << 20, PAGE): area[at] = 1
+            yield area
+        @pytest.mark.limit_copies("2 MB", lines=True)
+        def test_asks(large): write(large, 200)
+        @pytest.mark.limit_copies("2 MB")
+        def test_does_not_ask(area): write(area, 3)
+        @pytest.mark.limit_copies("9 MB", lines=True)
+        def test_stays_below(area): write(area, 3)
+        @pytest.mark.limit_copies("9 MB", limes=True)
+        def test_is_wrong(area): pass
+    """
+    done = session(body, "-v")
+    expected = {"test_asks": "FAILED", "test_does_not_ask": "FAILED", "test_stays_below": "PASSED", "test_is_wrong": "ERROR"}
+    assert outcomes(done) == expected, done.stdout
+    assert "takes one argument" in done.stdout and done.stdout.count("names the lines") == 1, done.stdout
+    assert re.search(r"by lines:\n +[\d,]+ .*test_example.py:\d+ in write: for at in range", done.stdout) or (
+        "by which lines is not known: " in done.stdout
+    ), done.stdout

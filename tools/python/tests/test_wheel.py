@@ -100,6 +100,21 @@ if os.fork() == 0:
 os.wait()
 """
 
+#: The lines of a block, by the command that the wheel has; or the reason, which is not that the command is missing.
+LINES = """
+import mmap, os, cowbell_fork
+os.environ["PATH"] = "/nowhere"
+area = mmap.mmap(-1, 30_000 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
+for at in range(30_000): area[at * mmap.PAGESIZE] = 1
+cowbell_fork.count_copies()
+if os.fork() == 0:
+    with cowbell_fork.watch(lines=True) as block:
+        for at in range(30_000): area[at * mmap.PAGESIZE] = 2
+    print(block.lines_unknown or [line.line for line in block.lines], flush=True)
+    os._exit(0)
+os.wait()
+"""
+
 #: What pytest finds by itself.
 ENTRY = """
 from importlib.metadata import distribution
@@ -125,6 +140,10 @@ def test_it_installs_and_runs_in_a_clean_environment(installed, version, python,
     assert plain > 3000, plain
     counts = run("python3", "-c", COUNTS)
     assert counts.returncode == 0 and int(counts.stdout) > 100, counts
+    lines = run("python3", "-c", LINES)
+    assert lines.returncode == 0 and "install the wheel" not in lines.stdout, lines
+    if os.geteuid() == 0:
+        assert re.match(r"\[\d", lines.stdout), lines
     entry = run("python3", "-c", ENTRY)
     assert entry.stdout.split() == ["cowbell_fork.pytest_plugin"], entry
     if version >= 312:

@@ -40,6 +40,8 @@ pub struct Kept {
     main: Main,
     /// The processes that have not ended.
     living: BTreeSet<i32>,
+    /// The processes that could not be watched.
+    refused: BTreeSet<i32>,
 }
 
 /// The state of the process that the tool started.
@@ -70,6 +72,7 @@ impl Kept {
             failed: None,
             main: Main::None,
             living: BTreeSet::new(),
+            refused: BTreeSet::new(),
         }
     }
 
@@ -108,6 +111,16 @@ impl Kept {
         }
     }
 
+    /// Tells whether a process is being watched.
+    pub fn watches(&self, pid: i32) -> bool {
+        self.mappings.values().any(|(of, _)| *of == pid)
+    }
+
+    /// Tells whether a process could not be watched.
+    pub fn is_refused(&self, pid: i32) -> bool {
+        self.refused.contains(&pid)
+    }
+
     fn note_processes(&mut self, record: &Record) {
         match record {
             Record::Process(process) => {
@@ -121,6 +134,9 @@ impl Kept {
                 if self.main == Main::Runs(*pid) {
                     self.main = Main::Ended;
                 }
+            }
+            Record::Gap(gap) if gap.what == GapKind::NotArmed => {
+                self.refused.insert(gap.pid);
             }
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! The process that the user started: it starts the tracer, keeps the capture, and renders the report.
 
 mod capture;
+mod control;
 mod images;
 mod keep;
 pub mod look_on;
@@ -11,13 +12,14 @@ use crate::failure::Failure;
 use crate::output::{Output, Stream};
 use crate::trace::link::{Options, Order, Target};
 use capture::Writer;
+use control::Control;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{Errno, process, signal};
 use keep::{Kept, exit_code};
 use options::{Attach, Run, Watching};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode};
@@ -33,15 +35,29 @@ const LEFT_SHOWN_MAX: usize = 5;
 
 const TRACER: u64 = 0;
 const SIGNALS: u64 = 1;
+const CONTROL: u64 = 2;
+const ENDED: u64 = 3;
 
 /// `cowbell run`.
 pub fn run(options: &Run) -> ExitCode {
-    answer("run", watch(&options.watching, Target::Run(options.command.clone())))
+    answer("run", watch(&options.watching, Target::Run(options.command.clone()), None))
 }
 
-/// `cowbell attach`.
-pub fn attach(options: &Attach) -> ExitCode {
-    answer("attach", watch(&options.watching, Target::Attach(options.pid)))
+/// `cowbell attach`; `socket`: of a program that has the process watched.
+pub fn attach(options: &Attach, socket: Option<OwnedFd>) -> ExitCode {
+    let failed = |e| answer("attach", Err((FAILED, e)));
+    let control = match socket {
+        None => None,
+        Some(socket) if options.aside.is_none() => {
+            return control::step_aside(&socket).map_or_else(failed, |()| ExitCode::SUCCESS);
+        }
+        Some(socket) => match Control::open(socket, options.pid) {
+            Ok(Some(control)) => Some(control),
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(e) => return failed(e),
+        },
+    };
+    answer("attach", watch(&options.watching, Target::Attach(options.pid), control))
 }
 
 fn answer(subcommand: &str, done: Result<u8, (u8, Failure)>) -> ExitCode {
@@ -54,7 +70,7 @@ fn answer(subcommand: &str, done: Result<u8, (u8, Failure)>) -> ExitCode {
     }
 }
 
-fn watch(watching: &Watching, target: Target) -> Result<u8, (u8, Failure)> {
+fn watch(watching: &Watching, target: Target, control: Option<Control>) -> Result<u8, (u8, Failure)> {
     let failed = |e| (FAILED, e);
     // Before anything runs: a bad name must not cost a run.
     let mut output = watching.output.open(Stream::Error).map_err(failed)?;
@@ -70,6 +86,10 @@ fn watch(watching: &Watching, target: Target) -> Result<u8, (u8, Failure)> {
         signal_mask: signal::mask(),
     };
     let mut session = Session::start(&options, Kept::new(writer, watching.output.html.is_some())).map_err(failed)?;
+    if let Some(control) = control {
+        control.add_to(&session.poller).map_err(|e| failed(Failure::new(format!("cannot wait: {e}"))))?;
+        session.control = Some(control);
+    }
     session.follow(watching.duration, runs).map_err(|e| failed(Failure::new(format!("cannot wait: {e}"))))?;
     session.close(&mut output, runs)
 }
@@ -79,8 +99,9 @@ struct Session {
     tracer: Child,
     stream: UnixStream,
     poller: Poller,
-    signals: std::os::fd::OwnedFd,
+    signals: OwnedFd,
     kept: Kept,
+    control: Option<Control>,
 }
 
 impl Session {
@@ -102,7 +123,7 @@ impl Session {
         poller.add(&signals, SIGNALS).map_err(|e| failure("cannot wait", &e))?;
         let mut kept = kept;
         kept.listen_to(tracer.id());
-        Ok(Self { tracer, stream, poller, signals, kept })
+        Ok(Self { tracer, stream, poller, signals, kept, control: None })
     }
 
     /// Listens until the tracer has said everything.
@@ -148,6 +169,7 @@ impl Session {
                     Err(_) => return Ok(()),
                 }
             }
+            self.obey(&found);
         }
     }
 

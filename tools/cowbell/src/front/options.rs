@@ -52,6 +52,13 @@ pub struct Attach {
     /// The process; all that it has forked is watched too.
     #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: i32,
+    /// A socket that whoever starts this has under this number, by which it hears that the process is watched, and ends that:
+    /// `front/control.rs` has the words.
+    #[arg(long, value_name = "NUMBER", hide = true)]
+    pub control: Option<i32>,
+    /// The socket's number in the process that takes the place of the one that was started with that.
+    #[arg(long, value_name = "NUMBER", requires = "control", hide = true)]
+    pub aside: Option<i32>,
 }
 
 fn parse_stacks(text: &str) -> Result<u32, String> {

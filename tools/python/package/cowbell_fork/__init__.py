@@ -25,6 +25,7 @@ __version__ = "0.1.0"  # before the imports: they name it
 from ._causes import Causes
 from ._count import Copied, CopiesExceeded, NotCounted, assert_copies, copied, count_copies, watch
 from ._freeze import freeze
+from ._lines import Line
 from ._native import Unsupported, check
 from ._report import NotEntered, Report, TypeCount
 from ._share import NotInherited, Shared, share
@@ -33,6 +34,7 @@ __all__ = [
     "Causes",
     "CopiesExceeded",
     "Copied",
+    "Line",
     "NotCounted",
     "NotEntered",
     "NotInherited",

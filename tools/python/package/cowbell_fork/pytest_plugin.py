@@ -1,5 +1,7 @@
 """pytest: ``@pytest.mark.limit_copies("2 MB")`` runs a test's body in a forked child, and fails if it copied more.
 
+With ``lines=True`` the failure names the lines, as :class:`cowbell_fork.watch` does.
+
 Fixtures are set up before the fork, as a server loads its data before it forks workers, and torn down after it in the
 parent. What the body raises, skips, prints, logs and warns of is the test's, as if it had run in the parent; what it
 changes in memory is not seen there. A fixture that the body itself asks for (``request.getfixturevalue``) ends with the child.
@@ -31,8 +33,8 @@ _body_of = 0
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "limit_copies(max_bytes): run the test in a forked child, and fail if it copies more memory than this"
-        " (bytes, or a text like '2 MB'); needs Linux 6.7",
+        "limit_copies(max_bytes, lines=False): run the test in a forked child, and fail if it copies more memory than this"
+        " (bytes, or a text like '2 MB'); needs Linux 6.7. With lines=True the failure names the lines that copied",
     )
 
 
@@ -42,7 +44,8 @@ def _limit(item: pytest.Item) -> Optional[int]:
     if marker is None:
         return None
     values = list(marker.args) + [marker.kwargs[name] for name in marker.kwargs if name == "max_bytes"]
-    if len(values) != 1 or len(marker.args) + len(marker.kwargs) != 1:
+    others = set(marker.kwargs) - {"max_bytes", "lines"}
+    if len(values) != 1 or others:
         pytest.fail("limit_copies takes one argument, as in @pytest.mark.limit_copies('2 MB')", pytrace=False)
     try:
         return _count.parse_size(values[0])
@@ -78,15 +81,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[object]:
         raise error
     if found is not None and found.bytes > limit:
         exceeded = CopiesExceeded(found, limit)
-        setattr(pyfuncitem, "_cowbell_failure", (exceeded, f"limit_copies: {exceeded}\n{_ADVICE}"))
+        text = f"limit_copies: {exceeded}\n{_lines_text(answer)}{_ADVICE}"
+        setattr(pyfuncitem, "_cowbell_failure", (exceeded, text))
         raise exceeded
     return True
 
 
 _ADVICE = (
     "Reading Python objects counts references inside them, and so copies them: cowbell_fork.freeze(data) before the fork\n"
-    "keeps them shared, on CPython 3.12 and later. `cowbell run -- python3 -m pytest TEST` names the lines."
+    "keeps them shared, on CPython 3.12 and later."
 )
+
+
+def _lines_text(answer: Dict[str, Any]) -> str:
+    """The lines that copied the most, where they were asked for."""
+    if not answer["asked"]:
+        return "limit_copies(..., lines=True) names the lines, and takes a quarter of a second more.\n"
+    if answer["unknown"] is not None:
+        return f"by which lines is not known: {answer['unknown']}\n"
+    return "\n".join(["by lines:", *(f"  {line}" for line in answer["lines"][:10]), ""])
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -201,7 +214,9 @@ def _be_the_child(item: pytest.Function, sinks: _Sinks, reader: int, writer: int
 
 def _run_body(item: pytest.Function) -> Dict[str, Any]:
     # The harness' own frames are not the test's: of a block that raises, too, what it copied is known.
-    block = _count.watch(_of_this_child=True)
+    marker = item.get_closest_marker("limit_copies")
+    asked = marker is not None and bool(marker.kwargs.get("lines"))
+    block = _count.watch(lines=asked, _of_this_child=True)
     try:
         with block:
             item.ihook.pytest_pyfunc_call(pyfuncitem=item)
@@ -213,7 +228,13 @@ def _run_body(item: pytest.Function) -> Dict[str, Any]:
         except Exception:
             longrepr = str(excinfo.getrepr(style="short"))
         return {"failed": True, "error": _packed(error), "longrepr": longrepr, "copied": getattr(block, "copied", None)}
-    return {"failed": False, "copied": block.copied}
+    return {
+        "failed": False,
+        "copied": block.copied,
+        "asked": asked,
+        "unknown": block.lines_unknown,
+        "lines": [str(line) for line in block.lines],
+    }
 
 
 def _packed(error: BaseException) -> Dict[str, Any]:
