@@ -44,6 +44,7 @@ pub fn pieces(
     }
     if ways.values_have_prefix
         && kind.flags & flag::MANAGED_DICT != 0
+        && kind.flags & flag::HEAP_TYPE != 0
         && let Some(table) = layout::tagged_values(object.word_before(layout::MANAGED_VALUES_BEFORE))
         && let Some(keys) = kind.of.object_field(layout::CACHED_KEYS)
     {

@@ -221,11 +221,13 @@ def test_what_was_frozen_later_or_by_a_child_is_told():
     said = in_child(clear)
     assert said["later"] == 0 and said["arrays"] > 100, said
     # A child that records for its own children explains its own copies as before.
+    third = [[n] for n in range(1000)]
     def record():
         first[0][0] = None
+        cowbell_fork.freeze(third)
         cowbell_fork.count_copies(explain=True)
     said = in_child(record)
-    assert said["arrays"] >= 1, said
+    assert said["arrays"] >= 1 and said["later"] == 1, said
     def grandchild():
         for one in first[::2]: one[0] = None
         inner = in_child(lambda: [one.__setitem__(0, 1) for one in first])

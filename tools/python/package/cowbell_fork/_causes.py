@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Iterator, List, Tuple
@@ -71,8 +72,17 @@ class Sums(ctypes.Structure):
     ]
 
 
-#: Calls of :func:`freeze` when the data was recorded last.
+#: Calls of :func:`freeze` when the data was recorded last, and when what this process inherited was.
 _recorded_at = 0
+_inherited_at = 0
+
+
+def _inherit() -> None:
+    global _inherited_at
+    _inherited_at = _recorded_at
+
+
+os.register_at_fork(after_in_child=_inherit)
 
 
 def record(counter: Any, failure: Any) -> bool:
@@ -85,22 +95,21 @@ def record(counter: Any, failure: Any) -> bool:
     native = _native.library()
     calls = _freeze.calls
     tables = counter.cowbell_count_frozen_new()
+    left = -1
     try:
         _self_test(native)
         _walk(native, ctypes.cast(counter.cowbell_count_frozen_add, ctypes.c_void_p), tables, list(_freeze.roots.values()))
-        if counter.cowbell_count_frozen_sort(tables, failure):
-            return False
-        left = 1
+        if not counter.cowbell_count_frozen_sort(tables, failure):
+            left = 1
         while left > 0:
             left = counter.cowbell_count_frozen_look(tables, _STEP, failure)
-        if left < 0:
-            return False
-    except BaseException:
-        counter.cowbell_count_frozen_drop(tables)
-        raise
-    counter.cowbell_count_frozen_keep(tables)
-    _recorded_at = calls
-    return True
+    finally:
+        if left == 0:
+            counter.cowbell_count_frozen_keep(tables)
+            _recorded_at = calls
+        else:
+            counter.cowbell_count_frozen_drop(tables)
+    return left == 0
 
 
 def _walk(native: Any, tell: Any, to: Any, roots: List[object]) -> None:
@@ -169,5 +178,5 @@ def _samples() -> Iterator[object]:
 def causes(sums: Sums) -> Causes:
     """The sums as a value."""
     return Causes(
-        sums.arrays, sums.objects, sums.holes, sums.undecided, sums.elsewhere, sums.frozen, _freeze.calls - _recorded_at
+        sums.arrays, sums.objects, sums.holes, sums.undecided, sums.elsewhere, sums.frozen, _freeze.calls - _inherited_at
     )
