@@ -34,6 +34,9 @@ CASE = """
             except OSError: continue
             if b"--control" in words and str(os.getpid()).encode() in words: found.append(int(pid))
         return found
+    def watched(block):
+        "Whether the tool did its work; on a busy machine it may take no stack in that time."
+        return bool(block.lines) or "none was met with a stack" in block.lines_unknown
     def child(body):
         cowbell_fork.count_copies()
         pid = os.fork()
@@ -83,7 +86,7 @@ def told():
     )
     unknown, lines = json.loads(answer)
     assert (unknown is None) == (lines > 0)
-    return unknown
+    return None if unknown and "none was met with a stack" in unknown else unknown
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +97,7 @@ def lines_are_told():
 
 
 def test_lines_have_the_pages_that_they_copied(lines_are_told):
-    run(
-        """
+    program = """
         much, little = mapped(30_000), mapped(10_000)
         def body():
             with cowbell_fork.watch() as plain: pass
@@ -105,6 +107,9 @@ def test_lines_have_the_pages_that_they_copied(lines_are_told):
                 for at in range(10_000):
                     little[at * PAGE] = 2  # the second
             assert 40_000 <= block.copied.pages <= 40_100, block.copied
+            if not block.lines and watched(block):
+                print("none")
+                return
             assert block.lines_unknown is None
             assert all(isinstance(line, cowbell_fork.Line) for line in block.lines)
             for line in block.lines:
@@ -125,7 +130,10 @@ def test_lines_have_the_pages_that_they_copied(lines_are_told):
             assert plain.lines == () and "were not asked for" in plain.lines_unknown
         child(body)
         """
-    )
+    for _ in range(10):
+        if "none" not in run(program):
+            return
+    raise AssertionError("no stack was taken in any of ten blocks")
 
 
 def test_it_leaves_no_descriptor_and_no_thread(lines_are_told):
@@ -184,7 +192,7 @@ def test_processes_that_are_forked_within_the_block_run_on(lines_are_told):
                 os._exit(0 if block.lines == () and "forked within the block" in block.lines_unknown else 1)
             assert os.waitpid(pid, 0)[1] == 0
             assert 30_000 <= block.copied.pages < 31_000 and not tools()
-            assert block.lines and all("theirs" not in line.source for line in block.lines), block.lines
+            assert watched(block) and all("theirs" not in line.source for line in block.lines), block.lines
             # One that outlives the block has the descriptors of the watch.
             with cowbell_fork.watch(lines=True):
                 pid = os.fork()
@@ -254,7 +262,7 @@ def test_one_watch_within_another_has_no_lines_but_counts(lines_are_told):
             with cowbell_fork.watch(lines=True) as outer:
                 with cowbell_fork.watch(lines=True) as inner:
                     for at in range(30_000): area[at * PAGE] = 2
-            assert outer.lines and outer.copied.pages >= inner.copied.pages >= 30_000, outer.lines_unknown
+            assert watched(outer) and outer.copied.pages >= inner.copied.pages >= 30_000, outer.lines_unknown
             assert inner.lines == () and not tools()
             print(inner.lines_unknown)
         child(body)

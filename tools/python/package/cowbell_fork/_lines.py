@@ -215,7 +215,7 @@ class Watch:
             else:
                 self.unknown = (
                     f"of {report['totals']['copied_pages']:,} pages copied, none was met with a stack of Python's:"
-                    " `cowbell run` of the whole program takes more"
+                    " a longer block has more of them, and so has `cowbell run` of the whole program"
                 )
         return tuple(line for line in lines if line.pages)
 
