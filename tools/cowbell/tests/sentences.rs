@@ -23,6 +23,7 @@ const SAY: &[&str] = &[
     "src/stacks/languages/perl.rs",
     "src/stacks/languages/php.rs",
     "src/stacks/languages/recognised.rs",
+    "src/stacks/languages/ruby.rs",
     "src/trace",
     "src/record/read.rs",
     "src/snapshot",

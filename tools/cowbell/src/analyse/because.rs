@@ -64,7 +64,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         }
         let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
         // Pages on which references are counted are copied without the collector, too, and which they are is not known.
-        let is_besides = cause == Cause::GarbageCollector && counts_besides(of, work);
+        let is_besides = cause == Cause::GarbageCollector && (counts_besides(of, work) || spares_a_part(of));
         let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
         let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
@@ -124,6 +124,12 @@ fn collected_by_counting(of: &[&Interval]) -> u64 {
         share.cause == Cause::GarbageCollector && (share.remedy.is_none() || share.remedy != asked)
     };
     if language.is_some_and(Language::collects_by_counting) { pages_of(of, is_theirs) } else { 0 }
+}
+
+/// Tells whether the remedy against the collector spares a part only of what it copied.
+fn spares_a_part(of: &[&Interval]) -> bool {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?));
+    language.is_some_and(|language| !language.spares_all(Work::Collector))
 }
 
 /// Tells whether a fair part of what the collector did not copy was copied for reference counts.

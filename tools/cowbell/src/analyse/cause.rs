@@ -81,6 +81,8 @@ pub enum Change {
     ImmortalHashes,
     /// Nearly only in words that were written because strings were used as numbers, or that are reference counts, by their layout.
     Numbers,
+    /// Nearly only in words that a collector wrote as it marked or freed objects, by their layout.
+    Marks,
     /// In at most an eighth of its words.
     Few,
     /// In more.
@@ -108,6 +110,8 @@ impl Change {
             if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
         } else if words > 0 && (u64::from(content.counts) + u64::from(content.numbers)) * 8 >= words * 7 {
             Self::Numbers
+        } else if words > 0 && u64::from(content.marks) * 8 >= words * 7 {
+            Self::Marks
         } else if words >= page_words / 2 {
             Self::Large
         } else if words <= page_words / 8 {
@@ -159,6 +163,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Numbers, _) => Cause::Number,
+        (Change::Marks, _) => Cause::GarbageCollector,
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         // These words are no counts, since the layout tells counts: to set an attribute counts references first, and the page
         // would be copied without that, too.
@@ -167,6 +172,12 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
         (Change::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
+        // Where no references are counted, none but the collector puts back what it wrote in so many objects.
+        (Change::Identical, _)
+            if evidence.objects && wrote == Wrote::Unknown && !evidence.runtime.counts_references() =>
+        {
+            Cause::GarbageCollector
+        }
         (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown && evidence.runtime.has_collector() => {
             Cause::CountOrCollector
         }
@@ -286,6 +297,7 @@ mod tests {
             immortal: 0,
             ends: None,
             numbers: 0,
+            marks: 0,
         }
     }
 

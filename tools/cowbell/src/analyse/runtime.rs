@@ -50,12 +50,17 @@ impl Runtime {
 
     /// Tells whether memory is managed by an interpreter whose objects' layout is not known here.
     pub fn has_unknown_objects(self) -> bool {
-        self.language().is_some_and(|language| language.objects().is_none())
+        self.language().is_some_and(|language| !language.knows_all_writes())
     }
 
     /// Tells whether an interpreter runs there that has a collector of garbage.
     pub fn has_collector(self) -> bool {
         self.language().is_none_or(Language::has_collector)
+    }
+
+    /// Tells whether the interpreter there, if any, counts references.
+    pub fn counts_references(self) -> bool {
+        self.language().is_none_or(Language::counts_references)
     }
 
     /// The runtime of a language, by its id.

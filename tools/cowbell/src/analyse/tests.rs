@@ -133,6 +133,7 @@ fn page() -> impl Strategy<Value = Page> {
         immortal: 0,
         ends: None,
         numbers: 0,
+        marks: 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -346,6 +347,7 @@ fn absurd_numbers_neither_hang_nor_panic() {
         immortal: 0,
         ends: None,
         numbers: 0,
+        marks: 0,
     };
     let summary = profile(vec![
         header(),

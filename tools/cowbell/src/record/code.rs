@@ -166,6 +166,8 @@ pub struct Content {
     pub ends: Option<(u32, u32)>,
     /// Words that changed because a string was used as a number, which it keeps, by the layout.
     pub numbers: u32,
+    /// Words that a collector wrote as it marked or freed objects, by the layout.
+    pub marks: u32,
 }
 
 /// A [`Content`] as an array: there are many.
@@ -180,22 +182,29 @@ struct ContentRow(
     #[serde(default)] u32,
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
     // A page with such words differs, and so has its ends before.
-    #[serde(default, skip_serializing_if = "is_zero")] u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
 );
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
-        Self(c.page, c.bytes, c.words, c.counts, c.objects, c.hashes, c.immortal, c.ends, c.numbers)
+        Self(
+            c.page,
+            c.bytes,
+            c.words,
+            c.counts,
+            c.objects,
+            c.hashes,
+            c.immortal,
+            c.ends,
+            Some((c.numbers, c.marks)).filter(|both| *both != (0, 0)),
+        )
     }
 }
 
 impl From<ContentRow> for Content {
     fn from(row: ContentRow) -> Self {
-        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, numbers) = row;
-        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers }
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, both) = row;
+        let (numbers, marks) = both.unwrap_or_default();
+        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers, marks }
     }
 }

@@ -182,7 +182,7 @@ impl Originals {
 }
 
 fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {
-    let mut content = Content { page, objects: objects.any_in(original, word), ..Content::default() };
+    let mut content = Content { page, objects: objects.any_at(page, original, word), ..Content::default() };
     for (at, was, is) in differing_words(original, now) {
         content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
         let differs = || (0..8usize).filter(|&byte| was.get(byte) != is.get(byte)).map(|byte| (at + byte) as u32);
@@ -193,9 +193,10 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
         if !content.objects {
             continue;
         }
-        match objects.changed(original, now, at) {
+        match objects.changed(original, now, (page, at), word) {
             Some(Changed::Count) => content.counts += 1,
             Some(Changed::Number) => content.numbers += 1,
+            Some(Changed::Mark) => content.marks += 1,
             None => {}
         }
         if let Some(is_immortal) = objects.kept_hash(original, now, at, word) {

@@ -1,4 +1,4 @@
-//! Programs in Perl and PHP, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
+//! Programs in Perl, PHP and Ruby, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
 //! measured by applying it.
 
 use crate::exact::may_trace;
@@ -239,4 +239,53 @@ fn what_php_copies_to_read_has_its_cause_its_line_and_a_remedy_that_saves_what_i
     let measured = copied(&plain) - copied(&helped);
     assert!((said - measured).abs() <= SAVING_POINTS * measured, "{said}, and {measured} measured: {text}");
     assert_eq!(help("gc_disable() in the child"), None, "{text}");
+}
+
+const RUBY: &str = r#"
+DATA_OF_ALL = Array.new(300_000) { |i| "string number #{i} with some padding to be off the embed" }
+BEFORE
+def read_all
+  READS
+end
+pid = fork do
+  read_all
+  exit!(0)
+end
+Process.wait pid
+"#;
+
+#[test]
+fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_and_what_is_only_read_copies_nothing() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let Some(ruby) = installed("/usr/bin/ruby") else { return skip("ruby is not installed") };
+    let scratch = Scratch::new();
+    let run = |before: &str, reads: &str| {
+        let source = RUBY.replace("BEFORE", before).replace("READS", reads);
+        let script = scratch.file("collects.rb", &source);
+        let (report, text) = report(&scratch, &[], [Path::new(ruby), &script]);
+        (source, report, text)
+    };
+    let (source, plain, text) = run("", "GC.start # HERE");
+    let (cause, share, _) = most(&plain);
+    assert!(cause == "garbage_collector" && share > 0.6, "{cause} {share}: {text}");
+    let help = &plain["verdict"]["helps"][0];
+    assert!(help["text"].as_str().is_some_and(|text| text.contains("then GC.compact")), "{help}: {text}");
+    assert_eq!(help["saves_bytes"], Value::Null, "a part is spared, and how large that is nobody knows: {text}");
+    let version = std::process::Command::new(ruby).args(["-e", "print RUBY_VERSION"]).output().expect("ruby").stdout;
+    let lines = plain["script"]["lines"].as_array().expect("lines");
+    if version.starts_with(b"3.1.") {
+        let at = |line: &Value| line["called_from"]["line"].as_u64().or(line["line"].as_u64());
+        let here = lines.iter().filter(|line| at(line) == Some(line_of(&source, "HERE")));
+        let share: f64 = here.filter_map(|line| line["share"].as_f64()).sum();
+        assert!(share > 0.85, "{share}: {text}");
+    } else {
+        assert!(lines.is_empty(), "structures that are not known tell no line: {text}");
+    }
+    let (_, helped, _) = run("4.times { GC.start }; GC.compact", "GC.start # HERE");
+    println!("a collection: {} copied, {} with the remedy", copied(&plain), copied(&helped));
+    assert!(copied(&helped) * 2.0 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
+    let (_, read, text) = run("", "DATA_OF_ALL.each { |one| one.length }");
+    assert!(text.contains("SHARED: all is well") && copied(&read) < 200.0, "{text}");
 }

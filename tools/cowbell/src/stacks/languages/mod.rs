@@ -9,6 +9,7 @@ mod perl;
 mod php;
 mod python;
 mod recognised;
+mod ruby;
 
 use crate::record::{Frame, Wrote};
 use serde::Serialize;
@@ -169,6 +170,21 @@ pub trait Language: Debug + Sync {
         None
     }
 
+    /// Tells whether the layout of the objects tells of each word whether the program itself wrote it.
+    fn knows_all_writes(&self) -> bool {
+        self.objects().is_some()
+    }
+
+    /// Tells whether references are counted inside objects.
+    fn counts_references(&self) -> bool {
+        true
+    }
+
+    /// Tells whether the remedy for this work spares nearly all that is copied for it.
+    fn spares_all(&self, _work: Work) -> bool {
+        true
+    }
+
     /// Tells whether it is by counting references that the collector of garbage comes to run: without the one there is none of the other.
     fn collects_by_counting(&self) -> bool {
         false
@@ -195,6 +211,8 @@ pub enum Changed {
     Count,
     /// The word was written because a string was used as a number, which it keeps.
     Number,
+    /// The collector wrote the word as it marked or freed an object.
+    Mark,
 }
 
 /// The objects in one process' memory, told by their layout.
@@ -208,8 +226,19 @@ pub trait Objects {
     /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
     fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
 
-    /// The meaning of the word at an offset of a page that went from `was` to `is`, where the page alone tells.
-    fn changed(&mut self, _was: &[u8], _is: &[u8], _at: usize) -> Option<Changed> {
+    /// The same of a page at an address, where that tells.
+    fn any_at(&mut self, _address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
+        self.any_in(page, word)
+    }
+
+    /// The meaning of the word at an offset of the page at an address that went from `was` to `is`.
+    fn changed(
+        &mut self,
+        _was: &[u8],
+        _is: &[u8],
+        _page_and_offset: (u64, usize),
+        _word: &mut Word<'_>,
+    ) -> Option<Changed> {
         None
     }
 
@@ -257,7 +286,7 @@ pub trait Reader {
 }
 
 /// Every language that is known; those of which more is known come first.
-pub const ALL: &[&dyn Language] = &[&python::CPython, &recognised::RUBY, &perl::Perl, &php::Php, &recognised::OTHERS];
+pub const ALL: &[&dyn Language] = &[&python::CPython, &ruby::Ruby, &perl::Perl, &php::Php, &recognised::OTHERS];
 
 /// The language that a capture calls so.
 pub fn by_id(id: &str) -> Option<&'static dyn Language> {

@@ -21,38 +21,6 @@ pub struct Recognised {
     pub remedies: &'static [(Work, &'static str)],
 }
 
-/// Ruby.
-pub const RUBY: Recognised = Recognised {
-    id: "ruby",
-    name: "Ruby",
-    files: &["libruby", "ruby"],
-    functions: &[
-        (
-            Work::Collector,
-            &[
-                "gc_mark",
-                "gc_mark_ptr",
-                "gc_mark_children",
-                "gc_mark_set",
-                "gc_mark_and_pin",
-                "gc_mark_roots",
-                "gc_sweep_page",
-                "gc_sweep_step",
-                "gc_sweep",
-                "rgengc_remember",
-            ],
-        ),
-        (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
-    ],
-    beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
-    helpers: &[],
-    runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
-    remedies: &[(
-        Work::Collector,
-        "GC.disable in the child, where it can do without; GC.start and GC.compact right before the fork spare a part",
-    )],
-};
-
 /// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
 pub const OTHERS: Recognised = Recognised {
     id: "other",

@@ -125,7 +125,7 @@ impl Objects for Values {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], at: usize) -> Option<Changed> {
+    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut Word<'_>) -> Option<Changed> {
         let heads = |start: usize| {
             let (before, after) = (head(was, start)?, head(is, start)?);
             let valid = is_head_somewhere(start, before) && is_head_somewhere(start, after);
@@ -196,11 +196,11 @@ mod tests {
         let string = |kind: u64, flags: u64| page([AT, 1 | (kind | flags) << 32, AT + 64]);
         let text = string(3, 0x4400);
         let with_number = string(5, 0x5500);
-        assert_eq!(Values.changed(&text, &with_number, 8), Some(Changed::Number));
-        assert_eq!(Values.changed(&with_number, &text, 8), None, "it lost its number");
+        assert_eq!(Values.changed(&text, &with_number, (0, 8), &mut |_| None), Some(Changed::Number));
+        assert_eq!(Values.changed(&with_number, &text, (0, 8), &mut |_| None), None, "it lost its number");
         let counted = page([AT, 2 | (3 | 0x4400) << 32, AT + 64]);
-        assert_eq!(Values.changed(&text, &counted, 8), Some(Changed::Count));
+        assert_eq!(Values.changed(&text, &counted, (0, 8), &mut |_| None), Some(Changed::Count));
         let other = page([AT, 1 | (3 | 0x4400) << 32, AT + 96]);
-        assert_eq!(Values.changed(&text, &other, 16), None, "its text lies elsewhere");
+        assert_eq!(Values.changed(&text, &other, (0, 16), &mut |_| None), None, "its text lies elsewhere");
     }
 }

@@ -100,7 +100,7 @@ impl Objects for Counted {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], at: usize) -> Option<Changed> {
+    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut Word<'_>) -> Option<Changed> {
         let (before, after) = (words(was, at)(0)?, words(is, at)(0)?);
         let same_kind = kind(before).is_some() && kind(before) == kind(after);
         // Whoever gives a reference back may note the value as a candidate for the collector.

@@ -1,0 +1,125 @@
+//! Ruby: which lines a process of another ruby is in, what its collector marked, and what helps.
+
+mod objects;
+mod reader;
+
+use super::recognised::Recognised;
+use super::{Language, Objects, Patience, Reader, Work};
+use crate::record::Frame;
+
+/// Ruby.
+#[derive(Debug)]
+pub struct Ruby;
+
+/// The file in which Ruby keeps `GC`, and its function by which a program itself asks for a collection.
+const COLLECT: (&str, &str) = ("<internal:gc>", "start");
+
+const SPARES: &str = "in the parent, right before the fork, four times GC.start, then GC.compact (Ruby 3.3 and later: Process.warmup): objects \
+                      that survived so often are not written when they are marked, garbage is gone, and free places lie together";
+
+/// What its functions' and files' names tell.
+const NAMES: Recognised = Recognised {
+    id: "ruby",
+    name: "Ruby",
+    files: &["libruby", "ruby"],
+    functions: &[
+        (
+            Work::Collector,
+            &[
+                "gc_mark",
+                "gc_mark_ptr",
+                "gc_mark_children",
+                "gc_mark_set",
+                "gc_mark_and_pin",
+                "gc_mark_roots",
+                "gc_sweep_page",
+                "gc_sweep_step",
+                "gc_sweep",
+                "rgengc_remember",
+            ],
+        ),
+        (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
+    ],
+    beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
+    helpers: &[],
+    runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
+    remedies: &[(Work::Collector, SPARES), (Work::AskedCollector, SPARES)],
+};
+
+impl Language for Ruby {
+    fn id(&self) -> &'static str {
+        NAMES.id
+    }
+
+    fn name(&self) -> &'static str {
+        NAMES.name
+    }
+
+    fn is_run_by(&self, file: &str) -> bool {
+        NAMES.is_run_by(file)
+    }
+
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        NAMES.work_of_function(function)
+    }
+
+    fn runs_program(&self, function: &str) -> bool {
+        NAMES.runs_program(function)
+    }
+
+    fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
+        let asks = |frame: &&Frame| (frame.file.as_str(), frame.function.as_str()) == COLLECT;
+        frames.first().filter(asks).map(|_| Work::AskedCollector)
+    }
+
+    fn is_own(&self, file: &str) -> bool {
+        let is_library = |part: &str| matches!(part, "gems" | "rubygems-integration" | "vendor_ruby");
+        let parts: Vec<&str> = file.split('/').collect();
+        let version = |part: &str| part.starts_with(|c: char| c.is_ascii_digit());
+        let of_ruby = parts.windows(3).any(|three| matches!(three, ["lib", "ruby", last] if version(last)));
+        !(of_ruby || file.starts_with('<') || parts.iter().any(|part| is_library(part)))
+    }
+
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        NAMES.remedy(work)
+    }
+
+    fn why(&self, work: Work) -> Option<&'static str> {
+        match work {
+            Work::Collector | Work::AskedCollector => {
+                Some("Ruby's garbage collector writes into each object that is young or dead when it visits it")
+            }
+            _ => None,
+        }
+    }
+
+    fn paste(&self, work: Work) -> &'static [&'static str] {
+        match work {
+            Work::Collector | Work::AskedCollector => {
+                &["4.times { GC.start }; GC.compact    # in the parent, right before the fork"]
+            }
+            _ => &[],
+        }
+    }
+
+    fn spares_all(&self, work: Work) -> bool {
+        // Free places are written by each full collection.
+        !matches!(work, Work::Collector | Work::AskedCollector)
+    }
+
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+    }
+
+    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+        Some(|_| Box::new(objects::Places::default()))
+    }
+
+    fn knows_all_writes(&self) -> bool {
+        false
+    }
+
+    fn counts_references(&self) -> bool {
+        false
+    }
+}
