@@ -312,6 +312,8 @@ fn cause(page: &PageReport, frames: &[Frame]) -> Cause {
     let is_same = page.changed.is_some_and(|changed| changed.bytes == 0);
     match work(frames) {
         None if is_same => Cause::SameAgain,
+        // Code of a library that says nothing of its work: who called it is not known.
+        None if frames.iter().all(is_library) => Cause::Unknown,
         None | Some(Cause::Lock | Cause::Atomic | Cause::LazyCell) if shares_falsely(page) => Cause::FalseSharing,
         None => Cause::Write,
         Some(cause) => cause,
@@ -428,6 +430,8 @@ mod tests {
         assert_eq!(of(&[&own], &page(0, &[])), Cause::SameAgain);
         assert_eq!(of(&[], &page(0, &[])), Cause::Unknown);
         assert_eq!(of(&[&Frame::default()], &alone), Cause::Unknown, "an instruction without a name");
+        let of_library = frame("core::ptr::write", "/rustc/abc/library/core/src/ptr/mod.rs");
+        assert_eq!(of(&[&of_library], &alone), Cause::Unknown, "whoever called it is not known");
         let names_generic = frame("core::ptr::write<alloc::sync::Arc<u8>>", "/rustc/abc/library/core/src/ptr/mod.rs");
         assert_eq!(of(&[&names_generic, &own], &alone), Cause::Write, "a type's name is not the code's");
     }

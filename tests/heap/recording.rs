@@ -4,6 +4,9 @@
 use crate::cases;
 use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::Heap;
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +16,7 @@ pub const CASES: &[crate::Case] = cases![
     a_child_that_allocates_as_it_is_forked_leaves_the_record_alone,
     what_is_moved_beside_threads_is_recorded_where_it_is,
     a_freeze_without_memory_for_what_is_recorded_is_an_error,
+    an_image_keeps_the_stacks_of_its_own_allocations,
 ];
 
 const BLOCKS: usize = 20_000;
@@ -123,4 +127,35 @@ fn a_freeze_without_memory_for_what_is_recorded_is_an_error() {
     assert!(refused.is_out_of_memory(), "{refused}");
     let recorded = recorded();
     assert!(recorded >= kept.len() * BLOCKS, "{recorded}");
+}
+
+/// Allocates once below each of two to the power of `depth` ways of calls.
+fn below_all_ways(depth: u32, all: &mut Vec<Vec<u64>>) {
+    if depth == 0 {
+        return all.push(vec![7]);
+    }
+    below_all_ways(black_box(depth - 1), all);
+    below_all_ways(black_box(depth - 1), all);
+}
+
+fn an_image_keeps_the_stacks_of_its_own_allocations() {
+    Heap::record_sites(1).expect("this heap");
+    let mut all = Vec::new();
+    below_all_ways(12, &mut all);
+    all.truncate(3);
+    let generation = Heap::freeze().expect("one thread");
+    for image in generation.images() {
+        let file = File::from(image.file().try_clone_to_owned().expect("a descriptor"));
+        // The numbers of allocations and of stacks in the footer, as docs/FORMATS.md has it.
+        let word = |nth: u64| {
+            let mut word = [0; 8];
+            let end = file.metadata().expect("a file").len();
+            file.read_exact_at(&mut word, end - (19 - nth) * 8).expect("the file has it");
+            u64::from_ne_bytes(word)
+        };
+        let (allocations, stacks) = (word(11), word(13));
+        assert_eq!(allocations, image.allocations().count() as u64);
+        assert!(stacks <= allocations, "{stacks} stacks of {allocations} allocations");
+    }
+    assert!(generation.images().iter().map(|image| image.allocations().count()).sum::<usize>() < 2000);
 }

@@ -12,8 +12,9 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::hint::black_box;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -25,7 +26,7 @@ const TRUTH: &str = "COWBELL_HEAP_TRUTH";
 /// A target by its name.
 type Target = (&'static str, fn() -> Value);
 
-const TARGETS: &[Target] = &[("planted", planted), ("arenas", arenas), ("unrecorded", unrecorded)];
+const TARGETS: &[Target] = &[("planted", planted), ("arenas", arenas), ("unrecorded", unrecorded), ("waits", waits)];
 
 /// A test by its name.
 type Case = (&'static str, fn());
@@ -35,6 +36,7 @@ const CASES: &[Case] = &[
     ("objects_are_named_in_every_mode", objects_are_named_in_every_mode),
     ("arenas_are_called_by_their_names", arenas_are_called_by_their_names),
     ("what_was_not_recorded_is_unknown", what_was_not_recorded_is_unknown),
+    ("who_attaches_is_told_the_same", who_attaches_is_told_the_same),
 ];
 
 fn main() -> ExitCode {
@@ -120,6 +122,13 @@ fn unrecorded() -> Value {
     json!({ "pid": exit.report.pid, "addresses": addresses })
 }
 
+/// The same once somebody says so.
+fn waits() -> Value {
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).expect("a line");
+    unrecorded()
+}
+
 fn tool() -> OsString {
     std::env::var_os("COWBELL_TOOL").unwrap_or_else(|| env!("CARGO_BIN_EXE_cowbell").into())
 }
@@ -199,7 +208,7 @@ fn fifty_planted_writers_are_each_explained() {
     let told = run("planted", &["--mode", "trace", "--stacks", "1"]);
     assert_eq!(told.report["objects"], told.again["objects"], "the capture says the same");
     let pages = pages(&told.report, &told.truth["pid"]);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut whole) = (Vec::new(), 0);
     for writer in told.truth["writers"].as_array().expect("writers") {
         let address = writer["address"].as_u64().expect("an address");
         let Some(page) = page_of(&pages, address) else {
@@ -207,10 +216,14 @@ fn fifty_planted_writers_are_each_explained() {
             continue;
         };
         let object = &page["objects"][0];
-        let is_right = page["cause"] == writer["cause"]
+        // A stack may not be read in time; then who called the code that wrote is unknown, and nothing else is said.
+        let is_known = !page["writer"]["line"].is_null();
+        let unknown = [Cause::Unknown, Cause::SameAgain].map(|cause| serde_json::to_value(cause).expect("a word"));
+        whole += u32::from(is_known);
+        let is_right = (page["cause"] == writer["cause"] || !is_known && unknown.contains(&page["cause"]))
             && holds(object, address)
             && is_line(&object["allocated_at"], &writer["allocated"])
-            && is_line(&page["writer"]["line"], &writer["line"])
+            && (is_line(&page["writer"]["line"], &writer["line"]) || !is_known)
             && page["changed_bytes"]
                 .as_u64()
                 .is_some_and(|bytes| (bytes == 0) == writer["same"].as_bool().expect("a truth"));
@@ -220,6 +233,7 @@ fn fifty_planted_writers_are_each_explained() {
     }
     assert!(wrong.is_empty(), "{} are wrong\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(pages.len(), 45, "those that free copied nothing");
+    assert!(whole >= 40, "{whole} of 45 writers have a line");
     let texts = ["Objects of frozen heaps on copied pages, by the line", "writers.rs:", "reference count"];
     assert!(texts.iter().all(|text| told.text.contains(text)), "{}", told.text);
 }
@@ -277,4 +291,31 @@ fn what_was_not_recorded_is_unknown() {
     }
     assert!(told.text.contains("allocated at an unknown line"), "{}", told.text);
     assert!(pages.iter().all(|(image, _)| image["recorded_every"] == 0));
+}
+
+fn who_attaches_is_told_the_same() {
+    let [truth, report] = ["truth", "report"].map(|what| Temporary::new(&format!("waits-{what}")));
+    let mut target = Command::new(std::env::current_exe().expect("a path"));
+    target.env(TARGET, "waits").env(TRUTH, &truth.0).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut target = target.spawn().expect("the target starts");
+    let mut said = BufReader::new(target.stdout.take().expect("a pipe"));
+    said.read_line(&mut String::new()).expect("it is ready");
+    let mut attach = Command::new(tool());
+    attach.args(["attach", "--mode", "count", "--json", "--force", "-o"]).arg(&report.0).arg(target.id().to_string());
+    let mut attach = attach.spawn().expect("the tool starts");
+    let status = format!("/proc/{}/status", target.id());
+    let is_traced = || fs::read_to_string(&status).is_ok_and(|text| !text.contains("TracerPid:\t0\n"));
+    while !is_traced() {
+        assert!(attach.try_wait().expect("it is a child").is_none(), "it ended and did not attach");
+        std::thread::yield_now();
+    }
+    // From now on whatever it forks is watched.
+    target.stdin.take().expect("a pipe").write_all(b"go\n").expect("it reads");
+    assert!(target.wait().expect("its end").success() && attach.wait().expect("its end").success());
+    let [truth, report] =
+        [truth, report].map(|file| serde_json::from_slice::<Value>(&fs::read(&file.0).expect("a file")).expect("JSON"));
+    let pages = pages(&report, &truth["pid"]);
+    let address = truth["addresses"][0].as_u64().expect("an address");
+    let page = page_of(&pages, address).unwrap_or_else(|| panic!("{report:#}"));
+    assert_eq!(page["objects"][0]["start"].as_u64(), Some(address), "{page:#}");
 }
