@@ -81,7 +81,7 @@ pub enum Change {
     ImmortalHashes,
     /// Nearly only in words that were written because strings were used as numbers, or that are reference counts, by their layout.
     Numbers,
-    /// Nearly only in words that a collector wrote as it marked or freed objects, by their layout.
+    /// Nearly only in words that a collector wrote as it marked, moved or freed objects, or that are reference counts, by their layout.
     Marks,
     /// In at most an eighth of its words.
     Few,
@@ -110,7 +110,7 @@ impl Change {
             if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
         } else if words > 0 && (u64::from(content.counts) + u64::from(content.numbers)) * 8 >= words * 7 {
             Self::Numbers
-        } else if words > 0 && u64::from(content.marks) * 8 >= words * 7 {
+        } else if content.marks > 0 && (u64::from(content.counts) + u64::from(content.marks)) * 8 >= words * 7 {
             Self::Marks
         } else if words >= page_words / 2 {
             Self::Large
@@ -163,13 +163,16 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Numbers, _) => Cause::Number,
-        (Change::Marks, _) => Cause::GarbageCollector,
+        // Whoever counts first copies the page without a collection, too.
+        (Change::Marks, _) if !counts_first => match wrote {
+            Wrote::Unknown if evidence.runtime.counts_references() => Cause::CountOrCollector,
+            _ => Cause::GarbageCollector,
+        },
         (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         // These words are no counts, since the layout tells counts: to set an attribute counts references first, and the page
         // would be copied without that, too.
         (Change::Few, _) if evidence.objects && counts_first => return changed(evidence),
-        (_, Some(Purpose::References)) => Cause::ReferenceCount,
-        _ if wrote == Wrote::ReferenceCount => Cause::ReferenceCount,
+        _ if counts_first => Cause::ReferenceCount,
         (Change::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
         // Where no references are counted, none but the collector puts back what it wrote in so many objects.
@@ -182,7 +185,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
             Cause::CountOrCollector
         }
         (Change::Identical, _) => Cause::Rewritten,
-        (Change::Few | Change::Some, _) => return changed(evidence),
+        (Change::Few | Change::Some | Change::Marks, _) => return changed(evidence),
         (Change::Unknown | Change::Gone, _) => {
             let reason = match (evidence.code, purpose) {
                 (false, _) => Reason::NoEvidence,
@@ -331,6 +334,9 @@ mod tests {
         assert_eq!(Change::of(&hashes, 4096), Change::Hashes);
         let immortal = record::Content { immortal: 30, ..hashes };
         assert_eq!(Change::of(&immortal, 4096), Change::ImmortalHashes);
+        let moved = record::Content { marks: 100, ..content(500, 120, 10) };
+        assert_eq!(Change::of(&moved, 4096), Change::Marks);
+        assert_eq!(Change::of(&record::Content { words: 140, ..moved }, 4096), Change::Some, "much else changed");
         // Half of a page is more words where pages are larger.
         assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);
     }
@@ -379,6 +385,11 @@ mod tests {
             (Wrote::CollectorHeader, Change::Identical, Cause::GarbageCollector),
             (Wrote::CollectorHeader, Change::Few, Cause::GarbageCollector),
             (Wrote::Unknown, Change::Identical, Cause::CountOrCollector),
+            // The collector moves what it visits in its lists; who counted before had copied the page.
+            (Wrote::Other, Change::Marks, Cause::GarbageCollector),
+            (Wrote::CollectorHeader, Change::Marks, Cause::GarbageCollector),
+            (Wrote::ReferenceCount, Change::Marks, Cause::ReferenceCount),
+            (Wrote::Unknown, Change::Marks, Cause::CountOrCollector),
             (Wrote::Other, Change::Identical, Cause::Rewritten),
             (Wrote::Atomic, Change::Few, Cause::Counter),
             // Had the hash been asked for before, the page would have been copied for counting.

@@ -7,6 +7,7 @@ use super::watch::Watch;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::Memory;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// So many pages are remembered.
 const PAGES_MAX: usize = 64;
@@ -18,9 +19,15 @@ const PAGES_MAX: usize = 64;
 pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
     let bytes = baseline::page_bytes();
     let mut files = Files::new(watch.pid);
-    let mut pages: HashMap<u64, Option<Box<[u8]>>> = HashMap::new();
+    let mut pages: HashMap<u64, Option<Rc<[u8]>>> = HashMap::new();
+    // Most words lie where the one before lay.
+    let mut last: Option<(u64, Rc<[u8]>)> = None;
     move |address| {
         let page = address / bytes * bytes;
+        let of = |held: &[u8]| Some(u64::from_le_bytes(*held.get((address - page) as usize..)?.first_chunk::<8>()?));
+        if let Some((_, held)) = last.as_ref().filter(|(last, _)| *last == page) {
+            return of(held);
+        }
         if pages.len() >= PAGES_MAX && !pages.contains_key(&page) {
             pages.clear();
         }
@@ -35,9 +42,9 @@ pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
             };
             is_read.then(|| held.into())
         };
-        let word =
-            pages.entry(page).or_insert_with(read).as_ref()?.get((address - page) as usize..)?.first_chunk::<8>()?;
-        Some(u64::from_le_bytes(*word))
+        let held = pages.entry(page).or_insert_with(read).as_ref()?;
+        last = Some((page, Rc::clone(held)));
+        of(held)
     }
 }
 

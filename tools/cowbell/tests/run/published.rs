@@ -218,9 +218,13 @@ fn the_collector_is_told_with_its_remedy_which_helps() {
     let source = "import gc, os\ndata = [[n] for n in range(200_000)]\nFREEZE\nif os.fork() == 0:\n    gc.collect()\n    os._exit(0)\nos.wait()\n";
     let plain = report(&python, mode, "collects.py", &source.replace("FREEZE", "pass"));
     let parts = with_events(mode, &["garbage collector writes", "collects.py:5", "gc.freeze()"]);
+    let moved_parts = with_events(mode, &["garbage collector writes", "moves.py:6", "gc.freeze()"]);
     // Without events it may as well have been counting, which numpy would help.
     let unwanted: &[&str] = if mode == "count" { &[] } else { &["numpy"] };
     demand(&plain, "COPIED: 1 child copied", &parts, unwanted);
+    // The collector comes to the lists before it comes to what leads to them: it moves all of them in its lists.
+    let moved = source.replace("data = ", "table = {}\ntable['data'] = ").replace("FREEZE", "pass");
+    demand(&report(&python, mode, "moves.py", &moved), "COPIED: 1 child copied", &moved_parts, unwanted);
     let frozen = report(&python, mode, "frozen.py", &source.replace("FREEZE", "gc.freeze()"));
     demand(&frozen, "SHARED: all is well: 1 child copied", &[], &["What helps"]);
 }

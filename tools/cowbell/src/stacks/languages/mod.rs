@@ -211,7 +211,7 @@ pub enum Changed {
     Count,
     /// The word was written because a string was used as a number, which it keeps.
     Number,
-    /// The collector wrote the word as it marked or freed an object.
+    /// The collector wrote the word as it marked or freed an object, or moved it in its lists.
     Mark,
 }
 

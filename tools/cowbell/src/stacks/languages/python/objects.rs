@@ -4,7 +4,7 @@
 //! type, and every chain of types ends at the type of types, which is its own type and is named `type`. Nothing else is
 //! taken for an object, so an interpreter of another layout (free-threaded, or built to trace references) has none here.
 
-use super::super::{Objects, Patience, Word};
+use super::super::{Changed, Objects, Patience, Word};
 use crate::record::Wrote;
 use std::collections::HashMap;
 
@@ -18,6 +18,8 @@ const HAVE_GC: u64 = 1 << 14;
 /// each object that it begins with (`_PyGC_PREV_MASK_COLLECTING`, since CPython 3.8), from the first of its list to the last.
 const HEADER_FLAGS: u64 = 3;
 const COLLECTING: u64 = 2;
+/// Flags in either word: headers are aligned.
+const LINK_FLAGS: u64 = 7;
 /// The instances are strings of bytes or of characters (`Py_TPFLAGS_BYTES_SUBCLASS`, `Py_TPFLAGS_UNICODE_SUBCLASS`).
 const STRING: u64 = 1 << 27 | 1 << 28;
 /// Offset at which a string keeps its hash; all bits are set as long as it was not asked for it.
@@ -45,13 +47,15 @@ struct Type {
 /// The type objects of one process.
 pub struct Types {
     known: HashMap<u64, Option<Type>>,
+    /// The last answer: neighbours are mostly of one type.
+    last: Option<(u64, Option<Type>)>,
     patience: Patience,
 }
 
 impl Types {
     /// None known yet.
     pub fn new(patience: Patience) -> Self {
-        Self { known: HashMap::new(), patience }
+        Self { known: HashMap::new(), last: None, patience }
     }
 
     /// The type of an object that begins with these two words, if it is one.
@@ -61,7 +65,11 @@ impl Types {
         if !is_count || !of.is_multiple_of(8) || of < 1 << 16 || of >> 47 != 0 {
             return None;
         }
+        if let Some((_, known)) = self.last.filter(|&(last, _)| last == of) {
+            return known;
+        }
         if let Some(&known) = self.known.get(&of) {
+            self.last = Some((of, known));
             return known;
         }
         if self.patience.is_over() {
@@ -74,6 +82,26 @@ impl Types {
         self.patience.note(found.is_some());
         self.known.insert(of, found);
         found
+    }
+
+    /// Tells whether the word at an offset of a page that went from `was` to `is` belongs to the collector, which moved an object that
+    /// lives on in its lists, away from one that lives on as well.
+    fn was_moved_by_collector(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> bool {
+        let mut lives_at = |at: usize, word: &mut Word<'_>| {
+            let mut of = |page: &[u8]| {
+                let (count, of) = (read(page, at)?, read(page, at + TYPE as usize)?);
+                self.of_object(count, of, word).filter(|found| found.is_collected).map(|_| of)
+            };
+            of(was).is_some_and(|before| of(is) == Some(before))
+        };
+        // It is the first of the two words before an object, or the second.
+        if !lives_at(at + 16, word) && !lives_at(at + 8, word) {
+            return false;
+        }
+        let [before, after] = [was, is].map(|page| read(page, at).unwrap_or(0) & !LINK_FLAGS);
+        let mut at_neighbour = |nth: u64| before.checked_add(16 + 8 * nth).and_then(&mut *word).unwrap_or(0);
+        let (count, of) = (at_neighbour(0), at_neighbour(1));
+        before == after || self.of_object(count, of, word).is_some_and(|found| found.is_collected)
     }
 }
 
@@ -141,8 +169,11 @@ impl Objects for Types {
             && [was, is].iter().all(|&count| self.of_object(count, next, word).is_some())
     }
 
+    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
+        self.was_moved_by_collector(was, is, at, word).then_some(Changed::Mark)
+    }
+
     fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> Option<bool> {
-        let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let object = at.checked_sub(HASH).filter(|_| read(was, at) == Some(u64::MAX))?;
         let mut count_of_string = |page: &[u8]| {
             let (count, of) = (read(page, object)?, read(page, object + 8)?);
@@ -151,6 +182,11 @@ impl Objects for Types {
         count_of_string(was)?;
         Some(count_of_string(is)? & 0xffff_ffff >= IMMORTAL)
     }
+}
+
+/// The word at an offset of a page.
+fn read(page: &[u8], at: usize) -> Option<u64> {
+    page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
 }
 
 #[cfg(test)]
@@ -222,6 +258,33 @@ mod tests {
         assert_eq!(told(&memory), due(header));
         memory.extend([(pointer + 8, 0x7f00_0000_2000), (HEAP + 40, 1 << 2 | COLLECTING)]);
         assert_eq!(told(&memory), due(header));
+    }
+
+    #[test]
+    fn an_object_was_moved_by_the_collector_if_it_and_its_neighbour_live_on() {
+        // Lists behind their headers, each of four words: at 0 and at 32 on the page; one more elsewhere.
+        let (other, page_at) = (HEAP + 0x1000, HEAP);
+        let lists = |links: [u64; 4]| -> Vec<u8> {
+            let words = [links[0], links[1], 1, LIST, links[2], links[3], 1, LIST];
+            words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        let was = lists([page_at + 32, other, other, page_at]);
+        let moved = |memory: &HashMap<u64, u64>, is: &[u8]| {
+            let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+            (0..8).map(|nth| types.was_moved_by_collector(&was, is, 8 * nth, &mut word)).collect::<Vec<_>>()
+        };
+        let mut memory = with(&[0, 0, 1, LIST, 0, 0, 1, LIST]);
+        memory.extend([(other, 0), (other + 16, 1), (other + 24, LIST)]);
+        let is = lists([other, page_at + 32 + 1, page_at, other]);
+        let links = [true, true, false, false, true, true, false, false];
+        assert_eq!(moved(&memory, &is), links);
+        // The neighbour elsewhere was freed: whoever did it linked the others anew.
+        memory.insert(other + 16, 0);
+        assert_eq!(moved(&memory, &is), [true, false, false, false, false, true, false, false]);
+        // The object itself was freed, and another one put in its place.
+        let mut freed = is.clone();
+        freed[16..24].copy_from_slice(&0u64.to_le_bytes());
+        assert_eq!(moved(&memory, &freed)[..2], [false, false]);
     }
 
     #[test]
