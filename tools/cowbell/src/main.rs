@@ -11,6 +11,7 @@ mod exporter;
 mod failure;
 mod front;
 mod input;
+mod lab;
 mod manual;
 mod output;
 mod record;
@@ -62,12 +63,29 @@ enum Command {
     Diff(diff::Options),
     /// Render a capture again.
     Report(report::Options),
+    /// Run experiments with real systems, and say what is seen: what copies, and what does not.
+    ///
+    /// The exit status is 1 if a program failed or what was seen is not as expected.
+    Lab(lab::Options),
     /// Say what this kernel and this user can do, and what would change that.
     Doctor {
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
+    /// Start a way of the lab, with these signals blocked.
+    #[command(hide = true)]
+    LabStart {
+        mask: u64,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// A pool of the lab's.
+    #[command(hide = true)]
+    LabPool { edges: std::path::PathBuf, workers: u32 },
+    /// A server of the lab's: the descriptor of its socket, its numbers and its workers.
+    #[command(hide = true)]
+    LabServer { socket: i32, numbers: u64, workers: u32 },
     /// Write man pages.
     #[command(hide = true)]
     Man(manual::Man),
@@ -99,6 +117,13 @@ fn main() -> ExitCode {
         Command::Check(options) => check::run(&options),
         Command::Diff(options) => answer("diff", diff::run(&options)),
         Command::Report(options) => answer("report", report::run(&options)),
+        Command::Lab(options) => lab::run(&options),
+        Command::LabStart { mask, command } => answer("lab", Err(lab::parts::start(mask, &command))),
+        Command::LabPool { edges, workers } => answer("lab", lab::parts::pool(&edges, workers)),
+        Command::LabServer { socket, numbers, workers } => match inherited(socket) {
+            Ok(socket) => answer("lab", lab::parts::server(socket, numbers, workers)),
+            Err(e) => answer("lab", Err(Failure::new(format!("there is no such socket: {e}")))),
+        },
         Command::Man(options) => answer("man", manual::man(Arguments::command(), &options)),
         Command::Completions(options) => answer("completions", manual::completions::<Arguments>(&options)),
         Command::Doctor { json } => doctor::run(json),

@@ -21,6 +21,8 @@ mod estimates;
 mod event;
 #[path = "run/exact.rs"]
 mod exact;
+#[path = "run/experiments.rs"]
+mod experiments;
 #[path = "../src/record/fault.rs"]
 mod fault;
 #[path = "run/faults.rs"]

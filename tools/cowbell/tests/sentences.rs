@@ -32,6 +32,7 @@ const SAY: &[&str] = &[
     "src/doctor.rs",
     "src/failure.rs",
     "src/demo",
+    "src/lab",
     "src/front",
     "src/output.rs",
     "src/report.rs",
@@ -56,7 +57,7 @@ fn sources(path: &Path) -> Vec<String> {
         return vec![fs::read_to_string(path).expect("text")];
     }
     let entries = fs::read_dir(path).expect("a room").map(|entry| entry.expect("an entry").path());
-    let says = |path: &PathBuf| path.extension().is_none_or(|extension| extension != "css");
+    let says = |path: &PathBuf| path.extension().is_none_or(|extension| !(extension == "css" || extension == "py"));
     entries.filter(says).flat_map(|path| sources(&path)).collect()
 }
 

@@ -16,6 +16,7 @@ mod codes;
 pub mod detail;
 pub mod diff;
 mod evidence;
+pub mod experiment;
 mod faults;
 mod forks;
 mod gaps;

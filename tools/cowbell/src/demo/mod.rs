@@ -2,8 +2,8 @@
 //! show what each of them copied and why.
 
 mod cost;
-mod edges;
-mod graph;
+pub mod edges;
+pub mod graph;
 mod render;
 mod roles;
 

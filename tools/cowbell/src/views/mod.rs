@@ -5,6 +5,7 @@ pub mod diff;
 pub mod export;
 pub mod html;
 mod json;
+pub mod lab;
 mod lines;
 mod objects;
 mod processes;
@@ -18,6 +19,7 @@ mod width;
 pub use json::{Document, json};
 pub use lines::{WIDTH, clean, some};
 pub use text::text;
+pub use verdict::{has_cause, sentence};
 
 /// The amount of detail in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,12 +38,12 @@ pub fn verdict(text: &mut Text, summary: &Summary, quiet: bool) {
 }
 
 /// Tells whether there is anything that wants a reason. Nothing does where all is well.
-fn has_cause(verdict: &Verdict) -> bool {
+pub fn has_cause(verdict: &Verdict) -> bool {
     matches!(verdict.kind, Kind::Copied | Kind::New | Kind::ParentPays) && !verdict.why.is_empty()
 }
 
 /// The verdict in one sentence, or two.
-fn sentence(summary: &Summary) -> String {
+pub fn sentence(summary: &Summary) -> String {
     let verdict = &summary.verdict;
     let copied = bound(verdict.copied_bytes_min, verdict.copied_bytes);
     let command = head(&summary.run.command.join(" "), 40);

@@ -150,7 +150,7 @@ impl Redis {
 }
 
 /// Redis' name for its program: Debian's redis-tools has it as redis-check-rdb, and it looks at what it is called.
-fn redis_server(scratch: &Scratch) -> PathBuf {
+pub fn redis_server(scratch: &Scratch) -> PathBuf {
     let link = scratch.path("redis-server");
     std::os::unix::fs::symlink("/usr/bin/redis-check-rdb", &link).expect("a link");
     assert!(link.exists(), "redis-tools: tools/setup --tests installs it");

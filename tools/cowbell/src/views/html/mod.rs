@@ -109,7 +109,7 @@ impl Page {
     }
 
     /// Adds a list of sentences; nothing if there are none.
-    pub fn list(&mut self, id: &'static str, title: &str, sentences: &[String]) {
+    pub fn list(&mut self, id: &str, title: &str, sentences: &[String]) {
         if sentences.is_empty() {
             return;
         }

@@ -1,0 +1,132 @@
+//! `cowbell lab`: every experiment comes out as expected, in all forms in which it is shown, and nothing is left of it.
+
+use crate::lab::{Running, Scratch, is_root, run, skip, tool};
+use crate::programs::{eventually, gunicorn, redis_server};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// The lab with these arguments, in a place of its own, where a server of Redis' is to be found.
+fn lab(scratch: &Scratch, python: &Path, arguments: &[&str]) -> Command {
+    if !scratch.path("redis-server").exists() {
+        redis_server(scratch);
+    }
+    let path = std::env::var("PATH").expect("a PATH");
+    let mut command = Command::new(tool());
+    command.args(["lab", "--quick", "--python"]).arg(python).args(arguments);
+    command.env("TMPDIR", scratch.path("")).env("PATH", format!("{}:{path}", scratch.path("").display()));
+    command
+}
+
+fn python() -> Option<std::path::PathBuf> {
+    let python = gunicorn();
+    if python.is_none() {
+        skip("the packages are below the target directory, which this user cannot read");
+    }
+    python
+}
+
+/// The names of the ways that ran, each experiment being as expected.
+fn ran(told: &[u8]) -> Vec<String> {
+    let told: Value = serde_json::from_slice(told).expect("JSON");
+    assert_eq!(told["format"], "cowbell-lab");
+    let experiments = told["experiments"].as_array().expect("experiments");
+    let mut names = Vec::new();
+    for experiment in experiments {
+        assert_eq!(experiment["unexpected"].as_array().map(Vec::len), Some(0), "{experiment:#}");
+        for way in experiment["ways"].as_array().expect("ways") {
+            if let Some(why) = way["outcome"]["skipped"]["why"].as_str() {
+                println!("skipped: {}: {why}", way["name"]);
+            } else {
+                names.push(way["name"].as_str().expect("a name").to_owned());
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn what_people_do_with_python_comes_out_as_expected() {
+    let Some(python) = python() else { return };
+    let scratch = Scratch::new();
+    let (page, chart) = (scratch.path("page.html"), scratch.path("chart.svg"));
+    let [page_name, chart_name] = [&page, &chart].map(|path| path.to_str().expect("text"));
+    let all = ["pool", "executor", "gunicorn", "collector", "matrix"];
+    let forms = ["--json", "--html", page_name, "--chart", chart_name];
+    let outcome = run(&scratch, &mut lab(&scratch, &python, &[&all[..], &forms].concat()));
+    assert_eq!(outcome.code, Some(0), "{}\n{}", String::from_utf8_lossy(&outcome.out), outcome.err);
+    let ran = ran(&outcome.out);
+    for way in
+        ["argument", "global", "sent", "dict", "cowbell", "each", "idle", "list", "joblib", "mmap", "write", "manager"]
+    {
+        assert!(ran.iter().any(|name| name == way), "{way} is not among {ran:?}");
+    }
+    let text = |path| std::fs::read_to_string(path).expect("text");
+    let (page, chart) = (text(&page), text(&chart));
+    assert!(page.ends_with("</html>\n") && page.contains("each came out as expected"), "{page}");
+    assert!(
+        chart.starts_with("<svg ") && chart.ends_with("</svg>\n") && chart.matches("<rect ").count() > 20,
+        "{chart}"
+    );
+    nothing_is_left(&scratch);
+}
+
+#[test]
+fn servers_come_out_as_expected() {
+    let Some(python) = python() else { return };
+    let scratch = Scratch::new();
+    let outcome = run(&scratch, &mut lab(&scratch, &python, &["servers", "--json"]));
+    assert_eq!(outcome.code, Some(0), "{}\n{}", String::from_utf8_lossy(&outcome.out), outcome.err);
+    let ran = ran(&outcome.out);
+    assert!(ran.iter().any(|name| name == "redis writes"), "{ran:?}");
+    if is_root() {
+        // The setup has installed them.
+        for way in ["postgres sorts", "puma compact"] {
+            assert!(ran.iter().any(|name| name == way), "{way} is not among {ran:?}");
+        }
+    }
+    nothing_is_left(&scratch);
+}
+
+/// The lab's own places are gone.
+fn nothing_is_left(scratch: &Scratch) {
+    let left =
+        std::fs::read_dir(scratch.path("")).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("cowbell-lab-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_lab_that_is_told_to_end_ends_what_it_started() {
+    let Some(python) = python() else { return };
+    let scratch = Scratch::new();
+    let running = Running::start(&scratch, &mut lab(&scratch, &python, &["gunicorn"]));
+    let started = || {
+        let all = Command::new("pgrep").args(["-f", &format!("gunicorn.*{}", scratch.path("").display())]).output();
+        let pids = String::from_utf8(all.expect("pgrep").stdout).expect("numbers");
+        (pids.lines().count() >= 2).then_some(())
+    };
+    eventually("gunicorn runs", &running, started);
+    let told = Command::new("kill").arg(running.pid().to_string()).status().expect("kill");
+    assert!(told.success());
+    let outcome = running.finish();
+    assert_eq!(outcome.code, Some(1), "{}", outcome.err);
+    assert!(outcome.err.contains("told to end by signal 15"), "{}", outcome.err);
+    let left = Command::new("pgrep").args(["-f", &scratch.path("").display().to_string()]).output().expect("pgrep");
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    nothing_is_left(&scratch);
+}
+
+#[test]
+fn what_is_missing_is_skipped_by_name_and_a_name_that_is_none_is_refused() {
+    let scratch = Scratch::new();
+    let none = scratch.path("none");
+    let outcome = run(&scratch, &mut lab(&scratch, &none, &["pool", "executor"]));
+    let text = String::from_utf8_lossy(&outcome.out).into_owned();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    assert!(text.contains("skipped: there is no ") && text.contains("8 ways were skipped"), "{text}");
+    assert!(text.contains("In a frozen arena"), "what needs no Python runs: {text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let outcome = run(&scratch, &mut lab(&scratch, &none, &["pools"]));
+    assert_eq!(outcome.code, Some(2), "{}", outcome.err);
+}
