@@ -22,6 +22,7 @@ const SAY: &[&str] = &[
     "src/analyse/roles.rs",
     "src/stacks/languages/perl.rs",
     "src/stacks/languages/php.rs",
+    "src/stacks/languages/r.rs",
     "src/stacks/languages/recognised.rs",
     "src/stacks/languages/ruby.rs",
     "src/trace",

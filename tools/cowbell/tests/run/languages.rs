@@ -1,4 +1,4 @@
-//! Programs in Perl, PHP and Ruby, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
+//! Programs in Perl, PHP, Ruby and R, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
 //! measured by applying it.
 
 use crate::exact::may_trace;
@@ -288,4 +288,26 @@ fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_an
     assert!(copied(&helped) * 2.0 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
     let (_, read, text) = run("", "DATA_OF_ALL.each { |one| one.length }");
     assert!(text.contains("SHARED: all is well") && copied(&read) < 200.0, "{text}");
+}
+
+#[test]
+fn what_rs_collector_copies_has_its_cause() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    // R brings half of a desktop: tools/setup does not install it.
+    let program = Path::new("/usr/bin/Rscript");
+    if !program.exists() {
+        return skip("R is not installed (Debian: r-base-core)");
+    }
+    let source = "
+rows <- lapply(1:100000, function(i) c(i, i + 1))
+child <- parallel::mcparallel({ gc(); 0 })
+invisible(parallel::mccollect(child))
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("collects.R", source);
+    let (report, text) = report(&scratch, &[], [program, &script]);
+    let (cause, share, remedy) = most(&report);
+    assert!(cause == "garbage_collector" && share > 0.85 && remedy.is_empty(), "{cause} {share} {remedy}: {text}");
 }

@@ -8,6 +8,7 @@ mod held;
 mod perl;
 mod php;
 mod python;
+mod r;
 mod recognised;
 mod ruby;
 
@@ -286,7 +287,7 @@ pub trait Reader {
 }
 
 /// Every language that is known; those of which more is known come first.
-pub const ALL: &[&dyn Language] = &[&python::CPython, &ruby::Ruby, &perl::Perl, &php::Php, &recognised::OTHERS];
+pub const ALL: &[&dyn Language] = &[&python::CPython, &ruby::Ruby, &r::R, &perl::Perl, &php::Php, &recognised::OTHERS];
 
 /// The language that a capture calls so.
 pub fn by_id(id: &str) -> Option<&'static dyn Language> {

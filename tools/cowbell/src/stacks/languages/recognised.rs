@@ -21,7 +21,7 @@ pub struct Recognised {
     pub remedies: &'static [(Work, &'static str)],
 }
 
-/// Others: Java, JavaScript, Lua, R, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
+/// Others: Java, JavaScript, Lua, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
 pub const OTHERS: Recognised = Recognised {
     id: "other",
     name: "another interpreter",
@@ -32,7 +32,6 @@ pub const OTHERS: Recognised = Recognised {
         "lua",
         "liblua",
         "libmozjs",
-        "libR.so",
         "libjulia",
         "libmonosgen",
         "libcoreclr.so",
