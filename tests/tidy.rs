@@ -389,7 +389,8 @@ fn links_in_the_documentation_lead_somewhere() {
         let text = fs::read_to_string(&page).expect("text");
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let target = target.split('#').next().unwrap_or_default();
-            if target.is_empty() || target.contains("://") {
+            // The listing of sentences has places that are filled in.
+            if target.is_empty() || target.contains("://") || target.starts_with('{') {
                 continue;
             }
             assert!(page.with_file_name("").join(target).exists(), "{}: {target}", page.display());
