@@ -2,7 +2,7 @@
 
 use crate::record::NativeFrame;
 pub use crate::stacks::languages::Work as Purpose;
-use crate::stacks::languages::{runs_program, work_of_function};
+use crate::stacks::languages::{outlives_program, runs_program, work_of_function};
 pub use crate::stacks::own_name::moves_bytes;
 
 /// Functions that do nothing but count references, inlined or not.
@@ -186,7 +186,8 @@ pub fn teardown(frames: &[NativeFrame]) -> Option<bool> {
     let mut names = frames.iter().map(|frame| bare(&frame.function));
     names.find_map(|name| match work_of_function(name) {
         Some(Purpose::Exit) => Some(true),
-        _ => runs_program(name).then_some(false),
+        _ if runs_program(name) => Some(false),
+        _ => outlives_program(name).then_some(true),
     })
 }
 

@@ -51,7 +51,11 @@ impl Phases {
             Some(Work::Start) if has_start => Phase::Start,
             Some(Work::Exit) if has_end => Phase::End,
             _ if has_start && is_within(stack, stacks, codes, &code::starts) => Phase::Start,
-            _ if has_end && is_within(stack, stacks, codes, &code::shuts_down) => Phase::End,
+            _ if has_end
+                && (is_within(stack, stacks, codes, &code::shuts_down) || is_torn_down(stack, stacks, codes)) =>
+            {
+                Phase::End
+            }
             _ => Phase::Work,
         };
         let phases: Vec<Phase> = samples.iter().map(phase).collect();

@@ -57,6 +57,31 @@ os.waitpid(p, 0)
     assert!(text.contains("os._exit(0)") && text.contains("while they ended"), "{text}");
 }
 
+/// Since CPython 3.13 no function that takes the interpreter down is exported.
+#[test]
+fn newer_pythons_without_symbols_are_told_on_their_way_out() {
+    if let Some(why) = may_hear_faults() {
+        return skip(&why);
+    }
+    let Some(python) = gunicorn() else {
+        return skip("they are below the target directory, which this user cannot read");
+    };
+    let folder = python.ancestors().nth(3).expect("the target directory").join("python-tests/cpython/root/usr/bin");
+    let source = "import os, sys\ndata = [str(i) for i in range(300_000)]\np = os.fork()\nif p == 0: sys.exit(0)\nos.waitpid(p, 0)\nos._exit(0)\n";
+    for version in ["3.14", "3.15"] {
+        let python = folder.join(format!("python{version}"));
+        if !python.exists() {
+            skip(&format!("CPython {version} could not be had: tools/python/setup says why"));
+            continue;
+        }
+        let scratch = Scratch::new();
+        let script = scratch.file("exits.py", source);
+        let (report, text) = report(&scratch, &["--mode", "faults"], [python.as_path(), &script]);
+        let [_, most, ending] = phases(&report);
+        assert!(most < 2.0 && ending > 8.0, "{version}: {most} MiB at work, {ending} on the way out: {text}");
+    }
+}
+
 /// The first stack takes far longer than the next where the files of many libraries are read for it, and on a busy machine longer still.
 #[test]
 fn where_many_libraries_are_loaded_the_way_out_is_told_on_a_busy_machine_too() {

@@ -106,7 +106,9 @@ fn what_the_program_does_on_its_way_out_is_not_advised_away() {
             Record::Stack(stack),
             Record::Events { interval: 0, events: events.collect() },
             end(0, vec![PageRun { start: HEAP, pages: 5, class: Class::Copy }], contents.collect()),
-            Record::Symbols { codes: vec![named(60, "_PyEval_EvalFrameDefault"), named(70, "Py_FinalizeEx")] },
+            Record::Symbols {
+                codes: vec![named(60, "_PyEval_EvalFrameDefault"), named(70, "Py_FinalizeEx"), named(80, "Py_RunMain")],
+            },
         ]);
         assert_eq!(summary.causes[0].cause, Cause::Exit);
         summary.causes[0].remedy
@@ -116,6 +118,8 @@ fn what_the_program_does_on_its_way_out_is_not_advised_away() {
     let last = Frame { function: "last".into(), file: "/srv/job.py".into(), line: 9 };
     assert_eq!(of(vec![1, 70], vec![last]), None);
     assert_eq!(of(vec![1, 60, 70], vec![]), None);
+    // Since CPython 3.13 no function that takes it down is exported: only the one that runs the program before.
+    assert!(of(vec![1, 80], vec![]).is_some_and(|remedy| remedy.contains("os._exit()")));
 }
 
 #[test]

@@ -89,6 +89,11 @@ pub trait Language: Debug + Sync {
         false
     }
 
+    /// Tells whether a function runs the program and then takes the interpreter down: below it is the one or the other.
+    fn outlives_program(&self, _function: &str) -> bool {
+        false
+    }
+
     /// The work of a stack of the program, by its frames, the innermost first; `None` for the program's own work.
     fn work_of_frames(&self, _frames: &[Frame]) -> Option<Work> {
         None
@@ -313,6 +318,11 @@ pub fn helps_caller(function: &str) -> bool {
 /// Tells whether this function of any language's interpreter runs the program.
 pub fn runs_program(function: &str) -> bool {
     ALL.iter().any(|language| language.runs_program(function))
+}
+
+/// Tells whether this function of any language's interpreter runs the program and then takes the interpreter down.
+pub fn outlives_program(function: &str) -> bool {
+    ALL.iter().any(|language| language.outlives_program(function))
 }
 
 /// Tells whether a source file is the user's own. Any file is, in a language that is not known.

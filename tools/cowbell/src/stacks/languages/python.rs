@@ -54,6 +54,10 @@ impl Language for CPython {
         functions::runs_program(function)
     }
 
+    fn outlives_program(&self, function: &str) -> bool {
+        functions::outlives_program(function)
+    }
+
     fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
         // The innermost of the frames that say what they are for decides.
         frames.iter().find_map(|frame| {

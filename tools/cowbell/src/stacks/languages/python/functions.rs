@@ -99,6 +99,12 @@ pub fn runs_program(function: &str) -> bool {
     RUNS.contains(&function)
 }
 
+/// Tells whether a function runs the program and then takes the interpreter down: below it is the one or the other. It is exported,
+/// where the functions that take it down are not (since CPython 3.13).
+pub fn outlives_program(function: &str) -> bool {
+    function == "Py_RunMain"
+}
+
 /// The work of a function; `None` for one that is in none of these lists.
 pub fn work(function: &str) -> Option<Work> {
     if COLLECTOR.contains(&function) || COLLECTOR_BEGINNINGS.iter().any(|start| function.starts_with(start)) {
@@ -107,7 +113,9 @@ pub fn work(function: &str) -> Option<Work> {
         Some(Work::References)
     } else if ALLOCATOR.contains(&function) || function.starts_with("pymalloc_") {
         Some(Work::Allocator)
-    } else if ["Py_FinalizeEx", "Py_Finalize", "finalize_modules", "finalize_interp_clear"].contains(&function) {
+    } else if ["Py_FinalizeEx", "Py_Finalize", "_Py_Finalize", "finalize_modules", "finalize_interp_clear"]
+        .contains(&function)
+    {
         Some(Work::Exit)
     } else if function == "PyOS_AfterFork_Child" {
         Some(Work::Start)
