@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 /// The kernel adds up what each processor has counted of resident pages only now and then: its peak is right within this.
 const COUNTED_MIN: u64 = 2 << 20;
 
+/// The copies after the last sampled stack are much of what a worker copied from one of so many parts on.
+const LAST_SHARE: u64 = 8;
+
 /// The processes and intervals of the summary, by their parts in the verdict.
 pub struct Cast<'a> {
     summary: &'a Summary,
@@ -56,16 +59,20 @@ impl<'a> Cast<'a> {
         first.fold(0, |sum: u64, interval| sum.saturating_add(of(&interval.held)))
     }
 
-    /// Tells whether a worker ended by itself whose interpreter frees what it has then, and no stacks were sampled to tell.
+    /// Tells whether a worker ended by itself whose interpreter frees what it has then, and no stacks were sampled to tell, or none of
+    /// much that it copied last.
     pub fn ending_is_unknown(&self) -> bool {
-        let stacks_every = self.summary.run.stacks_every;
+        let (stacks_every, page) = (self.summary.run.stacks_every, self.summary.run.page_size);
         let exited = |at: usize| {
             let ended = self.summary.processes.get(at).and_then(|process| process.ended);
             matches!(ended, Some(Ended::Exited(_)))
         };
         let frees = |interval: &&&Interval| {
             let language = interval.language.and_then(languages::by_id);
-            (interval.mode == Mode::Count || stacks_every == 0)
+            let last = interval.at_work.after_stacks_pages;
+            let is_much =
+                last.saturating_mul(page) >= LITTLE && last.saturating_mul(LAST_SHARE) >= interval.copied_pages;
+            (interval.mode == Mode::Count || stacks_every == 0 || is_much)
                 && interval.closed == Some(Closed::Exit)
                 && language.is_some_and(|language| language.remedy(Work::Exit).is_some())
         };

@@ -141,6 +141,7 @@ fn interval(number: u32, report: &Report) -> Interval {
             identical_pages: contents.identical_pages,
             file_pages: copied_pages,
             undated_pages: 0,
+            after_stacks_pages: 0,
         },
         contents,
         when: None,

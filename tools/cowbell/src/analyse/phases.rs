@@ -79,6 +79,12 @@ impl Phases {
         self.torn_down.iter().skip(self.worked as usize).any(|&torn_down| torn_down)
     }
 
+    /// Tells whether a copy before which so many stacks had been sampled came after the last of them, and none was on the way out:
+    /// whether it was made there is not known.
+    pub fn may_be_end(&self, after: Option<u32>) -> bool {
+        !self.has_end() && after == Some(self.all)
+    }
+
     /// Tells whether any stack was sampled on the way out.
     pub fn has_end(&self) -> bool {
         self.worked < self.all
@@ -193,7 +199,11 @@ mod tests {
         use Phase::*;
         assert_eq!(told, [Work, Start, Start, Work, Work, End]);
         assert!(phases.has_teardown(), "the last one");
-        assert!(!Phases { worked: 4, ..phases.clone() }.has_teardown(), "a function of that name at work is none");
+        let without_end = Phases { worked: 4, ..phases.clone() };
+        assert!(!without_end.has_teardown(), "a function of that name at work is none");
+        let may_be_end = [None, Some(0), Some(3), Some(4)].map(|after| without_end.may_be_end(after));
+        assert_eq!(may_be_end, [false, false, false, true], "no stack tells what came after the last one");
+        assert!(!phases.may_be_end(Some(4)), "that is the end");
         let told = [None, Some(0), Some(1), Some(2), Some(3), Some(4)].map(|after| phases.is_torn_down(after));
         assert_eq!(told, [false, false, false, false, false, true], "before the end nothing is");
         assert_eq!(

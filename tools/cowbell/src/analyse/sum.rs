@@ -194,6 +194,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
             at_work.compared_pages += if copied.change.is_compared() { all } else { 0 };
             at_work.identical_pages += if copied.change == Change::Identical { all } else { 0 };
             at_work.file_pages += if copied.of_file { all } else { 0 };
+            at_work.after_stacks_pages += if phases.may_be_end(copied.after) { all } else { 0 };
             at_work.undated_pages += if copied.after.is_none() && phases.has_end() { all } else { 0 };
         }
         if profile.detailed {

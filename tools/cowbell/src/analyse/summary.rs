@@ -197,6 +197,8 @@ pub struct AtWork {
     /// Copies of which it is not known when they were made, in an interval of which others were made on the way out: these may
     /// have been, too.
     pub undated_pages: u64,
+    /// Those that were copied after the last sampled stack, where none was sampled on the way out: it may be that.
+    pub after_stacks_pages: u64,
 }
 
 /// When copies were made, from the opening of the interval.
