@@ -128,7 +128,8 @@ pub(super) fn of_servers(found: &mut Conclusion<'_>, scale: &Scale) {
             bytes(own(reads)),
             bytes(own(sorts))
         ));
-        found.expect(own(reads) < 8 << 20, "a process that reads a table has little of its own");
+        // A row takes some 60 bytes in the table.
+        found.expect(own(reads) < scale.table_rows * 15, "a process that reads a table has little of its own");
         found.expect(own(sorts) > 2 * own(reads), "a process that sorts in memory has new memory");
     }
     if let (Some(plain), Some(compact)) = (found.watched("puma"), found.watched("puma compact")) {
