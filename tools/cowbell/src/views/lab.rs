@@ -128,7 +128,12 @@ pub fn text(lab: &Lab) -> String {
 
 /// For a file of documentation; the chart, if there is one, is beside it under this name.
 pub fn markdown(lab: &Lab, chart: Option<&str>) -> String {
-    let mut text = format!("# The lab\n\n{} {}\n\n{LEGEND}\n", outcome(lab), setting(lab));
+    let chart_option = chart.map_or(String::new(), |chart| format!(" --chart {chart}"));
+    let mut text = format!(
+        "# The lab\n\nWritten by `cowbell lab --markdown{chart_option}`. {} {}\n\n{LEGEND}\n",
+        outcome(lab),
+        setting(lab)
+    );
     if let Some(chart) = chart {
         let _written = write!(text, "\n![Memory of each worker's own, by experiment and way]({chart})\n");
     }
