@@ -155,14 +155,16 @@ def test_a_write_is_found_where_it_was(what):
         # The hash is kept in the object's head; its text lies elsewhere.
         expected = ("objects", 0, 3)
     else:
-        def body(): many[500][7] = other
-        expected = ("arrays", 1, 1)
+        # What the child wrote before may lie on the page of a table: then its write copies nothing more.
+        def body():
+            for n in range(100, 1000, 200): many[n][7] = other
+        expected = ("arrays", 3, 5)
     said = in_child(body)
     name, least, most = expected
     assert least <= said[name] <= most, (said, expected)
     wrong = [of for of in ("arrays", "objects") if of != name]
     # A dict or set that lost or got something says so in its head: of the 50 dicts, in 3.12 and 3.13 each has a new version.
-    allowed = 2 if what in ("set", "dict", "ints", "deep") else 50 if what == "split" and sys.version_info < (3, 14) else 0
+    allowed = 2 if what in ("set", "dict", "ints") else 7 if what == "deep" else 50 if what == "split" and sys.version_info < (3, 14) else 0
     assert all(said[of] <= allowed for of in wrong), (said, expected)
     assert said["undecided"] <= 20, said
 """
