@@ -49,7 +49,8 @@ def test_the_tool_prints_the_line_and_proves_it_once_it_is_there(tmp_path):
     if sys.version_info < (3, 14) or "counts references" in said:
         assert line in said, said
     plain, frozen = (of_children(looked_at(tmp_path, added, "--mode", "count", "--json")) for added in ("pass", line))
-    assert plain > 2000 and frozen < plain / 20, (plain, frozen)
+    # A child that is set up and ends copies some 150 to 180 pages, whatever it inherits.
+    assert plain > 2000 and frozen < 250, (plain, frozen)
     # Nothing of what is left is blamed on reading the data.
     report = json.loads(looked_at(tmp_path, line, "--json"))
     lines = [of["text"] for of in report["script"]["lines"] if of["copied_pages_estimated"] > 100]
