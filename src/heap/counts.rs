@@ -29,10 +29,10 @@ pub(super) struct Count(NonNull<AtomicUsize>);
 
 /// The bits of an address that are 0 because counts are aligned.
 const MAKER_BITS: usize = align_of::<AtomicUsize>() - 1;
-/// Counts of all processes from this number on bear it, and are counted by differences even by who made them.
+/// The counts of all processes from this number on bear it, and are counted by differences even by who made them.
 const MAKER_MAX: u32 = MAKER_BITS as u32;
 
-/// So many can only be leaked ones.
+/// A count reaches this only if its references are leaked.
 const COUNT_MAX: usize = isize::MAX as usize;
 
 impl Count {
@@ -92,7 +92,7 @@ impl Count {
         let word = self.word();
         match table() {
             Some(table) => table.change(word, by, number()),
-            // Nobody has a table then, so that differences are none: this is the only way there is.
+            // No process has a table then, and so no difference: the count itself is all there is.
             None if by < 0 => word.fetch_sub(1, Ordering::AcqRel) - 1,
             None => word.fetch_add(by as usize, Ordering::AcqRel) + by as usize,
         }
@@ -226,7 +226,7 @@ impl Table {
         let fits = after.unsigned_abs() <= DIFFERENCE_MAX;
         // In each of these one store decides: the last one.
         if references == 0 {
-            // Nobody looks at the count again, but its memory will be another's, and that is to have no difference.
+            // The count's memory will be another's, which must begin without a difference.
             if owner == address {
                 slot.count.store(0, Ordering::Release);
             }

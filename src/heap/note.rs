@@ -1,4 +1,4 @@
-//! What an image's file says of itself, behind its pages: for a program that has the file and not this process, as `cowbell run` has.
+//! An image's file describes itself behind its pages, for a program that has the file and not this process, as `cowbell run` has.
 //!
 //! ```text
 //!  pages, in pieces │ units │ allocations │ ends of stacks │ calls │ name │ footer

@@ -456,7 +456,7 @@ fn side_arcs_are_dropped_once_in_children_of_children_and_threads() {
         drop(more);
         assert_eq!(drops(), [0, 0], "{depth}");
         drop(sides);
-        // Of those that others made, the frames have some in which this process was forked.
+        // The frames in which this process was forked still hold some of those that earlier generations made.
         assert_eq!(drops(), [1000, 1], "{depth}");
     }
     go_on(Vec::new(), 0);

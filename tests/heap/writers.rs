@@ -19,7 +19,7 @@ pub struct Group<T> {
     line: u32,
 }
 
-/// So many objects fill whole pages, whatever their size is.
+/// This number of objects fills whole pages, whatever their size is.
 const OBJECTS: usize = 1500;
 
 #[track_caller]
@@ -35,7 +35,7 @@ fn mix<T>(make: impl Fn() -> T, other: impl Fn() -> T) -> Group<T> {
     let (make, other): (&dyn Fn() -> T, &dyn Fn() -> T) = black_box((&make, &other));
     let place = |n| if n % 300 == 150 { make() } else { other() };
     let mut objects: Vec<T> = (0..OBJECTS).map(place).collect();
-    // Of the two kinds the rare one comes first, and is looked at.
+    // The rare one of the two kinds comes first, and is looked at.
     let rare: Vec<T> = (0..5).rev().map(|n| objects.swap_remove(300 * n + 150)).collect();
     objects.splice(0..0, rare);
     Group { objects, line: Location::caller().line() }
@@ -228,7 +228,7 @@ pub fn plant<'a>() -> (Generation, Writers<'a>) {
     writers.add(Cause::Atomic, atomics.take(|each| at(&**each)), |n| _ = n.fetch_add(1, Ordering::SeqCst));
     writers.add(Cause::Atomic, flags.take(|each| at(&**each)), |flag| flag.store(true, Ordering::SeqCst));
 
-    // What an allocator would write.
+    // An allocator would write this.
     writers.frees(freed.0.take(|each| at(&**each)), drop);
     writers.frees(freed.1.take(|each| at(&each[0])), drop);
     writers.frees(freed.2.take(|each| at(each.as_str())), |text| {

@@ -38,9 +38,9 @@ pub struct Experiment {
     pub work: String,
     /// The ways in which it is done.
     pub ways: Vec<Way>,
-    /// What is seen, in words.
+    /// The findings, in words.
     pub seen: Vec<String>,
-    /// What was expected and is not so; ways that failed are no part of it.
+    /// The expectations that are not met; ways that failed are no part of them.
     pub unexpected: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ pub struct Way {
     pub name: &'static str,
     /// The number of workers that it was asked for.
     pub workers: u32,
-    /// What it does, in words.
+    /// Its work, in words.
     pub does: &'static str,
     /// How it went.
     pub outcome: Outcome,
@@ -82,12 +82,12 @@ pub enum Outcome {
     Ran(Box<Finding>),
     /// Something that it needs is not here.
     Skipped {
-        /// What, and how to come by it.
+        /// The thing that is missing, and how to come by it.
         why: String,
     },
     /// It failed.
     Failed {
-        /// What it said.
+        /// Its last words on standard error.
         why: String,
     },
 }

@@ -7,9 +7,9 @@ use cowbell::page::Bytes;
 #[derive(Debug)]
 pub struct Conclusion<'a> {
     ways: &'a [Way],
-    /// What is seen, in sentences.
+    /// The findings, in sentences.
     pub seen: Vec<String>,
-    /// What was expected and is not so.
+    /// The expectations that are not met.
     pub unexpected: Vec<String>,
 }
 

@@ -38,7 +38,7 @@ const SAID_MAX: usize = 300;
 pub struct Plan {
     /// Its name.
     pub name: &'static str,
-    /// What it does, in words.
+    /// Its work, in words.
     pub does: &'static str,
     /// What it needs.
     pub needs: &'static [Need],

@@ -24,7 +24,7 @@ pub struct Plan {
     pub question: &'static str,
     /// The work that is done in each way.
     pub work: fn(&Scale) -> String,
-    /// What is made before, for all ways.
+    /// Makes what all ways need, before the first of them.
     pub prepare: Option<Prepare>,
     /// The ways.
     pub ways: fn(&Scale, &Place) -> Vec<WayPlan>,
