@@ -8,6 +8,9 @@ import subprocess
 #: A server or a job that takes longer than this many seconds has failed.
 PATIENCE = 100
 
+# Whatever hangs, this program is killed after so many seconds, and its servers end with it.
+signal.alarm(6 * PATIENCE)
+
 
 def tell(**figures):
     print(json.dumps(figures), flush=True)
