@@ -25,6 +25,11 @@ impl Spread {
         Some(Self { min, median, max })
     }
 
+    /// As a ratio for people: `1.42x (1.38 to 1.50)`.
+    pub(crate) fn times(&self) -> String {
+        format!("{:.2}x ({:.2} to {:.2})", self.median, self.min, self.max)
+    }
+
     /// The spread of the ratios `these[i] / those[i]`.
     pub(crate) fn of_ratios(these: &[f64], those: &[f64]) -> Option<Self> {
         Self::of(these.iter().zip(those).filter(|(_, that)| **that > 0.0).map(|(this, that)| this / that))
@@ -50,7 +55,9 @@ mod tests {
         assert_eq!(Spread::of([3.0, 1.0, 8.0]), Some(Spread { min: 1.0, median: 3.0, max: 8.0 }));
         assert_eq!(Spread::of([4.0, 1.0, 2.0, 8.0]), Some(Spread { min: 1.0, median: 3.0, max: 8.0 }));
         assert_eq!(Spread::of([]), None);
-        assert_eq!(Spread::of_ratios(&[2.0, 9.0], &[1.0, 3.0]).map(|ratios| ratios.median), Some(2.5));
+        let ratios = Spread::of_ratios(&[2.0, 9.0], &[1.0, 3.0]);
+        assert_eq!(ratios.map(|ratios| ratios.median), Some(2.5));
+        assert_eq!(ratios.map(|ratios| ratios.times()).as_deref(), Some("2.50x (2.00 to 3.00)"));
     }
 
     #[test]

@@ -1,20 +1,18 @@
-//! The results as tables for people: medians, the ratios of each round's middle, and the goals beside them.
+//! The results as tables for people: medians, the ratios of the rounds one by one (the middle, and in brackets the smallest
+//! and the largest), and the goals beside them.
 
-use crate::{Arming, Cost, ForkCost, Forks, Spread, Writes};
+use crate::{Arming, Cost, Forks, Spread, Writes};
 use std::fmt;
 
 impl fmt::Display for Writes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "First write to a page: {} pages, {} children each, medians", self.pages, self.repeats)?;
-        writeln!(f, "{:<10} {:>22} {:>22} {:>10}", "", "untouched before", "read before", "")?;
-        writeln!(
-            f,
-            "{:<10} {:>11} {:>10} {:>11} {:>10} {:>10}",
-            "watch", "ns/page", "ratio", "ns/page", "ratio", "goal"
-        )?;
+        writeln!(f, "{:<10} {:>34} {:>34} {:>7}", "", "untouched before", "read before", "")?;
+        let (time, ratio) = ("ns/page", "to native");
+        writeln!(f, "{:<10} {time:>9} {ratio:>24} {time:>9} {ratio:>24} {:>7}", "watch", "goal")?;
         let native = &self.native;
         let (untouched, read) = (native.untouched_ns_per_page.median, native.read_before_ns_per_page.median);
-        writeln!(f, "{:<10} {untouched:>11.0} {:>10} {read:>11.0} {:>10} {:>10}", "native", "1.00x", "1.00x", "")?;
+        writeln!(f, "{:<10} {untouched:>9.0} {:>24} {read:>9.0}", "native", "")?;
         for watch in &self.watches {
             write!(f, "{:<10}", watch.watch)?;
             match &watch.error {
@@ -22,7 +20,7 @@ impl fmt::Display for Writes {
                 None => {
                     cost(f, watch.untouched.as_ref())?;
                     cost(f, watch.read_before.as_ref())?;
-                    writeln!(f, " {:>9.1}x", watch.goal_ratio)?;
+                    writeln!(f, " {:>6.1}x", watch.goal_ratio)?;
                 }
             }
         }
@@ -32,8 +30,8 @@ impl fmt::Display for Writes {
 
 fn cost(f: &mut fmt::Formatter<'_>, cost: Option<&Cost>) -> fmt::Result {
     match cost {
-        Some(cost) => write!(f, " {:>11.0} {:>9.2}x", cost.ns_per_page.median, cost.ratio_to_native.median),
-        None => write!(f, " {:>11} {:>10}", "-", "-"),
+        Some(cost) => write!(f, " {:>9.0} {:>24}", cost.ns_per_page.median, cost.ratio_to_native.times()),
+        None => write!(f, " {:>9} {:>24}", "-", "-"),
     }
 }
 
@@ -41,47 +39,37 @@ impl fmt::Display for Forks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = self.bytes as f64 / f64::from(1 << 20);
         writeln!(f, "Fork over {mib:.0} MiB: {} forks each, medians; ratio to an empty process", self.repeats)?;
-        let row = |f: &mut fmt::Formatter<'_>, name: &str, cells: [String; 4]| {
-            write!(f, "{name:<18}")?;
-            cells.iter().try_for_each(|cell| write!(f, " {cell:>20}"))?;
-            writeln!(f)
-        };
-        let heads = ["clone3", "clone3 and wait", "spawn", "spawn and wait"].map(str::to_owned);
-        row(f, "", heads)?;
         for over in &self.over {
             if let Some(error) = &over.error {
                 writeln!(f, "{:<18} {error}", over.memory.name())?;
                 continue;
             }
-            let cells = [
-                (over.clone3_us, over.clone3_ratio_to_empty),
-                (over.clone3_and_wait_us, over.clone3_and_wait_ratio_to_empty),
-                (over.spawn_us, over.spawn_ratio_to_empty),
-                (over.spawn_and_wait_us, over.spawn_and_wait_ratio_to_empty),
-            ];
-            row(f, over.memory.name(), cells.map(|(us, ratio)| pair(us, "us", ratio)))?;
+            for (way, us, ratio) in [
+                ("clone3", over.clone3_us, over.clone3_ratio_to_empty),
+                ("clone3 and wait", over.clone3_and_wait_us, over.clone3_and_wait_ratio_to_empty),
+                ("spawn", over.spawn_us, over.spawn_ratio_to_empty),
+                ("spawn and wait", over.spawn_and_wait_us, over.spawn_and_wait_ratio_to_empty),
+            ] {
+                writeln!(f, "{:<18} {way:<16} {}", over.memory.name(), pair(us, "us", ratio))?;
+            }
         }
         writeln!(f, "goal for a frozen arena: at most {:.1}x\n", self.goal_ratio_to_empty_max)?;
         writeln!(f, "The child's first read of all of it: {} children each; ratio to the anonymous heap", self.reads)?;
-        row(f, "", ["read", "page tables", "after the read", ""].map(str::to_owned))?;
-        self.over
-            .iter()
-            .filter(|over| over.error.is_none())
-            .try_for_each(|over| row(f, over.memory.name(), reads(over)))?;
+        writeln!(f, "{:<18} {:<38} {:>12} {:>15}", "", "", "page tables", "after the read")?;
+        let kib = |kib: Option<u64>| kib.map_or_else(|| "-".to_owned(), |kib| format!("{kib} KiB"));
+        for over in self.over.iter().filter(|over| over.error.is_none()) {
+            let read = pair(over.first_read_ms, "ms", over.first_read_ratio_to_anonymous);
+            let tables = [over.page_tables_kib, over.page_tables_after_read_kib].map(kib);
+            writeln!(f, "{:<18} {read:<38} {:>12} {:>15}", over.memory.name(), tables[0], tables[1])?;
+        }
         writeln!(f, "goal for a collapsed arena: below 1x")
     }
 }
 
-fn reads(over: &ForkCost) -> [String; 4] {
-    let kib = |kib: Option<u64>| kib.map_or_else(|| "-".to_owned(), |kib| format!("{kib} KiB"));
-    let read = pair(over.first_read_ms, "ms", over.first_read_ratio_to_anonymous);
-    [read, kib(over.page_tables_kib), kib(over.page_tables_after_read_kib), String::new()]
-}
-
 fn pair(time: Option<Spread>, unit: &str, ratio: Option<Spread>) -> String {
     let Some(time) = time else { return "-".to_owned() };
-    let ratio = ratio.map_or_else(String::new, |ratio| format!(" {:>7.2}x", ratio.median));
-    format!("{:.1} {unit}{ratio}", time.median)
+    let ratio = ratio.map_or_else(String::new, |ratio| ratio.times());
+    format!("{:>9.1} {unit} {ratio:>24}", time.median)
 }
 
 impl fmt::Display for Arming {
@@ -97,7 +85,7 @@ impl fmt::Display for Arming {
                 (None, None) => {}
             }
             match watch.arming_us_per_mib {
-                Some(us) => writeln!(f, " {:>11.2} us/MiB", us.median)?,
+                Some(us) => writeln!(f, " {:>11.2} us/MiB ({:.2} to {:.2})", us.median, us.min, us.max)?,
                 None => writeln!(f)?,
             }
         }

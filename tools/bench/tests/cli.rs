@@ -93,7 +93,7 @@ fn tables_name_the_goals() {
     let output = run(&["all", "--pages", "16", "--size", "1MiB", "--repeats", "1"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for part in ["native", "monitor", "3.5x", "anonymous heap", "at most 1.5x", "us/MiB"] {
+    for part in ["native", "monitor", "3.5x", "anonymous heap", "spawn and wait", "at most 1.5x", "us/MiB", "x ("] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

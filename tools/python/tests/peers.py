@@ -1,6 +1,6 @@
 """Workers that read one list of three million str, kept in the ways that people know.
 
-usage: peers.py [--share SHARE] [--rounds N] [--chart FILE] [WAY ...]
+usage: peers.py [--share SHARE] [--rounds N] [--spread] [--chart FILE] [WAY ...]
 
 Prints a table of medians; docs/PYTHON.md has it, and docs/peers.svg is its chart. tools/python/peers installs what it
 needs and runs it. Each way of each round is a process of its own with two workers, which read at the same time:
@@ -232,6 +232,12 @@ def rate(value: float) -> str:
     return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value / 1e6:.3f} M"
 
 
+def spread(results: list[dict[str, float]]) -> str:
+    """The smallest and the largest of the rounds: of what is a worker's own, and of reads a second in order."""
+    own, rates = ([row[key] for row in results] for key in ("own_mib", "in_order"))
+    return f"{min(own):.1f} to {max(own):.1f} MiB; {rate(min(rates))} to {rate(max(rates))}"
+
+
 def table(rows: list[tuple[str, dict[str, float]]]) -> str:
     lines = [
         "| kept as | made ready | a worker starts in | of its own, MiB | all processes, MiB | reads a second, in order | at random |",
@@ -249,6 +255,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(usage=__doc__)
     ask.add_argument("--share", default="1", help="part of the three million")
     ask.add_argument("--rounds", type=int, default=5)
+    ask.add_argument("--spread", action="store_true", help="say also how far the rounds lie apart")
     ask.add_argument("--chart")
     ask.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     ask.add_argument("ways", nargs="*", choices=[*WAYS, []])
@@ -274,6 +281,9 @@ def main() -> None:
         if results
     ]
     print(table(rows))
+    if said.spread:
+        print("\nSmallest and largest of the rounds, of a worker's own memory and of its reads a second in order:\n")
+        print("\n".join(f"- {WAYS[name].name}: {spread(results)}" for name, results in found.items() if results))
     if said.chart:
         with open(said.chart, "w") as file:
             file.write(peers_chart.svg(rows))

@@ -23,7 +23,7 @@ impl fmt::Display for Race {
             Work::Large => writeln!(f, "Results of {size}, each copied from the data set by its job")?,
         }
         let heads = ["jobs", "a job", "jobs/s", "to cowbell"];
-        writeln!(f, "{:<28} {:>10} {:>11} {:>12} {:>11}", "", heads[0], heads[1], heads[2], heads[3])?;
+        writeln!(f, "{:<28} {:>10} {:>11} {:>12} {:>27}", "", heads[0], heads[1], heads[2], heads[3])?;
         self.contenders.iter().try_for_each(|contender| row(f, self.work, contender))?;
         self.goal.as_ref().map_or(Ok(()), |goal| writeln!(f, "{goal}"))
     }
@@ -34,9 +34,9 @@ fn row(f: &mut fmt::Formatter<'_>, work: Work, contender: &Contender) -> fmt::Re
     let Some(ns) = contender.ns_per_job else {
         return writeln!(f, " {}", contender.error.as_deref().unwrap_or("-"));
     };
-    let ratio = contender.ratio_to_cowbell.map_or_else(|| "-".to_owned(), |ratio| format!("{:.2}x", ratio.median));
+    let ratio = contender.ratio_to_cowbell.map_or_else(|| "-".to_owned(), |ratio| ratio.times());
     let per_second = grouped(1e9 / ns.median);
-    writeln!(f, " {:>8.3} us {per_second:>12} {ratio:>11}", ns.median / 1e3)
+    writeln!(f, " {:>8.3} us {per_second:>12} {ratio:>27}", ns.median / 1e3)
 }
 
 impl fmt::Display for Goal {
