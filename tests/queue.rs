@@ -8,11 +8,11 @@
 //! its own. What the zygote does then runs in the same thread of loom, as it happens after the death.
 
 // The very files of the pool, which need nothing of the crate: what only this test uses is no part of its interface.
-#[path = "../src/pool/bell.rs"]
+#[path = "../src/pool/protocol/bell.rs"]
 mod bell;
-#[path = "../src/pool/progress.rs"]
+#[path = "../src/pool/protocol/progress.rs"]
 mod progress;
-#[path = "../src/pool/queue.rs"]
+#[path = "../src/pool/protocol/queue.rs"]
 mod queue;
 
 use bell::Bell;

@@ -1,13 +1,9 @@
 //! The settings that a pool is made with.
 
-use super::Pool;
-use super::make::MadePool;
-use crate::arena::Frozen;
+use super::protocol::board::SEATS_MAX;
 use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::watch::Watch;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// The treatment of a worker that has copied more pages than its budget.
@@ -21,31 +17,31 @@ pub enum OverBudget {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) name: String,
-    pub(super) workers: usize,
-    pub(super) watch: Watch,
-    pub(super) last_census: bool,
-    pub(super) copy_budget: Option<(PageCount, OverBudget)>,
-    pub(super) reshare: bool,
-    pub(super) time_limit: Option<Duration>,
-    pub(super) max_attempts: u32,
-    pub(super) memory_limit: Option<u64>,
-    pub(super) payload_capacity: usize,
-    pub(super) result_capacity: usize,
-    pub(super) spin: Duration,
-    pub(super) wait_for_threads: Option<Duration>,
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    pub(crate) workers: usize,
+    pub(crate) watch: Watch,
+    pub(crate) last_census: bool,
+    pub(crate) copy_budget: Option<(PageCount, OverBudget)>,
+    pub(crate) reshare: bool,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) max_attempts: u32,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) payload_capacity: usize,
+    pub(crate) result_capacity: usize,
+    pub(crate) spin: Duration,
+    pub(crate) wait_for_threads: Option<Duration>,
 }
 
-/// Settings of a new [`Pool`].
+/// Settings of a new [`super::Pool`].
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct PoolBuilder {
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl PoolBuilder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let settings = Settings {
             name: "pool".to_owned(),
@@ -105,7 +101,7 @@ impl PoolBuilder {
     }
 
     /// True: a worker above its budget first gives back the copies whose content is the original again
-    /// ([`Frozen::reshare`], counted in [`super::Stats::reshared_pages`]), and only then counts as above it. For jobs that
+    /// ([`crate::arena::Frozen::reshare`], counted in [`super::Stats::reshared_pages`]), and only then counts as above it. For jobs that
     /// undo what they write.
     pub fn reshare(mut self, reshare: bool) -> Self {
         self.settings.reshare = reshare;
@@ -160,10 +156,10 @@ impl PoolBuilder {
         self
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let settings = &self.settings;
-        if !(1..=super::region::SEATS_MAX).contains(&settings.workers) {
-            return Err(Error::invalid(format!("a pool has 1 to {} workers", super::region::SEATS_MAX)));
+        if !(1..=SEATS_MAX).contains(&settings.workers) {
+            return Err(Error::invalid(format!("a pool has 1 to {} workers", SEATS_MAX)));
         }
         if settings.max_attempts == 0 {
             return Err(Error::invalid("a job is tried once at least: max_attempts"));
@@ -178,26 +174,5 @@ impl PoolBuilder {
             return Err(Error::invalid(format!("watch `{}` cannot do without the last census", settings.watch)));
         }
         Ok(())
-    }
-
-    /// Forks the zygote and through it the workers, which run `body` for each job with the root of `frozen`.
-    ///
-    /// The closure and everything it captures is inherited by the fork; only jobs and results are encoded. It is one closure
-    /// for each worker: what it changes in itself stays in that worker.
-    ///
-    /// Must be called while this process has one thread. The pool starts none.
-    ///
-    /// # Errors
-    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
-    /// the first workers.
-    pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
-    where
-        T: 'static,
-        J: Serialize + DeserializeOwned,
-        R: Serialize + DeserializeOwned,
-        F: FnMut(&'static T, J) -> R,
-    {
-        self.check()?;
-        MadePool::make(self.settings, frozen, body)
     }
 }

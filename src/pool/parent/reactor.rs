@@ -2,18 +2,30 @@
 //!
 //! The reactor is started by the first ticket that is polled, so a program that only waits never has it.
 
-use super::core::Core;
-use super::failure::JobError;
-use super::region::{BELLS, Region};
+use crate::pool::memory::region::Region;
+use crate::pool::protocol::board::BELLS;
+use crate::pool::protocol::failure::JobError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// A ticket that somebody awaits.
-pub(super) trait Waits: Send + Sync {
+pub(crate) trait Waits: Send + Sync {
     /// Wakes the task if the result is there, or never will be for the reason given; true if it needs no further look.
     fn look(&self, gone: Option<&JobError>) -> bool;
+}
+
+/// The pool that the reactor works for. It knows the pool by these two questions only, so that the pool may know the reactor.
+pub(super) trait Program: Send + Sync {
+    /// Tells whether the pool is at work.
+    ///
+    /// # Errors
+    /// The pool is gone, and why.
+    fn check(&self) -> Result<(), JobError>;
+
+    /// Does what a thread that waits does for the pool meanwhile.
+    fn look_after(&self);
 }
 
 /// The time between looks for results without a ring: only then may a dead zygote be noticed.
@@ -22,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// With nothing to wait for, a ring comes with the next ticket.
 const LONG: Duration = Duration::from_secs(3600);
 
-pub(super) struct Reactor {
+pub(crate) struct Reactor {
     shared: Arc<Shared>,
 }
 
@@ -32,35 +44,35 @@ struct Shared {
 }
 
 /// The bell of the reactor. It may share it with threads of the program.
-pub(super) const BELL: usize = BELLS - 1;
+pub(crate) const BELL: usize = BELLS - 1;
 
 impl Reactor {
     /// Starts the thread.
     ///
     /// # Errors
     /// No thread can be started.
-    pub(super) fn start(core: &Arc<Core>) -> std::io::Result<Self> {
+    pub(super) fn start<P: Program + 'static>(region: &Arc<Region>, program: &Arc<P>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { waiting: Mutex::new(Vec::new()), ended: AtomicBool::new(false) });
-        let (theirs, region, core) = (Arc::clone(&shared), Arc::clone(&core.region), Arc::downgrade(core));
-        std::thread::Builder::new().name("cowbell-pool".to_owned()).spawn(move || theirs.live(&region, &core))?;
+        let (theirs, region, program) = (Arc::clone(&shared), Arc::clone(region), Arc::downgrade(program));
+        std::thread::Builder::new().name("cowbell-pool".to_owned()).spawn(move || theirs.live(&region, &program))?;
         Ok(Self { shared })
     }
 
     /// Tells the thread to look after a ticket.
-    pub(super) fn watch(&self, region: &Region, ticket: Weak<dyn Waits>) {
+    pub(crate) fn watch(&self, region: &Region, ticket: Weak<dyn Waits>) {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
         region.board().bells[BELL].ring();
     }
 
     /// Ends the thread.
-    pub(super) fn end(&self, region: &Region) {
+    pub(crate) fn end(&self, region: &Region) {
         self.shared.ended.store(true, Ordering::Release);
         region.board().bells[BELL].ring();
     }
 }
 
 impl Shared {
-    fn live(&self, region: &Region, core: &Weak<Core>) {
+    fn live(&self, region: &Region, program: &Weak<impl Program>) {
         let bell = &region.board().bells[BELL];
         loop {
             let heard = bell.rings();
@@ -68,8 +80,8 @@ impl Shared {
                 return;
             }
             let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            let Some(core) = core.upgrade() else { return };
-            let gone = core.check().err();
+            let Some(program) = program.upgrade() else { return };
+            let gone = program.check().err();
             waiting.retain(|ticket| {
                 // The ticket may have been dropped meanwhile. What drops its waker here then is the program's code, which may panic.
                 let look = AssertUnwindSafe(|| ticket.upgrade().is_some_and(|ticket| !ticket.look(gone.as_ref())));
@@ -84,9 +96,9 @@ impl Shared {
                 all.is_empty()
             };
             if !none {
-                core.look_after();
+                program.look_after();
             }
-            drop(core);
+            drop(program);
             bell.sleep(heard, Some(if none { LONG } else { LOOK }));
         }
     }

@@ -1,10 +1,12 @@
 //! Making room: slots, the memory of jobs and of results are used again.
 
 use super::core::{Core, Front, Owner, lock};
-use super::queue::FREE;
-use super::region::{SLOTS, Slot, TRIM_MIN};
-use super::{buffer, heap};
 use crate::arena::Space;
+use crate::pool::memory::buffer;
+use crate::pool::memory::heap;
+use crate::pool::memory::region::TRIM_MIN;
+use crate::pool::protocol::board::{SLOTS, Slot};
+use crate::pool::protocol::queue::FREE;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ const TRIM_EVERY: Duration = Duration::from_secs(1);
 
 impl Core {
     /// Moves the results of a batch that is done into this process's own memory, as they are. Their buffers stay.
-    pub(super) fn park(&self, front: &mut Front, number: usize) -> bool {
+    pub(crate) fn park(&self, front: &mut Front, number: usize) -> bool {
         let slot = self.slot(number);
         if slot.output.load(Ordering::Acquire) == 0 {
             return false;
@@ -25,13 +27,13 @@ impl Core {
         true
     }
 
-    pub(super) fn free_output(&self, slot: &Slot) {
+    pub(crate) fn free_output(&self, slot: &Slot) {
         let first = slot.output.swap(0, Ordering::AcqRel) as usize;
         heap::free_chain(&self.region, first);
     }
 
     /// Frees a slot whose results were read.
-    pub(super) fn free(&self, number: usize) {
+    pub(crate) fn free(&self, number: usize) {
         let slot = self.slot(number);
         self.free_output(slot);
         let mut front = lock(&self.front);
@@ -40,7 +42,7 @@ impl Core {
         self.ring_for_room();
     }
 
-    pub(super) fn free_input(&self, front: &mut Front, number: usize) {
+    pub(crate) fn free_input(&self, front: &mut Front, number: usize) {
         let slot = self.slot(number);
         // From where the first of them began, before some were skipped, to the end.
         let end = slot.input.load(Ordering::Acquire) as usize + slot.input_bytes.load(Ordering::Acquire) as usize;
@@ -59,7 +61,7 @@ impl Core {
 
     /// Gives the memory of jobs back to the system. There are none.
     #[expect(unsafe_code, reason = "shared memory is given back")]
-    pub(super) fn trim(&self, front: &mut Front) {
+    pub(crate) fn trim(&self, front: &mut Front) {
         let all = self.region.payloads();
         front.payloads = Space::new(all.len);
         let used = std::mem::take(&mut front.payloads_end);
@@ -68,13 +70,13 @@ impl Core {
         unsafe { self.region.trim(all.start, used) };
     }
 
-    pub(super) fn ring_for_room(&self) {
+    pub(crate) fn ring_for_room(&self) {
         let room = &self.region.board().bells[0];
         room.ring_if_heard();
     }
 
     /// Lets a batch run whose results nobody will read.
-    pub(super) fn abandon(&self, number: usize) {
+    pub(crate) fn abandon(&self, number: usize) {
         if self.check_process().is_err() {
             return;
         }
@@ -92,7 +94,7 @@ impl Core {
     /// Frees slots that are done: those of tickets that were dropped, and, by moving their results into this process's own
     /// memory, those of tickets that nobody has waited for. Where a worker waits for room, moves results that iterators have
     /// not asked for yet, too. Was there one?
-    pub(super) fn make_room(&self) -> bool {
+    pub(crate) fn make_room(&self) -> bool {
         let mut made = false;
         let wanted = self.region.seats().iter().any(|seat| seat.waits.load(Ordering::Acquire) != 0);
         for number in 0..self.region.board().slots_used.load(Ordering::Acquire) as usize {

@@ -1,16 +1,15 @@
 //! Many jobs from an iterator: pulled as workers get free, sent in batches, given out in order or as they end.
 
 use super::core::{Core, Terms};
-use super::failure::JobError;
-use super::run::Run;
-use super::spin::Patience;
-use super::{Pool, encode_job};
+use super::pool::Pool;
+use super::run::{Run, encode_job};
+use crate::pool::protocol::failure::JobError;
+use crate::pool::protocol::spin::Patience;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fmt;
 use std::iter::Fuse;
-use std::marker::PhantomData;
 
 /// A batch is to take so long: long against the cost of passing it, short against a person's patience.
 const BATCH_NS: u64 = 1_000_000;
@@ -258,7 +257,7 @@ where
     R: DeserializeOwned,
     I: Iterator<Item = J>,
 {
-    pub(super) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
+    pub(crate) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
         Self { window: Window::new(pool, jobs), ready: Vec::new().into_iter() }
     }
 
@@ -305,7 +304,7 @@ where
     R: DeserializeOwned,
     I: Iterator<Item = J>,
 {
-    pub(super) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
+    pub(crate) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
         Self { window: Window::new(pool, jobs), ready: Vec::new().into_iter().enumerate(), first: 0 }
     }
 
@@ -339,6 +338,54 @@ where
     }
 }
 
+impl<T, J, R> Pool<T, J, R>
+where
+    J: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    /// Results in the order of their jobs.
+    ///
+    /// All threads may ask, whatever thread the pool's closure was made in, so results must be `Send`:
+    ///
+    /// ```compile_fail,E0277
+    /// use cowbell::arena::{Arena, Handle};
+    /// use cowbell::pool::Pool;
+    /// use std::cell::Cell;
+    ///
+    /// fn leaked(pool: &Pool<u64, (), Handle<&'static Cell<u32>>>) {
+    ///     pool.map([()]);
+    /// }
+    /// ```
+    ///
+    /// Lazy: jobs are pulled as results are asked for, a few batches ahead of them, so neither the jobs nor the results need fit in
+    /// memory. How many jobs make a batch is chosen by how long they take. What is not asked for any more is taken
+    /// back.
+    pub fn map<I: IntoIterator<Item = J>>(&self, jobs: I) -> Map<'_, T, J, R, I::IntoIter>
+    where
+        R: Send,
+    {
+        Map::new(self, jobs.into_iter())
+    }
+
+    /// Results as they end, each with the number of its job. Otherwise as [`Self::map`].
+    pub fn map_unordered<I: IntoIterator<Item = J>>(&self, jobs: I) -> MapUnordered<'_, T, J, R, I::IntoIter>
+    where
+        R: Send,
+    {
+        MapUnordered::new(self, jobs.into_iter())
+    }
+
+    /// Runs all jobs and calls `each` with the results as they end.
+    pub fn for_each<I: IntoIterator<Item = J>>(&self, jobs: I, mut each: impl FnMut(usize, Result<R, JobError>))
+    where
+        R: Send,
+    {
+        for (at, result) in self.map_unordered(jobs) {
+            each(at, result);
+        }
+    }
+}
+
 macro_rules! debug {
     ($($name:ident)*) => {$(
         impl<T, J, R, I: Iterator> fmt::Debug for $name<'_, T, J, R, I> {
@@ -351,6 +398,3 @@ macro_rules! debug {
 }
 
 debug!(Map MapUnordered);
-
-/// The types that a pool's iterators carry along.
-pub(super) type Types<T, J, R> = PhantomData<fn(J) -> (R, PhantomData<T>)>;

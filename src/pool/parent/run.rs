@@ -1,18 +1,20 @@
 //! A batch as the parent follows it: what was done is read, what failed is judged, the rest is queued again.
 
-use super::batch::{self, Item, Status};
+use super::core::Owner;
 use super::core::{Core, Refused, Terms};
-use super::failure::{Failure, JobError};
-use super::{buffer, core::Owner};
+use crate::pool::memory::buffer;
+use crate::pool::protocol::batch::{self, Item, Status};
+use crate::pool::protocol::failure::{Failure, JobError};
 use crate::wire;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A batch under way.
-pub(super) struct Run<R> {
-    pub(super) core: Arc<Core>,
+pub(crate) struct Run<R> {
+    pub(crate) core: Arc<Core>,
     /// Its slot; `None` when all is read.
     number: Option<usize>,
     /// The number of jobs that have no result yet.
@@ -22,11 +24,11 @@ pub(super) struct Run<R> {
     max_attempts: u32,
     limit: Option<Duration>,
     /// In the order of the jobs.
-    pub(super) results: Vec<Result<R, JobError>>,
+    pub(crate) results: Vec<Result<R, JobError>>,
     /// The item of a batch of one job, if it was taken out of shared memory and nobody has read it yet.
     unread: Vec<u8>,
     /// The time that the jobs took that were run, and their number.
-    pub(super) ran: (u64, usize),
+    pub(crate) ran: (u64, usize),
 }
 
 impl<R: DeserializeOwned> Run<R> {
@@ -34,7 +36,7 @@ impl<R: DeserializeOwned> Run<R> {
     ///
     /// # Errors
     /// The pool is closed or gone, or the jobs are too large.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         core: &Arc<Core>,
         jobs: &[u8],
         terms: Terms,
@@ -65,23 +67,23 @@ impl<R: DeserializeOwned> Run<R> {
     }
 
     /// The slot, while there is something to wait for.
-    pub(super) fn number(&self) -> Option<usize> {
+    pub(crate) fn number(&self) -> Option<usize> {
         self.number
     }
 
     /// Tells whether a batch of one job has ended for good. The result is not read.
-    pub(super) fn is_ready(&mut self) -> bool {
+    pub(crate) fn is_ready(&mut self) -> bool {
         let Some(number) = self.number else { return true };
         self.core.is_done(number) && (self.core.ended(number).done > 0 || self.advance())
     }
 
     /// Takes the result of a batch of one job out of shared memory as it is, if it is there. True if nothing else will come.
-    pub(super) fn park(&mut self) -> bool {
+    pub(crate) fn park(&mut self) -> bool {
         self.follow(|run, item| item.append_to(&mut run.unread))
     }
 
     /// Reads what is there; true when every job has a result.
-    pub(super) fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         for item in batch::items(&std::mem::take(&mut self.unread)) {
             self.results.push(read(&self.core, &item));
         }
@@ -143,7 +145,7 @@ impl<R: DeserializeOwned> Run<R> {
     }
 
     /// Ends it without the results: nothing will come any more.
-    pub(super) fn fail(&mut self, error: &JobError) {
+    pub(crate) fn fail(&mut self, error: &JobError) {
         for _ in 0..std::mem::take(&mut self.left) {
             self.results.push(Err(error.clone()));
         }
@@ -194,4 +196,19 @@ fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError
         }
         Status::Unreadable | Status::NoRoom => Err(JobError::NotPassed(text())),
     }
+}
+
+/// Appends a job's item to a row.
+pub(crate) fn encode_job<J: Serialize>(job: &J, row: &mut Vec<u8>) -> Result<(), JobError> {
+    let start = batch::begin(row);
+    let mut passengers = Vec::new();
+    let encoded = wire::encode(job, row, &mut passengers).map_err(|e| JobError::NotPassed(format!("the job {e}")));
+    let ended = encoded.and_then(|()| {
+        let fits = batch::end(row, start, Status::Value, &passengers);
+        fits.then_some(()).ok_or_else(|| JobError::NotPassed("the job is larger than 4 GiB".to_owned()))
+    });
+    if ended.is_err() {
+        row.truncate(start);
+    }
+    ended
 }

@@ -1,21 +1,22 @@
-//! The parent's side without the user's types: filling slots and reading what they hold. Making room is in room.rs, waiting in
+//! The parent's side without the user's types: filling slots and reading what they hold. Making room is in reclaim.rs, waiting in
 //! waiting.rs, orders to the zygote in orders.rs.
 //!
 //! The parent has no thread of its own here: whoever waits does what is to be done meanwhile ([`Core::look_after`]).
 
-use super::batch::Item;
-use super::failure::{Failure, JobError};
-use super::progress;
-use super::queue::{DONE, QUEUED};
 use super::reactor::Reactor;
-use super::region::{BELLS, Region, SLOTS, Slot};
-use super::settings::Settings;
-use super::spin::Patience;
-use super::waiting::LOOK_AFTER;
-use super::{batch, results};
 use crate::arena::{Space, registry};
 use crate::error::{Error, Result};
 use crate::fork::Child;
+use crate::pool::memory::region::Region;
+use crate::pool::memory::results;
+use crate::pool::protocol::batch;
+use crate::pool::protocol::batch::Item;
+use crate::pool::protocol::board::{BELLS, SLOTS, Slot};
+use crate::pool::protocol::failure::{Failure, JobError};
+use crate::pool::protocol::progress;
+use crate::pool::protocol::queue::{DONE, QUEUED};
+use crate::pool::protocol::spin::Patience;
+use crate::pool::settings::Settings;
 use crate::sys::process;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -24,29 +25,29 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// The state that one lock guards: the free slots, the memory of jobs, the tail of the queue.
-pub(super) struct Front {
-    pub(super) free: Vec<u16>,
-    pub(super) payloads: Space,
+pub(crate) struct Front {
+    pub(crate) free: Vec<u16>,
+    pub(crate) payloads: Space,
     /// Nothing was written from here on since memory was given back.
-    pub(super) payloads_end: usize,
+    pub(crate) payloads_end: usize,
     /// The owner of each slot's result; a ticket that was dropped is gone.
-    pub(super) owners: Vec<Option<Owner>>,
+    pub(crate) owners: Vec<Option<Owner>>,
     /// Results that were taken out of shared memory before their owner asked for them: the items.
-    pub(super) parked: HashMap<usize, Vec<u8>>,
+    pub(crate) parked: HashMap<usize, Vec<u8>>,
     /// When memory was given back last.
-    pub(super) trimmed: Instant,
-    pub(super) closed: bool,
+    pub(crate) trimmed: Instant,
+    pub(crate) closed: bool,
 }
 
 /// An owner of results: it can take those of a slot into this process's own memory.
-pub(super) trait Park: Send + Sync {
+pub(crate) trait Park: Send + Sync {
     /// Takes them, if the slot is this one's still and done; did it?
     fn park(&self, number: usize) -> bool;
 }
 
 /// A slot's owner.
 #[derive(Clone)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// A ticket's. While it is being dropped it is gone, and still the one who decides about the slot.
     Ticket(Weak<dyn Park>),
     /// No owner: the slot is swept when it is done.
@@ -56,39 +57,39 @@ pub(super) enum Owner {
 }
 
 /// The end of the channel to the zygote.
-pub(super) struct Line {
-    pub(super) end: OwnedFd,
-    pub(super) zygote: Option<Child>,
+pub(crate) struct Line {
+    pub(crate) end: OwnedFd,
+    pub(crate) zygote: Option<Child>,
     /// Answers that are to come.
-    pub(super) owed: u32,
+    pub(crate) owed: u32,
 }
 
 /// See the module.
-pub(super) struct Core {
-    pub(super) region: Arc<Region>,
+pub(crate) struct Core {
+    pub(crate) region: Arc<Region>,
     /// The limits of a thread that waits for one job.
-    pub(super) patience: Patience,
-    pub(super) settings: Settings,
-    pub(super) front: Mutex<Front>,
-    pub(super) line: Mutex<Line>,
+    pub(crate) patience: Patience,
+    pub(crate) settings: Settings,
+    pub(crate) front: Mutex<Front>,
+    pub(crate) line: Mutex<Line>,
     /// A descriptor of the zygote, readable at its end.
-    pub(super) zygote: OwnedFd,
-    pub(super) limits: OwnedFd,
-    pub(super) gone: AtomicBool,
+    pub(crate) zygote: OwnedFd,
+    pub(crate) limits: OwnedFd,
+    pub(crate) gone: AtomicBool,
     /// Jobs that are not done are not to be.
-    pub(super) cancelled: AtomicBool,
-    pub(super) reactor: OnceLock<Option<Reactor>>,
+    pub(crate) cancelled: AtomicBool,
+    pub(crate) reactor: OnceLock<Option<Reactor>>,
     /// The process that the pool belongs to, in a line of forks.
-    pub(super) process: usize,
+    pub(crate) process: usize,
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a batch was not queued.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// All slots, or all memory of jobs, are taken for now.
     Full,
     /// The result will never be there.
@@ -97,19 +98,22 @@ pub(super) enum Refused {
 
 /// The settings that a batch is queued with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
-    pub(super) jobs: usize,
-    pub(super) limit: Option<Duration>,
-    pub(super) bell: usize,
+pub(crate) struct Terms {
+    pub(crate) jobs: usize,
+    pub(crate) limit: Option<Duration>,
+    pub(crate) bell: usize,
 }
 
 /// The way a batch ended.
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// The number of its jobs that are done and have an item.
-    pub(super) done: usize,
+    pub(crate) done: usize,
     /// Why the next one failed, if it did; otherwise it was not begun.
-    pub(super) failure: Option<Failure>,
+    pub(crate) failure: Option<Failure>,
 }
+
+/// The time that a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
+pub(super) const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 /// The time that a job waits for a place while no batch is queued or at work: all places are taken by results then, and only
 /// who reads them can make room.
@@ -119,7 +123,7 @@ const NO_PLACE: &str = "all of the pool's places are taken by results that nobod
                         forgotten, or are not asked any more; drop them";
 
 impl Core {
-    pub(super) fn new(
+    pub(crate) fn new(
         region: Arc<Region>,
         settings: Settings,
         end: OwnedFd,
@@ -153,19 +157,19 @@ impl Core {
         })
     }
 
-    pub(super) fn slot(&self, number: usize) -> &Slot {
+    pub(crate) fn slot(&self, number: usize) -> &Slot {
         &self.region.slots()[number]
     }
 
     /// The bell of the calling thread. Threads may share one.
-    pub(super) fn bell() -> usize {
+    pub(crate) fn bell() -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local!(static MINE: usize = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BELLS - 1));
         MINE.with(|mine| *mine)
     }
 
     /// Queues a batch of encoded jobs.
-    pub(super) fn try_queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, Refused> {
+    pub(crate) fn try_queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, Refused> {
         self.check_process().map_err(Refused::Because)?;
         let mut front = lock(&self.front);
         if front.closed {
@@ -204,14 +208,14 @@ impl Core {
     }
 
     #[expect(unsafe_code, reason = "shared memory is written")]
-    pub(super) fn fill(&self, at: usize, jobs: &[u8]) {
+    pub(crate) fn fill(&self, at: usize, jobs: &[u8]) {
         // SAFETY: `Space` handed the bytes out to this call alone.
         let written = unsafe { self.region.write(at, jobs) };
         debug_assert!(written, "Space stays inside");
     }
 
     /// Queues a slot that is filled. With the lock held: one at a time.
-    pub(super) fn push(&self, _front: &Front, number: usize) {
+    pub(crate) fn push(&self, _front: &Front, number: usize) {
         let slot = self.slot(number);
         progress::reset(&slot.progress);
         slot.since.store(0, Ordering::Release);
@@ -223,7 +227,7 @@ impl Core {
         debug_assert!(pushed, "the ring has room for every slot");
     }
 
-    pub(super) fn announce(&self, limited: bool) {
+    pub(crate) fn announce(&self, limited: bool) {
         self.region.queue().announce();
         if limited && self.region.board().limits_watched.swap(1, Ordering::SeqCst) == 0 {
             process::notify(&self.limits);
@@ -231,7 +235,7 @@ impl Core {
     }
 
     /// Queues a batch, and waits for room.
-    pub(super) fn queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, JobError> {
+    pub(crate) fn queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, JobError> {
         self.check_process()?;
         let bell = &self.region.board().bells[0];
         let mut heard = None;
@@ -261,7 +265,7 @@ impl Core {
     }
 
     /// Queues the rest of a batch again: all but its first `skip` jobs. What was done must have been read.
-    pub(super) fn queue_again(&self, number: usize, skip: usize) {
+    pub(crate) fn queue_again(&self, number: usize, skip: usize) {
         let slot = self.slot(number);
         self.free_output(slot);
         let (at, len) =
@@ -280,26 +284,26 @@ impl Core {
     }
 
     #[expect(unsafe_code, reason = "shared memory is lent as bytes")]
-    pub(super) fn input(&self, at: usize, len: usize) -> &[u8] {
+    pub(crate) fn input(&self, at: usize, len: usize) -> &[u8] {
         // SAFETY: jobs are written before the slot is queued and freed with it; this is called by the slot's owner.
         unsafe { self.region.read(at, len) }.unwrap_or_default()
     }
 
     /// Tells whether the batch is done: its results are final then. Never in a process forked from the pool's, which must not free
     /// what is the pool's.
-    pub(super) fn is_done(&self, number: usize) -> bool {
+    pub(crate) fn is_done(&self, number: usize) -> bool {
         self.check_process().is_ok() && self.slot(number).state.load(Ordering::SeqCst) == DONE
     }
 
     /// The way a batch that is done ended.
-    pub(super) fn ended(&self, number: usize) -> Ended {
+    pub(crate) fn ended(&self, number: usize) -> Ended {
         let slot = self.slot(number);
         let (done, _) = progress::read(&slot.progress);
         Ended { done, failure: Failure::read(slot) }
     }
 
     /// Calls `each` with the results of a batch that is done, which nobody moves meanwhile.
-    pub(super) fn read_results(&self, number: usize, each: impl FnMut(Item<'_>)) {
+    pub(crate) fn read_results(&self, number: usize, each: impl FnMut(Item<'_>)) {
         let mut front = lock(&self.front);
         if let Some(owner @ None) = front.owners.get_mut(number) {
             *owner = Some(Owner::Reader);
@@ -310,7 +314,7 @@ impl Core {
     }
 
     /// The results of a batch that is done, and where they were parked if they were.
-    pub(super) fn results<'a>(&'a self, number: usize, parked: Option<&'a [u8]>) -> impl Iterator<Item = Item<'a>> {
+    pub(crate) fn results<'a>(&'a self, number: usize, parked: Option<&'a [u8]>) -> impl Iterator<Item = Item<'a>> {
         let slot = self.slot(number);
         let (done, _) = progress::read(&slot.progress);
         let here = results::items(&self.region, slot.output.load(Ordering::Acquire) as usize);
@@ -318,7 +322,7 @@ impl Core {
     }
 
     /// Takes a batch back that nobody has begun.
-    pub(super) fn take_back(&self, number: usize) -> bool {
+    pub(crate) fn take_back(&self, number: usize) -> bool {
         let slot = self.slot(number);
         let mine = slot.state.compare_exchange(QUEUED, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if mine {

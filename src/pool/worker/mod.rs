@@ -1,12 +1,18 @@
 //! A worker: takes batches, runs their jobs one by one, leaves when it is told to or has copied too much.
 
-use super::batch::{self, Status};
-use super::heap::{self, Heap, NoBlock};
-use super::region::{Region, Seat, Slot};
-use super::settings::{OverBudget, Settings};
-use super::{buffer, panics, progress, queue};
+pub(super) mod panics;
+
 use crate::error::Result;
 use crate::fork::{self, Reshared};
+use crate::pool::memory::heap::{self, Heap, NoBlock};
+use crate::pool::memory::region::Region;
+use crate::pool::memory::{buffer, results};
+use crate::pool::protocol::batch::{self, Status};
+use crate::pool::protocol::board::{Seat, Slot};
+use crate::pool::protocol::progress;
+use crate::pool::protocol::queue;
+use crate::pool::protocol::spin::Patience;
+use crate::pool::settings::{OverBudget, Settings};
 use crate::sys::{self, limits, process};
 use crate::wire::Passenger;
 use std::sync::atomic::Ordering;
@@ -14,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Why a worker left of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// The pool is closing.
     Closing = 1,
     /// There is a newer generation.
@@ -24,7 +30,7 @@ pub(super) enum Left {
 }
 
 impl Left {
-    pub(super) fn of(code: u32) -> Option<Self> {
+    pub(crate) fn of(code: u32) -> Option<Self> {
         match code {
             1 => Some(Self::Closing),
             2 => Some(Self::Replaced),
@@ -36,14 +42,14 @@ impl Left {
 
 /// The end of a job: its item, and the passengers in it.
 #[derive(Default)]
-pub(super) struct Outcome {
-    pub(super) item: Vec<u8>,
-    pub(super) passengers: Vec<Passenger>,
+pub(crate) struct Outcome {
+    pub(crate) item: Vec<u8>,
+    pub(crate) passengers: Vec<Passenger>,
 }
 
 impl Outcome {
     /// An item that says why there is no result.
-    pub(super) fn refuse(&mut self, status: Status, why: &str) {
+    pub(crate) fn refuse(&mut self, status: Status, why: &str) {
         self.item.clear();
         self.passengers.clear();
         let start = batch::begin(&mut self.item);
@@ -53,7 +59,7 @@ impl Outcome {
 }
 
 /// The user's closure over the data, without their types.
-pub(super) trait Work {
+pub(crate) trait Work {
     /// Runs one job and appends its item to the outcome, which is empty. Does not panic.
     fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome);
 
@@ -68,7 +74,7 @@ pub(super) trait Work {
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The worker's life; returns when it leaves.
-pub(super) fn live(region: &'static Region, settings: &Settings, seat: usize, work: &mut dyn Work) {
+pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, work: &mut dyn Work) {
     process::set_name(c"cowbell-worker");
     process::die_first_of_memory();
     if let Some(bytes) = settings.memory_limit {
@@ -103,7 +109,7 @@ impl Worker<'_> {
     fn work(mut self, work: &mut dyn Work) {
         let queue = self.region.queue();
         let mut outcome = Outcome::default();
-        let patience = super::spin::Patience::new(self.settings.spin);
+        let patience = Patience::new(self.settings.spin);
         // The faults of the fork itself are no job's copies.
         self.faults_checked = fork::page_faults();
         let mut trimmed = true;
@@ -315,7 +321,7 @@ impl Output<'_> {
 }
 
 /// Hands over, in a dead worker's place, what it had done of a batch. The zygote calls it.
-pub(super) fn hand_over(region: &Region, slot: &Slot) {
+pub(crate) fn hand_over(region: &Region, slot: &Slot) {
     let (done, _) = progress::read(&slot.progress);
     let first = slot.output.load(Ordering::Acquire) as usize;
     let send = |block: usize| {
@@ -323,7 +329,7 @@ pub(super) fn hand_over(region: &Region, slot: &Slot) {
             let _only = header.state.compare_exchange(heap::BUILDING, heap::SENT, Ordering::AcqRel, Ordering::Acquire);
         }
     };
-    super::results::items(region, first).take(done).for_each(|item| {
+    results::items(region, first).take(done).for_each(|item| {
         item.passengers().iter().filter_map(buffer::block_of).for_each(send);
     });
     heap::chain(region, first).for_each(send);

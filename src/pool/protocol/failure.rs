@@ -1,6 +1,6 @@
 //! Why a job has no result.
 
-use super::region::Slot;
+use super::board::Slot;
 use crate::facts::Ended;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -84,7 +84,7 @@ impl std::error::Error for JobError {}
 
 /// The zygote's finding about a job whose worker is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The worker died of it, or beside it.
     Died(Death),
     /// Its time was over.
@@ -102,7 +102,7 @@ const OUT_OF_MEMORY: u32 = 0x100;
 
 impl Failure {
     /// Writes it into the slot.
-    pub(super) fn write(self, slot: &Slot) {
+    pub(crate) fn write(self, slot: &Slot) {
         let (kind, detail) = match self {
             Self::TimedOut => (TIMED_OUT, 0),
             Self::Cancelled => (CANCELLED, 0),
@@ -120,7 +120,7 @@ impl Failure {
     }
 
     /// Reads what stands in the slot.
-    pub(super) fn read(slot: &Slot) -> Option<Self> {
+    pub(crate) fn read(slot: &Slot) -> Option<Self> {
         let (kind, detail) = (slot.failure.load(Ordering::Acquire), slot.failure_detail.load(Ordering::Acquire) as i32);
         let ended = match kind & 0xff {
             EXITED => Ended::Exited(detail),

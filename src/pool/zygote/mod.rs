@@ -3,16 +3,19 @@
 //!
 //! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
-use super::failure::{Death, Failure};
-use super::progress::{self, Phase, Seen};
-use super::queue::{self, DONE, QUEUED};
-use super::region::{Region, Slot};
-use super::settings::Settings;
-use super::worker::{self, Left, Work};
-use super::{Order, Reply, WorkerExit};
+mod ending;
+
 use crate::error::{Error, Result};
 use crate::facts::Ended;
 use crate::fork::{self, Child, ForkOptions};
+use crate::pool::memory::region::Region;
+use crate::pool::protocol::board::Slot;
+use crate::pool::protocol::failure::{Death, Failure};
+use crate::pool::protocol::messages::{Order, Reply, WorkerExit};
+use crate::pool::protocol::progress::{self, Phase, Seen};
+use crate::pool::protocol::queue::{self, DONE, QUEUED};
+use crate::pool::settings::Settings;
+use crate::pool::worker::{self, Left, Work};
 use crate::sys::epoll::Poller;
 use crate::sys::{channel, limits, process, signal, tracing};
 use crate::wire;
@@ -37,7 +40,7 @@ const SHORT_LIVES: u32 = 3;
 const SHORT_LIVES_MAX: u32 = 12;
 
 /// The data and the closure, without their types.
-pub(super) trait Data: Work {
+pub(crate) trait Data: Work {
     /// Takes over a new generation of the data and gives up the old one.
     ///
     /// # Errors
@@ -47,27 +50,27 @@ pub(super) trait Data: Work {
 
 /// The zygote's side of a seat.
 #[derive(Default)]
-pub(super) struct Member {
-    pub(super) child: Option<Child>,
+pub(crate) struct Member {
+    pub(crate) child: Option<Child>,
     /// The number of workers in a row that died before they had done a job.
-    pub(super) short_lives: u32,
+    pub(crate) short_lives: u32,
     /// Jobs the seat had done when its worker began.
-    pub(super) jobs_before: u64,
+    pub(crate) jobs_before: u64,
     /// When the next is to be started.
-    pub(super) due: Option<Instant>,
+    pub(crate) due: Option<Instant>,
     /// Since when it was seen stopped by a signal.
-    pub(super) stopped: Option<Instant>,
+    pub(crate) stopped: Option<Instant>,
 }
 
 /// The ends of the channels that the zygote has.
-pub(super) struct Channels {
-    pub(super) orders: OwnedFd,
+pub(crate) struct Channels {
+    pub(crate) orders: OwnedFd,
     /// Notified when batches with a time limit are queued after a while without.
-    pub(super) limits: OwnedFd,
+    pub(crate) limits: OwnedFd,
 }
 
 /// The zygote's whole life, from its fork on.
-pub(super) fn run(region: &'static Region, settings: &Settings, channels: Channels, data: &mut dyn Data) {
+pub(crate) fn run(region: &'static Region, settings: &Settings, channels: Channels, data: &mut dyn Data) {
     let orders = channels.orders.try_clone();
     match Zygote::begin(region, settings, channels, data) {
         Ok(zygote) => zygote.live(),
@@ -84,23 +87,23 @@ fn reply(orders: &OwnedFd, reply: &Reply) -> bool {
     wire::encode(reply, &mut message, &mut Vec::new()).is_ok() && channel::send(orders.as_fd(), &message, None).is_ok()
 }
 
-pub(super) struct Zygote<'a> {
-    pub(super) region: &'static Region,
-    pub(super) settings: &'a Settings,
-    pub(super) channels: Channels,
-    pub(super) poller: Poller,
-    pub(super) crew: Vec<Member>,
-    pub(super) data: &'a mut dyn Data,
-    pub(super) exits: VecDeque<WorkerExit>,
-    pub(super) exits_lost: u64,
+pub(crate) struct Zygote<'a> {
+    pub(crate) region: &'static Region,
+    pub(crate) settings: &'a Settings,
+    pub(crate) channels: Channels,
+    pub(crate) poller: Poller,
+    pub(crate) crew: Vec<Member>,
+    pub(crate) data: &'a mut dyn Data,
+    pub(crate) exits: VecDeque<WorkerExit>,
+    pub(crate) exits_lost: u64,
     /// Jobs that end with their workers: which slot, which job, and why.
-    pub(super) condemned: HashMap<usize, (usize, Failure)>,
+    pub(crate) condemned: HashMap<usize, (usize, Failure)>,
     /// Since when a job that has not begun was seen current.
-    pub(super) ahead_since: HashMap<usize, (Seen, Instant)>,
-    pub(super) out_of_memory_kills: Option<u64>,
+    pub(crate) ahead_since: HashMap<usize, (Seen, Instant)>,
+    pub(crate) out_of_memory_kills: Option<u64>,
     /// When that count was seen to have grown.
-    pub(super) out_of_memory_at: Option<Instant>,
-    pub(super) closing: bool,
+    pub(crate) out_of_memory_at: Option<Instant>,
+    pub(crate) closing: bool,
 }
 
 impl<'a> Zygote<'a> {
@@ -317,7 +320,7 @@ impl<'a> Zygote<'a> {
         held
     }
 
-    pub(super) fn slots(&self) -> impl Iterator<Item = (usize, &'static Slot)> + use<> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, &'static Slot)> + use<> {
         let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
         self.region.slots().iter().enumerate().take(used)
     }

@@ -54,7 +54,7 @@ fn boarded() -> MutexGuard<'static, Vec<(usize, bool)>> {
 
 /// The current job is over, and its result dropped: may its buffers be sent? False when the job kept one, which would
 /// share it with the parent. What is not to be sent (`keep`) or may not is freed, now or when it is dropped.
-pub(super) fn land(keep: bool) -> bool {
+pub(crate) fn land(keep: bool) -> bool {
     let mut boarded = boarded();
     let all_dropped = boarded.iter().all(|&(_, dropped)| dropped);
     let sent = keep && all_dropped;
@@ -67,7 +67,7 @@ pub(super) fn land(keep: bool) -> bool {
 }
 
 /// Says that this process is the worker in `seat`. What it inherited, when its pool was made in a job of another's, is that worker's.
-pub(super) fn this_is(region: &'static Region, seat: usize) {
+pub(crate) fn this_is(region: &'static Region, seat: usize) {
     boarded().clear();
     let mine = Mine { region, seat, process: registry::process_number() };
     *MINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(mine);
@@ -90,7 +90,7 @@ impl Decoding {
 
 /// Runs `decode` for a result that lies in `region` and has these passengers. Frees the buffers that it did not take, whatever
 /// the reason.
-pub(super) fn decoding<R>(region: &Arc<Region>, passengers: &[Passenger], decode: impl FnOnce() -> R) -> R {
+pub(crate) fn decoding<R>(region: &Arc<Region>, passengers: &[Passenger], decode: impl FnOnce() -> R) -> R {
     struct Restore(Option<Decoding>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -106,12 +106,12 @@ pub(super) fn decoding<R>(region: &Arc<Region>, passengers: &[Passenger], decode
 }
 
 /// The block that a passenger means; `None` if it is no buffer.
-pub(super) fn block_of(passenger: &Passenger) -> Option<usize> {
+pub(crate) fn block_of(passenger: &Passenger) -> Option<usize> {
     (passenger.kind[0] == kind()).then_some(passenger.words[0] as usize)
 }
 
 /// Frees the buffers of a result that is not wanted and was not decoded.
-pub(super) fn discard(region: &Region, passengers: &[Passenger]) {
+pub(crate) fn discard(region: &Region, passengers: &[Passenger]) {
     for block in passengers.iter().filter_map(block_of) {
         let unread = heap::header(region, block).is_some_and(|header| {
             header.state.compare_exchange(heap::SENT, heap::HELD, Ordering::AcqRel, Ordering::Acquire).is_ok()

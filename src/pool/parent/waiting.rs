@@ -1,27 +1,24 @@
 //! Waiting for results, and what is looked after meanwhile.
 
-use super::core::{Core, lock};
-use super::failure::JobError;
-use super::queue::{self, QUEUED};
-use super::reactor::{self, Reactor};
-use super::region::{Bell, Seat};
-use super::spin::Patience;
+use super::core::{Core, LOOK_AFTER, lock};
+use super::reactor::{self, Program, Reactor};
 use crate::arena::registry;
+use crate::pool::protocol::board::{Bell, Seat};
+use crate::pool::protocol::failure::JobError;
+use crate::pool::protocol::queue::{self, QUEUED};
+use crate::pool::protocol::spin::Patience;
 use crate::sys::pidfd;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// The time that a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
-pub(super) const LOOK_AFTER: Duration = Duration::from_millis(100);
-
 impl Core {
     /// Waits until `ready` holds; false when `deadline` is over before.
     ///
     /// # Errors
     /// The pool is gone.
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &self,
         bell: usize,
         patience: &Patience,
@@ -59,7 +56,7 @@ impl Core {
     }
 
     /// Does a batch wait for results of others to be read? Its worker does, or all that could take it.
-    pub(super) fn starves(&self, number: usize) -> bool {
+    pub(crate) fn starves(&self, number: usize) -> bool {
         let waits = |seat: &Seat| seat.waits.load(Ordering::Acquire) != 0;
         let seats = self.region.seats();
         let state = self.slot(number).state.load(Ordering::Acquire);
@@ -71,7 +68,7 @@ impl Core {
 
     /// A waiting thread's chores, done now and then: finds out whether the zygote is gone, wakes workers whose wake was lost, makes
     /// room for workers that wait for it.
-    pub(super) fn look_after(&self) {
+    pub(crate) fn look_after(&self) {
         self.region.queue().nudge();
         if pidfd::readable(self.zygote.as_fd(), Some(Duration::ZERO)) == Ok(true)
             && !self.gone.swap(true, Ordering::AcqRel)
@@ -82,7 +79,7 @@ impl Core {
     }
 
     /// Makes room if a worker waits for it.
-    pub(super) fn make_room_if_wanted(&self) {
+    pub(crate) fn make_room_if_wanted(&self) {
         if self.region.seats().iter().any(|seat| seat.waits.load(Ordering::Acquire) != 0) {
             self.make_room();
         }
@@ -92,7 +89,7 @@ impl Core {
     ///
     /// # Errors
     /// It is gone, and why.
-    pub(super) fn check(&self) -> Result<(), JobError> {
+    pub(crate) fn check(&self) -> Result<(), JobError> {
         self.check_process()?;
         if self.gone.load(Ordering::Acquire) {
             return Err(JobError::PoolGone("its zygote has ended".to_owned()));
@@ -106,7 +103,7 @@ impl Core {
 
     /// In a process forked from the pool's, this value is a copy and the pool another's. The region is not there: to be
     /// asked before it is touched.
-    pub(super) fn check_process(&self) -> Result<(), JobError> {
+    pub(crate) fn check_process(&self) -> Result<(), JobError> {
         if self.process == registry::process_number() {
             return Ok(());
         }
@@ -114,7 +111,7 @@ impl Core {
     }
 
     /// Waits until nothing is queued or at work, and takes no further jobs.
-    pub(super) fn drain(&self) {
+    pub(crate) fn drain(&self) {
         if self.check_process().is_err() {
             return;
         }
@@ -133,13 +130,13 @@ impl Core {
     }
 
     /// May what a batch has not done be queued again?
-    pub(super) fn may_queue_again(&self) -> bool {
+    pub(crate) fn may_queue_again(&self) -> bool {
         !self.cancelled.load(Ordering::Acquire) && self.check().is_ok()
     }
 
     /// The bell on which the reactor listens; `None` if its thread cannot be started.
-    pub(super) fn reactor_bell(self: &Arc<Self>) -> Option<usize> {
-        let started = self.reactor.get_or_init(|| match Reactor::start(self) {
+    pub(crate) fn reactor_bell(self: &Arc<Self>) -> Option<usize> {
+        let started = self.reactor.get_or_init(|| match Reactor::start(&self.region, self) {
             Ok(reactor) => Some(reactor),
             Err(e) => {
                 log::warn!("the pool's thread cannot be started: {e}");
@@ -150,14 +147,14 @@ impl Core {
     }
 
     /// Tells the reactor to look after a ticket.
-    pub(super) fn reactor_watch(&self, ticket: Weak<dyn reactor::Waits>) {
+    pub(crate) fn reactor_watch(&self, ticket: Weak<dyn reactor::Waits>) {
         if let Some(Some(reactor)) = self.reactor.get() {
             reactor.watch(&self.region, ticket);
         }
     }
 
     /// Tells whether batches are queued or at work.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
         self.region.slots().iter().take(used).any(|slot| {
             let state = slot.state.load(Ordering::SeqCst);
@@ -166,8 +163,18 @@ impl Core {
     }
 
     /// Tells whether the pool is closed for new jobs.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         lock(&self.front).closed
+    }
+}
+
+impl Program for Core {
+    fn check(&self) -> Result<(), JobError> {
+        self.check()
+    }
+
+    fn look_after(&self) {
+        self.look_after();
     }
 }
 

@@ -1,15 +1,18 @@
 //! Making a pool: the region, the zygote, and what the zygote carries for its workers.
 
-use super::batch::{self, Status};
 use super::core::Core;
-use super::region::Region;
-use super::settings::Settings;
-use super::worker::{Outcome, Work};
-use super::zygote::{self, Channels, Data};
-use super::{Pool, Reply, buffer, map, panics};
+use super::pool::{Pool, Types};
 use crate::arena::{Export, Frozen, registry};
 use crate::error::{Error, Kind, Result};
 use crate::fork::{self, ForkOptions, Reshared};
+use crate::pool::memory::buffer;
+use crate::pool::memory::region::Region;
+use crate::pool::protocol::batch::{self, Status};
+use crate::pool::protocol::messages::Reply;
+use crate::pool::settings::PoolBuilder;
+use crate::pool::worker::panics;
+use crate::pool::worker::{Outcome, Work};
+use crate::pool::zygote::{self, Channels, Data};
 use crate::sys::{channel, process};
 use crate::wire::{self, Passenger};
 use serde::Serialize;
@@ -18,14 +21,11 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-/// Marks where a pool is made.
-pub(super) struct MadePool;
-
 /// The closure over the data, in the zygote and the workers.
 struct Job<T: 'static, J, R, F> {
     frozen: Frozen<T>,
     body: F,
-    types: map::Types<T, J, R>,
+    types: Types<T, J, R>,
 }
 
 impl<T, J, R, F> Work for Job<T, J, R, F>
@@ -90,14 +90,26 @@ where
     }
 }
 
-impl MadePool {
-    pub(super) fn make<T, J, R, F>(settings: Settings, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
+impl PoolBuilder {
+    /// Forks the zygote and through it the workers, which run `body` for each job with the root of `frozen`.
+    ///
+    /// The closure and everything it captures is inherited by the fork; only jobs and results are encoded. It is one closure
+    /// for each worker: what it changes in itself stays in that worker.
+    ///
+    /// Must be called while this process has one thread. The pool starts none.
+    ///
+    /// # Errors
+    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// the first workers.
+    pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
     where
         T: 'static,
         J: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
         F: FnMut(&'static T, J) -> R,
     {
+        self.check()?;
+        let settings = self.settings;
         // Arenas of both processes must have numbers of their own, and hash alike.
         registry::prepare()?;
         let region =

@@ -1,10 +1,12 @@
 //! One job that was submitted, and its result to come.
 
 use super::core::{Core, Owner, Park, Terms};
-use super::failure::JobError;
+use super::pool::Pool;
 use super::reactor;
-use super::run::Run;
+use super::run::{Run, encode_job};
 use crate::error::Result;
+use crate::pool::protocol::failure::JobError;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::future::Future;
@@ -16,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// The cell that a ticket and the pool share.
-pub(super) struct Cell<R> {
+pub(crate) struct Cell<R> {
     state: Mutex<State<R>>,
 }
 
@@ -83,7 +85,7 @@ pub struct Ticket<R: DeserializeOwned + Send + 'static> {
 }
 
 impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
-    pub(super) fn submit(
+    pub(crate) fn submit(
         core: &Arc<Core>,
         jobs: &[u8],
         limit: Option<Duration>,
@@ -179,6 +181,27 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         let state = self.cell.lock();
         let number = state.run.as_ref().and_then(Run::number);
         number.map_or(Ok(false), |number| self.core.cancel(number))
+    }
+}
+
+impl<T, J, R> Pool<T, J, R>
+where
+    J: Serialize + DeserializeOwned,
+    R: Serialize + DeserializeOwned,
+{
+    /// Queues one job. Waits while 4,096 batches are queued or at work, or their jobs fill the pool's `job_capacity`.
+    ///
+    /// # Errors
+    /// The job cannot be encoded; the pool is closed or gone; all places are taken by results that nobody has read for five seconds while
+    /// no worker had anything to do ([`super::map::Map`]).
+    pub fn submit(&self, job: J) -> Result<Ticket<R>, JobError>
+    where
+        R: Send + 'static,
+    {
+        let mut row = Vec::new();
+        encode_job(&job, &mut row)?;
+        let settings = &self.core.settings;
+        Ticket::submit(&self.core, &row, settings.time_limit, settings.max_attempts)
     }
 }
 

@@ -19,18 +19,18 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of a header: four words.
-pub(super) const HEADER: usize = 32;
+pub(crate) const HEADER: usize = 32;
 /// Blocks are multiples of this many bytes: a cache line.
 const GRAIN: usize = 64;
 
 /// A block without an owner. The zeroes of a new file say so, too.
-pub(super) const FREE: u64 = 0;
+pub(crate) const FREE: u64 = 0;
 /// The worker writes it. If the worker dies the block is free again.
-pub(super) const BUILDING: u64 = 1;
+pub(crate) const BUILDING: u64 = 1;
 /// Holds results that the parent has not read.
-pub(super) const SENT: u64 = 2;
+pub(crate) const SENT: u64 = 2;
 /// The parent keeps it for the user.
-pub(super) const HELD: u64 = 3;
+pub(crate) const HELD: u64 = 3;
 
 /// Results that are read soon after they were written are in the processor's cache still; and what is given back is queued again.
 const FAIR_SHARE_MAX: usize = 8 << 20;
@@ -39,30 +39,30 @@ const FAIR_SHARE_MAX: usize = 8 << 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A block's header.
-pub(super) struct Header<'a> {
+pub(crate) struct Header<'a> {
     bytes: &'a AtomicU64,
-    pub(super) state: &'a AtomicU64,
+    pub(crate) state: &'a AtomicU64,
     /// The next block of the same batch; 0 for none.
-    pub(super) next: &'a AtomicU64,
+    pub(crate) next: &'a AtomicU64,
     /// The number of bytes that hold results.
-    pub(super) used: &'a AtomicU64,
+    pub(crate) used: &'a AtomicU64,
 }
 
 /// The header of the block at an offset.
-pub(super) fn header(region: &Region, block: usize) -> Option<Header<'_>> {
+pub(crate) fn header(region: &Region, block: usize) -> Option<Header<'_>> {
     region.heap_owner(block)?;
     let word = |at: usize| region.word(block + 8 * at);
     Some(Header { bytes: word(0)?, state: word(1)?, next: word(2)?, used: word(3)? })
 }
 
 /// The number of bytes a block has room for; 0 for what is no block.
-pub(super) fn room(region: &Region, block: usize) -> usize {
+pub(crate) fn room(region: &Region, block: usize) -> usize {
     let bytes = header(region, block).map_or(0, |header| header.bytes.load(Ordering::Acquire) as usize);
     bytes.saturating_sub(HEADER)
 }
 
 /// Gives a block back to its worker. Called by the parent.
-pub(super) fn free(region: &Region, block: usize) {
+pub(crate) fn free(region: &Region, block: usize) {
     let (Some(header), Some(seat)) = (header(region, block), region.heap_owner(block)) else { return };
     header.state.store(FREE, Ordering::SeqCst);
     let seat = &region.seats()[seat];
@@ -73,14 +73,14 @@ pub(super) fn free(region: &Region, block: usize) {
 }
 
 /// Frees the blocks of a batch.
-pub(super) fn free_chain(region: &Region, first: usize) {
+pub(crate) fn free_chain(region: &Region, first: usize) {
     for block in chain(region, first) {
         free(region, block);
     }
 }
 
 /// The blocks of a batch. What a block's `next` says is read before the block is handed out.
-pub(super) fn chain(region: &Region, first: usize) -> impl Iterator<Item = usize> + '_ {
+pub(crate) fn chain(region: &Region, first: usize) -> impl Iterator<Item = usize> + '_ {
     let mut next = first;
     std::iter::from_fn(move || {
         let block = next;
@@ -94,7 +94,7 @@ static TAKING: Mutex<()> = Mutex::new(());
 
 /// Why there is no block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoBlock {
+pub(crate) enum NoBlock {
     /// More than the heap could ever hold.
     TooLarge,
     /// The user holds so many results that there is no room left, and waiting would not help.
@@ -103,7 +103,7 @@ pub(super) enum NoBlock {
 
 /// The worker's side.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heap<'a> {
+pub(crate) struct Heap<'a> {
     region: &'a Region,
     range: Range,
     seat: usize,
@@ -111,12 +111,12 @@ pub(super) struct Heap<'a> {
 
 impl<'a> Heap<'a> {
     /// The heap of the worker's own seat.
-    pub(super) fn of(region: &'a Region, seat: usize) -> Self {
+    pub(crate) fn of(region: &'a Region, seat: usize) -> Self {
         Self { region, range: region.heap(seat), seat }
     }
 
     /// Takes over the heap of a seat: what its last worker was writing is free again.
-    pub(super) fn take_over(region: &'a Region, seat: usize) -> Self {
+    pub(crate) fn take_over(region: &'a Region, seat: usize) -> Self {
         let heap = Self::of(region, seat);
         heap.blocks().for_each(|(_, header)| {
             let _kept = header.state.compare_exchange(BUILDING, FREE, Ordering::AcqRel, Ordering::Acquire);
@@ -141,12 +141,12 @@ impl<'a> Heap<'a> {
     }
 
     /// The number of bytes one batch may fill before it should end: so that several fit.
-    pub(super) fn fair_share(&self) -> usize {
+    pub(crate) fn fair_share(&self) -> usize {
         (self.range.len / 8).min(FAIR_SHARE_MAX)
     }
 
     /// A block with room for `bytes`, state [`BUILDING`]. Waits while the parent has results to read that would make room.
-    pub(super) fn take(&self, bytes: usize) -> Result<usize, NoBlock> {
+    pub(crate) fn take(&self, bytes: usize) -> Result<usize, NoBlock> {
         let need = bytes.checked_add(HEADER).and_then(|need| need.checked_next_multiple_of(GRAIN));
         let need = need.filter(|&need| need <= self.range.len).ok_or(NoBlock::TooLarge)?;
         let seat = &self.region.seats()[self.seat];
@@ -175,7 +175,7 @@ impl<'a> Heap<'a> {
     }
 
     /// Joins free blocks and gives the memory of large ones back to the system. What is there next reads as zeroes.
-    pub(super) fn trim(&self) {
+    pub(crate) fn trim(&self) {
         let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         // Only the worker makes a free block anything else.
         let free = |block: usize| {

@@ -1,9 +1,10 @@
 //! Orders to the zygote, and the end of the pool.
 
 use super::core::{Core, Line, lock};
-use super::queue;
-use super::{Order, Reply, progress};
 use crate::error::{Error, Kind, Result};
+use crate::pool::protocol::messages::{Order, Reply};
+use crate::pool::protocol::progress;
+use crate::pool::protocol::queue;
 use crate::sys::{channel, pidfd};
 use crate::wire;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,7 +16,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(20);
 
 impl Core {
     /// Cancels a batch of one job, wherever it is; false if it is done already.
-    pub(super) fn cancel(&self, number: usize) -> Result<bool> {
+    pub(crate) fn cancel(&self, number: usize) -> Result<bool> {
         self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         if self.take_back(number) {
             return Ok(true);
@@ -35,14 +36,14 @@ impl Core {
     ///
     /// # Errors
     /// The zygote is gone, or does not answer: it was stopped.
-    pub(super) fn order(&self, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    pub(crate) fn order(&self, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
         // A process forked from the pool's has a copy of the channel, and would take the answer away.
         self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         let mut line = lock(&self.line);
         self.ask(&mut line, order, file)
     }
 
-    pub(super) fn ask(&self, line: &mut Line, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    pub(crate) fn ask(&self, line: &mut Line, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
         let gone = || Error::new(Kind::Child("the pool's zygote has ended".into()));
         let mut message = Vec::new();
         wire::encode(order, &mut message, &mut Vec::new())?;
@@ -75,7 +76,7 @@ impl Core {
     ///
     /// # Errors
     /// The zygote was gone before.
-    pub(super) fn close(&self, cancel: bool) -> Result<Option<Reply>> {
+    pub(crate) fn close(&self, cancel: bool) -> Result<Option<Reply>> {
         if self.check_process().is_err() {
             return Ok(None);
         }

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// A panic's message and place.
-pub(super) type Said = (String, Option<String>);
+pub(crate) type Said = (String, Option<String>);
 
 /// The last panic that the hook heard of in a job. The job may have caught it and ended by another, of which no hook hears:
 /// `resume_unwind` calls none.
@@ -24,7 +24,7 @@ struct Heard {
 ///
 /// In a pool that was made by a thread that unwinds, the workers are such threads too, and may not change the hook: their panics
 /// are printed, and have no place.
-pub(super) fn capture() {
+pub(crate) fn capture() {
     // A worker of a pool that was made in a job begins in the middle of that.
     IN_JOB.set(false);
     HEARD.take();
@@ -47,7 +47,7 @@ pub(super) fn capture() {
 }
 
 /// Runs a job; what its panic said, if it panics.
-pub(super) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, Said> {
+pub(crate) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, Said> {
     IN_JOB.set(true);
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
     IN_JOB.set(false);

@@ -1,17 +1,18 @@
-//! The zygote's verdicts: which jobs have to end before they are done, and their workers with them.
+//! Ending jobs before they are done, and their workers with them: those whose time is over, those of stopped workers, and those that
+//! the parent cancels.
 
-use super::failure::Failure;
-use super::progress::{self, Phase, Seen};
-use super::queue::{self, QUEUED};
-use super::region::Slot;
-use super::zygote::Zygote;
+use crate::pool::protocol::board::Slot;
+use crate::pool::protocol::failure::Failure;
+use crate::pool::protocol::progress::{self, Phase, Seen};
+use crate::pool::protocol::queue::{self, QUEUED};
+use crate::pool::zygote::Zygote;
 use crate::sys::{self, pidfd, signal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 impl Zygote<'_> {
     /// Ends jobs whose time is over. `None`: no job has a time limit now; else when to look again.
-    pub(super) fn watch_limits(&mut self) -> Option<Duration> {
+    pub(crate) fn watch_limits(&mut self) -> Option<Duration> {
         let watched = &self.region.board().limits_watched;
         if watched.load(Ordering::Acquire) == 0 {
             return None;
@@ -52,7 +53,7 @@ impl Zygote<'_> {
 
     /// Ends workers that have been stopped (SIGSTOP) for so long: those without a job, which no time limit finds, and those
     /// that wait for room, for which it stands still. If all were stopped nothing would go on.
-    pub(super) fn end_stopped(&mut self, limit: Duration) {
+    pub(crate) fn end_stopped(&mut self, limit: Duration) {
         let mut over = Vec::new();
         for (seat, member) in self.crew.iter_mut().enumerate() {
             if !member.child.as_ref().is_some_and(|child| pidfd::is_stopped(child.pidfd())) {
@@ -74,7 +75,7 @@ impl Zygote<'_> {
     }
 
     /// Tells whether the time of a slot's current job is over.
-    pub(super) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, seat: usize, limit: u64) -> bool {
+    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, seat: usize, limit: u64) -> bool {
         match seen.phase() {
             Phase::Condemned => false,
             Phase::Running => {
@@ -97,7 +98,7 @@ impl Zygote<'_> {
     }
 
     /// Lets a job end with its worker, if the job is current still.
-    pub(super) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
+    pub(crate) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref()) else { return false };
         // A worker that is killed must not have gone on to another batch.
@@ -116,7 +117,7 @@ impl Zygote<'_> {
     }
 
     /// Condemns a job if it is current.
-    pub(super) fn cancel(&mut self, number: usize, job: usize) -> bool {
+    pub(crate) fn cancel(&mut self, number: usize, job: usize) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let seen = progress::look(&slot.progress);
         let seat = queue::holder(slot.state.load(Ordering::Acquire));

@@ -11,7 +11,7 @@ const TRY_AGAIN: u64 = 64;
 
 /// The time to wait awake at most, learnt from how that went. One for each kind of wait, shared by all who wait so.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     max_ns: u64,
     /// Grows to what would have been enough, halves with each time it was not.
     allowed_ns: AtomicU64,
@@ -20,7 +20,7 @@ pub(super) struct Patience {
 
 impl Patience {
     /// Never longer than `max`; not at all on a machine with one processor.
-    pub(super) fn new(max: Duration) -> Self {
+    pub(crate) fn new(max: Duration) -> Self {
         // Asking reads a dozen files.
         static PROCESSORS: OnceLock<usize> = OnceLock::new();
         let processors = *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -29,7 +29,7 @@ impl Patience {
     }
 
     /// Waits awake until `ready` holds; false if it did not in time.
-    pub(super) fn spin(&self, ready: impl Fn() -> bool) -> bool {
+    pub(crate) fn spin(&self, ready: impl Fn() -> bool) -> bool {
         if ready() {
             return true;
         }

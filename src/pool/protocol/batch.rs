@@ -8,7 +8,7 @@ use crate::wire::Passenger;
 
 /// The way a job ended: the status of its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
+pub(crate) enum Status {
     /// A job, or a result.
     Value = 0,
     /// The job panicked: message and place.
@@ -24,27 +24,27 @@ const PASSENGERS_MAX: usize = 1 << 24;
 
 /// An item, where it lies.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Item<'a> {
-    pub(super) status: Status,
-    pub(super) bytes: &'a [u8],
+pub(crate) struct Item<'a> {
+    pub(crate) status: Status,
+    pub(crate) bytes: &'a [u8],
     passengers: &'a [u8],
 }
 
 impl Item<'_> {
     /// The bytes it takes.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         8 + self.bytes.len().next_multiple_of(8) + self.passengers.len()
     }
 
     /// Appends the same item to a row.
-    pub(super) fn append_to(&self, row: &mut Vec<u8>) {
+    pub(crate) fn append_to(&self, row: &mut Vec<u8>) {
         let start = begin(row);
         row.extend_from_slice(self.bytes);
         let _as_it_was = end(row, start, self.status, &self.passengers());
     }
 
     /// The side table.
-    pub(super) fn passengers(&self) -> Vec<Passenger> {
+    pub(crate) fn passengers(&self) -> Vec<Passenger> {
         let (all, _) = self.passengers.as_chunks::<PASSENGER>();
         all.iter().map(passenger).collect()
     }
@@ -57,14 +57,14 @@ fn passenger(bytes: &[u8; PASSENGER]) -> Passenger {
 }
 
 /// Makes room for the head of an item at the end of `row`; its bytes are appended next.
-pub(super) fn begin(row: &mut Vec<u8>) -> usize {
+pub(crate) fn begin(row: &mut Vec<u8>) -> usize {
     let start = row.len();
     row.extend_from_slice(&[0; 8]);
     start
 }
 
 /// Ends the item that [`begin`] began; false, and the item is gone, when a part is too large for its field.
-pub(super) fn end(row: &mut Vec<u8>, start: usize, status: Status, passengers: &[Passenger]) -> bool {
+pub(crate) fn end(row: &mut Vec<u8>, start: usize, status: Status, passengers: &[Passenger]) -> bool {
     let length = u32::try_from(row.len() - start - 8).ok().filter(|_| passengers.len() < PASSENGERS_MAX);
     let Some((length, head)) = length.zip(row.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<8>)) else {
         row.truncate(start);
@@ -82,7 +82,7 @@ pub(super) fn end(row: &mut Vec<u8>, start: usize, status: Status, passengers: &
 }
 
 /// The first item of `bytes`, and what is behind it.
-pub(super) fn split(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
+pub(crate) fn split(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<8>()?;
     let head = u64::from_le_bytes(*head);
     let (length, second) = (head as u32 as usize, (head >> 32) as u32);
@@ -99,7 +99,7 @@ pub(super) fn split(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
 }
 
 /// The items of `bytes`, in order.
-pub(super) fn items(mut bytes: &[u8]) -> impl Iterator<Item = Item<'_>> {
+pub(crate) fn items(mut bytes: &[u8]) -> impl Iterator<Item = Item<'_>> {
     std::iter::from_fn(move || {
         let (item, rest) = split(bytes)?;
         bytes = rest;

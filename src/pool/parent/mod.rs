@@ -1,0 +1,12 @@
+//! The program that made the pool: it queues jobs, waits for results and reads them, from any number of threads.
+
+mod core;
+mod make;
+pub(super) mod map;
+mod orders;
+pub(super) mod pool;
+mod reactor;
+mod reclaim;
+mod run;
+pub(super) mod ticket;
+mod waiting;

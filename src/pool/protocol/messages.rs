@@ -1,0 +1,39 @@
+//! The messages on the channel between parent and zygote.
+
+use super::failure::Death;
+use crate::report::Report;
+use serde::{Deserialize, Serialize};
+
+/// An order to the zygote.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Tell how workers ended since this was asked last.
+    Exits,
+    /// Kill the worker that runs this job.
+    Cancel { slot: u32, job: u32 },
+    /// Take over a new generation; its file comes along.
+    Adopt(Vec<u8>),
+    /// End.
+    Close { cancel: bool },
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Done(bool),
+    Refused(String),
+    Exits { exits: Vec<WorkerExit>, lost: u64 },
+}
+
+/// The way a worker ended, and what it copied.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerExit {
+    /// Its process id.
+    pub pid: i32,
+    /// The way it ended.
+    pub death: Death,
+    /// The worker left of its own accord: its budget was used up, the data set was replaced, or the pool was closed.
+    pub left_by_itself: bool,
+    /// The pages that it copied.
+    pub report: Report,
+}

@@ -1,0 +1,10 @@
+//! What parent, zygote and workers agree on: the words in shared memory, who may change them when, and the messages of the channel.
+
+pub(super) mod batch;
+pub(super) mod bell;
+pub(super) mod board;
+pub(super) mod failure;
+pub(super) mod messages;
+pub(super) mod progress;
+pub(super) mod queue;
+pub(super) mod spin;
