@@ -1,5 +1,8 @@
 //! The order of the house: who may use whom, and where things may be.
 
+#[path = "tidy/circles.rs"]
+mod circles;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

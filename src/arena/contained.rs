@@ -5,7 +5,13 @@
 //! looked at in the process that made it, before it goes anywhere.
 #![expect(unsafe_code, reason = "promises that the compiler cannot check")]
 
-use super::{Arena, ArenaRef, Box, FreezeOptions, Frozen, Handle, HashMap, HashSet, Image, Span, Vec};
+use super::builder::Arena;
+use super::collections::{Box, HashMap, HashSet, Vec};
+use super::frozen::{FreezeOptions, Frozen};
+use super::handle::Handle;
+use super::image::Image;
+use super::memory::ArenaRef;
+use super::span::Span;
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::process;

@@ -10,7 +10,7 @@
 //! - **Tuples** are matched as `Variant { 0: ref name }`, which means the variant and nothing else.
 //! - **Types.** An attribute macro may have changed them, so each field is asked as what it is, not as what was written.
 
-use super::Contained;
+use super::contained::Contained;
 
 /// Defines types and says that they are [`Contained`](crate::arena::Contained): each of their fields must be.
 ///

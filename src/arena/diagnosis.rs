@@ -105,7 +105,7 @@ fn explain(fault: &MemoryFault) {
     });
 }
 
-fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::fmt::Result {
+fn sentence(text: &mut Text, inner: &super::inner::Inner, fault: &MemoryFault) -> std::fmt::Result {
     let offset = fault.address - inner.range.start;
     let page = sys::page_size();
     let what = if fault.write == Some(false) { "read of" } else { "write to" };
@@ -144,8 +144,8 @@ fn sentence(text: &mut Text, inner: &super::Inner, fault: &MemoryFault) -> std::
         text,
         "\ncowbell: frozen data is read-only here: a Cell, Mutex or reference count in it cannot be changed{}",
         match image.on_write() {
-            super::OnWrite::Copy => "; a child forked from this process may (and gets a copy of the page)",
-            super::OnWrite::Deny => ", nor in children: it was frozen with OnWrite::Deny",
+            super::options::OnWrite::Copy => "; a child forked from this process may (and gets a copy of the page)",
+            super::options::OnWrite::Deny => ", nor in children: it was frozen with OnWrite::Deny",
         }
     )
 }

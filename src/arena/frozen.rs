@@ -6,10 +6,16 @@
 //! fault is diagnosed and kills, and no reader ever sees a change.
 #![expect(unsafe_code, reason = "mappings are replaced under live references")]
 
+use super::builder::Arena;
+use super::collapse::Collapsed;
 use super::collapse::collapse;
+use super::handle::Handle;
+use super::image::Image;
 use super::image::{Marks, Origin};
+use super::inner::Inner;
+use super::options::{HugePages, OnWrite};
+use super::registry;
 use super::site::Recorder;
-use super::{Arena, Collapsed, Handle, HugePages, Image, Inner, registry};
 use crate::error::{Error, Kind, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, Errno, memfd};
@@ -21,19 +27,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The number of times that the write seal is asked for. The kernel itself waits some 150 ms for pages that others hold, then says
 /// EBUSY; compaction and reclaim take any page for a moment, and longer on a busy machine.
 const SEAL_TRIES: usize = 8;
-
-/// The effect of a child's write into a frozen arena.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum OnWrite {
-    /// The child gets its own copy of the page, which is counted.
-    #[default]
-    Copy,
-    /// The child dies by SIGSEGV, with a line that names arena, page, object and instruction. Where
-    /// the kernel has `mseal` (6.10), nobody can lift that any more, and the arena cannot be released.
-    Deny,
-}
 
 /// Settings of [`Arena::freeze_with`].
 #[must_use]

@@ -10,7 +10,8 @@
 //! is resolved whose maker found the object contained, or made it of what was reached in a process that had adopted it, too.
 #![expect(unsafe_code, reason = "an offset becomes a reference again")]
 
-use super::{Image, registry};
+use super::image::Image;
+use super::registry;
 use crate::error::{Error, Kind, Result};
 use crate::sys::map;
 use std::any::TypeId;
@@ -97,7 +98,9 @@ const UNCHECKED: &str = "what its object leads to may be another process's; make
 #[cfg(feature = "pool")]
 mod travel {
     use super::{CONTAINED, Handle, PhantomData, registry, tag};
-    use crate::arena::{Image, Inner, OnWrite};
+    use crate::arena::image::Image;
+    use crate::arena::inner::Inner;
+    use crate::arena::options::OnWrite;
     use crate::sys::map::Range;
     use crate::sys::pagemap::Pagemap;
     use crate::sys::{Errno, process};

@@ -3,9 +3,11 @@
 //! # Safety
 //! An image holds facts; only `release` and the freezing change what is mapped.
 
-use super::poured::{Blocks, Pieces};
+use super::collapse::Collapsed;
+use super::options::{HugePages, OnWrite};
+use super::pieces::{Blocks, Pieces};
+use super::site::Allocation;
 use super::site::Table;
-use super::{Allocation, Collapsed, HugePages, Inner, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageSet, PageSpan};
 use crate::sys::map::{self, Harmless, Range};
@@ -14,7 +16,7 @@ use crate::sys::pagemap::{Entry, Pagemap};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 
 /// The place where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug)]
@@ -238,22 +240,6 @@ impl Image {
 
     pub(crate) fn slot(&self) -> u16 {
         self.slot
-    }
-
-    /// The registry's entry of an image that did not grow in this process.
-    pub(super) fn entry(self) -> Inner {
-        Inner {
-            name: self.name.clone(),
-            slot: self.slot,
-            generation: self.generation,
-            range: self.range,
-            capacity: 0,
-            plain: self.plain,
-            process: registry::process_number(),
-            growing: Mutex::new(super::memory::Growing::never()),
-            writing: RwLock::new(()),
-            frozen: OnceLock::from(Arc::new(self)),
-        }
     }
 }
 

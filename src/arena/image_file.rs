@@ -151,12 +151,12 @@ impl Header {
                 type_name: field.text(276, field.u16(74), TYPE_NAME_MAX).ok_or_else(damaged)?,
             },
             data_sum: field.u32(64),
-            name: field.text(76, field.u16(72), super::NAME_MAX).ok_or_else(damaged)?,
+            name: field.text(76, field.u16(72), super::options::NAME_MAX).ok_or_else(damaged)?,
         };
         let whole = header.file_len().filter(|&len| i64::try_from(len).is_ok()).ok_or_else(damaged)?;
         let root_end = header.root.checked_add(header.layout.size).ok_or_else(damaged)?;
         let page = sys::page_size().bytes() as u64;
-        if !super::is_name(&header.name) || root_end > header.used || header.begin < HEADER as u64 {
+        if !super::options::is_name(&header.name) || root_end > header.used || header.begin < HEADER as u64 {
             return Err(damaged());
         }
         if !header.begin.is_multiple_of(page) {

@@ -11,11 +11,17 @@
 //! the file and the root in the data.
 #![expect(unsafe_code, reason = "bytes of a file become a value")]
 
+use super::builder::Arena;
+use super::collapse::Collapsed;
+use super::frozen::{FreezeOptions, Frozen};
+use super::growing::Reserved;
+use super::image::Image;
 use super::image::Origin;
 use super::image_file::{HEADER, Header, Layout};
-use super::memory::Reserved;
+use super::options::HugePages;
+use super::prepare::prepare;
+use super::registry;
 use super::site::SiteId;
-use super::{Arena, Collapsed, FreezeOptions, Frozen, HugePages, Image, prepare, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, file, memfd, process};
@@ -338,7 +344,7 @@ impl Found {
                 origin: Origin::InPlace(begin),
                 given_back: Mutex::default(),
             };
-            image.entry()
+            registry::entry(image)
         })?;
         reserved.keep();
         Frozen::of(root, inner, false)

@@ -6,122 +6,17 @@
 //! Memory that is free is zero, so that a frozen arena holds nothing of what was freed while it grew.
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
-use super::site::{Recorder, Site, SiteId};
-use super::space::Space;
-use super::{File, HugePages, Inner, registry};
+use super::growing::Growing;
+use super::inner::Inner;
+use super::registry;
+use super::site::{Site, SiteId};
 use crate::error::{Error, Kind, Result};
-use crate::sys::limits;
-use crate::sys::map::{self, Access, Harmless, Range};
-use crate::sys::memfd;
+use crate::sys::map;
 use allocator_api2::alloc::{AllocError, Allocator, Layout};
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
 use std::panic::Location;
 use std::ptr::NonNull;
 use std::sync::{MutexGuard, PoisonError};
-
-/// The smallest allocations that are expected to fill a step: smaller ones are rare.
-const SMALL_ALLOCATION: usize = 32;
-
-/// Memory is committed in steps of this many bytes: a system call per step, not per page.
-const COMMIT_STEP: usize = 4 << 20;
-
-/// The state that changes while an arena grows.
-pub(super) struct Growing {
-    space: Space,
-    pub(super) recorder: Option<Recorder>,
-    /// Bytes from the start that have memory behind them.
-    pub(super) committed: usize,
-    capacity: usize,
-    /// Why a collection's last allocation failed.
-    failure: Option<Error>,
-    /// Gone when the arena is frozen.
-    pub(super) file: File,
-}
-
-impl Growing {
-    /// Maps the file over the reserved range.
-    pub(super) fn new(
-        range: Range,
-        capacity: usize,
-        file: OwnedFd,
-        huge_pages: HugePages,
-        record_sites: bool,
-    ) -> Result<Self> {
-        // SAFETY: the range was just reserved and nobody was given an address in it.
-        let mapped = unsafe { map::map_shared_at(range, Access::ReadWrite, file.as_fd(), 0) };
-        mapped.map_err(|e| Error::os("mmap(arena)", e))?;
-        // SAFETY: a child fences the range before any code of the user runs there.
-        let kept = unsafe { map::inherit(range, false) };
-        kept.map_err(|e| Error::os("madvise(MADV_DONTFORK)", e))?;
-        if huge_pages == HugePages::Advise {
-            map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
-        }
-        let recorder = record_sites.then(Recorder::default);
-        Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: Some(file) })
-    }
-
-    /// The state of an arena that never grew in this process.
-    pub(super) fn never() -> Self {
-        Self { space: Space::new(0), recorder: None, committed: 0, capacity: 0, failure: None, file: None }
-    }
-
-    /// Bytes from the start to the end of the last allocation.
-    pub(super) fn used(&self) -> usize {
-        self.space.used()
-    }
-
-    /// Puts memory behind the first `end` bytes, or says why there is none.
-    pub(super) fn commit(&mut self, end: usize) -> Result<()> {
-        let Some(missing) = end.checked_sub(self.committed).filter(|&missing| missing > 0) else { return Ok(()) };
-        let step = missing.next_multiple_of(COMMIT_STEP).min(self.capacity.max(end) - self.committed);
-        // Recording the allocations that fit in the step takes ordinary heap beside it.
-        let recording = self.recorder.as_ref().map_or(0, |recorder| recorder.growth(step / SMALL_ALLOCATION));
-        check_headroom(step + recording)?;
-        let Some(file) = &self.file else { return Ok(()) };
-        memfd::allocate(file.as_fd(), self.committed as u64, step as u64).map_err(|e| {
-            let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
-            Error::new(Kind::OutOfMemory { asked: step, limit })
-        })?;
-        self.committed += step;
-        Ok(())
-    }
-}
-
-/// Checks that there is memory for so many bytes, and a step to spare for whatever else the process needs before the next check.
-pub(super) fn check_headroom(asked: usize) -> Result<()> {
-    let needed = asked.saturating_add(COMMIT_STEP) as u64;
-    match limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
-        Some(headroom) => Err(Error::new(Kind::OutOfMemory { asked, limit: headroom.to_string() })),
-        None => Ok(()),
-    }
-}
-
-/// A reserved range that may become an arena; unmapped if it does not.
-pub(super) struct Reserved(Range);
-
-impl Reserved {
-    pub(super) fn new(len: usize, align: usize) -> Result<Self> {
-        map::reserve_apart(len, align).map(Self)
-    }
-
-    pub(super) fn range(&self) -> Range {
-        self.0
-    }
-
-    /// The range is an arena's now.
-    pub(super) fn keep(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        // SAFETY: `new` reserved it, and what was not kept was handed to nobody.
-        let unmapped = unsafe { map::unmap(self.0) };
-        debug_assert!(unmapped.is_ok());
-    }
-}
 
 /// A copyable, `'static` handle to an arena: an allocator for `Vec`, `Box` and `HashMap`.
 ///

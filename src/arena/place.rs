@@ -5,7 +5,7 @@
 //! write after it finds the arena frozen.
 #![expect(unsafe_code, reason = "values are written to raw memory")]
 
-use super::ArenaRef;
+use super::memory::ArenaRef;
 use crate::error::{Error, Kind, Result};
 use allocator_api2::alloc::Layout;
 use std::panic::Location;

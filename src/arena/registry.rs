@@ -15,13 +15,15 @@
 //! have the same slot and generation.
 #![expect(unsafe_code, reason = "slots are read without a lock, in signal handlers")]
 
-use super::{Image, Inner};
+use super::growing::Growing;
+use super::image::Image;
+use super::inner::Inner;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range, SharedWords};
 use crate::sys::{Errno, process};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// The number of arenas that can be alive at once.
 const SLOTS: usize = 1024;
@@ -164,7 +166,7 @@ pub(crate) fn prepare() -> Result<()> {
     let _entering = entering();
     if FAMILY.get().is_none() {
         let _first = FAMILY.set(SharedWords::new(SLOTS)?);
-        super::prepare_hashing();
+        prepare_hashing();
     }
     Ok(())
 }
@@ -277,6 +279,28 @@ pub(super) fn image_at(slot: u16, generation: u16) -> Option<Known> {
     let known = Known { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
     // Looked at again, so that the two numbers are of one image.
     (len > 0 && same()).then_some(known)
+}
+
+/// The entry of an image that did not grow in this process.
+pub(super) fn entry(image: Image) -> Inner {
+    Inner {
+        name: image.name.clone(),
+        slot: image.slot,
+        generation: image.generation,
+        range: image.range,
+        capacity: 0,
+        plain: image.plain,
+        process: process_number(),
+        growing: Mutex::new(Growing::never()),
+        writing: RwLock::new(()),
+        frozen: OnceLock::from(Arc::new(image)),
+    }
+}
+
+/// Settles the seed that all hash maps of this process share. Made at first use, it would be another one in a
+/// process that was forked before: a map built here would not be searched right there.
+fn prepare_hashing() {
+    std::hint::black_box(hashbrown::DefaultHashBuilder::default());
 }
 
 /// Looks at all arenas. *Raw*, if `look` is; `look` must not release one.

@@ -75,7 +75,7 @@ impl Recorder {
 
     /// All live allocations.
     pub(super) fn table(&self) -> Result<Table> {
-        super::memory::check_headroom(self.live.len() * (size_of::<(usize, (usize, SiteId))>() + WORDS * 8))?;
+        super::headroom::check_headroom(self.live.len() * (size_of::<(usize, (usize, SiteId))>() + WORDS * 8))?;
         let mut live: Vec<_> = self.live.iter().map(|(&offset, &entry)| (offset, entry)).collect();
         live.sort_unstable_by_key(|&(offset, _)| offset);
         let words = SharedWords::new(live.len() * WORDS)?;

@@ -6,7 +6,8 @@
 //! span is checked for bounds and alignment, and may otherwise be made of anything.
 #![expect(unsafe_code, reason = "bytes become values")]
 
-use super::{Arena, ArenaBuilder, FreezeOptions, Frozen};
+use super::builder::{Arena, ArenaBuilder};
+use super::frozen::{FreezeOptions, Frozen};
 use crate::error::{Error, Kind, Result};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;

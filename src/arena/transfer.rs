@@ -10,8 +10,13 @@
 //! means there what it meant here; that nobody changes the bytes is seen from the file's seals.
 #![expect(unsafe_code, reason = "bytes of another process become a value")]
 
+use super::collapse::Collapsed;
+use super::frozen::Frozen;
+use super::image::Image;
 use super::image::{Marks, Origin};
-use super::{Collapsed, Frozen, HugePages, Image, OnWrite, prepare, registry};
+use super::options::{HugePages, OnWrite};
+use super::prepare::prepare;
+use super::registry;
 use crate::error::{Error, Kind, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, Errno, file, memfd};
@@ -157,7 +162,7 @@ impl Export {
             marks: Marks { huge_pages, on_write, dump: bit(9), lock: bit(10) },
         };
         // One description has one form.
-        if !super::is_name(&export.name) || export.to_bytes() != bytes {
+        if !super::options::is_name(&export.name) || export.to_bytes() != bytes {
             return Err(invalid());
         }
         Ok(export)
@@ -213,7 +218,7 @@ impl Export {
                 origin,
                 given_back: Mutex::default(),
             };
-            Ok(image.entry())
+            Ok(registry::entry(image))
         });
         let inner = match entered {
             Ok(inner) => inner,

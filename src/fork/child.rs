@@ -228,7 +228,7 @@ impl Child {
         self.take_events();
         let report = self.make_report(true)?;
         // A panic that the closure caught is its own affair.
-        let panic = (ended == Ended::Exited(super::PANICKED)).then(|| self.evidence.panic_text()).flatten();
+        let panic = (ended == Ended::Exited(super::panics::PANICKED)).then(|| self.evidence.panic_text()).flatten();
         Ok(Some(Exit { ended, panic, denied: self.evidence.denied(), report }))
     }
 

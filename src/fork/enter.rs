@@ -5,7 +5,10 @@
 //! process, because [`run`] never returns.
 #![expect(unsafe_code, reason = "protections of mappings change")]
 
-use super::{Channels, ForkOptions, PANICKED, alone, panics};
+use super::census::{ArenaCensus, census_of};
+use super::options::{Channels, ForkOptions};
+use super::panics::PANICKED;
+use super::{alone, panics};
 use crate::arena::{self, OnWrite, registry};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access};
@@ -75,10 +78,10 @@ impl Context {
     ///
     /// # Errors
     /// ENOENT when `/proc` is not mounted.
-    pub fn census(&self) -> Result<Vec<super::ArenaCensus>> {
+    pub fn census(&self) -> Result<Vec<ArenaCensus>> {
         let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
         let evidence = panics::mine().ok_or_else(|| Error::invalid("this process was not spawned"))?;
-        super::ask::census_of(evidence, &pagemap)
+        census_of(evidence, &pagemap)
     }
 }
 

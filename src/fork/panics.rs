@@ -8,6 +8,9 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+/// The exit code of a child whose closure panicked, as Rust programs have it.
+pub(super) const PANICKED: i32 = 101;
+
 /// The bytes of a panic's message that are kept, so that its place has room behind it.
 const MESSAGE_BYTES_MAX: usize = 1536;
 

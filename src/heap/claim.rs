@@ -8,7 +8,7 @@
 
 use super::central::{self, KINDS};
 use super::ground::{self, Slab, State};
-use super::local::{Local, owner_at};
+use super::local::{CLAIMED, Local, VACANT, owner_at};
 use super::lock::{self, Held};
 use crate::sys::map::{self, Range};
 use crate::sys::{page_size, process};
@@ -17,13 +17,8 @@ use std::ffi::c_void;
 use std::ptr::null;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-/// The first one of all, and of the vacant ones of each kind.
+/// The first one of all.
 static ALL: AtomicUsize = AtomicUsize::new(0);
-static VACANT: [AtomicUsize; KINDS] = [const { AtomicUsize::new(0) }; KINDS];
-
-/// The number of claimed ones. Whoever frees what is another's has one, or holds the lock: so a fork knows whether somebody may be in the middle of it.
-static CLAIMED: AtomicUsize = AtomicUsize::new(0);
-
 /// Memory for further ones: the next address, and the end.
 static ROOM: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
 
@@ -72,31 +67,9 @@ fn set_of_kind(kind: u8, local: *const Local) {
     }
 }
 
-/// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.
-pub(super) fn settle_vacant(held: &Held) {
-    for vacant in &VACANT {
-        let mut at = vacant.load(Ordering::Relaxed);
-        while let Some(local) = owner_at(at) {
-            if local.mailbox.load(Ordering::Relaxed) != 0 {
-                local.give_up_unused(held);
-            }
-            at = local.next_vacant.load(Ordering::Relaxed);
-        }
-    }
-}
-
 /// Tells whether this thread has nothing of its own any more.
 pub(super) fn has_ended() -> bool {
     ENDED.with(Cell::get)
-}
-
-/// Puts a Local to those that nobody has.
-pub(super) fn vacate(local: &'static Local, _held: &Held) {
-    let vacant = &VACANT[usize::from(local.kind.load(Ordering::Relaxed))];
-    local.next_vacant.store(vacant.load(Ordering::Relaxed), Ordering::Relaxed);
-    local.vacant.store(1, Ordering::Relaxed);
-    CLAIMED.fetch_sub(1, Ordering::Relaxed);
-    vacant.store(local.address(), Ordering::Relaxed);
 }
 
 /// Runs `work` with a Local that is this thread's: for good, or at a thread's end just for this.

@@ -4,10 +4,11 @@
 //! A pour is begun by the only thread, with its signals blocked.
 #![expect(unsafe_code, reason = "memory is moved")]
 
-use super::Heap;
-use super::freeze::{self, Run};
+use super::freeze;
 use super::ground::{self, State};
-use super::hot::{self, Kind};
+use super::handle::{Heap, not_in_use};
+use super::hot::{self, Kind, ORDINARY};
+use super::plan::{self, Run};
 use super::{note, reclaim, sites};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
@@ -71,19 +72,8 @@ impl Heap {
     /// ```
     pub fn freeze() -> Result<Generation> {
         hot::warm();
-        freeze(super::ORDINARY, "heap")
+        freeze(ORDINARY, "heap")
     }
-
-    /// Tells whether this is the program's global allocator. Makes an allocation and looks where it lies.
-    pub fn is_in_use() -> bool {
-        let probe = std::hint::black_box(Box::new(0u64));
-        ground::holds(std::ptr::from_ref(&*probe).addr())
-    }
-}
-
-pub(super) fn not_in_use() -> Error {
-    Error::invalid("cowbell::heap::Heap is not this program's global allocator")
-        .with_hint("add: #[global_allocator] static HEAP: cowbell::heap::Heap = cowbell::heap::Heap;")
 }
 
 /// Freezes all of a kind, as images of this name.
@@ -97,7 +87,7 @@ pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
     let pagemap = Pagemap::open_self().map_err(|e| Error::os("open(/proc/self/pagemap)", e))?;
     reclaim::use_again();
     for _ in 0..PLANS {
-        let runs = freeze::plan(kind)?;
+        let runs = plan::plan(kind)?;
         let images = enter(&runs, name)?;
         match pour(&runs, kind, &pagemap) {
             Ok(true) => {
@@ -117,7 +107,7 @@ pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
 
 /// Enters the images that the runs will be.
 fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
-    let pieces = Pieces { len: ground::CHUNK, stride: freeze::stride() };
+    let pieces = Pieces { len: ground::CHUNK, stride: plan::stride() };
     let mut images: Vec<Arc<Image>> = Vec::with_capacity(runs.len());
     for run in runs {
         let file =
@@ -149,7 +139,7 @@ fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<bool> {
     let mask = signal::block_all();
     // From here to the mask's return nothing allocates.
     let alone = fork::is_alone();
-    let valid = freeze::is_valid(runs, kind);
+    let valid = plan::is_valid(runs, kind);
     // SAFETY: there is one thread, its signals are blocked, and the runs are valid.
     let poured = if alone && valid { unsafe { freeze::pour(runs, kind, pagemap) } } else { Ok(()) };
     signal::restore(&mask);

@@ -1,7 +1,14 @@
 //! Memory that is never frozen: counters, locks and caches that go on changing.
 
-use super::{HOT, claim, ground};
+use super::{claim, ground};
 use std::sync::atomic::Ordering;
+
+/// The kind of ordinary allocations.
+pub(super) const ORDINARY: u8 = 0;
+/// The kind of what is never frozen.
+pub(super) const HOT: u8 = 1;
+/// The first of those of arenas, one for each that is being built.
+pub(super) const FIRST_SCOPE: u8 = 2;
 
 /// Puts the kind of allocations back that was before.
 pub(super) struct Kind(u8);

@@ -14,14 +14,18 @@
 //! changes its slabs, but for `remote` and `mailed`.
 #![expect(unsafe_code, reason = "slabs and their owners are found by address")]
 
-use super::central;
-use super::claim::{announced, current, has_ended, settle_vacant, vacate, with_claimed};
+use super::central::{self, KINDS};
 use super::class::{CLASSES, Class};
-use super::ground::{FROZEN, MARKS_END, Slab, Unit};
+use super::ground::{MARKS_END, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
 use super::lock::{self, Held};
-use super::reclaim;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+/// The first vacant one of each kind.
+pub(super) static VACANT: [AtomicUsize; KINDS] = [const { AtomicUsize::new(0) }; KINDS];
+
+/// The number of claimed ones. Whoever frees what is another's has one, or holds the lock: so a fork knows whether somebody may be in the middle of it.
+pub(super) static CLAIMED: AtomicUsize = AtomicUsize::new(0);
 
 /// Slabs of one thread and one kind.
 #[repr(C, align(64))]
@@ -38,104 +42,30 @@ pub(super) struct Local {
     pub(super) next_vacant: AtomicUsize,
 }
 
-/// A block of a class; null where there is no memory.
-#[inline]
-pub(super) fn alloc(class: Class) -> *mut u8 {
-    let local = current();
-    // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
-    match unsafe { local.as_ref() } {
-        Some(local) => std::ptr::with_exposed_provenance_mut(local.take(class)),
-        None => alloc_unclaimed(class),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn alloc_unclaimed(class: Class) -> *mut u8 {
-    let block = with_claimed(|local| local.take(class)).unwrap_or(0);
-    std::ptr::with_exposed_provenance_mut(block)
-}
-
-/// Frees a block of a class.
-///
-/// # Safety
-/// It was given by [`alloc`] for this class, and nobody uses it any more.
-#[inline]
-pub(super) unsafe fn free(block: usize, class: Class) {
-    // SAFETY: the block lies in a chunk, and a slab begins at a multiple of its length.
-    let slab = unsafe { Slab::of(block & class.slab_mask()) };
-    let local = current();
-    // A slab of a live block has an owner, so a thread with nothing of its own is never it.
-    if slab.owner.load(Ordering::Relaxed) == local.addr() {
-        // SAFETY: not null, as it is an owner; claimed by this thread and never unmapped.
-        if let Some(local) = unsafe { local.as_ref() } {
-            // SAFETY: passed on to the caller; the slab is this Local's.
-            unsafe { local.put(slab, block) };
-        }
-        return;
-    }
-    // SAFETY: passed on to the caller.
-    unsafe { free_of_other(slab, block, class) }
-}
-
-/// # Safety
-/// As [`free`]; the slab is the block's.
-#[cold]
-#[inline(never)]
-unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
-    let owner = slab.owner.load(Ordering::Acquire);
-    if owner == FROZEN {
-        return reclaim::note_dead(Unit::of_slab(slab), class.size());
-    }
-    if let Some(local) = owner_at(owner)
-        && local.vacant.load(Ordering::Relaxed) != 0
-        && !has_ended()
-        && with_claimed(|mine| mine.take_over(slab, local)) == Some(true)
-    {
-        // The slab has an owner now that is this thread's, unless this thread's end could not be noticed: then it is vacant again.
-        // SAFETY: a pointer that is not null is of a Local this thread claimed; they are never unmapped.
-        let mine = unsafe { current().as_ref() };
-        if let Some(local) = mine.filter(|mine| mine.address() == slab.owner.load(Ordering::Relaxed)) {
-            // SAFETY: passed on to the caller; the slab is now this thread's.
-            unsafe { local.put(slab, block) };
-            return;
+/// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.
+fn settle_vacant(held: &Held) {
+    for vacant in &VACANT {
+        let mut at = vacant.load(Ordering::Relaxed);
+        while let Some(local) = owner_at(at) {
+            if local.mailbox.load(Ordering::Relaxed) != 0 {
+                local.give_up_unused(held);
+            }
+            at = local.next_vacant.load(Ordering::Relaxed);
         }
     }
-    // SAFETY: passed on to the caller.
-    announced(|| unsafe { send_back(slab, block) });
 }
 
-/// Puts a block to those that others freed.
-///
-/// # Safety
-/// The block is one of the slab that nobody uses any more.
-unsafe fn send_back(slab: &'static Slab, block: usize) {
-    let mut head = slab.remote.load(Ordering::Relaxed);
-    loop {
-        // SAFETY: the caller gives the block up.
-        unsafe { write_link(block, head) };
-        match slab.remote.compare_exchange_weak(head, block, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => break,
-            Err(now) => head = now,
-        }
-    }
-    if head == 0 {
-        mail(slab);
-    }
-}
-
-/// Tells whether a block is part of an image.
-///
-/// # Safety
-/// It was given by [`alloc`] for this class, and is in use.
-pub(super) unsafe fn is_frozen(block: usize, class: Class) -> bool {
-    // SAFETY: as in `free`.
-    let slab = unsafe { Slab::of(block & class.slab_mask()) };
-    slab.owner.load(Ordering::Relaxed) == FROZEN
+/// Puts a Local to those that nobody has.
+fn vacate(local: &'static Local, _held: &Held) {
+    let vacant = &VACANT[usize::from(local.kind.load(Ordering::Relaxed))];
+    local.next_vacant.store(vacant.load(Ordering::Relaxed), Ordering::Relaxed);
+    local.vacant.store(1, Ordering::Relaxed);
+    CLAIMED.fetch_sub(1, Ordering::Relaxed);
+    vacant.store(local.address(), Ordering::Relaxed);
 }
 
 /// Tells a slab's owner that others freed blocks of it.
-fn mail(slab: &'static Slab) {
+pub(super) fn mail(slab: &'static Slab) {
     if slab.mailed.swap(1, Ordering::AcqRel) != 0 {
         // Its owner has not looked yet, and will find these, too.
         return;
@@ -195,7 +125,7 @@ impl Local {
     /// # Safety
     /// The slab is this one's, and the block is one of it that nobody uses any more.
     #[inline]
-    unsafe fn put(&self, slab: &'static Slab, block: usize) {
+    pub(super) unsafe fn put(&self, slab: &'static Slab, block: usize) {
         // SAFETY: passed on to the caller.
         unsafe { write_link(block, slab.free.load(Ordering::Relaxed)) };
         slab.free.store(block, Ordering::Relaxed);
@@ -325,7 +255,7 @@ impl Local {
     }
 
     /// Makes a slab of a vacant one this one's. False if it is not so any more, or of another kind.
-    fn take_over(&self, slab: &'static Slab, from: &'static Local) -> bool {
+    pub(super) fn take_over(&self, slab: &'static Slab, from: &'static Local) -> bool {
         let _held = lock::take();
         let still = slab.owner.load(Ordering::Relaxed) == from.address() && from.vacant.load(Ordering::Relaxed) != 0;
         if !still || from.kind.load(Ordering::Relaxed) != self.kind.load(Ordering::Relaxed) {

@@ -6,8 +6,8 @@
 //! `docs/FORMATS.md` promises the layout. The blocks of a frozen image stay what they are, so the file never has to be written again, and is sealed with its pages.
 
 use super::class::{Class, UNIT};
-use super::freeze::{self, Run};
 use super::ground::{self, CHUNK, MARKS_END, SPAN, State, UNITS};
+use super::plan::{self, Run};
 use super::{central, sites};
 use crate::arena::Image;
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ const BATCH: usize = 1024;
 
 /// Where the units are told of: right behind the pages.
 fn units_at(run: &Run) -> u64 {
-    run.count as u64 * freeze::stride() as u64
+    run.count as u64 * plan::stride() as u64
 }
 
 /// Writes all that is known of an image before it is poured, and makes room for its units.
@@ -55,7 +55,7 @@ pub(super) fn write(run: &Run, image: &Image) -> Result<()> {
         run.range.len as u64,
         u64::from(image.generation()),
         CHUNK as u64,
-        freeze::stride() as u64,
+        plan::stride() as u64,
         UNIT as u64,
         units_at(run),
         units,
@@ -138,7 +138,7 @@ fn describe(number: u32, mut each: impl FnMut(u32, u32, [u64; UNIT_WORDS])) {
             }
         }),
         State::Huge | State::Rest => {
-            let head = freeze::huge_head(number);
+            let head = plan::huge_head(number);
             let bytes = ground::chunk(head).bytes.load(Ordering::Relaxed);
             let inside = (bytes - (number - head) as usize * CHUNK).min(CHUNK);
             each(0, inside.div_ceil(UNIT) as u32, [ground::addresses(head).start as u64, bytes as u64, 1]);

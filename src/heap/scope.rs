@@ -5,9 +5,10 @@
 //! the image until it is freed.
 
 use super::central::KINDS;
+use super::claim;
 use super::generation::{self, Generation};
-use super::hot::{self, Kind};
-use super::{FIRST_SCOPE, Heap, claim};
+use super::handle::{Heap, not_in_use};
+use super::hot::{self, FIRST_SCOPE, Kind};
 use crate::error::{Error, Result};
 use crate::fork;
 use std::fmt;
@@ -94,7 +95,7 @@ impl<T: fmt::Debug> fmt::Debug for Frozen<T> {
 pub fn arena<T>(name: &str, build: impl FnOnce() -> T) -> Result<Frozen<T>> {
     fork::wait_until_alone(fork::PATIENCE)?;
     if !Heap::is_in_use() {
-        return Err(generation::not_in_use());
+        return Err(not_in_use());
     }
     hot::warm();
     let building = Building::begin()?;

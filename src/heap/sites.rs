@@ -8,7 +8,9 @@
 //! Memory of a [`Mapped`] is mapped for its collection, and unmapped when that gives it up. The page of [`OWN`] is never given up.
 #![expect(unsafe_code, reason = "an allocator for the record, which must not allocate from what it records")]
 
-use super::{HOT, Heap, claim, generation, hot};
+use super::claim;
+use super::handle::{Heap, not_in_use};
+use super::hot::{HOT, hot};
 use crate::arena::Table;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range};
@@ -59,7 +61,7 @@ impl Heap {
     /// Invalid when `Heap` is not the global allocator, for 0, and in a process that was forked from one that records. ENOMEM.
     pub fn record_sites(every: u32) -> Result<()> {
         if !Self::is_in_use() {
-            return Err(generation::not_in_use());
+            return Err(not_in_use());
         }
         if every == 0 {
             return Err(Error::invalid("one in 0 allocations cannot be recorded"));

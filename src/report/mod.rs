@@ -8,7 +8,7 @@ mod objects;
 mod text;
 
 pub use explain::{Allocated, Cause, Explained, Frame, Writer};
-pub use objects::{Beside, ObjectReport, PageReport};
+pub use objects::{Beside, ObjectReport, PageReport, SiteReport};
 
 use crate::arena::{Image, OnWrite};
 use crate::facts::Door;
@@ -142,18 +142,6 @@ pub struct ArenaReport {
     /// instruction.
     #[cfg_attr(feature = "serde", serde(default))]
     pub stacks: Vec<Vec<u64>>,
-}
-
-/// An allocation site and the copied pages its objects lie on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct SiteReport {
-    /// The type allocated; empty for allocations made without a site. Of a frozen heap the length of the block.
-    pub type_name: String,
-    /// The line that allocated, as `file:line`.
-    pub location: String,
-    /// The number of copied pages that have such an object where bytes changed (or at all, where no byte differs).
-    pub pages: PageCount,
 }
 
 /// A write as a watch saw it.

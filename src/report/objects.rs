@@ -1,6 +1,5 @@
 //! The objects that lie on copied pages.
 
-use super::SiteReport;
 use crate::arena::{self, Image};
 use crate::page::{PageCount, PageIndex};
 use crate::sys::map::Range;
@@ -9,6 +8,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The number of copied pages of an image that are told one by one.
 pub(super) const TOLD_MAX: usize = 5000;
+
+/// An allocation site and the copied pages its objects lie on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SiteReport {
+    /// The type allocated; empty for allocations made without a site. Of a frozen heap the length of the block.
+    pub type_name: String,
+    /// The line that allocated, as `file:line`.
+    pub location: String,
+    /// The number of copied pages that have such an object where bytes changed (or at all, where no byte differs).
+    pub pages: PageCount,
+}
 
 /// A copied page and what lies there.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 
 use super::mapping::{Mapping, Shared};
 use crate::error::{Error, Kind, Result};
+use crate::sys::monotonic_ns;
 use crate::sys::robust::{self, Patience, RobustMutex};
 use crate::sys::{Errno, process};
 use std::cell::Cell;
@@ -19,6 +20,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// The number of times that this process's line was forked by libc: the lock's owner is another process's in each.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
@@ -229,3 +231,11 @@ impl<G> fmt::Debug for LockError<G> {
 }
 
 impl<G> std::error::Error for LockError<G> {}
+
+/// When a timeout is over; a time beyond the clock is never.
+pub(super) fn deadline(timeout: Option<Duration>) -> Patience {
+    let nanoseconds = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
+    let end = nanoseconds.and_then(|timeout| monotonic_ns().checked_add(timeout));
+    // Beyond what the kernel's own clock counts.
+    end.filter(|&end| i64::try_from(end).is_ok()).map_or(Patience::Endless, Patience::Until)
+}

@@ -179,7 +179,7 @@ impl<T> Shared<[T]> {
     /// Zeroes.
     pub(super) fn zeroed(mapping: &Arc<Mapping>, count: usize) -> Result<Self>
     where
-        T: Shareable + super::Zeroable,
+        T: Shareable + bytemuck::Zeroable,
     {
         const { assert!(!std::mem::needs_drop::<T>(), "what is shared is never dropped") };
         let place = take_slice::<T>(mapping, count)?;
@@ -229,7 +229,7 @@ unsafe impl<T: Send> Sync for Slots<T> {}
 impl<T> UnwindSafe for Slots<T> {}
 impl<T> RefUnwindSafe for Slots<T> {}
 
-impl<T: super::Pod> Slots<T> {
+impl<T: bytemuck::Pod> Slots<T> {
     /// Zeroes, which are values of any `T`.
     pub(super) fn new(mapping: &Arc<Mapping>, count: usize) -> Result<Self> {
         Ok(Self { first: take_slice(mapping, count)?, count, _mapping: mapping.clone() })

@@ -43,6 +43,7 @@
 //! - **Signal handlers** may use atomics and nothing else. All processes must be in one pid namespace: a mutex knows its
 //!   holder by thread id.
 
+mod arena;
 mod lock;
 mod mapping;
 mod mutex;
@@ -51,6 +52,7 @@ mod shareable;
 mod vec;
 
 /// For deriving without a dependency of your own: `#[bytemuck(crate = "cowbell::shared::bytemuck")]`.
+pub use arena::SharedArena;
 pub use bytemuck;
 pub use bytemuck::{Pod, Zeroable};
 pub use lock::LockError;
@@ -60,103 +62,3 @@ pub use mutex::{SharedMutex, SharedMutexGuard};
 pub use queue::{QueueError, SharedQueue};
 pub use shareable::Shareable;
 pub use vec::SharedVec;
-
-use crate::error::Result;
-use crate::sys::monotonic_ns;
-use crate::sys::robust::Patience;
-use mapping::Mapping;
-use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
-
-/// Memory that this process shares with those forked from it while it has the arena or a handle.
-///
-/// Any of them may allocate, at the same time; but only those forked afterwards get the handle. A clone is the same
-/// arena. Takes one descriptor.
-#[derive(Clone)]
-pub struct SharedArena {
-    mapping: Arc<Mapping>,
-}
-
-impl SharedArena {
-    /// Maps `capacity` bytes, rounded up to whole pages. Only addresses are taken up front. The name shows in
-    /// `/proc/PID/maps` as `/memfd:cowbell-shared:NAME`.
-    ///
-    /// # Errors
-    /// Invalid: a capacity of 0 or beyond all addresses, a name that is empty, longer than 200 bytes, or has control
-    /// characters. ENOMEM when the addresses cannot be had (`ulimit -v`). Out of memory. EMFILE.
-    pub fn new(name: impl Into<String>, capacity: usize) -> Result<Self> {
-        let mapping = Arc::new(Mapping::new(name.into(), capacity)?);
-        lock::notice_forks()?;
-        Ok(Self { mapping })
-    }
-
-    /// The arena's name.
-    pub fn name(&self) -> &str {
-        &self.mapping.name
-    }
-
-    /// The most it can hold, in bytes.
-    pub fn capacity(&self) -> usize {
-        self.mapping.capacity
-    }
-
-    /// Bytes allocated by all processes.
-    pub fn used(&self) -> usize {
-        self.mapping.used()
-    }
-
-    /// Moves an object into the arena. It is never dropped.
-    ///
-    /// # Errors
-    /// Out of capacity, out of memory.
-    pub fn alloc<T: Shareable>(&self, value: T) -> Result<Shared<T>> {
-        Shared::new(&self.mapping, value)
-    }
-
-    /// So many atomics (or tuples, or arrays of them) of zeroes.
-    ///
-    /// # Errors
-    /// Out of capacity, out of memory; invalid when their size is beyond all addresses.
-    pub fn atomics<A: Shareable + Zeroable>(&self, count: usize) -> Result<Shared<[A]>> {
-        Shared::zeroed(&self.mapping, count)
-    }
-
-    /// A mutex around a value.
-    ///
-    /// # Errors
-    /// Out of capacity, out of memory.
-    pub fn mutex<T: Pod + Send>(&self, value: T) -> Result<SharedMutex<T>> {
-        SharedMutex::new(&self.mapping, value)
-    }
-
-    /// An empty vector for so many elements.
-    ///
-    /// # Errors
-    /// Invalid: a capacity of 0, or beyond all addresses. Out of capacity, out of memory.
-    pub fn vec<T: Pod + Send>(&self, capacity: usize) -> Result<SharedVec<T>> {
-        SharedVec::new(&self.mapping, capacity)
-    }
-
-    /// An empty queue for so many elements. (It takes room for the next power of two.)
-    ///
-    /// # Errors
-    /// As [`Self::vec`].
-    pub fn queue<T: Pod + Send>(&self, capacity: usize) -> Result<SharedQueue<T>> {
-        SharedQueue::new(&self.mapping, capacity)
-    }
-}
-
-impl fmt::Debug for SharedArena {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedArena({}, {} of {} bytes)", self.name(), self.used(), self.capacity())
-    }
-}
-
-/// When a timeout is over; a time beyond the clock is never.
-fn deadline(timeout: Option<Duration>) -> Patience {
-    let nanoseconds = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
-    let end = nanoseconds.and_then(|timeout| monotonic_ns().checked_add(timeout));
-    // Beyond what the kernel's own clock counts.
-    end.filter(|&end| i64::try_from(end).is_ok()).map_or(Patience::Endless, Patience::Until)
-}

@@ -6,11 +6,12 @@
 //! would still be there.
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
+use super::lock::deadline;
 use super::lock::{Held, Lock, LockError, Locked, make};
 use super::mapping::{Mapping, Shared};
-use super::{Pod, deadline};
 use crate::error::Result;
 use crate::sys::robust::Patience;
+use bytemuck::Pod;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::mem::{ManuallyDrop, offset_of};

@@ -28,12 +28,13 @@
 //! Elements are read and written only under the lock.
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
+use super::lock::deadline;
 use super::lock::{Lock, Locked, Refused, in_order, make};
 use super::mapping::{Mapping, Shared, Slots};
-use super::{Pod, deadline};
 use crate::error::{Error, Result};
 use crate::sys::robust::Patience;
 use crate::sys::{Errno, futex, monotonic_ns};
+use bytemuck::Pod;
 use std::fmt;
 use std::mem::offset_of;
 use std::sync::Arc;

@@ -4,11 +4,11 @@
 //! Elements are read and written only under the lock. Elements at and above the length belong to nobody but its holder.
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
-use super::Pod;
 use super::lock::{Held, Lock, Locked, in_order, make};
 use super::mapping::{Mapping, Shared, Slots};
 use crate::error::{Error, Kind, Result};
 use crate::sys::robust::Patience;
+use bytemuck::Pod;
 use std::fmt;
 use std::mem::offset_of;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! From a trial's outcome to a verdict: the reason in words, and the one command that helps.
 
-use super::{Feature, Machine, Missing, Support, Verdict};
+use super::features::{Feature, Machine, Missing, Support, Verdict};
 use crate::error::{Error, Result};
 use crate::facts::{Door, Limit};
 use crate::sys::limits;

@@ -1,6 +1,6 @@
 //! A [`Support`] as people read it: the text of `cowbell doctor`.
 
-use super::{Feature, Missing, Support, Verdict};
+use super::features::{Feature, Missing, Support, Verdict};
 use crate::page::Bytes;
 use crate::sys::limits::Limit;
 use crate::watch::Watch;

@@ -1,6 +1,6 @@
 //! The watches, answered from the features. No system call: features in, verdict out.
 
-use super::{Feature, Missing, Support, Verdict};
+use super::features::{Feature, Missing, Support, Verdict};
 use crate::facts::Door;
 use crate::watch::Watch;
 

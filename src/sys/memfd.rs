@@ -140,7 +140,7 @@ pub fn seals(fd: BorrowedFd<'_>) -> SealFlags {
 #[expect(unsafe_code, reason = "declares an unsafe function")]
 pub unsafe fn forget(fd: BorrowedFd<'_>) -> Result<()> {
     let nothing = create("cowbell:nothing")?;
-    let mut target = super::process::alias(fd);
+    let mut target = super::descriptor::alias(fd);
     rustix::io::dup3(&nothing, &mut target, rustix::io::DupFlags::CLOEXEC).map_err(|e| Error::os("dup3", e))
 }
 

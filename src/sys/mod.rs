@@ -12,6 +12,7 @@
 pub mod change;
 pub mod channel;
 pub mod clone;
+pub mod descriptor;
 pub mod epoll;
 mod executable;
 pub mod file;

@@ -387,14 +387,6 @@ pub fn write_stderr(mut bytes: &[u8]) {
     }
 }
 
-/// The same descriptor where a call wants it owned; it is not closed by this value.
-#[cfg(feature = "pool")]
-pub(super) fn alias(fd: BorrowedFd<'_>) -> std::mem::ManuallyDrop<OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: the number is open, and its owner stays its owner, because this value is not dropped.
-    std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) })
-}
-
 /// A descriptor's number, for the calls and the handlers that take one.
 pub fn number(fd: &impl AsFd) -> i32 {
     fd.as_fd().as_raw_fd()

@@ -17,10 +17,10 @@
 //! ```
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
 
-use super::faults::CANDIDATE_WORDS;
+use super::failure::Failure;
 use super::findings::{Changed, DeniedWrite, Event};
 use super::ring::{self, CALLERS_MAX, Payload, Ring};
-use super::{Failure, Watch, outside};
+use super::way::Watch;
 use crate::arena::{Image, Refused, registry};
 use crate::error::Result;
 use crate::facts::{Door, Registers};
@@ -33,6 +33,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) const HEADER: usize = 64;
 pub(super) const PANIC: usize = 256;
 const TOUCHED: usize = HEADER + PANIC;
+
+/// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
+pub(super) const STACK_BYTES: usize = 256 << 10;
+
+/// The words in which a [`Candidate`] is noted.
+pub(super) const CANDIDATE_WORDS: usize = 6;
+
+/// The number of runs of memory outside of the arenas that are kept, of two words each.
+pub(super) const RUNS_MAX: usize = 1 << 16;
+
+/// Words for the runs, if they are to be kept.
+fn outside_words_of(wanted: bool) -> usize {
+    if wanted { 2 * RUNS_MAX } else { 0 }
+}
 
 /// Words of the header, by name.
 #[derive(Clone, Copy)]
@@ -161,7 +175,7 @@ impl Evidence {
     ) -> Result<Self> {
         let (keep, outside) = (census != LastCensus::None, census == LastCensus::OfAll);
         let outside_at = TOUCHED + BITMAPS * images.len();
-        let ring_at = outside_at + outside::words(outside);
+        let ring_at = outside_at + outside_words_of(outside);
         let slots = if watch.has_events() { events_max.max(1) } else { 0 };
         let mut at = slots.saturating_mul(ring::slot_words(callers)).saturating_add(ring_at + ring::HEADER_WORDS);
         let mut sections = Vec::new();

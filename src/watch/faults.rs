@@ -18,11 +18,10 @@
 //! The keeper runs *raw* code only, here as elsewhere. So the rings were prepared before the fork, and are never dropped: that would free what
 //! an allocator gave out, whose lock a thread of the child may have died with.
 
-use super::arm::At;
 use super::census;
-use super::evidence::{Evidence, Pages, Word};
+use super::evidence::{CANDIDATE_WORDS, Evidence, Pages, Word};
+use super::failure::{At, Failure, Step};
 use super::instruction::{self, Does};
-use super::{Failure, Step};
 use crate::page::PageIndex;
 use crate::sys::epoll::Poller;
 use crate::sys::memfd;
@@ -44,9 +43,6 @@ pub(super) struct Faults {
     /// Readable when a ring is a quarter full.
     news: Poller,
 }
-
-/// The words in which a [`Candidate`] is noted.
-pub(super) const CANDIDATE_WORDS: usize = 6;
 
 /// In its word of the thread: the instruction is known to write.
 const IS_STORE: u64 = 1 << 32;

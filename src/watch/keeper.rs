@@ -6,13 +6,14 @@
 //! It uses `Evidence`, which the child never frees.
 #![expect(unsafe_code, reason = "a process is started in shared memory")]
 
-use super::arm::At;
 use super::census;
-use super::evidence::{Evidence, Pages, Word};
+use super::evidence::{Evidence, Pages, STACK_BYTES, Word};
+use super::failure::{At, Failure, Step};
 use super::faults::Faults;
 use super::findings::Changed;
+use super::outside;
 use super::task::Task;
-use super::{Failure, Step, Watch, outside};
+use super::way::Watch;
 use crate::arena::Image;
 use crate::facts::Registers;
 use crate::page::{PageIndex, differing_words};
@@ -25,9 +26,6 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
-
-/// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
-pub(super) const STACK_BYTES: usize = 256 << 10;
 
 /// The number of looks at a writer before it sleeps: some milliseconds, when others have its processor.
 const SLEEP_TRIES_MAX: usize = 1000;

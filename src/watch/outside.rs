@@ -9,8 +9,7 @@
 //! Both walk the tables that the fork had to copy, so they cost a part of what the fork did. A frozen arena's tables are not copied and
 //! not walked here.
 
-use super::evidence::{Evidence, Word};
-use super::keeper;
+use super::evidence::{Evidence, RUNS_MAX, STACK_BYTES, Word};
 use crate::page::PageCount;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{Categories, Entry, Pagemap, Query};
@@ -64,14 +63,6 @@ pub enum Outside {
     Scattered,
     /// The census was lost, with its keeper or by the kernel's refusal (no descriptor left, say), or could not be prepared at the fork.
     Lost,
-}
-
-/// The number of runs that are kept, of two words each.
-const RUNS_MAX: usize = 1 << 16;
-
-/// Words for the runs, if they are to be kept.
-pub(super) fn words(wanted: bool) -> usize {
-    if wanted { 2 * RUNS_MAX } else { 0 }
 }
 
 /// Memory that is there, or swapped out, whosever it is: the kernel need not look at the pages themselves, which is what takes the time.
@@ -196,7 +187,7 @@ fn count(
     let (mut unshared, mut new) = (OutsidePages::default(), OutsidePages::default());
     let mut inherited = Runs::new(evidence);
     let mut read = Ok(());
-    let keepers = Range { start: evidence.get(Word::KeeperStack) as usize, len: keeper::STACK_BYTES };
+    let keepers = Range { start: evidence.get(Word::KeeperStack) as usize, len: STACK_BYTES };
     private::each(pid, |range, purpose| {
         if read.is_err() || evidence.images.iter().any(|image| image.range().contains(range.start)) {
             return;

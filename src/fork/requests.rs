@@ -1,5 +1,6 @@
-//! Asking a child: censuses, events, epochs, and the report.
+//! What the parent asks of a child and its keeper: censuses, events, epochs, and the report.
 
+use super::census::{ArenaCensus, census_of};
 use super::child::{Child, Silence};
 use crate::arena::Image;
 use crate::error::{Error, Kind, Result};
@@ -7,19 +8,10 @@ use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, pidfd, process};
-use crate::watch::{self, Event, Evidence, Failure, Outside, Pages, Task, Watch, Word};
+use crate::watch::{self, Event, Failure, Outside, Pages, Task, Watch, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The pages of one frozen arena that a process has copied.
-#[derive(Clone, Debug)]
-pub struct ArenaCensus {
-    /// The arena.
-    pub image: Arc<Image>,
-    /// The copied pages.
-    pub copied: PageSet,
-}
 
 /// The pages of one frozen arena that an epoch had.
 #[derive(Clone, Debug)]
@@ -214,23 +206,4 @@ impl Child {
         };
         Ok(Report::new(facts, arenas.collect(), &self.events, &evidence.images))
     }
-}
-
-/// A census of all arenas in `evidence`, by whoever may read the page tables.
-pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<ArenaCensus>> {
-    let mut all = Vec::new();
-    for (at, image) in evidence.images.iter().enumerate() {
-        let armed = evidence.watch.arms();
-        // Copies that were armed again and swapped out look untouched: what was counted stays counted.
-        let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
-        let inherited = evidence.pages(at, Pages::Inherited);
-        watch::census::scan(pagemap, image.range(), armed, |run| {
-            for page in watch::census::pages_of(image.range(), run).filter(|&page| !inherited.contains(page)) {
-                copied.insert(page);
-            }
-        })
-        .map_err(|e| Error::os("ioctl(PAGEMAP_SCAN)", e))?;
-        all.push(ArenaCensus { image: Arc::clone(image), copied });
-    }
-    Ok(all)
 }

@@ -1,0 +1,22 @@
+//! The name by which programs have the heap.
+
+use super::ground;
+use crate::error::Error;
+
+/// The allocator: `#[global_allocator] static HEAP: Heap = Heap;`
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heap;
+
+impl Heap {
+    /// Tells whether this is the program's global allocator. Makes an allocation and looks where it lies.
+    pub fn is_in_use() -> bool {
+        let probe = std::hint::black_box(Box::new(0u64));
+        ground::holds(std::ptr::from_ref(&*probe).addr())
+    }
+}
+
+/// The error of whoever wants what only a program with this allocator has.
+pub(super) fn not_in_use() -> Error {
+    Error::invalid("cowbell::heap::Heap is not this program's global allocator")
+        .with_hint("add: #[global_allocator] static HEAP: cowbell::heap::Heap = cowbell::heap::Heap;")
+}
