@@ -182,7 +182,7 @@ impl fmt::Display for Error {
                 write!(f, "{feature} is not available (Linux {since} and later have it): {why}")?;
             }
             Kind::OutOfCapacity { arena, capacity, asked } => {
-                write!(f, "arena `{arena}` is full: {asked} bytes asked, capacity {capacity} bytes")?
+                ArenaFull { arena, capacity: *capacity, asked: *asked }.fmt(f)?
             }
             Kind::OutOfMemory { asked, limit } => {
                 write!(f, "out of memory: {} asked, {limit}", Bytes(*asked as u64))?;
@@ -193,7 +193,7 @@ impl fmt::Display for Error {
             Kind::OwnerDied => {
                 f.write_str("the last holder of the lock died or panicked with it: its data may be half changed")?
             }
-            Kind::Frozen { arena } => write!(f, "arena `{arena}` is frozen")?,
+            Kind::Frozen { arena } => ArenaFrozen(arena).fmt(f)?,
             Kind::Threads(threads) => {
                 f.write_str("a single thread is needed, and there are others; found:")?;
                 for thread in threads {
@@ -209,6 +209,34 @@ impl fmt::Display for Error {
             Some(hint) => write!(f, " ({hint})"),
             None => Ok(()),
         }
+    }
+}
+
+/// What is said of an arena without room; to be told before there is an [`Error`], which takes memory.
+pub(crate) struct ArenaFull<'a> {
+    pub(crate) arena: &'a str,
+    pub(crate) capacity: usize,
+    pub(crate) asked: usize,
+}
+
+impl ArenaFull<'_> {
+    /// The remedy.
+    pub(crate) const HINT: &'static str = "give the arena a larger capacity: only addresses are taken up front";
+}
+
+impl fmt::Display for ArenaFull<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { arena, capacity, asked } = self;
+        write!(f, "arena `{arena}` is full: {asked} bytes asked, capacity {capacity} bytes")
+    }
+}
+
+/// What is said of an arena, by its name, that is frozen.
+pub(crate) struct ArenaFrozen<'a>(pub(crate) &'a str);
+
+impl fmt::Display for ArenaFrozen<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "arena `{}` is frozen", self.0)
     }
 }
 

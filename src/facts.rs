@@ -19,6 +19,16 @@ pub enum Ended {
     Unknown,
 }
 
+/// A stack that overflowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct StackOverflow {
+    /// The thread whose stack it was.
+    pub tid: i32,
+    /// The instruction that touched what lies beyond.
+    pub pc: u64,
+}
+
 /// The ways to get a userfaultfd, the most powerful first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

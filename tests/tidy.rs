@@ -22,7 +22,7 @@ const ARROWS: Arrows = &[
     ("error", &["sys", "page"]),
     ("sys", &["page", "facts", "error"]),
     // Handles say how they travel.
-    ("arena", &["wire", "sys", "page", "error"]),
+    ("arena", &["wire", "sys", "facts", "page", "error"]),
     ("wire", &["error"]),
     ("shared", &["sys", "error"]),
     ("support", &["sys", "facts", "error", "watch", "page"]),

@@ -1,5 +1,7 @@
 //! A fault in an arena becomes a sentence: which arena, page, object and instruction.
 //!
+//! A stack that overflows is told, too: whoever hears of that otherwise is no handler in a child whose handlers were reset.
+//!
 //! A SIGSEGV handler, installed when the first arena is built, looks the address up, writes the
 //! sentence to standard error, and hands the signal to whoever handled it before; in the end the
 //! process dies by SIGSEGV, as it would have, with its registers untouched.
@@ -10,8 +12,10 @@
 
 use super::registry;
 use crate::error::{Error, Result};
+use crate::facts::StackOverflow;
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
+use crate::sys::stderr::Stderr;
 use crate::sys::{self, Errno, process};
 use std::ffi::c_void;
 use std::fmt::Write;
@@ -19,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 static EARLIER: OnceLock<Action> = OnceLock::new();
-static OBSERVER: OnceLock<fn(&Refused)> = OnceLock::new();
+static OBSERVER: OnceLock<Observer> = OnceLock::new();
 static EXECUTABLE: OnceLock<Range> = OnceLock::new();
 
 /// In a child whose handlers were reset, the earlier one is not called.
@@ -33,6 +37,15 @@ pub(crate) struct Refused {
     pub(crate) address: usize,
     pub(crate) tid: i32,
     pub(crate) pc: u64,
+}
+
+/// Functions that hear of what a process dies of, before it does. They must be *raw*.
+#[derive(Clone, Copy)]
+pub(crate) struct Observer {
+    /// Hears of every refused access.
+    pub(crate) refused: fn(&Refused),
+    /// Hears of a stack's end: by which thread, at which instruction.
+    pub(crate) overflowed: fn(&StackOverflow),
 }
 
 /// Installs the handler when the first arena is built, and never again: a handler that the program installs
@@ -68,16 +81,16 @@ fn install() -> Result<(), Errno> {
     unsafe { signal::install(signal::SEGV, handle) }
 }
 
-/// Lets one function know of every refused access, before the process dies. It must be *raw*.
-pub(crate) fn observe(observer: fn(&Refused)) {
+/// Lets an observer know.
+pub(crate) fn observe(observer: Observer) {
     let _first = OBSERVER.set(observer);
 }
 
 extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     // SAFETY: these are a SA_SIGINFO handler's own arguments.
     let fault = unsafe { MemoryFault::read(info, context) };
-    if fault.from_access {
-        explain(&fault);
+    if fault.from_access && !explain(&fault) && fault.is_at_stack_pointer() {
+        overflowed(&fault);
     }
     match EARLIER.get().filter(|_| !RESET.load(Ordering::Acquire)) {
         // SAFETY: these are a SA_SIGINFO handler's own arguments.
@@ -86,9 +99,12 @@ extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
     }
 }
 
-fn explain(fault: &MemoryFault) {
+/// Explains a fault in an arena; false where it was elsewhere.
+fn explain(fault: &MemoryFault) -> bool {
+    let mut is_arenas = false;
     registry::visit(|mut arenas| {
         let Some(inner) = arenas.find(|inner| inner.addresses().contains(fault.address)) else { return };
+        is_arenas = true;
         let refused = Refused {
             slot: inner.slot,
             generation: inner.generation,
@@ -97,15 +113,38 @@ fn explain(fault: &MemoryFault) {
             pc: fault.registers.pc,
         };
         if let Some(observer) = OBSERVER.get() {
-            observer(&refused);
+            (observer.refused)(&refused);
         }
-        let mut text = Text { bytes: [0; 128], len: 0 };
-        let _written = sentence(&mut text, inner, fault);
-        text.flush();
+        let _written = sentence(&mut Stderr::new(), inner, fault);
     });
+    is_arenas
 }
 
-fn sentence(text: &mut Text, inner: &super::inner::Inner, fault: &MemoryFault) -> std::fmt::Result {
+/// A stack has overflowed. Rust's own handler would say so, where it was not reset.
+fn overflowed(fault: &MemoryFault) {
+    let overflow = StackOverflow { tid: process::tid(), pc: fault.registers.pc };
+    if let Some(observer) = OBSERVER.get() {
+        (observer.overflowed)(&overflow);
+    }
+    if RESET.load(Ordering::Acquire) {
+        let mut text = Stderr::new();
+        let _written = write!(text, "cowbell: the stack of thread {} has overflowed; ", overflow.tid)
+            .and_then(|()| instruction(&mut text, fault))
+            .and_then(|()| writeln!(text));
+    }
+}
+
+/// The instruction, and where that is in the executable.
+fn instruction(text: &mut Stderr, fault: &MemoryFault) -> std::fmt::Result {
+    write!(text, "instruction {:#x}", fault.registers.pc)?;
+    let pc = fault.registers.pc as usize;
+    match EXECUTABLE.get().filter(|executable| executable.contains(pc)) {
+        Some(executable) => write!(text, " (the executable's {:#x}, for addr2line)", pc - executable.start),
+        None => Ok(()),
+    }
+}
+
+fn sentence(text: &mut Stderr, inner: &super::inner::Inner, fault: &MemoryFault) -> std::fmt::Result {
     let offset = fault.address - inner.range.start;
     let page = sys::page_size();
     let what = if fault.write == Some(false) { "read of" } else { "write to" };
@@ -118,11 +157,8 @@ fn sentence(text: &mut Text, inner: &super::inner::Inner, fault: &MemoryFault) -
     };
     write!(text, "cowbell: {what} {state} arena `{}` (generation {})", inner.name, inner.generation)?;
     write!(text, ": page {}, byte {offset}, address {:#x}", page.index_of(offset), fault.address)?;
-    write!(text, "; thread {}, instruction {:#x}", process::tid(), fault.registers.pc)?;
-    let pc = fault.registers.pc as usize;
-    if let Some(executable) = EXECUTABLE.get().filter(|executable| executable.contains(pc)) {
-        write!(text, " (the executable's {:#x}, for addr2line)", pc - executable.start)?;
-    }
+    write!(text, "; thread {}, ", process::tid())?;
+    instruction(text, fault)?;
     let Some(image) = inner.image() else {
         return writeln!(
             text,
@@ -148,32 +184,4 @@ fn sentence(text: &mut Text, inner: &super::inner::Inner, fault: &MemoryFault) -
             super::options::OnWrite::Deny => ", nor in children: it was frozen with OnWrite::Deny",
         }
     )
-}
-
-/// Standard error behind a small buffer: the alternate signal stack has little room.
-struct Text {
-    bytes: [u8; 128],
-    len: usize,
-}
-
-impl Text {
-    fn flush(&mut self) {
-        process::write_stderr(self.bytes.get(..self.len).unwrap_or_default());
-        self.len = 0;
-    }
-}
-
-impl Write for Text {
-    fn write_str(&mut self, part: &str) -> std::fmt::Result {
-        for byte in part.bytes() {
-            if self.len == self.bytes.len() {
-                self.flush();
-            }
-            if let Some(place) = self.bytes.get_mut(self.len) {
-                *place = byte;
-                self.len += 1;
-            }
-        }
-        Ok(())
-    }
 }

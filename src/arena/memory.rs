@@ -8,9 +8,10 @@
 
 use super::growing::Growing;
 use super::inner::Inner;
+use super::refusal::Refusal;
 use super::registry;
 use super::site::{Site, SiteId};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::sys::map;
 use allocator_api2::alloc::{AllocError, Allocator, Layout};
 use std::fmt;
@@ -43,11 +44,13 @@ impl ArenaRef {
 
     /// The arena, in a process that has it.
     pub(super) fn known(&self) -> Result<&'static Inner> {
-        self.inner().ok_or_else(|| {
-            let (slot, generation) = (self.slot, self.generation);
-            Error::invalid(format!("arena {slot}.{generation} is not in this process"))
-                .with_hint("its owner released it, or it was built in another process")
-        })
+        self.inner().ok_or_else(|| self.unknown())
+    }
+
+    fn unknown(&self) -> Error {
+        let (slot, generation) = (self.slot, self.generation);
+        Error::invalid(format!("arena {slot}.{generation} is not in this process"))
+            .with_hint("its owner released it, or it was built in another process")
     }
 
     /// The first address of the arena.
@@ -110,36 +113,31 @@ impl ArenaRef {
 impl Inner {
     /// Takes memory for a layout that is not empty.
     pub(super) fn take(&self, layout: Layout, site: SiteId) -> Result<NonNull<u8>> {
+        self.try_take(layout, site).map_err(|refusal| self.error(refusal, layout.size()))
+    }
+
+    /// The same; whoever is refused for want of room learns it without further memory.
+    fn try_take(&self, layout: Layout, site: SiteId) -> Result<NonNull<u8>, Refusal> {
         let mut growing = self.growing();
         if growing.file.is_none() {
-            return Err(Error::new(Kind::Frozen { arena: self.name.to_string() }));
+            return Err(Refusal::Frozen);
         }
-        self.check_process()?;
+        self.check_process().map_err(Refusal::Because)?;
         let base = self.range.start;
-        let offset = growing.space.take(layout.size(), layout.align(), base);
-        let offset = offset.ok_or_else(|| self.full(layout.size()))?;
+        let offset = growing.space.take(layout.size(), layout.align(), base).ok_or(Refusal::Full)?;
         if let Err(e) = growing.commit(offset + layout.size()) {
             growing.space.give(offset, layout.size());
-            return Err(e);
+            return Err(Refusal::Because(e));
         }
         if let Some(recorder) = &mut growing.recorder {
             recorder.add(offset, layout.size(), site);
         }
-        map::pointer_at(base + offset).ok_or_else(|| self.full(layout.size()))
+        map::pointer_at(base + offset).ok_or(Refusal::Full)
     }
 
     /// Why nothing more can be allocated: it is frozen, or full.
     pub(super) fn refused(&self, asked: usize) -> Error {
-        match self.image() {
-            Some(_) => Error::new(Kind::Frozen { arena: self.name.to_string() }),
-            None => self.full(asked),
-        }
-    }
-
-    fn full(&self, asked: usize) -> Error {
-        let (arena, capacity) = (self.name.to_string(), self.capacity);
-        Error::new(Kind::OutOfCapacity { arena, capacity, asked })
-            .with_hint("give the arena a larger capacity: only addresses are taken up front")
+        self.error(if self.image().is_some() { Refusal::Frozen } else { Refusal::Full }, asked)
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
@@ -170,12 +168,21 @@ fn dangling(layout: Layout) -> NonNull<u8> {
 // allocator. Frozen blocks stay readable.
 unsafe impl Allocator for ArenaRef {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
-        match self.take(layout) {
+        if layout.size() == 0 {
+            return Ok(NonNull::slice_from_raw_parts(dangling(layout), 0));
+        }
+        let taken = match self.inner() {
+            Some(inner) => inner.try_take(layout, self.site),
+            None => Err(Refusal::Because(self.unknown())),
+        };
+        match taken {
             Ok(place) => Ok(NonNull::slice_from_raw_parts(place, layout.size())),
-            Err(e) => {
-                // The trait has no room for the reason, so it is kept for who asks, and logged.
-                log::warn!("{e}");
+            Err(refusal) => {
+                // The trait has no room for the reason, so it is told, and kept for who asks.
+                refusal.tell(self.name(), self.capacity(), layout.size());
                 if let Some(inner) = self.inner() {
+                    let e = inner.error(refusal, layout.size());
+                    log::warn!("{e}");
                     inner.growing().failure = Some(e);
                 }
                 Err(AllocError)

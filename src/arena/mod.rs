@@ -20,7 +20,8 @@
 //! - **Memory is never unmapped** unless by `unsafe` [`Arena::release`] or [`Frozen::release`]: a
 //!   dropped [`Arena`] leaks, as `Box::leak` does, because allocators are `Copy` and `'static`.
 //! - **Out of capacity, out of memory:** `alloc*` return an error that says which; collections report
-//!   it by their `try_` methods and abort otherwise, as with any allocator. Memory is
+//!   it by their `try_` methods and abort otherwise, as with any allocator. An allocator cannot tell which of the two its caller is,
+//!   so the reason stands on standard error before either; [`ArenaRef::take_failure`] has it, too. Memory is
 //!   committed in steps of 4 MiB, so that the limit of a control group, of the machine or of
 //!   overcommit is met in order and not as a SIGBUS or by the OOM killer (somebody else may
 //!   still take the memory between the check and the use).
@@ -51,6 +52,7 @@ mod pieces;
 mod place;
 mod poured;
 mod prepare;
+mod refusal;
 pub(crate) mod registry;
 mod site;
 mod space;
@@ -63,7 +65,7 @@ pub use collections::{Box, HashMap, HashSet, Vec};
 pub use contained::{Contained, Extent};
 #[doc(hidden)]
 pub use defining::__points;
-pub(crate) use diagnosis::{Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
+pub(crate) use diagnosis::{Observer, Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
 pub use frozen::{FreezeOptions, Frozen};
 pub use handle::Handle;
 pub use image::Image;

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "values are written to raw memory")]
 
 use super::memory::ArenaRef;
+use super::refusal::quietly;
 use crate::error::{Error, Kind, Result};
 use allocator_api2::alloc::Layout;
 use std::panic::Location;
@@ -88,7 +89,7 @@ impl<T: 'static> Unfinished<T> {
     fn reserve(&mut self, more: usize) -> Result<()> {
         let Some(list) = self.0.as_mut().filter(|list| list.capacity() - list.len() < more) else { return Ok(()) };
         let handle = *list.allocator();
-        list.try_reserve(more).map_err(|_| {
+        quietly(|| list.try_reserve(more)).map_err(|_| {
             let why = || handle.known().map_or_else(|e| e, |inner| inner.refused(usize::MAX));
             handle.take_failure().unwrap_or_else(why)
         })

@@ -1,7 +1,7 @@
 //! The parent's side of a child: waiting for it, killing it, reaping it and its keeper.
 
 use crate::error::{Error, Kind, Result};
-use crate::facts::Ended;
+use crate::facts::{Ended, StackOverflow};
 use crate::page::PageSet;
 use crate::report::Report;
 use crate::sys::pidfd;
@@ -59,6 +59,9 @@ pub struct Exit {
     pub panic: Option<PanicMessage>,
     /// The write it died of, if that was refused by an arena.
     pub denied: Option<DeniedWrite>,
+    /// The stack that it died of, because that had overflowed. Only a handler on a stack of its own hears of that (`sigaltstack(2)`), which
+    /// Rust's threads have.
+    pub stack_overflow: Option<StackOverflow>,
     /// The report of what it copied.
     pub report: Report,
 }
@@ -229,7 +232,10 @@ impl Child {
         let report = self.make_report(true)?;
         // A panic that the closure caught is its own affair.
         let panic = (ended == Ended::Exited(super::panics::PANICKED)).then(|| self.evidence.panic_text()).flatten();
-        Ok(Some(Exit { ended, panic, denied: self.evidence.denied(), report }))
+        // A handler of the program's may have gone on after it. Rust's aborts.
+        let by_fault = [signal::SEGV, signal::ABRT].map(Ended::Signaled).contains(&ended);
+        let stack_overflow = self.evidence.stack_overflow().filter(|_| by_fault);
+        Ok(Some(Exit { ended, panic, denied: self.evidence.denied(), stack_overflow, report }))
     }
 
     /// Waits for the keeper's last census; false when the time is over before. A keeper that is dead, or silent

@@ -21,7 +21,7 @@ mod requests;
 mod reshare;
 mod spawn;
 
-pub use crate::facts::Ended;
+pub use crate::facts::{Ended, StackOverflow};
 pub use census::ArenaCensus;
 pub use child::{Child, Exit};
 pub use enter::{Context, IntoExitCode};

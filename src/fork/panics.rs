@@ -49,10 +49,17 @@ pub(super) fn install_hooks() {
     // A thread that is panicking may not change the hook; the next spawn will.
     if !*done && !std::thread::panicking() {
         *done = true;
-        arena::observe_diagnosis(|refused| {
-            if let Some(evidence) = mine() {
-                evidence.refused(refused);
-            }
+        arena::observe_diagnosis(arena::Observer {
+            refused: |refused| {
+                if let Some(evidence) = mine() {
+                    evidence.refused(refused);
+                }
+            },
+            overflowed: |overflow| {
+                if let Some(evidence) = own() {
+                    evidence.overflowed(overflow);
+                }
+            },
         });
         let earlier = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {

@@ -34,6 +34,7 @@ pub mod registers;
 pub mod remote;
 pub mod robust;
 pub mod signal;
+pub mod stderr;
 pub mod timer;
 pub mod tracing;
 pub mod uffd;

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 /// SIGSEGV.
 pub const SEGV: i32 = libc::SIGSEGV;
+/// SIGABRT.
+pub const ABRT: i32 = libc::SIGABRT;
 /// SIGBUS.
 pub const BUS: i32 = libc::SIGBUS;
 /// SIGCHLD.
@@ -159,6 +161,12 @@ pub struct MemoryFault {
 }
 
 impl MemoryFault {
+    /// Did a stack overflow, by all signs? The access was within a page of the stack pointer: so it is where a call stores its return
+    /// address, and where a function's large frame is touched page by page, as compilers do it. *Raw.*
+    pub fn is_at_stack_pointer(&self) -> bool {
+        self.from_access && self.address.abs_diff(self.registers.sp as usize) < super::page_size().bytes()
+    }
+
     /// Reads a SIGSEGV's or SIGBUS's frame. *Raw.*
     ///
     /// # Safety

@@ -18,10 +18,10 @@
 //! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
 
 use super::failure::Failure;
-use super::findings::{Changed, DeniedWrite, Event};
+use super::findings::{Changed, Event};
 use super::ring::{self, CALLERS_MAX, Payload, Ring};
 use super::way::Watch;
-use crate::arena::{Image, Refused, registry};
+use crate::arena::{Image, registry};
 use crate::error::Result;
 use crate::facts::{Door, Registers};
 use crate::page::{PageIndex, PageSet};
@@ -77,6 +77,9 @@ pub(crate) enum Word {
     RefusedAddress,
     RefusedTid,
     RefusedPc,
+    /// A stack that overflowed: the thread, program counter.
+    OverflowTid,
+    OverflowPc,
     /// Bytes of panic text.
     PanicLen,
     /// Descriptors in the child, plus 1.
@@ -378,31 +381,6 @@ impl Evidence {
     /// The number of events that were lost for want of room, or with their writer.
     pub(crate) fn events_lost(&self) -> u64 {
         self.ring().dropped()
-    }
-
-    /// Notes a refused write.
-    pub(crate) fn refused(&self, refused: &Refused) {
-        self.set(Word::RefusedAddress, refused.address as u64);
-        self.set(Word::RefusedTid, refused.tid as u64);
-        self.set(Word::RefusedPc, refused.pc);
-        let which = u64::from(refused.generation) << 16 | u64::from(refused.slot);
-        self.set(Word::RefusedArena, which + 1);
-    }
-
-    /// The refused write, if there was one.
-    pub(crate) fn denied(&self) -> Option<DeniedWrite> {
-        let which = self.get(Word::RefusedArena).checked_sub(1)?;
-        let (slot, generation) = (which as u16, (which >> 16) as u16);
-        let address = self.get(Word::RefusedAddress) as usize;
-        let image = self.images.iter().find(|image| (image.slot(), image.generation()) == (slot, generation));
-        let offset = image.map(|image| address.saturating_sub(image.range().start));
-        Some(DeniedWrite {
-            arena: image.map_or_else(String::new, |image| image.name().to_owned()),
-            page: offset.map(|offset| sys::page_size().index_of(offset)),
-            address,
-            tid: self.get(Word::RefusedTid) as i32,
-            pc: self.get(Word::RefusedPc),
-        })
     }
 
     /// The step that failed while the child (or its keeper) was set up.

@@ -26,6 +26,7 @@ mod faults;
 mod findings;
 mod instruction;
 mod keeper;
+mod last_words;
 pub(crate) mod outside;
 mod panic_text;
 mod reshare;

@@ -85,9 +85,92 @@ fn cells_and_locks_in_frozen_data_are_diagnosed_too() -> Outcome {
     passed()
 }
 
+fn a_collection_without_memory_says_why_before_the_program_aborts() -> Outcome {
+    let full = apart(|| {
+        let arena = Arena::builder("barrel").capacity(1 << 20).build()?;
+        let mut list = Vec::new_in(*arena);
+        list.extend((0..1 << 20).map(|n: u64| n));
+        Ok(())
+    })?;
+    let frozen = apart(|| {
+        let arena = Arena::builder("ice").capacity(1 << 20).build()?;
+        let list = Vec::new_in(*arena);
+        let frozen = arena.freeze(list)?;
+        let mut copy: Vec<u64> = Vec::clone(&frozen);
+        copy.push(1);
+        Ok(())
+    })?;
+    for (left, why) in [(full, "cowbell: arena `barrel` is full: "), (frozen, "cowbell: arena `ice` is frozen: ")] {
+        assert_eq!(left.ended, Ended::Signaled(libc::SIGABRT), "{left:?}");
+        let (reason, abort) = (left.stderr.find(why), left.stderr.find("memory allocation of"));
+        assert!(reason.is_some() && abort.is_some() && reason < abort, "{}", left.stderr);
+    }
+    passed()
+}
+
+fn who_gets_the_reason_as_an_error_does_not_have_it_told() -> Outcome {
+    let left = apart(|| {
+        let arena = Arena::builder("cup").capacity(1 << 20).build()?;
+        assert!(arena.alloc_iter((0..1 << 20).map(|n: u64| n)).is_err_and(|e| e.is_out_of_capacity()));
+        assert!(arena.alloc_slice(&[0u8; 1 << 20]).is_ok());
+        assert!(arena.alloc(1u64).is_err_and(|e| e.is_out_of_capacity()));
+        Ok(())
+    })?;
+    assert!(left.success() && left.stderr.is_empty(), "{left:?}");
+    passed()
+}
+
 /// Spawns a child in this process, whose stderr is caught, and says how it ended.
 fn child_of(body: impl FnOnce()) -> Result<Exit, Failed> {
     wait(&mut fork::spawn(&ForkOptions::new(), |_| body())?)
+}
+
+/// Calls itself until the stack is full.
+pub fn deeper(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 32]);
+    if depth == u64::MAX { 0 } else { deeper(frame[0] + 1) + std::hint::black_box(frame)[1] }
+}
+
+fn a_stack_overflow_is_told_with_thread_and_instruction() -> Outcome {
+    for (reset, signal) in [(false, libc::SIGABRT), (true, libc::SIGSEGV)] {
+        let options = ForkOptions::new().reset_handlers(reset);
+        let left = apart(|| {
+            frozen_pages("there is a handler", 1)?;
+            let mut child = fork::spawn(&options, |_| {
+                deeper(0);
+            })?;
+            let (pid, exit) = (child.pid(), wait(&mut child)?);
+            assert_eq!(exit.ended, Ended::Signaled(signal));
+            let overflow = exit.stack_overflow.ok_or("a stack that overflowed")?;
+            assert_eq!(overflow.tid, pid);
+            assert!(process::executable().contains(overflow.pc as usize), "{overflow:?}");
+            let in_thread = wait(&mut fork::spawn(&options, |_| {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| deeper(0));
+                });
+            })?)?;
+            assert!(in_thread.stack_overflow.is_some_and(|overflow| overflow.tid != pid), "{in_thread:?}");
+            Ok(())
+        })?;
+        assert!(left.success(), "{left:?}");
+        assert_eq!(left.stderr.matches("overflowed").count(), 2, "{}", left.stderr);
+        assert_eq!(left.stderr.contains("cowbell: the stack of thread "), reset, "{}", left.stderr);
+    }
+    passed()
+}
+
+fn another_fault_is_no_stack_overflow() -> Outcome {
+    let left = apart(|| {
+        frozen_pages("there is a handler", 1)?;
+        let exit = wait(&mut fork::spawn(&ForkOptions::new().reset_handlers(true), |_| {
+            // SAFETY: it is to fault: the first pages of all address spaces are kept free.
+            unsafe { std::ptr::without_provenance_mut::<u8>(std::hint::black_box(64)).write_volatile(1) };
+        })?)?;
+        assert_eq!((exit.ended, exit.stack_overflow), (SEGV, None));
+        Ok(())
+    })?;
+    assert!(left.success() && left.stderr.is_empty(), "{left:?}");
+    passed()
 }
 
 fn a_denied_write_tells_the_parent_arena_page_address_thread_and_instruction() -> Outcome {
@@ -343,6 +426,10 @@ pub fn trials() -> std::vec::Vec<Trial> {
     claims![
         a_write_to_frozen_data_dies_with_arena_page_instruction_object_and_line,
         cells_and_locks_in_frozen_data_are_diagnosed_too,
+        a_collection_without_memory_says_why_before_the_program_aborts,
+        who_gets_the_reason_as_an_error_does_not_have_it_told,
+        a_stack_overflow_is_told_with_thread_and_instruction,
+        another_fault_is_no_stack_overflow,
         a_denied_write_tells_the_parent_arena_page_address_thread_and_instruction,
         a_child_cannot_lift_a_denial,
         a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing,

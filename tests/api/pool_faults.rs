@@ -539,7 +539,7 @@ fn exits_keep_what_a_killed_worker_copied() -> Outcome {
     let results: Vec<_> = pool.map(4..8).chunk(4).collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 3);
     let exits = pool.take_exits()?;
-    let death = Death { ended: Ended::Signaled(libc::SIGKILL), out_of_memory: false };
+    let death = Death { ended: Ended::Signaled(libc::SIGKILL), out_of_memory: false, stack_overflow: false };
     assert!(
         matches!(&exits[..], [exit] if exit.death == death && exit.report.copied_pages() == PageCount(3)),
         "{exits:?}"

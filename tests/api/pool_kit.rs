@@ -76,7 +76,10 @@ impl Way {
             Self::Abort => Ended::Signaled(libc::SIGABRT),
             Self::Stop => return matches!(error, JobError::TimedOut { .. }),
         };
-        matches!(error, JobError::Died { death: Death { ended: told, out_of_memory: false }, .. } if *told == ended)
+        let overflow = self == Self::Overflow;
+        let told = Death { ended, out_of_memory: false, stack_overflow: overflow };
+        matches!(error, JobError::Died { death, .. } if *death == told)
+            && error.to_string().contains("stack overflowed") == overflow
     }
 }
 

@@ -54,11 +54,13 @@ const SIGNALS: [i32; 4] = [libc::SIGKILL, libc::SIGSEGV, libc::SIGABRT, libc::SI
 fn explained(job: u64, result: &Result<u64, JobError>) -> bool {
     match result {
         Ok(number) => *number == 3 * job && fate(job).is_none(),
-        Err(JobError::Died { death: Death { ended, out_of_memory: false }, attempts: 1 }) => match ended {
-            Ended::Exited(code) => *code == 7 && fate(job) == Some(Way::Exit(7)),
-            Ended::Signaled(signal) => SIGNALS.contains(signal),
-            Ended::Unknown => false,
-        },
+        Err(JobError::Died { death: Death { ended, out_of_memory: false, stack_overflow: false }, attempts: 1 }) => {
+            match ended {
+                Ended::Exited(code) => *code == 7 && fate(job) == Some(Way::Exit(7)),
+                Ended::Signaled(signal) => SIGNALS.contains(signal),
+                Ended::Unknown => false,
+            }
+        }
         Err(JobError::TimedOut { attempts: 1, .. }) => true,
         Err(_) => false,
     }
@@ -268,7 +270,8 @@ fn in_group() -> Result<(), Failed> {
             match result {
                 Ok(number) => assert!(number == job && !greedy(job)),
                 Err(JobError::Died {
-                    death: Death { ended: Ended::Signaled(libc::SIGKILL), out_of_memory }, ..
+                    death: Death { ended: Ended::Signaled(libc::SIGKILL), out_of_memory, .. },
+                    ..
                 }) => {
                     // The kernel may take the other worker, too: it is as old.
                     assert!(out_of_memory, "job {job}");

@@ -46,6 +46,15 @@ pub struct Death {
     pub ended: Ended,
     /// The control group counted a kill by the OOM killer meanwhile, so that is the likely reason.
     pub out_of_memory: bool,
+    /// A stack of the worker had overflowed: see [`Exit::stack_overflow`](crate::fork::Exit::stack_overflow).
+    pub stack_overflow: bool,
+}
+
+impl Death {
+    /// A death of which nothing else is known.
+    pub(in crate::pool) fn of(ended: Ended) -> Self {
+        Self { ended, out_of_memory: false, stack_overflow: false }
+    }
 }
 
 impl fmt::Display for Death {
@@ -57,6 +66,9 @@ impl fmt::Display for Death {
         }?;
         if self.out_of_memory {
             write!(f, ", probably by the OOM killer")?;
+        }
+        if self.stack_overflow {
+            write!(f, ", because its stack overflowed")?;
         }
         Ok(())
     }
@@ -99,6 +111,7 @@ const UNKNOWN: u32 = 3;
 const TIMED_OUT: u32 = 4;
 const CANCELLED: u32 = 5;
 const OUT_OF_MEMORY: u32 = 0x100;
+const STACK_OVERFLOW: u32 = 0x200;
 
 impl Failure {
     /// Writes it into the slot.
@@ -108,10 +121,11 @@ impl Failure {
             Self::Cancelled => (CANCELLED, 0),
             Self::Died(death) => {
                 let memory = if death.out_of_memory { OUT_OF_MEMORY } else { 0 };
+                let why = memory | if death.stack_overflow { STACK_OVERFLOW } else { 0 };
                 match death.ended {
-                    Ended::Exited(code) => (EXITED | memory, code),
-                    Ended::Signaled(signal) => (SIGNALED | memory, signal),
-                    Ended::Unknown => (UNKNOWN | memory, 0),
+                    Ended::Exited(code) => (EXITED | why, code),
+                    Ended::Signaled(signal) => (SIGNALED | why, signal),
+                    Ended::Unknown => (UNKNOWN | why, 0),
                 }
             }
         };
@@ -130,6 +144,7 @@ impl Failure {
             CANCELLED => return Some(Self::Cancelled),
             _ => return None,
         };
-        Some(Self::Died(Death { ended, out_of_memory: kind & OUT_OF_MEMORY != 0 }))
+        let (out_of_memory, stack_overflow) = (kind & OUT_OF_MEMORY != 0, kind & STACK_OVERFLOW != 0);
+        Some(Self::Died(Death { ended, out_of_memory, stack_overflow }))
     }
 }

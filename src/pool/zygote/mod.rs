@@ -213,7 +213,7 @@ impl<'a> Zygote<'a> {
                 if let Some(own) = self.region.seats().get(seat) {
                     own.pid.store(0, Ordering::Release);
                 }
-                self.settle(seat, Death { ended: Ended::Signaled(signal::KILL), out_of_memory: false });
+                self.settle(seat, Death::of(Ended::Signaled(signal::KILL)));
                 self.put_off(seat);
             }
         }
@@ -250,14 +250,18 @@ impl<'a> Zygote<'a> {
             Err(e) => {
                 log::warn!("worker {}: {e}", child.pid());
                 drop(child);
-                self.settle(seat, Death { ended: Ended::Unknown, out_of_memory: false });
+                self.settle(seat, Death::of(Ended::Unknown));
                 return self.put_off(seat);
             }
         };
         let Some(own) = self.region.seats().get(seat) else { return };
         let board = self.region.board();
         let left = Left::of(own.left.load(Ordering::Acquire)).filter(|_| exit.ended == Ended::Exited(0));
-        let death = Death { ended: exit.ended, out_of_memory: self.was_out_of_memory(exit.ended) };
+        let death = Death {
+            ended: exit.ended,
+            out_of_memory: self.was_out_of_memory(exit.ended),
+            stack_overflow: exit.stack_overflow.is_some(),
+        };
         if left.is_none() {
             board.deaths.fetch_add(1, Ordering::AcqRel);
         }
