@@ -25,6 +25,8 @@
 //! - **The closure** and what it captured is inherited by the fork. Jobs and results go through shared memory, encoded by
 //!   serde ([postcard](https://docs.rs/postcard)); [`Plain`] data goes as it is, [`crate::arena::Handle`]s name objects of the data,
 //!   and a [`Buffer`] is written by the job where the parent reads it.
+//! - **Workers repeat what was random before the fork**: `rand`'s thread generator says the same in all of them until each seeds it anew, in
+//!   [`PoolBuilder::on_worker_start`]. docs/POOL.md says more.
 //! - **Every job ends exactly once**, with a result or a [`JobError`]. A panic is that job's error. A worker that dies fails only the
 //!   job it held; the rest of its batch goes to others; it is replaced.
 //! - **Nobody stays behind**: the zygote dies with the thread that made the pool, workers with the zygote. Dropping the pool
@@ -38,6 +40,7 @@
 //! - `memory`: the one mapping, jobs and results in it;
 //! - `worker`, `zygote`, `parent`: the three kinds of processes. README.md beside this file tells their life and their races.
 
+mod context;
 mod memory;
 mod parent;
 mod protocol;
@@ -46,6 +49,7 @@ mod worker;
 mod zygote;
 
 pub use crate::wire::{Plain, PlainVec};
+pub use context::{WorkerContext, WorkerInfo};
 pub use memory::buffer::Buffer;
 pub use parent::map::{Map, MapUnordered};
 pub use parent::pool::{Pool, Shutdown, Stats};

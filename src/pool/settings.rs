@@ -1,9 +1,11 @@
 //! The settings that a pool is made with.
 
+use super::context::{Hooks, WorkerInfo};
 use super::protocol::board::SEATS_MAX;
 use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::watch::Watch;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The treatment of a worker that has copied more pages than its budget.
@@ -31,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) result_capacity: usize,
     pub(crate) spin: Duration,
     pub(crate) wait_for_threads: Option<Duration>,
+    pub(crate) on_start: Hooks,
+    pub(crate) on_end: Hooks,
 }
 
 /// Settings of a new [`super::Pool`].
@@ -57,6 +61,8 @@ impl PoolBuilder {
             result_capacity: 256 << 20,
             spin: Duration::from_micros(50),
             wait_for_threads: None,
+            on_start: Hooks::default(),
+            on_end: Hooks::default(),
         };
         Self { settings }
     }
@@ -139,6 +145,29 @@ impl PoolBuilder {
     /// The most that jobs may take that are queued or at work, in bytes (default 1 GiB). Only addresses are taken up front.
     pub fn job_capacity(mut self, bytes: usize) -> Self {
         self.settings.payload_capacity = bytes;
+        self
+    }
+
+    /// Has each worker call this before its first job. May be given several times; all are called, in that order. It is the place to seed
+    /// generators of random numbers anew, which were forked with the worker and would say the same in all of them:
+    ///
+    /// ```no_run
+    /// # let builder = cowbell::pool::Pool::builder();
+    /// builder.on_worker_start(|_| rand::rng().reseed().expect("random numbers of the kernel's"));
+    /// ```
+    ///
+    /// A worker in which it panics has died, and another is tried in its place; where all do, jobs end with
+    /// [`JobError::PoolGone`](super::JobError::PoolGone).
+    pub fn on_worker_start(mut self, hook: impl Fn(&WorkerInfo) + Send + Sync + 'static) -> Self {
+        self.settings.on_start.0.push(Arc::new(hook));
+        self
+    }
+
+    /// Has each worker call this that leaves of its own accord, behind its last job: because the pool is drained or the data replaced, or it
+    /// copied too much. Not one that dies or is killed, as all are by [`Shutdown::Cancel`](super::Shutdown::Cancel). May be given several times; all are
+    /// called, in that order. A worker in which it panics has died.
+    pub fn on_worker_end(mut self, hook: impl Fn(&WorkerInfo) + Send + Sync + 'static) -> Self {
+        self.settings.on_end.0.push(Arc::new(hook));
         self
     }
 

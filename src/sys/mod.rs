@@ -30,6 +30,7 @@ pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod ptrace;
+pub mod random;
 pub mod registers;
 pub mod remote;
 pub mod robust;

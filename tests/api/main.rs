@@ -28,6 +28,8 @@ mod panics;
 #[cfg(feature = "pool")]
 mod pool;
 #[cfg(feature = "pool")]
+mod pool_context;
+#[cfg(feature = "pool")]
 mod pool_faults;
 #[cfg(feature = "pool")]
 mod pool_futures;
@@ -83,6 +85,8 @@ fn main() {
         pool::trials(),
         #[cfg(feature = "pool")]
         sound::pools::trials(),
+        #[cfg(feature = "pool")]
+        pool_context::trials(),
         #[cfg(feature = "pool")]
         pool_faults::trials(),
         #[cfg(feature = "pool")]

@@ -5,6 +5,7 @@ use super::pool::{Pool, Types};
 use crate::arena::{Export, Frozen, registry};
 use crate::error::{Error, Kind, Result};
 use crate::fork::{self, ForkOptions, Reshared};
+use crate::pool::context::{WorkerContext, WorkerInfo};
 use crate::pool::memory::buffer;
 use crate::pool::memory::region::Region;
 use crate::pool::protocol::batch::{self, Status};
@@ -23,7 +24,8 @@ use std::sync::{Arc, Mutex};
 
 /// The closure over the data, in the zygote and the workers.
 struct Job<T: 'static, J, R, F> {
-    frozen: Frozen<T>,
+    /// In the zygote no worker's, but for the data.
+    context: WorkerContext<T>,
     body: F,
     types: Types<T, J, R>,
 }
@@ -32,14 +34,17 @@ impl<T, J, R, F> Work for Job<T, J, R, F>
 where
     J: DeserializeOwned,
     R: Serialize,
-    F: FnMut(&'static T, J) -> R,
+    F: FnMut(&WorkerContext<T>, J) -> R,
 {
+    fn begin(&mut self, info: WorkerInfo) {
+        self.context.info = info;
+    }
+
     fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome) {
-        let root = self.frozen.root();
         let start = batch::begin(&mut outcome.item);
         let ran = panics::catch(|| -> Result<(), String> {
             let job: J = wire::decode(bytes, passengers).map_err(|e| format!("the job {e}"))?;
-            let result = (self.body)(root, job);
+            let result = (self.body)(&self.context, job);
             wire::encode_result(&result, &mut outcome.item, &mut outcome.passengers)
                 .map_err(|e| format!("the result {e}"))
         });
@@ -65,7 +70,7 @@ where
     }
 
     fn reshare(&self) -> Result<Reshared> {
-        self.frozen.reshare()
+        self.context.frozen.reshare()
     }
 }
 
@@ -73,13 +78,13 @@ impl<T, J, R, F> Data for Job<T, J, R, F>
 where
     J: DeserializeOwned,
     R: Serialize,
-    F: FnMut(&'static T, J) -> R,
+    F: FnMut(&WorkerContext<T>, J) -> R,
 {
     #[expect(unsafe_code, reason = "another process's memory becomes the data")]
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
         // SAFETY: `replace` or the caller of `replace_unchecked` promised it; parent and zygote are forks of one program.
         let new = unsafe { Export::from_bytes(export)?.adopt(file)? };
-        let old = std::mem::replace(&mut self.frozen, new);
+        let old = std::mem::replace(&mut self.context.frozen, new);
         // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
         // reference that the closure captured faults, as `Pool::replace` says.
         let withdrawn = unsafe { old.withdraw() };
@@ -101,12 +106,26 @@ impl PoolBuilder {
     /// # Errors
     /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
     /// the first workers.
-    pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
+    pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, mut body: F) -> Result<Pool<T, J, R>>
     where
         T: 'static,
         J: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned,
         F: FnMut(&'static T, J) -> R,
+    {
+        self.spawn_with(frozen, move |worker: &WorkerContext<T>, job| body(worker.root(), job))
+    }
+
+    /// [`Self::spawn`] for jobs that want to know which worker runs them: its seat, its generation, its seed and its frozen data.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
+    where
+        T: 'static,
+        J: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        F: FnMut(&WorkerContext<T>, J) -> R,
     {
         self.check()?;
         let settings = self.settings;
@@ -125,7 +144,14 @@ impl PoolBuilder {
         }
         let shared = Arc::clone(&region);
         let zygotes = settings.clone();
-        let mut job = Job { frozen: frozen.clone(), body, types: PhantomData };
+        let mut job = Job {
+            context: WorkerContext {
+                info: WorkerInfo { seat: 0, generation: 0, seed: [0; 32] },
+                frozen: frozen.clone(),
+            },
+            body,
+            types: PhantomData,
+        };
         let zygote = fork::spawn(&options, |_| {
             // Else it would not learn that its parent became another program.
             end.take();

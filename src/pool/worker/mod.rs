@@ -4,6 +4,7 @@ pub(super) mod panics;
 
 use crate::error::Result;
 use crate::fork::{self, Reshared};
+use crate::pool::context::WorkerInfo;
 use crate::pool::memory::heap::{self, Heap, NoBlock};
 use crate::pool::memory::region::Region;
 use crate::pool::memory::{buffer, results};
@@ -13,7 +14,7 @@ use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
 use crate::pool::protocol::spin::Patience;
 use crate::pool::settings::{OverBudget, Settings};
-use crate::sys::{self, limits, process};
+use crate::sys::{self, limits, process, random};
 use crate::wire::Passenger;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -60,6 +61,9 @@ impl Outcome {
 
 /// The user's closure over the data, without their types.
 pub(crate) trait Work {
+    /// In a worker, once: who it is.
+    fn begin(&mut self, info: WorkerInfo);
+
     /// Runs one job and appends its item to the outcome, which is empty. Does not panic.
     fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome);
 
@@ -89,9 +93,18 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     let Some(own) = region.seats().get(seat) else { return };
     own.welcome(region.board(), process::pid());
     let generation = own.generation.load(Ordering::Acquire);
+    let mut seed = [0; 32];
+    if let Err(e) = random::fill(&mut seed) {
+        log::warn!("worker {}: getrandom: {e}", process::pid());
+        return;
+    }
+    let info = WorkerInfo { seat, generation, seed };
+    work.begin(info);
+    settings.on_start.call(&info);
     let worker =
         Worker { region, settings, seat, own, generation, heap: Heap::take_over(region, seat), faults_checked: 0 };
     worker.work(work);
+    settings.on_end.call(&info);
 }
 
 struct Worker<'a> {

@@ -1,0 +1,99 @@
+//! The facts that a worker has about itself, for its jobs and for the program's hooks.
+
+use crate::arena::Frozen;
+use crate::sys::process;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A worker, to its hooks; to its jobs it is a [`WorkerContext`].
+#[derive(Clone, Copy)]
+pub struct WorkerInfo {
+    pub(crate) seat: usize,
+    pub(crate) generation: u64,
+    pub(crate) seed: [u8; 32],
+}
+
+impl WorkerInfo {
+    /// The worker's place in the pool: 0 to the number of workers less one. The worker that takes its place has it next.
+    pub fn seat(&self) -> usize {
+        self.seat
+    }
+
+    /// The number of the data set: 0, and one more with each [`Pool::replace`](super::Pool::replace).
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Random bytes that the kernel made for this worker alone: to seed generators with, which otherwise say the same in all workers,
+    /// because they were forked from one process.
+    pub fn seed(&self) -> [u8; 32] {
+        self.seed
+    }
+
+    /// The worker's process id.
+    pub fn pid(&self) -> i32 {
+        process::pid()
+    }
+}
+
+/// The seed is a secret.
+impl fmt::Debug for WorkerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerInfo")
+            .field("seat", &self.seat)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A worker and its data, to the jobs that it runs: see [`PoolBuilder::spawn_with`](super::PoolBuilder::spawn_with).
+pub struct WorkerContext<T: 'static> {
+    pub(crate) info: WorkerInfo,
+    pub(crate) frozen: Frozen<T>,
+}
+
+impl<T: 'static> WorkerContext<T> {
+    /// The root of the data.
+    pub fn root(&self) -> &'static T {
+        self.frozen.root()
+    }
+
+    /// The frozen data, to make handles of.
+    pub fn frozen(&self) -> &Frozen<T> {
+        &self.frozen
+    }
+}
+
+impl<T: 'static> Deref for WorkerContext<T> {
+    type Target = WorkerInfo;
+
+    fn deref(&self) -> &WorkerInfo {
+        &self.info
+    }
+}
+
+impl<T: 'static> fmt::Debug for WorkerContext<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerContext").field("info", &self.info).field("frozen", &self.frozen).finish()
+    }
+}
+
+/// A function of the program that workers call.
+pub(crate) type Hook = Arc<dyn Fn(&WorkerInfo) + Send + Sync>;
+
+/// Functions that each worker calls, in the order in which they were given.
+#[derive(Clone, Default)]
+pub(crate) struct Hooks(pub(crate) Vec<Hook>);
+
+impl Hooks {
+    pub(crate) fn call(&self, info: &WorkerInfo) {
+        self.0.iter().for_each(|hook| hook(info));
+    }
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} hooks", self.0.len())
+    }
+}
