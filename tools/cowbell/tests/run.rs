@@ -39,6 +39,10 @@ mod images;
 mod judge;
 #[path = "run/judged.rs"]
 mod judged;
+#[path = "../src/record/kinds.rs"]
+mod kinds;
+#[path = "run/kinds.rs"]
+mod kinds_of_objects;
 #[path = "run/lab.rs"]
 mod lab;
 #[path = "run/languages.rs"]
@@ -50,6 +54,8 @@ mod memory;
 mod model;
 #[path = "run/modules.rs"]
 mod modules;
+#[path = "run/no_line.rs"]
+mod no_line;
 #[path = "../src/record/objects.rs"]
 mod objects;
 #[path = "run/phases.rs"]

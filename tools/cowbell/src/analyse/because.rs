@@ -5,10 +5,10 @@ use super::code::moves_bytes;
 use super::growth::{GrowthLine, advice};
 use super::script::error_points;
 use super::sum::share;
-use super::summary::{CauseShare, Interval, ScriptLine, Summary};
+use super::summary::{CauseShare, Gap, Interval, ScriptLine, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
-use crate::record::Mode;
+use crate::record::{GapKind, Mode};
 use crate::stacks::languages::{self, Language, Work};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,7 +102,9 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
         verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes) });
     }
-    verdict.places = places(summary, verdict.kind, work);
+    let (places, are_lines) = places(summary, verdict.kind, work);
+    verdict.places = places;
+    verdict.no_line = if are_lines || work == 0 { None } else { no_line(summary, of) };
     let errors = verdict.places.iter().filter_map(|place| place.error_points);
     verdict.places_error_points = errors.reduce(f64::max).filter(|points| *points >= ERROR_POINTS_MIN);
     if verdict.places.is_empty() && work > 0 {
@@ -186,8 +188,30 @@ fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'s
     found.all(|other| other == first).then_some(first)?
 }
 
-/// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions.
-fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
+/// The reason why nothing is known of an interpreter's lines; `None` where no interpreter runs.
+fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
+    let is_about = |gap: &&Gap| gap.what == GapKind::NoLines && of.iter().any(|one| gap.pids.contains(&one.pid));
+    let (samples, of_script) = (summary.script.samples, summary.script.script_samples);
+    if summary.run.mode == Mode::Count {
+        Some("--mode faults shows lines".to_owned())
+    } else if summary.run.stacks_every == 0 {
+        Some("no stacks were taken (--stacks 0)".to_owned())
+    } else if let Some(gap) = summary.gaps.iter().find(is_about) {
+        Some(gap.details.join("; "))
+    } else if samples == 0 {
+        Some("no stack was sampled of what was copied".to_owned())
+    } else if of_script == 0 {
+        let name = language.name();
+        Some(format!("none of the stacks sampled, {samples} in all, had a frame of {name} that could be read"))
+    } else {
+        None
+    }
+}
+
+/// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions. True if
+/// they are lines.
+fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, bool) {
     let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
@@ -220,7 +244,7 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> Vec<Place> {
         }
     });
     let told = most(lines.collect());
-    if told.is_empty() { most(functions.collect()) } else { told }
+    if told.is_empty() { (most(functions.collect()), false) } else { (told, true) }
 }
 
 /// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.

@@ -68,6 +68,7 @@ pub fn summary(reports: &[Report]) -> Result<Summary, String> {
         contents,
         objects: Vec::new(),
         gaps: gaps(reports),
+        kinds: None,
         overhead: Overhead::default(),
     };
     summary.verdict = verdict::verdict(&summary);

@@ -22,6 +22,7 @@ mod forks;
 mod gaps;
 mod growth;
 mod interval;
+pub mod kinds;
 pub mod library;
 pub mod live;
 mod mapping;
@@ -79,6 +80,7 @@ pub struct Profile {
     growth: Vec<record::Grew>,
     gaps: Vec<record::Gap>,
     objects: Vec<record::Objects>,
+    kinds: Vec<record::Kinds>,
     finish: Option<Finish>,
     cut: Option<String>,
     /// The latest time that a record has.
@@ -144,8 +146,9 @@ impl Profile {
             }
             Record::Faults { interval, rows } => self.with(interval, |interval| interval.faults(&rows)),
             Record::Stack(stack) => self.stack(&stack),
-            Record::End(end) => {
+            Record::End(mut end) => {
                 self.seen_at(end.time_ns);
+                self.kinds.extend(end.kinds.take());
                 let (page_size, stacks) = (self.page_size(), std::mem::take(&mut self.stacks));
                 self.with(end.interval, |interval| interval.close(end, page_size, &stacks));
                 self.stacks = stacks;

@@ -13,7 +13,7 @@ use super::script::{Sampled, ScriptSum, script};
 use super::summary::{self, AtWork, ByClass, Contents, Run, Summary};
 use super::unknown::{Unknown, Unknowns};
 use super::verdict::{self, Verdict};
-use super::{Profile, growth, objects, syscalls, totals};
+use super::{Profile, growth, kinds, objects, syscalls, totals};
 use crate::record::{Mode, Role, Who, Wrote};
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -66,6 +66,7 @@ pub fn summary(profile: Profile) -> (Summary, Detail) {
         causes: causes::causes(&tables.causes, copied),
         gaps,
         objects: objects::all(&profile),
+        kinds: kinds::kinds(&profile),
         overhead,
         processes: profile.processes,
         run,

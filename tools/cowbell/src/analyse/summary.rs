@@ -9,6 +9,7 @@ pub use super::classes::{ByClass, is_copied};
 pub use super::forks::Forks;
 use super::growth::Growth;
 pub use super::growth::Memory;
+use super::kinds::Kinds;
 use super::mapping::Kind;
 pub use super::told::{Object, Objects, ObjectsPage, Writer};
 use super::unknown::{Unknown, UnknownShare};
@@ -54,6 +55,8 @@ pub struct Summary {
     pub causes: Vec<CauseShare>,
     /// What lies on copied pages of frozen heaps of the library's.
     pub objects: Vec<Objects>,
+    /// The objects on copied pages by their types, where an interpreter's are known.
+    pub kinds: Option<Kinds>,
     /// The things that could not be seen.
     pub gaps: Vec<Gap>,
     /// The cost of looking.

@@ -93,6 +93,8 @@ pub struct Verdict {
     pub places_error_points: Option<f64>,
     /// The reason why there is no place, where copies were made at work.
     pub places_unknown: Option<&'static str>,
+    /// The reason why no place is a line of a script, where an interpreter made copies at work.
+    pub no_line: Option<String>,
     /// The remedies, by what they save.
     pub helps: Vec<Help>,
 }

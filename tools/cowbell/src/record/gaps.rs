@@ -42,6 +42,8 @@ pub enum GapKind {
     NotWeighed,
     /// No stacks could be taken; `detail` says why.
     NoStacks,
+    /// The lines that an interpreter ran are not known; `detail` says why.
+    NoLines,
     /// Anything else; `detail` says it.
     Other,
 }

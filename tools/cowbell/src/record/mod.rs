@@ -5,6 +5,7 @@ mod event;
 mod fault;
 mod gaps;
 pub mod image;
+mod kinds;
 mod memory;
 mod objects;
 pub mod read;

@@ -11,6 +11,7 @@ pub use super::code::{Code, Content, Executable, Frame, Module, Nameless, Native
 pub use super::event::Event;
 pub use super::fault::Fault;
 pub use super::gaps::{Gap, GapKind};
+pub use super::kinds::{Kinds, OfType};
 pub use super::memory::{Grew, Looks, Memory, Resident, Sums, Together};
 pub use super::objects::{Beside, Block, Changed, FirstWrite, Objects, OnPage};
 use cowbell::fork::Ended;
@@ -293,6 +294,9 @@ pub struct End {
     pub gone: Vec<PageRun>,
     /// At most so many more pages may have been copied that were unmapped before they could be counted.
     pub unmapped_uncounted: u64,
+    /// The kinds of objects on its copied pages, where the interpreter's types are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kinds: Option<Kinds>,
 }
 
 /// Why an interval closed.

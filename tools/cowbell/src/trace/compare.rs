@@ -6,7 +6,7 @@ use super::files::Files;
 use super::layout;
 use super::tree::Process;
 use super::watch::Watch;
-use crate::record::{Class, Content, Event, Role};
+use crate::record::{Class, Content, End, Event, Kinds, Role};
 use crate::stacks::languages::{Changed, Objects, Word};
 use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, HashMap};
 
 /// The memory that kept originals may take, over all intervals.
 const KEPT_MAX: usize = 256 << 20;
+
+/// The kinds of objects are told of so many copied pages of an interval, the first ones: while it is closed its process stands still.
+const KINDS_MAX: usize = 1 << 17;
 
 /// A time, and the content that a page held until then.
 type Kept = (u64, Box<[u8]>);
@@ -128,14 +131,13 @@ impl Originals {
 
     /// Compares what can be compared, and says which copies are gone.
     pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Compared {
-        let copied = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
         let mut files = Files::new(watch.pid);
         let (mut objects, mut word) = (watch.space.objects(), layout::words(watch));
         let mut compared = Compared::default();
         let (ours, theirs) = (Entries::new(&watch.pagemap), donor.map(Donor::entries));
         // For all pages the same two: each is as large as what makes an allocator tidy up.
         let (mut was, mut now) = (vec![0; page_bytes() as usize], vec![0; page_bytes() as usize]);
-        for (&page, &class) in pages.iter().filter(|(_, class)| copied(**class)) {
+        for (&page, &class) in pages.iter().filter(|(_, class)| is_copy(**class)) {
             let own = self.of(watch.pid, page, watch.begun_ns);
             let of_donor = || {
                 let donor = donor.filter(|donor| donor.has_shared(watch, page))?;
@@ -179,6 +181,22 @@ impl Originals {
             of != pid
         });
     }
+}
+
+/// The kinds of objects on copied pages, as they lie there now; `None` where the interpreter's types are not known.
+pub fn kinds(watch: &Watch, end: &End) -> Option<Kinds> {
+    // Python may be part of a program of another name, and then shows itself by its objects.
+    if watch.space.language().is_none() && !end.contents.iter().any(|content| content.objects) {
+        return None;
+    }
+    let runs = end.pages.iter().filter(|run| is_copy(run.class));
+    let pages: Vec<u64> =
+        runs.flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes())).take(KINDS_MAX).collect();
+    watch.space.objects().kinds(&pages, page_bytes(), &mut layout::words(watch)).filter(|kinds| !kinds.types.is_empty())
+}
+
+fn is_copy(class: Class) -> bool {
+    matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile)
 }
 
 fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {

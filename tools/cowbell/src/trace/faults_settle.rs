@@ -101,6 +101,7 @@ pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (
         contents: compared.contents,
         gone: runs(&compared.gone),
         unmapped_uncounted: verdict.gone,
+        kinds: None,
     };
     (end, rows)
 }

@@ -5,7 +5,7 @@ use super::address_space::AddressSpace;
 use super::arm::Order;
 use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
-use super::compare::Donor;
+use super::compare::{self, Donor};
 use super::kernel_writes::THREAD_DATA;
 use super::link::Target;
 use super::settle::{Close, settle};
@@ -275,7 +275,7 @@ impl Tracer {
         }
         let close = Close { closed, is_there, now_ns };
         let stood_in = self.leave_to_stand_in(pid);
-        let end = if watch.mode == Mode::Faults {
+        let mut end = if watch.mode == Mode::Faults {
             self.settle_faults(&watch, close)
         } else {
             let donor = if is_there { self.donor(pid) } else { None };
@@ -284,6 +284,10 @@ impl Tracer {
         self.drain.run();
         if is_there {
             self.tell_images(&mut watch, &end);
+        }
+        // A parent that forks again goes on at once: what lies on its pages is told when its last interval closes.
+        if is_there && matches!(end.closed, Closed::Exit | Closed::Unshared | Closed::Detached) {
+            end.kinds = compare::kinds(&watch, &end);
         }
         self.take_back(stood_in);
         watch.rest(closed);
@@ -300,6 +304,9 @@ impl Tracer {
             account::add(&mut process.known, moved.into_iter());
         }
         self.say(Record::End(end));
+        if let Some(why) = self.sampler.no_lines(pid).map(str::to_owned) {
+            self.gap(pid, GapKind::NoLines, why);
+        }
         self.sampler.forget(watch.interval);
         self.spent.closing_ns += sys::monotonic_ns() - started;
         Some(watch.into_rest())

@@ -46,8 +46,8 @@ type Key = (u32, Vec<u32>, Vec<Frame>, Wrote);
 /// The state of the search for an interpreter.
 enum Search {
     Found(Box<dyn Reader>),
-    None,
-    Failed(u32),
+    /// It failed so often, the last time for this reason.
+    Failed(u32, String),
 }
 
 /// A thread that was interrupted for its stack, and how it stands.
@@ -181,6 +181,14 @@ impl Sampler {
         (!is_empty).then(|| self.number((watch.interval, native, frames, Wrote::Unknown), language))
     }
 
+    /// Why the stacks of an interpreter's process have no frames of its script; `None` where they may have some, or where none was asked for.
+    pub fn no_lines(&self, pid: i32) -> Option<&str> {
+        match self.interpreters.get(&pid)? {
+            Search::Found(_) => None,
+            Search::Failed(_, why) => Some(why),
+        }
+    }
+
     /// An interval closed.
     pub fn forget(&mut self, interval: u32) {
         self.counts.remove(&interval);
@@ -213,7 +221,7 @@ impl Sampler {
             };
             self.interpreters.insert(pid, inherited);
         }
-        if let Some(&Search::Failed(tries)) = self.interpreters.get(&pid)
+        if let Some(&Search::Failed(tries, _)) = self.interpreters.get(&pid)
             && tries < TRIES_MAX
         {
             self.interpreters.insert(pid, search(language, pid, tries));
@@ -320,7 +328,10 @@ fn all(at: &ptrace_registers::Registers) -> Registers {
 fn search(language: &dyn Language, pid: i32, tries: u32) -> Search {
     match language.reader(pid) {
         Ok(Some(reader)) => Search::Found(reader),
-        Ok(None) => Search::None,
-        Err(_) => Search::Failed(tries + 1),
+        Ok(None) => {
+            let why = format!("no interpreter of {} that can be read was found in the process", language.name());
+            Search::Failed(tries + 1, why)
+        }
+        Err(why) => Search::Failed(tries + 1, why),
     }
 }

@@ -5,6 +5,7 @@ pub mod diff;
 pub mod export;
 pub mod html;
 mod json;
+mod kinds;
 pub mod lab;
 mod lines;
 mod objects;

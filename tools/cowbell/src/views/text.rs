@@ -2,6 +2,7 @@
 //! verdict rests on.
 
 use super::Look;
+use super::kinds;
 use super::lines::{List, Row, Text, clean, count, percent, some, time};
 use super::objects;
 use super::table::{self, Keep};
@@ -29,12 +30,14 @@ pub fn text(summary: &Summary, look: &Look) -> String {
     }
     processes::table(&mut text, summary, look);
     not_counted(&mut text, summary);
+    kinds::sentence(&mut text, summary);
     watched(&mut text, summary, look);
     if look.verbose && summary.totals.intervals > 0 {
         headline(&mut text, summary);
         intervals(&mut text, summary, look);
         tables::mappings(&mut text, summary, look);
         objects::table(&mut text, summary, look);
+        kinds::table(&mut text, summary, look);
         tables::functions(&mut text, summary, look);
         tables::script(&mut text, summary, look);
         tables::growth(&mut text, summary, look);

@@ -291,7 +291,11 @@ fn places(text: &mut Text, summary: &Summary) {
     // Beside one that is most of it, little ones only take room.
     let is_told = |place: &&Place| first < 0.5 || place.share >= 0.1;
     // A blank line, a heading and the first line of the remedy are to come yet.
-    let room = if verdict.helps.is_empty() { usize::MAX } else { FIRST_LINES.saturating_sub(text.lines() + 3).max(1) };
+    let no_line = verdict.no_line.as_ref().map(|why| wrap(&format!("no line: {}", clean(why)), WIDTH - INDENT));
+    let no_line = no_line.unwrap_or_default();
+    let taken = text.lines() + no_line.len() + 3;
+    let room = if verdict.helps.is_empty() { usize::MAX } else { FIRST_LINES.saturating_sub(taken).max(1) };
+    let is_margin_taken = !verdict.places.is_empty() || verdict.kind == Kind::ParentPays;
     for (nth, place) in verdict.places.iter().filter(is_told).take(room).enumerate() {
         let margin = if nth == 0 { "Where" } else { "" };
         // Its own words where it has any: a function says where it is, a line what it does.
@@ -301,6 +305,10 @@ fn places(text: &mut Text, summary: &Summary) {
         };
         let (at, what) = (tail(&where_is(place), where_width), head(what, what_width));
         text.line(&format!("{margin:INDENT$}{:>share_width$}  {at}  {what}", told(place)));
+    }
+    for (nth, line) in no_line.iter().enumerate() {
+        let margin = if nth == 0 && !is_margin_taken { "Where" } else { "" };
+        text.line(&format!("{margin:INDENT$}{line}"));
     }
 }
 

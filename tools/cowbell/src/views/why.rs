@@ -133,7 +133,13 @@ fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a 
         is_lossy && interval.process.is_some_and(wrapped)
     };
     let (of_wrapper, is_all) = (summary.intervals.iter().filter(is_one).count() as u64, look.verbose);
-    summary.gaps.iter().filter(move |gap| is_all || gap.what != GapKind::Executed || gap.times > of_wrapper)
+    summary.gaps.iter().filter(move |gap| match gap.what {
+        _ if is_all => true,
+        GapKind::Executed => gap.times > of_wrapper,
+        // It stands beside the verdict's places, where these are to be lines.
+        GapKind::NoLines => false,
+        _ => true,
+    })
 }
 
 fn gap_sentence(gap: &Gap, look: &Look) -> String {
@@ -159,6 +165,7 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
         GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
         GapKind::NotWeighed => "all memory was not added up at the ends of processes".to_owned(),
         GapKind::NoStacks => "stacks could not be taken".to_owned(),
+        GapKind::NoLines => "which lines an interpreter ran".to_owned(),
         GapKind::Other => String::new(),
     };
     let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));

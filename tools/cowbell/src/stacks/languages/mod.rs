@@ -12,7 +12,7 @@ mod r;
 mod recognised;
 mod ruby;
 
-use crate::record::{Frame, Wrote};
+use crate::record::{Frame, Kinds, Wrote};
 use serde::Serialize;
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -168,7 +168,7 @@ pub trait Language: Debug + Sync {
     /// The process has the looks of one and cannot be read: not initialised yet, of an unknown version, without
     /// permission, or gone.
     fn reader(&self, _pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-        Ok(None)
+        Err(format!("the lines that {} runs are not read", self.name()))
     }
 
     /// The reader of the interpreter's objects in memory; `None` if their layout is not known here.
@@ -245,6 +245,11 @@ pub trait Objects {
         _page_and_offset: (u64, usize),
         _word: &mut Word<'_>,
     ) -> Option<Changed> {
+        None
+    }
+
+    /// The kinds of the objects on these pages, which ascend; `None` where no types are known.
+    fn kinds(&mut self, _pages: &[u64], _page_bytes: u64, _word: &mut Word<'_>) -> Option<Kinds> {
         None
     }
 

@@ -8,6 +8,7 @@ mod fork_server;
 mod functions;
 mod imports;
 mod objects;
+mod pools;
 
 use super::{Import, Language, Objects, Patience, Reader, Work};
 use crate::record::Frame;

@@ -5,7 +5,7 @@ use crate::analyse::Cause;
 use crate::analyse::detail::Detail;
 use crate::analyse::summary::{Interval, Process, Summary};
 use crate::views::lines::{clean, count, percent};
-use crate::views::{Look, tables, text};
+use crate::views::{Look, kinds, tables, text};
 use cowbell::page::Bytes;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -76,6 +76,7 @@ pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     causes(&mut page, summary);
     processes(&mut page, summary);
     lines(&mut page, summary);
+    kinds::html(&mut page, summary);
     functions(&mut page, summary);
     over_time(&mut page, summary, detail);
     pictures(&mut page, summary, detail);

@@ -5,13 +5,18 @@
 //! taken for an object, so an interpreter of another layout (free-threaded, or built to trace references) has none here.
 
 use super::super::{Changed, Objects, Patience, Word};
-use crate::record::Wrote;
+use super::pools::Census;
+use crate::record::{Kinds, Wrote};
 use std::collections::HashMap;
 
 /// Byte offsets in a type object (Include/cpython/object.h), the same in every CPython 3 with the usual layout.
-const TYPE: u64 = 8;
-const NAME: u64 = 24;
+pub const TYPE: u64 = 8;
+pub const NAME: u64 = 24;
+const SIZE: u64 = 32;
 const FLAGS: u64 = 168;
+/// Two words of the interpreter's own lie before each instance (`Py_TPFLAGS_MANAGED_DICT` since CPython 3.11, `Py_TPFLAGS_MANAGED_WEAKREF` since
+/// 3.12).
+const MANAGED: u64 = 1 << 3 | 1 << 4;
 /// The collector knows the instances: two words of its own lie before each (`Py_TPFLAGS_HAVE_GC`).
 const HAVE_GC: u64 = 1 << 14;
 /// Flags in the second of these words, below the pointer to the header of the object before; a collection sets the higher one in
@@ -42,6 +47,16 @@ struct Type {
     is_collected: bool,
     /// True if they are strings, which keep their hash at [`HASH`].
     keeps_hash: bool,
+    layout: Layout,
+}
+
+/// How an object lies in the memory that was allocated for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes before it.
+    pub words_before: u64,
+    /// Bytes that it takes at least.
+    pub size_min: u64,
 }
 
 /// The type objects of one process.
@@ -84,6 +99,11 @@ impl Types {
         found
     }
 
+    /// How the object lies that begins with these two words, if it is one.
+    pub fn layout(&mut self, count: u64, of: u64, word: &mut Word<'_>) -> Option<Layout> {
+        self.of_object(count, of, word).map(|found| found.layout)
+    }
+
     /// Tells whether the word at an offset of a page that went from `was` to `is` belongs to the collector, which moved an object that
     /// lives on in its lists, away from one that lives on as well.
     fn was_moved_by_collector(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> bool {
@@ -119,7 +139,10 @@ fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
             let name = word(meta.checked_add(NAME)?)?;
             let is_type = word(name)? & 0xff_ffff_ffff == u64::from_le_bytes(*b"type\0\0\0\0");
             let (is_collected, keeps_hash) = (flags & HAVE_GC != 0, flags & STRING != 0);
-            return is_type.then_some(Type { is_collected, keeps_hash });
+            let words_before = 16 * (u64::from(is_collected) + u64::from(flags & MANAGED != 0));
+            // Strings take less than their types say: most are kept in a shorter form.
+            let size_min = if keeps_hash { HASH as u64 + 8 } else { word(of.checked_add(SIZE)?)?.max(16) };
+            return is_type.then_some(Type { is_collected, keeps_hash, layout: Layout { words_before, size_min } });
         }
         meta = next;
     }
@@ -171,6 +194,12 @@ impl Objects for Types {
 
     fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
         self.was_moved_by_collector(was, is, at, word).then_some(Changed::Mark)
+    }
+
+    fn kinds(&mut self, pages: &[u64], page_bytes: u64, word: &mut Word<'_>) -> Option<Kinds> {
+        let mut census = Census::new(self, word, page_bytes);
+        census.add(pages.iter().copied());
+        Some(census.finish())
     }
 
     fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> Option<bool> {

@@ -1,0 +1,197 @@
+//! The objects on some pages of a CPython's memory, by their types' names.
+//!
+//! Small objects lie in pools (Objects/obmalloc.c): areas that begin at a multiple of their own size with a header that says how large a block is,
+//! how many are in use, where the free ones begin and how far blocks were given out. Free blocks are a list, and those in use and those in it are
+//! together all that were given out: that is too much for chance. A block holds an object if its type says that objects begin
+//! where it does, behind the words that come before them. Larger objects lie in blocks of malloc, whose size stands before them.
+
+use super::super::Word;
+use super::objects::{NAME, TYPE, Types};
+use crate::record::{Kinds, OfType};
+use std::collections::BTreeMap;
+
+/// Sizes of pools: since CPython 3.10, and before.
+const POOLS: [u64; 2] = [1 << 14, 1 << 12];
+/// Bytes of the header, and offsets in it.
+const HEADER: u64 = 48;
+const FREE: u64 = 8;
+const CLASS: u64 = 32;
+const GIVEN: u64 = 40;
+/// Blocks are a multiple of this; so many classes of sizes there are.
+const UNIT: u64 = 16;
+const CLASSES: u64 = 32;
+/// A block of malloc that is larger than those of pools, and none is larger than this; the lowest bits of its size are flags.
+const LARGE: std::ops::Range<u64> = CLASSES * UNIT..1 << 40;
+const MALLOC_FLAGS: u64 = 7;
+/// Of a type's name, which is longer than any in use.
+const NAME_MAX: u64 = 256;
+
+/// One page after the other of one process.
+pub struct Census<'a, 'w> {
+    types: &'a mut Types,
+    word: &'a mut Word<'w>,
+    page_bytes: u64,
+    /// The pool that was looked at last.
+    pool: Option<Pool>,
+    names: BTreeMap<u64, String>,
+    found: BTreeMap<String, OfType>,
+    kinds: Kinds,
+}
+
+/// A pool, and its blocks that are in use.
+struct Pool {
+    start: u64,
+    size: u64,
+    /// Each block's first byte, and whether it is in use.
+    blocks: Vec<(u64, bool)>,
+    block: u64,
+}
+
+impl<'a, 'w> Census<'a, 'w> {
+    /// Of no page yet.
+    pub fn new(types: &'a mut Types, word: &'a mut Word<'w>, page_bytes: u64) -> Self {
+        let (names, found, kinds) = (BTreeMap::new(), BTreeMap::new(), Kinds::default());
+        Self { types, word, page_bytes, pool: None, names, found, kinds }
+    }
+
+    /// Adds pages, which ascend. Those that cannot be read are none.
+    pub fn add(&mut self, pages: impl Iterator<Item = u64>) {
+        for page in pages {
+            if (self.word)(page).is_none() {
+                continue;
+            }
+            self.kinds.pages += 1;
+            let left = if self.find_pool(page) { self.in_pool(page) } else { self.outside(page) };
+            self.kinds.outside_bytes += left;
+        }
+    }
+
+    /// All that was found.
+    pub fn finish(mut self) -> Kinds {
+        self.kinds.types = self.found.into_values().collect();
+        self.kinds
+    }
+
+    /// Finds the pool that a page lies in, if it lies in one.
+    fn find_pool(&mut self, page: u64) -> bool {
+        let is_in = |pool: &Pool| (pool.start..pool.start + pool.size).contains(&page);
+        if !self.pool.as_ref().is_some_and(is_in) {
+            self.pool = POOLS.into_iter().find_map(|size| pool(page / size * size, size, self.word));
+        }
+        self.pool.is_some()
+    }
+
+    /// Adds a page of the pool; returns the bytes that belong to nothing.
+    fn in_pool(&mut self, page: u64) -> u64 {
+        let Some(pool) = self.pool.take() else { return self.page_bytes };
+        let ends = page..page + self.page_bytes;
+        let mut told = 0;
+        for &(block, is_used) in &pool.blocks {
+            let bytes = overlap(&ends, block, pool.block);
+            if bytes == 0 || !is_used {
+                continue;
+            }
+            told += bytes;
+            match self.object_in(block, pool.block) {
+                Some((object, of)) => self.note(of, bytes, ends.contains(&object)),
+                None => self.kinds.other_bytes += bytes,
+            }
+        }
+        self.kinds.free_bytes += self.page_bytes - told;
+        self.pool = Some(pool);
+        0
+    }
+
+    /// Adds a page that lies in no pool: large objects may begin there, and there may be static ones. Returns the bytes that belong to
+    /// none.
+    fn outside(&mut self, page: u64) -> u64 {
+        let (end, mut left) = (page + self.page_bytes, self.page_bytes);
+        let mut at = page;
+        while at < end {
+            let size = at.checked_sub(8).filter(|_| at.is_multiple_of(UNIT)).and_then(&mut *self.word);
+            let size = size.map_or(0, |size| size & !MALLOC_FLAGS);
+            if LARGE.contains(&size)
+                && size.is_multiple_of(UNIT)
+                && let Some((object, of)) = self.object_in(at, size - 8)
+            {
+                // Its words, up to where the next block's size stands.
+                let bytes = overlap(&(page..end), at, size - 8);
+                self.note(of, bytes, (page..end).contains(&object));
+                left -= bytes;
+                at += bytes.max(8) / 8 * 8;
+            } else {
+                at += 8;
+            }
+        }
+        left
+    }
+
+    /// The object that a block in use holds: its address and its type's.
+    fn object_in(&mut self, block: u64, size: u64) -> Option<(u64, u64)> {
+        [0, 16, 32].into_iter().find_map(|before| {
+            let object = block.checked_add(before)?;
+            let (count, of) = ((self.word)(object)?, (self.word)(object + TYPE)?);
+            let layout = self.types.layout(count, of, self.word)?;
+            let fits = layout.words_before == before && before + layout.size_min <= size;
+            fits.then_some((object, of))
+        })
+    }
+
+    /// Notes an object's bytes; it counts where it begins.
+    fn note(&mut self, of: u64, bytes: u64, begins: bool) {
+        if !self.names.contains_key(&of) {
+            let name = name(of, self.word).unwrap_or_else(|| "(a type without a name)".to_owned());
+            self.names.insert(of, name);
+        }
+        let Some(name) = self.names.get(&of) else { return };
+        if !self.found.contains_key(name) {
+            self.found.insert(name.clone(), OfType { name: name.clone(), ..OfType::default() });
+        }
+        if let Some(found) = self.found.get_mut(name) {
+            found.bytes += bytes;
+            found.objects += u64::from(begins);
+        }
+    }
+}
+
+/// So many of the bytes from `start` on lie within.
+fn overlap(within: &std::ops::Range<u64>, start: u64, bytes: u64) -> u64 {
+    let (from, to) = (start.max(within.start), start.saturating_add(bytes).min(within.end));
+    to.saturating_sub(from)
+}
+
+/// The pool at an address, if one is there.
+fn pool(start: u64, size: u64, word: &mut Word<'_>) -> Option<Pool> {
+    let (used, free) = (word(start)? & 0xffff_ffff, word(start.checked_add(FREE)?)?);
+    let (class, given) = (word(start + CLASS)? >> 32, word(start + GIVEN)?);
+    let (given, last) = (given & 0xffff_ffff, given >> 32);
+    let block = (class + 1) * UNIT;
+    let is_whole = |given: &u64| given.is_multiple_of(block);
+    let blocks = given.checked_sub(HEADER).filter(is_whole)? / block;
+    if class >= CLASSES || last != size - block || blocks == 0 || given > size || used > blocks {
+        return None;
+    }
+    let mut blocks: Vec<(u64, bool)> = (0..blocks).map(|nth| (start + HEADER + nth * block, true)).collect();
+    let mut next = free;
+    for _ in used..blocks.len() as u64 {
+        let behind = next.checked_sub(start + HEADER).filter(is_whole)?;
+        let (_, is_used) = blocks.get_mut((behind / block) as usize).filter(|(_, is_used)| *is_used)?;
+        *is_used = false;
+        next = word(next)?;
+    }
+    (next == 0).then_some(Pool { start, size, blocks, block })
+}
+
+/// The name of a type.
+fn name(of: u64, word: &mut Word<'_>) -> Option<String> {
+    let start = word(of.checked_add(NAME)?)?;
+    let mut bytes = Vec::new();
+    for at in start..start.checked_add(NAME_MAX)? {
+        let byte = word(at / 8 * 8)?.to_le_bytes();
+        match byte.get((at % 8) as usize)? {
+            0 => break,
+            byte => bytes.push(*byte),
+        }
+    }
+    String::from_utf8(bytes).ok().filter(|name| !name.is_empty() && !name.contains(char::is_control))
+}

@@ -1,0 +1,96 @@
+//! The part of the report that lists the kinds of objects on copied pages.
+
+use super::Look;
+use super::html::{Column, Page, figure, words as text_cell};
+use super::lines::{List, Row, SHARE, Text, clean, count, percent, some};
+use super::table::{Keep, figures, names};
+use crate::analyse::kinds::Kinds;
+use crate::analyse::summary::Summary;
+use cowbell::page::Bytes;
+
+/// So many types are told in a sentence, and those of less than this share are not.
+const TYPES_MAX: usize = 4;
+const SHARE_MIN: f64 = 0.05;
+
+const TITLE: &str = "What lay on copied pages at the end, by type: bytes, share, objects that begin there";
+
+/// A part of the copied pages.
+struct Part {
+    bytes: u64,
+    objects: Option<u64>,
+    what: String,
+}
+
+/// All parts: types first, then what is no object that is known.
+fn parts(kinds: &Kinds) -> Vec<Part> {
+    let types = kinds.types.iter().map(|of_type| Part {
+        bytes: of_type.bytes,
+        objects: Some(of_type.objects),
+        what: clean(&of_type.name),
+    });
+    let rests = [
+        (kinds.other_bytes, "in use for no object that is known, as tables and items are"),
+        (kinds.free_bytes, "free, or the allocator's own"),
+        (kinds.outside_bytes, "outside of the allocator's blocks, and no object that is known"),
+    ];
+    let rests = rests.into_iter().filter(|(bytes, _)| *bytes > 0);
+    types.chain(rests.map(|(bytes, what)| Part { bytes, objects: None, what: what.to_owned() })).collect()
+}
+
+fn share_of(bytes: u64, summary: &Summary, kinds: &Kinds) -> f64 {
+    bytes as f64 / kinds.pages.saturating_mul(summary.run.page_size).max(1) as f64
+}
+
+/// The types of most objects in one sentence; nothing where no type is a fair part.
+pub fn sentence(text: &mut Text, summary: &Summary) {
+    let Some(kinds) = &summary.kinds else { return };
+    let types = kinds.types.iter().filter(|of_type| of_type.share >= SHARE_MIN).take(TYPES_MAX);
+    let told: Vec<String> =
+        types.map(|of_type| format!("{} {}", clean(&of_type.name), percent(of_type.share))).collect();
+    if told.is_empty() {
+        return;
+    }
+    let rest = 1.0 - kinds.types.iter().map(|of_type| of_type.share).sum::<f64>();
+    let rest = percent(rest.max(0.0));
+    text.faint_sentence(0, &format!("On the copied pages lay, by bytes: {}; no object: {rest}.", told.join(", ")));
+}
+
+/// The table of the types.
+pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
+    let Some(kinds) = &summary.kinds else { return };
+    text.heading(TITLE);
+    let all = summary.totals.copied_pages;
+    if kinds.pages < all {
+        let pages = some(kinds.pages, "page", "pages");
+        text.faint_sentence(23, &format!("{pages} of {} were looked at", count(all)));
+    }
+    let parts = parts(kinds);
+    let columns = [figures("", 12, 0), SHARE, figures("", 11, 2), names("", Keep::Head, 2)];
+    let list = List { entries: &parts, columns: &columns, top: look.top, in_full: look.verbose };
+    text.table(
+        &list,
+        |part| share_of(part.bytes, summary, kinds),
+        |part| {
+            let objects = part.objects.map_or(String::new(), count);
+            let share = percent(share_of(part.bytes, summary, kinds));
+            Row { cells: vec![Bytes(part.bytes).to_string(), share, objects, part.what.clone()], ..Row::default() }
+        },
+    );
+}
+
+/// The same as a page's table.
+pub fn html(page: &mut Page, summary: &Summary) {
+    let Some(kinds) = &summary.kinds else { return };
+    let column = |title, figures| Column { title, figures };
+    let columns = [column("Bytes", true), column("Share", true), column("Objects", true), column("Type", false)];
+    let row = |part: &Part| {
+        let share = share_of(part.bytes, summary, kinds);
+        vec![
+            figure(Bytes(part.bytes).to_string(), part.bytes as f64),
+            figure(percent(share), share).bar(share),
+            part.objects.map_or_else(|| text_cell(""), |objects| figure(count(objects), objects as f64)),
+            text_cell(&part.what),
+        ]
+    };
+    page.table("kinds", TITLE, &columns, &parts(kinds).iter().map(row).collect::<Vec<_>>());
+}
