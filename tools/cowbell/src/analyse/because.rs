@@ -64,7 +64,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         }
         let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
         // Pages on which references are counted are copied without the collector, too, and which they are is not known.
-        let is_besides = cause == Cause::GarbageCollector && (counts_besides(of, work) || spares_a_part(of));
+        let spares_a_part = if cause == Cause::GarbageCollector { spares_a_part(of, work) } else { None };
         let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
         let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
@@ -75,13 +75,15 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
                     text: text.into(),
                     paste: always(paste),
                     saves_bytes: Some(pages.saturating_mul(page)),
+                    saves_a_part: None,
                 });
             }
             // A page that changes must be copied: there is a word on it, and nothing to save for certain.
             verdict.helps.push(Help {
                 text: text.into(),
                 paste: always(paste),
-                saves_bytes: (cause != Cause::RealWrite && !is_besides).then_some(pages.saturating_mul(page)),
+                saves_bytes: (cause != Cause::RealWrite && spares_a_part.is_none()).then_some(pages.saturating_mul(page)),
+                saves_a_part: spares_a_part,
             });
             if let Some(help) =
                 for_the_collector(of, pages.saturating_mul(page)).filter(|_| cause == Cause::CountOrCollector)
@@ -100,7 +102,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
-        verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes) });
+        verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes), saves_a_part: None });
     }
     let (places, are_lines) = places(summary, verdict.kind, work);
     verdict.places = places;
@@ -128,10 +130,11 @@ fn collected_by_counting(of: &[&Interval]) -> u64 {
     if language.is_some_and(Language::collects_by_counting) { pages_of(of, is_theirs) } else { 0 }
 }
 
-/// Tells whether the remedy against the collector spares a part only of what it copied.
-fn spares_a_part(of: &[&Interval]) -> bool {
+/// Why the remedy against the collector spares a part only of what it copied, and how much is not known; `None` where it spares all.
+fn spares_a_part(of: &[&Interval], work: u64) -> Option<&'static str> {
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?));
-    language.is_some_and(|language| !language.spares_all(Work::Collector))
+    let of_language = language.and_then(|language| language.spares_a_part(Work::Collector));
+    of_language.or(counts_besides(of, work).then_some("on some of these pages references are counted, too"))
 }
 
 /// Tells whether a fair part of what the collector did not copy was copied for reference counts.
@@ -175,7 +178,7 @@ fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'
 fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
     let text = format!("if it was the garbage collector: {}", language.remedy(Work::Collector)?).into();
-    Some(Help { text, paste: always(language.paste(Work::Collector)), saves_bytes: Some(bytes) })
+    Some(Help { text, paste: always(language.paste(Work::Collector)), saves_bytes: Some(bytes), saves_a_part: None })
 }
 
 /// The remedy for some work in the very program that the workers run, where that is another one than in others.
@@ -343,7 +346,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
                 }
                 _ => (text.into(), always(paste)),
             };
-            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes) });
+            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes), saves_a_part: None });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {
             places.push(Place {

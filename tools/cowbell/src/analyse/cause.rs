@@ -40,6 +40,8 @@ pub enum Cause {
     Kernel,
     /// Stacks: every process writes its own.
     Stack,
+    /// New objects were put in places that were free between those that are shared.
+    NewObject,
     /// Neither layout nor code nor contents tell.
     Unknown,
 }
@@ -59,6 +61,8 @@ pub enum Reason {
     BesideObjects,
     /// The memory is managed by an interpreter whose objects this program does not know.
     Interpreter,
+    /// Other words than a collector's and reference counts changed in the memory of an interpreter whose objects are known no further.
+    BesideMarks,
     /// The copies were given back before they could be compared: what was written first says nothing of the rest.
     Freed,
 }
@@ -83,6 +87,8 @@ pub enum Change {
     Numbers,
     /// Nearly only in words that a collector wrote as it marked, moved or freed objects, or that are reference counts, by their layout.
     Marks,
+    /// Nearly only in places of objects that were free and were given to new ones, by the layout.
+    Made,
     /// In at most an eighth of its words.
     Few,
     /// In more.
@@ -110,8 +116,11 @@ impl Change {
             if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
         } else if words > 0 && (u64::from(content.counts) + u64::from(content.numbers)) * 8 >= words * 7 {
             Self::Numbers
-        } else if content.marks > 0 && (u64::from(content.counts) + u64::from(content.marks)) * 8 >= words * 7 {
-            Self::Marks
+        } else if [content.counts, content.marks, content.made].map(u64::from).iter().sum::<u64>() * 8 >= words * 7
+            && content.marks.saturating_add(content.made) > 0
+        {
+            // The collector would have copied the page for its marks alone.
+            if content.marks > 0 { Self::Marks } else { Self::Made }
         } else if words >= page_words / 2 {
             Self::Large
         } else if words <= page_words / 8 {
@@ -153,6 +162,7 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         // The bodies of strings that got numbers: the old ones are freed, and new ones are put where memory was free.
         (Change::Large | Change::Some | Change::Few, Some(Purpose::Numbers)) => Cause::Number,
         (Change::Large, _) => return changed(evidence),
+        (Change::Made, _) => Cause::NewObject,
         // A function that frees an object counts it down first.
         (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
@@ -202,7 +212,9 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
 fn changed(evidence: &Evidence) -> (Cause, Option<Reason>) {
     let is_large = evidence.change == Change::Large;
     if evidence.runtime.has_unknown_objects() {
-        (Cause::Unknown, Some(Reason::Interpreter))
+        let is_known = evidence.runtime.language().is_some_and(|language| language.objects().is_some());
+        let reason = if is_known { Reason::BesideMarks } else { Reason::Interpreter };
+        (Cause::Unknown, Some(reason))
     } else if evidence.objects && evidence.purpose.is_none() && !is_large {
         (Cause::Unknown, Some(Reason::BesideObjects))
     } else {
@@ -227,6 +239,7 @@ impl Cause {
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
+            Self::NewObject => "new objects between shared ones",
             Self::Unknown => "unknown",
         }
     }
@@ -241,6 +254,7 @@ impl Cause {
             Self::Allocator => "allocator",
             Self::Hash => "hashes",
             Self::Number => "numbers",
+            Self::NewObject => "new objects",
             Self::Rewritten => "same again",
             _ => self.name(),
         }
@@ -261,6 +275,10 @@ impl Reason {
             Self::Interpreter => {
                 "the process runs an interpreter whose objects cowbell does not know: the program's own writes and the \
                  interpreter's cannot be told apart"
+            }
+            Self::BesideMarks => {
+                "other words changed than the garbage collector's: the interpreter's new objects and the program's own writes \
+                 cannot be told apart"
             }
             Self::Freed => {
                 "the memory was given back before the copies could be compared with their originals: what was freed, and \
@@ -301,6 +319,7 @@ mod tests {
             ends: None,
             numbers: 0,
             marks: 0,
+            made: 0,
         }
     }
 
@@ -337,6 +356,10 @@ mod tests {
         let moved = record::Content { marks: 100, ..content(500, 120, 10) };
         assert_eq!(Change::of(&moved, 4096), Change::Marks);
         assert_eq!(Change::of(&record::Content { words: 140, ..moved }, 4096), Change::Some, "much else changed");
+        let made = record::Content { made: 290, ..content(2400, 300, 0) };
+        assert_eq!(Change::of(&made, 4096), Change::Made);
+        assert_eq!(Change::of(&record::Content { marks: 1, ..made }, 4096), Change::Marks, "it is copied for that alone");
+        assert_eq!(Change::of(&record::Content { words: 400, ..made }, 4096), Change::Large, "much else changed");
         // Half of a page is more words where pages are larger.
         assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);
     }
@@ -442,7 +465,8 @@ mod tests {
         for runtime in ["ruby", "other"].map(language) {
             for change in [Change::Few, Change::Some, Change::Large] {
                 let evidence = Evidence { runtime, change, purpose: Some(Purpose::Other), ..python };
-                assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Interpreter)), "{evidence:?}");
+                let reason = if runtime == language("ruby") { Reason::BesideMarks } else { Reason::Interpreter };
+                assert_eq!(likely(&evidence), (Cause::Unknown, Some(reason)), "{evidence:?}");
             }
         }
         for (code, purpose, reason) in [

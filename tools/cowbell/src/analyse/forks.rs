@@ -94,5 +94,5 @@ pub fn to_programs(summary: &Summary, whatever: bool) -> Option<Help> {
     let how = language.and_then(|language| language.starting_programs());
     let how = how.map_or(String::new(), |how| format!(". {how}"));
     let text = format!("start programs by posix_spawn or vfork; fork copies page tables first{figures}{how}");
-    Some(Help { text: text.into(), paste: Vec::new(), saves_bytes: None })
+    Some(Help { text: text.into(), paste: Vec::new(), saves_bytes: None, saves_a_part: None })
 }

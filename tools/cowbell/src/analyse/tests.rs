@@ -135,6 +135,7 @@ fn page() -> impl Strategy<Value = Page> {
         ends: None,
         numbers: 0,
         marks: 0,
+        made: 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -349,6 +350,7 @@ fn absurd_numbers_neither_hang_nor_panic() {
         ends: None,
         numbers: 0,
         marks: 0,
+        made: 0,
     };
     let summary = profile(vec![
         header(),

@@ -137,6 +137,8 @@ pub struct Help {
     pub paste: Vec<Cow<'static, str>>,
     /// The bytes that it can save at most; `null` where that is not known.
     pub saves_bytes: Option<u64>,
+    /// Why it saves a part only, and how much is not known; `null` where that is not so.
+    pub saves_a_part: Option<&'static str>,
 }
 
 /// The verdict on a summary.
@@ -179,7 +181,7 @@ pub fn verdict(summary: &Summary) -> Verdict {
     if verdict.kind == Kind::ParentPays && verdict.helps.is_empty() {
         let text = "end the children sooner, or write less while they live: each page that they share with the parent is copied when it \
                     writes there first";
-        verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None });
+        verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None, saves_a_part: None });
     }
     verdict.helps.extend(forks::to_programs(summary, verdict.kind == Kind::NothingToShare));
     verdict

@@ -168,6 +168,8 @@ pub struct Content {
     pub numbers: u32,
     /// Words that a collector wrote as it marked or freed objects, by the layout.
     pub marks: u32,
+    /// Words that changed because an object was put in a place that was free, by the layout; it may have died since.
+    pub made: u32,
 }
 
 /// A [`Content`] as an array: there are many.
@@ -183,6 +185,7 @@ struct ContentRow(
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
     // A page with such words differs, and so has its ends before.
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<u32>,
 );
 
 impl From<Content> for ContentRow {
@@ -196,15 +199,17 @@ impl From<Content> for ContentRow {
             c.hashes,
             c.immortal,
             c.ends,
-            Some((c.numbers, c.marks)).filter(|both| *both != (0, 0)),
+            Some((c.numbers, c.marks)).filter(|both| *both != (0, 0) || c.made != 0),
+            Some(c.made).filter(|made| *made != 0),
         )
     }
 }
 
 impl From<ContentRow> for Content {
     fn from(row: ContentRow) -> Self {
-        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, both) = row;
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, both, made) = row;
         let (numbers, marks) = both.unwrap_or_default();
-        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers, marks }
+        let made = made.unwrap_or_default();
+        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers, marks, made }
     }
 }

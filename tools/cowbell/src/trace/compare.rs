@@ -215,6 +215,7 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
             Some(Changed::Count) => content.counts += 1,
             Some(Changed::Number) => content.numbers += 1,
             Some(Changed::Mark) => content.marks += 1,
+            Some(Changed::Made) => content.made += 1,
             None => {}
         }
         if let Some(is_immortal) = objects.kept_hash(original, now, at, word) {

@@ -330,7 +330,11 @@ fn helps(text: &mut Text, verdict: &Verdict) {
     }
     text.heading("What helps");
     for (nth, help) in verdict.helps.iter().enumerate() {
-        let saves = help.saves_bytes.map_or(String::new(), |bytes| format!(" (saves up to {})", Bytes(bytes)));
+        let saves = match (help.saves_bytes, help.saves_a_part) {
+            (Some(bytes), _) => format!(" (saves up to {})", Bytes(bytes)),
+            (None, Some(why)) => format!(" (saves a part, and how much is not known: {why})"),
+            (None, None) => String::new(),
+        };
         for (line_nth, line) in wrap(&format!("{}{saves}", help.text), WIDTH - 5).iter().enumerate() {
             let number = if line_nth == 0 { (nth + 1).to_string() } else { String::new() };
             text.line(&format!("  {number:<3}{line}"));

@@ -186,9 +186,10 @@ pub trait Language: Debug + Sync {
         true
     }
 
-    /// Tells whether the remedy for this work spares nearly all that is copied for it.
-    fn spares_all(&self, _work: Work) -> bool {
-        true
+    /// Why the remedy for this work spares a part only of what is copied for it, and how much is not known; `None` where it spares nearly
+    /// all.
+    fn spares_a_part(&self, _work: Work) -> Option<&'static str> {
+        None
     }
 
     /// Tells whether it is by counting references that the collector of garbage comes to run: without the one there is none of the other.
@@ -219,6 +220,8 @@ pub enum Changed {
     Number,
     /// The collector wrote the word as it marked or freed an object, or moved it in its lists.
     Mark,
+    /// An object was put in a place that was free; it may have died since.
+    Made,
 }
 
 /// The objects in one process' memory, told by their layout.

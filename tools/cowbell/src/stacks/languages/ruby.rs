@@ -102,9 +102,9 @@ impl Language for Ruby {
         }
     }
 
-    fn spares_all(&self, work: Work) -> bool {
-        // Free places are written by each full collection.
-        !matches!(work, Work::Collector | Work::AskedCollector)
+    fn spares_a_part(&self, work: Work) -> Option<&'static str> {
+        let is_collectors = matches!(work, Work::Collector | Work::AskedCollector);
+        is_collectors.then_some("the collector goes on to write its own tables and free places")
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {

@@ -63,7 +63,7 @@ fn color(cause: Cause) -> CategoryColor {
         Cause::ReferenceCount | Cause::CountOrCollector | Cause::Hash | Cause::Number => CategoryColor::Orange,
         Cause::Counter => CategoryColor::Yellow,
         Cause::GarbageCollector => CategoryColor::Red,
-        Cause::Allocator => CategoryColor::Purple,
+        Cause::Allocator | Cause::NewObject => CategoryColor::Purple,
         Cause::Start | Cause::Exit => CategoryColor::Brown,
         Cause::RealWrite => CategoryColor::Blue,
         Cause::Rewritten => CategoryColor::LightBlue,

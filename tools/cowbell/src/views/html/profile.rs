@@ -25,6 +25,7 @@ fn color(cause: Cause) -> &'static str {
         Cause::Rewritten => "#bde0fe",
         Cause::Kernel => "#95d5b2",
         Cause::Stack => "#d8f3dc",
+        Cause::NewObject => "#b8c0ff",
         Cause::Unknown => "#ced4da",
     }
 }

@@ -83,15 +83,18 @@ impl Objects for Places {
         let (first, size) = self.area(address, word)?;
         let within = address.checked_sub(first)? % size;
         let (before, after) = (read(was, at)?, read(is, at)?);
-        match within {
-            // The object grew older, or was found to be dead.
-            0 => ((before ^ after) & !AGE == 0 || after == 0).then_some(Changed::Mark),
-            // The place of a dead object leads to the next free place.
-            8 => {
-                let flags = if at >= 8 { read(is, at - 8) } else { None };
-                (flags == Some(0)).then_some(Changed::Mark)
-            }
-            _ => None,
+        let place = at.checked_sub(usize::try_from(within).ok()?)?;
+        let was_free = read(was, place)? == 0;
+        let is_free = read(is, place)? == 0;
+        // A free place leads to the next one; what else is in it was left there by the object that it held.
+        let held_another = || (place + 16..place + size as usize).step_by(8).any(|at| read(was, at) != read(is, at));
+        match (was_free, is_free) {
+            (true, false) => Some(Changed::Made),
+            (true, true) => Some(if held_another() { Changed::Made } else { Changed::Mark }),
+            // The object was found to be dead. Others that were put there since are dead as well.
+            (false, true) => Some(Changed::Mark),
+            // The object grew older.
+            (false, false) => (within == 0 && (before ^ after) & !AGE == 0).then_some(Changed::Mark),
         }
     }
 }
@@ -115,7 +118,13 @@ mod tests {
         assert_eq!(told(&young, &page(0x2025, 0x1000), 16), Some(Changed::Mark), "older");
         assert_eq!(told(&young, &page(0, 0x2000), 16), Some(Changed::Mark), "dead");
         assert_eq!(told(&young, &page(0, 0x2000), 24), Some(Changed::Mark), "the next free place");
-        assert_eq!(told(&page(0, 0), &young, 16), None, "made");
+        assert_eq!(told(&page(0, 0), &young, 16), Some(Changed::Made));
+        assert_eq!(told(&page(0, 0), &young, 24), Some(Changed::Made), "its class");
+        assert_eq!(told(&page(0, 0), &page(0, 0x2000), 24), Some(Changed::Mark), "linked anew");
+        let mut left = page(0, 0x2000);
+        left[32] = 7;
+        assert_eq!(told(&page(0, 0), &left, 24), Some(Changed::Made), "an object was there meanwhile");
+        assert_eq!(told(&young, &left, 32), Some(Changed::Mark), "who put something there after a death freed it as well");
         assert_eq!(told(&young, &page(0x2805, 0x1000), 16), None, "frozen");
         let far = Places::default().changed(&young, &page(0, 0), (0x7e00_0000_0000, 16), &mut word);
         assert_eq!(far, None, "no area");
