@@ -82,7 +82,8 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             verdict.helps.push(Help {
                 text: text.into(),
                 paste: always(paste),
-                saves_bytes: (cause != Cause::RealWrite && spares_a_part.is_none()).then_some(pages.saturating_mul(page)),
+                saves_bytes: (cause != Cause::RealWrite && spares_a_part.is_none())
+                    .then_some(pages.saturating_mul(page)),
                 saves_a_part: spares_a_part,
             });
             if let Some(help) =
@@ -102,7 +103,12 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
     let here = remedy_under(summary, &verdict.workers, Work::Exit);
     // Without a remedy of the language's there is none of the program's: the program's own code runs then.
     if let Some((text, paste)) = exit.and_then(|exit| exit.remedy.map(|text| here.unwrap_or((text, exit.paste)))) {
-        verdict.helps.push(Help { text: text.into(), paste: always(paste), saves_bytes: Some(ending_bytes), saves_a_part: None });
+        verdict.helps.push(Help {
+            text: text.into(),
+            paste: always(paste),
+            saves_bytes: Some(ending_bytes),
+            saves_a_part: None,
+        });
     }
     let (places, are_lines) = places(summary, verdict.kind, work);
     verdict.places = places;

@@ -358,7 +358,11 @@ mod tests {
         assert_eq!(Change::of(&record::Content { words: 140, ..moved }, 4096), Change::Some, "much else changed");
         let made = record::Content { made: 290, ..content(2400, 300, 0) };
         assert_eq!(Change::of(&made, 4096), Change::Made);
-        assert_eq!(Change::of(&record::Content { marks: 1, ..made }, 4096), Change::Marks, "it is copied for that alone");
+        assert_eq!(
+            Change::of(&record::Content { marks: 1, ..made }, 4096),
+            Change::Marks,
+            "it is copied for that alone"
+        );
         assert_eq!(Change::of(&record::Content { words: 400, ..made }, 4096), Change::Large, "much else changed");
         // Half of a page is more words where pages are larger.
         assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);

@@ -207,8 +207,8 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
     }
 
     /// The addresses of exported functions and variables, as the file counts them; `None` for those that it does not export.
-    pub fn exported<const N: usize>(&self, names: [&str; N]) -> [Option<u64>; N] {
-        let mut found = [None; N];
+    pub fn exported(&self, names: &[&str]) -> Vec<Option<u64>> {
+        let mut found = vec![None; names.len()];
         let Ok(symbols) = self.sections.symbols(self.endian, self.data, elf::SHT_DYNSYM) else { return found };
         for symbol in symbols.iter().filter(|symbol| symbol.st_shndx(self.endian) != elf::SHN_UNDEF) {
             let name = symbols.symbol_name(self.endian, symbol).unwrap_or_default();

@@ -273,7 +273,10 @@ fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_an
     let help = &plain["verdict"]["helps"][0];
     assert!(help["text"].as_str().is_some_and(|text| text.contains("then GC.compact")), "{help}: {text}");
     assert_eq!(help["saves_bytes"], Value::Null, "a part is spared, and how large that is nobody knows: {text}");
-    assert!(text.contains("(saves a part, and how much is not known: the collector goes on to write its own"), "{text}");
+    assert!(
+        text.contains("(saves a part, and how much is not known: the collector goes on to write its own"),
+        "{text}"
+    );
     let version = std::process::Command::new(ruby).args(["-e", "print RUBY_VERSION"]).output().expect("ruby").stdout;
     let lines = plain["script"]["lines"].as_array().expect("lines");
     if version.starts_with(b"3.1.") {

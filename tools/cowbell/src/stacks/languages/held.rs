@@ -83,25 +83,26 @@ fn readable(bytes: Vec<u8>) -> Option<String> {
 
 /// The addresses of these exported names in a process that runs code of a file that `is_wanted`; `None` where no such file exports the
 /// first of them.
-pub fn exported<const N: usize>(
+pub fn exported(
     pid: i32,
     is_wanted: impl Fn(&str) -> bool,
-    names: [&str; N],
-) -> Result<Option<[Option<u64>; N]>, String> {
+    names: &[&str],
+) -> Result<Option<Vec<Option<u64>>>, String> {
     let maps = maps::read(pid).map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
     let is_code = |map: &&Mapping| map.permissions.contains('x') && map.name.starts_with('/') && is_wanted(&map.name);
     Ok(maps.iter().filter(is_code).find_map(|map| in_file(pid, map, names)))
 }
 
 /// The addresses of exported names of the file that a mapping shows.
-fn in_file<const N: usize>(pid: i32, map: &Mapping, names: [&str; N]) -> Option<[Option<u64>; N]> {
+fn in_file(pid: i32, map: &Mapping, names: &[&str]) -> Option<Vec<Option<u64>>> {
     let (start, end, offset) = (map.range.start as u64, map.range.end() as u64, map.offset);
     // The file as the process has it, else as this program finds it: that may be another build, whose names lie elsewhere.
     let paths = [format!("/proc/{pid}/map_files/{start:x}-{end:x}"), format!("/proc/{pid}/root{}", map.name)];
     let file = paths.iter().find_map(|path| elf::open(Path::new(path)))?;
     elf::with_file(&file, |image| {
         let bias = image.layout().bias(start, offset..offset.checked_add(end - start)?)?;
-        let found = image.exported(names).map(|address| Some(address?.wrapping_add(bias)));
-        found.first()?.map(|_| found)
+        let found = image.exported(names).into_iter().map(|address| Some(address?.wrapping_add(bias)));
+        let found: Vec<Option<u64>> = found.collect();
+        found.first()?.is_some().then_some(found)
     })
 }

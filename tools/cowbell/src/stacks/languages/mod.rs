@@ -5,6 +5,7 @@
 //! tracer, while the thread stands still; all else is pure, and answers for captures of other machines too.
 
 mod held;
+mod main_thread;
 mod perl;
 mod php;
 mod python;
@@ -13,6 +14,7 @@ mod recognised;
 mod ruby;
 
 use crate::record::{Frame, Kinds, Wrote};
+use recognised::Recognised;
 use serde::Serialize;
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -64,29 +66,40 @@ pub struct Import {
 
 /// A language and its interpreter.
 pub trait Language: Debug + Sync {
+    /// What is known of it by names: all that follows and is not said otherwise is told by this table.
+    fn table(&self) -> &Recognised;
+
     /// The name by which captures and JSON call it.
-    fn id(&self) -> &'static str;
+    fn id(&self) -> &'static str {
+        self.table().id
+    }
 
     /// The name by which people call it.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &'static str {
+        self.table().name
+    }
 
     /// Tells whether a process that maps this file as code, or that was started by this name, runs it.
-    fn is_run_by(&self, file: &str) -> bool;
+    fn is_run_by(&self, file: &str) -> bool {
+        self.table().runs(file)
+    }
 
     /// The work of a function of the interpreter, by its bare name in the symbol table; `None` for all that is not
     /// this language's alone.
-    fn work_of_function(&self, function: &str) -> Option<Work>;
+    fn work_of_function(&self, function: &str) -> Option<Work> {
+        self.table().work_of(function)
+    }
 
     /// Tells whether this function of the interpreter, by its bare name in the symbol table, does the work of those that call it: its own
     /// name does not tell what for.
-    fn helps_caller(&self, _function: &str) -> bool {
-        false
+    fn helps_caller(&self, function: &str) -> bool {
+        self.table().helpers.contains(&function)
     }
 
     /// Tells whether this function of the interpreter, by its bare name in the symbol table, runs the program. The code that runs below
     /// it is the program's own, whatever called it.
-    fn runs_program(&self, _function: &str) -> bool {
-        false
+    fn runs_program(&self, function: &str) -> bool {
+        self.table().runs.contains(&function)
     }
 
     /// Tells whether a function runs the program and then takes the interpreter down: below it is the one or the other.
@@ -134,16 +147,18 @@ pub trait Language: Debug + Sync {
     }
 
     /// A remedy that is known to help where memory is copied for this work, in one sentence.
-    fn remedy(&self, work: Work) -> Option<&'static str>;
+    fn remedy(&self, work: Work) -> Option<&'static str> {
+        of(self.table().remedies, work)
+    }
 
     /// Why this work writes to memory that others share, or takes new memory, in one sentence.
-    fn why(&self, _work: Work) -> Option<&'static str> {
-        None
+    fn why(&self, work: Work) -> Option<&'static str> {
+        of(self.table().whys, work)
     }
 
     /// Lines to paste into a program that help there.
-    fn paste(&self, _work: Work) -> &'static [&'static str] {
-        &[]
+    fn paste(&self, work: Work) -> &'static [&'static str] {
+        of(self.table().pastes, work).unwrap_or_default()
     }
 
     /// The remedy for this work in a program that was started by this command, with lines to paste, where that is another one than
@@ -206,6 +221,11 @@ pub trait Language: Debug + Sync {
     fn symbols_package(&self, _file: &str) -> Option<String> {
         None
     }
+}
+
+/// The entry of a table for some work.
+fn of<T: Copy>(table: &[(Work, T)], work: Work) -> Option<T> {
+    table.iter().find(|(known, _)| *known == work).map(|(_, entry)| *entry)
 }
 
 /// Reads the word at an address of a process.

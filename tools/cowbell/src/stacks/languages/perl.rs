@@ -3,8 +3,8 @@
 mod objects;
 mod reader;
 
-use super::recognised::Recognised;
-use super::{Language, Objects, Patience, Reader, Work};
+use super::recognised::{NOTHING, Recognised};
+use super::{Language, Objects, Patience, Reader, Work, main_thread};
 
 /// Perl.
 #[derive(Debug)]
@@ -22,7 +22,6 @@ const NAMES: Recognised = Recognised {
             &["Perl_sv_2iv_flags", "Perl_sv_2uv_flags", "Perl_sv_2nv_flags", "Perl_sv_2num", "Perl_looks_like_number"],
         ),
     ],
-    beginnings: &[],
     helpers: &["Perl_sv_upgrade", "Perl_more_bodies"],
     runs: &["Perl_runops_standard", "Perl_runops_debug", "Perl_call_list", "Perl_call_sv"],
     remedies: &[
@@ -38,31 +37,29 @@ const NAMES: Recognised = Recognised {
         ),
         (Work::Numbers, "use the strings as numbers once before the fork: a string that has its number is only read"),
     ],
+    whys: &[
+        (Work::References, "Perl counts references inside each value and each key of a hash, so reading writes"),
+        (Work::Numbers, "Perl writes the number into a string that is used as one, so reading writes"),
+        (Work::Exit, "Perl frees its values when it ends"),
+    ],
+    pastes: &[
+        (
+            Work::References,
+            &[
+                "for my $i (0 .. $#a) { read_it($a[$i]) }     # not: for my $x (@a)",
+                "my @k = keys %h;                             # in the parent",
+                "for my $i (0 .. $#k) { read_it($h{$k[$i]}) } # not: each, values, keys",
+            ],
+        ),
+        (Work::Numbers, &["{ my $sum = 0; $sum += $_ for @data }    # in the parent, before the fork"]),
+        (Work::Exit, &["use POSIX (); $| = 1; POSIX::_exit(0);    # the child's last line"]),
+    ],
+    ..NOTHING
 };
 
 impl Language for Perl {
-    fn id(&self) -> &'static str {
-        NAMES.id
-    }
-
-    fn name(&self) -> &'static str {
-        NAMES.name
-    }
-
-    fn is_run_by(&self, file: &str) -> bool {
-        NAMES.is_run_by(file)
-    }
-
-    fn work_of_function(&self, function: &str) -> Option<Work> {
-        NAMES.work_of_function(function)
-    }
-
-    fn helps_caller(&self, function: &str) -> bool {
-        NAMES.helps_caller(function)
-    }
-
-    fn runs_program(&self, function: &str) -> bool {
-        NAMES.runs_program(function)
+    fn table(&self) -> &Recognised {
+        &NAMES
     }
 
     fn is_own(&self, file: &str) -> bool {
@@ -72,36 +69,8 @@ impl Language for Perl {
             && !parts.contains(&"perl-base")
     }
 
-    fn remedy(&self, work: Work) -> Option<&'static str> {
-        NAMES.remedy(work)
-    }
-
-    fn why(&self, work: Work) -> Option<&'static str> {
-        match work {
-            Work::References => {
-                Some("Perl counts references inside each value and each key of a hash, so reading writes")
-            }
-            Work::Numbers => Some("Perl writes the number into a string that is used as one, so reading writes"),
-            Work::Exit => Some("Perl frees its values when it ends"),
-            _ => None,
-        }
-    }
-
-    fn paste(&self, work: Work) -> &'static [&'static str] {
-        match work {
-            Work::References => &[
-                "for my $i (0 .. $#a) { read_it($a[$i]) }     # not: for my $x (@a)",
-                "my @k = keys %h;                             # in the parent",
-                "for my $i (0 .. $#k) { read_it($h{$k[$i]}) } # not: each, values, keys",
-            ],
-            Work::Numbers => &["{ my $sum = 0; $sum += $_ for @data }    # in the parent, before the fork"],
-            Work::Exit => &["use POSIX (); $| = 1; POSIX::_exit(0);    # the child's last line"],
-            _ => &[],
-        }
-    }
-
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+        main_thread::reader::<reader::Interpreter>(pid)
     }
 
     fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {

@@ -3,8 +3,8 @@
 mod objects;
 mod reader;
 
-use super::recognised::Recognised;
-use super::{Language, Objects, Patience, Reader, Work};
+use super::recognised::{NOTHING, Recognised};
+use super::{Language, Objects, Patience, Reader, Work, main_thread};
 use crate::record::Frame;
 
 /// PHP.
@@ -13,6 +13,9 @@ pub struct Php;
 
 /// The function by which a program itself asks for a collection.
 const COLLECT: &str = "gc_collect_cycles";
+
+const COUNTS: &str = "PHP counts references inside each string, array and object, so reading writes";
+const COLLECTS: &str = "PHP's garbage collector writes into each array and object that it visits";
 
 /// What its functions' and files' names tell.
 const NAMES: Recognised = Recognised {
@@ -25,7 +28,6 @@ const NAMES: Recognised = Recognised {
         (Work::Exit, &["php_module_shutdown", "php_request_shutdown"]),
     ],
     beginnings: &[(Work::Allocator, &["_zend_mm_", "zend_mm_", "_emalloc", "_efree"])],
-    helpers: &[],
     runs: &["execute_ex", "zend_execute", "zend_call_function"],
     remedies: &[
         (
@@ -40,27 +42,31 @@ const NAMES: Recognised = Recognised {
              references to it are given back",
         ),
     ],
+    whys: &[
+        (Work::References, COUNTS),
+        (Work::ObjectReferences, COUNTS),
+        (Work::Collector, COLLECTS),
+        (Work::AskedCollector, COLLECTS),
+    ],
+    pastes: &[
+        (
+            Work::References,
+            &[
+                "$code = '<?php return ' . var_export($data, true) . ';';    // once",
+                "file_put_contents('data.php', $code);",
+                "$data = include 'data.php';    // in the parent, before the fork",
+                "; in php.ini, for the command line: opcache.enable_cli=1",
+            ],
+        ),
+        (Work::Collector, &["gc_disable();    // in the child, before it reads"]),
+        (Work::AskedCollector, &["gc_collect_cycles();    // in the parent, right before the fork"]),
+    ],
+    ..NOTHING
 };
 
 impl Language for Php {
-    fn id(&self) -> &'static str {
-        NAMES.id
-    }
-
-    fn name(&self) -> &'static str {
-        NAMES.name
-    }
-
-    fn is_run_by(&self, file: &str) -> bool {
-        NAMES.is_run_by(file)
-    }
-
-    fn work_of_function(&self, function: &str) -> Option<Work> {
-        NAMES.work_of_function(function)
-    }
-
-    fn runs_program(&self, function: &str) -> bool {
-        NAMES.runs_program(function)
+    fn table(&self) -> &Recognised {
+        &NAMES
     }
 
     fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
@@ -71,42 +77,12 @@ impl Language for Php {
         !file.split('/').any(|part| part == "vendor")
     }
 
-    fn remedy(&self, work: Work) -> Option<&'static str> {
-        NAMES.remedy(work)
-    }
-
-    fn why(&self, work: Work) -> Option<&'static str> {
-        match work {
-            Work::References | Work::ObjectReferences => {
-                Some("PHP counts references inside each string, array and object, so reading writes")
-            }
-            Work::Collector | Work::AskedCollector => {
-                Some("PHP's garbage collector writes into each array and object that it visits")
-            }
-            _ => None,
-        }
-    }
-
-    fn paste(&self, work: Work) -> &'static [&'static str] {
-        match work {
-            Work::References => &[
-                "$code = '<?php return ' . var_export($data, true) . ';';    // once",
-                "file_put_contents('data.php', $code);",
-                "$data = include 'data.php';    // in the parent, before the fork",
-                "; in php.ini, for the command line: opcache.enable_cli=1",
-            ],
-            Work::Collector => &["gc_disable();    // in the child, before it reads"],
-            Work::AskedCollector => &["gc_collect_cycles();    // in the parent, right before the fork"],
-            _ => &[],
-        }
-    }
-
     fn collects_by_counting(&self) -> bool {
         true
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+        main_thread::reader::<reader::Interpreter>(pid)
     }
 
     fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {

@@ -10,6 +10,7 @@ mod imports;
 mod objects;
 mod pools;
 
+use super::recognised::{NOTHING, Recognised};
 use super::{Import, Language, Objects, Patience, Reader, Work};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
@@ -30,6 +31,11 @@ const IDS_IN_CONTROL_BLOCK: [u64; 2] = if cfg!(target_arch = "x86_64") { [720, 4
 pub struct CPython;
 
 impl Language for CPython {
+    fn table(&self) -> &Recognised {
+        // Its names tell more than a table can hold.
+        &NOTHING
+    }
+
     fn id(&self) -> &'static str {
         "python"
     }

@@ -2,7 +2,7 @@
 
 mod objects;
 
-use super::recognised::Recognised;
+use super::recognised::{NOTHING, Recognised};
 use super::{Language, Objects, Patience, Work};
 
 /// R.
@@ -18,45 +18,17 @@ const NAMES: Recognised = Recognised {
         (Work::Collector, &["R_gc", "R_gc_internal", "RunGenCollect", "AgeNodeAndChildren"]),
         (Work::Exit, &["R_CleanUp", "Rf_CleanUp"]),
     ],
-    beginnings: &[],
-    helpers: &[],
     runs: &["Rf_eval", "bcEval"],
-    remedies: &[],
+    whys: &[
+        (Work::Collector, "R's garbage collector marks each object and links it anew, so each collection writes"),
+        (Work::References, "R counts references inside each object, so reading writes"),
+    ],
+    ..NOTHING
 };
 
 impl Language for R {
-    fn id(&self) -> &'static str {
-        NAMES.id
-    }
-
-    fn name(&self) -> &'static str {
-        NAMES.name
-    }
-
-    fn is_run_by(&self, file: &str) -> bool {
-        NAMES.is_run_by(file)
-    }
-
-    fn work_of_function(&self, function: &str) -> Option<Work> {
-        NAMES.work_of_function(function)
-    }
-
-    fn runs_program(&self, function: &str) -> bool {
-        NAMES.runs_program(function)
-    }
-
-    fn remedy(&self, work: Work) -> Option<&'static str> {
-        NAMES.remedy(work)
-    }
-
-    fn why(&self, work: Work) -> Option<&'static str> {
-        match work {
-            Work::Collector => {
-                Some("R's garbage collector marks each object and links it anew, so each collection writes")
-            }
-            Work::References => Some("R counts references inside each object, so reading writes"),
-            _ => None,
-        }
+    fn table(&self) -> &Recognised {
+        &NAMES
     }
 
     fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {

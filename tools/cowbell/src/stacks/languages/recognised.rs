@@ -18,8 +18,27 @@ pub struct Recognised {
     pub helpers: &'static [&'static str],
     /// Functions that run the program.
     pub runs: &'static [&'static str],
+    /// A remedy that is known to help where memory is copied for this work, in one sentence.
     pub remedies: &'static [(Work, &'static str)],
+    /// Why this work writes to memory that others share.
+    pub whys: &'static [(Work, &'static str)],
+    /// Lines to paste into a program that help there.
+    pub pastes: &'static [(Work, &'static [&'static str])],
 }
+
+/// Nothing is known.
+pub const NOTHING: Recognised = Recognised {
+    id: "",
+    name: "",
+    files: &[],
+    functions: &[],
+    beginnings: &[],
+    helpers: &[],
+    runs: &[],
+    remedies: &[],
+    whys: &[],
+    pastes: &[],
+};
 
 /// Others: Java, JavaScript, Lua, Julia, .NET, PyPy, Guile, Tcl, Erlang, OCaml's bytecode, Lisp, and the runtime of Go.
 pub const OTHERS: Recognised = Recognised {
@@ -56,22 +75,12 @@ pub const OTHERS: Recognised = Recognised {
             "reallymarkobject",
         ],
     )],
-    beginnings: &[],
-    helpers: &[],
-    runs: &[],
-    remedies: &[],
+    ..NOTHING
 };
 
-impl Language for Recognised {
-    fn id(&self) -> &'static str {
-        self.id
-    }
-
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn is_run_by(&self, file: &str) -> bool {
+impl Recognised {
+    /// Tells whether a process that maps this file as code, or that was started by this name, runs it.
+    pub fn runs(&self, file: &str) -> bool {
         let name = file.rsplit('/').next().unwrap_or(file);
         // `perl5.36`, `php-fpm8.2`, `libruby-3.1.so.3.1`, but neither `rubyist` nor `node_exporter`.
         let goes_on = |c: char| c.is_ascii_alphabetic() || c == '_';
@@ -79,21 +88,16 @@ impl Language for Recognised {
         self.files.iter().any(is)
     }
 
-    fn work_of_function(&self, function: &str) -> Option<Work> {
+    /// The work of a function, by its bare name in the symbol table.
+    pub fn work_of(&self, function: &str) -> Option<Work> {
         let exact = self.functions.iter().find(|(_, names)| names.contains(&function));
         let begins = |(_, names): &&(Work, &[&str])| names.iter().any(|beginning| function.starts_with(beginning));
         exact.or_else(|| self.beginnings.iter().find(begins)).map(|(work, _)| *work)
     }
+}
 
-    fn helps_caller(&self, function: &str) -> bool {
-        self.helpers.contains(&function)
-    }
-
-    fn runs_program(&self, function: &str) -> bool {
-        self.runs.contains(&function)
-    }
-
-    fn remedy(&self, work: Work) -> Option<&'static str> {
-        self.remedies.iter().find(|(of, _)| *of == work).map(|(_, remedy)| *remedy)
+impl Language for Recognised {
+    fn table(&self) -> &Recognised {
+        self
     }
 }

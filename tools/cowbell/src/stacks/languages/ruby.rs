@@ -3,8 +3,8 @@
 mod objects;
 mod reader;
 
-use super::recognised::Recognised;
-use super::{Language, Objects, Patience, Reader, Work};
+use super::recognised::{NOTHING, Recognised};
+use super::{Language, Objects, Patience, Reader, Work, main_thread};
 use crate::record::Frame;
 
 /// Ruby.
@@ -16,6 +16,9 @@ const COLLECT: (&str, &str) = ("<internal:gc>", "start");
 
 const SPARES: &str = "in the parent, right before the fork, four times GC.start, then GC.compact (Ruby 3.3 and later: Process.warmup): objects \
                       that survived so often are not written when they are marked, garbage is gone, and free places lie together";
+
+const COLLECTS: &str = "Ruby's garbage collector writes into each object that is young or dead when it visits it";
+const PASTE: &[&str] = &["4.times { GC.start }; GC.compact    # in the parent, right before the fork"];
 
 /// What its functions' and files' names tell.
 const NAMES: Recognised = Recognised {
@@ -41,30 +44,16 @@ const NAMES: Recognised = Recognised {
         (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
     ],
     beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
-    helpers: &[],
     runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
     remedies: &[(Work::Collector, SPARES), (Work::AskedCollector, SPARES)],
+    whys: &[(Work::Collector, COLLECTS), (Work::AskedCollector, COLLECTS)],
+    pastes: &[(Work::Collector, PASTE), (Work::AskedCollector, PASTE)],
+    ..NOTHING
 };
 
 impl Language for Ruby {
-    fn id(&self) -> &'static str {
-        NAMES.id
-    }
-
-    fn name(&self) -> &'static str {
-        NAMES.name
-    }
-
-    fn is_run_by(&self, file: &str) -> bool {
-        NAMES.is_run_by(file)
-    }
-
-    fn work_of_function(&self, function: &str) -> Option<Work> {
-        NAMES.work_of_function(function)
-    }
-
-    fn runs_program(&self, function: &str) -> bool {
-        NAMES.runs_program(function)
+    fn table(&self) -> &Recognised {
+        &NAMES
     }
 
     fn work_of_frames(&self, frames: &[Frame]) -> Option<Work> {
@@ -80,35 +69,13 @@ impl Language for Ruby {
         !(of_ruby || file.starts_with('<') || parts.iter().any(|part| is_library(part)))
     }
 
-    fn remedy(&self, work: Work) -> Option<&'static str> {
-        NAMES.remedy(work)
-    }
-
-    fn why(&self, work: Work) -> Option<&'static str> {
-        match work {
-            Work::Collector | Work::AskedCollector => {
-                Some("Ruby's garbage collector writes into each object that is young or dead when it visits it")
-            }
-            _ => None,
-        }
-    }
-
-    fn paste(&self, work: Work) -> &'static [&'static str] {
-        match work {
-            Work::Collector | Work::AskedCollector => {
-                &["4.times { GC.start }; GC.compact    # in the parent, right before the fork"]
-            }
-            _ => &[],
-        }
-    }
-
     fn spares_a_part(&self, work: Work) -> Option<&'static str> {
         let is_collectors = matches!(work, Work::Collector | Work::AskedCollector);
         is_collectors.then_some("the collector goes on to write its own tables and free places")
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-        Ok(reader::Interpreter::find(pid)?.map(|found| Box::new(found) as Box<dyn Reader>))
+        main_thread::reader::<reader::Interpreter>(pid)
     }
 
     fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {

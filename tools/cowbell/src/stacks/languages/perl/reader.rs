@@ -7,9 +7,10 @@
 //! Where things lie depends on the version and how it was built. What is read is believed only if it agrees with itself: a statement is what
 //! is run by `pp_nextstate`, whose address the interpreter's file exports, and its file's name is a text.
 
-use super::super::held::{Held, exported};
-use super::super::{Language, Reader};
-use super::{NAMES, Perl};
+use super::super::Language;
+use super::super::held::Held;
+use super::super::main_thread::Structures;
+use super::Perl;
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 use cowbell::sys::procfs::maps;
@@ -53,10 +54,9 @@ const NAME_TEXT: u64 = 8;
 /// No name of a function is longer.
 const NAME_MAX: u32 = 1 << 10;
 
-/// The interpreter of one process.
+/// What is known of one interpreter.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
-    pid: i32,
     /// Where the pointer to it lies.
     pointer: u64,
     /// The functions that run statements, the one that runs operations which do nothing, and the one that ends the program.
@@ -65,40 +65,23 @@ pub struct Interpreter {
     exit: u64,
 }
 
-impl Interpreter {
-    /// Finds it in a process; `None` if that is no perl.
-    ///
-    /// # Errors
-    /// The process may not be read, or cannot be told for certain which of several interpreters a thread runs.
-    pub fn find(pid: i32) -> Result<Option<Self>, String> {
-        let names = ["PL_curinterp", "Perl_pp_nextstate", "Perl_pp_dbstate", "Perl_pp_null", "Perl_pp_exit"];
-        let Some([Some(pointer), Some(next), Some(debug), Some(nothing), Some(exit)]) =
-            exported(pid, |file| NAMES.is_run_by(file), names)?
-        else {
-            return Ok(None);
-        };
+impl Structures for Interpreter {
+    const LANGUAGE: &'static dyn Language = &Perl;
+    const EXPORTED: &'static [&'static str] =
+        &["PL_curinterp", "Perl_pp_nextstate", "Perl_pp_dbstate", "Perl_pp_null", "Perl_pp_exit"];
+
+    fn find(pid: i32, addresses: &[Option<u64>]) -> Result<Option<Self>, String> {
+        let &[Some(pointer), Some(next), Some(debug), Some(nothing), Some(exit)] = addresses else { return Ok(None) };
         // Each thread of Perl's has an interpreter of its own, and the pointer leads to the first.
         let maps = maps::read(pid).map_err(|e| format!("cannot read the mappings of process {pid}: {e}"))?;
         if maps.iter().any(|map| map.name.ends_with("/threads/threads.so")) {
             return Err("the program loads Perl's threads, each of which has an interpreter of its own".into());
         }
-        Ok(Some(Self { pid, pointer, statements: [next, debug], nothing, exit }))
-    }
-}
-
-impl Reader for Interpreter {
-    fn language(&self) -> &'static dyn Language {
-        &Perl
+        Ok(Some(Self { pointer, statements: [next, debug], nothing, exit }))
     }
 
-    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
-        Box::new(Self { pid, ..*self })
-    }
-
-    fn frames(&mut self, tid: i32, _pc: Option<u64>) -> Vec<Frame> {
-        // Other threads are not the interpreter's.
-        let held = if tid == self.pid { Held::open(self.pid) } else { None };
-        held.and_then(|held| Stack { held, interpreter: *self }.frames()).unwrap_or_default()
+    fn frames(&self, held: Held, _pc: Option<u64>) -> Option<Vec<Frame>> {
+        Stack { held, interpreter: *self }.frames()
     }
 }
 

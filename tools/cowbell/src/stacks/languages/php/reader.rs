@@ -8,9 +8,10 @@
 //! saved is the one that runs: each begins with the address of the code that runs it. Where the two differ, the line is that of the next
 //! instruction run by the code that the processor is in, if it is the same for all there are; else there is none.
 
-use super::super::held::{Held, exported};
-use super::super::{Language, Reader};
-use super::{COLLECT, NAMES, Php};
+use super::super::Language;
+use super::super::held::Held;
+use super::super::main_thread::Structures;
+use super::{COLLECT, Php};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 
@@ -43,38 +44,24 @@ const CODE_MAX: u64 = 4096;
 /// A function of more instructions is not searched.
 const INSTRUCTIONS_MAX: u64 = 1 << 16;
 
-/// The interpreter of one process.
+/// What is known of one interpreter: where its globals lie.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
-    pid: i32,
     globals: u64,
 }
 
-impl Interpreter {
-    /// Finds it in a process; `None` if that is no php, or one that is built for threads.
-    ///
-    /// # Errors
-    /// The process may not be read.
-    pub fn find(pid: i32) -> Result<Option<Self>, String> {
-        let found = exported(pid, |file| NAMES.is_run_by(file), ["executor_globals"])?;
-        let globals = found.and_then(|[globals]| globals);
-        Ok(globals.map(|globals| Self { pid, globals }))
-    }
-}
+impl Structures for Interpreter {
+    const LANGUAGE: &'static dyn Language = &Php;
+    // A php that is built for threads does not export them.
+    const EXPORTED: &'static [&'static str] = &["executor_globals"];
 
-impl Reader for Interpreter {
-    fn language(&self) -> &'static dyn Language {
-        &Php
+    fn find(_pid: i32, addresses: &[Option<u64>]) -> Result<Option<Self>, String> {
+        let &[Some(globals)] = addresses else { return Ok(None) };
+        Ok(Some(Self { globals }))
     }
 
-    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
-        Box::new(Self { pid, ..*self })
-    }
-
-    fn frames(&mut self, tid: i32, pc: Option<u64>) -> Vec<Frame> {
-        // Other threads run no program.
-        let held = if tid == self.pid { Held::open(self.pid) } else { None };
-        held.and_then(|held| Calls { held, pc }.frames(self.globals)).unwrap_or_default()
+    fn frames(&self, held: Held, pc: Option<u64>) -> Option<Vec<Frame>> {
+        Calls { held, pc }.frames(self.globals)
     }
 }
 

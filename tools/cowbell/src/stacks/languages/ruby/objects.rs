@@ -124,7 +124,11 @@ mod tests {
         let mut left = page(0, 0x2000);
         left[32] = 7;
         assert_eq!(told(&page(0, 0), &left, 24), Some(Changed::Made), "an object was there meanwhile");
-        assert_eq!(told(&young, &left, 32), Some(Changed::Mark), "who put something there after a death freed it as well");
+        assert_eq!(
+            told(&young, &left, 32),
+            Some(Changed::Mark),
+            "who put something there after a death freed it as well"
+        );
         assert_eq!(told(&young, &page(0x2805, 0x1000), 16), None, "frozen");
         let far = Places::default().changed(&young, &page(0, 0), (0x7e00_0000_0000, 16), &mut word);
         assert_eq!(far, None, "no area");

@@ -4,9 +4,10 @@
 //! frame has the instruction and the code it lies in; a table of the code tells the line. Offsets are those of Ruby 3.1; each step
 //! is confirmed: the thread leads back to the machine, its context back to the thread, a file's name is a text.
 
-use super::super::held::{Held, exported};
-use super::super::{Language, Reader};
-use super::{NAMES, Ruby};
+use super::super::Language;
+use super::super::held::Held;
+use super::super::main_thread::Structures;
+use super::Ruby;
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 
@@ -49,46 +50,28 @@ const ARRAY_INSIDE: u64 = 1 << 13;
 /// No name in use is longer.
 const NAME_MAX: u64 = 4096;
 
-/// The interpreter of one process.
+/// What is known of one interpreter: where the pointer to the machine lies.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
-    pid: i32,
-    /// Where the pointer to the machine lies.
     pointer: u64,
 }
 
-impl Interpreter {
-    /// Finds it in a process; `None` if that is no ruby.
-    ///
-    /// # Errors
-    /// The process may not be read, or its Ruby is of a version whose structures are not known here.
-    pub fn find(pid: i32) -> Result<Option<Self>, String> {
-        let names = ["ruby_current_vm_ptr", "ruby_version"];
-        let Some([Some(pointer), Some(version)]) = exported(pid, |file| NAMES.is_run_by(file), names)? else {
-            return Ok(None);
-        };
+impl Structures for Interpreter {
+    const LANGUAGE: &'static dyn Language = &Ruby;
+    const EXPORTED: &'static [&'static str] = &["ruby_current_vm_ptr", "ruby_version"];
+
+    fn find(pid: i32, addresses: &[Option<u64>]) -> Result<Option<Self>, String> {
+        let &[Some(pointer), Some(version)] = addresses else { return Ok(None) };
         let version = Held::open(pid).and_then(|mut held| held.text_to_zero(version));
         match version {
-            Some(version) if version.starts_with("3.1.") => Ok(Some(Self { pid, pointer })),
+            Some(version) if version.starts_with("3.1.") => Ok(Some(Self { pointer })),
             Some(version) => Err(format!("the structures of Ruby {version} are not known here")),
             None => Err(format!("cannot read the memory of process {pid}")),
         }
     }
-}
 
-impl Reader for Interpreter {
-    fn language(&self) -> &'static dyn Language {
-        &Ruby
-    }
-
-    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
-        Box::new(Self { pid, ..*self })
-    }
-
-    fn frames(&mut self, tid: i32, _pc: Option<u64>) -> Vec<Frame> {
-        // Ruby's main thread is the process' first one.
-        let held = if tid == self.pid { Held::open(self.pid) } else { None };
-        held.and_then(|held| Calls { held }.frames(self.pointer)).unwrap_or_default()
+    fn frames(&self, held: Held, _pc: Option<u64>) -> Option<Vec<Frame>> {
+        Calls { held }.frames(self.pointer)
     }
 }
 
