@@ -210,11 +210,12 @@ fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
         Some(gap.details.join("; "))
     } else if samples == 0 {
         Some("no stack was sampled of what was copied".to_owned())
-    } else if of_script == 0 {
-        let name = language.name();
-        Some(format!("none of the stacks sampled, {samples} in all, had a frame of {name} that could be read"))
     } else {
-        None
+        let (name, some) = (language.name(), if of_script == 0 { "none".to_owned() } else { of_script.to_string() });
+        let is_few = of_script.saturating_mul(2) < samples;
+        is_few.then(|| {
+            format!("{some} of the stacks sampled, {samples} in all, had a frame of {name} that could be read")
+        })
     }
 }
 

@@ -34,7 +34,10 @@ fn parts(kinds: &Kinds) -> Vec<Part> {
         (kinds.outside_bytes, "outside of the allocator's blocks, and no object that is known"),
     ];
     let rests = rests.into_iter().filter(|(bytes, _)| *bytes > 0);
-    types.chain(rests.map(|(bytes, what)| Part { bytes, objects: None, what: what.to_owned() })).collect()
+    let rests = rests.map(|(bytes, what)| Part { bytes, objects: None, what: what.to_owned() });
+    let mut parts: Vec<Part> = types.chain(rests).collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+    parts
 }
 
 fn share_of(bytes: u64, summary: &Summary, kinds: &Kinds) -> f64 {
@@ -50,9 +53,8 @@ pub fn sentence(text: &mut Text, summary: &Summary) {
     if told.is_empty() {
         return;
     }
-    let rest = 1.0 - kinds.types.iter().map(|of_type| of_type.share).sum::<f64>();
-    let rest = percent(rest.max(0.0));
-    text.faint_sentence(0, &format!("On the copied pages lay, by bytes: {}; no object: {rest}.", told.join(", ")));
+    let free = percent(share_of(kinds.free_bytes, summary, kinds));
+    text.faint_sentence(0, &format!("On the copied pages lay, by bytes: {}; free: {free}.", told.join(", ")));
 }
 
 /// The table of the types.

@@ -33,7 +33,7 @@ makers = {
     "Slotted": (2, lambda i: Slotted()),
     "Plain": (2, lambda i: Plain()),
     "Text": (1, lambda i: Text("t%d" % i)),
-    "bytes": (1, lambda i: b"bytes %d" % i),
+    "bytes": (3, lambda i: b"bytes %d" % i),
     "set": (1, lambda i: {None}),
 }
 made = {name: [] for name in makers}
@@ -114,7 +114,10 @@ fn the_types_of_objects_on_copied_pages_are_those_that_were_planted() {
             println!("{}: {name}: {objects} planted, {said} told; {bytes} and {said_bytes} bytes", python.display());
             let is_near = |said: f64, planted: f64| (said - planted).abs() <= ERROR * planted;
             assert!(is_near(said, *objects), "{}: {name}: {objects}, {said}: {text}", python.display());
-            assert!(is_near(said_bytes, *bytes), "{}: {name}: {bytes}, {said_bytes}: {text}", python.display());
+            // What others take besides themselves lies in other blocks, or is not told by their size.
+            let is_whole = ["str", "int", "float", "tuple", "bytes", "set", "Slotted"].contains(&name.as_str());
+            let is_so = !is_whole || is_near(said_bytes, *bytes);
+            assert!(is_so, "{}: {name}: {bytes}, {said_bytes}: {text}", python.display());
         }
         let kinds = &report["kinds"];
         let number = |of: &Value| of.as_f64().expect("a number");
@@ -134,8 +137,8 @@ fn large_objects_are_told_by_their_type_and_what_is_no_pythons_has_none() {
         return skip(&why);
     }
     // Each is larger than a page: all its first page is its own.
-    let large = "made.clear(); made['str'] = ['x' * 6000 + str(i) for i in range(3000)]; \
-                 made['tuple'] = [(None,) * 700 + (i,) for i in range(1500)]";
+    let large = "made.clear(); made['str'] = ['x' * 6000 + str(i) for i in range(6000)]; \
+                 made['tuple'] = [(None,) * 700 + (i,) for i in range(6000)]";
     let (planted, report, text) = mix(Path::new(PYTHON), large);
     let told = told(&report);
     for (name, objects, _) in &planted {

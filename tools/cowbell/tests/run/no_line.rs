@@ -17,8 +17,9 @@ fn demand<I: AsRef<OsStr>>(
     let why = report["verdict"]["no_line"].as_str().unwrap_or_default();
     assert!(demanded(why), "{why}: {text}");
     assert!(text.contains(&format!("no line: {why}")), "{text}");
-    let lines = report["script"]["lines"].as_array().expect("lines");
-    assert!(lines.is_empty(), "{lines:?}");
+    let lines = report["script"]["lines"].as_array().expect("lines").iter();
+    let told: f64 = lines.filter_map(|line| line["share"].as_f64()).sum();
+    assert!(told < 0.05, "{told}: {text}");
 }
 
 const PERL: &str = r#"
@@ -92,7 +93,7 @@ Process.wait pid
 ";
     let scratch = Scratch::new();
     let script = scratch.file("thread.rb", source);
-    let is_other_thread = |why: &str| why.starts_with("none of the stacks sampled, ") && why.contains("frame of Ruby");
+    let is_other_thread = |why: &str| why.ends_with("in all, had a frame of Ruby that could be read");
     demand(&scratch, &[], [ruby, &script], &is_other_thread);
     let Some(library) = library_of(ruby) else { return skip("ruby is no Ruby 3.1 of a library") };
     let mut bytes = std::fs::read(&library).expect("a library");
@@ -102,7 +103,7 @@ Process.wait pid
     let folder = format!("LD_LIBRARY_PATH={}", scratch.path("").display());
     let script = script.to_str().expect("text");
     let is_unknown = |why: &str| why == "the structures of Ruby 3.9.7 are not known here";
-    demand(&scratch, &[], ["/usr/bin/env", &folder, "/usr/bin/ruby", script], &is_unknown);
+    demand(&scratch, &[], ["/usr/bin/env", &folder, "/usr/bin/ruby", "--disable=gems", script], &is_unknown);
 }
 
 /// The library of a Ruby 3.1.2.

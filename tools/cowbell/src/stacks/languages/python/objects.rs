@@ -239,7 +239,7 @@ mod tests {
             (META, TYPE_OF_TYPES, TYPE_SUBCLASS | HAVE_GC),
             (CLASS, META, HAVE_GC),
         ] {
-            memory.extend([(at, 1), (at + TYPE, of), (at + NAME, NAMED), (at + FLAGS, flags)]);
+            memory.extend([(at, 1), (at + TYPE, of), (at + NAME, NAMED), (at + SIZE, 24), (at + FLAGS, flags)]);
         }
         memory
     }

@@ -195,3 +195,73 @@ fn name(of: u64, word: &mut Word<'_>) -> Option<String> {
     }
     String::from_utf8(bytes).ok().filter(|name| !name.is_empty() && !name.contains(char::is_control))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Patience;
+    use super::*;
+    use std::collections::HashMap;
+
+    const TYPE_OF_TYPES: u64 = 0x10_0000;
+    const FLOAT: u64 = 0x10_1000;
+    const LIST: u64 = 0x10_2000;
+    const POOL: u64 = 0x7f00_0000_4000;
+    const TYPES: u64 = 1 << 31;
+    const COLLECTED: u64 = 1 << 14;
+
+    /// A pool of blocks of 48 bytes: a float, a list behind the collector's words, a table, one that is free and two that were never given out.
+    fn memory() -> HashMap<u64, u64> {
+        let mut memory = HashMap::new();
+        for (of, name, size, flags) in [
+            (TYPE_OF_TYPES, *b"type\0\0\0\0", 400, TYPES | COLLECTED),
+            (FLOAT, *b"float\0\0\0", 24, 0),
+            (LIST, *b"list\0\0\0\0", 24, COLLECTED),
+        ] {
+            memory.extend([(of, 1), (of + TYPE, TYPE_OF_TYPES), (of + NAME, of + 0x800), (of + 32, size)]);
+            memory.extend([(of + 168, flags), (of + 0x800, u64::from_le_bytes(name))]);
+        }
+        memory.extend((POOL..POOL + (1 << 14)).step_by(8).map(|at| (at, 0)));
+        let [float, list, table, free] = [0, 1, 2, 3].map(|nth| POOL + HEADER + 48 * nth);
+        memory.extend([(POOL, 3), (POOL + FREE, free), (POOL + CLASS, 2 << 32)]);
+        memory.insert(POOL + GIVEN, (HEADER + 4 * 48) | ((1 << 14) - 48) << 32);
+        memory.extend([(float, 1), (float + 8, FLOAT), (list + 16, 2), (list + 24, LIST), (table, 7), (table + 8, 9)]);
+        // What was there before is there still, but for its first word.
+        memory.extend([(free, 0), (free + 8, FLOAT)]);
+        memory
+    }
+
+    fn census(memory: &HashMap<u64, u64>) -> Kinds {
+        let (mut types, mut word) = (Types::new(Patience::default()), |at: u64| memory.get(&at).copied());
+        let mut census = Census::new(&mut types, &mut word, 4096);
+        census.add([POOL, POOL + 4096, POOL + (1 << 14)].into_iter());
+        census.finish()
+    }
+
+    #[test]
+    fn blocks_in_use_are_objects_of_their_types_and_others_are_not() {
+        let mut memory = memory();
+        let of_type = |name: &str, objects| OfType { name: name.to_owned(), objects, bytes: 48 };
+        let found = census(&memory);
+        assert_eq!(found.types, [of_type("float", 1), of_type("list", 1)]);
+        assert_eq!(
+            (found.pages, found.other_bytes, found.free_bytes),
+            (2, 48, 2 * 4096 - 3 * 48),
+            "one page is not there"
+        );
+        assert_eq!(found.outside_bytes, 0);
+        // Two blocks are in use by the header, and three are not in the list of free ones.
+        memory.insert(POOL, 2);
+        let found = census(&memory);
+        assert_eq!((found.types, found.free_bytes, found.outside_bytes), (Vec::new(), 0, 2 * 4096), "no pool");
+    }
+
+    #[test]
+    fn a_large_object_has_a_block_of_malloc() {
+        let mut memory = memory();
+        memory.insert(POOL, 2);
+        let large = POOL + 0x100;
+        memory.extend([(large - 8, 0x801), (large + 16, 1), (large + 24, LIST)]);
+        let list = OfType { name: "list".to_owned(), objects: 1, bytes: 0x7f8 };
+        assert_eq!(census(&memory).types, [list]);
+    }
+}
