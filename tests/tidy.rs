@@ -155,6 +155,7 @@ const TESTS: &[Tests] = &[
             ("exact", &["case", "lab", "model", "verdict"]),
             ("model", &["case"]),
             ("cases", &["said"]),
+            ("allocators", &["said"]),
             ("kinds", &["programs", "said"]),
             ("languages", &["said"]),
             ("no_line", &["said"]),

@@ -5,6 +5,8 @@
 
 #[path = "run/account.rs"]
 mod account;
+#[path = "run/allocators.rs"]
+mod allocators;
 #[path = "run/bounds.rs"]
 mod bounds;
 #[path = "run/case.rs"]

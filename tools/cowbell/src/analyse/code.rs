@@ -122,6 +122,15 @@ const ALLOCATOR_BEGINNINGS: &[&str] = &[
     "operator delete[](",
 ];
 
+/// Beginnings of names of libraries that hold nothing but an allocator.
+const ALLOCATOR_FILES: &[&str] = &["libjemalloc", "libmimalloc", "libtcmalloc"];
+
+/// The purpose of all code of a file, where that has one, by the file's name.
+pub fn purpose_of_file(file: &str) -> Option<Purpose> {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    ALLOCATOR_FILES.iter().any(|beginning| name.starts_with(beginning)).then_some(Purpose::Allocator)
+}
+
 /// Frames that are nobody's own code: what the language's library inlines everywhere.
 const LIBRARY_FILES: &[&str] =
     &["/rustc/", "library/core/", "library/alloc/", "library/std/", "/usr/include/", "/lib/gcc/", "Include/object.h"];

@@ -86,6 +86,11 @@ impl<'a> Naming<'a> {
         let caller = if says_little { self.caller(&sampled) } else { None };
         // Only code without a name is its callers' own: a copy of bytes is made for the data, whoever asks for it.
         let theirs = || agreed(sampled.iter().map(|&(callers, times)| (purpose_of(self.codes, callers), times)));
+        let of_file = self.codes.file(number, executable).and_then(code::purpose_of_file);
+        let own = match code::purpose(frames) {
+            None | Some(Purpose::Other) => of_file.or(code::purpose(frames)),
+            told => told,
+        };
         let nameless = match code {
             Some(code) => code.nameless.map(Unknown::from),
             None => Some(Unknown::CutOff),
@@ -95,9 +100,7 @@ impl<'a> Naming<'a> {
             bare: self.codes.bare(number, executable),
             lacks_caller: says_little && caller.is_none(),
             caller,
-            purpose: if helps { theirs().flatten() } else { None }
-                .or_else(|| code::purpose(frames))
-                .or_else(|| theirs().flatten()),
+            purpose: if helps { theirs().flatten() } else { None }.or(own).or_else(|| theirs().flatten()),
             nameless: nameless.filter(|_| place.is_none()),
             is_atomic: code.is_some_and(|code| code.atomic),
             place,

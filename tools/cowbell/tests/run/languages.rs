@@ -269,14 +269,11 @@ fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_an
     };
     let (source, plain, text) = run("", "GC.start # HERE");
     let (cause, share, _) = most(&plain);
-    assert!(cause == "garbage_collector" && share > 0.6, "{cause} {share}: {text}");
+    assert!(cause == "garbage_collector" && share > 0.9, "{cause} {share}: {text}");
     let help = &plain["verdict"]["helps"][0];
     assert!(help["text"].as_str().is_some_and(|text| text.contains("then GC.compact")), "{help}: {text}");
     assert_eq!(help["saves_bytes"], Value::Null, "a part is spared, and how large that is nobody knows: {text}");
-    assert!(
-        text.contains("(saves a part, and how much is not known: the collector goes on to write its own"),
-        "{text}"
-    );
+    assert!(text.contains("(saves a part, and how much is not known: the collector goes on to write its"), "{text}");
     let version = std::process::Command::new(ruby).args(["-e", "print RUBY_VERSION"]).output().expect("ruby").stdout;
     let lines = plain["script"]["lines"].as_array().expect("lines");
     if version.starts_with(b"3.1.") {
@@ -290,6 +287,8 @@ fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_an
     let (_, helped, _) = run("4.times { GC.start }; GC.compact", "GC.start # HERE");
     println!("a collection: {} copied, {} with the remedy", copied(&plain), copied(&helped));
     assert!(copied(&helped) * 2.0 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
+    let (cause, share, _) = most(&helped);
+    assert!(cause == "garbage_collector" && share > 0.8, "what is left are its tables: {cause} {share}");
     let (_, read, text) = run("", "DATA_OF_ALL.each { |one| one.length }");
     assert!(text.contains("SHARED: all is well") && copied(&read) < 200.0, "{text}");
 }
@@ -320,10 +319,10 @@ fn a_ruby_child_that_makes_garbage_copies_for_the_collector_and_one_that_makes_o
     };
     let (plain, text) = run(&GARBAGE.replace("BEFORE", ""));
     let (cause, share, remedy) = most(&plain);
-    assert!(cause == "garbage_collector" && share > 0.6, "{cause} {share}: {text}");
+    assert!(cause == "garbage_collector" && share > 0.85, "{cause} {share}: {text}");
     assert!(remedy.contains("then GC.compact"), "{remedy}: {text}");
     let (helped, _) = run(&GARBAGE.replace("BEFORE", "4.times { GC.start }; GC.compact"));
-    println!("garbage: {} copied, {} with the remedy", copied(&plain), copied(&helped));
+    println!("garbage: {share} of {} copied, {} with the remedy", copied(&plain), copied(&helped));
     assert!(copied(&helped) * 1.8 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
     // Every other place is free, and the collector does not run.
     let source = "

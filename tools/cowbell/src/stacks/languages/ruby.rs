@@ -71,7 +71,7 @@ impl Language for Ruby {
 
     fn spares_a_part(&self, work: Work) -> Option<&'static str> {
         let is_collectors = matches!(work, Work::Collector | Work::AskedCollector);
-        is_collectors.then_some("the collector goes on to write its own tables and free places")
+        is_collectors.then_some("the collector goes on to write its tables, which lie among the data")
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {

@@ -2,11 +2,14 @@
 //!
 //! Objects lie in places of one size, in areas that begin at a multiple of their own size. An area's first word leads to its description,
 //! and one of that one's first words leads back to the area's first place: both together are too much for chance. The first word of a place
-//! is the object's flags, zero where it is free; the next free place follows then.
+//! is the object's flags, zero where it is free; the next free place follows then. Descriptions lie in blocks of malloc, among anything else, and
+//! hold the bits that the collector sets for each object and clears. Beside them lie the chunks of its stack, on which it puts what it has yet to
+//! visit: each is a block of 500 pointers and a link to the next chunk, and is kept for the next collection.
 
 use super::super::{Changed, Objects, Word};
 use crate::record::Wrote;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Sizes of areas: 16 KiB up to Ruby 3.1, 64 KiB since.
 const AREAS: [u64; 2] = [1 << 14, 1 << 16];
@@ -21,6 +24,14 @@ const PLACE_MAX: u64 = 640;
 const AGE: u64 = 0x60;
 /// So many areas are remembered.
 const KNOWN_MAX: usize = 1 << 14;
+/// Sizes of blocks of malloc that hold a description; the lowest bits of the word before a block are flags.
+const DESCRIBED: Range<u64> = 64..4096;
+const MALLOC_FLAGS: u64 = 7;
+/// A block of malloc with a chunk of the collector's stack: the word before it, and the offset of the link.
+const CHUNK_SIZE: u64 = 0xfb0;
+const CHUNK_LINK: u64 = 500 * 8;
+/// Descriptions of pages of this size are looked for at once.
+const PAGE: u64 = 4096;
 
 /// The first place of an area, and the size of its places.
 type Area = (u64, u64);
@@ -29,6 +40,8 @@ type Area = (u64, u64);
 #[derive(Default)]
 pub struct Places {
     known: HashMap<u64, Option<Area>>,
+    /// The page that was searched last for descriptions and chunks of the collector's stack, and those that lie on it.
+    described: Option<(u64, Vec<Range<u64>>)>,
 }
 
 fn area(start: u64, size: u64, word: &mut Word<'_>) -> Option<Area> {
@@ -57,8 +70,61 @@ impl Places {
     }
 }
 
+/// The description of an area that has its first place in this word, if one does.
+fn described_at(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
+    let first = word(at)?;
+    AREAS.into_iter().find_map(|size| {
+        let start = first / size * size;
+        // Few words are such, and for no other is more read.
+        if !first.is_multiple_of(8) || first >> 47 != 0 || first <= start || first > start + FIRST_MAX {
+            return None;
+        }
+        let description = word(start).filter(|of| of.is_multiple_of(8) && *of <= at && at - *of < 8 * DESCRIPTION)?;
+        let block = word(description.checked_sub(8)?)? & !MALLOC_FLAGS;
+        DESCRIBED.contains(&block).then(|| description..description + block - 8)
+    })
+}
+
+/// The chunk of the collector's stack before whose beginning this word stands, if one does: its first entry lies in an area, and its link leads to
+/// another chunk.
+fn chunk_behind(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
+    let is_chunk = |size: u64| size & !MALLOC_FLAGS == CHUNK_SIZE;
+    if !is_chunk(word(at)?) {
+        return None;
+    }
+    let chunk = at + 8;
+    let next = word(chunk + CHUNK_LINK)?;
+    let is_linked = next.is_multiple_of(16) && word(next.checked_sub(8)?).is_some_and(is_chunk);
+    let object = word(chunk)?;
+    let lies_in_area = AREAS.into_iter().any(|size| area(object / size * size, size, word).is_some());
+    (is_linked && lies_in_area).then_some(chunk..chunk + CHUNK_SIZE - 8)
+}
+
+impl Places {
+    /// Tells whether an address lies in the description of an area, or in a chunk of the collector's stack.
+    fn is_described(&mut self, address: u64, word: &mut Word<'_>) -> bool {
+        self.described(address / PAGE * PAGE, word).iter().any(|description| description.contains(&address))
+    }
+
+    /// The descriptions and chunks that lie on a page, whole or in part.
+    fn described(&mut self, page: u64, word: &mut Word<'_>) -> &[Range<u64>] {
+        if self.described.as_ref().is_none_or(|(known, _)| *known != page) {
+            let from = page.saturating_sub(DESCRIBED.end);
+            let found = (from..page + PAGE)
+                .step_by(8)
+                .filter_map(|at| described_at(at, word).or_else(|| chunk_behind(at, word)));
+            let found = found.filter(|description| description.end > page && description.start < page + PAGE).collect();
+            self.described = Some((page, found));
+        }
+        self.described.as_ref().map_or(&[], |(_, found)| found)
+    }
+}
+
 impl Objects for Places {
     fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+        if self.area(address, word).is_none() && self.is_described(address, word) {
+            return Wrote::CollectorHeader;
+        }
         // The collector and the program write the same words: what they wrote there tells.
         if self.area(address, word).is_some() { Wrote::Unknown } else { Wrote::Other }
     }
@@ -70,7 +136,7 @@ impl Objects for Places {
 
     fn any_at(&mut self, address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
         let _ = page;
-        self.area(address, word).is_some()
+        self.area(address, word).is_some() || !self.described(address / PAGE * PAGE, word).is_empty()
     }
 
     fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
@@ -80,7 +146,9 @@ impl Objects for Places {
     fn changed(&mut self, was: &[u8], is: &[u8], (page, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
         let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let address = page.checked_add(at as u64)?;
-        let (first, size) = self.area(address, word)?;
+        let Some((first, size)) = self.area(address, word) else {
+            return self.is_described(address, word).then_some(Changed::Mark);
+        };
         let within = address.checked_sub(first)? % size;
         let (before, after) = (read(was, at)?, read(is, at)?);
         let place = at.checked_sub(usize::try_from(within).ok()?)?;
@@ -104,11 +172,11 @@ mod tests {
     use super::*;
 
     const AREA: u64 = 0x7f00_0001_0000;
-    const DESCRIBED: u64 = 0x5500_0000_0100;
+    const DESCRIBED_AT: u64 = 0x5500_0000_0100;
 
     #[test]
     fn an_object_that_grew_older_or_died_is_told_from_one_that_was_made() {
-        let memory = HashMap::from([(AREA, DESCRIBED), (DESCRIBED, 40), (DESCRIBED + 8, AREA + 16)]);
+        let memory = HashMap::from([(AREA, DESCRIBED_AT), (DESCRIBED_AT, 40), (DESCRIBED_AT + 8, AREA + 16)]);
         let mut word = |at: u64| memory.get(&at).copied();
         let page = |flags: u64, klass: u64| -> Vec<u8> {
             [0, 0, flags, klass, 0, 0, 0].iter().flat_map(|word: &u64| word.to_le_bytes()).collect()
@@ -132,5 +200,35 @@ mod tests {
         assert_eq!(told(&young, &page(0x2805, 0x1000), 16), None, "frozen");
         let far = Places::default().changed(&young, &page(0, 0), (0x7e00_0000_0000, 16), &mut word);
         assert_eq!(far, None, "no area");
+    }
+    #[test]
+    fn what_describes_an_area_is_the_collectors_and_what_lies_beside_it_is_not() {
+        let described =
+            [(AREA, DESCRIBED_AT), (DESCRIBED_AT - 8, 0x161), (DESCRIBED_AT, 40), (DESCRIBED_AT + 24, AREA + 16)];
+        let memory = HashMap::from(described);
+        let mut word = |at: u64| memory.get(&at).copied();
+        let mut places = Places::default();
+        let page = DESCRIBED_AT / PAGE * PAGE;
+        assert_eq!(places.wrote(DESCRIBED_AT + 0x100, &mut word), Wrote::CollectorHeader);
+        assert_eq!(places.wrote(DESCRIBED_AT + 0x158, &mut word), Wrote::Other, "the next block");
+        assert_eq!(places.wrote(DESCRIBED_AT - 8, &mut word), Wrote::Other, "malloc's own");
+        assert!(places.any_at(page, &[], &mut word) && !places.any_at(page + PAGE, &[], &mut word));
+        let (was, is) = ([0; PAGE as usize], [1; PAGE as usize]);
+        let mut told = |at: u64| places.changed(&was, &is, (page, (at - page) as usize), &mut word);
+        assert_eq!((told(DESCRIBED_AT + 0x100), told(DESCRIBED_AT + 0x200)), (Some(Changed::Mark), None));
+    }
+    #[test]
+    fn a_chunk_of_the_collectors_stack_has_an_object_first_and_leads_to_another_chunk() {
+        let (chunk, next) = (0x5500_0000_2010, 0x5500_0000_4010);
+        let mut memory = HashMap::from([(AREA, DESCRIBED_AT), (DESCRIBED_AT, 40), (DESCRIBED_AT + 8, AREA + 16)]);
+        memory.extend([(chunk - 8, 0xfb1), (chunk, AREA + 96), (chunk + CHUNK_LINK, next), (next - 8, 0xfb1)]);
+        let wrote =
+            |memory: &HashMap<u64, u64>, at: u64| Places::default().wrote(at, &mut |at| memory.get(&at).copied());
+        assert_eq!(wrote(&memory, chunk + 80), Wrote::CollectorHeader);
+        assert_eq!(wrote(&memory, chunk + CHUNK_LINK + 8), Wrote::Other, "the next block");
+        memory.insert(chunk, 0x7e00_0000_0000);
+        assert_eq!(wrote(&memory, chunk + 80), Wrote::Other, "no object");
+        memory.extend([(chunk, AREA + 96), (next - 8, 0x21)]);
+        assert_eq!(wrote(&memory, chunk + 80), Wrote::Other, "it leads elsewhere");
     }
 }
