@@ -199,12 +199,8 @@ fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (St
         names("", Keep::Head, 2),
     ];
     let list = List { entries, columns: &columns, top: look.top, in_full: look.verbose };
-    let share = |entry: &T| {
-        let change = row(entry).1;
-        let larger = change.before.median_bytes.max(change.after.median_bytes);
-        change.difference_bytes.unsigned_abs() as f64 / larger.max(1) as f64
-    };
-    text.table(&list, share, |entry| {
+    // A part of what was there before is no part of a whole: those of the rest cannot be added up.
+    text.listing(&list, |entry| {
         let (name, change) = row(entry);
         let what = state(change.verdict);
         let [before, after] = [&change.before, &change.after].map(|side| Bytes(side.median_bytes).to_string());
