@@ -144,6 +144,12 @@ pub fn die_with_parent() -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
 }
 
+/// `kill(0, SIGKILL)`: ends every process of this one's group, and so this one. *Raw.*
+pub fn kill_group() {
+    // One's own group can always be signalled.
+    let _sent = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+}
+
 /// `prctl(PR_SET_NAME, name)`: what `ps` shows, at most 15 bytes. *Raw.*
 pub fn set_name(name: &CStr) {
     // A name is a courtesy; a refusal changes nothing.

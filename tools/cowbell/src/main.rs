@@ -80,6 +80,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<std::ffi::OsString>,
     },
+    /// Ends its group of processes as soon as the lab is gone.
+    #[command(hide = true)]
+    LabGuard,
     /// A pool of the lab's.
     #[command(hide = true)]
     LabPool { edges: std::path::PathBuf, workers: u32 },
@@ -119,6 +122,10 @@ fn main() -> ExitCode {
         Command::Report(options) => answer("report", report::run(&options)),
         Command::Lab(options) => lab::run(&options),
         Command::LabStart { mask, command } => answer("lab", Err(lab::parts::start(mask, &command))),
+        Command::LabGuard => {
+            lab::parts::guard();
+            ExitCode::FAILURE
+        }
         Command::LabPool { edges, workers } => answer("lab", lab::parts::pool(&edges, workers)),
         Command::LabServer { socket, numbers, workers } => match inherited(socket) {
             Ok(socket) => answer("lab", lab::parts::server(socket, numbers, workers)),

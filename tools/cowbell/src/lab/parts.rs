@@ -7,7 +7,7 @@ use cowbell::arena::{Arena, FreezeOptions};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::Pool;
 use cowbell::sys::procfs::{self, smaps};
-use cowbell::sys::signal;
+use cowbell::sys::{process, signal};
 use indicatif::ProgressBar;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
@@ -26,6 +26,13 @@ pub fn start(mask: u64, command: &[OsString]) -> Failure {
     let Some((program, arguments)) = command.split_first() else { return Failure::new("a command is missing") };
     let e = Command::new(program).args(arguments).exec();
     Failure::new(format!("{}: {e}", program.display()))
+}
+
+/// Waits until nobody holds the other end of standard input any more, and ends the group of processes that this one is in.
+pub fn guard() {
+    // An error is an end, too.
+    let _ended = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    process::kill_group();
 }
 
 /// Adds up the degrees of all vertices' neighbours, by workers of a pool over a graph that is read from a file.

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The programs of the lab, by name.
@@ -136,7 +136,7 @@ fn ending(said: &str) -> String {
 
 /// The command of a way: the part of this program that gives it back the signals which the lab receives, `cowbell run`, and the program.
 fn command(plan: &Plan, folder: &Path, capture: &Path, python: &Python, signals: &Signals) -> Command {
-    let this = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    let this = this_program();
     let mut command = Command::new(&this);
     command.args(["lab-start", &signals.mask.to_string()]);
     if !matches!(plan.program, Program::Unwatched(..)) {
@@ -162,6 +162,35 @@ fn command(plan: &Plan, folder: &Path, capture: &Path, python: &Python, signals:
     command
 }
 
+fn this_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
+}
+
+/// A process that leads the group of a way, and ends whatever is in it when this is dropped. The kernel closes its pipe, too, so
+/// that nothing of a way outlives a lab that is killed.
+#[derive(Debug)]
+struct Guard(Child);
+
+impl Guard {
+    fn start() -> io::Result<Self> {
+        let mut command = Command::new(this_program());
+        let command = command.arg("lab-guard").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A group of its own: what a terminal sends reaches it through the lab, and once.
+        Ok(Self(command.process_group(0).spawn()?))
+    }
+
+    fn group(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It closes the pipe first.
+        let _ended = self.0.wait();
+    }
+}
+
 /// The signals that tell the lab to end.
 #[derive(Debug)]
 pub struct Signals {
@@ -185,8 +214,8 @@ impl Signals {
 /// Runs the command to its end. A signal that tells the lab to end is passed on, and an error in the end.
 fn to_its_end(command: &mut Command, signals: &OwnedFd) -> Result<ExitStatus, Failure> {
     let failure = |what: &str, e: &dyn std::fmt::Display| Failure::new(format!("{what}: {e}"));
-    // A group of its own: what a terminal sends reaches it through the lab, and once.
-    let mut child = command.process_group(0).spawn().map_err(|e| failure("cannot start a program", &e))?;
+    let guard = Guard::start().map_err(|e| failure("cannot start a program", &e))?;
+    let mut child = command.process_group(guard.group()).spawn().map_err(|e| failure("cannot start a program", &e))?;
     let pidfd = pidfd::open(child.id() as i32).map_err(|e| failure("cannot watch a program", &e))?;
     let mut told = None;
     loop {

@@ -44,7 +44,8 @@ make = ["initdb", "--pgdata", folder, "--no-sync", "--auth", "trust"]
 subprocess.run([*as_user, *make], env=environment, check=True, stdout=subprocess.DEVNULL)
 settings = ["listen_addresses=", f"unix_socket_directories={os.getcwd()}", "shared_buffers=256MB", "work_mem=512MB", "fsync=off"]
 settings += ["max_parallel_workers_per_gather=0", "autovacuum=off", "jit=off"]
-command = [*as_user, "postgres", "-D", folder, *(word for setting in settings for word in ("-c", setting))]
+# Who changes its user loses what was to end it with its parent: the server asks for that once more.
+command = [*as_user, "setpriv", "--pdeathsig", "KILL", "postgres", "-D", folder, *(word for setting in settings for word in ("-c", setting))]
 server = lab.started(command, env=environment, stderr=subprocess.PIPE, text=True)
 lab.wait_for(server.stderr, "ready to accept connections")
 first = psql(env=environment)
