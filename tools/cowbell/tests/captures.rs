@@ -1,6 +1,8 @@
 //! Things that are made of captures: budgets, comparisons, pages and files for other programs. Captures are made up here, except
 //! where a program is run.
 
+#[path = "captures/browser.rs"]
+mod browser;
 #[path = "captures/check.rs"]
 mod check;
 #[path = "captures/diff.rs"]
@@ -13,5 +15,7 @@ mod formats;
 mod html;
 #[path = "captures/kit.rs"]
 mod kit;
+#[path = "captures/readers.rs"]
+mod readers;
 #[path = "captures/said.rs"]
 mod said;

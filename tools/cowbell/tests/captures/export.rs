@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
 /// Two children; the second has hostile names.
-fn job(scratch: &Scratch) -> String {
+pub fn job(scratch: &Scratch) -> String {
     let hostile = Child {
         script: "=cmd|'/C calc'!A0;</script>\u{202e}\u{1b}[31m \"x\",\n<&>'".to_owned(),
         source: "]]>".repeat(1 << 18),
@@ -116,6 +116,8 @@ struct Profile {
     period: i64,
     #[prost(int64, repeated, tag = "13")]
     comment: Vec<i64>,
+    #[prost(int64, tag = "14")]
+    default_sample_type: i64,
 }
 #[derive(Message)]
 struct ValueType {
@@ -181,6 +183,7 @@ fn pprof_is_a_packed_profile_whose_numbers_refer_to_what_there_is() {
     let types: Vec<_> = profile.sample_type.iter().map(|t| (text(t.kind), text(t.unit))).collect();
     assert_eq!(types, [("copied", "bytes"), ("copied_pages", "count")]);
     assert_eq!(profile.period, PAGE as i64);
+    assert_eq!(text(profile.default_sample_type), "copied", "what a reader shows first");
     assert!(profile.period_type.as_ref().is_some_and(|t| text(t.kind) == "copied"));
     assert_eq!((profile.time_nanos, profile.duration_nanos), (1_000_000, 10_000_000));
     assert_eq!(profile.comment.iter().filter(|comment| !text(**comment).is_empty()).count(), 1);

@@ -1,69 +1,19 @@
 //! `--html`: one page that loads nothing, can be sorted, searched and zoomed, and in which nothing foreign is markup.
 
+use crate::browser::{self, has_browser};
 use crate::kit::{self, Child, Scratch, capture, child, ran, shown};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
-/// No page takes so long.
-const LIMIT: Duration = Duration::from_secs(90);
-
-/// The browser that tools/setup installs.
-const BROWSER: &str = "chromium";
-
-/// Tells whether there is a browser, and says what is not tested without one.
-fn has_browser() -> bool {
-    let found = Command::new(BROWSER).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !found {
-        println!("skipped: no {BROWSER}, in which pages would be opened");
-    }
-    found
+/// Opens a page in the browser, waits until its pictures are there, and returns what `probe`, a script of the test's own, says then.
+fn opened(scratch: &Scratch, page: &str, probe: &str) -> Value {
+    browser::answer(scratch, &format!("file://{}", probed(scratch, page, probe)), &[])
 }
 
-/// Opens a page in the browser without a window, waits until its pictures are there, and returns what `probe`, a script of the
-/// test's own, says then. Time is the machine's: the browser's own clock for tests stands still while scripts run.
-fn opened(scratch: &Scratch, page: &str, probe: &str) -> Value {
+/// The page with a probe in it.
+fn probed(scratch: &Scratch, page: &str, probe: &str) -> String {
     let html = std::fs::read_to_string(page).expect("a page");
-    let probe = format!(
-        "<script>addEventListener('load', () => {{ const look = () => {{ if (!document.documentElement.dataset.ready) \
-         return requestAnimationFrame(look); let said; try {{ said = (() => {{ {probe} }})(); }} catch (e) {{ said = String(e); }} \
-         console.log('PROBE:' + JSON.stringify(said) + ':PROBE'); }}; look(); }});</script></body>"
-    );
-    let probed = scratch.file("probed.html", html.replace("</body>", &probe));
-    let mut command = Command::new(BROWSER);
-    command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]);
-    command.args(["--disable-background-networking", "--enable-logging=stderr", "--window-size=1280,900"]);
-    command.arg(format!("--user-data-dir={}", scratch.path("browser"))).arg(format!("file://{probed}"));
-    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-    let mut browser = command.spawn().expect("the browser can be started");
-    let said = BufReader::new(browser.stderr.take().expect("a pipe"));
-    let (sender, receiver) = mpsc::channel();
-    let listener = std::thread::spawn(move || {
-        for line in said.lines().map_while(Result::ok) {
-            let _nobody = sender.send(line);
-        }
-    });
-    let until = Instant::now() + LIMIT;
-    let mut heard = Vec::new();
-    let answer = loop {
-        match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(line) => match line.split("PROBE:").nth(1).and_then(|rest| rest.split(":PROBE").next()) {
-                Some(answer) => break Some(answer.to_owned()),
-                None => heard.push(line),
-            },
-            Err(_) => break None,
-        }
-    };
-    // All that it started is in its group.
-    let group = format!("-{}", browser.id());
-    let _killed = Command::new("kill").args(["-KILL", "--", &group]).status();
-    let _ended = browser.wait();
-    let _joined = listener.join();
-    let answer = answer.unwrap_or_else(|| panic!("the browser does not answer: {heard:#?}"));
-    serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}"))
+    let probe = browser::probe("document.documentElement.dataset.ready", probe) + "</body>";
+    scratch.file("probed.html", html.replace("</body>", &probe))
 }
 
 /// The page of a capture.
@@ -236,6 +186,38 @@ fn alternate(line: &str) -> String {
         }
     }
     record.to_string()
+}
+
+#[test]
+fn a_page_is_as_narrow_as_a_telephone_and_as_dark_as_its_reader_wants() {
+    if !has_browser() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let gap = json!({"gap": {"time_ns": 1, "pid": 101, "what": "no_stacks", "detail": "because"}});
+    let long = format!("/srv/{}/job.py", "a-folder-with-a-long-name".repeat(8));
+    let children = [Child { identical: 200, ..child(101, 256) }, Child { script: long, ..child(102, 512) }];
+    let page = page(&scratch, &kit::with_records(&children, &[gap]));
+    let probe = "const light = (color) => { const [r, g, b] = color.match(/[0-9.]+/g).map(Number); return r + g + b; };
+         const style = getComputedStyle(document.body), root = document.documentElement;
+         const out = [...document.querySelectorAll('main, main > *, section > *')].filter((one) => one.getBoundingClientRect().right > innerWidth + 1);
+         return { width: innerWidth, scrolls: root.scrollWidth > innerWidth, out: out.map((one) => one.outerHTML.slice(0, 80)),
+             told: document.querySelector('pre.brief').scrollWidth <= document.querySelector('pre.brief').clientWidth,
+             names: Math.min(...[...document.querySelector('#lines').parentElement.querySelectorAll('td:not(.f)')].map((cell) => cell.clientWidth)) > 100,
+             flame: document.querySelector('.flame').getBoundingClientRect().width > 200, dark: light(style.backgroundColor) < light(style.color) };";
+    let probed = probed(&scratch, &page, probe);
+    // A window is wider than a telephone, a frame in it is not.
+    let frame =
+        format!("<!doctype html><iframe src=\"file://{probed}\" style=\"width: 360px; height: 740px\" frameborder=0>");
+    let narrow = scratch.file("narrow.html", frame);
+    for (scheme, dark) in [("0", true), ("1", false)] {
+        let scheme = format!("--blink-settings=preferredColorScheme={scheme}");
+        let said = browser::answer(&scratch, &format!("file://{narrow}"), &[&scheme]);
+        assert_eq!(
+            said,
+            json!({"width": 360, "scrolls": false, "out": [], "told": true, "names": true, "flame": true, "dark": dark})
+        );
+    }
 }
 
 #[test]

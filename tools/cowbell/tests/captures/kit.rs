@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -34,6 +35,28 @@ pub fn shown(arguments: &[&str]) -> String {
     let (code, out, err) = ran(arguments);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{arguments:?}");
     out
+}
+
+/// A program that reads what is exported, which tools/setup unpacks below the target directory; where it is not here, that is said.
+pub fn reader(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?.join("readers").join(name);
+    if !path.exists() {
+        println!("skipped: no {name}, which would read what is exported");
+        return None;
+    }
+    Some(path)
+}
+
+/// Prometheus' own check of metrics finds nothing to complain of.
+pub fn promtool_is_content(metrics: &str) {
+    let Some(promtool) = reader("promtool") else { return };
+    let mut check = Command::new(&promtool);
+    let check = check.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut check = check.spawn().expect("promtool can be started");
+    check.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("written");
+    let Output { status, stdout, stderr } = check.wait_with_output().expect("an end");
+    let said = [stdout, stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    assert!(status.success() && said.iter().all(String::is_empty), "{said:?} of\n{metrics}");
 }
 
 /// A folder of one test alone, gone when the test is over.

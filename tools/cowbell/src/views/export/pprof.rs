@@ -58,6 +58,8 @@ fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
         message.bytes(5, &function(&mut strings, number, frame));
     }
     let period = value_type(&mut strings, "copied", "bytes");
+    // Else a reader shows the last one first.
+    let shown_first = strings.number("copied");
     let comment = strings.number("copies after fork, as cowbell estimates them from sampled stacks");
     for text in &strings.texts {
         message.text(6, text);
@@ -67,6 +69,7 @@ fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     message.bytes(11, &period);
     message.number(12, summary.run.page_size);
     message.packed(13, std::iter::once(comment));
+    message.number(14, shown_first);
     message.0
 }
 
