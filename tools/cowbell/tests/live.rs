@@ -23,6 +23,33 @@ if os.fork() == 0:
 while True: time.sleep(100)
 ";
 
+/// The same with 1,000 children, each of which has copied a page. They end with their parent.
+const THOUSAND: &str = r#"
+#include <signal.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+int main(void) {
+  static char data[1 << 20] = {1};
+  for (int at = 0; at < 1 << 20; at += 4096) data[at] = 1;
+  int there[2], child = 0;
+  char byte;
+  if (pipe(there)) return 1;
+  for (int nth = 0; nth < 1000; nth++)
+    if (!(child = fork())) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      data[4096 * (nth % 256)] = 2;
+      if (write(there[1], "x", 1) != 1) _exit(1);
+      for (;;) pause();
+    }
+  for (int nth = 0; nth < 1000; nth++)
+    if (read(there[0], &byte, 1) != 1) return 1;
+  printf("ready %d\n", child);
+  fflush(stdout);
+  for (;;) pause();
+}
+"#;
+
 /// Processes of one test, ended with it.
 struct Tree {
     parent: Child,
@@ -31,8 +58,18 @@ struct Tree {
 
 impl Tree {
     fn start() -> Self {
-        let mut parent = Command::new("/usr/bin/python3");
-        let mut parent = parent.args(["-c", TREE]).stdout(Stdio::piped()).spawn().expect("python3");
+        Self::of(Command::new("/usr/bin/python3").args(["-c", TREE]))
+    }
+
+    fn of_a_thousand(scratch: &Scratch) -> Self {
+        let (source, program) = (scratch.file("thousand.c", THOUSAND), scratch.path("thousand"));
+        let built = Command::new("cc").args(["-O1", "-o", &program, &source]).status().expect("a C compiler");
+        assert!(built.success());
+        Self::of(&mut Command::new(program))
+    }
+
+    fn of(program: &mut Command) -> Self {
+        let mut parent = program.stdout(Stdio::piped()).spawn().expect("it can be started");
         let mut line = String::new();
         BufReader::new(parent.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
         let child = line.trim().strip_prefix("ready ").and_then(|pid| pid.parse().ok()).expect("its id");
@@ -74,6 +111,7 @@ fn the_exporter_tells_what_a_snapshot_finds_and_ends_with_the_process() {
     let (head, text) = answer.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("application/openmetrics-text"), "{head}");
     assert!(text.ends_with("# EOF\n"), "{text}");
+    kit::promtool_is_content(text);
     let child = format!("pid=\"{}\"", tree.child);
     let of = |name: &str| -> f64 {
         let line = text.lines().find(|line| line.starts_with(name) && line.contains(&child));
@@ -183,6 +221,90 @@ fn top_shows_sorts_filters_drills_resizes_and_leaves_nothing_behind() {
     assert!(!screen.contains("SHARED"), "the screen from before is back: {screen}");
 }
 
+/// Who is below a process, itself included.
+fn below(pid: &str) -> Vec<String> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let mut all = vec![pid.to_owned()];
+    children.split_whitespace().for_each(|child| all.extend(below(child)));
+    all
+}
+
+/// The lines of a process' status that would show a tracer, a stop, or another program.
+fn state(pid: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let told =
+        |line: &&str| ["Name:", "State:", "TracerPid:", "SigIgn:", "SigCgt:"].iter().any(|name| line.starts_with(name));
+    status.lines().filter(told).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn top_follows_a_thousand_processes_and_leaves_them_as_they_were() {
+    let scratch = Scratch::new();
+    let tree = Tree::of_a_thousand(&scratch);
+    let states: Vec<(String, String)> = below(&tree.pid()).into_iter().map(|pid| (state(&pid), pid)).collect();
+    assert_eq!(states.len(), 1001);
+    let Some(terminal) = Terminal::start((80, 24), &format!("top {} --every 0.2", tree.pid())) else { return };
+    let screen = terminal.shows(&["1001 processes", "SHARED", "DIFFERS"]);
+    assert!(screen.lines().count() <= 24 && screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
+    terminal.press(&["s"]);
+    terminal.shows(&["PIDv"]);
+    // The last of all rows, and back.
+    let numbers = || states.iter().filter_map(|(_, pid)| pid.parse::<i32>().ok());
+    let (first, last) = (numbers().min().expect("a number"), numbers().max().expect("a number"));
+    terminal.press(&["End"]);
+    terminal.shows(&[&format!(" {last} ")]);
+    terminal.press(&["Home"]);
+    terminal.shows(&[&format!(" {first} ")]);
+    terminal.press(&["Home", "/", &tree.child.to_string(), "Enter"]);
+    terminal.shows(&[&format!("/{}", tree.child)]);
+    terminal.press(&["Enter"]);
+    terminal.shows(&["MAPPING", "4.0 KiB"]);
+    // A key right behind Escape would be another key to a terminal.
+    terminal.press(&["Escape"]);
+    terminal.shows(&["PIDv"]);
+    terminal.press(&["/", "Escape"]);
+    assert!(terminal.tmux(&["resize-window", "-x", "300", "-y", "80"]).1);
+    let screen = terminal.shows(&["1001 processes", "EITHER", "PSS", &format!(" {first} ")]);
+    let rows = screen.lines().filter(|line| line.contains("thousand")).count();
+    assert!(rows > 70, "{rows} rows are shown: {screen}");
+    let (shell, _) = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
+    terminal.press(&["C-c"]);
+    terminal.shows(&["ENDED 0"]);
+    let left: Vec<String> = below(shell.trim()).iter().map(|pid| state(pid)).collect();
+    assert!(!left.iter().any(|state| state.contains("cowbell")), "{left:?}");
+    for (before, pid) in states {
+        assert_eq!(state(&pid), before);
+    }
+}
+
+#[test]
+fn top_that_traces_lets_go_at_ctrl_c() {
+    let tree = Tree::start();
+    let Some(terminal) = Terminal::start((300, 80), &format!("top {} --every 0.2", tree.pid())) else { return };
+    terminal.shows(&["2 processes"]);
+    terminal.press(&["t"]);
+    // Where it may not attach, it says why, and nothing is left either.
+    let until = Instant::now() + Duration::from_secs(60);
+    while !["traced, mode trace", "traced, mode count", "cannot"].iter().any(|said| terminal.shows(&[]).contains(said))
+    {
+        assert!(Instant::now() < until, "{}", terminal.shows(&[]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (shell, _) = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
+    terminal.press(&["C-c"]);
+    terminal.shows(&["ENDED 0"]);
+    let left: Vec<String> = below(shell.trim()).iter().map(|pid| state(pid)).collect();
+    assert!(!left.iter().any(|state| state.contains("cowbell")), "{left:?}");
+    for pid in [tree.pid(), tree.child.to_string()] {
+        let state = state(&pid);
+        assert!(state.contains("TracerPid:\t0\n") && state.contains("(sleeping)"), "{state}");
+        // A userfaultfd that arms a mapping shows in its flags.
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+        let armed = |line: &&str| line.starts_with("VmFlags:") && line.split_whitespace().any(|flag| flag == "uw");
+        assert_eq!(maps.lines().find(armed), None);
+    }
+}
+
 #[test]
 fn top_ends_by_a_signal_and_with_its_terminal() {
     let tree = Tree::start();
@@ -208,15 +330,21 @@ fn top_ends_by_a_signal_and_with_its_terminal() {
 
 #[test]
 fn top_tells_that_its_target_is_gone() {
-    let tree = Tree::start();
+    let scratch = Scratch::new();
+    for (tree, processes) in [(Tree::start(), "2 processes"), (Tree::of_a_thousand(&scratch), "1001 processes")] {
+        tells_that_its_target_is_gone(tree, processes);
+    }
+    let (code, _, err) = ran(&["top", &std::process::id().to_string()]);
+    assert!(code == Some(1) && err.contains("it takes a terminal"), "{err}");
+}
+
+fn tells_that_its_target_is_gone(tree: Tree, processes: &str) {
     let Some(terminal) = Terminal::start((80, 24), &format!("top {} --every 0.2", tree.pid())) else { return };
-    terminal.shows(&["2 processes"]);
+    terminal.shows(&[processes]);
     drop(tree);
     terminal.shows(&["there is no process"]);
     terminal.press(&["q"]);
     terminal.shows(&["ENDED 0"]);
-    let (code, _, err) = ran(&["top", &std::process::id().to_string()]);
-    assert!(code == Some(1) && err.contains("it takes a terminal"), "{err}");
 }
 
 #[test]
