@@ -204,3 +204,24 @@ def test_the_source_distribution_builds_with_rust_from_that_file_alone(tmp_path)
     assert said.stdout.startswith("cowbell "), said
     counts = subprocess.run([str(where / "bin/python3"), "-c", COUNTS], capture_output=True, text=True, cwd=tmp_path)
     assert counts.returncode == 0 and int(counts.stdout) > 100, counts
+
+
+@pytest.mark.skipif(not SDIST, reason="COWBELL_SDIST does not name a source distribution (tools/build-sdist prints one)")
+def test_cargo_installs_the_command_from_the_source_distribution(tmp_path):
+    subprocess.run(["tar", "-xzf", SDIST, "-C", str(tmp_path)], check=True)
+    (unpacked,) = tmp_path.iterdir()
+    root = tmp_path / "installed"
+    # As the build of the wheel sets them: then what that compiled of other crates serves here, too.
+    environment = {**os.environ, "CARGO_PROFILE_RELEASE_STRIP": "symbols", "CARGO_PROFILE_RELEASE_DEBUG": "0"}
+    command = ["cargo", "install", "--quiet", "--locked", "--path", str(unpacked / "tools/cowbell"), "--root", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(root / "bin") == ["cowbell"]
+    child = "import os; x = bytearray(1 << 20); os.fork() or [x.__setitem__(at, 1) for at in range(0, 1 << 20, 4096)]"
+    report = [str(root / "bin/cowbell"), "run", "--json", "-o", "report", "--", "/usr/bin/python3", "-c", child]
+    said = subprocess.run(report, capture_output=True, text=True, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    with open(tmp_path / "report") as file:
+        assert total(json.load(file)) >= 256
+    for asked in (["man"], ["completions", "bash"]):
+        assert "cowbell" in subprocess.run([str(root / "bin/cowbell"), *asked], capture_output=True, text=True, check=True).stdout
