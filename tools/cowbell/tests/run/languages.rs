@@ -365,3 +365,26 @@ invisible(parallel::mccollect(child))
     let (cause, share, remedy) = most(&report);
     assert!(cause == "garbage_collector" && share > 0.85 && remedy.is_empty(), "{cause} {share} {remedy}: {text}");
 }
+
+#[test]
+fn nodes_children_execute_and_have_nothing_to_share() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    let Some(node) = ["/usr/bin/node", "/usr/bin/nodejs"].into_iter().find(|program| Path::new(program).exists())
+    else {
+        return skip("Node is not installed");
+    };
+    let source = "
+const all = [];
+for (let i = 0; i < 300000; i++) all.push({ id: i });
+const more = 'const all = []; for (let i = 0; i < 300000; i++) all.push({ id: i }); for (const one of all) one.id++';
+require('child_process').spawnSync(process.execPath, ['-e', more]);
+";
+    let scratch = Scratch::new();
+    let script = scratch.file("spawns.js", source);
+    let (report, text) = report(&scratch, &[], [Path::new(node), &script]);
+    assert_eq!(report["verdict"]["kind"], "nothing_to_share", "{text}");
+    let helps = report["verdict"]["helps"].as_array().expect("helps");
+    assert!(helps.is_empty(), "there is nothing to do: {text}");
+}

@@ -23,6 +23,10 @@ const CLASSES: u64 = 32;
 /// A block of malloc that is larger than those of pools, and none is larger than this; the lowest bits of its size are flags.
 const LARGE: std::ops::Range<u64> = CLASSES * UNIT..1 << 40;
 const MALLOC_FLAGS: u64 = 7;
+const IN_USE_BEFORE: u64 = 1;
+const MAPPED: u64 = 2;
+/// Such a mapping is a multiple of this.
+const MAPPING: u64 = 4096;
 /// Of a type's name, which is longer than any in use.
 const NAME_MAX: u64 = 256;
 
@@ -108,14 +112,11 @@ impl<'a, 'w> Census<'a, 'w> {
         let (end, mut left) = (page + self.page_bytes, self.page_bytes);
         let mut at = page;
         while at < end {
-            let size = at.checked_sub(8).filter(|_| at.is_multiple_of(UNIT)).and_then(&mut *self.word);
-            let size = size.map_or(0, |size| size & !MALLOC_FLAGS);
-            if LARGE.contains(&size)
-                && size.is_multiple_of(UNIT)
-                && let Some((object, of)) = self.object_in(at, size - 8)
+            let large = if at.is_multiple_of(UNIT) { large_block(at, self.word) } else { None };
+            if let Some(size) = large
+                && let Some((object, of)) = self.object_in(at, size)
             {
-                // Its words, up to where the next block's size stands.
-                let bytes = overlap(&(page..end), at, size - 8);
+                let bytes = overlap(&(page..end), at, size);
                 self.note(of, bytes, (page..end).contains(&object));
                 left -= bytes;
                 at += bytes.max(8) / 8 * 8;
@@ -158,6 +159,24 @@ impl<'a, 'w> Census<'a, 'w> {
 fn overlap(within: &std::ops::Range<u64>, start: u64, bytes: u64) -> u64 {
     let (from, to) = (start.max(within.start), start.saturating_add(bytes).min(within.end));
     to.saturating_sub(from)
+}
+
+/// The bytes of the large block of glibc's malloc that begins here, if one does: the next block says that this one is in use, or it is a
+/// mapping of its own.
+fn large_block(at: u64, word: &mut Word<'_>) -> Option<u64> {
+    let size_and_flags = word(at.checked_sub(8)?)?;
+    let size = size_and_flags & !MALLOC_FLAGS;
+    if !LARGE.contains(&size) || !size.is_multiple_of(UNIT) {
+        return None;
+    }
+    let is_one = if size_and_flags & MAPPED != 0 {
+        at % MAPPING == UNIT && size.is_multiple_of(MAPPING)
+    } else {
+        let next = word(at - 8 + size)?;
+        next & IN_USE_BEFORE != 0 && (2 * UNIT..LARGE.end).contains(&(next & !MALLOC_FLAGS))
+    };
+    // The next block's size stands behind its words.
+    is_one.then_some(size - 8)
 }
 
 /// The pool at an address, if one is there.
@@ -261,6 +280,8 @@ mod tests {
         memory.insert(POOL, 2);
         let large = POOL + 0x100;
         memory.extend([(large - 8, 0x801), (large + 16, 1), (large + 24, LIST)]);
+        assert_eq!(census(&memory).types, [], "what stands before it is no size: nothing begins where it would end");
+        memory.insert(large - 8 + 0x800, 0x21);
         let list = OfType { name: "list".to_owned(), objects: 1, bytes: 0x7f8 };
         assert_eq!(census(&memory).types, [list]);
     }
