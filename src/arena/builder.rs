@@ -6,6 +6,7 @@ use super::memory::ArenaRef;
 use super::options::{HugePages, is_name};
 use super::prepare::prepare;
 use super::registry;
+use super::signal_safe::table;
 use crate::error::{Error, Result};
 use crate::sys::map::Range;
 use crate::sys::{self, map, memfd};
@@ -78,7 +79,7 @@ impl ArenaBuilder {
             range,
             capacity,
             plain: self.plain,
-            process: registry::process_number(),
+            process: table::process_number(),
             growing: Mutex::new(growing),
             writing: RwLock::new(()),
             frozen: OnceLock::new(),

@@ -6,47 +6,14 @@
 //! sentence to standard error, and hands the signal to whoever handled it before; in the end the
 //! process dies by SIGSEGV, as it would have, with its registers untouched.
 //!
-//! # Safety
-//! The handler is *raw*: it allocates nothing, takes no lock, and formats through a small buffer on the stack.
 #![expect(unsafe_code, reason = "a signal handler is called by the kernel")]
 
-use super::registry;
+use super::signal_safe::handler::{EARLIER, EXECUTABLE, OBSERVER, Observer, RESET, handle};
 use crate::error::{Error, Result};
-use crate::facts::StackOverflow;
-use crate::sys::map::Range;
-use crate::sys::signal::{self, Action, Info, MemoryFault};
-use crate::sys::stderr::Stderr;
-use crate::sys::{self, Errno, process};
-use std::ffi::c_void;
-use std::fmt::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
-
-static EARLIER: OnceLock<Action> = OnceLock::new();
-static OBSERVER: OnceLock<Observer> = OnceLock::new();
-static EXECUTABLE: OnceLock<Range> = OnceLock::new();
-
-/// In a child whose handlers were reset, the earlier one is not called.
-static RESET: AtomicBool = AtomicBool::new(false);
-
-/// An access to an arena that was refused.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Refused {
-    pub(crate) slot: u16,
-    pub(crate) generation: u16,
-    pub(crate) address: usize,
-    pub(crate) tid: i32,
-    pub(crate) pc: u64,
-}
-
-/// Functions that hear of what a process dies of, before it does. They must be *raw*.
-#[derive(Clone, Copy)]
-pub(crate) struct Observer {
-    /// Hears of every refused access.
-    pub(crate) refused: fn(&Refused),
-    /// Hears of a stack's end: by which thread, at which instruction.
-    pub(crate) overflowed: fn(&StackOverflow),
-}
+use crate::sys::signal;
+use crate::sys::{Errno, process};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 /// Installs the handler when the first arena is built, and never again: a handler that the program installs
 /// later is its own business.
@@ -64,7 +31,7 @@ pub(super) fn install_once() -> Result<()> {
     Ok(())
 }
 
-/// Installs the handler again, in a child whose handlers were reset. *Raw.*
+/// Installs the handler again, in a child whose handlers were reset. *Async-signal-safe.*
 ///
 /// # Errors
 /// None known.
@@ -84,104 +51,4 @@ fn install() -> Result<(), Errno> {
 /// Lets an observer know.
 pub(crate) fn observe(observer: Observer) {
     let _first = OBSERVER.set(observer);
-}
-
-extern "C" fn handle(signal: i32, info: *mut Info, context: *mut c_void) {
-    // SAFETY: these are a SA_SIGINFO handler's own arguments.
-    let fault = unsafe { MemoryFault::read(info, context) };
-    if fault.from_access && !explain(&fault) && fault.is_at_stack_pointer() {
-        overflowed(&fault);
-    }
-    match EARLIER.get().filter(|_| !RESET.load(Ordering::Acquire)) {
-        // SAFETY: these are a SA_SIGINFO handler's own arguments.
-        Some(earlier) => unsafe { earlier.pass_on(signal, info, context) },
-        None => signal::restore_default(signal),
-    }
-}
-
-/// Explains a fault in an arena; false where it was elsewhere.
-fn explain(fault: &MemoryFault) -> bool {
-    let mut is_arenas = false;
-    registry::visit(|mut arenas| {
-        let Some(inner) = arenas.find(|inner| inner.addresses().contains(fault.address)) else { return };
-        is_arenas = true;
-        let refused = Refused {
-            slot: inner.slot,
-            generation: inner.generation,
-            address: fault.address,
-            tid: process::tid(),
-            pc: fault.registers.pc,
-        };
-        if let Some(observer) = OBSERVER.get() {
-            (observer.refused)(&refused);
-        }
-        let _written = sentence(&mut Stderr::new(), inner, fault);
-    });
-    is_arenas
-}
-
-/// A stack has overflowed. Rust's own handler would say so, where it was not reset.
-fn overflowed(fault: &MemoryFault) {
-    let overflow = StackOverflow { tid: process::tid(), pc: fault.registers.pc };
-    if let Some(observer) = OBSERVER.get() {
-        (observer.overflowed)(&overflow);
-    }
-    if RESET.load(Ordering::Acquire) {
-        let mut text = Stderr::new();
-        let _written = write!(text, "cowbell: the stack of thread {} has overflowed; ", overflow.tid)
-            .and_then(|()| instruction(&mut text, fault))
-            .and_then(|()| writeln!(text));
-    }
-}
-
-/// The instruction, and where that is in the executable.
-fn instruction(text: &mut Stderr, fault: &MemoryFault) -> std::fmt::Result {
-    write!(text, "instruction {:#x}", fault.registers.pc)?;
-    let pc = fault.registers.pc as usize;
-    match EXECUTABLE.get().filter(|executable| executable.contains(pc)) {
-        Some(executable) => write!(text, " (the executable's {:#x}, for addr2line)", pc - executable.start),
-        None => Ok(()),
-    }
-}
-
-fn sentence(text: &mut Stderr, inner: &super::inner::Inner, fault: &MemoryFault) -> std::fmt::Result {
-    let offset = fault.address - inner.range.start;
-    let page = sys::page_size();
-    let what = if fault.write == Some(false) { "read of" } else { "write to" };
-    // This process may write here while the arena grows; only a freeze takes that away.
-    let here = inner.process == registry::process_number();
-    let state = match inner.image() {
-        Some(_) => "frozen",
-        None if here => "now freezing",
-        None => "growing",
-    };
-    write!(text, "cowbell: {what} {state} arena `{}` (generation {})", inner.name, inner.generation)?;
-    write!(text, ": page {}, byte {offset}, address {:#x}", page.index_of(offset), fault.address)?;
-    write!(text, "; thread {}, ", process::tid())?;
-    instruction(text, fault)?;
-    let Some(image) = inner.image() else {
-        return writeln!(
-            text,
-            "\ncowbell: {}",
-            if here {
-                "another thread freezes the arena: nobody may write to it any more, neither through a reference nor by a collection in it"
-            } else {
-                "a growing arena is not passed on to children: freeze it before the fork"
-            }
-        );
-    };
-    for allocation in image.table().overlapping(offset, offset + 1) {
-        if let Some(site) = allocation.site {
-            let (file, line) = (site.location.file(), site.location.line());
-            write!(text, "\ncowbell: object: {} allocated at {file}:{line}", site.type_name)?;
-        }
-    }
-    writeln!(
-        text,
-        "\ncowbell: frozen data is read-only here: a Cell, Mutex or reference count in it cannot be changed{}",
-        match image.on_write() {
-            super::options::OnWrite::Copy => "; a child forked from this process may (and gets a copy of the page)",
-            super::options::OnWrite::Deny => ", nor in children: it was frozen with OnWrite::Deny",
-        }
-    )
 }

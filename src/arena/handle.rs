@@ -11,7 +11,7 @@
 #![expect(unsafe_code, reason = "an offset becomes a reference again")]
 
 use super::image::Image;
-use super::registry;
+use super::signal_safe::table;
 use crate::error::{Error, Kind, Result};
 use crate::sys::map;
 use std::any::TypeId;
@@ -54,7 +54,7 @@ impl<T: 'static> Handle<T> {
         };
         let (slot, generation) = (image.slot(), image.generation());
         // An object that a process reaches which adopted the arena was checked before it came there.
-        let contained = contained || registry::image_at(slot, generation).is_some_and(|known| known.adopted);
+        let contained = contained || table::image_at(slot, generation).is_some_and(|known| known.adopted);
         let place = offset | if contained { CONTAINED } else { 0 };
         Ok(Self { place, slot, generation, tag: tag::<T>(), object: PhantomData })
     }
@@ -69,7 +69,7 @@ impl<T: 'static> Handle<T> {
     /// Bad handle: the arena was released, or the place is out of bounds, misaligned or of another type; or this process adopted the arena, and
     /// the handle was not made by [`Frozen::handle_contained`](super::Frozen::handle_contained).
     pub fn get(self) -> Result<&'static T> {
-        let known = registry::image_at(self.slot, self.generation);
+        let known = table::image_at(self.slot, self.generation);
         let known = known.ok_or_else(|| refuse("its arena was released, or is another process's"))?;
         let range = known.range;
         if known.adopted && self.place & CONTAINED == 0 {
@@ -97,10 +97,11 @@ const UNCHECKED: &str = "what its object leads to may be another process's; make
 /// A handle travels beside the bytes of a job or result (see [`crate::wire`]) and is a number in them.
 #[cfg(feature = "pool")]
 mod travel {
-    use super::{CONTAINED, Handle, PhantomData, registry, tag};
+    use super::{CONTAINED, Handle, PhantomData, tag};
     use crate::arena::image::Image;
     use crate::arena::inner::Inner;
     use crate::arena::options::OnWrite;
+    use crate::arena::signal_safe::table;
     use crate::sys::map::Range;
     use crate::sys::pagemap::Pagemap;
     use crate::sys::{Errno, process};
@@ -124,13 +125,13 @@ mod travel {
     /// bytes say nothing: what was written may be what happened to lie there.
     fn is_found(image: &Image, offset: usize, len: usize) -> Result<Option<bool>, Errno> {
         // A process that was never forked cannot write, and a write of one that was is fatal.
-        if registry::process_number() == 0 || image.on_write() == OnWrite::Deny {
+        if table::process_number() == 0 || image.on_write() == OnWrite::Deny {
             return Ok(Some(true));
         }
         let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, pagemap, memory) = match &mut *own {
-            Some(open) if open.0 == registry::process_number() => open,
-            other => other.insert((registry::process_number(), Pagemap::open_self()?, process::open_memory()?)),
+            Some(open) if open.0 == table::process_number() => open,
+            other => other.insert((table::process_number(), Pagemap::open_self()?, process::open_memory()?)),
         };
         image.is_unwritten(Range { start: image.range().start + offset, len }, pagemap, memory.as_fd())
     }
@@ -145,7 +146,7 @@ mod travel {
             if size_of::<T>() == 0 {
                 return Err(refused(NOWHERE));
             }
-            let image = registry::find(self.slot, self.generation).and_then(Inner::image);
+            let image = table::find(self.slot, self.generation).and_then(Inner::image);
             let image = image.ok_or_else(|| refused("a handle's arena was released"))?;
             match is_found(image, self.offset(), size_of::<T>()) {
                 Ok(Some(true)) => {}
@@ -190,7 +191,7 @@ mod travel {
             }
             let [place, number] = passenger.words;
             let (slot, generation) = (number as u16, (number >> 16) as u16);
-            let known = registry::image_at(slot, generation);
+            let known = table::image_at(slot, generation);
             let known = known.ok_or_else(|| refused("a handle's arena is not in this process"))?;
             if known.adopted && place & CONTAINED == 0 {
                 return Err(refused(

@@ -129,7 +129,7 @@ impl Image {
         self.allocations.iter()
     }
 
-    /// The same, to look an address up in. *Raw.*
+    /// The same, to look an address up in. *Async-signal-safe.*
     pub(crate) fn table(&self) -> &Table {
         &self.allocations
     }
@@ -151,7 +151,7 @@ impl Image {
     }
 
     /// Reads the original of the bytes at an offset from the arena's start, whatever a process has made of its
-    /// copy; returns how many could be read. *Raw.*
+    /// copy; returns how many could be read. *Async-signal-safe.*
     ///
     /// # Errors
     /// The errno of the read.

@@ -16,7 +16,7 @@ pub(crate) struct Inner {
     pub(super) capacity: usize,
     /// Only plain old data is allocated from it.
     pub(super) plain: bool,
-    /// The number of the process, in a line of forks, whose arena it is; see [`registry::process_number`].
+    /// The number of the process, in a line of forks, whose arena it is; see [`table::process_number`].
     pub(super) process: usize,
     pub(super) growing: Mutex<Growing>,
     /// Held by who writes to memory of a growing arena, and alone by who freezes it. Before `growing`.
@@ -25,12 +25,12 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// The addresses that are the arena's now. *Raw.*
+    /// The addresses that are the arena's now. *Async-signal-safe.*
     pub(crate) fn addresses(&self) -> Range {
         self.image().map_or(self.range, |image| image.range())
     }
 
-    /// The frozen image, if the arena is frozen. *Raw.*
+    /// The frozen image, if the arena is frozen. *Async-signal-safe.*
     pub(crate) fn image(&self) -> Option<&Arc<Image>> {
         self.frozen.get()
     }

@@ -9,7 +9,7 @@
 use super::growing::Growing;
 use super::inner::Inner;
 use super::refusal::Refusal;
-use super::registry;
+use super::signal_safe::table;
 use super::site::{Site, SiteId};
 use crate::error::{Error, Result};
 use crate::sys::map;
@@ -39,7 +39,7 @@ impl ArenaRef {
     }
 
     fn inner(&self) -> Option<&'static Inner> {
-        registry::find(self.slot, self.generation)
+        table::find(self.slot, self.generation)
     }
 
     /// The arena, in a process that has it.
@@ -141,7 +141,7 @@ impl Inner {
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
-        if self.process == registry::process_number() {
+        if self.process == table::process_number() {
             return Ok(());
         }
         Err(Error::invalid(format!("arena `{}` was growing when this process was forked off", self.name))

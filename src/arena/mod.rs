@@ -54,6 +54,7 @@ mod poured;
 mod prepare;
 mod refusal;
 pub(crate) mod registry;
+pub(crate) mod signal_safe;
 mod site;
 mod space;
 mod span;
@@ -65,7 +66,7 @@ pub use collections::{Box, HashMap, HashSet, Vec};
 pub use contained::{Contained, Extent};
 #[doc(hidden)]
 pub use defining::__points;
-pub(crate) use diagnosis::{Observer, Refused, install_again as install_diagnosis_again, observe as observe_diagnosis};
+pub(crate) use diagnosis::{install_again as install_diagnosis_again, observe as observe_diagnosis};
 pub use frozen::{FreezeOptions, Frozen};
 pub use handle::Handle;
 pub use image::Image;
@@ -74,6 +75,7 @@ pub use memory::ArenaRef;
 pub use options::{HugePages, OnWrite};
 pub(crate) use pieces::Pieces;
 pub(crate) use poured::{enter_poured, leave_poured};
+pub(crate) use signal_safe::handler::{Observer, Refused};
 pub(crate) use site::Table;
 pub use site::{Allocation, Site};
 #[cfg(feature = "pool")]

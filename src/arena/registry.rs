@@ -13,108 +13,26 @@
 //! the data of an arena that is [adopted](super::Export::adopt), or in a worker's job. So the generations of
 //! a slot are counted in memory that stays shared over fork: no two arenas of processes that came from one
 //! have the same slot and generation.
-#![expect(unsafe_code, reason = "slots are read without a lock, in signal handlers")]
+#![expect(unsafe_code, reason = "an arena lives behind a pointer until it is released")]
 
 use super::growing::Growing;
 use super::image::Image;
 use super::inner::Inner;
+use super::signal_safe::table::{
+    ADOPTED, KEPT, KEPT_MAX, SLOTS, TABLE, USED, VISITORS, entered_child, find, process_number,
+};
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range, SharedWords};
-use crate::sys::{Errno, process};
+use crate::sys::process;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-
-/// The number of arenas that can be alive at once.
-const SLOTS: usize = 1024;
-
-struct Slot {
-    inner: AtomicPtr<Inner>,
-    /// The number of the slot's arena; 0 while there is none.
-    generation: AtomicU16,
-    /// The frozen image's addresses; no length while there is none. The start, which is a page's, has [`ADOPTED`] in its lowest bit.
-    start: AtomicUsize,
-    len: AtomicUsize,
-}
-
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        inner: AtomicPtr::new(null_mut()),
-        generation: AtomicU16::new(0),
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-    }
-}; SLOTS];
-
-/// Marks an image that another process froze after this one was forked from it.
-const ADOPTED: usize = 1;
-
-/// A frozen image as handles see it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
-    pub(super) range: Range,
-    /// Another process froze it, and this one was forked before: memory that objects lead to, outside of the image, may be that
-    /// process's alone.
-    pub(super) adopted: bool,
-}
 
 /// For each slot the highest generation that any process which came from this one's first has given out.
 static FAMILY: OnceLock<SharedWords> = OnceLock::new();
 
 /// One at a time enters an arena, so that a slot found empty stays empty.
 static ENTERING: Mutex<()> = Mutex::new(());
-
-/// Slots at and above this were never used.
-static USED: AtomicUsize = AtomicUsize::new(0);
-
-/// The number of forks between this process and the one the program started in.
-static FORKS: AtomicUsize = AtomicUsize::new(0);
-
-/// The number of ranges, besides arenas, that a process may keep from its children.
-const KEPT_MAX: usize = 256;
-
-/// Ranges that a forked child must not have: start and length, which is 0 where there is none.
-static KEPT: [(AtomicUsize, AtomicUsize); KEPT_MAX] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; KEPT_MAX];
-
-/// The number of threads that follow a slot's pointer just now.
-static VISITORS: AtomicUsize = AtomicUsize::new(0);
-
-/// The number of this process in its line of forks: an arena that was growing belongs to one of them.
-pub(crate) fn process_number() -> usize {
-    FORKS.load(Ordering::Relaxed)
-}
-
-/// A forked child says that it is another process, and keeps the addresses of growing arenas: `MADV_DONTFORK`
-/// left holes, and nothing else may ever be mapped there, because the parent's references into the arenas
-/// are still in this process's memory. *Raw.*
-///
-/// # Errors
-/// ENOMEM.
-pub(crate) fn entered_child() -> Result<(), Errno> {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-    // Visitors were threads of the parent.
-    VISITORS.store(0, Ordering::Release);
-    for (start, len) in &KEPT {
-        let range = Range { start: start.load(Ordering::Acquire), len: len.load(Ordering::Acquire) };
-        if range.len > 0 {
-            fence(range)?;
-        }
-    }
-    visit(|mut arenas| {
-        arenas.try_for_each(|arena| match arena.image() {
-            Some(_) => Ok(()),
-            None => fence(arena.range),
-        })
-    })
-}
-
-fn fence(range: Range) -> Result<(), Errno> {
-    match map::fence(range) {
-        // Fenced already, by an earlier fork in the line.
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(e) => Err(e),
-    }
-}
 
 /// Keeps shared memory from processes that this one forks from now on: they get a fence there, so that who follows a
 /// reference faults, and nobody writes what this process has lent. Until [`unkeep`].
@@ -224,17 +142,6 @@ fn put(at: usize, generation: u16, inner: Inner) -> &'static Inner {
     inner
 }
 
-/// The arena of this number, if this process has it. For an [`super::ArenaRef`]'s own use only: see `release`.
-pub(super) fn find(slot: u16, generation: u16) -> Option<&'static Inner> {
-    let slot = TABLE.get(usize::from(slot))?;
-    if generation == 0 || slot.generation.load(Ordering::Acquire) != generation {
-        return None;
-    }
-    // SAFETY: a non-null slot points to a leaked box, which only `leave` frees; its caller promises that no
-    // ArenaRef of this number is used then or later.
-    unsafe { slot.inner.load(Ordering::Acquire).as_ref() }
-}
-
 /// Makes a frozen image known to handles.
 pub(super) fn frozen(image: &Image, adopted: bool) {
     let slot = &TABLE[usize::from(image.slot())];
@@ -266,21 +173,6 @@ pub(super) fn leave_image(image: &Image) {
     drop(unsafe { leave(inner) });
 }
 
-/// The image in a slot, if there is one of this generation. *Raw.*
-pub(super) fn image_at(slot: u16, generation: u16) -> Option<Known> {
-    let slot = TABLE.get(usize::from(slot))?;
-    let same = || slot.generation.load(Ordering::Acquire) == generation;
-    if generation == 0 || !same() {
-        return None;
-    }
-    // The length first, which `frozen` stores last: there is none but beside its own start.
-    let len = slot.len.load(Ordering::Acquire);
-    let start = slot.start.load(Ordering::Acquire);
-    let known = Known { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
-    // Looked at again, so that the two numbers are of one image.
-    (len > 0 && same()).then_some(known)
-}
-
 /// The entry of an image that did not grow in this process.
 pub(super) fn entry(image: Image) -> Inner {
     Inner {
@@ -301,35 +193,4 @@ pub(super) fn entry(image: Image) -> Inner {
 /// process that was forked before: a map built here would not be searched right there.
 fn prepare_hashing() {
     std::hint::black_box(hashbrown::DefaultHashBuilder::default());
-}
-
-/// Looks at all arenas. *Raw*, if `look` is; `look` must not release one.
-pub(crate) fn visit<R>(look: impl for<'v> FnOnce(Arenas<'v>) -> R) -> R {
-    struct Visit;
-    impl Drop for Visit {
-        fn drop(&mut self) {
-            VISITORS.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-    VISITORS.fetch_add(1, Ordering::SeqCst);
-    let _visit = Visit;
-    look(Arenas { slots: TABLE.get(..USED.load(Ordering::Acquire)).unwrap_or_default().iter() })
-}
-
-/// All arenas, during a visit.
-pub(crate) struct Arenas<'v> {
-    slots: std::slice::Iter<'v, Slot>,
-}
-
-impl<'v> Iterator for Arenas<'v> {
-    type Item = &'v Inner;
-
-    fn next(&mut self) -> Option<&'v Inner> {
-        self.slots.find_map(|slot| {
-            let pointer = slot.inner.load(Ordering::SeqCst);
-            // SAFETY: a non-null slot points to a leaked box, which `leave` frees only after the slot is
-            // null and no visitor is left; 'v ends with the visit.
-            unsafe { pointer.as_ref() }
-        })
-    }
 }

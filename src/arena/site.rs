@@ -98,7 +98,7 @@ const SITES_MAX: u64 = (1 << SITE_BITS) - 1;
 /// The allocations of a frozen arena by offset, without overlaps.
 ///
 /// They lie in shared memory, of which fork copies no page table: in the ordinary heap, 16 bytes for each of
-/// some million objects would make every fork slower. All reading is *raw*.
+/// some million objects would make every fork slower. All reading is *async-signal-safe*.
 #[derive(Default)]
 pub(crate) struct Table {
     count: usize,

@@ -19,7 +19,7 @@ const EXITING_MAX: Duration = Duration::from_secs(1);
 /// The number of looks that are made without sleeping between them.
 const LOOKS_AWAKE: u32 = 50;
 
-/// The count is 1 now. *Raw.*
+/// The count is 1 now. *Async-signal-safe.*
 pub(crate) fn is_alone() -> bool {
     process::thread_count() == Ok(1)
 }

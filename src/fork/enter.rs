@@ -1,24 +1,15 @@
 //! In the child: everything between the fork and the end.
-//!
-//! # Safety
-//! Up to the closure this is *raw*. The evidence on the parent's (now our) stack lives as long as the
-//! process, because [`run`] never returns.
-#![expect(unsafe_code, reason = "protections of mappings change")]
 
 use super::census::{ArenaCensus, census_of};
 use super::options::{Channels, ForkOptions};
 use super::panics::PANICKED;
+use super::signal_safe::{self, NeverLeave};
 use super::{alone, panics};
-use crate::arena::{self, OnWrite, registry};
 use crate::error::{Error, Result};
-use crate::sys::map::{self, Access};
-use crate::sys::perf::rings::Rings;
-use crate::sys::signal::{self, Mask};
+use crate::sys::signal::Mask;
 use crate::sys::{pagemap::Pagemap, process};
-use crate::watch::{self, At, Evidence, Failure, Step, Watch, Word};
-use std::cell::Cell;
+use crate::watch::{Evidence, Watch, Word};
 use std::io::Write;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -94,24 +85,7 @@ pub(super) fn run<R: IntoExitCode>(
     body: impl FnOnce(&Context) -> R,
 ) -> ! {
     let _guard = NeverLeave;
-    let evidence: *const Evidence = evidence;
-    // SAFETY: this frame is never left (`NeverLeave` sees to it, should anything panic), so the evidence lives as long as the process.
-    let evidence: &'static Evidence = unsafe { &*evidence };
-    let Channels { ready: (parents_end, ready), command, rings } = channels;
-    drop(parents_end);
-    match set_up(options, evidence, &command, &rings) {
-        Ok(()) => {
-            process::give_byte(&ready);
-        }
-        Err(failure) => {
-            evidence.set(Word::Failure, failure.pack());
-            process::exit(PANICKED);
-        }
-    }
-    drop(ready);
-    drop(command);
-    signal::restore(mask);
-
+    let evidence = signal_safe::begin(options, evidence, channels, mask);
     let context = Context { watch: options.watch };
     let code = match catch_unwind(AssertUnwindSafe(|| body(&context).code())) {
         Ok(code) => {
@@ -134,37 +108,4 @@ pub(super) fn run<R: IntoExitCode>(
         process::flush_c_streams();
     }
     process::exit(u8::try_from(code).map_or(255, i32::from))
-}
-
-/// Ends the process instead of unwinding into the parent's frames.
-struct NeverLeave;
-
-impl Drop for NeverLeave {
-    fn drop(&mut self) {
-        process::exit(PANICKED);
-    }
-}
-
-fn set_up(
-    options: &ForkOptions<'_>,
-    evidence: &'static Evidence,
-    command: &impl AsFd,
-    rings: &Cell<Option<Rings>>,
-) -> Result<(), Failure> {
-    process::die_with_parent().at(Step::DieWithParent)?;
-    // 0 is a parent in another pid namespace, which this process cannot see.
-    if ![evidence.parent_pid, 0].contains(&process::parent_pid()) {
-        // The parent died before it could be followed.
-        process::exit(PANICKED);
-    }
-    registry::entered_child().at(Step::FenceGrowing)?;
-    panics::this_is(evidence);
-    if options.reset_handlers {
-        arena::install_diagnosis_again().at(Step::Handlers)?;
-    }
-    for image in evidence.images.iter().filter(|image| image.on_write() == OnWrite::Copy) {
-        // SAFETY: rights are added, and this process's writes go to its own copies.
-        unsafe { map::protect(image.range(), Access::ReadWrite) }.at(Step::AllowWriting)?;
-    }
-    watch::begin(evidence, command.as_fd(), rings)
 }

@@ -19,6 +19,7 @@ mod options;
 pub(crate) mod panics;
 mod requests;
 mod reshare;
+mod signal_safe;
 mod spawn;
 
 pub use crate::facts::{Ended, StackOverflow};

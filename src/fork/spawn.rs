@@ -4,6 +4,7 @@ use super::child::Child;
 use super::enter::{Context, IntoExitCode};
 use super::options::{Channels, ForkOptions};
 use super::{alone, enter, panics};
+use crate::arena::signal_safe::table;
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
 use crate::shared;
@@ -107,7 +108,7 @@ fn fork<R: IntoExitCode>(
     }
     panics::install_hooks();
     registry::prepare()?;
-    let images: Vec<Arc<Image>> = registry::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());
+    let images: Vec<Arc<Image>> = table::visit(|arenas| arenas.filter_map(|arena| arena.image().cloned()).collect());
     let census = match (options.last_census, options.outside) {
         (false, _) => LastCensus::None,
         (true, false) => LastCensus::OfArenas,
@@ -145,7 +146,7 @@ fn fork<R: IntoExitCode>(
 
 #[expect(unsafe_code, reason = "a fork duplicates the process")]
 fn clone3(args: &ForkArgs<'_>) -> Result<Forked> {
-    // SAFETY: the child runs `enter::run`, which is raw until the closure and never returns; what the
+    // SAFETY: the child runs `enter::run`, which is async-signal-safe until the closure and never returns; what the
     // closure may do was settled by counting threads, or by the caller of `spawn_unchecked`.
     unsafe { clone::fork(args) }
 }

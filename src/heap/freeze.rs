@@ -35,7 +35,7 @@ use std::sync::atomic::Ordering;
 /// Bytes that are in memory twice while they are poured.
 const PIECE: usize = 16 << 20;
 
-/// Sweeps, pours and settles. *Raw.*
+/// Sweeps, pours and settles. *Async-signal-safe.*
 ///
 /// # Safety
 /// The calling thread is the only one, its signals are blocked, and the runs are [valid](is_valid).

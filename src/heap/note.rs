@@ -102,7 +102,7 @@ fn write_words(run: &Run, at: u64, words: impl Iterator<Item = u64>) -> std::res
     }
 }
 
-/// Writes what lies in each unit, once nothing is allocated any more. *Raw.*
+/// Writes what lies in each unit, once nothing is allocated any more. *Async-signal-safe.*
 ///
 /// # Errors
 /// The errno of the write.

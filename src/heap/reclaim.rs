@@ -11,7 +11,8 @@
 use super::central;
 use super::ground::{self, State, Unit};
 use super::lock::{self, Held};
-use crate::arena::{self, Image, registry};
+use crate::arena::signal_safe::table;
+use crate::arena::{self, Image};
 use crate::sys::map;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
@@ -33,7 +34,7 @@ pub(super) fn note_dead(unit: Unit, bytes: usize) {
 /// An image was frozen, whose first chunk this is. There is one thread.
 pub(super) fn remember(first: u32, image: &Arc<Image>) {
     let chunk = ground::chunk(first);
-    chunk.process.store(registry::process_number() as u32, Ordering::Relaxed);
+    chunk.process.store(table::process_number() as u32, Ordering::Relaxed);
     chunk.image.store(Weak::into_raw(Arc::downgrade(image)).expose_provenance(), Ordering::Relaxed);
     if chunks_of(first).all(|number| ground::chunk(number).live.load(Ordering::Relaxed) == 0) {
         // Nothing in it was in use.
@@ -68,7 +69,7 @@ fn give_up_dead(number: u32) {
 fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
     let first = (0..=number).rev().find(|&at| ground::chunk(at).image.load(Ordering::Relaxed) != 0)?;
     let record = ground::chunk(first);
-    let is_ours = record.process.load(Ordering::Relaxed) == registry::process_number() as u32;
+    let is_ours = record.process.load(Ordering::Relaxed) == table::process_number() as u32;
     let is_dead = |number: u32| {
         let chunk = ground::chunk(number);
         chunk.state() == State::Frozen && chunk.live.load(Ordering::Acquire) == 0

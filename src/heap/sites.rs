@@ -280,7 +280,7 @@ unsafe impl Allocator for Mapped {
         if layout.align() > page_size().bytes() {
             return Err(AllocError);
         }
-        // Raw: an error of this crate's is an allocation, which waits for the record that is locked here.
+        // An error of this crate's is an allocation, which waits for the record that is locked here.
         let len = page_size().round_up(layout.size().max(8)).ok_or(AllocError)?;
         let Range { start, .. } = map::shared(len).map_err(|_| AllocError)?;
         map::pointer_at(start).map(|at| NonNull::slice_from_raw_parts(at, layout.size())).ok_or(AllocError)

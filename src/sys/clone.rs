@@ -180,7 +180,7 @@ fn set_robust_list(list: RobustList) {
 pub type Entry = extern "C" fn(*mut c_void) -> c_int;
 
 /// `clone(CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID)`: a process of its own (signals,
-/// descriptors, exit) that lives in this process's memory, a child of *our* parent. *Raw.*
+/// descriptors, exit) that lives in this process's memory, a child of *our* parent. *Async-signal-safe.*
 ///
 /// The memory lives until the last of the processes in it is gone: even a SIGKILL of this one
 /// leaves it readable to the other. The kernel stores the new id in the low half of `tid` before

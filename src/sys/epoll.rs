@@ -28,7 +28,7 @@ impl Poller {
         epoll::add(&self.0, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
     }
 
-    /// Reports `fd` once for each time that it becomes readable (`EPOLLET`): the set is readable until [`Self::take_news`]. *Raw.*
+    /// Reports `fd` once for each time that it becomes readable (`EPOLLET`): the set is readable until [`Self::take_news`]. *Async-signal-safe.*
     ///
     /// # Errors
     /// The same as those of [`Self::add`].
@@ -36,7 +36,7 @@ impl Poller {
         epoll::add(&self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN | epoll::EventFlags::ET)
     }
 
-    /// Takes note of what [`Self::add_for_news`] reports, of up to 64 descriptors. *Raw.*
+    /// Takes note of what [`Self::add_for_news`] reports, of up to 64 descriptors. *Async-signal-safe.*
     pub fn take_news(&self) {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
         let _none = epoll::wait(&self.0, &mut events, Some(&Timespec::default()));

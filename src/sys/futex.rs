@@ -8,7 +8,7 @@ use std::time::Duration;
 /// `FUTEX_WAIT`: sleeps while the word has this value, until a [`wake`], a signal or the timeout.
 ///
 /// The call may return for no reason: the caller looks again at what it waits for. False when the time is over.
-/// *Raw.*
+/// *Async-signal-safe.*
 ///
 /// # Errors
 /// EFAULT and EINVAL for a word that is none: not with a reference.
@@ -22,7 +22,7 @@ pub fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> Result<b
     }
 }
 
-/// `FUTEX_WAKE`: wakes at most so many of those that wait on the word, in whichever process. *Raw.*
+/// `FUTEX_WAKE`: wakes at most so many of those that wait on the word, in whichever process. *Async-signal-safe.*
 ///
 /// # Errors
 /// As [`wait`].

@@ -94,7 +94,7 @@ fn reserve_near(hint: usize, len: usize, align: usize) -> Result<Range> {
 }
 
 /// `mmap(range, PROT_NONE, MAP_FIXED_NOREPLACE)`: keeps addresses that should be free, so that
-/// nothing else is ever mapped there. *Raw.*
+/// nothing else is ever mapped there. *Async-signal-safe.*
 ///
 /// # Errors
 /// EEXIST when something is mapped there.
@@ -105,7 +105,7 @@ pub fn fence(range: Range) -> Result<(), Errno> {
     if at == pointer(range) { Ok(()) } else { Err(Errno::EXIST) }
 }
 
-/// `mmap(range, PROT_NONE, MAP_FIXED)`: replaces what is mapped there by addresses kept for nothing. *Raw.*
+/// `mmap(range, PROT_NONE, MAP_FIXED)`: replaces what is mapped there by addresses kept for nothing. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range and nobody refers into it.
@@ -118,7 +118,7 @@ pub unsafe fn blank(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::mmap_anonymous(pointer(range), range.len, ProtFlags::empty(), flags) }.map(drop)
 }
 
-/// `mmap(range, access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)`. *Raw.*
+/// `mmap(range, access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, offset)`. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range; whatever is mapped there is replaced.
@@ -132,7 +132,7 @@ pub unsafe fn map_shared_at(range: Range, access: Access, fd: BorrowedFd<'_>, of
 }
 
 /// `mmap(range, access, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd, offset)`: readers share the
-/// file's pages, a writer gets copies. *Raw.*
+/// file's pages, a writer gets copies. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range; whatever is mapped there is replaced.
@@ -146,7 +146,7 @@ pub unsafe fn map_private_at(range: Range, access: Access, fd: BorrowedFd<'_>, o
 }
 
 /// `mmap(range, access, MAP_PRIVATE | MAP_FIXED_NOREPLACE | MAP_NORESERVE, fd, offset)`: as [`map_private_at`], but
-/// only where nothing is mapped. *Raw.*
+/// only where nothing is mapped. *Async-signal-safe.*
 ///
 /// # Errors
 /// EEXIST when something is mapped there; ENOMEM.
@@ -164,7 +164,7 @@ pub fn map_private_new(range: Range, access: Access, fd: BorrowedFd<'_>, offset:
 }
 
 /// `mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)`: fresh
-/// zeroed private memory. *Raw.*
+/// zeroed private memory. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOMEM.
@@ -176,7 +176,7 @@ pub fn anonymous(len: usize) -> Result<Range, Errno> {
 }
 
 /// `mmap(range, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE)`: fresh zeroed private memory at these
-/// addresses, which counts as promised (no `MAP_NORESERVE`). *Raw.*
+/// addresses, which counts as promised (no `MAP_NORESERVE`). *Async-signal-safe.*
 ///
 /// # Errors
 /// EEXIST when something is mapped there; ENOMEM.
@@ -194,7 +194,7 @@ pub fn anonymous_at(range: Range) -> Result<(), Errno> {
     Err(Errno::EXIST)
 }
 
-/// `mremap(range, range.len, MREMAP_MAYMOVE | MREMAP_FIXED, to)`: the pages are at `to` then, and nothing is mapped where they were. *Raw.*
+/// `mremap(range, range.len, MREMAP_MAYMOVE | MREMAP_FIXED, to)`: the pages are at `to` then, and nothing is mapped where they were. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range and as much from `to` on, which is replaced; nobody refers into either.
@@ -208,7 +208,7 @@ pub unsafe fn move_pages(range: Range, to: usize) -> Result<(), Errno> {
         .map(drop)
 }
 
-/// `munmap(range)`. *Raw.*
+/// `munmap(range)`. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range and nobody refers into it.
@@ -220,7 +220,7 @@ pub unsafe fn unmap(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::munmap(pointer(range), range.len) }
 }
 
-/// `mprotect(range, access)`. *Raw.*
+/// `mprotect(range, access)`. *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller owns the range; taking rights away breaks references that use them.
@@ -253,7 +253,7 @@ pub enum Harmless {
     PopulateWrite,
 }
 
-/// `madvise(range, advice)` with advice that changes no content. *Raw.*
+/// `madvise(range, advice)` with advice that changes no content. *Async-signal-safe.*
 ///
 /// # Errors
 /// EINVAL when this kernel does not know the advice or the mapping does not take it.
@@ -270,7 +270,7 @@ pub fn advise(range: Range, advice: Harmless) -> Result<(), Errno> {
     if done == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// `madvise(range, MADV_DOFORK)` or `MADV_DONTFORK`: does a forked child get the range? *Raw.*
+/// `madvise(range, MADV_DOFORK)` or `MADV_DONTFORK`: does a forked child get the range? *Async-signal-safe.*
 ///
 /// # Safety
 /// A child that lacks the range must never use an address in it: something else may be mapped
@@ -285,7 +285,7 @@ pub unsafe fn inherit(range: Range, inherited: bool) -> Result<(), Errno> {
 }
 
 /// `madvise(range, MADV_DONTNEED)`: private pages are dropped; the next read sees the file again
-/// (or zeroes, where there is no file). *Raw.*
+/// (or zeroes, where there is no file). *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller answers for every reference into the range: its content changes.
@@ -298,7 +298,7 @@ pub unsafe fn drop_private_pages(range: Range) -> Result<(), Errno> {
 }
 
 /// `madvise(range, MADV_REMOVE)`: takes the memory out of a shared mapping's file; it reads as zeroes, in every process.
-/// *Raw.*
+/// *Async-signal-safe.*
 ///
 /// # Safety
 /// The caller answers for every reference into the range, and into its file: the content changes.
@@ -310,7 +310,7 @@ pub unsafe fn punch(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::madvise(pointer(range), range.len, Advice::LinuxRemove) }
 }
 
-/// `mlock2(range, MLOCK_ONFAULT)`: pages stay in memory once touched. *Raw.*
+/// `mlock2(range, MLOCK_ONFAULT)`: pages stay in memory once touched. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOMEM above `RLIMIT_MEMLOCK`, EPERM when that is 0.
@@ -319,7 +319,7 @@ pub fn lock(range: Range) -> Result<(), Errno> {
     unsafe { rustix::mm::mlock_with(pointer(range), range.len, MlockFlags::ONFAULT) }
 }
 
-/// `munlock(range)`. *Raw.*
+/// `munlock(range)`. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOMEM when part of it is not mapped.
@@ -329,7 +329,7 @@ pub fn unlock(range: Range) -> Result<(), Errno> {
 }
 
 /// `mseal(range, 0)`: no protection change and no unmapping any more, for good. Since Linux 6.10,
-/// 64-bit only. *Raw.*
+/// 64-bit only. *Async-signal-safe.*
 ///
 /// The seal takes nothing away from memory, only from later calls: safe, though not to be undone.
 ///
@@ -355,7 +355,7 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(unsafe { *cell })
 }
 
-/// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE)`: zeroed memory that stays shared over fork. *Raw.*
+/// `mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE)`: zeroed memory that stays shared over fork. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOMEM.
@@ -385,7 +385,7 @@ impl SharedWords {
         shared(len).map(|range| Self { range }).map_err(|e| Error::os("mmap(shared region)", e))
     }
 
-    /// The words, the same in every process that forked while they were mapped. *Raw.*
+    /// The words, the same in every process that forked while they were mapped. *Async-signal-safe.*
     pub fn words(&self) -> &[AtomicU64] {
         let data = std::ptr::with_exposed_provenance::<AtomicU64>(self.range.start);
         // SAFETY: the range is mapped read-write until `self` is dropped, aligned to a page, and

@@ -64,7 +64,7 @@ pub fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<()> {
     rustix::fs::fcntl_add_seals(fd, seals).map_err(|e| Error::os("fcntl(F_ADD_SEALS)", e))
 }
 
-/// The same with [`SEALS_FINAL`]. *Raw.*
+/// The same with [`SEALS_FINAL`]. *Async-signal-safe.*
 ///
 /// # Errors
 /// As [`seal`].
@@ -72,7 +72,7 @@ pub fn seal_raw(fd: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
     rustix::fs::fcntl_add_seals(fd, SEALS_FINAL)
 }
 
-/// `pwrite(fd, range, offset)`: this process's own memory, all of it. *Raw.*
+/// `pwrite(fd, range, offset)`: this process's own memory, all of it. *Async-signal-safe.*
 ///
 /// # Safety
 /// The range is mapped and readable, and nobody writes to it meanwhile.
@@ -98,7 +98,7 @@ pub unsafe fn write_from(fd: BorrowedFd<'_>, range: super::map::Range, offset: u
     Ok(())
 }
 
-/// `pwrite(fd, bytes, offset)`, all of them. *Raw.*
+/// `pwrite(fd, bytes, offset)`, all of them. *Async-signal-safe.*
 ///
 /// # Errors
 /// The errno of the write: ENOSPC and ENOMEM when there is no memory.
@@ -144,7 +144,7 @@ pub unsafe fn forget(fd: BorrowedFd<'_>) -> Result<()> {
     rustix::io::dup3(&nothing, &mut target, rustix::io::DupFlags::CLOEXEC).map_err(|e| Error::os("dup3", e))
 }
 
-/// `pread(fd, buffer, offset)`, the whole buffer or as much as the file holds. *Raw.*
+/// `pread(fd, buffer, offset)`, the whole buffer or as much as the file holds. *Async-signal-safe.*
 ///
 /// # Errors
 /// The errno of the read; bytes already read are lost.

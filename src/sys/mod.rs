@@ -6,7 +6,7 @@
 //! the documentation because it is **not** covered by the crate's version promise, and for no other reason: each function
 //! here is sound, or `unsafe` and says what it demands.
 //!
-//! Functions marked *raw* neither allocate, nor take a lock, nor touch thread-local storage:
+//! Functions marked *async-signal-safe* neither allocate, nor take a lock, nor touch thread-local storage:
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
 pub mod change;
@@ -52,20 +52,20 @@ const _: () = assert!(
     "cowbell needs rustix's own system calls, and something in this build turns its libc backend on (the feature `use-libc`, or --cfg rustix_use_libc): `cargo tree -e features -i rustix` shows which crate does"
 );
 
-/// A system call's failure as the kernel gave it. *Raw.*
+/// A system call's failure as the kernel gave it. *Async-signal-safe.*
 pub use rustix::io::Errno;
 
-/// This machine's page size. *Raw.*
+/// This machine's page size. *Async-signal-safe.*
 pub fn page_size() -> PageSize {
     PageSize::new(rustix::param::page_size()).expect("the kernel's page size is a power of two")
 }
 
-/// `CLOCK_MONOTONIC` in nanoseconds. *Raw.*
+/// `CLOCK_MONOTONIC` in nanoseconds. *Async-signal-safe.*
 pub fn monotonic_ns() -> u64 {
     nanoseconds(rustix::time::ClockId::Monotonic)
 }
 
-/// `CLOCK_THREAD_CPUTIME_ID` in nanoseconds: the time that this thread has run. *Raw.*
+/// `CLOCK_THREAD_CPUTIME_ID` in nanoseconds: the time that this thread has run. *Async-signal-safe.*
 pub fn ran_ns() -> u64 {
     nanoseconds(rustix::time::ClockId::ThreadCPUTime)
 }

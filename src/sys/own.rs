@@ -14,7 +14,7 @@ pub struct OwnPage {
 }
 
 impl OwnPage {
-    /// `mmap(MAP_PRIVATE | MAP_ANONYMOUS)` and `madvise(MADV_WIPEONFORK)`. *Raw.*
+    /// `mmap(MAP_PRIVATE | MAP_ANONYMOUS)` and `madvise(MADV_WIPEONFORK)`. *Async-signal-safe.*
     ///
     /// # Errors
     /// ENOMEM; EINVAL before Linux 4.14.
@@ -31,18 +31,18 @@ impl OwnPage {
         Ok(own)
     }
 
-    /// Tells whether this process made it, or shares the memory of the one that did. *Raw.*
+    /// Tells whether this process made it, or shares the memory of the one that did. *Async-signal-safe.*
     pub fn is_own(&self) -> bool {
         self.word().load(Ordering::Relaxed) != 0
     }
 
-    /// The number that the process has here: 1 at first, 0 in a forked child until it [gives itself one](Self::give_number). *Raw.*
+    /// The number that the process has here: 1 at first, 0 in a forked child until it [gives itself one](Self::give_number). *Async-signal-safe.*
     #[inline]
     pub fn number(&self) -> u64 {
         self.word().load(Ordering::Relaxed)
     }
 
-    /// Gives the process a number if it has none, and returns the one that it has then. *Raw.*
+    /// Gives the process a number if it has none, and returns the one that it has then. *Async-signal-safe.*
     pub fn give_number(&self, number: u64) -> u64 {
         let given = self.word().compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
         given.map_or_else(|theirs| theirs, |_| number)

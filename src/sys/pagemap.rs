@@ -64,7 +64,7 @@ impl Entry {
 
     /// The state of the page there. `armed`: the range is under userfaultfd, where an untouched page holds a marker that looks swapped
     /// and is protected. (So does a private page that was armed and then swapped out: who arms keeps what it knew before.)
-    /// The page of zeroes is a [`State::Private`] here; a scan tells it. *Raw.*
+    /// The page of zeroes is a [`State::Private`] here; a scan tells it. *Async-signal-safe.*
     pub fn state(self, armed: bool) -> State {
         if self.contains(Self::PRESENT) {
             return if self.contains(Self::FILE) { State::File } else { State::Private };
@@ -80,7 +80,7 @@ impl Entry {
 
 impl Categories {
     /// The same of a run that a scan has found, which must have been asked for `PRESENT`, `SWAPPED`, `PFN_ZERO` and `FILE`
-    /// or have excluded them. A marker is a [`State::Swapped`] here; a word tells it. *Raw.*
+    /// or have excluded them. A marker is a [`State::Swapped`] here; a word tells it. *Async-signal-safe.*
     pub fn state(self) -> State {
         if self.contains(Self::FILE) {
             State::File
@@ -187,7 +187,7 @@ impl Pagemap {
         Self::open_path(&super::process::proc_path(pid, "pagemap"))
     }
 
-    /// Opens this process's own pagemap. *Raw.*
+    /// Opens this process's own pagemap. *Async-signal-safe.*
     ///
     /// # Errors
     /// ENOENT when `/proc` is not mounted.
@@ -195,7 +195,7 @@ impl Pagemap {
         Self::open_path(c"/proc/self/pagemap")
     }
 
-    /// The descriptor's number. *Raw.*
+    /// The descriptor's number. *Async-signal-safe.*
     pub fn number(&self) -> i32 {
         super::process::number(&self.fd)
     }
@@ -206,7 +206,7 @@ impl Pagemap {
         Ok(Self { fd })
     }
 
-    /// Calls `found` for each run of pages in `range` that fits the query, in order. *Raw*, if `found` is.
+    /// Calls `found` for each run of pages in `range` that fits the query, in order. *Async-signal-safe*, if `found` is.
     ///
     /// A call can stop early in two ways: the buffer is full, or the kernel stopped at a place it
     /// reports too low (a stale `walk_end`, seen on 6.18). So the next call starts at the larger
@@ -269,7 +269,7 @@ impl Pagemap {
         Ok(())
     }
 
-    /// One `ioctl(PAGEMAP_SCAN)`: where the walk ended, and how many of `regions` were filled. *Raw.*
+    /// One `ioctl(PAGEMAP_SCAN)`: where the walk ended, and how many of `regions` were filled. *Async-signal-safe.*
     ///
     /// # Errors
     /// As [`Self::scan`].
@@ -303,7 +303,7 @@ impl Pagemap {
     }
 
     /// `pread` of one [`Entry`] a page, for kernels before 6.7 and for the bits a scan lacks.
-    /// Calls `found` with each page's address and entry. *Raw*, if `found` is.
+    /// Calls `found` with each page's address and entry. *Async-signal-safe*, if `found` is.
     ///
     /// # Errors
     /// The errno of the read.
@@ -329,7 +329,7 @@ impl Pagemap {
     }
 
     /// Calls `copied` for the pages of a private file mapping that are not the file's, from one word a page: what
-    /// [`COPIED`] finds, or [`COPIED_ARMED`] where the range is under userfaultfd. *Raw*, if `copied` is.
+    /// [`COPIED`] finds, or [`COPIED_ARMED`] where the range is under userfaultfd. *Async-signal-safe*, if `copied` is.
     ///
     /// # Errors
     /// Those of [`Self::read`].

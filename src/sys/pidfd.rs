@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// `pidfd_open(pid)`. Since Linux 5.3. *Raw.*
+/// `pidfd_open(pid)`. Since Linux 5.3. *Async-signal-safe.*
 ///
 /// # Errors
 /// ESRCH when there is no such process; EINVAL for an id that is none.
@@ -42,7 +42,7 @@ pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, E
     }
 }
 
-/// Waits until at least one descriptor is readable or hung up; says which. None when a signal came. *Raw.*
+/// Waits until at least one descriptor is readable or hung up; says which. None when a signal came. *Async-signal-safe.*
 ///
 /// # Errors
 /// EINVAL or ENOMEM from `ppoll(2)`.
@@ -50,7 +50,7 @@ pub fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N]) -> Result<[bool; N], E
     wait_any_within(fds, None)
 }
 
-/// [`wait_any`], at most so long. *Raw.*
+/// [`wait_any`], at most so long. *Async-signal-safe.*
 ///
 /// # Errors
 /// As [`wait_any`].
@@ -113,7 +113,7 @@ pub fn wait_and_reap(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result
     }
 }
 
-/// Tells whether a child is stopped by a signal now: `waitid(P_PIDFD, WSTOPPED | WNOHANG | WNOWAIT | __WALL)`. *Raw.*
+/// Tells whether a child is stopped by a signal now: `waitid(P_PIDFD, WSTOPPED | WNOHANG | WNOWAIT | __WALL)`. *Async-signal-safe.*
 pub fn is_stopped(pidfd: BorrowedFd<'_>) -> bool {
     let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT | wall;

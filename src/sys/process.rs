@@ -11,22 +11,22 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// `getpid()`. *Raw.*
+/// `getpid()`. *Async-signal-safe.*
 pub fn pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
-/// `getppid()`, 0 when the parent is outside this pid namespace. *Raw.*
+/// `getppid()`, 0 when the parent is outside this pid namespace. *Async-signal-safe.*
 pub fn parent_pid() -> i32 {
     rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get())
 }
 
-/// `gettid()`. *Raw.*
+/// `gettid()`. *Async-signal-safe.*
 pub fn tid() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
-/// `exit_group(code)`: no destructor, no `atexit`, no flush. *Raw.*
+/// `exit_group(code)`: no destructor, no `atexit`, no flush. *Async-signal-safe.*
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit ends the process and touches nothing of it.
     unsafe { libc::_exit(code) }
@@ -35,7 +35,7 @@ pub fn exit(code: i32) -> ! {
 /// `pthread_atfork(NULL, NULL, entered)`: has libc's `fork` call a function in the child.
 ///
 /// # Safety
-/// The function is *raw*: it runs in a child that may have been forked while other threads held any lock.
+/// The function is *async-signal-safe*: it runs in a child that may have been forked while other threads held any lock.
 ///
 /// # Errors
 /// ENOMEM.
@@ -110,7 +110,7 @@ pub fn flush_c_streams() {
 
 /// The number of threads that the kernel counts in this process: `num_threads` of `/proc/self/stat`, which it reads under the lock
 /// under which it counts. A thread is counted from before it first runs until it has been taken away, a while after it
-/// was joined. *Raw.*
+/// was joined. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOENT when `/proc` is not mounted; EMFILE, ENFILE.
@@ -136,7 +136,7 @@ pub fn threads() -> Result<Vec<Thread>> {
     Ok(listed.into_iter().filter_map(there).collect())
 }
 
-/// `prctl(PR_SET_PDEATHSIG, SIGKILL)`: this process dies when the **thread** that made it ends. *Raw.*
+/// `prctl(PR_SET_PDEATHSIG, SIGKILL)`: this process dies when the **thread** that made it ends. *Async-signal-safe.*
 ///
 /// # Errors
 /// None known.
@@ -144,26 +144,26 @@ pub fn die_with_parent() -> Result<(), Errno> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
 }
 
-/// `kill(0, SIGKILL)`: ends every process of this one's group, and so this one. *Raw.*
+/// `kill(0, SIGKILL)`: ends every process of this one's group, and so this one. *Async-signal-safe.*
 pub fn kill_group() {
     // One's own group can always be signalled.
     let _sent = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
 }
 
-/// `prctl(PR_SET_NAME, name)`: what `ps` shows, at most 15 bytes. *Raw.*
+/// `prctl(PR_SET_NAME, name)`: what `ps` shows, at most 15 bytes. *Async-signal-safe.*
 pub fn set_name(name: &CStr) {
     // A name is a courtesy; a refusal changes nothing.
     let _refused = rustix::thread::set_name(name);
 }
 
 /// `setpriority(PRIO_PROCESS, 0, -20)`: lets the calling thread, and those that it starts from now on, run before others as soon as
-/// they have something to do. Only root may. *Raw.*
+/// they have something to do. Only root may. *Async-signal-safe.*
 pub fn go_first() {
     // Whoever may not waits for a turn.
     let _refused = rustix::process::setpriority_process(None, -20);
 }
 
-/// `close_range(2)` around the given descriptors: closes all others of this process. Since Linux 5.9. *Raw.*
+/// `close_range(2)` around the given descriptors: closes all others of this process. Since Linux 5.9. *Async-signal-safe.*
 ///
 /// # Safety
 /// Nobody in this process may use any other descriptor afterwards.
@@ -190,7 +190,7 @@ pub unsafe fn close_all_but(keep: &[&[i32]]) -> Result<(), Errno> {
     }
 }
 
-/// `/proc/PID/FILE` as a C string. *Raw.*
+/// `/proc/PID/FILE` as a C string. *Async-signal-safe.*
 pub(super) fn proc_path(pid: i32, file: &str) -> PathBuffer {
     let mut path = PathBuffer { bytes: [0; 64] };
     // The longest: /proc/ + 11 digits + /task/ + 11 digits + /syscall.
@@ -212,7 +212,7 @@ impl std::ops::Deref for PathBuffer {
     }
 }
 
-/// Opens `/proc/PID/task/TID/syscall`, for [`blocked_at`]. *Raw.*
+/// Opens `/proc/PID/task/TID/syscall`, for [`blocked_at`]. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOENT when there is no such thread; EACCES without ptrace access.
@@ -224,7 +224,7 @@ pub fn open_syscall(pid: i32, tid: i32) -> Result<OwnedFd, Errno> {
 }
 
 /// Stack pointer and program counter of a thread that waits, from its [`open_syscall`]: in a page fault of its
-/// own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs. *Raw.*
+/// own (`-1 SP PC`) or of a system call it made (`NR ARGS… SP PC`). `None` when it runs. *Async-signal-safe.*
 pub fn blocked_at(syscall: impl AsFd) -> Option<(u64, u64)> {
     blocked_in(syscall).map(|blocked| (blocked.sp, blocked.pc))
 }
@@ -243,7 +243,7 @@ pub struct Blocked {
     pub pc: u64,
 }
 
-/// As [`blocked_at`], with the system call. *Raw.*
+/// As [`blocked_at`], with the system call. *Async-signal-safe.*
 pub fn blocked_in(syscall: impl AsFd) -> Option<Blocked> {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
@@ -259,7 +259,7 @@ fn parse_blocked(text: &[u8]) -> Option<Blocked> {
     Some(Blocked { syscall: (number >= 0).then_some(number), sp, pc })
 }
 
-/// Reads the start of a file into `buffer`, without allocation. *Raw.*
+/// Reads the start of a file into `buffer`, without allocation. *Async-signal-safe.*
 ///
 /// # Errors
 /// As `open(2)` and `read(2)`.
@@ -270,13 +270,13 @@ pub fn read_small<'a>(path: &CStr, buffer: &'a mut [u8]) -> Result<&'a [u8], Err
     buffer.get(..got?).ok_or(Errno::IO)
 }
 
-/// `close(fd)` without libc, whose `close` is a cancellation point and so touches thread-local storage. *Raw.*
+/// `close(fd)` without libc, whose `close` is a cancellation point and so touches thread-local storage. *Async-signal-safe.*
 pub fn close(fd: OwnedFd) {
     // SAFETY: the descriptor was owned and is given up here.
     unsafe { rustix::io::close(fd.into_raw_fd()) };
 }
 
-/// `/proc/PID/auxv`, which differs from one `exec` to the next; `pid` 0 means this process. *Raw.*
+/// `/proc/PID/auxv`, which differs from one `exec` to the next; `pid` 0 means this process. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOENT when the process is gone; EACCES without ptrace read access.
@@ -284,21 +284,21 @@ pub fn auxiliary_vector(pid: i32, buffer: &mut [u8]) -> Result<&[u8], Errno> {
     if pid == 0 { read_small(c"/proc/self/auxv", buffer) } else { read_small(&proc_path(pid, "auxv"), buffer) }
 }
 
-/// The page faults that all threads of a process have had. *Raw.*
+/// The page faults that all threads of a process have had. *Async-signal-safe.*
 pub fn page_faults(pid: i32) -> Option<u64> {
     let mut buffer = [0; 512];
     let line = read_small(&proc_path(pid, "stat"), &mut buffer).ok()?;
     super::procfs::stat::Stat::parse(line).map(|stat| stat.faults)
 }
 
-/// Tells whether a process is on its way out, or gone: from the flags in `/proc/PID/stat` (`PF_EXITING`). *Raw.*
+/// Tells whether a process is on its way out, or gone: from the flags in `/proc/PID/stat` (`PF_EXITING`). *Async-signal-safe.*
 pub fn is_exiting(pid: i32) -> bool {
     let mut buffer = [0; 512];
     let line = read_small(&proc_path(pid, "stat"), &mut buffer);
     line.map_or(true, |line| Stat::parse(line).is_none_or(|stat| stat.is_exiting()))
 }
 
-/// Opens `/proc/self/mem`, by which memory is read without the danger of a fault. *Raw.*
+/// Opens `/proc/self/mem`, by which memory is read without the danger of a fault. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOENT when `/proc` is not mounted.
@@ -314,18 +314,18 @@ pub fn event() -> Result<OwnedFd> {
     rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(|e| Error::os("eventfd", e))
 }
 
-/// Adds one to an eventfd, waking who polls it. *Raw.*
+/// Adds one to an eventfd, waking who polls it. *Async-signal-safe.*
 pub fn notify(event: impl AsFd) {
     // The counter never comes near its limit, so this neither blocks nor fails.
     let _written = rustix::io::write(event, &1u64.to_ne_bytes());
 }
 
-/// Takes an eventfd's count, waiting for it to be above 0. *Raw.*
+/// Takes an eventfd's count, waiting for it to be above 0. *Async-signal-safe.*
 pub fn take_notice(event: impl AsFd) {
     let _read = rustix::io::read(event, &mut [0u8; 8]);
 }
 
-/// `pipe2(O_CLOEXEC)`: the end to read from, the end to write to. *Raw.*
+/// `pipe2(O_CLOEXEC)`: the end to read from, the end to write to. *Async-signal-safe.*
 ///
 /// # Errors
 /// EMFILE, ENFILE.
@@ -341,18 +341,18 @@ pub fn keep_on_exec(fd: impl AsFd) -> Result<(), Errno> {
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())
 }
 
-/// Writes one byte to a pipe. *Raw.*
+/// Writes one byte to a pipe. *Async-signal-safe.*
 pub fn give_byte(pipe: impl AsFd) {
     // A reader that is gone does not want it.
     let _unread = rustix::io::write(pipe, &[1]);
 }
 
-/// Waits for one byte from a pipe; false when its writers are gone. *Raw.*
+/// Waits for one byte from a pipe; false when its writers are gone. *Async-signal-safe.*
 pub fn take_byte(pipe: impl AsFd) -> bool {
     rustix::io::retry_on_intr(|| rustix::io::read(pipe.as_fd(), &mut [0u8; 1])) == Ok(1)
 }
 
-/// Lifts the restriction of the Yama module for one process: it may trace us. *Raw.*
+/// Lifts the restriction of the Yama module for one process: it may trace us. *Async-signal-safe.*
 pub fn allow_tracing_by(pid: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         // EINVAL where there is no Yama, and then there is nothing to lift.
@@ -360,14 +360,14 @@ pub fn allow_tracing_by(pid: i32) {
     }
 }
 
-/// `kill(pid, SIGKILL)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
+/// `kill(pid, SIGKILL)`; a process that is gone is no error. The caller knows that the id is still its own. *Async-signal-safe.*
 pub fn kill(pid: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 
-/// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Raw.*
+/// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Async-signal-safe.*
 pub fn send(pid: i32, signal: i32) {
     let signal = rustix::process::Signal::from_named_raw(signal);
     if let (Some(pid), Some(signal)) = (rustix::process::Pid::from_raw(pid), signal) {
@@ -375,12 +375,12 @@ pub fn send(pid: i32, signal: i32) {
     }
 }
 
-/// `sched_yield()`. *Raw.*
+/// `sched_yield()`. *Async-signal-safe.*
 pub fn yield_now() {
     rustix::thread::sched_yield();
 }
 
-/// Writes all of `bytes` to standard error. *Raw.*
+/// Writes all of `bytes` to standard error. *Async-signal-safe.*
 pub fn write_stderr(mut bytes: &[u8]) {
     // SAFETY: descriptor 2 may be closed; then the write fails and nothing else happens.
     let stderr = unsafe { BorrowedFd::borrow_raw(2) };

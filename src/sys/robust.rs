@@ -42,7 +42,7 @@ pub enum Patience {
 }
 
 impl RobustMutex {
-    /// `pthread_mutex_init`. *Raw.*
+    /// `pthread_mutex_init`. *Async-signal-safe.*
     ///
     /// # Safety
     /// `place` is valid for a mutex, and nobody uses it yet. It stays where it is as long as the mutex is used.
@@ -67,7 +67,7 @@ impl RobustMutex {
         made
     }
 
-    /// `pthread_mutex_lock`, `pthread_mutex_trylock` or `pthread_mutex_clocklock`. *Raw.*
+    /// `pthread_mutex_lock`, `pthread_mutex_trylock` or `pthread_mutex_clocklock`. *Async-signal-safe.*
     ///
     /// # Safety
     /// The mutex was made by [`Self::init`] where it is now, and its memory stays mapped at this address as
@@ -92,7 +92,7 @@ impl RobustMutex {
         }
     }
 
-    /// `pthread_mutex_consistent`: the mutex works on as before. *Raw.*
+    /// `pthread_mutex_consistent`: the mutex works on as before. *Async-signal-safe.*
     ///
     /// # Safety
     /// This thread got it as [`Locked::OwnerDied`] and holds it.
@@ -102,7 +102,7 @@ impl RobustMutex {
         debug_assert_eq!(done, 0, "pthread_mutex_consistent");
     }
 
-    /// `pthread_mutex_unlock`; nothing happens where another thread holds it, or nobody. *Raw.*
+    /// `pthread_mutex_unlock`; nothing happens where another thread holds it, or nobody. *Async-signal-safe.*
     ///
     /// # Safety
     /// As [`Self::lock`].

@@ -1,7 +1,7 @@
 //! Signals: `sigaction(2)`, `rt_sigprocmask(2)`, and what a fault's signal frame says.
 //!
 //! # Safety
-//! A handler may run at any instruction of any thread, so it only does what is *raw*.
+//! A handler may run at any instruction of any thread, so it only does what is *async-signal-safe*.
 #![expect(unsafe_code, reason = "signal handlers are called by the kernel")]
 
 use super::Errno;
@@ -50,7 +50,7 @@ pub type Handler = extern "C" fn(i32, *mut Info, *mut c_void);
 #[derive(Clone, Copy)]
 pub struct Action(libc::sigaction);
 
-/// `sigaction(signal, NULL, old)`: what is installed. *Raw.*
+/// `sigaction(signal, NULL, old)`: what is installed. *Async-signal-safe.*
 ///
 /// # Errors
 /// EINVAL for a number that is no signal.
@@ -66,7 +66,7 @@ pub fn current(signal: i32) -> Result<Action, Errno> {
 }
 
 /// `sigaction(signal, SA_SIGINFO | SA_ONSTACK)` with all signals blocked in the handler: installs a
-/// handler. *Raw.*
+/// handler. *Async-signal-safe.*
 ///
 /// # Safety
 /// The handler does only what is async-signal-safe (signal-safety(7)).
@@ -87,7 +87,7 @@ pub unsafe fn install(signal: i32, handler: Handler) -> Result<(), Errno> {
 
 impl Action {
     /// Hands a signal that is not ours to whom it was meant for: calls the earlier handler, or puts
-    /// the default back so that the repeated fault has its default effect. *Raw.*
+    /// the default back so that the repeated fault has its default effect. *Async-signal-safe.*
     ///
     /// # Safety
     /// To be called from a handler with that handler's own arguments.
@@ -111,13 +111,13 @@ impl Action {
     }
 }
 
-/// `sigaction(signal, SIG_DFL)`: the next one has its default effect. *Raw.*
+/// `sigaction(signal, SIG_DFL)`: the next one has its default effect. *Async-signal-safe.*
 pub fn restore_default(signal: i32) {
     // SAFETY: installing the default has no precondition.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
-/// `sigaction(signal, SIG_IGN)`: it has no effect any more, here and in processes forked from here. *Raw.*
+/// `sigaction(signal, SIG_IGN)`: it has no effect any more, here and in processes forked from here. *Async-signal-safe.*
 pub fn ignore(signal: i32) {
     // SAFETY: ignoring has no precondition.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
@@ -127,7 +127,7 @@ pub fn ignore(signal: i32) {
 #[derive(Clone, Copy)]
 pub struct Mask(libc::sigset_t);
 
-/// Blocks all signals of this thread that can be blocked and returns the mask from before. *Raw.*
+/// Blocks all signals of this thread that can be blocked and returns the mask from before. *Async-signal-safe.*
 pub fn block_all() -> Mask {
     let mut all = MaybeUninit::<libc::sigset_t>::uninit();
     let mut old = MaybeUninit::<libc::sigset_t>::uninit();
@@ -139,7 +139,7 @@ pub fn block_all() -> Mask {
     Mask(unsafe { old.assume_init() })
 }
 
-/// Puts a mask back. *Raw.*
+/// Puts a mask back. *Async-signal-safe.*
 pub fn restore(mask: &Mask) {
     // SAFETY: the set is valid for the call.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask.0, std::ptr::null_mut()) };
@@ -162,12 +162,12 @@ pub struct MemoryFault {
 
 impl MemoryFault {
     /// Did a stack overflow, by all signs? The access was within a page of the stack pointer: so it is where a call stores its return
-    /// address, and where a function's large frame is touched page by page, as compilers do it. *Raw.*
+    /// address, and where a function's large frame is touched page by page, as compilers do it. *Async-signal-safe.*
     pub fn is_at_stack_pointer(&self) -> bool {
         self.from_access && self.address.abs_diff(self.registers.sp as usize) < super::page_size().bytes()
     }
 
-    /// Reads a SIGSEGV's or SIGBUS's frame. *Raw.*
+    /// Reads a SIGSEGV's or SIGBUS's frame. *Async-signal-safe.*
     ///
     /// # Safety
     /// To be called from a handler installed with `SA_SIGINFO` with that handler's own arguments.
@@ -200,7 +200,7 @@ fn decode(context: &libc::ucontext_t) -> (Registers, Option<bool>) {
     (Registers { pc: machine.pc, sp: machine.sp, fp }, None)
 }
 
-/// The signals this thread blocks, bit `n - 1` for signal `n`. *Raw.*
+/// The signals this thread blocks, bit `n - 1` for signal `n`. *Async-signal-safe.*
 pub fn mask() -> u64 {
     let mut mask = 0u64;
     let (none, size) = (std::ptr::null::<u64>(), size_of::<u64>());
@@ -209,7 +209,7 @@ pub fn mask() -> u64 {
     mask
 }
 
-/// Blocks exactly these signals in this thread. *Raw.*
+/// Blocks exactly these signals in this thread. *Async-signal-safe.*
 pub fn set_mask(mask: u64) {
     let (old, size) = (std::ptr::null_mut::<u64>(), size_of::<u64>());
     // SAFETY: the kernel reads `size` bytes from `mask`, which lives until the call returns.

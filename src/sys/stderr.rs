@@ -14,13 +14,13 @@ pub struct Stderr {
 }
 
 impl Stderr {
-    /// Nothing is to be written yet. *Raw.*
+    /// Nothing is to be written yet. *Async-signal-safe.*
     #[expect(clippy::new_without_default, reason = "a default of standard error says nothing")]
     pub fn new() -> Self {
         Self { bytes: [0; BUFFER_BYTES], len: 0 }
     }
 
-    /// Writes what is there. *Raw.*
+    /// Writes what is there. *Async-signal-safe.*
     pub fn flush(&mut self) {
         process::write_stderr(self.bytes.get(..self.len).unwrap_or_default());
         self.len = 0;

@@ -29,7 +29,7 @@ pub fn memory_order(one: i32, other: i32) -> Result<Ordering, Errno> {
     }
 }
 
-/// Allows this process as many descriptors as it may allow itself: `RLIMIT_NOFILE`, soft up to hard. *Raw.*
+/// Allows this process as many descriptors as it may allow itself: `RLIMIT_NOFILE`, soft up to hard. *Async-signal-safe.*
 pub fn raise_descriptors_max() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
@@ -37,7 +37,7 @@ pub fn raise_descriptors_max() {
 }
 
 /// `get_robust_list(tid)`: the address of a thread's `struct robust_list_head` in its own memory; `None` if it has none,
-/// is gone or is not ours to trace. *Raw.*
+/// is gone or is not ours to trace. *Async-signal-safe.*
 pub fn robust_list(tid: i32) -> Option<u64> {
     let (mut head, mut size) = (0u64, 0usize);
     // SAFETY: the kernel writes one pointer to `head` and one size to `size`, which live until the call returns.
@@ -45,12 +45,12 @@ pub fn robust_list(tid: i32) -> Option<u64> {
     (done == 0 && head != 0).then_some(head)
 }
 
-/// Does the kernel heed set-user-ID bits and file capabilities of this file: is it on no `nosuid` mount? *Raw.*
+/// Does the kernel heed set-user-ID bits and file capabilities of this file: is it on no `nosuid` mount? *Async-signal-safe.*
 pub fn may_give_privilege(path: &str) -> bool {
     rustix::fs::statvfs(path).is_ok_and(|mount| !mount.f_flag.contains(rustix::fs::StatVfsMountFlags::NOSUID))
 }
 
-/// Tells whether a program file has capabilities (`security.capability`). *Raw.*
+/// Tells whether a program file has capabilities (`security.capability`). *Async-signal-safe.*
 pub fn has_file_capabilities(path: &str) -> bool {
     // Larger than any `struct vfs_ns_cap_data`.
     let mut data = [0u8; 64];
@@ -71,7 +71,7 @@ pub fn open_to_tracers() -> Result<(), Errno> {
     rustix::thread::set_capabilities(None, sets)
 }
 
-/// Writes a number into a pipe, for [`take_number`]. *Raw.*
+/// Writes a number into a pipe, for [`take_number`]. *Async-signal-safe.*
 pub fn give_number(pipe: impl AsFd, number: i32) {
     let _unread = rustix::io::write(pipe, &number.to_ne_bytes());
 }

@@ -93,7 +93,7 @@ pub enum Event {
 }
 
 impl Uffd {
-    /// Opens a userfaultfd through one door and settles its features. *Raw.*
+    /// Opens a userfaultfd through one door and settles its features. *Async-signal-safe.*
     ///
     /// A descriptor that was refused a feature stays unusable, so every try opens its own.
     ///
@@ -109,7 +109,7 @@ impl Uffd {
         Self::agree(fd, features)
     }
 
-    /// Settles the features of a userfaultfd that was just made. *Raw.*
+    /// Settles the features of a userfaultfd that was just made. *Async-signal-safe.*
     ///
     /// # Errors
     /// EPERM: EVENT_FORK without CAP_SYS_PTRACE; EINVAL when a feature is unknown to this kernel.
@@ -135,7 +135,7 @@ impl Uffd {
         Self { fd, features: Features::empty() }
     }
 
-    /// `UFFDIO_REGISTER` with `UFFDIO_REGISTER_MODE_WP`. *Raw.*
+    /// `UFFDIO_REGISTER` with `UFFDIO_REGISTER_MODE_WP`. *Async-signal-safe.*
     ///
     /// # Safety
     /// The range is the caller's, and whoever writes there can bear to wait or to get a SIGBUS.
@@ -155,7 +155,7 @@ impl Uffd {
         unsafe { rustix::ioctl::ioctl(self.fd.as_fd(), call) }
     }
 
-    /// `UFFDIO_WRITEPROTECT`: arms a registered range, or lifts the protection and wakes who waits there. *Raw.*
+    /// `UFFDIO_WRITEPROTECT`: arms a registered range, or lifts the protection and wakes who waits there. *Async-signal-safe.*
     ///
     /// # Safety
     /// As [`Self::register`].
@@ -168,7 +168,7 @@ impl Uffd {
         unsafe { write_protect(self.fd.as_fd(), range, armed) }
     }
 
-    /// Reads up to 16 events without waiting and calls `seen` for each; false when there was none. *Raw*, if `seen` is.
+    /// Reads up to 16 events without waiting and calls `seen` for each; false when there was none. *Async-signal-safe*, if `seen` is.
     ///
     /// # Errors
     /// The errno of the read; EMFILE when a fork's descriptor cannot be made (the event is kept).
@@ -176,7 +176,7 @@ impl Uffd {
         self.read_up_to::<16>(seen)
     }
 
-    /// Reads as [`Self::read`] does, but one event at most: one that comes while the first is read is not taken with it. *Raw*, if `seen` is.
+    /// Reads as [`Self::read`] does, but one event at most: one that comes while the first is read is not taken with it. *Async-signal-safe*, if `seen` is.
     ///
     /// # Errors
     /// The errors are those of [`Self::read`].
@@ -220,7 +220,7 @@ const MODE_WP: u64 = 1;
 /// `UFFD_API`, the only version there is.
 const API: u64 = 0xAA;
 
-/// `UFFDIO_WRITEPROTECT` on a bare descriptor; see [`Uffd::write_protect`]. *Raw.*
+/// `UFFDIO_WRITEPROTECT` on a bare descriptor; see [`Uffd::write_protect`]. *Async-signal-safe.*
 ///
 /// # Safety
 /// As [`Uffd::register`].
@@ -237,7 +237,7 @@ pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Re
     }
 }
 
-/// As [`write_protect`], but returns EAGAIN: who reads this userfaultfd's events must do that first. *Raw.*
+/// As [`write_protect`], but returns EAGAIN: who reads this userfaultfd's events must do that first. *Async-signal-safe.*
 ///
 /// # Safety
 /// As [`Uffd::register`].
@@ -260,7 +260,7 @@ pub(super) unsafe fn write_protect_once(fd: BorrowedFd<'_>, range: Range, armed:
     }
 }
 
-/// `UFFDIO_WAKE`: wakes who waits in the range, whatever became of it. *Raw.*
+/// `UFFDIO_WAKE`: wakes who waits in the range, whatever became of it. *Async-signal-safe.*
 ///
 /// # Errors
 /// EINVAL for a range off a page.
@@ -330,7 +330,7 @@ fn open_call(flags: rustix::mm::UserfaultfdFlags) -> Result<OwnedFd, Errno> {
     unsafe { rustix::mm::userfaultfd(flags) }
 }
 
-/// Opens `/dev/userfaultfd`. Whoever is given the descriptor may make userfaultfds of his own memory. *Raw.*
+/// Opens `/dev/userfaultfd`. Whoever is given the descriptor may make userfaultfds of his own memory. *Async-signal-safe.*
 ///
 /// # Errors
 /// ENOENT: before Linux 6.1, or no such file here; EACCES.

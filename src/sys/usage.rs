@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-/// `getrusage(RUSAGE_SELF)`: page faults of this process since it was forked, without and with I/O. *Raw.*
+/// `getrusage(RUSAGE_SELF)`: page faults of this process since it was forked, without and with I/O. *Async-signal-safe.*
 pub fn page_faults() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the struct is valid for the call, which cannot fail with these arguments.

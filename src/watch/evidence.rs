@@ -15,24 +15,26 @@
 //!                                  changed a word a page: how it differed from the original then
 //!                                  candidates six words a page, under faults: what may have been its first write
 //! ```
-//! All access is by atomics in bounds: nothing here is unsafe, and everything but [`Evidence::new`] is *raw*.
+//! All access is by atomics in bounds, so that nothing here is unsafe. Here the parent makes the region and reads it, and may allocate for that;
+//! what child and keeper do with it stands in signal_safe/marks.rs.
 
 use super::failure::Failure;
-use super::findings::{Changed, Event};
-use super::ring::{self, CALLERS_MAX, Payload, Ring};
+use super::findings::{Changed, Event, PanicMessage};
+use super::signal_safe::ring;
 use super::way::Watch;
-use crate::arena::{Image, registry};
+use crate::arena::Image;
+use crate::arena::signal_safe::table;
 use crate::error::Result;
 use crate::facts::{Door, Registers};
 use crate::page::{PageIndex, PageSet};
 use crate::sys;
 use crate::sys::map::SharedWords;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 pub(super) const HEADER: usize = 64;
 pub(super) const PANIC: usize = 256;
-const TOUCHED: usize = HEADER + PANIC;
+pub(super) const TOUCHED: usize = HEADER + PANIC;
 
 /// The keeper's stack; its deepest frame holds a few buffers of 4 KiB.
 pub(super) const STACK_BYTES: usize = 256 << 10;
@@ -110,23 +112,23 @@ pub(crate) enum Word {
 
 /// One image's place in the region.
 #[derive(Clone, Copy)]
-struct Section {
-    seen: usize,
-    epoch: usize,
-    copied: usize,
-    inherited: usize,
-    returned: usize,
-    changed: usize,
-    candidates: usize,
-    bitmap_words: usize,
+pub(super) struct Section {
+    pub(super) seen: usize,
+    pub(super) epoch: usize,
+    pub(super) copied: usize,
+    pub(super) inherited: usize,
+    pub(super) returned: usize,
+    pub(super) changed: usize,
+    pub(super) candidates: usize,
+    pub(super) bitmap_words: usize,
 }
 
 /// The shared region of one child.
 pub(crate) struct Evidence {
     pub(super) shared: SharedWords,
-    outside_at: usize,
-    ring_at: usize,
-    sections: Vec<Section>,
+    pub(super) outside_at: usize,
+    pub(super) ring_at: usize,
+    pub(super) sections: Vec<Section>,
     pub(crate) images: Vec<Arc<Image>>,
     /// Descriptor numbers of the images' files, which the keeper needs.
     pub(crate) files: Vec<i32>,
@@ -166,7 +168,7 @@ pub(crate) enum Pages {
 }
 
 /// The number of an image's bitmaps.
-const BITMAPS: usize = 5;
+pub(super) const BITMAPS: usize = 5;
 
 impl Evidence {
     /// Makes the region, before the fork.
@@ -194,7 +196,7 @@ impl Evidence {
         }
         let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
         let parent_pid = sys::process::pid();
-        let from_child = registry::process_number() > 0;
+        let from_child = table::process_number() > 0;
         let shared = SharedWords::new(at)?;
         // The ring ends where the first image begins.
         Ok(Self {
@@ -214,108 +216,9 @@ impl Evidence {
         })
     }
 
-    /// A word of the header.
-    pub(crate) fn word(&self, word: Word) -> &AtomicU64 {
-        static NOWHERE: AtomicU64 = AtomicU64::new(0);
-        self.shared.words().get(word as usize).unwrap_or(&NOWHERE)
-    }
-
-    pub(crate) fn get(&self, word: Word) -> u64 {
-        self.word(word).load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set(&self, word: Word, value: u64) {
-        self.word(word).store(value, Ordering::Release);
-    }
-
-    /// Stores a descriptor's number.
-    pub(super) fn set_number(&self, word: Word, number: i32) {
-        self.set(word, number as u64 + 1);
-    }
-
-    /// A descriptor's number, if one was stored.
-    pub(super) fn number(&self, word: Word) -> Option<i32> {
-        self.get(word).checked_sub(1).map(|number| number as i32)
-    }
-
-    /// The words that say where memory lay at the fork.
-    pub(super) fn outside_words(&self) -> &[AtomicU64] {
-        self.shared.words().get(self.outside_at..self.ring_at).unwrap_or_default()
-    }
-
-    fn ring(&self) -> Ring<'_> {
-        let end = self.sections.first().map_or(usize::MAX, |section| section.seen).min(self.shared.words().len());
-        Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default(), self.callers)
-    }
-
-    /// 1 once a bit of the bitmap was set.
-    fn touched(&self, image: usize, which: Pages) -> Option<&AtomicU64> {
-        self.shared.words().get(TOUCHED + image * BITMAPS + which as usize)
-    }
-
-    /// The words of one of an image's bitmaps, 64 pages each; none while no bit was ever set.
-    pub(super) fn bitmap(&self, image: usize, which: Pages) -> &[AtomicU64] {
-        let touched = self.touched(image, which).is_some_and(|touched| touched.load(Ordering::Acquire) != 0);
-        if touched { self.all_words(image, which) } else { &[] }
-    }
-
-    /// The words of one of an image's bitmaps, to be written.
-    pub(super) fn bitmap_to_write(&self, image: usize, which: Pages) -> &[AtomicU64] {
-        // Before a bit is set, so that no writer killed in between leaves one that is not looked for.
-        if let Some(touched) = self.touched(image, which).filter(|touched| touched.load(Ordering::Relaxed) == 0) {
-            touched.store(1, Ordering::Release);
-        }
-        self.all_words(image, which)
-    }
-
-    fn all_words(&self, image: usize, which: Pages) -> &[AtomicU64] {
-        let Some(section) = self.sections.get(image) else { return &[] };
-        let start = match which {
-            Pages::Seen => section.seen,
-            Pages::Epoch => section.epoch,
-            Pages::Copied => section.copied,
-            Pages::Inherited => section.inherited,
-            Pages::Returned => section.returned,
-        };
-        self.shared.words().get(start..start + section.bitmap_words).unwrap_or_default()
-    }
-
-    /// Sets a page's bit; true if it was not set.
-    pub(super) fn mark(&self, image: usize, which: Pages, page: PageIndex) -> bool {
-        let bit = 1 << (page.0 % 64);
-        let word = self.bitmap_to_write(image, which).get((page.0 / 64) as usize);
-        word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
-    }
-
-    /// Clears a page's bit.
-    pub(super) fn unmark(&self, image: usize, which: Pages, page: PageIndex) {
-        if let Some(word) = self.bitmap(image, which).get((page.0 / 64) as usize) {
-            word.fetch_and(!(1 << (page.0 % 64)), Ordering::AcqRel);
-        }
-    }
-
-    /// Tells whether a page's bit is set.
-    pub(super) fn is_marked(&self, image: usize, which: Pages, page: PageIndex) -> bool {
-        let word = self.bitmap(image, which).get((page.0 / 64) as usize);
-        word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (page.0 % 64) != 0)
-    }
-
     /// One of an image's bitmaps as a set.
     pub(crate) fn pages(&self, image: usize, which: Pages) -> PageSet {
         PageSet::from_words(self.bitmap(image, which).iter().map(|word| word.load(Ordering::Acquire)))
-    }
-
-    fn changed_word(&self, image: usize, page: PageIndex) -> Option<&AtomicU64> {
-        let section = self.sections.get(image)?;
-        let pages = self.images.get(image)?.pages().0;
-        (page.0 < pages).then(|| self.shared.words().get(section.changed + page.0 as usize))?
-    }
-
-    /// Says how a copied page differs.
-    pub(super) fn set_changed(&self, image: usize, page: PageIndex, changed: Option<Changed>) {
-        if let Some(word) = self.changed_word(image, page) {
-            word.store(changed.map_or(0, Changed::pack), Ordering::Release);
-        }
     }
 
     /// The difference of a copied page at the last census.
@@ -323,51 +226,10 @@ impl Evidence {
         Changed::unpack(self.changed_word(image, page)?.load(Ordering::Acquire))
     }
 
-    /// The image an address lies in, and the page there.
-    pub(super) fn place(&self, address: usize) -> Option<(usize, PageIndex)> {
-        let image = self.images.iter().position(|image| image.range().contains(address))?;
-        let start = self.images.get(image)?.range().start;
-        Some((image, sys::page_size().index_of(address - start)))
-    }
-
-    /// Notes a write: always in the bitmap, and as an event if the page was not written before in this epoch.
-    pub(super) fn saw(
-        &self,
-        address: usize,
-        tid: impl FnOnce() -> i32,
-        registers: Registers,
-        callers: impl FnOnce(&mut [u64]),
-    ) {
-        let Some((image, page)) = self.place(address) else { return };
-        if self.mark(image, Pages::Seen, page) {
-            let Registers { pc, sp, fp } = registers;
-            let time = sys::monotonic_ns();
-            let mut led = [0; CALLERS_MAX];
-            if self.callers {
-                callers(&mut led);
-            }
-            self.ring().push(&[image as u64, address as u64, time, tid() as u64, pc, sp, fp], &led);
-        }
-    }
-
-    /// The words for the fault that may have been a page's first write.
-    pub(super) fn candidate_words(&self, image: usize, page: PageIndex) -> Option<&[AtomicU64; CANDIDATE_WORDS]> {
-        let (section, pages) = (self.sections.get(image)?, self.images.get(image)?.pages().0);
-        let at = section.candidates + page.0 as usize * CANDIDATE_WORDS;
-        (page.0 < pages).then(|| self.shared.words().get(at..)?.first_chunk())?
-    }
-
     /// Under faults: whether those are told that the kernel takes, and the number of those that had no place in a ring, if that is known.
     pub(crate) fn faults(&self) -> Option<(bool, Option<u64>)> {
         let lost = self.get(Word::FaultsLost).checked_sub(1);
         (self.watch == Watch::Faults).then(|| (self.get(Word::FaultsTold) == 2, lost))
-    }
-
-    /// Adds an event for a page that has none yet in this epoch.
-    pub(super) fn add(&self, image: usize, page: PageIndex, event: &Payload) {
-        if self.mark(image, Pages::Seen, page) {
-            self.ring().push(event, &[0; CALLERS_MAX]);
-        }
     }
 
     /// Takes the oldest event.
@@ -391,5 +253,13 @@ impl Evidence {
     /// The door the userfaultfd came through.
     pub(crate) fn door(&self) -> Option<Door> {
         (self.get(Word::Door) as usize).checked_sub(1).and_then(|at| Door::ALL.get(at)).copied()
+    }
+
+    /// The message of the child's panic, if it panicked.
+    pub(crate) fn panic_text(&self) -> Option<PanicMessage> {
+        let len = self.get(Word::PanicLen) as usize;
+        let words = self.shared.words().get(HEADER..HEADER + PANIC).unwrap_or_default();
+        let bytes = words.iter().flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).take(len);
+        (len > 0).then(|| PanicMessage(String::from_utf8_lossy(&bytes.collect::<Vec<_>>()).into_owned()))
     }
 }

@@ -1,6 +1,6 @@
 //! The findings that evidence comes to: a page that differs, a write, a refused write, a panic.
 
-use super::ring::CALLERS_MAX;
+use super::signal_safe::ring::CALLERS_MAX;
 use crate::facts::Registers;
 use crate::page::PageIndex;
 

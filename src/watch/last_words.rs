@@ -1,27 +1,11 @@
-//! What a child dies of, as its handler of faults notes it: a refused write, a stack that overflowed. All but the parent's reading is *raw*.
+//! What a child dies of, as its handler of faults notes it: a refused write, a stack that overflowed. Here the parent reads it.
 
 use super::evidence::{Evidence, Word};
 use super::findings::DeniedWrite;
-use crate::arena::Refused;
 use crate::facts::StackOverflow;
 use crate::sys;
 
 impl Evidence {
-    /// Notes a refused write.
-    pub(crate) fn refused(&self, refused: &Refused) {
-        self.set(Word::RefusedAddress, refused.address as u64);
-        self.set(Word::RefusedTid, refused.tid as u64);
-        self.set(Word::RefusedPc, refused.pc);
-        let which = u64::from(refused.generation) << 16 | u64::from(refused.slot);
-        self.set(Word::RefusedArena, which + 1);
-    }
-
-    /// Notes a stack that overflowed.
-    pub(crate) fn overflowed(&self, overflow: &StackOverflow) {
-        self.set(Word::OverflowPc, overflow.pc);
-        self.set(Word::OverflowTid, overflow.tid as u64);
-    }
-
     /// The stack that overflowed, if one did.
     pub(crate) fn stack_overflow(&self) -> Option<StackOverflow> {
         let tid = self.get(Word::OverflowTid) as i32;

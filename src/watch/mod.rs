@@ -18,30 +18,23 @@
 //! met in practice: where the kernel writes on the program's behalf and the watch makes that fail (`EFAULT`), the page
 //! may be copied although nothing was written; the report counts it as copied and unobserved.
 
-mod arm;
-pub(crate) mod census;
 mod evidence;
 mod failure;
-mod faults;
 mod findings;
-mod instruction;
-mod keeper;
 mod last_words;
-pub(crate) mod outside;
-mod panic_text;
 mod reshare;
-mod ring;
+mod signal_safe;
 mod task;
-mod trap;
 mod way;
 
 pub use crate::facts::{Door, Registers};
-pub(crate) use arm::begin;
 pub(crate) use evidence::{Evidence, LastCensus, Pages, Word};
 pub(crate) use failure::{At, Failure, Step};
 pub use findings::{Changed, DeniedWrite, Event, PanicMessage};
-pub use outside::{Outside, OutsidePages};
 pub(crate) use reshare::{copied_now, give_back};
-pub use ring::CALLERS_MAX;
+pub(crate) use signal_safe::arm::begin;
+pub use signal_safe::outside::{Outside, OutsidePages};
+pub use signal_safe::ring::CALLERS_MAX;
+pub(crate) use signal_safe::{census, outside};
 pub(crate) use task::Task;
 pub use way::Watch;

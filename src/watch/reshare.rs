@@ -17,8 +17,8 @@
 #![expect(unsafe_code, reason = "copies are dropped under live references")]
 
 use super::Watch;
-use super::census;
 use super::evidence::{Evidence, Pages, Word};
+use super::signal_safe::census;
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
 use crate::sys::map::{self, Range};

@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 // The very file of the watches' ring of events, with its tests, of which one has three writers and a reader at once.
-#[path = "../../src/watch/ring.rs"]
+#[path = "../../src/watch/signal_safe/ring.rs"]
 mod ring;
 
 use cowbell::SideArc;

@@ -8,7 +8,7 @@
 
 use super::heap::{self, Heap, NoBlock};
 use super::region::Region;
-use crate::arena::registry;
+use crate::arena::signal_safe::table;
 use crate::error::{Error, Kind, Result};
 use crate::wire::{self, Passenger};
 use bytemuck::Pod;
@@ -37,7 +37,7 @@ static MINE: Mutex<Option<Mine>> = Mutex::new(None);
 /// The worker that this process is.
 fn mine() -> Option<Mine> {
     let mine = *MINE.lock().unwrap_or_else(PoisonError::into_inner);
-    mine.filter(|mine| mine.process == registry::process_number())
+    mine.filter(|mine| mine.process == table::process_number())
 }
 
 thread_local! {
@@ -69,7 +69,7 @@ pub(crate) fn land(keep: bool) -> bool {
 /// Says that this process is the worker in `seat`. What it inherited, when its pool was made in a job of another's, is that worker's.
 pub(crate) fn this_is(region: &'static Region, seat: usize) {
     boarded().clear();
-    let mine = Mine { region, seat, process: registry::process_number() };
+    let mine = Mine { region, seat, process: table::process_number() };
     *MINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(mine);
 }
 
@@ -251,7 +251,7 @@ impl<T: Pod> DerefMut for Buffer<T> {
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
         // In a process forked from its owner this value is a copy.
-        if self.process != registry::process_number() {
+        if self.process != table::process_number() {
             return;
         }
         if self.sent.load(Ordering::Acquire)
@@ -301,7 +301,7 @@ impl<'de, T: Pod> Deserialize<'de> for Buffer<T> {
             return Err(wrong());
         }
         header.state.store(heap::HELD, Ordering::Release);
-        let process = registry::process_number();
+        let process = table::process_number();
         Ok(Self {
             home: Home::Parent(region),
             block,

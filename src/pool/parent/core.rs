@@ -4,7 +4,8 @@
 //! The parent has no thread of its own here: whoever waits does what is to be done meanwhile ([`Core::look_after`]).
 
 use super::reactor::Reactor;
-use crate::arena::{Space, registry};
+use crate::arena::Space;
+use crate::arena::signal_safe::table;
 use crate::error::{Error, Result};
 use crate::fork::Child;
 use crate::pool::memory::region::Region;
@@ -153,7 +154,7 @@ impl Core {
             gone: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             reactor: OnceLock::new(),
-            process: registry::process_number(),
+            process: table::process_number(),
         })
     }
 

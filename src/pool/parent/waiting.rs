@@ -2,7 +2,7 @@
 
 use super::core::{Core, LOOK_AFTER, lock};
 use super::reactor::{self, Program, Reactor};
-use crate::arena::registry;
+use crate::arena::signal_safe::table;
 use crate::pool::protocol::board::{Bell, Seat};
 use crate::pool::protocol::failure::JobError;
 use crate::pool::protocol::queue::{self, QUEUED};
@@ -104,7 +104,7 @@ impl Core {
     /// In a process forked from the pool's, this value is a copy and the pool another's. The region is not there: to be
     /// asked before it is touched.
     pub(crate) fn check_process(&self) -> Result<(), JobError> {
-        if self.process == registry::process_number() {
+        if self.process == table::process_number() {
             return Ok(());
         }
         Err(JobError::PoolGone("it belongs to the process that made it, not to one forked from that".to_owned()))

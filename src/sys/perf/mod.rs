@@ -131,7 +131,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// `perf_event_open(attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC)`, counting at once; 0 is the caller. *Raw.*
+    /// `perf_event_open(attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC)`, counting at once; 0 is the caller. *Async-signal-safe.*
     ///
     /// # Errors
     /// `EACCES`, `EPERM`: `kernel.perf_event_paranoid`, seccomp, or not ours to trace; `ESRCH`: no such thread; `ENODEV`: no
@@ -185,7 +185,7 @@ impl Event {
         Ok(Self { fd, tells_lost })
     }
 
-    /// Puts this event's records into the ring of another of the same CPU (`PERF_EVENT_IOC_SET_OUTPUT`). *Raw.*
+    /// Puts this event's records into the ring of another of the same CPU (`PERF_EVENT_IOC_SET_OUTPUT`). *Async-signal-safe.*
     ///
     /// # Errors
     /// `EINVAL`: of another CPU.
@@ -195,7 +195,7 @@ impl Event {
         if done < 0 { Err(last_errno()) } else { Ok(()) }
     }
 
-    /// Its counts until now. *Raw.*
+    /// Its counts until now. *Async-signal-safe.*
     ///
     /// # Errors
     /// None that an event of a thread meets.
@@ -226,7 +226,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// `mmap` of a ring of `bytes` bytes, rounded up to a power of two of pages. *Raw.*
+    /// `mmap` of a ring of `bytes` bytes, rounded up to a power of two of pages. *Async-signal-safe.*
     ///
     /// # Errors
     /// `EPERM`: more than this user may lock (`kernel.perf_event_mlock_kb` a CPU, and `RLIMIT_MEMLOCK`); `ENOMEM`; `EINVAL`: the
@@ -261,7 +261,7 @@ impl Ring {
     }
 
     /// Hands over what the ring holds, oldest first, and makes room. Records of one CPU come in the order of their
-    /// times. *Raw.*
+    /// times. *Async-signal-safe.*
     pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
         if !self.is_here() {
             return;

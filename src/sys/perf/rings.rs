@@ -84,7 +84,7 @@ impl Rings {
         self.present.len()
     }
 
-    /// Opens the events as [`Self::open`] does, in the room that was prepared. *Raw.*
+    /// Opens the events as [`Self::open`] does, in the room that was prepared. *Async-signal-safe.*
     ///
     /// # Errors
     /// See [`Refused`].
@@ -162,7 +162,7 @@ impl Rings {
         self.rings.iter().map(Ring::bytes).sum()
     }
 
-    /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's. *Raw.*
+    /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's. *Async-signal-safe.*
     pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
         for ring in &mut self.rings {
             ring.drain(&mut seen);
@@ -178,7 +178,7 @@ impl Rings {
         copies.collect::<Result<_, _>>().map(Waiter)
     }
 
-    /// Adds the events to a set that is to be readable when a ring is a quarter full. *Raw.*
+    /// Adds the events to a set that is to be readable when a ring is a quarter full. *Async-signal-safe.*
     ///
     /// # Errors
     /// `ENOSPC`, `ENOMEM`.
@@ -186,7 +186,7 @@ impl Rings {
         self.rings.iter().try_for_each(|ring| poller.add_for_news(ring))
     }
 
-    /// The number of faults that had no place in a ring until now; `None` before Linux 6.0, which does not tell. *Raw.*
+    /// The number of faults that had no place in a ring until now; `None` before Linux 6.0, which does not tell. *Async-signal-safe.*
     pub fn lost(&self) -> Option<u64> {
         let events = self.rings.iter().map(Ring::event).chain(&self.added);
         events.map(|event| event.counts().ok()?.lost).sum()

@@ -1,7 +1,7 @@
 //! `/proc/PID` as types: the one parser of its files, for the library, the tool and the tests.
 //!
 //! Each function takes the number of a process or of a thread, or [`SELF`]. Names in these files may be of any bytes, so text is made
-//! from them lossily. Nothing here is *raw* but [`stat::Stat`] and [`private`].
+//! from them lossily. Nothing here is *async-signal-safe* but [`stat::Stat`] and [`private`].
 
 pub mod maps;
 pub mod private;

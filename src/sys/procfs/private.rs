@@ -19,7 +19,7 @@ pub enum Purpose {
 }
 
 /// Calls `found` for each private mapping of a process, or of this one ([`SELF`]), ascending, but for the kernel's own (`[vdso]`).
-/// *Raw*, if `found` is.
+/// *Async-signal-safe*, if `found` is.
 ///
 /// # Errors
 /// ENOENT when there is no such process or no `/proc`; the errno of the read.

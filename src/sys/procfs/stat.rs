@@ -1,6 +1,6 @@
 //! `/proc/PID/stat`: one line of a process or of a thread.
 
-/// The fields that are read of it. *Raw*: nothing is allocated.
+/// The fields that are read of it. *Async-signal-safe*: nothing is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat<'a> {
     /// The process' or thread's number.

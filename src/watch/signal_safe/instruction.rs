@@ -7,11 +7,11 @@ use crate::sys::perf::record::UserRegisters;
 use Does::{Load, Move, Store, Unknown};
 
 /// The longest instruction that x86-64 has.
-pub(super) const BYTES_MAX: usize = 15;
+pub(in crate::watch) const BYTES_MAX: usize = 15;
 
 /// The effect of an instruction on the memory that its operand names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Does {
+pub(in crate::watch) enum Does {
     /// It reads, and nothing else.
     Load,
     /// It writes, perhaps after reading.
@@ -24,7 +24,7 @@ pub(super) enum Does {
 
 impl Does {
     /// The effect at `address`: of a copy the registers tell.
-    pub(super) fn at(self, address: u64, registers: Option<UserRegisters>) -> Self {
+    pub(in crate::watch) fn at(self, address: u64, registers: Option<UserRegisters>) -> Self {
         /// Processors copy so many bytes in one step.
         const STEP: u64 = 64;
         let (Move, Some(registers)) = (self, registers) else { return self };
@@ -41,7 +41,7 @@ impl Does {
 }
 
 /// The instruction at the begin of `code`.
-pub(super) fn does(code: &[u8]) -> Does {
+pub(in crate::watch) fn does(code: &[u8]) -> Does {
     if cfg!(target_arch = "x86_64") { read(code).unwrap_or(Does::Unknown) } else { Does::Unknown }
 }
 

@@ -3,14 +3,14 @@
 //! A page of the arena's private mapping is a copy when there is a page and it is not the file's:
 //! that is all there is to it, and it equals `Anonymous:` (plus `Swap:`) of the mapping in smaps.
 
-use super::evidence::{Evidence, Pages};
 use crate::arena::Image;
 use crate::page::PageIndex;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{COPIED, COPIED_ARMED, Pagemap};
 use crate::sys::{self, Errno};
+use crate::watch::evidence::{Evidence, Pages};
 
-/// Calls `copied` for runs of copied pages in `range`; a page may come twice. *Raw*, if `copied` is.
+/// Calls `copied` for runs of copied pages in `range`; a page may come twice. *Async-signal-safe*, if `copied` is.
 ///
 /// `armed` says whether the range is under userfaultfd: untouched pages then hold markers that look
 /// swapped, and only an unprotected swap entry is a copy. In an armed range a copy that was swapped out
@@ -31,7 +31,7 @@ pub(crate) fn scan(pagemap: &Pagemap, range: Range, armed: bool, mut copied: imp
     Ok(())
 }
 
-/// The pages of a run, counted from the start of `range`. *Raw.*
+/// The pages of a run, counted from the start of `range`. *Async-signal-safe.*
 pub(crate) fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageIndex> {
     let page = sys::page_size();
     let first = page.index_of(run.start.saturating_sub(range.start)).0;
@@ -40,11 +40,11 @@ pub(crate) fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageInd
 
 /// Before anything is armed: notes the pages that are private copies already. They are
 /// the parent's copies, not this process's; whether it copies one again cannot be told from its page tables. Only a child can have copies to pass on, because
-/// where arenas are built they are read-only; and whoever froze a heap. *Raw.*
+/// where arenas are built they are read-only; and whoever froze a heap. *Async-signal-safe.*
 ///
 /// # Errors
 /// As [`scan`].
-pub(super) fn note_inherited(evidence: &Evidence) -> Result<(), Errno> {
+pub(in crate::watch) fn note_inherited(evidence: &Evidence) -> Result<(), Errno> {
     let is_to_be_read = |image: &Image| evidence.from_child || image.is_written_by_parents();
     if !evidence.images.iter().any(|image| is_to_be_read(image)) {
         return Ok(());

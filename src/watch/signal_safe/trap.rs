@@ -1,13 +1,13 @@
 //! Trap: the writer's own SIGBUS handler notes the write, lifts the protection and lets it happen.
 //!
 //! # Safety
-//! The handler is *raw*; it runs on the writing thread, between the fault and its repetition.
+//! The handler is *async-signal-safe*; it runs on the writing thread, between the fault and its repetition.
 #![expect(unsafe_code, reason = "a signal handler is called by the kernel")]
 
-use super::evidence::{Evidence, Word};
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
 use crate::sys::{self, Errno, process, uffd, unwind};
+use crate::watch::evidence::{Evidence, Word};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
@@ -21,7 +21,7 @@ static EVIDENCE: AtomicPtr<Evidence> = AtomicPtr::new(null_mut());
 static EARLIER: OnceLock<Action> = OnceLock::new();
 
 /// Installs the handler in the child.
-pub(super) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
+pub(in crate::watch) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
     if evidence.callers {
         // What the unwinder and the dynamic linker do once is done here, where there is room, and not on a signal stack.
         unwind::callers(&mut [0; 1]);

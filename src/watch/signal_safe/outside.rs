@@ -9,12 +9,12 @@
 //! Both walk the tables that the fork had to copy, so they cost a part of what the fork did. A frozen arena's tables are not copied and
 //! not walked here.
 
-use super::evidence::{Evidence, RUNS_MAX, STACK_BYTES, Word};
 use crate::page::PageCount;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use crate::sys::procfs::private::{self, Purpose};
 use crate::sys::{self, Errno, procfs};
+use crate::watch::evidence::{Evidence, RUNS_MAX, STACK_BYTES, Word};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pages by what they are there for.
@@ -86,8 +86,8 @@ const NOT_NOTED: u64 = 4;
 /// kernel says EFAULT to what is too high. Memory above, which must be asked for by a hint, is not looked at.
 const ADDRESSES_END: [usize; 4] = [1 << 48, 1 << 47, 1 << 42, 1 << 39];
 
-/// In the child, before anything is armed: notes where there is memory. What cannot be had is said in the report. *Raw.*
-pub(super) fn note_shared(evidence: &Evidence) {
+/// In the child, before anything is armed: notes where there is memory. What cannot be had is said in the report. *Async-signal-safe.*
+pub(in crate::watch) fn note_shared(evidence: &Evidence) {
     if evidence.outside {
         let noted = Pagemap::open_self().and_then(|pagemap| note_runs(evidence, &pagemap));
         match noted {
@@ -124,11 +124,11 @@ fn note_runs(evidence: &Evidence, pagemap: &Pagemap) -> Result<(), Errno> {
     Ok(())
 }
 
-/// In the keeper: counts, and notes what it counted. *Raw*, if `progress` is.
+/// In the keeper: counts, and notes what it counted. *Async-signal-safe*, if `progress` is.
 ///
 /// # Errors
 /// The errno of reading `/proc/self/maps` or the page tables.
-pub(super) fn take(evidence: &Evidence, pagemap: &Pagemap, progress: impl Fn()) -> Result<(), Errno> {
+pub(in crate::watch) fn take(evidence: &Evidence, pagemap: &Pagemap, progress: impl Fn()) -> Result<(), Errno> {
     if !evidence.outside || [UNSUPPORTED, SCATTERED, NOT_NOTED].contains(&evidence.get(Word::Outside)) {
         return Ok(());
     }
@@ -177,7 +177,7 @@ pub(crate) fn now(evidence: &Evidence, pagemap: &Pagemap, pid: i32) -> Result<Ou
     Ok(Outside::Counted { unshared, new })
 }
 
-/// Pages that are this process's alone: those that were there at the fork, and the others. *Raw*, if `progress` is.
+/// Pages that are this process's alone: those that were there at the fork, and the others. *Async-signal-safe*, if `progress` is.
 fn count(
     evidence: &Evidence,
     pagemap: &Pagemap,

@@ -15,12 +15,10 @@
 //! cannot close them, and they tell neither of the keeper nor of the child's children, nor of the child once it executes another program.
 //!
 //! # Safety
-//! The keeper runs *raw* code only, here as elsewhere. So the rings were prepared before the fork, and are never dropped: that would free what
+//! The keeper runs *async-signal-safe* code only, here as elsewhere. So the rings were prepared before the fork, and are never dropped: that would free what
 //! an allocator gave out, whose lock a thread of the child may have died with.
 
 use super::census;
-use super::evidence::{CANDIDATE_WORDS, Evidence, Pages, Word};
-use super::failure::{At, Failure, Step};
 use super::instruction::{self, Does};
 use crate::page::PageIndex;
 use crate::sys::epoll::Poller;
@@ -28,6 +26,8 @@ use crate::sys::memfd;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::perf::record::{Fault, Record};
 use crate::sys::perf::rings::{Refused, Rings};
+use crate::watch::evidence::{CANDIDATE_WORDS, Evidence, Pages, Word};
+use crate::watch::failure::{At, Failure, Step};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ const RINGS_BYTES: usize = 1 << 20;
 const RING_BYTES_MIN: usize = 64 << 10;
 
 /// The faults of the keeper's child.
-pub(super) struct Faults {
+pub(in crate::watch) struct Faults {
     rings: ManuallyDrop<Rings>,
     /// Readable when a ring is a quarter full.
     news: Poller,
@@ -92,8 +92,8 @@ impl Candidate {
 }
 
 impl Faults {
-    /// Begins to hear of the faults of a process with one thread. *Raw.*
-    pub(super) fn open(rings: Rings, evidence: &Evidence, child: i32) -> Result<Self, Failure> {
+    /// Begins to hear of the faults of a process with one thread. *Async-signal-safe.*
+    pub(in crate::watch) fn open(rings: Rings, evidence: &Evidence, child: i32) -> Result<Self, Failure> {
         let mut rings = ManuallyDrop::new(rings);
         let share = RINGS_BYTES / rings.prepared().max(1);
         // A ring is a power of two long, and would be made longer otherwise.
@@ -108,8 +108,8 @@ impl Faults {
         Ok(Self { rings, news })
     }
 
-    /// Takes over what the rings hold. *Raw.*
-    pub(super) fn take(&mut self, evidence: &Evidence, memory: &OwnedFd) {
+    /// Takes over what the rings hold. *Async-signal-safe.*
+    pub(in crate::watch) fn take(&mut self, evidence: &Evidence, memory: &OwnedFd) {
         self.news.take_news();
         let child = evidence.get(Word::ChildPid) as i32;
         let mut code = Code { memory, known: (0, Does::Unknown) };
@@ -119,10 +119,10 @@ impl Faults {
         });
     }
 
-    /// Adds the events of the pages that are copies by now, or were until they were given back. *Raw.*
+    /// Adds the events of the pages that are copies by now, or were until they were given back. *Async-signal-safe.*
     ///
     /// The page tables are read first. The fault that made a copy was told before the copy was there, so it is in a ring by then.
-    pub(super) fn tell(
+    pub(in crate::watch) fn tell(
         &mut self,
         evidence: &Evidence,
         pagemap: &Pagemap,

@@ -2,18 +2,13 @@
 //!
 //! # Safety
 //! The keeper runs on a stack of its own **with the thread-local storage of the child's main thread**, so
-//! all of it is *raw*: no allocation, no std I/O, no panic, no libc call that may fail while the child lives.
+//! all of it is *async-signal-safe*: no allocation, no std I/O, no panic, no libc call that may fail while the child lives.
 //! It uses `Evidence`, which the child never frees.
 #![expect(unsafe_code, reason = "a process is started in shared memory")]
 
 use super::census;
-use super::evidence::{Evidence, Pages, STACK_BYTES, Word};
-use super::failure::{At, Failure, Step};
 use super::faults::Faults;
-use super::findings::Changed;
 use super::outside;
-use super::task::Task;
-use super::way::Watch;
 use crate::arena::Image;
 use crate::facts::Registers;
 use crate::page::{PageIndex, differing_words};
@@ -22,6 +17,11 @@ use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Event, Uffd};
 use crate::sys::{self, Errno, clone, memfd, pidfd, process};
+use crate::watch::evidence::{Evidence, Pages, STACK_BYTES, Word};
+use crate::watch::failure::{At, Failure, Step};
+use crate::watch::findings::Changed;
+use crate::watch::task::Task;
+use crate::watch::way::Watch;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -37,7 +37,7 @@ struct Beginning<'a> {
 }
 
 /// Starts the keeper, from the child, and waits until it has begun.
-pub(super) fn start(
+pub(in crate::watch) fn start(
     evidence: &'static Evidence,
     command: BorrowedFd<'_>,
     rings: &Cell<Option<Rings>>,
@@ -60,7 +60,7 @@ pub(super) fn start(
     }
     let beginning = Beginning { evidence, rings };
     let argument = (&raw const beginning).cast_mut().cast();
-    // SAFETY: `run` is raw; the stack is its own; it uses `beginning` until it has begun or ended, which is awaited below.
+    // SAFETY: `run` is async-signal-safe; the stack is its own; it uses `beginning` until it has begun or ended, which is awaited below.
     let started = unsafe { clone::share_memory(run, argument, stack, evidence.word(Word::KeeperTid)) };
     process::allow_tracing_by(started.at(Step::StartKeeper)?);
     drop(begun);

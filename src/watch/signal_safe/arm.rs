@@ -1,17 +1,17 @@
 //! Beginning to watch, in the child, before user code: open a userfaultfd, arm the arenas, start the keeper.
 //!
 //! # Safety
-//! Everything here is *raw*. Armed ranges are frozen arenas, in which the runtime itself writes nothing.
+//! Everything here is *async-signal-safe*. Armed ranges are frozen arenas, in which the runtime itself writes nothing.
 #![expect(unsafe_code, reason = "arming decides what writes do")]
 
-use super::evidence::{Evidence, Word};
-use super::failure::{At, Failure, Step};
-use super::way::Watch;
 use super::{census, keeper, outside, trap};
 use crate::facts::Door;
 use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
+use crate::watch::evidence::{Evidence, Word};
+use crate::watch::failure::{At, Failure, Step};
+use crate::watch::way::Watch;
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 

@@ -17,34 +17,34 @@ const EVENT_WORDS: usize = 8;
 pub const CALLERS_MAX: usize = 24;
 
 /// Words of a slot.
-pub(super) fn slot_words(callers: bool) -> usize {
+pub(crate) fn slot_words(callers: bool) -> usize {
     if callers { EVENT_WORDS + CALLERS_MAX } else { EVENT_WORDS }
 }
 
 /// Words of the ring's own header.
-pub(super) const HEADER_WORDS: usize = 3;
+pub(crate) const HEADER_WORDS: usize = 3;
 
 const HEAD: usize = 0;
 const TAIL: usize = 1;
 const DROPPED: usize = 2;
 
 /// An event's content: what a slot holds behind its number.
-pub(super) type Payload = [u64; EVENT_WORDS - 1];
+pub(crate) type Payload = [u64; EVENT_WORDS - 1];
 
 /// The calls that led to an event, the innermost first; 0 behind the last.
-pub(super) type Callers = [u64; CALLERS_MAX];
+pub(crate) type Callers = [u64; CALLERS_MAX];
 
 /// A view of the ring in its words.
 #[derive(Clone, Copy)]
-pub(super) struct Ring<'a> {
+pub(crate) struct Ring<'a> {
     header: &'a [AtomicU64],
     slots: &'a [AtomicU64],
     slot_words: usize,
 }
 
 impl<'a> Ring<'a> {
-    /// `words`: the header, then the slots, with room for callers or without. *Raw.*
-    pub(super) fn new(words: &'a [AtomicU64], callers: bool) -> Self {
+    /// `words`: the header, then the slots, with room for callers or without. *Async-signal-safe.*
+    pub(crate) fn new(words: &'a [AtomicU64], callers: bool) -> Self {
         let (header, slots) = words.split_at_checked(HEADER_WORDS).unwrap_or((words, &[]));
         Self { header, slots, slot_words: slot_words(callers) }
     }
@@ -62,8 +62,8 @@ impl<'a> Ring<'a> {
         self.slots.get(at..at + self.slot_words)
     }
 
-    /// Adds an event, or counts it as dropped when there is no room. Callers are kept where the ring has room for them. *Raw.*
-    pub(super) fn push(self, event: &Payload, callers: &Callers) {
+    /// Adds an event, or counts it as dropped when there is no room. Callers are kept where the ring has room for them. *Async-signal-safe.*
+    pub(crate) fn push(self, event: &Payload, callers: &Callers) {
         let (Some(head), Some(tail), Some(dropped)) = (self.word(HEAD), self.word(TAIL), self.word(DROPPED)) else {
             return;
         };
@@ -86,7 +86,7 @@ impl<'a> Ring<'a> {
     }
 
     /// Takes the oldest event. With `writers_gone`, an incomplete one is skipped and counted as dropped.
-    pub(super) fn pop(self, writers_gone: bool) -> Option<(Payload, Callers)> {
+    pub(crate) fn pop(self, writers_gone: bool) -> Option<(Payload, Callers)> {
         let (head, tail, dropped) = (self.word(HEAD)?, self.word(TAIL)?, self.word(DROPPED)?);
         loop {
             let number = tail.load(Ordering::Relaxed);
@@ -114,7 +114,7 @@ impl<'a> Ring<'a> {
     }
 
     /// The number of events that were lost.
-    pub(super) fn dropped(self) -> u64 {
+    pub(crate) fn dropped(self) -> u64 {
         self.word(DROPPED).map_or(0, |dropped| dropped.load(Ordering::Relaxed))
     }
 }
