@@ -148,8 +148,10 @@ fn works() -> impl Iterator<Item = Watch> {
 }
 
 /// A case's name and what it does.
-fn cases() -> Vec<(String, Box<dyn Fn() -> Result<(), Failed>>)> {
-    let watch = |watch: Watch| -> (String, Box<dyn Fn() -> Result<(), Failed>>) {
+type Case = (String, Box<dyn Fn() -> Result<(), Failed>>);
+
+fn cases() -> Vec<Case> {
+    let watch = |watch: Watch| -> Case {
         (format!("{watch}_allocates_nothing_in_a_child"), Box::new(move || no_watch_allocates_in_a_child(watch)))
     };
     let mut cases: Vec<_> = works().map(watch).collect();

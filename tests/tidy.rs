@@ -2,15 +2,14 @@
 
 #[path = "tidy/circles.rs"]
 mod circles;
+#[path = "tidy/lengths.rs"]
+mod lengths;
 #[path = "tidy/signal_safe.rs"]
 mod signal_safe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Lines of a source file without its tests.
-const LINES_MAX: usize = 420;
 
 /// A room and the rooms that it uses. A table is exact: an arrow that is missing fails, and so does one that nobody needs.
 type Arrows = &'static [(&'static str, &'static [&'static str])];
@@ -371,14 +370,6 @@ fn no_page_size_is_written_out() {
 }
 
 #[test]
-fn files_stay_short() {
-    for path in files_below(&root().join("src"), "rs").into_iter().chain(files_below(&root().join("tools"), "rs")) {
-        let lines = code(&path).len();
-        assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
-    }
-}
-
-#[test]
 fn the_top_level_holds_nothing_else() {
     let agreed: BTreeSet<&str> =
         ["Cargo.toml", "Cargo.lock", "src", "tests", "tools", "docs", "build.rs", "README.md", "target"].into();
@@ -386,6 +377,18 @@ fn the_top_level_holds_nothing_else() {
         let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
         let fine = agreed.contains(name.as_str()) || name.starts_with('.') || name.starts_with("LICENSE");
         assert!(fine, "{name} is not agreed");
+    }
+}
+
+#[test]
+fn the_guide_for_contributors_names_paths_that_exist() {
+    let text = fs::read_to_string(root().join("docs/CONTRIBUTING.md")).expect("text");
+    let quoted = text.split('`').skip(1).step_by(2).map(|code| code.split(' ').next().unwrap_or_default());
+    let ours = |path: &&str| ["src/", "tests/", "tools/", "docs/"].iter().any(|folder| path.starts_with(folder));
+    let paths: Vec<&str> = quoted.filter(ours).collect();
+    assert!(paths.len() > 15, "they are found: {paths:?}");
+    for path in paths {
+        assert!(root().join(path).exists(), "{path}");
     }
 }
 

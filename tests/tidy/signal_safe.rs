@@ -39,7 +39,7 @@ fn banned(line: &str) -> Option<&'static str> {
     let stands_alone = |at: usize, name: &str| {
         let before = line[..at].chars().next_back().is_some_and(is_word);
         let after = line[at + name.len()..].chars().next().is_some_and(is_word);
-        !(before && name.starts_with(is_word)) && !(after && name.ends_with(is_word))
+        !(before && name.starts_with(is_word) || after && name.ends_with(is_word))
     };
     // Not in texts, which come between quotes: those may speak of anything.
     let line: String = line.split('"').step_by(2).collect();
