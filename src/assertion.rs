@@ -140,7 +140,7 @@ fn where_it_runs() -> Result<Place> {
             }
         };
     }
-    // It ends with whoever waits for it. One that is gone by now is not its parent any more, and was not asked for.
+    // The helper ends with whoever waits for it. One that is gone by now is not its parent any more, and was not asked for.
     process::die_with_parent().map_err(|e| Error::os("prctl(PR_SET_PDEATHSIG)", e))?;
     // Threads of the test's own may be on their way out.
     let alone = if process::tid() == process::pid() {
@@ -192,7 +192,7 @@ fn in_a_fork(
         if is_one_moment {
             break (child, go);
         }
-        // It reads the end of the pipe, and ends.
+        // The child reads the end of the pipe, and ends.
         drop(go);
         pidfd::reap_by_id(child);
         if begun.elapsed() > HARNESS_SLEEPS_MAX {

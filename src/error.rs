@@ -48,7 +48,7 @@ pub(crate) enum Kind {
 pub struct Thread {
     /// The kernel's id of the thread.
     pub tid: i32,
-    /// Its name, as in `/proc/self/task/TID/comm`.
+    /// The thread's name, as in `/proc/self/task/TID/comm`.
     pub name: String,
     /// The thread has ended, and the kernel has not taken it away: for a moment, or for good where it is a main thread that left by
     /// `pthread_exit`.
@@ -212,7 +212,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// What is said of an arena without room; to be told before there is an [`Error`], which takes memory.
+/// The sentence about an arena without room; it can be told before there is an [`Error`], which takes memory.
 pub(crate) struct ArenaFull<'a> {
     pub(crate) arena: &'a str,
     pub(crate) capacity: usize,
@@ -231,7 +231,7 @@ impl fmt::Display for ArenaFull<'_> {
     }
 }
 
-/// What is said of an arena, by its name, that is frozen.
+/// The sentence about an arena, by its name, that is frozen.
 pub(crate) struct ArenaFrozen<'a>(pub(crate) &'a str);
 
 impl fmt::Display for ArenaFrozen<'_> {

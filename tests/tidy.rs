@@ -6,6 +6,8 @@ mod circles;
 mod lengths;
 #[path = "tidy/signal_safe.rs"]
 mod signal_safe;
+#[path = "tidy/words.rs"]
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -198,7 +198,7 @@ mod travel {
                     "a handle's arena came by `replace`, and what its object leads to may be another process's; make it by handle_contained",
                 ));
             }
-            // As good as the one that embarked: nobody but `serialize` makes a passenger of this kind.
+            // This handle is as good as the one that embarked: nobody but `serialize` makes a passenger of this kind.
             Ok(Self { place, slot, generation, tag: tag::<T>(), object: PhantomData })
         }
     }

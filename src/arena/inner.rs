@@ -1,4 +1,4 @@
-//! What there is of an arena besides its memory, from its making to its release.
+//! The parts of an arena besides its memory, from its making to its release.
 
 use super::growing::Growing;
 use super::image::Image;

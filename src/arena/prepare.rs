@@ -1,4 +1,4 @@
-//! What a process with arenas needs once.
+//! Preparations that a process with arenas makes once.
 
 use super::diagnosis;
 use super::registry;

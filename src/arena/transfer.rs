@@ -111,7 +111,7 @@ impl Export {
         self.range
     }
 
-    /// As bytes, for a pipe or a socket; at most 256.
+    /// The export as bytes, for a pipe or a socket; at most 256.
     pub fn to_bytes(&self) -> Vec<u8> {
         let Marks { huge_pages, on_write, dump, lock } = self.marks;
         let huge_pages = match huge_pages {

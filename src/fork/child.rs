@@ -53,7 +53,7 @@ impl Silence {
 /// The end of a child, and its report.
 #[derive(Clone, Debug)]
 pub struct Exit {
-    /// Its exit code or signal.
+    /// The child's exit code or signal.
     pub ended: Ended,
     /// The message of its panic, if it panicked.
     pub panic: Option<PanicMessage>,

@@ -97,7 +97,7 @@ pub(super) fn run<R: IntoExitCode>(
         }
         Err(payload) => {
             panics::ended_by(evidence, &*payload);
-            // Its destructor might panic again.
+            // The payload's destructor might panic again.
             std::mem::forget(payload);
             PANICKED
         }

@@ -99,7 +99,7 @@ impl Write for Text {
     }
 }
 
-/// As much of a text as fits, whole characters.
+/// The part of a text that fits, in whole characters.
 fn cut(text: &str, bytes_max: usize) -> &str {
     let end = (0..=text.len().min(bytes_max)).rev().find(|&end| text.is_char_boundary(end));
     text.get(..end.unwrap_or(0)).unwrap_or_default()

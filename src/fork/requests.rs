@@ -1,4 +1,4 @@
-//! What the parent asks of a child and its keeper: censuses, events, epochs, and the report.
+//! The requests of the parent to a child and its keeper: censuses, events, epochs, and the report.
 
 use super::census::{ArenaCensus, census_of};
 use super::child::{Child, Silence};
@@ -71,7 +71,7 @@ impl Child {
     pub(super) fn take_events(&mut self) {
         let writers_gone = self.ended.is_some();
         while let Some(event) = self.evidence.take_event(writers_gone) {
-            // As many as the ring has are kept for a report; a program that wants all takes them in time.
+            // A report keeps as many events as the ring has; a program that wants all takes them in time.
             if self.events.len() < self.evidence.events_max {
                 self.events.push(event);
             } else {
@@ -79,7 +79,7 @@ impl Child {
             }
         }
         if self.evidence.watch == Watch::Faults {
-            // They are noted page by page, once the page tables have been read.
+            // Events are noted page by page, once the page tables have been read.
             self.events.sort_by_key(|event| event.time_ns);
         }
     }

@@ -58,7 +58,7 @@ pub(super) fn put(bits: &Bits, value: bool, at: u32, count: u32) -> u32 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
     pub(super) first: Unit,
-    /// They may hold something.
+    /// The units may hold something.
     pub(super) dirty: bool,
 }
 

@@ -335,7 +335,7 @@ mod tests {
                 let told = table.change(&counts[which], if up { 1 } else { -1 }, 2);
                 prop_assert_eq!(told, references[which]);
                 if told == 0 {
-                    // Its memory is a new count's.
+                    // The memory is a new count's.
                     counts[which].store(1, Ordering::Relaxed);
                     references[which] = 1;
                 }

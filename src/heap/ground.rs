@@ -59,7 +59,7 @@ pub(super) type Bits = [AtomicU64; UNITS as usize / 64];
 #[derive(Default)]
 pub(super) struct Chunk {
     state: AtomicU8,
-    /// Its headers are mapped.
+    /// The chunk's headers are mapped.
     headed: AtomicU8,
     /// A file is behind it although it is not frozen, because a freeze failed: memory that is given up there is not zero after.
     pub(super) filed: AtomicU8,
@@ -122,7 +122,7 @@ pub(super) struct Slab {
     pub(super) class: AtomicU8,
     /// The slab is in no queue, because it has no free block.
     pub(super) full: AtomicU8,
-    /// Its memory held something before.
+    /// The memory held something before.
     pub(super) dirty: AtomicU8,
     /// The slab is in a mailbox.
     pub(super) mailed: AtomicU8,
@@ -134,7 +134,7 @@ const _: () = assert!(size_of::<Slab>() == 64);
 pub(super) const NOBODY: usize = 0;
 /// A span of units that is one allocation.
 pub(super) const SPAN: usize = 1;
-/// Its class, which is none.
+/// The class of a span, which has none.
 pub(super) const NO_CLASS: u8 = u8::MAX;
 /// Part of an image.
 pub(super) const FROZEN: usize = 2;
@@ -179,12 +179,12 @@ impl Unit {
         link.checked_sub(1).map(Self)
     }
 
-    /// Its number, plus 1.
+    /// The unit's number, plus 1.
     pub(super) fn link(self) -> u32 {
         self.0 + 1
     }
 
-    /// Its header.
+    /// The unit's header.
     #[inline]
     pub(super) fn slab(self) -> &'static Slab {
         let at = headers() + self.0 as usize * size_of::<Slab>();
@@ -192,13 +192,13 @@ impl Unit {
         unsafe { &*std::ptr::with_exposed_provenance::<Slab>(at) }
     }
 
-    /// Its first address.
+    /// The unit's first address.
     #[inline]
     pub(super) fn start(self) -> usize {
         BASE.load(Ordering::Relaxed) + ((self.0 as usize) << UNIT_SHIFT)
     }
 
-    /// Its chunk, and its place there.
+    /// The unit's chunk, and its place there.
     pub(super) fn place(self) -> (u32, u32) {
         (self.0 / UNITS, self.0 % UNITS)
     }

@@ -67,7 +67,7 @@ fn vacate(local: &'static Local, _held: &Held) {
 /// Tells a slab's owner that others freed blocks of it.
 pub(super) fn mail(slab: &'static Slab) {
     if slab.mailed.swap(1, Ordering::AcqRel) != 0 {
-        // Its owner has not looked yet, and will find these, too.
+        // The slab's owner has not looked yet, and will find these, too.
         return;
     }
     let Some(local) = owner_at(slab.owner.load(Ordering::Acquire)) else {

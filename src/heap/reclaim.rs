@@ -25,7 +25,7 @@ pub(super) fn note_dead(unit: Unit, bytes: usize) {
     let (number, _) = unit.place();
     let chunk = ground::chunk(number);
     chunk.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
-    // Whoever takes a chunk's number to 0 has seen what others did with their blocks of it before they freed them.
+    // The thread that takes a chunk's number to 0 has seen what others did with their blocks of it before they freed them.
     if chunk.live.fetch_sub(1, Ordering::AcqRel) == 1 {
         give_up_dead(number);
     }

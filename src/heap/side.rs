@@ -58,7 +58,7 @@ impl<T> SideArc<T> {
 
 impl<T> Clone for SideArc<T> {
     fn clone(&self) -> Self {
-        // Whoever has one may count one more without looking at the value.
+        // The holder of one may count one more without looking at the value.
         self.count.add();
         Self { value: self.value, count: self.count, owns: PhantomData }
     }

@@ -1,4 +1,4 @@
-//! Which calls made an allocation, kept apart from the heap for whoever asks.
+//! The calls that made an allocation, kept apart from the heap for whoever asks.
 //!
 //! The record lies in shared memory, of which fork copies no page table. A child has the same memory, and would change what its parent reads there, under a lock
 //! that is another one in each of them. So it is the process's alone that records: all others that come from it neither record nor read anything here, from
@@ -71,7 +71,7 @@ impl Heap {
             let forked = "allocations are recorded in the process that this one was forked from";
             return Err(Error::invalid(forked).with_hint("record in one of the two only"));
         }
-        // Whatever the unwinder does once is done here, and not within an allocation.
+        // The unwinder does here what it does only once, and not within an allocation.
         unwind::callers(&mut [0; 1]);
         with(|record| {
             record.get_or_insert_with(Record::new);

@@ -30,7 +30,7 @@ pub enum Cause {
     Lock,
     /// An atomic that is neither of these.
     Atomic,
-    /// What an allocator keeps in its memory.
+    /// An allocator's own notes in its memory.
     Allocator,
     /// A cell that is filled on first use.
     LazyCell,
@@ -49,7 +49,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// What helps, in a line.
+    /// The remedy, in a line.
     pub fn advice(self) -> &'static str {
         match self {
             Self::ReferenceCount => {
@@ -98,7 +98,7 @@ pub struct Allocated {
     pub line: Option<String>,
 }
 
-/// Who wrote to a page first.
+/// The first writer of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writer {
     /// The thread.
@@ -271,7 +271,7 @@ const WORK: &[(&str, Cause)] = &[
     ("library/core/src/sync/atomic.rs", Cause::Atomic),
 ];
 
-/// What a frame's work is, as far as its file tells.
+/// The work of a frame, as far as its file tells.
 fn work_of(frame: &Frame) -> Option<Cause> {
     if frame.function.contains("__rust_") {
         return Some(Cause::Allocator);

@@ -39,11 +39,11 @@ pub struct PageReport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ObjectReport {
-    /// Its first address.
+    /// The object's first address.
     pub start: u64,
-    /// Its length in bytes; a heap's block may be a little longer than what was asked for.
+    /// The object's length in bytes; a heap's block may be a little longer than what was asked for.
     pub len: u64,
-    /// Its type, of an arena that records sites; of a frozen heap the length of the block.
+    /// The object's type, in an arena that records sites; in a frozen heap the length of the block.
     pub type_name: String,
     /// The line that allocated it, as `file:line`, of an arena that records sites; else empty.
     pub location: String,

@@ -197,7 +197,7 @@ impl From<Refused> for Error {
     }
 }
 
-/// So that `?` works where the guard is not wanted: it is dropped, and the lock given back.
+/// This lets `?` work where the guard is not wanted: it is dropped, and the lock given back.
 impl<G> From<LockError<G>> for Error {
     fn from(error: LockError<G>) -> Self {
         match error {

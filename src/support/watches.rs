@@ -27,7 +27,7 @@ impl Watch {
         }
     }
 
-    /// Its cost to the writer.
+    /// The watch's cost to the writer.
     pub fn costs(self) -> &'static str {
         match self {
             Self::Census => "costs the writer nothing",

@@ -32,7 +32,7 @@ pub enum Call {
     TakeDescriptor {
         /// The other process, from [`Self::OpenProcess`].
         process: i32,
-        /// Its descriptor.
+        /// The descriptor in the other process.
         number: i32,
     },
     /// `ioctl(USERFAULTFD_IOC_NEW)` on this open `/dev/userfaultfd`, close-on-exec and non-blocking: asks for no privilege.

@@ -111,7 +111,7 @@ impl Launched {
     /// # Errors
     /// Why the program could not be executed: `NotFound`, `PermissionDenied`, …
     pub fn result(self) -> io::Result<()> {
-        // Its copy of the pipe goes with it.
+        // The starter's copy of the pipe goes with it.
         let _child = self.starter.join();
         match tracing::take_number(&self.told) {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),

@@ -159,7 +159,7 @@ pub fn set_name(name: &CStr) {
 /// `setpriority(PRIO_PROCESS, 0, -20)`: lets the calling thread, and those that it starts from now on, run before others as soon as
 /// they have something to do. Only root may. *Async-signal-safe.*
 pub fn go_first() {
-    // Whoever may not waits for a turn.
+    // A process that may not do this waits for its turn.
     let _refused = rustix::process::setpriority_process(None, -20);
 }
 
@@ -237,9 +237,9 @@ pub const EXIT_CALL: i32 = libc::SYS_exit as i32;
 pub struct Blocked {
     /// In this system call; `None` in a page fault of its own.
     pub syscall: Option<i32>,
-    /// Its stack pointer.
+    /// The thread's stack pointer.
     pub sp: u64,
-    /// Its next instruction: the faulting one, or the one after the system call.
+    /// The thread's next instruction: the faulting one, or the one after the system call.
     pub pc: u64,
 }
 

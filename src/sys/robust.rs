@@ -24,9 +24,9 @@ unsafe impl Sync for RobustMutex {}
 /// The way a mutex was locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locked {
-    /// Its last holder unlocked it.
+    /// The mutex was unlocked by its last holder.
     Clean,
-    /// Its last holder died with it: [`RobustMutex::make_consistent`] must be called before it is unlocked.
+    /// The last holder died with the mutex: [`RobustMutex::make_consistent`] must be called before it is unlocked.
     OwnerDied,
 }
 

@@ -26,6 +26,6 @@ pub fn set(timer: impl AsFd, after: Option<Duration>) {
     // A time of 0 would be never.
     let it_value = after.map_or(never, |after| after.max(Duration::from_nanos(1)).try_into().unwrap_or(never));
     let times = Itimerspec { it_interval: never, it_value };
-    // It is refused for times only that are none.
+    // The kernel refuses only times that are none.
     let _set = rustix::time::timerfd_settime(timer, TimerfdTimerFlags::empty(), &times);
 }

@@ -57,7 +57,7 @@ impl Step {
 pub(crate) struct Failure(pub(crate) Step, pub(crate) Errno);
 
 impl Failure {
-    /// As one word, 0 for none.
+    /// The step and the errno as one word; 0 is none.
     pub(crate) fn pack(self) -> u64 {
         let at = Step::ALL.iter().position(|(step, _)| *step == self.0).unwrap_or(0) as u64;
         (at + 1) << 32 | self.1.raw_os_error() as u32 as u64

@@ -1,4 +1,4 @@
-//! What a child dies of, as its handler of faults notes it: a refused write, a stack that overflowed. Here the parent reads it.
+//! The cause of a child's death, as its handler of faults notes it: a refused write, a stack that overflowed. Here the parent reads it.
 
 use super::evidence::{Evidence, Word};
 use super::findings::DeniedWrite;

@@ -48,7 +48,7 @@ impl Watch {
         self != Self::Census
     }
 
-    /// Its name in lower case, as on the command line.
+    /// The watch's name in lower case, as on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Census => "census",

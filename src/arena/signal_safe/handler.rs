@@ -24,7 +24,7 @@ pub(in crate::arena) static EXECUTABLE: OnceLock<Range> = OnceLock::new();
 /// In a child whose handlers were reset, the earlier one is not called.
 pub(in crate::arena) static RESET: AtomicBool = AtomicBool::new(false);
 
-/// Functions that hear of what a process dies of, before it does. They must be *raw*.
+/// Functions that hear of what a process dies of, before it does. They must be *async-signal-safe*.
 #[derive(Clone, Copy)]
 pub(crate) struct Observer {
     /// Hears of every refused access.

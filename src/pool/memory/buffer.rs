@@ -164,7 +164,7 @@ pub struct Buffer<T: Pod> {
     home: Home,
     block: usize,
     len: usize,
-    /// Its block belongs to a result now.
+    /// The buffer's block belongs to a result now.
     sent: AtomicBool,
     /// The process that it belongs to, in a line of forks.
     process: usize,

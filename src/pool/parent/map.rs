@@ -22,7 +22,7 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 enum Chunk {
     Fixed(usize),
-    /// As many as take [`BATCH_NS`], by what a job took so far.
+    /// The number that takes [`BATCH_NS`], by what a job took so far.
     Auto {
         last: usize,
         job_ns: Option<u64>,
@@ -192,7 +192,7 @@ where
             let over = runs.iter_mut().take(many).position(|(_, run)| run.advance());
             if over.is_none() && runs.front().and_then(|(_, run)| run.number()).is_some_and(|first| core.starves(first))
             {
-                // Its room is taken by results of later batches.
+                // Results of later batches take the room that the first one needs.
                 runs.iter_mut().skip(1).for_each(|(_, run)| _ = run.advance());
             }
             match over {

@@ -34,9 +34,9 @@ pub struct Stats {
 /// The fate of jobs that are not done when the pool is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// They run first.
+    /// The jobs run first.
     Drain,
-    /// They are cancelled; workers that run one are killed.
+    /// The jobs are cancelled; workers that run one are killed.
     Cancel,
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 /// A batch under way.
 pub(crate) struct Run<R> {
     pub(crate) core: Arc<Core>,
-    /// Its slot; `None` when all is read.
+    /// The batch's slot; `None` when all is read.
     number: Option<usize>,
     /// The number of jobs that have no result yet.
     left: usize,
@@ -183,7 +183,7 @@ fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError
             match value {
                 Ok(value) => value.map_err(|e| JobError::NotPassed(format!("the result {e}"))),
                 Err(said_on_stderr) => {
-                    // Its destructor might panic again.
+                    // The payload's destructor might panic again.
                     std::mem::forget(said_on_stderr);
                     Err(JobError::NotPassed("the result cannot be decoded: that panicked".to_owned()))
                 }

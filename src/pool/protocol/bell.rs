@@ -31,7 +31,7 @@ impl<W: Word> Bell<W> {
         loop {
             let word = self.0.load();
             if self.0.replace(word, word | HEARD) {
-                // Whatever a writer put there while it saw nobody here is seen by the look that follows.
+                // A writer that saw no mark rings nobody; the fence makes what it stored before visible to the look that follows.
                 W::fence();
                 return word & !HEARD;
             }

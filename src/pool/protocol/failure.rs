@@ -17,7 +17,7 @@ pub enum JobError {
         /// The place, as `file:line:column`.
         location: Option<String>,
     },
-    /// Its worker died while it held the job, and was replaced.
+    /// The worker died while it held the job, and was replaced.
     Died {
         /// The way the worker died.
         death: Death,
@@ -99,7 +99,7 @@ impl std::error::Error for JobError {}
 pub(crate) enum Failure {
     /// The worker died of it, or beside it.
     Died(Death),
-    /// Its time was over.
+    /// The job's time was over.
     TimedOut,
     /// The job was cancelled.
     Cancelled,

@@ -17,7 +17,7 @@ pub(crate) enum Order {
     Close { cancel: bool },
 }
 
-/// Its answer.
+/// The zygote's answer to an order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done(bool),
@@ -28,7 +28,7 @@ pub(crate) enum Reply {
 /// The way a worker ended, and what it copied.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorkerExit {
-    /// Its process id.
+    /// The worker's process id.
     pub pid: i32,
     /// The way it ended.
     pub death: Death,

@@ -1,4 +1,4 @@
-//! What parent, zygote and workers agree on: the words in shared memory, who may change them when, and the messages of the channel.
+//! The agreement of parent, zygote and workers: the words in shared memory, who may change them when, and the messages of the channel.
 
 pub(super) mod batch;
 pub(super) mod bell;

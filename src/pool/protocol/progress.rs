@@ -40,7 +40,7 @@ impl Seen {
         (self.0 >> PHASE_BITS) as usize & ((1 << JOB_BITS) - 1)
     }
 
-    /// Its phase.
+    /// The phase of the current job.
     pub fn phase(self) -> Phase {
         match self.0 & 3 {
             0 => Phase::Ahead,

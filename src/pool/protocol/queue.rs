@@ -55,7 +55,7 @@ pub trait Long {
 
 /// A slot without an owner, which the parent fills.
 pub const FREE: u32 = 0;
-/// Whoever comes first takes it.
+/// The batch waits; the first worker that comes takes it.
 pub const QUEUED: u32 = 1;
 /// The parent reads its results.
 pub const DONE: u32 = 2;

@@ -134,7 +134,7 @@ impl Worker<'_> {
             if let Some(slot) = queue.claim(self.seat) {
                 self.run(slot, work, &mut outcome);
                 trimmed = false;
-                // So it was not hopeless after all.
+                // A worker has a batch, so the pool is not broken any more.
                 if self.region.board().broken.load(Ordering::Relaxed) != 0 {
                     self.region.board().broken.store(0, Ordering::Release);
                 }

@@ -54,7 +54,7 @@ pub(crate) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, Said> {
     let heard = HEARD.with_borrow_mut(Option::take);
     ended.map_err(|payload| {
         let said = said(&*payload, heard);
-        // Its destructor might panic again.
+        // The payload's destructor might panic again.
         std::mem::forget(payload);
         said
     })

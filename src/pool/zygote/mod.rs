@@ -241,7 +241,7 @@ impl<'a> Zygote<'a> {
     fn reap(&mut self, seat: usize) {
         let Some(mut child) = self.crew.get_mut(seat).and_then(|member| member.child.take()) else { return };
         let _closed_soon = self.poller.remove(child.pidfd());
-        // Its id may soon be another's.
+        // The kernel may soon give the worker's id to another process.
         if let Some(own) = self.region.seats().get(seat) {
             own.pid.store(0, Ordering::Release);
         }

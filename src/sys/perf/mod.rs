@@ -195,7 +195,7 @@ impl Event {
         if done < 0 { Err(last_errno()) } else { Ok(()) }
     }
 
-    /// Its counts until now. *Async-signal-safe.*
+    /// The event's counts until now. *Async-signal-safe.*
     ///
     /// # Errors
     /// None that an event of a thread meets.

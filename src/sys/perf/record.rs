@@ -193,7 +193,7 @@ mod tests {
 
     const LEN: u64 = 128;
 
-    /// What a ring of 128 bytes tells between two positions.
+    /// The records that a ring of 128 bytes tells between two positions.
     fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record<'static>> {
         let mut seen = Vec::new();
         let copy = |at: u64, into: &mut [u8]| {

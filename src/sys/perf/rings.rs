@@ -31,7 +31,7 @@ pub struct Refused {
     /// Its name: `perf_event_open` as [`Event::open`], or `mmap`: `EPERM` where not even a page may be locked, `ENOMEM` where there is no
     /// room for one (memory, or addresses: `RLIMIT_AS`).
     pub call: &'static str,
-    /// Its errno.
+    /// The errno of that call.
     pub errno: Errno,
 }
 

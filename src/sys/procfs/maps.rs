@@ -6,7 +6,7 @@ use crate::sys::map::Range;
 /// One mapping.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
-    /// Its addresses.
+    /// The mapping's addresses.
     pub range: Range,
     /// `rw-p` and the like: `p` is private, `s` is shared.
     pub permissions: String,

@@ -12,13 +12,13 @@ pub(in crate::watch) const BYTES_MAX: usize = 15;
 /// The effect of an instruction on the memory that its operand names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::watch) enum Does {
-    /// It reads, and nothing else.
+    /// The instruction only reads.
     Load,
-    /// It writes, perhaps after reading.
+    /// The instruction writes, perhaps after reading.
     Store,
-    /// It reads at one place and writes at another: `movs`.
+    /// The instruction reads at one place and writes at another: `movs`.
     Move,
-    /// It is not known, or touches more than its operand.
+    /// The instruction is not known, or touches more than its operand.
     Unknown,
 }
 

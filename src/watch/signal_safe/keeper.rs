@@ -65,7 +65,7 @@ pub(in crate::watch) fn start(
     process::allow_tracing_by(started.at(Step::StartKeeper)?);
     drop(begun);
     if !process::take_byte(&answer) {
-        // Its only other writer was the keeper, so the keeper has ended.
+        // The pipe's only other writer was the keeper, so the keeper has ended.
         let failure = Failure::unpack(evidence.get(Word::KeeperFailure));
         return Err(failure.unwrap_or(Failure(Step::StartKeeper, Errno::SRCH)));
     }

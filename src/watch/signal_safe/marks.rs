@@ -1,4 +1,4 @@
-//! What child and keeper write into the region that they share with the parent, and read of it.
+//! The region that child and keeper share with the parent, as these two write and read it.
 
 use super::ring::{CALLERS_MAX, Payload, Ring};
 use crate::arena::Refused;

@@ -23,7 +23,7 @@ static EARLIER: OnceLock<Action> = OnceLock::new();
 /// Installs the handler in the child.
 pub(in crate::watch) fn install(evidence: &'static Evidence) -> Result<(), Errno> {
     if evidence.callers {
-        // What the unwinder and the dynamic linker do once is done here, where there is room, and not on a signal stack.
+        // The unwinder and the dynamic linker do here what they do only once, where there is room, and not on a signal stack.
         unwind::callers(&mut [0; 1]);
     }
     EVIDENCE.store(std::ptr::from_ref(evidence).cast_mut(), Ordering::Release);
