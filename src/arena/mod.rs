@@ -50,6 +50,7 @@ mod memory;
 mod options;
 mod pieces;
 mod place;
+mod populate;
 mod poured;
 mod prepare;
 mod refusal;

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "old generations are released")]
 
 use crate::case::{Outcome, passed};
-use crate::look::SOON;
+use crate::look::{Bytes, SOON, frozen_pages};
 use crate::pool_kit::{data, in_time, table};
 use cowbell::arena::{Arena, Frozen};
+use cowbell::fork;
 use cowbell::pool::{JobError, Pool, PoolBuilder, Shutdown, Ticket, WorkerContext, WorkerInfo};
+use cowbell::sys::page_size;
 use libtest_mimic::{Failed, Trial};
 use rand::Rng;
 use std::collections::{BTreeSet, HashSet};
@@ -153,12 +155,36 @@ fn a_start_that_panics_is_a_death_and_the_pool_says_that_it_is_gone() -> Outcome
     passed()
 }
 
+fn a_populated_worker_reads_without_a_fault() -> Outcome {
+    const PAGES: usize = 2048;
+    for populate in [false, true] {
+        let pool = Pool::builder().workers(1).populate(populate).spawn(
+            frozen_pages("populated", PAGES)?,
+            |bytes: &Bytes, (): ()| {
+                let before = fork::page_faults();
+                std::hint::black_box(
+                    bytes
+                        .iter()
+                        .step_by(page_size().bytes())
+                        .fold(0, |sum: u64, byte| sum.wrapping_add(u64::from(byte.load(Ordering::Relaxed)))),
+                );
+                fork::page_faults() - before
+            },
+        )?;
+        let faults = pool.submit(())?.wait()?;
+        assert_eq!(faults < 16, populate, "{faults} faults");
+        pool.shutdown(Shutdown::Drain)?;
+    }
+    passed()
+}
+
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     claims![
         workers_draw_equal_numbers_unless_they_seed_their_generators_anew,
         a_job_knows_its_workers_seat_generation_seed_and_data,
         hooks_run_once_in_each_worker_in_their_order,
+        a_populated_worker_reads_without_a_fault,
         a_start_that_panics_is_a_death_and_the_pool_says_that_it_is_gone,
     ]
 }

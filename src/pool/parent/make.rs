@@ -69,6 +69,10 @@ where
         }
     }
 
+    fn populate(&self) -> Result<()> {
+        self.context.frozen.populate()
+    }
+
     fn reshare(&self) -> Result<Reshared> {
         self.context.frozen.reshare()
     }
@@ -104,7 +108,7 @@ impl PoolBuilder {
     /// Must be called while this process has one thread. The pool starts none.
     ///
     /// # Errors
-    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Unsupported where the kernel cannot [`Self::populate`]. Whatever [`crate::fork::spawn`] says for the zygote or
     /// the first workers.
     pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, mut body: F) -> Result<Pool<T, J, R>>
     where
@@ -129,6 +133,9 @@ impl PoolBuilder {
     {
         self.check()?;
         let settings = self.settings;
+        if settings.populate {
+            frozen.image().check_populate()?;
+        }
         // Arenas of both processes must have numbers of their own, and hash alike.
         registry::prepare()?;
         let region =

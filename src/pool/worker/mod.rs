@@ -67,6 +67,12 @@ pub(crate) trait Work {
     /// Runs one job and appends its item to the outcome, which is empty. Does not panic.
     fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome);
 
+    /// Maps all pages of the data.
+    ///
+    /// # Errors
+    /// As [`crate::arena::Frozen::populate`].
+    fn populate(&self) -> Result<()>;
+
     /// Gives back copies of the data that are the original again.
     ///
     /// # Errors
@@ -100,6 +106,12 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     }
     let info = WorkerInfo { seat, generation, seed };
     work.begin(info);
+    // Jobs can do without.
+    if settings.populate
+        && let Err(e) = work.populate()
+    {
+        log::warn!("worker {}: {e}", process::pid());
+    }
     settings.on_start.call(&info);
     let worker =
         Worker { region, settings, seat, own, generation, heap: Heap::take_over(region, seat), faults_checked: 0 };

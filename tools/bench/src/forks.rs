@@ -62,6 +62,12 @@ pub struct ForkCost {
     pub first_read_ms: Option<Spread>,
     /// The same, to the anonymous heap.
     pub first_read_ratio_to_anonymous: Option<Spread>,
+    /// Of a frozen arena in ordinary pages: the time that [`cowbell::arena::Frozen::populate`] takes in a child.
+    pub populate_ms: Option<Spread>,
+    /// The child's read behind that.
+    pub populated_read_ms: Option<Spread>,
+    /// The same, to the anonymous heap's first read.
+    pub populated_read_ratio_to_anonymous: Option<Spread>,
     /// The child's page tables (`VmPTE`) before it reads.
     pub page_tables_kib: Option<u64>,
     /// The child's page tables when it has read everything.
@@ -120,6 +126,8 @@ struct Contender {
     spawn_us: Vec<f64>,
     spawn_and_wait_us: Vec<f64>,
     first_read_ms: Vec<f64>,
+    populate_ms: Vec<f64>,
+    populated_read_ms: Vec<f64>,
     page_tables_kib: Option<u64>,
     page_tables_after_read_kib: Option<u64>,
     error: Option<String>,
@@ -139,6 +147,8 @@ impl Contender {
             spawn_us: Vec::new(),
             spawn_and_wait_us: Vec::new(),
             first_read_ms: Vec::new(),
+            populate_ms: Vec::new(),
+            populated_read_ms: Vec::new(),
             page_tables_kib: None,
             page_tables_after_read_kib: None,
             error,
@@ -163,6 +173,11 @@ impl Contender {
             if self.memory != Memory::Empty {
                 self.first_read_ms.push(us(read.read_ns) / 1e3);
             }
+            if self.memory == Memory::Frozen {
+                let read = server.read_populated()?;
+                self.populate_ms.push(us(read.populate_ns) / 1e3);
+                self.populated_read_ms.push(us(read.read_ns) / 1e3);
+            }
         }
         Ok(())
     }
@@ -186,6 +201,10 @@ fn summary(bytes: u64, repeats: usize, reads: usize, contenders: &[Contender]) -
         spawn_and_wait_ratio_to_empty: ratio(mine, Memory::Empty, |c| &c.spawn_and_wait_us),
         first_read_ms: spread(&mine.first_read_ms),
         first_read_ratio_to_anonymous: ratio(mine, Memory::Anonymous, |c| &c.first_read_ms),
+        populate_ms: spread(&mine.populate_ms),
+        populated_read_ms: spread(&mine.populated_read_ms),
+        populated_read_ratio_to_anonymous: of(Memory::Anonymous)
+            .and_then(|other| Spread::of_ratios(&mine.populated_read_ms, &other.first_read_ms)),
         page_tables_kib: mine.page_tables_kib,
         page_tables_after_read_kib: mine.page_tables_after_read_kib,
         error: mine.error.clone(),

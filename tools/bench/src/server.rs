@@ -11,7 +11,7 @@
 //! A line is JSON. A server that dies closes its pipe.
 
 use crate::error::{Error, Result};
-use cowbell::arena::{Arena, Collapsed, FreezeOptions, HugePages};
+use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, HugePages};
 use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::sys::clone::{self, ForkArgs, Forked};
 use cowbell::sys::map::SharedWords;
@@ -58,6 +58,8 @@ enum Request {
     Fork,
     Spawn,
     Read,
+    /// Populates first.
+    ReadPopulated,
 }
 
 type Reply<T> = Result<T, String>;
@@ -74,6 +76,8 @@ pub(crate) struct ForkTimes {
 /// The finding of a child that read everything.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct ReadTimes {
+    /// Before the read, where the child populates; else 0.
+    pub(crate) populate_ns: u64,
     pub(crate) read_ns: u64,
     pub(crate) page_tables_kib: u64,
     pub(crate) page_tables_after_kib: u64,
@@ -118,6 +122,11 @@ impl Server {
         self.ask(Request::Read)
     }
 
+    /// The same by a child that maps all pages first.
+    pub(crate) fn read_populated(&mut self) -> Result<ReadTimes> {
+        self.ask(Request::ReadPopulated)
+    }
+
     fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T> {
         let sent = to_line(&request).and_then(|line| self.requests.write_all(&line));
         sent.map_err(|e| self.failed(&e.to_string()))?;
@@ -157,12 +166,22 @@ fn answer(to: &mut PipeWriter, reply: &Reply<impl Serialize>) -> std::io::Result
     to.write_all(&to_line(reply)?)
 }
 
-/// Builds memory of a kind: the words a child may read, which stay for ever.
-fn hold(memory: Memory, bytes: usize) -> Result<Vec<&'static [u64]>> {
+/// The memory of a server, which stays for ever.
+struct Held {
+    /// The words that a child may read.
+    words: &'static [u64],
+    /// The arena that they lie in, if they do.
+    frozen: Option<Frozen<&'static [u64]>>,
+}
+
+/// Builds memory of a kind.
+fn hold(memory: Memory, bytes: usize) -> Result<Held> {
     let words = bytes.div_ceil(size_of::<u64>());
     let huge_pages = match memory {
-        Memory::Empty => return Ok(Vec::new()),
-        Memory::Anonymous => return Ok(vec![(0..words as u64).collect::<Vec<_>>().leak()]),
+        Memory::Empty => return Ok(Held { words: &[], frozen: None }),
+        Memory::Anonymous => {
+            return Ok(Held { words: (0..words as u64).collect::<Vec<_>>().leak(), frozen: None });
+        }
         Memory::Frozen => HugePages::Never,
         Memory::FrozenCollapsed => HugePages::Collapse,
     };
@@ -175,7 +194,7 @@ fn hold(memory: Memory, bytes: usize) -> Result<Vec<&'static [u64]>> {
     }
     // A parent that never looks at its data would have no page tables to copy.
     read_each_page(data);
-    Ok(vec![data])
+    Ok(Held { words: data, frozen: Some(frozen) })
 }
 
 fn read_each_page(data: &[u64]) {
@@ -183,7 +202,7 @@ fn read_each_page(data: &[u64]) {
     black_box(data.iter().step_by(words).fold(0, |sum: u64, word| sum.wrapping_add(*word)));
 }
 
-fn serve(held: &[&'static [u64]], requests: PipeReader, replies: &mut PipeWriter) -> std::io::Result<()> {
+fn serve(held: &Held, requests: PipeReader, replies: &mut PipeWriter) -> std::io::Result<()> {
     answer(replies, &Reply::Ok(()))?;
     let mut requests = BufReader::new(requests);
     while let Some(request) = from_line(&mut requests)? {
@@ -191,7 +210,8 @@ fn serve(held: &[&'static [u64]], requests: PipeReader, replies: &mut PipeWriter
         match request {
             Request::Fork => answer(replies, &time_clone3().map_err(text))?,
             Request::Spawn => answer(replies, &time_spawn().map_err(text))?,
-            Request::Read => answer(replies, &time_read(held).map_err(text))?,
+            Request::Read => answer(replies, &time_read(held, false).map_err(text))?,
+            Request::ReadPopulated => answer(replies, &time_read(held, true).map_err(text))?,
         }
     }
     Ok(())
@@ -229,23 +249,30 @@ fn time_spawn() -> Result<ForkTimes> {
     Ok(ForkTimes { returned_ns, waited_ns: sys::monotonic_ns() - begun })
 }
 
-fn time_read(held: &[&'static [u64]]) -> Result<ReadTimes> {
-    let shared = SharedWords::new(3)?;
+fn time_read(held: &Held, populate: bool) -> Result<ReadTimes> {
+    let shared = SharedWords::new(4)?;
     let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
         let before = page_tables_kib();
-        let begun = sys::monotonic_ns();
-        held.iter().for_each(|data| read_each_page(data));
+        let mut begun = sys::monotonic_ns();
+        let mut populate_ns = 0;
+        if let Some(frozen) = held.frozen.as_ref().filter(|_| populate) {
+            frozen.populate()?;
+            let populated = sys::monotonic_ns();
+            (begun, populate_ns) = (populated, populated - begun);
+        }
+        read_each_page(held.words);
         let read_ns = sys::monotonic_ns() - begun;
-        for (word, value) in shared.words().iter().zip([read_ns, before, page_tables_kib()]) {
+        for (word, value) in shared.words().iter().zip([read_ns, before, page_tables_kib(), populate_ns]) {
             word.store(value, Ordering::Release);
         }
+        Ok::<(), cowbell::Error>(())
     })?;
     let exit = child.wait()?;
     if !exit.success() {
         return Err(Error::Failed(format!("a child that read everything ended with {:?}", exit.ended)));
     }
     let word = |at: usize| shared.words().get(at).map_or(0, |word| word.load(Ordering::Acquire));
-    Ok(ReadTimes { read_ns: word(0), page_tables_kib: word(1), page_tables_after_kib: word(2) })
+    Ok(ReadTimes { read_ns: word(0), page_tables_kib: word(1), page_tables_after_kib: word(2), populate_ns: word(3) })
 }
 
 /// `VmPTE` of this process; 0 where `/proc` does not say.

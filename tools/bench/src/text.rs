@@ -61,6 +61,10 @@ impl fmt::Display for Forks {
             let read = pair(over.first_read_ms, "ms", over.first_read_ratio_to_anonymous);
             let tables = [over.page_tables_kib, over.page_tables_after_read_kib].map(kib);
             writeln!(f, "{:<18} {read:<38} {:>12} {:>15}", over.memory.name(), tables[0], tables[1])?;
+            if let Some(populate) = over.populate_ms {
+                let read = pair(over.populated_read_ms, "ms", over.populated_read_ratio_to_anonymous);
+                writeln!(f, "{:<18} {read:<38} and {:.1} ms before, to populate", "  populated", populate.median)?;
+            }
         }
         writeln!(f, "goal for a collapsed arena: below 1x")
     }

@@ -34,6 +34,7 @@ fn forks_are_measured_over_every_kind_of_memory() {
         assert!(over.error.is_none() && over.clone3_us.is_some() && over.spawn_ratio_to_empty.is_some(), "{over:?}");
     }
     let frozen = forks.over(Memory::Frozen).expect("each is there");
+    assert!(frozen.populate_ms.is_some() && frozen.populated_read_ratio_to_anonymous.is_some(), "{frozen:?}");
     assert!(frozen.page_tables_kib < frozen.page_tables_after_read_kib, "a fork copies no page tables: {frozen:?}");
 }
 
