@@ -68,9 +68,7 @@ pub fn on_page(page: u64, blocks: &[Block], evidence: &Evidence<'_>) -> OnPage {
         caller: event.caller,
     });
     let first = written.and_then(|written| written.byte).map(|byte| page + u64::from(byte));
-    let ends = changed.filter(|changed| changed.bytes > 0).map(|changed| [changed.first, changed.last]);
-    let ends = ends.into_iter().flatten().map(|byte| page + u64::from(byte));
-    let marked: Vec<u64> = first.into_iter().chain(ends).collect();
+    let marked: Vec<u64> = marked(changed, written).map(|byte| page + u64::from(byte)).collect();
     let (mut pointed, mut beside): (Vec<Block>, BTreeMap<Option<u32>, u64>) = Default::default();
     for block in blocks {
         let holds = |address: &u64| (block.start..block.start + block.len).contains(address);
@@ -83,7 +81,13 @@ pub fn on_page(page: u64, blocks: &[Block], evidence: &Evidence<'_>) -> OnPage {
     // The one that was written first is first.
     pointed.sort_by_key(|block| first.is_none_or(|at| !(block.start..block.start + block.len).contains(&at)));
     let beside = beside.into_iter().map(|(stack, blocks)| Beside { stack, blocks }).collect();
-    OnPage { page, changed, written, blocks: pointed, beside }
+    OnPage { page, changed, written, blocks: pointed, beside, fields: Vec::new() }
+}
+
+/// The bytes of a page that are told one by one: the first that was written, and the ends of what differs.
+pub fn marked(changed: Option<Changed>, written: Option<FirstWrite>) -> impl Iterator<Item = u32> {
+    let ends = changed.filter(|changed| changed.bytes > 0).map(|changed| [changed.first, changed.last]);
+    written.and_then(|written| written.byte).into_iter().chain(ends.into_iter().flatten())
 }
 
 /// What lies on the copied pages of all intervals, explained.
@@ -105,7 +109,6 @@ fn explained(profile: &Profile, objects: &Objects) -> summary::Objects {
         frames.iter().map(frame).collect()
     };
     let told = as_report(profile, objects, page_size).explain(name);
-    let beside = objects.pages.iter().map(|page| page.beside.iter().map(|beside| beside.blocks).sum());
     summary::Objects {
         interval: objects.interval,
         pid: interval.map_or(0, |interval| interval.begin.pid),
@@ -114,7 +117,7 @@ fn explained(profile: &Profile, objects: &Objects) -> summary::Objects {
         start: objects.start,
         bytes: objects.len,
         recorded_every: objects.recorded,
-        pages: told.iter().zip(beside).map(|(page, others)| page_of(page, others)).collect(),
+        pages: told.iter().zip(&objects.pages).map(|(told, page)| page_of(told, page, &objects.types)).collect(),
         untold_pages: objects.untold,
     }
 }
@@ -193,7 +196,10 @@ fn as_report(profile: &Profile, objects: &Objects, page_size: u64) -> Report {
     }
 }
 
-fn page_of(page: &Explained, others: u64) -> summary::ObjectsPage {
+fn page_of(page: &Explained, recorded: &OnPage, types: &[String]) -> summary::ObjectsPage {
+    let field = |byte: u32| recorded.fields.iter().find(|(of, _)| *of == byte).map(|(_, field)| field.clone());
+    let changed = page.changed.filter(|changed| changed.bytes > 0);
+    let type_name = |of: &Block| types.get(of.of? as usize).cloned();
     let function = |frames: &[report::Frame], line: &Option<String>| {
         let place = |frame: &report::Frame| Some(format!("{}:{}", frame.file.as_ref()?, frame.line?));
         let own = line.as_ref().and_then(|line| frames.iter().find(|frame| place(frame).as_ref() == Some(line)));
@@ -202,22 +208,27 @@ fn page_of(page: &Explained, others: u64) -> summary::ObjectsPage {
     summary::ObjectsPage {
         address: page.address,
         changed_bytes: page.changed.map(|changed| changed.bytes),
-        first_byte: page.changed.filter(|changed| changed.bytes > 0).map(|changed| changed.first),
-        last_byte: page.changed.filter(|changed| changed.bytes > 0).map(|changed| changed.last),
+        first_byte: changed.map(|changed| changed.first),
+        last_byte: changed.map(|changed| changed.last),
+        first_field: changed.and_then(|changed| field(changed.first)),
+        last_field: changed.and_then(|changed| field(changed.last)),
         objects: page
             .objects
             .iter()
-            .map(|allocated| summary::Object {
+            .zip(&recorded.blocks)
+            .map(|(allocated, block)| summary::Object {
                 start: allocated.object.start,
                 bytes: allocated.object.len,
+                type_name: type_name(block),
                 allocated_at: allocated.line.clone(),
                 allocated_in: function(&allocated.frames, &allocated.line),
             })
             .collect(),
-        other_objects: others,
+        other_objects: recorded.beside.iter().map(|beside| beside.blocks).sum(),
         writer: page.writer.as_ref().map(|writer| summary::Writer {
             tid: writer.tid,
             address: writer.address,
+            field: recorded.written.and_then(|written| field(written.byte?)),
             line: writer.line.clone(),
             function: function(&writer.frames, &writer.line),
         }),

@@ -32,6 +32,9 @@ pub struct ObjectsPage {
     /// The first and the last of them, from the page's start.
     pub first_byte: Option<u32>,
     pub last_byte: Option<u32>,
+    /// The fields that these two belong to: `inner.count`, `[3].links[1]`; `null` where debug information does not tell.
+    pub first_field: Option<String>,
+    pub last_field: Option<String>,
     /// The objects that hold the first byte written, where that was seen, and the first and the last byte that differ; the one that was written
     /// first is first.
     pub objects: Vec<Object>,
@@ -52,6 +55,8 @@ pub struct Object {
     pub start: u64,
     /// The length of its block, which may be a little longer than what was asked for.
     pub bytes: u64,
+    /// What it was allocated for, by the program's debug information: a type of Rust's; `null` where that does not tell.
+    pub type_name: Option<String>,
     /// The program's own line that allocated it, as `file:line`; `null` where that is not known.
     pub allocated_at: Option<String>,
     /// The function of this line.
@@ -64,6 +69,8 @@ pub struct Writer {
     pub tid: i32,
     /// The first byte that was written; the page's first address where that is not known.
     pub address: u64,
+    /// The field of this byte; `null` where debug information does not tell.
+    pub field: Option<String>,
     /// The program's own line, as `file:line`; `null` where that is not known.
     pub line: Option<String>,
     /// The function of this line.

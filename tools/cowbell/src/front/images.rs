@@ -1,8 +1,10 @@
 //! What lies on copied pages of images of the library's heap, as the images' own files tell.
 
-use crate::analyse::objects::{Evidence, FirstWrites, on_page};
+use super::types::Typist;
+use crate::analyse::objects::{Evidence, FirstWrites, marked, on_page};
 use crate::record::image::{self, FOOTER, Footer, Part, Unread, WORD};
-use crate::record::{Block, Class, End, Objects, Place};
+use crate::record::{Block, Class, End, Objects, OnPage, Place};
+use crate::stacks::names::Names;
 use crate::trace::link::{Code, Image};
 use std::collections::HashMap;
 use std::fs::File;
@@ -63,7 +65,7 @@ impl Images {
     }
 
     /// What lies on the pages of an interval that closes.
-    pub fn tell(&mut self, end: &End, written: &FirstWrites) -> News {
+    pub fn tell(&mut self, end: &End, written: &FirstWrites, names: &mut Names) -> News {
         let mut news = News::default();
         let Some((images, code)) = self.waiting.remove(&end.interval) else { return news };
         for image in images {
@@ -71,7 +73,8 @@ impl Images {
                 Some(Ok(told)) => {
                     let evidence = Evidence { contents: &end.contents, written };
                     let places = &mut self.places;
-                    told.objects(end, &image, &evidence, |address| place(places, &mut news, &code, address))
+                    let typist = Typist::new(names, &code);
+                    told.objects(end, &image, &evidence, typist, |address| place(places, &mut news, &code, address))
                 }
                 Some(Err(why)) => Err(why.clone()),
                 None => Err("it was not heard of".to_owned()),
@@ -125,6 +128,7 @@ impl Told {
         end: &End,
         image: &Image,
         evidence: &Evidence<'_>,
+        mut typist: Typist<'_>,
         place: impl FnMut(u64) -> u32,
     ) -> Result<Objects, String> {
         let footer = &self.footer;
@@ -139,11 +143,27 @@ impl Told {
                 continue;
             }
             let blocks = self.blocks(page, evidence.written.page_size, &mut stacks);
-            pages.push(on_page(page, &blocks.map_err(|e| unreadable(&e))?, evidence));
+            let mut page = on_page(page, &blocks.map_err(|e| unreadable(&e))?, evidence);
+            self.name_types(&mut page, &mut typist).map_err(|e| unreadable(&e))?;
+            pages.push(page);
         }
         let Footer { start, len, generation, recorded, .. } = *footer;
         let (interval, arena, stacks) = (end.interval, self.name.clone(), stacks.stacks);
-        Ok(Objects { interval, arena, generation, start, len, recorded, pages, untold, stacks })
+        let types = typist.types();
+        Ok(Objects { interval, arena, generation, start, len, recorded, pages, untold, types, stacks })
+    }
+
+    /// Names the types of a page's blocks that are told one by one, and the fields of the bytes that are.
+    fn name_types(&self, page: &mut OnPage, typist: &mut Typist<'_>) -> io::Result<()> {
+        for block in page.blocks.iter_mut().filter(|block| block.stack.is_some()) {
+            let offset = block.start - self.footer.start;
+            for (_, asked, stack) in self.allocations(offset, offset + 1)? {
+                let bytes = marked(page.changed, page.written).map(|byte| (byte, page.page + u64::from(byte)));
+                let bytes = bytes.filter_map(|(byte, at)| Some((byte, at.checked_sub(block.start)?)));
+                block.of = typist.name(&self.calls(stack)?, asked, bytes, &mut page.fields);
+            }
+        }
+        Ok(())
     }
 
     /// The blocks that a page lies in.
@@ -162,11 +182,11 @@ impl Told {
             };
             unit = Some((number, words));
             let Some((start, len)) = image::block_at(words, at) else { break };
-            blocks.push(Block { start, len, stack: None });
+            blocks.push(Block { start, len, stack: None, of: None });
             at = start + len;
         }
         let Some(first) = blocks.first() else { return Ok(blocks) };
-        for (offset, stack) in
+        for (offset, _, stack) in
             self.allocations(first.start - self.footer.start, page + page_size - self.footer.start)?
         {
             let start = self.footer.start + offset;
@@ -179,8 +199,9 @@ impl Told {
         Ok(blocks)
     }
 
-    /// The recorded allocations that begin between two offsets from the image's start: where, and by which of the file's stacks.
-    fn allocations(&self, from: u64, to: u64) -> io::Result<Vec<(u64, u32)>> {
+    /// The recorded allocations that begin between two offsets from the image's start: where, of how many bytes, and by which of the file's
+    /// stacks.
+    fn allocations(&self, from: u64, to: u64) -> io::Result<Vec<(u64, u64, u32)>> {
         let part = self.footer.allocations;
         let (mut low, mut high) = (0, part.count);
         while low < high {
@@ -190,11 +211,11 @@ impl Told {
         }
         let mut found = Vec::new();
         for nth in low..part.count {
-            let (offset, _, stack) = image::allocation(words(&self.file, part, nth)?);
+            let (offset, asked, stack) = image::allocation(words(&self.file, part, nth)?);
             if offset >= to {
                 break;
             }
-            found.extend(stack.map(|stack| (offset, stack)));
+            found.extend(stack.map(|stack| (offset, asked, stack)));
         }
         Ok(found)
     }

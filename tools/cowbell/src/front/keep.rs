@@ -194,7 +194,7 @@ impl Kept {
             return Vec::new();
         }
         let Some(written) = self.profile.first_writes(end) else { return Vec::new() };
-        let news = self.images.tell(end, &written);
+        let news = self.images.tell(end, &written, &mut self.names);
         self.places.extend(&news.places);
         let pid = self.mappings.get(&end.interval).map_or(0, |(pid, _)| *pid);
         let End { time_ns, .. } = *end;

@@ -7,6 +7,7 @@ mod keep;
 pub mod look_on;
 pub mod options;
 mod sources;
+mod types;
 
 use crate::failure::Failure;
 use crate::output::{Output, Stream};

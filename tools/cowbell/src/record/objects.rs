@@ -21,6 +21,9 @@ pub struct Objects {
     pub pages: Vec<OnPage>,
     /// The number of further ones.
     pub untold: u64,
+    /// The types of blocks, as Rust spells them.
+    #[serde(default)]
+    pub types: Vec<String>,
     /// The calls that led to allocations, from the allocator outwards, by the numbers of their [`Place`](super::Place)s.
     pub stacks: Vec<Vec<u32>>,
 }
@@ -38,6 +41,9 @@ pub struct OnPage {
     pub blocks: Vec<Block>,
     /// All other blocks there.
     pub beside: Vec<Beside>,
+    /// The fields of these bytes, which are counted from the page's start, where their blocks' types tell.
+    #[serde(default)]
+    pub fields: Vec<(u32, String)>,
 }
 
 /// The difference of a page from its original.
@@ -75,6 +81,9 @@ pub struct Block {
     pub len: u64,
     /// The calls that allocated it, by their place in [`Objects::stacks`]; `None` where that was not recorded.
     pub stack: Option<u32>,
+    /// Its type, by its place in [`Objects::types`]; `None` where debug information does not tell.
+    #[serde(default)]
+    pub of: Option<u32>,
 }
 
 /// Blocks that were allocated at one place.

@@ -232,7 +232,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
     }
 
     /// A section's contents, unless it is empty or compressed.
-    fn bytes(&self, name: &[u8]) -> Option<&'data [u8]> {
+    pub fn bytes(&self, name: &[u8]) -> Option<&'data [u8]> {
         let section = self.section(name)?;
         let is_compressed = section.sh_flags(self.endian).contains(elf::SHF_COMPRESSED);
         section.data(self.endian, self.data).ok().filter(|bytes| !is_compressed && !bytes.is_empty())

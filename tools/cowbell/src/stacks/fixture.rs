@@ -2,6 +2,7 @@
 
 use crate::record::{Mapping, Watched};
 use cowbell::sys::procfs::maps;
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -29,6 +30,35 @@ impl Directory {
         std::fs::write(&file, source).unwrap();
         run(Command::new("cc").args(["-o".as_ref(), program.as_path(), &file]).args(flags));
         program
+    }
+}
+
+/// A program of Rust's that allocates one block after the other and prints, of each: what it is called here, its length, and the calls that led to it.
+const TYPED: &str = include_str!("types/typed.rs");
+
+/// A block that this program allocated.
+pub struct Block {
+    /// From the allocator outwards, as the file counts addresses.
+    pub calls: Vec<u64>,
+    pub len: u64,
+}
+
+impl Directory {
+    /// The program that allocates, compiled with `flags`, and its blocks by name.
+    pub fn typed(&self, flags: &[&str]) -> (PathBuf, HashMap<String, Block>) {
+        let (source, program) = (self.path("typed.rs"), self.path("typed"));
+        std::fs::write(&source, TYPED).unwrap();
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        run(Command::new(rustc).args(["--edition", "2024", "-o"]).arg(&program).arg(&source).args(flags));
+        let output = Command::new(&program).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let block = |line: &str| {
+            let [name, len, calls] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+            let calls = calls.split(',').map(|call| call.parse().unwrap()).collect();
+            (name.to_owned(), Block { calls, len: len.parse().unwrap() })
+        };
+        let blocks = str::from_utf8(&output.stdout).unwrap().lines().map(block).collect();
+        (program, blocks)
     }
 }
 

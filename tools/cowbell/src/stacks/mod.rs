@@ -10,9 +10,10 @@ pub mod names;
 pub mod native;
 pub mod own_name;
 mod perf_map;
+pub mod types;
 
 /// Frames kept of a stack, from the innermost one.
 const FRAMES_MAX: usize = 64;
 
 #[cfg(test)]
-mod fixture;
+pub mod fixture;

@@ -7,6 +7,7 @@
 use super::elf::{self, Image, Layout};
 use super::instruction;
 use super::perf_map::PerfMap;
+use super::types::Types;
 use crate::record::{Code, Mapping, Module, Nameless, NativeFrame, Place, Uninitialised};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
@@ -38,6 +39,8 @@ struct Known {
     source: Source,
     /// By address as the file counts them.
     frames: HashMap<u64, Vec<NativeFrame>>,
+    /// Its types, once they were asked for.
+    types: Option<Option<Types>>,
     /// When its file was written, where that is known to stand under its path.
     built: Option<SystemTime>,
 }
@@ -112,6 +115,13 @@ impl Names {
         named.collect()
     }
 
+    /// The types that a module's debug information tells, and where its code is loaded.
+    pub fn types(&mut self, module: u32) -> Option<(&Layout, &mut Types)> {
+        let Known { layout, source, types, .. } = self.modules.get_mut(&module)?.as_mut().ok()?;
+        let types = types.get_or_insert_with(|| source.types()).as_mut()?;
+        Some((layout, types))
+    }
+
     /// When the file of a module was written, if it stands under its path, so that paths in it mean the same here.
     pub fn built(&self, module: u32) -> Option<SystemTime> {
         self.modules.get(&module)?.as_ref().ok()?.built
@@ -167,7 +177,7 @@ impl Known {
         if module.path == "[vdso]" {
             let image = elf::vdso().ok_or(Nameless::FileUnreadable)?;
             let layout = Image::parse(image.as_slice()).ok_or(Nameless::NoSymbols)?.layout();
-            return Ok(Self { layout, source: Source::Vdso(image), frames, built: None });
+            return Ok(Self { layout, source: Source::Vdso(image), frames, types: None, built: None });
         }
         let opened = file.is_some();
         let named = PathBuf::from(&module.path);
@@ -188,7 +198,7 @@ impl Known {
         let metadata = open.metadata().ok().filter(|_| path_of(&named, Some(&open)) == named);
         let built = metadata.and_then(|metadata| metadata.modified().ok());
         let source = Source::File { path: named, debug, open: opened.then_some(open) };
-        Ok(Self { layout, source, frames, built })
+        Ok(Self { layout, source, frames, types: None, built })
     }
 
     /// See [`Code::atomic`].
@@ -209,6 +219,12 @@ impl Known {
 }
 
 impl Source {
+    fn types(&self) -> Option<Types> {
+        let Self::File { path, debug, open } = self else { return None };
+        let own = path_of(path, open.as_ref());
+        debug.iter().chain([&own]).find_map(|path| Types::read(&elf::open(path)?))
+    }
+
     fn frames(&self, address: u64, symbolizer: &Symbolizer) -> Vec<NativeFrame> {
         match self {
             Self::Vdso(image) => {

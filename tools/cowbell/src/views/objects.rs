@@ -47,6 +47,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
 fn what(page: &ObjectsPage, arena: &str) -> String {
     let arena = clean(arena);
     match page.objects.first() {
+        Some(Object { type_name: Some(name), bytes, .. }) => format!("`{}` ({bytes} bytes) in `{arena}`", clean(name)),
         Some(object) => format!("block of {} bytes in `{arena}`", object.bytes),
         None => format!("object not known in `{arena}`"),
     }
@@ -63,19 +64,16 @@ fn allocated(object: Option<&Object>) -> String {
 
 /// One of the pages: what changed there, and who wrote first.
 fn example(page: &ObjectsPage) -> String {
-    let place = |byte: u64| match page
-        .objects
-        .iter()
-        .find(|object| (object.start..object.start + object.bytes).contains(&byte))
-    {
-        Some(object) => format!("byte {} of {:#x}", byte - object.start, object.start),
-        None => format!("byte {} of the page", byte - page.address),
+    let place = |byte: u32, field: &Option<String>| {
+        let field = field.as_ref().map_or(String::new(), |field| format!(" (`{}`)", clean(field)));
+        format!("{}{field}", offset(page, page.address + u64::from(byte)))
     };
     let changed = match (page.changed_bytes, page.first_byte, page.last_byte) {
         (None, ..) => "what changed is not known".to_owned(),
-        (Some(1), Some(first), _) => format!("1 byte changed, {}", place(page.address + u64::from(first))),
+        (Some(1), Some(first), _) => format!("1 byte changed, {}", place(first, &page.first_field)),
         (Some(bytes), Some(first), Some(last)) => {
-            let [first, last] = [first, last].map(|byte| place(page.address + u64::from(byte)));
+            let [first, last] =
+                [(first, &page.first_field), (last, &page.last_field)].map(|(byte, field)| place(byte, field));
             format!("{bytes} bytes changed, from {first} to {last}")
         }
         (Some(_), ..) => "the same as before".to_owned(),
@@ -84,4 +82,12 @@ fn example(page: &ObjectsPage) -> String {
     let writer =
         page.writer.as_ref().map(|writer| format!("; written by thread {} at {}", writer.tid, line(&writer.line)));
     format!("{:#x}: {changed}{}", page.address, writer.unwrap_or_default())
+}
+
+/// A byte's place in the object that holds it, or in the page.
+fn offset(page: &ObjectsPage, byte: u64) -> String {
+    match page.objects.iter().find(|object| (object.start..object.start + object.bytes).contains(&byte)) {
+        Some(object) => format!("byte {} of {:#x}", byte - object.start, object.start),
+        None => format!("byte {} of the page", byte - page.address),
+    }
 }
