@@ -11,7 +11,7 @@ impl<T: 'static> Frozen<T> {
     /// read of every 16 pages is a page fault otherwise, because fork copies no page tables of an arena; done at a worker's start, the
     /// time is gone before its first job. Nothing is copied.
     ///
-    /// The price is the page tables, 2 MiB a GiB in each process that does so, and the time of those faults: no less than reading takes. An
+    /// The price is the page tables, 2 MiB a GiB in each process that does so, and the time of this call, which `cowbell-bench forks` prints. An
     /// arena that is [collapsed](super::HugePages::Collapse) to huge pages needs neither.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub struct ForkCost {
     pub first_read_ms: Option<Spread>,
     /// The same, to the anonymous heap.
     pub first_read_ratio_to_anonymous: Option<Spread>,
-    /// Of a frozen arena in ordinary pages: the time that [`cowbell::arena::Frozen::populate`] takes in a child.
+    /// The time that [`cowbell::arena::Frozen::populate`] takes in a child, of a frozen arena in ordinary pages.
     pub populate_ms: Option<Spread>,
     /// The child's read behind that.
     pub populated_read_ms: Option<Spread>,

@@ -42,7 +42,7 @@ impl Memory {
     /// All kinds, what they are compared with first.
     pub const ALL: [Self; 4] = [Self::Empty, Self::Anonymous, Self::Frozen, Self::FrozenCollapsed];
 
-    /// Its name in a table.
+    /// The name that it has in a table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty process",

@@ -25,7 +25,7 @@ impl Spread {
         Some(Self { min, median, max })
     }
 
-    /// As a ratio for people: `1.42x (1.38 to 1.50)`.
+    /// The ratio for people: `1.42x (1.38 to 1.50)`.
     pub(crate) fn times(&self) -> String {
         format!("{:.2}x ({:.2} to {:.2})", self.median, self.min, self.max)
     }

@@ -113,7 +113,7 @@ impl Peer {
         matches!(self, PythonPool | PythonPoolChunk1 | PythonExecutor | PythonExecutorChunk1 | PythonManager)
     }
 
-    /// Its name in a table of that work.
+    /// The name that it has in a table of that work.
     pub fn name(self, work: Work) -> &'static str {
         match (self, work) {
             (Self::Cowbell, Work::RoundTrip) => "cowbell submit and wait",
