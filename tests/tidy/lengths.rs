@@ -30,7 +30,6 @@ const LONG_TESTS: &[(&str, usize)] = &[
     ("tests/kernel/remote.rs", 544),
     ("tests/kernel/sharing.rs", 427),
     ("tests/kernel/tool.rs", 517),
-    ("tests/queue.rs", 755),
 ];
 
 #[test]
