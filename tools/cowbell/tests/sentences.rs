@@ -62,7 +62,8 @@ fn sources(path: &Path) -> Vec<String> {
         return vec![fs::read_to_string(path).expect("text")];
     }
     let entries = fs::read_dir(path).expect("a room").map(|entry| entry.expect("an entry").path());
-    let says = |path: &PathBuf| path.extension().is_none_or(|extension| !(extension == "css" || extension == "py"));
+    let silent = ["css", "md", "py"];
+    let says = |path: &PathBuf| path.extension().is_none_or(|extension| silent.iter().all(|other| extension != *other));
     entries.filter(says).flat_map(|path| sources(&path)).collect()
 }
 
