@@ -33,7 +33,7 @@ impl ArenaBuilder {
         self
     }
 
-    /// Sets whether huge pages are used; [`FreezeOptions::huge_pages`] may overrule it.
+    /// Sets whether huge pages are used; [`FreezeOptions::huge_pages`](super::FreezeOptions::huge_pages) may overrule it.
     pub fn huge_pages(mut self, policy: HugePages) -> Self {
         self.huge_pages = policy;
         self

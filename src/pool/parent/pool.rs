@@ -40,7 +40,7 @@ pub enum Shutdown {
     Cancel,
 }
 
-/// A pool of workers over one data set: jobs `J` in, results `R` out. See the [module](self).
+/// A pool of workers over one data set: jobs `J` in, results `R` out. See the [module](crate::pool).
 ///
 /// All methods may be called from several threads at once. Dropping it is [`Shutdown::Cancel`].
 pub struct Pool<T: 'static, J, R> {
