@@ -203,7 +203,8 @@ fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
     let is_about = |gap: &&Gap| gap.what == GapKind::NoLines && of.iter().any(|one| gap.pids.contains(&one.pid));
     let (samples, of_script) = (summary.script.samples, summary.script.script_samples);
     if summary.run.mode == Mode::Count {
-        Some("--mode faults shows lines".to_owned())
+        let name = language.name();
+        Some(format!("--mode count takes no stacks; --mode faults does, and tells lines where {name} can be read"))
     } else if summary.run.stacks_every == 0 {
         Some("no stacks were taken (--stacks 0)".to_owned())
     } else if let Some(gap) = summary.gaps.iter().find(is_about) {
@@ -211,10 +212,14 @@ fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
     } else if samples == 0 {
         Some("no stack was sampled of what was copied".to_owned())
     } else {
-        let (name, some) = (language.name(), if of_script == 0 { "none".to_owned() } else { of_script.to_string() });
+        // Those of all processes and languages are counted together.
+        let some = if of_script == 0 { "none".to_owned() } else { of_script.to_string() };
         let is_few = of_script.saturating_mul(2) < samples;
         is_few.then(|| {
-            format!("{some} of the stacks sampled, {samples} in all, had a frame of {name} that could be read")
+            format!(
+                "{some} of the stacks sampled of all processes, {samples} in all, had a frame of a script that could be \
+                 read"
+            )
         })
     }
 }

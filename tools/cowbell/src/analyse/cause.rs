@@ -162,6 +162,8 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         // The bodies of strings that got numbers: the old ones are freed, and new ones are put where memory was free.
         (Change::Large | Change::Some | Change::Few, Some(Purpose::Numbers)) => Cause::Number,
         (Change::Large, _) => return changed(evidence),
+        // The collector's compaction moves objects into free places, too.
+        (Change::Made, Some(Purpose::Collector)) => Cause::GarbageCollector,
         (Change::Made, _) => Cause::NewObject,
         // A function that frees an object counts it down first.
         (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
@@ -239,7 +241,7 @@ impl Cause {
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
-            Self::NewObject => "new objects between shared ones",
+            Self::NewObject => "objects put between shared ones",
             Self::Unknown => "unknown",
         }
     }
@@ -254,7 +256,7 @@ impl Cause {
             Self::Allocator => "allocator",
             Self::Hash => "hashes",
             Self::Number => "numbers",
-            Self::NewObject => "new objects",
+            Self::NewObject => "objects put in",
             Self::Rewritten => "same again",
             _ => self.name(),
         }
@@ -383,6 +385,9 @@ mod tests {
             (C::Identical, Some(P::Collector), Cause::GarbageCollector),
             (C::Few, Some(P::Collector), Cause::GarbageCollector),
             (C::Unknown, Some(P::Collector), Cause::GarbageCollector),
+            (C::Made, Some(P::Collector), Cause::GarbageCollector),
+            (C::Made, Some(P::Allocator), Cause::NewObject),
+            (C::Made, None, Cause::NewObject),
             (C::Few, Some(P::Allocator), Cause::Allocator),
             (C::Counts, Some(P::Allocator), Cause::Allocator),
             (C::Unknown, Some(P::Allocator), Cause::Allocator),

@@ -96,7 +96,9 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
         (Cause::RealWrite, _) => "the data itself was changed",
         (Cause::Rewritten, _) => "something was written that was there already, or was put back",
         (Cause::Kernel, _) => "the kernel wrote there for system calls",
-        (Cause::NewObject, _) => "new objects were put in free places that lie between objects that are shared",
+        (Cause::NewObject, _) => {
+            "objects, new ones or moved ones, were put in free places between objects that are shared"
+        }
         (Cause::Exit, _) => "destructors and atexit functions write when the program ends",
         _ => return None,
     })

@@ -54,17 +54,31 @@ pub fn sentence(text: &mut Text, summary: &Summary) {
         return;
     }
     let free = percent(share_of(kinds.free_bytes, summary, kinds));
-    text.faint_sentence(0, &format!("On the copied pages lay, by bytes: {}; free: {free}.", told.join(", ")));
+    let (told, pages, all) = (told.join(", "), count(kinds.pages), summary.totals.copied_pages);
+    let sentence = if kinds.pages < all {
+        let all = count(all);
+        format!(
+            "Of {all} copied pages {pages} were looked at; on them lay at the end, by bytes: {told}; free then: {free}."
+        )
+    } else {
+        format!("On the copied pages lay at the end, by bytes: {told}; free then: {free}.")
+    };
+    text.faint_sentence(0, &sentence);
+}
+
+/// How many of the copied pages were looked at, where others were not.
+fn looked_at(summary: &Summary, kinds: &Kinds) -> Option<String> {
+    let all = summary.totals.copied_pages;
+    let pages = some(kinds.pages, "page", "pages");
+    (kinds.pages < all).then(|| format!("{pages} of {} were looked at", count(all)))
 }
 
 /// The table of the types.
 pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     let Some(kinds) = &summary.kinds else { return };
     text.heading(TITLE);
-    let all = summary.totals.copied_pages;
-    if kinds.pages < all {
-        let pages = some(kinds.pages, "page", "pages");
-        text.faint_sentence(23, &format!("{pages} of {} were looked at", count(all)));
+    if let Some(looked_at) = looked_at(summary, kinds) {
+        text.faint_sentence(23, &looked_at);
     }
     let parts = parts(kinds);
     let columns = [figures("", 12, 0), SHARE, figures("", 11, 2), names("", Keep::Head, 2)];
@@ -94,5 +108,7 @@ pub fn html(page: &mut Page, summary: &Summary) {
             text_cell(&part.what),
         ]
     };
-    page.table("kinds", TITLE, &columns, &parts(kinds).iter().map(row).collect::<Vec<_>>());
+    let title =
+        looked_at(summary, kinds).map_or_else(|| TITLE.to_owned(), |looked_at| format!("{TITLE} ({looked_at})"));
+    page.table("kinds", &title, &columns, &parts(kinds).iter().map(row).collect::<Vec<_>>());
 }

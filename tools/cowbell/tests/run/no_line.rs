@@ -39,7 +39,8 @@ fn a_perl_that_has_threads_or_was_not_asked_for_stacks_says_why_it_has_no_line()
     let script = scratch.file("sum.pl", PERL);
     let perl = Path::new("/usr/bin/perl");
     demand(&scratch, &["--stacks", "0"], [perl, &script], &|why| why == "no stacks were taken (--stacks 0)");
-    demand(&scratch, &["--mode", "count"], [perl, &script], &|why| why == "--mode faults shows lines");
+    let count = "--mode count takes no stacks; --mode faults does, and tells lines where Perl can be read";
+    demand(&scratch, &["--mode", "count"], [perl, &script], &|why| why == count);
     let threads = scratch.file("threads.pl", &format!("use threads;{PERL}"));
     let has_threads = |why: &str| why.contains("Perl's threads, each of which has an interpreter of its own");
     demand(&scratch, &[], [perl, &threads], &has_threads);
@@ -93,7 +94,7 @@ Process.wait pid
 ";
     let scratch = Scratch::new();
     let script = scratch.file("thread.rb", source);
-    let is_other_thread = |why: &str| why.ends_with("in all, had a frame of Ruby that could be read");
+    let is_other_thread = |why: &str| why.ends_with("in all, had a frame of a script that could be read");
     demand(&scratch, &[], [ruby, &script], &is_other_thread);
     let Some(library) = library_of(ruby) else { return skip("ruby is no Ruby 3.1 of a library") };
     let mut bytes = std::fs::read(&library).expect("a library");

@@ -43,7 +43,10 @@ const NAMES: Recognised = Recognised {
         ),
         (Work::Exit, &["ruby_cleanup", "ruby_finalize"]),
     ],
-    beginnings: &[(Work::Collector, &["gc_marks_", "gc_mark_"])],
+    beginnings: &[(
+        Work::Collector,
+        &["gc_marks_", "gc_mark_", "gc_compact", "gc_move", "gc_ref_update", "gc_sweep_compact"],
+    )],
     runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
     remedies: &[(Work::Collector, SPARES), (Work::AskedCollector, SPARES)],
     whys: &[(Work::Collector, COLLECTS), (Work::AskedCollector, COLLECTS)],

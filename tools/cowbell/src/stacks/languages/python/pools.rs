@@ -9,6 +9,7 @@ use super::super::Word;
 use super::objects::{NAME, TYPE, Types};
 use crate::record::{Kinds, OfType};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Sizes of pools: since CPython 3.10, and before.
 const POOLS: [u64; 2] = [1 << 14, 1 << 12];
@@ -29,12 +30,16 @@ const MAPPED: u64 = 2;
 const MAPPING: u64 = 4096;
 /// Of a type's name, which is longer than any in use.
 const NAME_MAX: u64 = 256;
+/// The process stands still meanwhile: no page is begun after this, or after so many names.
+const TIME_MAX: Duration = Duration::from_secs(1);
+const NAMES_MAX: usize = 1 << 14;
 
 /// One page after the other of one process.
 pub struct Census<'a, 'w> {
     types: &'a mut Types,
     word: &'a mut Word<'w>,
     page_bytes: u64,
+    began: Instant,
     /// The pool that was looked at last.
     pool: Option<Pool>,
     names: BTreeMap<u64, String>,
@@ -55,12 +60,15 @@ impl<'a, 'w> Census<'a, 'w> {
     /// Of no page yet.
     pub fn new(types: &'a mut Types, word: &'a mut Word<'w>, page_bytes: u64) -> Self {
         let (names, found, kinds) = (BTreeMap::new(), BTreeMap::new(), Kinds::default());
-        Self { types, word, page_bytes, pool: None, names, found, kinds }
+        Self { types, word, page_bytes, began: Instant::now(), pool: None, names, found, kinds }
     }
 
-    /// Adds pages, which ascend. Those that cannot be read are none.
+    /// Adds pages, which ascend. Those that cannot be read are none, and neither are those for which time or names are too many.
     pub fn add(&mut self, pages: impl Iterator<Item = u64>) {
         for page in pages {
+            if self.names.len() >= NAMES_MAX || self.began.elapsed() >= TIME_MAX {
+                return;
+            }
             if (self.word)(page).is_none() {
                 continue;
             }
@@ -272,6 +280,24 @@ mod tests {
         memory.insert(POOL, 2);
         let found = census(&memory);
         assert_eq!((found.types, found.free_bytes, found.outside_bytes), (Vec::new(), 0, 2 * 4096), "no pool");
+    }
+
+    #[test]
+    fn no_page_is_begun_after_a_second_or_after_too_many_names() {
+        let memory = memory();
+        let pages_after = |began: Instant, names: usize| {
+            let (mut types, mut word) = (Types::new(Patience::default()), |at: u64| memory.get(&at).copied());
+            let mut census = Census::new(&mut types, &mut word, 4096);
+            census.began = began;
+            census.names.extend((0..names as u64).map(|of| (of, String::new())));
+            census.add([POOL, POOL + 4096].into_iter());
+            census.finish().pages
+        };
+        let now = Instant::now();
+        assert_eq!(pages_after(now, 0), 2);
+        assert_eq!(pages_after(now - TIME_MAX, 0), 0, "time is over");
+        assert_eq!(pages_after(now, NAMES_MAX - 1), 1, "the first page has names enough");
+        assert_eq!(pages_after(now, NAMES_MAX), 0);
     }
 
     #[test]
