@@ -44,7 +44,7 @@ pub(crate) fn install_again() -> Result<(), Errno> {
 }
 
 fn install() -> Result<(), Errno> {
-    // SAFETY: `handle` is async-signal-safe, see the module's contract.
+    // SAFETY: `handle` is async-signal-safe, see the contract of signal_safe/handler.rs.
     unsafe { signal::install(signal::SEGV, handle) }
 }
 

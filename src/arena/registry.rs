@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //! A slot points to an [`Inner`] that lives until `release` takes it out. Who follows the pointer is counted
-//! ([`visit`]), and `release` waits until nobody does; or holds an [`super::ArenaRef`] of it ([`find`]), which the
+//! (`signal_safe::table::visit`), and `release` waits until nobody does; or holds an [`super::ArenaRef`] of it ([`find`]), which the
 //! caller of `release` promises that nobody uses. A handle follows no pointer: what it needs stands in the slot
 //! itself.
 //!

@@ -60,7 +60,8 @@ pub struct Exit {
     /// The write it died of, if that was refused by an arena.
     pub denied: Option<DeniedWrite>,
     /// The stack that it died of, because that had overflowed. Only a handler on a stack of its own hears of that (`sigaltstack(2)`), which
-    /// Rust's threads have.
+    /// Rust's threads have; and the handler is there once the program has built an arena. Of a child whose own handler went on after an
+    /// overflow, and that died of SIGSEGV or SIGABRT later, this is the earlier one.
     pub stack_overflow: Option<StackOverflow>,
     /// The report of what it copied.
     pub report: Report,

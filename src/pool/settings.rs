@@ -175,7 +175,8 @@ impl PoolBuilder {
 
     /// Has each worker call this that leaves of its own accord, behind its last job: because the pool is drained or the data replaced, or it
     /// copied too much. Not one that dies or is killed, as all are by [`Shutdown::Cancel`](super::Shutdown::Cancel). May be given several times; all are
-    /// called, in that order. A worker in which it panics has died.
+    /// called, in that order. A worker in which it panics has died; one that is at it when the pool is cancelled is killed. A pool that is drained
+    /// waits for it, however long it takes.
     pub fn on_worker_end(mut self, hook: impl Fn(&WorkerInfo) + Send + Sync + 'static) -> Self {
         self.settings.on_end.0.push(Arc::new(hook));
         self

@@ -6,12 +6,13 @@ use crate::look::{Bytes, SOON, frozen_pages};
 use crate::pool_kit::{data, in_time, table};
 use cowbell::arena::{Arena, Frozen};
 use cowbell::fork;
-use cowbell::pool::{JobError, Pool, PoolBuilder, Shutdown, Ticket, WorkerContext, WorkerInfo};
+use cowbell::pool::{Buffer, JobError, Pool, PoolBuilder, Shutdown, Ticket, WorkerContext, WorkerInfo};
 use cowbell::sys::page_size;
 use libtest_mimic::{Failed, Trial};
 use rand::Rng;
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const WORKERS: usize = 3;
@@ -115,14 +116,22 @@ fn add(count: &'static AtomicU64, what: u64) -> impl Fn(&WorkerInfo) + Send + Sy
     }
 }
 
+/// Counts behind the first hook of the same worker.
+fn add_second(count: &'static AtomicU64) -> impl Fn(&WorkerInfo) + Send + Sync + 'static {
+    move |_| {
+        let before = count.fetch_add(SECOND, Ordering::SeqCst);
+        assert!(before % SECOND > before / SECOND, "the first hook was called before");
+    }
+}
+
 fn hooks_run_once_in_each_worker_in_their_order() -> Outcome {
     let counts = table(2)?;
     let builder = Pool::builder()
         .workers(2)
         .on_worker_start(add(&counts[0], FIRST))
-        .on_worker_start(add(&counts[0], SECOND))
+        .on_worker_start(add_second(&counts[0]))
         .on_worker_end(add(&counts[1], FIRST))
-        .on_worker_end(add(&counts[1], SECOND));
+        .on_worker_end(add_second(&counts[1]));
     let pool = builder.spawn(numbers(0)?, |_, dies: bool| {
         // Before a worker's first job its start is over.
         let started = counts[0].load(Ordering::SeqCst);
@@ -143,6 +152,29 @@ fn hooks_run_once_in_each_worker_in_their_order() -> Outcome {
     assert_eq!(starts, exits.len() as u64 * (FIRST + SECOND), "{starts:#x}");
     assert_eq!(ends, left * (FIRST + SECOND), "whoever dies calls none: {ends:#x}, {exits:?}");
     assert!(left >= 2 && (left as usize) < exits.len(), "{exits:?}");
+    passed()
+}
+
+/// A buffer that each worker makes at its start and keeps.
+static KEPT: Mutex<Option<Buffer<u8>>> = Mutex::new(None);
+
+fn a_buffer_of_the_start_stays_the_workers_own() -> Outcome {
+    let settings = Pool::builder().workers(1).on_worker_start(|_| {
+        let sevens = Buffer::copy_of(&[7u8; 4096]).expect("room");
+        *KEPT.lock().expect("nobody else has it") = Some(sevens);
+    });
+    let pool = settings.spawn(numbers(0)?, |_, with: u8| {
+        let result = Buffer::copy_of(&[with; 4096]).expect("room");
+        let kept = KEPT.lock().expect("nobody else has it");
+        let is_whole = kept.as_ref().is_some_and(|kept| kept.iter().all(|&byte| byte == 7));
+        (is_whole, result)
+    })?;
+    for with in 0..3 {
+        let (is_whole, result) = pool.submit(with)?.wait()?;
+        assert!(is_whole, "a job's result lies where the buffer does");
+        assert!(result.iter().all(|&byte| byte == with));
+    }
+    pool.shutdown(Shutdown::Drain)?;
     passed()
 }
 
@@ -184,6 +216,7 @@ pub fn trials() -> Vec<Trial> {
         workers_draw_equal_numbers_unless_they_seed_their_generators_anew,
         a_job_knows_its_workers_seat_generation_seed_and_data,
         hooks_run_once_in_each_worker_in_their_order,
+        a_buffer_of_the_start_stays_the_workers_own,
         a_populated_worker_reads_without_a_fault,
         a_start_that_panics_is_a_death_and_the_pool_says_that_it_is_gone,
     ]

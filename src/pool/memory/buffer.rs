@@ -199,12 +199,12 @@ impl<T: Pod> Buffer<T> {
     /// Waits while earlier results that the parent is about to read leave no room.
     ///
     /// # Errors
-    /// Invalid outside of a job; out of memory when it is larger than the pool's `result_capacity`, or when buffers that the
+    /// Invalid outside of a worker, where jobs and hooks run; out of memory when it is larger than the pool's `result_capacity`, or when buffers that the
     /// program still holds leave no room.
     pub fn stale(len: usize) -> Result<Self> {
         let () = Self::FITS;
         let Mine { region, seat, process } =
-            mine().ok_or_else(|| Error::invalid("a Buffer is made in a job of a pool"))?;
+            mine().ok_or_else(|| Error::invalid("a Buffer is made in a worker of a pool"))?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid("a Buffer of so many elements"))?;
         let block = Heap::of(region, seat).take(bytes).map_err(|why| {
             let limit = match why {

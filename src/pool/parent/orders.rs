@@ -1,6 +1,6 @@
 //! Orders to the zygote, and the end of the pool.
 
-use super::core::{Core, Line, lock};
+use super::core::{Core, LOOK_AFTER, Line, lock};
 use crate::error::{Error, Kind, Result};
 use crate::pool::protocol::messages::{Order, Reply};
 use crate::pool::protocol::progress;
@@ -51,7 +51,9 @@ impl Core {
         line.owed += 1;
         let begun = Instant::now();
         loop {
-            let left = ANSWER_TIME.saturating_sub(begun.elapsed());
+            // Workers that leave in order run the program's hooks, which take what they take; only a zygote that was stopped answers never.
+            let in_order = matches!(order, Order::Close { cancel: false }) && !pidfd::is_stopped(self.zygote.as_fd());
+            let left = if in_order { LOOK_AFTER } else { ANSWER_TIME.saturating_sub(begun.elapsed()) };
             // The zygote's own end may be inherited by workers, so its end is looked at as well.
             let ends = [line.end.as_fd(), self.zygote.as_fd()];
             match pidfd::wait_any_within(ends, Some(left)).map_err(|e| Error::os("ppoll", e))? {

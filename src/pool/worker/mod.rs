@@ -95,8 +95,10 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
         log::warn!("worker {}: {e}", process::pid());
         return;
     }
-    buffer::this_is(region, seat);
     let Some(own) = region.seats().get(seat) else { return };
+    // This frees what the seat's last worker had under way, so it comes before any code of the program's, whose buffers lie there too.
+    let heap = Heap::take_over(region, seat);
+    buffer::this_is(region, seat);
     own.welcome(region.board(), process::pid());
     let generation = own.generation.load(Ordering::Acquire);
     let mut seed = [0; 32];
@@ -112,11 +114,18 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     {
         log::warn!("worker {}: {e}", process::pid());
     }
+    let zygote = process::parent_pid();
     settings.on_start.call(&info);
-    let worker =
-        Worker { region, settings, seat, own, generation, heap: Heap::take_over(region, seat), faults_checked: 0 };
+    // A hook that changed this process' user has switched off the signal by which it dies with the zygote, see prctl(2).
+    if process::die_with_parent().is_err() || process::parent_pid() != zygote {
+        return;
+    }
+    let worker = Worker { region, settings, seat, own, generation, heap, faults_checked: 0 };
     worker.work(work);
-    settings.on_end.call(&info);
+    // Whoever cancels the pool kills its workers, and would cut a hook off.
+    if region.board().closing.load(Ordering::Acquire) != 2 {
+        settings.on_end.call(&info);
+    }
 }
 
 struct Worker<'a> {

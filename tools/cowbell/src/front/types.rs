@@ -82,11 +82,11 @@ mod tests {
             typist.name(&calls(block), blocks[block].len, bytes.iter().copied(), fields)
         };
         assert_eq!(of(&mut typist, "box", &[(140, 40), (100, 0), (4000, 4000)], &mut fields), Some(0));
-        assert_eq!(of(&mut typist, "push", &[(200, 8)], &mut fields), Some(1));
+        assert_eq!(of(&mut typist, "vec", &[(200, 104)], &mut fields), Some(1));
         assert_eq!(of(&mut typist, "box", &[], &mut fields), Some(0), "a type has one number");
         assert_eq!(of(&mut typist, "raw", &[(8, 8)], &mut fields), None);
         let fields: Vec<_> = fields.iter().map(|(byte, field)| (*byte, field.as_str())).collect();
-        assert_eq!(fields, [(140, "inner.count"), (100, "id"), (200, "[0].count")]);
-        assert_eq!(typist.types(), ["typed::shop::Node", "[typed::shop::Inner]"]);
+        assert_eq!(fields, [(140, "inner.count"), (100, "id"), (200, "[1].inner.count")]);
+        assert_eq!(typist.types(), ["typed::shop::Node", "[typed::shop::Node]"]);
     }
 }

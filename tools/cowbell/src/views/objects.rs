@@ -47,7 +47,9 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
 fn what(page: &ObjectsPage, arena: &str) -> String {
     let arena = clean(arena);
     match page.objects.first() {
-        Some(Object { type_name: Some(name), bytes, .. }) => format!("`{}` ({bytes} bytes) in `{arena}`", clean(name)),
+        Some(Object { type_name: Some(name), bytes, .. }) => {
+            format!("{bytes} bytes allocated as `{}` in `{arena}`", clean(name))
+        }
         Some(object) => format!("block of {} bytes in `{arena}`", object.bytes),
         None => format!("object not known in `{arena}`"),
     }
@@ -65,7 +67,11 @@ fn allocated(object: Option<&Object>) -> String {
 /// One of the pages: what changed there, and who wrote first.
 fn example(page: &ObjectsPage) -> String {
     let place = |byte: u32, field: &Option<String>| {
-        let field = field.as_ref().map_or(String::new(), |field| format!(" (`{}`)", clean(field)));
+        // Who collects a vector in place leaves elements of another type in its block.
+        let field = field.as_ref().map_or(String::new(), |field| {
+            let was = if field.starts_with('[') { "allocated as " } else { "" };
+            format!(" ({was}`{}`)", clean(field))
+        });
         format!("{}{field}", offset(page, page.address + u64::from(byte)))
     };
     let changed = match (page.changed_bytes, page.first_byte, page.last_byte) {

@@ -52,12 +52,18 @@ impl Types {
         }
     }
 
-    fn full_name(&mut self, at: Place) -> Option<String> {
+    pub(super) fn full_name(&mut self, at: Place) -> Option<String> {
         let (path, name) = (self.path(at)?, self.name(at)?);
         Some(if path.is_empty() { name } else { format!("{path}::{name}") })
     }
 
     fn size(&self, at: Place) -> Option<u64> {
+        self.size_within(at, DEPTH_MAX)
+    }
+
+    /// The same, of arrays of arrays only so deep: a file may say that an array is its own element.
+    fn size_within(&self, at: Place, depth: usize) -> Option<u64> {
+        let depth = depth.checked_sub(1)?;
         let entry = self.entry(at)?;
         if let Some(size) = entry.attr_value(gimli::DW_AT_byte_size) {
             return size.udata_value();
@@ -65,7 +71,7 @@ impl Types {
         match entry.tag() {
             gimli::DW_TAG_array_type => {
                 let element = self.referred(at.unit, entry.attr_value(gimli::DW_AT_type)?)?;
-                self.size(element)?.checked_mul(self.count(at)?)
+                self.size_within(element, depth)?.checked_mul(self.count(at)?)
             }
             _ => None,
         }

