@@ -4,7 +4,7 @@ use super::frozen::Frozen;
 use super::image::Image;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Harmless, Range};
-use crate::sys::{self, Errno};
+use crate::sys::Errno;
 
 impl<T: 'static> Frozen<T> {
     /// Maps all of the arena's pages in this process now (`MADV_POPULATE_READ`), as reading each would. In a forked worker the first
@@ -28,7 +28,7 @@ impl Image {
     /// Those of that.
     #[cfg(feature = "pool")]
     pub(crate) fn check_populate(&self) -> Result<()> {
-        populate(Range { start: self.range().start, len: sys::page_size().bytes() })
+        populate(Range { start: self.range().start, len: crate::sys::page_size().bytes() })
     }
 }
 

@@ -18,11 +18,13 @@
 use super::growing::Growing;
 use super::image::Image;
 use super::inner::Inner;
-use super::signal_safe::table::{
-    ADOPTED, KEPT, KEPT_MAX, SLOTS, TABLE, USED, VISITORS, entered_child, find, process_number,
-};
+use super::signal_safe::table::{ADOPTED, SLOTS, TABLE, USED, VISITORS, entered_child, find, process_number};
+#[cfg(feature = "pool")]
+use super::signal_safe::table::{KEPT, KEPT_MAX};
 use crate::error::{Error, Result};
-use crate::sys::map::{self, Range, SharedWords};
+use crate::sys::map::SharedWords;
+#[cfg(feature = "pool")]
+use crate::sys::map::{self, Range};
 use crate::sys::process;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -4,7 +4,6 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// The same descriptor where a call wants it owned; it is not closed by this value.
-#[cfg(feature = "pool")]
 pub(super) fn alias(fd: BorrowedFd<'_>) -> std::mem::ManuallyDrop<OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: the number is open, and its owner stays its owner, because this value is not dropped.

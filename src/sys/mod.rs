@@ -12,6 +12,7 @@
 pub mod change;
 pub mod channel;
 pub mod clone;
+#[cfg(feature = "pool")]
 pub mod descriptor;
 pub mod epoll;
 mod executable;
