@@ -3,8 +3,8 @@
 use super::frozen::Frozen;
 use super::image::Image;
 use crate::error::{Error, Result};
-use crate::sys::map::{self, Harmless, Range};
 use crate::sys::Errno;
+use crate::sys::map::{self, Harmless, Range};
 
 impl<T: 'static> Frozen<T> {
     /// Maps all of the arena's pages in this process now (`MADV_POPULATE_READ`), as reading each would. In a forked worker the first
