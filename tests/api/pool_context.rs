@@ -1,7 +1,7 @@
-//! What a worker knows of itself, what it does at its start and end, and random numbers that were forked.
+//! Workers know who they are, run hooks at their start and end, and draw random numbers that were forked.
 #![expect(unsafe_code, reason = "old generations are released")]
 
-use crate::case::{Outcome, passed};
+use crate::case::{Outcome, passed, skipped};
 use crate::look::{Bytes, SOON, frozen_pages};
 use crate::pool_kit::{data, in_time, table};
 use cowbell::arena::{Arena, Frozen};
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const WORKERS: usize = 3;
 const DRAWS: usize = 1000;
 
-/// What one worker drew: `rand`'s numbers, and a hash whose keys are random: in its own thread, and in another.
+/// The draws of one worker: `rand`'s numbers, and a hash whose keys are random, in its own thread and in another.
 type Drawn = (Vec<u64>, u64, u64);
 
 fn draw() -> Drawn {
@@ -178,6 +178,39 @@ fn a_buffer_of_the_start_stays_the_workers_own() -> Outcome {
     passed()
 }
 
+fn a_pool_that_is_cancelled_begins_no_hook_at_the_end() -> Outcome {
+    let count = &table(1)?[0];
+    // Idle workers wake as the pool closes, and are killed a moment later: some of fifty pools would have begun one.
+    for _ in 0..50 {
+        let pool = Pool::builder().workers(2).on_worker_end(add(count, 1)).spawn(numbers(0)?, |_, (): ()| ())?;
+        pool.submit(())?.wait()?;
+        pool.shutdown(Shutdown::Cancel)?;
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 0);
+    passed()
+}
+
+fn a_worker_whose_hook_changes_its_user_dies_with_its_zygote_as_before() -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root may become another user");
+    }
+    const NOBODY: libc::uid_t = 65534;
+    let settings = Pool::builder().workers(1).on_worker_start(|_| {
+        // SAFETY: setresuid(2) touches no memory of this process, which has one thread.
+        assert_eq!(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) }, 0, "root may");
+    });
+    let pool = settings.spawn(numbers(0)?, |_, (): ()| {
+        let mut signal = 0;
+        // SAFETY: PR_GET_PDEATHSIG writes an int to the address, which is that of a local variable.
+        let asked = unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) };
+        // SAFETY: getuid(2) touches no memory.
+        (asked, signal, unsafe { libc::getuid() })
+    })?;
+    assert_eq!(pool.submit(())?.wait()?, (0, libc::SIGKILL, NOBODY));
+    pool.shutdown(Shutdown::Drain)?;
+    passed()
+}
+
 fn a_start_that_panics_is_a_death_and_the_pool_says_that_it_is_gone() -> Outcome {
     let settings = Pool::builder().workers(2).on_worker_start(|_| panic!("no licence"));
     let pool = settings.spawn(data()?, |_, (): ()| ())?;
@@ -217,6 +250,8 @@ pub fn trials() -> Vec<Trial> {
         a_job_knows_its_workers_seat_generation_seed_and_data,
         hooks_run_once_in_each_worker_in_their_order,
         a_buffer_of_the_start_stays_the_workers_own,
+        a_pool_that_is_cancelled_begins_no_hook_at_the_end,
+        a_worker_whose_hook_changes_its_user_dies_with_its_zygote_as_before,
         a_populated_worker_reads_without_a_fault,
         a_start_that_panics_is_a_death_and_the_pool_says_that_it_is_gone,
     ]
