@@ -26,8 +26,6 @@ const LARGE: std::ops::Range<u64> = CLASSES * UNIT..1 << 40;
 const MALLOC_FLAGS: u64 = 7;
 const IN_USE_BEFORE: u64 = 1;
 const MAPPED: u64 = 2;
-/// Such a mapping is a multiple of this.
-const MAPPING: u64 = 4096;
 /// Of a type's name, which is longer than any in use.
 const NAME_MAX: u64 = 256;
 /// The process stands still meanwhile: no page is begun after this, or after so many names.
@@ -178,7 +176,9 @@ fn large_block(at: u64, word: &mut Word<'_>) -> Option<u64> {
         return None;
     }
     let is_one = if size_and_flags & MAPPED != 0 {
-        at % MAPPING == UNIT && size.is_multiple_of(MAPPING)
+        // Such a mapping is whole pages.
+        let page = cowbell::sys::page_size().bytes() as u64;
+        at % page == UNIT && size.is_multiple_of(page)
     } else {
         let next = word(at - 8 + size)?;
         next & IN_USE_BEFORE != 0 && (2 * UNIT..LARGE.end).contains(&(next & !MALLOC_FLAGS))

@@ -30,8 +30,11 @@ const MALLOC_FLAGS: u64 = 7;
 /// A block of malloc with a chunk of the collector's stack: the word before it, and the offset of the link.
 const CHUNK_SIZE: u64 = 0xfb0;
 const CHUNK_LINK: u64 = 500 * 8;
-/// Descriptions of pages of this size are looked for at once.
-const PAGE: u64 = 4096;
+
+/// The size of pages, in bytes. Descriptions on one of them are looked for at once.
+fn page_size() -> u64 {
+    cowbell::sys::page_size().bytes() as u64
+}
 
 /// The first place of an area, and the size of its places.
 type Area = (u64, u64);
@@ -103,17 +106,18 @@ fn chunk_behind(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
 impl Places {
     /// Tells whether an address lies in the description of an area, or in a chunk of the collector's stack.
     fn is_described(&mut self, address: u64, word: &mut Word<'_>) -> bool {
-        self.described(address / PAGE * PAGE, word).iter().any(|description| description.contains(&address))
+        self.described(address / page_size() * page_size(), word)
+            .iter()
+            .any(|description| description.contains(&address))
     }
 
     /// The descriptions and chunks that lie on a page, whole or in part.
     fn described(&mut self, page: u64, word: &mut Word<'_>) -> &[Range<u64>] {
         if self.described.as_ref().is_none_or(|(known, _)| *known != page) {
-            let from = page.saturating_sub(DESCRIBED.end);
-            let found = (from..page + PAGE)
-                .step_by(8)
-                .filter_map(|at| described_at(at, word).or_else(|| chunk_behind(at, word)));
-            let found = found.filter(|description| description.end > page && description.start < page + PAGE).collect();
+            let (from, end) = (page.saturating_sub(DESCRIBED.end), page.saturating_add(page_size()));
+            let found =
+                (from..end).step_by(8).filter_map(|at| described_at(at, word).or_else(|| chunk_behind(at, word)));
+            let found = found.filter(|description| description.end > page && description.start < end).collect();
             self.described = Some((page, found));
         }
         self.described.as_ref().map_or(&[], |(_, found)| found)
@@ -136,7 +140,7 @@ impl Objects for Places {
 
     fn any_at(&mut self, address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
         let _ = page;
-        self.area(address, word).is_some() || !self.described(address / PAGE * PAGE, word).is_empty()
+        self.area(address, word).is_some() || !self.described(address / page_size() * page_size(), word).is_empty()
     }
 
     fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
@@ -208,12 +212,12 @@ mod tests {
         let memory = HashMap::from(described);
         let mut word = |at: u64| memory.get(&at).copied();
         let mut places = Places::default();
-        let page = DESCRIBED_AT / PAGE * PAGE;
+        let page = DESCRIBED_AT / page_size() * page_size();
         assert_eq!(places.wrote(DESCRIBED_AT + 0x100, &mut word), Wrote::CollectorHeader);
         assert_eq!(places.wrote(DESCRIBED_AT + 0x158, &mut word), Wrote::Other, "the next block");
         assert_eq!(places.wrote(DESCRIBED_AT - 8, &mut word), Wrote::Other, "malloc's own");
-        assert!(places.any_at(page, &[], &mut word) && !places.any_at(page + PAGE, &[], &mut word));
-        let (was, is) = ([0; PAGE as usize], [1; PAGE as usize]);
+        assert!(places.any_at(page, &[], &mut word) && !places.any_at(page + page_size(), &[], &mut word));
+        let (was, is) = (vec![0; page_size() as usize], vec![1; page_size() as usize]);
         let mut told = |at: u64| places.changed(&was, &is, (page, (at - page) as usize), &mut word);
         assert_eq!((told(DESCRIBED_AT + 0x100), told(DESCRIBED_AT + 0x200)), (Some(Changed::Mark), None));
     }
