@@ -4,7 +4,7 @@ use crate::exact::may_trace;
 use crate::lab::{Scratch, skip};
 use crate::programs::gunicorn;
 use crate::python::PYTHON;
-use crate::said::report;
+use crate::said::{NATIVE, report};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -146,19 +146,8 @@ fn large_objects_are_told_by_their_type_and_what_is_no_pythons_has_none() {
         println!("large {name}: {objects} planted, {said} told");
         assert!((said - objects).abs() <= ERROR * objects, "{name}: {objects}, {said}: {text}");
     }
-    let source = "
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(void) {
-    volatile char *all = malloc(16 << 20);
-    for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 1;
-    if (!fork()) { for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 2; _exit(0); }
-    wait(0);
-}
-";
     let scratch = Scratch::new();
-    let native = scratch.compile("native", source, &[]).expect("it compiles");
+    let native = scratch.compile("native", NATIVE, &[]).expect("it compiles");
     let (report, text) = crate::said::report(&scratch, &[], [&native]);
     assert!(report["kinds"].is_null() && !text.contains("by type"), "{text}");
 }

@@ -3,7 +3,7 @@
 
 use crate::exact::may_trace;
 use crate::lab::{Scratch, is_root, skip};
-use crate::said::{most, report};
+use crate::said::{R_COLLECTS, most, report};
 use serde_json::Value;
 use std::path::Path;
 
@@ -354,13 +354,8 @@ fn what_rs_collector_copies_has_its_cause() {
     if !program.exists() {
         return skip("R is not installed (Debian: r-base-core)");
     }
-    let source = "
-rows <- lapply(1:100000, function(i) c(i, i + 1))
-child <- parallel::mcparallel({ gc(); 0 })
-invisible(parallel::mccollect(child))
-";
     let scratch = Scratch::new();
-    let script = scratch.file("collects.R", source);
+    let script = scratch.file("collects.R", R_COLLECTS);
     let (report, text) = report(&scratch, &[], [program, &script]);
     let (cause, share, remedy) = most(&report);
     assert!(cause == "garbage_collector" && share > 0.85 && remedy.is_empty(), "{cause} {share} {remedy}: {text}");

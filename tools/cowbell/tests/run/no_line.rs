@@ -2,7 +2,7 @@
 
 use crate::exact::may_trace;
 use crate::lab::{Scratch, is_root, skip};
-use crate::said::report;
+use crate::said::{NATIVE, R_COLLECTS, report};
 use std::ffi::OsStr;
 use std::path::Path;
 
@@ -53,26 +53,15 @@ fn an_interpreter_that_exports_none_of_its_names_or_whose_lines_are_not_read_say
     if let Some(why) = may_trace() {
         return skip(&why);
     }
-    let source = "
-#include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(void) {
-    volatile char *all = malloc(16 << 20);
-    for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 1;
-    if (!fork()) { for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 2; _exit(0); }
-    wait(0);
-}
-";
     let scratch = Scratch::new();
     for (name, reason) in [
         ("php", "no interpreter of PHP that can be read was found in the process"),
         ("lua", "the lines that another interpreter runs are not read"),
     ] {
-        let program = scratch.compile(name, source, &[]).expect("it compiles");
+        let program = scratch.compile(name, NATIVE, &[]).expect("it compiles");
         demand(&scratch, &[], [&program], &|why| why == reason);
     }
-    let native = scratch.compile("native", source, &[]).expect("it compiles");
+    let native = scratch.compile("native", NATIVE, &[]).expect("it compiles");
     let (report, text) = report(&scratch, &[], [&native]);
     assert!(report["verdict"]["no_line"].is_null() && !text.contains("no line:"), "no interpreter: {text}");
 }
@@ -124,12 +113,7 @@ fn rs_lines_are_not_read_and_the_report_says_so() {
     if !program.exists() {
         return skip("R is not installed (Debian: r-base-core)");
     }
-    let source = "
-rows <- lapply(1:100000, function(i) c(i, i + 1))
-child <- parallel::mcparallel({ gc(); 0 })
-invisible(parallel::mccollect(child))
-";
     let scratch = Scratch::new();
-    let script = scratch.file("collects.R", source);
+    let script = scratch.file("collects.R", R_COLLECTS);
     demand(&scratch, &[], [program, &script], &|why| why == "the lines that R runs are not read");
 }

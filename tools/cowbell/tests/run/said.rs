@@ -6,6 +6,26 @@ use crate::python::PYTHON;
 use serde_json::Value;
 use std::ffi::OsStr;
 
+/// A program of R whose child only collects.
+pub const R_COLLECTS: &str = "
+rows <- lapply(1:100000, function(i) c(i, i + 1))
+child <- parallel::mcparallel({ gc(); 0 })
+invisible(parallel::mccollect(child))
+";
+
+/// A program without an interpreter, whose child writes what it inherits.
+pub const NATIVE: &str = "
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    volatile char *all = malloc(16 << 20);
+    for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 1;
+    if (!fork()) { for (size_t at = 0; at < 16 << 20; at += 4096) all[at] = 2; _exit(0); }
+    wait(0);
+}
+";
+
 /// The report on a program, as JSON and as text without its line breaks.
 pub fn report<I: AsRef<OsStr>>(
     scratch: &Scratch,
