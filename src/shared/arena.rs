@@ -55,7 +55,7 @@ impl SharedArena {
         Shared::new(&self.mapping, value)
     }
 
-    /// So many atomics (or tuples, or arrays of them) of zeroes.
+    /// Puts `count` atomics (or tuples, or arrays of them) into the arena, all zero.
     ///
     /// # Errors
     /// Out of capacity, out of memory; invalid when their size is beyond all addresses.

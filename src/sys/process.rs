@@ -243,7 +243,7 @@ pub struct Blocked {
     pub pc: u64,
 }
 
-/// As [`blocked_at`], with the system call. *Async-signal-safe.*
+/// The place where a thread waits, which [`blocked_at`] tells a part of. *Async-signal-safe.*
 pub fn blocked_in(syscall: impl AsFd) -> Option<Blocked> {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;

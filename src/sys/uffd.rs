@@ -237,7 +237,7 @@ pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Re
     }
 }
 
-/// As [`write_protect`], but returns EAGAIN: who reads this userfaultfd's events must do that first. *Async-signal-safe.*
+/// This is [`write_protect`] for whoever reads the userfaultfd's events: it returns EAGAIN, because events must be read first. *Async-signal-safe.*
 ///
 /// # Safety
 /// As [`Uffd::register`].

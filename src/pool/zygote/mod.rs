@@ -154,7 +154,7 @@ impl<'a> Zygote<'a> {
         let mut found = Vec::new();
         while !(self.closing && self.crew.iter().all(|member| member.child.is_none())) {
             let ticks = self.watch_limits();
-            // Nobody is started any more while the pool closes.
+            // While the pool closes, no worker is started any more.
             let due = self.crew.iter().filter_map(|member| member.due).filter(|_| !self.closing).min();
             let due = due.map(|due| due.saturating_duration_since(Instant::now()));
             if self.poller.wait(ticks.into_iter().chain(due).min(), &mut found).is_err() {
