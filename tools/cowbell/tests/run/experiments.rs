@@ -154,17 +154,19 @@ fn below(pid: i32) -> Vec<i32> {
     children.flat_map(|child| std::iter::once(child).chain(below(child))).collect()
 }
 
-/// One of the lab's programs with these words, watched twice, each time in a folder of its own: the captures.
+/// One of the lab's programs with these words, watched twice, each time in a new folder of the same name: the captures. The server's command has the
+/// name, and processes with other commands are others.
 fn watched(scratch: &Scratch, python: &Path, words: &[&str]) -> [String; 2] {
     ["1", "2"].map(|nth| {
-        let folder = scratch.path(&format!("{}-{nth}", words.join("-")));
+        let folder = scratch.path("watched");
+        let _absent = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).expect("a folder");
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lab/programs")).expect("the programs")
         {
             let program = entry.expect("a program");
             std::fs::copy(program.path(), folder.join(program.file_name())).expect("a copy");
         }
-        let capture = folder.join("capture").display().to_string();
+        let capture = scratch.path(&format!("{}-{nth}", words.join("-"))).display().to_string();
         let target = [&[python.to_str().expect("text")], words].concat();
         let mut command = cowbell(&["-q", "-o", "/dev/null", "--capture", &capture], target);
         command.current_dir(&folder).env("COWBELL", tool());
