@@ -1,6 +1,6 @@
 //! Share a large data set with forked workers, and be told exactly which pages each of them copied.
 //!
-//! 1. Build the data in an [`arena`]: `Vec`, `Box`, `HashMap` and plain values.
+//! 1. Build the data in an [`arena`]: `Vec`, `Box`, `String`, `Arc`, maps, sets, queues and plain values.
 //! 2. Freeze it: the pages are sealed for good and shared.
 //! 3. [`fork`] workers over it, in constant time.
 //! 4. Each worker's [`report`] names every page it copied; a [`watch`] adds when, which thread and

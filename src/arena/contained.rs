@@ -6,7 +6,6 @@
 #![expect(unsafe_code, reason = "promises that the compiler cannot check")]
 
 use super::builder::Arena;
-use super::collections::{Box, HashMap, HashSet, Vec};
 use super::frozen::{FreezeOptions, Frozen};
 use super::handle::Handle;
 use super::image::Image;
@@ -18,7 +17,6 @@ use crate::sys::process;
 use std::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashSet as StdHashSet;
-use std::hash::Hash;
 use std::marker::PhantomData;
 use std::num::NonZero;
 use std::sync::atomic;
@@ -27,8 +25,8 @@ use std::vec::Vec as StdVec;
 
 /// Values that mean the same in another process that has only their arena and the program itself.
 ///
-/// Numbers are, and what is made of them; `Vec`, `Box`, `HashMap`, `HashSet` of an arena and `&'static` references
-/// are where they lie in the arena itself, which [`Self::is_within`] finds out; references also to constants of the program. `String`, `std::vec::Vec`, `Arc`,
+/// Numbers are, and what is made of them; `Vec`, `Box`, `String`, `Arc`, the maps, sets and queues of an arena and `&'static` references
+/// are where they lie in the arena itself, which [`Self::is_within`] finds out; references also to constants of the program. `std::string::String`, `std::vec::Vec`, `std::sync::Arc`,
 /// `Mutex` and the like are not: their memory or their meaning is one process's own. For your own types use
 /// [`contained!`](crate::contained).
 ///
@@ -40,7 +38,7 @@ use std::vec::Vec as StdVec;
 #[diagnostic::on_unimplemented(
     message = "a value of `{Self}` may lead out of an arena",
     label = "not known to be whole in its arena",
-    note = "define your own types by `cowbell::contained!`, and use the arena's `Vec`, `Box`, `HashMap` and `&'static` references in them",
+    note = "define your own types by `cowbell::contained!`, and use the arena's `Vec`, `Box`, `String`, `HashMap` and `&'static` references in them",
     note = "or freeze it by `freeze_unchecked`: what lies on the heap then is no arena's, and is copied as a plain fork copies it"
 )]
 pub unsafe trait Contained: 'static {
@@ -92,12 +90,12 @@ impl Extent {
         allocator.number() == self.number
     }
 
-    fn holds_bytes(&self, start: usize, len: usize) -> bool {
+    pub(super) fn holds_bytes(&self, start: usize, len: usize) -> bool {
         let end = start.checked_sub(self.range.start).and_then(|offset| offset.checked_add(len));
         len == 0 || end.is_some_and(|end| end <= self.range.len)
     }
 
-    fn is_first_look<T: ?Sized + 'static>(&self, object: &T) -> bool {
+    pub(super) fn is_first_look<T: ?Sized + 'static>(&self, object: &T) -> bool {
         let place = (std::ptr::from_ref(object).addr(), size_of_val(object), TypeId::of::<T>());
         self.seen.borrow_mut().insert(place)
     }
@@ -359,44 +357,6 @@ macro_rules! tuples {
 }
 
 tuples!(A B C D E F G H I J K L);
-
-// SAFETY: the elements lie in the arena and are whole; the allocator is a number.
-unsafe impl<T: Contained> Contained for Vec<T> {
-    const POINTS: bool = true;
-    fn is_within(&self, arena: &Extent) -> bool {
-        let capacity = self.capacity().saturating_mul(size_of::<T>());
-        arena.holds_bytes(self.as_ptr().addr(), capacity) && self.as_slice().is_within(arena)
-    }
-}
-
-// SAFETY: the object lies in the arena and is whole; the allocator is a number.
-unsafe impl<T: Contained + ?Sized> Contained for Box<T> {
-    const POINTS: bool = true;
-    fn is_within(&self, arena: &Extent) -> bool {
-        arena.holds::<T>(self) && (!T::POINTS || (**self).is_within(arena))
-    }
-}
-
-// SAFETY: a table that is allocated comes from its allocator, which gives memory of its own arena only; one that is
-// not is a constant of the program. The seed of the hashes is in the map and in a static, which is set before the
-// first fork (`registry::prepare`). The entries are whole.
-unsafe impl<K: Contained + Eq + Hash, V: Contained> Contained for HashMap<K, V> {
-    const POINTS: bool = true;
-    fn is_within(&self, arena: &Extent) -> bool {
-        let points = K::POINTS || V::POINTS;
-        (self.allocation_size() == 0 || arena.is_of(self.allocator()))
-            && (!points || self.iter().all(|(key, value)| key.is_within(arena) && value.is_within(arena)))
-    }
-}
-
-// SAFETY: as a map's.
-unsafe impl<T: Contained + Eq + Hash> Contained for HashSet<T> {
-    const POINTS: bool = true;
-    fn is_within(&self, arena: &Extent) -> bool {
-        (self.allocation_size() == 0 || arena.is_of(self.allocator()))
-            && (!T::POINTS || self.iter().all(|value| value.is_within(arena)))
-    }
-}
 
 // SAFETY: the object lies in the arena, or is a constant of the program, and is whole: looked at once, it stays what it
 // is, since both are written by nobody.

@@ -15,6 +15,7 @@ use super::signal_safe::table;
 use crate::error::{Error, Kind, Result};
 use crate::sys::map;
 use std::any::TypeId;
+use std::cmp::Ordering;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::{fmt, mem};
@@ -222,14 +223,39 @@ impl<T: 'static> Clone for Handle<T> {
 
 impl<T: 'static> Copy for Handle<T> {}
 
+impl<T: 'static> Handle<T> {
+    /// All that tells a handle from others: arena and place.
+    fn words(&self) -> (u16, u16, usize, u32) {
+        (self.slot, self.generation, self.offset(), self.tag)
+    }
+}
+
 impl<T: 'static> PartialEq for Handle<T> {
     fn eq(&self, other: &Self) -> bool {
-        let words = |handle: &Self| (handle.offset(), handle.slot, handle.generation, handle.tag);
-        words(self) == words(other)
+        self.words() == other.words()
     }
 }
 
 impl<T: 'static> Eq for Handle<T> {}
+
+impl<T: 'static> Hash for Handle<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
+    }
+}
+
+impl<T: 'static> PartialOrd for Handle<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Handles of one arena are in order of their objects' places.
+impl<T: 'static> Ord for Handle<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.words().cmp(&other.words())
+    }
+}
 
 impl<T: 'static> fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

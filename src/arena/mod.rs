@@ -36,6 +36,7 @@ mod builder;
 mod collapse;
 mod collections;
 mod contained;
+mod contained_collections;
 mod defining;
 mod diagnosis;
 mod frozen;
@@ -63,7 +64,10 @@ mod transfer;
 
 pub use builder::{Arena, ArenaBuilder};
 pub use collapse::Collapsed;
-pub use collections::{Box, HashMap, HashSet, Vec};
+pub use collections::{
+    Arc, BTreeMap, BTreeSet, Box, CollectIn, Cow, FromIteratorIn, HashMap, HashSet, Owned, String, Vec, VecDeque,
+    btree_map,
+};
 pub use contained::{Contained, Extent};
 #[doc(hidden)]
 pub use defining::__points;

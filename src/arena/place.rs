@@ -7,6 +7,7 @@
 
 use super::memory::ArenaRef;
 use super::refusal::quietly;
+use super::signal_safe::table;
 use crate::error::{Error, Kind, Result};
 use allocator_api2::alloc::Layout;
 use std::panic::Location;
@@ -137,7 +138,18 @@ impl ArenaRef {
         Ok(Writing(held))
     }
 
-    /// The same for so many bytes; what has no size is not written.
+    /// [`Self::writing`], without a reason where this process cannot write there.
+    pub(super) fn writing_here(&self) -> Option<Writing<'static>> {
+        let (slot, generation) = self.number();
+        let inner = table::find(slot, generation)?;
+        if inner.image().is_some() || inner.process != table::process_number() {
+            return None;
+        }
+        let held = inner.writing.read().unwrap_or_else(PoisonError::into_inner);
+        inner.image().is_none().then_some(Writing(held))
+    }
+
+    /// The same as [`Self::writing`] for so many bytes; what has no size is not written.
     fn writing_to(&self, len: usize) -> Result<Option<Writing<'static>>> {
         (len > 0).then(|| self.writing()).transpose()
     }

@@ -12,6 +12,7 @@ mod apart;
 mod arena;
 mod blind;
 mod case;
+mod collections;
 mod endurance;
 mod exactness;
 mod faulting;
@@ -61,6 +62,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let trials = [
         arena::trials(),
+        collections::trials(),
         limits::trials(),
         frozen::trials(),
         freezing::trials(),

@@ -7,7 +7,7 @@
 mod ring;
 
 use cowbell::SideArc;
-use cowbell::arena::{Arena, Frozen, Handle, HashMap, Vec as AVec};
+use cowbell::arena::{Arc as AArc, Arena, Frozen, Handle, HashMap, Vec as AVec};
 use cowbell::heap::Heap;
 use cowbell::shared::SharedArena;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -215,4 +215,44 @@ fn threads_count_pointers_whose_counts_lie_apart() {
         assert!(kept.iter().all(|each| **each < 20));
     });
     assert!(all.iter().all(|each| SideArc::strong_count(each) == 1));
+}
+
+#[test]
+fn threads_count_values_of_an_arena_until_one_freezes_it() {
+    static COUNTED: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..10 {
+        COUNTED.store(0, Ordering::Relaxed);
+        let arena = arena("counted");
+        let all: Vec<AArc<[u64; 4]>> = (0..20).map(|n| arena.arc([n; 4])).collect();
+        let counting: Vec<_> = (0..THREADS)
+            .map(|number| {
+                // Of some values this thread has the last one in the end.
+                let own: Vec<_> = (0..STEPS).map(|n| arena.arc([n ^ number; 4])).collect();
+                let theirs = all.clone();
+                thread::spawn(move || {
+                    let mut kept = Vec::new();
+                    for (step, own) in own.into_iter().enumerate() {
+                        kept.push(AArc::clone(&theirs[(step + number as usize) % 20]));
+                        kept.push(AArc::clone(&own));
+                        drop(own);
+                        if kept.len() > 10 {
+                            kept.swap_remove(step % 10);
+                        }
+                        COUNTED.fetch_add(1, Ordering::Relaxed);
+                    }
+                    kept.iter().map(|value| value[0].wrapping_sub(value[3])).sum::<u64>()
+                })
+            })
+            .collect();
+        while COUNTED.load(Ordering::Relaxed) < 200 {
+            thread::yield_now();
+        }
+        let list = all.first().cloned().expect("twenty");
+        let frozen = arena.freeze(list).expect("frozen");
+        for thread in counting {
+            assert_eq!(thread.join().expect("no panic"), 0);
+        }
+        assert_eq!(AArc::clone(&frozen)[3], 0);
+        assert!(all.iter().zip(0..).all(|(value, n)| value[2] == n));
+    }
 }

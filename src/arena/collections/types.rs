@@ -1,6 +1,6 @@
-//! Collections in an arena.
+//! Collections of other crates, with an arena for their allocator.
 
-use super::memory::ArenaRef;
+use crate::arena::memory::ArenaRef;
 
 /// A `Vec` in an arena.
 pub type Vec<T> = allocator_api2::vec::Vec<T, ArenaRef>;
