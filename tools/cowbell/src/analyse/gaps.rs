@@ -25,9 +25,17 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
             kinds.add(GapKind::NotArmed, pid, &format!("{name}: {why}"));
         }
         match interval.end {
-            None => kinds.add(GapKind::Other, pid, "cut off: of its pages only those with events are known"),
+            None => kinds.add(
+                GapKind::Other,
+                pid,
+                "cut off: only those of its pages are known whose first write was reported",
+            ),
             Some((Closed::Lost, _)) => {
-                kinds.add(GapKind::Other, pid, "gone before it was read: only pages with events are known");
+                kinds.add(
+                    GapKind::Other,
+                    pid,
+                    "gone before its page tables were read: only pages whose first write was reported are known",
+                );
             }
             Some(_) => {}
         }
@@ -40,10 +48,10 @@ pub fn all(profile: &Profile, totals: &Totals) -> Vec<Gap> {
         let root = if frames { "" } else { "; root can tell more of them apart" };
         let detail = match pages {
             1 => format!(
-                "1 page that counts as copied may have been written in place, because nobody else had it any more{root}"
+                "1 page that counts as copied may have been written without a copy, because no other process had it any more{root}"
             ),
             _ => format!(
-                "of {pages} pages that count as copied some may have been written in place, because nobody else had them any more{root}"
+                "of {pages} pages that count as copied some may have been written without a copy, because no other process had them any more{root}"
             ),
         };
         kinds.add(GapKind::Other, 0, &detail);

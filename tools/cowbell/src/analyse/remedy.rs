@@ -50,9 +50,9 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
              pages back, and what is allocated there afterwards is no copy"
         }
         (Cause::RealWrite, _) if circumstances.few_words => {
-            "keep what is written together, apart from what is only read: one byte written copies its whole page"
+            "allocate what is written after the fork apart from data that is only read: one byte written copies its whole page"
         }
-        (Cause::RealWrite, _) => "change less of it after the fork: what changes cannot be shared",
+        (Cause::RealWrite, _) => "change less of this data after the fork: a page that changes is no longer shared",
         (Cause::Rewritten, Runtime::Native | Runtime::Redis) => {
             "keep words that are written and put back (counters, locks, flags) apart from the data, and write a value \
              only where it differs"

@@ -28,7 +28,7 @@ pub struct Point {
     pub shared: u64,
     /// Copied in the interval.
     pub copied: u64,
-    /// New private memory, as far as looks in turn found it.
+    /// New private memory, as far as cowbell saw it grow.
     pub new: u64,
 }
 

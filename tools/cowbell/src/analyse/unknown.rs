@@ -60,12 +60,12 @@ impl Unknown {
     pub fn text(self) -> &'static str {
         match self {
             Self::NotTraced => "by code that count mode does not see",
-            Self::PrivateFileMapping => "in private file mappings, which have no events",
-            Self::MappedLater => "in memory mapped later, which has no events",
-            Self::NotArmed => "in memory that the kernel would not arm",
+            Self::PrivateFileMapping => "in private file mappings, where the kernel reports no write",
+            Self::MappedLater => "in memory mapped later, where no write is reported",
+            Self::NotArmed => "in memory that the kernel did not let cowbell watch",
             Self::WrittenByKernel => "by the kernel, as threads began or ended",
-            Self::ThreadNotSeen => "by threads that went on before they were asked",
-            Self::NoFault => "no page fault was told: by the kernel, from outside, or one that was lost",
+            Self::ThreadNotSeen => "by threads that ran on before cowbell could ask them",
+            Self::NoFault => "without a page fault on record: by the kernel, from outside, or it was lost",
             Self::NoEvent => "from outside: another process or a device wrote",
             Self::GeneratedCode => "generated code that /tmp/perf-PID.map does not name",
             Self::NoSymbols => "files without symbols",

@@ -168,7 +168,7 @@ fn told(worker: &WorkerOutcome) -> Vec<(Vec<String>, String)> {
 
 fn costs(out: &mut impl Write, measured: &Costs) -> std::io::Result<()> {
     let native = measured.native_ns_per_page;
-    writeln!(out, "\nwhat watching costs the writer, against {native:.0} ns for a copied page without it")?;
+    writeln!(out, "\ntime of a write that copies a page, by watch; without a watch {native:.0} ns")?;
     let Costs { pages, rounds, .. } = measured;
     let cost = |watch: &super::cost::WatchCost| match (watch.ratio_to_native, watch.ns_per_page) {
         (Some(ratio), Some(ns)) => format!("{ratio:.2} times ({ns:.0} ns; {pages} pages, {rounds} rounds)"),

@@ -24,7 +24,7 @@ pub struct Watching {
     /// Watch at most so many processes at a time; the others run unwatched and are counted.
     #[arg(long, value_name = "N", default_value_t = 1000, env = "COWBELL_MAX_CHILDREN")]
     pub max_children: u32,
-    /// Let go of the program after so many seconds, and report; it runs on.
+    /// Stop watching after so many seconds, and report; the program runs on.
     #[arg(long, value_name = "SECONDS", value_parser = parse_duration, env = "COWBELL_DURATION")]
     pub duration: Option<Duration>,
     /// Keep what was seen in this file, for `cowbell report`; %p is this process' id, %t the time in seconds since 1970.

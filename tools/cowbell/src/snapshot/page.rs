@@ -11,11 +11,11 @@ type Figure = fn(&Counts) -> u64;
 
 /// Columns of figures.
 const COUNTS: [(&str, Figure); 7] = [
-    ("Parent's too", |pages| pages.shared_with_parent),
-    ("Others' too", |pages| pages.shared_with_others.pages.saturating_add(pages.shared_unknown)),
+    ("Shared with parent", |pages| pages.shared_with_parent),
+    ("Shared otherwise", |pages| pages.shared_with_others.pages.saturating_add(pages.shared_unknown)),
     ("Own", |pages| pages.own.pages),
-    ("Of these differs", |pages| pages.own.differs),
-    ("Of these either", |pages| pages.own.copied_or_new),
+    ("Own: differs", |pages| pages.own.differs),
+    ("Own: either", |pages| pages.own.copied_or_new),
     ("Files", |pages| pages.file),
     ("Swapped", |pages| pages.swapped),
 ];

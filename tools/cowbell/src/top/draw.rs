@@ -25,7 +25,7 @@ const HELP: &[&str] = &[
     "Enter   look into a process              Esc     back",
     "Tab     processes or lines               /       show only what contains a text",
     "s, S    sort by the next, the last       r       the other way round",
-    "p       pause the picture                t       trace copies and their lines; again: let go",
+    "p       pause the picture                t       trace copies and their lines; again: stop",
     "w       write what was traced to a file  q       quit; so does Ctrl-C",
     "",
     "shared    private memory that the parent or others have too",

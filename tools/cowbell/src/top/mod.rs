@@ -257,7 +257,7 @@ impl Top<'_> {
     fn trace(&mut self) {
         if let Some(tracer) = self.tracer.take() {
             tracer.leave();
-            self.model.message = "let go".to_owned();
+            self.model.message = "tracing has stopped".to_owned();
             return;
         }
         let Some(&pid) = self.options.pids.first() else { return };

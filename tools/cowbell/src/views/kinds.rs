@@ -29,9 +29,9 @@ fn parts(kinds: &Kinds) -> Vec<Part> {
         what: clean(&of_type.name),
     });
     let rests = [
-        (kinds.other_bytes, "in use for no object that is known, as tables and items are"),
-        (kinds.free_bytes, "free, or the allocator's own"),
-        (kinds.outside_bytes, "outside of the allocator's blocks, and no object that is known"),
+        (kinds.other_bytes, "other blocks in use, such as tables of dicts"),
+        (kinds.free_bytes, "free, or records of the allocator"),
+        (kinds.outside_bytes, "outside of such blocks, no known object"),
     ];
     let rests = rests.into_iter().filter(|(bytes, _)| *bytes > 0);
     let rests = rests.map(|(bytes, what)| Part { bytes, objects: None, what: what.to_owned() });
@@ -58,10 +58,10 @@ pub fn sentence(text: &mut Text, summary: &Summary) {
     let sentence = if kinds.pages < all {
         let all = count(all);
         format!(
-            "Of {all} copied pages {pages} were looked at; on them lay at the end, by bytes: {told}; free then: {free}."
+            "Of {all} copied pages {pages} were looked at; at the end they held, by bytes: {told}; {free} was free."
         )
     } else {
-        format!("On the copied pages lay at the end, by bytes: {told}; free then: {free}.")
+        format!("At the end the copied pages held, by bytes: {told}; {free} was free.")
     };
     text.faint_sentence(0, &sentence);
 }

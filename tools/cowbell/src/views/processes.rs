@@ -70,7 +70,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
         let processes = some(folded, "process", "processes");
         text.faint_sentence(
             0,
-            &format!("Left out: {processes} of the wrapper, which had ended when it became the program."),
+            &format!("Left out: {processes} of a wrapper, which had ended before it executed the program."),
         );
     }
 }

@@ -74,7 +74,7 @@ fn mapping_words(mapping: &Mapping) -> (String, String) {
         Kind::NamedAnonymous => (format!("anonymous memory, {bytes}:"), name),
         Kind::Bss => ("uninitialised data of".to_owned(), name),
         Kind::Memfd => (format!("memory file, {bytes}:"), name),
-        Kind::Unknown => nameless("mappings that came after the fork and went".to_owned()),
+        Kind::Unknown => nameless("memory that was mapped and unmapped meanwhile".to_owned()),
     }
 }
 
@@ -97,7 +97,10 @@ pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
         },
     );
     if summary.functions.iter().any(is_estimated) {
-        text.faint_sentence(21, "< ~ f: called by f where stacks were sampled, of these pages not read");
+        text.faint_sentence(
+            21,
+            "< ~ f: called by f, as sampled stacks of the same code say; of these pages no caller was read",
+        );
     }
     for unseen in &summary.totals.unknown.code {
         let share = percent(unseen.copied_pages as f64 / summary.totals.copied_pages as f64);
@@ -207,7 +210,7 @@ pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
         return;
     }
     let looks = some(growth.looks, "look", "looks");
-    text.heading(&format!("New memory by line: share, ± points, of what {looks} in turn found"));
+    text.heading(&format!("New memory by line: share, ± points, of the growth that {looks} found"));
     let columns = [PAGES, SHARE, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1)];
     let list = List { entries: &growth.lines, columns: &columns, top: look.top, in_full: look.verbose };
     text.table(

@@ -64,7 +64,8 @@ fn not_counted(text: &mut Text, summary: &Summary) {
     }
     if verdict.unseen_peak_bytes > 0 {
         let bytes = Bytes(verdict.unseen_peak_bytes);
-        let what = "were resident in a child for a moment than looks found: new memory, or files that it had mapped";
+        let what =
+            "were in the memory of a child for a moment than cowbell saw: new memory, or files that it had mapped";
         text.faint_sentence(0, &format!("At least {bytes} more {what}."));
     }
 }
@@ -85,7 +86,7 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
         Mode::Faults | Mode::Trace => "; -v shows mappings, code and causes",
     };
     text.faint_sentence(0, &format!("Watched for {}{ended}; mode {mode}{reason}{more}.", time(run.duration_ns)));
-    if role_count(summary, Role::Attached) > 0 {
+    if verdict::role_count(summary, Role::Attached) > 0 {
         text.faint_sentence(0, &since_attached(summary));
     }
     let forks = &summary.totals.forks;
@@ -111,7 +112,7 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
 /// Says how much was copied, all told, page by page.
 fn headline(text: &mut Text, summary: &Summary) {
     let totals = &summary.totals;
-    let (children, parents) = (role_count(summary, Role::Child), role_count(summary, Role::Parent));
+    let (children, parents) = (verdict::role_count(summary, Role::Child), verdict::role_count(summary, Role::Parent));
     let mut who = Vec::new();
     if children > 0 {
         who.push(some(children, "child", "children"));
@@ -119,7 +120,7 @@ fn headline(text: &mut Text, summary: &Summary) {
     if parents > 0 {
         who.push(some(parents, "parent", "parents"));
     }
-    let attached = role_count(summary, Role::Attached);
+    let attached = verdict::role_count(summary, Role::Attached);
     if attached > 0 {
         who.push(some(attached, "process", "processes"));
     }
@@ -163,24 +164,20 @@ fn besides(text: &mut Text, pages: &ByClass) {
     if pages.private_file > 0 {
         parts.push(format!("{} of the copies are of file pages", count(pages.private_file)));
     }
-    let others =
-        [(pages.reuse, "shared with nobody any more"), (pages.first_touch.saturating_add(pages.zero_page), "new")];
-    let others: Vec<_> =
-        others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", count(*n))).collect();
+    let new = pages.first_touch.saturating_add(pages.zero_page);
+    let mut others = Vec::new();
+    if pages.reuse > 0 {
+        others.push(format!("{} that no other process had any more", some(pages.reuse, "page", "pages")));
+    }
+    if new > 0 {
+        others.push(some(new, "new page", "new pages"));
+    }
     if !others.is_empty() {
-        parts.push(format!("pages written that took no copy: {}", others.join(", ")));
+        parts.push(format!("also written, without a copy: {}", others.join(", ")));
     }
     if !parts.is_empty() {
         text.faint_sentence(0, &parts.join("; "));
     }
-}
-
-fn role_count(summary: &Summary, role: Role) -> u64 {
-    // A parent is one parent, however often it forked.
-    let mut pids: Vec<_> = summary.intervals.iter().filter(|a| a.role == role).map(|a| (a.process, a.pid)).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids.len() as u64
 }
 
 /// A line per interval.
@@ -189,18 +186,24 @@ fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
     sorted.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
     let times = sorted.iter().any(|interval| interval.when.is_some());
     text.heading("Copied pages by process");
-    let half = if times { "; half, last: when half of them and the last one were copied" } else { "" };
-    text.faint_sentence(2, &format!("of shared: as a part of the pages that it shared at first{half}"));
+    let half = match times {
+        true => {
+            "; half, last: how long until half of the copies, and the last, were made, of those whose time is known"
+        }
+        false => "",
+    };
+    let part = "part: of the pages that the process shared with others when its row began";
+    text.faint_sentence(2, &format!("{part}{half}; until: what ended the row"));
     let [half, last] = if times { ["half", "last"] } else { [""; 2] };
     let columns = [
         table::figures("copied", 8, 0),
         table::figures("", 0, 1),
-        table::figures("of shared", 0, 1),
+        table::figures("part", 0, 1),
         table::figures("pid", 7, 2),
         table::words("role", 6, 1),
         table::figures(half, 0, 1),
         table::figures(last, 0, 1),
-        table::names("", Keep::Head, 2),
+        table::names("until", Keep::Head, 2),
     ];
     let all = summary.totals.copied_pages.max(1) as f64;
     let list = List { entries: &sorted, columns: &columns, top: look.top, in_full: look.verbose };
@@ -230,15 +233,15 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
     let when = interval.when.map_or_else(Default::default, |w| [w.half_ns, w.last_ns].map(time));
     let process = interval.process.and_then(|process| summary.processes.get(process));
     let end = match (interval.closed, process.and_then(|process| process.ended)) {
-        (None, _) => "cut off".to_owned(),
+        (None, _) => "capture cut off".to_owned(),
         (Some(Closed::Exec), _) => {
             let program =
                 process.and_then(|process| process.executed_from(interval.end_ns.unwrap_or_default())?.first());
-            program.map_or("executed another program".to_owned(), |program| format!("then ran {}", clean(program)))
+            program.map_or("it ran another program".to_owned(), |program| format!("it ran {}", clean(program)))
         }
-        (Some(Closed::Unshared), _) => "no longer shared".to_owned(),
-        (Some(Closed::Forked), _) => "until it forked again".to_owned(),
-        (Some(Closed::Detached), _) => "released".to_owned(),
+        (Some(Closed::Unshared), _) => "no sharer was left".to_owned(),
+        (Some(Closed::Forked), _) => "it forked".to_owned(),
+        (Some(Closed::Detached), _) => "cowbell detached".to_owned(),
         (Some(Closed::Lost), None) => "lost".to_owned(),
         (Some(Closed::Exit), None) => "ended".to_owned(),
         (Some(_), Some(ended)) => ended.to_string(),

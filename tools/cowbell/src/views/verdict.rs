@@ -6,7 +6,7 @@ use super::width::width;
 use crate::analyse::Cause;
 use crate::analyse::summary::{Gap, Summary};
 use crate::analyse::verdict::{Kind, Place, Verdict, Why};
-use crate::record::{GapKind, Mode, Origin};
+use crate::record::{GapKind, Mode, Origin, Role};
 use crate::stacks::own_name;
 use cowbell::page::Bytes;
 use std::collections::BTreeSet;
@@ -60,8 +60,9 @@ pub fn sentence(summary: &Summary) -> String {
             format!("COPIED: {} {}{same}.", who(summary), of_shared(summary, &copied))
         }
         Kind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
+            let (parents, whose) = parents(summary);
             let parent = Bytes(verdict.parent_bytes);
-            format!("{}: who forked copied {parent} while its children lived.", shared_word(verdict))
+            format!("{}: {parents} copied {parent} while {whose} children lived.", shared_word(verdict))
         }
         Kind::Shared => {
             let new = match sum(&verdict.new_bytes) {
@@ -134,7 +135,8 @@ pub fn sentence(summary: &Summary) -> String {
                 false if summary.gaps.iter().any(hides) => format!(", the children that were watched copied {copied}"),
                 false => format!(", the children copied {copied}"),
             };
-            format!("THE PARENT PAYS: who forked copied {parent} while its children lived{children}.")
+            let (parents, whose) = parents(summary);
+            format!("THE PARENT PAYS: {parents} copied {parent} while {whose} children lived{children}.")
         }
         Kind::Unwatched => {
             let why = if summary.gaps.is_empty() { "" } else { "; why, is below" };
@@ -170,6 +172,20 @@ fn bound(least: u64, most: u64) -> String {
 /// The verdict's word where little was copied. Of what nobody watched it is not known whether it is well.
 fn shared_word(verdict: &Verdict) -> &'static str {
     if verdict.is_whole && verdict.unseen_peak_bytes == 0 { "SHARED: all is well" } else { "SHARED, of what was seen" }
+}
+
+/// The processes that forked, and whose children they have.
+fn parents(summary: &Summary) -> (&'static str, &'static str) {
+    if role_count(summary, Role::Parent) == 1 { ("the parent", "its") } else { ("the parents", "their") }
+}
+
+/// The number of processes that ever had this part.
+pub fn role_count(summary: &Summary, role: Role) -> u64 {
+    // A parent is one parent, however often it forked.
+    let mut pids: Vec<_> = summary.intervals.iter().filter(|a| a.role == role).map(|a| (a.process, a.pid)).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids.len() as u64
 }
 
 fn who(summary: &Summary) -> String {
@@ -261,7 +277,7 @@ fn why(text: &mut Text, summary: &Summary) {
             (_, 0) => ": --stacks 1/64 tells",
             _ => "",
         };
-        sentences.push(format!("If the interpreter freed its objects on the way out, that is in it{help}."));
+        sentences.push(format!("If the interpreter freed its objects as it ended, those copies are included{help}."));
     }
     let lines = wrap(&sentences.join(" "), WIDTH - INDENT);
     for (nth, line) in lines.iter().enumerate() {

@@ -20,7 +20,7 @@ pub fn contents(text: &mut Text, summary: &Summary) {
     if contents.compared_pages == 0 {
         return;
     }
-    text.heading("What of it changed: share of the compared copies");
+    text.heading("What changed on copied pages: share of the copies that were compared");
     let compared = contents.compared_pages;
     if compared < summary.totals.copied_pages {
         let of = count(summary.totals.copied_pages);
@@ -152,18 +152,20 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
         GapKind::NotArmed => "not everything could be watched".to_owned(),
         GapKind::EventsDropped => "events came too fast to be kept: their pages are counted, not explained".into(),
         GapKind::Executed => format!("{processes} executed another program"),
-        GapKind::CountedOnly => format!("{processes} could be counted only, without events"),
+        GapKind::CountedOnly => {
+            format!("of {processes} the copies could only be counted: not when they were made, nor by which code")
+        }
         GapKind::PrivilegeWithheld => {
             "programs ran without their privileges, which the kernel withholds from what a user without CAP_SYS_PTRACE \
              traces"
                 .to_owned()
         }
         GapKind::WithoutEvents => {
-            "which code copied pages of private mappings of files, because the kernel makes no events of writes there"
+            "which code copied pages of private mappings of files, because the kernel reports no writes there"
                 .to_owned()
         }
         GapKind::StillRunning => format!("{processes} still ran when the watch ended"),
-        GapKind::NotWeighed => "all memory was not added up at the ends of processes".to_owned(),
+        GapKind::NotWeighed => "the memory of some processes was not added up when they ended".to_owned(),
         GapKind::NoStacks => "stacks could not be taken".to_owned(),
         GapKind::NoLines => "which lines an interpreter ran".to_owned(),
         GapKind::Other => String::new(),
@@ -189,11 +191,11 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
 pub fn overhead(text: &mut Text, summary: &Summary) {
     let overhead = &summary.overhead;
     let parts = [
-        (overhead.arming_ns, "to arm"),
-        (overhead.events_ns, "to answer page events"),
+        (overhead.arming_ns, "to write-protect pages"),
+        (overhead.events_ns, "to answer writes that the kernel reported"),
         (overhead.stacks_ns, "for sampled stacks"),
         (overhead.closing_ns, "to read page tables and compare copies at the end"),
-        (overhead.growth_ns, "for looks at how processes grow"),
+        (overhead.growth_ns, "to see how processes grow"),
         (overhead.weighing_ns, "to add up all memory at the ends of processes"),
         (overhead.stops_ns, "for other stops"),
     ];
@@ -203,7 +205,7 @@ pub fn overhead(text: &mut Text, summary: &Summary) {
         parts.push(some(overhead.stops, "stop of a thread", "stops of threads"));
     }
     if !parts.is_empty() {
-        text.heading("What looking cost");
+        text.heading("What watching cost");
         let sum = percent(overhead.share);
         text.faint_sentence(2, &format!("{sum} of the time watched: {}", parts.join(", ")));
     }

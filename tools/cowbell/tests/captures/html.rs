@@ -237,7 +237,7 @@ fn diff_and_snapshot_have_pages_too() {
     shown(&["snapshot", "-q", "--html", &page, &own]);
     let html = std::fs::read_to_string(&page).expect("a page");
     assert!(html.contains("id=\"processes\"") && html.contains(&own), "{html}");
-    assert!(html.contains("Of these differs") && html.contains("Of these either"), "{html}");
+    assert!(html.contains("Own: differs") && html.contains("Own: either"), "{html}");
     // A page that is there stays, unless it is to be replaced.
     let (code, _, err) = ran(&["diff", "--html", &page, &before, &after]);
     assert!(code == Some(1) && err.contains("--force"), "{err}");

@@ -180,7 +180,7 @@ fn what_is_not_known_of_code_is_told_with_its_reason() {
     assert_eq!(first(&traced)["name_unknown"], "no_symbols", "{text}");
     assert_eq!(first(&traced)["line_unknown"], "no_symbols");
     assert!(reasons(&traced, "name").iter().any(|(why, pages)| why == "no_symbols" && *pages >= 1000), "{text}");
-    assert!(text.contains("in private file mappings, which have no events"), "{text}");
+    assert!(text.contains("in private file mappings, where the kernel reports no write"), "{text}");
     let seen: u64 =
         traced["functions"].as_array().expect("rows").iter().filter_map(|f| f["copied_pages"].as_u64()).sum();
     let unseen: u64 = reasons(&traced, "code").iter().map(|(_, pages)| pages).sum();

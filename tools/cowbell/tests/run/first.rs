@@ -160,17 +160,17 @@ for i in range(0, len(data), 4096): data[i] = 1
 os.close(w); os.wait()
 ";
     let said = python("parent.py", &["--mode", "count"], source);
-    demand(&said, "THE PARENT PAYS: who forked copied 24.", &["the copies were not compared with their originals"]);
+    demand(&said, "THE PARENT PAYS: the parent copied 24.", &["the copies were not compared with their originals"]);
     assert!(said.0.contains("lived, the children copied "), "{}", said.1);
     // Nobody knows what children copied that were not watched.
     let said = python("parent.py", &["--mode", "count", "--who", "parent"], source);
     let parts = ["MiB while its children lived. ", "end the children sooner, or write less while they live"];
-    demand(&said, "THE PARENT PAYS: who forked copied 24.", &parts);
+    demand(&said, "THE PARENT PAYS: the parent copied 24.", &parts);
     if let Some(why) = may_trace() {
         return skip(&why);
     }
     let said = python("parent.py", &["--mode", "trace"], source);
-    demand(&said, "THE PARENT PAYS: who forked copied 24.", &["The data itself was changed", "parent.py:6"]);
+    demand(&said, "THE PARENT PAYS: the parent copied 24.", &["The data itself was changed", "parent.py:6"]);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_wrapper_that_asks_others_first_is_left_out() {
     let shim = format!("for i in 1 2 3; do x=$(/bin/echo $i; true); done; exec {PYTHON} {}", script.display());
     let (first, all) = report(&scratch, &["--mode", "count"], ["bash", "-c", &shim]);
     assert!(first.starts_with("COPIED: 1 child copied 9."), "{all}");
-    assert!(flat(&all).contains("6 processes of the wrapper"), "{all}");
+    assert!(flat(&all).contains("6 processes of a wrapper"), "{all}");
     for of_wrapper in [" bash", "executed a program", "executed another program"] {
         assert!(!flat(&all).contains(of_wrapper), "{of_wrapper}: {all}");
     }
@@ -206,7 +206,7 @@ fn a_shim_of_pyenv_is_left_out() {
     let (first, all) = report(&scratch, &["--mode", "count"], [shim.as_os_str(), script.as_os_str()]);
     assert!(first.starts_with("COPIED: 1 child copied "), "{all}");
     let all = flat(&all);
-    assert!(all.contains("of the wrapper, which had ended when it became the program."), "{all}");
+    assert!(all.contains("of a wrapper, which had ended before it executed the program."), "{all}");
     for of_wrapper in ["bash", "executed a program", "executed another program"] {
         assert!(!all.contains(of_wrapper), "{of_wrapper}: {all}");
     }

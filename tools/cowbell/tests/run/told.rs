@@ -331,6 +331,6 @@ fn private_mappings_of_files_are_said_to_have_no_code() {
     );
     let outcome = run(&scratch, &mut cowbell(&["--mode", "trace", "-v"], ["/usr/bin/python3", "-c", &script]));
     let text = outcome.err.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(text.contains("the kernel makes no events of writes there"), "{text}");
+    assert!(text.contains("the kernel reports no writes there"), "{text}");
     assert!(text.contains(data.to_str().expect("text")), "{text}");
 }

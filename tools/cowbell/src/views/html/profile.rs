@@ -279,7 +279,7 @@ fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
     };
     let untimed: u64 = timelines.iter().map(|timeline| timeline.untimed_pages).sum();
     let mut says = "Shared: what a process had in common with others when it was first watched or last forked, and did not copy since. \
-                    Copied: since then. New: its own, as far as looks in turn found it; growth by less than 1 MiB is not told."
+                    Copied: since then. New: its own, as far as cowbell saw it grow; growth by less than 1 MiB is not told."
         .to_owned();
     if untimed > 0 {
         let bytes = Bytes(untimed.saturating_mul(summary.run.page_size));
