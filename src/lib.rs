@@ -65,6 +65,8 @@ pub mod error;
 mod facts;
 pub mod fork;
 pub mod heap;
+#[doc(hidden)]
+pub mod openmetrics;
 pub mod page;
 #[cfg(feature = "pool")]
 pub mod pool;

@@ -27,6 +27,8 @@ const ARROWS: Arrows = &[
     // Handles say how they travel.
     ("arena", &["wire", "sys", "facts", "page", "error"]),
     ("wire", &["error"]),
+    // Text alone.
+    ("openmetrics", &[]),
     ("shared", &["sys", "error"]),
     ("support", &["sys", "facts", "error", "watch", "page"]),
     ("watch", &["arena", "sys", "facts", "page", "error"]),
@@ -35,7 +37,7 @@ const ARROWS: Arrows = &[
     ("fork", &["report", "watch", "arena", "shared", "sys", "facts", "page", "error"]),
     ("heap", &["fork", "watch", "arena", "sys", "page", "error"]),
     ("assertion", &["heap", "fork", "report", "sys", "error"]),
-    ("pool", &["wire", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
+    ("pool", &["wire", "openmetrics", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
 ];
 
 /// The tool's, `tools/cowbell/src/`: what was observed, who observes it, what it comes to, how it is shown, the commands.

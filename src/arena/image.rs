@@ -150,6 +150,19 @@ impl Image {
         self.plain
     }
 
+    /// The memory that the image's file takes, once for all processes, in bytes: in memory or swapped out. `None` where the file is a disk's, or holds
+    /// more than the image.
+    ///
+    /// # Errors
+    /// None known.
+    #[cfg(feature = "pool")]
+    pub(crate) fn held_bytes(&self) -> Result<Option<u64>> {
+        match self.origin {
+            Origin::Sealed => memfd::held_bytes(self.file.as_fd()).map(Some),
+            Origin::InPlace(_) | Origin::Poured(..) => Ok(None),
+        }
+    }
+
     /// Reads the original of the bytes at an offset from the arena's start, whatever a process has made of its
     /// copy; returns how many could be read. *Async-signal-safe.*
     ///

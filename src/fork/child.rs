@@ -4,8 +4,12 @@ use crate::error::{Error, Kind, Result};
 use crate::facts::{Ended, StackOverflow};
 use crate::page::PageSet;
 use crate::report::Report;
+#[cfg(feature = "pool")]
+use crate::sys::map::Range;
 use crate::sys::pidfd;
 use crate::sys::{Errno, process, signal};
+#[cfg(feature = "pool")]
+use crate::watch::Pages;
 use crate::watch::{DeniedWrite, Event, Evidence, PanicMessage, Watch, Word};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -134,6 +138,13 @@ impl Child {
     pub(crate) fn forget_images(&mut self) {
         self.evidence.images.clear();
         self.earlier.clear();
+    }
+
+    /// The frozen arenas that the child was forked with, each with the pages that are copies of whoever forked it.
+    #[cfg(feature = "pool")]
+    pub(crate) fn arenas(&self) -> impl Iterator<Item = (Range, PageSet)> + '_ {
+        let images = self.evidence.images.iter().enumerate();
+        images.map(|(at, image)| (image.range(), self.evidence.pages(at, Pages::Inherited)))
     }
 
     pub(super) fn evidence(&self) -> &Evidence {

@@ -46,6 +46,15 @@ pub fn set_len(fd: BorrowedFd<'_>, len: u64) -> Result<()> {
     rustix::fs::ftruncate(fd, len).map_err(|e| Error::os("ftruncate", e))
 }
 
+/// `fstat(fd)`: the bytes that the file takes, in memory or swapped out; what is sparse takes none.
+///
+/// # Errors
+/// None known.
+pub fn held_bytes(fd: BorrowedFd<'_>) -> Result<u64> {
+    // Blocks are of 512 bytes, whatever st_blksize says: see stat(3type).
+    rustix::fs::fstat(fd).map(|now| now.st_blocks as u64 * 512).map_err(|e| Error::os("fstat", e))
+}
+
 /// `fallocate(fd, 0, offset, len)`: puts zeroed memory behind a range, or fails in order where a
 /// later touch would be a SIGBUS.
 ///

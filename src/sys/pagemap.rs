@@ -164,6 +164,14 @@ pub const COPIED_ARMED: [Query; 2] = [
     },
 ];
 
+/// Pages that are there and a file's: mapped and not copied.
+pub const MAPPED: Query = Query {
+    all: Categories::PRESENT.union(Categories::FILE),
+    none: Categories::empty(),
+    any: Categories::empty(),
+    rearm: false,
+};
+
 /// Pages written since they were armed, under asynchronous write-protection.
 pub const WRITTEN: Query = Query {
     all: Categories::WP_ALLOWED.union(Categories::WRITTEN),

@@ -33,9 +33,15 @@ mod pool_context;
 #[cfg(feature = "pool")]
 mod pool_faults;
 #[cfg(feature = "pool")]
+mod pool_figures;
+#[cfg(feature = "pool")]
 mod pool_futures;
 #[cfg(feature = "pool")]
 mod pool_kit;
+#[cfg(feature = "pool")]
+mod pool_log;
+#[cfg(feature = "pool")]
+mod pool_metrics;
 #[cfg(feature = "pool")]
 mod pool_replace;
 #[cfg(feature = "pool")]
@@ -91,6 +97,12 @@ fn main() {
         pool_context::trials(),
         #[cfg(feature = "pool")]
         pool_faults::trials(),
+        #[cfg(feature = "pool")]
+        pool_figures::trials(),
+        #[cfg(feature = "pool")]
+        pool_log::trials(),
+        #[cfg(feature = "pool")]
+        pool_metrics::trials(),
         #[cfg(feature = "pool")]
         pool_results::trials(),
         #[cfg(feature = "pool")]

@@ -1,12 +1,14 @@
 //! Parts that the tests of pools share: a small data set, jobs that end in every way, and looking for what stays behind.
 #![expect(unsafe_code, reason = "a job faults on purpose")]
 
-use crate::look::{Bytes, SOON, frozen_pages, has_children, maps, until};
+use crate::look::{Bytes, SOON, first_byte, frozen_pages, has_children, maps, until, write};
 use cowbell::arena::Frozen;
-use cowbell::pool::{Death, JobError, Pool};
+use cowbell::fork;
+use cowbell::pool::{Death, JobError, Pool, WorkerContext};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::{process, procfs, signal};
+use cowbell::watch::Watch;
 use libtest_mimic::Failed;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
@@ -222,4 +224,34 @@ pub fn all_end_soon() -> Result<(), Failed> {
 /// The number of mappings of pools in this process.
 pub fn pool_mappings() -> usize {
     maps().iter().filter(|line| line.contains("cowbell-pool:")).count()
+}
+
+/// The workers of a pool that [`touching`] makes.
+pub const TOUCHERS: usize = 3;
+
+/// A job: writes so many pages from a page on, reads so many, and says what its worker says of itself then.
+pub type Touch = (u64, u64, u64);
+/// The worker's process, and the pages that it has copied by its own account.
+pub type Own = (i32, u64);
+
+/// Runs such a job.
+pub fn touch(worker: &WorkerContext<Bytes>, (first, writes, reads): Touch) -> Own {
+    let pages: Bytes = worker.root();
+    (first..first + writes).for_each(|page| write(pages, page));
+    let read = |page: u64| first_byte(pages, page).load(Ordering::Relaxed);
+    std::hint::black_box((first..first + reads).map(read).map(u64::from).sum::<u64>());
+    (worker.pid(), fork::copied_now().expect("/proc").0)
+}
+
+/// A pool of so many workers whose jobs touch pages.
+pub fn touching(data: Frozen<Bytes>, watch: Watch) -> cowbell::Result<Pool<Bytes, Touch, Own>> {
+    Pool::builder()
+        .workers(TOUCHERS)
+        .watch(watch)
+        .spawn_with(data, |worker: &WorkerContext<Bytes>, job| touch(worker, job))
+}
+
+/// Runs these jobs, one at a time for each worker.
+pub fn each(pool: &Pool<Bytes, Touch, Own>, jobs: &[Touch]) -> Result<Vec<Own>, Failed> {
+    in_time(SOON, || pool.map(jobs.iter().copied()).chunk(1).collect::<Result<Vec<_>, _>>())?.map_err(Into::into)
 }

@@ -65,7 +65,8 @@ fn told(exits: Vec<WorkerExit>, lost: u64) -> Vec<WorkerExit> {
 }
 
 impl<T, J, R> Pool<T, J, R> {
-    fn newest(&self) -> MutexGuard<'_, Frozen<T>> {
+    /// The newest data, which nobody replaces as long as this is held.
+    pub(super) fn newest(&self) -> MutexGuard<'_, Frozen<T>> {
         self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +125,7 @@ impl<T, J, R> Pool<T, J, R> {
             Reply::Refused(why) => {
                 Err(Error::new(Kind::Child(format!("the zygote cannot take the data over: {why}").into())))
             }
-            Reply::Exits { .. } => Err(Error::invalid("the zygote answered something else")),
+            Reply::Exits { .. } | Reply::Workers(_) => Err(Error::invalid("the zygote answered something else")),
         }
     }
 

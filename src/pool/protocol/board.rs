@@ -145,12 +145,21 @@ pub(crate) struct Seat {
     pub(crate) waits: AtomicU32,
     /// Not 0: the worker is known: its id stands above, and it was counted.
     known: AtomicU32,
+    /// When the worker was begun, in ns of the monotonic clock: with its id this names it for good.
+    pub(crate) started: AtomicU64,
+    /// The jobs that the seat's earlier workers had done.
+    pub(crate) jobs_before: AtomicU64,
 }
 
+// One cache line, as it says: what a worker counts is in the way of no other.
+const _: () = assert!(size_of::<Seat>() == 64);
+
 impl Seat {
-    /// A worker is about to begin.
-    pub(crate) fn clear(&self, generation: u64) {
+    /// A worker is about to begin. The seat has no id now: whoever reads it twice with one id and one start has read one worker.
+    pub(crate) fn clear(&self, generation: u64, now_ns: u64) {
         self.generation.store(generation, Ordering::Release);
+        self.started.store(now_ns, Ordering::Release);
+        self.jobs_before.store(self.jobs.load(Ordering::Acquire), Ordering::Release);
         for word in [&self.left, &self.wants_room, &self.waits, &self.known] {
             word.store(0, Ordering::Release);
         }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Order {
     /// Tell how workers ended since this was asked last.
     Exits,
+    /// Tell with which arenas the workers of now were forked.
+    Workers,
     /// Kill the worker that runs this job.
     Cancel { slot: u32, job: u32 },
     /// Take over a new generation; its file comes along.
@@ -23,6 +25,28 @@ pub(crate) enum Reply {
     Done(bool),
     Refused(String),
     Exits { exits: Vec<WorkerExit>, lost: u64 },
+    Workers(Vec<Forked>),
+}
+
+/// A worker as it was forked: what one must know to read its page tables.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Forked {
+    pub(crate) seat: u32,
+    pub(crate) pid: i32,
+    /// When it was begun, as its seat says.
+    pub(crate) started: u64,
+    /// Its arenas are under userfaultfd, so that untouched pages hold markers.
+    pub(crate) armed: bool,
+    pub(crate) arenas: Vec<ForkedArena>,
+}
+
+/// A frozen arena that a worker was forked with.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ForkedArena {
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    /// The pages that the zygote had copied before, in runs: the first, and how many.
+    pub(crate) inherited: Vec<(u64, u64)>,
 }
 
 /// The way a worker ended, and what it copied.

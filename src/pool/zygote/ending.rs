@@ -6,6 +6,7 @@ use crate::pool::protocol::failure::Failure;
 use crate::pool::protocol::progress::{self, Phase, Seen};
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::zygote::Zygote;
+use crate::pool::zygote::telling::Killed;
 use crate::sys::{self, pidfd, signal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -66,10 +67,13 @@ impl Zygote<'_> {
             let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(seat);
             if let Some((number, slot)) = self.slots().find(|(_, slot)| held(slot)) {
                 self.condemn(number, progress::look(&slot.progress), seat, Failure::TimedOut);
-            } else if let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref())
-                && let Err(e) = child.kill(signal::KILL)
+            } else if let Some(member) = self.crew.get_mut(seat)
+                && let Some(child) = member.child.as_ref()
             {
-                log::warn!("worker {}: {e}", child.pid());
+                member.killed = Some(Killed::TimedOut);
+                if let Err(e) = child.kill(signal::KILL) {
+                    log::warn!("worker {}: {e}", child.pid());
+                }
             }
         }
     }
@@ -100,7 +104,8 @@ impl Zygote<'_> {
     /// Lets a job end with its worker, if the job is current still.
     pub(crate) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
-        let Some(child) = self.crew.get(seat).and_then(|member| member.child.as_ref()) else { return false };
+        let Some(member) = self.crew.get_mut(seat) else { return false };
+        let Some(child) = member.child.as_ref() else { return false };
         // A worker that is killed must not have gone on to another batch.
         if !queue::hold(&slot.state, seat) {
             return false;
@@ -110,6 +115,7 @@ impl Zygote<'_> {
             return false;
         }
         self.condemned.insert(number, (seen.job(), why));
+        member.killed = Some(if why == Failure::TimedOut { Killed::TimedOut } else { Killed::JobCancelled });
         if let Err(e) = child.kill(signal::KILL) {
             log::warn!("worker {}: {e}", child.pid());
         }

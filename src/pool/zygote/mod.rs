@@ -4,6 +4,7 @@
 //! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
 mod ending;
+mod telling;
 
 use crate::error::{Error, Result};
 use crate::facts::Ended;
@@ -17,12 +18,13 @@ use crate::pool::protocol::queue::{self, DONE, QUEUED};
 use crate::pool::settings::Settings;
 use crate::pool::worker::{self, Left, Work};
 use crate::sys::epoll::Poller;
-use crate::sys::{channel, limits, process, signal, tracing};
+use crate::sys::{self, channel, limits, process, signal, tracing};
 use crate::wire;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use telling::{End, Killed};
 
 /// Tokens of the poller above all seats.
 const ORDERS: u64 = 1 << 32;
@@ -54,8 +56,8 @@ pub(crate) struct Member {
     pub(crate) child: Option<Child>,
     /// The number of workers in a row that died before they had done a job.
     pub(crate) short_lives: u32,
-    /// Jobs the seat had done when its worker began.
-    pub(crate) jobs_before: u64,
+    /// Why the zygote has killed its worker.
+    pub(crate) killed: Option<Killed>,
     /// When the next is to be started.
     pub(crate) due: Option<Instant>,
     /// Since when it was seen stopped by a signal.
@@ -181,7 +183,7 @@ impl<'a> Zygote<'a> {
     fn start(&mut self, seat: usize) -> Result<()> {
         let Some(own) = self.region.seats().get(seat) else { return Ok(()) };
         let board = self.region.board();
-        own.clear(board.generation.0.load(Ordering::Acquire));
+        own.clear(board.generation.0.load(Ordering::Acquire), sys::monotonic_ns());
         let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
         let (region, settings, data) = (self.region, self.settings, &mut *self.data);
         let crew = &mut self.crew;
@@ -193,7 +195,7 @@ impl<'a> Zygote<'a> {
         own.welcome(board, child.pid());
         self.poller.add(child.pidfd(), seat as u64).map_err(|e| Error::os("epoll_ctl", e))?;
         if let Some(member) = self.crew.get_mut(seat) {
-            member.jobs_before = own.jobs.load(Ordering::Acquire);
+            member.killed = None;
             member.child = Some(child);
             member.due = None;
             member.stopped = None;
@@ -269,6 +271,9 @@ impl<'a> Zygote<'a> {
         if left == Some(Left::OverBudget) {
             board.retired.fetch_add(1, Ordering::AcqRel);
         }
+        let killed = self.crew.get(seat).and_then(|member| member.killed);
+        let killed = killed.filter(|_| exit.ended == Ended::Signaled(signal::KILL));
+        End { own, seat, pid: child.pid(), left, death, killed }.log(self.settings);
         let held = self.settle(seat, death);
         if self.exits.len() == EXITS_MAX {
             self.exits.pop_front();
@@ -277,7 +282,7 @@ impl<'a> Zygote<'a> {
         let retired = left.is_some();
         self.exits.push_back(WorkerExit { pid: child.pid(), death, left_by_itself: retired, report: exit.report });
         let Some(member) = self.crew.get_mut(seat) else { return };
-        if held || retired || own.jobs.load(Ordering::Acquire) > member.jobs_before {
+        if held || retired || own.jobs.load(Ordering::Acquire) > own.jobs_before.load(Ordering::Acquire) {
             member.short_lives = 0;
             member.due = Some(Instant::now());
         } else {
@@ -336,6 +341,7 @@ impl<'a> Zygote<'a> {
         let Ok(order) = wire::decode::<Order>(&message, &[]) else { return false };
         let reply = match order {
             Order::Exits => self.take_exits(),
+            Order::Workers => self.workers(),
             Order::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
             Order::Adopt(words) => match file {
                 Some(file) => {
@@ -354,6 +360,12 @@ impl<'a> Zygote<'a> {
 
     fn reply(&self, message: &Reply) -> bool {
         reply(&self.channels.orders, message)
+    }
+
+    fn workers(&self) -> Reply {
+        let crew = self.crew.iter().zip(self.region.seats()).enumerate();
+        let now = crew.filter_map(|(seat, (member, own))| Some(telling::forked(seat, own, member.child.as_ref()?)));
+        Reply::Workers(now.collect())
     }
 
     fn take_exits(&mut self) -> Reply {
@@ -382,7 +394,9 @@ impl<'a> Zygote<'a> {
                 self.condemn(number, progress::look(&slot.progress), seat, Failure::Cancelled);
             }
         }
-        for child in self.crew.iter().filter_map(|member| member.child.as_ref()) {
+        for member in &mut self.crew {
+            member.killed = Some(Killed::PoolCancelled);
+            let Some(child) = member.child.as_ref() else { continue };
             if let Err(e) = child.kill(signal::KILL) {
                 log::warn!("worker {}: {e}", child.pid());
             }

@@ -2,7 +2,8 @@
 
 use super::SELF;
 use crate::sys::map::Range;
-use crate::sys::{Errno, process};
+use crate::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use crate::sys::{self, Errno, process};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +34,59 @@ pub fn each(pid: i32, mut found: impl FnMut(Range, Purpose)) -> Result<(), Errno
     });
     process::close(maps);
     read
+}
+
+/// Memory that is there, or swapped out, whosever it is: the kernel need not look at the pages themselves, which is what takes the time.
+pub const THERE: Query = Query {
+    all: Categories::empty(),
+    none: Categories::PFN_ZERO,
+    any: Categories::PRESENT.union(Categories::SWAPPED),
+    rearm: false,
+};
+
+/// A mapping of so many pages is read at once; in a larger one it is asked first where there is memory.
+const SMALL_PAGES_MAX: usize = 512;
+
+/// Calls `read` with the parts of a mapping in which there may be memory. *Async-signal-safe*, if `read` is.
+///
+/// # Errors
+/// The errno of reading the page tables; that of `read`, which is not called again then.
+pub fn parts(pagemap: &Pagemap, range: Range, mut read: impl FnMut(Range) -> Result<(), Errno>) -> Result<(), Errno> {
+    if range.len / sys::page_size().bytes() <= SMALL_PAGES_MAX {
+        return read(range);
+    }
+    let mut all = Ok(());
+    let scanned = pagemap.scan(range, &THERE, |run| {
+        if all.is_ok() {
+            all = read(run);
+        }
+    });
+    match scanned {
+        // Linux before 6.7 has no PAGEMAP_SCAN.
+        Err(Errno::NOTTY) => read(range),
+        scanned => scanned.and(all),
+    }
+}
+
+/// Counts the pages of no file, in the private mappings of a process or of this one ([`SELF`]), that no other process maps: memory of its own, which is
+/// free when it ends. Pages that are swapped out are not counted. *Async-signal-safe*.
+///
+/// # Errors
+/// ENOENT and ESRCH when the process is gone; EACCES and EPERM without ptrace read access to it.
+pub fn own_pages(pid: i32) -> Result<u64, Errno> {
+    let pagemap = if pid == SELF { Pagemap::open_self() } else { Pagemap::open(pid) }?;
+    let (mut own, mut read) = (0, Ok(()));
+    each(pid, |range, _| {
+        if read.is_ok() {
+            read = parts(&pagemap, range, |part| {
+                pagemap.read(part, |_, entry| {
+                    let is_own = entry.contains(Entry::PRESENT | Entry::EXCLUSIVE) && !entry.contains(Entry::FILE);
+                    own += u64::from(is_own);
+                })
+            });
+        }
+    })?;
+    read.map(|()| own)
 }
 
 /// Calls `seen` with each line; of one that is longer than the buffer with its beginning.

@@ -7,6 +7,8 @@ use crate::arena::Image;
 use crate::page::PageIndex;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{COPIED, COPIED_ARMED, Pagemap};
+#[cfg(feature = "pool")]
+use crate::sys::pagemap::{Entry, MAPPED};
 use crate::sys::{self, Errno};
 use crate::watch::evidence::{Evidence, Pages};
 
@@ -29,6 +31,23 @@ pub(crate) fn scan(pagemap: &Pagemap, range: Range, armed: bool, mut copied: imp
         }
     }
     Ok(())
+}
+
+/// Calls `mapped` for runs of pages in `range` that are there and the file's own: which this process maps and has not copied. *Async-signal-safe*, if
+/// `mapped` is.
+///
+/// # Errors
+/// As [`scan`].
+#[cfg(feature = "pool")]
+pub(crate) fn scan_mapped(pagemap: &Pagemap, range: Range, mut mapped: impl FnMut(Range)) -> Result<(), Errno> {
+    match pagemap.scan(range, &MAPPED, &mut mapped) {
+        Err(Errno::NOTTY) => pagemap.read(range, |address, entry| {
+            if entry.contains(Entry::PRESENT | Entry::FILE) {
+                mapped(Range { start: address, len: sys::page_size().bytes() });
+            }
+        }),
+        scanned => scanned,
+    }
 }
 
 /// The pages of a run, counted from the start of `range`. *Async-signal-safe.*

@@ -11,7 +11,7 @@
 
 use crate::page::PageCount;
 use crate::sys::map::Range;
-use crate::sys::pagemap::{Categories, Entry, Pagemap, Query};
+use crate::sys::pagemap::{Entry, Pagemap};
 use crate::sys::procfs::private::{self, Purpose};
 use crate::sys::{self, Errno, procfs};
 use crate::watch::evidence::{Evidence, RUNS_MAX, STACK_BYTES, Word};
@@ -65,17 +65,6 @@ pub enum Outside {
     Lost,
 }
 
-/// Memory that is there, or swapped out, whosever it is: the kernel need not look at the pages themselves, which is what takes the time.
-const THERE: Query = Query {
-    all: Categories::empty(),
-    none: Categories::PFN_ZERO,
-    any: Categories::PRESENT.union(Categories::SWAPPED),
-    rearm: false,
-};
-
-/// A mapping of so many pages is read at once; in a larger one it is asked first where there is memory.
-const SMALL_PAGES_MAX: usize = 512;
-
 /// Values of [`Word::Outside`]; 0 is none.
 const COUNTED: u64 = 1;
 const UNSUPPORTED: u64 = 2;
@@ -105,7 +94,7 @@ fn note_runs(evidence: &Evidence, pagemap: &Pagemap) -> Result<(), Errno> {
     let mut scanned = Err(Errno::FAULT);
     for end in ADDRESSES_END {
         let range = Range { start: 0, len: end - sys::page_size().bytes() };
-        scanned = pagemap.scan(range, &THERE, |run| {
+        scanned = pagemap.scan(range, &private::THERE, |run| {
             if let Some([start, end]) = runs.get(2 * count..2 * count + 2) {
                 start.store(run.start as u64, Ordering::Relaxed);
                 end.store(run.end() as u64, Ordering::Relaxed);
@@ -208,13 +197,7 @@ fn count(
                 }
             })
         };
-        if range.len / sys::page_size().bytes() <= SMALL_PAGES_MAX {
-            read = look(range);
-            return;
-        }
-        let mut words = Ok(());
-        let scanned = pagemap.scan(range, &THERE, |run| words = words.and_then(|()| look(run)));
-        read = scanned.and(words);
+        read = private::parts(pagemap, range, &mut look);
     })?;
     read.map(|()| (unshared, new))
 }

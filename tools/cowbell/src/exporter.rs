@@ -4,7 +4,7 @@
 
 use crate::failure::Failure;
 use crate::snapshot;
-use cowbell_openmetrics::MEDIA_TYPE;
+use cowbell::openmetrics::MEDIA_TYPE;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 use super::compare::Counts;
 use super::document::{Snapshot, TakesBy};
 use super::text::command;
-use cowbell_openmetrics::{Exposition, Kind};
+use cowbell::openmetrics::{Exposition, Kind};
 
 /// A family of metrics about a process: its name, what it tells, and which pages.
 type Figure = (&'static str, &'static str, fn(&Counts) -> u64);

@@ -3,7 +3,7 @@
 use super::name;
 use crate::analyse::roles;
 use crate::analyse::summary::Summary;
-use cowbell_openmetrics::{Exposition, Kind};
+use cowbell::openmetrics::{Exposition, Kind};
 
 /// Metrics of copies, by process and by cause.
 pub fn metrics(summary: &Summary) -> String {

@@ -1,10 +1,10 @@
 //! The text format of OpenMetrics 1.0, which Prometheus reads: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 //!
-//! A writer and nothing else: whoever has figures states a family of metrics, then its samples, and gets text. Names and units
+//! Hidden, because it is no part of the promise: the tool and [`crate::pool`] write through it. A writer and nothing else: whoever has figures states a family of metrics, then its samples, and gets text. Names and units
 //! are the program's own, and are checked when they are stated; the values of labels come from anywhere, and are escaped.
 //!
 //! ```
-//! use cowbell_openmetrics::{Exposition, Kind};
+//! use cowbell::openmetrics::{Exposition, Kind};
 //!
 //! let mut out = Exposition::new();
 //! let mut family = out.family("job_copied_bytes", Kind::Gauge, "Memory copied after fork.", "bytes");

@@ -1,0 +1,115 @@
+//! Each worker's end is in the log, with its cause.
+#![expect(unsafe_code, reason = "old generations are released")]
+
+use crate::case::{Outcome, passed};
+use crate::look::{Bytes, frozen_pages, until, write};
+use crate::pool_kit::Gate;
+use cowbell::arena::Arena;
+use cowbell::page::PageCount;
+use cowbell::pool::{OverBudget, Pool, Shutdown};
+use cowbell::sys::process;
+use libtest_mimic::{Failed, Trial};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// The lines of a program's log, zygotes' included.
+struct Lines {
+    end: File,
+    held: Mutex<String>,
+}
+
+struct Pipe(OwnedFd);
+
+impl log::Log for Pipe {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let _written = rustix::io::write(&self.0, format!("{} {}\n", record.level(), record.args()).as_bytes());
+    }
+
+    fn flush(&self) {}
+}
+
+impl Lines {
+    /// All that is logged from now on.
+    fn new() -> Result<Self, Failed> {
+        let (end, theirs) = process::pipe()?;
+        rustix::fs::fcntl_setfl(&end, rustix::fs::OFlags::NONBLOCK)?;
+        log::set_boxed_logger(Box::new(Pipe(theirs))).map_err(|e| e.to_string())?;
+        log::set_max_level(log::LevelFilter::Info);
+        Ok(Self { end: end.into(), held: Mutex::default() })
+    }
+
+    /// Waits for a line with all of these parts.
+    fn wait(&self, parts: &[&str]) -> Result<(), Failed> {
+        let found = until("a line", || {
+            let mut held = self.held.lock().expect("one thread");
+            let _nothing_now = (&self.end).read_to_string(&mut held);
+            held.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+        });
+        found.map_err(|_| format!("no line with {parts:?} in\n{}", self.held.lock().expect("one thread")).into())
+    }
+}
+
+fn the_log_tells_each_workers_end_and_its_cause() -> Outcome {
+    let lines = Lines::new()?;
+    let gate = Gate::new()?;
+    let frozen = frozen_pages("figures", 8)?;
+    let builder = Pool::builder().name("told").workers(1).copy_budget(PageCount(3)).over_budget(OverBudget::Retire);
+    let pool =
+        builder.time_limit(Duration::from_millis(300)).spawn(frozen, move |pages: &Bytes, job: u64| match job {
+            0 => gate.pass(),
+            1 => std::process::abort(),
+            2 => std::process::exit(0),
+            pages_to_copy => (0..pages_to_copy).for_each(|page| write(pages, page)),
+        })?;
+    let now = || pool.worker_stats().map(|stats| stats.first().map(|worker| worker.pid.to_string()));
+    let mut ended = BTreeSet::new();
+    for (job, parts) in [
+        (1, &["WARN the pool `told`: worker ", "(seat 0, generation 0, 0 jobs, ", " was killed by signal 6"][..]),
+        (2, &["WARN ", " exited with code 0"]),
+        (0, &["WARN ", " was killed: its job's time was over"]),
+        (5, &["INFO ", "generation 0, 1 jobs, ", " has left: it had copied 5 pages, and its budget is 3"]),
+    ] {
+        let started = pool.stats().started;
+        let pid = now()?.ok_or("a worker")?;
+        let _error = pool.submit(job)?.wait();
+        lines.wait(&[parts, &[&format!(" {pid} (")]].concat())?;
+        until("it is replaced", || pool.stats().started > started)?;
+        assert!(ended.insert(pid));
+    }
+    gate.close();
+    let (pid, ticket) = (now()?.ok_or("a worker")?, pool.submit(0)?);
+    gate.reached()?;
+    assert!(ticket.cancel()?);
+    lines.wait(&["INFO ", &format!(" {pid} ("), " was killed: its job was cancelled"])?;
+    until("it is replaced", || pool.workers().iter().any(|now| now.to_string() != pid))?;
+    let pid = now()?.ok_or("a worker")?;
+    pool.shutdown(Shutdown::Drain)?;
+    lines.wait(&["INFO ", &format!(" {pid} ("), " has left: the pool closes"])?;
+
+    let numbers = |generation: u64| Arena::builder("told").capacity(1 << 20).build()?.freeze(generation);
+    let pool = Pool::builder().name("replaced").workers(1).spawn(numbers(0)?, |data, (): ()| *data)?;
+    let pid = pool.workers()[0];
+    let old = pool.replace(numbers(1)?)?;
+    // SAFETY: nobody in this process looks at the old generation any more.
+    unsafe { old.release() }?;
+    lines.wait(&["INFO the pool `replaced`", &format!(" {pid} ("), " has left: there is newer data"])?;
+    assert_eq!(pool.submit(())?.wait()?, 1);
+    let stats = pool.worker_stats()?;
+    assert_eq!((stats.len(), stats[0].generation, stats[0].jobs), (1, 1, 1));
+    let pid = stats[0].pid;
+    drop(pool);
+    lines.wait(&["INFO ", &format!(" {pid} ("), " was killed: the pool was cancelled"])?;
+    passed()
+}
+
+pub fn trials() -> Vec<Trial> {
+    claims![the_log_tells_each_workers_end_and_its_cause]
+}
