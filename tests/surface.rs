@@ -27,6 +27,7 @@ const ROOT: &[&str] = &[
     "report",
     "shared",
     "support",
+    "twin",
     "watch",
 ];
 

@@ -37,6 +37,8 @@ mod collapse;
 mod collections;
 mod contained;
 mod contained_collections;
+mod copying;
+mod copying_collections;
 mod defining;
 mod diagnosis;
 mod frozen;
@@ -61,6 +63,7 @@ mod site;
 mod space;
 mod span;
 mod transfer;
+mod twins;
 
 pub use builder::{Arena, ArenaBuilder};
 pub use collapse::Collapsed;
@@ -69,6 +72,7 @@ pub use collections::{
     btree_map,
 };
 pub use contained::{Contained, Extent};
+pub use copying::{CopyIn, Copying};
 #[doc(hidden)]
 pub use defining::__points;
 pub(crate) use diagnosis::{install_again as install_diagnosis_again, observe as observe_diagnosis};

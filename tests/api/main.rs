@@ -13,6 +13,7 @@ mod arena;
 mod blind;
 mod case;
 mod collections;
+mod copying;
 mod endurance;
 mod exactness;
 mod faulting;
@@ -69,6 +70,7 @@ fn main() {
     let trials = [
         arena::trials(),
         collections::trials(),
+        copying::trials(),
         limits::trials(),
         frozen::trials(),
         freezing::trials(),

@@ -8,6 +8,7 @@
 
 use super::Box;
 use crate::arena::memory::ArenaRef;
+use allocator_api2::alloc::{AllocError, Layout, handle_alloc_error};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
@@ -67,15 +68,21 @@ impl<T> Arc<T> {
 
 impl<T: ?Sized> From<Box<T>> for Arc<T> {
     fn from(value: Box<T>) -> Self {
-        // The count first: should there be no memory, the value is dropped.
-        let count = Box::new_in(AtomicUsize::new(1), *Box::allocator(&value));
-        let (count, _) = Box::into_non_null(count);
-        let (value, arena) = Box::into_non_null(value);
-        Self { value, count, arena, owns: PhantomData }
+        let counted = Self::try_from_box(value);
+        // The arena has told the reason.
+        counted.unwrap_or_else(|_| handle_alloc_error(Layout::new::<AtomicUsize>()))
     }
 }
 
 impl<T: ?Sized> Arc<T> {
+    /// Counts a value; without memory for the count it is dropped.
+    pub(in crate::arena) fn try_from_box(value: Box<T>) -> Result<Self, AllocError> {
+        let count = Box::try_new_in(AtomicUsize::new(1), *Box::allocator(&value))?;
+        let (count, _) = Box::into_non_null(count);
+        let (value, arena) = Box::into_non_null(value);
+        Ok(Self { value, count, arena, owns: PhantomData })
+    }
+
     fn count(&self) -> &AtomicUsize {
         // SAFETY: the count is freed by the last one only, and the memory of a frozen arena stays.
         unsafe { self.count.as_ref() }

@@ -93,6 +93,19 @@ impl<T> VecDeque<T> {
         Ok(())
     }
 
+    /// [`Self::try_reserve`] without room that was not asked for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_reserve_exact(&mut self, values: usize) -> Result<(), TryReserveError> {
+        let before = self.places.len();
+        if before - self.len < values {
+            self.places.try_reserve_exact(values - (before - self.len))?;
+            self.spread(before);
+        }
+        Ok(())
+    }
+
     /// Makes room for so many values more.
     pub fn reserve(&mut self, values: usize) {
         let before = self.places.len();

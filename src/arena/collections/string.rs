@@ -124,6 +124,14 @@ impl String {
         self.0.try_reserve(bytes)
     }
 
+    /// [`Self::try_reserve`] without room that was not asked for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_reserve_exact(&mut self, bytes: usize) -> Result<(), TryReserveError> {
+        self.0.try_reserve_exact(bytes)
+    }
+
     /// Gives room back that is not used.
     pub fn shrink_to_fit(&mut self) {
         self.0.shrink_to_fit();
