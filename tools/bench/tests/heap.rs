@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What an example prints. Cargo builds examples beside the tests.
+/// Runs an example and returns what it prints. Cargo builds examples beside the tests.
 fn run(example: &str, words: &[&str]) -> String {
     let test = std::env::current_exe().expect("a path");
     let program: PathBuf = test.ancestors().nth(2).expect("target/profile/deps/test").join("examples").join(example);

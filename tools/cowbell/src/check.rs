@@ -17,7 +17,7 @@ const CANNOT_TELL: u8 = 3;
 /// The capture or the budgets cannot be read.
 const FAILED: u8 = 4;
 
-/// What to check, and against what.
+/// The capture to check, and the budgets to hold it against.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("budget").required(true).multiple(true)))]
 pub struct Options {

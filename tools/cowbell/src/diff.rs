@@ -7,7 +7,7 @@ use crate::output::{self, Stream};
 use crate::views;
 use std::path::PathBuf;
 
-/// What to hold against what.
+/// The runs to compare.
 #[derive(clap::Args)]
 pub struct Options {
     /// The run before and the run after; or all runs before, and behind -- all runs after. Captures, or reports of the library

@@ -16,7 +16,7 @@ const REQUEST_MAX: usize = 8 << 10;
 /// A client that is silent for so long is given up, so that it keeps no other waiting for longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What to look at, and where to tell.
+/// The processes to look at, and the address to listen at.
 #[derive(clap::Args)]
 pub struct Options {
     /// The processes at the tops of the trees.

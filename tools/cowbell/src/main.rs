@@ -29,7 +29,7 @@ use failure::Failure;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-/// Who copied which page after fork, and why.
+/// Tell who copied which page after fork, and why.
 #[derive(Parser)]
 #[command(name = "cowbell", version, arg_required_else_help = true)]
 struct Arguments {

@@ -9,7 +9,7 @@ use crate::views::export;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// What to render and how.
+/// The capture to render, and how.
 #[derive(clap::Args)]
 pub struct Options {
     /// The capture, or reports of the library as JSON; - is standard input.
@@ -24,7 +24,7 @@ pub struct Options {
     output: output::Options,
 }
 
-/// What other programs read, in place of the text.
+/// The formats that other programs read, in place of the text.
 #[derive(clap::Args)]
 #[group(id = "export", multiple = false, conflicts_with = "json")]
 struct Export {

@@ -148,7 +148,7 @@ impl Drop for Temporary {
     }
 }
 
-/// What a target says is true, what the run says, and what its capture says afterwards, as JSON and as text.
+/// The truth that a target says, what the run says, and what its capture says afterwards, as JSON and as text.
 struct Told {
     truth: Value,
     report: Value,

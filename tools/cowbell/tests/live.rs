@@ -221,7 +221,7 @@ fn top_shows_sorts_filters_drills_resizes_and_leaves_nothing_behind() {
     assert!(!screen.contains("SHARED"), "the screen from before is back: {screen}");
 }
 
-/// Who is below a process, itself included.
+/// Lists the processes below a process, itself included.
 fn below(pid: &str) -> Vec<String> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let mut all = vec![pid.to_owned()];

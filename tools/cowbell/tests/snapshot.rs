@@ -235,7 +235,7 @@ fn a_process_in_the_same_memory_has_nothing_of_its_own_and_adds_nothing() {
 #[test]
 fn a_memory_of_which_others_have_pages_is_known_to_be_one_too() {
     for place in Place::with_users("one") {
-        // What the forked child has not written is nobody's alone.
+        // Pages that the forked child has not written are nobody's alone.
         let tree = Tree::start(&place, "w0-99 (w0-9) v");
         let snapshot = place.json(tree.pids[0]);
         assert_eq!(process_of(&snapshot, tree.pids[1])["memory"]["relation"], "forked", "{:?}", place.user);

@@ -20,7 +20,7 @@ pub struct Row {
     of: *mut PyObject,
     /// Instances made immortal.
     objects: u64,
-    /// Their size, bytes.
+    /// The objects' size, bytes.
     bytes: u64,
     /// References to instances that were not followed.
     left_out: u64,

@@ -7,7 +7,7 @@ use crate::python::{Builtins, Gil, Hash, Object, Traverse, types_of_programs};
 
 /// The size of an instance, as `sys.getsizeof` counts.
 enum Size {
-    /// So many bytes, and so many more for each item.
+    /// The size is so many bytes, and so many more for each item.
     Items(usize, usize),
     /// An int: digits of four bytes, at least one.
     Int,
@@ -15,7 +15,7 @@ enum Size {
     Str(usize),
     /// A list, of a type whose instances have this size.
     List(usize),
-    /// As much as this `__sizeof__` written in C says.
+    /// The size is as much as this `__sizeof__` written in C says.
     Asked(Object),
 }
 
@@ -41,11 +41,11 @@ pub enum Shape {
 pub enum Keeps {
     /// No hash that the walk may compute.
     Nothing,
-    /// Its text's, in a field of its own.
+    /// The hash of the text, in a field of its own.
     Text,
-    /// Its members', who have kept theirs.
+    /// The hashes of the members, who have kept theirs.
     Members,
-    /// Its items', which must be looked at first.
+    /// The hashes of the items, which must be looked at first.
     Items,
 }
 
@@ -73,11 +73,11 @@ pub struct Kind {
     pub is_asked: bool,
     /// Instances made immortal.
     pub objects: u64,
-    /// Their size, bytes.
+    /// The objects' size, bytes.
     pub bytes: u64,
     /// References to instances that were not followed.
     pub left_out: u64,
-    /// What instances have elsewhere.
+    /// The shape of what instances have elsewhere.
     pub shape: Shape,
     /// The size of an instance without items, bytes.
     pub basic: usize,

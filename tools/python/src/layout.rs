@@ -158,7 +158,7 @@ impl Layout {
     }
 }
 
-/// What a version keeps elsewhere than others do.
+/// The ways in which versions keep things in different places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ways {
     /// 3.12: the values of an instance lie elsewhere, behind a prefix. Later they lie in the instance, behind a head of four bytes, and

@@ -297,7 +297,7 @@ impl Object {
         Self(self.field(layout::TYPE))
     }
 
-    /// What lies at an address that a live object has in a field of its own; nothing at 0. Not an object of Python's: only its fields are read.
+    /// The memory at an address that a live object has in a field of its own; nothing at 0. Not an object of Python's: only its fields are read.
     pub fn at(address: usize) -> Option<Self> {
         NonNull::new(ptr::with_exposed_provenance_mut(address)).map(Self)
     }
@@ -307,7 +307,7 @@ impl Object {
         self.field(offset)
     }
 
-    /// What a field leads to, see [`Object::at`].
+    /// The memory that a field leads to, see [`Object::at`].
     pub fn object_field(self, offset: usize) -> Option<Self> {
         Self::at(self.field(offset))
     }

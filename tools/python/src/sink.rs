@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use crate::extents::Piece;
 
-/// That function: `to`, the kind of a piece, its address and its length in bytes.
+/// The function that is told: `to`, the kind of a piece, its address and its length in bytes.
 pub type Tell = unsafe extern "C" fn(to: *mut c_void, kind: Piece, at: usize, bytes: usize);
 
 /// The function, with its first argument.

@@ -60,7 +60,7 @@ pub struct Options {
 pub struct Totals {
     /// Objects made immortal.
     pub objects: u64,
-    /// Their size, bytes.
+    /// The objects' size, bytes.
     pub bytes: u64,
     /// Containers that had been immortal before, and were entered.
     pub already: u64,
@@ -143,7 +143,7 @@ impl Walk {
         let was_immortal = Layout::is_immortal(object.word());
         let is_collected = object.is_collected(kind.flags);
         if let Some(sink) = self.sink {
-            // What was put into the data after it was frozen is ordinary.
+            // Objects that were put into the data after it was frozen are ordinary.
             if !was_immortal {
                 return;
             }
@@ -209,7 +209,7 @@ impl Walk {
                     self.totals.unhashed_texts += u64::from(!is_hashed && !was_immortal);
                 }
             }
-            // Its table has the hashes of the members: no code of theirs runs.
+            // The set's table has the hashes of the members: no code of theirs runs.
             (Keeps::Members, Some(hash)) if self.options.hashes => self.gil.hash(object, hash),
             _ => {}
         }

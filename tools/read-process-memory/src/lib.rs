@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 
 /// The bytes that are read at once and kept: a page on most machines, and a part of one on the others.
 const BLOCK: usize = 4096;
-/// So many blocks are kept: a stack leads through a dozen.
+/// The most blocks that are kept: a stack leads through a dozen.
 const BLOCKS_MAX: usize = 256;
 
 /// A process id.

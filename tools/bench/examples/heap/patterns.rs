@@ -79,7 +79,7 @@ fn churn() {
     }
 }
 
-/// As a server: each thread replaces blocks of a set at random, and hands the set to the thread that follows it.
+/// A server's pattern: each thread replaces blocks of a set at random, and hands the set to the thread that follows it.
 fn larson() {
     const SET: usize = 5000;
     const ROUNDS: u64 = 12;

@@ -56,11 +56,11 @@ fn run<T: DeserializeOwned>(mut command: Command, most: Duration) -> Result<T> {
         ErrorKind::NotFound => failed(&"not found on the PATH; skipped"),
         _ => failed(&e),
     })?;
-    // Its answer and its complaints are shorter than a pipe is long, so that nobody need read meanwhile.
+    // The child's answer and its complaints are shorter than a pipe is long, so that nobody need read meanwhile.
     let pid = child.id() as i32;
     let ended =
         pidfd::open(pid).map_err(|e: Errno| failed(&e)).and_then(|fd| Ok(pidfd::wait_end(fd.as_fd(), Some(most))?));
-    // Whoever is left of its workers: the whole group.
+    // The whole group is killed, and with it any worker that is left.
     if let Some(group) = Pid::from_raw(pid) {
         let _gone_already = kill_process_group(group, Signal::KILL);
     }

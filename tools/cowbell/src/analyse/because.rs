@@ -20,11 +20,11 @@ const HELP_SHARE_MIN: f64 = 0.1;
 /// A remedy that saves less than this is not told: a process takes about as much in the kernel, whatever it shares (its page tables, its
 /// stack), so that nobody would find what was saved.
 const HELP_BYTES_MIN: u64 = 128 << 10;
-/// That all shares can be off by fewer points is told beside each only.
+/// Where no share can be off by more points than this, the error is told beside each share only.
 const ERROR_POINTS_MIN: f64 = 10.0;
 /// Modules are named if those that are known took this part of what was loaded.
 const MODULES_MIN: f64 = 0.9;
-/// So many places are told.
+/// The most places that are told.
 const PLACES_MAX: usize = 3;
 
 /// Why, where and what helps, of copies.

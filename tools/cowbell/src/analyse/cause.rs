@@ -168,14 +168,14 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
         // A function that frees an object counts it down first.
         (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
-        // Whoever makes or frees objects links the headers of their neighbours, too, and changes much more besides.
+        // Making or freeing an object links the headers of its neighbours, too, and changes much more besides.
         _ if wrote == Wrote::CollectorHeader && !matches!(change, Change::Some | Change::Unknown) => {
             Cause::GarbageCollector
         }
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
         (Change::Numbers, _) => Cause::Number,
-        // Whoever counts first copies the page without a collection, too.
+        // The first to count references copies the page without a collection, too.
         (Change::Marks, _) if !counts_first => match wrote {
             Wrote::Unknown if evidence.runtime.counts_references() => Cause::CountOrCollector,
             _ => Cause::GarbageCollector,

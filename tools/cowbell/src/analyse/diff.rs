@@ -216,10 +216,10 @@ impl Pair<'_> {
 /// By what a line is known again after an edit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct LineKey {
-    /// Its file; empty where that is of one side only, and the line has a text.
+    /// The line's file; empty where that is of one side only, and the line has a text.
     file: String,
     function: String,
-    /// Its text; where that is not known its number.
+    /// The line's text; where that is not known its number.
     text: Result<String, i32>,
 }
 

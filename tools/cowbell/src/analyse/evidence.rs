@@ -1,4 +1,4 @@
-//! What is known of the single pages of an interval.
+//! Evidence on the single pages of an interval.
 
 use super::Stacks;
 use crate::record::{Content, Event, PageRun};

@@ -30,7 +30,7 @@ pub struct Machine {
 /// An experiment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Experiment {
-    /// Its name.
+    /// The experiment's name.
     pub name: &'static str,
     /// The question that it answers.
     pub question: &'static str,
@@ -54,18 +54,18 @@ impl Experiment {
 /// One way to do the work.
 #[derive(Clone, Debug, Serialize)]
 pub struct Way {
-    /// Its name.
+    /// The way's name.
     pub name: &'static str,
     /// The number of workers that it was asked for.
     pub workers: u32,
-    /// Its work, in words.
+    /// The way's work, in words.
     pub does: &'static str,
     /// How it went.
     pub outcome: Outcome,
 }
 
 impl Way {
-    /// Its findings, if it ran to its end.
+    /// The way's findings, if it ran to its end.
     pub fn finding(&self) -> Option<&Finding> {
         match &self.outcome {
             Outcome::Ran(finding) => Some(finding),
@@ -85,9 +85,9 @@ pub enum Outcome {
         /// The thing that is missing, and how to come by it.
         why: String,
     },
-    /// It failed.
+    /// The way failed.
     Failed {
-        /// Its last words on standard error.
+        /// The last words of its program on standard error.
         why: String,
     },
 }
@@ -95,16 +95,16 @@ pub enum Outcome {
 /// The findings of one way.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// What `cowbell run` found; `null` for a program that was not watched.
+    /// The findings of `cowbell run`; `null` for a program that was not watched.
     pub watched: Option<Watched>,
     /// The figures that the program itself told, by name.
     pub told: serde_json::Map<String, serde_json::Value>,
 }
 
-/// What `cowbell run` found.
+/// The findings of `cowbell run`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Watched {
-    /// Its verdict.
+    /// The report's verdict.
     pub verdict: Kind,
     /// The workers that it found.
     pub workers: u64,
@@ -116,7 +116,7 @@ pub struct Watched {
     pub new_bytes: u64,
     /// The bytes that processes which forked copied.
     pub parent_bytes: u64,
-    /// What it says first: its verdict, in one or two sentences.
+    /// The report's first words: its verdict, in one or two sentences.
     pub says: String,
     /// The first reason that it gives, where it sees a need for one.
     pub why: Option<String>,

@@ -16,7 +16,7 @@ pub struct Memory {
     pub time_ns: u64,
     /// The name of the process by then.
     pub name: String,
-    /// Its arguments by then.
+    /// The process' arguments by then.
     pub command: Vec<String>,
     /// The resident memory, in bytes, by where it comes from; `null` where that could not be read.
     pub resident: Option<Resident>,
@@ -71,7 +71,7 @@ pub struct GrowthLine {
     /// The numbers of the processes, in [`Summary::processes`](super::Summary::processes).
     pub processes: Vec<usize>,
     pub bytes: u64,
-    /// As part of all that was found.
+    /// The line's part of all growth that was found.
     pub share: f64,
     /// The points by which its share can be off (95 %).
     pub error_points: f64,
@@ -91,7 +91,7 @@ enum Place {
 /// The findings at one place.
 #[derive(Default)]
 struct Found {
-    /// Its number here.
+    /// The line's number here.
     number: u32,
     bytes: u64,
     processes: BTreeSet<usize>,
@@ -107,7 +107,7 @@ pub fn growth(profile: &Profile) -> Growth {
     for grew in &profile.growth {
         let number = places.len() as u32;
         let found = places.entry(place(profile, grew.stack)).or_insert(Found { number, ..Found::default() });
-        // It tells where the thread stood then, and not where it grew.
+        // A look tells where the thread stood then, and not where it grew.
         let look = Sample { line: Some(found.number), weight: grew.pages, is_exact: false };
         looks.entry(grew.pid).or_default().push(look);
         found.bytes += grew.pages.saturating_mul(page_size);
@@ -197,7 +197,7 @@ fn module(profile: &Profile, stack: Option<u32>) -> Option<String> {
 /// Why such work takes memory, what helps, and lines to paste, as its language says.
 pub fn advice(line: &GrowthLine) -> (Option<&'static str>, Option<&'static str>, &'static [&'static str]) {
     let language = line.language.as_deref().and_then(languages::by_id);
-    // What a collection takes is given back.
+    // Memory that a collection takes is given back.
     match language.zip(line.work.filter(|work| *work != Work::AskedCollector)) {
         Some((language, work)) => (language.why(work), language.remedy(work), language.paste(work)),
         None => (None, None, &[]),

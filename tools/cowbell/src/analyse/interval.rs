@@ -28,15 +28,15 @@ pub struct Interval {
     pub runtime: Runtime,
     /// Only a library tells so, which a program may have loaded without ever running what is in it.
     pub is_only_loaded: bool,
-    /// Its mappings.
+    /// The interval's mappings.
     pub areas: Areas,
     /// Mappings that should have been watched and could not be, with the reason.
     pub refused: Vec<(String, String)>,
     /// The files whose private mappings have no events, though others have.
     pub without_events: BTreeSet<String>,
-    /// Its events until it closes; then none.
+    /// The interval's events until it closes; then none.
     events: Vec<Event>,
-    /// Its faults, where these are told, until it closes.
+    /// The interval's faults, where these are told, until it closes.
     faults: Vec<Fault>,
     /// The reason of its close, and the time; `None` while it is open, and for ever if it was cut off.
     pub end: Option<(Closed, u64)>,

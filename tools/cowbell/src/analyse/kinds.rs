@@ -31,7 +31,7 @@ pub struct OfType {
     pub objects: u64,
     /// The bytes of copied pages that they and others of the type take.
     pub bytes: u64,
-    /// As part of the copied pages that could be read.
+    /// The type's part of the copied pages that could be read.
     pub share: f64,
 }
 

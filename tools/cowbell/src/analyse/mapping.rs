@@ -30,9 +30,9 @@ pub enum Kind {
 /// The group in which mappings are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Group {
-    /// Their kind.
+    /// The mappings' kind.
     pub kind: Kind,
-    /// Their name, empty for anonymous ones.
+    /// The mappings' name, empty for anonymous ones.
     pub name: String,
     /// The first address, for anonymous mappings without a name: those that touch are a group.
     pub start: Option<u64>,

@@ -99,7 +99,7 @@ type Stacks = HashMap<u32, Sampled>;
 /// The parts that are kept of a sampled stack.
 #[derive(Debug)]
 struct Sampled {
-    /// Its place in a script.
+    /// The sample's place in a script.
     script: Option<u32>,
     /// The place of the instruction, if native frames were read.
     innermost: Option<u32>,

@@ -14,7 +14,7 @@ use crate::stacks::languages::helps_caller;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// So many callers are looked at for what code without a name is there for: its purpose is not its callers' callers'.
+/// The most callers that are looked at for the purpose of code without a name: that is not the purpose of its callers' callers.
 const CALLERS_MAX: usize = 3;
 /// And so many for who had code run that says nothing of itself.
 const NEAR_MAX: usize = 8;

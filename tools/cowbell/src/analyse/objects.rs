@@ -44,14 +44,14 @@ impl FirstWrites {
     }
 }
 
-/// What is known of the pages of an interval.
+/// All that is known of the pages of an interval.
 pub struct Evidence<'a> {
     /// The differences of copies from their originals, ascending.
     pub contents: &'a [Content],
     pub written: &'a FirstWrites,
 }
 
-/// What lies on a page: `blocks`, ascending, are those that it lies in.
+/// Tells what lies on a page: `blocks`, ascending, are those that it lies in.
 pub fn on_page(page: u64, blocks: &[Block], evidence: &Evidence<'_>) -> OnPage {
     let content = between(evidence.contents, page, page + 1, |content| content.page).first();
     let event = between(&evidence.written.events, page, page + 1, |event| event.page).first();
@@ -90,7 +90,7 @@ pub fn marked(changed: Option<Changed>, written: Option<FirstWrite>) -> impl Ite
     written.and_then(|written| written.byte).into_iter().chain(ends.into_iter().flatten())
 }
 
-/// What lies on the copied pages of all intervals, explained.
+/// Explains what lies on the copied pages of all intervals.
 pub fn all(profile: &Profile) -> Vec<summary::Objects> {
     profile.objects.iter().map(|objects| explained(profile, objects)).collect()
 }

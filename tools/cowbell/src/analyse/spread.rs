@@ -17,7 +17,7 @@ pub struct Timed {
     pub code: u32,
     /// When it was made.
     pub time_ns: u64,
-    /// What a sample saw of it.
+    /// The findings of a sample of it, if there was one.
     pub seen: Seen,
     /// The sample is of the write itself, and not of where its thread stood a little later.
     pub is_exact: bool,
@@ -30,7 +30,7 @@ pub struct Sample {
     pub line: Option<u32>,
     /// The number of copies that it stands for.
     pub weight: u64,
-    /// It is of the write itself, and not of where its thread stood a little later.
+    /// True for a sample of the write itself, and not of where its thread stood a little later.
     pub is_exact: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct Spread {
     pub error: Error,
 }
 
-/// What samples say of how far the copies of a line can be off.
+/// An estimate, from samples, of how far the copies of a line can be off.
 ///
 /// Samples come in the order of the writes. Where lines take turns, each sample is like a draw; where a line goes on for long, the
 /// samples before and after say what was between. The squares of the differences between neighbours tell both (the usual estimate
@@ -104,7 +104,7 @@ impl Error {
         if self.squares == 0.0 {
             return 0.0;
         }
-        // As many samples of one weight say as much as these (Kish).
+        // This is the number of samples of one weight that say as much as these (Kish).
         let samples = self.weights * self.weights / self.squares;
         let turns = self.turns.get(&line).copied().unwrap_or(0.0) + self.inexact / 4.0;
         let variance = (turns / self.squares * samples + MORE_OTHERS) / (samples + MORE_SAMPLES);

@@ -53,7 +53,7 @@ pub struct Summary {
     pub contents: Contents,
     /// Likely causes, most copied first.
     pub causes: Vec<CauseShare>,
-    /// What lies on copied pages of frozen heaps of the library's.
+    /// The objects on copied pages of frozen heaps of the library's.
     pub objects: Vec<Objects>,
     /// The objects on copied pages by their types, where an interpreter's are known.
     pub kinds: Option<Kinds>,
@@ -127,7 +127,7 @@ pub struct Process {
     /// 0 where not known.
     pub parent: i32,
     pub origin: Origin,
-    /// Its arguments when it was first seen: a forked child has its parent's.
+    /// The process' arguments when it was first seen: a forked child has its parent's.
     pub command: Vec<String>,
     /// The commands that it executed afterwards, in order.
     pub executed: Vec<Vec<String>>,
@@ -232,7 +232,7 @@ pub struct Mapping {
 /// A function that copied.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Function {
-    /// As in the symbol table; file and address where there is no name.
+    /// The name in the symbol table; file and address where there is none.
     pub function: String,
     /// The function inlined into it that wrote, where that says more.
     pub inlined: Option<String>,
@@ -252,9 +252,9 @@ pub struct Function {
     /// Those of them that processes which fork copied while their children lived.
     pub parents_copied_pages: u64,
     pub share: f64,
-    /// Its most frequent likely cause.
+    /// The function's most frequent likely cause.
     pub cause: Cause,
-    /// Its lines, most copied first; empty without debug information.
+    /// The function's lines, most copied first; empty without debug information.
     pub lines: Vec<Line>,
     /// Why there is no line of some of its pages, mostly; `null` where each has one.
     pub line_unknown: Option<Unknown>,
@@ -312,7 +312,7 @@ pub struct ScriptLine {
     pub share: f64,
     /// The points by which its share can be off (95 %).
     pub error_points: f64,
-    /// Its most frequent likely cause.
+    /// The line's most frequent likely cause.
     pub cause: Cause,
 }
 
@@ -320,7 +320,7 @@ pub struct ScriptLine {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Syscall {
     pub number: i32,
-    /// Its name, where this program knows it.
+    /// The call's name, where this program knows it.
     pub name: Option<&'static str>,
     pub copied_pages: u64,
     pub share: f64,

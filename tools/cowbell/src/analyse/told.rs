@@ -1,9 +1,9 @@
-//! What the summary tells of the objects of frozen heaps.
+//! The summary's part on objects of frozen heaps.
 
 use cowbell::report;
 use serde::Serialize;
 
-/// What lies on the pages that an interval copied of one image of a frozen heap.
+/// The objects on the pages that an interval copied of one image of a frozen heap.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Objects {
     pub interval: u32,
@@ -12,12 +12,12 @@ pub struct Objects {
     pub arena: String,
     /// The number of the image among those of its arena.
     pub generation: u16,
-    /// Its first address.
+    /// The image's first address.
     pub start: u64,
     pub bytes: u64,
     /// One in so many allocations was recorded when it was frozen; 0 for none.
     pub recorded_every: u32,
-    /// Its copied pages, ascending: the first 5,000.
+    /// The image's copied pages, ascending: the first 5,000.
     pub pages: Vec<ObjectsPage>,
     /// The number of further ones.
     pub untold_pages: u64,
@@ -51,11 +51,11 @@ pub struct ObjectsPage {
 /// An object of a frozen heap.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Object {
-    /// Its first address.
+    /// The object's first address.
     pub start: u64,
     /// The length of its block, which may be a little longer than what was asked for.
     pub bytes: u64,
-    /// What it was allocated for, by the program's debug information: a type of Rust's; `null` where that does not tell.
+    /// The type of Rust's that it was allocated for, by the program's debug information; `null` where that does not tell.
     pub type_name: Option<String>,
     /// The program's own line that allocated it, as `file:line`; `null` where that is not known.
     pub allocated_at: Option<String>,

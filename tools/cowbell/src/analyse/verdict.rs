@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub const LITTLE: u64 = 1 << 20;
 /// And this is much, if it is a tenth of what was shared.
 const MUCH: u64 = 16 << 20;
-/// So much of one process is told of, whatever it is a part of.
+/// Copies of one process that are told of, whatever part of its memory they are.
 pub const MUCH_OF_ONE: u64 = 64 << 20;
 /// And so much of all together.
 const MUCH_IN_ALL: u64 = 256 << 20;
@@ -33,7 +33,7 @@ pub enum Kind {
     New,
     /// Workers may have copied much or little: too much went before it could be counted.
     Uncertain,
-    /// Whoever was started executed a program, which shares nothing with its starter.
+    /// All processes that were started executed a program, which shares nothing with its starter.
     NothingToShare,
     /// There was but one process.
     NothingForked,
@@ -63,7 +63,7 @@ pub struct Verdict {
     pub copied_bytes_min: u64,
     /// The part of the copied bytes that were pages of files, which nobody shared as memory; 0 where that part is little.
     pub file_bytes: u64,
-    /// So much of the upper bound was unmapped before it could be counted.
+    /// The part of the upper bound that was unmapped before it could be counted.
     pub gone_bytes: u64,
     /// The part of the compared copies that ended as their originals; `null` where too few were compared.
     pub same_share: Option<f64>,
@@ -106,7 +106,7 @@ pub struct Why {
     pub cause: Option<Cause>,
     /// In words.
     pub text: String,
-    /// As part of what the verdict is about.
+    /// The cause's part of what the verdict is about.
     pub share: f64,
 }
 
@@ -123,7 +123,7 @@ pub struct Place {
     pub called_by: Option<String>,
     /// The line itself, where it is known.
     pub source: Option<String>,
-    /// As part of what the verdict is about.
+    /// The place's part of what the verdict is about.
     pub share: f64,
     /// The points by which the share can be off (95 %), where it is an estimate.
     pub error_points: Option<f64>,

@@ -52,9 +52,9 @@ pub struct Attributes {
 
 /// A vertex.
 pub struct Vertex {
-    /// Its place in [`Graph::vertices`].
+    /// The vertex' place in [`Graph::vertices`].
     pub index: u32,
-    /// Its attributes, shared by counting.
+    /// The vertex' attributes, shared by counting.
     pub attributes: Counted<Attributes>,
     /// A cell that a worker may write.
     pub mark: AtomicU32,

@@ -1,4 +1,4 @@
-//! What lies on copied pages of images of the library's heap, as the images' own files tell.
+//! Objects on copied pages of images of the library's heap, as the images' own files tell them.
 
 use super::types::Typist;
 use crate::analyse::objects::{Evidence, FirstWrites, marked, on_page};
@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// The number of copied pages of an image that are told one by one, as in reports of the library.
 const TOLD_MAX: usize = 5000;
-/// So many bytes of an arena's name are told.
+/// The most bytes of an arena's name that are told.
 const NAME_MAX: usize = 4096;
 /// Numbers of places that are given here begin so high: the tracer gives its own from 1.
 const FIRST_PLACE: u32 = 1 << 31;
@@ -36,7 +36,7 @@ struct Told {
     name: String,
 }
 
-/// What is told before an interval's end.
+/// Records that are told before an interval's end.
 #[derive(Default)]
 pub struct News {
     pub places: Vec<Place>,
@@ -64,7 +64,7 @@ impl Images {
         self.waiting.contains_key(&interval)
     }
 
-    /// What lies on the pages of an interval that closes.
+    /// Tells what lies on the pages of an interval that closes.
     pub fn tell(&mut self, end: &End, written: &FirstWrites, names: &mut Names) -> News {
         let mut news = News::default();
         let Some((images, code)) = self.waiting.remove(&end.interval) else { return news };

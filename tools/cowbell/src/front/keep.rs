@@ -187,7 +187,7 @@ impl Kept {
         written
     }
 
-    /// What lies on the copied pages of images of the library's heap, before the end of their interval.
+    /// Tells what lies on the copied pages of images of the library's heap, before the end of their interval.
     fn objects(&mut self, record: &Record) -> Vec<Record> {
         let Record::End(end) = record else { return Vec::new() };
         if !self.images.has(end.interval) {

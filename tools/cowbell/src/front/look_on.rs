@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// A stack with every so many copies of an instruction, as `attach` has it.
 const STACKS_EVERY: u32 = 64;
-/// As many processes at a time as `attach` watches.
+/// The number of processes at a time that `attach` watches, too.
 const CHILDREN_MAX: usize = 1000;
 /// A tracer that tells more than so much at a time is heard on later: a terminal waits for its next picture.
 const READS_MAX: usize = 256;

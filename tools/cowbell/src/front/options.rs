@@ -14,7 +14,7 @@ pub struct Watching {
     /// /proc/PID/mem fail with EIO meanwhile. Default: faults where they tell all (as root), count elsewhere.
     #[arg(long, value_enum, env = "COWBELL_MODE")]
     pub mode: Option<Mode>,
-    /// Whose copies to count: those of forked children, of the processes that forked them, or both.
+    /// The processes whose copies are counted: forked children, the processes that forked them, or both.
     #[arg(long, value_enum, default_value = "both", env = "COWBELL_WHO")]
     pub who: Who,
     /// In trace: take a stack with every Nth page of an instruction, and always with its first; in faults: with up to
@@ -34,7 +34,7 @@ pub struct Watching {
     pub output: output::Options,
 }
 
-/// What to run.
+/// The program to run, and how to watch it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Run {
     #[command(flatten)]
@@ -44,7 +44,7 @@ pub struct Run {
     pub command: Vec<OsString>,
 }
 
-/// What to attach to.
+/// The process to attach to, and how to watch it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Attach {
     #[command(flatten)]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// No longer file is read for its lines.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// So many characters of a line are kept.
+/// The most characters of a line that are kept.
 const LINE_CHARACTERS_MAX: usize = 120;
 
 /// The lines that were told.

@@ -19,7 +19,7 @@ impl<'a> Conclusion<'a> {
         Self { ways, seen: Vec::new(), unexpected: Vec::new() }
     }
 
-    /// What was found of a way; with most workers, if it was gone with several numbers of them. `None` if it was skipped or failed.
+    /// Returns what was found of a way; with most workers, if it was gone with several numbers of them. `None` if it was skipped or failed.
     pub fn watched(&self, name: &str) -> Option<&'a Watched> {
         self.of(name)?.finding()?.watched.as_ref()
     }

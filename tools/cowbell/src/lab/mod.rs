@@ -20,7 +20,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Which experiments, how large, and how to show them.
+/// The experiments to run, their size, and how to show them.
 #[derive(clap::Args)]
 pub struct Options {
     /// The experiments: pool, executor, gunicorn, collector, matrix, servers. All, if none is named.

@@ -1,4 +1,4 @@
-//! What a way needs, and whether it is here.
+//! The needs of a way, and whether they are met here.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -72,7 +72,7 @@ impl Python {
         Self { path: path.to_owned(), version, modules: RefCell::default() }
     }
 
-    /// Its version in words.
+    /// Python's version in words.
     pub fn version_words(&self) -> Option<String> {
         self.version.map(|(major, minor)| format!("CPython {major}.{minor}"))
     }

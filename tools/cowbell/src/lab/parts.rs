@@ -82,7 +82,7 @@ pub fn server(listener: OwnedFd, numbers: u64, workers: u32) -> Result<(), Failu
             })
         })
         .collect();
-    // They serve until this process is killed, and die with it.
+    // The workers serve until this process is killed, and die with it.
     for mut child in children? {
         child.wait()?;
     }

@@ -30,17 +30,17 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("postgres.py", include_str!("programs/postgres.py")),
     ("puma.py", include_str!("programs/puma.py")),
 ];
-/// So many characters of what a program said are told when it fails.
+/// The most characters of a program's words that are told when it fails.
 const SAID_MAX: usize = 300;
 
 /// A way that is to be gone.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Its name.
+    /// The way's name.
     pub name: &'static str,
-    /// Its work, in words.
+    /// The way's work, in words.
     pub does: &'static str,
-    /// What it needs.
+    /// The programs and modules that it needs.
     pub needs: &'static [Need],
     /// The number of workers.
     pub workers: u32,
@@ -89,7 +89,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // What cannot be removed lies in the directory for temporary files.
+        // A folder that cannot be removed is left in the directory for temporary files.
         let _gone = fs::remove_dir_all(&self.0);
     }
 }
@@ -186,7 +186,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // It closes the pipe first.
+        // `wait` closes the pipe first.
         let _ended = self.0.wait();
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// A sampled stack, innermost frame first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stack {
-    /// Its number, unique in the capture.
+    /// The stack's number, unique in the capture.
     pub stack: u32,
     /// In which interval it was seen first; events of others may refer to it.
     pub interval: u32,
@@ -55,13 +55,13 @@ pub struct Frame {
 /// A file that code lies in, as it was mapped when code in it was first seen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Module {
-    /// Its number, from 1, unique in the capture.
+    /// The module's number, from 1, unique in the capture.
     pub module: u32,
-    /// As in /proc/PID/maps; `[vdso]` is the kernel's own.
+    /// The path in /proc/PID/maps; `[vdso]` is the kernel's own.
     pub path: String,
-    /// Its device, as in /proc/PID/maps.
+    /// The file's device, as in /proc/PID/maps.
     pub device: String,
-    /// Its inode there.
+    /// The file's inode there.
     pub inode: u64,
     /// The id of its build, in base 16, read from the memory of a process that maps it; `None` where it does not say.
     pub build_id: Option<String>,
@@ -70,7 +70,7 @@ pub struct Module {
 /// A place in code: what an instruction's address meant when it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
-    /// Its number, from 1, unique in the capture.
+    /// The place's number, from 1, unique in the capture.
     pub code: u32,
     /// The [`Module`] it lies in; `None` for code of no file.
     pub module: Option<u32>,
@@ -83,7 +83,7 @@ pub struct Place {
 /// The names of a [`Place`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Code {
-    /// Its number.
+    /// The place's number.
     pub code: u32,
     /// Functions and lines, the innermost inlined one first; empty where there is no name.
     pub frames: Vec<NativeFrame>,
@@ -127,7 +127,7 @@ pub struct Source {
 /// The program that a process executes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Executable {
-    /// Its file, as in /proc/PID/maps.
+    /// The mapping's file, as in /proc/PID/maps.
     pub path: String,
     /// The path by which it was executed, which may be a link to that file.
     pub called: String,

@@ -1,4 +1,4 @@
-//! What an image's file of the library's heap says of itself, as docs/FORMATS.md promises it.
+//! The words in which an image's file of the library's heap says what it holds, as docs/FORMATS.md promises it.
 
 /// The beginning of the names of such files, as mappings have them.
 pub const NAME: &str = "/memfd:cowbell:heap (deleted)";
@@ -20,11 +20,11 @@ const STACK_BITS: u32 = 20;
 /// The reason why a file tells nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
-    /// It has no footer: the library is older than that.
+    /// The file has no footer: the library is older than that.
     NoFooter,
-    /// Its layout is of this version, which this program does not know.
+    /// The file's layout is of this version, which this program does not know.
     Version(u64),
-    /// It contradicts itself, or what is mapped.
+    /// The file contradicts itself, or what is mapped.
     Damaged,
 }
 
@@ -40,10 +40,10 @@ pub struct Part {
 pub struct Footer {
     /// The image's first address.
     pub start: u64,
-    /// Its length in bytes.
+    /// The image's length in bytes.
     pub len: u64,
     pub generation: u16,
-    /// Its pages lie in the file in pieces of so many bytes,
+    /// The image's pages lie in the file in pieces of so many bytes,
     pub piece: u64,
     /// and so many from the start of one to that of the next.
     pub stride: u64,

@@ -11,9 +11,9 @@ pub struct Memory {
     pub time_ns: u64,
     /// The name of the process by then: it may have given itself a title.
     pub name: String,
-    /// Its arguments by then, lossily as text.
+    /// The process' arguments by then, lossily as text.
     pub command: Vec<String>,
-    /// Its resident pages by where they come from; `None` where its page tables could not be read.
+    /// The resident pages by where they come from; `None` where its page tables could not be read.
     pub pages: Option<Resident>,
     /// The kernel's own sums; `None` where they could not be read.
     pub kernel: Option<Sums>,
@@ -46,7 +46,7 @@ pub struct Grew {
     pub pid: i32,
     /// When it was looked at.
     pub time_ns: u64,
-    /// So many more than the most before.
+    /// The pages by which it has more than at its most before.
     pub pages: u64,
     /// The [`Stack`](super::Stack) of the thread that had run most since the look before; `None` where it could not be read.
     pub stack: Option<u32>,

@@ -11,13 +11,13 @@ pub struct Objects {
     pub arena: String,
     /// The number of the image among those of its arena.
     pub generation: u16,
-    /// Its first address.
+    /// The image's first address.
     pub start: u64,
-    /// Its length in bytes.
+    /// The image's length in bytes.
     pub len: u64,
     /// The program had one in so many allocations recorded when it froze; 0 for none.
     pub recorded: u32,
-    /// Its copied pages, ascending: the first few thousand.
+    /// The image's copied pages, ascending: the first few thousand.
     pub pages: Vec<OnPage>,
     /// The number of further ones.
     pub untold: u64,
@@ -31,7 +31,7 @@ pub struct Objects {
 /// A copied page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnPage {
-    /// Its address.
+    /// The page's address.
     pub page: u64,
     /// The difference from its original; `None` where it was not compared.
     pub changed: Option<Changed>,
@@ -75,13 +75,13 @@ pub struct FirstWrite {
 /// A block of the heap: a little longer than what was asked for, maybe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
-    /// Its first address.
+    /// The block's first address.
     pub start: u64,
-    /// Its length in bytes.
+    /// The block's length in bytes.
     pub len: u64,
     /// The calls that allocated it, by their place in [`Objects::stacks`]; `None` where that was not recorded.
     pub stack: Option<u32>,
-    /// Its type, by its place in [`Objects::types`]; `None` where debug information does not tell.
+    /// The block's type, by its place in [`Objects::types`]; `None` where debug information does not tell.
     #[serde(default)]
     pub of: Option<u32>,
 }
@@ -89,7 +89,7 @@ pub struct Block {
 /// Blocks that were allocated at one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beside {
-    /// As of a [`Block`]; `None` also of those that nobody had.
+    /// The stack as in a [`Block`]; `None` also for blocks that nobody had.
     pub stack: Option<u32>,
     /// How many there are.
     pub blocks: u64,

@@ -42,9 +42,9 @@ impl fmt::Display for Error {
 /// The way a capture lacks its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// Its last line is not whole; so many lines before it are.
+    /// The capture's last line is not whole; so many lines before it are.
     InLine(u64),
-    /// Its lines are whole, so many of them, but the last says nothing of the end.
+    /// The capture's lines are whole, so many of them, but the last says nothing of the end.
     BetweenLines(u64),
 }
 

@@ -48,7 +48,7 @@ pub enum Record {
     Stack(Stack),
     /// The text of a line, after the stack that it stands in.
     Source(Source),
-    /// What lies on the pages that an interval copied of a frozen heap of the library's, before its end.
+    /// The objects on the pages that an interval copied of a frozen heap of the library's, before its end.
     Objects(Objects),
     /// An interval closes. An interval without an end was cut off: its events stand, its pages are not known.
     End(End),
@@ -99,7 +99,7 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// Which pages, in which mappings; no stop at a write (`WP_ASYNC`).
+    /// Tells which pages, in which mappings, without a stop at a write (`WP_ASYNC`).
     Count,
     /// Also when, by which thread and which instruction, as far as page faults tell; no stop at a write (perf events).
     Faults,
@@ -111,18 +111,18 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
-    /// Of forked children.
+    /// Copies of forked children.
     Child,
-    /// Of processes that forked, while a child shares memory with them.
+    /// Copies of processes that forked, while a child shares memory with them.
     Parent,
-    /// Of both.
+    /// Copies of both.
     Both,
 }
 
 /// A process, named.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Process {
-    /// Its id.
+    /// The process' id.
     pub pid: i32,
     /// The process that forked it; 0 where not known.
     pub parent: i32,
@@ -130,7 +130,7 @@ pub struct Process {
     pub time_ns: u64,
     /// The way in which it came to the tool's notice.
     pub origin: Origin,
-    /// Its arguments, lossily as text.
+    /// The process' arguments, lossily as text.
     pub command: Vec<String>,
     /// The file that it executes, where known; a forked process executes what its parent does.
     pub executable: Option<Executable>,
@@ -159,7 +159,7 @@ pub enum Origin {
 /// An interval opens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Begin {
-    /// Its number, unique in the capture.
+    /// The interval's number, unique in the capture.
     pub interval: u32,
     /// The process whose memory is watched.
     pub pid: i32,
@@ -200,11 +200,11 @@ pub struct Mapping {
     pub start: u64,
     /// One past the last.
     pub end: u64,
-    /// As in /proc/PID/maps: `rw-p`.
+    /// The permissions in /proc/PID/maps: `rw-p`.
     pub permissions: String,
     /// Offset into the file.
     pub offset: u64,
-    /// As in /proc/PID/maps: a path, `[heap]`, `[anon:name]` or nothing.
+    /// The name in /proc/PID/maps: a path, `[heap]`, `[anon:name]` or nothing.
     pub name: String,
     /// The way in which its pages are observed.
     pub watched: Watched,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 /// The pages against which a process' pages are held.
 #[derive(Clone, Copy)]
 pub enum Against<'a> {
-    /// Its parent's pages.
+    /// The parent's pages.
     Parent(&'a Space),
     /// Nothing: it was not forked from the program that its parent runs.
     Nobody,

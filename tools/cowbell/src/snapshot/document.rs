@@ -42,21 +42,21 @@ pub struct Evidence {
 /// A process and the memory it has now.
 #[derive(Debug, Serialize)]
 pub struct ProcessReport {
-    /// Its id.
+    /// The process' id.
     pub pid: i32,
-    /// Its parent's.
+    /// The parent's id.
     pub parent: i32,
     /// Generations below the top of the tree.
     pub depth: usize,
     /// The name of its main thread.
     pub name: String,
-    /// Its arguments, lossily as text.
+    /// The process' arguments, lossily as text.
     pub command: Vec<String>,
     /// Tells that it was read, or why not.
     pub state: State,
     /// The same in words; empty where there is nothing to add.
     pub why: String,
-    /// Its memory; nothing if it was not read.
+    /// The process' memory; nothing if it was not read.
     pub memory: Option<MemoryReport>,
 }
 
@@ -68,7 +68,7 @@ pub enum Relation {
     Forked,
     /// The process or its parent executed another program since, or its parent by birth has ended: they share no private page.
     Unrelated,
-    /// Its parent's memory could not be read.
+    /// The parent's memory could not be read.
     ParentUnreadable,
     /// The process runs in the memory of another one that was read before it (`vfork`, `CLONE_VM`): nothing there is its own. Its
     /// pages are counted there, and here only if that is its parent.
@@ -118,7 +118,7 @@ impl MemoryReport {
 pub struct Group {
     /// The file, `[heap]`, `[stack]`, or `[anonymous]`.
     pub name: String,
-    /// Their pages.
+    /// The pages of its mappings.
     pub pages: Counts,
 }
 
@@ -165,7 +165,7 @@ pub struct Children {
     pub own_bytes: u64,
     /// Those at whose address the parent has another page, in whatever mapping.
     pub differs_bytes: u64,
-    /// Their pages.
+    /// The children's pages.
     pub pages: Counts,
     /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,

@@ -26,7 +26,7 @@ use space::{Kind, Reader, Space};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// What to look at and how to show it.
+/// The process to look at, and how to show it.
 #[derive(clap::Args)]
 pub struct Options {
     /// The process at the top of the tree.

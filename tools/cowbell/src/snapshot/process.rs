@@ -12,9 +12,9 @@ const ATTEMPTS_MAX: u32 = 3;
 /// A process of the tree.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Its id.
+    /// The process' id.
     pub pid: i32,
-    /// Its parent's id.
+    /// The parent's id.
     pub parent: i32,
     /// Generations below the top of the tree.
     pub depth: usize,
@@ -57,13 +57,13 @@ pub fn of_thread(id: i32) -> i32 {
 /// One process' memory.
 #[derive(Debug)]
 pub struct Memory {
-    /// Its pages.
+    /// The process' pages.
     pub space: Space,
     /// The kernel's own sums.
     pub sums: smaps::Figures,
     /// Pages of huge page pools, in bytes: in no figure of smaps but in the page tables.
     pub hugetlb_bytes: u64,
-    /// Its auxiliary vector: the same in all processes that were forked from one without executing another program.
+    /// The process' auxiliary vector: the same in all processes that were forked from one without executing another program.
     pub image: Vec<u8>,
 }
 
@@ -97,7 +97,7 @@ impl Node {
         Some(Self { pid, parent: stat.parent, depth: 0, name, started: stat.started, is_kernel: stat.is_kernel() })
     }
 
-    /// Its arguments; none where it has no memory.
+    /// The process' arguments; none where it has no memory.
     pub fn command(&self) -> Vec<String> {
         procfs::command(self.pid).unwrap_or_default()
     }
@@ -131,7 +131,7 @@ impl Node {
         Err((State::Failed, "it executed another program each time it was read".to_owned()))
     }
 
-    /// Its memory; `None` if it executed another program meanwhile.
+    /// Reads the process' memory; `None` if it executed another program meanwhile.
     fn read_once(&self, reader: &Reader) -> Result<Option<Memory>, Errno> {
         let id = procfs::living(self.pid);
         let before = image(id)?;

@@ -53,7 +53,7 @@ impl Page {
         self.0 & Self::EXCLUSIVE != 0
     }
 
-    /// Its frame, where the reader may know.
+    /// The page's frame, where the reader may know.
     pub fn frame(self) -> Option<u64> {
         Some(self.0 & ((1 << 55) - 1)).filter(|&frame| frame != 0)
     }
@@ -62,13 +62,13 @@ impl Page {
 /// One mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// Its addresses.
+    /// The mapping's addresses.
     pub range: Range,
     /// Not shared: what is written there is this process' own.
     pub private: bool,
     /// True if it maps a file, a memfd included.
     pub file: bool,
-    /// As in `/proc/PID/maps`; `[anonymous]` where that has none.
+    /// The name in `/proc/PID/maps`; `[anonymous]` where that has none.
     pub name: String,
 }
 

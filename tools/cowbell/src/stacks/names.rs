@@ -39,7 +39,7 @@ struct Known {
     source: Source,
     /// By address as the file counts them.
     frames: HashMap<u64, Vec<NativeFrame>>,
-    /// Its types, once they were asked for.
+    /// The file's types, once they were asked for.
     types: Option<Option<Types>>,
     /// When its file was written, where that is known to stand under its path.
     built: Option<SystemTime>,

@@ -217,7 +217,7 @@ int main(void) {
             assert_eq!(without.is_some(), !keeps_frames, "{flags:?}");
         }
         assert_eq!(stack[0], registers.ip);
-        // They are short, and main may be followed by the code that calls it.
+        // The functions are short, and main may be followed by the code that calls it.
         let starts_before = |pc: &u64, f: &usize| functions[*f] <= *pc && *pc < functions[*f] + 0x100;
         let function = |pc| (0..functions.len()).filter(|f| starts_before(pc, f)).max_by_key(|f| functions[*f]);
         let mut functions: Vec<_> = stack.iter().filter_map(function).collect();

@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Looking takes at most one part in so many of the time.
 const SHARE: u32 = 4;
 
-/// What to look at.
+/// The processes to look at.
 #[derive(clap::Args)]
 pub struct Options {
     /// The processes at the tops of the trees.

@@ -42,7 +42,7 @@ pub struct Row {
     pub rate: Option<f64>,
     /// Bytes copied, as traced; `None` while nothing is traced.
     pub copied: Option<u64>,
-    /// Its memory is that of another process that was read before it, and is in the sums there.
+    /// True if its memory is that of another process, which was read before it and is in the sums there.
     pub is_in_anothers_memory: bool,
 }
 

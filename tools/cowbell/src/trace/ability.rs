@@ -29,7 +29,7 @@ pub fn count() -> Result<(), String> {
 /// Why not, and what would help.
 pub fn trace() -> Result<(), String> {
     Uffd::open(Door::SystemCall, EVENT_FEATURES).map(drop).map_err(|e| match e {
-        // It is refused for want of a right only to who has it not.
+        // The call is refused for want of a right only to a process that does not have it.
         Errno::PERM if !limits::has_seccomp_filter() && (!limits::user().may_trace || !is_of_the_machine()) => {
             let of_first = of_first(limits::user().may_trace);
             format!("trace needs root (CAP_SYS_PTRACE{of_first}) or `sysctl vm.unprivileged_userfaultfd=1` ({e})")
@@ -83,7 +83,7 @@ fn is_of_the_machine() -> bool {
     limits::is_in_first_user_namespace()
 }
 
-/// Which of the capabilities of that name is meant, for who `holds` one of it that does not count.
+/// The words that tell which capability of that name is meant, for a process that `holds` one which does not count.
 fn of_first(holds: bool) -> &'static str {
     if holds && !is_of_the_machine() { " in the first user namespace" } else { "" }
 }

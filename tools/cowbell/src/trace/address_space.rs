@@ -27,7 +27,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-/// So many addresses that lead out of stacks are looked for: beyond, stacks end as they did before.
+/// The most addresses that lead out of stacks and are looked for: beyond, stacks end as they did before.
 const NOWHERE_MAX: usize = 4000;
 
 /// The address space of one process while an interval of it is open.
@@ -224,7 +224,7 @@ impl AddressSpace {
         if self.find(start).filter(is_it).is_some() {
             return;
         }
-        // Its file's other parts say which build it is. If it is gone already, its path must do.
+        // Other parts of the file say which build it is. If it is gone already, its path must do.
         let now = maps::read(self.pid).unwrap_or_default();
         let is_there = maps::find(&now, start).is_some_and(|now| now.is_same_as(&map));
         let is_part = |now: &Map| now.file == map.file && now.file.1 != 0;

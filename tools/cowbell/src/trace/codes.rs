@@ -19,7 +19,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
-/// So many files are held open; of further ones the front opens what is under their path then.
+/// The most files that are held open; of further ones the front opens what is under their path then.
 const FILES_MAX: usize = 512;
 
 /// All numbers that were given. A handle: every address space has one of the same table.

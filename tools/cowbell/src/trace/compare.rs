@@ -82,7 +82,7 @@ impl<'a> Donor<'a> {
         begins_with && (self.child.born_ns > 0 || is_found && same_frame())
     }
 
-    /// Its page tables, for one look at many pages.
+    /// The donor's page tables, for one look at many pages.
     pub fn entries(&self) -> Entries<'_> {
         Entries::new(&self.pagemap)
     }
@@ -294,7 +294,7 @@ mod tests {
         // The same beside an object, and where its type changed with it: a new object took its place.
         assert_eq!(compare(&[(0, 1), (1, TYPE), (5, 1)], &[(0, 1), (1, TYPE), (5, 7)]), (1, 1, 0, true));
         assert_eq!(compare(&[(0, 1), (1, TYPE)], &[(0, 2), (1, TYPE + 64)]), (2, 2, 0, true));
-        // Its type's pointer stands, but its count became the link of a free block.
+        // The pointer to the type stands, but the count became the link of a free block.
         assert_eq!(compare(&[(0, 1), (1, TYPE)], &[(0, pointer), (1, TYPE)]).2, 0);
     }
 }

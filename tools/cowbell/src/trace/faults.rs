@@ -86,7 +86,7 @@ impl Shared {
     }
 }
 
-/// Whoever panicked while it held the lock left whole records behind.
+/// Locks: a thread that panicked while it held the lock left whole records behind.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -278,7 +278,7 @@ impl Tracer {
         self.stand_in.as_ref().is_some_and(|stand_in| stand_in.begin(pid))
     }
 
-    /// It ended, if there was one to stand in.
+    /// Takes over again from the stand-in, if there was one.
     pub(super) fn take_back(&mut self, stood_in: bool) {
         let given = self.stand_in.as_ref().filter(|_| stood_in).map(StandIn::end);
         for (pid, child) in given.into_iter().flatten() {

@@ -83,7 +83,7 @@ impl Look<'_> {
             _ if !(exclusive || touched && shared_anew) => None,
             // Without a fault: those who shared it are gone, or the kernel wrote for one of them.
             _ if !maybe => None,
-            // Its own fault, if it had one, would have been told.
+            // A fault of this process, if there had been one, would have been told.
             _ if self.evidence.complete && parent_has() => Some(Class::Copy),
             _ => Some(Class::CopyOrReuse),
         }

@@ -23,7 +23,7 @@ const STAND_NS_MAX: u64 = 2_000_000;
 /// The pace at which a process is sampled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
-    /// Its last fault.
+    /// The process' last fault.
     pub last: Option<Fault>,
     /// The time of the fault of which a stack was taken last.
     taken_ns: u64,

@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub struct Evidence<'a> {
     /// The interval.
     pub watch: &'a Watch,
-    /// Its pages that had faults.
+    /// The pages of the process that had faults.
     pub touched: &'a Pages,
     /// True if all faults were told: those that the kernel took for the process, too, and none was lost.
     pub complete: bool,

@@ -102,7 +102,7 @@ impl Drop for StandIn {
     }
 }
 
-/// Whoever panicked while it held the lock left whole values behind.
+/// Locks: a thread that panicked while it held the lock left whole values behind.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

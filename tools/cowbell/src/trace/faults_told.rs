@@ -83,7 +83,7 @@ impl Tracer {
         if is_watched && !is_crowd {
             looked_at.extend(others);
         }
-        // Their counts first: what they fault meanwhile must not hide what was not told.
+        // The kernel's counts are read first: faults that happen meanwhile must not hide those that were not told.
         let counted: Vec<(i32, Option<u64>)> = looked_at.iter().map(|&pid| (pid, process::page_faults(pid))).collect();
         self.take_faults();
         let Some(faults) = &mut self.faults else { return };

@@ -340,7 +340,7 @@ impl Tracer {
         let time_ns = self.now();
         let command = procfs::command(pid).unwrap_or_default();
         let executable = match origin {
-            // Its parent's.
+            // The child runs its parent's executable.
             Origin::Forked | Origin::Shares => None,
             Origin::Started | Origin::Attached | Origin::Executed => executable::of(pid),
         };

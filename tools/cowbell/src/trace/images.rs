@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-/// So many files are held open; of further ones nothing is told.
+/// The most files that are held open; of further ones nothing is told.
 const FILES_MAX: usize = 256;
 
 /// The files that were opened, by inode, as long as the tracer lives: so no other file gets their numbers.

@@ -99,7 +99,7 @@ impl Watch {
 
 /// The words that the kernel changes when a thread ends that holds robust mutexes.
 fn robust_words(memory: &Memory, tid: i32) -> impl Iterator<Item = u64> {
-    // As many as the kernel looks at: a list may be a ring.
+    // The kernel looks at no more entries either: a list may be a ring.
     const ENTRIES_MAX: usize = 2048;
     let word = |address: u64| {
         let mut bytes = [0; 8];

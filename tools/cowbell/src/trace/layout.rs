@@ -9,7 +9,7 @@ use cowbell::sys::remote::Memory;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// So many pages are remembered.
+/// The most pages that are remembered.
 const PAGES_MAX: usize = 64;
 
 /// Reads words of a process, those of pages that are there: reading others through it would bring them in. What a file shows

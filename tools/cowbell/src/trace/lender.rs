@@ -32,12 +32,12 @@ pub struct Lender {
 }
 
 impl Lender {
-    /// Its process.
+    /// The lender's process.
     pub fn pid(&self) -> i32 {
         self.process.id() as i32
     }
 
-    /// Its descriptor of the device.
+    /// The number of the device's descriptor in the lender.
     pub fn number(&self) -> i32 {
         self.number
     }

@@ -78,11 +78,11 @@ pub enum Said {
 /// An image of the library's heap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Its file's inode.
+    /// The inode of the image's file.
     pub inode: u64,
     /// The tracer's descriptor of the file, as long as the tracer lives; `None` where it could not be opened.
     pub descriptor: Option<i32>,
-    /// Its mappings that have copies: start, end, and offset in the file.
+    /// The image's mappings that have copies: start, end, and offset in the file.
     pub parts: Vec<(u64, u64, u64)>,
 }
 

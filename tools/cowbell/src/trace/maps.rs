@@ -24,7 +24,7 @@ pub enum Backing {
 /// One mapping and what stands behind it.
 #[derive(Clone, Debug)]
 pub struct Map {
-    /// As the capture has it.
+    /// The mapping as the capture has it.
     pub mapping: Mapping,
     /// The memory behind it.
     pub backing: Backing,

@@ -325,7 +325,7 @@ impl Tracer {
             let time_ns = self.now();
             for message in messages.drain(..) {
                 let Message::Fault(fault) = message else {
-                    // Whoever makes the change goes on already: what is dropped shows at the next fault, or at the end.
+                    // The thread that makes the change goes on already: what is dropped shows at the next fault, or at the end.
                     watch.follow(&message, &[]);
                     continue;
                 };

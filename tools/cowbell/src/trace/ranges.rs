@@ -19,7 +19,7 @@ impl Ranges {
 
     /// Adds a range.
     pub fn add(&mut self, mut start: u64, mut end: u64) {
-        // Whatever touches it becomes one with it.
+        // Ranges that touch the new one become one with it.
         while let Some((&from, &to)) = self.0.range(..=end).next_back().filter(|(_, to)| start <= **to) {
             (start, end) = (start.min(from), end.max(to));
             self.0.remove(&from);

@@ -46,7 +46,7 @@ type Key = (u32, Vec<u32>, Vec<Frame>, Wrote);
 /// The state of the search for an interpreter.
 enum Search {
     Found(Box<dyn Reader>),
-    /// It failed so often, the last time for this reason.
+    /// The search failed so often, the last time for this reason.
     Failed(u32, String),
 }
 

@@ -353,7 +353,7 @@ fn cannot_trace(pid: i32, e: Errno) -> String {
     match e {
         Errno::SRCH => absent(pid),
         Errno::PERM => {
-            // Its own user may not where it is not dumpable, or has more capabilities.
+            // Even the process' own user may not, where it is not dumpable or has more capabilities.
             let whom = if status.user() == Some(limits::user().uid) { "as root" } else { "as its user or as root" };
             format!(
                 "process {pid} may not be traced: run {whom} (CAP_SYS_PTRACE); in a container allow ptrace; \

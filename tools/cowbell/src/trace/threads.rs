@@ -183,7 +183,7 @@ mod tests {
         let mut threads = Threads::of(me);
         let outer = threads.ours.is_some();
         assert!(outer || threads.ours(me) == me);
-        // As if it were another namespace, in which the last number counts.
+        // The table is that of another namespace, in which the last number counts.
         threads.ours = Some(HashMap::new());
         let inner = *numbers(me, me).last().expect("a number");
         assert_eq!((threads.ours(inner), threads.ours(i32::MAX)), (me, 0));

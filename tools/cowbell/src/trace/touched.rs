@@ -141,13 +141,13 @@ impl Touched {
 /// The fate of a page, as far as its frames tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was written, and another page is here now.
+    /// The page was written, and another page is here now.
     Copied,
-    /// It was written, and is here still.
+    /// The page was written, and is here still.
     Reused,
-    /// It was given back, and filled again before anything was written to it.
+    /// The page was given back, and filled again before anything was written to it.
     New,
-    /// It came and went meanwhile, or its frame did: whether it was copied cannot be told.
+    /// The page came and went meanwhile, or its frame did: whether it was copied cannot be told.
     Open,
     /// Frames are not told.
     Unknown,

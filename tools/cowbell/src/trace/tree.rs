@@ -16,11 +16,11 @@ pub struct Process {
     pub role: Role,
     /// When it was forked; 0 where not seen.
     pub born_ns: u64,
-    /// Its threads that are not gone.
+    /// The process' threads that are not gone.
     pub threads: HashSet<i32>,
     /// Those that are about to go.
     pub ending: HashSet<i32>,
-    /// Its open interval.
+    /// The process' open interval.
     pub watch: Option<Box<Watch>>,
     /// When it last wrote each page, as far as seen in closed intervals.
     pub history: HashMap<u64, u64>,
@@ -28,11 +28,11 @@ pub struct Process {
     pub known: Vec<PageRun>,
     /// The address space of its last interval, as long as none is open: what is known of its code.
     pub space: Option<AddressSpace>,
-    /// Its userfaultfds, while no interval is open: the next one goes on with them, and nothing is injected for it.
+    /// The process' userfaultfds, while no interval is open: the next one goes on with them, and nothing is injected for it.
     pub kept: Option<Doors>,
     /// True if it is to make one at the next stop of a thread, in [`Mode::Faults`](crate::record::Mode::Faults).
     pub to_sample: bool,
-    /// What these userfaultfds gave for children that it was just forking.
+    /// The userfaultfds that these gave for children which the process was just forking.
     pub children: Vec<RemoteUffd>,
     /// True if it has, or had, an interval since it began its program.
     pub was_watched: bool,

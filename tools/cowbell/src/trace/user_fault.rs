@@ -93,7 +93,7 @@ mod tests {
         });
         let tid = hear.recv().expect("its number");
         let Some(mut ring) = next(tid) else { return eprintln!("skipped: perf events are refused here") };
-        // It may have had faults on its way to sleep.
+        // The thread may have had faults on its way to sleep.
         while pidfd::readable(ring.as_fd(), Some(Duration::from_millis(20))) == Ok(true) {
             assert_eq!(news(&mut ring), News::Came);
         }
@@ -111,7 +111,7 @@ mod tests {
     fn who_touches_new_memory_is_met_and_whom_the_kernel_serves_is_not() {
         let page = cowbell::sys::page_size().bytes();
         let who_touches = times_met(2000, move || {
-            // So much is mapped anew each time: the C library keeps no more than half as much.
+            // The vector is so large that it is mapped anew each time: the C library keeps no more than half as much.
             let mut fresh = vec![0u8; 64 << 20];
             fresh.iter_mut().step_by(page).for_each(|byte| *byte = 1);
             assert_eq!(std::hint::black_box(&fresh).first(), Some(&1));
@@ -122,7 +122,7 @@ mod tests {
             let mut buffer = buffer.lock().expect("ours alone");
             std::fs::File::open("/dev/zero").and_then(|mut zero| zero.read_exact(&mut buffer)).expect("zeroes");
         });
-        // What opens the file has a fault now and then.
+        // The code that opens the file has a fault now and then.
         assert!(who_touches == 20 && whom_the_kernel_serves < 10, "{who_touches}, {whom_the_kernel_serves}");
     }
 }

@@ -72,7 +72,7 @@ pub struct Told {
     pub events: Vec<Message>,
     /// Messages of the asynchronous one.
     pub moves: Vec<Message>,
-    /// What the synchronous one gave for children that were forked since.
+    /// The userfaultfds that the synchronous one gave for children which were forked since.
     pub children: Vec<RemoteUffd>,
 }
 
@@ -103,7 +103,7 @@ impl Told {
 
 /// One interval while it is open.
 pub struct Watch {
-    /// Its number.
+    /// The interval's number.
     pub interval: u32,
     /// The reason why it is watched.
     pub role: Role,
@@ -115,7 +115,7 @@ pub struct Watch {
     pub begun_ns: u64,
     /// The process' page tables.
     pub pagemap: Tables,
-    /// Its mappings, with how each is observed.
+    /// The process' mappings, with how each is observed.
     pub space: AddressSpace,
     /// The pages that they held.
     pub base: Baseline,
@@ -295,7 +295,7 @@ impl Watch {
         true
     }
 
-    /// What was given for children that were forked since.
+    /// Takes the userfaultfds that were given for children which were forked since.
     pub fn take_children(&mut self) -> Vec<RemoteUffd> {
         std::mem::take(&mut self.told.children)
     }

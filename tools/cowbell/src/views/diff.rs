@@ -15,7 +15,7 @@ impl Document for Diff {
     const VERSION: u32 = 1;
 }
 
-/// So many roles and lines are told in sentences.
+/// The most roles and lines that are told in sentences.
 const TOLD_MAX: usize = 3;
 
 /// The comparison, with colours.
@@ -67,7 +67,7 @@ pub fn verdict(diff: &Diff) -> Vec<String> {
                     Bytes(diff.total.after.median_bytes)
                 )
             }
-            // As many more processes as it takes.
+            // The sum can change alone, where there are more or fewer processes of a role.
             verdict => {
                 format!("{}: all together copied {}{}", word(verdict), difference(&diff.total), doubt(verdict))
             }

@@ -8,7 +8,7 @@ use crate::analyse::kinds::Kinds;
 use crate::analyse::summary::Summary;
 use cowbell::page::Bytes;
 
-/// So many types are told in a sentence, and those of less than this share are not.
+/// The most types that are told in a sentence, where those of less than this share are not told.
 const TYPES_MAX: usize = 4;
 const SHARE_MIN: f64 = 0.05;
 

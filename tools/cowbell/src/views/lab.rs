@@ -25,7 +25,7 @@ const FIGURES: [Figure; 5] = [
     ("parent", |way| Some(watched(way)?.parent_bytes)),
     ("all", |way| way.finding()?.told.get("together_bytes")?.as_u64()),
 ];
-/// What the figures are.
+/// The legend of the figures.
 const LEGEND: &str = "MiB that each worker copied on average at work, and while it ended; of new memory that it took; that the processes \
                       which forked copied; and of all processes together when the workers were done.";
 
@@ -39,7 +39,7 @@ fn watched(way: &Way) -> Option<&Watched> {
     way.finding()?.watched.as_ref()
 }
 
-/// What `cowbell run` said of a way; or why it did not run.
+/// The sentence of `cowbell run` on a way; or why it did not run.
 fn said(way: &Way) -> Option<String> {
     match &way.outcome {
         Outcome::Skipped { why } => Some(format!("skipped: {why}")),

@@ -9,7 +9,7 @@ use std::fmt::Write;
 pub const WIDTH: usize = 80;
 /// Entries that are less than this of a whole, all told, are not listed one by one.
 const REST_MAX: f64 = 0.01;
-/// So many entries of a list are shown, however small.
+/// The fewest entries of a list that are shown, however small they are.
 const SHOWN_MIN: usize = 3;
 
 const HEADING: Style = Style::new().bold();
@@ -116,11 +116,11 @@ impl Text {
 
 /// The parts of a table.
 pub struct List<'a, T> {
-    /// Its rows, largest first.
+    /// The list's rows, largest first.
     pub entries: &'a [T],
-    /// Its columns.
+    /// The list's columns.
     pub columns: &'a [Column],
-    /// So many rows are shown.
+    /// The most rows that are shown.
     pub top: usize,
     /// Names are shown in full, however long.
     pub in_full: bool,

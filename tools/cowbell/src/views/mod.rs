@@ -25,7 +25,7 @@ pub use verdict::{has_cause, sentence};
 /// The amount of detail in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// So many lines of each list.
+    /// The most lines that are shown of each list.
     pub top: usize,
     /// Only the verdict and why.
     pub quiet: bool,

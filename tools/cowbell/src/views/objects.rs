@@ -67,7 +67,7 @@ fn allocated(object: Option<&Object>) -> String {
 /// One of the pages: what changed there, and who wrote first.
 fn example(page: &ObjectsPage) -> String {
     let place = |byte: u32, field: &Option<String>| {
-        // Who collects a vector in place leaves elements of another type in its block.
+        // Code that collects a vector in place leaves elements of another type in its block.
         let field = field.as_ref().map_or(String::new(), |field| {
             let was = if field.starts_with('[') { "allocated as " } else { "" };
             format!(" ({was}`{}`)", clean(field))

@@ -20,7 +20,7 @@ pub enum Keep {
 /// A column.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Its title, if it has one.
+    /// The column's title, if it has one.
     pub title: &'static str,
     /// True if its cells are aligned at their ends.
     pub right: bool,

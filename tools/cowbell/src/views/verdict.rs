@@ -85,7 +85,7 @@ pub fn sentence(summary: &Summary) -> String {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
             let (workers, by) = grown(&verdict.new_bytes);
             let of = of_shared(summary, &copied);
-            // What processes copied that were found running is no child's.
+            // Copies of processes that were found running are no child's.
             let of = if is_attached(summary) { format!("; the processes {of}") } else { format!(", and {of}") };
             format!("NEW: {workers} grew by at least {by}{of}.")
         }
@@ -200,7 +200,7 @@ fn children(number: usize) -> String {
     some(number as u64, "child", "children")
 }
 
-/// That so much was copied of what was shared; copies of pages of files are none of it.
+/// The words for how much was copied of what was shared; copies of pages of files are no part of that.
 fn of_shared(summary: &Summary, copied: &str) -> String {
     let verdict = &summary.verdict;
     let (shared, files, whom) = (Bytes(verdict.shared_bytes), Bytes(verdict.file_bytes), whom(summary));
@@ -224,7 +224,7 @@ fn whom(summary: &Summary) -> &'static str {
     }
 }
 
-/// Who grew, and by how much each. Those by whose growth the sum is not another, as it is told, did not.
+/// The children that grew, and by how much each. Those whose growth does not change the sum, as it is told, did not.
 fn grown(bytes: &[u64]) -> (String, String) {
     let mut sorted = bytes.to_vec();
     sorted.sort_unstable_by_key(|&bytes| std::cmp::Reverse(bytes));
@@ -314,7 +314,7 @@ fn places(text: &mut Text, summary: &Summary) {
     let is_margin_taken = !verdict.places.is_empty() || verdict.kind == Kind::ParentPays;
     for (nth, place) in verdict.places.iter().filter(is_told).take(room).enumerate() {
         let margin = if nth == 0 { "Where" } else { "" };
-        // Its own words where it has any: a function says where it is, a line what it does.
+        // The place's own words are told where it has any: a function says where it is, a line what it does.
         let what = match place.called_by {
             Some(_) => own_name::moving(&place.function).unwrap_or(&place.function),
             None => place.source.as_deref().unwrap_or(&place.function),

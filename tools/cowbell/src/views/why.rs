@@ -11,7 +11,7 @@ use cowbell::page::Bytes;
 
 /// Below this share of the copies a cause is named without its remedy.
 const REMEDY_SHARE_MIN: f64 = 0.03;
-/// So many reasons why a cause is not known are told.
+/// The most reasons that are told why a cause is not known.
 const REASONS_MAX: usize = 3;
 
 /// Says how much of the copying was pointless.
@@ -136,7 +136,7 @@ fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a 
     summary.gaps.iter().filter(move |gap| match gap.what {
         _ if is_all => true,
         GapKind::Executed => gap.times > of_wrapper,
-        // It stands beside the verdict's places, where these are to be lines.
+        // This gap stands beside the verdict's places, where these are to be lines.
         GapKind::NoLines => false,
         _ => true,
     })

@@ -43,7 +43,7 @@ fn columns(c: char) -> usize {
     c.width().unwrap_or(1).max(1)
 }
 
-/// So many characters, from the first, as fit.
+/// The first characters, as many as fit.
 fn fitting(text: impl Iterator<Item = char>, most: usize) -> Vec<char> {
     let mut taken = 0;
     text.take_while(|&c| {

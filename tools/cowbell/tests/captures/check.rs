@@ -118,7 +118,7 @@ fn what_lies_between_the_bounds_cannot_be_told_and_has_its_own_status() {
     let file = scratch.file("cut", cut);
     assert_eq!(check(&file, &["--max-copied", "1G"]).0, Some(3));
     assert_eq!(check(&file, &["--max-copied", "1K"]).0, Some(1));
-    // So has a run in which some processes were not watched: of those that were, each is known.
+    // A run in which some processes were not watched cannot be told either: of those that were, each is known.
     let gap = json!({"gap": {"time_ns": 1, "pid": 107, "what": "too_many_children", "detail": ""}});
     let file = scratch.file("many", with_records(&[child(101, 100)], &[gap]));
     let (code, line) = check(&file, &["--max-copied", "1G"]);

@@ -103,7 +103,7 @@ fn what_ran_unwatched_may_be_of_a_role_that_a_run_lacks_or_has() {
     let cut = scratch.file("cut", cut);
     let text = shown(&["diff", &before, &before, "--", &cut, &cut]);
     assert!(text.starts_with("CANNOT TELL: 2 forks below"), "{text}");
-    // Of a role that was played others may have copied less, or more.
+    // Others of a role that was played may have copied less, or more.
     let after = scratch.file("more", with_records(&[child(101, 2000)], &[beyond.clone(), beyond]));
     let text = shown(&["diff", &before, &before, "--", &after, &after]);
     assert!(text.contains("CANNOT TELL: child of python3 /srv/job.py copied 3.9 MiB more"), "{text}");

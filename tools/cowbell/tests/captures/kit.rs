@@ -94,15 +94,15 @@ impl Drop for Scratch {
 /// A made-up child.
 #[derive(Clone, Debug)]
 pub struct Child {
-    /// Its id; the program that was started is 100.
+    /// The child's id; the program that was started is 100.
     pub pid: i32,
     /// The process that forked it.
     pub parent: i32,
-    /// Its program and script.
+    /// The child's program and script.
     pub script: String,
     /// Copies that are certain, from the heap's first page on.
     pub copied: u64,
-    /// So many of them, the first, are the same as their originals again.
+    /// The first so many of its copies are the same as their originals again.
     pub identical: u64,
     /// Copies that may have been reused pages, behind the others.
     pub doubtful: u64,
@@ -110,7 +110,7 @@ pub struct Child {
     pub uncounted: u64,
     /// The line that wrote.
     pub line: i32,
-    /// Its text.
+    /// The text of the line.
     pub source: String,
     /// The function that the line stands in.
     pub function: String,

@@ -6,7 +6,7 @@ use crate::kit::{PAGE, Scratch, promtool_is_content, reader, shown, tool};
 use serde_json::Value;
 use std::process::{Command, Output};
 
-/// What the tool exports, as bytes.
+/// Returns what the tool exports, as bytes.
 fn exported(format: &str, file: &str) -> Vec<u8> {
     let Output { status, stdout, .. } =
         tool().args(["report", format, file]).output().expect("the tool can be started");

@@ -127,7 +127,7 @@ fn who_is_found_without_a_parent_does_not_differ_from_one() {
     assert!(alone.starts_with(due), "{alone}");
     let not_known = "Whether it had copied any of that is not known: its parent was not watched.";
     assert!(alone.contains(not_known) && !alone.contains("the parent's"), "{alone}");
-    // It shares with somebody, who is not watched.
+    // The process shares with somebody, who is not watched.
     let orphan = attached(&[found(1, 100, 0, 512, 300)]);
     assert!(orphan.starts_with("BEFORE: the process had 2.0 MiB of its own when cowbell attached"), "{orphan}");
     assert!(orphan.contains(not_known) && !orphan.contains("the parent's"), "{orphan}");
@@ -184,7 +184,7 @@ fn who_worked_before_executing_a_program_is_told() {
         report(&all.replace("\"closed\":\"exit\"", "\"closed\":\"exec\""))
     };
     let said = job(100_000);
-    // What the program took after that is not the worker's.
+    // Memory that the program took after that is not the worker's.
     assert!(
         said.starts_with("COPIED: 1 child copied 390.6 MiB of the 4.0 GiB that it shared with its parent."),
         "{said}"
@@ -225,7 +225,7 @@ fn what_nobody_watched_is_not_said_to_be_well() {
         let said = report(&capture);
         assert!(said.contains("SHARED, of what was seen: 1 child copied 36.0 KiB of the 4.0 GiB"), "{said}");
     }
-    // What comes after the end of a capture that was cut off may have forked.
+    // The program may have forked after the end of a capture that was cut off.
     let begun: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
     let said = report(&begun);
     assert!(said.contains("UNKNOWN: no process was watched under python3 /srv/job.py. Watched"), "{said}");

@@ -47,7 +47,7 @@ fn the_bounds_of_a_count_hold_when_pages_go_before_they_are_counted() {
         println!("{how}: {pages} pages, said {least} to {most}");
         assert!(least <= pages + BESIDES_MAX, "{how}: at least {least}, and it copied {pages}");
         assert!(most >= pages, "{how}: at most {most}, and it copied {pages}");
-        // As narrow as the page faults say.
+        // The bound is as narrow as the page faults say.
         assert!(most <= pages + 4 * BESIDES_MAX, "{how}: at most {most}, and it copied {pages}");
         let text = changes.run(&["--mode", "count", "-v"], how, pages).err;
         assert!(text.contains("At least ") && text.contains(", at most "), "{how}: {text}");

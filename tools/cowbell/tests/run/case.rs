@@ -69,7 +69,7 @@ impl Kind {
 pub struct Region {
     /// The memory that backs it.
     pub kind: Kind,
-    /// Its length.
+    /// The region's length.
     pub pages: usize,
 }
 

@@ -5,14 +5,14 @@ use crate::lab::{Scratch, cases, cowbell, is_root, run, skip};
 use crate::python::PYTHON;
 use serde_json::Value;
 
-/// So large a part of all copies is told to be right within the error.
+/// A part of all copies that is at least so large is told right within its error.
 const SHARE_MIN: f64 = 0.05;
 /// A line copies so many pages in a row, on average: samples are draws where lines take turns, and tell more where they do not.
 const RUNS: [u64; 3] = [1, 100, 4000];
 /// The share of lines that must be right: one in twenty may lie outside, and chance lets some more.
 const RIGHT_MIN: f64 = 0.95;
 
-/// What the planted lines make.
+/// The copies, or the memory, that the planted lines make.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Copies,
@@ -35,7 +35,7 @@ fn errors(kind: Kind, seed: u64, run_pages: u64) -> Vec<(f64, f64)> {
     let lines = report[if kind == Kind::Copies { "script" } else { "growth" }]["lines"].as_array().expect("lines");
     let all = match kind {
         Kind::Copies => report["totals"]["copied_pages_max"].as_f64().expect("a number"),
-        // What is written is all that looks can find, but for some of the interpreter's own.
+        // Looks can find all that is written, but for some of the interpreter's own.
         Kind::New => written.iter().sum(),
     };
     // A line that no sample saw: as far as the others may be off.

@@ -86,7 +86,7 @@ fn smaller(writer: &Writer, case: Case, nth: u64, mode: Mode) -> Case {
     small
 }
 
-/// So many wrong cases say enough.
+/// The most wrong cases that are told: they say enough.
 const WRONG_MAX: usize = 5;
 
 fn every_case(mode: Mode, count: u64) {
@@ -156,7 +156,7 @@ pub fn may_hear_faults() -> Option<String> {
 fn page_faults_find_every_page_and_class_of_random_cases() {
     match may_hear_faults() {
         Some(why) => skip(&why),
-        // Its cases are full of system calls that write and of mappings that move.
+        // The test's cases are full of system calls that write and of mappings that move.
         None if !is_root() => skip("only root is told of the kernel's faults, and sees by page frames what was moved"),
         None => every_case(Mode::Faults, 60),
     }

@@ -147,7 +147,7 @@ fn nothing_of_a_lab_outlives_it_when_it_is_killed() {
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
-/// Who is below a process.
+/// Lists the processes below a process.
 fn below(pid: i32) -> Vec<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
@@ -200,7 +200,7 @@ fn a_remedy_of_the_lab_is_told_by_diff_and_kept_by_check() {
         // Lines are estimated from few samples where the kernel hands out none, and may be too uncertain to be less.
         let is_less = text.lines().any(|row| row.contains(line) && row.contains(" less "));
         assert!(is_less || !is_root(), "{line} in {text}");
-        // What is left out has a number, and no part of anything.
+        // The number of those left out is told, and no part of anything.
         let rests: Vec<&str> = text.lines().filter(|row| row.ends_with(" more")).map(str::trim).collect();
         assert!(rests.iter().all(|rest| rest.split_whitespace().count() == 2), "{rests:?}");
         for (capture, code, says) in [(a, 1, "BROKEN: "), (b, 1, "BROKEN: "), (c, 0, "KEPT: "), (d, 0, "KEPT: ")] {

@@ -154,7 +154,7 @@ int main(void) {
 }
 "#;
 
-/// What an interpreter frees on its way out is gone when page tables are read; the faults have told of it.
+/// Pages that an interpreter frees on its way out are gone when page tables are read; the faults have told of them.
 #[test]
 fn what_was_written_and_unmapped_is_counted() {
     if let Some(why) = may_hear_faults() {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is told may be off by, of what was planted.
+/// The most by which a figure may be off, as a part of what was planted.
 const ERROR: f64 = 0.05;
 
 /// All objects lie in the order in which they were made; a third of all of them was freed. The child reads what is left, and the
@@ -114,7 +114,7 @@ fn the_types_of_objects_on_copied_pages_are_those_that_were_planted() {
             println!("{}: {name}: {objects} planted, {said} told; {bytes} and {said_bytes} bytes", python.display());
             let is_near = |said: f64, planted: f64| (said - planted).abs() <= ERROR * planted;
             assert!(is_near(said, *objects), "{}: {name}: {objects}, {said}: {text}", python.display());
-            // What others take besides themselves lies in other blocks, or is not told by their size.
+            // Memory that objects of other types take besides themselves lies in other blocks, or is not told by their size.
             let is_whole = ["str", "int", "float", "tuple", "bytes", "set", "Slotted"].contains(&name.as_str());
             let is_so = !is_whole || is_near(said_bytes, *bytes);
             assert!(is_so, "{}: {name}: {bytes}, {said_bytes}: {text}", python.display());

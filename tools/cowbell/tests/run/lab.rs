@@ -85,7 +85,7 @@ impl Drop for Scratch {
 /// The end of a program, and its output.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Its exit code, or `None` if a signal ended it.
+    /// The program's exit code, or `None` if a signal ended it.
     pub code: Option<i32>,
     /// Standard output.
     pub out: Vec<u8>,
@@ -117,7 +117,7 @@ impl Running {
         self.child.id() as i32
     }
 
-    /// Its output on standard error so far.
+    /// The program's output on standard error so far.
     pub fn err_so_far(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.err).unwrap_or_default()).into_owned()
     }
@@ -169,7 +169,7 @@ impl Busy {
     /// Starts so many for each processor, in sessions of their own: the kernel may share its time out among these.
     pub fn new(each: usize) -> Self {
         let processors = std::thread::available_parallelism().expect("a number").get();
-        // They end by themselves if this process is killed.
+        // The processes end by themselves if this one is killed.
         let script = format!("while kill -0 {}; do :; done", std::process::id());
         let busy =
             |_| Command::new("setsid").args(["sh", "-c", &script]).stderr(Stdio::null()).spawn().expect("a shell");
@@ -191,7 +191,7 @@ impl Drop for Busy {
 pub struct Interval {
     /// The record that opened it.
     pub begin: Begin,
-    /// Its events.
+    /// The interval's events.
     pub events: Vec<Event>,
     /// By which page faults, where these are told.
     pub faults: Vec<Fault>,
@@ -251,7 +251,7 @@ impl Capture {
         Self { records, intervals }
     }
 
-    /// Its first record.
+    /// The capture's first record.
     pub fn header(&self) -> &Header {
         let Some(Record::Header(header)) = self.records.first() else { panic!("read() saw the header") };
         header

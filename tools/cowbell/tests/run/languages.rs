@@ -7,7 +7,7 @@ use crate::said::{R_COLLECTS, most, report};
 use serde_json::Value;
 use std::path::Path;
 
-/// What a saving may be off by, of what is measured.
+/// The most by which a saving may be off, as a part of what is measured.
 const SAVING_POINTS: f64 = 0.10;
 
 /// A program whose child reads, and the same with the remedy applied.

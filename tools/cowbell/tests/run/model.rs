@@ -96,7 +96,7 @@ struct Moved {
     actor: usize,
     epoch: usize,
     region: usize,
-    /// Its pages that were still as when the interval opened: their frames can tell where it was.
+    /// The moved pages that were still as when the interval opened: their frames can tell where they were.
     held: Vec<usize>,
 }
 

@@ -36,7 +36,7 @@ pub enum Symbols {
 pub struct Lib {
     /// The symbols in its file.
     pub symbols: Symbols,
-    /// Its source.
+    /// The library's source.
     pub source: String,
 }
 

@@ -159,7 +159,7 @@ fn job_control_and_timers_work_as_they_do_unwatched() {
     }
 }
 
-/// Its child reads new memory full of /dev/zero, twenty times; says how often it was given less than it asked for.
+/// A program whose child reads new memory full of /dev/zero, twenty times, and says how often it was given less than it asked for.
 const READS: &str = r#"
 #include <fcntl.h>
 #include <stdio.h>

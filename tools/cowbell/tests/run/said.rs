@@ -244,7 +244,7 @@ os.wait()
     let (cause, share, _) = most(&report);
     assert!(cause == "count_or_collector" && share > 0.9, "{cause} {share}: {text}");
     assert!(text.contains("--mode faults shows the code"), "{text}");
-    // What helps against one of the two helps against nothing if it was the other.
+    // A remedy against one of the two is none if it was the other.
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let (counts, collector) =
         (text.find("Reading an object counts"), text.find("if it was the garbage collector: gc.disable()"));

@@ -291,7 +291,7 @@ fn a_program_of_another_user_is_traced_and_one_in_a_namespace_is_said_to_be_coun
     let lines = traced["script"]["lines"].as_array().expect("lines");
     assert!(lines.iter().any(|line| line["line"] == 4), "{lines:#?}");
 
-    // Its real user counts, whatever the effective and the saved one are.
+    // The process' real user counts, whatever the effective and the saved one are.
     for ids in ["65534, 65534, 0", "0, 65534, 0", "65534, 1, 1"] {
         let gives_up = format!("import os\nos.setresgid({ids})\nos.setresuid({ids})\n{script}");
         let traced = read(&["/usr/bin/python3", "-c", &gives_up]);

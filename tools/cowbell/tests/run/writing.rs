@@ -167,9 +167,9 @@ pub struct Writer {
     pub step: usize,
     /// The number of pages it writes.
     pub count: usize,
-    /// So many pages are dropped before they are written: no copies.
+    /// The pages that are dropped before they are written: no copies.
     pub dropped: usize,
-    /// Its region is unmapped after the write.
+    /// The writer's region is unmapped after the write.
     pub unmapped: bool,
     /// The circumstance that makes its code hard to tell.
     pub tag: &'static str,

@@ -53,7 +53,7 @@ impl Place {
         let mut nobody = Self::new(&format!("{name}-nobody"));
         nobody.user = &NOBODY;
         std::fs::copy(tool(), nobody.tool()).expect("a copy of the tool");
-        // Whatever the umask.
+        // The modes are set here, whatever the umask is.
         for path in [&nobody.folder, &nobody.tool(), &nobody.tree()] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("its owner may");
         }

@@ -1,4 +1,4 @@
-//! What `cowbell snapshot` refuses, and in which words.
+//! The processes that `cowbell snapshot` refuses, and in which words.
 
 use super::place::{NOBODY, Place, Tree, text};
 use std::process::Command;

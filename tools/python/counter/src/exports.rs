@@ -71,7 +71,7 @@ pub struct Counts {
 pub struct Place {
     /// Bytes copied there.
     copied: u64,
-    /// Its name, ending with a zero, and cut to fit.
+    /// The place's name, ending with a zero, and cut to fit.
     name: [c_char; 256],
 }
 

@@ -49,7 +49,7 @@ struct Block {
     at: usize,
     objects: Words,
     arrays: Words,
-    /// Of each [`Kind`]: the words that it has, with their places, in one number.
+    /// The words that it has of each [`Kind`], with their places, in one number.
     sums: [u64; 3],
 }
 
@@ -186,7 +186,7 @@ impl Frozen {
         self.blocks.len() - self.looked_at
     }
 
-    /// What these pages, of `page` bytes each, were written for.
+    /// Tells what these pages, of `page` bytes each, were written for.
     pub fn explain(&self, pages: &[Range], page: usize, mut read: impl FnMut(usize, &mut [u8])) -> Causes {
         let mut causes = Causes { frozen: (self.blocks.len() * BLOCK) as u64, ..Causes::default() };
         for run in pages {
@@ -225,7 +225,7 @@ impl Frozen {
             [true, ..] => |causes| &mut causes.objects,
             [false, true, _] => |causes| &mut causes.arrays,
             [false, false, true] => |causes| &mut causes.holes,
-            // What has the whole page was written, if with what it had.
+            // The object that has the whole page was written, if with what it had.
             _ if has_only(Kind::Array) => |causes| &mut causes.arrays,
             _ if has_only(Kind::Object) => |causes| &mut causes.objects,
             _ => |causes| &mut causes.undecided,

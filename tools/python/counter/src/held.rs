@@ -77,7 +77,7 @@ impl Pages {
         }
     }
 
-    /// Its runs.
+    /// The pages' runs.
     pub fn runs(&self) -> &[Range] {
         &self.0
     }

@@ -18,7 +18,7 @@ use crate::exports::{Failure, tell};
 use crate::frozen::{Causes, Frozen, Kind};
 use crate::held::Pages;
 
-/// What children that are forked from now on inherit, and what this process inherited. Neither is written any more, or given back.
+/// The list that children forked from now on inherit, and the one that this process inherited. Neither is written any more, or given back.
 static NEXT: AtomicPtr<Frozen> = AtomicPtr::new(ptr::null_mut());
 static MINE: AtomicPtr<Frozen> = AtomicPtr::new(ptr::null_mut());
 
@@ -84,7 +84,7 @@ unsafe extern "C" fn cowbell_count_frozen_look(of: *mut Frozen, budget: usize, o
     }
 }
 
-/// What is not there any more is left as it is in `to`.
+/// Reads memory; bytes that are not there any more are left as they are in `to`.
 fn read(memory: &Memory, at: usize, to: &mut [u8]) {
     let _gone = memory.read(at as u64, to);
 }
@@ -112,7 +112,7 @@ unsafe extern "C" fn cowbell_count_frozen_drop(of: *mut Frozen) {
     drop(unsafe { Box::from_raw(of) });
 }
 
-/// What the pages were written for that a reading has as copied, or what came since an earlier one. Returns 1; 0 where
+/// Tells what the pages were written for that a reading has as copied, or what came since an earlier one. Returns 1; 0 where
 /// nothing was known of frozen data when this process was forked; -1 where memory cannot be read, and says why.
 ///
 /// # Safety

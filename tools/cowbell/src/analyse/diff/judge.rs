@@ -5,15 +5,15 @@ use serde::Serialize;
 
 /// Differences up to this part of the larger side are none.
 const SHARE_MIN: f64 = 0.01;
-/// So many pages are no difference, however few there were.
+/// A difference of fewer pages is none, however few pages there were.
 const PAGES_MIN: u64 = 4;
 
 /// A figure of one run.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// As it is counted.
+    /// The figure as it is counted.
     pub bytes: u64,
-    /// As far as it is certain.
+    /// The figure as far as it is certain.
     pub bounds: Bounds,
 }
 

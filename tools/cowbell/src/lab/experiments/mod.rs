@@ -18,7 +18,7 @@ pub type Prepare = fn(&Scale, &Place) -> Result<(), Failure>;
 /// An experiment.
 #[derive(Debug)]
 pub struct Plan {
-    /// Its name.
+    /// The experiment's name.
     pub name: &'static str,
     /// The question that it answers.
     pub question: &'static str,

@@ -1,4 +1,4 @@
-//! What readers of interpreters read of a process: exported names of its files, and words and texts in its memory.
+//! A process as readers of interpreters read it: exported names of its files, and words and texts in its memory.
 
 use crate::stacks::elf;
 use cowbell::sys::procfs::maps::{self, Mapping};

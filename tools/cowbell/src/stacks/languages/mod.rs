@@ -66,7 +66,7 @@ pub struct Import {
 
 /// A language and its interpreter.
 pub trait Language: Debug + Sync {
-    /// What is known of it by names: all that follows and is not said otherwise is told by this table.
+    /// The table of what is known of it by names: where a method that follows is not written anew, this table answers.
     fn table(&self) -> &Recognised;
 
     /// The name by which captures and JSON call it.

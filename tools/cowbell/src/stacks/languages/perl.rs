@@ -10,7 +10,7 @@ use super::{Language, Objects, Patience, Reader, Work, main_thread};
 #[derive(Debug)]
 pub struct Perl;
 
-/// What its functions' and files' names tell.
+/// The names of Perl's functions and files, and what they tell.
 const NAMES: Recognised = Recognised {
     id: "perl",
     name: "Perl",

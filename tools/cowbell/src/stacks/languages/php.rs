@@ -17,7 +17,7 @@ const COLLECT: &str = "gc_collect_cycles";
 const COUNTS: &str = "PHP counts references inside each string, array and object, so reading writes";
 const COLLECTS: &str = "PHP's garbage collector writes into each array and object that it visits";
 
-/// What its functions' and files' names tell.
+/// The names of PHP's functions and files, and what they tell.
 const NAMES: Recognised = Recognised {
     id: "php",
     name: "PHP",

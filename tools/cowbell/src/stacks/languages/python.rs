@@ -32,7 +32,7 @@ pub struct CPython;
 
 impl Language for CPython {
     fn table(&self) -> &Recognised {
-        // Its names tell more than a table can hold.
+        // Python's names tell more than a table can hold.
         &NOTHING
     }
 
@@ -47,7 +47,7 @@ impl Language for CPython {
     fn is_run_by(&self, file: &str) -> bool {
         let name = file.rsplit('/').next().unwrap_or(file);
         let version = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit()) || rest.is_empty();
-        // Its extensions are mapped even where the interpreter is part of another program.
+        // Python's extensions are mapped even where the interpreter is part of another program.
         name.starts_with("libpython")
             || name.contains(".cpython-")
             || name.strip_prefix("python").is_some_and(|rest| version(rest) && !rest.ends_with(".so"))

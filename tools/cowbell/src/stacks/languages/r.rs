@@ -9,7 +9,7 @@ use super::{Language, Objects, Patience, Work};
 #[derive(Debug)]
 pub struct R;
 
-/// What its functions' and files' names tell.
+/// The names of R's functions and files, and what they tell.
 const NAMES: Recognised = Recognised {
     id: "r",
     name: "R",

@@ -20,7 +20,7 @@ const SPARES: &str = "in the parent, right before the fork, four times GC.start,
 const COLLECTS: &str = "Ruby's garbage collector writes into each object that is young or dead when it visits it";
 const PASTE: &[&str] = &["4.times { GC.start }; GC.compact    # in the parent, right before the fork"];
 
-/// What its functions' and files' names tell.
+/// The names of Ruby's functions and files, and what they tell.
 const NAMES: Recognised = Recognised {
     id: "ruby",
     name: "Ruby",

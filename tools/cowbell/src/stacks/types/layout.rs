@@ -95,7 +95,7 @@ impl Types {
             let entry = self.entry(at)?;
             match entry.tag() {
                 gimli::DW_TAG_structure_type => {
-                    // Which variant of an enum is there is for its value to say.
+                    // Only the value of an enum says which of its variants is there.
                     if self.is_enum(at)? {
                         return Some(());
                     }
@@ -109,7 +109,7 @@ impl Types {
                     }
                     (at, offset) = (member, offset - start);
                 }
-                // It holds a value of its type, if any.
+                // A `MaybeUninit` holds a value of its type, if any.
                 gimli::DW_TAG_union_type if self.name(at)?.starts_with("MaybeUninit<") => {
                     let Some((_, member, start)) = self.member(at, offset)? else { return Some(()) };
                     (at, offset) = (member, offset - start);

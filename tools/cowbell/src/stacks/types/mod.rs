@@ -34,7 +34,7 @@ pub struct Types {
     units: Vec<Unit<Bytes>>,
     /// The code of units, ascending.
     code: Vec<(Range<u64>, usize)>,
-    /// Of those units that were looked into; `None` of one that cannot be read.
+    /// The indexes of those units that were looked into; `None` of one that cannot be read.
     indexes: HashMap<usize, Option<Index>>,
     /// The answers so far, by address.
     found: HashMap<u64, Step>,
@@ -55,7 +55,7 @@ struct Place {
     offset: UnitOffset,
 }
 
-/// What a block was allocated for.
+/// The type that a block was allocated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocated {
     form: Form,
@@ -72,10 +72,10 @@ enum Form {
     Table,
 }
 
-/// What a call tells of the block that it allocates.
+/// The answer of one call about the block that it allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Its type.
+    /// The type is this one.
     Is(Allocated),
     /// The same, by a function of the standard library that was not inlined.
     MayBe(Allocated),
@@ -120,7 +120,7 @@ impl Types {
         (!units.is_empty()).then(|| Self { dwarf, units, code, indexes: HashMap::new(), found: HashMap::new() })
     }
 
-    /// What a block of so many bytes was allocated for: by the addresses of calls as the file counts them, from the allocator outwards.
+    /// Tells what a block of so many bytes was allocated for: by the addresses of calls as the file counts them, from the allocator outwards.
     pub fn allocated(&mut self, calls: &[u64], len: u64) -> Option<Allocated> {
         let mut all_known = true;
         for (nth, &call) in calls.iter().enumerate() {
@@ -164,7 +164,7 @@ impl Types {
         Some(functions)
     }
 
-    /// What a call tells.
+    /// Tells what a call says of the block.
     fn step(&mut self, call: u64) -> Option<Step> {
         let functions = self.functions(call)?;
         let may_be_merged = self.is_std(*functions.last()?)?;
@@ -252,7 +252,7 @@ impl Types {
         Some(false)
     }
 
-    /// What a function of this name and type tells.
+    /// Tells what a function of this name and type says of the block.
     fn step_of(&mut self, function: Place) -> Option<Step> {
         let origin = self.origin(function)?;
         let (path, name) = (self.path(origin)?, self.name(origin)?);
@@ -263,10 +263,10 @@ impl Types {
         let is_in = |room: &str| path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         let makes = name.starts_with("new") || name.starts_with("try_new");
         Some(if path.is_empty() && !name.starts_with("__r") {
-            // Of the standard library as it comes, and of C.
+            // The function is C's, or the standard library's as it comes compiled.
             Step::Unknown
         } else if is_in("alloc::boxed") && makes {
-            // Of a slice, and of what was given an allocator with it, the type is another.
+            // The type is another for a slice, and for a box that was given an allocator.
             if name.contains("slice") { Step::Ends } else { of(Form::One).unwrap_or(Step::Ends) }
         } else if is_in("alloc::raw_vec") {
             of(Form::Many).unwrap_or(Step::Passes)

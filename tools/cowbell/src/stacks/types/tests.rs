@@ -98,7 +98,7 @@ fn where_types_are_not_told_nothing_is_said() {
     let (types, blocks) = typed(&directory, &["-Copt-level=3", "-Cdebuginfo=line-tables-only"]);
     if let Some(mut types) = types {
         let told: Vec<_> = blocks.iter().filter(|(_, block)| allocated(block, &mut types).is_some()).collect();
-        // What the standard library was built with is told there too.
+        // The types with which the standard library was built are told there too.
         assert!(told.is_empty(), "{:?}", told.iter().map(|(name, _)| name).collect::<Vec<_>>());
     }
     let (types, _) = typed(&directory, &["-Cstrip=symbols"]);

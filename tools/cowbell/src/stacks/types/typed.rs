@@ -46,7 +46,7 @@ mod shop {
     #[repr(C)]
     #[derive(Clone, Copy)]
     pub struct Inner { pub flag: bool, pub count: u64 }
-    /// It lies as Inner does, and vectors of the two grow by the same instructions.
+    /// Other lies in memory as Inner does, and vectors of the two grow by the same instructions.
     #[repr(C)]
     #[derive(Clone, Copy)]
     pub struct Other { pub flag: bool, pub count: u64 }

@@ -34,7 +34,7 @@ pub struct Page {
 /// A column of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
-    /// Its title.
+    /// The column's title.
     pub title: &'static str,
     /// True if its cells are figures.
     pub figures: bool,
@@ -43,7 +43,7 @@ pub struct Column {
 /// A cell of a table.
 #[derive(Debug)]
 pub struct Cell {
-    /// As it is shown.
+    /// The cell's text.
     shown: String,
     /// The number that it is sorted by, if it has one.
     number: Option<f64>,

@@ -158,7 +158,7 @@ fn lines(page: &mut Page, summary: &Summary) {
         column("Likely cause", false),
     ];
     let mut lines: Vec<_> = summary.script.lines.iter().collect();
-    // As a source is read: by file, and then from the top.
+    // The lines stand in the order of a source: by file, and then from the top.
     lines.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
     let row = |line: &&crate::analyse::summary::ScriptLine| {
         let place = if line.line > 0 { format!("{}:{}", line.file, line.line) } else { line.file.clone() };

@@ -76,7 +76,7 @@ fn is_value(head: u64, word: &mut Word<'_>) -> bool {
             sizes().is_some_and(|(length, room)| length < room || room == 0 && length >> 32 == 0)
         }
         ARRAY => sizes().is_some_and(|(last, most)| last as i64 >= -1 && (last as i64) <= (most as i64)),
-        // Of bodies that are not there the head has told all.
+        // The head tells all of values that have no body.
         0..=FLOAT => true,
         _ => is_pointer(body) && word(body).is_some(),
     }

@@ -33,7 +33,7 @@ const HAS_KIDS: u64 = 4 << 16;
 /// Offsets in a statement (cop.h), of builds with threads.
 const LINE: u64 = 36;
 const FILE: u64 = 48;
-/// So many operations are looked at for one statement.
+/// The most operations that are looked at for one statement.
 const STEPS_MAX: usize = 20_000;
 /// Offsets in the description of a stack of contexts (`PERL_SI`), and in a context, since Perl 5.24.
 const CONTEXTS: u64 = 8;
@@ -54,7 +54,7 @@ const NAME_TEXT: u64 = 8;
 /// No name of a function is longer.
 const NAME_MAX: u32 = 1 << 10;
 
-/// What is known of one interpreter.
+/// The addresses and numbers that are known of one interpreter.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
     /// Where the pointer to it lies.
@@ -85,7 +85,7 @@ impl Structures for Interpreter {
     }
 }
 
-/// What is read of a process at one moment.
+/// The interpreter's stack as it is read at one moment.
 struct Stack {
     held: Held,
     interpreter: Interpreter,
@@ -101,7 +101,7 @@ impl Stack {
     fn frames(&mut self) -> Option<Vec<Frame>> {
         let interpreter = self.held.word(self.interpreter.pointer)?;
         let operation = self.held.word(interpreter.checked_add(OPERATION)?)?;
-        // What a program has is freed below its `exit`. Blocks that run at the end, and destructors, have operations of their own.
+        // All that a program has is freed below its `exit`. Blocks that run at the end, and destructors, have operations of their own.
         if self.at(operation, RUN_BY)? == self.interpreter.exit {
             return None;
         }

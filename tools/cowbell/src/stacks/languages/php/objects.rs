@@ -103,7 +103,7 @@ impl Objects for Counted {
     fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut Word<'_>) -> Option<Changed> {
         let (before, after) = (words(was, at)(0)?, words(is, at)(0)?);
         let same_kind = kind(before).is_some() && kind(before) == kind(after);
-        // Whoever gives a reference back may note the value as a candidate for the collector.
+        // PHP may note a value as a candidate for the collector when a reference to it is given back.
         (same_kind && (is_value(words(was, at)) || is_value(words(is, at)))).then_some(Changed::Count)
     }
 }

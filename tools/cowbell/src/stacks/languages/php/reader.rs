@@ -44,7 +44,7 @@ const CODE_MAX: u64 = 4096;
 /// A function of more instructions is not searched.
 const INSTRUCTIONS_MAX: u64 = 1 << 16;
 
-/// What is known of one interpreter: where its globals lie.
+/// The place of one interpreter's globals.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
     globals: u64,
@@ -65,7 +65,7 @@ impl Structures for Interpreter {
     }
 }
 
-/// What is read of a process at one moment.
+/// The interpreter's calls as they are read at one moment.
 struct Calls {
     held: Held,
     /// The instruction of the processor, where it is known.

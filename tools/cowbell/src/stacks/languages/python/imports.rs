@@ -1,4 +1,4 @@
-//! Which module a stack is loading: by the line of the user's own that imports it.
+//! The module that a stack is loading: by the line of the user's own that imports it.
 
 use super::super::Import;
 use crate::record::Frame;

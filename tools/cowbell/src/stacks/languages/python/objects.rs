@@ -37,7 +37,7 @@ const TYPE_SUBCLASS: u64 = 1 << 31;
 const CHAIN_MAX: usize = 4;
 /// No count moves by more while a child lives.
 const COUNT_MOVES_MAX: u64 = 1 << 30;
-/// So many answers are remembered.
+/// The most answers that are remembered.
 const KNOWN_MAX: usize = 1 << 16;
 
 /// A type object that was recognised.
@@ -114,7 +114,7 @@ impl Types {
             };
             of(was).is_some_and(|before| of(is) == Some(before))
         };
-        // It is the first of the two words before an object, or the second.
+        // The word is the first of the two before an object, or the second.
         if !lives_at(at + 16, word) && !lives_at(at + 8, word) {
             return false;
         }
@@ -172,7 +172,7 @@ impl Objects for Types {
             is_collected(self.of_object(c, d, word)).then(|| (first.wrapping_add(8), b))
         };
         match previous {
-            // Whoever makes or frees an object links the headers of its neighbours.
+            // Making or freeing an object links the headers of its neighbours.
             Some((at, previous)) if is_collecting(at, previous, word) => Wrote::CollectorHeader,
             _ => Wrote::Other,
         }

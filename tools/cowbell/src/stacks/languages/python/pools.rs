@@ -26,7 +26,7 @@ const LARGE: std::ops::Range<u64> = CLASSES * UNIT..1 << 40;
 const MALLOC_FLAGS: u64 = 7;
 const IN_USE_BEFORE: u64 = 1;
 const MAPPED: u64 = 2;
-/// Of a type's name, which is longer than any in use.
+/// The most bytes of a type's name, which is more than any in use has.
 const NAME_MAX: u64 = 256;
 /// The process stands still meanwhile: no page is begun after this, or after so many names.
 const TIME_MAX: Duration = Duration::from_secs(1);
@@ -55,7 +55,7 @@ struct Pool {
 }
 
 impl<'a, 'w> Census<'a, 'w> {
-    /// Of no page yet.
+    /// Begins a census, of no page yet.
     pub fn new(types: &'a mut Types, word: &'a mut Word<'w>, page_bytes: u64) -> Self {
         let (names, found, kinds) = (BTreeMap::new(), BTreeMap::new(), Kinds::default());
         Self { types, word, page_bytes, began: Instant::now(), pool: None, names, found, kinds }
@@ -161,7 +161,7 @@ impl<'a, 'w> Census<'a, 'w> {
     }
 }
 
-/// So many of the bytes from `start` on lie within.
+/// Returns how many of the bytes from `start` on lie within.
 fn overlap(within: &std::ops::Range<u64>, start: u64, bytes: u64) -> u64 {
     let (from, to) = (start.max(within.start), start.saturating_add(bytes).min(within.end));
     to.saturating_sub(from)
@@ -252,7 +252,7 @@ mod tests {
         memory.extend([(POOL, 3), (POOL + FREE, free), (POOL + CLASS, 2 << 32)]);
         memory.insert(POOL + GIVEN, (HEADER + 4 * 48) | ((1 << 14) - 48) << 32);
         memory.extend([(float, 1), (float + 8, FLOAT), (list + 16, 2), (list + 24, LIST), (table, 7), (table + 8, 9)]);
-        // What was there before is there still, but for its first word.
+        // The freed block holds what it held before, but for its first word.
         memory.extend([(free, 0), (free + 8, FLOAT)]);
         memory
     }

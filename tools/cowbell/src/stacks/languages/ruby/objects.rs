@@ -22,7 +22,7 @@ const PLACE: u64 = 40;
 const PLACE_MAX: u64 = 640;
 /// Flags of an object that tell its age (`FL_PROMOTED0`, `FL_PROMOTED1`).
 const AGE: u64 = 0x60;
-/// So many areas are remembered.
+/// The most areas that are remembered.
 const KNOWN_MAX: usize = 1 << 14;
 /// Sizes of blocks of malloc that hold a description; the lowest bits of the word before a block are flags.
 const DESCRIBED: Range<u64> = 64..4096;

@@ -50,7 +50,7 @@ const ARRAY_INSIDE: u64 = 1 << 13;
 /// No name in use is longer.
 const NAME_MAX: u64 = 4096;
 
-/// What is known of one interpreter: where the pointer to the machine lies.
+/// The place of one interpreter's pointer to its machine.
 #[derive(Clone, Copy)]
 pub struct Interpreter {
     pointer: u64,
@@ -75,7 +75,7 @@ impl Structures for Interpreter {
     }
 }
 
-/// What is read of a process at one moment.
+/// The interpreter's calls as they are read at one moment.
 struct Calls {
     held: Held,
 }
@@ -99,7 +99,7 @@ impl Calls {
                 let body = self.at(code, BODY)?;
                 match self.place(body, instruction) {
                     Some(place) => frames.push(place),
-                    // What is called below may be told still, if this is not the innermost.
+                    // The calls below may be told still, if this is not the innermost.
                     None if frames.is_empty() => return None,
                     None => return Some(frames),
                 }
