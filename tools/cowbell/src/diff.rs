@@ -42,5 +42,5 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         return out.json(&diff);
     }
     let output::Options { top, quiet, verbose, .. } = options.output;
-    out.text(&views::diff::text(&diff, &views::Look { top: top as usize, quiet, verbose }))
+    out.text(&views::diff::text(&diff, &views::Verbosity { top: top as usize, quiet, verbose }))
 }

@@ -112,7 +112,7 @@ impl Output {
         if self.options.json {
             return self.json(summary);
         }
-        self.text(&views::text(summary, &views::Look { top: top as usize, quiet, verbose }))
+        self.text(&views::text(summary, &views::Verbosity { top: top as usize, quiet, verbose }))
     }
 
     /// Writes a document as JSON.

@@ -240,8 +240,8 @@ proptest! {
         let capture = lines.join("\n");
         let read = Reader::new(capture.as_bytes()).expect("a capture").map(|record| record.expect("a record"));
         let (read, live) = (profile(read.collect()), profile(all));
-        let look = views::Look { top: 10, quiet: false, verbose: true };
-        prop_assert_eq!(views::text(&read, &look), views::text(&live, &look));
+        let verbosity = views::Verbosity { top: 10, quiet: false, verbose: true };
+        prop_assert_eq!(views::text(&read, &verbosity), views::text(&live, &verbosity));
         let json = |summary: &Summary| serde_json::to_value(summary).expect("JSON");
         prop_assert_eq!(json(&read), json(&live));
     }
@@ -304,8 +304,8 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
     let cause = &summary.causes[0];
     assert_eq!((cause.cause, cause.copied_pages), (Cause::ReferenceCount, 8));
     assert!(cause.remedy.is_some_and(|remedy| remedy.contains("numpy")));
-    let look = views::Look { top: 10, quiet: false, verbose: true };
-    let shown = anstream::adapter::strip_str(&views::text(&summary, &look)).to_string();
+    let verbosity = views::Verbosity { top: 10, quiet: false, verbose: true };
+    let shown = anstream::adapter::strip_str(&views::text(&summary, &verbosity)).to_string();
     for part in
         ["8 pages (32.0 KiB) copied by 1 child", "/home/me/job.py:12", "for x in data:", "nothing written there lasted"]
     {
@@ -362,8 +362,8 @@ fn absurd_numbers_neither_hang_nor_panic() {
     ]);
     assert_eq!(summary.totals.copied_pages, all);
     assert!(summary.gaps.iter().any(|gap| gap.details.iter().any(|d| d.contains("belong to no interval"))));
-    let look = views::Look { top: 1, quiet: false, verbose: true };
-    assert!(views::text(&summary, &look).contains("copied by 1 child"));
+    let verbosity = views::Verbosity { top: 1, quiet: false, verbose: true };
+    assert!(views::text(&summary, &verbosity).contains("copied by 1 child"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub use text::{command, remark};
 
 use crate::failure::Failure;
 use crate::output::{self, Stream};
+use crate::views::Verbosity;
 use compare::{Against, Frames};
 use cowbell::sys::{Errno, procfs, tracing};
 use document::{Evidence, Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy, Total};
@@ -48,7 +49,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         return out.json(&snapshot);
     }
     let output::Options { top, quiet, verbose, .. } = options.output;
-    out.text(&text::text(&snapshot, &text::Look { top: top as usize, quiet, verbose }))
+    out.text(&text::text(&snapshot, &Verbosity { top: top as usize, quiet, verbose }))
 }
 
 /// Finds what each process of a tree shares with its parent now.

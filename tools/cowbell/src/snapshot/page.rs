@@ -2,7 +2,8 @@
 
 use super::compare::Counts;
 use super::document::{MemoryReport, Snapshot};
-use super::text::{Look, label, remark, text};
+use super::text::{label, remark, text};
+use crate::views::Verbosity;
 use crate::views::html::{Cell, Column, Page, figure, words};
 use cowbell::page::Bytes;
 
@@ -22,7 +23,7 @@ const COUNTS: [(&str, Figure); 7] = [
 
 /// The page of a snapshot.
 pub fn page(snapshot: &Snapshot) -> Vec<u8> {
-    let plain = |quiet| text(snapshot, &Look { top: 10, quiet, verbose: false });
+    let plain = |quiet| text(snapshot, &Verbosity { top: 10, quiet, verbose: false });
     let totals = plain(true);
     let mut sentences = totals.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
     let verdict = sentences.next().into_iter().collect();

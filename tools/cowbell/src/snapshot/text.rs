@@ -4,7 +4,7 @@ use super::compare::Counts;
 use super::document::{Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy};
 use super::process::State;
 use crate::views::table::{self, Column, Keep};
-use crate::views::{WIDTH, clean, some};
+use crate::views::{Verbosity, WIDTH, clean, some};
 use cowbell::page::Bytes;
 use std::fmt::{Result, Write};
 
@@ -13,26 +13,16 @@ const PATH_MAX: usize = 32;
 /// Generations that are indented; deeper ones stand below the last.
 const INDENTED_MAX: usize = 6;
 
-/// The amount of detail in the text.
-pub struct Look {
-    /// Lines a list of mappings has.
-    pub top: usize,
-    /// The sums only.
-    pub quiet: bool,
-    /// Each process' own mappings too.
-    pub verbose: bool,
-}
-
 /// A snapshot in words.
-pub fn text(snapshot: &Snapshot, look: &Look) -> String {
+pub fn text(snapshot: &Snapshot, verbosity: &Verbosity) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
-    let _written = write(&mut out, snapshot, look);
+    let _written = write(&mut out, snapshot, verbosity);
     out
 }
 
-fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
-    if look.quiet {
+fn write(out: &mut String, snapshot: &Snapshot, verbosity: &Verbosity) -> Result {
+    if verbosity.quiet {
         return totals(out, snapshot);
     }
     let page = snapshot.page_size;
@@ -45,18 +35,18 @@ fn write(out: &mut String, snapshot: &Snapshot, look: &Look) -> Result {
         });
         rows.push(Row { name: label(process), figures: figures.unwrap_or_default(), remark: remark(process) });
     }
-    table(out, "process", &["rss", "pss", "uss"], &rows, look)?;
+    table(out, "process", &["rss", "pss", "uss"], &rows, verbosity)?;
     legend(out, snapshot)?;
     writeln!(out)?;
     totals(out, snapshot)?;
     let children = &snapshot.total.children;
     let has_children = !children.mappings.is_empty();
     if has_children {
-        groups(out, "the children's mappings", &children.mappings, snapshot, look)?;
+        groups(out, "the children's mappings", &children.mappings, snapshot, verbosity)?;
     }
-    for process in snapshot.processes.iter().filter(|_| look.verbose || !has_children) {
+    for process in snapshot.processes.iter().filter(|_| verbosity.verbose || !has_children) {
         if let Some(memory) = &process.memory {
-            groups(out, &format!("mappings of {}", process.pid), &memory.mappings, snapshot, look)?;
+            groups(out, &format!("mappings of {}", process.pid), &memory.mappings, snapshot, verbosity)?;
         }
     }
     for note in &snapshot.notes {
@@ -93,7 +83,13 @@ struct Row {
 }
 
 /// Writes rows; columns without any figure are left out.
-fn table(out: &mut String, names: &'static str, before: &[&'static str], rows: &[Row], look: &Look) -> Result {
+fn table(
+    out: &mut String,
+    names: &'static str,
+    before: &[&'static str],
+    rows: &[Row],
+    verbosity: &Verbosity,
+) -> Result {
     let titles: Vec<&'static str> = before.iter().chain(&COUNTS).copied().collect();
     let is_told = |nth: &usize| rows.iter().any(|row| row.figures.get(*nth).is_some_and(|&bytes| bytes > 0));
     let told: Vec<usize> = (0..titles.len()).filter(is_told).collect();
@@ -106,7 +102,7 @@ fn table(out: &mut String, names: &'static str, before: &[&'static str], rows: &
             std::iter::once(row.name.clone()).chain(figures).collect()
         })
         .collect();
-    let blocks = table::blocks(&columns, &cells, (!look.verbose).then_some(WIDTH));
+    let blocks = table::blocks(&columns, &cells, (!verbosity.verbose).then_some(WIDTH));
     for (number, block) in blocks.iter().enumerate() {
         for (nth, line) in block {
             writeln!(out, "{line}")?;
@@ -148,7 +144,7 @@ pub fn remark(process: &ProcessReport) -> String {
             format!("runs in the memory of {of}, where its pages are counted: nothing is its own")
         }
         (State::Read, Some(Relation::ForkedOrSameMemory)) => format!(
-            "perhaps runs in the memory of {}, and nothing is its own: all pages look the same, and the kernel does not \
+            "perhaps runs in the memory of {}, and nothing is its own: all pages verbosity the same, and the kernel does not \
              say (kcmp)",
             process.parent
         ),
@@ -241,19 +237,19 @@ fn totals(out: &mut String, snapshot: &Snapshot) -> Result {
 }
 
 /// Mappings with most own memory.
-fn groups(out: &mut String, title: &str, groups: &[Group], snapshot: &Snapshot, look: &Look) -> Result {
+fn groups(out: &mut String, title: &str, groups: &[Group], snapshot: &Snapshot, verbosity: &Verbosity) -> Result {
     let mut rows = Vec::new();
-    for group in groups.iter().take(look.top) {
+    for group in groups.iter().take(verbosity.top) {
         let own = group.pages.own.pages * snapshot.page_size;
         let figures = std::iter::once(own).chain(figures(&group.pages, snapshot.page_size)).collect();
         let name = clean(&group.name);
-        let name = if look.verbose { &name } else { tail(&name) };
+        let name = if verbosity.verbose { &name } else { tail(&name) };
         rows.push(Row { name: format!("  {name}"), figures, remark: String::new() });
     }
     writeln!(out)?;
     writeln!(out, "{title}")?;
-    table(out, "", &["own"], &rows, look)?;
-    match groups.len().saturating_sub(look.top) {
+    table(out, "", &["own"], &rows, verbosity)?;
+    match groups.len().saturating_sub(verbosity.top) {
         0 => Ok(()),
         more => writeln!(out, "  and {more} more"),
     }
@@ -309,8 +305,8 @@ mod tests {
             rows.push(Row { name, figures: (1..=12).map(|nth| nth << 30).collect(), remark: "a remark".to_owned() });
         }
         let mut shown = String::new();
-        let look = Look { top: 10, quiet: false, verbose: false };
-        table(&mut shown, "process", &["rss", "pss", "uss"], &rows, &look).expect("memory");
+        let verbosity = Verbosity { top: 10, quiet: false, verbose: false };
+        table(&mut shown, "process", &["rss", "pss", "uss"], &rows, &verbosity).expect("memory");
         for line in shown.lines() {
             assert!(line.chars().count() <= WIDTH, "{line}");
         }

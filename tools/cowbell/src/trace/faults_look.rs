@@ -8,12 +8,12 @@ use crate::record::Class;
 use cowbell::sys::pagemap::Entry;
 
 /// One look at many pages.
-pub struct Look<'a> {
+pub struct PageLook<'a> {
     pub evidence: &'a Evidence<'a>,
     pub theirs: Option<Entries<'a>>,
 }
 
-impl Look<'_> {
+impl PageLook<'_> {
     /// Tells whether the parent has this page still, as both had it.
     pub fn parent_has(&self, page: u64) -> bool {
         let donor = self.evidence.donor.zip(self.theirs.as_ref());

@@ -5,7 +5,7 @@
 
 use super::baseline::{self, Was, page_bytes};
 use super::entries::Entries;
-use super::faults_look::Look;
+use super::faults_look::PageLook;
 use super::faults_page::{class_of_zero, is_in_huge, may_be_moved, may_come_from};
 use super::faults_settle::{Evidence, Verdict};
 use super::maps::{self, Backing, Map};
@@ -78,7 +78,7 @@ impl Verdict {
     /// Where one page of a mapping was moved to, the whole mapping was. `from`: the pages that have, or had, the frame of another place; a
     /// frame that was given up may have come back here, so most of them decide. What became of each page follows from where it was, and
     /// from the faults at both places.
-    pub(super) fn follow_moves(&mut self, look: &Look<'_>, now: &[Map], from: &[(u64, u64)]) -> Result<(), Errno> {
+    pub(super) fn follow_moves(&mut self, look: &PageLook<'_>, now: &[Map], from: &[(u64, u64)]) -> Result<(), Errno> {
         let evidence = look.evidence;
         let (watch, entries) = (evidence.watch, Entries::new(&evidence.watch.pagemap));
         let is_from = |page, before| maps::find(now, page).is_some_and(|map| may_come_from(watch, before, map, page));

@@ -19,7 +19,7 @@
 use super::baseline::{self, Was, page_bytes};
 use super::compare::{Compared, Donor, Originals};
 use super::entries::Entries;
-use super::faults_look::Look;
+use super::faults_look::PageLook;
 use super::faults_moved::found_before;
 use super::faults_page::{
     came_later, class_of_new, class_of_zero, file_pages_that_left, is_of_file, is_of_file_writable_now,
@@ -155,7 +155,7 @@ impl Verdict {
     }
 
     fn read(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
-        let look = Look { evidence, theirs: evidence.donor.map(Donor::entries) };
+        let look = PageLook { evidence, theirs: evidence.donor.map(Donor::entries) };
         self.read_held(&look)?;
         let now = maps::read(evidence.watch.pid)?;
         self.read_new(&look, &now)?;
@@ -170,7 +170,7 @@ impl Verdict {
     }
 
     /// The pages that the process had at the beginning.
-    fn read_held(&mut self, look: &Look<'_>) -> Result<(), Errno> {
+    fn read_held(&mut self, look: &PageLook<'_>) -> Result<(), Errno> {
         let evidence = look.evidence;
         let watch = evidence.watch;
         if evidence.complete && evidence.untold.is_none() {
@@ -190,7 +190,7 @@ impl Verdict {
         })
     }
 
-    fn held(&mut self, look: &Look<'_>, page: u64, was: Was, entry: Entry, touched: Option<&Touched>) {
+    fn held(&mut self, look: &PageLook<'_>, page: u64, was: Was, entry: Entry, touched: Option<&Touched>) {
         let is_private = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let class = match was {
             // Given back, and read since.
@@ -221,7 +221,7 @@ impl Verdict {
 
     /// A page that was there and was given back. A page that is there takes a fault for a write only: if the first one found it
     /// as it was at the beginning, it was written before it went. Else it may have been.
-    fn given_back(&mut self, look: &Look<'_>, page: u64, touched: Option<&Touched>) -> Option<Class> {
+    fn given_back(&mut self, look: &PageLook<'_>, page: u64, touched: Option<&Touched>) -> Option<Class> {
         match touched?.first.found {
             Some(found) if look.evidence.watch.base.frame(page) == Some(found) => {
                 let is_copy = look.parent_has(page) || look.parent_keeps(page, found);
@@ -252,7 +252,7 @@ impl Verdict {
     }
 
     /// Private pages where there were none.
-    fn read_new(&mut self, look: &Look<'_>, now: &[Map]) -> Result<(), Errno> {
+    fn read_new(&mut self, look: &PageLook<'_>, now: &[Map]) -> Result<(), Errno> {
         let evidence = look.evidence;
         let watch = evidence.watch;
         let mut found: Vec<(Range, Categories)> = Vec::new();

@@ -26,7 +26,7 @@ struct Count {
 
 /// The findings of a look at a process' faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
+enum Agreement {
     /// The kernel counted as many as were told.
     Agree,
     /// The kernel counted so many more, or fewer: none.
@@ -50,12 +50,12 @@ impl Counts {
     }
 
     /// Looks at a process whose faults the kernel has counted, and begins anew.
-    fn look(&mut self, pid: i32, counted: u64) -> Look {
+    fn look(&mut self, pid: i32, counted: u64) -> Agreement {
         let count = self.0.entry(pid).or_default();
         let now = i64::try_from(counted).unwrap_or(i64::MAX);
         let untold = now - count.counted - count.told;
         *count = Count { told: 0, counted: now };
-        if untold == 0 { Look::Agree } else { Look::Differ(u64::try_from(untold).unwrap_or(0)) }
+        if untold == 0 { Agreement::Agree } else { Agreement::Differ(u64::try_from(untold).unwrap_or(0)) }
     }
 }
 
@@ -90,7 +90,9 @@ impl Tracer {
         let (mut differ, mut untold) = (is_watched && is_crowd, 0u64);
         for (pid, counted) in counted {
             // A count that cannot be read tells nothing: every page is looked at.
-            if let Look::Differ(more) = counted.map_or(Look::Differ(0), |counted| faults.counts.look(pid, counted)) {
+            if let Agreement::Differ(more) =
+                counted.map_or(Agreement::Differ(0), |counted| faults.counts.look(pid, counted))
+            {
                 (differ, untold) = (true, untold.saturating_add(more));
             }
         }
@@ -110,16 +112,16 @@ mod tests {
     fn faults_that_were_not_told_are_found_by_the_kernels_count() {
         let mut counts = Counts::default();
         (0..5).for_each(|_| counts.tell(7));
-        assert_eq!(counts.look(7, 5), Look::Agree, "a forked process begins with none");
-        assert_eq!(counts.look(7, 5), Look::Agree, "nothing happened");
+        assert_eq!(counts.look(7, 5), Agreement::Agree, "a forked process begins with none");
+        assert_eq!(counts.look(7, 5), Agreement::Agree, "nothing happened");
         counts.tell(7);
-        assert_eq!(counts.look(7, 16), Look::Differ(10), "pages were pinned");
-        assert_eq!(counts.look(7, 16), Look::Agree, "which was told");
+        assert_eq!(counts.look(7, 16), Agreement::Differ(10), "pages were pinned");
+        assert_eq!(counts.look(7, 16), Agreement::Agree, "which was told");
         counts.tell(7);
-        assert_eq!(counts.look(7, 16), Look::Differ(0), "one came to nothing: others may be hidden behind it");
+        assert_eq!(counts.look(7, 16), Agreement::Differ(0), "one came to nothing: others may be hidden behind it");
         (0..2).for_each(|_| counts.tell(7));
         counts.interrupt(7);
-        assert_eq!(counts.look(7, 17), Look::Agree, "one came twice");
-        assert_eq!(counts.look(8, 3), Look::Differ(3), "faults before the first look");
+        assert_eq!(counts.look(7, 17), Agreement::Agree, "one came twice");
+        assert_eq!(counts.look(8, 3), Agreement::Differ(3), "faults before the first look");
     }
 }

@@ -1,6 +1,6 @@
 //! Two sides of runs as text: what changed first, then the tables.
 
-use super::Look;
+use super::Verbosity;
 use super::check::role_name;
 use super::json::Document;
 use super::lines::{List, Row, Text, clean, head, percent, some};
@@ -19,7 +19,7 @@ impl Document for Diff {
 const TOLD_MAX: usize = 3;
 
 /// The comparison, with colours.
-pub fn text(diff: &Diff, look: &Look) -> String {
+pub fn text(diff: &Diff, verbosity: &Verbosity) -> String {
     let mut text = Text::default();
     for sentence in verdict(diff) {
         text.loud_sentence(&sentence);
@@ -28,24 +28,24 @@ pub fn text(diff: &Diff, look: &Look) -> String {
     for note in &diff.notes {
         text.faint_sentence(0, note);
     }
-    if !look.quiet {
+    if !verbosity.quiet {
         let each = |role: &RoleChange| (role_words(role), role.change.clone());
-        table(&mut text, "Copied by each process on average, by its role", &diff.roles, each, look);
+        table(&mut text, "Copied by each process on average, by its role", &diff.roles, each, verbosity);
         table(
             &mut text,
             "Copied by all, by likely cause",
             &diff.causes,
             |c| (c.name.to_owned(), c.change.clone()),
-            look,
+            verbosity,
         );
         let line = |line: &LineChange| (line_words(line), line.change.clone());
-        table(&mut text, "Copied by all, by line, estimated from sampled stacks", &diff.lines, line, look);
+        table(&mut text, "Copied by all, by line, estimated from sampled stacks", &diff.lines, line, verbosity);
         let function = |f: &crate::analyse::diff::FunctionChange| {
             (format!("{} {}", clean(&f.function), clean(&f.module)), f.change.clone())
         };
-        table(&mut text, "Copied by all, by the code that first wrote", &diff.functions, function, look);
+        table(&mut text, "Copied by all, by the code that first wrote", &diff.functions, function, verbosity);
         let mapping = |mapping: &MappingChange| (mapping_words(mapping), mapping.change.clone());
-        table(&mut text, "Copied by all, by mapping", &diff.mappings, mapping, look);
+        table(&mut text, "Copied by all, by mapping", &diff.mappings, mapping, verbosity);
     }
     text.finish()
 }
@@ -186,7 +186,7 @@ fn base(path: &str) -> String {
     path.rsplit('/').next().unwrap_or(path).to_owned()
 }
 
-fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (String, Change), look: &Look) {
+fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (String, Change), verbosity: &Verbosity) {
     if entries.is_empty() {
         return;
     }
@@ -198,13 +198,13 @@ fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (St
         words("", 0, 1),
         names("", Keep::Head, 2),
     ];
-    let list = List { entries, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     // A part of what was there before is no part of a whole: those of the rest cannot be added up.
     text.listing(&list, |entry| {
         let (name, change) = row(entry);
         let what = state(change.verdict);
         let [before, after] = [&change.before, &change.after].map(|side| Bytes(side.median_bytes).to_string());
-        let name = if look.verbose { name } else { head(&name, 60).trim_end().to_owned() };
+        let name = if verbosity.verbose { name } else { head(&name, 60).trim_end().to_owned() };
         Row { cells: vec![before, after, part(&change), what.to_owned(), name], ..Row::default() }
     });
 }

@@ -1,6 +1,6 @@
 //! The part of the report that lists the kinds of objects on copied pages.
 
-use super::Look;
+use super::Verbosity;
 use super::html::{Column, Page, figure, words as text_cell};
 use super::lines::{List, Row, SHARE, Text, clean, count, percent, some};
 use super::table::{Keep, figures, names};
@@ -74,7 +74,7 @@ fn looked_at(summary: &Summary, kinds: &Kinds) -> Option<String> {
 }
 
 /// The table of the types.
-pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn table(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let Some(kinds) = &summary.kinds else { return };
     text.heading(TITLE);
     if let Some(looked_at) = looked_at(summary, kinds) {
@@ -82,7 +82,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     }
     let parts = parts(kinds);
     let columns = [figures("", 12, 0), SHARE, figures("", 11, 2), names("", Keep::Head, 2)];
-    let list = List { entries: &parts, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &parts, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |part| share_of(part.bytes, summary, kinds),

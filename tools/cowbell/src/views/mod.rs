@@ -24,11 +24,11 @@ pub use verdict::{has_cause, sentence};
 
 /// The amount of detail in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Verbosity {
     /// The most lines that are shown of each list.
     pub top: usize,
-    /// Only the verdict and why.
+    /// Only the verdict and why; of a snapshot only the sums.
     pub quiet: bool,
-    /// The lists behind the verdict too, and names in full.
+    /// The lists behind the verdict too, and names in full; of a snapshot each process' own mappings.
     pub verbose: bool,
 }

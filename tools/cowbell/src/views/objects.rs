@@ -1,6 +1,6 @@
 //! The part of the report that lists objects of frozen heaps on copied pages.
 
-use super::Look;
+use super::Verbosity;
 use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some};
 use super::table::{Keep, names, words};
 use crate::analyse::summary::{Object, ObjectsPage, Summary};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 const INDENT: usize = 23;
 
 /// The table of the objects of frozen heaps.
-pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn table(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     // Pages of which a reader is told the same, the first of them, and how many.
     let mut groups: BTreeMap<[String; 3], (u64, &ObjectsPage)> = BTreeMap::new();
     for image in &summary.objects {
@@ -26,7 +26,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
     rows.sort_by_key(|(_, (pages, _))| std::cmp::Reverse(*pages));
     text.heading("Objects of frozen heaps on copied pages, by the line that allocated them: share of all copies");
     let columns = [PAGES, SHARE, words("", 0, 2), names("", Keep::Tail, 1), words("", 0, 1)];
-    let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &rows, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     let all = summary.totals.copied_pages.max(1) as f64;
     text.table(
         &list,

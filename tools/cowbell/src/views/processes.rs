@@ -1,6 +1,6 @@
 //! The table of processes: what each shared, copied and allocated, and what the kernel says of it at its end.
 
-use super::Look;
+use super::Verbosity;
 use super::lines::{List, Row, Text, clean, some};
 use super::table::{self, Keep};
 use crate::analyse::summary::{Process, Summary};
@@ -25,8 +25,8 @@ struct Line {
 }
 
 /// The table.
-pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
-    let lines = lines(summary, look);
+pub fn table(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
+    let lines = lines(summary, verbosity);
     if lines.is_empty() {
         return;
     }
@@ -46,7 +46,7 @@ pub fn table(text: &mut Text, summary: &Summary, look: &Look) {
         table::figures("RSS", 7, 1),
         table::figures("peak", 7, 1),
     ];
-    let list = List { entries: &lines, columns: &columns, top: look.top.max(3), in_full: look.verbose };
+    let list = List { entries: &lines, columns: &columns, top: verbosity.top.max(3), in_full: verbosity.verbose };
     text.listing(&list, |line| {
         let figures = line.figures.iter().map(|bytes| mebibytes(*bytes));
         Row { cells: [line.pid.clone(), line.name.clone()].into_iter().chain(figures).collect(), ..Row::default() }
@@ -105,7 +105,7 @@ fn mebibytes(bytes: Option<u64>) -> String {
 /// Processes of one parent and name, each with its number.
 type Group<'a> = ((i32, String), Vec<(usize, &'a Process)>);
 
-fn lines(summary: &Summary, look: &Look) -> Vec<Line> {
+fn lines(summary: &Summary, verbosity: &Verbosity) -> Vec<Line> {
     let shown = summary.processes.iter().enumerate().filter(|(at, process)| {
         !summary.verdict.folded.contains(at)
             && (process.memory.is_some() || summary.intervals.iter().any(|i| i.process == Some(*at)))
@@ -121,7 +121,7 @@ fn lines(summary: &Summary, look: &Look) -> Vec<Line> {
     let mut lines = Vec::new();
     for ((_, name), members) in groups {
         let figures: Vec<Figures> = members.iter().map(|(at, process)| figures(summary, *at, process)).collect();
-        if members.len() <= ALIKE_MAX || look.verbose {
+        if members.len() <= ALIKE_MAX || verbosity.verbose {
             let singles = members.iter().zip(figures);
             lines.extend(singles.map(|((_, process), figures)| Line {
                 pid: process.pid.to_string(),

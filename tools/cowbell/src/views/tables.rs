@@ -1,6 +1,6 @@
 //! The parts of the report that list where pages were copied and by which code.
 
-use super::Look;
+use super::Verbosity;
 use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, some, tail};
 use super::table::{Keep, names, words};
 use super::width::width;
@@ -18,10 +18,10 @@ const FOLDED_MIN: usize = 2;
 const KERNEL_SHARE_MIN: f64 = 0.01;
 
 /// The table of mappings.
-pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn mappings(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let (mut rows, mut folded) = (Vec::new(), Vec::new());
     for mapping in summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0) {
-        let is_one_of_many = mapping.kind == Kind::Anonymous && mapping.share < FOLD_SHARE && !look.verbose;
+        let is_one_of_many = mapping.kind == Kind::Anonymous && mapping.share < FOLD_SHARE && !verbosity.verbose;
         let name = mapping_words(mapping);
         let list = if is_one_of_many { &mut folded } else { &mut rows };
         list.push((mapping.copied_pages, mapping.share, mapping.bytes, name));
@@ -42,13 +42,13 @@ pub fn mappings(text: &mut Text, summary: &Summary, look: &Look) {
     text.heading("Copied pages by mapping, with their share of all copies");
     // The words for the kind of a mapping are never lost with a part of its name.
     let columns = [PAGES, SHARE, words("", 0, 2)];
-    let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &rows, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |row| row.1,
         |(pages, share, _, (what, name))| {
             let room = WIDTH.saturating_sub(22 + width(what));
-            let name = if look.verbose || name.is_empty() { name.clone() } else { tail(name, room) };
+            let name = if verbosity.verbose || name.is_empty() { name.clone() } else { tail(name, room) };
             let name =
                 if what.is_empty() || name.is_empty() { format!("{what}{name}") } else { format!("{what} {name}") };
             Row { cells: vec![count(*pages), percent(*share), name.trim_end().to_owned()], ..Row::default() }
@@ -79,20 +79,20 @@ fn mapping_words(mapping: &Mapping) -> (String, String) {
 }
 
 /// The table of functions.
-pub fn functions(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn functions(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     if summary.functions.is_empty() {
         return;
     }
     text.heading("Copied pages by the code that first wrote to them: share of all copies");
     let columns = [PAGES, SHARE, names("", Keep::Head, 2), names("", Keep::Tail, 1)];
     let rows = function_rows(&summary.functions);
-    let list = List { entries: &rows, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &rows, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |row| row.share,
         |row| {
             let cells = vec![count(row.pages), percent(row.share), row.name.clone(), row.place.clone()];
-            let below = row.lines.iter().filter(|_| look.verbose).map(|line| (23, line.clone())).collect();
+            let below = row.lines.iter().filter(|_| verbosity.verbose).map(|line| (23, line.clone())).collect();
             Row { cells, below }
         },
     );
@@ -179,7 +179,7 @@ fn function_place(function: &Function) -> String {
 }
 
 /// The table of lines of a program that an interpreter runs.
-pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn script(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let script = &summary.script;
     let Some(first) = script.lines.first() else { return };
     let samples = some(script.samples, "sampled stack", "sampled stacks");
@@ -187,7 +187,7 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
     let language = languages::by_id(&first.language).filter(|_| is_one).map_or("script", |language| language.name());
     text.heading(&format!("Share of all copies by {language} line, ± points, estimated from {samples}"));
     let columns = [PAGES, SHARE, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1), words("", 0, 1)];
-    let list = List { entries: &script.lines, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &script.lines, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |line| line.share,
@@ -204,7 +204,7 @@ pub fn script(text: &mut Text, summary: &Summary, look: &Look) {
 }
 
 /// The table of lines at which processes allocated memory of their own.
-pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn growth(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let growth = &summary.growth;
     if growth.lines.is_empty() {
         return;
@@ -212,7 +212,7 @@ pub fn growth(text: &mut Text, summary: &Summary, look: &Look) {
     let looks = some(growth.looks, "look", "looks");
     text.heading(&format!("New memory by line: share, ± points, of the growth that {looks} found"));
     let columns = [PAGES, SHARE, SHARE, names("", Keep::Tail, 2), names("", Keep::Head, 1)];
-    let list = List { entries: &growth.lines, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &growth.lines, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |line| line.share,
@@ -247,14 +247,14 @@ fn script_place(line: &ScriptLine) -> String {
 }
 
 /// The table of system calls.
-pub fn syscalls(text: &mut Text, summary: &Summary, look: &Look) {
+pub fn syscalls(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let share: f64 = summary.syscalls.iter().map(|syscall| syscall.share).sum();
-    if summary.syscalls.is_empty() || (share < KERNEL_SHARE_MIN && !look.verbose) {
+    if summary.syscalls.is_empty() || (share < KERNEL_SHARE_MIN && !verbosity.verbose) {
         return;
     }
     text.heading("Copied pages by system call, where the kernel wrote first: share of all copies");
     let columns = [PAGES, SHARE, words("", 0, 2)];
-    let list = List { entries: &summary.syscalls, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &summary.syscalls, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |syscall| syscall.share,

@@ -1,7 +1,7 @@
 //! The report as text: the verdict first, then each process' memory, and what was not seen; with `--verbose` all that the
 //! verdict rests on.
 
-use super::Look;
+use super::Verbosity;
 use super::kinds;
 use super::lines::{List, Row, Text, clean, count, percent, some, time};
 use super::objects;
@@ -19,34 +19,34 @@ const END_WIDTH: usize = 18;
 const END_INDENT: usize = 34;
 
 /// The report, with colours.
-pub fn text(summary: &Summary, look: &Look) -> String {
+pub fn text(summary: &Summary, verbosity: &Verbosity) -> String {
     let mut text = Text::default();
     if let Some(cut) = &summary.cut {
         text.loud(&format!("This capture was cut off: {}. What it holds:", clean(cut)));
     }
-    verdict::verdict(&mut text, summary, look.quiet);
-    if look.quiet {
+    verdict::verdict(&mut text, summary, verbosity.quiet);
+    if verbosity.quiet {
         return text.finish();
     }
-    processes::table(&mut text, summary, look);
+    processes::table(&mut text, summary, verbosity);
     not_counted(&mut text, summary);
     kinds::sentence(&mut text, summary);
-    watched(&mut text, summary, look);
-    if look.verbose && summary.totals.intervals > 0 {
+    watched(&mut text, summary, verbosity);
+    if verbosity.verbose && summary.totals.intervals > 0 {
         headline(&mut text, summary);
-        intervals(&mut text, summary, look);
-        tables::mappings(&mut text, summary, look);
-        objects::table(&mut text, summary, look);
-        kinds::table(&mut text, summary, look);
-        tables::functions(&mut text, summary, look);
-        tables::script(&mut text, summary, look);
-        tables::growth(&mut text, summary, look);
-        tables::syscalls(&mut text, summary, look);
+        intervals(&mut text, summary, verbosity);
+        tables::mappings(&mut text, summary, verbosity);
+        objects::table(&mut text, summary, verbosity);
+        kinds::table(&mut text, summary, verbosity);
+        tables::functions(&mut text, summary, verbosity);
+        tables::script(&mut text, summary, verbosity);
+        tables::growth(&mut text, summary, verbosity);
+        tables::syscalls(&mut text, summary, verbosity);
         why::contents(&mut text, summary);
         why::causes(&mut text, summary);
     }
-    why::gaps(&mut text, summary, look);
-    if look.verbose {
+    why::gaps(&mut text, summary, verbosity);
+    if verbosity.verbose {
         why::overhead(&mut text, summary);
     }
     text.finish()
@@ -71,7 +71,7 @@ fn not_counted(text: &mut Text, summary: &Summary) {
 }
 
 /// Says how it was watched.
-fn watched(text: &mut Text, summary: &Summary, look: &Look) {
+fn watched(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let run = &summary.run;
     let mode = match run.mode {
         Mode::Count => "count (which pages)",
@@ -81,7 +81,7 @@ fn watched(text: &mut Text, summary: &Summary, look: &Look) {
     let reason = if run.mode_reason.is_empty() { String::new() } else { format!(": {}", clean(&run.mode_reason)) };
     let ended = run.ended.map_or(String::new(), |ended| format!(", {ended}"));
     let more = match run.mode {
-        _ if look.verbose || summary.totals.intervals == 0 => "",
+        _ if verbosity.verbose || summary.totals.intervals == 0 => "",
         Mode::Count => "; -v shows mappings and causes",
         Mode::Faults | Mode::Trace => "; -v shows mappings, code and causes",
     };
@@ -181,7 +181,7 @@ fn besides(text: &mut Text, pages: &ByClass) {
 }
 
 /// A line per interval.
-fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
+fn intervals(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let mut sorted: Vec<&Interval> = summary.intervals.iter().collect();
     sorted.sort_by_key(|interval| std::cmp::Reverse(interval.copied_pages));
     let times = sorted.iter().any(|interval| interval.when.is_some());
@@ -206,13 +206,13 @@ fn intervals(text: &mut Text, summary: &Summary, look: &Look) {
         table::names("until", Keep::Head, 2),
     ];
     let all = summary.totals.copied_pages.max(1) as f64;
-    let list = List { entries: &sorted, columns: &columns, top: look.top, in_full: look.verbose };
+    let list = List { entries: &sorted, columns: &columns, top: verbosity.top, in_full: verbosity.verbose };
     text.table(
         &list,
         |interval| interval.copied_pages as f64 / all,
         |interval| {
             let mut row = interval_row(summary, interval);
-            if look.verbose {
+            if verbosity.verbose {
                 row.below = interval_details(summary, interval);
             }
             row

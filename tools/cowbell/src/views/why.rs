@@ -1,6 +1,6 @@
 //! The parts of the report that say how much was pointless and why, what was not seen, and what looking cost.
 
-use super::Look;
+use super::Verbosity;
 use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, time};
 use super::table::words;
 use crate::analyse::Cause;
@@ -103,8 +103,8 @@ fn symbols_package(file: &str) -> Option<String> {
 }
 
 /// Says what could not be seen.
-pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
-    let sentences = gap_sentences(summary, look);
+pub fn gaps(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
+    let sentences = gap_sentences(summary, verbosity);
     if sentences.is_empty() {
         return;
     }
@@ -112,19 +112,19 @@ pub fn gaps(text: &mut Text, summary: &Summary, look: &Look) {
     for sentence in sentences {
         text.faint_sentence(2, &sentence);
     }
-    if let Some(rest) = told_gaps(summary, look).count().checked_sub(look.top).filter(|rest| *rest > 0) {
+    if let Some(rest) = told_gaps(summary, verbosity).count().checked_sub(verbosity.top).filter(|rest| *rest > 0) {
         text.faint(&format!("  and {rest} more kinds"));
     }
 }
 
 /// Sentences on what could not be seen, a sentence for each kind.
-pub fn gap_sentences(summary: &Summary, look: &Look) -> Vec<String> {
-    told_gaps(summary, look).take(look.top).map(|gap| gap_sentence(gap, look)).collect()
+pub fn gap_sentences(summary: &Summary, verbosity: &Verbosity) -> Vec<String> {
+    told_gaps(summary, verbosity).take(verbosity.top).map(|gap| gap_sentence(gap, verbosity)).collect()
 }
 
 /// The gaps, without what the processes of a wrapper copied before they executed programs, where nobody else did: the verdict is about what
 /// came after them. All that was copied, which `-v` tells, is bounded by it.
-fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a Gap> {
+fn told_gaps<'a>(summary: &'a Summary, verbosity: &Verbosity) -> impl Iterator<Item = &'a Gap> {
     let folded = &summary.verdict.folded;
     // The first process was the wrapper until it executed the program.
     let wrapped = |at: usize| folded.contains(&at) || (at == 0 && !folded.is_empty());
@@ -132,7 +132,7 @@ fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a 
         let is_lossy = interval.closed == Some(Closed::Exec) && interval.unmapped_uncounted_pages > 0;
         is_lossy && interval.process.is_some_and(wrapped)
     };
-    let (of_wrapper, is_all) = (summary.intervals.iter().filter(is_one).count() as u64, look.verbose);
+    let (of_wrapper, is_all) = (summary.intervals.iter().filter(is_one).count() as u64, verbosity.verbose);
     summary.gaps.iter().filter(move |gap| match gap.what {
         _ if is_all => true,
         GapKind::Executed => gap.times > of_wrapper,
@@ -142,7 +142,7 @@ fn told_gaps<'a>(summary: &'a Summary, look: &Look) -> impl Iterator<Item = &'a 
     })
 }
 
-fn gap_sentence(gap: &Gap, look: &Look) -> String {
+fn gap_sentence(gap: &Gap, verbosity: &Verbosity) -> String {
     let processes = some(gap.times, "process", "processes");
     let what = match gap.what {
         GapKind::TooManyChildren => format!("{processes} beyond --max-children ran unwatched"),
@@ -170,12 +170,12 @@ fn gap_sentence(gap: &Gap, look: &Look) -> String {
         GapKind::NoLines => "which lines an interpreter ran".to_owned(),
         GapKind::Other => String::new(),
     };
-    let details = gap.details.iter().take(if look.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
+    let details = gap.details.iter().take(if verbosity.verbose { usize::MAX } else { 2 }).map(|detail| clean(detail));
     // One kind with several reasons is a list of them.
     let details: Vec<String> = details.collect();
     let details = details.join("; ");
     let parts: Vec<String> = [what, details].into_iter().filter(|part| !part.is_empty()).collect();
-    let more = if !look.verbose && gap.details.len() > 2 { "; …" } else { "" };
+    let more = if !verbosity.verbose && gap.details.len() > 2 { "; …" } else { "" };
     let pids = match gap.pids.as_slice() {
         [] => String::new(),
         [pid] => format!(" (process {pid})"),

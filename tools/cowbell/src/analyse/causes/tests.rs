@@ -28,8 +28,8 @@ fn where_the_code_has_no_name_the_layout_tells_counting_from_collecting() {
     };
     let causes = |summary: &Summary| summary.causes.iter().map(|c| (c.cause, c.copied_pages)).collect::<Vec<_>>();
     let shown = |summary: &Summary| {
-        let look = views::Look { top: 10, quiet: false, verbose: true };
-        let text = anstream::adapter::strip_str(&views::text(summary, &look)).to_string();
+        let verbosity = views::Verbosity { top: 10, quiet: false, verbose: true };
+        let text = anstream::adapter::strip_str(&views::text(summary, &verbosity)).to_string();
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     let counted = of(Wrote::ReferenceCount, vec![]);

@@ -32,8 +32,8 @@ fn a_library_line_names_the_users_line_that_led_there() {
     assert_eq!((line.file.as_str(), line.line), ("/usr/lib/python3.13/json/decoder.py", 40), "what stands in a file");
     assert_eq!(line.called_from, Some(frame("/home/me/job.py", 7)));
     assert_eq!(line.source.as_deref(), Some("obj, end = self.scan_once(s, idx)"), "its own source");
-    let look = views::Look { top: 10, quiet: false, verbose: true };
-    let shown = anstream::adapter::strip_str(&views::text(&summary, &look)).to_string();
+    let verbosity = views::Verbosity { top: 10, quiet: false, verbose: true };
+    let shown = anstream::adapter::strip_str(&views::text(&summary, &verbosity)).to_string();
     assert!(shown.contains("decoder.py:40 < job.py:7") && shown.contains("obj, end = self.scan"), "{shown}");
     assert!(!shown.contains("json.loads(text)"), "the source of another line: {shown}");
 }

@@ -2,7 +2,7 @@
 
 use super::{Cell, Column, Page, figure, words};
 use crate::analyse::diff::{Change, Diff};
-use crate::views::Look;
+use crate::views::Verbosity;
 use crate::views::diff::{line_words, mapping_words, noise, part, role_words, state, text, verdict};
 use cowbell::page::Bytes;
 
@@ -20,8 +20,8 @@ pub fn compared(diff: &Diff) -> Vec<u8> {
     table(&mut page, "functions", "Copied by all, by the code that first wrote", functions);
     let mappings = diff.mappings.iter().map(|mapping| (mapping_words(mapping), &mapping.change));
     table(&mut page, "mappings", "Copied by all, by mapping", mappings);
-    let look = Look { top: 10, quiet: false, verbose: false };
-    page.text("The comparison as text", &anstream::adapter::strip_str(&text(diff, &look)).to_string());
+    let verbosity = Verbosity { top: 10, quiet: false, verbose: false };
+    page.text("The comparison as text", &anstream::adapter::strip_str(&text(diff, &verbosity)).to_string());
     page.finish()
 }
 

@@ -5,7 +5,7 @@ use crate::analyse::Cause;
 use crate::analyse::detail::Detail;
 use crate::analyse::summary::{Interval, Process, Summary};
 use crate::views::lines::{clean, count, percent};
-use crate::views::{Look, kinds, tables, text};
+use crate::views::{Verbosity, kinds, tables, text};
 use cowbell::page::Bytes;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -64,8 +64,8 @@ const fn column(title: &'static str, figures: bool) -> Column {
 pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     // The same words as in a terminal.
     let plain = |verbose| {
-        let look = Look { top: 10, quiet: false, verbose };
-        anstream::adapter::strip_str(&text(summary, &look)).to_string()
+        let verbosity = Verbosity { top: 10, quiet: false, verbose };
+        anstream::adapter::strip_str(&text(summary, &verbosity)).to_string()
     };
     let brief = plain(false);
     let shown: Vec<&str> = brief.lines().take_while(|line| *line != GAPS).collect();
@@ -221,7 +221,7 @@ fn mappings(page: &mut Page, summary: &Summary) {
 
 /// Sentences on what could not be seen, in the words of the text.
 fn gaps(summary: &Summary) -> Vec<String> {
-    let whole = crate::views::why::gap_sentences(summary, &Look { top: usize::MAX, quiet: false, verbose: true });
+    let whole = crate::views::why::gap_sentences(summary, &Verbosity { top: usize::MAX, quiet: false, verbose: true });
     summary.cut.iter().map(|cut| format!("This capture was cut off: {cut}.")).chain(whole).collect()
 }
 
