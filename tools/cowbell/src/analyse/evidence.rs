@@ -4,7 +4,7 @@ use super::Stacks;
 use crate::record::{Content, Event, PageRun};
 
 /// The evidence about single pages, in order of address.
-pub struct Evidence<'a> {
+pub struct IntervalEvidence<'a> {
     /// Events, by page and then by time.
     pub events: Vec<Event>,
     /// Copies that were compared.
@@ -17,7 +17,7 @@ pub struct Evidence<'a> {
     pub samples: Vec<(u64, u32)>,
 }
 
-impl<'a> Evidence<'a> {
+impl<'a> IntervalEvidence<'a> {
     /// The evidence of an interval's events and of its compared copies.
     pub fn new(mut events: Vec<Event>, contents: &'a [Content], page_size: u64, stacks: &'a Stacks) -> Self {
         for event in &mut events {

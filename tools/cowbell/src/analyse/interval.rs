@@ -4,7 +4,7 @@ use super::Stacks;
 use super::cause::Change;
 use super::codes::called;
 use super::detail::Trail;
-use super::evidence::{Evidence, between};
+use super::evidence::{IntervalEvidence, between};
 use super::faults;
 use super::mapping::{Area, Areas, Group, Kind};
 use super::objects::FirstWrites;
@@ -198,14 +198,14 @@ impl Interval {
         }
         self.events.extend(faults::events(std::mem::take(&mut self.faults), &end.pages, page_size));
         end.contents.sort_by_key(|content| content.page);
-        let mut evidence = Evidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
+        let mut evidence = IntervalEvidence::new(std::mem::take(&mut self.events), &end.contents, page_size, stacks);
         evidence.gone = &end.gone;
         self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&end.pages);
     }
 
     /// Closes an interval that has no verdict: its pages are those of its events.
     pub fn cut_off(&mut self, page_size: u64, stacks: &Stacks) {
-        let evidence = Evidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
+        let evidence = IntervalEvidence::new(std::mem::take(&mut self.events), &[], page_size, stacks);
         let first = |same: &[Event]| same.first().map(|e| PageRun { start: e.page, pages: 1, class: e.class });
         let runs: Vec<PageRun> = evidence.events.chunk_by(|a, b| a.page == b.page).filter_map(first).collect();
         self.sums = Adding::new(&self.areas, &evidence, &self.begin).following(self.detailed).all(&runs);
@@ -215,7 +215,7 @@ impl Interval {
 /// An interval's sums in the making.
 struct Adding<'a> {
     areas: &'a Areas,
-    evidence: &'a Evidence<'a>,
+    evidence: &'a IntervalEvidence<'a>,
     begin_ns: u64,
     mode: Mode,
     /// True if stacks are those of the writes themselves.
@@ -232,7 +232,7 @@ struct Adding<'a> {
 }
 
 impl<'a> Adding<'a> {
-    fn new(areas: &'a Areas, evidence: &'a Evidence<'a>, begin: &Begin) -> Self {
+    fn new(areas: &'a Areas, evidence: &'a IntervalEvidence<'a>, begin: &Begin) -> Self {
         let (begin_ns, mode) = (begin.time_ns, begin.mode);
         let exact_stacks = begin.exact_stacks || mode == Mode::Trace;
         Self {

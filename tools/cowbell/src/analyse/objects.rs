@@ -45,14 +45,14 @@ impl FirstWrites {
 }
 
 /// All that is known of the pages of an interval.
-pub struct Evidence<'a> {
+pub struct ImageEvidence<'a> {
     /// The differences of copies from their originals, ascending.
     pub contents: &'a [Content],
     pub written: &'a FirstWrites,
 }
 
 /// Tells what lies on a page: `blocks`, ascending, are those that it lies in.
-pub fn on_page(page: u64, blocks: &[Block], evidence: &Evidence<'_>) -> OnPage {
+pub fn on_page(page: u64, blocks: &[Block], evidence: &ImageEvidence<'_>) -> OnPage {
     let content = between(evidence.contents, page, page + 1, |content| content.page).first();
     let event = between(&evidence.written.events, page, page + 1, |event| event.page).first();
     let changed = content.and_then(|content| match (content.bytes, content.ends) {

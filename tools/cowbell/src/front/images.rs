@@ -1,7 +1,7 @@
 //! Objects on copied pages of images of the library's heap, as the images' own files tell them.
 
 use super::types::Typist;
-use crate::analyse::objects::{Evidence, FirstWrites, marked, on_page};
+use crate::analyse::objects::{FirstWrites, ImageEvidence, marked, on_page};
 use crate::record::image::{self, FOOTER, Footer, Part, Unread, WORD};
 use crate::record::{Block, Class, End, Objects, OnPage, Place};
 use crate::stacks::names::Names;
@@ -71,7 +71,7 @@ impl Images {
         for image in images {
             let objects = match self.files.get(&image.inode) {
                 Some(Ok(told)) => {
-                    let evidence = Evidence { contents: &end.contents, written };
+                    let evidence = ImageEvidence { contents: &end.contents, written };
                     let places = &mut self.places;
                     let typist = Typist::new(names, &code);
                     told.objects(end, &image, &evidence, typist, |address| place(places, &mut news, &code, address))
@@ -127,7 +127,7 @@ impl Told {
         &self,
         end: &End,
         image: &Image,
-        evidence: &Evidence<'_>,
+        evidence: &ImageEvidence<'_>,
         mut typist: Typist<'_>,
         place: impl FnMut(u64) -> u32,
     ) -> Result<Objects, String> {

@@ -15,7 +15,7 @@ pub struct Snapshot {
     /// The process at the top of the tree.
     pub pid: i32,
     /// On what the verdicts rest.
-    pub evidence: Evidence,
+    pub evidence: Readable,
     /// Sentences on what could not be seen, for people.
     pub notes: Vec<String>,
     /// Parents before their children.
@@ -32,7 +32,7 @@ impl Document for Snapshot {
 
 /// On what the verdicts rest.
 #[derive(Debug, Serialize)]
-pub struct Evidence {
+pub struct Readable {
     /// True if page frames were readable. Without them a page that is shared may be the parent's or another's.
     pub frames: bool,
     /// True if the page of zeroes could be told from a shared page.

@@ -98,7 +98,7 @@ fn labels(top: i32, process: &super::document::ProcessReport) -> [(&'static str,
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::{Evidence, MemoryReport, ProcessReport, Relation, Total};
+    use super::super::document::{MemoryReport, ProcessReport, Readable, Relation, Total};
     use super::super::process::State;
     use super::*;
 
@@ -127,7 +127,7 @@ mod tests {
             kernel: String::new(),
             page_size: 4096,
             pid: 1,
-            evidence: Evidence { frames: true, zero_pages: true },
+            evidence: Readable { frames: true, zero_pages: true },
             notes: Vec::new(),
             processes: vec![
                 process(7, Relation::Forked),

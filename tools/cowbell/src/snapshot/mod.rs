@@ -21,7 +21,7 @@ use crate::output::{self, Stream};
 use crate::views::Verbosity;
 use compare::{Against, Frames};
 use cowbell::sys::{Errno, procfs, tracing};
-use document::{Evidence, Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy, Total};
+use document::{Group, MemoryReport, ProcessReport, Readable, Relation, Snapshot, TakesBy, Total};
 use process::{Memory, Node};
 use space::{Kind, Reader, Space};
 use std::cmp::Ordering;
@@ -270,7 +270,7 @@ impl Look {
                     .to_owned(),
             );
         }
-        let evidence = Evidence { frames, zero_pages: self.reader.tells_zero_pages() };
+        let evidence = Readable { frames, zero_pages: self.reader.tells_zero_pages() };
         if !evidence.zero_pages {
             self.notes.push("before Linux 6.7 the page of zeroes counts as a shared page".to_owned());
         }

@@ -12,7 +12,7 @@
 
 use super::Tracer;
 use super::faults_sample::Pace;
-use super::faults_settle::{Evidence, settle};
+use super::faults_settle::{FaultEvidence, settle};
 use super::faults_told::Counts;
 use super::maps::{Backing, Map};
 use super::settle::Close;
@@ -317,7 +317,7 @@ impl Tracer {
         let donor = if close.is_there { self.donor(watch.pid) } else { None };
         // A kernel that does not tell is asked by the records of what was lost; these come late, and so it is not trusted.
         let lost = self.faults.as_ref().is_none_or(|faults| faults.lost() != Some(0));
-        let evidence = Evidence {
+        let evidence = FaultEvidence {
             watch,
             touched: &touched,
             complete: !lost && self.faults.as_ref().is_some_and(|faults| faults.tell_kernel),

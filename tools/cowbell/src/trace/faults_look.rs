@@ -2,14 +2,14 @@
 
 use super::entries::Entries;
 use super::faults_page::{backing_at, class_of_new, is_of_file};
-use super::faults_settle::Evidence;
+use super::faults_settle::FaultEvidence;
 use super::touched::{Fate, Touched};
 use crate::record::Class;
 use cowbell::sys::pagemap::Entry;
 
 /// One look at many pages.
 pub struct PageLook<'a> {
-    pub evidence: &'a Evidence<'a>,
+    pub evidence: &'a FaultEvidence<'a>,
     pub theirs: Option<Entries<'a>>,
 }
 
@@ -40,7 +40,7 @@ impl PageLook<'_> {
 
     /// The class of a page that was private and is now; `touched`: its faults.
     pub fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
-        let &Evidence { watch, shared_anew, .. } = self.evidence;
+        let &FaultEvidence { watch, shared_anew, .. } = self.evidence;
         let is_own = entry.contains(Entry::EXCLUSIVE) || shared_anew;
         let fate = |touched: &Touched| touched.fate(watch.base.frame(page), entry.frame(), is_of_file(watch, page));
         match (touched.map_or(Fate::Unknown, fate), touched) {
@@ -68,7 +68,7 @@ impl PageLook<'_> {
 
     /// The same, where faults do not tell what they found.
     fn class_by_entries(&self, page: u64, entry: Entry, touched: bool) -> Option<Class> {
-        let &Evidence { watch, shared_anew, lost, .. } = self.evidence;
+        let &FaultEvidence { watch, shared_anew, lost, .. } = self.evidence;
         let exclusive = entry.contains(Entry::EXCLUSIVE);
         let parent_has = || self.parent_has(page);
         let maybe = touched || lost && (exclusive || shared_anew);

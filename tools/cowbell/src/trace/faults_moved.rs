@@ -7,7 +7,7 @@ use super::baseline::{self, Was, page_bytes};
 use super::entries::Entries;
 use super::faults_look::PageLook;
 use super::faults_page::{class_of_zero, is_in_huge, may_be_moved, may_come_from};
-use super::faults_settle::{Evidence, Verdict};
+use super::faults_settle::{FaultEvidence, Verdict};
 use super::maps::{self, Backing, Map};
 use super::touched::Touched;
 use crate::record::Class;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 impl Verdict {
     /// A mapping whose pages were all written before it was moved has no frame by which it is known again. But where no fault is untold, a
     /// new page that took none was moved there; and if just as many neighbours as came went elsewhere, those are the ones.
-    pub(super) fn follow_written(&mut self, evidence: &Evidence<'_>, unexplained: &[u64]) -> Result<(), Errno> {
+    pub(super) fn follow_written(&mut self, evidence: &FaultEvidence<'_>, unexplained: &[u64]) -> Result<(), Errno> {
         let watch = evidence.watch;
         if !evidence.complete || evidence.untold.is_some() || self.went.is_empty() || unexplained.is_empty() {
             return Ok(());
@@ -50,7 +50,7 @@ impl Verdict {
     /// MAP_POPULATE). What was moved has the frame that it had before, or is shared still. `from`: where such pages lay before.
     pub(super) fn find_moved(
         &mut self,
-        evidence: &Evidence<'_>,
+        evidence: &FaultEvidence<'_>,
         unexplained: &[u64],
         from: &mut Vec<(u64, u64)>,
     ) -> Result<(), Errno> {
@@ -120,7 +120,7 @@ impl Verdict {
     }
 
     /// A page that was there and is no more, untouched, may have been moved and then written, to where new pages are.
-    pub(super) fn may_have_moved(&self, evidence: &Evidence<'_>) -> Result<u64, Errno> {
+    pub(super) fn may_have_moved(&self, evidence: &FaultEvidence<'_>) -> Result<u64, Errno> {
         let is_new = |(page, class): (&u64, &Class)| {
             let may_be = |touched: &Touched| !touched.found_none();
             matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
@@ -143,7 +143,7 @@ impl Verdict {
 }
 
 /// The pages that a fault found where there had been nothing, with the place where the process had held that frame.
-pub fn found_before(evidence: &Evidence<'_>, now: &[Map]) -> Vec<(u64, u64)> {
+pub fn found_before(evidence: &FaultEvidence<'_>, now: &[Map]) -> Vec<(u64, u64)> {
     let watch = evidence.watch;
     let found = |(&page, touched): (&u64, &Touched)| {
         let frame = touched.found_first()?;

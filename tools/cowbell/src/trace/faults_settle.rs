@@ -37,7 +37,7 @@ use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The evidence for a verdict.
-pub struct Evidence<'a> {
+pub struct FaultEvidence<'a> {
     /// The interval.
     pub watch: &'a Watch,
     /// The pages of the process that had faults.
@@ -76,7 +76,7 @@ pub struct Verdict {
 }
 
 /// Closes an interval: its end, and the faults by which its pages were written.
-pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (End, Vec<Fault>) {
+pub fn settle(evidence: &FaultEvidence<'_>, originals: &Originals, close: Close) -> (End, Vec<Fault>) {
     let Close { mut closed, is_there, now_ns } = close;
     let mut verdict = Verdict::default();
     let read = if is_there {
@@ -109,7 +109,7 @@ pub fn settle(evidence: &Evidence<'_>, originals: &Originals, close: Close) -> (
 impl Verdict {
     /// Without page tables only the faults are known: each of a page that was there was a write, one of a file's page may have
     /// been; and one that found a page where there had been none, or lies where a mapping came later, may be of one that was moved there.
-    fn count_as_gone(&mut self, evidence: &Evidence<'_>) {
+    fn count_as_gone(&mut self, evidence: &FaultEvidence<'_>) {
         let watch = evidence.watch;
         let may_be_a_copy = |&(&page, touched): &(&u64, &Touched)| {
             let was_there = watch.base.at(page).is_some() || is_of_writable_file(watch, page);
@@ -121,7 +121,7 @@ impl Verdict {
 
     /// Pages that may have been copied by faults that were not told: those that look so, and of those that are gone as many as there were
     /// such faults.
-    fn count_untold(&mut self, evidence: &Evidence<'_>) {
+    fn count_untold(&mut self, evidence: &FaultEvidence<'_>) {
         let Some(untold) = evidence.untold else { return };
         let elsewhere = untold.saturating_sub(self.without_fault + self.may_be_written);
         self.gone += self.may_be_written + elsewhere.min(self.vanished);
@@ -129,7 +129,7 @@ impl Verdict {
 
     /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
     /// and copies of a file's. Of the latter all that is known is that they took a fault, which may have been for reading, too.
-    fn count_given_back(&mut self, evidence: &Evidence<'_>, now: &[Map]) -> Result<(), Errno> {
+    fn count_given_back(&mut self, evidence: &FaultEvidence<'_>, now: &[Map]) -> Result<(), Errno> {
         let watch = evidence.watch;
         let entries = Entries::new(&watch.pagemap);
         let all: BTreeMap<_, _> = evidence.touched.iter().map(|(&page, touched)| (page, touched)).collect();
@@ -154,7 +154,7 @@ impl Verdict {
         Ok(())
     }
 
-    fn read(&mut self, evidence: &Evidence<'_>) -> Result<(), Errno> {
+    fn read(&mut self, evidence: &FaultEvidence<'_>) -> Result<(), Errno> {
         let look = PageLook { evidence, theirs: evidence.donor.map(Donor::entries) };
         self.read_held(&look)?;
         let now = maps::read(evidence.watch.pid)?;
@@ -234,7 +234,7 @@ impl Verdict {
 
     /// Pages that were written before they went are copies, unless they were moved to where they count now; or may have been, to where a
     /// new page is that nobody touched, or at which a fault found one.
-    fn count_those_that_went(&mut self, evidence: &Evidence<'_>, now: &[Map]) {
+    fn count_those_that_went(&mut self, evidence: &FaultEvidence<'_>, now: &[Map]) {
         let is_from_elsewhere = |page: &u64| match evidence.touched.get(page) {
             Some(touched) => !touched.found_none(),
             None => true,
@@ -294,7 +294,7 @@ impl Verdict {
 
     /// Without frames, and where the kernel's faults are not told: a new page without a fault may have been moved, or written by
     /// the kernel. If that would be a copy, it is one of "at most".
-    pub(super) fn may_be_untold(&mut self, evidence: &Evidence<'_>, page: u64) -> bool {
+    pub(super) fn may_be_untold(&mut self, evidence: &FaultEvidence<'_>, page: u64) -> bool {
         let is_copy = self.pages.get(&page) == Some(&Class::PrivateFile);
         let came_later = evidence.watch.space.find(page).is_none();
         if is_copy || came_later {
