@@ -5,7 +5,8 @@ use super::growth::Growth;
 use super::mapping::Kind;
 use super::sum::share;
 use super::summary::{
-    AtWork, ByClass, CauseShare, Contents, Gap, Interval, Mapping, Overhead, Process, Run, Script, Summary, Totals,
+    AtWork, ByClass, CauseShare, Contents, Gap, Interval, MappingCopies, Overhead, Process, Run, Script, Summary,
+    Totals,
 };
 use super::verdict::{self, Verdict};
 use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
@@ -185,14 +186,14 @@ fn causes(contents: &Contents, copied: u64) -> Vec<CauseShare> {
     if pages > 0 { vec![one] } else { Vec::new() }
 }
 
-fn mappings<'a>(arenas: impl Iterator<Item = &'a ArenaReport>, page_size: u64, copied: u64) -> Vec<Mapping> {
+fn mappings<'a>(arenas: impl Iterator<Item = &'a ArenaReport>, page_size: u64, copied: u64) -> Vec<MappingCopies> {
     let mut sums: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for arena in arenas {
         let (pages, bytes) = sums.entry(&arena.name).or_default();
         *pages += arena.copied_pages.0;
         *bytes = (*bytes).max(arena.pages.0.saturating_mul(page_size));
     }
-    let mapping = |(name, (copied_pages, bytes)): (&str, (u64, u64))| Mapping {
+    let mapping = |(name, (copied_pages, bytes)): (&str, (u64, u64))| MappingCopies {
         kind: Kind::Memfd,
         name: name.to_owned(),
         start: None,
@@ -201,7 +202,7 @@ fn mappings<'a>(arenas: impl Iterator<Item = &'a ArenaReport>, page_size: u64, c
         copied_pages,
         share: share(copied_pages, copied),
     };
-    let mut mappings: Vec<Mapping> = sums.into_iter().map(mapping).collect();
+    let mut mappings: Vec<MappingCopies> = sums.into_iter().map(mapping).collect();
     mappings.sort_by_key(|mapping| std::cmp::Reverse(mapping.copied_pages));
     mappings
 }

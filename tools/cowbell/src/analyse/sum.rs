@@ -287,7 +287,7 @@ pub fn most<K: Copy + Ord + Hash>(counts: &HashMap<K, u64>) -> Option<K> {
     counts.iter().max_by_key(|(key, count)| (**count, std::cmp::Reverse(**key))).map(|(key, _)| *key)
 }
 
-fn mappings(table: HashMap<Group, (ByClass, u64)>, copied: u64) -> Vec<summary::Mapping> {
+fn mappings(table: HashMap<Group, (ByClass, u64)>, copied: u64) -> Vec<summary::MappingCopies> {
     let mut table: Vec<_> = table.into_iter().collect();
     table.sort_by(|(a, (a_pages, _)), (b, (b_pages, _))| {
         let size = |pages: &ByClass| (pages.copied(), pages.written());
@@ -296,7 +296,15 @@ fn mappings(table: HashMap<Group, (ByClass, u64)>, copied: u64) -> Vec<summary::
     let named = |(group, (pages, bytes)): (Group, (ByClass, u64))| {
         let copied_pages = pages.copied();
         let share = share(copied_pages, copied);
-        summary::Mapping { kind: group.kind, name: group.name, start: group.start, bytes, pages, copied_pages, share }
+        summary::MappingCopies {
+            kind: group.kind,
+            name: group.name,
+            start: group.start,
+            bytes,
+            pages,
+            copied_pages,
+            share,
+        }
     };
     table.into_iter().map(named).collect()
 }

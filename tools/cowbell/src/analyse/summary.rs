@@ -40,7 +40,7 @@ pub struct Summary {
     /// The intervals, in the order in which they opened.
     pub intervals: Vec<Interval>,
     /// Mappings with written pages, most copied first.
-    pub mappings: Vec<Mapping>,
+    pub mappings: Vec<MappingCopies>,
     /// Functions that copied, most copied first.
     pub functions: Vec<Function>,
     /// Lines of programs that an interpreter runs, which copied; estimated from samples.
@@ -184,7 +184,7 @@ pub struct Interval {
     pub causes: Vec<CauseShare>,
     /// Why the code that made copies is not known, of those of which it is not.
     pub code_unknown: Vec<UnknownShare>,
-    pub mappings: Vec<Mapping>,
+    pub mappings: Vec<MappingCopies>,
     pub unmapped_uncounted_pages: u64,
 }
 
@@ -217,7 +217,7 @@ pub struct When {
 
 /// Mappings under one name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Mapping {
+pub struct MappingCopies {
     pub kind: Kind,
     pub name: String,
     /// The first address, for anonymous mappings without a name.

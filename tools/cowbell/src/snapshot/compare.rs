@@ -267,7 +267,7 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
-    use super::super::space::Mapping;
+    use super::super::space::SpaceMapping;
     use super::*;
     use cowbell::sys::map::Range;
 
@@ -321,7 +321,7 @@ mod tests {
     fn space(name: &str, first: usize, pages: &[Page]) -> Space {
         let bytes = cowbell::sys::page_size().bytes();
         let range = Range { start: first * bytes, len: pages.len() * bytes };
-        let mapping = Mapping { range, private: true, file: false, name: name.to_owned() };
+        let mapping = SpaceMapping { range, private: true, file: false, name: name.to_owned() };
         Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: range.start, pages: pages.to_vec() }] }
     }
 

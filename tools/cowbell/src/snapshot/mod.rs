@@ -316,7 +316,7 @@ fn alike(mine: &Space, theirs: &Space) -> Alike {
 
 #[cfg(test)]
 mod tests {
-    use super::space::{Mapping, Page, Run};
+    use super::space::{Page, Run, SpaceMapping};
     use super::*;
     use cowbell::sys::map::Range;
 
@@ -324,7 +324,7 @@ mod tests {
     fn equal_pages_are_one_memory_for_certain_only_by_a_frame_that_is_nobody_elses() {
         let space = |pages: &[Page]| {
             let range = Range { start: 0x1000, len: 0x1000 * pages.len() };
-            let mapping = Mapping { range, private: true, file: false, name: "[heap]".to_owned() };
+            let mapping = SpaceMapping { range, private: true, file: false, name: "[heap]".to_owned() };
             Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
         };
         let page = |exclusive, frame| Page::new(Kind::Private, exclusive, frame);

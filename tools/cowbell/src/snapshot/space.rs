@@ -61,7 +61,7 @@ impl Page {
 
 /// One mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
+pub struct SpaceMapping {
     /// The mapping's addresses.
     pub range: Range,
     /// Not shared: what is written there is this process' own.
@@ -87,7 +87,7 @@ pub struct Run {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Space {
     /// Ascending.
-    pub mappings: Vec<Mapping>,
+    pub mappings: Vec<SpaceMapping>,
     /// Ascending.
     pub runs: Vec<Run>,
 }
@@ -154,7 +154,7 @@ impl Reader {
         let pagemap = Pagemap::open(id)?;
         let mut space = Space { mappings: mappings(id)?, runs: Vec::new() };
         let resident = if self.scan { None } else { resident(id) };
-        for (mapping, Mapping { range, private, .. }) in space.mappings.iter().enumerate() {
+        for (mapping, SpaceMapping { range, private, .. }) in space.mappings.iter().enumerate() {
             if resident.as_ref().is_some_and(|resident| resident.binary_search(&range.start).is_err()) {
                 continue;
             }
@@ -222,13 +222,13 @@ fn resident(id: i32) -> Option<Vec<usize>> {
     Some(all.into_iter().filter(has_pages).map(|m| m.mapping.range.start).collect())
 }
 
-fn mappings(id: i32) -> Result<Vec<Mapping>, Errno> {
+fn mappings(id: i32) -> Result<Vec<SpaceMapping>, Errno> {
     // Pages of [vvar] are the kernel's; [vsyscall] is beyond what page tables of a process hold.
-    let has_pages = |mapping: &Mapping| !mapping.name.starts_with("[vvar") && mapping.name != "[vsyscall]";
-    Ok(maps::read(id)?.into_iter().map(Mapping::from).filter(has_pages).collect())
+    let has_pages = |mapping: &SpaceMapping| !mapping.name.starts_with("[vvar") && mapping.name != "[vsyscall]";
+    Ok(maps::read(id)?.into_iter().map(SpaceMapping::from).filter(has_pages).collect())
 }
 
-impl From<maps::Mapping> for Mapping {
+impl From<maps::Mapping> for SpaceMapping {
     fn from(found: maps::Mapping) -> Self {
         // Anonymous memory of a huge page pool has a file that nobody can name.
         let file = found.inode != 0 && found.name != "/anon_hugepage (deleted)";
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_mapping_tells_whether_it_is_private_and_of_a_file() {
-        let mapping = |line| maps::parse(line).map(Mapping::from).expect("a mapping");
+        let mapping = |line| maps::parse(line).map(SpaceMapping::from).expect("a mapping");
         let memfd = mapping("7f00-7f02 rw-p 00001000 00:01 1033   /memfd:a graph (deleted)");
         assert_eq!((memfd.private, memfd.file, memfd.name.as_str()), (true, true, "/memfd:a graph (deleted)"));
         let anonymous = mapping("7f00-7f02 ---s 00000000 00:00 0 ");

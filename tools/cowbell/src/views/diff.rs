@@ -7,7 +7,7 @@ use super::lines::{List, Row, Text, clean, head, percent, some};
 use super::table::{Keep, figures, names, words};
 use super::tables;
 use crate::analyse::diff::{Change, Diff, LineChange, MappingChange, RoleChange, Side, Verdict};
-use crate::analyse::summary::{ByClass, Mapping};
+use crate::analyse::summary::{ByClass, MappingCopies};
 use cowbell::page::Bytes;
 
 impl Document for Diff {
@@ -170,7 +170,7 @@ pub fn mapping_words(mapping: &MappingChange) -> String {
     }
     let pages = ByClass::default();
     // Sizes differ between runs; the kind and the name do not.
-    let shown = Mapping {
+    let shown = MappingCopies {
         kind: mapping.kind,
         name: mapping.name.clone(),
         start: None,

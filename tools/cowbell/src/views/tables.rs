@@ -4,7 +4,7 @@ use super::Verbosity;
 use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, some, tail};
 use super::table::{Keep, names, words};
 use super::width::width;
-use crate::analyse::summary::{Function, Mapping, ScriptLine, Summary};
+use crate::analyse::summary::{Function, MappingCopies, ScriptLine, Summary};
 use crate::analyse::{Cause, Kind};
 use crate::stacks::{languages, own_name};
 use cowbell::page::Bytes;
@@ -57,13 +57,13 @@ pub fn mappings(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
 }
 
 /// A mapping, for people.
-pub fn mapping_name(mapping: &Mapping) -> String {
+pub fn mapping_name(mapping: &MappingCopies) -> String {
     let (what, name) = mapping_words(mapping);
     if what.is_empty() || name.is_empty() { what + &name } else { format!("{what} {name}") }
 }
 
 /// The kind of a mapping, and the name that it has, of which a part may be left out.
-fn mapping_words(mapping: &Mapping) -> (String, String) {
+fn mapping_words(mapping: &MappingCopies) -> (String, String) {
     let (name, bytes) = (clean(&mapping.name), Bytes(mapping.bytes));
     let nameless = |what: String| (what, String::new());
     match mapping.kind {

@@ -208,7 +208,7 @@ fn functions(page: &mut Page, summary: &Summary) {
 fn mappings(page: &mut Page, summary: &Summary) {
     let columns = [column("Copied", true), column("Share", true), column("Pages", true), column("Mapping", false)];
     let mappings = summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0);
-    let row = |mapping: &crate::analyse::summary::Mapping| {
+    let row = |mapping: &crate::analyse::summary::MappingCopies| {
         vec![
             bytes(summary, mapping.copied_pages),
             figure(percent(mapping.share), mapping.share).bar(mapping.share),
