@@ -45,9 +45,9 @@ enum Command {
     ///
     /// The program's exit status is passed on (128+n if signal n ended it); 125: cowbell failed, 126: the program cannot
     /// be executed, 127: it was not found.
-    Run(front::options::Run),
+    Run(front::options::RunOptions),
     /// The same for a running process and all that it has forked; it is left running.
-    Attach(front::options::Attach),
+    Attach(front::options::AttachOptions),
     /// Show what each process of a running tree shares with its parent now. Arms and stops nothing.
     Snapshot(snapshot::Options),
     /// Show a running tree live: what each process shares, and what becomes its own; by a key, which lines copy.

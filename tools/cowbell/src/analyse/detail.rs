@@ -19,7 +19,7 @@ pub struct Detail {
     /// Copies by stack, in the order of intervals and then of time.
     pub stacks: Vec<Weighted>,
     /// The copied pages of each interval, in the order of the summary's.
-    pub maps: Vec<Vec<Run>>,
+    pub maps: Vec<Vec<CauseRun>>,
     /// The change of the memory of each process that was watched.
     pub timelines: Vec<Timeline>,
 }
@@ -51,7 +51,7 @@ pub struct Weighted {
 
 /// Neighbouring copied pages of one cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct CauseRun {
     pub start: u64,
     pub pages: u64,
     pub cause: Cause,
@@ -87,11 +87,11 @@ pub fn detail(profile: &Profile, judged: &[Judged]) -> Detail {
     Detail { frames: names.frames, stacks, maps, timelines: timelines(profile) }
 }
 
-fn runs(trail: &[(Trail, Cause)], page_size: u64) -> Vec<Run> {
-    let mut pages: Vec<Run> =
-        trail.iter().map(|(one, cause)| Run { start: one.start, pages: one.pages, cause: *cause }).collect();
+fn runs(trail: &[(Trail, Cause)], page_size: u64) -> Vec<CauseRun> {
+    let mut pages: Vec<CauseRun> =
+        trail.iter().map(|(one, cause)| CauseRun { start: one.start, pages: one.pages, cause: *cause }).collect();
     pages.sort_by_key(|run| run.start);
-    let mut runs: Vec<Run> = Vec::new();
+    let mut runs: Vec<CauseRun> = Vec::new();
     for run in pages {
         match runs.last_mut() {
             Some(last) if last.cause == run.cause && last.start + last.pages * page_size == run.start => {

@@ -17,7 +17,7 @@ use control::Control;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{Errno, process, signal};
 use keep::{Kept, exit_code};
-use options::{Attach, Run, Watching};
+use options::{AttachOptions, RunOptions, Watching};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -40,12 +40,12 @@ const CONTROL: u64 = 2;
 const ENDED: u64 = 3;
 
 /// `cowbell run`.
-pub fn run(options: &Run) -> ExitCode {
+pub fn run(options: &RunOptions) -> ExitCode {
     answer("run", watch(&options.watching, Target::Run(options.command.clone()), None))
 }
 
 /// `cowbell attach`; `socket`: of a program that has the process watched.
-pub fn attach(options: &Attach, socket: Option<OwnedFd>) -> ExitCode {
+pub fn attach(options: &AttachOptions, socket: Option<OwnedFd>) -> ExitCode {
     let failed = |e| answer("attach", Err((FAILED, e)));
     let control = match socket {
         None => None,

@@ -36,7 +36,7 @@ pub struct Watching {
 
 /// The program to run, and how to watch it.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Run {
+pub struct RunOptions {
     #[command(flatten)]
     pub watching: Watching,
     /// The program and its arguments.
@@ -46,7 +46,7 @@ pub struct Run {
 
 /// The process to attach to, and how to watch it.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Attach {
+pub struct AttachOptions {
     #[command(flatten)]
     pub watching: Watching,
     /// The process; all that it has forked is watched too.

@@ -1,6 +1,6 @@
 //! A process' pages against its parent's: the verdict on each, and the sums. Pure: evidence in, counts out.
 
-use super::space::{Kind, Page, Run, Space};
+use super::space::{Kind, Page, Space, SpaceRun};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -207,7 +207,7 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
     for runs in space.runs.chunk_by(|one, next| one.mapping == next.mapping) {
         let Some(mapping) = runs.first().and_then(|run| space.mappings.get(run.mapping)) else { continue };
         let mut counts = Counts::default();
-        let at = |run: &Run, nth| run.start + nth * page_bytes;
+        let at = |run: &SpaceRun, nth| run.start + nth * page_bytes;
         let pages =
             runs.iter().flat_map(|run| run.pages.iter().enumerate().map(move |(nth, &page)| (at(run, nth), page)));
         for (address, page) in pages {
@@ -322,7 +322,10 @@ mod tests {
         let bytes = cowbell::sys::page_size().bytes();
         let range = Range { start: first * bytes, len: pages.len() * bytes };
         let mapping = SpaceMapping { range, private: true, file: false, name: name.to_owned() };
-        Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: range.start, pages: pages.to_vec() }] }
+        Space {
+            mappings: vec![mapping],
+            runs: vec![SpaceRun { mapping: 0, start: range.start, pages: pages.to_vec() }],
+        }
     }
 
     #[test]
@@ -347,9 +350,9 @@ mod tests {
         // One is still the parent's, in another run of the same mapping.
         let mut child = space("x", 10, &[own(1), shared(2)]);
         let far = 100 * cowbell::sys::page_size().bytes();
-        child.runs.push(Run { mapping: 0, start: far, pages: vec![shared(7)] });
+        child.runs.push(SpaceRun { mapping: 0, start: far, pages: vec![shared(7)] });
         let mut parent = space("x", 10, &[own(3), own(4)]);
-        parent.runs.push(Run { mapping: 0, start: far, pages: vec![shared(7)] });
+        parent.runs.push(SpaceRun { mapping: 0, start: far, pages: vec![shared(7)] });
         let counts = count(&child, Against::Parent(&parent))["x"];
         assert_eq!((counts.own.differs, counts.own.copied_or_new, counts.shared_with_parent), (1, 0, 1));
         assert_eq!((counts.shared_with_others.differs, counts.shared_with_others.copied_or_new), (1, 0));

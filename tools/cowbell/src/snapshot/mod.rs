@@ -316,7 +316,7 @@ fn alike(mine: &Space, theirs: &Space) -> Alike {
 
 #[cfg(test)]
 mod tests {
-    use super::space::{Page, Run, SpaceMapping};
+    use super::space::{Page, SpaceMapping, SpaceRun};
     use super::*;
     use cowbell::sys::map::Range;
 
@@ -325,7 +325,7 @@ mod tests {
         let space = |pages: &[Page]| {
             let range = Range { start: 0x1000, len: 0x1000 * pages.len() };
             let mapping = SpaceMapping { range, private: true, file: false, name: "[heap]".to_owned() };
-            Space { mappings: vec![mapping], runs: vec![Run { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
+            Space { mappings: vec![mapping], runs: vec![SpaceRun { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
         };
         let page = |exclusive, frame| Page::new(Kind::Private, exclusive, frame);
         let of = |mine: &[Page], theirs: &[Page]| alike(&space(mine), &space(theirs));

@@ -74,7 +74,7 @@ pub struct SpaceMapping {
 
 /// Neighbouring pages of one mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct SpaceRun {
     /// The mapping's place in [`Space::mappings`].
     pub mapping: usize,
     /// The first page's address.
@@ -89,14 +89,14 @@ pub struct Space {
     /// Ascending.
     pub mappings: Vec<SpaceMapping>,
     /// Ascending.
-    pub runs: Vec<Run>,
+    pub runs: Vec<SpaceRun>,
 }
 
 impl Space {
     /// Every page with its address.
     pub fn pages(&self) -> impl DoubleEndedIterator<Item = (usize, Page)> + '_ {
         let bytes = cowbell::sys::page_size().bytes();
-        let of = move |run: &Run, nth: usize| run.start + nth * bytes;
+        let of = move |run: &SpaceRun, nth: usize| run.start + nth * bytes;
         self.runs.iter().flat_map(move |run| run.pages.iter().enumerate().map(move |(nth, &page)| (of(run, nth), page)))
     }
 
@@ -108,7 +108,7 @@ impl Space {
 
 /// Looks pages up at ascending addresses.
 pub struct Cursor<'a> {
-    runs: &'a [Run],
+    runs: &'a [SpaceRun],
     page_bytes: usize,
 }
 
@@ -162,7 +162,7 @@ impl Reader {
             for range in present {
                 let mut pages = Vec::with_capacity(range.len / cowbell::sys::page_size().bytes());
                 pagemap.read(range, |_, entry| pages.push(Page::of(entry, *private)))?;
-                space.runs.push(Run { mapping, start: range.start, pages });
+                space.runs.push(SpaceRun { mapping, start: range.start, pages });
             }
             mark_zero(&mut space.runs, &zero);
         }
@@ -199,7 +199,7 @@ fn scan(pagemap: &Pagemap, range: Range) -> Result<(Vec<Range>, Vec<Range>), Err
 }
 
 /// Corrects what the words of zero pages say: they look like shared pages.
-fn mark_zero(runs: &mut [Run], zero: &[Range]) {
+fn mark_zero(runs: &mut [SpaceRun], zero: &[Range]) {
     let bytes = cowbell::sys::page_size().bytes();
     for range in zero {
         let first = runs.partition_point(|run| run.start + run.pages.len() * bytes <= range.start);
@@ -279,7 +279,7 @@ mod tests {
     fn a_cursor_finds_each_page_and_nothing_between() {
         let bytes = cowbell::sys::page_size().bytes();
         let page = |frame| Page::new(Kind::Private, false, frame);
-        let run = |start: usize, pages: Vec<Page>| Run { mapping: 0, start: start * bytes, pages };
+        let run = |start: usize, pages: Vec<Page>| SpaceRun { mapping: 0, start: start * bytes, pages };
         let runs = vec![run(2, vec![page(1), page(2)]), run(4, vec![page(3)]), run(9, vec![page(4)])];
         let mut space = Space { mappings: Vec::new(), runs };
         let mut cursor = space.cursor();

@@ -33,7 +33,7 @@ pub enum Was {
 
 /// Neighbouring pages of one kind.
 #[derive(Clone, Debug)]
-struct Run {
+struct BaselineRun {
     start: u64,
     end: u64,
     was: Was,
@@ -44,7 +44,7 @@ struct Run {
 /// The runs, by their starts; disjoint.
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
-    runs: BTreeMap<u64, Run>,
+    runs: BTreeMap<u64, BaselineRun>,
     page: u64,
 }
 
@@ -92,26 +92,26 @@ impl Baseline {
         Ok(Self::of(runs, parent.page))
     }
 
-    fn of(runs: Vec<Run>, page: u64) -> Self {
+    fn of(runs: Vec<BaselineRun>, page: u64) -> Self {
         Self { runs: runs.into_iter().map(|run| (run.start, run)).collect(), page }
     }
 
     /// The runs that reach into a range, ascending.
-    fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = &Run> {
+    fn reaching(&self, start: u64, end: u64) -> impl Iterator<Item = &BaselineRun> {
         let before = self.runs.range(..start).next_back().map(|(_, run)| run);
         let inside = self.runs.range(start..end.max(start)).map(|(_, run)| run);
         before.filter(|run| start < run.end && start < end).into_iter().chain(inside)
     }
 
     /// The runs of a range, cut at its borders.
-    fn clipped(&self, start: u64, end: u64) -> Vec<Run> {
+    fn clipped(&self, start: u64, end: u64) -> Vec<BaselineRun> {
         self.reaching(start, end).map(|run| self.cut(run, run.start.max(start), run.end.min(end))).collect()
     }
 
-    fn cut(&self, run: &Run, from: u64, to: u64) -> Run {
+    fn cut(&self, run: &BaselineRun, from: u64, to: u64) -> BaselineRun {
         let skipped = ((from - run.start) / self.page) as usize;
         let frames = run.frames.as_ref().map(|(frames, first)| (Rc::clone(frames), first + skipped));
-        Run { start: from, end: to, was: run.was, frames }
+        BaselineRun { start: from, end: to, was: run.was, frames }
     }
 
     /// The ranges of pages that were in a range.
@@ -128,10 +128,10 @@ impl Baseline {
     /// The process is gone.
     pub fn read_frames(&mut self, pagemap: &Pagemap, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Errno> {
         // A run can reach over the borders of a mapping.
-        let mut cut: Vec<Run> = ranges.flat_map(|(start, end)| self.take(start, end)).collect();
+        let mut cut: Vec<BaselineRun> = ranges.flat_map(|(start, end)| self.take(start, end)).collect();
         let page = self.page;
-        let is_due = |run: &Run| run.was == Was::Private && run.frames.is_none();
-        let mut due: Vec<&mut Run> = cut.iter_mut().filter(|run| is_due(run)).collect();
+        let is_due = |run: &BaselineRun| run.was == Was::Private && run.frames.is_none();
+        let mut due: Vec<&mut BaselineRun> = cut.iter_mut().filter(|run| is_due(run)).collect();
         for near in due.chunk_by_mut(|run, next| are_near(run, next, page)) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
             let (start, end) = (first.start, last.end);
@@ -154,7 +154,7 @@ impl Baseline {
     /// The process is gone.
     pub fn now(&self, pagemap: &Pagemap, mut each: impl FnMut(u64, Was, Entry)) -> Result<(), Errno> {
         let page = self.page;
-        let runs: Vec<&Run> = self.runs.values().collect();
+        let runs: Vec<&BaselineRun> = self.runs.values().collect();
         for near in runs.chunk_by(|run, next| are_near(run, next, page)) {
             let (Some(first), Some(last)) = (near.first(), near.last()) else { continue };
             let mut words = Vec::with_capacity(((last.end - first.start) / page) as usize);
@@ -263,13 +263,13 @@ impl Baseline {
         self.put(moved);
     }
 
-    fn put(&mut self, runs: Vec<Run>) {
+    fn put(&mut self, runs: Vec<BaselineRun>) {
         self.runs.extend(runs.into_iter().map(|run| (run.start, run)));
     }
 
     /// Takes out what lies in a range, cutting runs at its borders. It costs what is taken, not what is there: a process
     /// may have tens of thousands of mappings.
-    fn take(&mut self, start: u64, end: u64) -> Vec<Run> {
+    fn take(&mut self, start: u64, end: u64) -> Vec<BaselineRun> {
         self.cut_at(start);
         self.cut_at(end);
         let starts: Vec<u64> = self.runs.range(start..end.max(start)).map(|(&start, _)| start).collect();
@@ -285,29 +285,29 @@ impl Baseline {
         self.put(vec![front, behind]);
     }
 
-    fn run(&self, page: u64) -> Option<&Run> {
+    fn run(&self, page: u64) -> Option<&BaselineRun> {
         self.runs.range(..=page).next_back().map(|(_, run)| run).filter(|run| page < run.end)
     }
 }
 
 /// Tells whether two runs are better read together.
-fn are_near(run: &Run, next: &Run, page: u64) -> bool {
+fn are_near(run: &BaselineRun, next: &BaselineRun, page: u64) -> bool {
     run.end <= next.start && next.start - run.end < NEAR_PAGES * page
 }
 
 /// The runs of a range, from page tables.
-fn runs_in(pagemap: &Tables, range: Range) -> Result<Vec<Run>, Errno> {
+fn runs_in(pagemap: &Tables, range: Range) -> Result<Vec<BaselineRun>, Errno> {
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE,
         any: Categories::PRESENT | Categories::SWAPPED | Categories::PFN_ZERO | Categories::HUGE,
         rearm: false,
     };
-    let mut runs: Vec<Run> = Vec::new();
+    let mut runs: Vec<BaselineRun> = Vec::new();
     let mut huge = Vec::new();
     let mut add = |start: u64, end: u64, was| match runs.last_mut() {
         Some(last) if last.end == start && last.was == was => last.end = end,
-        _ => runs.push(Run { start, end, was, frames: None }),
+        _ => runs.push(BaselineRun { start, end, was, frames: None }),
     };
     pagemap.runs(range, &query, |run, categories| {
         let was = match categories.state() {
@@ -383,8 +383,12 @@ mod tests {
     fn baseline() -> Baseline {
         let page = page_bytes();
         let frames: Rc<[u64]> = (100..110).collect();
-        let run =
-            |start: u64, pages: u64, was, frames| Run { start: start * page, end: (start + pages) * page, was, frames };
+        let run = |start: u64, pages: u64, was, frames| BaselineRun {
+            start: start * page,
+            end: (start + pages) * page,
+            was,
+            frames,
+        };
         let runs = vec![run(10, 10, Was::Private, Some((frames, 0))), run(30, 2, Was::Zero, None)];
         Baseline::of(runs, page)
     }
@@ -421,7 +425,7 @@ mod tests {
         let (here, ours) = (Box::new(7u8), Tables::open(cowbell::sys::process::pid()).expect("our own"));
         let start = std::ptr::from_ref(&*here).addr() as u64 / page * page;
         let frames: Rc<[u64]> = (100..110).collect();
-        let run = Run { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };
+        let run = BaselineRun { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };
         let parent = Baseline::of(vec![run], page);
         let mappings = [(start, start + 4 * page)];
         let child = Baseline::inherited(&parent, mappings.into_iter(), &ours).expect("read");
