@@ -20,7 +20,7 @@ use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
 
 /// The parts that a watch is opened with.
-pub struct Order {
+pub struct Opening {
     /// The interval's number.
     pub interval: u32,
     /// The reason why it is watched.
@@ -52,13 +52,13 @@ impl Watch {
     /// # Errors
     /// Its page tables cannot be read.
     pub fn arm(
-        order: &Order,
+        opening: &Opening,
         doors: Doors,
         relative: Option<&Baseline>,
         before: Option<&AddressSpace>,
     ) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
-        let living = procfs::living(order.pid);
+        let living = procfs::living(opening.pid);
         let pagemap = Tables::open(living)?;
         let maps = maps::of(living)?;
         let base = match relative {
@@ -70,15 +70,15 @@ impl Watch {
             None => Baseline::scan(&pagemap)?,
         };
         let pages = base.count(0, u64::MAX, Was::Private);
-        let sampling = Sampling::new(order.stacks_every, pages);
+        let sampling = Sampling::new(opening.stacks_every, pages);
         let mut watch = Self {
-            interval: order.interval,
-            role: order.role,
-            mode: order.mode,
-            pid: order.pid,
-            begun_ns: order.now_ns,
+            interval: opening.interval,
+            role: opening.role,
+            mode: opening.mode,
+            pid: opening.pid,
+            begun_ns: opening.now_ns,
             pagemap,
-            space: AddressSpace::new(order.pid, order.interval, order.codes.clone()),
+            space: AddressSpace::new(opening.pid, opening.interval, opening.codes.clone()),
             base,
             written: HashMap::new(),
             moved: HashMap::new(),
@@ -88,17 +88,17 @@ impl Watch {
             untold: None,
             uncounted: 0,
             dropped: Ranges::default(),
-            callers: order.stacks_every > 0,
+            callers: opening.stacks_every > 0,
             collected: Collected::default(),
-            faults_before: order.faults_before,
+            faults_before: opening.faults_before,
             told: Told::default(),
             memory: Memory::open(living)?,
-            frames: order.frames,
+            frames: opening.frames,
             // Where nobody waits for an answer, nobody is looked for.
             threads: if doors.events.is_none() && doors.bits.is_none() {
                 Threads::default()
             } else {
-                Threads::of(order.pid)
+                Threads::of(opening.pid)
             },
             doors,
         };
@@ -109,7 +109,7 @@ impl Watch {
                 watch.base.drop_swapped(map.mapping.start, map.mapping.end);
             }
             map.mapping.watched = watch.arm_mapping(&map);
-            if matches!(map.mapping.watched, Watched::Bits | Watched::Faults) && order.frames {
+            if matches!(map.mapping.watched, Watched::Bits | Watched::Faults) && opening.frames {
                 framed.push((map.mapping.start, map.mapping.end));
             }
             map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
@@ -123,14 +123,14 @@ impl Watch {
         watch.space.announce(&watch.doors);
         let held = watch.held()?;
         let begin = Begin {
-            interval: order.interval,
-            pid: order.pid,
-            role: order.role,
-            time_ns: order.now_ns,
-            mode: order.mode,
+            interval: opening.interval,
+            pid: opening.pid,
+            role: opening.role,
+            time_ns: opening.now_ns,
+            mode: opening.mode,
             mappings: watch.space.maps.iter().map(|map| map.mapping.clone()).collect(),
             held,
-            exact_stacks: order.mode == Mode::Faults && watch.doors.events.is_some() && order.stacks_every > 0,
+            exact_stacks: opening.mode == Mode::Faults && watch.doors.events.is_some() && opening.stacks_every > 0,
             arm_ns: cowbell::sys::monotonic_ns() - started,
         };
         Ok((watch, begin))

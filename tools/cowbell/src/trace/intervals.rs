@@ -2,7 +2,7 @@
 
 use super::account;
 use super::address_space::AddressSpace;
-use super::arm::Order;
+use super::arm::Opening;
 use super::baseline::page_bytes;
 use super::birth::{self, Unarmed};
 use super::compare::{self, Donor};
@@ -203,7 +203,7 @@ impl Tracer {
         };
         let (interval, codes) = (self.intervals, self.codes.clone());
         let stacks_every = self.options.stacks_every;
-        let order = Order { interval, role, mode, pid, frames, stacks_every, now_ns, faults_before, codes };
+        let order = Opening { interval, role, mode, pid, frames, stacks_every, now_ns, faults_before, codes };
         // A parent of several threads may have written since.
         let parent = self.tree.processes.get(&pid).and_then(|process| self.tree.processes.get(&process.parent));
         let before = parent.filter(|_| forked_ns.is_some()).and_then(|parent| parent.watch.as_ref());
