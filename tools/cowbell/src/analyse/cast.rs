@@ -1,6 +1,6 @@
 //! The processes and intervals of a summary, by their parts in the verdict.
 
-use super::summary::{ByClass, Interval, Process, Summary};
+use super::summary::{ByClass, Interval, ProcessSummary, Summary};
 use super::verdict::{LITTLE, MUCH_OF_ONE};
 use crate::record::{Closed, Held, Mode, Role};
 use crate::stacks::languages::{self, Work};
@@ -127,7 +127,7 @@ pub fn cast(summary: &Summary) -> (BTreeSet<usize>, Cast<'_>) {
         return (BTreeSet::new(), all);
     };
     let page = summary.run.page_size;
-    let was_over = |process: &Process| process.ended_ns.is_some_and(|ended_ns| ended_ns <= became);
+    let was_over = |process: &ProcessSummary| process.ended_ns.is_some_and(|ended_ns| ended_ns <= became);
     let others = summary.processes.iter().enumerate().skip(1);
     let folded: BTreeSet<usize> = others.filter(|(_, process)| was_over(process)).map(|(at, _)| at).collect();
     let is_early = |interval: &&&Interval| match interval.process {

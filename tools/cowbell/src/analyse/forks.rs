@@ -1,6 +1,6 @@
 //! The forks themselves: the page tables that they copied, and forks that only made room for another program.
 
-use super::summary::{Interval, Process, Summary};
+use super::summary::{Interval, ProcessSummary, Summary};
 use super::verdict::{Help, LITTLE};
 use crate::record::{Closed, Origin, Role};
 use crate::stacks::languages;
@@ -33,7 +33,7 @@ impl Forks {
         self.page_tables_most_bytes >= LARGE || self.page_tables_bytes >= LARGE_IN_ALL
     }
 
-    fn add(&mut self, process: &Process) {
+    fn add(&mut self, process: &ProcessSummary) {
         let Some(bytes) = process.fork_page_tables_bytes.filter(|bytes| *bytes >= TABLES_MIN) else { return };
         self.children += 1;
         self.page_tables_bytes = self.page_tables_bytes.saturating_add(bytes);
@@ -42,7 +42,7 @@ impl Forks {
 }
 
 /// The page tables that were copied for these processes.
-pub fn forks(processes: &[Process]) -> Forks {
+pub fn forks(processes: &[ProcessSummary]) -> Forks {
     let mut forks = Forks::default();
     processes.iter().for_each(|process| forks.add(process));
     forks
@@ -51,7 +51,7 @@ pub fn forks(processes: &[Process]) -> Forks {
 /// A child that had much to share, wrote hardly a page of it, and executed a program: its fork was for nothing.
 struct OnItsWay<'a> {
     interval: &'a Interval,
-    process: &'a Process,
+    process: &'a ProcessSummary,
     /// The bytes that it copied, at most.
     copied: u64,
 }

@@ -5,8 +5,8 @@ use super::growth::Growth;
 use super::mapping::Kind;
 use super::sum::share;
 use super::summary::{
-    AtWork, ByClass, CauseShare, Contents, Gap, Interval, MappingCopies, Overhead, Process, Run, Script, Summary,
-    Totals,
+    AtWork, ByClass, CauseShare, Contents, Gap, Interval, MappingCopies, Overhead, ProcessSummary, Run, Script,
+    Summary, Totals,
 };
 use super::verdict::{self, Verdict};
 use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
@@ -94,8 +94,8 @@ fn run(page_size: u64) -> Run {
     }
 }
 
-fn process(report: &Report) -> Process {
-    Process {
+fn process(report: &Report) -> ProcessSummary {
+    ProcessSummary {
         pid: report.pid,
         parent: 0,
         origin: Origin::Forked,

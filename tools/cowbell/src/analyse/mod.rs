@@ -64,7 +64,7 @@ use std::collections::HashMap;
 #[derive(Debug, Default)]
 pub struct Profile {
     header: Option<Header>,
-    processes: Vec<summary::Process>,
+    processes: Vec<summary::ProcessSummary>,
     /// The newest process of each id.
     process_by_pid: HashMap<i32, usize>,
     /// The file that each process executes.
@@ -237,7 +237,7 @@ impl Profile {
             // A new process, be its id an old one's.
             _ => {
                 self.process_by_pid.insert(pid, self.processes.len());
-                self.processes.push(summary::Process {
+                self.processes.push(summary::ProcessSummary {
                     pid,
                     parent,
                     origin,

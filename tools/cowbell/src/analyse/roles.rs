@@ -1,6 +1,6 @@
 //! The figures of each process, with the bounds of what is known, and the role that it plays in the tree.
 
-use super::summary::{Gap, Interval, Process, Summary};
+use super::summary::{Gap, Interval, ProcessSummary, Summary};
 use crate::record::{Closed, GapKind, Origin};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -150,7 +150,7 @@ fn in_interval(interval: &Interval, page_size: u64, unbounded: bool) -> Figures 
 }
 
 /// The memory that a process allocated. That of one that was not forked is its data set, which is no growth.
-fn new(process: &Process) -> Bounds {
+fn new(process: &ProcessSummary) -> Bounds {
     let resident = process.memory.as_ref().and_then(|memory| memory.resident);
     match (process.origin, resident) {
         (Origin::Forked, Some(resident)) => Bounds { least: resident.new, most: Some(resident.new) },
@@ -190,9 +190,9 @@ impl Unbounded {
 }
 
 /// The role of each process.
-pub fn roles(processes: &[Process]) -> Vec<Role> {
+pub fn roles(processes: &[ProcessSummary]) -> Vec<Role> {
     let mut depths: HashMap<i32, u32> = HashMap::new();
-    let role = |process: &Process| {
+    let role = |process: &ProcessSummary| {
         let depth = depths.get(&process.parent).map_or(0, |above| above.saturating_add(1));
         depths.insert(process.pid, depth);
         // By what it was forked as: what it executed later shares nothing.

@@ -36,7 +36,7 @@ pub struct Summary {
     /// All intervals together.
     pub totals: Totals,
     /// The processes, in the order in which they came to notice.
-    pub processes: Vec<Process>,
+    pub processes: Vec<ProcessSummary>,
     /// The intervals, in the order in which they opened.
     pub intervals: Vec<Interval>,
     /// Mappings with written pages, most copied first.
@@ -122,7 +122,7 @@ pub struct UnknownCode {
 
 /// A process.
 #[derive(Clone, Debug, Serialize)]
-pub struct Process {
+pub struct ProcessSummary {
     pub pid: i32,
     /// 0 where not known.
     pub parent: i32,
@@ -142,7 +142,7 @@ pub struct Process {
     pub memory: Option<Memory>,
 }
 
-impl Process {
+impl ProcessSummary {
     /// The command of the program that it ran at a time.
     pub fn command_at(&self, time_ns: u64) -> &[String] {
         let executed = self.executed.iter().zip(&self.executed_ns);

@@ -7,7 +7,7 @@ use super::because::{copies, new_memory};
 use super::cast::{Cast, cast};
 use super::cause::Cause;
 use super::forks;
-use super::summary::{Interval, Process, Summary};
+use super::summary::{Interval, ProcessSummary, Summary};
 use crate::record::{Closed, Frame, GapKind, Origin, Who};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -200,7 +200,7 @@ fn is_whole(summary: &Summary) -> bool {
 /// `counted`: what was counted of the copies, and is not known to be of another phase.
 fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> Kind {
     let made = summary.processes.iter().enumerate().skip(1).filter(|(at, _)| !verdict.folded.contains(at));
-    let made: Vec<&Process> = made.map(|(_, process)| process).collect();
+    let made: Vec<&ProcessSummary> = made.map(|(_, process)| process).collect();
     let (copied, shared) = (counted, verdict.shared_bytes);
     let workers = verdict.workers.len() as u64;
     let parent_shared = cast.parents.iter().map(|interval| interval.held.shared).max().unwrap_or(0);
@@ -236,7 +236,7 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
         return Kind::ParentPays;
     }
     if cast.counted.is_empty() {
-        let afresh = |process: &&Process| !process.executed.is_empty() || process.origin == Origin::Shares;
+        let afresh = |process: &&ProcessSummary| !process.executed.is_empty() || process.origin == Origin::Shares;
         return match made.len() {
             // Nobody knows what came after a capture was cut off.
             0 if summary.cut.is_some() => Kind::Unwatched,
@@ -252,7 +252,7 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     if cast.attached.is_empty() {
         return of_copies(workers);
     }
-    let is_found = |process: &Process| process.origin == Origin::Attached;
+    let is_found = |process: &ProcessSummary| process.origin == Origin::Attached;
     let shares = cast.counted.iter().any(|interval| interval.held.shared > 0);
     // Memory that nobody else had was not copied, though it was written and page frames do not tell.
     if !shares && summary.processes.iter().all(is_found) && verdict.copied_bytes_min == 0 {

@@ -1,6 +1,6 @@
 //! The model as a picture of characters.
 
-use super::model::{Figures, LineRow, Model, Row as Process, Sort, View};
+use super::model::{Figures, LineRow, Model, ProcessRow, Sort, View};
 use crate::views::clean;
 use cowbell::page::Bytes;
 use ratatui::Frame;
@@ -175,7 +175,7 @@ fn styled(row: Row<'_>, chosen: bool) -> Row<'_> {
     if chosen { row.style(CHOSEN) } else { row }
 }
 
-fn name(row: &Process, indented: bool) -> String {
+fn name(row: &ProcessRow, indented: bool) -> String {
     let indent = if indented { 2 * row.depth.min(INDENTED_MAX) } else { 0 };
     let remark = if row.remark.is_empty() { String::new() } else { format!(" ({})", row.remark) };
     // A command may be a megabyte long.
@@ -255,8 +255,8 @@ mod tests {
     use super::*;
     use crate::analyse::live::{Line as Place, Sum};
 
-    fn row(pid: i32, pss: u64, is_in_anothers_memory: bool) -> Process {
-        Process {
+    fn row(pid: i32, pss: u64, is_in_anothers_memory: bool) -> ProcessRow {
+        ProcessRow {
             pid,
             depth: 0,
             command: "worker".to_owned(),
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_memory_is_added_once_and_who_has_none_is_not_said_to_be_closed() {
-        let rows = vec![row(7, 4096, false), row(8, 4096, true), Process { figures: None, ..row(9, 0, false) }];
+        let rows = vec![row(7, 4096, false), row(8, 4096, true), ProcessRow { figures: None, ..row(9, 0, false) }];
         let mut model = Model::new();
         model.rows = rows;
         assert!(shown(&model, None).starts_with("3 processes, 1 not read; PSS 4.0 KiB,"), "{}", shown(&model, None));

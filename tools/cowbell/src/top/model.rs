@@ -30,7 +30,7 @@ impl Sort {
 
 /// A process.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct ProcessRow {
     pub pid: i32,
     pub depth: usize,
     pub command: String,
@@ -106,7 +106,7 @@ pub struct Model {
     /// The message below the table.
     pub message: String,
     pub page_size: u64,
-    pub rows: Vec<Row>,
+    pub rows: Vec<ProcessRow>,
     pub lines: Vec<LineRow>,
     of_process: BTreeMap<i32, Vec<LineRow>>,
     pub waiting_bytes: u64,
@@ -163,10 +163,10 @@ impl Model {
         self.clamp();
     }
 
-    fn row(&mut self, process: &ProcessReport, seconds: f64) -> Row {
+    fn row(&mut self, process: &ProcessReport, seconds: f64) -> ProcessRow {
         let memory = process.memory.as_ref();
         let figures = memory.map(|memory| Figures::of(&memory.pages, self.page_size, memory.pss_bytes));
-        Row {
+        ProcessRow {
             pid: process.pid,
             depth: process.depth,
             command: snapshot::command(process),
@@ -210,11 +210,12 @@ impl Model {
     }
 
     /// The processes that are shown, in order.
-    pub fn shown(&self) -> Vec<&Row> {
+    pub fn shown(&self) -> Vec<&ProcessRow> {
         let wanted = self.filter.to_lowercase();
-        let hit = |row: &&Row| row.command.to_lowercase().contains(&wanted) || row.pid.to_string().contains(&wanted);
-        let mut rows: Vec<&Row> = self.rows.iter().filter(hit).collect();
-        let of = |row: &Row, figure: fn(&Figures) -> u64| row.figures.as_ref().map_or(0, figure);
+        let hit =
+            |row: &&ProcessRow| row.command.to_lowercase().contains(&wanted) || row.pid.to_string().contains(&wanted);
+        let mut rows: Vec<&ProcessRow> = self.rows.iter().filter(hit).collect();
+        let of = |row: &ProcessRow, figure: fn(&Figures) -> u64| row.figures.as_ref().map_or(0, figure);
         let most = |a: u64, b: u64| b.cmp(&a);
         match self.sort {
             Sort::Tree => {}
@@ -320,9 +321,9 @@ impl<K: Ord> History<K> {
 mod tests {
     use super::*;
 
-    fn row(pid: i32, command: &str, shared: u64, differs: u64) -> Row {
+    fn row(pid: i32, command: &str, shared: u64, differs: u64) -> ProcessRow {
         let figures = Figures { shared, differs, ..Figures::default() };
-        Row {
+        ProcessRow {
             pid,
             depth: 0,
             command: command.to_owned(),

@@ -6,7 +6,7 @@
 use super::baseline::{self, page_bytes};
 use super::maps::{self, Backing, Map};
 use super::tables::Tables;
-use super::tree::Process;
+use super::tree::Tracee;
 use super::{Tracer, growth};
 use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums, Together};
 use cowbell::sys::map::Range;
@@ -64,7 +64,7 @@ impl Tracer {
     /// The memory of all processes together as this one ends, of which these are the sums: the first time that so many live. `None` also if it is
     /// little, which is cheap to see, or cannot be read soon.
     fn together(&mut self, pid: i32, own: &Sums) -> Option<Together> {
-        let has_memory = |process: &Process| !process.shares && !process.is_ending();
+        let has_memory = |process: &Tracee| !process.shares && !process.is_ending();
         let others = self.tree.processes.iter().filter(|&(&other, process)| other != pid && has_memory(process));
         let others: Vec<i32> = others.map(|(&other, _)| other).collect();
         let memories = others.len() as u64 + 1;

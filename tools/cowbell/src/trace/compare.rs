@@ -4,7 +4,7 @@ use super::baseline::page_bytes;
 use super::entries::Entries;
 use super::files::Files;
 use super::layout;
-use super::tree::Process;
+use super::tree::Tracee;
 use super::watch::Watch;
 use crate::record::{Class, Content, End, Event, Kinds, Role};
 use crate::stacks::languages::{Changed, Objects, Word};
@@ -45,14 +45,14 @@ pub struct Donor<'a> {
     pid: i32,
     memory: Memory,
     pagemap: Pagemap,
-    process: &'a Process,
+    process: &'a Tracee,
     /// The process that was forked from it.
-    child: &'a Process,
+    child: &'a Tracee,
 }
 
 impl<'a> Donor<'a> {
     /// The process `pid`, for one that was forked from it.
-    pub fn new(pid: i32, process: &'a Process, child: &'a Process) -> Option<Self> {
+    pub fn new(pid: i32, process: &'a Tracee, child: &'a Tracee) -> Option<Self> {
         let living = procfs::living(pid);
         let (memory, pagemap) = (Memory::open(living).ok()?, Pagemap::open(living).ok()?);
         Some(Self { pid, memory, pagemap, process, child })

@@ -23,7 +23,7 @@ use super::faults_stand_in::{StandIn, hear};
 use super::intervals::events_of;
 use super::maps;
 use super::sample::{Halted, Taken};
-use super::tree::Process;
+use super::tree::Tracee;
 use super::watch::{Doors, Watch, release};
 use crate::record::{Class, Closed, Event, Mode};
 use cowbell::sys;
@@ -348,8 +348,8 @@ impl Tracer {
 }
 
 /// Lets everybody go who waits in a process without an open interval; returns the pages of those who could not be let go yet.
-fn serve_kept(process: &mut Process) -> Vec<u64> {
-    let Process { kept, children, .. } = process;
+fn serve_kept(process: &mut Tracee) -> Vec<u64> {
+    let Tracee { kept, children, .. } = process;
     let Some(uffd) = kept.as_ref().and_then(|doors| doors.events.as_ref()) else { return Vec::new() };
     let mut pages = Vec::new();
     while hear(uffd, &mut pages, |child| children.push(child)) {}

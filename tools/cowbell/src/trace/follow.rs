@@ -2,9 +2,9 @@
 
 use super::birth::{self, Kind};
 use super::executable;
-use super::tree::Process;
+use super::tree::Tracee;
 use super::{LEAVE, Tracer, ability};
-use crate::record::{Closed, GapKind, Mode, Origin, Process as Named, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, Origin, Process, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
@@ -108,7 +108,7 @@ impl Tracer {
             self.tree.add_thread(pid, task);
         } else {
             let (family, parent) = (self.tree.new_family(), status.number("PPid").unwrap_or(0));
-            self.tree.add(task, Process::new(task, parent, family, Role::Child));
+            self.tree.add(task, Tracee::new(task, parent, family, Role::Child));
             self.name(task, parent, Origin::Forked);
             self.gap(task, GapKind::NotArmed, "its parent was killed while it forked");
         }
@@ -139,7 +139,7 @@ impl Tracer {
             }
             Kind::Shares => {
                 let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
-                let mut process = Process::new(child, pid, family, Role::Child);
+                let mut process = Tracee::new(child, pid, family, Role::Child);
                 process.shares = true;
                 self.tree.add(child, process);
                 self.name(child, pid, Origin::Shares);
@@ -157,7 +157,7 @@ impl Tracer {
         let forked_ns = self.now();
         let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
         let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
-        let mut process = Process::new(child, pid, family, Role::Child);
+        let mut process = Tracee::new(child, pid, family, Role::Child);
         process.born_ns = forked_ns;
         self.tree.add(child, process);
         self.inherit_sampling(pid, child);
@@ -345,6 +345,6 @@ impl Tracer {
             Origin::Started | Origin::Attached | Origin::Executed => executable::of(pid),
         };
         let page_tables = if origin == Origin::Forked { self.page_tables(pid, parent, time_ns) } else { None };
-        self.say(Record::Process(Named { pid, parent, time_ns, origin, command, executable, page_tables }));
+        self.say(Record::Process(Process { pid, parent, time_ns, origin, command, executable, page_tables }));
     }
 }

@@ -10,7 +10,7 @@ use super::images::Images;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
 use super::sample::Sampler;
-use super::tree::{Process, Tree};
+use super::tree::{Tracee, Tree};
 use super::{FAULTS, LINK, SIGNALS, Tracer, ability, baseline};
 use crate::failure::absent;
 use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, Role, VERSION};
@@ -157,7 +157,7 @@ impl Tracer {
         self.say_header(words.iter().map(|word| word.to_string_lossy().into_owned()).collect(), mode_reason);
         self.root = pid;
         let family = self.tree.new_family();
-        self.tree.add(pid, Process::new(pid, 0, family, Role::Parent));
+        self.tree.add(pid, Tracee::new(pid, 0, family, Role::Parent));
         self.name(pid, 0, Origin::Started);
         self.begin_to_compare(pid);
         self.tell_of_privilege(pid);
@@ -185,7 +185,7 @@ impl Tracer {
         // Until nothing new is found: the tree grows while it is listed.
         while let Some(pid) = fresh.pop() {
             let parent = parents.get(&pid).copied().unwrap_or(0);
-            let mut process = Process::new(pid, parent, family, Role::Attached);
+            let mut process = Tracee::new(pid, parent, family, Role::Attached);
             process.to_arm = true;
             self.tree.add(pid, process);
             self.seize_threads(pid, &mut seen);
@@ -208,7 +208,7 @@ impl Tracer {
             }
         }
         // Relatives outside of this tree may share with it: it is never taken to be alone.
-        self.tree.add(0, Process::new(0, 0, family, Role::Attached));
+        self.tree.add(0, Tracee::new(0, 0, family, Role::Attached));
         self.tree.threads.remove(&0);
         let pids: Vec<i32> = self.tree.processes.keys().copied().filter(|&pid| pid != 0).collect();
         for pid in pids {

@@ -7,7 +7,7 @@ use cowbell::sys::remote::RemoteUffd;
 use std::collections::{HashMap, HashSet};
 
 /// A process.
-pub struct Process {
+pub struct Tracee {
     /// The process that forked it; 0 where not known.
     pub parent: i32,
     /// The processes that have copies of the same memory share this number.
@@ -46,7 +46,7 @@ pub struct Process {
     pub forked_little_ns: Option<u64>,
 }
 
-impl Process {
+impl Tracee {
     /// A process with one thread.
     pub fn new(pid: i32, parent: i32, family: u32, role: Role) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Process {
 #[derive(Default)]
 pub struct Tree {
     /// By process id.
-    pub processes: HashMap<i32, Process>,
+    pub processes: HashMap<i32, Tracee>,
     /// The process of each thread.
     pub threads: HashMap<i32, i32>,
     families: u32,
@@ -110,7 +110,7 @@ impl Tree {
     }
 
     /// Adds a process with its first thread.
-    pub fn add(&mut self, pid: i32, process: Process) {
+    pub fn add(&mut self, pid: i32, process: Tracee) {
         self.threads.insert(pid, pid);
         self.processes.insert(pid, process);
     }

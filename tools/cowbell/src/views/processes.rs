@@ -3,7 +3,7 @@
 use super::Verbosity;
 use super::lines::{List, Row, Text, clean, some};
 use super::table::{self, Keep};
-use crate::analyse::summary::{Process, Summary};
+use crate::analyse::summary::{ProcessSummary, Summary};
 use crate::record::{Origin, Role, Sums, Together};
 use cowbell::page::Bytes;
 
@@ -30,7 +30,7 @@ pub fn table(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     if lines.is_empty() {
         return;
     }
-    let is_found = |process: &Process| process.origin == Origin::Attached;
+    let is_found = |process: &ProcessSummary| process.origin == Origin::Attached;
     text.heading(if summary.processes.iter().any(is_found) {
         "Memory in MiB: shared at first; copied, new since; PSS, RSS, peak at the end"
     } else {
@@ -103,7 +103,7 @@ fn mebibytes(bytes: Option<u64>) -> String {
 }
 
 /// Processes of one parent and name, each with its number.
-type Group<'a> = ((i32, String), Vec<(usize, &'a Process)>);
+type Group<'a> = ((i32, String), Vec<(usize, &'a ProcessSummary)>);
 
 fn lines(summary: &Summary, verbosity: &Verbosity) -> Vec<Line> {
     let shown = summary.processes.iter().enumerate().filter(|(at, process)| {
@@ -155,7 +155,7 @@ fn column_wise(figures: &[Figures], which: usize) -> Figures {
 }
 
 /// The name of a process, by its own last word on it: programs give themselves titles.
-fn name(process: &Process) -> String {
+fn name(process: &ProcessSummary) -> String {
     let command = match &process.memory {
         Some(memory) if !memory.command.is_empty() => &memory.command,
         _ => process.executed.last().unwrap_or(&process.command),
@@ -166,7 +166,7 @@ fn name(process: &Process) -> String {
     clean(format!("{program} {file}").trim_end())
 }
 
-fn figures(summary: &Summary, at: usize, process: &Process) -> Figures {
+fn figures(summary: &Summary, at: usize, process: &ProcessSummary) -> Figures {
     let page = summary.run.page_size;
     let intervals = || summary.intervals.iter().filter(move |interval| interval.process == Some(at));
     let is_watched = intervals().next().is_some();

@@ -9,7 +9,7 @@ use super::table::{self, Keep};
 use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
 use super::width::width;
 use super::{processes, tables, why};
-use crate::analyse::summary::{ByClass, Interval, Process, Summary};
+use crate::analyse::summary::{ByClass, Interval, ProcessSummary, Summary};
 use crate::record::{Closed, Mode, Origin, Role};
 use cowbell::page::Bytes;
 
@@ -97,8 +97,9 @@ fn watched(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
         text.faint_sentence(0, &format!("Forks copied {all} of page tables for {children}{one}."));
     }
     // Those of a wrapper are told apart, with the processes.
-    let is_afresh =
-        |process: &Process| matches!(process.origin, Origin::Forked | Origin::Shares) && !process.executed.is_empty();
+    let is_afresh = |process: &ProcessSummary| {
+        matches!(process.origin, Origin::Forked | Origin::Shares) && !process.executed.is_empty()
+    };
     let of_wrapper = summary.verdict.folded.iter().filter_map(|&at| summary.processes.get(at));
     let of_wrapper = of_wrapper.filter(|process| is_afresh(process)).count() as u64;
     let executed = summary.totals.started_afresh.saturating_sub(of_wrapper);

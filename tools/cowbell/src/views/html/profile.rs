@@ -3,7 +3,7 @@
 use super::{Cell, Column, Page, figure, words};
 use crate::analyse::Cause;
 use crate::analyse::detail::Detail;
-use crate::analyse::summary::{Interval, Process, Summary};
+use crate::analyse::summary::{Interval, ProcessSummary, Summary};
 use crate::views::lines::{clean, count, percent};
 use crate::views::{Verbosity, kinds, tables, text};
 use cowbell::page::Bytes;
@@ -270,7 +270,7 @@ fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
         let process = summary.processes.get(timeline.process);
         let intervals = || summary.intervals.iter().filter(|interval| interval.process == Some(timeline.process));
         let begin_ns = intervals().map(|interval| interval.begin_ns).max().unwrap_or_default();
-        let command = |process: &Process| process.command_at(begin_ns).join(" ");
+        let command = |process: &ProcessSummary| process.command_at(begin_ns).join(" ");
         let name = process.map_or(String::new(), |process| format!("{} {}", process.pid, command(process)));
         let flat =
             |point: &crate::analyse::detail::Point| [point.time_ns / 1000, point.shared, point.copied, point.new];
