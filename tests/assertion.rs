@@ -29,7 +29,7 @@ fn failure(assertion: impl FnOnce()) -> String {
 fn a_worker_that_reads_copies_nothing() {
     let names = names();
     assert_copied_pages!(<= 0, || assert!(names.values().all(|name| !name.is_empty())));
-    // What was asserted is not frozen here, and is this test's as before.
+    // Data that was asserted on is not frozen here, and is this test's as before.
     let mut names = names;
     names.insert(1, String::from("one"));
     assert_copied_pages!(<= 0, || assert_eq!(names[&1], "one"),);

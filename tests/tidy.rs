@@ -1,5 +1,7 @@
 //! The order of the house: who may use whom, and where things may be.
 
+#[path = "tidy/arrows.rs"]
+mod arrows;
 #[path = "tidy/circles.rs"]
 mod circles;
 #[path = "tidy/lengths.rs"]
@@ -9,64 +11,10 @@ mod signal_safe;
 #[path = "tidy/words.rs"]
 mod words;
 
+use arrows::{ARROWS, Arrows, BENCH_ARROWS, TESTS, TOOL_ARROWS, Tests};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// A room and the rooms that it uses. A table is exact: an arrow that is missing fails, and so does one that nobody needs.
-type Arrows = &'static [(&'static str, &'static [&'static str])];
-
-/// The library's, `src/`.
-const ARROWS: Arrows = &[
-    ("page", &[]),
-    // Promised types that the door to the kernel fills in.
-    ("facts", &["page"]),
-    // `Errno` is the one type of the kernel's that an error carries.
-    ("error", &["sys", "page"]),
-    ("sys", &["page", "facts", "error"]),
-    // Handles say how they travel.
-    ("arena", &["wire", "sys", "facts", "page", "error"]),
-    ("wire", &["error"]),
-    // Text alone.
-    ("openmetrics", &[]),
-    ("shared", &["sys", "error"]),
-    ("support", &["sys", "facts", "error", "watch", "page"]),
-    ("watch", &["arena", "sys", "facts", "page", "error"]),
-    // Types only: what arenas and watches found.
-    ("report", &["arena", "watch", "sys", "facts", "page"]),
-    ("fork", &["report", "watch", "arena", "shared", "sys", "facts", "page", "error"]),
-    ("heap", &["fork", "watch", "arena", "sys", "page", "error"]),
-    ("assertion", &["heap", "fork", "report", "sys", "error"]),
-    ("pool", &["wire", "openmetrics", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
-];
-
-/// The tool's, `tools/cowbell/src/`: what was observed, who observes it, what it comes to, how it is shown, the commands.
-const TOOL_ARROWS: Arrows = &[
-    ("record", &[]),
-    // Languages know what a function's work is.
-    ("analyse", &["record", "stacks"]),
-    ("views", &["record", "analyse", "stacks"]),
-    ("stacks", &["record"]),
-    ("trace", &["record", "stacks", "failure"]),
-    ("failure", &[]),
-    ("output", &["analyse", "views", "failure"]),
-    ("snapshot", &["views", "output", "failure"]),
-    ("exporter", &["snapshot", "failure"]),
-    // The command looks as a snapshot does, and attaches as the front does.
-    ("top", &["record", "analyse", "front", "snapshot", "views", "failure"]),
-    // One door to files: captures, and reports of the library.
-    ("input", &["record", "analyse", "failure"]),
-    ("report", &["input", "analyse", "views", "output", "failure"]),
-    ("manual", &["failure"]),
-    ("check", &["input", "analyse", "views", "failure"]),
-    ("diff", &["input", "analyse", "views", "output", "failure"]),
-    // Names are given to code while the capture is kept.
-    ("front", &["record", "analyse", "stacks", "trace", "output", "failure"]),
-    ("symbols", &["record", "stacks"]),
-    ("demo", &["symbols", "views", "failure"]),
-    ("lab", &["analyse", "demo", "failure", "input", "output", "views"]),
-    ("doctor", &["trace", "views"]),
-];
 
 /// Rooms of the tool that compute: they neither ask the kernel nor read a file nor look at the clock.
 const PURE: &[&str] = &["record", "analyse", "views"];
@@ -91,90 +39,6 @@ const EFFECTS: &[&str] = &[
 
 /// The one file of a pure room that reads: the lines of sources, for people.
 const IMPURE: &[&str] = &["analyse/source.rs"];
-
-/// The bench's, `tools/bench/src/`.
-const BENCH_ARROWS: Arrows = &[
-    ("error", &[]),
-    ("spread", &[]),
-    ("server", &["error"]),
-    ("arming", &["error", "spread"]),
-    ("forks", &["server", "error", "spread"]),
-    ("writes", &["error", "spread"]),
-    ("pool", &["error", "spread"]),
-    // By the names that the crate shows.
-    ("text", &[]),
-];
-
-/// A folder of tests: those of its files that all others may use, and every other arrow.
-struct Tests {
-    folder: &'static str,
-    helpers: &'static [&'static str],
-    arrows: Arrows,
-}
-
-const TESTS: &[Tests] = &[
-    Tests {
-        folder: "tests/api",
-        helpers: &["apart", "case", "limits", "look", "pool_kit"],
-        arrows: &[
-            ("apart", &["case"]),
-            ("pool_kit", &["look"]),
-            ("limits", &["apart", "arena", "case", "look"]),
-            ("blind", &["watching"]),
-            ("endurance", &["watching"]),
-            ("faulting", &["exactness", "watching"]),
-            ("faults", &["arena"]),
-            ("frozen", &["arena"]),
-        ],
-    },
-    Tests {
-        folder: "tests/kernel",
-        helpers: &["case", "child", "claim", "evidence", "memory", "tracee", "watcher"],
-        arrows: &[
-            ("memory", &["case", "claim"]),
-            ("evidence", &["memory"]),
-            ("watcher", &["memory", "theirs"]),
-            ("tracee", &["child"]),
-            ("claim", &["evidence", "memory", "watcher"]),
-            ("case", &["claim", "docs", "memory"]),
-            ("copying", &["writers"]),
-            ("perf", &["changes", "processes"]),
-            ("pouring", &["forking"]),
-            ("settling", &["copying"]),
-            ("sharing", &["ending"]),
-            ("stores", &["remote"]),
-            ("tool", &["copying", "remote"]),
-            ("threads", &["io_ring"]),
-            ("tracing", &["processes"]),
-        ],
-    },
-    Tests {
-        folder: "tests/heap",
-        helpers: &["memory", "writers"],
-        arrows: &[("freezing", &["hostile", "threads"]), ("hostile", &["threads"]), ("recording", &["threads"])],
-    },
-    Tests {
-        folder: "tools/cowbell/tests/run",
-        helpers: &["case", "exact", "lab", "model", "python", "verdict"],
-        arrows: &[
-            ("exact", &["case", "lab", "model", "verdict"]),
-            ("model", &["case"]),
-            ("cases", &["said"]),
-            ("allocators", &["said"]),
-            ("kinds", &["programs", "said"]),
-            ("languages", &["said"]),
-            ("no_line", &["said"]),
-            ("phases", &["programs", "said"]),
-            ("python", &["exact", "lab"]),
-            ("verdict", &["case", "lab", "model"]),
-            ("judge", &["judged", "plan", "writing"]),
-            ("judged", &["plan"]),
-            ("plan", &["writing"]),
-            ("experiments", &["programs"]),
-            ("published", &["programs"]),
-        ],
-    },
-];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -335,7 +199,7 @@ const LANGUAGES: &[&str] = &["python", "ruby", "perl", "php", "zend"];
 fn languages_are_named_in_their_own_room_only() {
     let folder = root().join("tools/cowbell/src");
     let own = folder.join("stacks/languages");
-    // It runs programs of Python's and others', by name.
+    // The lab runs programs of Python's and others', by name.
     let lab = folder.join("lab");
     let mut named = 0;
     for path in

@@ -65,7 +65,7 @@ fn closing_all_descriptors_is_not_executing() -> Outcome {
     })
 }
 
-/// As a daemon does.
+/// Closes all descriptors, as a daemon does.
 fn close_all() {
     // SAFETY: the child uses none of them any more.
     assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, 0);

@@ -15,7 +15,7 @@ use std::ffi::c_void;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const SEGV: Ended = Ended::Signaled(libc::SIGSEGV);
+pub const SEGV: Ended = Ended::Signaled(libc::SIGSEGV);
 
 /// The hexadecimal number behind `label` in a text.
 fn number(text: &str, label: &str) -> Option<usize> {
@@ -121,7 +121,7 @@ fn who_gets_the_reason_as_an_error_does_not_have_it_told() -> Outcome {
 }
 
 /// Spawns a child in this process, whose stderr is caught, and says how it ended.
-fn child_of(body: impl FnOnce()) -> Result<Exit, Failed> {
+pub fn child_of(body: impl FnOnce()) -> Result<Exit, Failed> {
     wait(&mut fork::spawn(&ForkOptions::new(), |_| body())?)
 }
 
@@ -216,94 +216,6 @@ fn a_child_cannot_lift_a_denial() -> Outcome {
     // SAFETY: nothing in the arena is used any more.
     let e = unsafe { frozen.release() }.err().ok_or("it is sealed in the parent, too")?;
     assert!(e.is_permission(), "{e}");
-    passed()
-}
-
-fn a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing() -> Outcome {
-    for frozen_before in [false, true] {
-        let left = apart(|| {
-            if frozen_before {
-                frozen_pages("frozen", 1)?;
-            }
-            let arena = Arena::builder("unfinished").capacity(1 << 20).build()?;
-            let value: &u64 = arena.alloc(5u64)?;
-            let exit = child_of(|| {
-                std::hint::black_box(*std::hint::black_box(value));
-            })?;
-            assert_eq!(exit.ended, SEGV);
-            Ok(())
-        })?;
-        assert!(left.success(), "{left:?}");
-        let said =
-            left.stderr.contains("growing arena `unfinished`") && left.stderr.contains("freeze it before the fork");
-        assert!(said, "with an arena frozen before: {frozen_before}; stderr: {:?}", left.stderr);
-    }
-    passed()
-}
-
-fn where_a_growing_arena_lies_a_child_can_map_nothing_else() -> Outcome {
-    let arena = Arena::builder("kept free").capacity(8 << 20).build()?;
-    arena.alloc(5u64)?;
-    let range = crate::arena::place_of("kept free").ok_or("it is mapped")?;
-    let page = sys::page_size().bytes();
-    let exit = child_of(|| {
-        assert!(crate::arena::place_of("kept free").is_none(), "the child has not got it");
-        for start in [range.start, range.end() - page] {
-            assert_eq!(map::fence(Range { start, len: page }), Err(Errno::EXIST), "the place is taken");
-        }
-    })?;
-    assert!(exit.success(), "{:?}", exit.panic);
-    passed()
-}
-
-fn a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own() -> Outcome {
-    let arena = Arena::builder("the parents").capacity(1 << 20).build()?;
-    arena.alloc(1u8)?;
-    let exit = child_of(|| {
-        let e = arena.alloc(2u8).expect_err("it is the parent's");
-        assert!(e.is_invalid() && e.hint().is_some() && e.to_string().contains("`the parents`"), "{e}");
-        let own = Arena::builder("its own").capacity(1 << 20).build().expect("a new arena");
-        let frozen = own.freeze([4u64; 1000]).expect("freeze");
-        assert_eq!(frozen[999], 4);
-    })?;
-    assert!(exit.success(), "{:?}", exit.panic);
-    assert_eq!(*arena.alloc(3u8)?, 3, "here it goes on growing");
-    passed()
-}
-
-fn a_child_cannot_freeze_a_growing_arena_of_its_parent() -> Outcome {
-    for zero_sized in [false, true] {
-        let arena = Arena::builder("the parents").capacity(1 << 20).build()?;
-        let handle = *arena;
-        let value = handle.alloc(5u64)?;
-        let exit = child_of(move || {
-            let e = if zero_sized { arena.freeze(()).err() } else { arena.freeze(1u64).err() };
-            let e = e.expect("it is the parent's");
-            assert!(e.is_invalid() && e.to_string().contains("`the parents`"), "{e}");
-            assert!(!handle.is_frozen());
-        })?;
-        assert!(exit.success(), "{:?}", exit.panic);
-        *value += *handle.alloc(1u64)?;
-        assert_eq!(*value, 6, "here it goes on growing, and can be written");
-    }
-    passed()
-}
-
-/// As a program does that forks by itself, or whose library does.
-fn a_growing_arena_is_kept_from_a_process_forked_by_others() -> Outcome {
-    let arena = Arena::builder("not yours").capacity(8 << 20).build()?;
-    let handle = *arena;
-    let value: &u64 = handle.alloc(5u64)?;
-    let range = crate::arena::place_of("not yours").ok_or("it is mapped")?;
-    let left = apart(|| {
-        assert!(handle.alloc(1u8).is_err_and(|e| e.is_invalid()));
-        assert!(arena.freeze(()).is_err_and(|e| e.is_invalid()));
-        assert_eq!(map::fence(Range { start: range.start, len: sys::page_size().bytes() }), Err(Errno::EXIST));
-        std::hint::black_box(*std::hint::black_box(value));
-        Ok(())
-    })?;
-    assert!(left.ended == SEGV && left.stderr.contains("growing arena `not yours`"), "{left:?}");
-    assert_eq!((*value, *handle.alloc(7u64)?), (5, 7));
     passed()
 }
 
@@ -432,11 +344,6 @@ pub fn trials() -> std::vec::Vec<Trial> {
         another_fault_is_no_stack_overflow,
         a_denied_write_tells_the_parent_arena_page_address_thread_and_instruction,
         a_child_cannot_lift_a_denial,
-        a_child_that_touches_a_growing_arena_dies_with_a_line_that_says_growing,
-        where_a_growing_arena_lies_a_child_can_map_nothing_else,
-        a_child_cannot_allocate_from_a_growing_arena_but_may_build_its_own,
-        a_child_cannot_freeze_a_growing_arena_of_its_parent,
-        a_growing_arena_is_kept_from_a_process_forked_by_others,
         a_denied_write_in_an_arena_of_the_childs_own_is_not_laid_to_another,
         a_fault_elsewhere_is_not_claimed,
         an_earlier_sigsegv_handler_is_still_called,

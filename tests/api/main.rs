@@ -21,7 +21,9 @@ mod faults;
 mod fork;
 mod freezing;
 mod frozen;
+mod growing;
 mod images;
+mod images_refused;
 mod inherit;
 mod limits;
 mod look;
@@ -31,6 +33,8 @@ mod panics;
 mod pool;
 #[cfg(feature = "pool")]
 mod pool_context;
+#[cfg(feature = "pool")]
+mod pool_ends;
 #[cfg(feature = "pool")]
 mod pool_faults;
 #[cfg(feature = "pool")]
@@ -44,19 +48,28 @@ mod pool_log;
 #[cfg(feature = "pool")]
 mod pool_metrics;
 #[cfg(feature = "pool")]
+mod pool_panics;
+#[cfg(feature = "pool")]
+mod pool_refused;
+#[cfg(feature = "pool")]
 mod pool_replace;
 #[cfg(feature = "pool")]
 mod pool_results;
 #[cfg(feature = "pool")]
 mod pool_review;
 #[cfg(feature = "pool")]
+mod pool_several;
+#[cfg(feature = "pool")]
 mod pool_storm;
 mod reshare;
 mod shared;
+mod shared_collections;
 mod shared_deaths;
+mod shared_locks;
 mod sound;
 mod threads;
 mod transfer;
+mod transfer_refused;
 mod watching;
 
 use libtest_mimic::Arguments;
@@ -75,8 +88,11 @@ fn main() {
         frozen::trials(),
         freezing::trials(),
         transfer::trials(),
+        transfer_refused::trials(),
         images::trials(),
+        images_refused::trials(),
         faults::trials(),
+        growing::trials(),
         fork::trials(),
         threads::trials(),
         panics::trials(),
@@ -86,6 +102,8 @@ fn main() {
         watching::trials(),
         blind::trials(),
         shared::trials(),
+        shared_collections::trials(),
+        shared_locks::trials(),
         shared_deaths::trials(),
         sound::trials(),
         faulting::trials(),
@@ -106,13 +124,21 @@ fn main() {
         #[cfg(feature = "pool")]
         pool_metrics::trials(),
         #[cfg(feature = "pool")]
+        pool_ends::trials(),
+        #[cfg(feature = "pool")]
         pool_results::trials(),
         #[cfg(feature = "pool")]
+        pool_refused::trials(),
+        #[cfg(feature = "pool")]
         pool_review::trials(),
+        #[cfg(feature = "pool")]
+        pool_several::trials(),
         #[cfg(feature = "pool")]
         pool_replace::trials(),
         #[cfg(feature = "pool")]
         pool_futures::trials(),
+        #[cfg(feature = "pool")]
+        pool_panics::trials(),
         #[cfg(feature = "pool")]
         pool_storm::trials(),
     ]

@@ -123,7 +123,7 @@ fn heap_data_and_stack_are_told_apart_under_each_watch() -> Outcome {
     passed()
 }
 
-/// Whoever writes, the page is shared no longer: the documentation says so.
+/// The page is shared no longer, no matter which of the two writes: the documentation says so.
 fn what_the_parent_writes_is_shared_no_longer_either() -> Outcome {
     let mut heap = vec![1u8; 4 << 20];
     let (mut child, turns) = child_that_waits(&ForkOptions::new(), |_| ())?;

@@ -505,7 +505,7 @@ fn settings_that_make_no_sense_are_errors() -> Outcome {
         let e = settings.spawn(data()?, |_, job: u64| job).expect_err(&text);
         assert!(e.to_string().contains(word), "{text}: {e}");
     }
-    // Whatever the order, both halves of the budget count.
+    // Both halves of the budget count, in either order.
     for settings in [
         builder().copy_budget(PageCount(3)).over_budget(OverBudget::Report),
         builder().over_budget(OverBudget::Report).copy_budget(PageCount(3)),

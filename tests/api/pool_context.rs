@@ -36,7 +36,7 @@ fn meet(here: &AtomicU64, wanted: u64) {
     }
 }
 
-/// What each of three workers draws, of a program that has drawn before.
+/// The numbers that each of three workers draws, of a program that has drawn before.
 fn drawn(settings: PoolBuilder) -> Result<Vec<Drawn>, Failed> {
     let _used: (u64, RandomState) = (rand::random(), RandomState::new());
     let here = &table(1)?[0];
@@ -106,7 +106,7 @@ fn a_job_knows_its_workers_seat_generation_seed_and_data() -> Outcome {
     passed()
 }
 
-/// What the first of two hooks counts, and the second.
+/// The numbers that the first of two hooks adds, and the second.
 const FIRST: u64 = 1;
 const SECOND: u64 = 1 << 32;
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 
 /// A runtime of some threads, or on this one alone.
-fn runtime(threads: usize) -> std::io::Result<Runtime> {
+pub fn runtime(threads: usize) -> std::io::Result<Runtime> {
     match threads {
         0 => Builder::new_current_thread().enable_time().build(),
         _ => Builder::new_multi_thread().worker_threads(threads).enable_time().build(),
@@ -33,7 +33,7 @@ impl Wake for Unpark {
 }
 
 /// The smallest executor there is.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut future = pin!(future);
     loop {
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Awaits {
     }
 }
 
-/// It was read with the ticket's lock held, or by the thread that looks after all futures: nobody woke the inner one.
+/// The result was read with the ticket's lock held, or by the thread that looks after all futures: nobody woke the inner one.
 fn a_result_may_await_other_jobs_while_it_is_read() -> Outcome {
     let arena = cowbell::arena::Arena::builder("awaits").capacity(1 << 20).build()?;
     let mut data = cowbell::arena::Vec::new_in(*arena);
@@ -333,104 +333,6 @@ fn a_pool_and_its_futures_leave_nothing_behind() -> Outcome {
     passed()
 }
 
-#[derive(serde::Serialize)]
-struct Bomb(u64);
-
-impl<'de> serde::Deserialize<'de> for Bomb {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        match u64::deserialize(from)? {
-            13 => panic!("unlucky"),
-            n => Ok(Self(n)),
-        }
-    }
-}
-
-fn a_result_that_panics_while_it_is_read_fails_alone() -> Outcome {
-    let pool = Pool::builder().workers(1).spawn(data()?, |_, job: u64| Bomb(job))?;
-    in_time(SOON, || {
-        runtime(1).expect("a runtime").block_on(async {
-            for round in 0..3 {
-                let tickets: Vec<_> = (10..16).map(|job| pool.submit(job).expect("open")).collect();
-                let tasks: Vec<_> = tickets.into_iter().map(tokio::spawn).collect();
-                for (job, task) in (10..16).zip(tasks) {
-                    let result = task.await.expect("the task does not panic");
-                    match job {
-                        13 => assert!(matches!(result, Err(JobError::NotPassed(_))), "round {round}"),
-                        _ => assert!(result.is_ok_and(|bomb| bomb.0 == job)),
-                    }
-                }
-            }
-        });
-    })?;
-    passed()
-}
-
-/// Counts how often it is called, and panics.
-struct Fails(AtomicUsize);
-
-impl Wake for Fails {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        std::panic::panic_any(BadDrop);
-    }
-}
-
-/// What a panic leaves behind may panic again when it is dropped.
-struct BadDrop;
-
-impl Drop for BadDrop {
-    fn drop(&mut self) {
-        assert!(std::thread::panicking(), "dropped by who caught it");
-    }
-}
-
-/// A result of this type panics while it is read.
-#[derive(Debug)]
-struct Unread;
-
-impl Serialize for Unread {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_unit()
-    }
-}
-
-impl<'de> Deserialize<'de> for Unread {
-    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        std::panic::panic_any(BadDrop)
-    }
-}
-
-fn a_waker_that_panics_ends_no_other_tasks_wait() -> Outcome {
-    let gate = Gate::new()?;
-    let pool = Pool::builder().workers(1).spawn(data()?, move |_, job: u64| {
-        gate.pass();
-        2 * job
-    })?;
-    let called = Arc::new(Fails(AtomicUsize::new(0)));
-    let mut given_up = pool.submit(0)?;
-    let waker = Waker::from(Arc::clone(&called));
-    assert!(Pin::new(&mut given_up).poll(&mut Context::from_waker(&waker)).is_pending());
-    gate.open();
-    until("the waker is called", || called.0.load(Ordering::SeqCst) == 1)?;
-    in_time(SOON, || {
-        for job in 1..100 {
-            assert_eq!(block_on(pool.submit(job).expect("open")), Ok(2 * job));
-        }
-    })?;
-    passed()
-}
-
-fn what_a_panic_leaves_behind_is_not_dropped() -> Outcome {
-    let pool = Pool::builder().workers(1).spawn(data()?, |_, _: u64| Unread)?;
-    in_time(SOON, || {
-        for job in 0..20 {
-            let result = block_on(pool.submit(job).expect("open"));
-            assert!(matches!(result, Err(JobError::NotPassed(_))), "{result:?}");
-        }
-    })?;
-    passed()
-}
-
 /// The tests of this file.
 pub fn trials() -> Vec<Trial> {
     claims![
@@ -444,8 +346,5 @@ pub fn trials() -> Vec<Trial> {
         a_ticket_that_was_polled_can_be_waited_for,
         futures_end_when_their_pool_does,
         a_pool_and_its_futures_leave_nothing_behind,
-        a_result_that_panics_while_it_is_read_fails_alone,
-        a_waker_that_panics_ends_no_other_tasks_wait,
-        what_a_panic_leaves_behind_is_not_dropped,
     ]
 }

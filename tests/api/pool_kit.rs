@@ -124,7 +124,7 @@ impl Gate {
         self.0.fetch_or(2, Ordering::SeqCst);
     }
 
-    /// As new.
+    /// Closes the gate, which is as new then.
     pub fn close(self) {
         self.0.store(0, Ordering::SeqCst);
     }

@@ -73,7 +73,7 @@ fn each_job_runs_once_while_the_data_is_replaced_a_hundred_times_under_load() ->
                 let mapped = pool.map(jobs + 50..jobs + 500).chunk(7);
                 let results = mapped.chain(tickets.into_iter().map(Ticket::wait));
                 let seen: Vec<u64> = results.map(|result| result.expect("a result")).collect();
-                // Whoever comes later sees no older data.
+                // Later jobs see no older data.
                 assert!(seen.iter().all(|number| (last..=GENERATIONS).contains(number)), "{seen:?} after {last}");
                 last = *seen.iter().max().expect("jobs");
                 jobs += 500;

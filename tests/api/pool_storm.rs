@@ -146,7 +146,7 @@ fn storm(sent: Sent, jobs: u64, seed: u64) -> Outcome {
     passed()
 }
 
-/// Its own process, its own seed; a longer one by `COWBELL_SOAK`.
+/// Each storm has its own process and its own seed; a longer one by `COWBELL_SOAK`.
 fn storms() -> Vec<Trial> {
     let jobs = if soak() { 300_000 } else { 10_000 };
     let forms = [

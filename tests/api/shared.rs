@@ -2,22 +2,17 @@
 #![expect(unsafe_code, reason = "forks by libc")]
 
 use crate::apart::{Process, apart};
-use crate::case::{Outcome, Turns, passed, skipped};
+use crate::case::{Outcome, passed, skipped};
 use crate::limits::{limit, limited_group};
 use crate::look::{SOON, descriptors, frozen_pages, mapped_files, maps, wait};
 use cowbell::fork::{self, Child, ForkOptions};
-use cowbell::shared::{
-    LockError, Pod, QueueError, Shareable, Shared, SharedArena, SharedMutex, SharedQueue, SharedVec, Zeroable,
-};
+use cowbell::shared::{Shareable, Shared, SharedArena, SharedMutex, SharedQueue, SharedVec};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{COPIED, Pagemap};
 use cowbell::sys::pidfd::Ended;
 use libtest_mimic::{Failed, Trial};
 use rustix::process::Resource;
-use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 /// Children that all run `work`, each with its number; all must end well.
 pub fn all(children: usize, work: impl Fn(usize)) -> Result<(), Failed> {
@@ -31,7 +26,7 @@ pub fn all(children: usize, work: impl Fn(usize)) -> Result<(), Failed> {
 }
 
 /// The address at which a shared arena is mapped.
-fn place_of(name: &str) -> Option<Range> {
+pub fn place_of(name: &str) -> Option<Range> {
     let shown = format!("/memfd:cowbell-shared:{name} (deleted)");
     let line = maps().into_iter().find(|line| line.ends_with(&shown))?;
     let (start, end) = line.split_once(' ')?.0.split_once('-')?;
@@ -128,281 +123,6 @@ fn a_census_counts_no_page_of_it() -> Outcome {
 fn is_copy(entry: cowbell::sys::pagemap::Entry) -> bool {
     use cowbell::sys::pagemap::Entry;
     entry.intersects(Entry::PRESENT | Entry::SWAPPED) && !entry.contains(Entry::FILE)
-}
-
-fn a_mutex_lets_in_one_at_a_time() -> Outcome {
-    let arena = SharedArena::new("mutex", 1 << 16)?;
-    let both = arena.mutex([0u64; 2])?;
-    all(4, |number| {
-        for _ in 0..5_000 {
-            if number.is_multiple_of(2) {
-                both.with(|[a, b]| {
-                    *a += 1;
-                    *b += 1;
-                })
-                .expect("nobody dies");
-            } else {
-                let mut guard = both.lock().expect("nobody dies");
-                let [a, b] = guard.get();
-                assert_eq!(a, b);
-                guard.set([a + 1, b + 1]);
-            }
-        }
-    })?;
-    assert_eq!(both.lock()?.get(), [20_000; 2]);
-    passed()
-}
-
-fn a_lock_that_is_held_is_an_error_of_its_kind() -> Outcome {
-    let arena = SharedArena::new("held", 1 << 16)?;
-    let mutex = arena.mutex(0u8)?;
-    let guard = mutex.lock()?;
-    assert!(matches!(mutex.lock(), Err(LockError::Deadlock)));
-    assert!(matches!(mutex.lock_timeout(SOON), Err(LockError::Deadlock)));
-    assert!(matches!(mutex.try_lock(), Err(LockError::Deadlock)));
-    let other = Process::start(|| {
-        assert!(matches!(mutex.try_lock(), Err(LockError::Busy)));
-        let begun = Instant::now();
-        assert!(matches!(mutex.lock_timeout(Duration::from_millis(30)), Err(LockError::TimedOut)));
-        assert!(begun.elapsed() >= Duration::from_millis(30));
-        0
-    });
-    assert_eq!(other.end_within(SOON), Some(Ended::Exited(0)));
-    drop(guard);
-    mutex.lock_timeout(Duration::ZERO)?;
-    mutex.lock_timeout(Duration::MAX)?;
-    mutex.try_lock()?.set(1);
-    let e: cowbell::Error = mutex.with(|_| mutex.lock().err().map(cowbell::Error::from))?.ok_or("a deadlock")?;
-    assert_eq!((e.errno(), e.hint().is_some()), (Some(libc::EDEADLK), true), "{e}");
-    passed()
-}
-
-fn a_fork_while_a_lock_is_held_is_refused() -> Outcome {
-    let arena = SharedArena::new("forked", 1 << 16)?;
-    let (mutex, list) = (arena.mutex(1u8)?, arena.vec::<u8>(4)?);
-    let refused =
-        || fork::spawn(&ForkOptions::new(), |_| ()).err().is_some_and(|e| e.is_invalid() && e.hint().is_some());
-    assert!(mutex.with(|_| refused())? && list.with_lock(|_| refused())? && list.repair(|_| refused())?);
-    let mut guard = Some(mutex.lock()?);
-    assert!(refused());
-    // libc's fork cannot be stopped; the child's guard is none.
-    let other = Process::start(|| {
-        let mut guard = guard.take().expect("it was locked");
-        let unusable = |look: &mut dyn FnMut()| catch_unwind(AssertUnwindSafe(look)).is_err();
-        assert!(unusable(&mut || assert_eq!(guard.get(), 1)) && unusable(&mut || guard.set(2)));
-        assert!(unusable(&mut || guard.with(|n| *n = 2)));
-        assert!(matches!(mutex.try_lock(), Err(LockError::Busy)), "it is the parent's");
-        drop(guard);
-        assert!(matches!(mutex.try_lock(), Err(LockError::Busy)), "it still is");
-        // The child's own locks work, and are not in the parent's list.
-        list.push(1).expect("there is room");
-        assert!(fork::spawn(&ForkOptions::new(), |_| ()).is_ok(), "it holds nothing");
-        0
-    });
-    assert_eq!(other.end_within(SOON), Some(Ended::Exited(0)));
-    assert!(refused());
-    drop(guard);
-    let mut again = mutex.try_lock()?;
-    assert_eq!((again.get(), list.to_vec()?), (1, vec![1]));
-    again.set(3);
-    drop(again);
-    assert!(!refused());
-    passed()
-}
-
-fn a_guard_that_is_leaked_is_found_out_when_its_thread_ends() -> Outcome {
-    let arena = SharedArena::new("leaked", 1 << 16)?;
-    let (mutex, other) = (arena.mutex(1u64)?, SharedArena::new("other", 1 << 16)?.mutex(2u64)?);
-    std::thread::scope(|scope| {
-        let leaking = scope.spawn(|| {
-            std::mem::forget(mutex.lock());
-            matches!(mutex.lock(), Err(LockError::Deadlock))
-        });
-        assert!(leaking.join().expect("no panic"));
-    });
-    let Err(LockError::OwnerDied(guard)) = mutex.lock_timeout(SOON) else { return Err("nobody was told".into()) };
-    drop(guard);
-    // Leaked by a thread that lives: the memory stays, because the thread's list of mutexes points into it.
-    std::mem::forget(mutex.lock());
-    drop((mutex, arena));
-    assert!(place_of("leaked").is_some());
-    other.with(|n| *n += 1)?;
-    drop(other);
-    assert!(place_of("other").is_none());
-    passed()
-}
-
-fn a_panic_under_a_lock_is_told_to_the_next() -> Outcome {
-    let arena = SharedArena::new("panic", 1 << 16)?;
-    let (mutex, list) = (arena.mutex([1u64; 4])?, arena.vec::<u64>(4)?);
-    list.extend_from_slice(&[1, 2, 3])?;
-    let mut child = fork::spawn(&ForkOptions::new(), |_| drop(mutex.with(|_| panic!("in the middle"))))?;
-    assert_eq!(wait(&mut child)?.ended, Ended::Exited(101));
-    let mut child = fork::spawn(&ForkOptions::new(), |_| drop(list.with_lock(|_| panic!("in the middle"))))?;
-    assert_eq!(wait(&mut child)?.ended, Ended::Exited(101));
-    // Until somebody looks after it; the guard is given all the same.
-    for _ in 0..2 {
-        let Err(LockError::OwnerDied(guard)) = mutex.lock() else { return Err("nobody was told".into()) };
-        assert!(!guard.is_consistent() && guard.get() == [1; 4]);
-    }
-    let e: cowbell::Error = mutex.with(|_| ()).err().ok_or("nobody was told")?.into();
-    assert!(e.is_owner_died(), "{e}");
-    if let Err(LockError::OwnerDied(mut guard)) = mutex.lock() {
-        guard.mark_consistent();
-    }
-    assert_eq!(mutex.lock()?.get(), [1; 4]);
-    let calls = [list.push(4).err(), list.get(0).err(), list.with_lock(|_| ()).err(), list.set(0, 0).err()];
-    for e in calls {
-        let e = e.ok_or("nobody was told")?;
-        assert!(e.is_owner_died() && e.hint().is_some(), "{e}");
-    }
-    list.repair(|elements| elements.reverse())?;
-    assert_eq!(list.to_vec()?, [3, 2, 1]);
-    passed()
-}
-
-/// Derived by the user, as the documentation says.
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-#[bytemuck(crate = "cowbell::shared::bytemuck")]
-#[repr(C)]
-struct Edge {
-    from: u32,
-    to: u32,
-    weight: f64,
-}
-
-fn a_vector_holds_what_all_put_in() -> Outcome {
-    let arena = SharedArena::new("vector", 1 << 20)?;
-    let list = arena.vec::<Edge>(4000)?;
-    all(4, |number| {
-        for n in 0..500 {
-            let edge = Edge { from: number as u32, to: n, weight: 0.5 };
-            if n % 2 == 0 {
-                list.push(edge).expect("there is room");
-            } else {
-                list.extend_from_slice(&[edge, edge]).expect("there is room");
-            }
-        }
-    })?;
-    assert_eq!((list.len(), list.capacity(), list.is_empty()), (3000, 4000, false));
-    let edges = list.to_vec()?;
-    for number in 0..4 {
-        let own = edges.iter().filter(|edge| edge.from == number).map(|edge| edge.to);
-        let expected = (0..500).flat_map(|n| std::iter::repeat_n(n, 1 + n as usize % 2));
-        assert!(own.eq(expected), "in the order it put them in");
-    }
-    let e = list.extend_from_slice(&edges).err().ok_or("1000 are left")?;
-    assert!(e.is_out_of_capacity() && list.len() == 3000, "{e}");
-    let last = Edge { from: 9, to: 9, weight: -1.0 };
-    list.set(2999, last)?;
-    assert_eq!((list.get(2999)?, list.get(3000)?), (Some(last), None));
-    assert!(list.set(3000, last).is_err_and(|e| e.is_invalid()));
-    assert_eq!((list.pop()?, list.len()), (Some(last), 2999));
-    assert_eq!(list.with_lock(|edges| edges.iter().filter(|edge| edge.to == 0).count())?, 4);
-    let again =
-        list.with_lock(|_| list.len() == 2999 && list.push(last).is_err_and(|e| e.errno() == Some(libc::EDEADLK)))?;
-    assert!(again, "a closure does not wait for itself");
-    list.clear()?;
-    assert_eq!((list.to_vec()?, list.pop()?), (vec![], None));
-    passed()
-}
-
-fn a_queue_hands_each_element_to_one() -> Outcome {
-    const EACH: u64 = 5_000;
-    for capacity in [1, 3, 64] {
-        let arena = SharedArena::new("queue", 1 << 20)?;
-        let queue = arena.queue::<[u64; 2]>(capacity)?;
-        let taken = arena.vec::<[u64; 2]>(2 * EACH as usize)?;
-        let left = arena.alloc(AtomicU32::new(2))?;
-        all(4, |number| {
-            if number < 2 {
-                (0..EACH).for_each(|n| queue.push([number as u64, n]).expect("it is open"));
-                if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    queue.close().expect("it can be closed");
-                }
-                return;
-            }
-            let mut newest = [None; 2];
-            loop {
-                match queue.pop() {
-                    Ok([from, n]) => {
-                        let before = newest[from as usize].replace(n);
-                        assert!(before < Some(n), "first in, first out");
-                        taken.push([from, n]).expect("there is room");
-                    }
-                    Err(QueueError::Closed) => break,
-                    Err(e) => panic!("{e}"),
-                }
-            }
-        })?;
-        let all: BTreeSet<[u64; 2]> = taken.to_vec()?.into_iter().collect();
-        assert_eq!((taken.len() as u64, all.len() as u64), (2 * EACH, 2 * EACH), "each once");
-        assert!(queue.is_closed() && queue.is_empty());
-        assert!(matches!(queue.push([0; 2]), Err(QueueError::Closed)));
-    }
-    passed()
-}
-
-fn a_full_or_empty_queue_is_an_error_or_a_wait() -> Outcome {
-    let queue = SharedArena::new("bounds", 1 << 16)?.queue::<u8>(3)?;
-    let short = Duration::from_millis(30);
-    let waits = |attempt: &dyn Fn() -> Result<(), QueueError>| {
-        let begun = Instant::now();
-        matches!(attempt(), Err(QueueError::TimedOut)) && begun.elapsed() >= short
-    };
-    assert!(matches!(queue.try_pop(), Err(QueueError::Empty)));
-    assert!(waits(&|| queue.pop_timeout(short).map(drop)));
-    (1..=3).try_for_each(|n| queue.try_push(n))?;
-    assert_eq!((queue.len(), queue.capacity()), (3, 3));
-    assert!(matches!(queue.try_push(4), Err(QueueError::Full)));
-    assert!(waits(&|| queue.push_timeout(4, short)));
-    let (mine, theirs) = Turns::new()?;
-    let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        theirs.give();
-        queue.push(4).expect("there will be room");
-        queue.push_timeout(5, SOON).expect("there will be room");
-    })?;
-    assert!(mine.take());
-    for n in 1..=5 {
-        assert_eq!(queue.pop_timeout(SOON)?, n);
-    }
-    assert!(wait(&mut child)?.success());
-    queue.push_timeout(6, Duration::ZERO)?;
-    queue.close()?;
-    assert!(matches!(queue.try_push(7), Err(QueueError::Closed)));
-    assert_eq!(queue.pop_timeout(Duration::MAX)?, 6, "what is in it can still be taken");
-    for e in [queue.try_pop(), queue.pop(), queue.pop_timeout(SOON)] {
-        assert!(matches!(e, Err(QueueError::Closed)));
-    }
-    passed()
-}
-
-fn closing_a_queue_wakes_all_who_wait() -> Outcome {
-    let arena = SharedArena::new("closed", 1 << 16)?;
-    let (empty, full, waiting) = (arena.queue::<u8>(1)?, arena.queue::<u8>(1)?, arena.alloc(AtomicU32::new(0))?);
-    full.push(1)?;
-    let spawn = |work: &dyn Fn() -> bool| {
-        fork::spawn(&ForkOptions::new(), |_| {
-            waiting.fetch_add(1, Ordering::SeqCst);
-            i32::from(!work())
-        })
-    };
-    let closed = |e| matches!(e, Err(QueueError::Closed));
-    let mut children = vec![];
-    for _ in 0..3 {
-        children.push(spawn(&|| closed(empty.pop().map(drop)))?);
-        children.push(spawn(&|| closed(full.push(2)))?);
-    }
-    crate::look::until("all wait", || waiting.load(Ordering::SeqCst) == 6)?;
-    let begun = Instant::now();
-    empty.close()?;
-    full.close()?;
-    for mut child in children {
-        let exit = wait(&mut child)?;
-        assert!(exit.success(), "{:?} {:?}", exit.ended, exit.panic);
-    }
-    assert!(begun.elapsed() < SOON);
-    passed()
 }
 
 fn threads_use_it_as_processes_do() -> Outcome {
@@ -546,15 +266,6 @@ pub fn trials() -> Vec<Trial> {
         what_one_process_stores_all_others_load,
         processes_allocate_at_the_same_time,
         a_census_counts_no_page_of_it,
-        a_mutex_lets_in_one_at_a_time,
-        a_lock_that_is_held_is_an_error_of_its_kind,
-        a_fork_while_a_lock_is_held_is_refused,
-        a_guard_that_is_leaked_is_found_out_when_its_thread_ends,
-        a_panic_under_a_lock_is_told_to_the_next,
-        a_vector_holds_what_all_put_in,
-        a_queue_hands_each_element_to_one,
-        a_full_or_empty_queue_is_an_error_or_a_wait,
-        closing_a_queue_wakes_all_who_wait,
         threads_use_it_as_processes_do,
         nothing_is_left_when_the_last_handle_is_dropped,
         arguments_that_make_no_sense_are_refused,

@@ -64,7 +64,7 @@ fn a_mutex_survives_its_holders() -> Outcome {
     let (mutex, progress) = (arena.mutex([0u64; 16])?, arena.alloc(AtomicU64::new(0))?);
     let mut told = 0;
     let work = |_| loop {
-        // Whoever is told mends it, or only looks and leaves it as it is.
+        // The process that is told mends it, or only looks and leaves it as it is.
         match mutex.lock() {
             Ok(mut guard) => guard.with(|numbers| numbers.iter_mut().for_each(|n| *n += 1)),
             Err(LockError::OwnerDied(mut guard)) => {
@@ -148,7 +148,7 @@ fn a_vector_is_whole_whoever_died() -> Outcome {
 }
 
 fn an_element_is_replaced_as_a_whole_or_not_at_all() -> Outcome {
-    // So large that a death in the middle of copying it is likely.
+    // The type is so large that a death in the middle of copying it is likely.
     type Large = [u64; 5000];
     let arena = SharedArena::new("elements", 4 << 20)?;
     let (list, progress) = (arena.vec::<Large>(2)?, arena.alloc(AtomicU64::new(0))?);

@@ -172,7 +172,7 @@ pub mod pools {
         GiveBack(usize),
     }
 
-    /// So many marks that they lie on several pages.
+    /// Makes so many marks that they lie on several pages.
     fn marks() -> cowbell::Result<Frozen<Marks>> {
         let arena = Arena::builder("marks").capacity(1 << 20).build()?;
         let mut marks = AVec::new_in(*arena);
@@ -211,7 +211,7 @@ pub mod pools {
         ]
     }
 
-    /// Whoever has one knows that [`Only::new`] was called in this process, once.
+    /// A value of this type proves that [`Only::new`] was called in this process, once.
     struct Only(());
 
     impl Only {

@@ -132,7 +132,7 @@ fn right_after_a_scope_of_threads_a_fork_succeeds() -> Outcome {
     passed()
 }
 
-/// As when a thread pool is dropped that tells its threads to end and does not join them.
+/// The threads are as those of a thread pool that is dropped: it tells them to end and does not join them.
 fn right_after_threads_were_told_to_end_a_fork_succeeds() -> Outcome {
     for n in 0..200 {
         let tell: Vec<_> = (0..8)

@@ -4,7 +4,7 @@
 use crate::apart::{Process, apart};
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, anonymous_pages, wait};
-use cowbell::arena::{Arena, Box, Contained, Export, FreezeOptions, Frozen, Handle, HashMap, OnWrite, Vec};
+use cowbell::arena::{Arena, Box, Export, FreezeOptions, Frozen, Handle, HashMap, OnWrite, Vec};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::{self, map, process};
@@ -15,7 +15,7 @@ use rustix::net::{
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 cowbell::contained! {
@@ -39,7 +39,7 @@ cowbell::contained! {
     }
 }
 
-fn town(name: &str) -> Result<Frozen<Town>, Failed> {
+pub fn town(name: &str) -> Result<Frozen<Town>, Failed> {
     let arena = Arena::builder(name).capacity(8 << 20).build()?;
     let mut streets = Vec::new_in(*arena);
     for street in 0..100 {
@@ -94,11 +94,11 @@ fn receive(socket: &OwnedFd) -> Result<Option<(std::vec::Vec<u8>, OwnedFd)>, Fai
     Ok(file.map(|file| (bytes, file)))
 }
 
-fn send_arena<T>(socket: &OwnedFd, frozen: &Frozen<T>) -> Result<(), Failed> {
+pub fn send_arena<T>(socket: &OwnedFd, frozen: &Frozen<T>) -> Result<(), Failed> {
     send(socket, &frozen.export()?.to_bytes(), frozen.image().file())
 }
 
-fn receive_export(socket: &OwnedFd) -> Result<(Export, OwnedFd), Failed> {
+pub fn receive_export(socket: &OwnedFd) -> Result<(Export, OwnedFd), Failed> {
     let (bytes, file) = receive(socket)?.ok_or("the other side is gone")?;
     Ok((Export::from_bytes(&bytes)?, file))
 }
@@ -110,7 +110,7 @@ fn receive_arena<T: 'static>(socket: &OwnedFd) -> Result<Frozen<T>, Failed> {
 }
 
 /// Runs `child` in a process that was forked before `parent` runs here.
-fn before(
+pub fn before(
     child: impl FnOnce(&OwnedFd) -> Result<(), Failed>,
     parent: impl FnOnce(&OwnedFd) -> Result<(), Failed>,
 ) -> Outcome {
@@ -132,7 +132,7 @@ fn before(
 }
 
 /// The fork is glibc's, but something of cowbell's came before it, as in any process that has a zygote.
-fn settle() -> Result<(), Failed> {
+pub fn settle() -> Result<(), Failed> {
     wait(&mut fork::spawn(&ForkOptions::new(), |_| ())?)?;
     Ok(())
 }
@@ -289,73 +289,6 @@ fn what_denies_writes_there_denies_them_here() -> Outcome {
     )
 }
 
-fn addresses_that_are_taken_are_an_error_that_names_them() -> Outcome {
-    settle()?;
-    before(
-        |socket| {
-            let (export, file) = receive_export(socket)?;
-            map::fence(export.range())?;
-            // SAFETY: as in `receive_arena`.
-            let e = unsafe { export.adopt::<Town>(file) }.err().ok_or("they are taken")?;
-            assert_eq!(e.errno(), Some(libc::EEXIST), "{e}");
-            assert!(e.to_string().contains(&format!("{:#x}", export.range().start)), "{e}");
-            Ok(())
-        },
-        |socket| send_arena(socket, &town("late")?),
-    )
-}
-
-/// A reference into it from the time when it grew must never see other objects in its place.
-fn an_arena_that_grew_when_this_process_was_forked_is_not_adopted() -> Outcome {
-    let arena = Arena::builder("early").capacity(1 << 20).build()?;
-    let mut arena = Some(arena);
-    before(
-        |socket| {
-            let (export, file) = receive_export(socket)?;
-            // SAFETY: as in `receive_arena`.
-            let e = unsafe { export.adopt::<u64>(file) }.err().ok_or("it is fenced off")?;
-            assert!(e.hint().is_some(), "{e}");
-            Ok(())
-        },
-        |socket| send_arena(socket, &arena.take().ok_or("once")?.freeze(5u64)?),
-    )
-}
-
-fn only_a_sealed_file_of_the_right_length_and_type_is_adopted() -> Outcome {
-    settle()?;
-    before(
-        |socket| {
-            let (export, file) = receive_export(socket)?;
-            let refused = |file: OwnedFd, why: &str| {
-                // SAFETY: it is refused before anything is mapped.
-                let e = unsafe { export.adopt::<u64>(file) }.expect_err(why);
-                assert!(e.to_string().contains(why), "{e}");
-            };
-            let copy = sys::memfd::create("not sealed")?;
-            sys::memfd::set_len(copy.as_fd(), export.range().len as u64)?;
-            refused(copy, "not sealed");
-            refused(std::fs::File::open("/dev/null")?.into(), "not sealed");
-            let short = sys::memfd::create("short")?;
-            sys::memfd::seal(short.as_fd(), sys::memfd::SEALS_FINAL)?;
-            refused(short, "length");
-            // SAFETY: as above.
-            let e = unsafe { export.adopt::<i64>(file.try_clone()?) }.err().ok_or("another type")?;
-            assert!(e.is_bad_handle() && e.to_string().contains("i64"), "{e}");
-            // None of it left anything in the way.
-            // SAFETY: the sender froze a u64.
-            assert_eq!(*unsafe { export.adopt::<u64>(file.try_clone()?) }?, 5);
-            // SAFETY: as above.
-            let e = unsafe { export.adopt::<u64>(file) }.err().ok_or("it is here already")?;
-            assert!(e.errno() == Some(libc::EEXIST), "{e}");
-            Ok(())
-        },
-        |socket| {
-            let arena = Arena::builder("typed").capacity(1 << 20).build()?;
-            send_arena(socket, &arena.freeze(5u64)?)
-        },
-    )
-}
-
 /// Arenas of both processes have numbers of their own, so that no handle or allocator means two of them.
 fn an_arena_of_ones_own_does_not_stand_in_the_way_and_is_not_mistaken() -> Outcome {
     settle()?;
@@ -418,62 +351,6 @@ fn many_arenas_built_after_the_fork_all_find_their_addresses_free() -> Outcome {
     )
 }
 
-fn an_export_is_read_from_its_own_bytes_only() -> Outcome {
-    let export = Arena::builder("bytes").capacity(1 << 20).build()?.freeze(1u8)?.export()?;
-    let bytes = export.to_bytes();
-    assert_eq!(Export::from_bytes(&bytes)?, export);
-    for len in 0..bytes.len() {
-        // A shorter name is a name.
-        assert!(Export::from_bytes(&bytes[..len]).map_or(true, |other| other != export), "{len} bytes");
-    }
-    // Whatever is changed is refused, or is another arena's, whose adoption the caller answers for.
-    for at in 0..bytes.len() {
-        let mut bytes = bytes.clone();
-        bytes[at] ^= 0x55;
-        assert!(Export::from_bytes(&bytes).map_or(true, |other| other != export), "byte {at}");
-    }
-    passed()
-}
-
-fn what_points_out_of_its_arena_is_not_contained() -> Outcome {
-    let arena = || Arena::builder("strict").capacity(1 << 20).build();
-    let other = arena()?;
-    let elsewhere = |e: Option<cowbell::Error>| assert!(e.is_some_and(|e| e.to_string().contains("points out of it")));
-    let mut list: Vec<u32> = Vec::new_in(*other);
-    list.push(1);
-    elsewhere(arena()?.freeze_unchecked(list)?.check_contained().err());
-    let own = arena()?;
-    let mut lists: Vec<Vec<u8>> = Vec::new_in(*own);
-    lists.push(Vec::new_in(*own));
-    lists.push(Vec::new_in(*other));
-    let good = own.freeze_unchecked((lists, ()))?;
-    good.check_contained()?;
-    let own = arena()?;
-    let mut lists: Vec<Vec<u32>> = Vec::new_in(*own);
-    for n in 0..100 {
-        let mut list = if n == 70 { Vec::new_in(*other) } else { Vec::new_in(*own) };
-        list.push(n);
-        lists.push(list);
-    }
-    elsewhere(own.freeze_unchecked(lists)?.check_contained().err());
-    let mut map: HashMap<u32, u32> = HashMap::new_in(*other);
-    arena()?.freeze_unchecked(map.clone())?.check_contained()?;
-    map.insert(1, 1);
-    elsewhere(arena()?.freeze_unchecked(map)?.check_contained().err());
-    elsewhere(arena()?.freeze_unchecked(Some(Box::new_in(5u32, *other)))?.check_contained().err());
-    let leaked: &'static AtomicU64 = std::boxed::Box::leak(std::boxed::Box::new(AtomicU64::new(1)));
-    elsewhere(arena()?.freeze_unchecked((1u8, [leaked; 2]))?.check_contained().err());
-    let odd = Kind::Other(String::from("of this process").leak());
-    elsewhere(arena()?.freeze_unchecked(odd)?.check_contained().err());
-    arena()?.freeze_unchecked((Kind::Hamlet, Nobody))?.check_contained()?;
-    // An object without size lies nowhere: that there is one here says nothing of another process.
-    let near = arena()?.freeze(7u32)?;
-    arena()?.freeze_unchecked(Some(near.handle(near.root())?))?.check_contained()?;
-    elsewhere(arena()?.freeze_unchecked([near.handle(&())?; 2])?.check_contained().err());
-    const { assert!(!Nobody::POINTS && Kind::POINTS && !<[(u8, f64); 3]>::POINTS) };
-    passed()
-}
-
 /// A graph with far more paths than objects is looked at once an object.
 fn shared_references_are_looked_at_once() -> Outcome {
     cowbell::contained! {
@@ -516,13 +393,8 @@ pub fn trials() -> std::vec::Vec<Trial> {
         an_arena_outlives_the_process_that_built_it_and_can_be_released,
         a_clone_is_the_same_arena,
         what_denies_writes_there_denies_them_here,
-        addresses_that_are_taken_are_an_error_that_names_them,
-        an_arena_that_grew_when_this_process_was_forked_is_not_adopted,
-        only_a_sealed_file_of_the_right_length_and_type_is_adopted,
         an_arena_of_ones_own_does_not_stand_in_the_way_and_is_not_mistaken,
         many_arenas_built_after_the_fork_all_find_their_addresses_free,
-        an_export_is_read_from_its_own_bytes_only,
-        what_points_out_of_its_arena_is_not_contained,
         shared_references_are_looked_at_once,
         arenas_lie_apart_and_a_limit_on_addresses_is_still_an_error,
     ]

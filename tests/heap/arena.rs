@@ -91,7 +91,7 @@ fn what_is_allocated_for_others_stays_good_and_keeps_the_image_until_it_is_freed
     let first = heap::arena("rows", build).expect("an arena").release();
     let others = first.live_blocks();
     assert!((103..110).contains(&others) && first.gone() == 0, "{others} blocks are others'");
-    // They can be read, written, grown and freed; a child has them, too.
+    // The collections can be read, written, grown and freed; a child has them, too.
     let use_them = || {
         LOG.with_borrow_mut(|log| {
             log[0].push_str(" and on");
@@ -210,7 +210,7 @@ fn a_scope_that_has_ended_is_none() {
     assert!(other.generation().holds(&other.1[0]) && other.0 != Some(scope));
 }
 
-/// It has a destructor, and no memory of its own.
+/// The type has a destructor, and no memory of its own.
 struct Ends(u8);
 
 impl Drop for Ends {

@@ -3,14 +3,13 @@
 
 use crate::{Case, Numbers, cases, status_kib};
 use cowbell::fork::{self, ForkOptions};
-use cowbell::heap::{Generation, Heap, SideArc, hot};
-use cowbell::sys::map::SharedWords;
+use cowbell::heap::{Generation, Heap, hot};
 use cowbell::watch::Watch;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub const CASES: &[Case] = cases![
     workers_that_read_a_frozen_heap_copy_nothing,
@@ -18,19 +17,12 @@ pub const CASES: &[Case] = cases![
     freeing_frozen_objects_copies_nothing,
     later_allocations_fill_no_hole_of_a_frozen_page,
     what_was_freed_before_a_freeze_is_zero,
-    a_frozen_heap_is_spared_by_fork,
-    one_write_of_the_parent_makes_fork_dear_for_its_chunk,
-    a_parents_copies_are_not_counted_as_the_childs,
     generations_follow_each_other,
     pouring_takes_little_memory,
     a_freeze_that_fails_leaves_the_heap_as_it_was,
     a_pour_that_fails_half_way_leaves_the_heap_working,
     a_freeze_beside_a_thread_is_refused,
     hot_memory_is_not_frozen,
-    cloning_side_arcs_copies_no_page_of_their_values,
-    a_child_that_counts_side_arcs_up_and_down_copies_no_page_of_their_counts,
-    side_arcs_are_dropped_once_in_children_of_children_and_threads,
-    children_forked_while_threads_count_side_arcs_count_them_too,
     copies_that_are_the_original_again_are_given_back,
     huge_and_aligned_objects_are_frozen_too,
     a_child_of_busy_threads_may_freeze,
@@ -38,14 +30,14 @@ pub const CASES: &[Case] = cases![
 ];
 
 /// Runs `body` in a forked child and gives the pages it copied.
-fn copied(body: impl FnOnce()) -> u64 {
+pub fn copied(body: impl FnOnce()) -> u64 {
     let mut child = fork::spawn(&ForkOptions::new(), |_| body()).expect("a child");
     let exit = child.wait().expect("its end");
     assert!(exit.success(), "{exit:?}");
     exit.report.copied_pages().0
 }
 
-fn freeze() -> Generation {
+pub fn freeze() -> Generation {
     Heap::freeze().expect("a frozen heap")
 }
 
@@ -185,83 +177,16 @@ fn what_was_freed_before_a_freeze_is_zero() {
     assert!(others.len() + again.len() > 1000);
 }
 
-/// KiB of page tables of this process that a child forked now does not have.
-fn spared_kib() -> u64 {
-    let (mine, theirs) = (status_kib("VmPTE"), AtomicShared::new());
-    let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
-        theirs.set(status_kib("VmPTE"));
-    })
-    .expect("a child");
-    child.wait().expect("its end");
-    mine.saturating_sub(theirs.get())
-}
-
-/// A number that a child tells its parent.
-struct AtomicShared(cowbell::sys::map::SharedWords);
-
-impl AtomicShared {
-    fn new() -> Self {
-        Self(cowbell::sys::map::SharedWords::new(1).expect("memory"))
-    }
-
-    fn set(&self, value: u64) {
-        self.0.words()[0].store(value, Ordering::Release);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.words()[0].load(Ordering::Acquire)
-    }
-}
-
-/// So many boxes of 64 bytes: 512 MiB.
-const MANY: usize = 8 << 20;
+/// The number of boxes of 64 bytes that take 512 MiB.
+pub const MANY: usize = 8 << 20;
 
 #[expect(clippy::vec_box, reason = "each is an allocation")]
-fn many_boxes() -> Vec<Box<[u64; 8]>> {
+pub fn many_boxes() -> Vec<Box<[u64; 8]>> {
     (0..MANY as u64).map(|n| Box::new([n; 8])).collect()
 }
 
-fn read_all(boxes: &[Box<[u64; 8]>]) {
+pub fn read_all(boxes: &[Box<[u64; 8]>]) {
     assert!(boxes.iter().enumerate().all(|(n, each)| each[7] == n as u64));
-}
-
-fn a_frozen_heap_is_spared_by_fork() {
-    let boxes = many_boxes();
-    let tables = status_kib("VmPTE");
-    let before = spared_kib();
-    assert!(before < tables / 5, "before the freeze: {before} of {tables} KiB spared");
-    let _generation = freeze();
-    read_all(&boxes);
-    let (tables, spared) = (status_kib("VmPTE"), spared_kib());
-    assert!(spared + 100 > tables * 9 / 10, "frozen and read: only {spared} of {tables} KiB spared");
-}
-
-fn one_write_of_the_parent_makes_fork_dear_for_its_chunk() {
-    let mut boxes = many_boxes();
-    let generation = freeze();
-    read_all(&boxes);
-    let spared = spared_kib();
-    boxes[MANY / 2][3] = 1;
-    assert_eq!(generation.copied_here().expect("a census").0, 1);
-    let lost = spared.saturating_sub(spared_kib());
-    // 64 MiB have 32 page tables of 4 KiB on most machines.
-    assert!((100..=200).contains(&lost), "{lost} KiB more are copied");
-}
-
-fn a_parents_copies_are_not_counted_as_the_childs() {
-    let boxes: Vec<Box<AtomicU64>> = (0..500_000).map(|n| Box::new(AtomicU64::new(n))).collect();
-    let generation = freeze();
-    boxes.iter().step_by(1000).for_each(|each| each.store(1, Ordering::Relaxed));
-    let parents = generation.copied_here().expect("a census").0;
-    assert!(parents >= 500, "{parents}");
-    let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        boxes[499_500].store(2, Ordering::Relaxed);
-        boxes[1000].store(3, Ordering::Relaxed);
-    })
-    .expect("a child");
-    let report = child.wait().expect("its end").report;
-    assert_eq!(report.copied_pages().0, 1, "{report}");
-    assert_eq!(report.arenas.iter().map(|arena| arena.inherited_pages.0).sum::<u64>(), parents);
 }
 
 fn generations_follow_each_other() {
@@ -360,169 +285,11 @@ fn hot_memory_is_not_frozen() {
     assert!(counters.iter().enumerate().all(|(n, each)| each.load(Ordering::Relaxed) == n as u64 + 1));
 }
 
-fn cloning_side_arcs_copies_no_page_of_their_values() {
-    let arcs: Vec<Arc<[u64; 6]>> = (0..50_000).map(|n| Arc::new([n; 6])).collect();
-    let sides: Vec<SideArc<[u64; 6]>> = (0..50_000).map(|n| SideArc::new([n; 6])).collect();
-    let generation = freeze();
-    assert!(generation.holds(&*sides[7]));
-    let with_arc = copied(|| arcs.iter().for_each(|each| drop(Arc::clone(each))));
-    assert!(with_arc > 700, "{with_arc}");
-    assert_eq!(copied(|| sides.iter().for_each(|each| drop(SideArc::clone(each)))), 0);
-    let last = sides[3].clone();
-    drop(sides);
-    assert_eq!((SideArc::strong_count(&last), last[0]), (1, 3));
-}
-
-/// The number of page faults that a child takes for its work: of all that it copies and gets.
-fn faults_of(work: impl FnOnce()) -> u64 {
-    let found = SharedWords::new(1).expect("memory");
-    let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        let before = fork::page_faults();
-        work();
-        found.words()[0].store(fork::page_faults() - before, Ordering::Release);
-    })
-    .expect("a child");
-    assert!(child.wait().expect("its end").success());
-    found.words()[0].load(Ordering::Acquire)
-}
-
-fn a_child_that_counts_side_arcs_up_and_down_copies_no_page_of_their_counts() {
-    // Their counts fill 300 pages, and the values many more.
-    let sides: Vec<SideArc<[u64; 8]>> = (0..150_000).map(|n| SideArc::new([n; 8])).collect();
-    let _generation = freeze();
-    // The table has 16 pages, and some pages of the program and its stack are copied.
-    let faults = faults_of(|| {
-        for each in &sides {
-            let same = SideArc::clone(each);
-            assert_eq!((SideArc::strong_count(&same), same[7]), (2, each[0]));
-        }
-    });
-    // Reading maps pages, too: the counts, whose page tables fork copied, are there.
-    let reading = faults_of(|| assert!(sides.iter().all(|each| each[7] == each[0])));
-    assert!(faults < reading + 40, "{faults}, {reading} for reading alone");
-    // Those that are counted up and stay so have slots while there are some; the pages of others' counts are copied.
-    let kept = faults_of(|| std::mem::forget(sides.iter().map(SideArc::clone).collect::<Vec<_>>()));
-    assert!(kept > reading + 250, "{kept}");
-    assert!(sides.iter().all(|each| SideArc::strong_count(each) == 1));
-}
-
-/// Counts how often values were dropped in this process.
-struct Dropped(usize);
-
-static DROPPED: [AtomicU64; 9000] = [const { AtomicU64::new(0) }; 9000];
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        DROPPED[self.0].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn drops() -> [u64; 2] {
-    let most = DROPPED.iter().map(|each| each.load(Ordering::Relaxed)).max().unwrap_or(0);
-    [DROPPED.iter().map(|each| each.load(Ordering::Relaxed)).sum(), most]
-}
-
-/// Clones and drops in an order of its own, and then all that it has.
-fn juggle(sides: &[SideArc<Dropped>], seed: u64) {
-    let mut numbers = Numbers(seed);
-    let mut own: Vec<SideArc<Dropped>> = sides.to_vec();
-    for _ in 0..30_000 {
-        let which = numbers.below(sides.len());
-        match numbers.below(3) {
-            0 => own.push(sides[which].clone()),
-            1 if !own.is_empty() => drop(own.swap_remove(numbers.below(own.len()))),
-            _ => assert!(SideArc::strong_count(&sides[which].clone()) >= 2),
-        }
-    }
-}
-
-fn side_arcs_are_dropped_once_in_children_of_children_and_threads() {
-    fn go_on(mut sides: Vec<SideArc<Dropped>>, depth: usize) {
-        // Each generation makes some of its own.
-        let begin = sides.len();
-        sides.extend((begin..begin + 1000).map(|n| SideArc::new(Dropped(n))));
-        // Counted up over the fork, in slots and beside them.
-        let more = sides.clone();
-        if depth < 8 {
-            let mut child = fork::spawn(&ForkOptions::new(), |_| go_on(sides.clone(), depth + 1)).expect("a child");
-            assert!(child.wait().expect("its end").success(), "{depth}");
-        }
-        std::thread::scope(|scope| {
-            for seed in 1..=4 {
-                let sides = &sides;
-                scope.spawn(move || juggle(sides, seed));
-            }
-        });
-        drop(more);
-        assert_eq!(drops(), [0, 0], "{depth}");
-        drop(sides);
-        // The frames in which this process was forked still hold some of those that earlier generations made.
-        assert_eq!(drops(), [1000, 1], "{depth}");
-    }
-    go_on(Vec::new(), 0);
-    DROPPED.iter().for_each(|each| each.store(0, Ordering::Relaxed));
-    let sides: Vec<SideArc<Dropped>> = (0..9000).map(|n| SideArc::new(Dropped(n))).collect();
-    let mut child = fork::spawn(&ForkOptions::new(), move |_| {
-        std::thread::scope(|scope| {
-            for seed in 1..=4 {
-                let sides = &sides;
-                scope.spawn(move || juggle(sides, seed));
-            }
-        });
-        let later = sides[4000..].to_vec();
-        assert_eq!(drops(), [0, 0]);
-        drop(sides);
-        assert_eq!(drops(), [4000, 1]);
-        drop(later);
-        assert_eq!(drops(), [9000, 1]);
-        // Their counts' memory is others' now, here and in a child.
-        let again: Vec<SideArc<u64>> = (0..9000).map(SideArc::new).collect();
-        let is_one = || again.iter().all(|each| SideArc::strong_count(each) == 1);
-        assert!(is_one());
-        let mut child = fork::spawn(&ForkOptions::new(), |_| assert!(is_one())).expect("a child");
-        assert!(child.wait().expect("its end").success());
-    })
-    .expect("a child");
-    assert!(child.wait().expect("its end").success());
-}
-
-fn children_forked_while_threads_count_side_arcs_count_them_too() {
-    let sides: Vec<SideArc<[u64; 4]>> = (0..20).map(|n| SideArc::new([n; 4])).collect();
-    let mut child = fork::spawn(&ForkOptions::new(), |_| {
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        sides.iter().for_each(|each| drop(each.clone()));
-                    }
-                });
-            }
-            for _ in 0..300 {
-                // SAFETY: the child uses what is said to be good in it: the heap, and these pointers.
-                let child = unsafe {
-                    fork::spawn_unchecked(&ForkOptions::new(), |_| {
-                        // A thread may have been in the middle of counting one up, and is not here.
-                        let counted =
-                            |each: &SideArc<[u64; 4]>| (2..=6).contains(&SideArc::strong_count(&each.clone()));
-                        assert!(sides.iter().all(counted));
-                    })
-                };
-                assert!(child.expect("a child").wait().expect("its end").success());
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-        assert!(sides.iter().all(|each| SideArc::strong_count(each) == 1));
-    })
-    .expect("a child");
-    assert!(child.wait().expect("its end").success());
-}
-
 fn copies_that_are_the_original_again_are_given_back() {
     let arcs: Vec<Arc<[u64; 6]>> = (0..50_000).map(|n| Arc::new([n; 6])).collect();
     let cells: Vec<AtomicU64> = (0..50_000).map(AtomicU64::new).collect();
     let generation = freeze();
-    // What the parent has changed is its children's, and no original.
+    // A page that the parent has changed is its children's, and no original.
     cells[40_000].store(7, Ordering::Relaxed);
     assert_eq!(generation.reshare().expect("nothing to give back here").looked_at.0, 0);
     let mut child = fork::spawn(&ForkOptions::new(), |_| {

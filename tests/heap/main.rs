@@ -5,12 +5,14 @@
 mod arena;
 mod cgroup;
 mod collections;
+mod forking;
 mod freezing;
 mod hostile;
 mod memory;
 mod planted;
 mod reclaim;
 mod recording;
+mod side_arcs;
 mod storm;
 mod threads;
 mod writers;
@@ -36,6 +38,8 @@ fn all() -> impl Iterator<Item = Case> {
         threads::CASES,
         collections::CASES,
         freezing::CASES,
+        forking::CASES,
+        side_arcs::CASES,
         hostile::CASES,
         reclaim::CASES,
         arena::CASES,

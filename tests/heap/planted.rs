@@ -128,7 +128,7 @@ fn objects_are_named_by_the_line_that_allocated_them() {
     let line_of_zeroed = line!() - 1;
     let generation = Heap::freeze().expect("one thread");
     let mut child = fork::spawn(&ForkOptions::new(), move |_| {
-        // It records nothing, and frees what is its parent's.
+        // The child records nothing, and frees what is its parent's.
         let own: Vec<_> = (0..1000).map(|_| Box::new(line(4))).collect();
         drop(own);
         (large[5], zeroed[66_000]) = (9, 9);
@@ -198,7 +198,7 @@ fn what_is_recorded_beside_threads_is_what_is_in_use() {
         }
     });
     let (recorded, live) = recorded();
-    // What threads and the library keep for themselves may be hot, or older than the record.
+    // Blocks that threads and the library keep for themselves may be hot, or older than the record.
     assert!(recorded <= live && recorded + 50 > live, "{recorded} recorded, {live} in use, {before} before");
     assert!(recorded > kept.len());
 }

@@ -1,4 +1,4 @@
-//! What is recorded of allocations is one process's alone, whatever is forked from it.
+//! The record of allocations is one process's alone, whatever is forked from it.
 #![expect(unsafe_code, reason = "a fork, and what libc calls in the child")]
 
 use crate::cases;
@@ -38,7 +38,7 @@ fn a_child_may_not_record_too() {
     let mut freed = Some(blocks());
     let mut child = fork::spawn(&ForkOptions::new(), |_| {
         let refused = Heap::record_sites(1).is_err_and(|e| e.is_invalid() && e.to_string().contains("forked from"));
-        // It goes on all the same, and so does what is forked from it.
+        // The child goes on all the same, and so does what is forked from it.
         drop(freed.take());
         drop([blocks(), blocks()]);
         let of_grandchild = fork::spawn(&ForkOptions::new(), |_| i32::from(Heap::record_sites(1).is_ok()));
@@ -53,7 +53,7 @@ fn a_child_may_not_record_too() {
     drop((kept, freed));
 }
 
-/// What the handler frees.
+/// The blocks that the handler frees.
 static FREED: Mutex<Vec<Vec<u64>>> = Mutex::new(Vec::new());
 static HANDLED: AtomicBool = AtomicBool::new(false);
 

@@ -127,7 +127,7 @@ fn write_seal_is_busy_for_a_mapping_behind_the_end() -> Verdict {
     for over in [false, true] {
         let memory = Memory::marked(Kind::SharedMemfd, 4)?;
         set_len(memory.file(), 2 * memory.page.bytes() as u64).expect("ftruncate");
-        // As freezing does: the content is mapped privately in place.
+        // The content is mapped privately in place, as freezing does.
         // SAFETY: the range is the memory's own.
         unsafe { map::map_private_at(memory.span(0, 2), Access::Read, memory.file(), 0) }.expect("mmap");
         assert_eq!(busy(&memory), Some(libc::EBUSY), "what is left lies behind the end");

@@ -62,7 +62,7 @@ pub fn run(claim: &'static Claim, kind: Option<Kind>) -> Result<Completion, Fail
     let ended = end(leader, claim);
     clean_up(&path);
     for (file, content) in saved {
-        // Whoever may not write it did not change it.
+        // A case that may not write the file did not change it.
         if let Some(content) = content.filter(|content| std::fs::read(file).ok().as_ref() != Some(content)) {
             std::fs::write(file, content).map_err(|e| Failed::from(format!("cannot restore {file}: {e}")))?;
         }

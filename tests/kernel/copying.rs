@@ -225,7 +225,7 @@ fn dontneed_is_refused_on_locked_pages() -> Verdict {
 fn copies_take_a_fault_each() -> Verdict {
     const PAGES: usize = 200;
     let memory = Memory::marked(Kind::PrivateMemfd, 2 * PAGES)?;
-    // So that this process has had many more faults than the child will have.
+    // This process is to have had many more faults than the child will have.
     for page in 0..4 * PAGES {
         Memory::new(Kind::Anonymous, 1)?.store(0, page as u8);
     }

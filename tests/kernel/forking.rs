@@ -147,7 +147,7 @@ fn fork_with_event_keeps_child_armed(kind: Kind) -> Verdict {
     // forked before anything is registered, as otherwise its own fork would wait for it.
     let end = Gate::new();
     let reader = child::spawn(|| match watcher::next_event(&uffd) {
-        // Whoever holds this keeps the child armed.
+        // The holder of this keeps the child armed.
         Event::Fork(_child) => end.pass(),
         other => panic!("a fork was expected: {other:?}"),
     });

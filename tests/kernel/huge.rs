@@ -181,7 +181,7 @@ fn collapse_refuses_a_process_kept_from_huge_pages() -> Verdict {
         assert!(!is_kept_from_huge_pages(), "before");
         rustix::thread::disable_transparent_huge_pages(true).expect("PR_SET_THP_DISABLE");
         assert!(is_kept_from_huge_pages());
-        // It takes page tables, or EINVAL would be for want of them.
+        // Collapsing takes page tables, or EINVAL would be for want of them.
         let _touched = memory.load(0);
         assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL));
     })

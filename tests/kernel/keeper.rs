@@ -148,7 +148,7 @@ fn keeper_is_a_child_of_the_parent() -> Verdict {
     assert_eq!(status.number("Tgid"), Some(keeper), "a process, not a thread: {status:?}");
     victim.kill();
     go.open();
-    // Its maker was forked with SIGCHLD, so it needs no __WALL either.
+    // The keeper's maker was forked with SIGCHLD, so it needs no __WALL either.
     let (pid, status) = rustix::process::wait(WaitOptions::empty()).expect("wait").expect("a child");
     assert_eq!((pid.as_raw_nonzero().get(), status.exit_status()), (keeper, Some(7)));
     Ok(())

@@ -17,6 +17,7 @@ mod tracee;
 mod watcher;
 
 mod backing;
+mod change_events;
 mod changes;
 mod copying;
 mod ending;
@@ -26,17 +27,22 @@ mod holes;
 mod huge;
 mod io_ring;
 mod keeper;
+mod launching;
 mod lending;
 mod mapping;
 mod pagemap;
 mod perf;
+mod perf_lives;
+mod perf_rights;
 mod pouring;
 mod processes;
 mod remote;
+mod remote_ends;
 mod robust;
 mod sealing;
 mod serving;
 mod settling;
+mod sharers_end;
 mod sharing;
 mod stores;
 mod swapping;
@@ -74,18 +80,24 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("processes", threads::CLAIMS),
     ("processes", keeper::CLAIMS),
     ("processes", sharing::CLAIMS),
+    ("processes", sharers_end::CLAIMS),
     ("processes", ending::CLAIMS),
     ("processes", taskstats::CLAIMS),
     ("processes", serving::CLAIMS),
     ("shared memory", robust::CLAIMS),
     ("tracees", tracing::CLAIMS),
     ("tracees", remote::CLAIMS),
+    ("tracees", remote_ends::CLAIMS),
     ("tracees", stores::CLAIMS),
     ("changes", changes::CLAIMS),
+    ("changes", change_events::CLAIMS),
     ("settling", settling::CLAIMS),
     ("tracer", tool::CLAIMS),
+    ("tracer", launching::CLAIMS),
     ("tracer", lending::CLAIMS),
     ("page faults", perf::CLAIMS),
+    ("page faults", perf_rights::CLAIMS),
+    ("page faults", perf_lives::CLAIMS),
 ];
 
 fn main() -> ExitCode {

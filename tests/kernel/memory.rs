@@ -57,7 +57,7 @@ impl Memory {
         Self::aligned(kind, pages, page_size().bytes())
     }
 
-    /// As [`Self::new`], at a multiple of `align` bytes.
+    /// Makes memory as [`Self::new`] does, at a multiple of `align` bytes.
     pub fn aligned(kind: Kind, pages: usize, align: usize) -> Result<Self, Skip> {
         let page = page_size();
         let len = pages * page.bytes();

@@ -12,10 +12,9 @@ use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory, last_errno, mark};
 use cowbell::sys::map::{Access, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Pagemap};
-use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::pidfd::{self};
 use cowbell::sys::signal::{self, Mask};
 use cowbell::sys::{Errno, clone, memfd, process};
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::os::fd::AsFd;
@@ -40,23 +39,9 @@ pub const CLAIMS: &[Claim] = &[
         sharer_has_descriptors_and_a_signal_mask_of_its_own,
         "A `CLONE_VM` sibling has its own table of descriptors (what it closes stays open for the other, and what it keeps delays an end of file) and starts with its maker's signal mask, which then is its own."
     ),
-    claim!(
-        sharer_dies_with_the_thread_that_forked_its_maker,
-        "`PR_SET_PDEATHSIG` of a `CLONE_PARENT` sibling fires when the thread ends that forked its maker, though the maker lives."
-    ),
-    claim!(
-        clone_parent_takes_the_makers_exit_signal,
-        "A `CLONE_PARENT` child has the exit signal of the process that made it, SIGCHLD or none, whatever signal was asked for."
-    )
-    .needs(&[Need::TidAddress]),
-    claim!(
-        core_dump_spares_the_sharer,
-        "A process that dies with a core dump leaves its `CLONE_VM` sibling alive, and with it the memory."
-    )
-    .needs(&[Need::Scan]),
 ];
 
-type Job = Box<dyn Fn(&[AtomicU64]) -> i32>;
+pub type Job = Box<dyn Fn(&[AtomicU64]) -> i32>;
 
 struct Task {
     job: Job,
@@ -69,42 +54,42 @@ extern "C" fn enter(task: *mut c_void) -> i32 {
     (task.job)(task.words.words())
 }
 
-fn leak<T>(value: T) -> &'static T {
+pub fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
 /// A child that has copied pages 1 and 2 of a memory, and a process that shares the child's memory.
-struct Pair {
-    maker: Child,
-    sharer: i32,
-    words: &'static SharedWords,
+pub struct Pair {
+    pub maker: Child,
+    pub sharer: i32,
+    pub words: &'static SharedWords,
     /// Lets the maker go on.
-    next: &'static Gate,
+    pub next: &'static Gate,
     /// Opened by the maker when it is done.
-    did: &'static Gate,
-    dialogue: Dialogue,
+    pub did: &'static Gate,
+    pub dialogue: Dialogue,
 }
 
 /// Harness and sharer talk through two gates: the sharer answers each question with words.
 #[derive(Clone, Copy)]
-struct Dialogue {
-    question: &'static Gate,
-    answer: &'static Gate,
+pub struct Dialogue {
+    pub question: &'static Gate,
+    pub answer: &'static Gate,
 }
 
 impl Dialogue {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { question: leak(Gate::new()), answer: leak(Gate::new()) }
     }
 
-    fn ask(self) {
+    pub fn ask(self) {
         self.question.open();
         self.answer.pass();
     }
 }
 
 /// Forks the maker. It runs `before`, makes the sharer, and then runs `then` each time it is let go on.
-fn pair(
+pub fn pair(
     memory: &'static Memory,
     dialogue: Dialogue,
     before: impl FnOnce(),
@@ -137,13 +122,13 @@ fn pair(
 
 impl Pair {
     /// Lets the maker do the next thing and waits until it is done.
-    fn step(&self) {
+    pub fn step(&self) {
         self.next.open();
         self.did.pass();
     }
 
     /// The sharer's answer now, in its first words.
-    fn ask(&self, count: usize) -> Vec<u64> {
+    pub fn ask(&self, count: usize) -> Vec<u64> {
         self.dialogue.ask();
         self.words.words()[..count].iter().map(|word| word.load(Ordering::SeqCst)).collect()
     }
@@ -165,7 +150,7 @@ fn read_each(file: impl AsFd, memory: &Memory, words: &[AtomicU64]) {
 
 /// A job that reads its own `/proc/self/mem`, opened at its beginning, each time it is asked. It holds nothing
 /// else open, so that others see the ends of their pipes.
-fn reader_of_memory(memory: &'static Memory, dialogue: Dialogue) -> Job {
+pub fn reader_of_memory(memory: &'static Memory, dialogue: Dialogue) -> Job {
     Box::new(move |words| {
         let Ok(file) = process::open_memory() else { return 1 };
         let kept = [process::number(&file), process::number(dialogue.question), process::number(dialogue.answer)];
@@ -308,120 +293,5 @@ fn sharer_has_descriptors_and_a_signal_mask_of_its_own() -> Verdict {
         let ended = pidfd::readable(read.as_fd(), Some(Duration::from_millis(100))).expect("poll");
         assert_eq!(ended, closes, "end of file once nobody holds it");
     }
-    Ok(())
-}
-
-fn sharer_dies_with_the_thread_that_forked_its_maker() -> Verdict {
-    for asks in [true, false] {
-        let memory: &'static Memory = leak(Memory::marked(Kind::PrivateMemfd, 4)?);
-        let forking = std::thread::spawn(move || {
-            let dialogue = Dialogue::new();
-            let job: Job = Box::new(move |words| {
-                let asked = asks && process::die_with_parent().is_ok();
-                loop {
-                    dialogue.question.pass();
-                    words[0].store(u64::from(asked), Ordering::SeqCst);
-                    dialogue.answer.open();
-                }
-            });
-            let pair = pair(memory, dialogue, || (), job, || ())?;
-            assert_eq!(pair.ask(1), [u64::from(asks)], "PR_SET_PDEATHSIG");
-            Ok(pair)
-        });
-        let pair = forking.join().expect("the forking thread")?;
-        let sharer = pidfd::open(pair.sharer).expect("pidfd_open");
-        let patience = if asks { None } else { Some(Duration::from_millis(100)) };
-        assert_eq!(pidfd::wait_end(sharer.as_fd(), patience).expect("poll"), asks, "asked: {asks}");
-        if asks {
-            assert_eq!(pidfd::reap(sharer.as_fd()).expect("waitid"), Some(Ended::Signaled(libc::SIGKILL)));
-        }
-        assert_eq!(pidfd::reap(pair.maker.pidfd.as_fd()).expect("waitid"), None, "its maker lives");
-    }
-    Ok(())
-}
-
-extern "C" fn pass_and_exit(gate: *mut c_void) -> i32 {
-    // SAFETY: the maker passes a gate that is never dropped.
-    let gate = unsafe { &*gate.cast::<Gate>() };
-    gate.pass();
-    7
-}
-
-fn clone_parent_takes_the_makers_exit_signal() -> Verdict {
-    for makers in [libc::SIGCHLD, 0] {
-        // SIGUSR1 would kill the case.
-        for asked in [0, libc::SIGUSR1] {
-            let stack = Memory::new(Kind::Anonymous, 64)?.range;
-            let go: &'static Gate = leak(Gate::new());
-            let ready = Gate::new();
-            let tid = SharedWords::new(1).expect("a shared page");
-            let args = clone::ForkArgs { exit_signal: makers, ..clone::ForkArgs::default() };
-            // SAFETY: this process has one thread; the child never leaves the block.
-            let forked = unsafe { clone::fork(&args) }.expect("clone3");
-            let clone::Forked::Parent { pid, pidfd } = forked else {
-                let top = std::ptr::with_exposed_provenance_mut(stack.end());
-                let flags = libc::CLONE_VM | libc::CLONE_PARENT | asked;
-                let gate = std::ptr::from_ref(go).cast_mut().cast();
-                // SAFETY: the entry makes raw calls only; gate and stack are never freed.
-                let sharer = unsafe { libc::clone(pass_and_exit, top, flags, gate) };
-                tid.words()[0].store(sharer as u64, Ordering::SeqCst);
-                ready.open();
-                loop {
-                    Gate::new().pass();
-                }
-            };
-            ready.pass();
-            let sharer = tid.words()[0].load(Ordering::SeqCst) as i32;
-            assert_eq!(exit_signal(pid), makers, "the maker");
-            assert_eq!(exit_signal(sharer), makers, "the sharer, asked for {asked}");
-            let end = pidfd::open(sharer).expect("pidfd_open");
-            go.open();
-            pidfd::wait_end(end.as_fd(), None).expect("poll");
-            let found = rustix::process::wait(WaitOptions::NOHANG);
-            let found =
-                found.map(|found| found.map(|(pid, status)| (pid.as_raw_nonzero().get(), status.exit_status())));
-            let expected = if makers == 0 { Err(Errno::CHILD) } else { Ok(Some((sharer, Some(7)))) };
-            assert_eq!(found, expected, "without __WALL");
-            if makers == 0 {
-                assert_eq!(pidfd::reap(end.as_fd()).expect("waitid"), Some(Ended::Exited(7)), "with it");
-            }
-            Child { pid, pidfd }.kill();
-        }
-    }
-    Ok(())
-}
-
-/// The exit signal of a process: field 38 of its stat.
-fn exit_signal(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    let (_, fields) = stat.rsplit_once(')').expect("a name");
-    fields.split_ascii_whitespace().nth(35).and_then(|field| field.parse().ok()).expect("field 38")
-}
-
-fn core_dump_spares_the_sharer() -> Verdict {
-    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
-    if pattern.trim().is_empty() || pattern.contains(['/', '|', '@']) {
-        return Err(Skip(format!("core dumps would go to `{}`", pattern.trim())));
-    }
-    let maximum = rustix::process::getrlimit(Resource::Core).maximum;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).expect("setrlimit");
-    rustix::process::chdir(crate::case::scratch()).expect("chdir");
-    let memory: &'static Memory = leak(Memory::marked(Kind::PrivateMemfd, 4)?);
-    let dialogue = Dialogue::new();
-    let die = || {
-        let own = Pid::from_raw(process::pid()).expect("a process id");
-        rustix::process::kill_process(own, Signal::ABORT).expect("kill");
-    };
-    let pair = pair(memory, dialogue, || (), reader_of_memory(memory, dialogue), die)?;
-    pair.next.open();
-    let maker = Pid::from_raw(pair.maker.pid);
-    let (_, status) = rustix::process::waitpid(maker, WaitOptions::empty()).expect("waitpid").expect("it ended");
-    assert_eq!(status.terminating_signal(), Some(libc::SIGABRT));
-    if !libc::WCOREDUMP(status.as_raw()) {
-        return Err(Skip("no core was dumped".to_owned()));
-    }
-    assert_eq!(pair.ask(3), [u64::from(mark(0)), 201, 202], "the sharer lives and reads");
-    let pagemap = Pagemap::open(pair.sharer).expect("pagemap");
-    assert_eq!(evidence::scan(&pagemap, memory, &COPIED), pages([1, 2]), "and the page tables are there");
     Ok(())
 }

@@ -87,7 +87,7 @@ pub fn watch(pid: i32, full: bool, features: Features) -> RemoteUffd {
     watch_in(pid, pid, full, features)
 }
 
-/// As [`watch`], in a thread of the process `pid`.
+/// Watches as [`watch`] does, in a thread of the process `pid`.
 pub fn watch_in(pid: i32, tid: i32, full: bool, features: Features) -> RemoteUffd {
     let mut wait = wait;
     let mut injection = Injection::begin(tid, &mut wait).expect("an injection");

@@ -14,7 +14,7 @@ type Module = Vec<String>;
 /// A file of the library.
 #[derive(Default)]
 struct Source {
-    /// Its code without `use` declarations, comments and tests.
+    /// The file's code without `use` declarations, comments and tests.
     code: String,
     /// The paths that it imports, those that it hands on included.
     imports: Vec<Import>,
