@@ -3,7 +3,8 @@
 //! Values are encoded by serde as [postcard](https://docs.rs/postcard): a few bytes a value, no names of fields, a
 //! format with a specification and a promise of stability, no `unsafe` code for the user to trust. Both ends
 //! are forks of one program, so that the types are the same and nothing need be self-describing. It follows that
-//! `#[serde(flatten)]`, `#[serde(untagged)]`, internally tagged enums and `skip_serializing_if` do not travel.
+//! `#[serde(flatten)]`, `#[serde(untagged)]`, internally tagged enums and `skip_serializing_if` do not travel: `shape` finds types that
+//! cannot be decoded before there is a value.
 //!
 //! **Passengers.** A value that means a place in memory, as [`crate::arena::Handle`] does, must not be made from bytes:
 //! any safe code can write bytes. Such a value puts what it is into a table that travels beside the bytes, and
@@ -15,9 +16,11 @@
 
 mod flavor;
 mod plain;
+mod shape;
 mod table;
 
 pub use plain::{Plain, PlainVec};
+pub(crate) use shape::unreadable;
 pub(crate) use table::{Passenger, disembark, embark, embark_in_result, kind_of, refuse};
 
 use crate::error::{Error, Result};
@@ -83,12 +86,16 @@ fn failed(what: &str, error: &postcard::Error, refusal: Refusals) -> Error {
     }
     let failed = Error::invalid(format!("cannot be {what}: {error}"));
     match error {
-        WontImplement | SerializeSeqLengthUnknown => failed.with_hint(
-            "jobs and results go without names of fields: no serde(flatten), serde(untagged), serde(tag) in their types",
-        ),
+        WontImplement => failed.with_hint(AS_TEXT),
+        SerializeSeqLengthUnknown => {
+            failed.with_hint("a list or map must know its length before it is written: collect it first")
+        }
         _ => failed,
     }
 }
+
+/// What to do with a type that cannot be decoded.
+pub(crate) const AS_TEXT: &str = "jobs and results go without names of fields: no serde(flatten), serde(untagged), serde(tag) and no serde_json::Value in their types; pass such a value as text, by serde_json::to_string";
 
 #[cfg(test)]
 mod tests;

@@ -251,3 +251,92 @@ proptest! {
         prop_assert_eq!(there_and_back(&value), value);
     }
 }
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Untagged {
+    _Number(u64),
+    _Text(String),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind")]
+enum Tagged {
+    _One { number: u64 },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", content = "content")]
+enum Beside {
+    _One(u64),
+    _Two(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Flattened {
+    id: u64,
+    #[serde(flatten)]
+    rest: HashMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tree<T> {
+    left: Option<Box<Self>>,
+    children: Vec<Tree<T>>,
+    by_name: BTreeMap<String, Tree<T>>,
+    value: T,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Expression<T> {
+    Add(Box<Expression<T>>, Box<Expression<T>>),
+    Number(i64),
+    Call { name: String, arguments: Vec<Expression<T>> },
+    Inner(Inner<T>),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Inner<T> {
+    Nothing,
+    Some(Option<Vec<(u8, Result<T, String>)>>),
+    More(Box<Expression<T>>),
+}
+
+/// An endless type: no value of it ends.
+#[derive(Serialize, Deserialize)]
+struct Endless(Box<Endless>);
+
+/// A type that panics at made-up values.
+#[derive(Serialize)]
+struct Strict(String);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        assert!(!text.is_empty(), "a text that is not empty");
+        Ok(Self(text))
+    }
+}
+
+#[test]
+fn a_type_that_cannot_be_decoded_is_found_without_a_value() {
+    let within = |found: Option<String>| found.expect("it asks what comes next");
+    assert_eq!(within(unreadable::<serde_json::Value>()), "serde_json::value::Value");
+    assert!(within(unreadable::<Vec<Option<Untagged>>>()).contains("Untagged"));
+    assert!(within(unreadable::<Tagged>()).contains("Tagged"));
+    assert!(within(unreadable::<Flattened>()).contains("Flattened"));
+    assert_eq!(within(unreadable::<Beside>()), "Beside");
+    assert!(
+        [Beside::_One(1), Beside::_Two("x".into())].iter().all(|each| decode::<Beside>(&packed(each).0, &[]).is_err())
+    );
+    assert_eq!(within(unreadable::<(u8, Tree<serde_json::Value>)>()), "Tree");
+    assert_eq!(within(unreadable::<HashMap<u8, Expression<Untagged>>>()), "Result");
+}
+
+#[test]
+fn a_type_that_can_be_decoded_passes() {
+    assert_eq!(unreadable::<(Tree<u8>, Expression<Tree<String>>, Plain<u32>, PlainVec<u8>)>(), None);
+    assert_eq!(unreadable::<(Rider<1>, std::time::SystemTime, std::net::IpAddr, std::num::NonZero<u8>)>(), None);
+    assert_eq!(unreadable::<Endless>(), None);
+    assert_eq!(unreadable::<(Strict, serde_json::Value)>(), None, "what stands behind a type that refuses is not seen");
+}

@@ -61,6 +61,8 @@ mod pool_review;
 mod pool_several;
 #[cfg(feature = "pool")]
 mod pool_storm;
+#[cfg(feature = "pool")]
+mod pool_types;
 mod reshare;
 mod shared;
 mod shared_collections;
@@ -141,6 +143,8 @@ fn main() {
         pool_panics::trials(),
         #[cfg(feature = "pool")]
         pool_storm::trials(),
+        #[cfg(feature = "pool")]
+        pool_types::trials(),
     ]
     .into_iter()
     .flatten()

@@ -99,6 +99,16 @@ where
     }
 }
 
+/// Refuses a type that could be encoded and never decoded, before a job waits for it.
+fn can_travel<T: DeserializeOwned>(what: &str) -> Result<()> {
+    let Some(within) = wire::unreadable::<T>() else { return Ok(()) };
+    let whole = std::any::type_name::<T>();
+    let why = format!(
+        "{what} of type `{whole}` cannot be passed: `{within}` or a part of it asks what comes next, which is not told"
+    );
+    Err(Error::invalid(why).with_hint(wire::AS_TEXT))
+}
+
 impl PoolBuilder {
     /// Forks the zygote and through it the workers, which run `body` for each job with the root of `frozen`.
     ///
@@ -108,7 +118,8 @@ impl PoolBuilder {
     /// Must be called while this process has one thread. The pool starts none.
     ///
     /// # Errors
-    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Unsupported where the kernel cannot [`Self::populate`]. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Invalid, too, when `J` or `R` has a part that cannot be decoded without
+    /// names of fields (`serde(untagged)`, `serde(flatten)`, `serde(tag)`, `serde_json::Value`), as far as that shows in made-up values, which the types are given to read. Unsupported where the kernel cannot [`Self::populate`]. Whatever [`crate::fork::spawn`] says for the zygote or
     /// the first workers.
     pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, mut body: F) -> Result<Pool<T, J, R>>
     where
@@ -132,6 +143,8 @@ impl PoolBuilder {
         F: FnMut(&WorkerContext<T>, J) -> R,
     {
         self.check()?;
+        can_travel::<J>("jobs")?;
+        can_travel::<R>("results")?;
         let settings = self.settings;
         if settings.populate {
             frozen.image().check_populate()?;
