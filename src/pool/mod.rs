@@ -30,7 +30,8 @@
 //! - **Every job ends exactly once**, with a result or a [`JobError`]. A panic is that job's error. A worker that dies fails only the
 //!   job it held; the rest of its batch goes to others; it is replaced.
 //! - **Nobody stays behind**: the zygote dies with the thread that made the pool, workers with the zygote. Dropping the pool
-//!   kills and reaps them all. Ctrl-C reaches the parent only; SIGTERM of the zygote ends the pool.
+//!   kills and reaps them all. Zygote and workers take no notice of SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2,
+//!   which supervisors and terminals send to the whole group: the parent answers. [`PoolBuilder::worker_signal`] changes that.
 //! - **No thread** is started, unless a [`Ticket`] is awaited as a future.
 
 //!
@@ -45,6 +46,7 @@ mod memory;
 mod parent;
 mod protocol;
 mod settings;
+mod signals;
 mod worker;
 mod zygote;
 
@@ -59,3 +61,4 @@ pub use parent::ticket::{AsCompleted, Ticket, as_completed};
 pub use protocol::failure::{Death, JobError};
 pub use protocol::messages::WorkerExit;
 pub use settings::{OverBudget, PoolBuilder};
+pub use signals::{OnSignal, Signal};

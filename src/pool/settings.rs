@@ -2,6 +2,7 @@
 
 use super::context::{Hooks, WorkerInfo};
 use super::protocol::board::SEATS_MAX;
+use super::signals::{OnSignal, OnSignals, Signal};
 use crate::error::{Error, Result};
 use crate::page::PageCount;
 use crate::watch::Watch;
@@ -34,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) result_capacity: usize,
     pub(crate) spin: Duration,
     pub(crate) wait_for_threads: Option<Duration>,
+    pub(crate) worker_signals: OnSignals,
+    pub(crate) zygote_signals: OnSignals,
     pub(crate) on_start: Hooks,
     pub(crate) on_end: Hooks,
 }
@@ -63,6 +66,8 @@ impl PoolBuilder {
             result_capacity: 256 << 20,
             spin: Duration::from_micros(50),
             wait_for_threads: None,
+            worker_signals: OnSignals::default(),
+            zygote_signals: OnSignals::default(),
             on_start: Hooks::default(),
             on_end: Hooks::default(),
         };
@@ -182,6 +187,29 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets what workers do with a signal (default for each: [`OnSignal::Ignore`]).
+    ///
+    /// A supervisor that ends a service, and a terminal on Ctrl-C, send their signal to all processes of the group. What is to happen is the parent's matter: its
+    /// handler may drain the pool, and while it does the workers go on with their jobs. So by default they take no notice, and a worker is killed by SIGKILL only.
+    ///
+    /// ```no_run
+    /// use cowbell::pool::{OnSignal, Pool, Signal};
+    ///
+    /// // `kill WORKER` is to end that worker, and another is to take its place.
+    /// let builder = Pool::builder().worker_signal(Signal::Terminate, OnSignal::Default);
+    /// ```
+    pub fn worker_signal(mut self, signal: Signal, then: OnSignal) -> Self {
+        self.settings.worker_signals.set(signal, then);
+        self
+    }
+
+    /// Sets what the zygote does with a signal (default for each: [`OnSignal::Ignore`]). With [`OnSignal::Default`] it ends, and the pool with it. It calls no
+    /// hooks, so [`OnSignal::Hook`] is invalid here.
+    pub fn zygote_signal(mut self, signal: Signal, then: OnSignal) -> Self {
+        self.settings.zygote_signals.set(signal, then);
+        self
+    }
+
     /// The time that a worker without a job, or a thread without a result, waits awake before it sleeps, if waits are that
     /// short on the average (default 50 µs). Zero: never.
     pub fn spin(mut self, spin: Duration) -> Self {
@@ -200,6 +228,9 @@ impl PoolBuilder {
         let settings = &self.settings;
         if !(1..=SEATS_MAX).contains(&settings.workers) {
             return Err(Error::invalid(format!("a pool has 1 to {} workers", SEATS_MAX)));
+        }
+        if settings.zygote_signals.has_hook() {
+            return Err(Error::invalid("the zygote calls no hooks that could handle a signal: zygote_signal"));
         }
         if settings.max_attempts == 0 {
             return Err(Error::invalid("a job is tried once at least: max_attempts"));

@@ -8,6 +8,7 @@ use super::Errno;
 use super::map::last_errno;
 pub use crate::facts::Registers;
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
@@ -27,6 +28,10 @@ pub const QUIT: i32 = libc::SIGQUIT;
 pub const TERM: i32 = libc::SIGTERM;
 /// SIGHUP.
 pub const HUP: i32 = libc::SIGHUP;
+/// SIGUSR1.
+pub const USR1: i32 = libc::SIGUSR1;
+/// SIGUSR2.
+pub const USR2: i32 = libc::SIGUSR2;
 /// SIGTSTP.
 pub const TSTP: i32 = libc::SIGTSTP;
 /// SIGTTIN.
@@ -86,6 +91,11 @@ pub unsafe fn install(signal: i32, handler: Handler) -> Result<(), Errno> {
 }
 
 impl Action {
+    /// Is it the kernel's default? *Async-signal-safe.*
+    pub fn is_default(&self) -> bool {
+        self.0.sa_sigaction == libc::SIG_DFL
+    }
+
     /// Hands a signal that is not ours to whom it was meant for: calls the earlier handler, or puts
     /// the default back so that the repeated fault has its default effect. *Async-signal-safe.*
     ///
@@ -121,6 +131,44 @@ pub fn restore_default(signal: i32) {
 pub fn ignore(signal: i32) {
     // SAFETY: ignoring has no precondition.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// `sigaction(signal, SA_RESTART | SA_ONSTACK)` with a handler that does nothing: like [`ignore`], but a program that is executed has the default
+/// again, and a system call that waits is begun anew where that can be. *Async-signal-safe.*
+pub fn take_no_notice(signal: i32) {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a sigaction of zeroes is a valid value (SIG_DFL, no flags, nothing blocked).
+    let mut new: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    new.sa_sigaction = nothing as *const () as usize;
+    new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+    // Frames of several signals at once would not fit on the stack for signals, which may be 8 KiB: that is a SIGSEGV.
+    // SAFETY: the set is ours.
+    unsafe { libc::sigfillset(&raw mut new.sa_mask) };
+    // SAFETY: the struct is valid for the call, and a handler that does nothing may run anywhere.
+    unsafe { libc::sigaction(signal, &raw const new, std::ptr::null_mut()) };
+}
+
+/// Signals that are held from this thread as long as this lives.
+#[derive(Debug)]
+pub struct Held {
+    before: u64,
+    /// A mask is a thread's own.
+    _of_this_thread: PhantomData<*const ()>,
+}
+
+impl Held {
+    /// Holds these, bit `n - 1` for signal `n`, besides those that are blocked already.
+    pub fn new(signals: u64) -> Self {
+        let before = mask();
+        set_mask(before | signals);
+        Self { before, _of_this_thread: PhantomData }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        set_mask(self.before);
+    }
 }
 
 /// A set of blocked signals.

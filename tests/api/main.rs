@@ -60,6 +60,8 @@ mod pool_review;
 #[cfg(feature = "pool")]
 mod pool_several;
 #[cfg(feature = "pool")]
+mod pool_signals;
+#[cfg(feature = "pool")]
 mod pool_storm;
 #[cfg(feature = "pool")]
 mod pool_types;
@@ -141,6 +143,8 @@ fn main() {
         pool_futures::trials(),
         #[cfg(feature = "pool")]
         pool_panics::trials(),
+        #[cfg(feature = "pool")]
+        pool_signals::trials(),
         #[cfg(feature = "pool")]
         pool_storm::trials(),
         #[cfg(feature = "pool")]

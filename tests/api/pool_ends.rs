@@ -8,7 +8,7 @@ use crate::pool_kit::{
     Gate, adopt_orphans, all_end_soon, alone, data, descendants, pool_mappings, table, worker_pidfds, zygote_of,
 };
 use cowbell::fork::Ended;
-use cowbell::pool::{JobError, Pool, Shutdown};
+use cowbell::pool::{JobError, OnSignal, Pool, Shutdown, Signal};
 use cowbell::sys::{pidfd, process, signal};
 use libtest_mimic::{Failed, Trial};
 use std::os::unix::process::CommandExt;
@@ -19,7 +19,8 @@ fn waiting_threads_learn_soon_that_the_zygote_is_gone_and_no_process_stays() -> 
     adopt_orphans()?;
     for signal in [signal::KILL, libc::SIGTERM] {
         let gate = Gate::new()?;
-        let pool = Pool::builder().workers(3).spawn(data()?, move |_, job: u64| {
+        let builder = Pool::builder().workers(3).zygote_signal(Signal::Terminate, OnSignal::Default);
+        let pool = builder.spawn(data()?, move |_, job: u64| {
             gate.pass();
             job
         })?;

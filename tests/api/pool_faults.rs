@@ -5,7 +5,7 @@ use crate::look::{Bytes, SOON, has_children, until, write};
 use crate::pool_kit::{Way, adopt_orphans, all_end_soon, data, descendants, in_time, table, zygote_of};
 use cowbell::fork::Ended;
 use cowbell::page::PageCount;
-use cowbell::pool::{Death, JobError, OverBudget, Pool, PoolBuilder, Shutdown};
+use cowbell::pool::{Death, JobError, OnSignal, OverBudget, Pool, PoolBuilder, Shutdown, Signal};
 use cowbell::sys::{process, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
@@ -17,6 +17,7 @@ const WAYS: [Way; 8] =
     [Way::Exit(0), Way::Exit(1), Way::Exit(255), Way::Kill, Way::Term, Way::Fault, Way::Abort, Way::Overflow];
 
 pub fn mortal(settings: PoolBuilder) -> cowbell::Result<Pool<Bytes, (u64, Option<Way>), u64>> {
+    let settings = settings.worker_signal(Signal::Terminate, OnSignal::Default);
     settings.spawn(data()?, |_, (job, way): (u64, Option<Way>)| {
         if let Some(way) = way {
             way.go();

@@ -11,6 +11,7 @@ use crate::pool::memory::region::Region;
 use crate::pool::protocol::batch::{self, Status};
 use crate::pool::protocol::messages::Reply;
 use crate::pool::settings::PoolBuilder;
+use crate::pool::signals;
 use crate::pool::worker::panics;
 use crate::pool::worker::{Outcome, Work};
 use crate::pool::zygote::{self, Channels, Data};
@@ -172,6 +173,8 @@ impl PoolBuilder {
             body,
             types: PhantomData,
         };
+        // One that comes before the zygote has its settings would end it.
+        let held = signals::hold();
         let zygote = fork::spawn(&options, |_| {
             // Else it would not learn that its parent became another program.
             end.take();
@@ -179,6 +182,7 @@ impl PoolBuilder {
             let region: &'static Region = Box::leak(Box::new(shared));
             zygote::run(region, &zygotes, Channels { orders, limits: theirs }, &mut job);
         });
+        drop(held);
         let mut zygote = zygote.map_err(|e| match e.threads() {
             // One that has ended has a hint of its own.
             Some(threads) if !threads.iter().any(|thread| thread.exiting) => e.with_hint(

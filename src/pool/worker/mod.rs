@@ -86,6 +86,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// The worker's life; returns when it leaves.
 pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, work: &mut dyn Work) {
     process::set_name(c"cowbell-worker");
+    settings.worker_signals.begin_worker();
     process::die_first_of_memory();
     if let Some(bytes) = settings.memory_limit {
         limits::limit_data(bytes);
@@ -116,6 +117,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     }
     let zygote = process::parent_pid();
     settings.on_start.call(&info);
+    settings.worker_signals.hooks_have_run();
     // A hook that changed this process' user has switched off the signal by which it dies with the zygote, see prctl(2).
     if process::die_with_parent().is_err() || process::parent_pid() != zygote {
         return;

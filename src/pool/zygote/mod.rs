@@ -16,6 +16,7 @@ use crate::pool::protocol::messages::{Order, Reply, WorkerExit};
 use crate::pool::protocol::progress::{self, Phase, Seen};
 use crate::pool::protocol::queue::{self, DONE, QUEUED};
 use crate::pool::settings::Settings;
+use crate::pool::signals;
 use crate::pool::worker::{self, Left, Work};
 use crate::sys::epoll::Poller;
 use crate::sys::{self, channel, limits, process, signal, tracing};
@@ -120,9 +121,7 @@ impl<'a> Zygote<'a> {
         data: &'a mut dyn Data,
     ) -> Result<Self> {
         process::set_name(c"cowbell-zygote");
-        // Ctrl-C is for the parent, which decides what becomes of the pool.
-        signal::ignore(signal::INT);
-        signal::set_mask(0);
+        settings.zygote_signals.begin_zygote();
         tracing::raise_descriptors_max();
         let poller = Poller::new().map_err(|e| Error::os("epoll_create1", e))?;
         let add = |fd: &OwnedFd, token| poller.add(fd, token).map_err(|e| Error::os("epoll_ctl", e));
@@ -187,11 +186,15 @@ impl<'a> Zygote<'a> {
         let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
         let (region, settings, data) = (self.region, self.settings, &mut *self.data);
         let crew = &mut self.crew;
+        // The worker has its own settings for them, and gets what comes before it has.
+        let held = signals::hold();
         let child = fork::spawn(&options, |_| {
             // Copies of descriptors that are the zygote's business.
             crew.clear();
             worker::live(region, settings, seat, data);
-        })?;
+        });
+        drop(held);
+        let child = child?;
         own.welcome(board, child.pid());
         self.poller.add(child.pidfd(), seat as u64).map_err(|e| Error::os("epoll_ctl", e))?;
         if let Some(member) = self.crew.get_mut(seat) {

@@ -1,0 +1,120 @@
+//! Signals that a supervisor or a terminal sends to a whole group of processes, and what zygote and workers do with them.
+//!
+//! ```text
+//! kill(-pgid, SIGTERM), Ctrl-C ──> parent: its handler drains the pool, or ends it
+//!                              ──> zygote, workers: take no notice, and serve the parent to the end
+//! ```
+
+use crate::sys::signal;
+
+/// A signal that users and supervisors send to tell a service something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Signal {
+    /// SIGHUP: the terminal is gone; to services: read the settings anew.
+    Hangup,
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGQUIT: Ctrl-\; to some services: end when all is done.
+    Quit,
+    /// SIGTERM: end. Supervisors and `kill` send it.
+    Terminate,
+    /// SIGUSR1.
+    User1,
+    /// SIGUSR2.
+    User2,
+}
+
+impl Signal {
+    const ALL: [Self; 6] = [Self::Hangup, Self::Interrupt, Self::Quit, Self::Terminate, Self::User1, Self::User2];
+
+    fn number(self) -> i32 {
+        match self {
+            Self::Hangup => signal::HUP,
+            Self::Interrupt => signal::INT,
+            Self::Quit => signal::QUIT,
+            Self::Terminate => signal::TERM,
+            Self::User1 => signal::USR1,
+            Self::User2 => signal::USR2,
+        }
+    }
+
+    fn bit(self) -> u64 {
+        1 << (self.number() - 1)
+    }
+}
+
+/// The effect of a [`Signal`] on the zygote or a worker: see [`PoolBuilder::worker_signal`](super::PoolBuilder::worker_signal).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSignal {
+    /// None. A system call that a job waits in goes on, where the kernel can begin it anew (`SA_RESTART`, signal(7)). Programs that a job executes have
+    /// the kernel's default.
+    #[default]
+    Ignore,
+    /// The kernel's default: the process ends. A worker fails the job that it has, and is replaced.
+    Default,
+    /// That of a handler which a hook installs: see [`PoolBuilder::on_worker_start`](super::PoolBuilder::on_worker_start). Until the hooks have run the signal
+    /// waits. Where they have installed no handler it stays blocked, so that a thread of theirs may fetch it (`sigwait(3)`, `signalfd(2)`).
+    Hook,
+}
+
+/// What a process does with each signal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OnSignals([OnSignal; Signal::ALL.len()]);
+
+impl OnSignals {
+    pub(crate) fn set(&mut self, signal: Signal, then: OnSignal) {
+        for (entry, _) in self.0.iter_mut().zip(Signal::ALL).filter(|(_, one)| *one == signal) {
+            *entry = then;
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = (Signal, OnSignal)> {
+        Signal::ALL.into_iter().zip(self.0)
+    }
+
+    /// Is one of them left to hooks?
+    pub(crate) fn has_hook(&self) -> bool {
+        self.0.contains(&OnSignal::Hook)
+    }
+
+    /// In the zygote, whose signals are held: from now on they have this effect.
+    pub(crate) fn begin_zygote(&self) {
+        for (signal, then) in self.each() {
+            match then {
+                // It executes no program that would inherit this.
+                OnSignal::Ignore => signal::ignore(signal.number()),
+                OnSignal::Default | OnSignal::Hook => signal::restore_default(signal.number()),
+            }
+        }
+        signal::set_mask(0);
+    }
+
+    /// In a new worker, whose signals are held: those that are left to hooks wait for them.
+    pub(crate) fn begin_worker(&self) {
+        for (signal, then) in self.each() {
+            match then {
+                OnSignal::Ignore => signal::take_no_notice(signal.number()),
+                OnSignal::Default | OnSignal::Hook => signal::restore_default(signal.number()),
+            }
+        }
+        let hooked = self.each().filter(|(_, then)| *then == OnSignal::Hook);
+        signal::set_mask(hooked.fold(0, |bits, (signal, _)| bits | signal.bit()));
+    }
+
+    /// In a worker whose hooks have run: their handlers get what has waited.
+    pub(crate) fn hooks_have_run(&self) {
+        let handled = |(signal, then): &(Signal, OnSignal)| {
+            *then == OnSignal::Hook && signal::current(signal.number()).is_ok_and(|action| !action.is_default())
+        };
+        let bits = self.each().filter(handled).fold(0, |bits, (signal, _)| bits | signal.bit());
+        if bits != 0 {
+            signal::set_mask(signal::mask() & !bits);
+        }
+    }
+}
+
+/// Holds all of these signals from this thread as long as it lives: they come then, if somebody still wants them.
+pub(crate) fn hold() -> signal::Held {
+    signal::Held::new(Signal::ALL.into_iter().fold(0, |bits, signal| bits | signal.bit()))
+}
