@@ -144,7 +144,7 @@ pub fn remark(process: &ProcessReport) -> String {
             format!("runs in the memory of {of}, where its pages are counted: nothing is its own")
         }
         (State::Read, Some(Relation::ForkedOrSameMemory)) => format!(
-            "perhaps runs in the memory of {}, and nothing is its own: all pages verbosity the same, and the kernel does not \
+            "perhaps runs in the memory of {}, and nothing is its own: all pages look the same, and the kernel does not \
              say (kcmp)",
             process.parent
         ),
