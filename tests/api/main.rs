@@ -50,6 +50,8 @@ mod pool_metrics;
 #[cfg(feature = "pool")]
 mod pool_panics;
 #[cfg(feature = "pool")]
+mod pool_processes;
+#[cfg(feature = "pool")]
 mod pool_refused;
 #[cfg(feature = "pool")]
 mod pool_replace;
@@ -63,6 +65,8 @@ mod pool_several;
 mod pool_signals;
 #[cfg(feature = "pool")]
 mod pool_storm;
+#[cfg(feature = "pool")]
+mod pool_tickets;
 #[cfg(feature = "pool")]
 mod pool_types;
 mod reshare;
@@ -115,6 +119,10 @@ fn main() {
         exactness::trials(),
         #[cfg(feature = "pool")]
         pool::trials(),
+        #[cfg(feature = "pool")]
+        pool_tickets::trials(),
+        #[cfg(feature = "pool")]
+        pool_processes::trials(),
         #[cfg(feature = "pool")]
         sound::pools::trials(),
         #[cfg(feature = "pool")]

@@ -25,6 +25,11 @@ pub fn doubling(workers: usize) -> cowbell::Result<Pool<Bytes, u64, u64>> {
     Pool::builder().workers(workers).spawn(data()?, |_, job: u64| 2 * job)
 }
 
+/// The results of so many jobs of a pool that doubles.
+pub fn doubles(jobs: u64) -> Vec<u64> {
+    (0..jobs).map(|job| 2 * job).collect()
+}
+
 /// The way a worker comes to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
