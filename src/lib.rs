@@ -93,3 +93,8 @@ struct Readme;
 #[cfg(all(doctest, feature = "pool"))]
 #[doc = include_str!("../docs/POOL.md")]
 struct PoolGuide;
+
+/// The recipes' programs run with the tests.
+#[cfg(all(doctest, feature = "pool"))]
+#[doc = include_str!("../docs/ZERO-COPY.md")]
+struct ZeroCopy;

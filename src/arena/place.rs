@@ -33,7 +33,7 @@ impl ArenaRef {
         Ok(unsafe { &mut *place.as_ptr() })
     }
 
-    /// Copies a slice into the arena.
+    /// Copies a slice into the arena. The copy begins at a multiple of 16 bytes, whatever its type: what is read in place from bytes may need that.
     ///
     /// # Errors
     /// Those of [`Self::alloc`].

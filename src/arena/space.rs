@@ -197,6 +197,7 @@ mod tests {
                     Step::Take(len, shift) => {
                         if let Some(offset) = space.take(len, 1 << shift, base) {
                             prop_assert_eq!((base + offset) % (1 << shift), 0);
+                            prop_assert_eq!(offset % 16, 0, "as `alloc_slice` promises");
                             prop_assert!(offset + len <= 65536);
                             live.push((offset, len));
                         }

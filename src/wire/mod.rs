@@ -4,7 +4,7 @@
 //! format with a specification and a promise of stability, no `unsafe` code for the user to trust. Both ends
 //! are forks of one program, so that the types are the same and nothing need be self-describing. It follows that
 //! `#[serde(flatten)]`, `#[serde(untagged)]`, internally tagged enums and `skip_serializing_if` do not travel: `shape` finds types that
-//! cannot be decoded before there is a value.
+//! cannot be decoded before there is a value, and `strict` refuses a field that is left out.
 //!
 //! **Passengers.** A value that means a place in memory, as [`crate::arena::Handle`] does, must not be made from bytes:
 //! any safe code can write bytes. Such a value puts what it is into a table that travels beside the bytes, and
@@ -17,6 +17,7 @@
 mod flavor;
 mod plain;
 mod shape;
+mod strict;
 mod table;
 
 pub use plain::{Plain, PlainVec};
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use flavor::Append;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use strict::Strict;
 use table::{Refusals, Way};
 
 /// Appends `value` to `bytes` and its passengers to `passengers`; nothing if that fails or unwinds. In the bytes a passenger's number is
@@ -61,7 +63,7 @@ fn encode_as<T: Serialize + ?Sized>(
     passengers: &mut Vec<Passenger>,
 ) -> Result<()> {
     let (written, refusal) =
-        table::boarding(way, passengers, || postcard::serialize_with_flavor(value, Append::new(bytes)));
+        table::boarding(way, passengers, || postcard::serialize_with_flavor(&Strict(value), Append::new(bytes)));
     written.map_err(|e| failed("encoded", &e, refusal))
 }
 

@@ -340,3 +340,22 @@ fn a_type_that_can_be_decoded_passes() {
     assert_eq!(unreadable::<Endless>(), None);
     assert_eq!(unreadable::<(Strict, serde_json::Value)>(), None, "what stands behind a type that refuses is not seen");
 }
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Short {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first: Option<u8>,
+    second: u8,
+    #[serde(skip)]
+    never: u8,
+}
+
+#[test]
+fn a_field_that_is_left_out_is_refused() {
+    let whole = Short { first: Some(1), second: 1, never: 0 };
+    assert_eq!(there_and_back(&whole), whole);
+    let (mut bytes, mut passengers) = (vec![7], Vec::new());
+    let left_out = BTreeMap::from([("key", [Some(Short { first: None, second: 1, never: 0 })])]);
+    let error = encode(&left_out, &mut bytes, &mut passengers).expect_err("`second` would be `first`");
+    assert!(error.to_string().contains("skip_serializing_if") && bytes == [7], "{error}");
+}
