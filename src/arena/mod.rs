@@ -55,7 +55,7 @@ mod pieces;
 mod place;
 mod populate;
 mod poured;
-mod prepare;
+pub(crate) mod prepare;
 mod refusal;
 pub(crate) mod registry;
 pub(crate) mod signal_safe;

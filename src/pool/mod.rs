@@ -54,6 +54,7 @@ pub use crate::openmetrics::MEDIA_TYPE as OPENMETRICS_MEDIA_TYPE;
 pub use crate::wire::{Plain, PlainVec};
 pub use context::{WorkerContext, WorkerInfo};
 pub use memory::buffer::Buffer;
+pub use parent::early::Prepared;
 pub use parent::figures::{DataMemory, PoolMemory, WorkerMemory, WorkerStats};
 pub use parent::map::{Map, MapUnordered};
 pub use parent::pool::{Pool, Shutdown, Stats};

@@ -34,6 +34,8 @@ mod pool;
 #[cfg(feature = "pool")]
 mod pool_context;
 #[cfg(feature = "pool")]
+mod pool_early;
+#[cfg(feature = "pool")]
 mod pool_ends;
 #[cfg(feature = "pool")]
 mod pool_faults;
@@ -129,6 +131,8 @@ fn main() {
         pool_context::trials(),
         #[cfg(feature = "pool")]
         pool_faults::trials(),
+        #[cfg(feature = "pool")]
+        pool_early::trials(),
         #[cfg(feature = "pool")]
         pool_figures::trials(),
         #[cfg(feature = "pool")]

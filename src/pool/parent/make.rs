@@ -25,8 +25,10 @@ use std::sync::{Arc, Mutex};
 
 /// The closure over the data, in the zygote and the workers.
 struct Job<T: 'static, J, R, F> {
-    /// In the zygote no worker's, but for the data.
-    context: WorkerContext<T>,
+    /// The newest data; in a zygote that was forked before there is any, none yet.
+    frozen: Option<Frozen<T>>,
+    /// In a worker only.
+    context: Option<WorkerContext<T>>,
     body: F,
     types: Types<T, J, R>,
 }
@@ -38,14 +40,15 @@ where
     F: FnMut(&WorkerContext<T>, J) -> R,
 {
     fn begin(&mut self, info: WorkerInfo) {
-        self.context.info = info;
+        self.context = self.frozen.clone().map(|frozen| WorkerContext { info, frozen });
     }
 
     fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome) {
         let start = batch::begin(&mut outcome.item);
         let ran = panics::catch(|| -> Result<(), String> {
             let job: J = wire::decode(bytes, passengers).map_err(|e| format!("the job {e}"))?;
-            let result = (self.body)(&self.context, job);
+            let context = self.context.as_ref().ok_or("has come to a process without data")?;
+            let result = (self.body)(context, job);
             wire::encode_result(&result, &mut outcome.item, &mut outcome.passengers)
                 .map_err(|e| format!("the result {e}"))
         });
@@ -71,11 +74,11 @@ where
     }
 
     fn populate(&self) -> Result<()> {
-        self.context.frozen.populate()
+        self.frozen.as_ref().map_or(Ok(()), Frozen::populate)
     }
 
     fn reshare(&self) -> Result<Reshared> {
-        self.context.frozen.reshare()
+        self.frozen.as_ref().map_or_else(|| Ok(Reshared::default()), Frozen::reshare)
     }
 }
 
@@ -85,11 +88,15 @@ where
     R: Serialize,
     F: FnMut(&WorkerContext<T>, J) -> R,
 {
+    fn has_data(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     #[expect(unsafe_code, reason = "another process's memory becomes the data")]
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
-        // SAFETY: `replace` or the caller of `replace_unchecked` promised it; parent and zygote are forks of one program.
+        // SAFETY: `replace` and `Prepared::spawn` have seen to it, or the caller of their unchecked siblings promised it; parent and zygote are forks of one program.
         let new = unsafe { Export::from_bytes(export)?.adopt(file)? };
-        let old = std::mem::replace(&mut self.context.frozen, new);
+        let Some(old) = self.frozen.replace(new) else { return Ok(()) };
         // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
         // reference that the closure captured faults, as `Pool::replace` says.
         let withdrawn = unsafe { old.withdraw() };
@@ -116,7 +123,7 @@ impl PoolBuilder {
     /// The closure and everything it captures is inherited by the fork; only jobs and results are encoded. It is one closure
     /// for each worker: what it changes in itself stays in that worker.
     ///
-    /// Must be called while this process has one thread. The pool starts none.
+    /// Must be called while this process has one thread. The pool starts none. Where threads build the data, [`Self::prepare`] comes before them.
     ///
     /// # Errors
     /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Invalid, too, when `J` or `R` has a part that cannot be decoded without
@@ -143,13 +150,25 @@ impl PoolBuilder {
         R: Serialize + DeserializeOwned,
         F: FnMut(&WorkerContext<T>, J) -> R,
     {
+        if self.settings.populate {
+            frozen.image().check_populate()?;
+        }
+        let core = self.begin::<T, J, R, F>(Some(frozen.clone()), body)?;
+        Ok(Pool { core, frozen: Mutex::new(frozen), types: PhantomData })
+    }
+
+    /// Forks the zygote, and through it the workers if there is data.
+    pub(super) fn begin<T, J, R, F>(self, frozen: Option<Frozen<T>>, body: F) -> Result<Arc<Core>>
+    where
+        T: 'static,
+        J: Serialize + DeserializeOwned,
+        R: Serialize + DeserializeOwned,
+        F: FnMut(&WorkerContext<T>, J) -> R,
+    {
         self.check()?;
         can_travel::<J>("jobs")?;
         can_travel::<R>("results")?;
         let settings = self.settings;
-        if settings.populate {
-            frozen.image().check_populate()?;
-        }
         // Arenas of both processes must have numbers of their own, and hash alike.
         registry::prepare()?;
         let region =
@@ -165,14 +184,7 @@ impl PoolBuilder {
         }
         let shared = Arc::clone(&region);
         let zygotes = settings.clone();
-        let mut job = Job {
-            context: WorkerContext {
-                info: WorkerInfo { seat: 0, generation: 0, seed: [0; 32] },
-                frozen: frozen.clone(),
-            },
-            body,
-            types: PhantomData,
-        };
+        let mut job = Job { frozen, context: None, body, types: PhantomData };
         // One that comes before the zygote has its settings would end it.
         let held = signals::hold();
         let zygote = fork::spawn(&options, |_| {
@@ -186,7 +198,7 @@ impl PoolBuilder {
         let mut zygote = zygote.map_err(|e| match e.threads() {
             // One that has ended has a hint of its own.
             Some(threads) if !threads.iter().any(|thread| thread.exiting) => e.with_hint(
-                "make the pool before the program starts threads (an async runtime, a logger), or let it wait for those that are ending: wait_for_threads",
+                "make the pool before the program starts threads (an async runtime, a logger), or prepare it before and give it the data later (PoolBuilder::prepare), or let it wait for those that are ending: wait_for_threads",
             ),
             _ => e,
         })?;
@@ -201,7 +213,6 @@ impl PoolBuilder {
             Some(Reply::Refused(why)) => return Err(Error::new(Kind::Child(why.into()))),
             _ => return Err(Error::new(Kind::Child("the pool's zygote ended before it had started a worker".into()))),
         }
-        let core = Arc::new(Core::new(region, settings, end, limits, zygote)?);
-        Ok(Pool { core, frozen: Mutex::new(frozen), types: PhantomData })
+        Ok(Arc::new(Core::new(region, settings, end, limits, zygote)?))
     }
 }

@@ -1,6 +1,7 @@
 //! The program that made the pool: it queues jobs, waits for results and reads them, from any number of threads.
 
 mod core;
+pub(super) mod early;
 pub(super) mod figures;
 mod make;
 pub(super) mod map;

@@ -1,6 +1,7 @@
 //! Orders to the zygote, and the end of the pool.
 
 use super::core::{Core, LOOK_AFTER, Line, lock};
+use crate::arena::Frozen;
 use crate::error::{Error, Kind, Result};
 use crate::pool::protocol::messages::{Order, Reply};
 use crate::pool::protocol::progress;
@@ -41,6 +42,25 @@ impl Core {
         self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         let mut line = lock(&self.line);
         self.ask(&mut line, order, file)
+    }
+
+    /// Hands frozen data over to the zygote, which forks the next workers over it.
+    ///
+    /// # Safety
+    /// As [`Pool::replace_unchecked`](super::pool::Pool::replace_unchecked).
+    ///
+    /// # Errors
+    /// As [`Pool::replace`](super::pool::Pool::replace).
+    #[expect(unsafe_code, reason = "declares an unsafe function")]
+    pub(crate) unsafe fn hand_over<T>(&self, new: &Frozen<T>) -> Result<()> {
+        let order = Order::Adopt(new.export()?.to_bytes());
+        match self.order(&order, Some(new.image().file()))? {
+            Reply::Done(_) => Ok(()),
+            Reply::Refused(why) => {
+                Err(Error::new(Kind::Child(format!("the zygote cannot take the data over: {why}").into())))
+            }
+            Reply::Exits { .. } | Reply::Workers(_) => Err(Error::invalid("the zygote answered something else")),
+        }
     }
 
     pub(crate) fn ask(&self, line: &mut Line, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {

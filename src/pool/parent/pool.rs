@@ -2,7 +2,7 @@
 
 use super::core::Core;
 use crate::arena::{Contained, Frozen};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::pool::protocol::messages::{Order, Reply, WorkerExit};
 use crate::pool::settings::PoolBuilder;
 use std::fmt;
@@ -119,14 +119,9 @@ impl<T, J, R> Pool<T, J, R> {
     pub unsafe fn replace_unchecked(&self, new: Frozen<T>) -> Result<Frozen<T>> {
         // One at a time, so that the newest here is the newest there.
         let mut newest = self.newest();
-        let order = Order::Adopt(new.export()?.to_bytes());
-        match self.core.order(&order, Some(new.image().file()))? {
-            Reply::Done(_) => Ok(std::mem::replace(&mut newest, new)),
-            Reply::Refused(why) => {
-                Err(Error::new(Kind::Child(format!("the zygote cannot take the data over: {why}").into())))
-            }
-            Reply::Exits { .. } | Reply::Workers(_) => Err(Error::invalid("the zygote answered something else")),
-        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.core.hand_over(&new) }?;
+        Ok(std::mem::replace(&mut newest, new))
     }
 
     /// Numbers since the pool began; zeroes in a process forked from the pool's.

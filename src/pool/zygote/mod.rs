@@ -44,6 +44,9 @@ const SHORT_LIVES_MAX: u32 = 12;
 
 /// The data and the closure, without their types.
 pub(crate) trait Data: Work {
+    /// Is there data to fork workers over?
+    fn has_data(&self) -> bool;
+
     /// Takes over a new generation of the data and gives up the old one.
     ///
     /// # Errors
@@ -143,8 +146,8 @@ impl<'a> Zygote<'a> {
             out_of_memory_at: None,
             closing: false,
         };
-        for seat in 0..settings.workers {
-            zygote.start(seat)?;
+        if zygote.data.has_data() {
+            zygote.start_all()?;
         }
         Ok(zygote)
     }
@@ -177,6 +180,10 @@ impl<'a> Zygote<'a> {
         // The thread that asked for the end waits for the news that is left to tell.
         let exits = self.take_exits();
         self.reply(&exits);
+    }
+
+    fn start_all(&mut self) -> Result<()> {
+        (0..self.settings.workers).try_for_each(|seat| self.start(seat))
     }
 
     fn start(&mut self, seat: usize) -> Result<()> {
@@ -376,7 +383,11 @@ impl<'a> Zygote<'a> {
     }
 
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
+        let is_first = !self.data.has_data();
         self.data.adopt(export, file)?;
+        if is_first {
+            return self.start_all();
+        }
         self.region.board().generation.0.fetch_add(1, Ordering::SeqCst);
         self.region.queue().wake_all();
         Ok(())
