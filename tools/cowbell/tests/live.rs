@@ -168,7 +168,7 @@ impl Terminal {
 
     /// The screen, as soon as it shows all that is wanted.
     fn shows(&self, wanted: &[&str]) -> String {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + Duration::from_secs(300);
         loop {
             let (screen, _) = self.tmux(&["capture-pane", "-p"]);
             if wanted.iter().all(|wanted| screen.contains(wanted)) {
@@ -284,7 +284,7 @@ fn top_that_traces_lets_go_at_ctrl_c() {
     terminal.shows(&["2 processes"]);
     terminal.press(&["t"]);
     // Where it may not attach, it says why, and nothing is left either.
-    let until = Instant::now() + Duration::from_secs(60);
+    let until = Instant::now() + Duration::from_secs(300);
     while !["traced, mode trace", "traced, mode count", "cannot"].iter().any(|said| terminal.shows(&[]).contains(said))
     {
         assert!(Instant::now() < until, "{}", terminal.shows(&[]));
@@ -322,7 +322,7 @@ fn top_ends_by_a_signal_and_with_its_terminal() {
             // Opened while it lives, for its number may be another's later.
             let process = pidfd::open(top.parse().expect("an id")).expect("top");
             terminal.tmux(&["kill-server"]);
-            let ended = pidfd::readable(process.as_fd(), Some(Duration::from_secs(60)));
+            let ended = pidfd::readable(process.as_fd(), Some(Duration::from_secs(300)));
             assert_eq!(ended, Ok(true), "top stays without its terminal");
         }
     }

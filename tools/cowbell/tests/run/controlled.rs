@@ -25,7 +25,7 @@ impl Watched {
         let told = target.stdout.take().expect("a pipe");
         BufReader::new(told).read_line(&mut String::new()).expect("it runs");
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        ours.set_read_timeout(Some(Duration::from_secs(60))).expect("a limit");
+        ours.set_read_timeout(Some(Duration::from_secs(300))).expect("a limit");
         let report = scratch.path(name);
         let mut command = Command::new(tool());
         command.args(["attach", "--control", "0", "--mode", "count", "--json", "-o", "-", &target.id().to_string()]);

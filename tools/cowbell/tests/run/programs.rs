@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Does something until it succeeds, for as long as a server may take to start.
 pub fn eventually<T>(what: &str, running: &Running, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(300);
     loop {
         if let Some(done) = attempt() {
             return done;
@@ -31,7 +31,7 @@ fn connect(socket: &Path, running: &Running) -> UnixStream {
 /// A request over a connection of its own; the answer's body.
 pub fn get(socket: &Path, running: &Running) -> String {
     let mut stream = connect(socket, running);
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+    stream.set_read_timeout(Some(Duration::from_secs(300))).expect("a time limit");
     stream.write_all(b"GET / HTTP/1.0\r\nHost: test\r\n\r\n").expect("a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

@@ -297,7 +297,7 @@ fn kill_the_tool(
         let mut reader = reader;
         reader.read_to_string(&mut said).map(|_| said)
     });
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + Duration::from_secs(200);
     while !read_all.is_finished() {
         if std::time::Instant::now() > deadline {
             let states = lab::processes_of_group(group);
