@@ -30,35 +30,34 @@ fn alloc_unclaimed(class: Class) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(block)
 }
 
-/// Frees a block of a class.
+/// Frees a block of a slab; the mask is [`slab_mask`](super::class::slab_mask) of its layout.
 ///
 /// # Safety
-/// It was given by [`alloc`] for this class, and nobody uses it any more.
+/// It was given by [`alloc`] for a layout of this mask, and nobody uses it any more.
 #[inline]
-pub(super) unsafe fn free(block: usize, class: Class) {
+pub(super) unsafe fn free(block: usize, mask: usize) {
     // SAFETY: the block lies in a chunk, and a slab begins at a multiple of its length.
-    let slab = unsafe { Slab::of(block & class.slab_mask()) };
+    let slab = unsafe { Slab::of(block & mask) };
     let local = current();
     // A slab of a live block has an owner, so a thread with nothing of its own is never it.
     if slab.owner.load(Ordering::Relaxed) == local.addr() {
         // SAFETY: not null, as it is an owner; claimed by this thread and never unmapped.
-        if let Some(local) = unsafe { local.as_ref() } {
-            // SAFETY: passed on to the caller; the slab is this Local's.
-            unsafe { local.put(slab, block) };
-        }
-        return;
+        let local = unsafe { &*local };
+        // SAFETY: passed on to the caller; the slab is this Local's.
+        return unsafe { local.put(slab, block) };
     }
     // SAFETY: passed on to the caller.
-    unsafe { free_of_other(slab, block, class) }
+    unsafe { free_of_other(slab, block) }
 }
 
 /// # Safety
 /// As [`free`]; the slab is the block's.
 #[cold]
 #[inline(never)]
-unsafe fn free_of_other(slab: &'static Slab, block: usize, class: Class) {
+unsafe fn free_of_other(slab: &'static Slab, block: usize) {
     let owner = slab.owner.load(Ordering::Acquire);
     if owner == FROZEN {
+        let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
         return reclaim::note_dead(Unit::of_slab(slab), class.size());
     }
     if let Some(local) = owner_at(owner)
@@ -101,9 +100,9 @@ unsafe fn send_back(slab: &'static Slab, block: usize) {
 /// Tells whether a block is part of an image.
 ///
 /// # Safety
-/// It was given by [`alloc`] for this class, and is in use.
-pub(super) unsafe fn is_frozen(block: usize, class: Class) -> bool {
+/// It was given by [`alloc`] for a layout of this mask, and is in use.
+pub(super) unsafe fn is_frozen(block: usize, mask: usize) -> bool {
     // SAFETY: as in `free`.
-    let slab = unsafe { Slab::of(block & class.slab_mask()) };
+    let slab = unsafe { Slab::of(block & mask) };
     slab.owner.load(Ordering::Relaxed) == FROZEN
 }

@@ -1,12 +1,13 @@
 //! Units: who has which. Everything here is done under the lock.
 //!
-//! Memory that is given back stays mapped and *dirty* for a while, because it is likely to be wanted again; beyond a bound the kernel gets the pages.
+//! Memory that is given back stays mapped and *dirty* for a while, because it is likely to be wanted again; see [`decay`] for when the kernel gets the pages.
 //!
 //! # Safety
 //! A unit is given to one taker until it is released. Pages are given up only of units that nobody has.
 #![expect(unsafe_code, reason = "pages of free units are given up")]
 
 use super::class::UNIT;
+use super::decay;
 use super::ground::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
 use super::lock::Held;
 use crate::sys::map::{self, Range};
@@ -22,10 +23,6 @@ static FIRST_ABSENT: AtomicU32 = AtomicU32::new(0);
 /// Units that are free and dirty, and units in use.
 static DIRTY: AtomicUsize = AtomicUsize::new(0);
 static USED: AtomicUsize = AtomicUsize::new(0);
-
-/// So many dirty units are kept in any case, and one for each so many in use.
-const DIRTY_MIN: usize = 256;
-const DIRTY_SHARE: usize = 8;
 
 /// The first place from `at` on whose bit is `value`, or [`UNITS`].
 pub(super) fn next(bits: &Bits, value: bool, at: u32) -> u32 {
@@ -64,6 +61,7 @@ pub(super) struct Taken {
 
 /// Takes neighbouring units, the first at a multiple of `align` units. `None` where there is no memory.
 pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
+    purge_old(held);
     // Under a limit on addresses, those that hold nothing may be what is missing.
     take_once(count, align, kind, held).or_else(|| unmap_unused(held).then(|| take_once(count, align, kind, held))?)
 }
@@ -161,12 +159,12 @@ fn find(chunk: &Chunk, count: u32, align: u32) -> Option<u32> {
 }
 
 /// Marks free units as taken.
-pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, _held: &Held) -> Taken {
+pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &Held) -> Taken {
     put(&chunk.used, true, place, count);
     let dirty = put(&chunk.dirty, false, place, count);
     chunk.free.fetch_sub(count, Ordering::Relaxed);
     DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
-    USED.fetch_add(count as usize, Ordering::Relaxed);
+    decay::note_used(USED.fetch_add(count as usize, Ordering::Relaxed) + count as usize, held);
     let dirty = dirty > 0 || chunk.filed.load(Ordering::Relaxed) != 0;
     Taken { first: ground::unit(number, place), dirty }
 }
@@ -183,10 +181,36 @@ pub(super) fn release(first: Unit, count: u32, held: &Held) {
     if let Some(hint) = FIRST_FREE.get(usize::from(chunk.kind.load(Ordering::Relaxed))) {
         hint.fetch_min(number, Ordering::Relaxed);
     }
-    let used = USED.fetch_sub(count as usize, Ordering::Relaxed) - count as usize;
-    let dirty = DIRTY.fetch_add(count as usize, Ordering::Relaxed) + count as usize;
-    if dirty > DIRTY_MIN.max(used / DIRTY_SHARE) {
-        purge(number, held);
+    USED.fetch_sub(count as usize, Ordering::Relaxed);
+    DIRTY.fetch_add(count as usize, Ordering::Relaxed);
+    purge_old(held);
+}
+
+/// Tells whether there is more free memory than is kept for good, and it is time to look whether it was wanted. Needs no lock.
+pub(super) fn purge_is_due() -> bool {
+    DIRTY.load(Ordering::Relaxed) > decay::kept_for_good(USED.load(Ordering::Relaxed)) && decay::is_due()
+}
+
+/// Gives free memory to the kernel that nobody wanted for a while.
+pub(super) fn purge_old(held: &Held) {
+    if purge_is_due() {
+        let used = USED.load(Ordering::Relaxed);
+        if DIRTY.load(Ordering::Relaxed) > decay::end_period(used, held) {
+            purge_down_to(decay::kept_for_good(used), held);
+        }
+    }
+}
+
+/// Gives free memory to the kernel until no more than so many units of it are left.
+pub(super) fn purge_down_to(units: usize, held: &Held) {
+    // From the end, as units are taken from the beginning.
+    for number in (0..ground::chunks()).rev() {
+        if DIRTY.load(Ordering::Relaxed) <= units {
+            return;
+        }
+        if ground::chunk(number).state() == State::Open {
+            purge(number, held);
+        }
     }
 }
 
@@ -280,9 +304,9 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
 }
 
 /// So many units more, or fewer, are in use in chunks of huge allocations.
-pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
+pub(super) fn count_huge(taken: usize, given_back: usize, held: &Held) {
     USED.fetch_add(taken, Ordering::Relaxed);
-    USED.fetch_sub(given_back, Ordering::Relaxed);
+    decay::note_used(USED.fetch_sub(given_back, Ordering::Relaxed) - given_back, held);
 }
 
 /// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.

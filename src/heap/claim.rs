@@ -116,6 +116,18 @@ fn claim(kind: u8, _held: &Held) -> Option<&'static Local> {
     Some(local)
 }
 
+/// Gives this thread's slabs back that nobody uses, and all free memory to the kernel.
+pub(super) fn trim_own() {
+    let held = lock::take();
+    for kind in 0..KINDS as u8 {
+        // SAFETY: claimed by this thread, and never unmapped.
+        if let Some(local) = unsafe { of_kind(kind).as_ref() } {
+            local.give_up_unused(&held);
+        }
+    }
+    central::purge_down_to(0, &held);
+}
+
 /// Runs `work`, which changes what is another's, so that a fork knows of it.
 pub(super) fn announced<R>(work: impl FnOnce() -> R) -> R {
     if !has_ended() && with_claimed(|_| ()).is_some() && !has_ended() {

@@ -19,10 +19,6 @@ pub(super) const BLOCK_MAX: usize = 1 << 16;
 /// Blocks up to this many bytes share a unit.
 const UNIT_BLOCK_MAX: usize = 8 << 10;
 
-/// The class of these.
-const UNIT_BLOCK_LAST: usize = FINE + 6 * EIGHT - 1;
-const _: () = assert!(SIZES[UNIT_BLOCK_LAST] as usize == UNIT_BLOCK_MAX);
-
 /// The bytes of a unit, as a power of two: the smallest slab, and what larger spans are counted in.
 pub(super) const UNIT_SHIFT: u32 = 16;
 /// The bytes of a unit.
@@ -119,12 +115,6 @@ impl Class {
         if self.size() <= UNIT_BLOCK_MAX { UNIT_SHIFT } else { WIDE_SHIFT }
     }
 
-    /// The mask that makes of a block's address that of its slab.
-    #[inline]
-    pub(super) fn slab_mask(self) -> usize {
-        if self.number() <= UNIT_BLOCK_LAST { usize::MAX << UNIT_SHIFT } else { usize::MAX << WIDE_SHIFT }
-    }
-
     /// Units of a slab.
     pub(super) fn slab_units(self) -> u32 {
         1 << (self.slab_shift() - UNIT_SHIFT)
@@ -134,6 +124,17 @@ impl Class {
     pub(super) fn slab_blocks(self) -> u32 {
         ((1 << self.slab_shift()) / self.size()) as u32
     }
+}
+
+/// The mask that makes of a block's address that of its slab, for blocks of this size and alignment; `None` where [`Class::of`] gives none. It
+/// takes no table, as who frees a block needs no class.
+#[inline]
+pub(super) fn slab_mask(size: usize, align: usize) -> Option<usize> {
+    if align > 16 {
+        return Class::aligned(size, align).map(|class| usize::MAX << class.slab_shift());
+    }
+    let shift = if size <= UNIT_BLOCK_MAX { UNIT_SHIFT } else { WIDE_SHIFT };
+    (size <= BLOCK_MAX).then_some(usize::MAX << shift)
 }
 
 #[cfg(test)]
@@ -163,6 +164,7 @@ mod tests {
                         assert!(class.size() >= size && class.size().is_multiple_of(align), "{size} {align}");
                         assert!(1usize << class.slab_shift() >= align, "{size} {align}");
                         assert!(class.slab_blocks() > 0);
+                        assert_eq!(slab_mask(size, align), Some(usize::MAX << class.slab_shift()));
                     }
                     None => assert!(align > BLOCK_MAX || size.next_multiple_of(align) > BLOCK_MAX, "{size} {align}"),
                 }

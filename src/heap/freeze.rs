@@ -110,7 +110,8 @@ fn sweep_slab(unit: Unit, filed: bool) {
     slab.fresh.store(slab.blocks.load(Ordering::Relaxed), Ordering::Relaxed);
     slab.next.store(0, Ordering::Relaxed);
     slab.prev.store(0, Ordering::Relaxed);
-    slab.full.store(1, Ordering::Relaxed);
+    // Should the freeze fail, the first block that is freed puts the slab into a queue again.
+    slab.notice.store(class.slab_blocks() as i32 - 1, Ordering::Relaxed);
 }
 
 /// Makes memory zero that nobody has; whole pages go to the kernel, unless a file is behind them.

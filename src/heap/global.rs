@@ -1,7 +1,7 @@
 //! The allocator as programs name it, and what the language asks of it.
 #![expect(unsafe_code, reason = "a global allocator hands out raw memory")]
 
-use super::class::Class;
+use super::class::{Class, slab_mask};
 use super::handle::Heap;
 use super::hot::{HOT, Kind};
 use super::{blocks, claim, hot, sites, span};
@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Heap {
         let stays = match (old, new) {
             (Some(old), Some(new)) if old == new => {
                 // SAFETY: the caller says that the block was given for this layout.
-                new_size <= layout.size() || !unsafe { blocks::is_frozen(address, old) }
+                new_size <= layout.size() || !unsafe { blocks::is_frozen(address, usize::MAX << old.slab_shift()) }
             }
             // SAFETY: as above, and that nobody uses what lies behind the new size.
             (None, None) => unsafe { span::resize_span(address, layout.size(), new_size) },
@@ -114,9 +114,9 @@ fn place_recorded(layout: Layout) -> *mut u8 {
 #[inline]
 unsafe fn give_back(block: *mut u8, layout: Layout) {
     let address = block.expose_provenance();
-    match Class::of(layout.size(), layout.align()) {
-        // SAFETY: the caller says that the block was given for this layout, and so for this class.
-        Some(class) => unsafe { blocks::free(address, class) },
+    match slab_mask(layout.size(), layout.align()) {
+        // SAFETY: the caller says that the block was given for this layout, which has this mask.
+        Some(mask) => unsafe { blocks::free(address, mask) },
         // SAFETY: as above.
         None => unsafe { span::release_span(address, layout.size()) },
     }

@@ -19,7 +19,7 @@ use super::lock::Held;
 pub(super) use super::state::State;
 use crate::sys::map::{self, Range};
 use crate::sys::{self, Errno};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Bytes of a chunk.
 pub(super) const CHUNK: usize = 64 << 20;
@@ -113,15 +113,16 @@ pub(super) struct Slab {
     pub(super) prev: AtomicU32,
     pub(super) mail_next: AtomicU32,
     /// Blocks in use, those in `remote` too.
-    pub(super) used: AtomicU32,
+    pub(super) used: AtomicI32,
+    /// The owner has something to do once no more blocks than this are in use: [`NONE_IN_USE`] in a queue, [`NEVER`] at its head. A slab
+    /// that is full is in no queue, and any block that is freed concerns it.
+    pub(super) notice: AtomicI32,
     /// Blocks in all; of a larger span its units.
     pub(super) blocks: AtomicU32,
     /// Blocks that were free or in use already; those behind are untouched since the slab was made. Of a larger span, the bytes
     /// at its end that nobody asked for.
     pub(super) fresh: AtomicU32,
     pub(super) class: AtomicU8,
-    /// The slab is in no queue, because it has no free block.
-    pub(super) full: AtomicU8,
     /// The memory held something before.
     pub(super) dirty: AtomicU8,
     /// The slab is in a mailbox.
@@ -141,7 +142,16 @@ pub(super) const FROZEN: usize = 2;
 /// Addresses of owners are above this.
 pub(super) const MARKS_END: usize = 3;
 
+/// Notices that a slab may have been given, see [`Slab::notice`].
+pub(super) const NEVER: i32 = -1;
+pub(super) const NONE_IN_USE: i32 = 0;
+
 impl Slab {
+    /// The slab is in no queue, because it had no free block when last looked at.
+    pub(super) fn is_full(&self) -> bool {
+        self.notice.load(Ordering::Relaxed) > NONE_IN_USE
+    }
+
     /// The header of the unit of an address.
     ///
     /// # Safety

@@ -7,9 +7,9 @@
 #![expect(unsafe_code, reason = "free blocks are linked through their memory")]
 
 use super::class::Class;
-use super::ground::{NOBODY, Slab, Unit};
+use super::ground::{NEVER, NOBODY, Slab, Unit};
 use crate::sys::page_size;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 /// The slab that has no free block, and stands where there is none.
 pub(super) static EMPTY: Slab = Slab {
@@ -19,11 +19,11 @@ pub(super) static EMPTY: Slab = Slab {
     next: AtomicU32::new(0),
     prev: AtomicU32::new(0),
     mail_next: AtomicU32::new(0),
-    used: AtomicU32::new(0),
+    used: AtomicI32::new(0),
+    notice: AtomicI32::new(NEVER),
     blocks: AtomicU32::new(0),
     fresh: AtomicU32::new(0),
     class: AtomicU8::new(0),
-    full: AtomicU8::new(0),
     dirty: AtomicU8::new(0),
     mailed: AtomicU8::new(0),
 };

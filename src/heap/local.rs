@@ -16,7 +16,7 @@
 
 use super::central::{self, KINDS};
 use super::class::{CLASSES, Class};
-use super::ground::{MARKS_END, Slab, Unit};
+use super::ground::{MARKS_END, NEVER, NONE_IN_USE, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
 use super::lock::{self, Held};
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -104,6 +104,9 @@ impl Local {
     }
 
     fn set_head(&self, class: Class, slab: &'static Slab) {
+        if !std::ptr::eq(slab, &EMPTY) {
+            slab.notice.store(NEVER, Ordering::Relaxed);
+        }
         self.heads[class.number()].store(std::ptr::from_ref(slab).cast_mut(), Ordering::Relaxed);
     }
 
@@ -131,22 +134,21 @@ impl Local {
         slab.free.store(block, Ordering::Relaxed);
         let used = slab.used.load(Ordering::Relaxed) - 1;
         slab.used.store(used, Ordering::Relaxed);
-        if used == 0 || slab.full.load(Ordering::Relaxed) != 0 {
+        if used <= slab.notice.load(Ordering::Relaxed) {
             self.look_after(slab, None);
         }
     }
 
-    /// A slab that was full has a free block, or one has no block in use.
+    /// A slab that was full has a free block, or one that is not the first of its class has no block in use.
     #[cold]
     #[inline(never)]
     fn look_after(&self, slab: &'static Slab, held: Option<&Held>) {
         let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
-        if slab.full.load(Ordering::Relaxed) != 0 {
+        if slab.is_full() {
             self.enqueue(slab, class);
         }
-        // The last one of its class stays, or a block taken and freed again and again would make a slab each time.
-        let alone = slab.next.load(Ordering::Relaxed) == 0 && slab.prev.load(Ordering::Relaxed) == 0;
-        if slab.used.load(Ordering::Relaxed) == 0 && !alone {
+        // The first one of its class stays, or a block taken and freed again and again would make a slab each time.
+        if slab.used.load(Ordering::Relaxed) <= slab.notice.load(Ordering::Relaxed) {
             self.give_up(slab, class, held);
         }
     }
@@ -161,28 +163,34 @@ impl Local {
         }
     }
 
+    /// Puts a slab at the end of its class's queue: until its turn comes it gathers free blocks, or gets rid of all.
     fn enqueue(&self, slab: &'static Slab, class: Class) {
         let (head, link) = (self.head(class), Unit::of_slab(slab).link());
-        slab.full.store(0, Ordering::Relaxed);
-        slab.prev.store(0, Ordering::Relaxed);
         if std::ptr::eq(head, &EMPTY) {
-            slab.next.store(0, Ordering::Relaxed);
-        } else {
-            slab.next.store(Unit::of_slab(head).link(), Ordering::Relaxed);
-            head.prev.store(link, Ordering::Relaxed);
+            slab.next.store(link, Ordering::Relaxed);
+            slab.prev.store(link, Ordering::Relaxed);
+            return self.set_head(class, slab);
         }
-        self.set_head(class, slab);
+        let last = head.prev.load(Ordering::Relaxed);
+        slab.notice.store(NONE_IN_USE, Ordering::Relaxed);
+        slab.next.store(Unit::of_slab(head).link(), Ordering::Relaxed);
+        slab.prev.store(last, Ordering::Relaxed);
+        head.prev.store(link, Ordering::Relaxed);
+        if let Some(last) = Unit::linked(last) {
+            last.slab().next.store(link, Ordering::Relaxed);
+        }
     }
 
+    /// Takes a slab out of its class's queue, which is a ring.
     fn dequeue(&self, slab: &'static Slab, class: Class) {
-        let next = Unit::linked(slab.next.load(Ordering::Relaxed));
-        let prev = Unit::linked(slab.prev.load(Ordering::Relaxed));
-        match prev {
-            Some(prev) => prev.slab().next.store(next.map_or(0, Unit::link), Ordering::Relaxed),
-            None => self.set_head(class, next.map_or(&EMPTY, Unit::slab)),
-        }
-        if let Some(next) = next {
-            next.slab().prev.store(prev.map_or(0, Unit::link), Ordering::Relaxed);
+        let (next, prev) = (slab.next.load(Ordering::Relaxed), slab.prev.load(Ordering::Relaxed));
+        let is_alone = next == Unit::of_slab(slab).link();
+        if let (Some(after), Some(before)) = (Unit::linked(next), Unit::linked(prev)) {
+            before.slab().next.store(next, Ordering::Relaxed);
+            after.slab().prev.store(prev, Ordering::Relaxed);
+            if std::ptr::eq(self.head(class), slab) {
+                self.set_head(class, if is_alone { &EMPTY } else { after.slab() });
+            }
         }
         slab.next.store(0, Ordering::Relaxed);
         slab.prev.store(0, Ordering::Relaxed);
@@ -194,6 +202,9 @@ impl Local {
     fn refill(&self, class: Class) -> usize {
         if self.mailbox.load(Ordering::Relaxed) != 0 {
             self.open_mail(None);
+        }
+        if central::purge_is_due() {
+            central::purge_old(&lock::take());
         }
         loop {
             let slab = self.head(class);
@@ -207,7 +218,7 @@ impl Local {
                 return self.take(class);
             }
             self.dequeue(slab, class);
-            slab.full.store(1, Ordering::Relaxed);
+            slab.notice.store(class.slab_blocks() as i32 - 1, Ordering::Relaxed);
         }
         if self.new_slab(class) { self.take(class) } else { 0 }
     }
@@ -262,7 +273,7 @@ impl Local {
             return false;
         }
         let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
-        if slab.full.load(Ordering::Relaxed) == 0 {
+        if !slab.is_full() {
             from.dequeue(slab, class);
         }
         slab.owner.store(self.address(), Ordering::Release);
@@ -276,13 +287,14 @@ impl Local {
         self.open_mail(Some(held));
         for class in (0..CLASSES).map(Class::numbered) {
             let mut slab = self.head(class);
+            let last = slab.prev.load(Ordering::Relaxed);
             while !std::ptr::eq(slab, &EMPTY) {
-                let next = Unit::linked(slab.next.load(Ordering::Relaxed)).map_or(&EMPTY, Unit::slab);
+                let (link, next) = (Unit::of_slab(slab).link(), slab.next.load(Ordering::Relaxed));
                 collect(slab);
                 if slab.used.load(Ordering::Relaxed) == 0 {
                     self.give_up(slab, class, Some(held));
                 }
-                slab = next;
+                slab = if link == last { &EMPTY } else { Unit::linked(next).map_or(&EMPTY, Unit::slab) };
             }
         }
     }

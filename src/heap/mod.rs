@@ -16,6 +16,7 @@
 //! state     what a chunk is
 //! ground    addresses; what is known of chunks, units and slabs, all of it out of the data's pages
 //! central   units of 64 KiB: who has which; under the lock
+//! decay     how long free memory is kept
 //! span      what is larger than a block
 //! local     a thread's slabs of blocks; blocks that another thread frees
 //! links     a slab's lists of free blocks
@@ -38,13 +39,16 @@
 //!   Not in signal handlers, as with any allocator.
 //! - **A forked child** has all memory of its parent and goes on allocating. What other threads of the parent had for themselves is not used
 //!   again there.
-//! - **Alignment** may be any power of two. **Memory that is freed** is used again by whoever asks, and given to the kernel when much of it is free.
+//! - **Alignment** may be any power of two. **Memory that is freed** is used again by whoever asks. What nobody wanted for half a second
+//!   to a second goes to the kernel, but 16 MiB and an eighth of what is in use; that is looked at by who runs out of blocks of a size, so a program
+//!   that asks for no more than it just freed keeps it: [`Heap::trim`] gives all back. Allocations from 32 MiB, and those that grew to 4 MiB or more, go back at once.
 
 mod blocks;
 mod central;
 mod claim;
 mod class;
 mod counts;
+mod decay;
 mod freeze;
 mod generation;
 mod global;

@@ -131,6 +131,9 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
         // SAFETY: passed on to the caller.
         return unsafe { resize_huge(number, new, &held) };
     }
+    if is_moved(old, new) {
+        return false;
+    }
     let (now, count) = (first.slab().blocks.load(Ordering::Relaxed), new.div_ceil(UNIT));
     let fits = |&count: &u32| place.checked_add(count).is_some_and(|end| end <= UNITS);
     let Some(count) = u32::try_from(count).ok().filter(fits) else { return false };
@@ -174,6 +177,9 @@ unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
             make_rest_absent(number, count, span, held);
         }
     }
+    if bytes > now {
+        let _hint = map::advise(Range { start: start + now, len: bytes - now }, Harmless::HugePage);
+    }
     chunk.bytes.store(bytes, Ordering::Relaxed);
     count_huge(bytes.div_ceil(UNIT), now.div_ceil(UNIT), held);
     true
@@ -181,6 +187,15 @@ unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
 
 /// Spans from this many bytes on are moved and not copied.
 const MOVED_MIN: usize = 1 << 20;
+
+/// Those that grow to this many bytes get chunks of their own. Whoever grows something large fills it, so huge pages waste next to nothing there, and take a
+/// fraction of the page faults. In other allocations they could: large ones may hardly be used.
+const GROWN_MIN: usize = 4 << 20;
+
+/// Does a span move to chunks of its own where it grows like this?
+fn is_moved(old: usize, new: usize) -> bool {
+    old >= MOVED_MIN && new > old && new >= GROWN_MIN
+}
 
 /// A large allocation moved to where it has room for `new` bytes, in chunks of its own: its pages move, nothing is copied. `None` where it must
 /// be copied.
@@ -191,7 +206,7 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     // SAFETY: passed on to the caller.
     let first = unsafe { Unit::of(address) };
     let (number, place) = first.place();
-    let is_large = old >= MOVED_MIN && new > old && new.div_ceil(UNIT) >= HUGE_UNITS;
+    let is_large = is_moved(old, new);
     // Memory that a file is behind is told by its chunk, and stays there.
     let is_filed = ground::chunk(number).filed.load(Ordering::Relaxed) != 0;
     if !is_large || is_filed || first.slab().owner.load(Ordering::Acquire) != SPAN {
@@ -213,7 +228,6 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
         make_absent(ground::chunk_of(to), chunk.span.load(Ordering::Relaxed), bytes, &held);
         return None;
     }
-    // Whoever grows something large fills it, so huge pages waste next to nothing here. In other allocations they could: large ones may hardly be used.
     let bytes = ground::chunk(ground::chunk_of(to)).bytes.load(Ordering::Relaxed);
     let _hint = map::advise(Range { start: to + now, len: bytes - now }, Harmless::HugePage);
     // Nothing is mapped where it was.

@@ -258,14 +258,14 @@ fn what_is_large_and_moves_stays_of_its_kind() {
     let (mut large, mut small, _behind) = (vec![1u8; 2 << 20], vec![1u8; 2 << 20], vec![1u8; 2 << 20]);
     let grown = heap::arena("grown", || {
         large.reserve_exact(100 << 20);
-        small.reserve_exact(20 << 20);
+        small.reserve_exact(1 << 20);
     });
     let grown = grown.expect("an arena");
     assert!(!grown.generation().holds(&large[0]) && grown.generation().holds(&small[0]));
     let (mut large, mut small, _behind) = (vec![1u8; 2 << 20], vec![1u8; 2 << 20], vec![1u8; 2 << 20]);
     hot(|| {
         large.reserve_exact(100 << 20);
-        small.reserve_exact(20 << 20);
+        small.reserve_exact(1 << 20);
     });
     let frozen = heap::Heap::freeze().expect("one thread");
     assert!(frozen.holds(&large[0]) && !frozen.holds(&small[0]));

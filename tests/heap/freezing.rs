@@ -20,7 +20,6 @@ pub const CASES: &[Case] = cases![
     generations_follow_each_other,
     pouring_takes_little_memory,
     a_freeze_that_fails_leaves_the_heap_as_it_was,
-    a_pour_that_fails_half_way_leaves_the_heap_working,
     a_freeze_beside_a_thread_is_refused,
     hot_memory_is_not_frozen,
     copies_that_are_the_original_again_are_given_back,
@@ -41,14 +40,14 @@ pub fn freeze() -> Generation {
     Heap::freeze().expect("a frozen heap")
 }
 
-struct Data {
+pub struct Data {
     map: HashMap<u64, String>,
     tree: BTreeMap<String, Vec<u32>>,
     document: serde_json::Value,
 }
 
 impl Data {
-    fn new(count: u64) -> Self {
+    pub fn new(count: u64) -> Self {
         let row = |n: u64| serde_json::json!({ "n": n, "name": format!("row {n}"), "list": [n, null, "text"] });
         Self {
             map: (0..count).map(|n| (n, format!("value {n}"))).collect(),
@@ -57,7 +56,7 @@ impl Data {
         }
     }
 
-    fn check(&self, count: u64) {
+    pub fn check(&self, count: u64) {
         for n in 0..count {
             assert_eq!(self.map[&n], format!("value {n}"));
             assert_eq!(self.tree[&format!("key {n}")], vec![n as u32; (n % 50) as usize]);
@@ -231,30 +230,6 @@ fn a_freeze_that_fails_leaves_the_heap_as_it_was() {
     let generation = freeze();
     data.check(20_000);
     assert!(generation.holds(&data.document[0]));
-}
-
-fn a_pour_that_fails_half_way_leaves_the_heap_working() {
-    let data = Data::new(100_000);
-    let large: Vec<Vec<u8>> = (0..20).map(|n| vec![n + 1; 3 << 20]).collect();
-    crate::hostile::refuse_writes(32 << 20, 0);
-    let error = Heap::freeze().expect_err("there is no room for all of it");
-    assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
-    data.check(100_000);
-    assert!(large.iter().enumerate().all(|(n, each)| each.iter().all(|&byte| byte == n as u8 + 1)));
-    // If a file is behind it, memory that was given back is not zero of itself.
-    drop(large);
-    for size in [3 << 20, 100_000, 70_000_000] {
-        let zeroed: Vec<Vec<u8>> = (0..5).map(|_| vec![0; size]).collect();
-        assert!(zeroed.iter().flatten().all(|&byte| byte == 0), "{size}");
-    }
-    let more = Data::new(10_000);
-    more.check(10_000);
-    drop(data);
-    let again = Data::new(50_000);
-    again.check(50_000);
-    let mut child = fork::spawn(&ForkOptions::new(), |_| again.check(50_000)).expect("a child");
-    let report = child.wait().expect("its end").report;
-    assert!(report.arenas.iter().all(|arena| arena.name != "heap"), "nothing was frozen: {report}");
 }
 
 fn a_freeze_beside_a_thread_is_refused() {

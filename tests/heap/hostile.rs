@@ -2,10 +2,13 @@
 //! freeze after one that failed, forks while threads begin and end.
 #![expect(unsafe_code, reason = "an allocator's interface is unsafe, and a fork beside threads")]
 
+use crate::freezing::Data;
 use crate::memory::Block;
 use crate::{Case, Numbers, cases};
+use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::{Heap, hot};
 use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +17,7 @@ pub const CASES: &[Case] = cases![
     alignments_beyond_reason_are_met_or_null,
     addresses_that_others_have_are_passed_over,
     growth_beyond_reason_is_refused,
+    a_pour_that_fails_half_way_leaves_the_heap_working,
     a_freeze_after_one_that_failed_holds_nothing_that_was_freed,
     children_forked_while_threads_begin_and_end_free_what_these_made,
     blocks_move_between_kinds,
@@ -63,12 +67,13 @@ fn addresses_that_others_have_are_passed_over() {
     // SAFETY: the block is there, and nobody writes to it.
     assert!(generation.holds(unsafe { &*blocks[5999].at }));
     drop(blocks);
-    // Memory that is kept in spite of being free has a bound still.
+    // What is free can still be given back.
     (0..20).for_each(|at| drop(Block::new(30 << 20, 8, at)));
     let before = crate::status_kib("VmRSS");
     drop((0..1000).map(|at| Block::new(150_000, 8, at as u8)).collect::<Vec<_>>());
+    Heap::trim();
     let more = crate::status_kib("VmRSS").saturating_sub(before);
-    assert!(more < 60 << 10, "{more} KiB are kept");
+    assert!(more < 4 << 10, "{more} KiB are kept");
 }
 
 /// Sizes that wrap where units are counted: a vector believed that it had 256 TiB, and its neighbours' memory with them.
@@ -81,6 +86,38 @@ fn growth_beyond_reason_is_refused() {
     assert!(numbers.iter().zip(0..).all(|(each, at)| each.len() == 100_000 && each.iter().all(|&byte| byte == at)));
 }
 
+fn a_pour_that_fails_half_way_leaves_the_heap_working() {
+    let data = Data::new(100_000);
+    // Every other one is freed afterwards: their places are to be used again.
+    let mut boxes: Vec<_> = (0..20_000u64).map(|n| Some(Box::new([n; 12]))).collect();
+    let large: Vec<Vec<u8>> = (0..20).map(|n| vec![n + 1; 3 << 20]).collect();
+    refuse_writes(32 << 20..48 << 20, 0);
+    let error = Heap::freeze().expect_err("there is no room for all of it");
+    assert_eq!(error.errno(), Some(libc::ENOSPC), "{error}");
+    assert!(error.to_string().contains("pwrite(heap image)"), "{error}");
+    data.check(100_000);
+    let places: BTreeSet<_> = boxes.iter().flatten().map(|each| std::ptr::from_ref(&**each).addr()).collect();
+    boxes.iter_mut().step_by(2).for_each(|each| *each = None);
+    let again = (0..10_000u64).map(|n| Box::new([n; 12])).collect::<Vec<_>>();
+    let reused = again.iter().filter(|each| places.contains(&std::ptr::from_ref(&***each).addr())).count();
+    assert!(reused > 9_000, "{reused} of 10,000 places were used again");
+    assert!(large.iter().enumerate().all(|(n, each)| each.iter().all(|&byte| byte == n as u8 + 1)));
+    // If a file is behind it, memory that was given back is not zero of itself.
+    drop(large);
+    for size in [3 << 20, 100_000, 70_000_000] {
+        let zeroed: Vec<Vec<u8>> = (0..5).map(|_| vec![0; size]).collect();
+        assert!(zeroed.iter().flatten().all(|&byte| byte == 0), "{size}");
+    }
+    let more = Data::new(10_000);
+    more.check(10_000);
+    drop(data);
+    let again = Data::new(50_000);
+    again.check(50_000);
+    let mut child = fork::spawn(&ForkOptions::new(), |_| again.check(50_000)).expect("a child");
+    let report = child.wait().expect("its end").report;
+    assert!(report.arenas.iter().all(|arena| arena.name != "heap"), "nothing was frozen: {report}");
+}
+
 fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
     const MARK: [u8; 8] = *b"secret..";
     let full = |len: usize| -> Vec<u8> { MARK.repeat(len / 8) };
@@ -89,8 +126,9 @@ fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
     let few: Vec<Vec<u8>> = (0..10_000).map(|_| full(104)).collect();
     // The second file is longer than its limit and so fails; files with lower numbers have none.
     let held: Vec<_> = (0..40).map(|_| std::fs::File::open("/dev/null").expect("a file")).collect();
-    refuse_writes(16 << 20, 30);
-    Heap::freeze().expect_err("there is no room for all of it");
+    refuse_writes(16 << 20..24 << 20, 30);
+    let error = Heap::freeze().expect_err("there is no room for all of it");
+    assert!(error.to_string().contains("pwrite(heap image)"), "{error}");
     drop(held);
     drop((secret, few));
     let generation = Heap::freeze().expect("there is room now");
@@ -104,8 +142,10 @@ fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
     }
 }
 
-/// From now on `pwrite` at or behind this offset to a file of this number or above fails with ENOSPC in this process.
-pub fn refuse_writes(offset: u32, file: u32) {
+/// From now on `pwrite` at one of these offsets to a file of this number or above fails with ENOSPC in this process.
+///
+/// What an image's file says of itself lies behind all data and is written first, so offsets without an end would let no pour begin.
+pub fn refuse_writes(offsets: std::ops::Range<u32>, file: u32) {
     let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal, at_least, end) = (
         libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
@@ -116,11 +156,12 @@ pub fn refuse_writes(offset: u32, file: u32) {
     // struct seccomp_data: the number at 0, the arguments at 16, 8 bytes each, the lower half first.
     let mut filter = [
         code(load, 0, 0, 0),
-        code(equal, 0, 5, libc::SYS_pwrite64 as u32),
+        code(equal, 0, 6, libc::SYS_pwrite64 as u32),
         code(load, 0, 0, 16),
-        code(at_least, 0, 3, file),
+        code(at_least, 0, 4, file),
         code(load, 0, 0, 16 + 3 * 8),
-        code(at_least, 0, 1, offset),
+        code(at_least, 0, 2, offsets.start),
+        code(at_least, 1, 0, offsets.end),
         code(end, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSPC as u32),
         code(end, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];

@@ -2,8 +2,10 @@
 #![expect(unsafe_code, reason = "an allocator's interface is unsafe")]
 
 use crate::{Case, cases, status_kib};
+use cowbell::heap::Heap;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 pub const CASES: &[Case] = cases![
     blocks_are_as_large_and_as_aligned_as_asked,
@@ -12,6 +14,8 @@ pub const CASES: &[Case] = cases![
     what_cannot_be_had_is_null,
     a_limit_on_addresses_is_null_and_no_end,
     freed_memory_goes_back_to_the_kernel,
+    memory_that_was_freed_a_moment_ago_is_used_again,
+    what_grows_by_pushing_takes_huge_pages,
     growing_a_large_vector_copies_nothing,
 ];
 
@@ -206,28 +210,74 @@ fn a_limit_on_addresses_is_null_and_no_end() {
     drop(again);
 }
 
+/// Page faults of this process that no disk was asked for.
+fn faults() -> i64 {
+    // SAFETY: a rusage may be all zero; the call fills it in.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the struct is valid for the call.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) }, 0);
+    usage.ru_minflt
+}
+
 fn freed_memory_goes_back_to_the_kernel() {
+    let fill = |size: usize| (0..(200 << 20) / size).map(|_| Block::new(size, 8, 1)).collect::<Vec<_>>();
+    Heap::trim();
     let before = status_kib("VmRSS");
+    let left = || status_kib("VmRSS").saturating_sub(before);
     for size in [24, 500, 10_000, 100_000, 40 << 20] {
-        let total = 200 << 20;
-        let blocks: Vec<_> = (0..total / size).map(|_| Block::new(size, 8, 1)).collect();
-        assert!(status_kib("VmRSS") - before > 190 << 10, "{size}");
+        let blocks = fill(size);
+        assert!(left() > 190 << 10, "{size}");
         drop(blocks);
-        let left = status_kib("VmRSS").saturating_sub(before);
-        assert!(left < 40 << 10, "{left} KiB are left of blocks of {size}");
+        Heap::trim();
+        assert!(left() < 4 << 10, "{} KiB are left of blocks of {size}", left());
+
+        // The same by itself: who takes more finds that nobody wanted it for a while.
+        drop(fill(size));
+        let begun = Instant::now();
+        while left() > 40 << 10 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{} KiB are left of blocks of {size}", left());
+            drop(Block::new(100_000, 8, 2));
+        }
+        Heap::trim();
     }
+}
+
+fn memory_that_was_freed_a_moment_ago_is_used_again() {
+    let fill = || drop((0..100_000).map(|_| Block::new(1000, 8, 1)).collect::<Vec<_>>());
+    // Where the machine is slow, the moment may be over.
+    for _ in 0..20 {
+        Heap::trim();
+        let (begun, before) = (Instant::now(), faults());
+        fill();
+        let between = faults();
+        fill();
+        let (first, second) = (between - before, faults() - between);
+        if begun.elapsed() < Duration::from_millis(450) {
+            assert!(first > 20_000 && second < 1000, "{first} page faults, and then {second}");
+            return;
+        }
+    }
+    panic!("this machine never had a moment for it");
+}
+
+fn what_grows_by_pushing_takes_huge_pages() {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if !setting.contains("[always]") && !setting.contains("[madvise]") {
+        return println!("no huge pages here: {setting}");
+    }
+    let (before, peak) = (faults(), status_kib("VmHWM"));
+    let mut list = Vec::new();
+    (0..8_000_000u64).for_each(|n| list.push(n));
+    assert!(list.iter().copied().eq(0..8_000_000));
+    let taken = faults() - before;
+    assert!(taken < 4000, "{taken} page faults for 15,625 pages");
+    let more = status_kib("VmHWM").saturating_sub(peak);
+    assert!(more < 70 << 10, "{more} KiB for 62,500");
 }
 
 fn growing_a_large_vector_copies_nothing() {
     let mut bytes = vec![1u8; 200 << 20];
     let mut middle = vec![2u8; 20 << 20];
-    let faults = || {
-        // SAFETY: a rusage may be all zero; the call fills it in.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        // SAFETY: the struct is valid for the call.
-        assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) }, 0);
-        usage.ru_minflt
-    };
     let (before, peak) = (faults(), status_kib("VmHWM"));
     bytes.reserve_exact(300 << 20);
     assert!(faults() - before < 100, "the pages moved");

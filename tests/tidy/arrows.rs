@@ -129,8 +129,8 @@ pub const TESTS: &[Tests] = &[
         helpers: &["memory", "writers"],
         arrows: &[
             ("forking", &["freezing"]),
-            ("freezing", &["hostile", "threads"]),
-            ("hostile", &["threads"]),
+            ("freezing", &["threads"]),
+            ("hostile", &["freezing", "threads"]),
             ("recording", &["threads"]),
             ("side_arcs", &["freezing"]),
         ],
