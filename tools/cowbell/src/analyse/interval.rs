@@ -155,7 +155,7 @@ impl Interval {
             }
         }
         self.areas.add(&mappings);
-        let bits = mappings.iter().filter(|mapping| mapping.watched == Watched::Bits);
+        let bits = mappings.iter().filter(|mapping| mapping.watched == Watched::Async);
         self.without_events.extend(bits.map(|mapping| mapping.name.clone()));
         let refused = mappings.into_iter().filter_map(|mapping| match mapping.watched {
             Watched::Refused(why) => Some((mapping.name, why)),

@@ -230,7 +230,8 @@ pub enum Watched {
     /// Each first write is an event.
     Events,
     /// The pages that were written are read when the interval closes.
-    Bits,
+    #[serde(rename = "bits")]
+    Async,
     /// Page faults are told, and page tables are compared when the interval closes.
     Faults,
     /// Page tables are compared when the interval closes; inherited copies in it cannot be told.

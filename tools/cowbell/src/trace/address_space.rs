@@ -273,7 +273,7 @@ impl AddressSpace {
 
     /// Sees to it that the removal of every file with code is told.
     pub fn announce(&mut self, doors: &Doors) {
-        let Some(uffd) = doors.bits.as_ref().filter(|_| doors.events.is_some()) else { return };
+        let Some(uffd) = doors.asynchronous.as_ref().filter(|_| doors.events.is_some()) else { return };
         let told: HashSet<_> = self.maps.iter().filter(|map| map.told).map(|map| map.file.clone()).collect();
         let untold: HashSet<_> = self
             .maps

@@ -95,7 +95,7 @@ impl Watch {
             memory: Memory::open(living)?,
             frames: opening.frames,
             // Where nobody waits for an answer, nobody is looked for.
-            threads: if doors.events.is_none() && doors.bits.is_none() {
+            threads: if doors.events.is_none() && doors.asynchronous.is_none() {
                 Threads::default()
             } else {
                 Threads::of(opening.pid)
@@ -109,10 +109,10 @@ impl Watch {
                 watch.base.drop_swapped(map.mapping.start, map.mapping.end);
             }
             map.mapping.watched = watch.arm_mapping(&map);
-            if matches!(map.mapping.watched, Watched::Bits | Watched::Faults) && opening.frames {
+            if matches!(map.mapping.watched, Watched::Async | Watched::Faults) && opening.frames {
                 framed.push((map.mapping.start, map.mapping.end));
             }
-            map.told = matches!(map.mapping.watched, Watched::Events | Watched::Bits);
+            map.told = matches!(map.mapping.watched, Watched::Events | Watched::Async);
             watch.space.maps.push(map);
         }
         watch.sampling.arming_ran_ns = cowbell::sys::ran_ns() - ran;
@@ -151,11 +151,11 @@ impl Watch {
             // A file's page that is copied is an event only where the kernel allows it: not for ordinary files.
             (Backing::Memory, Mode::Trace) => (self.doors.events.as_deref(), Watched::Events),
             (Backing::Anonymous, Mode::Trace) if inherited => (self.doors.events.as_deref(), Watched::Events),
-            (Backing::File, Mode::Trace) if inherited => (self.doors.bits.as_ref(), Watched::Bits),
-            (_, Mode::Count) if inherited => (self.doors.bits.as_ref(), Watched::Bits),
+            (Backing::File, Mode::Trace) if inherited => (self.doors.asynchronous.as_ref(), Watched::Async),
+            (_, Mode::Count) if inherited => (self.doors.asynchronous.as_ref(), Watched::Async),
             // Not armed, but so that it is told when it is unmapped.
             (Backing::File, _) | (Backing::Memory, Mode::Count) if map.mapping.permissions.contains('w') => {
-                (self.doors.bits.as_ref(), Watched::Bits)
+                (self.doors.asynchronous.as_ref(), Watched::Async)
             }
             // Nothing to copy, or nothing that page tables do not tell afterwards.
             _ => return Watched::Census,
@@ -166,7 +166,7 @@ impl Watch {
         let range = Range { start: start as usize, len: (end - start) as usize };
         let armed = uffd.register(range).and_then(|()| match watched {
             // Only ranges that have pages are armed: that makes no markers, and is three times as fast as userfaultfd's own call.
-            Watched::Bits => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
+            Watched::Async => self.base.ranges(start, end).try_for_each(|pages| self.pagemap.arm(pages)),
             // The kernel leaves a marker for each page that is not there: too many in a huge reservation, where new
             // private pages are then found when the interval closes.
             _ if map.backing == Backing::Memory && end - start > WHOLE_MAX => {

@@ -121,7 +121,7 @@ fn inject(
     })?;
     match bits {
         None => {}
-        Some(Ok(bits)) => doors.bits = Some(bits),
+        Some(Ok(bits)) => doors.asynchronous = Some(bits),
         Some(Err(e)) => return Err(Unarmed::Because(format!("it cannot make a userfaultfd: {e}"))),
     }
     Ok((doors, stop))

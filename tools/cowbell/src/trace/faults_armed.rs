@@ -235,7 +235,7 @@ impl Tracer {
     pub(super) fn keep(&mut self, pid: i32, doors: Doors) {
         let is_wanted = match self.mode {
             Mode::Faults => doors.events.is_some(),
-            Mode::Count | Mode::Trace => doors.events.is_none() && doors.bits.is_some(),
+            Mode::Count | Mode::Trace => doors.events.is_none() && doors.asynchronous.is_some(),
         };
         if is_wanted
             && !self.leaving

@@ -244,11 +244,12 @@ impl Tracer {
     /// Waits for what a process' userfaultfds tell; false if that is refused.
     pub(super) fn waits_for(&self, pid: i32, doors: &Doors) -> bool {
         let token = events_of(pid);
-        let added =
-            [(doors.events.as_deref(), token), (doors.bits.as_ref(), token + 1)].into_iter().all(|(door, token)| {
+        let added = [(doors.events.as_deref(), token), (doors.asynchronous.as_ref(), token + 1)].into_iter().all(
+            |(door, token)| {
                 let Some(door) = door else { return true };
                 matches!(self.poller.add(door, token), Ok(()) | Err(sys::Errno::EXIST))
-            });
+            },
+        );
         if let (Some(stand_in), Some(uffd)) = (&self.stand_in, &doors.events) {
             stand_in.know(pid, uffd);
         }

@@ -371,7 +371,7 @@ impl Tracer {
         let (started, now) = (sys::monotonic_ns(), self.now());
         let Some(process) = self.tree.processes.get_mut(&pid) else { return };
         // One that has its memory for itself must not wait for an answer at each of its unmappings: this one is the last.
-        process.kept = process.kept.take().filter(|doors| doors.bits.is_none());
+        process.kept = process.kept.take().filter(|doors| doors.asynchronous.is_none());
         let Some(watch) = process.watch.as_mut() else { return };
         let mut messages = Vec::new();
         let changes = watch.read_moves(now, &mut messages);

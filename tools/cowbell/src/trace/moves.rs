@@ -39,7 +39,7 @@ impl Watch {
             messages.append(&mut self.told.moves);
             return Vec::new();
         }
-        if !self.doors.bits.as_ref().is_some_and(|uffd| uffd.has_events()) {
+        if !self.doors.asynchronous.as_ref().is_some_and(|uffd| uffd.has_events()) {
             return Vec::new();
         }
         let changes = self.threads.changes();
@@ -53,7 +53,7 @@ impl Watch {
         if changes.is_empty() || self.collected.is_affordable() {
             read = read.and(self.collect(now_ns));
         }
-        if let (Ok(()), Some(uffd)) = (read, &self.doors.bits) {
+        if let (Ok(()), Some(uffd)) = (read, &self.doors.asynchronous) {
             let _none = uffd.read_one(|message| messages.push(message));
         }
         changes
@@ -119,7 +119,7 @@ impl Watch {
     fn unread_in(&self, start: u64, end: u64) -> u64 {
         let first = self.space.maps.partition_point(|map| map.mapping.end <= start);
         let inside = self.space.maps.iter().skip(first).take_while(|map| map.mapping.start < end);
-        let bits: Vec<&Map> = inside.filter(|map| map.mapping.watched == Watched::Bits).collect();
+        let bits: Vec<&Map> = inside.filter(|map| map.mapping.watched == Watched::Async).collect();
         let mut written: Vec<u64> = match bits.is_empty() {
             true => Vec::new(),
             false => self.written.keys().copied().filter(|page| (start..end).contains(page)).collect(),

@@ -25,7 +25,7 @@ pub struct Doors {
     /// Synchronous: each first write to an armed page is a message. In [`Mode::Trace`] all pages are, in [`Mode::Faults`] some.
     pub events: Option<Arc<RemoteUffd>>,
     /// Asynchronous: the kernel notes which pages were written.
-    pub bits: Option<RemoteUffd>,
+    pub asynchronous: Option<RemoteUffd>,
     /// Why there is no synchronous one though there should be.
     pub without_events: Option<String>,
 }
@@ -86,7 +86,7 @@ impl Told {
         if let Some(uffd) = &doors.events {
             any |= self.hear_events(uffd)?;
         }
-        if let Some(uffd) = &doors.bits {
+        if let Some(uffd) = &doors.asynchronous {
             any |= uffd.read(|message| self.moves.push(message))?;
         }
         Ok(any)
@@ -356,7 +356,7 @@ impl Watch {
         }
         for (index, address) in (range.start as u64..range.end() as u64).step_by(page as usize).enumerate() {
             // Nobody armed what was mapped later: the census counts it.
-            let armed = self.space.find(address).is_some_and(|map| map.mapping.watched == Watched::Bits);
+            let armed = self.space.find(address).is_some_and(|map| map.mapping.watched == Watched::Async);
             if !armed || self.is_known(address) {
                 continue;
             }
