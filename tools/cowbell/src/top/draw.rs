@@ -24,7 +24,7 @@ const HELP: &[&str] = &[
     "Up, Down, PageUp, PageDown, Home, End   move",
     "Enter   look into a process              Esc     back",
     "Tab     processes or lines               /       show only what contains a text",
-    "s, S    sort by the next, the last       r       the other way round",
+    "s, S    sort by next, previous column    r       reverse the order",
     "p       pause the picture                t       trace copies and their lines; again: stop",
     "w       write what was traced to a file  q       quit; so does Ctrl-C",
     "",

@@ -78,9 +78,9 @@ pub fn verdict(diff: &Diff) -> Vec<String> {
         let source = line.source.as_deref().map_or(String::new(), |source| format!(": {}", clean(source)));
         let file = base(&clean(&line.file));
         match &line.perhaps_now {
-            None => format!("GONE: line {} of {file} copies nothing that was sampled any more{source}", line.line),
+            None => format!("GONE: no sample shows line {} of {file} copying any more{source}", line.line),
             Some(now) => format!(
-                "PERHAPS GONE: line {} of {file} copies nothing that was sampled any more, and may be {now} \
+                "PERHAPS GONE: no sample shows line {} of {file} copying any more, but it may be {now} \
                  now{source}",
                 line.line
             ),

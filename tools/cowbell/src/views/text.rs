@@ -60,7 +60,7 @@ fn not_counted(text: &mut Text, summary: &Summary) {
     let told: Vec<String> = told.collect();
     text.line("");
     if !told.is_empty() {
-        text.faint_sentence(0, &format!("Copied and not counted above: {}.", told.join(", ")));
+        text.faint_sentence(0, &format!("Also copied, and left out above: {}.", told.join(", ")));
     }
     if verdict.unseen_peak_bytes > 0 {
         let bytes = Bytes(verdict.unseen_peak_bytes);

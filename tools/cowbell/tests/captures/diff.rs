@@ -18,7 +18,7 @@ fn one_run_on_each_side_differs_and_noise_is_unknown() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "DIFFERENT: on average each child of python3 /srv/job.py copied 96.0 MiB less:");
     assert_eq!(lines[1], "100.0 MiB before, 4.0 MiB after");
-    assert_eq!(lines[2], "GONE: line 14 of job.py copies nothing that was sampled any more: for x in data:");
+    assert_eq!(lines[2], "GONE: no sample shows line 14 of job.py copying any more: for x in data:");
     assert!(text.contains("noise is unknown"), "{text}");
     assert!(text.contains("-96.0 %"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
@@ -60,7 +60,7 @@ fn a_line_is_not_gone_where_it_may_be_another_now_or_could_not_be_seen() {
         let after = scratch.file("after", capture(&[edited]));
         let text = shown(&["diff", &before, &after]);
         assert!(
-            !text.contains("\nGONE") && text.contains("\nPERHAPS GONE: line 14 of job.py copies nothing"),
+            !text.contains("\nGONE") && text.contains("\nPERHAPS GONE: no sample shows line 14 of job.py"),
             "{text}"
         );
         assert!(text.contains(&format!("may be {}:15", script.trim_start_matches("/srv/"))), "{text}");
