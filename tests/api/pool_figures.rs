@@ -254,12 +254,17 @@ fn workers_that_die_while_they_are_looked_at_are_left_out() -> Outcome {
                 std::thread::yield_now();
             }
         });
+        // An assertion that failed would leave the other thread killing.
         let looks = || -> Result<(), Failed> {
             while pool.stats().deaths < 40 {
                 let stats = pool.worker_stats()?;
-                assert!(stats.len() <= WORKERS && stats.iter().all(|worker| worker.copied_pages == Some(PageCount(0))));
+                if stats.len() > WORKERS || stats.iter().any(|worker| worker.copied_pages != Some(PageCount(0))) {
+                    return Err(format!("{stats:?}").into());
+                }
                 let memory = pool.memory()?;
-                assert!(memory.workers.iter().all(|worker| worker.own_bytes.is_some()), "{memory:?}");
+                if memory.workers.iter().any(|worker| worker.own_bytes.is_none()) {
+                    return Err(format!("{memory:?}").into());
+                }
             }
             Ok(())
         };

@@ -11,6 +11,7 @@ use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
 use crate::pool::protocol::messages::{Forked, ForkedArena, Order, Reply};
 use crate::sys::map::Range;
 use crate::sys::pagemap::Pagemap;
+use crate::sys::procfs::stat::Stat;
 use crate::sys::procfs::{self, private, smaps};
 use crate::sys::{self, Errno};
 use crate::watch::census;
@@ -198,6 +199,8 @@ impl Core {
             // A process keeps its id until the zygote has reaped it, and the seat loses it before.
             let Some(seen) = self.seen(worker) else { continue };
             match looked {
+                // Files of a process without memory are root's, whoever it belonged to.
+                Ok(None) if is_ending(worker.pid) => {}
                 Ok(found) => all.push((seen, found)),
                 // It has ended, and the zygote does not know yet.
                 Err(Errno::NOENT | Errno::SRCH) => {}
@@ -268,6 +271,12 @@ fn permitted<F>(looked: Result<F, Errno>) -> Result<Option<F>, Errno> {
         Err(Errno::ACCESS | Errno::PERM) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Tells whether a process has ended or is on its way out, so that it has no memory any more.
+fn is_ending(pid: i32) -> bool {
+    let stat = procfs::read(pid, "stat");
+    stat.map_or(true, |line| Stat::parse(&line).is_none_or(|stat| stat.has_ended() || stat.is_exiting()))
 }
 
 fn failed(e: Errno) -> Error {
