@@ -1,6 +1,6 @@
 //! Deep copies of maps, sets and queues of the heap.
 
-use super::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use super::collections::{BTreeMap, BTreeSet, Building, HashMap, HashSet, VecDeque};
 use super::copying::{CopyIn, Copying};
 use crate::error::Result;
 use std::collections::HashMap as StdHashMap;
@@ -54,12 +54,12 @@ where
 {
     type Twin = BTreeMap<K::Twin, V::Twin>;
     fn copy_in(&self, to: &mut Copying) -> Result<Self::Twin> {
-        let mut twins = BTreeMap::new_in(to.arena);
+        let mut twins = Building::new_in(to.arena);
         for (key, value) in self {
             let (key, value) = (key.copy_in(to)?, value.copy_in(to)?);
-            to.taken(|| twins.try_insert(key, value))?;
+            to.taken(|| twins.try_push(key, value))?;
         }
-        Ok(twins)
+        Ok(twins.finish())
     }
 }
 
@@ -69,11 +69,11 @@ where
 {
     type Twin = BTreeSet<T::Twin>;
     fn copy_in(&self, to: &mut Copying) -> Result<Self::Twin> {
-        let mut twins = BTreeSet::new_in(to.arena);
+        let mut twins = Building::new_in(to.arena);
         for value in self {
             let value = value.copy_in(to)?;
-            to.taken(|| twins.try_insert(value))?;
+            to.taken(|| twins.try_push(value, ()))?;
         }
-        Ok(twins)
+        Ok(BTreeSet::of_map(twins.finish()))
     }
 }

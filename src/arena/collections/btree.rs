@@ -201,6 +201,40 @@ impl<K: Ord, V> BTreeMap<K, V> {
     }
 }
 
+/// A map that is being built. While keys rise, its nodes are filled to the last place; by [`BTreeMap::insert`] they would be half full.
+pub(in crate::arena) struct Building<K, V> {
+    map: BTreeMap<K, V>,
+    rises: bool,
+}
+
+impl<K: Ord, V> Building<K, V> {
+    pub(in crate::arena) fn new_in(arena: ArenaRef) -> Self {
+        Self { map: BTreeMap::new_in(arena), rises: true }
+    }
+
+    pub(in crate::arena) fn try_push(&mut self, key: K, value: V) -> Result<(), TryReserveError> {
+        if self.rises && self.map.root.last().is_some_and(|(last, _)| *last >= key) {
+            self.settle();
+        }
+        if self.rises {
+            self.map.root.push_last((key, value))?;
+            self.map.len += 1;
+            return Ok(());
+        }
+        self.map.try_insert(key, value).map(drop)
+    }
+
+    fn settle(&mut self) {
+        self.map.root.settle();
+        self.rises = false;
+    }
+
+    pub(in crate::arena) fn finish(mut self) -> BTreeMap<K, V> {
+        self.settle();
+        self.map
+    }
+}
+
 /// The place of a key in a [`BTreeMap`].
 pub struct Entry<'a, K, V> {
     map: &'a mut BTreeMap<K, V>,

@@ -1,7 +1,9 @@
 //! Iterators into collections of an arena.
 
+use super::btree::Building;
 use super::{BTreeMap, BTreeSet, Box, HashMap, HashSet, String, Vec, VecDeque};
 use crate::arena::memory::ArenaRef;
+use allocator_api2::alloc::{Layout, handle_alloc_error};
 use std::hash::Hash;
 
 /// A collection that an iterator can be collected into.
@@ -47,6 +49,24 @@ impl<T> FromIteratorIn<T> for Box<[T]> {
     }
 }
 
+impl<K: Ord, V> FromIteratorIn<(K, V)> for BTreeMap<K, V> {
+    fn from_iter_in<I: IntoIterator<Item = (K, V)>>(entries: I, arena: ArenaRef) -> Self {
+        let mut building = Building::new_in(arena);
+        for (key, value) in entries {
+            let pushed = building.try_push(key, value);
+            // The arena has told the reason.
+            pushed.unwrap_or_else(|_| handle_alloc_error(Layout::new::<(K, V)>()));
+        }
+        building.finish()
+    }
+}
+
+impl<T: Ord> FromIteratorIn<T> for BTreeSet<T> {
+    fn from_iter_in<I: IntoIterator<Item = T>>(values: I, arena: ArenaRef) -> Self {
+        Self::of_map(BTreeMap::from_iter_in(values.into_iter().map(|value| (value, ())), arena))
+    }
+}
+
 /// Collections that are extended by what they are collected from.
 macro_rules! extended {
     ($([$($param:tt)*] $item:ty => $collection:ty, $new:expr;)*) => { $(
@@ -64,8 +84,6 @@ extended![
     [] char => String, String::new_in;
     ['a] &'a str => String, String::new_in;
     [T] T => VecDeque<T>, VecDeque::new_in;
-    [K: Ord, V] (K, V) => BTreeMap<K, V>, BTreeMap::new_in;
-    [T: Ord] T => BTreeSet<T>, BTreeSet::new_in;
     [K: Eq + Hash, V] (K, V) => HashMap<K, V>, |arena| HashMap::with_hasher_in(Default::default(), arena);
     [T: Eq + Hash] T => HashSet<T>, |arena| HashSet::with_hasher_in(Default::default(), arena);
 ];

@@ -16,6 +16,7 @@ mod string;
 mod types;
 
 pub use btree::BTreeMap;
+pub(super) use btree::Building;
 pub use collect::{CollectIn, FromIteratorIn};
 pub use counted::Arc;
 pub use cow::{Cow, Owned};

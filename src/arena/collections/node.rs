@@ -132,6 +132,74 @@ impl<K, V> Node<K, V> {
         }
     }
 
+    /// The entry with the largest key.
+    pub(super) fn last(&self) -> Option<&(K, V)> {
+        self.children.last().and_then(Self::last).or(self.entries.last())
+    }
+
+    /// Puts an entry behind all others, from the root of a tree that is being built by this alone: its nodes are full, but for the last of each level, which may have
+    /// no entry until [`Self::settle`].
+    pub(super) fn push_last(&mut self, entry: (K, V)) -> Result<(), TryReserveError> {
+        let arena = *self.entries.allocator();
+        if self.entries.capacity() < ENTRIES_MAX {
+            *self = Self::with_room(true, arena)?;
+        }
+        if !self.has_room_at_end() {
+            let mut root = Self::with_room(false, arena)?;
+            root.children.push(mem::replace(self, Self::empty(arena)));
+            *self = root;
+        }
+        let mut node = self;
+        while node.children.last().is_some_and(Self::has_room_at_end) {
+            let last = node.children.len() - 1;
+            node = &mut node.children[last];
+        }
+        if let Some(last) = node.children.last() {
+            // All below is full: the entry divides it from a new last child.
+            let child = last.sprout()?;
+            node.children.push(child);
+        }
+        node.entries.push(entry);
+        Ok(())
+    }
+
+    /// Tells whether this node or a last one below it has room.
+    fn has_room_at_end(&self) -> bool {
+        !self.is_full() || self.children.last().is_some_and(Self::has_room_at_end)
+    }
+
+    /// A node without entries, and one below another as deep as this goes.
+    fn sprout(&self) -> Result<Self, TryReserveError> {
+        let mut node = Self::with_room(self.is_leaf(), *self.entries.allocator())?;
+        if let Some(last) = self.children.last() {
+            node.children.push(last.sprout()?);
+        }
+        Ok(node)
+    }
+
+    /// Gives the last nodes of a tree that was built by [`Self::push_last`] the entries that they must have, from the full ones before them.
+    pub(super) fn settle(&mut self) {
+        let mut node = self;
+        while let Some(last) = node.children.len().checked_sub(1) {
+            while last > 0 && node.children[last].entries.len() < HALF - 1 {
+                node.take_from_left(last);
+            }
+            node = &mut node.children[last];
+        }
+    }
+
+    /// Moves the last entry of a child's left neighbour to the child, by way of the entry between them.
+    fn take_from_left(&mut self, number: usize) {
+        let left = &mut self.children[number - 1];
+        let (entry, child) = (left.entries.pop(), left.children.pop());
+        if let Some(entry) = entry {
+            let between = mem::replace(&mut self.entries[number - 1], entry);
+            let poor = &mut self.children[number];
+            poor.entries.insert(0, between);
+            child.into_iter().for_each(|child| poor.children.insert(0, child));
+        }
+    }
+
     /// Takes the second half of a full node off, and the entry before it.
     fn split(&mut self) -> Result<((K, V), Self), TryReserveError> {
         let mut right = Self::with_room(self.is_leaf(), *self.entries.allocator())?;
@@ -191,14 +259,7 @@ impl<K, V> Node<K, V> {
             return number;
         }
         if number > 0 && self.children[number - 1].entries.len() >= HALF {
-            let left = &mut self.children[number - 1];
-            let (entry, child) = (left.entries.pop(), left.children.pop());
-            if let Some(entry) = entry {
-                let between = mem::replace(&mut self.entries[number - 1], entry);
-                let poor = &mut self.children[number];
-                poor.entries.insert(0, between);
-                child.into_iter().for_each(|child| poor.children.insert(0, child));
-            }
+            self.take_from_left(number);
             return number;
         }
         if self.children.get(number + 1).is_some_and(|right| right.entries.len() >= HALF) {
@@ -224,6 +285,21 @@ impl<K, V> Node<K, V> {
         left.entries.push(between);
         left.entries.append(&mut right.entries);
         left.children.append(&mut right.children);
+    }
+}
+
+#[cfg(test)]
+impl<K, V> Node<K, V> {
+    /// The depth below a node, if it is the same everywhere, and all nodes have as many entries and children as they must.
+    pub(super) fn is_sound(&self, is_root: bool) -> Option<usize> {
+        let entries = self.entries.len();
+        let fits = entries <= ENTRIES_MAX && (is_root || entries >= HALF - 1);
+        if self.is_leaf() {
+            return fits.then_some(0);
+        }
+        let depths: std::vec::Vec<_> = self.children.iter().map(|child| child.is_sound(false)).collect();
+        let first = depths[0]?;
+        (fits && entries + 1 == depths.len() && depths.iter().all(|depth| *depth == Some(first))).then_some(first + 1)
     }
 }
 

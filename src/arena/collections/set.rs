@@ -62,6 +62,10 @@ impl<T> BTreeSet<T> {
         self.0.pop_last().map(|(value, ())| value)
     }
 
+    pub(in crate::arena) fn of_map(map: BTreeMap<T, ()>) -> Self {
+        Self(map)
+    }
+
     pub(in crate::arena) fn map(&self) -> &BTreeMap<T, ()> {
         &self.0
     }

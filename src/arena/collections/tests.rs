@@ -80,6 +80,22 @@ proptest! {
     }
 
     #[test]
+    fn a_map_that_is_built_in_order_is_like_any_other(len in 0u32..3000, late in proptest::collection::vec(0u32..3000, 0..5), removed in 0u32..3000) {
+        let arena = arena("built");
+        let keys = || (0..len).chain(late.iter().copied()).map(|key| (key, key / 2));
+        let mut built: BTreeMap<u32, u32> = keys().collect_in(*arena);
+        let mut want: StdMap<u32, u32> = keys().collect();
+        prop_assert!(built.len() == want.len() && built.iter().eq(want.iter()));
+        prop_assert!(built.root().is_sound(true).is_some());
+        for step in 0..removed {
+            let key = step * 7 % 3001;
+            prop_assert_eq!(built.remove(&key), want.remove(&key));
+            prop_assert_eq!(built.insert(key / 3, step), want.insert(key / 3, step));
+        }
+        prop_assert!(built.iter().eq(want.iter()) && built.root().is_sound(true).is_some());
+    }
+
+    #[test]
     fn a_queue_is_what_the_standard_librarys_is(steps in proptest::collection::vec(0u8..8, 1..400)) {
         let arena = arena("queue");
         let (mut ours, mut theirs) = (arena.vec_deque(), StdDeque::new());
@@ -104,6 +120,16 @@ proptest! {
         drop((ours, theirs));
         prop_assert_eq!(Rc::strong_count(&counted), 1);
     }
+}
+
+#[test]
+fn a_map_that_is_built_in_order_takes_half_the_room() {
+    let (one, other) = (arena("in order"), arena("one by one"));
+    let built: BTreeMap<u64, u64> = (0..100_000).map(|key| (key, key)).collect_in(*one);
+    let mut inserted: BTreeMap<u64, u64> = other.btree_map();
+    inserted.extend((0..100_000).map(|key| (key, key)));
+    assert_eq!(built, inserted);
+    assert!(one.used() * 100 < other.used() * 60, "{} and {}", one.used(), other.used());
 }
 
 #[test]
