@@ -38,6 +38,11 @@ pub const CLAIMS: &[Claim] = &[
     )
     .needs(&[Need::Scan]),
     claim!(
+        first_write_to_advised_memory_takes_a_huge_page,
+        "The first write to anonymous memory under `MADV_HUGEPAGE` makes all of its huge page present, and nothing of its neighbours."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
         collapse_refuses_copies,
         "`MADV_COLLAPSE` of a range whose pages were all copied privately is EINVAL."
     )
@@ -164,6 +169,20 @@ fn one_byte_in_an_anonymous_huge_page_copies_one_base_page() -> Verdict {
     })
     .finish();
     assert_eq!(memory.load(3), mark(3), "the parent's");
+    Ok(())
+}
+
+fn first_write_to_advised_memory_takes_a_huge_page() -> Verdict {
+    let size = huge_size()? / cowbell::sys::page_size().bytes();
+    let memory = Memory::aligned(Kind::Anonymous, HUGE_PAGES * size, huge_size()?)?;
+    map::advise(memory.range, Harmless::HugePage).expect("MADV_HUGEPAGE");
+    memory.store(size + 3, 255);
+    if !is_huge(&memory, size) {
+        return Err(Skip("no huge page came: transparent huge pages are off, or none was free".to_owned()));
+    }
+    let present: Vec<_> =
+        (0..memory.pages()).filter(|&page| evidence::entry(&memory, page).contains(Entry::PRESENT)).collect();
+    assert!(present.into_iter().eq(size..2 * size), "the second huge page, and nothing of the first");
     Ok(())
 }
 
