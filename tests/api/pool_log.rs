@@ -1,19 +1,18 @@
-//! Each worker's end is in the log, with its cause.
+//! Each worker's end is in the log, with its cause; and what the logger does is no matter of the jobs.
 #![expect(unsafe_code, reason = "old generations are released")]
 
 use crate::case::{Outcome, passed};
-use crate::look::{Bytes, frozen_pages, until, write};
-use crate::pool_kit::Gate;
+use crate::look::{Bytes, SOON, frozen_pages, until, write};
+use crate::pool_kit::{Gate, data, in_time, zygote_of};
 use cowbell::arena::Arena;
 use cowbell::page::PageCount;
-use cowbell::pool::{OverBudget, Pool, Shutdown};
+use cowbell::pool::{JobError, OverBudget, Pool, Shutdown};
 use cowbell::sys::process;
 use libtest_mimic::{Failed, Trial};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The lines of a program's log, zygotes' included.
@@ -22,18 +21,33 @@ struct Lines {
     held: Mutex<String>,
 }
 
-struct Pipe(OwnedFd);
+type Write = Box<dyn Fn(&log::Record<'_>) + Send>;
 
-impl log::Log for Pipe {
+/// The one logger that a program can have; what it does is each test's own.
+struct Logger(Mutex<Option<Write>>);
+
+static LOGGER: Logger = Logger(Mutex::new(None));
+
+impl log::Log for Logger {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let _written = rustix::io::write(&self.0, format!("{} {}\n", record.level(), record.args()).as_bytes());
+        if let Some(write) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            write(record);
+        }
     }
 
     fn flush(&self) {}
+}
+
+/// Has all that is logged from now on written so, in zygotes that are forked from now on, too.
+fn log_by(write: impl Fn(&log::Record<'_>) + Send + 'static) {
+    *LOGGER.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(write));
+    // It may be there from an earlier test.
+    let _once = log::set_logger(&LOGGER);
+    log::set_max_level(log::LevelFilter::Info);
 }
 
 impl Lines {
@@ -41,8 +55,9 @@ impl Lines {
     fn new() -> Result<Self, Failed> {
         let (end, theirs) = process::pipe()?;
         rustix::fs::fcntl_setfl(&end, rustix::fs::OFlags::NONBLOCK)?;
-        log::set_boxed_logger(Box::new(Pipe(theirs))).map_err(|e| e.to_string())?;
-        log::set_max_level(log::LevelFilter::Info);
+        log_by(move |record| {
+            let _written = rustix::io::write(&theirs, format!("{} {}\n", record.level(), record.args()).as_bytes());
+        });
         Ok(Self { end: end.into(), held: Mutex::default() })
     }
 
@@ -110,6 +125,49 @@ fn the_log_tells_each_workers_end_and_its_cause() -> Outcome {
     passed()
 }
 
+/// A pool of one worker, which job 0 ends.
+fn mortal() -> cowbell::Result<Pool<Bytes, u64, u64>> {
+    Pool::builder().workers(1).spawn(data()?, |_, job: u64| if job == 0 { std::process::abort() } else { job })
+}
+
+fn run(pool: &Pool<Bytes, u64, u64>, job: u64) -> Result<Result<u64, JobError>, Failed> {
+    in_time(SOON, || pool.submit(job).and_then(|ticket| ticket.wait()))
+}
+
+fn a_logger_that_panics_ends_neither_zygote_nor_pool() -> Outcome {
+    log_by(|_| panic!("nobody reads the log"));
+    let pool = mortal()?;
+    let zygote = zygote_of(&pool)?;
+    for deaths in 1..4 {
+        let ended = run(&pool, 0)?;
+        assert!(matches!(ended, Err(JobError::Died { .. })), "{ended:?}");
+        assert_eq!(run(&pool, 5)?, Ok(5));
+        assert_eq!((zygote_of(&pool)?, pool.stats().deaths), (zygote, deaths));
+    }
+    pool.shutdown(Shutdown::Drain)?;
+    log_by(|_| ());
+    passed()
+}
+
+fn a_job_whose_worker_died_is_told_before_the_logger() -> Outcome {
+    let gate = Gate::new()?;
+    log_by(move |_| gate.pass());
+    let pool = mortal()?;
+    let ended = run(&pool, 0)?;
+    assert!(matches!(ended, Err(JobError::Died { .. })), "{ended:?}");
+    gate.reached()?;
+    // The zygote goes on when its logger does.
+    gate.open();
+    assert_eq!(run(&pool, 5)?, Ok(5));
+    pool.shutdown(Shutdown::Drain)?;
+    log_by(|_| ());
+    passed()
+}
+
 pub fn trials() -> Vec<Trial> {
-    claims![the_log_tells_each_workers_end_and_its_cause]
+    claims![
+        the_log_tells_each_workers_end_and_its_cause,
+        a_logger_that_panics_ends_neither_zygote_nor_pool,
+        a_job_whose_worker_died_is_told_before_the_logger,
+    ]
 }

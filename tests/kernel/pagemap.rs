@@ -8,12 +8,13 @@ use crate::watcher;
 use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{COPIED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, pidfd, process};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::thread::CapabilitySet;
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
@@ -81,6 +82,10 @@ pub const CLAIMS: &[Claim] = &[
         "A read of `/proc/self/mem` gives what a load would: of an armed page that was never touched, which has a marker, the file's content, and the page stays unwritten; of a copy its own."
     )
     .needs(&[Need::Scan, Need::WpAsync]),
+    claim!(
+        a_process_that_has_ended_has_no_page_tables,
+        "A process that has ended and was not reaped has no page tables: opening them is ESRCH, or reading them gives 0 bytes; EACCES for an ordinary user."
+    ),
     claim!(
         frames_are_hidden_from_ordinary_users,
         "Without CAP_SYS_ADMIN the frame number reads as 0 and the other bits stay true; with it, it shows."
@@ -341,6 +346,18 @@ fn pagemap_descriptor_keeps_its_address_space() -> Verdict {
         assert_eq!(evidence::copied(&memory), pages([1, 2]), "opened in the child");
     })
     .finish();
+    Ok(())
+}
+
+fn a_process_that_has_ended_has_no_page_tables() -> Verdict {
+    let child = child::spawn(|| ());
+    assert!(pidfd::wait_end(child.pidfd.as_fd(), None).expect("poll"));
+    let refused = Pagemap::open(child.pid).map(|_| ());
+    // Its files are root's.
+    assert!(matches!(refused, Err(Errno::SRCH | Errno::ACCESS)), "before it is reaped: {refused:?}");
+    let pid = child.pid;
+    child.finish();
+    assert_eq!(Pagemap::open(pid).map(|_| ()), Err(Errno::NOENT), "and after");
     Ok(())
 }
 

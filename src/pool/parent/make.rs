@@ -101,7 +101,7 @@ where
         // reference that the closure captured faults, as `Pool::replace` says.
         let withdrawn = unsafe { old.withdraw() };
         if let Err(e) = withdrawn {
-            log::warn!("the old data's memory stays: {e}");
+            zygote::tell(|| log::warn!("the old data's memory stays: {e}"));
         }
         Ok(())
     }

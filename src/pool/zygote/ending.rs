@@ -1,12 +1,12 @@
 //! Ending jobs before they are done, and their workers with them: those whose time is over, those of stopped workers, and those that
-//! the parent cancels.
+//! the parent cancels; and ending the pool.
 
 use crate::pool::protocol::board::Slot;
 use crate::pool::protocol::failure::Failure;
 use crate::pool::protocol::progress::{self, Phase, Seen};
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::zygote::Zygote;
-use crate::pool::zygote::telling::Killed;
+use crate::pool::zygote::telling::{Killed, tell};
 use crate::sys::{self, pidfd, signal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ impl Zygote<'_> {
             {
                 member.killed = Some(Killed::TimedOut);
                 if let Err(e) = child.kill(signal::KILL) {
-                    log::warn!("worker {}: {e}", child.pid());
+                    tell(|| log::warn!("worker {}: {e}", child.pid()));
                 }
             }
         }
@@ -117,7 +117,7 @@ impl Zygote<'_> {
         self.condemned.insert(number, (seen.job(), why));
         member.killed = Some(if why == Failure::TimedOut { Killed::TimedOut } else { Killed::JobCancelled });
         if let Err(e) = child.kill(signal::KILL) {
-            log::warn!("worker {}: {e}", child.pid());
+            tell(|| log::warn!("worker {}: {e}", child.pid()));
         }
         true
     }
@@ -129,5 +129,30 @@ impl Zygote<'_> {
         let seat = queue::holder(slot.state.load(Ordering::Acquire));
         let current = seen.job() == job && job < slot.jobs.load(Ordering::Acquire) as usize;
         current && seat.is_some_and(|seat| self.condemn(number, seen, seat, Failure::Cancelled))
+    }
+
+    /// Closes the pool: workers leave when nothing is queued, or are killed.
+    pub(crate) fn close(&mut self, cancel: bool) {
+        self.closing = true;
+        self.region.board().closing.store(if cancel { 2 } else { 1 }, Ordering::SeqCst);
+        self.region.queue().wake_all();
+        for member in &mut self.crew {
+            member.due = None;
+        }
+        if !cancel {
+            return;
+        }
+        for (number, slot) in self.slots() {
+            if let Some(seat) = queue::holder(slot.state.load(Ordering::Acquire)) {
+                self.condemn(number, progress::look(&slot.progress), seat, Failure::Cancelled);
+            }
+        }
+        for member in &mut self.crew {
+            member.killed = Some(Killed::PoolCancelled);
+            let Some(child) = member.child.as_ref() else { continue };
+            if let Err(e) = child.kill(signal::KILL) {
+                tell(|| log::warn!("worker {}: {e}", child.pid()));
+            }
+        }
     }
 }

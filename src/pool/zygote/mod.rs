@@ -25,6 +25,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+pub(crate) use telling::tell;
 use telling::{End, Killed};
 
 /// Tokens of the poller above all seats.
@@ -221,13 +222,13 @@ impl<'a> Zygote<'a> {
                 continue;
             }
             if let Err(e) = self.start(seat) {
-                log::warn!("no worker can be started: {e}");
                 // The worker may have run for a moment and taken a batch, before it was found to lack something.
                 if let Some(own) = self.region.seats().get(seat) {
                     own.pid.store(0, Ordering::Release);
                 }
                 self.settle(seat, Death::of(Ended::Signaled(signal::KILL)));
                 self.put_off(seat);
+                tell(|| log::warn!("no worker can be started: {e}"));
             }
         }
     }
@@ -261,10 +262,12 @@ impl<'a> Zygote<'a> {
         let exit = match child.wait() {
             Ok(exit) => exit,
             Err(e) => {
-                log::warn!("worker {}: {e}", child.pid());
-                drop(child);
+                let pid = child.pid();
+                // It is killed, if it lives.
+                tell(|| drop(child));
                 self.settle(seat, Death::of(Ended::Unknown));
-                return self.put_off(seat);
+                self.put_off(seat);
+                return tell(|| log::warn!("worker {pid}: {e}"));
             }
         };
         let Some(own) = self.region.seats().get(seat) else { return };
@@ -283,7 +286,7 @@ impl<'a> Zygote<'a> {
         }
         let killed = self.crew.get(seat).and_then(|member| member.killed);
         let killed = killed.filter(|_| exit.ended == Ended::Signaled(signal::KILL));
-        End { own, seat, pid: child.pid(), left, death, killed }.log(self.settings);
+        let end = End { own, seat, pid: child.pid(), left, death, killed };
         let held = self.settle(seat, death);
         if self.exits.len() == EXITS_MAX {
             self.exits.pop_front();
@@ -298,6 +301,8 @@ impl<'a> Zygote<'a> {
         } else {
             self.put_off(seat);
         }
+        // Last, because the logger is the program's: whoever waits for the job has its result, however long this takes.
+        tell(|| end.log(self.settings));
     }
 
     fn was_out_of_memory(&mut self, ended: Ended) -> bool {
@@ -391,29 +396,5 @@ impl<'a> Zygote<'a> {
         self.region.board().generation.0.fetch_add(1, Ordering::SeqCst);
         self.region.queue().wake_all();
         Ok(())
-    }
-
-    fn close(&mut self, cancel: bool) {
-        self.closing = true;
-        self.region.board().closing.store(if cancel { 2 } else { 1 }, Ordering::SeqCst);
-        self.region.queue().wake_all();
-        for member in &mut self.crew {
-            member.due = None;
-        }
-        if !cancel {
-            return;
-        }
-        for (number, slot) in self.slots() {
-            if let Some(seat) = queue::holder(slot.state.load(Ordering::Acquire)) {
-                self.condemn(number, progress::look(&slot.progress), seat, Failure::Cancelled);
-            }
-        }
-        for member in &mut self.crew {
-            member.killed = Some(Killed::PoolCancelled);
-            let Some(child) = member.child.as_ref() else { continue };
-            if let Err(e) = child.kill(signal::KILL) {
-                log::warn!("worker {}: {e}", child.pid());
-            }
-        }
     }
 }

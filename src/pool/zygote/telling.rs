@@ -7,6 +7,7 @@ use crate::pool::protocol::messages::{Forked, ForkedArena};
 use crate::pool::settings::Settings;
 use crate::pool::worker::Left;
 use crate::sys;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -28,6 +29,15 @@ impl Killed {
             Self::JobCancelled => "its job was cancelled",
             Self::PoolCancelled => "the pool was cancelled",
         }
+    }
+}
+
+/// Calls the program's logger. If it panics, as `eprintln!` does where nobody reads standard error any more, that is its own matter: the zygote goes on, and its
+/// pool with it.
+pub(crate) fn tell(log: impl FnOnce()) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(log)) {
+        // The payload's destructor might panic again.
+        std::mem::forget(payload);
     }
 }
 
