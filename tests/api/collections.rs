@@ -2,7 +2,9 @@
 
 use crate::case::{Outcome, passed};
 use crate::look::wait;
-use cowbell::arena::{Arc, Arena, BTreeMap, CollectIn, Cow, Handle, String as AString, Vec as AVec, VecDeque};
+use cowbell::arena::{
+    Arc, Arena, BTreeMap, BTreeSet as ASet, CollectIn, Cow, Handle, HashMap, String as AString, Vec as AVec, VecDeque,
+};
 use cowbell::fork::{self, ForkOptions};
 use libtest_mimic::Trial;
 use std::collections::{BTreeSet, HashSet};
@@ -108,8 +110,39 @@ fn data_that_replaces_other_is_read_by_a_pools_workers() -> Outcome {
     passed()
 }
 
+/// What lies in a frozen arena is dropped where it lies, and read only.
+fn dropping_what_lies_in_a_frozen_arena_writes_nothing() -> Outcome {
+    let arena = Arena::builder("dropped").capacity(1 << 22).build()?;
+    let handle = *arena;
+    let text = || AString::from_str_in("a text that owns memory", handle);
+    // The values of each queue lie round the end of its places.
+    let queue = || {
+        let mut queue = VecDeque::with_capacity_in(4, handle);
+        (0..4).for_each(|_| queue.push_back(text()));
+        drop((queue.pop_front(), queue.pop_front()));
+        queue.push_back(text());
+        queue
+    };
+    let map = || (0..100u64).map(|n| (n, queue())).collect_in::<BTreeMap<_, _>>(handle);
+    let set = || (0..100).map(|n| AString::from_str_in(&n.to_string(), handle)).collect_in::<ASet<_>>(handle);
+    let queues: AVec<_> = (0..3).map(|_| queue()).collect_in(handle);
+    let queues_of_queues: VecDeque<_> = (0..3).map(|_| queue()).collect_in(handle);
+    let (boxed, counted) = (arena.boxed(queue()), arena.arc(queue()));
+    let table: HashMap<u64, _> = (0..100).map(|n| (n, queue())).collect_in(handle);
+    let maps: AVec<_> = (0..3).map(|_| (map(), set(), text(), Cow::<str>::Owned(text()))).collect_in(handle);
+    let counts: AVec<_> = (0..3).map(|_| (arena.arc(queue()), arena.arc(map()))).collect_in(handle);
+    let (refused, in_box) = (map(), arena.boxed(map()));
+    arena.freeze(7u64)?;
+    let error = handle.alloc(refused).expect_err("it is frozen");
+    assert!(error.is_frozen(), "{error}");
+    drop((queues, queues_of_queues, boxed, counted, table));
+    drop((maps, counts, in_box));
+    passed()
+}
+
 pub fn trials() -> Vec<Trial> {
     claims![
+        dropping_what_lies_in_a_frozen_arena_writes_nothing,
         a_child_that_clones_and_drops_counted_values_copies_no_page,
         a_child_of_a_growing_arena_counts_nothing,
         handles_are_told_apart_and_stand_in_order,

@@ -90,7 +90,8 @@ impl<T: ?Sized> Arc<T> {
 
     /// Tells whether the two are of one value.
     pub fn ptr_eq(one: &Self, other: &Self) -> bool {
-        std::ptr::addr_eq(one.value.as_ptr(), other.value.as_ptr())
+        // Values without size share an address; each has a count of its own.
+        one.count == other.count
     }
 
     /// The value, if nobody else has it, and the arena still grows.

@@ -270,18 +270,21 @@ impl<'a, T> IntoIterator for &'a VecDeque<T> {
     }
 }
 
+/// The queue may lie in an arena that is frozen, so its own fields are not written.
 impl<T> Drop for VecDeque<T> {
     fn drop(&mut self) {
-        if std::mem::needs_drop::<T>() {
-            // A destructor that panics leaves the rest, which is dropped here while the panic unwinds.
-            struct Rest<'a, T>(&'a mut VecDeque<T>);
-            impl<T> Drop for Rest<'_, T> {
-                fn drop(&mut self) {
-                    self.0.clear();
-                }
+        /// A destructor that panics leaves the rest, which is dropped while the panic unwinds.
+        struct Values<'a, T>(&'a mut [T]);
+        impl<T> Drop for Values<'_, T> {
+            fn drop(&mut self) {
+                // SAFETY: these are values of a queue that nobody uses any more, and each is dropped by this alone.
+                unsafe { std::ptr::drop_in_place(self.0) }
             }
-            Rest(self).0.clear();
         }
+        let (first, second) = self.as_mut_slices();
+        // Variables are dropped in the reverse order.
+        let _then = Values(second);
+        let _before = Values(first);
     }
 }
 

@@ -272,6 +272,39 @@ fn the_last_one_drops_the_value_while_the_arena_grows() {
 }
 
 #[test]
+fn values_without_size_are_told_apart() {
+    let arena = arena("without size");
+    let (one, other) = (arena.arc(()), arena.arc(()));
+    assert!(!Arc::ptr_eq(&one, &other) && Arc::ptr_eq(&one, &Arc::clone(&one)));
+    let text = || Arc::<str>::from(arena.string().into_boxed_str());
+    assert!(!Arc::ptr_eq(&text(), &text()));
+    let list = || Arc::<[u64]>::from(arena.vec().into_boxed_slice());
+    assert!(!Arc::ptr_eq(&list(), &list()));
+}
+
+#[test]
+fn a_queue_with_a_value_whose_end_panics_drops_the_others() {
+    struct Panics(u8, #[expect(dead_code, reason = "held, not used")] Rc<()>);
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            assert_ne!(self.0, 0, "the end of a value");
+        }
+    }
+    let arena = arena("panics at the end");
+    // Each of five values panics, which lie round the end of the places.
+    for panics in 0..5 {
+        let value = Rc::new(());
+        let mut queue = VecDeque::with_capacity_in(5, *arena);
+        (0..3).for_each(|_| queue.push_back(Panics(1, Rc::clone(&value))));
+        (0..3).for_each(|_| drop(queue.pop_front()));
+        (0..5).for_each(|n| queue.push_back(Panics(u8::from(n != panics), Rc::clone(&value))));
+        assert!(queue.as_slices().0.len() == 2 && queue.capacity() == 5);
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(queue))).is_err());
+        assert_eq!(Rc::strong_count(&value), 1);
+    }
+}
+
+#[test]
 fn nothing_is_counted_once_the_arena_is_frozen() {
     let arena = arena("frozen");
     let value = std::sync::Arc::new(());
