@@ -47,35 +47,52 @@ impl Signal {
 /// The effect of a [`Signal`] on the zygote or a worker: see [`PoolBuilder::worker_signal`](super::PoolBuilder::worker_signal).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnSignal {
-    /// None. A system call that a job waits in goes on, where the kernel can begin it anew (`SA_RESTART`, signal(7)). Programs that a job executes have
-    /// the kernel's default.
+    /// None. A system call that a job waits in goes on, where the kernel can begin it anew (`SA_RESTART`, signal(7)): not those of a socket that has a timeout
+    /// (`TcpStream::set_read_timeout`), which say EINTR. Programs that a job executes have the kernel's default, or ignore the signal where this program did when
+    /// it made the pool (`nohup`). Processes that a job forks take no notice of it either, unless they install something else: see
+    /// [`ForkOptions::reset_handlers`](crate::fork::ForkOptions::reset_handlers).
     #[default]
     Ignore,
     /// The kernel's default: the process ends. A worker fails the job that it has, and is replaced.
     Default,
     /// That of a handler which a hook installs: see [`PoolBuilder::on_worker_start`](super::PoolBuilder::on_worker_start). Until the hooks have run the signal
     /// waits. Where they have installed no handler it stays blocked, so that a thread of theirs may fetch it (`sigwait(3)`, `signalfd(2)`).
+    ///
+    /// The crate `signal-hook` installs its handler when it is first asked for a signal, and believes for ever that it is there. Where the program has
+    /// asked it for this signal **before** it made the pool, a hook that asks it installs none, and the signal stays blocked: ask it after the pool was made (or prepared),
+    /// or call `sigaction(2)` in the hook.
     Hook,
 }
 
 /// What a process does with each signal.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OnSignals([OnSignal; Signal::ALL.len()]);
+pub(crate) struct OnSignals {
+    then: [OnSignal; Signal::ALL.len()],
+    /// Those that the program ignored when it made the pool, bit `n - 1` for signal `n`.
+    ignored: u64,
+}
 
 impl OnSignals {
     pub(crate) fn set(&mut self, signal: Signal, then: OnSignal) {
-        for (entry, _) in self.0.iter_mut().zip(Signal::ALL).filter(|(_, one)| *one == signal) {
+        for (entry, _) in self.then.iter_mut().zip(Signal::ALL).filter(|(_, one)| *one == signal) {
             *entry = then;
         }
     }
 
     fn each(&self) -> impl Iterator<Item = (Signal, OnSignal)> {
-        Signal::ALL.into_iter().zip(self.0)
+        Signal::ALL.into_iter().zip(self.then)
     }
 
     /// Is one of them left to hooks?
     pub(crate) fn has_hook(&self) -> bool {
-        self.0.contains(&OnSignal::Hook)
+        self.then.contains(&OnSignal::Hook)
+    }
+
+    /// In the parent, before the fork of the zygote: what the program ignores now (it was started by `nohup`, or as `cmd &` by a script), the programs that jobs
+    /// execute are to ignore.
+    pub(crate) fn note_ignored(&mut self) {
+        let is_ignored = |signal: &Signal| signal::current(signal.number()).is_ok_and(|action| action.is_ignored());
+        self.ignored = Signal::ALL.into_iter().filter(is_ignored).fold(0, |bits, signal| bits | signal.bit());
     }
 
     /// In the zygote, whose signals are held: from now on they have this effect.
@@ -94,6 +111,7 @@ impl OnSignals {
     pub(crate) fn begin_worker(&self) {
         for (signal, then) in self.each() {
             match then {
+                OnSignal::Ignore if self.ignored & signal.bit() != 0 => signal::ignore(signal.number()),
                 OnSignal::Ignore => signal::take_no_notice(signal.number()),
                 OnSignal::Default | OnSignal::Hook => signal::restore_default(signal.number()),
             }

@@ -96,6 +96,11 @@ impl Action {
         self.0.sa_sigaction == libc::SIG_DFL
     }
 
+    /// Is the signal ignored? *Async-signal-safe.*
+    pub fn is_ignored(&self) -> bool {
+        self.0.sa_sigaction == libc::SIG_IGN
+    }
+
     /// Hands a signal that is not ours to whom it was meant for: calls the earlier handler, or puts
     /// the default back so that the repeated fault has its default effect. *Async-signal-safe.*
     ///
@@ -134,7 +139,7 @@ pub fn ignore(signal: i32) {
 }
 
 /// `sigaction(signal, SA_RESTART | SA_ONSTACK)` with a handler that does nothing: like [`ignore`], but a program that is executed has the default
-/// again, and a system call that waits is begun anew where that can be. *Async-signal-safe.*
+/// again, and a system call that waits is begun anew where that can be. A process that is forked has the handler, too. *Async-signal-safe.*
 pub fn take_no_notice(signal: i32) {
     extern "C" fn nothing(_: i32) {}
     // SAFETY: a sigaction of zeroes is a valid value (SIG_DFL, no flags, nothing blocked).

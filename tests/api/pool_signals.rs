@@ -5,6 +5,7 @@ use crate::apart::Process;
 use crate::case::{Outcome, Turns, passed};
 use crate::look::{SOON, ends_soon, until};
 use crate::pool_kit::{Gate, data, in_time, table, worker_pidfds, zygote_of};
+use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, OnSignal, Pool, PoolBuilder, Shutdown, Signal};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::{pidfd, process, signal};
@@ -233,7 +234,45 @@ fn a_job_that_waits_in_a_system_call_waits_on() -> Outcome {
     passed()
 }
 
+fn a_program_that_a_job_executes_ignores_what_the_program_ignored() -> Outcome {
+    ALL.iter().for_each(|(_, number)| signal::restore_default(*number));
+    // As nohup, and scripts with `cmd &`, have it.
+    let ignored = [libc::SIGHUP, libc::SIGINT];
+    ignored.into_iter().for_each(signal::ignore);
+    let pool = Pool::builder().workers(1).spawn(data()?, |_, (): ()| {
+        ALL.iter().for_each(|(_, number)| process::send(process::pid(), *number));
+        let status = Command::new("cat").arg("/proc/self/status").output().expect("cat").stdout;
+        String::from_utf8(status).expect("a text")
+    });
+    ignored.into_iter().for_each(signal::restore_default);
+    let status = pool?.submit(())?.wait()?;
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).ok_or("SigIgn")?;
+    let bits = u64::from_str_radix(bits.trim(), 16)?;
+    for (_, number) in ALL {
+        assert_eq!(bits >> (number - 1) & 1 == 1, ignored.contains(&number), "signal {number}: {bits:x}");
+    }
+    passed()
+}
+
+fn a_process_that_a_job_forks_takes_no_notice_unless_its_handlers_are_reset() -> Outcome {
+    ALL.iter().for_each(|(_, number)| signal::restore_default(*number));
+    let pool = Pool::builder().workers(1).spawn(data()?, |_, reset: bool| {
+        let options = ForkOptions::new().reset_handlers(reset);
+        let child = fork::spawn(&options, |_| {
+            process::send(process::pid(), libc::SIGTERM);
+            7
+        });
+        format!("{:?}", child.and_then(|mut child| child.wait()).expect("a child").ended)
+    })?;
+    for (reset, ended) in [(false, Ended::Exited(7)), (true, Ended::Signaled(libc::SIGTERM))] {
+        assert_eq!(pool.submit(reset)?.wait()?, format!("{ended:?}"));
+    }
+    passed()
+}
+
 fn a_program_that_a_job_executes_has_the_kernels_defaults() -> Outcome {
+    // The tests may have been started with some ignored.
+    ALL.iter().for_each(|(_, number)| signal::restore_default(*number));
     let pool = Pool::builder().workers(1).spawn(data()?, |_, number: i32| -> Option<i32> {
         let mut program = Command::new("sleep").arg("1000").spawn().expect("sleep");
         process::send(program.id() as i32, number);
@@ -337,6 +376,8 @@ pub fn trials() -> Vec<Trial> {
         a_signal_that_is_left_to_a_hook_waits_for_its_handler,
         a_job_that_waits_in_a_system_call_waits_on,
         a_program_that_a_job_executes_has_the_kernels_defaults,
+        a_program_that_a_job_executes_ignores_what_the_program_ignored,
+        a_process_that_a_job_forks_takes_no_notice_unless_its_handlers_are_reset,
         ctrl_c_in_a_terminal_drains_and_loses_no_job,
         a_terminal_that_hangs_up_drains_and_loses_no_job,
     ]

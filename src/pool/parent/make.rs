@@ -183,7 +183,8 @@ impl PoolBuilder {
             options = options.wait_for_threads(timeout);
         }
         let shared = Arc::clone(&region);
-        let zygotes = settings.clone();
+        let mut zygotes = settings.clone();
+        zygotes.worker_signals.note_ignored();
         let mut job = Job { frozen, context: None, body, types: PhantomData };
         // One that comes before the zygote has its settings would end it.
         let held = signals::hold();

@@ -22,6 +22,10 @@ impl<T, J, R> Pool<T, J, R> {
     ///
     /// Each sample has the label `pool`, the pool's name, and those of workers have `seat`, of which there are always the same few.
     ///
+    /// It is a whole text with its own end, so those of two pools cannot be served one behind the other: each has an endpoint of its own, or both pools go
+    /// through `record_metrics`. Give each pool a [name](crate::pool::PoolBuilder::name) of its own: two of one name (`pool` by default) are told apart only by where the text was
+    /// read.
+    ///
     /// ```no_run
     /// # use cowbell::arena::Arena;
     /// # use cowbell::pool::Pool;
@@ -47,6 +51,9 @@ impl<T, J, R> Pool<T, J, R> {
 
     /// The same figures through the facade [`metrics`], to whatever recorder the program has installed: to be called now and then. The names are those of
     /// [`Self::openmetrics`]; counters end with `_total`. A seat that has no worker at the moment keeps its last values.
+    ///
+    /// Give each pool a [name](crate::pool::PoolBuilder::name) of its own. Two of one name (`pool` by default) write the same metrics: gauges have the values of the one that called this
+    /// last, and counters, which are set by `Counter::absolute` and never fall, those of the one that has counted more. It is the same with a pool that is made after an earlier one of its name has ended.
     ///
     /// ```no_run
     /// # use cowbell::arena::Arena;

@@ -70,10 +70,17 @@ impl Core {
         channel::send(line.end.as_fd(), &message, file).map_err(|_| gone())?;
         line.owed += 1;
         let begun = Instant::now();
+        let takes_its_time = match order {
+            // Workers that leave in order run the program's hooks, which take what they take.
+            Order::Close { cancel } => !cancel,
+            // The first workers are forked before the answer comes, as many as there are to be.
+            Order::Adopt(_) => self.region.board().started.load(Ordering::Acquire) == 0,
+            _ => false,
+        };
         loop {
-            // Workers that leave in order run the program's hooks, which take what they take; only a zygote that was stopped answers never.
-            let in_order = matches!(order, Order::Close { cancel: false }) && !pidfd::is_stopped(self.zygote.as_fd());
-            let left = if in_order { LOOK_AFTER } else { ANSWER_TIME.saturating_sub(begun.elapsed()) };
+            // Only a zygote that was stopped answers never.
+            let waits = takes_its_time && !pidfd::is_stopped(self.zygote.as_fd());
+            let left = if waits { LOOK_AFTER } else { ANSWER_TIME.saturating_sub(begun.elapsed()) };
             // The zygote's own end may be inherited by workers, so its end is looked at as well.
             let ends = [line.end.as_fd(), self.zygote.as_fd()];
             match pidfd::wait_any_within(ends, Some(left)).map_err(|e| Error::os("ppoll", e))? {

@@ -174,4 +174,9 @@ impl Seat {
             board.started.fetch_add(1, Ordering::AcqRel);
         }
     }
+
+    /// Was its worker made known since [`Self::clear`]?
+    pub(crate) fn is_welcomed(&self) -> bool {
+        self.known.load(Ordering::Acquire) != 0
+    }
 }

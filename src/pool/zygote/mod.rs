@@ -225,6 +225,8 @@ impl<'a> Zygote<'a> {
                 // The worker may have run for a moment and taken a batch, before it was found to lack something.
                 if let Some(own) = self.region.seats().get(seat) {
                     own.pid.store(0, Ordering::Release);
+                    // Then it was counted as started.
+                    self.region.board().deaths.fetch_add(u64::from(own.is_welcomed()), Ordering::AcqRel);
                 }
                 self.settle(seat, Death::of(Ended::Signaled(signal::KILL)));
                 self.put_off(seat);
@@ -265,6 +267,7 @@ impl<'a> Zygote<'a> {
                 let pid = child.pid();
                 // It is killed, if it lives.
                 tell(|| drop(child));
+                self.region.board().deaths.fetch_add(1, Ordering::AcqRel);
                 self.settle(seat, Death::of(Ended::Unknown));
                 self.put_off(seat);
                 return tell(|| log::warn!("worker {pid}: {e}"));
