@@ -10,18 +10,15 @@ use super::class::UNIT;
 use super::decay;
 use super::ground::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
 use super::lock::Held;
+use super::state::KINDS;
 use crate::sys::map::{self, Range};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-
-/// Kinds of allocations: units of one chunk are of one kind. Ordinary, hot, and those of arenas that are being built.
-pub(super) const KINDS: usize = 16;
 
 /// For each kind, no chunk below this number has a free unit.
 static FIRST_FREE: [AtomicU32; KINDS] = [const { AtomicU32::new(0) }; KINDS];
 /// No chunk below this number is absent.
 static FIRST_ABSENT: AtomicU32 = AtomicU32::new(0);
-/// Units that are free and dirty, and units in use.
-static DIRTY: AtomicUsize = AtomicUsize::new(0);
+/// Units in use.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
 /// The first place from `at` on whose bit is `value`, or [`UNITS`].
@@ -61,7 +58,7 @@ pub(super) struct Taken {
 
 /// Takes neighbouring units, the first at a multiple of `align` units. `None` where there is no memory.
 pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
-    purge_old(held);
+    purge_unwanted(held);
     // Under a limit on addresses, those that hold nothing may be what is missing.
     take_once(count, align, kind, held).or_else(|| unmap_unused(held).then(|| take_once(count, align, kind, held))?)
 }
@@ -161,53 +158,78 @@ fn find(chunk: &Chunk, count: u32, align: u32) -> Option<u32> {
 /// Marks free units as taken.
 pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &Held) -> Taken {
     put(&chunk.used, true, place, count);
-    let dirty = put(&chunk.dirty, false, place, count);
+    let dirty = put_dirty(chunk, false, place, count, held);
     chunk.free.fetch_sub(count, Ordering::Relaxed);
-    DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
-    decay::note_used(USED.fetch_add(count as usize, Ordering::Relaxed) + count as usize, held);
+    USED.fetch_add(count as usize, Ordering::Relaxed);
     let dirty = dirty > 0 || chunk.filed.load(Ordering::Relaxed) != 0;
     Taken { first: ground::unit(number, place), dirty }
 }
 
+/// Sets or clears bits of dirty units, and counts those that changed. Those of a file are in no count, as the kernel cannot have them.
+fn put_dirty(chunk: &Chunk, value: bool, at: u32, count: u32, held: &Held) -> u32 {
+    let changed = put(&chunk.dirty, value, at, count);
+    if chunk.filed.load(Ordering::Relaxed) == 0 {
+        let note = if value { decay::add } else { decay::remove };
+        note(chunk.kind.load(Ordering::Relaxed), changed, held);
+    }
+    changed
+}
+
+/// A file is about to be behind a chunk.
+pub(super) fn note_filed(chunk: &Chunk, held: &Held) {
+    if chunk.filed.load(Ordering::Relaxed) == 0 {
+        let dirty = chunk.dirty.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+        decay::remove(chunk.kind.load(Ordering::Relaxed), dirty, held);
+        chunk.filed.store(1, Ordering::Relaxed);
+    }
+}
+
 /// Gives units back that nobody has a block of any more.
 pub(super) fn release(first: Unit, count: u32, held: &Held) {
+    let (number, place) = first.place();
+    release_clean(first, count, held);
+    put_dirty(ground::chunk(number), true, place, count, held);
+    purge_unwanted(held);
+}
+
+/// Gives units back that hold nothing.
+pub(super) fn release_clean(first: Unit, count: u32, _held: &Held) {
     first.slab().owner.store(NOBODY, Ordering::Release);
     let (number, place) = first.place();
     let chunk = ground::chunk(number);
     put(&chunk.used, false, place, count);
-    put(&chunk.dirty, true, place, count);
     chunk.free.fetch_add(count, Ordering::Relaxed);
     chunk.run_max.store(UNITS, Ordering::Relaxed);
     if let Some(hint) = FIRST_FREE.get(usize::from(chunk.kind.load(Ordering::Relaxed))) {
         hint.fetch_min(number, Ordering::Relaxed);
     }
     USED.fetch_sub(count as usize, Ordering::Relaxed);
-    DIRTY.fetch_add(count as usize, Ordering::Relaxed);
-    purge_old(held);
 }
 
-/// Tells whether there is more free memory than is kept for good, and it is time to look whether it was wanted. Needs no lock.
+/// Tells whether free memory is to be given back, or it is time to look. Needs no lock.
 pub(super) fn purge_is_due() -> bool {
-    DIRTY.load(Ordering::Relaxed) > decay::kept_for_good(USED.load(Ordering::Relaxed)) && decay::is_due()
+    decay::is_due(USED.load(Ordering::Relaxed))
 }
 
-/// Gives free memory to the kernel that nobody wanted for a while.
-pub(super) fn purge_old(held: &Held) {
-    if purge_is_due() {
-        let used = USED.load(Ordering::Relaxed);
-        if DIRTY.load(Ordering::Relaxed) > decay::end_period(used, held) {
-            purge_down_to(decay::kept_for_good(used), held);
-        }
+/// Gives some of the memory to the kernel that nobody wanted for a while.
+pub(super) fn purge_unwanted(held: &Held) {
+    if !purge_is_due() {
+        return;
     }
+    let Some((kind, units)) = decay::unwanted(USED.load(Ordering::Relaxed), held) else { return };
+    // From the end, as units are taken from the beginning.
+    let of_kind = |number: &u32| {
+        let chunk = ground::chunk(*number);
+        chunk.state() == State::Open && chunk.kind.load(Ordering::Relaxed) == kind
+    };
+    let chunks = (0..ground::chunks()).rev().filter(of_kind);
+    let given = chunks.map(|number| purge_some(number, units, held)).find(|&given| given > 0);
+    decay::note_given(kind, given.unwrap_or(0), held);
 }
 
-/// Gives free memory to the kernel until no more than so many units of it are left.
-pub(super) fn purge_down_to(units: usize, held: &Held) {
-    // From the end, as units are taken from the beginning.
-    for number in (0..ground::chunks()).rev() {
-        if DIRTY.load(Ordering::Relaxed) <= units {
-            return;
-        }
+/// Gives all dirty units to the kernel.
+pub(super) fn purge_all(held: &Held) {
+    for number in 0..ground::chunks() {
         if ground::chunk(number).state() == State::Open {
             purge(number, held);
         }
@@ -215,33 +237,37 @@ pub(super) fn purge_down_to(units: usize, held: &Held) {
 }
 
 /// Gives the pages of a chunk's dirty units to the kernel.
-pub(super) fn purge(number: u32, _held: &Held) {
+pub(super) fn purge(number: u32, held: &Held) {
+    purge_some(number, UNITS, held);
+}
+
+/// The same of at most so many of them, and how many there were.
+fn purge_some(number: u32, most: u32, held: &Held) -> u32 {
     let chunk = ground::chunk(number);
     if chunk.filed.load(Ordering::Relaxed) != 0 {
-        return;
+        return 0;
     }
-    let mut at = next(&chunk.dirty, true, 0);
-    while at < UNITS {
-        let end = next(&chunk.dirty, false, at);
+    let (mut at, mut given) = (next(&chunk.dirty, true, 0), 0);
+    while at < UNITS && given < most {
+        let end = next(&chunk.dirty, false, at).min(at + most - given);
         let range = Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT };
         // SAFETY: a dirty unit is a free one, and the lock is held.
         if unsafe { map::drop_private_pages(range) }.is_ok() {
-            put(&chunk.dirty, false, at, end - at);
-            DIRTY.fetch_sub((end - at) as usize, Ordering::Relaxed);
+            given += put_dirty(chunk, false, at, end - at, held);
         }
         at = next(&chunk.dirty, true, end);
     }
+    given
 }
 
 /// Calls `each` for runs of a chunk's dirty units, which are dirty no more.
-pub(super) fn clean(number: u32, mut each: impl FnMut(Range)) {
+pub(super) fn clean(number: u32, held: &Held, mut each: impl FnMut(Range)) {
     let chunk = ground::chunk(number);
     let mut at = next(&chunk.dirty, true, 0);
     while at < UNITS {
         let end = next(&chunk.dirty, false, at);
         each(Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT });
-        put(&chunk.dirty, false, at, end - at);
-        DIRTY.fetch_sub((end - at) as usize, Ordering::Relaxed);
+        put_dirty(chunk, false, at, end - at, held);
         at = next(&chunk.dirty, true, end);
     }
 }
@@ -262,7 +288,7 @@ pub(super) fn unmap_unused(held: &Held) -> bool {
         // SAFETY: nobody has a unit behind the last one in use, and the lock is held.
         if unsafe { map::unmap(range) }.is_ok() {
             any = true;
-            DIRTY.fetch_sub(put(&chunk.dirty, false, end, mapped - end) as usize, Ordering::Relaxed);
+            put_dirty(chunk, false, end, mapped - end, held);
             chunk.mapped.store(end, Ordering::Relaxed);
             if end == 0 {
                 chunk.set_state(State::Absent, held);
@@ -286,10 +312,8 @@ fn below(count: u32) -> u64 {
 }
 
 /// A chunk is frozen, of which so many units were in use.
-pub(super) fn forget(used: usize, number: u32, _held: &Held) {
-    let dirty: u32 = ground::chunk(number).dirty.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
+pub(super) fn forget(used: usize, _held: &Held) {
     USED.fetch_sub(used, Ordering::Relaxed);
-    DIRTY.fetch_sub(dirty as usize, Ordering::Relaxed);
 }
 
 /// Chunks of an image that is gone and that nobody knows any more are absent: units and spans may be made there again.
@@ -304,9 +328,9 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
 }
 
 /// So many units more, or fewer, are in use in chunks of huge allocations.
-pub(super) fn count_huge(taken: usize, given_back: usize, held: &Held) {
+pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
     USED.fetch_add(taken, Ordering::Relaxed);
-    decay::note_used(USED.fetch_sub(given_back, Ordering::Relaxed) - given_back, held);
+    USED.fetch_sub(given_back, Ordering::Relaxed);
 }
 
 /// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.

@@ -6,10 +6,11 @@
 //! A [`Local`] is never unmapped. It is claimed by one thread, or vacant and whoever's who holds the lock.
 #![expect(unsafe_code, reason = "a thread finds what it claimed by address")]
 
-use super::central::{self, KINDS};
+use super::central;
 use super::ground::{self, Slab, State};
-use super::local::{CLAIMED, Local, VACANT, owner_at};
+use super::local::{CLAIMED, Local, VACANT, owner_at, settle_vacant};
 use super::lock::{self, Held};
+use super::state::KINDS;
 use crate::sys::map::{self, Range};
 use crate::sys::{page_size, process};
 use std::cell::Cell;
@@ -125,7 +126,8 @@ pub(super) fn trim_own() {
             local.give_up_unused(&held);
         }
     }
-    central::purge_down_to(0, &held);
+    settle_vacant(&held);
+    central::purge_all(&held);
 }
 
 /// Runs `work`, which changes what is another's, so that a fork knows of it.

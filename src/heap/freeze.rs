@@ -54,7 +54,7 @@ pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(
     });
     runs.iter().flat_map(|run| run.first..run.first + run.count).for_each(|number| sweep(number, &held));
     for run in runs {
-        pour_run(run, pagemap)?;
+        pour_run(run, pagemap, &held)?;
     }
     for run in runs {
         note::write_units(run).map_err(|e| ("pwrite(what an image holds)", e))?;
@@ -87,7 +87,7 @@ fn sweep(number: u32, held: &Held) {
     });
     central::purge(number, held);
     if filed {
-        central::clean(number, |range| clear(range, filed));
+        central::clean(number, held, |range| clear(range, filed));
     }
 }
 
@@ -134,18 +134,19 @@ fn clear(range: Range, filed: bool) {
     }
 }
 
-fn pour_run(run: &Run, pagemap: &Pagemap) -> Result<(), Failure> {
+fn pour_run(run: &Run, pagemap: &Pagemap, held: &Held) -> Result<(), Failure> {
     for at in 0..run.count {
         let start = ground::addresses(run.first + at).start;
         let chunk = ground::chunk(run.first + at);
         let end = (start + CHUNK).min(run.range.end());
+        // Of a chunk that no file was behind before, pages that nobody wrote stay out of the file in each piece.
+        let all = chunk.filed.load(Ordering::Relaxed) != 0;
         for from in (start..end).step_by(PIECE) {
             let piece = Range { start: from, len: PIECE.min(end - from) };
             let offset = (at as usize * stride() + (from - start)) as u64;
-            let all = chunk.filed.load(Ordering::Relaxed) != 0;
             write_pages(run.file.as_fd(), piece, offset, all, pagemap)?;
             // From now on pages that are given up show the file, should the rest fail.
-            chunk.filed.store(1, Ordering::Relaxed);
+            central::note_filed(chunk, held);
             // SAFETY: the file has the same bytes as the range, which is the heap's; nobody writes meanwhile.
             unsafe { map::map_private_at(piece, Access::ReadWrite, run.file.as_fd(), offset) }
                 .map_err(|e| ("mmap(heap image)", e))?;
@@ -208,11 +209,11 @@ fn settle(number: u32, held: &Held) {
             let owner = slab.owner.swap(FROZEN, Ordering::Relaxed);
             live += if owner >= MARKS_END { slab.used.load(Ordering::Relaxed) as usize } else { 1 };
         });
-        central::forget(central::used_of(chunk) as usize, number, held);
+        central::forget(central::used_of(chunk) as usize, held);
     } else if chunk.state() == State::Huge {
         ground::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
         live = 1;
-        central::forget(chunk.bytes.load(Ordering::Relaxed).div_ceil(UNIT), number, held);
+        central::forget(chunk.bytes.load(Ordering::Relaxed).div_ceil(UNIT), held);
     }
     chunk.live.store(live, Ordering::Relaxed);
     chunk.dead_bytes.store(0, Ordering::Relaxed);

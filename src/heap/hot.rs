@@ -62,7 +62,7 @@ pub(super) fn warm() {
 ///
 /// Memory is placed when it is allocated, and what is hot stays hot: a vector or a string that was made here is hot wherever it grows. A map that has to move goes
 /// where it is grown: give it its capacity here, or grow it under `hot`, too. A vector that was made elsewhere becomes hot where it moves as it grows here; but one
-/// of 1 MiB or more that is not frozen and grows beyond 32 MiB has its pages moved, and stays what it was, here as in [`arena`](super::arena()).
+/// of 1 MiB or more that is not frozen and grows beyond 16 MiB has its pages moved, and stays what it was, here as in [`arena`](super::arena()).
 ///
 /// ```
 /// use std::sync::Mutex;

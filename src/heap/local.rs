@@ -14,11 +14,12 @@
 //! changes its slabs, but for `remote` and `mailed`.
 #![expect(unsafe_code, reason = "slabs and their owners are found by address")]
 
-use super::central::{self, KINDS};
+use super::central;
 use super::class::{CLASSES, Class};
 use super::ground::{MARKS_END, NEVER, NONE_IN_USE, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
 use super::lock::{self, Held};
+use super::state::KINDS;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 /// The first vacant one of each kind.
@@ -43,7 +44,7 @@ pub(super) struct Local {
 }
 
 /// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.
-fn settle_vacant(held: &Held) {
+pub(super) fn settle_vacant(held: &Held) {
     for vacant in &VACANT {
         let mut at = vacant.load(Ordering::Relaxed);
         while let Some(local) = owner_at(at) {
@@ -204,7 +205,7 @@ impl Local {
             self.open_mail(None);
         }
         if central::purge_is_due() {
-            central::purge_old(&lock::take());
+            central::purge_unwanted(&lock::take());
         }
         loop {
             let slab = self.head(class);

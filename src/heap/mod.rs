@@ -40,8 +40,9 @@
 //! - **A forked child** has all memory of its parent and goes on allocating. What other threads of the parent had for themselves is not used
 //!   again there.
 //! - **Alignment** may be any power of two. **Memory that is freed** is used again by whoever asks. What nobody wanted for half a second
-//!   to a second goes to the kernel, but 16 MiB and an eighth of what is in use; that is looked at by who runs out of blocks of a size, so a program
-//!   that asks for no more than it just freed keeps it: [`Heap::trim`] gives all back. Allocations from 32 MiB, and those that grew to 4 MiB or more, go back at once.
+//!   to a second goes to the kernel, but 16 MiB, or an eighth of what is in use if that is more; that is looked at by who runs out of blocks of a size, so a program
+//!   that asks for no more than it just freed keeps it: [`Heap::trim`] gives all back. Allocations from 32 MiB, and those that moved as they grew to 16 MiB
+//!   or more, go back at once. A fork inherits what is kept, and copies its page tables.
 
 mod blocks;
 mod central;

@@ -4,11 +4,11 @@
 //! closure allocated for others (a lazy static, a thread-local, a logger's buffer) is frozen along, stays where it is while it is in use, and keeps
 //! the image until it is freed.
 
-use super::central::KINDS;
 use super::claim;
 use super::generation::{self, Generation};
 use super::handle::{Heap, not_in_use};
 use super::hot::{self, FIRST_SCOPE, Kind};
+use super::state::KINDS;
 use crate::error::{Error, Result};
 use crate::fork;
 use std::fmt;

@@ -5,7 +5,8 @@
 #![expect(unsafe_code, reason = "memory of allocations is unmapped and moved")]
 
 use super::central::{
-    count_huge, first_absent, make_absent, make_rest_absent, next, occupy, put, release, take, unmap_unused,
+    count_huge, first_absent, make_absent, make_rest_absent, next, occupy, put, release, release_clean, take,
+    unmap_unused,
 };
 use super::class::UNIT;
 use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
@@ -131,7 +132,9 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
         // SAFETY: passed on to the caller.
         return unsafe { resize_huge(number, new, &held) };
     }
-    if is_moved(old, new) {
+    // Memory that a file is behind is told by its chunk, and stays there.
+    let is_filed = ground::chunk(number).filed.load(Ordering::Relaxed) != 0;
+    if is_moved(old, new) && !is_filed {
         return false;
     }
     let (now, count) = (first.slab().blocks.load(Ordering::Relaxed), new.div_ceil(UNIT));
@@ -188,9 +191,9 @@ unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
 /// Spans from this many bytes on are moved and not copied.
 const MOVED_MIN: usize = 1 << 20;
 
-/// Those that grow to this many bytes get chunks of their own. Whoever grows something large fills it, so huge pages waste next to nothing there, and take a
+/// Spans that grow to this many bytes get chunks of their own. Whoever grows something large fills it, so huge pages waste next to nothing there, and take a
 /// fraction of the page faults. In other allocations they could: large ones may hardly be used.
-const GROWN_MIN: usize = 4 << 20;
+const GROWN_MIN: usize = 16 << 20;
 
 /// Does a span move to chunks of its own where it grows like this?
 fn is_moved(old: usize, new: usize) -> bool {
@@ -234,7 +237,7 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     if is_huge {
         make_absent(number, chunk.span.load(Ordering::Relaxed), now, &held);
     } else if map::anonymous_at(range).is_ok() {
-        release(first, units, &held);
+        release_clean(first, units, &held);
     } else {
         // Somebody else was quicker, or there are no mappings left. Nobody gets these units again.
         put(&chunk.used, true, place, units);

@@ -1,5 +1,8 @@
 //! The states of a chunk. Pure.
 
+/// Kinds of allocations: units of one chunk are of one kind. Ordinary, hot, and those of arenas that are being built.
+pub(super) const KINDS: usize = 16;
+
 /// The state of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = cases![
     generations_follow_each_other,
     pouring_takes_little_memory,
     a_freeze_that_fails_leaves_the_heap_as_it_was,
+    vectors_that_grew_and_are_hardly_used_take_no_memory_in_their_image,
     a_freeze_beside_a_thread_is_refused,
     hot_memory_is_not_frozen,
     copies_that_are_the_original_again_are_given_back,
@@ -230,6 +231,25 @@ fn a_freeze_that_fails_leaves_the_heap_as_it_was() {
     let generation = freeze();
     data.check(20_000);
     assert!(generation.holds(&data.document[0]));
+}
+
+fn vectors_that_grew_and_are_hardly_used_take_no_memory_in_their_image() {
+    let vectors: Vec<Vec<u8>> = (0..12u8)
+        .map(|n| {
+            let mut each = Vec::with_capacity(2 << 20);
+            each.push(n);
+            each.reserve_exact(20 << 20);
+            each
+        })
+        .collect();
+    let generation = freeze();
+    assert!(vectors.iter().all(|each| generation.holds(&each[0])));
+    let blocks = |image: &cowbell::arena::Image| {
+        let file = File::from(image.file().try_clone_to_owned().expect("dup"));
+        std::os::unix::fs::MetadataExt::blocks(&file.metadata().expect("fstat"))
+    };
+    let kib = generation.images().iter().map(|image| blocks(image)).sum::<u64>() / 2;
+    assert!(kib < 40 << 10, "{kib} KiB for twelve pages and two MiB around each");
 }
 
 fn a_freeze_beside_a_thread_is_refused() {
