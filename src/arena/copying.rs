@@ -3,11 +3,15 @@
 use super::collections::{Arc, Box, String, Vec};
 use super::memory::ArenaRef;
 use super::refusal::quietly;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::any::{Any, TypeId};
 use std::collections::HashMap as StdHashMap;
 use std::rc::Rc;
 use std::sync::Arc as StdArc;
+use std::sync::atomic::AtomicUsize;
+
+/// The most values that are moved to the arena at a time.
+const CHUNK: usize = 64;
 
 /// Values of which an arena can hold a deep copy: the copy is of another type, the *twin*, all of whose memory is the arena's.
 ///
@@ -52,7 +56,7 @@ pub trait CopyIn {
     /// A copy of this in an arena.
     ///
     /// # Errors
-    /// Out of capacity, out of memory, frozen, or not this process's arena. What was copied until then is dropped.
+    /// Those of [`ArenaRef::copy_in`].
     fn copy_in(&self, to: &mut Copying) -> Result<Self::Twin>;
 
     /// Copies of values that lie together.
@@ -64,8 +68,9 @@ pub trait CopyIn {
         Self: Sized,
     {
         let mut twins = to.vec_for(values.len())?;
-        for value in values {
-            twins.push(value.copy_in(to)?);
+        for some in values.chunks(CHUNK) {
+            let mut chunk = some.iter().map(|value| value.copy_in(to)).collect::<Result<std::vec::Vec<_>>>()?;
+            to.held(size_of_val(&*chunk), || twins.extend(chunk.drain(..)))?;
         }
         Ok(twins)
     }
@@ -88,7 +93,13 @@ impl ArenaRef {
     /// A deep copy of a value: its twin, all of whose memory is this arena's; see [`CopyIn`]. The value stays, so that for a while there are both.
     ///
     /// # Errors
-    /// Out of capacity, out of memory, frozen, or not this process's arena. What was copied until then is dropped, and its memory is used again.
+    /// Out of capacity, out of memory, frozen, or not this process's arena. It may be frozen while this copies, by another thread or by an implementation of [`CopyIn`].
+    ///
+    /// What was copied until then is dropped, and its memory is used again if the arena is not frozen. The twins of `&T`, `&str` and `&[T]` are not, nor what they lead to: somebody may have
+    /// kept them, as they are `&'static`.
+    ///
+    /// No error but a SIGSEGV that names the arena is what comes of your own code that writes to its memory once it is frozen: an implementation that pushes to a [`Vec`] with room there, or a twin
+    /// whose destructor writes to the twin.
     #[track_caller]
     pub fn copy_in<T: CopyIn + ?Sized>(&self, value: &T) -> Result<T::Twin> {
         value.copy_in(&mut Copying { arena: self.site::<T>(), shared: StdHashMap::new() })
@@ -103,10 +114,22 @@ impl Copying {
 
     /// The result of taking memory, with the reason where there is none.
     pub(super) fn taken<R, E>(&self, take: impl FnOnce() -> std::result::Result<R, E>) -> Result<R> {
-        quietly(take).map_err(|_| {
-            let why = || self.arena.known().map_or_else(|e| e, |inner| inner.refused(usize::MAX));
-            self.arena.take_failure().unwrap_or_else(why)
-        })
+        quietly(take).map_err(|_| self.why_not())
+    }
+
+    /// Why there was no memory just now.
+    pub(super) fn why_not(&self) -> Error {
+        let why = || self.arena.known().map_or_else(|e| e, |inner| inner.refused(usize::MAX));
+        self.arena.take_failure().unwrap_or_else(why)
+    }
+
+    /// Calls `write`, which writes to memory of the arena that was taken, and holds a freeze up meanwhile; with a length of 0 it writes nothing. The user's code is not called there: it may freeze
+    /// the arena, or drop what counts.
+    pub(super) fn held<R>(&self, len: usize, write: impl FnOnce() -> R) -> Result<R> {
+        let held = self.arena.writing_to(len)?;
+        let written = write();
+        drop(held);
+        Ok(written)
     }
 
     fn vec_for<T>(&self, values: usize) -> Result<Vec<T>> {
@@ -116,13 +139,14 @@ impl Copying {
     }
 
     fn boxed<T>(&self, value: T) -> Result<Box<T>> {
-        self.taken(|| Box::try_new_in(value, self.arena))
+        let place = self.taken(|| Box::try_new_uninit_in(self.arena))?;
+        self.held(size_of::<T>(), || Box::write(place, value))
     }
 
     fn text(&self, text: &str) -> Result<String> {
         let mut copy = String::new_in(self.arena);
         self.taken(|| copy.try_reserve_exact(text.len()))?;
-        copy.push_str(text);
+        self.held(text.len(), || copy.push_str(text))?;
         Ok(copy)
     }
 
@@ -139,7 +163,7 @@ impl Copying {
             return Ok(Arc::clone(twin));
         }
         let copy = copy(self)?;
-        let twin = self.taken(|| Arc::try_from_box(copy))?;
+        let twin = Arc::of(copy, self.boxed(AtomicUsize::new(1))?);
         self.shared.insert(key, std::boxed::Box::new((pointer.clone(), Arc::clone(&twin))));
         Ok(twin)
     }
@@ -155,7 +179,7 @@ macro_rules! same {
             }
             fn copy_all_in(values: &[Self], to: &mut Copying) -> Result<Vec<Self>> {
                 let mut twins = to.vec_for(values.len())?;
-                twins.extend_from_slice(values);
+                to.held(size_of_val(values), || twins.extend_from_slice(values))?;
                 Ok(twins)
             }
         }

@@ -2,7 +2,11 @@
 
 use super::collections::{BTreeMap, BTreeSet, Building, HashMap, HashSet, VecDeque};
 use super::copying::{CopyIn, Copying};
-use crate::error::Result;
+use super::place::Writing;
+use super::refusal::quietly;
+use crate::error::{Error, Result};
+use allocator_api2::collections::TryReserveError;
+use hashbrown::{hash_map, hash_set};
 use std::collections::HashMap as StdHashMap;
 use std::hash::{BuildHasher, Hash};
 
@@ -12,7 +16,8 @@ impl<T: CopyIn> CopyIn for std::collections::VecDeque<T> {
         let mut twins = VecDeque::new_in(to.arena);
         to.taken(|| twins.try_reserve_exact(self.len()))?;
         for value in self {
-            twins.push_back(value.copy_in(to)?);
+            let twin = value.copy_in(to)?;
+            to.held(size_of::<T::Twin>(), || twins.push_back(twin))?;
         }
         Ok(twins)
     }
@@ -25,9 +30,17 @@ where
     type Twin = HashMap<K::Twin, V::Twin>;
     fn copy_in(&self, to: &mut Copying) -> Result<Self::Twin> {
         let mut twins: Self::Twin = HashMap::with_hasher_in(Default::default(), to.arena);
-        to.taken(|| twins.try_reserve(self.len()))?;
+        to.held(self.len(), || to.taken(|| twins.try_reserve(self.len())))??;
         for (key, value) in self {
-            twins.insert(key.copy_in(to)?, value.copy_in(to)?);
+            let (key, value) = (key.copy_in(to)?, value.copy_in(to)?);
+            // Keys are hashed and compared, and what is replaced is dropped, while no freeze is held up.
+            let _replaced = match twins.entry(key) {
+                hash_map::Entry::Occupied(mut entry) => Some(to.held(self.len(), || entry.insert(value))?),
+                hash_map::Entry::Vacant(entry) => {
+                    to.held(self.len(), || entry.insert(value))?;
+                    None
+                }
+            };
         }
         Ok(twins)
     }
@@ -40,12 +53,33 @@ where
     type Twin = HashSet<T::Twin>;
     fn copy_in(&self, to: &mut Copying) -> Result<Self::Twin> {
         let mut twins: Self::Twin = HashSet::with_hasher_in(Default::default(), to.arena);
-        to.taken(|| twins.try_reserve(self.len()))?;
+        to.held(self.len(), || to.taken(|| twins.try_reserve(self.len())))??;
         for value in self {
-            twins.insert(value.copy_in(to)?);
+            // As a map's keys.
+            if let hash_set::Entry::Vacant(entry) = twins.entry(value.copy_in(to)?) {
+                to.held(self.len(), || entry.insert())?;
+            }
         }
         Ok(twins)
     }
+}
+
+/// A tree could not grow: the arena is frozen, or has no memory.
+struct Refused(Option<Error>);
+
+impl From<TryReserveError> for Refused {
+    fn from(_: TryReserveError) -> Self {
+        Self(None)
+    }
+}
+
+/// Calls what makes a tree larger, with a function that holds a freeze up.
+fn grow<R>(
+    to: &Copying,
+    grow: impl FnOnce(&dyn Fn() -> std::result::Result<Writing<'static>, Refused>) -> std::result::Result<R, Refused>,
+) -> Result<R> {
+    let hold = || to.arena.writing().map_err(|e| Refused(Some(e)));
+    quietly(|| grow(&hold)).map_err(|Refused(why)| why.unwrap_or_else(|| to.why_not()))
 }
 
 impl<K: CopyIn, V: CopyIn> CopyIn for std::collections::BTreeMap<K, V>
@@ -57,9 +91,9 @@ where
         let mut twins = Building::new_in(to.arena);
         for (key, value) in self {
             let (key, value) = (key.copy_in(to)?, value.copy_in(to)?);
-            to.taken(|| twins.try_push(key, value))?;
+            grow(to, |hold| twins.try_push(key, value, hold))?;
         }
-        Ok(twins.finish())
+        grow(to, |hold| twins.finish(hold))
     }
 }
 
@@ -72,8 +106,8 @@ where
         let mut twins = Building::new_in(to.arena);
         for value in self {
             let value = value.copy_in(to)?;
-            to.taken(|| twins.try_push(value, ()))?;
+            grow(to, |hold| twins.try_push(value, (), hold))?;
         }
-        Ok(BTreeSet::of_map(twins.finish()))
+        grow(to, |hold| twins.finish(hold)).map(BTreeSet::of_map)
     }
 }

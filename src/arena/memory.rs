@@ -8,7 +8,7 @@
 
 use super::growing::Growing;
 use super::inner::Inner;
-use super::refusal::Refusal;
+use super::refusal::{Refusal, is_quiet};
 use super::signal_safe::table;
 use super::site::{Site, SiteId};
 use crate::error::{Error, Result};
@@ -182,7 +182,10 @@ unsafe impl Allocator for ArenaRef {
                 refusal.tell(self.name(), self.capacity(), layout.size());
                 if let Some(inner) = self.inner() {
                     let e = inner.error(refusal, layout.size());
-                    log::warn!("{e}");
+                    // The program's logger does not run where the caller gets the error, which may hold a freeze up.
+                    if !is_quiet() {
+                        log::warn!("{e}");
+                    }
                     inner.growing().failure = Some(e);
                 }
                 Err(AllocError)

@@ -150,7 +150,7 @@ impl ArenaRef {
     }
 
     /// The same as [`Self::writing`] for so many bytes; what has no size is not written.
-    fn writing_to(&self, len: usize) -> Result<Option<Writing<'static>>> {
+    pub(super) fn writing_to(&self, len: usize) -> Result<Option<Writing<'static>>> {
         (len > 0).then(|| self.writing()).transpose()
     }
 }

@@ -21,7 +21,7 @@ pub(super) enum Refusal {
 impl Refusal {
     /// Says on standard error why a collection gets no memory: it may tell its caller nothing but "memory allocation failed", and abort.
     pub(super) fn tell(&self, arena: &str, capacity: usize, asked: usize) {
-        if IS_QUIET.get() {
+        if is_quiet() {
             return;
         }
         let mut stderr = Stderr::new();
@@ -34,6 +34,11 @@ impl Refusal {
             Self::Because(e) => writeln!(stderr, "cowbell: no memory for a collection in arena `{arena}`: {e}"),
         };
     }
+}
+
+/// Is nothing told on this thread now?
+pub(super) fn is_quiet() -> bool {
+    IS_QUIET.get()
 }
 
 /// Calls `allocate`, whose caller gets the reason as an error: nothing is told meanwhile.

@@ -2,13 +2,15 @@
 
 use crate::case::{Outcome, passed};
 use crate::look::wait;
-use cowbell::arena::{Arc, Arena, Contained, CopyIn, Copying};
+use cowbell::arena::{Arc, Arena, ArenaRef, Contained, CopyIn, Copying};
 use cowbell::fork::{self, ForkOptions};
 use libtest_mimic::Trial;
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc as StdArc;
+use std::sync::{Arc as StdArc, Barrier};
 
 /// Constants with the names that fields have.
 mod named_like_constants {
@@ -222,8 +224,138 @@ fn a_copy_that_finds_no_room_is_an_error_and_leaves_the_room_to_others() -> Outc
     passed()
 }
 
+thread_local! {
+    static TO_FREEZE: Cell<Option<Arena>> = const { Cell::new(None) };
+}
+
+/// A number; the copy of the 90th freezes the arena.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Freezes(u64);
+
+impl CopyIn for Freezes {
+    type Twin = u64;
+    fn copy_in(&self, _: &mut Copying) -> cowbell::Result<u64> {
+        if self.0 == 90 {
+            TO_FREEZE.take().expect("once").freeze(1u8)?;
+        }
+        Ok(self.0)
+    }
+}
+
+/// As that, and the twins stand in another order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Turned(Freezes);
+
+impl CopyIn for Turned {
+    type Twin = Reverse<u64>;
+    fn copy_in(&self, to: &mut Copying) -> cowbell::Result<Reverse<u64>> {
+        self.0.copy_in(to).map(Reverse)
+    }
+}
+
+fn is_frozen_within(value: &impl CopyIn) {
+    let arena = Arena::builder("frozen within").capacity(1 << 22).build().expect("an arena");
+    let handle = *arena;
+    TO_FREEZE.set(Some(arena));
+    let error = handle.copy_in(value).err().expect("an error");
+    assert!(error.is_frozen() && TO_FREEZE.take().is_none(), "{error}");
+}
+
+fn a_copy_that_freezes_its_arena_is_an_error() -> Outcome {
+    let numbers = || (0..200).map(Freezes);
+    let list: Vec<_> = numbers().collect();
+    is_frozen_within(&list);
+    is_frozen_within(&list.as_slice());
+    is_frozen_within(&list.clone().into_boxed_slice());
+    is_frozen_within(&(Freezes(90), "a text"));
+    is_frozen_within(&(Freezes(90), String::from("a text"), vec![1u64]));
+    is_frozen_within(&Box::new(Freezes(90)));
+    is_frozen_within(&&Freezes(90));
+    is_frozen_within(&[Rc::new(Freezes(89)), Rc::new(Freezes(90))]);
+    is_frozen_within(&StdArc::<[Freezes]>::from(list));
+    is_frozen_within(&numbers().collect::<VecDeque<_>>());
+    is_frozen_within(&numbers().map(|number| (number, number.0)).collect::<HashMap<_, _>>());
+    is_frozen_within(&numbers().map(|number| (number.0, number)).collect::<HashMap<_, _>>());
+    is_frozen_within(&numbers().collect::<HashSet<_>>());
+    is_frozen_within(&numbers().map(|number| (number, number.0)).collect::<BTreeMap<_, _>>());
+    is_frozen_within(&numbers().map(|number| (number.0, number)).collect::<BTreeMap<_, _>>());
+    is_frozen_within(&numbers().collect::<BTreeSet<_>>());
+    // The copy of the last value freezes: what is left is to give nodes the entries that they must have.
+    is_frozen_within(&numbers().take(91).collect::<BTreeSet<_>>());
+    for most in [91, 100, 200] {
+        is_frozen_within(&numbers().take(most).map(Turned).collect::<BTreeSet<_>>());
+        is_frozen_within(&numbers().take(most).map(|number| (Turned(number), 1u8)).collect::<BTreeMap<_, _>>());
+    }
+    passed()
+}
+
+/// Threads copy again and again, each a value of another kind, until the arena is frozen.
+fn a_copy_while_another_thread_freezes_is_an_error() -> Outcome {
+    fn until_frozen(arena: ArenaRef, value: &impl CopyIn, begun: &Barrier) -> u64 {
+        begun.wait();
+        let mut copies = 0;
+        loop {
+            match arena.copy_in(value) {
+                Ok(twin) => drop(twin),
+                Err(error) if error.is_frozen() => return copies,
+                Err(error) => panic!("{error}"),
+            }
+            copies += 1;
+        }
+    }
+    let texts: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let pairs: Vec<(u64, String)> = texts.iter().map(|text| (text.len() as u64, text.clone())).collect();
+    let table: HashMap<String, u64> = texts.iter().cloned().zip(0..).collect();
+    let tree: BTreeMap<String, u64> = texts.iter().cloned().zip(0..).collect();
+    let turned: BTreeSet<Turned> = (100..140).map(|n| Turned(Freezes(n))).collect();
+    let queue: VecDeque<u64> = (0..100).collect();
+    let small: (Box<u64>, HashSet<u8>, Vec<u8>) = (Box::new(1), [1].into(), vec![1; 100]);
+    let mut all = 0;
+    for round in 0..400u64 {
+        let arena = Arena::builder(format!("raced {round}")).capacity(1 << 22).build()?;
+        let (handle, begun) = (*arena, Barrier::new(3));
+        all += std::thread::scope(|scope| {
+            let begun = &begun;
+            let one = match round % 4 {
+                0 => scope.spawn(|| until_frozen(handle, &texts, begun)),
+                1 => scope.spawn(|| until_frozen(handle, &table, begun)),
+                2 => scope.spawn(|| until_frozen(handle, &tree, begun)),
+                _ => scope.spawn(|| until_frozen(handle, &queue, begun)),
+            };
+            let other = match round / 4 % 4 {
+                0 => scope.spawn(|| until_frozen(handle, &pairs, begun)),
+                1 => scope.spawn(|| until_frozen(handle, &turned, begun)),
+                2 => scope.spawn(|| until_frozen(handle, &small, begun)),
+                _ => scope.spawn(|| until_frozen(handle, &Rc::<[String]>::from(&*texts), begun)),
+            };
+            begun.wait();
+            (0..round * 25).for_each(|_| std::hint::spin_loop());
+            let frozen = arena.freeze(1u8);
+            let copies = one.join().expect("frozen") + other.join().expect("frozen");
+            frozen.map(|frozen| (frozen, copies).1)
+        })?;
+    }
+    assert!(all > 400, "{all} copies in all");
+    passed()
+}
+
+fn a_copy_that_fails_keeps_the_twins_of_references() -> Outcome {
+    let arena = Arena::builder("kept").capacity(1 << 16).build()?;
+    let texts: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
+    let references: Vec<(&str, &String)> = texts.iter().map(|text| (text.as_str(), text)).collect();
+    // The list itself has room; the twins of references do not have.
+    let some = &references[..1000];
+    assert!(arena.copy_in(some).expect_err("it is small").is_out_of_capacity());
+    assert!(arena.used() > 60_000 && arena.copy_in(&[1u8; 10_000].to_vec()).is_ok(), "the list was given back");
+    assert!(arena.copy_in(&[1u8; 40_000].to_vec()).is_err(), "the twins of references are kept");
+    passed()
+}
+
 pub fn trials() -> Vec<Trial> {
     claims![
+        a_copy_that_freezes_its_arena_is_an_error,
+        a_copy_while_another_thread_freezes_is_an_error,
+        a_copy_that_fails_keeps_the_twins_of_references,
         each_value_has_an_equal_twin_whole_in_the_arena,
         types_of_all_shapes_have_twins,
         what_is_shared_is_copied_once,

@@ -132,7 +132,17 @@ impl<K: Ord, V> BTreeMap<K, V> {
     /// # Errors
     /// There is no memory; [`ArenaRef::take_failure`] says why.
     pub fn try_insert(&mut self, key: K, value: V) -> Result<Option<V>, TryReserveError> {
-        let replaced = self.root.insert(key, value)?;
+        self.insert_held(key, value, || Ok(()))
+    }
+
+    /// [`Self::try_insert`] that holds what `hold` returns whenever it writes.
+    fn insert_held<G, E: From<TryReserveError>>(
+        &mut self,
+        key: K,
+        value: V,
+        hold: impl Fn() -> Result<G, E>,
+    ) -> Result<Option<V>, E> {
+        let replaced = self.root.insert(key, value, hold)?;
         self.len += usize::from(replaced.is_none());
         Ok(replaced)
     }
@@ -202,6 +212,8 @@ impl<K: Ord, V> BTreeMap<K, V> {
 }
 
 /// A map that is being built. While keys rise, its nodes are filled to the last place; by [`BTreeMap::insert`] they would be half full.
+///
+/// What `hold` returns is held whenever the map is written, and at no time when keys are compared, which is the user's code.
 pub(in crate::arena) struct Building<K, V> {
     map: BTreeMap<K, V>,
     rises: bool,
@@ -212,26 +224,33 @@ impl<K: Ord, V> Building<K, V> {
         Self { map: BTreeMap::new_in(arena), rises: true }
     }
 
-    pub(in crate::arena) fn try_push(&mut self, key: K, value: V) -> Result<(), TryReserveError> {
+    pub(in crate::arena) fn try_push<G, E: From<TryReserveError>>(
+        &mut self,
+        key: K,
+        value: V,
+        hold: impl Fn() -> Result<G, E>,
+    ) -> Result<(), E> {
         if self.rises && self.map.root.last().is_some_and(|(last, _)| *last >= key) {
-            self.settle();
+            self.settle(&hold)?;
         }
         if self.rises {
-            self.map.root.push_last((key, value))?;
+            self.map.root.push_last((key, value), &hold)?;
             self.map.len += 1;
             return Ok(());
         }
-        self.map.try_insert(key, value).map(drop)
+        self.map.insert_held(key, value, hold).map(drop)
     }
 
-    fn settle(&mut self) {
+    fn settle<G, E>(&mut self, hold: impl Fn() -> Result<G, E>) -> Result<(), E> {
+        let _held = hold()?;
         self.map.root.settle();
         self.rises = false;
+        Ok(())
     }
 
-    pub(in crate::arena) fn finish(mut self) -> BTreeMap<K, V> {
-        self.settle();
-        self.map
+    pub(in crate::arena) fn finish<G, E>(mut self, hold: impl Fn() -> Result<G, E>) -> Result<BTreeMap<K, V>, E> {
+        self.settle(hold)?;
+        Ok(self.map)
     }
 }
 
@@ -361,7 +380,7 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for BTreeMap<K, V> {
     }
 }
 
-/// The entries of a [`BTreeMap`] that was given up, in order.
+/// The entries of a [`BTreeMap`] that was given up, in order. They are taken out of its nodes, which is a write: not where the arena is frozen.
 pub struct IntoIter<K, V>(BTreeMap<K, V>);
 
 impl<K, V> Iterator for IntoIter<K, V> {

@@ -4,6 +4,8 @@ use super::btree::Building;
 use super::{BTreeMap, BTreeSet, Box, HashMap, HashSet, String, Vec, VecDeque};
 use crate::arena::memory::ArenaRef;
 use allocator_api2::alloc::{Layout, handle_alloc_error};
+use allocator_api2::collections::TryReserveError;
+use std::convert::Infallible;
 use std::hash::Hash;
 
 /// A collection that an iterator can be collected into.
@@ -53,11 +55,12 @@ impl<K: Ord, V> FromIteratorIn<(K, V)> for BTreeMap<K, V> {
     fn from_iter_in<I: IntoIterator<Item = (K, V)>>(entries: I, arena: ArenaRef) -> Self {
         let mut building = Building::new_in(arena);
         for (key, value) in entries {
-            let pushed = building.try_push(key, value);
+            let pushed = building.try_push(key, value, || Ok::<_, TryReserveError>(()));
             // The arena has told the reason.
             pushed.unwrap_or_else(|_| handle_alloc_error(Layout::new::<(K, V)>()));
         }
-        building.finish()
+        let Ok(all) = building.finish(|| Ok::<_, Infallible>(()));
+        all
     }
 }
 

@@ -8,7 +8,7 @@
 
 use super::Box;
 use crate::arena::memory::ArenaRef;
-use allocator_api2::alloc::{AllocError, Layout, handle_alloc_error};
+use allocator_api2::alloc::{Layout, handle_alloc_error};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
@@ -68,19 +68,18 @@ impl<T> Arc<T> {
 
 impl<T: ?Sized> From<Box<T>> for Arc<T> {
     fn from(value: Box<T>) -> Self {
-        let counted = Self::try_from_box(value);
+        let count = Box::try_new_in(AtomicUsize::new(1), *Box::allocator(&value));
         // The arena has told the reason.
-        counted.unwrap_or_else(|_| handle_alloc_error(Layout::new::<AtomicUsize>()))
+        Self::of(value, count.unwrap_or_else(|_| handle_alloc_error(Layout::new::<AtomicUsize>())))
     }
 }
 
 impl<T: ?Sized> Arc<T> {
-    /// Counts a value; without memory for the count it is dropped.
-    pub(in crate::arena) fn try_from_box(value: Box<T>) -> Result<Self, AllocError> {
-        let count = Box::try_new_in(AtomicUsize::new(1), *Box::allocator(&value))?;
+    /// Counts a value by a count of the same arena, which is 1.
+    pub(in crate::arena) fn of(value: Box<T>, count: Box<AtomicUsize>) -> Self {
         let (count, _) = Box::into_non_null(count);
         let (value, arena) = Box::into_non_null(value);
-        Ok(Self { value, count, arena, owns: PhantomData })
+        Self { value, count, arena, owns: PhantomData }
     }
 
     fn count(&self) -> &AtomicUsize {

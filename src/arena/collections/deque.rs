@@ -47,9 +47,9 @@ impl<T> VecDeque<T> {
 
     /// An empty queue with room for so many values.
     pub fn with_capacity_in(values: usize, arena: ArenaRef) -> Self {
-        let mut places = Vec::with_capacity_in(values, arena);
-        places.resize_with(values, MaybeUninit::uninit);
-        Self { places, head: 0, len: 0 }
+        let mut queue = Self { places: Vec::with_capacity_in(values, arena), head: 0, len: 0 };
+        queue.open(values);
+        queue
     }
 
     /// The number of values.
@@ -120,7 +120,7 @@ impl<T> VecDeque<T> {
         // A vector of values without size has room without end.
         let room = self.places.capacity().min(isize::MAX as usize);
         let room = if size_of::<T>() == 0 { room.min(before.max(2) * 2).max(self.len + 1) } else { room };
-        self.places.resize_with(room.max(before), MaybeUninit::uninit);
+        self.open(room.max(before));
         let first = before - self.head;
         if self.len > first {
             // The values at the end move to the new end, so that those at the start still follow them.
@@ -128,6 +128,13 @@ impl<T> VecDeque<T> {
             self.places[self.head..].rotate_right(more);
             self.head += more;
         }
+    }
+
+    /// Takes so much of the vector's room into use, and writes nothing to it.
+    fn open(&mut self, room: usize) {
+        debug_assert!(room <= self.places.capacity());
+        // SAFETY: the vector has the room, and a place need not hold a value.
+        unsafe { self.places.set_len(room) };
     }
 
     /// Appends a value.

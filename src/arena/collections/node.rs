@@ -91,7 +91,14 @@ impl<K, V> Node<K, V> {
     }
 
     /// Puts an entry in, from the root, and returns the value that it replaces. Without memory the tree holds what it held.
-    pub(super) fn insert(&mut self, key: K, value: V) -> Result<Option<V>, TryReserveError>
+    ///
+    /// What `hold` returns is held whenever a node is written. Meanwhile no keys are compared, nothing is dropped that the user made, and nothing is allocated.
+    pub(super) fn insert<G, E: From<TryReserveError>>(
+        &mut self,
+        key: K,
+        value: V,
+        hold: impl Fn() -> Result<G, E>,
+    ) -> Result<Option<V>, E>
     where
         K: Ord,
     {
@@ -100,8 +107,9 @@ impl<K, V> Node<K, V> {
             *self = Self::with_room(true, arena)?;
         }
         if self.is_full() {
-            let mut root = Self::with_room(false, arena)?;
-            let (middle, right) = self.split()?;
+            let (mut root, mut right) = (Self::with_room(false, arena)?, Self::with_room(self.is_leaf(), arena)?);
+            let _held = hold()?;
+            let middle = self.split(&mut right);
             let left = mem::replace(self, Self::empty(arena));
             root.entries.push(middle);
             root.children.push(left);
@@ -111,20 +119,30 @@ impl<K, V> Node<K, V> {
         let mut node = self;
         loop {
             let mut number = match node.search(&key) {
-                Ok(number) => return Ok(Some(mem::replace(&mut node.entries[number].1, value))),
+                Ok(number) => {
+                    let _held = hold()?;
+                    return Ok(Some(mem::replace(&mut node.entries[number].1, value)));
+                }
                 Err(number) => number,
             };
             if node.is_leaf() {
+                let _held = hold()?;
                 node.entries.insert(number, (key, value));
                 return Ok(None);
             }
             if node.children[number].is_full() {
-                let (middle, right) = node.children[number].split()?;
+                let mut right = Self::with_room(node.children[number].is_leaf(), arena)?;
+                let held = hold()?;
+                let middle = node.children[number].split(&mut right);
                 node.entries.insert(number, middle);
                 node.children.insert(number + 1, right);
+                drop(held);
                 match key.cmp(&node.entries[number].0) {
                     Ordering::Less => {}
-                    Ordering::Equal => return Ok(Some(mem::replace(&mut node.entries[number].1, value))),
+                    Ordering::Equal => {
+                        let _held = hold()?;
+                        return Ok(Some(mem::replace(&mut node.entries[number].1, value)));
+                    }
                     Ordering::Greater => number += 1,
                 }
             }
@@ -138,14 +156,19 @@ impl<K, V> Node<K, V> {
     }
 
     /// Puts an entry behind all others, from the root of a tree that is being built by this alone: its nodes are full, but for the last of each level, which may have
-    /// no entry until [`Self::settle`].
-    pub(super) fn push_last(&mut self, entry: (K, V)) -> Result<(), TryReserveError> {
+    /// no entry until [`Self::settle`]. `hold` is as in [`Self::insert`].
+    pub(super) fn push_last<G, E: From<TryReserveError>>(
+        &mut self,
+        entry: (K, V),
+        hold: &impl Fn() -> Result<G, E>,
+    ) -> Result<(), E> {
         let arena = *self.entries.allocator();
         if self.entries.capacity() < ENTRIES_MAX {
             *self = Self::with_room(true, arena)?;
         }
         if !self.has_room_at_end() {
             let mut root = Self::with_room(false, arena)?;
+            let _held = hold()?;
             root.children.push(mem::replace(self, Self::empty(arena)));
             *self = root;
         }
@@ -154,11 +177,10 @@ impl<K, V> Node<K, V> {
             let last = node.children.len() - 1;
             node = &mut node.children[last];
         }
-        if let Some(last) = node.children.last() {
-            // All below is full: the entry divides it from a new last child.
-            let child = last.sprout()?;
-            node.children.push(child);
-        }
+        // Where all below is full, the entry divides it from a new last child.
+        let child = node.children.last().map(|last| last.sprout(hold)).transpose()?;
+        let _held = hold()?;
+        node.children.extend(child);
         node.entries.push(entry);
         Ok(())
     }
@@ -169,10 +191,12 @@ impl<K, V> Node<K, V> {
     }
 
     /// A node without entries, and one below another as deep as this goes.
-    fn sprout(&self) -> Result<Self, TryReserveError> {
+    fn sprout<G, E: From<TryReserveError>>(&self, hold: &impl Fn() -> Result<G, E>) -> Result<Self, E> {
         let mut node = Self::with_room(self.is_leaf(), *self.entries.allocator())?;
         if let Some(last) = self.children.last() {
-            node.children.push(last.sprout()?);
+            let child = last.sprout(hold)?;
+            let _held = hold()?;
+            node.children.push(child);
         }
         Ok(node)
     }
@@ -200,16 +224,14 @@ impl<K, V> Node<K, V> {
         }
     }
 
-    /// Takes the second half of a full node off, and the entry before it.
-    fn split(&mut self) -> Result<((K, V), Self), TryReserveError> {
-        let mut right = Self::with_room(self.is_leaf(), *self.entries.allocator())?;
+    /// Moves the second half of a full node to one that has room, and returns the entry before it.
+    fn split(&mut self, right: &mut Self) -> (K, V) {
         right.entries.extend(self.entries.drain(HALF..));
         if !self.is_leaf() {
             right.children.extend(self.children.drain(HALF..));
         }
         // The node was full, so that HALF entries are left in it.
-        let middle = self.entries.remove(HALF - 1);
-        Ok((middle, right))
+        self.entries.remove(HALF - 1)
     }
 
     /// Takes an entry out, from the root. A root without entries has at most one child, which the caller makes the root.
