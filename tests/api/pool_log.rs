@@ -12,7 +12,7 @@ use libtest_mimic::{Failed, Trial};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// The lines of a program's log, zygotes' included.
@@ -21,33 +21,26 @@ struct Lines {
     held: Mutex<String>,
 }
 
-type Write = Box<dyn Fn(&log::Record<'_>) + Send>;
+/// A logger that hands all that is logged to a closure.
+struct By<F>(F);
 
-/// The one logger that a program can have; what it does is each test's own.
-struct Logger(Mutex<Option<Write>>);
-
-static LOGGER: Logger = Logger(Mutex::new(None));
-
-impl log::Log for Logger {
+impl<F: Fn(&log::Record<'_>) + Send + Sync> log::Log for By<F> {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if let Some(write) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            write(record);
-        }
+        (self.0)(record);
     }
 
     fn flush(&self) {}
 }
 
-/// Has all that is logged from now on written so, in zygotes that are forked from now on, too.
-fn log_by(write: impl Fn(&log::Record<'_>) + Send + 'static) {
-    *LOGGER.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(write));
-    // It may be there from an earlier test.
-    let _once = log::set_logger(&LOGGER);
+/// Makes this the program's logger: zygotes that are forked from now on have it, too.
+fn log_by(write: impl Fn(&log::Record<'_>) + Send + Sync + 'static) -> Result<(), Failed> {
+    log::set_boxed_logger(Box::new(By(write))).map_err(|e| e.to_string())?;
     log::set_max_level(log::LevelFilter::Info);
+    Ok(())
 }
 
 impl Lines {
@@ -57,7 +50,7 @@ impl Lines {
         rustix::fs::fcntl_setfl(&end, rustix::fs::OFlags::NONBLOCK)?;
         log_by(move |record| {
             let _written = rustix::io::write(&theirs, format!("{} {}\n", record.level(), record.args()).as_bytes());
-        });
+        })?;
         Ok(Self { end: end.into(), held: Mutex::default() })
     }
 
@@ -135,7 +128,7 @@ fn run(pool: &Pool<Bytes, u64, u64>, job: u64) -> Result<Result<u64, JobError>, 
 }
 
 fn a_logger_that_panics_ends_neither_zygote_nor_pool() -> Outcome {
-    log_by(|_| panic!("nobody reads the log"));
+    log_by(|_| panic!("nobody reads the log"))?;
     let pool = mortal()?;
     let zygote = zygote_of(&pool)?;
     for deaths in 1..4 {
@@ -145,13 +138,12 @@ fn a_logger_that_panics_ends_neither_zygote_nor_pool() -> Outcome {
         assert_eq!((zygote_of(&pool)?, pool.stats().deaths), (zygote, deaths));
     }
     pool.shutdown(Shutdown::Drain)?;
-    log_by(|_| ());
     passed()
 }
 
 fn a_job_whose_worker_died_is_told_before_the_logger() -> Outcome {
     let gate = Gate::new()?;
-    log_by(move |_| gate.pass());
+    log_by(move |_| gate.pass())?;
     let pool = mortal()?;
     let ended = run(&pool, 0)?;
     assert!(matches!(ended, Err(JobError::Died { .. })), "{ended:?}");
@@ -160,7 +152,6 @@ fn a_job_whose_worker_died_is_told_before_the_logger() -> Outcome {
     gate.open();
     assert_eq!(run(&pool, 5)?, Ok(5));
     pool.shutdown(Shutdown::Drain)?;
-    log_by(|_| ());
     passed()
 }
 

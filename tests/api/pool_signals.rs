@@ -17,6 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 const ALL: [(Signal, i32); 6] = [
@@ -213,6 +214,24 @@ fn a_signal_that_is_left_to_a_hook_waits_for_its_handler() -> Outcome {
     passed()
 }
 
+fn a_hook_has_no_handler_of_signal_hooks_if_the_program_had_one_before() -> Outcome {
+    // The program registers after the first pool was made, and so before the second.
+    for handled in [true, false] {
+        let told = Arc::new(AtomicBool::new(false));
+        let (hooks, jobs) = (Arc::clone(&told), Arc::clone(&told));
+        let register = |told| signal_hook::flag::register(libc::SIGUSR2, told).expect("registered");
+        let builder = Pool::builder().workers(1).worker_signal(Signal::User2, OnSignal::Hook);
+        let pool =
+            builder.on_worker_start(move |_| _ = register(Arc::clone(&hooks))).spawn(data()?, move |_, (): ()| {
+                process::send(process::pid(), libc::SIGUSR2);
+                jobs.load(Ordering::SeqCst)
+            })?;
+        register(told);
+        assert_eq!((pool.submit(())?.wait()?, pool.stats().deaths), (handled, 0));
+    }
+    passed()
+}
+
 fn a_job_that_waits_in_a_system_call_waits_on() -> Outcome {
     let (from, to) = process::pipe()?;
     let from = File::from(from);
@@ -374,6 +393,7 @@ pub fn trials() -> Vec<Trial> {
         a_signal_while_the_pool_is_made_or_a_worker_replaced_does_no_harm,
         a_signal_whose_default_is_asked_for_ends_the_process,
         a_signal_that_is_left_to_a_hook_waits_for_its_handler,
+        a_hook_has_no_handler_of_signal_hooks_if_the_program_had_one_before,
         a_job_that_waits_in_a_system_call_waits_on,
         a_program_that_a_job_executes_has_the_kernels_defaults,
         a_program_that_a_job_executes_ignores_what_the_program_ignored,

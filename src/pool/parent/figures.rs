@@ -8,7 +8,6 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::fork::Child;
 use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
-use crate::pool::protocol::board::Seat;
 use crate::pool::protocol::messages::{Forked, ForkedArena, Order, Reply};
 use crate::sys::map::Range;
 use crate::sys::pagemap::Pagemap;
@@ -149,8 +148,8 @@ impl<T, J, R> Pool<T, J, R> {
     pub fn memory(&self) -> Result<PoolMemory> {
         self.core.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         // Nobody replaces the data meanwhile, so its addresses stay its own.
-        let held = self.newest();
-        let image = held.image();
+        let newest = self.newest();
+        let image = newest.image();
         let data = image.range();
         let zygote = lock(&self.core.line).zygote.as_ref().map(Child::pid);
         let zygote = zygote.ok_or_else(|| Error::invalid("the pool is closed"))?;
@@ -169,13 +168,8 @@ impl<T, J, R> Pool<T, J, R> {
             }
         };
         let zygote_own_bytes = add(permitted(look(zygote, true)).map_err(failed)?);
-        // Elsewhere a worker of an older generation may have other memory, and at the same addresses older data that was released here.
-        let newest = self.core.region.board().generation.0.load(Ordering::Acquire);
-        let is_newest = |seat: &Seat| seat.generation.load(Ordering::Acquire) == newest;
-        let has_data = |worker: &Forked| {
-            let seat = self.core.region.seats().get(worker.seat as usize);
-            seat.is_some_and(is_newest) && worker.arenas.iter().any(|arena| arena.range() == data)
-        };
+        // Elsewhere a worker of an older generation may have other memory; older data never lay here, because the zygote keeps its addresses for nothing.
+        let has_data = |worker: &Forked| worker.arenas.iter().any(|arena| arena.range() == data);
         let looked = self.core.look_at_workers(|worker| look(worker.pid, has_data(worker)))?;
         let workers = looked.into_iter().map(|(seen, looked)| WorkerMemory {
             seat: seen.seat,
