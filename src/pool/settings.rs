@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) result_capacity: usize,
     pub(crate) spin: Duration,
     pub(crate) wait_for_threads: Option<Duration>,
+    pub(crate) check_types: bool,
     pub(crate) worker_signals: OnSignals,
     pub(crate) zygote_signals: OnSignals,
     pub(crate) on_start: Hooks,
@@ -66,6 +67,7 @@ impl PoolBuilder {
             result_capacity: 256 << 20,
             spin: Duration::from_micros(50),
             wait_for_threads: None,
+            check_types: true,
             worker_signals: OnSignals::default(),
             zygote_signals: OnSignals::default(),
             on_start: Hooks::default(),
@@ -221,6 +223,19 @@ impl PoolBuilder {
     /// [`ForkOptions::wait_for_threads`](crate::fork::ForkOptions::wait_for_threads), whose default it has.
     pub fn wait_for_threads(mut self, timeout: Duration) -> Self {
         self.settings.wait_for_threads = Some(timeout);
+        self
+    }
+
+    /// False: the types of jobs and results are not checked when the pool is made (default: they are).
+    ///
+    /// The check has both types read made-up values (0, empty text, lists of one), in this process, before it forks. So it runs whatever their `Deserialize` runs, and
+    /// drops the values that come of it. The program's panic hook is not called in this thread meanwhile, and a panic ends the check of that type. Types whose `Deserialize` or `Drop` must not run
+    /// for a value that nobody sent, because it ends the process or has effects elsewhere, need `false`. In programs that are built with `panic = "abort"`, and in a thread that is unwinding,
+    /// nothing is checked.
+    ///
+    /// With the check or without, a value that cannot be decoded is its job's error, [`JobError::NotPassed`](super::JobError::NotPassed).
+    pub fn check_types(mut self, check: bool) -> Self {
+        self.settings.check_types = check;
         self
     }
 

@@ -3,8 +3,9 @@
 //! Values are encoded by serde as [postcard](https://docs.rs/postcard): a few bytes a value, no names of fields, a
 //! format with a specification and a promise of stability, no `unsafe` code for the user to trust. Both ends
 //! are forks of one program, so that the types are the same and nothing need be self-describing. It follows that
-//! `#[serde(flatten)]`, `#[serde(untagged)]`, internally tagged enums and `skip_serializing_if` do not travel: `shape` finds types that
-//! cannot be decoded before there is a value, and `strict` refuses a field that is left out.
+//! `#[serde(flatten)]`, `#[serde(untagged)]`, tagged enums and `skip_serializing_if` do not travel: `shape` finds types that
+//! cannot be decoded before there is a value, and `strict` refuses a named field that is left out. Nothing tells of a field without a name that is
+//! left out: those behind it are decoded as others, or not at all.
 //!
 //! **Passengers.** A value that means a place in memory, as [`crate::arena::Handle`] does, must not be made from bytes:
 //! any safe code can write bytes. Such a value puts what it is into a table that travels beside the bytes, and
@@ -19,9 +20,10 @@ mod plain;
 mod shape;
 mod strict;
 mod table;
+mod unheard;
 
 pub use plain::{Plain, PlainVec};
-pub(crate) use shape::unreadable;
+pub(crate) use shape::{Unreadable, unreadable};
 pub(crate) use table::{Passenger, disembark, embark, embark_in_result, kind_of, refuse};
 
 use crate::error::{Error, Result};

@@ -1,11 +1,15 @@
 //! Types that cannot travel, found before there is a value of them.
 //!
 //! The encoding tells no names and no kinds, so a type whose `Deserialize` asks what comes next (`serde(untagged)`, `serde(flatten)`,
-//! `serde(tag)`, `serde_json::Value`) can be encoded and never decoded. Such a type is found by letting it read made-up values: 0, empty text, lists of one. All
-//! variants of enums are tried, in rounds; what is recursive ends where it meets itself.
+//! `serde(tag)`, `serde_json::Value`) can be encoded and never decoded. Such a type is found by letting it read made-up values: 0, empty text, lists of one.
 //!
-//! Nothing is found of what stands behind a type that refuses made-up values; then the first value tells.
+//! The values are read in rounds. Each round tries variants of enums that were not tried before. If a part asks that a value may do without (a variant beside others, Some of an
+//! option, an element of a list or map), the next rounds do without it, and the part is reported. A type whose every value asks is reported as a whole. Within a type that is read within itself lists are empty and options are
+//! none, so that reading ends.
+//!
+//! Nothing is found of what stands behind a type that refuses made-up values, or panics at them; then the first value tells.
 
+use super::unheard::unheard;
 use serde::Deserializer;
 use serde::de::value::{Error, U32Deserializer};
 use serde::de::{
@@ -13,85 +17,215 @@ use serde::de::{
     Visitor,
 };
 use std::any::type_name;
-use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{HashMap, HashSet};
 
-/// The most values that are asked for in all rounds, and nested in each other.
+/// The most values that are asked for in all rounds. A round that another follows asks for one at least, so this bounds the rounds, too.
 const VALUES_MAX: u32 = 20_000;
-const DEPTH_MAX: usize = 100;
-const ROUNDS_MAX: u32 = 200;
 
-/// A type within `T` of which a part cannot be decoded, or which cannot itself, if one is found.
-pub(crate) fn unreadable<T: DeserializeOwned>() -> Option<String> {
+/// The most values that are nested in each other, and the depth beyond which lists are empty and options none, whatever the types are.
+const DEPTH_MAX: usize = 100;
+const DEPTH_OF_LISTS_MAX: usize = 50;
+
+/// The parts of a type that cannot be decoded.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Unreadable {
+    /// A type of which each value has a part, if that asks what comes next: no value can be decoded.
+    pub(crate) always: Option<&'static str>,
+    /// The parts that ask and that a value may do without.
+    pub(crate) parts: Vec<String>,
+}
+
+/// The parts of `T` that cannot be decoded, as far as they are found. None are where a panic cannot be caught.
+pub(crate) fn unreadable<T: DeserializeOwned>() -> Unreadable {
     let mut reading = Reading::default();
-    for _ in 0..ROUNDS_MAX {
+    while cfg!(panic = "unwind") && reading.values < VALUES_MAX {
         reading.within.clear();
-        // A type that panics at a made-up value says nothing of others.
-        let read = catch_unwind(AssertUnwindSafe(|| T::deserialize(&mut reading).is_ok()));
-        if let Some(name) = reading.found {
-            return Some(if name.is_empty() { type_name::<T>().to_owned() } else { name.to_owned() });
-        }
-        if let Err(payload) = read {
-            // What a panic leaves behind may panic when it is dropped.
-            std::mem::forget(payload);
-            break;
-        }
-        let is_done = |tried: &Variants| tried.next >= tried.count;
-        if reading.values >= VALUES_MAX || reading.enums.values().all(is_done) {
+        reading.is_open = false;
+        let read = unheard(|| drop(T::deserialize(&mut reading)));
+        if reading.always.is_some() || read.is_none() || !reading.is_open {
             break;
         }
     }
-    None
+    let name = |name: &'static str| if name.is_empty() { type_name::<T>() } else { name };
+    Unreadable { always: reading.always.map(name), parts: reading.parts }
 }
 
-/// A type by the addresses of its name and of the names of its fields or variants, which are constants.
-type Key = (*const u8, *const &'static str);
+/// A type: the name of what its visitor makes, which tells instances of one generic type apart; and what it calls itself and its fields or variants.
+type Key = (&'static str, &'static str, &'static [&'static str]);
+
+/// A part that is read and that a value may do without.
+#[derive(Clone, Copy)]
+enum Choice {
+    Some,
+    Element,
+    Variant(usize),
+}
+
+/// A value that is being read.
+struct Level {
+    key: Key,
+    /// The type is being read within itself, at this level or above.
+    is_recursive: bool,
+    choice: Option<Choice>,
+}
+
+/// The state of a variant.
+#[derive(Clone, Copy, PartialEq)]
+enum Tried {
+    No,
+    /// There is more to be tried within it.
+    Open,
+    Done,
+    /// Each value of it asks what comes next.
+    Asks,
+}
 
 /// The variants of an enum.
 struct Variants {
-    count: u32,
-    /// The number of those that were tried, and then of the turns that they had again.
-    next: u32,
-    /// One that could be read.
-    ended: Option<u32>,
+    tried: Vec<Tried>,
+    /// The first that could be read. It holds no value of the same enum, else that would have been the first.
+    ended: Option<usize>,
+    /// The next one, as long as none could be read.
+    next: usize,
+}
+
+impl Variants {
+    /// The variant that is to be read.
+    fn choose(&mut self, is_recursive: bool) -> Option<usize> {
+        let new = self.tried.iter().position(|tried| matches!(tried, Tried::No | Tried::Open));
+        new.filter(|_| !is_recursive).or(self.ended).or_else(|| self.turn())
+    }
+
+    fn turn(&mut self) -> Option<usize> {
+        let count = self.tried.len();
+        let turn =
+            (0..count).map(|past| (self.next + past) % count).find(|&number| self.tried[number] != Tried::Asks)?;
+        self.next = turn + 1;
+        Some(turn)
+    }
+
+    fn all_ask(&self) -> bool {
+        !self.tried.is_empty() && self.tried.iter().all(|tried| *tried == Tried::Asks)
+    }
 }
 
 /// A reading of made-up values.
 #[derive(Default)]
 struct Reading {
     values: u32,
-    /// The types that are being read, the innermost last.
-    within: Vec<(Key, &'static str)>,
+    /// The values that are being read, the innermost last.
+    within: Vec<Level>,
     enums: HashMap<Key, Variants>,
-    /// The innermost type with a name that asked what comes next; empty if there is none.
-    found: Option<&'static str>,
+    /// Options that are none from now on, and lists and maps that are empty.
+    bare: HashSet<Key>,
+    /// Another round would try more, in what has been read of the innermost variant.
+    is_open: bool,
+    /// The innermost type that asked what comes next in a part that each value has; empty if that is the whole.
+    always: Option<&'static str>,
+    parts: Vec<String>,
 }
 
 impl Reading {
-    /// Tells whether a type is being read within itself: then lists are empty and options are none.
     fn is_recursive(&self) -> bool {
-        let innermost = self.within.last();
-        self.within.len() > DEPTH_MAX / 2
-            || innermost.is_some_and(|(key, _)| self.within.iter().filter(|(other, _)| other == key).count() > 1)
+        self.within.len() > DEPTH_OF_LISTS_MAX || self.within.last().is_some_and(|level| level.is_recursive)
     }
 
-    /// Reads a value within a type.
-    fn inside<R>(
+    /// Reads a value of which there may be others within.
+    fn inside<V, R>(
         &mut self,
         name: &'static str,
         parts: &'static [&'static str],
-        read: impl FnOnce(&mut Self) -> Result<R, Error>,
+        read: impl FnOnce(&mut Self, Key) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.within.push(((name.as_ptr(), parts.as_ptr()), name));
+        let key = (type_name::<V>(), name, parts);
+        let is_recursive = self.is_recursive() || self.within.iter().any(|level| level.key == key);
+        self.within.push(Level { key, is_recursive, choice: None });
         self.values += 1;
         let is_enough = self.within.len() > DEPTH_MAX || self.values > VALUES_MAX;
-        let value = if is_enough { Err(Error::custom("enough was read")) } else { read(self) };
+        let value = if is_enough { Err(Error::custom("enough was read")) } else { read(self, key) };
         self.within.pop();
         value
     }
 
+    fn choose(&mut self, choice: Choice) {
+        if let Some(level) = self.within.last_mut() {
+            level.choice = Some(choice);
+        }
+    }
+
+    /// Tells whether the option has a value that is being read, or the list or map an element.
+    fn has_part(&mut self, key: Key, choice: Choice) -> bool {
+        let has = !self.is_recursive() && !self.bare.contains(&key);
+        if has {
+            self.choose(choice);
+        }
+        has
+    }
+
+    /// The number of the variant that is to be read.
+    fn variant(&mut self, key: Key) -> Result<usize, Error> {
+        let is_recursive = self.is_recursive();
+        let count = key.2.len();
+        let new = || Variants { tried: vec![Tried::No; count], ended: None, next: 0 };
+        let variants = self.enums.entry(key).or_insert_with(new);
+        if variants.all_ask() {
+            return Err(self.asked());
+        }
+        let number = variants.choose(is_recursive).ok_or_else(|| Error::custom("there is no variant"))?;
+        if count > 1 {
+            self.choose(Choice::Variant(number));
+        }
+        Ok(number)
+    }
+
+    /// Takes note of a variant that was read.
+    fn was_read(&mut self, key: Key, number: usize, is_ok: bool, was_open: bool) {
+        let is_recursive = self.is_recursive();
+        let Some(variants) = self.enums.get_mut(&key) else { return };
+        if is_ok && variants.ended.is_none() {
+            variants.ended = Some(number);
+        }
+        if is_recursive {
+            self.is_open |= was_open;
+            return;
+        }
+        let tried = &mut variants.tried[number];
+        // A variant that fails the first time has hidden the types behind it, so that those around it are read again.
+        let has_hidden = !is_ok && matches!(tried, Tried::No | Tried::Asks);
+        if *tried != Tried::Asks {
+            *tried = if self.is_open { Tried::Open } else { Tried::Done };
+        }
+        let is_open = variants.tried.iter().any(|tried| matches!(tried, Tried::No | Tried::Open));
+        self.is_open = was_open || has_hidden || is_open;
+    }
+
     fn asked(&mut self) -> Error {
-        self.found = Some(self.within.last().map_or("", |(_, name)| name));
+        self.asked_within(self.within.len())
+    }
+
+    /// A value at this depth asked what comes next: the innermost part around it that a value may do without is not read again.
+    fn asked_within(&mut self, depth: usize) -> Error {
+        let around = self.within.iter().take(depth).rev();
+        let part = around.filter_map(|level| Some((level.key, level.choice?))).next();
+        match part {
+            Some((key @ (name, _, variants), Choice::Variant(number))) => {
+                if let Some(enumeration) = self.enums.get_mut(&key)
+                    && enumeration.tried[number] != Tried::Asks
+                {
+                    enumeration.tried[number] = Tried::Asks;
+                    self.is_open = true;
+                    self.parts.push(format!("`{name}::{}`", variants[number]));
+                }
+            }
+            Some((key, choice)) => {
+                if self.bare.insert(key) {
+                    self.is_open = true;
+                    let part = if matches!(choice, Choice::Some) { "Some" } else { "an element" };
+                    self.parts.push(format!("{part} of `{}`", key.0));
+                }
+            }
+            None => self.always = Some(self.within.last().map_or("", |level| level.key.0)),
+        }
         Error::custom("the kind of what comes next is not told")
     }
 }
@@ -140,28 +274,36 @@ impl<'de> Deserializer<'de> for &mut Reading {
     }
 
     fn deserialize_identifier<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
-        Err(self.asked())
+        // A map that begins with the name of a field is a struct with `serde(flatten)`, which is never empty.
+        let depth = self.within.len();
+        let is_key = self.within.last().is_some_and(|level| matches!(level.choice, Some(Choice::Element)));
+        Err(self.asked_within(depth - usize::from(is_key)))
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_recursive() { visitor.visit_none() } else { visitor.visit_some(self) }
+        self.inside::<V::Value, _>("", &[], |reading, key| match reading.has_part(key, Choice::Some) {
+            true => visitor.visit_some(reading),
+            false => visitor.visit_none(),
+        })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_unit()
+        self.deserialize_unit(visitor)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
-        self.inside(name, &[], |reading| visitor.visit_newtype_struct(reading))
+        self.inside::<V::Value, _>(name, &[], |reading, _| visitor.visit_newtype_struct(reading))
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let left = usize::from(!self.is_recursive());
-        visitor.visit_seq(Parts { reading: self, left })
+        self.inside::<V::Value, _>("", &[], |reading, key| {
+            let left = usize::from(reading.has_part(key, Choice::Element));
+            visitor.visit_seq(Parts { reading, left })
+        })
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_seq(Parts { reading: self, left: len })
+        self.inside::<V::Value, _>("", &[], |reading, _| visitor.visit_seq(Parts { reading, left: len }))
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
@@ -170,12 +312,14 @@ impl<'de> Deserializer<'de> for &mut Reading {
         len: usize,
         visitor: V,
     ) -> Result<V::Value, Error> {
-        self.inside(name, &[], |reading| visitor.visit_seq(Parts { reading, left: len }))
+        self.inside::<V::Value, _>(name, &[], |reading, _| visitor.visit_seq(Parts { reading, left: len }))
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        let left = usize::from(!self.is_recursive());
-        visitor.visit_map(Parts { reading: self, left })
+        self.inside::<V::Value, _>("", &[], |reading, key| {
+            let left = usize::from(reading.has_part(key, Choice::Element));
+            visitor.visit_map(Parts { reading, left })
+        })
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -184,7 +328,7 @@ impl<'de> Deserializer<'de> for &mut Reading {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        self.inside(name, fields, |reading| visitor.visit_seq(Parts { reading, left: fields.len() }))
+        self.inside::<V::Value, _>(name, fields, |reading, _| visitor.visit_seq(Parts { reading, left: fields.len() }))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -193,17 +337,12 @@ impl<'de> Deserializer<'de> for &mut Reading {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        let key = (name.as_ptr(), variants.as_ptr());
-        self.inside(name, variants, |reading| {
-            let is_recursive = reading.is_recursive();
-            let count = variants.len() as u32;
-            let tried = reading.enums.entry(key).or_insert(Variants { count, next: 0, ended: None });
-            let turn = if is_recursive && tried.next >= count { tried.ended } else { tried.next.checked_rem(count) };
-            let variant = turn.ok_or_else(|| Error::custom("no variant ends"))?;
-            tried.next = tried.next.saturating_add(1);
-            let value = visitor.visit_enum(Variant { reading, number: variant })?;
-            reading.enums.entry(key).and_modify(|tried| tried.ended = Some(variant));
-            Ok(value)
+        self.inside::<V::Value, _>(name, variants, |reading, key| {
+            let number = reading.variant(key)?;
+            let was_open = std::mem::take(&mut reading.is_open);
+            let value = visitor.visit_enum(Variant { reading: &mut *reading, number: number as u32 });
+            reading.was_read(key, number, value.is_ok(), was_open);
+            value
         })
     }
 
@@ -272,10 +411,13 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
-        self.reading.deserialize_tuple(len, visitor)
+        visitor.visit_seq(Parts { reading: self.reading, left: len })
     }
 
     fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
-        self.reading.deserialize_tuple(fields.len(), visitor)
+        visitor.visit_seq(Parts { reading: self.reading, left: fields.len() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
-//! A serializer that refuses fields which are left out.
+//! A serializer that refuses named fields which are left out.
 //!
 //! The encoding has no names, so a field that `serde(skip_serializing_if)` leaves out would shift those behind it: they would be decoded as others, and
-//! perhaps as good values. serde tells the serializer of such a field, and postcard does not listen.
+//! perhaps as good values. serde's derived code tells the serializer of such a field if it has a name, and postcard does not listen. Of a field of a tuple struct
+//! or of a tuple variant, which has none, it tells nothing: such a field is not refused.
 
 use super::table::refuse;
 use serde::ser::{

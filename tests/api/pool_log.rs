@@ -155,10 +155,41 @@ fn a_job_whose_worker_died_is_told_before_the_logger() -> Outcome {
     passed()
 }
 
+#[derive(serde::Serialize, serde::Deserialize)]
+enum Request {
+    Get(u64),
+    Raw(serde_json::Value),
+}
+
+fn the_log_names_parts_of_types_that_cannot_be_passed() -> Outcome {
+    let lines = Lines::new()?;
+    let numbers = || Arena::builder("told").capacity(1 << 20).build()?.freeze(0u64);
+    let builder = Pool::builder().name("told").workers(1);
+    let pool = builder.spawn(numbers()?, |data, request: Request| match request {
+        Request::Get(number) => number + data,
+        Request::Raw(_) => 0,
+    })?;
+    lines.wait(&[
+        "WARN the pool `told`: jobs of type `",
+        "::Request` with one of these",
+        ": `",
+        "::Request::Raw` (jobs",
+    ])?;
+    assert_eq!(pool.submit(Request::Get(3))?.wait()?, 3);
+    assert!(pool.submit(Request::Raw(1.into()))?.wait().is_err());
+    let _unchecked =
+        Pool::builder().name("unchecked").workers(1).check_types(false).spawn(numbers()?, |_, _: Request| 0)?;
+    drop(Pool::builder().name("later").workers(1).spawn(numbers()?, |_, _: Option<serde_json::Value>| 0)?);
+    lines.wait(&["WARN the pool `later`: jobs", ": Some of `core::option::Option<serde_json::value::Value>` (jobs"])?;
+    assert!(!lines.held.lock().expect("one thread").contains("`unchecked`: jobs"));
+    passed()
+}
+
 pub fn trials() -> Vec<Trial> {
     claims![
         the_log_tells_each_workers_end_and_its_cause,
         a_logger_that_panics_ends_neither_zygote_nor_pool,
         a_job_whose_worker_died_is_told_before_the_logger,
+        the_log_names_parts_of_types_that_cannot_be_passed,
     ]
 }

@@ -16,7 +16,7 @@ use crate::pool::worker::panics;
 use crate::pool::worker::{Outcome, Work};
 use crate::pool::zygote::{self, Channels, Data};
 use crate::sys::{channel, process};
-use crate::wire::{self, Passenger};
+use crate::wire::{self, Passenger, Unreadable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
@@ -107,14 +107,24 @@ where
     }
 }
 
-/// Refuses a type that could be encoded and never decoded, before a job waits for it.
-fn can_travel<T: DeserializeOwned>(what: &str) -> Result<()> {
-    let Some(within) = wire::unreadable::<T>() else { return Ok(()) };
+/// Refuses a type whose values could be encoded and never decoded, before a job waits for it. Of one that has such values beside others, the log tells.
+fn can_travel<T: DeserializeOwned>(pool: &str, what: &str) -> Result<()> {
+    let Unreadable { always, parts } = wire::unreadable::<T>();
     let whole = std::any::type_name::<T>();
-    let why = format!(
-        "{what} of type `{whole}` cannot be passed: `{within}` or a part of it asks what comes next, which is not told"
-    );
-    Err(Error::invalid(why).with_hint(wire::AS_TEXT))
+    if let Some(within) = always {
+        let why = format!(
+            "{what} of type `{whole}` cannot be passed: `{within}` or a part of it asks what comes next, which is not told"
+        );
+        return Err(Error::invalid(why).with_hint(wire::AS_TEXT));
+    }
+    if !parts.is_empty() {
+        log::warn!(
+            "the pool `{pool}`: {what} of type `{whole}` with one of these cannot be passed, since it asks what comes next, which is not told: {} ({})",
+            parts.join(", "),
+            wire::AS_TEXT
+        );
+    }
+    Ok(())
 }
 
 impl PoolBuilder {
@@ -126,8 +136,8 @@ impl PoolBuilder {
     /// Must be called while this process has one thread. The pool starts none. Where threads build the data, [`Self::prepare`] comes before them.
     ///
     /// # Errors
-    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Invalid, too, when `J` or `R` has a part that cannot be decoded without
-    /// names of fields (`serde(untagged)`, `serde(flatten)`, `serde(tag)`, `serde_json::Value`), as far as that shows in made-up values, which the types are given to read. Unsupported where the kernel cannot [`Self::populate`]. Whatever [`crate::fork::spawn`] says for the zygote or
+    /// [`Error::threads`] when there are other threads after [`Self::wait_for_threads`]. Invalid settings. Invalid, too, when no value of `J` or of `R` can be decoded without
+    /// names of fields (`serde(untagged)`, `serde(flatten)`, `serde(tag)`, `serde_json::Value`), as far as that shows in made-up values: see [`Self::check_types`]. Unsupported where the kernel cannot [`Self::populate`]. Whatever [`crate::fork::spawn`] says for the zygote or
     /// the first workers.
     pub fn spawn<T, J, R, F>(self, frozen: Frozen<T>, mut body: F) -> Result<Pool<T, J, R>>
     where
@@ -166,8 +176,10 @@ impl PoolBuilder {
         F: FnMut(&WorkerContext<T>, J) -> R,
     {
         self.check()?;
-        can_travel::<J>("jobs")?;
-        can_travel::<R>("results")?;
+        if self.settings.check_types {
+            can_travel::<J>(&self.settings.name, "jobs")?;
+            can_travel::<R>(&self.settings.name, "results")?;
+        }
         let settings = self.settings;
         // Arenas of both processes must have numbers of their own, and hash alike.
         registry::prepare()?;
