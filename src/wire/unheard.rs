@@ -78,7 +78,7 @@ mod tests {
         let program = take_hook();
         let mine = std::thread::current().id();
         set_hook(Box::new(move |info| {
-            if info.payload_as_str().is_some_and(|text| text.starts_with("counted")) {
+            if info.payload().downcast_ref::<&str>().is_some_and(|text| text.starts_with("counted")) {
                 OURS.fetch_add(if std::thread::current().id() == mine { 100 } else { 1 }, Ordering::Relaxed);
             } else {
                 program(info);
