@@ -82,10 +82,10 @@ fn the_first_and_the_last_of_a_batch_may_die_and_all_of_them() -> Outcome {
 }
 
 fn a_time_limit_ends_exactly_the_slow_job() -> Outcome {
-    let limit = Duration::from_millis(60);
+    let limit = Duration::from_millis(400);
     let pool = Pool::builder().workers(2).time_limit(limit).spawn(data()?, |_, job: u64| {
         // All of a batch together take longer than the limit, but one job alone takes it.
-        std::thread::sleep(if job == 37 { Duration::from_secs(3600) } else { Duration::from_millis(2) });
+        std::thread::sleep(if job == 37 { Duration::from_secs(3600) } else { Duration::from_millis(6) });
         job
     })?;
     for chunk in [1, 100] {
@@ -111,7 +111,7 @@ fn a_time_limit_ends_exactly_the_slow_job() -> Outcome {
 }
 
 fn a_stopped_worker_is_found_by_the_time_limit() -> Outcome {
-    let pool = mortal(Pool::builder().workers(2).time_limit(Duration::from_millis(80)))?;
+    let pool = mortal(Pool::builder().workers(2).time_limit(Duration::from_millis(400)))?;
     for chunk in [1, 100] {
         let results: Vec<_> = in_time(SOON, || pool.map(hundred(Way::Stop)).chunk(chunk).collect())?;
         for (job, result) in results.iter().enumerate() {
@@ -133,7 +133,8 @@ fn a_stopped_worker_is_found_by_the_time_limit() -> Outcome {
 
 fn a_job_is_tried_as_often_as_allowed() -> Outcome {
     let tries = table(200)?;
-    let limit = Duration::from_millis(50);
+    // So long that a worker which aborts is gone before, on a busy machine too.
+    let limit = Duration::from_millis(400);
     let pool = Pool::builder().workers(2).max_attempts(3).time_limit(limit).spawn(data()?, move |_, job: u64| {
         let attempt = tries[job as usize].fetch_add(1, Ordering::SeqCst) + 1;
         match job % 100 {

@@ -70,13 +70,12 @@ fn the_log_tells_each_workers_end_and_its_cause() -> Outcome {
     let gate = Gate::new()?;
     let frozen = frozen_pages("figures", 8)?;
     let builder = Pool::builder().name("told").workers(1).copy_budget(PageCount(3)).over_budget(OverBudget::Retire);
-    let pool =
-        builder.time_limit(Duration::from_millis(300)).spawn(frozen, move |pages: &Bytes, job: u64| match job {
-            0 => gate.pass(),
-            1 => std::process::abort(),
-            2 => std::process::exit(0),
-            pages_to_copy => (0..pages_to_copy).for_each(|page| write(pages, page)),
-        })?;
+    let pool = builder.time_limit(Duration::from_secs(1)).spawn(frozen, move |pages: &Bytes, job: u64| match job {
+        0 => gate.pass(),
+        1 => std::process::abort(),
+        2 => std::process::exit(0),
+        pages_to_copy => (0..pages_to_copy).for_each(|page| write(pages, page)),
+    })?;
     let now = || pool.worker_stats().map(|stats| stats.first().map(|worker| worker.pid.to_string()));
     let mut ended = BTreeSet::new();
     for (job, parts) in [

@@ -282,7 +282,7 @@ fn a_worker_killed_while_it_waits_for_room_is_replaced() -> Outcome {
 
 fn waiting_for_room_is_not_the_jobs_time() -> Outcome {
     let gate = Gate::new()?;
-    let pool = small().time_limit(Duration::from_millis(100)).spawn(data()?, move |_, len: usize| {
+    let pool = small().time_limit(Duration::from_millis(300)).spawn(data()?, move |_, len: usize| {
         if len == 40_001 {
             gate.pass();
         }
@@ -293,7 +293,7 @@ fn waiting_for_room_is_not_the_jobs_time() -> Outcome {
     gate.reached()?;
     let begun = Instant::now();
     // Nobody reads for several limits.
-    while begun.elapsed() < Duration::from_millis(400) {
+    while begun.elapsed() < Duration::from_millis(1200) {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(two.wait().map(|bytes| bytes.len()), Ok(40_001));

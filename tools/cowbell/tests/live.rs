@@ -264,9 +264,17 @@ fn top_follows_a_thousand_processes_and_leaves_them_as_they_were() {
     terminal.shows(&["PIDv"]);
     terminal.press(&["/", "Escape"]);
     assert!(terminal.tmux(&["resize-window", "-x", "300", "-y", "80"]).1);
-    let screen = terminal.shows(&["1001 processes", "EITHER", "PSS", &format!(" {first} ")]);
-    let rows = screen.lines().filter(|line| line.contains("thousand")).count();
-    assert!(rows > 70, "{rows} rows are shown: {screen}");
+    // The terminal shows the larger screen while it is being drawn.
+    let until = Instant::now() + Duration::from_secs(300);
+    loop {
+        let screen = terminal.shows(&["1001 processes", "EITHER", "PSS", &format!(" {first} ")]);
+        let rows = screen.lines().filter(|line| line.contains("thousand")).count();
+        if rows > 70 {
+            break;
+        }
+        assert!(Instant::now() < until, "{rows} rows are shown: {screen}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let (shell, _) = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]);
     terminal.press(&["C-c"]);
     terminal.shows(&["ENDED 0"]);
