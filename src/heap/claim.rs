@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "a thread finds what it claimed by address")]
 
 use super::central;
-use super::ground::{self, Slab, State};
+use super::ground::{self, Slab, State, UNITS};
 use super::local::{CLAIMED, Local, VACANT, owner_at, settle_vacant};
 use super::lock::{self, Held};
 use super::state::KINDS;
@@ -146,7 +146,8 @@ extern "C" fn in_child() {
     if CLAIMED.swap(mine, Ordering::Relaxed) > mine {
         for number in 0..ground::chunks() {
             if ground::chunk(number).state() == State::Open {
-                central::heads(number, |unit| forget_others(unit.slab()));
+                // Also where no slab begins now: one that was given back may be marked as in a mailbox.
+                (0..UNITS).for_each(|place| forget_others(ground::unit(number, place).slab()));
             }
         }
         let mut at = ALL.load(Ordering::Acquire);
