@@ -2,7 +2,7 @@
 
 use crate::case::{Outcome, passed, skipped};
 use crate::look::{Bytes, SOON, anonymous_pages, frozen_pages, until, usable, wait, write};
-use crate::pool_kit::{Gate, TOUCHERS as WORKERS, Touch, data, doubling, each, touching, zygote_of};
+use crate::pool_kit::{Gate, TOUCHERS as WORKERS, Touch, data, doubling, each, still, touching, zygote_of};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::page::PageCount;
 use cowbell::pool::{Pool, PoolMemory, Shutdown, WorkerStats};
@@ -59,18 +59,6 @@ fn uss_bytes(pid: i32) -> u64 {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("readable");
     let kib = |line: &str| line.strip_suffix(" kB")?.rsplit(' ').next()?.parse::<u64>().ok();
     smaps.lines().filter(|line| line.starts_with("Private_")).filter_map(kib).sum::<u64>() * 1024
-}
-
-/// What is asked twice around what is claimed of it, until it stood still meanwhile.
-fn still<A: PartialEq, B>(asked: impl Fn() -> A, claimed: impl Fn() -> cowbell::Result<B>) -> Result<(A, B), Failed> {
-    for _ in 0..1000 {
-        let before = asked();
-        let claimed = claimed()?;
-        if asked() == before {
-            return Ok((before, claimed));
-        }
-    }
-    Err("the memory never stood still".into())
 }
 
 fn copied(stats: &[WorkerStats]) -> Vec<(i32, u64)> {

@@ -260,3 +260,18 @@ pub fn touching(data: Frozen<Bytes>, watch: Watch) -> cowbell::Result<Pool<Bytes
 pub fn each(pool: &Pool<Bytes, Touch, Own>, jobs: &[Touch]) -> Result<Vec<Own>, Failed> {
     in_time(SOON, || pool.map(jobs.iter().copied()).chunk(1).collect::<Result<Vec<_>, _>>())?.map_err(Into::into)
 }
+
+/// What is asked twice around what is claimed of it, until it stood still meanwhile.
+pub fn still<A: PartialEq, B>(
+    asked: impl Fn() -> A,
+    claimed: impl Fn() -> cowbell::Result<B>,
+) -> Result<(A, B), Failed> {
+    for _ in 0..1000 {
+        let before = asked();
+        let claimed = claimed()?;
+        if asked() == before {
+            return Ok((before, claimed));
+        }
+    }
+    Err("the memory never stood still".into())
+}
