@@ -1,7 +1,7 @@
 //! Collections that lie whole in their arena.
 //!
 //! # Safety
-//! As in [`contained`](super::contained): each implementation says why its promise holds.
+//! Each implementation says why its promise holds, as in [`contained`](super::contained).
 #![expect(unsafe_code, reason = "promises that the compiler cannot check")]
 
 use super::collections::{Arc, BTreeMap, BTreeSet, Box, Cow, HashMap, HashSet, Owned, String, TreeNode, Vec, VecDeque};

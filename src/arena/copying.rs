@@ -38,7 +38,7 @@ const CHUNK: usize = 64;
 /// # Ok::<(), cowbell::Error>(())
 /// ```
 ///
-/// What has no place in an arena is refused by the compiler:
+/// The compiler refuses types that have no place in an arena:
 ///
 /// ```compile_fail,E0277
 /// let arena = cowbell::arena::Arena::builder("locks").build().unwrap();
@@ -95,7 +95,7 @@ impl ArenaRef {
     /// # Errors
     /// Out of capacity, out of memory, frozen, or not this process's arena. It may be frozen while this copies, by another thread or by an implementation of [`CopyIn`].
     ///
-    /// What was copied until then is dropped, and its memory is used again if the arena is not frozen. The twins of `&T`, `&str` and `&[T]` are not, nor what they lead to: somebody may have
+    /// The part that was copied until then is dropped, and its memory is used again if the arena is not frozen. The twins of `&T`, `&str` and `&[T]` are not, nor what they lead to: somebody may have
     /// kept them, as they are `&'static`.
     ///
     /// No error but a SIGSEGV that names the arena is what comes of your own code that writes to its memory once it is frozen: an implementation that pushes to a [`Vec`] with room there, or a twin

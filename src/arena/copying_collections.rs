@@ -55,7 +55,7 @@ where
         let mut twins: Self::Twin = HashSet::with_hasher_in(Default::default(), to.arena);
         to.held(self.len(), || to.taken(|| twins.try_reserve(self.len())))??;
         for value in self {
-            // As a map's keys.
+            // Values are hashed and compared while no freeze is held up, as the keys of a map are.
             if let hash_set::Entry::Vacant(entry) = twins.entry(value.copy_in(to)?) {
                 to.held(self.len(), || entry.insert())?;
             }

@@ -331,7 +331,7 @@ mod tests {
         let (mut bytes, mut passengers) = (Vec::new(), Vec::new());
         let handle = one.handle(&one.root()[3]).expect("there");
         encode(&handle, &mut bytes, &mut passengers).expect("handles travel");
-        // As a worker's own arena would be, that it froze after the fork into the same slot: of another generation.
+        // A worker's own arena, that it froze after the fork into the same slot, would be like this one: of another generation.
         passengers[0].words[1] += 1 << 16;
         let error = decode::<Handle<u64>>(&bytes, &passengers).expect_err("no such image");
         assert!(error.to_string().contains("not in this process"), "{error}");

@@ -83,7 +83,7 @@ impl<T: Pod> Frozen<T> {
     /// Writes the arena to a new file that only this user may read and write.
     ///
     /// # Errors
-    /// As [`Self::save_with`].
+    /// Those of [`Self::save_with`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.save_with(path, &ImageOptions::new())
     }
@@ -137,7 +137,7 @@ impl<T: Pod> Frozen<T> {
     /// ```
     ///
     /// # Errors
-    /// As [`Self::load_with`].
+    /// Those of [`Self::load_with`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Self::load_with(path, &ImageOptions::new())
     }
@@ -164,7 +164,7 @@ impl<T: Pod> Frozen<T> {
     /// [`Self::save_with`] is fine: that makes another file.
     ///
     /// # Errors
-    /// As [`Self::open_with`].
+    /// Those of [`Self::open_with`].
     pub unsafe fn open(path: impl AsRef<Path>) -> Result<Self> {
         // SAFETY: passed on to the caller.
         unsafe { Self::open_with(path, &ImageOptions::new()) }
@@ -176,7 +176,7 @@ impl<T: Pod> Frozen<T> {
     /// As [`Self::open`].
     ///
     /// # Errors
-    /// As [`Self::load_with`]; ENODEV where the filesystem cannot map files.
+    /// Those of [`Self::load_with`]; ENODEV where the filesystem cannot map files.
     pub unsafe fn open_with(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Self> {
         let path = path.as_ref();
         in_file(path, Found::at(path, &Layout::of::<T>(options.version)).and_then(|found| found.open(options)))

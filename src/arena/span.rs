@@ -116,7 +116,7 @@ impl ArenaBuilder {
     /// [`Self::build`] for an arena that holds plain old data only.
     ///
     /// # Errors
-    /// As [`Self::build`].
+    /// Those of [`Self::build`].
     pub fn plain(mut self) -> Result<PlainArena> {
         self.plain = true;
         Ok(PlainArena { arena: self.build()? })
@@ -147,7 +147,7 @@ impl PlainArena {
     /// Moves everything an iterator yields into the arena.
     ///
     /// # Errors
-    /// As [`Self::alloc_span`].
+    /// Those of [`Self::alloc_span`].
     #[track_caller]
     pub fn alloc_span_iter<T: Pod>(&self, values: impl IntoIterator<Item = T>) -> Result<Span<T>> {
         let placed: &[T] = self.arena.alloc_iter(values)?;

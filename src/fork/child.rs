@@ -214,7 +214,7 @@ impl Child {
     /// Waits for the end and the last census, at most so long; `None` when they are not there yet.
     ///
     /// # Errors
-    /// As [`Self::wait`].
+    /// Those of [`Self::wait`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Exit>> {
         self.wait_until(Instant::now().checked_add(timeout))
     }
@@ -222,7 +222,7 @@ impl Child {
     /// The end, if the child has ended and its last census was taken.
     ///
     /// # Errors
-    /// As [`Self::wait`].
+    /// Those of [`Self::wait`].
     pub fn try_wait(&mut self) -> Result<Option<Exit>> {
         self.wait_until(Some(Instant::now()))
     }

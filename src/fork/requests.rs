@@ -100,7 +100,7 @@ impl Child {
     /// Under [`crate::watch::Watch::Census`] and [`crate::watch::Watch::Faults`], which arm nothing, these are the pages *copied* for the first time.
     ///
     /// # Errors
-    /// As [`Self::report`].
+    /// Those of [`Self::report`].
     pub fn end_epoch(&mut self) -> Result<Vec<ArenaEpoch>> {
         self.order(Task::Epoch)?;
         self.take_events();

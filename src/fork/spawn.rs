@@ -76,7 +76,7 @@ enum Threads {
 /// the allocators of glibc and its stdio are *not* made safe, as `fork()` would.
 ///
 /// # Errors
-/// As [`spawn`], but for the threads.
+/// Those of [`spawn`], but for the threads.
 #[expect(unsafe_code, reason = "declares an unsafe function")]
 pub unsafe fn spawn_unchecked<R: IntoExitCode>(
     options: &ForkOptions<'_>,

@@ -33,7 +33,7 @@ fn alloc_unclaimed(class: Class) -> *mut u8 {
 /// Frees a block of a slab; the mask is [`slab_mask`](super::class::slab_mask) of its layout.
 ///
 /// # Safety
-/// It was given by [`alloc`] for a layout of this mask, and nobody uses it any more.
+/// The block was given by [`alloc`] for a layout of this mask, and nobody uses it any more.
 #[inline]
 pub(super) unsafe fn free(block: usize, mask: usize) {
     // SAFETY: the block lies in a chunk, and a slab begins at a multiple of its length.
@@ -100,7 +100,7 @@ unsafe fn send_back(slab: &'static Slab, block: usize) {
 /// Tells whether a block is part of an image.
 ///
 /// # Safety
-/// It was given by [`alloc`] for a layout of this mask, and is in use.
+/// The block was given by [`alloc`] for a layout of this mask, and is in use.
 pub(super) unsafe fn is_frozen(block: usize, mask: usize) -> bool {
     // SAFETY: as in `free`.
     let slab = unsafe { Slab::of(block & mask) };

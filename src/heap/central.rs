@@ -327,7 +327,7 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
     }
 }
 
-/// So many units more, or fewer, are in use in chunks of huge allocations.
+/// Chunks of huge allocations have so many units more in use, or fewer.
 pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
     USED.fetch_add(taken, Ordering::Relaxed);
     USED.fetch_sub(given_back, Ordering::Relaxed);

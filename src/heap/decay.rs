@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// The length of a period, in nanoseconds.
 const PERIOD_NS: u64 = 500_000_000;
 
-/// So many dirty units are kept in any case, and one for each so many in use.
+/// Dirty units that are kept however long nobody wants them: so many, or one for each `KEPT_SHARE` in use if that is more.
 const KEPT_MIN: usize = 256;
 const KEPT_SHARE: usize = 8;
 
@@ -37,14 +37,14 @@ static BEGAN_NS: AtomicU64 = AtomicU64::new(0);
 static DIRTY: AtomicUsize = AtomicUsize::new(0);
 static UNWANTED: AtomicUsize = AtomicUsize::new(0);
 
-/// So many units became dirty.
+/// Units became dirty.
 pub(super) fn add(kind: u8, units: u32, _held: &Held) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     count.now.fetch_add(units as usize, Ordering::Relaxed);
     DIRTY.fetch_add(units as usize, Ordering::Relaxed);
 }
 
-/// So many dirty units were taken, or given to the kernel.
+/// Dirty units were taken, or given to the kernel.
 pub(super) fn remove(kind: u8, units: u32, _held: &Held) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     let now = count.now.fetch_sub(units as usize, Ordering::Relaxed) - units as usize;
@@ -54,8 +54,12 @@ pub(super) fn remove(kind: u8, units: u32, _held: &Held) {
 
 /// Is there something to give back, or to be looked at, while so many units are in use? Needs no lock.
 pub(super) fn is_due(used: usize) -> bool {
-    DIRTY.load(Ordering::Relaxed) > KEPT_MIN.max(used / KEPT_SHARE)
-        && (UNWANTED.load(Ordering::Relaxed) > 0 || period_is_over())
+    DIRTY.load(Ordering::Relaxed) > kept(used) && (UNWANTED.load(Ordering::Relaxed) > 0 || period_is_over())
+}
+
+/// The number of dirty units that stay while so many are in use.
+fn kept(used: usize) -> usize {
+    KEPT_MIN.max(used / KEPT_SHARE)
 }
 
 fn period_is_over() -> bool {
@@ -71,7 +75,7 @@ pub(super) fn unwanted(used: usize, _held: &Held) -> Option<(u8, u32)> {
             set_unwanted(count, least);
         }
     }
-    let above = DIRTY.load(Ordering::Relaxed).saturating_sub(KEPT_MIN.max(used / KEPT_SHARE));
+    let above = DIRTY.load(Ordering::Relaxed).saturating_sub(kept(used));
     let found = (0u8..).zip(&COUNTS).find(|(_, count)| count.unwanted.load(Ordering::Relaxed) > 0);
     let (kind, count) = found?;
     let units = count.unwanted.load(Ordering::Relaxed).min(count.now.load(Ordering::Relaxed)).min(above);
@@ -81,7 +85,7 @@ pub(super) fn unwanted(used: usize, _held: &Held) -> Option<(u8, u32)> {
     (units > 0).then_some((kind, units as u32))
 }
 
-/// So many of these were given back. None: those that there are cannot be.
+/// Units of a kind were given back. With none, those that there are cannot be, and are let be.
 pub(super) fn note_given(kind: u8, units: u32, _held: &Held) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     let before = count.unwanted.load(Ordering::Relaxed);

@@ -139,7 +139,7 @@ fn pour_run(run: &Run, pagemap: &Pagemap, held: &Held) -> Result<(), Failure> {
         let start = ground::addresses(run.first + at).start;
         let chunk = ground::chunk(run.first + at);
         let end = (start + CHUNK).min(run.range.end());
-        // Of a chunk that no file was behind before, pages that nobody wrote stay out of the file in each piece.
+        // Pages that nobody wrote stay out of the file in each piece of a chunk that no file was behind before.
         let all = chunk.filed.load(Ordering::Relaxed) != 0;
         for from in (start..end).step_by(PIECE) {
             let piece = Range { start: from, len: PIECE.min(end - from) };

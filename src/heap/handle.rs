@@ -17,7 +17,7 @@ impl Heap {
     /// Gives all memory that nobody uses to the kernel, without waiting for what happens by itself: see "memory that is freed" in [the module](super). Pages stay of which
     /// a part is in use, what other threads keep for their next allocations, and what a freeze that failed has left a file behind.
     ///
-    /// It takes the heap's lock for as long as the kernel takes to free the pages, about a tenth of a second for a GiB.
+    /// The heap's lock is held for as long as the kernel takes to free the pages, about a tenth of a second for a GiB.
     pub fn trim() {
         claim::trim_own();
     }

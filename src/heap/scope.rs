@@ -91,7 +91,7 @@ impl<T: fmt::Debug> fmt::Debug for Frozen<T> {
 /// ever, and what is left stays unfrozen.
 ///
 /// # Errors
-/// As [`Heap::freeze`]; [`Error::threads`] before `build` is run, too. The value is dropped. Invalid when 14 arenas are being built at once.
+/// Those of [`Heap::freeze`]; [`Error::threads`] before `build` is run, too. The value is dropped. Invalid when 14 arenas are being built at once.
 pub fn arena<T>(name: &str, build: impl FnOnce() -> T) -> Result<Frozen<T>> {
     fork::wait_until_alone(fork::PATIENCE)?;
     if !Heap::is_in_use() {

@@ -55,7 +55,7 @@ pub enum OnSignal {
     Ignore,
     /// The kernel's default: the process ends. A worker fails the job that it has, and is replaced.
     Default,
-    /// That of a handler which a hook installs: see [`PoolBuilder::on_worker_start`](super::PoolBuilder::on_worker_start). Until the hooks have run the signal
+    /// A handler which a hook installs decides: see [`PoolBuilder::on_worker_start`](super::PoolBuilder::on_worker_start). Until the hooks have run the signal
     /// waits. Where they have installed no handler it stays blocked, so that a thread of theirs may fetch it (`sigwait(3)`, `signalfd(2)`).
     ///
     /// The crate `signal-hook` installs its handler when it is first asked for a signal, and believes for ever that it is there. Where the program has
@@ -64,7 +64,7 @@ pub enum OnSignal {
     Hook,
 }
 
-/// What a process does with each signal.
+/// The settings of a process for each signal.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct OnSignals {
     then: [OnSignal; Signal::ALL.len()],
@@ -99,7 +99,7 @@ impl OnSignals {
     pub(crate) fn begin_zygote(&self) {
         for (signal, then) in self.each() {
             match then {
-                // It executes no program that would inherit this.
+                // The zygote executes no program that would inherit this.
                 OnSignal::Ignore => signal::ignore(signal.number()),
                 OnSignal::Default | OnSignal::Hook => signal::restore_default(signal.number()),
             }

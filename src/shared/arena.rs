@@ -82,7 +82,7 @@ impl SharedArena {
     /// An empty queue for so many elements. (It takes room for the next power of two.)
     ///
     /// # Errors
-    /// As [`Self::vec`].
+    /// Those of [`Self::vec`].
     pub fn queue<T: Pod + Send>(&self, capacity: usize) -> Result<SharedQueue<T>> {
         SharedQueue::new(&self.mapping, capacity)
     }

@@ -99,7 +99,7 @@ impl<T: Pod + Send> SharedMutex<T> {
     /// Waits for the lock and changes the value in its place.
     ///
     /// # Errors
-    /// As [`Self::lock`]; then `change` was not called.
+    /// Those of [`Self::lock`]; then `change` was not called.
     pub fn with<R>(&self, change: impl FnOnce(&mut T) -> R) -> Result<R, LockError<SharedMutexGuard<T>>> {
         Ok(self.lock()?.with(change))
     }

@@ -109,7 +109,7 @@ impl<T: Pod + Send> SharedVec<T> {
     /// Takes the last element away.
     ///
     /// # Errors
-    /// As [`Self::with_lock`].
+    /// Those of [`Self::with_lock`].
     pub fn pop(&self) -> Result<Option<T>> {
         let _held = self.lock()?;
         let Some(last) = self.len().checked_sub(1) else { return Ok(None) };
@@ -122,7 +122,7 @@ impl<T: Pod + Send> SharedVec<T> {
     /// An element's value; `None` if there are not so many.
     ///
     /// # Errors
-    /// As [`Self::with_lock`].
+    /// Those of [`Self::with_lock`].
     pub fn get(&self, index: usize) -> Result<Option<T>> {
         let _held = self.lock()?;
         if index >= self.len() {
@@ -154,7 +154,7 @@ impl<T: Pod + Send> SharedVec<T> {
     /// Copies all elements.
     ///
     /// # Errors
-    /// As [`Self::with_lock`].
+    /// Those of [`Self::with_lock`].
     pub fn to_vec(&self) -> Result<Vec<T>> {
         let _held = self.lock()?;
         // SAFETY: the lock is held until the copy is made.
@@ -164,7 +164,7 @@ impl<T: Pod + Send> SharedVec<T> {
     /// Takes all elements away.
     ///
     /// # Errors
-    /// As [`Self::with_lock`].
+    /// Those of [`Self::with_lock`].
     pub fn clear(&self) -> Result<()> {
         let _held = self.lock()?;
         self.head.len.store(0, Ordering::Release);

@@ -25,7 +25,7 @@ pub fn wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> Result<b
 /// `FUTEX_WAKE`: wakes at most so many of those that wait on the word, in whichever process. *Async-signal-safe.*
 ///
 /// # Errors
-/// As [`wait`].
+/// Those of [`wait`].
 pub fn wake(word: &AtomicU32, waiters: u32) -> Result<usize, Errno> {
     futex::wake(word, Flags::empty(), waiters)
 }

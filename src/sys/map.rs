@@ -60,7 +60,7 @@ static NEXT_APART: AtomicU64 = AtomicU64::new(APART.0);
 /// until both have reserved some. Only a hint: where such an address is taken or there is none, any other is given.
 ///
 /// # Errors
-/// As [`reserve`].
+/// Those of [`reserve`].
 pub fn reserve_apart(len: usize, align: usize) -> Result<Range> {
     let (first, last) = APART;
     // One more unit stays free behind each, so that no range touches the next.

@@ -76,7 +76,7 @@ pub fn seal(fd: BorrowedFd<'_>, seals: SealFlags) -> Result<()> {
 /// The same with [`SEALS_FINAL`]. *Async-signal-safe.*
 ///
 /// # Errors
-/// As [`seal`].
+/// Those of [`seal`].
 pub fn seal_raw(fd: BorrowedFd<'_>) -> Result<(), rustix::io::Errno> {
     rustix::fs::fcntl_add_seals(fd, SEALS_FINAL)
 }

@@ -236,7 +236,7 @@ impl Pagemap {
     /// As [`Self::scan`], and `found` is told which of the categories named in `all` and `any` the run has.
     ///
     /// # Errors
-    /// As [`Self::scan`].
+    /// Those of [`Self::scan`].
     pub fn scan_categories(
         &self,
         range: Range,
@@ -286,7 +286,7 @@ impl Pagemap {
     /// One `ioctl(PAGEMAP_SCAN)`: where the walk ended, and how many of `regions` were filled. *Async-signal-safe.*
     ///
     /// # Errors
-    /// As [`Self::scan`].
+    /// Those of [`Self::scan`].
     pub fn scan_once(
         &self,
         start: u64,

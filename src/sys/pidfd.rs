@@ -53,7 +53,7 @@ pub fn wait_any<const N: usize>(fds: [BorrowedFd<'_>; N]) -> Result<[bool; N], E
 /// [`wait_any`], at most so long. *Async-signal-safe.*
 ///
 /// # Errors
-/// As [`wait_any`].
+/// Those of [`wait_any`].
 pub fn wait_any_within<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     timeout: Option<Duration>,
@@ -93,7 +93,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
 /// then there is none for its parent.
 ///
 /// # Errors
-/// As [`wait_end`] and [`reap`].
+/// Those of [`wait_end`] and [`reap`].
 pub fn wait_and_reap(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<Option<Ended>> {
     const STEP: Duration = Duration::from_micros(50);
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));

@@ -48,7 +48,7 @@ impl Memory {
 /// Reads once from another process' memory, see [`Memory`].
 ///
 /// # Errors
-/// As [`Memory::open`] and [`Memory::read`].
+/// Those of [`Memory::open`] and [`Memory::read`].
 pub fn read_memory(tid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
     Memory::open(tid)?.read(address, buffer)
 }

@@ -226,7 +226,7 @@ const API: u64 = 0xAA;
 /// As [`Uffd::register`].
 ///
 /// # Errors
-/// As [`Uffd::write_protect`].
+/// Those of [`Uffd::write_protect`].
 pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
     loop {
         // SAFETY: passed on to the caller.
@@ -243,7 +243,7 @@ pub unsafe fn write_protect(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Re
 /// As [`Uffd::register`].
 ///
 /// # Errors
-/// As [`Uffd::write_protect`].
+/// Those of [`Uffd::write_protect`].
 pub(super) unsafe fn write_protect_once(fd: BorrowedFd<'_>, range: Range, armed: bool) -> Result<(), Errno> {
     let mut protect = raw::uffdio_writeprotect {
         range: raw::uffdio_range { start: range.start as u64, len: range.len as u64 },

@@ -98,7 +98,7 @@ fn failed(what: &str, error: &postcard::Error, refusal: Refusals) -> Error {
     }
 }
 
-/// What to do with a type that cannot be decoded.
+/// The way out for a type that cannot be decoded.
 pub(crate) const AS_TEXT: &str = "jobs and results go without names of fields: no serde(flatten), serde(untagged), serde(tag) and no serde_json::Value in their types; pass such a value as text, by serde_json::to_string";
 
 #[cfg(test)]

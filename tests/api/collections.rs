@@ -110,7 +110,7 @@ fn data_that_replaces_other_is_read_by_a_pools_workers() -> Outcome {
     passed()
 }
 
-/// What lies in a frozen arena is dropped where it lies, and read only.
+/// Values in a frozen arena are dropped where they lie, and read only.
 fn dropping_what_lies_in_a_frozen_arena_writes_nothing() -> Outcome {
     let arena = Arena::builder("dropped").capacity(1 << 22).build()?;
     let handle = *arena;

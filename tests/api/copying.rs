@@ -189,7 +189,7 @@ fn what_is_shared_is_copied_once() -> Outcome {
     passed()
 }
 
-/// Its twin is made of counted values that are gone at once, so that others lie where they did.
+/// A value whose twin is made of counted values that are gone at once, so that others lie where they did.
 struct Passing(u64);
 
 impl CopyIn for Passing {
@@ -242,7 +242,7 @@ impl CopyIn for Freezes {
     }
 }
 
-/// As that, and the twins stand in another order.
+/// The same, and the twins stand in another order.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Turned(Freezes);
 

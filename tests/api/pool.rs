@@ -2,7 +2,7 @@
 
 use crate::case::{Outcome, passed};
 use crate::look::{Bytes, SOON, has_children, original, until};
-use crate::pool_kit::{Gate, Way, data, doubles, doubling, in_time, pool_mappings};
+use crate::pool_kit::{Way, data, doubles, doubling, gated, in_time, pool_mappings};
 use cowbell::arena::{Arena, Handle};
 use cowbell::page::PageCount;
 use cowbell::pool::{JobError, OverBudget, Plain, PlainVec, Pool};
@@ -55,13 +55,7 @@ fn map_unordered_and_for_each_give_each_result_once_with_its_number() -> Outcome
 }
 
 fn map_unordered_does_not_wait_for_the_slow() -> Outcome {
-    let gate = Gate::new()?;
-    let pool = Pool::builder().workers(2).spawn(data()?, move |_, job: u64| {
-        if job == 0 {
-            gate.pass();
-        }
-        job
-    })?;
+    let (gate, pool) = gated(2, 0)?;
     let mut results = pool.map_unordered(0..50).chunk(1);
     for _ in 1..50 {
         let (at, result) = results.next().ok_or("one more")?;

@@ -30,7 +30,7 @@ fn built_by_threads(factor: u64) -> cowbell::Result<Frozen<Words>> {
     arena.freeze(words)
 }
 
-/// What a job says: its word, its worker's generation.
+/// A job's result: its word, and its worker's generation.
 type Said = (u64, u64);
 
 fn prepared(settings: PoolBuilder) -> cowbell::Result<Prepared<Words, usize, Said>> {
@@ -49,7 +49,7 @@ fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
     let prepared = prepared(Pool::builder().workers(3))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
     assert!(process::thread_count()? > 1);
-    // What the program allocates in between, at addresses that the zygote does not know.
+    // The program allocates in between, at addresses that the zygote does not know.
     let between = std::vec![1u8; 64 << 20];
     let pool = runtime.block_on(async {
         let pool = tokio::task::spawn_blocking(move || -> cowbell::Result<_> { prepared.spawn(built_by_threads(3)?) });

@@ -133,7 +133,7 @@ fn a_stopped_worker_is_found_by_the_time_limit() -> Outcome {
 
 fn a_job_is_tried_as_often_as_allowed() -> Outcome {
     let tries = table(200)?;
-    // So long that a worker which aborts is gone before, on a busy machine too.
+    // The limit is so long that a worker which aborts is gone before, on a busy machine too.
     let limit = Duration::from_millis(400);
     let pool = Pool::builder().workers(2).max_attempts(3).time_limit(limit).spawn(data()?, move |_, job: u64| {
         let attempt = tries[job as usize].fetch_add(1, Ordering::SeqCst) + 1;

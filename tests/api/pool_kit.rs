@@ -135,6 +135,18 @@ impl Gate {
     }
 }
 
+/// A gate, and a pool whose jobs give their number back, of which this one waits at the gate.
+pub fn gated(workers: usize, waits: u64) -> cowbell::Result<(Gate, Pool<Bytes, u64, u64>)> {
+    let gate = Gate::new()?;
+    let pool = Pool::builder().workers(workers).spawn(data()?, move |_, job: u64| {
+        if job == waits {
+            gate.pass();
+        }
+        job
+    })?;
+    Ok((gate, pool))
+}
+
 /// Runs `body` on another thread and fails if it takes too long: then the process, hung as it is, ends with the claim.
 pub fn in_time<R: Send>(time: Duration, body: impl FnOnce() -> R + Send) -> Result<R, Failed> {
     let done = AtomicU64::new(0);
@@ -261,7 +273,7 @@ pub fn each(pool: &Pool<Bytes, Touch, Own>, jobs: &[Touch]) -> Result<Vec<Own>, 
     in_time(SOON, || pool.map(jobs.iter().copied()).chunk(1).collect::<Result<Vec<_>, _>>())?.map_err(Into::into)
 }
 
-/// What is asked twice around what is claimed of it, until it stood still meanwhile.
+/// Two equal answers, and the claim that was made between them: asked again until the two are equal.
 pub fn still<A: PartialEq, B>(
     asked: impl Fn() -> A,
     claimed: impl Fn() -> cowbell::Result<B>,

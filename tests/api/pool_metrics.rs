@@ -27,7 +27,7 @@ fn prometheus_is_content(text: &str) -> Result<(), Failed> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("a target directory")?;
     let promtool = target.join("readers/promtool");
     if promtool.exists() {
-        // It reads the older format, in which a counter's family has the name of its sample.
+        // The program reads the older format, in which a counter's family has the name of its sample.
         let counters = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"));
         let older = counters.fold(text.to_owned(), |text, counter| {
             text.replace(&format!("# TYPE {counter} "), &format!("# TYPE {counter}_total "))

@@ -3,7 +3,7 @@
 use crate::apart::apart;
 use crate::case::{Outcome, passed};
 use crate::look::{Bytes, descriptors, has_children, original, until, wait};
-use crate::pool_kit::{Gate, data, doubles, doubling, pool_mappings, table};
+use crate::pool_kit::{Gate, data, doubles, doubling, gated, pool_mappings, table};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, Pool, Shutdown};
 use libtest_mimic::Trial;
@@ -101,13 +101,7 @@ fn in_a_forked_child_the_pool_is_gone_and_its_copies_harm_nobody() -> Outcome {
 }
 
 fn an_iterator_dropped_in_a_forked_child_takes_nothing_back() -> Outcome {
-    let gate = Gate::new()?;
-    let pool = Pool::builder().workers(1).spawn(data()?, move |_, job: u64| {
-        if job == 1 {
-            gate.pass();
-        }
-        job
-    })?;
+    let (gate, pool) = gated(1, 1)?;
     let mut results = Some(pool.map_unordered(0..100).chunk(1));
     assert_eq!(results.as_mut().and_then(Iterator::next), Some((0, Ok(0))));
     gate.reached()?;

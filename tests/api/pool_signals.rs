@@ -61,7 +61,7 @@ fn a_signal_to_the_group_ends_no_job_and_the_parent_drains() -> Outcome {
         gate.reached()?;
         send_to_group(number)?;
         fetch(&signals, number)?;
-        // What a handler does: no further jobs, those that are there to their end.
+        // A handler would do this: no further jobs, those that are there to their end.
         gate.open();
         assert_eq!(pool.workers(), before);
         let (stats, exits) = std::thread::scope(|scope| {
@@ -110,7 +110,7 @@ fn a_signal_while_the_pool_is_made_or_a_worker_replaced_does_no_harm() -> Outcom
     let _fetched = lead()?;
     let over = table(1)?;
     let sender = Process::start(|| {
-        // Of the same group, and not to be ended by it.
+        // This process is of the same group, and is not to be ended by it.
         ALL.iter().for_each(|(_, number)| signal::ignore(*number));
         while over[0].load(Ordering::SeqCst) == 0 {
             let sent = ALL.iter().try_for_each(|(_, number)| send_to_group(*number));
@@ -180,7 +180,7 @@ extern "C" fn count(_: i32, _: *mut signal::Info, _: *mut c_void) {
 
 fn hooked(counts: &'static [AtomicU64], installs: bool) -> PoolBuilder {
     Pool::builder().workers(1).worker_signal(Signal::User2, OnSignal::Hook).on_worker_start(move |_| {
-        // It comes before there is a handler, and waits.
+        // The signal comes before there is a handler, and waits.
         process::send(process::pid(), libc::SIGUSR2);
         counts[1].fetch_add(1, Ordering::SeqCst);
         COUNTED.store(std::ptr::from_ref(&counts[0]).cast_mut(), Ordering::SeqCst);
@@ -255,7 +255,7 @@ fn a_job_that_waits_in_a_system_call_waits_on() -> Outcome {
 
 fn a_program_that_a_job_executes_ignores_what_the_program_ignored() -> Outcome {
     ALL.iter().for_each(|(_, number)| signal::restore_default(*number));
-    // As nohup, and scripts with `cmd &`, have it.
+    // Programs under nohup, and those that scripts start by `cmd &`, begin like this.
     let ignored = [libc::SIGHUP, libc::SIGINT];
     ignored.into_iter().for_each(signal::ignore);
     let pool = Pool::builder().workers(1).spawn(data()?, |_, (): ()| {
@@ -368,7 +368,7 @@ fn ctrl_c_in_a_terminal_drains_and_loses_no_job() -> Outcome {
         move |terminal: OwnedFd| {
             let mut terminal = File::from(terminal);
             let written = terminal.write_all(keys);
-            // It must not hang up meanwhile.
+            // The terminal must not hang up meanwhile.
             std::mem::forget(terminal);
             written
         }

@@ -2,7 +2,7 @@
 
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, until};
-use crate::pool_kit::{Gate, data, doubling, in_time, table};
+use crate::pool_kit::{Gate, data, doubling, gated, in_time, table};
 use cowbell::pool::{JobError, Pool, Ticket, as_completed};
 use libtest_mimic::{Failed, Trial};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,13 +60,7 @@ fn cancel_takes_back_what_waits_kills_what_runs_and_leaves_what_is_done() -> Out
 }
 
 fn a_job_that_is_cancelled_twice_or_by_two_threads_is_cancelled_once() -> Outcome {
-    let gate = Gate::new()?;
-    let pool = Pool::builder().workers(1).spawn(data()?, move |_, job: u64| {
-        if job == 1 {
-            gate.pass();
-        }
-        job
-    })?;
+    let (gate, pool) = gated(1, 1)?;
     for _ in 0..5 {
         gate.close();
         let running = pool.submit(1)?;
@@ -202,13 +196,7 @@ fn what_is_dropped_is_taken_back_and_the_pool_goes_on() -> Outcome {
 }
 
 fn tickets_dropped_by_the_thousand_leave_room() -> Outcome {
-    let gate = Gate::new()?;
-    let pool = Pool::builder().workers(1).spawn(data()?, move |_, job: u64| {
-        if job == 0 {
-            gate.pass();
-        }
-        job
-    })?;
+    let (gate, pool) = gated(1, 0)?;
     in_time(SOON, || {
         let (running, waiting) = (pool.submit(0).expect("a ticket"), pool.submit(1).expect("a ticket"));
         // All are taken back from the queue; what they leave in it must not fill it.

@@ -67,7 +67,7 @@ fn addresses_that_others_have_are_passed_over() {
     // SAFETY: the block is there, and nobody writes to it.
     assert!(generation.holds(unsafe { &*blocks[5999].at }));
     drop(blocks);
-    // What is free can still be given back.
+    // Free memory can still be given back.
     (0..20).for_each(|at| drop(Block::new(30 << 20, 8, at)));
     let before = crate::status_kib("VmRSS");
     drop((0..1000).map(|at| Block::new(150_000, 8, at as u8)).collect::<Vec<_>>());
@@ -144,7 +144,7 @@ fn a_freeze_after_one_that_failed_holds_nothing_that_was_freed() {
 
 /// From now on `pwrite` at one of these offsets to a file of this number or above fails with ENOSPC in this process.
 ///
-/// What an image's file says of itself lies behind all data and is written first, so offsets without an end would let no pour begin.
+/// The description of an image lies behind all data in its file and is written first, so offsets without an end would let no pour begin.
 pub fn refuse_writes(offsets: std::ops::Range<u32>, file: u32) {
     let code = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal, at_least, end) = (

@@ -353,7 +353,7 @@ fn a_process_that_has_ended_has_no_page_tables() -> Verdict {
     let child = child::spawn(|| ());
     assert!(pidfd::wait_end(child.pidfd.as_fd(), None).expect("poll"));
     let refused = Pagemap::open(child.pid).map(|_| ());
-    // Its files are root's.
+    // The files of a process without memory are root's.
     assert!(matches!(refused, Err(Errno::SRCH | Errno::ACCESS)), "before it is reaped: {refused:?}");
     let pid = child.pid;
     child.finish();

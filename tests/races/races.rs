@@ -226,7 +226,7 @@ fn threads_count_values_of_an_arena_until_one_freezes_it() {
         let all: Vec<AArc<[u64; 4]>> = (0..20).map(|n| arena.arc([n; 4])).collect();
         let counting: Vec<_> = (0..THREADS)
             .map(|number| {
-                // Of some values this thread has the last one in the end.
+                // This thread has the last one of some values in the end.
                 let own: Vec<_> = (0..STEPS).map(|n| arena.arc([n ^ number; 4])).collect();
                 let theirs = all.clone();
                 thread::spawn(move || {

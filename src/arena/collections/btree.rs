@@ -213,7 +213,7 @@ impl<K: Ord, V> BTreeMap<K, V> {
 
 /// A map that is being built. While keys rise, its nodes are filled to the last place; by [`BTreeMap::insert`] they would be half full.
 ///
-/// What `hold` returns is held whenever the map is written, and at no time when keys are compared, which is the user's code.
+/// The guard that `hold` returns is held whenever the map is written, and at no time when keys are compared, which is the user's code.
 pub(in crate::arena) struct Building<K, V> {
     map: BTreeMap<K, V>,
     rises: bool,

@@ -37,7 +37,7 @@ use std::sync::atomic::{self, AtomicUsize};
 /// # Ok::<(), cowbell::Error>(())
 /// ```
 ///
-/// What one leads to is shared by threads:
+/// Threads share the value, so it has to be `Sync`:
 ///
 /// ```compile_fail,E0277
 /// fn shared<T: Send>(_: T) {}

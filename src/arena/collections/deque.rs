@@ -96,7 +96,7 @@ impl<T> VecDeque<T> {
     /// [`Self::try_reserve`] without room that was not asked for.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Self::try_reserve`].
     pub fn try_reserve_exact(&mut self, values: usize) -> Result<(), TryReserveError> {
         let before = self.places.len();
         if before - self.len < values {
@@ -258,10 +258,10 @@ unsafe fn values<T>(places: &[MaybeUninit<T>]) -> &[T] {
     unsafe { &*values }
 }
 
-/// As [`values`].
+/// The values of places, to be changed.
 ///
 /// # Safety
-/// As there.
+/// Each of the places holds a value.
 unsafe fn values_mut<T>(places: &mut [MaybeUninit<T>]) -> &mut [T] {
     let values: *mut [T] = places as *mut [MaybeUninit<T>] as *mut [T];
     // SAFETY: as above.

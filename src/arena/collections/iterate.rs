@@ -130,7 +130,7 @@ impl<'a, K, V> Iter<'a, K, V> {
             Bound::Excluded(key) => Cursor::at(root, key, false),
             Bound::Unbounded => Cursor::end(root, true),
         };
-        // What follows the start may lie behind the end.
+        // The first entry from the start may lie behind the end.
         let is_empty = front.following().is_none_or(|(first, _)| match range.end_bound() {
             Bound::Included(key) => first.borrow() > key,
             Bound::Excluded(key) => first.borrow() >= key,

@@ -26,7 +26,7 @@ pub use set::BTreeSet;
 pub use string::String;
 pub use types::{Box, HashMap, HashSet, Vec};
 
-/// What a [`BTreeMap`](super::BTreeMap) hands out.
+/// Entries and iterators of a [`BTreeMap`](super::BTreeMap).
 pub mod btree_map {
     pub use super::btree::{Entry, IntoIter};
     pub use super::iterate::{Iter, IterMut};

@@ -92,7 +92,7 @@ impl<K, V> Node<K, V> {
 
     /// Puts an entry in, from the root, and returns the value that it replaces. Without memory the tree holds what it held.
     ///
-    /// What `hold` returns is held whenever a node is written. Meanwhile no keys are compared, nothing is dropped that the user made, and nothing is allocated.
+    /// The guard that `hold` returns is held whenever a node is written. Meanwhile no keys are compared, nothing is dropped that the user made, and nothing is allocated.
     pub(super) fn insert<G, E: From<TryReserveError>>(
         &mut self,
         key: K,

@@ -127,7 +127,7 @@ impl String {
     /// [`Self::try_reserve`] without room that was not asked for.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Self::try_reserve`].
     pub fn try_reserve_exact(&mut self, bytes: usize) -> Result<(), TryReserveError> {
         self.0.try_reserve_exact(bytes)
     }
@@ -269,7 +269,7 @@ impl Ord for String {
     }
 }
 
-/// As a `str`, by which maps may be asked.
+/// The hash is that of the `str`, by which maps may be asked.
 impl Hash for String {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_str().hash(state);

@@ -177,7 +177,7 @@ impl<T: Pod> Buffer<T> {
     /// Room for `len` elements, all zeroes.
     ///
     /// # Errors
-    /// As [`Self::stale`].
+    /// Those of [`Self::stale`].
     pub fn zeroed(len: usize) -> Result<Self> {
         let mut buffer = Self::stale(len)?;
         buffer.fill(T::zeroed());
@@ -187,7 +187,7 @@ impl<T: Pod> Buffer<T> {
     /// A copy of `elements`.
     ///
     /// # Errors
-    /// As [`Self::stale`].
+    /// Those of [`Self::stale`].
     pub fn copy_of(elements: &[T]) -> Result<Self> {
         let mut buffer = Self::stale(elements.len())?;
         buffer.copy_from_slice(elements);

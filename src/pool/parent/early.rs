@@ -50,7 +50,7 @@ impl PoolBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`Self::spawn`].
+    /// Those of [`Self::spawn`].
     pub fn prepare<T, J, R, F>(self, mut body: F) -> Result<Prepared<T, J, R>>
     where
         T: 'static,
@@ -64,7 +64,7 @@ impl PoolBuilder {
     /// [`Self::prepare`] for jobs that want to know which worker runs them, as with [`Self::spawn_with`].
     ///
     /// # Errors
-    /// As [`Self::spawn`].
+    /// Those of [`Self::spawn`].
     pub fn prepare_with<T, J, R, F>(self, body: F) -> Result<Prepared<T, J, R>>
     where
         T: 'static,
@@ -106,7 +106,7 @@ impl<T, J, R> Prepared<T, J, R> {
     /// see [`crate::arena::Export::adopt`].
     ///
     /// # Errors
-    /// As [`Self::spawn`].
+    /// Those of [`Self::spawn`].
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub unsafe fn spawn_unchecked(mut self, frozen: Frozen<T>) -> Result<Pool<T, J, R>> {
         let core = self.core.as_ref().ok_or_else(|| Error::invalid("the pool was made already"))?;

@@ -22,9 +22,9 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// Its place in the pool: see [`WorkerInfo::seat`](crate::pool::WorkerInfo::seat).
+    /// The worker's place in the pool: see [`WorkerInfo::seat`](crate::pool::WorkerInfo::seat).
     pub seat: usize,
-    /// Its process id.
+    /// The worker's process id.
     pub pid: i32,
     /// The number of its data set: see [`WorkerInfo::generation`](crate::pool::WorkerInfo::generation).
     pub generation: u64,
@@ -70,9 +70,9 @@ pub struct DataMemory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerMemory {
-    /// Its place in the pool.
+    /// The worker's place in the pool.
     pub seat: usize,
-    /// Its process id.
+    /// The worker's process id.
     pub pid: i32,
     /// Pages of no file that no other process maps: its copies of frozen pages, and what it has written or allocated besides. This is what is free when it
     /// ends. A worker and its keeper have one memory, which is counted once; the keeper's stack is in it. Pages that are swapped out are not. `None` where this
@@ -144,7 +144,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// ```
     ///
     /// # Errors
-    /// As [`Self::worker_stats`].
+    /// Those of [`Self::worker_stats`].
     pub fn memory(&self) -> Result<PoolMemory> {
         self.core.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         // Nobody replaces the data meanwhile, so its addresses stay its own.
@@ -202,7 +202,7 @@ impl Core {
                 // Files of a process without memory are root's, whoever it belonged to.
                 Ok(None) if is_ending(worker.pid) => {}
                 Ok(found) => all.push((seen, found)),
-                // It has ended, and the zygote does not know yet.
+                // The worker has ended, and the zygote does not know yet.
                 Err(Errno::NOENT | Errno::SRCH) => {}
                 Err(e) => return Err(failed(e)),
             }

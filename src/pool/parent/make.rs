@@ -152,7 +152,7 @@ impl PoolBuilder {
     /// [`Self::spawn`] for jobs that want to know which worker runs them: its seat, its generation, its seed and its frozen data.
     ///
     /// # Errors
-    /// As [`Self::spawn`].
+    /// Those of [`Self::spawn`].
     pub fn spawn_with<T, J, R, F>(self, frozen: Frozen<T>, body: F) -> Result<Pool<T, J, R>>
     where
         T: 'static,

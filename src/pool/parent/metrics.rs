@@ -37,7 +37,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// ```
     ///
     /// # Errors
-    /// As [`Pool::worker_stats`].
+    /// Those of [`Pool::worker_stats`].
     pub fn openmetrics(&self) -> Result<String> {
         let mut out = Exposition::new();
         for family in self.families()? {
@@ -65,7 +65,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// ```
     ///
     /// # Errors
-    /// As [`Pool::worker_stats`].
+    /// Those of [`Pool::worker_stats`].
     #[cfg(feature = "metrics")]
     pub fn record_metrics(&self) -> Result<()> {
         for family in self.families()? {

@@ -50,7 +50,7 @@ impl Core {
     /// As [`Pool::replace_unchecked`](super::pool::Pool::replace_unchecked).
     ///
     /// # Errors
-    /// As [`Pool::replace`](super::pool::Pool::replace).
+    /// Those of [`Pool::replace`](super::pool::Pool::replace).
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub(crate) unsafe fn hand_over<T>(&self, new: &Frozen<T>) -> Result<()> {
         let order = Order::Adopt(new.export()?.to_bytes());

@@ -114,7 +114,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// the pool was made; and it may be used there: see [`crate::arena::Export::adopt`].
     ///
     /// # Errors
-    /// As [`Self::replace`].
+    /// Those of [`Self::replace`].
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub unsafe fn replace_unchecked(&self, new: Frozen<T>) -> Result<Frozen<T>> {
         // One at a time, so that the newest here is the newest there.

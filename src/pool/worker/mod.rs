@@ -70,13 +70,13 @@ pub(crate) trait Work {
     /// Maps all pages of the data.
     ///
     /// # Errors
-    /// As [`crate::arena::Frozen::populate`].
+    /// Those of [`crate::arena::Frozen::populate`].
     fn populate(&self) -> Result<()>;
 
     /// Gives back copies of the data that are the original again.
     ///
     /// # Errors
-    /// As [`crate::arena::Frozen::reshare`].
+    /// Those of [`crate::arena::Frozen::reshare`].
     fn reshare(&self) -> Result<Reshared>;
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     }
     let worker = Worker { region, settings, seat, own, generation, heap, faults_checked: 0 };
     worker.work(work);
-    // Whoever cancels the pool kills its workers, and would cut a hook off.
+    // A program that cancels the pool kills its workers, and would cut a hook off.
     if region.board().closing.load(Ordering::Acquire) != 2 {
         settings.on_end.call(&info);
     }

@@ -117,7 +117,7 @@ impl<'a> Zygote<'a> {
     /// In the zygote: gets ready and starts the first workers.
     ///
     /// # Errors
-    /// As [`fork::spawn`].
+    /// Those of [`fork::spawn`].
     fn begin(
         region: &'static Region,
         settings: &'a Settings,
@@ -265,7 +265,7 @@ impl<'a> Zygote<'a> {
             Ok(exit) => exit,
             Err(e) => {
                 let pid = child.pid();
-                // It is killed, if it lives.
+                // The worker is killed, if it lives.
                 tell(|| drop(child));
                 self.region.board().deaths.fetch_add(1, Ordering::AcqRel);
                 self.settle(seat, Death::of(Ended::Unknown));

@@ -134,7 +134,7 @@ impl Rings {
     /// Lets the faults of one more thread, and of all that come from it from now on, go into these rings.
     ///
     /// # Errors
-    /// As [`Event::open`].
+    /// Those of [`Event::open`].
     pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
         let before = self.added.len();
         for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {

@@ -46,7 +46,7 @@ pub fn read(id: i32, file: &str) -> Result<Vec<u8>, Errno> {
 /// The same as text.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn text(id: i32, file: &str) -> Result<String, Errno> {
     Ok(String::from_utf8(read(id, file)?).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
@@ -93,7 +93,7 @@ pub fn children(pid: i32) -> Vec<i32> {
 /// where there is no memory, as in a zombie or a thread of the kernel.
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub fn command(pid: i32) -> Result<Vec<String>, Errno> {
     let text = text(pid, "cmdline")?;
     let words = text.trim_end_matches('\0').split_terminator('\0');

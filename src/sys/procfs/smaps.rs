@@ -42,7 +42,7 @@ pub fn mappings(pid: i32, range: Range) -> Result<Vec<Figures>, Errno> {
 /// The whole process in one mapping's form (its `private` is the USS).
 ///
 /// # Errors
-/// As [`mappings`]; ESRCH also when it has no memory any more.
+/// Those of [`mappings`]; ESRCH also when it has no memory any more.
 pub fn rollup(pid: i32) -> Result<Figures, Errno> {
     parse(&super::text(pid, "smaps_rollup")?).pop().ok_or(Errno::SRCH)
 }

@@ -37,7 +37,7 @@ pub(crate) fn scan(pagemap: &Pagemap, range: Range, armed: bool, mut copied: imp
 /// `mapped` is.
 ///
 /// # Errors
-/// As [`scan`].
+/// Those of [`scan`].
 #[cfg(feature = "pool")]
 pub(crate) fn scan_mapped(pagemap: &Pagemap, range: Range, mut mapped: impl FnMut(Range)) -> Result<(), Errno> {
     match pagemap.scan(range, &MAPPED, &mut mapped) {
@@ -62,7 +62,7 @@ pub(crate) fn pages_of(range: Range, run: Range) -> impl Iterator<Item = PageInd
 /// where arenas are built they are read-only; and whoever froze a heap. *Async-signal-safe.*
 ///
 /// # Errors
-/// As [`scan`].
+/// Those of [`scan`].
 pub(in crate::watch) fn note_inherited(evidence: &Evidence) -> Result<(), Errno> {
     let is_to_be_read = |image: &Image| evidence.from_child || image.is_written_by_parents();
     if !evidence.images.iter().any(|image| is_to_be_read(image)) {

@@ -91,7 +91,7 @@ fn a_command_is_not_said_to_work_wholly_where_what_it_rests_on_does_not() {
     assert!(!is_limited || command["why"] == faults["why"], "{command} and {faults}");
 }
 
-/// What the doctor says of a process that is started by a command; `None` where that cannot be.
+/// The doctor's words about a process that is started by a command; `None` where that cannot be.
 fn doctor_under(command: &[&str], script: &str) -> Option<String> {
     let output = Command::new(command[0]).args(&command[1..]).args(["sh", "-c", script]).output().ok()?;
     let said = text(&output.stdout);
@@ -119,7 +119,7 @@ fn the_doctor_takes_no_place_for_a_fault_of_the_kernel_or_a_security_module() {
         assert!(said.contains("why not known: /sys is not mounted"), "{said}");
         assert!(!said.contains("this kernel has no huge pages"), "{said}");
     }
-    // Who may not read the program's file has a process that is root's.
+    // A process whose user may not read the program's file is root's.
     std::fs::set_permissions(copy.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("its owner may");
     let nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"];
     if let Some(said) = doctor_under(&nobody, &doctor) {
