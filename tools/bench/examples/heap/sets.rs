@@ -1,7 +1,7 @@
 //! Sets of objects, and workers that handle each of them: how many pages does that copy?
 //!
-//! Run with what the worker does, how many bytes an object takes (64 or 1024), and how many the set has. Printed are the set's pages and how many pages the
-//! worker copied: those of the set where it is frozen, and all others.
+//! Run with what the worker does, how many bytes an object takes (64 or 1024), and how many the set has. Printed are the pages that the objects fill (they begin somewhere on
+//! a page, so that they may lie on one more), and how many pages the worker copied: those of the set where it is frozen, and all others.
 
 use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::{Generation, Heap};
