@@ -33,8 +33,8 @@
 //! **keeper**: the process that keeps a child's page tables alive until its last census.
 //!
 //! Words about pools: **zygote**: the process with one thread that forks the **workers**. **batch**: jobs that go to a worker
-//! together. **slot**: where a batch lies until its results are read. **seat**: a worker's place, which the next worker takes
-//! over. **ticket**: one submitted job, and its result to come.
+//! together. **slot**: where a batch lies until its results are read. **index**: which of the pool's workers one is; the worker that
+//! replaces it has the same. **ticket**: one submitted job, and its result to come.
 //!
 //! # Rooms
 //! ```text

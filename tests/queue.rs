@@ -228,36 +228,36 @@ impl Pool {
     }
 
     /// A worker's life.
-    fn work(&self, seat: usize, life: &Life) {
+    fn work(&self, index: usize, life: &Life) {
         let view = self.view(life);
         let queue = view.queue();
         loop {
-            if let Some(slot) = queue.claim(seat) {
+            if let Some(slot) = queue.claim(index) {
                 let job = self.jobs[slot].get();
                 self.begun[job].set(self.begun[job].get() + 1);
                 self.ends[slot].set(End::Result);
-                assert!(queue::give_back(&view.states[slot], seat), "nobody holds it");
+                assert!(queue::give_back(&view.states[slot], index), "nobody holds it");
                 self.tell();
                 continue;
             }
             if self.closing.get() {
                 return;
             }
-            queue.sleep(seat, None, || self.closing.get());
+            queue.sleep(index, None, || self.closing.get());
         }
     }
 
     /// The zygote's work after a death.
-    fn settle(&self, seat: usize) {
+    fn settle(&self, index: usize) {
         let life = Life::long();
         let view = self.view(&life);
         for (slot, state) in view.states.iter().enumerate() {
-            if queue::holder(state.load()) == Some(seat) {
+            if queue::holder(state.load()) == Some(index) {
                 self.ends[slot].set(End::Died);
                 state.store(DONE);
             }
         }
-        view.queue().bury(seat);
+        view.queue().bury(index);
         self.tell();
     }
 }
@@ -380,9 +380,9 @@ fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
 }
 
 /// Starts a worker that lives long.
-fn start(pool: &Rc<Pool>, seat: usize) -> thread::JoinHandle<()> {
+fn start(pool: &Rc<Pool>, index: usize) -> thread::JoinHandle<()> {
     let pool = Rc::clone(pool);
-    thread::spawn(move || pool.work(seat, &Life::long()))
+    thread::spawn(move || pool.work(index, &Life::long()))
 }
 
 fn join(workers: impl IntoIterator<Item = thread::JoinHandle<()>>) {

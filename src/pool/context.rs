@@ -9,15 +9,15 @@ use std::sync::Arc;
 /// A worker, to its hooks; to its jobs it is a [`WorkerContext`].
 #[derive(Clone, Copy)]
 pub struct WorkerInfo {
-    pub(crate) seat: usize,
+    pub(crate) index: usize,
     pub(crate) generation: u64,
     pub(crate) seed: [u8; 32],
 }
 
 impl WorkerInfo {
-    /// The worker's place in the pool: 0 to the number of workers less one. The worker that takes its place has it next.
-    pub fn seat(&self) -> usize {
-        self.seat
+    /// Which of the pool's workers it is: 0 to the number of workers less one. The worker that replaces it has the same index.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// The number of the data set: 0, and one more with each [`Pool::replace`](super::Pool::replace).
@@ -41,7 +41,7 @@ impl WorkerInfo {
 impl fmt::Debug for WorkerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerInfo")
-            .field("seat", &self.seat)
+            .field("index", &self.index)
             .field("generation", &self.generation)
             .finish_non_exhaustive()
     }

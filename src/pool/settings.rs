@@ -1,7 +1,7 @@
 //! The settings that a pool is made with.
 
 use super::context::{Hooks, WorkerInfo};
-use super::protocol::board::SEATS_MAX;
+use super::protocol::board::WORKERS_MAX;
 use super::signals::{OnSignal, OnSignals, Signal};
 use crate::error::{Error, Result};
 use crate::page::PageCount;
@@ -241,8 +241,8 @@ impl PoolBuilder {
 
     pub(super) fn check(&self) -> Result<()> {
         let settings = &self.settings;
-        if !(1..=SEATS_MAX).contains(&settings.workers) {
-            return Err(Error::invalid(format!("a pool has 1 to {} workers", SEATS_MAX)));
+        if !(1..=WORKERS_MAX).contains(&settings.workers) {
+            return Err(Error::invalid(format!("a pool has 1 to {} workers", WORKERS_MAX)));
         }
         if settings.zygote_signals.has_hook() {
             return Err(Error::invalid("the zygote calls no hooks that could handle a signal: zygote_signal"));

@@ -65,18 +65,18 @@ fn workers_draw_equal_numbers_unless_they_seed_their_generators_anew() -> Outcom
     passed()
 }
 
-/// A worker as a job saw it: process, seat, generation, seed.
+/// A worker as a job saw it: process, index, generation, seed.
 type Seen = (i32, usize, u64, [u8; 32]);
 
 fn seen(worker: &WorkerInfo) -> Seen {
-    (worker.pid(), worker.seat(), worker.generation(), worker.seed())
+    (worker.pid(), worker.index(), worker.generation(), worker.seed())
 }
 
 fn numbers(generation: u64) -> cowbell::Result<Frozen<u64>> {
     Arena::builder(format!("context {generation}")).capacity(1 << 20).build()?.freeze(generation)
 }
 
-fn a_job_knows_its_workers_seat_generation_seed_and_data() -> Outcome {
+fn a_job_knows_its_workers_index_generation_seed_and_data() -> Outcome {
     let here = &table(1)?[0];
     let pool =
         Pool::builder().workers(WORKERS).spawn_with(numbers(0)?, |worker: &WorkerContext<u64>, wanted: u64| {
@@ -247,7 +247,7 @@ fn a_populated_worker_reads_without_a_fault() -> Outcome {
 pub fn trials() -> Vec<Trial> {
     claims![
         workers_draw_equal_numbers_unless_they_seed_their_generators_anew,
-        a_job_knows_its_workers_seat_generation_seed_and_data,
+        a_job_knows_its_workers_index_generation_seed_and_data,
         hooks_run_once_in_each_worker_in_their_order,
         a_buffer_of_the_start_stays_the_workers_own,
         a_pool_that_is_cancelled_begins_no_hook_at_the_end,

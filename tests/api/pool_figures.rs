@@ -77,7 +77,7 @@ fn copies_are_counted_to_the_page(watch: Watch) -> Outcome {
         let jobs: Vec<Touch> = (0..30).map(|job| (round * 7 + job * 3, job % 4, 0)).collect();
         let by_themselves = each(&pool, &jobs)?;
         let stats = pool.worker_stats()?;
-        assert_eq!(stats.iter().map(|worker| worker.seat).collect::<Vec<_>>(), (0..WORKERS).collect::<Vec<_>>());
+        assert_eq!(stats.iter().map(|worker| worker.index).collect::<Vec<_>>(), (0..WORKERS).collect::<Vec<_>>());
         for (pid, pages) in copied(&stats) {
             assert_eq!(pages, anonymous_pages(pid, range)?, "the kernel's count of worker {pid}");
             if let Some((_, last)) = by_themselves.iter().rfind(|own| own.0 == pid) {
@@ -119,11 +119,11 @@ fn a_worker_is_told_with_its_jobs_generation_and_age() -> Outcome {
     let later = pool.worker_stats()?;
     assert!(first.iter().zip(&later).all(|(then, now)| then.pid == now.pid && then.age < now.age));
 
-    // A worker that takes another's seat begins anew.
+    // A worker that replaces another begins anew.
     process::send(first[1].pid, signal::KILL);
     until("the worker is replaced", || pool.stats().started == WORKERS as u64 + 1)?;
     let now = pool.worker_stats()?;
-    let new = now.iter().find(|worker| worker.seat == 1).ok_or("nobody sits there")?;
+    let new = now.iter().find(|worker| worker.index == 1).ok_or("nobody has its index")?;
     assert_eq!((new.jobs, new.copied_pages, new.pid == first[1].pid), (0, Some(PageCount(0)), false));
     assert!(new.age < now[0].age);
     assert_eq!(pool.stats().jobs, 60, "those of the dead one count on");

@@ -79,7 +79,7 @@ fn the_log_tells_each_workers_end_and_its_cause() -> Outcome {
     let now = || pool.worker_stats().map(|stats| stats.first().map(|worker| worker.pid.to_string()));
     let mut ended = BTreeSet::new();
     for (job, parts) in [
-        (1, &["WARN the pool `told`: worker ", "(seat 0, generation 0, 0 jobs, ", " was killed by signal 6"][..]),
+        (1, &["WARN the pool `told`: worker ", "(index 0, generation 0, 0 jobs, ", " was killed by signal 6"][..]),
         (2, &["WARN ", " exited with code 0"]),
         (0, &["WARN ", " was killed: its job's time was over"]),
         (5, &["INFO ", "generation 0, 1 jobs, ", " has left: it had copied 5 pages, and its budget is 3"]),

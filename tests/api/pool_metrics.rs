@@ -59,9 +59,9 @@ fn the_text_of_openmetrics_has_all_figures_and_prometheus_is_content() -> Outcom
     prometheus_is_content(&text)?;
     assert!(text.ends_with("\n# EOF\n"));
     let label = "pool=\"a \\\"pool\\\"\\\\ of\\n{x=\\\"1\\\"} 5\"";
-    let value = |name: &str, seat: Option<usize>| -> Result<f64, Failed> {
-        let seat = seat.map_or_else(String::new, |seat| format!(",seat=\"{seat}\""));
-        let start = format!("{name}{{{label}{seat}}} ");
+    let value = |name: &str, index: Option<usize>| -> Result<f64, Failed> {
+        let index = index.map_or_else(String::new, |index| format!(",worker=\"{index}\""));
+        let start = format!("{name}{{{label}{index}}} ");
         let line =
             text.lines().find_map(|line| line.strip_prefix(&start)).ok_or_else(|| format!("no {start} in\n{text}"))?;
         Ok(line.parse::<f64>()?)
@@ -71,11 +71,11 @@ fn the_text_of_openmetrics_has_all_figures_and_prometheus_is_content() -> Outcom
     let size = page_size().bytes() as f64;
     for worker in pool.worker_stats()? {
         let copied = worker.copied_pages.ok_or("readable")?.0;
-        assert_eq!(value("cowbell_pool_worker_copied_bytes", Some(worker.seat))?, copied as f64 * size);
-        assert_eq!(value("cowbell_pool_worker_jobs", Some(worker.seat))?, worker.jobs as f64);
-        assert_eq!(value("cowbell_pool_worker_generation", Some(worker.seat))?, 0.0);
-        assert!(value("cowbell_pool_worker_uss_bytes", Some(worker.seat))? > 0.0);
-        assert!(value("cowbell_pool_worker_own_bytes", Some(worker.seat))? > 0.0);
+        assert_eq!(value("cowbell_pool_worker_copied_bytes", Some(worker.index))?, copied as f64 * size);
+        assert_eq!(value("cowbell_pool_worker_jobs", Some(worker.index))?, worker.jobs as f64);
+        assert_eq!(value("cowbell_pool_worker_generation", Some(worker.index))?, 0.0);
+        assert!(value("cowbell_pool_worker_uss_bytes", Some(worker.index))? > 0.0);
+        assert!(value("cowbell_pool_worker_own_bytes", Some(worker.index))? > 0.0);
     }
     let data = pool.memory()?.data.ok_or("sealed")?;
     assert_eq!(value("cowbell_pool_data_shared_bytes", None)?, data.shared_bytes as f64);

@@ -35,7 +35,7 @@ fn jobs_run_over_the_newest_data_and_the_workers_of_the_old_leave() -> Outcome {
         assert!(pool.map(0..500).all(|result| result == Ok(number)));
         drop(old);
         let are_new = |workers: &[i32]| workers.len() == 2 && workers.iter().all(|pid| !old_workers.contains(pid));
-        // A seat that is slow to be filled again would leave a generation out.
+        // A worker that is slow to be replaced would leave a generation out.
         until("all are replaced", || are_new(&pool.workers()))?;
     }
     assert_eq!(pool.stats().deaths, 0);

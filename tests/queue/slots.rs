@@ -102,7 +102,7 @@ fn each_death(preemptions: usize, model: impl Fn(u32) -> bool + Send + Sync + Co
     }
 }
 
-/// The job that the dead worker held ends as died, all others with a result, whenever it dies. Its seat is filled again
+/// The job that the dead worker held ends as died, all others with a result, whenever it dies. It is replaced
 /// after the zygote has settled what it left.
 #[test]
 fn a_worker_that_dies_at_any_access_fails_only_what_it_held() {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Copy)]
 struct Mine {
     region: &'static Region,
-    seat: usize,
+    index: usize,
     /// The number of the process in a line of forks: its children have no region.
     process: usize,
 }
@@ -66,10 +66,10 @@ pub(crate) fn land(keep: bool) -> bool {
     all_dropped
 }
 
-/// Says that this process is the worker in `seat`. What it inherited, when its pool was made in a job of another's, is that worker's.
-pub(crate) fn this_is(region: &'static Region, seat: usize) {
+/// Says that this process is the worker of `index`. What it inherited, when its pool was made in a job of another's, is that worker's.
+pub(crate) fn this_is(region: &'static Region, index: usize) {
     boarded().clear();
-    let mine = Mine { region, seat, process: table::process_number() };
+    let mine = Mine { region, index, process: table::process_number() };
     *MINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(mine);
 }
 
@@ -203,10 +203,10 @@ impl<T: Pod> Buffer<T> {
     /// program still holds leave no room.
     pub fn stale(len: usize) -> Result<Self> {
         let () = Self::FITS;
-        let Mine { region, seat, process } =
+        let Mine { region, index, process } =
             mine().ok_or_else(|| Error::invalid("a Buffer is made in a worker of a pool"))?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid("a Buffer of so many elements"))?;
-        let block = Heap::of(region, seat).take(bytes).map_err(|why| {
+        let block = Heap::of(region, index).take(bytes).map_err(|why| {
             let limit = match why {
                 NoBlock::TooLarge => "the pool's result_capacity",
                 NoBlock::AllHeld => "the pool's result_capacity, which results that the program holds fill",

@@ -3,7 +3,7 @@
 //! ```text
 //! | header: bytes, state, next, used | ... | header | ... | zeroes: never used
 //! ```
-//! Blocks lie end to end, so whoever sits on the seat next finds them all. Only the worker splits and joins blocks; each
+//! Blocks lie end to end, so the next worker of the same index finds them all. Only the worker splits and joins blocks; each
 //! step is one store that leaves the row whole. The parent only says that a block is free.
 //!
 //! # Safety
@@ -63,12 +63,12 @@ pub(crate) fn room(region: &Region, block: usize) -> usize {
 
 /// Gives a block back to its worker. Called by the parent.
 pub(crate) fn free(region: &Region, block: usize) {
-    let (Some(header), Some(seat)) = (header(region, block), region.heap_owner(block)) else { return };
+    let (Some(header), Some(index)) = (header(region, block), region.heap_owner(block)) else { return };
     header.state.store(FREE, Ordering::SeqCst);
-    let seat = &region.seats()[seat];
-    if seat.wants_room.load(Ordering::SeqCst) != 0 {
-        seat.freed.fetch_add(1, Ordering::AcqRel);
-        let _how_many = futex::wake(&seat.freed, 1);
+    let owner = &region.workers()[index];
+    if owner.wants_room.load(Ordering::SeqCst) != 0 {
+        owner.freed.fetch_add(1, Ordering::AcqRel);
+        let _how_many = futex::wake(&owner.freed, 1);
     }
 }
 
@@ -106,18 +106,18 @@ pub(crate) enum NoBlock {
 pub(crate) struct Heap<'a> {
     region: &'a Region,
     range: Range,
-    seat: usize,
+    index: usize,
 }
 
 impl<'a> Heap<'a> {
-    /// The heap of the worker's own seat.
-    pub(crate) fn of(region: &'a Region, seat: usize) -> Self {
-        Self { region, range: region.heap(seat), seat }
+    /// The heap of the worker of this index.
+    pub(crate) fn of(region: &'a Region, index: usize) -> Self {
+        Self { region, range: region.heap(index), index }
     }
 
-    /// Takes over the heap of a seat: what its last worker was writing is free again.
-    pub(crate) fn take_over(region: &'a Region, seat: usize) -> Self {
-        let heap = Self::of(region, seat);
+    /// Takes over the heap of the worker that had this index before: what it was writing is free again.
+    pub(crate) fn take_over(region: &'a Region, index: usize) -> Self {
+        let heap = Self::of(region, index);
         heap.blocks().for_each(|(_, header)| {
             let _kept = header.state.compare_exchange(BUILDING, FREE, Ordering::AcqRel, Ordering::Acquire);
         });
@@ -149,23 +149,23 @@ impl<'a> Heap<'a> {
     pub(crate) fn take(&self, bytes: usize) -> Result<usize, NoBlock> {
         let need = bytes.checked_add(HEADER).and_then(|need| need.checked_next_multiple_of(GRAIN));
         let need = need.filter(|&need| need <= self.range.len).ok_or(NoBlock::TooLarge)?;
-        let seat = &self.region.seats()[self.seat];
+        let own = &self.region.workers()[self.index];
         let _alone = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(block) = self.find(need) {
                 return Ok(block);
             }
-            let heard = seat.freed.load(Ordering::Acquire);
-            seat.wants_room.store(1, Ordering::SeqCst);
+            let heard = own.freed.load(Ordering::Acquire);
+            own.wants_room.store(1, Ordering::SeqCst);
             // A block that is freed after this look rings.
             let found = self.find(need);
             let unread = self.blocks().any(|(_, header)| header.state.load(Ordering::SeqCst) == SENT);
             if found.is_none() && unread {
-                seat.waits.store(1, Ordering::Release);
-                let _looked_at_again = futex::wait(&seat.freed, heard, Some(LOOK_AGAIN));
-                seat.waits.store(0, Ordering::Release);
+                own.waits.store(1, Ordering::Release);
+                let _looked_at_again = futex::wait(&own.freed, heard, Some(LOOK_AGAIN));
+                own.waits.store(0, Ordering::Release);
             }
-            seat.wants_room.store(0, Ordering::SeqCst);
+            own.wants_room.store(0, Ordering::SeqCst);
             match found {
                 Some(block) => return Ok(block),
                 None if !unread => return Err(NoBlock::AllHeld),

@@ -2,19 +2,19 @@
 //! the same addresses in all of them.
 //!
 //! ```text
-//! board | ring and places | slots | seats | payloads (the parent allocates and frees) | a heap for each seat (heap.rs)
+//! board | ring and places | slots | worker records | payloads (the parent allocates and frees) | a heap for each worker (heap.rs)
 //! ```
 //! The file is sparse: what nobody touches takes no memory.
 //!
 //! # Safety
-//! Board, slots and seats are atomics only (protocol/board.rs), valid for whatever bytes lie there. Bytes of payloads and
+//! Board, slots and worker records are atomics only (protocol/board.rs), valid for whatever bytes lie there. Bytes of payloads and
 //! heaps are lent out by offset, after a check of the bounds; who may read or write which bytes is settled by the
 //! slot's state (protocol/queue.rs) and the block's (heap.rs).
 #![expect(unsafe_code, reason = "shared memory is looked at by address")]
 
 use crate::arena::registry;
 use crate::error::{Error, Result};
-use crate::pool::protocol::board::{BELLS, Bell, Board, RING, SLOTS, Seat, Slot};
+use crate::pool::protocol::board::{BELLS, Bell, Board, RING, SLOTS, Slot, WorkerRecord};
 use crate::pool::protocol::queue::Queue;
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, memfd};
@@ -28,29 +28,30 @@ pub(crate) const TRIM_MIN: usize = 256 << 10;
 #[derive(Debug)]
 pub(crate) struct Region {
     range: Range,
-    seats: usize,
+    workers: usize,
     ring_at: usize,
     slots_at: usize,
-    seats_at: usize,
+    workers_at: usize,
     payloads: Range,
     heaps_at: usize,
     heap_bytes: usize,
 }
 
 impl Region {
-    /// Room for `seats` workers, `payload_bytes` of jobs and `heap_bytes` of results for each worker.
-    pub(crate) fn new(name: &str, seats: usize, payload_bytes: usize, heap_bytes: usize) -> Result<Self> {
+    /// Room for `workers` workers, `payload_bytes` of jobs and `heap_bytes` of results for each worker.
+    pub(crate) fn new(name: &str, workers: usize, payload_bytes: usize, heap_bytes: usize) -> Result<Self> {
         let page = sys::page_size();
         let too_large = || Error::invalid("the pool's capacities are too large");
         let up = |bytes: usize| page.round_up(bytes).ok_or_else(too_large);
         let ring_at = up(size_of::<Board>())?;
         let slots_at = ring_at + up((RING + SLOTS) * size_of::<AtomicU32>())?;
-        let seats_at = slots_at + up(SLOTS * size_of::<Slot>())?;
-        let payloads_at = seats_at + up(seats * size_of::<Seat>())?;
+        let workers_at = slots_at + up(SLOTS * size_of::<Slot>())?;
+        let payloads_at = workers_at + up(workers * size_of::<WorkerRecord>())?;
         let payload_bytes = up(payload_bytes)?;
         let heaps_at = payloads_at.checked_add(payload_bytes).ok_or_else(too_large)?;
         let heap_bytes = up(heap_bytes)?;
-        let len = heap_bytes.checked_mul(seats).and_then(|heaps| heaps.checked_add(heaps_at)).ok_or_else(too_large)?;
+        let len =
+            heap_bytes.checked_mul(workers).and_then(|heaps| heaps.checked_add(heaps_at)).ok_or_else(too_large)?;
         let len = isize::try_from(len).map_err(|_| too_large())? as usize;
         let file = memfd::create(&format!("cowbell-pool:{name}"))?;
         memfd::set_len(file.as_fd(), len as u64)?;
@@ -59,7 +60,7 @@ impl Region {
         // SAFETY: the range was just reserved and nobody was given an address in it.
         let mapped = unsafe { map::map_shared_at(range, Access::ReadWrite, file.as_fd(), 0) };
         let payloads = Range { start: payloads_at, len: payload_bytes };
-        let region = Self { range, seats, ring_at, slots_at, seats_at, payloads, heaps_at, heap_bytes };
+        let region = Self { range, workers, ring_at, slots_at, workers_at, payloads, heaps_at, heap_bytes };
         mapped.map_err(|e| Error::os("mmap(pool)", e).with_hint(hint))?;
         Ok(region)
     }
@@ -76,16 +77,16 @@ impl Region {
         self.payloads
     }
 
-    /// The offsets of a seat's heap.
-    pub(crate) fn heap(&self, seat: usize) -> Range {
-        assert!(seat < self.seats, "a seat of this pool");
-        Range { start: self.heaps_at + seat * self.heap_bytes, len: self.heap_bytes }
+    /// The offsets of a worker's heap.
+    pub(crate) fn heap(&self, index: usize) -> Range {
+        assert!(index < self.workers, "a worker of this pool");
+        Range { start: self.heaps_at + index * self.heap_bytes, len: self.heap_bytes }
     }
 
-    /// The seat in whose heap an offset lies.
+    /// The index of the worker in whose heap an offset lies.
     pub(crate) fn heap_owner(&self, offset: usize) -> Option<usize> {
-        let seat = offset.checked_sub(self.heaps_at)? / self.heap_bytes;
-        (seat < self.seats).then_some(seat)
+        let index = offset.checked_sub(self.heaps_at)? / self.heap_bytes;
+        (index < self.workers).then_some(index)
     }
 
     fn at<T>(&self, offset: usize) -> *const T {
@@ -105,10 +106,10 @@ impl Region {
         unsafe { std::slice::from_raw_parts(self.at(self.slots_at), SLOTS) }
     }
 
-    /// All seats.
-    pub(crate) fn seats(&self) -> &[Seat] {
+    /// The records of all workers, by index.
+    pub(crate) fn workers(&self) -> &[WorkerRecord] {
         // SAFETY: `new` left room for so many, aligned to a page; atomics are valid for any bytes.
-        unsafe { std::slice::from_raw_parts(self.at(self.seats_at), self.seats) }
+        unsafe { std::slice::from_raw_parts(self.at(self.workers_at), self.workers) }
     }
 
     /// The entries of the ring, and behind them the slots' places in it.
@@ -130,8 +131,8 @@ impl Region {
             places,
             // The mask keeps a number that a stray write spoiled inside.
             state: move |slot: usize| &slots[slot & (SLOTS - 1)].state,
-            bells: &board.signals[..self.seats],
-            idle: &board.idle[..self.seats.div_ceil(64)],
+            bells: &board.signals[..self.workers],
+            idle: &board.idle[..self.workers.div_ceil(64)],
         }
     }
 

@@ -22,8 +22,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// The worker's place in the pool: see [`WorkerInfo::seat`](crate::pool::WorkerInfo::seat).
-    pub seat: usize,
+    /// Which of the pool's workers it is: see [`WorkerInfo::index`](crate::pool::WorkerInfo::index).
+    pub index: usize,
     /// The worker's process id.
     pub pid: i32,
     /// The number of its data set: see [`WorkerInfo::generation`](crate::pool::WorkerInfo::generation).
@@ -71,7 +71,7 @@ pub struct DataMemory {
 #[non_exhaustive]
 pub struct WorkerMemory {
     /// The worker's place in the pool.
-    pub seat: usize,
+    pub index: usize,
     /// The worker's process id.
     pub pid: i32,
     /// Pages of no file that no other process maps: its copies of frozen pages, and what it has written or allocated besides. This is what is free when it
@@ -82,7 +82,7 @@ pub struct WorkerMemory {
 
 /// A worker's words, read together.
 struct Seen {
-    seat: usize,
+    index: usize,
     pid: i32,
     generation: u64,
     age: Duration,
@@ -90,7 +90,7 @@ struct Seen {
 }
 
 impl<T, J, R> Pool<T, J, R> {
-    /// The workers of now, by their seats: who each is, what it has done, and the memory that it has.
+    /// The workers of now, by their indices: who each is, what it has done, and the memory that it has.
     ///
     /// A worker that ends while it is looked at is left out. The workers are neither asked nor stopped; this takes a message to the zygote and back, and what the
     /// kernel takes to walk the page tables of each worker: about 50 ns for each page that it maps.
@@ -101,7 +101,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// # let frozen = Arena::builder("data").capacity(1 << 20).build()?.freeze(5u64)?;
     /// let pool = Pool::builder().workers(2).spawn(frozen, |data, job: u64| data * job)?;
     /// for worker in pool.worker_stats()? {
-    ///     println!("worker {} of seat {}: {} jobs in {:?}", worker.pid, worker.seat, worker.jobs, worker.age);
+    ///     println!("worker {} (process {}): {} jobs in {:?}", worker.index, worker.pid, worker.jobs, worker.age);
     ///     println!("{:?} copied, {:?} bytes of its own", worker.copied_pages, worker.uss_bytes);
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -115,7 +115,7 @@ impl<T, J, R> Pool<T, J, R> {
             Ok((copied(worker)?.count(), uss))
         })?;
         let stats = looked.into_iter().map(|(seen, figures)| WorkerStats {
-            seat: seen.seat,
+            index: seen.index,
             pid: seen.pid,
             generation: seen.generation,
             age: seen.age,
@@ -172,7 +172,7 @@ impl<T, J, R> Pool<T, J, R> {
         let has_data = |worker: &Forked| worker.arenas.iter().any(|arena| arena.range() == data);
         let looked = self.core.look_at_workers(|worker| look(worker.pid, has_data(worker)))?;
         let workers = looked.into_iter().map(|(seen, looked)| WorkerMemory {
-            seat: seen.seat,
+            index: seen.index,
             pid: seen.pid,
             own_bytes: add(looked),
         });
@@ -196,7 +196,7 @@ impl Core {
         let mut all = Vec::new();
         for worker in &workers {
             let looked = permitted(look(worker));
-            // A process keeps its id until the zygote has reaped it, and the seat loses it before.
+            // A process keeps its id until the zygote has reaped it, and the worker's record loses it before.
             let Some(seen) = self.seen(worker) else { continue };
             match looked {
                 // Files of a process without memory are root's, whoever it belonged to.
@@ -210,17 +210,17 @@ impl Core {
         Ok(all)
     }
 
-    /// The words of a worker, if it still has its seat.
+    /// What a worker's record says, if the worker has not been replaced.
     fn seen(&self, worker: &Forked) -> Option<Seen> {
-        let seat = worker.seat as usize;
-        let own = self.region.seats().get(seat)?;
+        let index = worker.index as usize;
+        let own = self.region.workers().get(index)?;
         let generation = own.generation.load(Ordering::Acquire);
         let jobs = own.jobs.load(Ordering::Acquire).saturating_sub(own.jobs_before.load(Ordering::Acquire));
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(worker.started));
         // Last: if these are the worker's still, all that was read before is.
         let started = own.started.load(Ordering::Acquire);
         let pid = own.pid.load(Ordering::Acquire) as i32;
-        (pid == worker.pid && started == worker.started).then_some(Seen { seat, pid, generation, age, jobs })
+        (pid == worker.pid && started == worker.started).then_some(Seen { index, pid, generation, age, jobs })
     }
 }
 

@@ -149,7 +149,7 @@ impl PoolBuilder {
         self.spawn_with(frozen, move |worker: &WorkerContext<T>, job| body(worker.root(), job))
     }
 
-    /// [`Self::spawn`] for jobs that want to know which worker runs them: its seat, its generation, its seed and its frozen data.
+    /// [`Self::spawn`] for jobs that want to know which worker runs them: its index, its generation, its seed and its frozen data.
     ///
     /// # Errors
     /// Those of [`Self::spawn`].

@@ -12,7 +12,7 @@ struct Family {
     help: &'static str,
     /// The last part of the name, if it has a unit.
     unit: &'static str,
-    /// The seat of the worker, where the sample is one's, and the value.
+    /// The index of the worker, where the sample is one's, and the value.
     samples: Vec<(Option<usize>, f64)>,
 }
 
@@ -20,7 +20,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// All figures as the text of OpenMetrics 1.0, which Prometheus reads: [`Pool::stats`], [`Pool::worker_stats`] and [`Pool::memory`]. docs/POOL.md lists the
     /// names. A server sends it with the media type [`OPENMETRICS_MEDIA_TYPE`](crate::pool::OPENMETRICS_MEDIA_TYPE).
     ///
-    /// Each sample has the label `pool`, the pool's name, and those of workers have `seat`, of which there are always the same few.
+    /// Each sample has the label `pool`, the pool's name, and those of workers have `worker`, the worker's index, of which there are always the same few.
     ///
     /// It is a whole text with its own end, so those of two pools cannot be served one behind the other: each has an endpoint of its own, or both pools go
     /// through `record_metrics`. Give each pool a [name](crate::pool::PoolBuilder::name) of its own: two of one name (`pool` by default) are told apart only by where the text was
@@ -42,15 +42,15 @@ impl<T, J, R> Pool<T, J, R> {
         let mut out = Exposition::new();
         for family in self.families()? {
             let mut lines = out.family(family.name, family.kind, family.help, family.unit);
-            for (seat, value) in family.samples {
-                lines.sample(&self.labels(seat), value);
+            for (index, value) in family.samples {
+                lines.sample(&self.labels(index), value);
             }
         }
         Ok(out.finish())
     }
 
     /// The same figures through the facade [`metrics`], to whatever recorder the program has installed: to be called now and then. The names are those of
-    /// [`Self::openmetrics`]; counters end with `_total`. A seat that has no worker at the moment keeps its last values.
+    /// [`Self::openmetrics`]; counters end with `_total`. The values of a worker that is gone stay until another has its index.
     ///
     /// Give each pool a [name](crate::pool::PoolBuilder::name) of its own. Two of one name (`pool` by default) write the same metrics: gauges have the values of the one that called this
     /// last, and counters, which are set by `Counter::absolute` and never fall, those of the one that has counted more. It is the same with a pool that is made after an earlier one of its name has ended.
@@ -74,20 +74,20 @@ impl<T, J, R> Pool<T, J, R> {
                 "seconds" => metrics::Unit::Seconds,
                 _ => metrics::Unit::Count,
             };
-            let labels = |seat| self.labels(seat).iter().map(metrics::Label::from).collect::<Vec<_>>();
+            let labels = |index| self.labels(index).iter().map(metrics::Label::from).collect::<Vec<_>>();
             match family.kind {
                 Kind::Gauge => {
                     metrics::describe_gauge!(family.name, unit, family.help);
-                    for (seat, value) in family.samples {
-                        metrics::gauge!(family.name, labels(seat)).set(value);
+                    for (index, value) in family.samples {
+                        metrics::gauge!(family.name, labels(index)).set(value);
                     }
                 }
                 Kind::Counter => {
                     let name = format!("{}_total", family.name);
                     metrics::describe_counter!(name.clone(), unit, family.help);
-                    for (seat, value) in family.samples {
+                    for (index, value) in family.samples {
                         // All of them count events, far below the numbers that a float cannot hold.
-                        metrics::counter!(name.clone(), labels(seat)).absolute(value as u64);
+                        metrics::counter!(name.clone(), labels(index)).absolute(value as u64);
                     }
                 }
             }
@@ -95,9 +95,9 @@ impl<T, J, R> Pool<T, J, R> {
         Ok(())
     }
 
-    fn labels(&self, seat: Option<usize>) -> Vec<(&'static str, String)> {
+    fn labels(&self, index: Option<usize>) -> Vec<(&'static str, String)> {
         let pool = ("pool", self.core.settings.name.clone());
-        std::iter::once(pool).chain(seat.map(|seat| ("seat", seat.to_string()))).collect()
+        std::iter::once(pool).chain(index.map(|index| ("worker", index.to_string()))).collect()
     }
 
     fn families(&self) -> Result<Vec<Family>> {
@@ -112,10 +112,10 @@ impl<T, J, R> Pool<T, J, R> {
         };
         let gauge = |name, unit, help, samples| Family { name, kind: Kind::Gauge, help, unit, samples };
         let of_workers = |figure: &dyn Fn(&super::figures::WorkerStats) -> Option<f64>| -> Vec<_> {
-            workers.iter().filter_map(|worker| Some((Some(worker.seat), figure(worker)?))).collect()
+            workers.iter().filter_map(|worker| Some((Some(worker.index), figure(worker)?))).collect()
         };
         let one = |value: Option<u64>| value.map(|value| (None, value as f64)).into_iter().collect::<Vec<_>>();
-        let own = memory.workers.iter().filter_map(|worker| Some((Some(worker.seat), worker.own_bytes? as f64)));
+        let own = memory.workers.iter().filter_map(|worker| Some((Some(worker.index), worker.own_bytes? as f64)));
         Ok(vec![
             counter("cowbell_pool_jobs", "Jobs that workers have run to their end.", stats.jobs),
             counter("cowbell_pool_workers_started", "Workers that were started.", stats.started),

@@ -130,9 +130,9 @@ impl<T, J, R> Pool<T, J, R> {
             return Stats::default();
         }
         let board = self.core.region.board();
-        let seats = self.core.region.seats();
+        let workers = self.core.region.workers();
         Stats {
-            jobs: seats.iter().map(|seat| seat.jobs.load(Ordering::Acquire)).sum(),
+            jobs: workers.iter().map(|worker| worker.jobs.load(Ordering::Acquire)).sum(),
             started: board.started.load(Ordering::Acquire),
             deaths: board.deaths.load(Ordering::Acquire),
             retired: board.retired.load(Ordering::Acquire),
@@ -146,7 +146,7 @@ impl<T, J, R> Pool<T, J, R> {
         if self.core.check_process().is_err() {
             return Vec::new();
         }
-        let pids = self.core.region.seats().iter().map(|seat| seat.pid.load(Ordering::Acquire) as i32);
+        let pids = self.core.region.workers().iter().map(|worker| worker.pid.load(Ordering::Acquire) as i32);
         pids.filter(|&pid| pid != 0).collect()
     }
 

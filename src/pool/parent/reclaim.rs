@@ -96,7 +96,7 @@ impl Core {
     /// not asked for yet, too. Was there one?
     pub(crate) fn make_room(&self) -> bool {
         let mut made = false;
-        let wanted = self.region.seats().iter().any(|seat| seat.waits.load(Ordering::Acquire) != 0);
+        let wanted = self.region.workers().iter().any(|worker| worker.waits.load(Ordering::Acquire) != 0);
         for number in 0..self.region.board().slots_used.load(Ordering::Acquire) as usize {
             if !self.is_done(number) {
                 continue;

@@ -3,7 +3,7 @@
 use super::core::{Core, LOOK_AFTER, lock};
 use super::reactor::{self, Program, Reactor};
 use crate::arena::signal_safe::table;
-use crate::pool::protocol::board::{Bell, Seat};
+use crate::pool::protocol::board::{Bell, WorkerRecord};
 use crate::pool::protocol::failure::JobError;
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::protocol::spin::Patience;
@@ -57,12 +57,12 @@ impl Core {
 
     /// Does a batch wait for results of others to be read? Its worker does, or all that could take it.
     pub(crate) fn starves(&self, number: usize) -> bool {
-        let waits = |seat: &Seat| seat.waits.load(Ordering::Acquire) != 0;
-        let seats = self.region.seats();
+        let waits = |worker: &WorkerRecord| worker.waits.load(Ordering::Acquire) != 0;
+        let workers = self.region.workers();
         let state = self.slot(number).state.load(Ordering::Acquire);
         match queue::holder(state) {
-            Some(seat) => seats.get(seat).is_some_and(waits),
-            None => state == QUEUED && seats.iter().all(waits),
+            Some(index) => workers.get(index).is_some_and(waits),
+            None => state == QUEUED && workers.iter().all(waits),
         }
     }
 
@@ -80,7 +80,7 @@ impl Core {
 
     /// Makes room if a worker waits for it.
     pub(crate) fn make_room_if_wanted(&self) {
-        if self.region.seats().iter().any(|seat| seat.waits.load(Ordering::Acquire) != 0) {
+        if self.region.workers().iter().any(|worker| worker.waits.load(Ordering::Acquire) != 0) {
             self.make_room();
         }
     }

@@ -1,6 +1,6 @@
 //! The words that parent, zygote and workers share, and what they mean. The mapping that they lie in is `memory::region`'s.
 //!
-//! Board, slots and seats are atomics only, valid for whatever bytes lie there; a new memfd holds zeroes.
+//! Board, slots and worker records are atomics only, valid for whatever bytes lie there; a new memfd holds zeroes.
 
 use super::bell;
 use super::queue::{Long, Word};
@@ -16,7 +16,7 @@ pub(crate) const RING: usize = 4 * SLOTS;
 /// Words for waiting threads of the parent; threads may share one.
 pub(crate) const BELLS: usize = 64;
 /// The most workers a pool can have.
-pub(crate) const SEATS_MAX: usize = 1024;
+pub(crate) const WORKERS_MAX: usize = 1024;
 
 impl Word for AtomicU32 {
     fn load(&self) -> u32 {
@@ -89,9 +89,9 @@ pub(crate) struct Board {
     pub(crate) over_budget: AtomicU64,
     pub(crate) reshared: AtomicU64,
     pub(crate) jobs: AtomicU64,
-    pub(crate) idle: [AtomicU64; SEATS_MAX / 64],
+    pub(crate) idle: [AtomicU64; WORKERS_MAX / 64],
     /// The bell on which workers sleep.
-    pub(crate) signals: [AtomicU32; SEATS_MAX],
+    pub(crate) signals: [AtomicU32; WORKERS_MAX],
     /// The bells on which threads of the parent sleep; the first is for those who need a slot.
     pub(crate) bells: [Bell; BELLS],
 }
@@ -128,9 +128,9 @@ pub(crate) struct Slot {
     pub(crate) generation: AtomicU64,
 }
 
-/// A worker's place.
+/// What is known of the worker with one index, and of those that had the index before.
 #[repr(C, align(64))]
-pub(crate) struct Seat {
+pub(crate) struct WorkerRecord {
     pub(crate) pid: AtomicU32,
     /// Why the worker left of its own accord (worker/mod.rs).
     pub(crate) left: AtomicU32,
@@ -138,7 +138,7 @@ pub(crate) struct Seat {
     pub(crate) jobs: AtomicU64,
     /// Copied pages at the last census.
     pub(crate) copied: AtomicU64,
-    /// Raised when a block of the seat's heap is freed and somebody waits for that.
+    /// Raised when a block of the worker's heap is freed and somebody waits for that.
     pub(crate) freed: AtomicU32,
     pub(crate) wants_room: AtomicU32,
     /// Not 0: waits for room, so the time limit stands still.
@@ -147,15 +147,15 @@ pub(crate) struct Seat {
     known: AtomicU32,
     /// When the worker was begun, in ns of the monotonic clock: with its id this names it for good.
     pub(crate) started: AtomicU64,
-    /// The jobs that the seat's earlier workers had done.
+    /// The jobs that earlier workers of the index had done.
     pub(crate) jobs_before: AtomicU64,
 }
 
 // One cache line, as it says: what a worker counts is in the way of no other.
-const _: () = assert!(size_of::<Seat>() == 64);
+const _: () = assert!(size_of::<WorkerRecord>() == 64);
 
-impl Seat {
-    /// A worker is about to begin. The seat has no id now: whoever reads it twice with one id and one start has read one worker.
+impl WorkerRecord {
+    /// A worker is about to begin. The record has no id now: whoever reads it twice with one id and one start has read one worker.
     pub(crate) fn clear(&self, generation: u64, now_ns: u64) {
         self.generation.store(generation, Ordering::Release);
         self.started.store(now_ns, Ordering::Release);

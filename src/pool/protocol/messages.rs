@@ -31,9 +31,9 @@ pub(crate) enum Reply {
 /// A worker as it was forked: what one must know to read its page tables.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Forked {
-    pub(crate) seat: u32,
+    pub(crate) index: u32,
     pub(crate) pid: i32,
-    /// When it was begun, as its seat says.
+    /// When it was begun, as its record says.
     pub(crate) started: u64,
     /// Its arenas are under userfaultfd, so that untouched pages hold markers.
     pub(crate) armed: bool,

@@ -3,11 +3,11 @@
 //! ```text
 //!  ring   .. | 7 | 3 | 9 | 4 |        entries are numbers of slots; only the parent adds at the tail
 //!              ^head       ^tail      the head is a hint that anybody moves over a slot that is not queued
-//!  slot 3      FREE -> QUEUED -> TAKEN(seat) -> DONE -> FREE
-//!                                  \_ HELD(seat): for a moment, or until the worker dies
+//!  slot 3      FREE -> QUEUED -> TAKEN(index) -> DONE -> FREE
+//!                                  \_ HELD(index): for a moment, or until the worker dies
 //! ```
 //! **A worker may die at any instruction.** What counts is a slot's state alone, and each change of it is one store:
-//! a slot is queued, or somebody's whose seat stands in it. So the zygote finds what a dead worker held by looking at the
+//! a slot is queued, or that of the worker whose index stands in it. So the zygote finds what a dead worker held by looking at the
 //! slots. An entry of the ring is no right to anything: one that is read too late finds its slot taken, or queued again,
 //! and then taking it is right as well, because some entry at or behind the head names every queued slot.
 //!
@@ -59,39 +59,39 @@ pub const FREE: u32 = 0;
 pub const QUEUED: u32 = 1;
 /// The parent reads its results.
 pub const DONE: u32 = 2;
-/// A worker's; its seat stands in the upper bits.
+/// A worker's; its index stands in the upper bits.
 const TAKEN: u32 = 3;
-/// A worker's that may not give it back; its seat stands in the upper bits.
+/// A worker's that may not give it back; its index stands in the upper bits.
 const HELD: u32 = 4;
-const SEAT_SHIFT: u32 = 8;
+const WORKER_SHIFT: u32 = 8;
 
-/// The state of a slot that the worker in `seat` holds.
-pub fn taken_by(seat: usize) -> u32 {
-    TAKEN | (seat as u32) << SEAT_SHIFT
+/// The state of a slot that the worker of `index` holds.
+pub fn taken_by(index: usize) -> u32 {
+    TAKEN | (index as u32) << WORKER_SHIFT
 }
 
-/// The seat that holds a slot in this state.
+/// The index of the worker that holds a slot in this state.
 pub fn holder(state: u32) -> Option<usize> {
-    matches!(state & 0xff, TAKEN | HELD).then_some((state >> SEAT_SHIFT) as usize)
+    matches!(state & 0xff, TAKEN | HELD).then_some((state >> WORKER_SHIFT) as usize)
 }
 
-/// The worker in `seat` is done with a slot. False while somebody decides whether the worker is to end with it.
-pub fn give_back<W: Word>(state: &W, seat: usize) -> bool {
-    state.replace(taken_by(seat), DONE)
+/// The worker in `index` is done with a slot. False while somebody decides whether the worker is to end with it.
+pub fn give_back<W: Word>(state: &W, index: usize) -> bool {
+    state.replace(taken_by(index), DONE)
 }
 
-/// Keeps a slot in the hands of the worker in `seat`; false if it is not there, or kept already.
-pub fn hold<W: Word>(state: &W, seat: usize) -> bool {
-    state.replace(taken_by(seat), held_by(seat))
+/// Keeps a slot in the hands of the worker of `index`; false if it is not there, or kept already.
+pub fn hold<W: Word>(state: &W, index: usize) -> bool {
+    state.replace(taken_by(index), held_by(index))
 }
 
-/// The worker in `seat` may give the slot back after all.
-pub fn let_go<W: Word>(state: &W, seat: usize) {
-    state.replace(held_by(seat), taken_by(seat));
+/// The worker in `index` may give the slot back after all.
+pub fn let_go<W: Word>(state: &W, index: usize) {
+    state.replace(held_by(index), taken_by(index));
 }
 
-fn held_by(seat: usize) -> u32 {
-    HELD | (seat as u32) << SEAT_SHIFT
+fn held_by(index: usize) -> u32 {
+    HELD | (index as u32) << WORKER_SHIFT
 }
 
 /// A view of the words, which lie in shared memory.
@@ -106,9 +106,9 @@ pub struct Queue<'a, W, L, S> {
     pub places: &'a [W],
     /// A slot's state.
     pub state: S,
-    /// A seat's word to sleep on.
+    /// The word that a worker sleeps on, by index.
     pub bells: &'a [W],
-    /// The seats whose workers sleep, a bit a seat.
+    /// The workers that sleep, a bit an index.
     pub idle: &'a [L],
 }
 
@@ -131,27 +131,27 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
     pub fn announce(&self) {
         W::fence();
         for (at, idle) in self.idle.iter().enumerate() {
-            let mut seats = idle.load();
-            while seats != 0 {
-                let bit = seats & seats.wrapping_neg();
+            let mut sleeping = idle.load();
+            while sleeping != 0 {
+                let bit = sleeping & sleeping.wrapping_neg();
                 if idle.clear(bit) & bit != 0 {
                     self.wake(at * 64 + bit.trailing_zeros() as usize);
                     return;
                 }
-                seats &= !bit;
+                sleeping &= !bit;
             }
         }
     }
 
-    /// Takes the first queued slot for the worker in `seat`.
-    pub fn claim(&self, seat: usize) -> Option<usize> {
+    /// Takes the first queued slot for the worker of `index`.
+    pub fn claim(&self, index: usize) -> Option<usize> {
         loop {
             let head = self.head.load();
             if head == self.tail.load() {
                 return None;
             }
             let slot = self.entry(head).load() as usize;
-            let mine = (self.state)(slot).replace(QUEUED, taken_by(seat));
+            let mine = (self.state)(slot).replace(QUEUED, taken_by(index));
             // Fails if somebody else moved it, and that is as well.
             self.head.replace(head, head + 1);
             if mine {
@@ -161,10 +161,10 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
     }
 
     /// Sleeps until there may be something to take, or `leave` holds, or the time is over.
-    pub fn sleep(&self, seat: usize, timeout: Option<Duration>, leave: impl Fn() -> bool) {
-        let bell = &self.bells[seat];
+    pub fn sleep(&self, index: usize, timeout: Option<Duration>, leave: impl Fn() -> bool) {
+        let bell = &self.bells[index];
         let heard = bell.load();
-        let (idle, bit) = (&self.idle[seat / 64], 1u64 << (seat % 64));
+        let (idle, bit) = (&self.idle[index / 64], 1u64 << (index % 64));
         idle.set(bit);
         W::fence();
         // A pusher that comes after this look sees the bit.
@@ -186,23 +186,23 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
         }
     }
 
-    /// The worker in `seat` is dead: from now on wakes are for others, and what one was for is told to everybody.
+    /// The worker in `index` is dead: from now on wakes are for others, and what one was for is told to everybody.
     ///
     /// The order counts. Who announces clears the bit before, and then what was pushed is seen here; or finds it cleared.
-    pub fn bury(&self, seat: usize) {
-        self.idle[seat / 64].clear(1 << (seat % 64));
+    pub fn bury(&self, index: usize) {
+        self.idle[index / 64].clear(1 << (index % 64));
         self.nudge();
     }
 
     /// Wakes everybody.
     pub fn wake_all(&self) {
-        for seat in 0..self.bells.len() {
-            self.wake(seat);
+        for index in 0..self.bells.len() {
+            self.wake(index);
         }
     }
 
-    fn wake(&self, seat: usize) {
-        let bell = &self.bells[seat];
+    fn wake(&self, index: usize) {
+        let bell = &self.bells[index];
         bell.increment();
         bell.wake();
     }

@@ -9,7 +9,7 @@ use crate::pool::memory::heap::{self, Heap, NoBlock};
 use crate::pool::memory::region::Region;
 use crate::pool::memory::{buffer, results};
 use crate::pool::protocol::batch::{self, Status};
-use crate::pool::protocol::board::{Seat, Slot};
+use crate::pool::protocol::board::{Slot, WorkerRecord};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
 use crate::pool::protocol::spin::Patience;
@@ -84,7 +84,7 @@ pub(crate) trait Work {
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The worker's life; returns when it leaves.
-pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, work: &mut dyn Work) {
+pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, work: &mut dyn Work) {
     process::set_name(c"cowbell-worker");
     settings.worker_signals.begin_worker();
     process::die_first_of_memory();
@@ -96,10 +96,10 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
         log::warn!("worker {}: {e}", process::pid());
         return;
     }
-    let Some(own) = region.seats().get(seat) else { return };
-    // This frees what the seat's last worker had under way, so it comes before any code of the program's, whose buffers lie there too.
-    let heap = Heap::take_over(region, seat);
-    buffer::this_is(region, seat);
+    let Some(own) = region.workers().get(index) else { return };
+    // This frees what the last worker of this index had under way, so it comes before any code of the program's, whose buffers lie there too.
+    let heap = Heap::take_over(region, index);
+    buffer::this_is(region, index);
     own.welcome(region.board(), process::pid());
     let generation = own.generation.load(Ordering::Acquire);
     let mut seed = [0; 32];
@@ -107,7 +107,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
         log::warn!("worker {}: getrandom: {e}", process::pid());
         return;
     }
-    let info = WorkerInfo { seat, generation, seed };
+    let info = WorkerInfo { index, generation, seed };
     work.begin(info);
     // Jobs can do without.
     if settings.populate
@@ -122,7 +122,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
     if process::die_with_parent().is_err() || process::parent_pid() != zygote {
         return;
     }
-    let worker = Worker { region, settings, seat, own, generation, heap, faults_checked: 0 };
+    let worker = Worker { region, settings, index, own, generation, heap, faults_checked: 0 };
     worker.work(work);
     // A program that cancels the pool kills its workers, and would cut a hook off.
     if region.board().closing.load(Ordering::Acquire) != 2 {
@@ -133,8 +133,8 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, seat: usize, wo
 struct Worker<'a> {
     region: &'static Region,
     settings: &'a Settings,
-    seat: usize,
-    own: &'a Seat,
+    index: usize,
+    own: &'a WorkerRecord,
     generation: u64,
     heap: Heap<'static>,
     /// The number of page faults at the last census.
@@ -154,7 +154,7 @@ impl Worker<'_> {
                 self.own.left.store(left as u32, Ordering::Release);
                 return;
             }
-            if let Some(slot) = queue.claim(self.seat) {
+            if let Some(slot) = queue.claim(self.index) {
                 self.run(slot, work, &mut outcome);
                 trimmed = false;
                 // A worker has a batch, so the pool is not broken any more.
@@ -175,7 +175,7 @@ impl Worker<'_> {
                 continue;
             }
             let since = Instant::now();
-            queue.sleep(self.seat, (!trimmed).then_some(IDLE), || self.leaves().is_some() || self.closes_when_empty());
+            queue.sleep(self.index, (!trimmed).then_some(IDLE), || self.leaves().is_some() || self.closes_when_empty());
             if !trimmed && since.elapsed() >= IDLE {
                 self.heap.trim();
                 trimmed = true;
@@ -227,7 +227,7 @@ impl Worker<'_> {
         }
         output.send();
         slot.ran.store(sys::monotonic_ns() - begun, Ordering::Release);
-        while !queue::give_back(&slot.state, self.seat) {
+        while !queue::give_back(&slot.state, self.index) {
             // The zygote decides whether this process is to end now.
             std::thread::yield_now();
         }

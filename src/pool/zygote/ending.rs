@@ -30,9 +30,9 @@ impl Zygote<'_> {
                     continue;
                 }
                 shortest = shortest.min(limit);
-                let Some(seat) = queue::holder(state) else { continue };
-                if self.is_over(number, slot, seen, seat, limit) {
-                    over.push((number, seen, seat));
+                let Some(index) = queue::holder(state) else { continue };
+                if self.is_over(number, slot, seen, index, limit) {
+                    over.push((number, seen, index));
                 }
             }
             if shortest < u64::MAX || pass == 1 {
@@ -41,8 +41,8 @@ impl Zygote<'_> {
             // A thread that queues from now on notifies; one that queued before is seen by the second look.
             watched.store(0, Ordering::SeqCst);
         }
-        for (number, seen, seat) in over {
-            self.condemn(number, seen, seat, Failure::TimedOut);
+        for (number, seen, index) in over {
+            self.condemn(number, seen, index, Failure::TimedOut);
         }
         if shortest == u64::MAX {
             return None;
@@ -56,18 +56,18 @@ impl Zygote<'_> {
     /// that wait for room, for which it stands still. If all were stopped nothing would go on.
     pub(crate) fn end_stopped(&mut self, limit: Duration) {
         let mut over = Vec::new();
-        for (seat, member) in self.crew.iter_mut().enumerate() {
+        for (index, member) in self.crew.iter_mut().enumerate() {
             if !member.child.as_ref().is_some_and(|child| pidfd::is_stopped(child.pidfd())) {
                 member.stopped = None;
             } else if member.stopped.get_or_insert_with(Instant::now).elapsed() > limit {
-                over.push(seat);
+                over.push(index);
             }
         }
-        for seat in over {
-            let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(seat);
+        for index in over {
+            let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(index);
             if let Some((number, slot)) = self.slots().find(|(_, slot)| held(slot)) {
-                self.condemn(number, progress::look(&slot.progress), seat, Failure::TimedOut);
-            } else if let Some(member) = self.crew.get_mut(seat)
+                self.condemn(number, progress::look(&slot.progress), index, Failure::TimedOut);
+            } else if let Some(member) = self.crew.get_mut(index)
                 && let Some(child) = member.child.as_ref()
             {
                 member.killed = Some(Killed::TimedOut);
@@ -79,12 +79,12 @@ impl Zygote<'_> {
     }
 
     /// Tells whether the time of a slot's current job is over.
-    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, seat: usize, limit: u64) -> bool {
+    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, index: usize, limit: u64) -> bool {
         match seen.phase() {
             Phase::Condemned => false,
             Phase::Running => {
                 let now = sys::monotonic_ns();
-                if self.region.seats().get(seat).is_some_and(|seat| seat.waits.load(Ordering::Acquire) != 0) {
+                if self.region.workers().get(index).is_some_and(|worker| worker.waits.load(Ordering::Acquire) != 0) {
                     // The worker waits for the parent to read results.
                     slot.since.store(now, Ordering::Release);
                 }
@@ -102,16 +102,16 @@ impl Zygote<'_> {
     }
 
     /// Lets a job end with its worker, if the job is current still.
-    pub(crate) fn condemn(&mut self, number: usize, seen: Seen, seat: usize, why: Failure) -> bool {
+    pub(crate) fn condemn(&mut self, number: usize, seen: Seen, index: usize, why: Failure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
-        let Some(member) = self.crew.get_mut(seat) else { return false };
+        let Some(member) = self.crew.get_mut(index) else { return false };
         let Some(child) = member.child.as_ref() else { return false };
         // A worker that is killed must not have gone on to another batch.
-        if !queue::hold(&slot.state, seat) {
+        if !queue::hold(&slot.state, index) {
             return false;
         }
         if !progress::condemn(&slot.progress, seen) {
-            queue::let_go(&slot.state, seat);
+            queue::let_go(&slot.state, index);
             return false;
         }
         self.condemned.insert(number, (seen.job(), why));
@@ -126,9 +126,9 @@ impl Zygote<'_> {
     pub(crate) fn cancel(&mut self, number: usize, job: usize) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let seen = progress::look(&slot.progress);
-        let seat = queue::holder(slot.state.load(Ordering::Acquire));
+        let index = queue::holder(slot.state.load(Ordering::Acquire));
         let current = seen.job() == job && job < slot.jobs.load(Ordering::Acquire) as usize;
-        current && seat.is_some_and(|seat| self.condemn(number, seen, seat, Failure::Cancelled))
+        current && index.is_some_and(|index| self.condemn(number, seen, index, Failure::Cancelled))
     }
 
     /// Closes the pool: workers leave when nothing is queued, or are killed.
@@ -143,8 +143,8 @@ impl Zygote<'_> {
             return;
         }
         for (number, slot) in self.slots() {
-            if let Some(seat) = queue::holder(slot.state.load(Ordering::Acquire)) {
-                self.condemn(number, progress::look(&slot.progress), seat, Failure::Cancelled);
+            if let Some(index) = queue::holder(slot.state.load(Ordering::Acquire)) {
+                self.condemn(number, progress::look(&slot.progress), index, Failure::Cancelled);
             }
         }
         for member in &mut self.crew {

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 pub(crate) use telling::tell;
 use telling::{End, Killed};
 
-/// Tokens of the poller above all seats.
+/// Tokens of the poller above the indices of all workers.
 const ORDERS: u64 = 1 << 32;
 const LIMITS: u64 = ORDERS + 1;
 
@@ -40,7 +40,7 @@ const EXITS_MAX: usize = 1024;
 
 /// A worker that dies this often in a row before it has done anything is not started at once again.
 const SHORT_LIVES: u32 = 3;
-/// When all seats have been empty for so many tries, the pool is given up.
+/// When no worker could be started for so many tries, the pool is given up.
 const SHORT_LIVES_MAX: u32 = 12;
 
 /// The data and the closure, without their types.
@@ -55,7 +55,7 @@ pub(crate) trait Data: Work {
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()>;
 }
 
-/// The zygote's side of a seat.
+/// What the zygote knows of the worker with one index.
 #[derive(Default)]
 pub(crate) struct Member {
     pub(crate) child: Option<Child>,
@@ -173,7 +173,7 @@ impl<'a> Zygote<'a> {
                         }
                     }
                     LIMITS => process::take_notice(&self.channels.limits),
-                    seat => self.reap(seat as usize),
+                    index => self.reap(index as usize),
                 }
             }
             self.start_due();
@@ -184,11 +184,11 @@ impl<'a> Zygote<'a> {
     }
 
     fn start_all(&mut self) -> Result<()> {
-        (0..self.settings.workers).try_for_each(|seat| self.start(seat))
+        (0..self.settings.workers).try_for_each(|index| self.start(index))
     }
 
-    fn start(&mut self, seat: usize) -> Result<()> {
-        let Some(own) = self.region.seats().get(seat) else { return Ok(()) };
+    fn start(&mut self, index: usize) -> Result<()> {
+        let Some(own) = self.region.workers().get(index) else { return Ok(()) };
         let board = self.region.board();
         own.clear(board.generation.0.load(Ordering::Acquire), sys::monotonic_ns());
         let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
@@ -199,13 +199,13 @@ impl<'a> Zygote<'a> {
         let child = fork::spawn(&options, |_| {
             // Copies of descriptors that are the zygote's business.
             crew.clear();
-            worker::live(region, settings, seat, data);
+            worker::live(region, settings, index, data);
         });
         drop(held);
         let child = child?;
         own.welcome(board, child.pid());
-        self.poller.add(child.pidfd(), seat as u64).map_err(|e| Error::os("epoll_ctl", e))?;
-        if let Some(member) = self.crew.get_mut(seat) {
+        self.poller.add(child.pidfd(), index as u64).map_err(|e| Error::os("epoll_ctl", e))?;
+        if let Some(member) = self.crew.get_mut(index) {
             member.killed = None;
             member.child = Some(child);
             member.due = None;
@@ -216,28 +216,28 @@ impl<'a> Zygote<'a> {
 
     /// Starts whoever's time has come.
     fn start_due(&mut self) {
-        for seat in 0..self.crew.len() {
-            let due = self.crew.get(seat).and_then(|member| member.due).is_some_and(|due| due <= Instant::now());
+        for index in 0..self.crew.len() {
+            let due = self.crew.get(index).and_then(|member| member.due).is_some_and(|due| due <= Instant::now());
             if !due || self.closing {
                 continue;
             }
-            if let Err(e) = self.start(seat) {
+            if let Err(e) = self.start(index) {
                 // The worker may have run for a moment and taken a batch, before it was found to lack something.
-                if let Some(own) = self.region.seats().get(seat) {
+                if let Some(own) = self.region.workers().get(index) {
                     own.pid.store(0, Ordering::Release);
                     // Then it was counted as started.
                     self.region.board().deaths.fetch_add(u64::from(own.is_welcomed()), Ordering::AcqRel);
                 }
-                self.settle(seat, Death::of(Ended::Signaled(signal::KILL)));
-                self.put_off(seat);
+                self.settle(index, Death::of(Ended::Signaled(signal::KILL)));
+                self.put_off(index);
                 tell(|| log::warn!("no worker can be started: {e}"));
             }
         }
     }
 
-    /// Lets a seat be filled again: at once, or after a while if its workers do not last.
-    fn put_off(&mut self, seat: usize) {
-        let Some(member) = self.crew.get_mut(seat) else { return };
+    /// Lets a worker be replaced: at once, or after a while if the workers of its index do not last.
+    fn put_off(&mut self, index: usize) {
+        let Some(member) = self.crew.get_mut(index) else { return };
         member.short_lives += 1;
         let wait = match member.short_lives.checked_sub(SHORT_LIVES) {
             None => Duration::ZERO,
@@ -254,11 +254,11 @@ impl<'a> Zygote<'a> {
     }
 
     /// A worker has ended: tells what became of its job and has it replaced.
-    fn reap(&mut self, seat: usize) {
-        let Some(mut child) = self.crew.get_mut(seat).and_then(|member| member.child.take()) else { return };
+    fn reap(&mut self, index: usize) {
+        let Some(mut child) = self.crew.get_mut(index).and_then(|member| member.child.take()) else { return };
         let _closed_soon = self.poller.remove(child.pidfd());
         // The kernel may soon give the worker's id to another process.
-        if let Some(own) = self.region.seats().get(seat) {
+        if let Some(own) = self.region.workers().get(index) {
             own.pid.store(0, Ordering::Release);
         }
         let exit = match child.wait() {
@@ -268,12 +268,12 @@ impl<'a> Zygote<'a> {
                 // The worker is killed, if it lives.
                 tell(|| drop(child));
                 self.region.board().deaths.fetch_add(1, Ordering::AcqRel);
-                self.settle(seat, Death::of(Ended::Unknown));
-                self.put_off(seat);
+                self.settle(index, Death::of(Ended::Unknown));
+                self.put_off(index);
                 return tell(|| log::warn!("worker {pid}: {e}"));
             }
         };
-        let Some(own) = self.region.seats().get(seat) else { return };
+        let Some(own) = self.region.workers().get(index) else { return };
         let board = self.region.board();
         let left = Left::of(own.left.load(Ordering::Acquire)).filter(|_| exit.ended == Ended::Exited(0));
         let death = Death {
@@ -287,22 +287,22 @@ impl<'a> Zygote<'a> {
         if left == Some(Left::OverBudget) {
             board.retired.fetch_add(1, Ordering::AcqRel);
         }
-        let killed = self.crew.get(seat).and_then(|member| member.killed);
+        let killed = self.crew.get(index).and_then(|member| member.killed);
         let killed = killed.filter(|_| exit.ended == Ended::Signaled(signal::KILL));
-        let end = End { own, seat, pid: child.pid(), left, death, killed };
-        let held = self.settle(seat, death);
+        let end = End { own, index, pid: child.pid(), left, death, killed };
+        let held = self.settle(index, death);
         if self.exits.len() == EXITS_MAX {
             self.exits.pop_front();
             self.exits_lost += 1;
         }
         let retired = left.is_some();
         self.exits.push_back(WorkerExit { pid: child.pid(), death, left_by_itself: retired, report: exit.report });
-        let Some(member) = self.crew.get_mut(seat) else { return };
+        let Some(member) = self.crew.get_mut(index) else { return };
         if held || retired || own.jobs.load(Ordering::Acquire) > own.jobs_before.load(Ordering::Acquire) {
             member.short_lives = 0;
             member.due = Some(Instant::now());
         } else {
-            self.put_off(seat);
+            self.put_off(index);
         }
         // Last, because the logger is the program's: whoever waits for the job has its result, however long this takes.
         tell(|| end.log(self.settings));
@@ -321,10 +321,10 @@ impl<'a> Zygote<'a> {
     }
 
     /// Writes into the slots that a dead worker held how far it came; did it hold any?
-    fn settle(&mut self, seat: usize, death: Death) -> bool {
+    fn settle(&mut self, index: usize, death: Death) -> bool {
         let mut held = false;
         for (number, slot) in self.slots() {
-            if queue::holder(slot.state.load(Ordering::Acquire)) != Some(seat) {
+            if queue::holder(slot.state.load(Ordering::Acquire)) != Some(index) {
                 continue;
             }
             held = true;
@@ -343,7 +343,7 @@ impl<'a> Zygote<'a> {
             slot.state.store(DONE, Ordering::SeqCst);
         }
         // A wake that the dead one was to get is somebody else's now, and it may have ended a batch without ringing.
-        self.region.queue().bury(seat);
+        self.region.queue().bury(index);
         self.region.tell_all();
         held
     }
@@ -381,8 +381,8 @@ impl<'a> Zygote<'a> {
     }
 
     fn workers(&self) -> Reply {
-        let crew = self.crew.iter().zip(self.region.seats()).enumerate();
-        let now = crew.filter_map(|(seat, (member, own))| Some(telling::forked(seat, own, member.child.as_ref()?)));
+        let crew = self.crew.iter().zip(self.region.workers()).enumerate();
+        let now = crew.filter_map(|(index, (member, own))| Some(telling::forked(index, own, member.child.as_ref()?)));
         Reply::Workers(now.collect())
     }
 

@@ -1,7 +1,7 @@
 //! The zygote's words about its workers: what those of now were forked with, and a line in the log for each that is there no more.
 
 use crate::fork::Child;
-use crate::pool::protocol::board::Seat;
+use crate::pool::protocol::board::WorkerRecord;
 use crate::pool::protocol::failure::Death;
 use crate::pool::protocol::messages::{Forked, ForkedArena};
 use crate::pool::settings::Settings;
@@ -43,8 +43,8 @@ pub(crate) fn tell(log: impl FnOnce()) {
 
 /// The end of a worker, to be told.
 pub(crate) struct End<'a> {
-    pub(crate) own: &'a Seat,
-    pub(crate) seat: usize,
+    pub(crate) own: &'a WorkerRecord,
+    pub(crate) index: usize,
     pub(crate) pid: i32,
     /// Why it left of its own accord, if it did.
     pub(crate) left: Option<Left>,
@@ -54,14 +54,14 @@ pub(crate) struct End<'a> {
 }
 
 /// A worker of now, and what it was forked with.
-pub(crate) fn forked(seat: usize, own: &Seat, child: &Child) -> Forked {
+pub(crate) fn forked(index: usize, own: &WorkerRecord, child: &Child) -> Forked {
     let arenas = child.arenas().map(|(range, inherited)| ForkedArena {
         start: range.start as u64,
         bytes: range.len as u64,
         inherited: inherited.runs().map(|run| (run.start.0, run.count.0)).collect(),
     });
     Forked {
-        seat: seat as u32,
+        index: index as u32,
         pid: child.pid(),
         started: own.started.load(Ordering::Acquire),
         armed: child.watch().arms(),
@@ -77,10 +77,10 @@ impl End<'_> {
         let jobs = own.jobs.load(Ordering::Acquire) - own.jobs_before.load(Ordering::Acquire);
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(own.started.load(Ordering::Acquire)));
         let who = format_args!(
-            "the pool `{}`: worker {} (seat {}, generation {generation}, {jobs} jobs, {:.1} s)",
+            "the pool `{}`: worker {} (index {}, generation {generation}, {jobs} jobs, {:.1} s)",
             settings.name,
             self.pid,
-            self.seat,
+            self.index,
             age.as_secs_f64()
         );
         match (self.left, self.killed) {
