@@ -46,6 +46,7 @@
 //! fork                     clone3, the child before user code, reaping
 //! watch                    census, async, faults, trap, monitor
 //! report                   evidence in, report out: text and JSON
+//! apart                    a process of one thread, for tests
 //! assertion                a limit on copied pages, for tests
 //! pool                     workers that take jobs: queue, results, generations
 //! ```
@@ -59,6 +60,7 @@
 //! command-line tool and the tests go through, and changes as they need it. Hidden is for stability only: a function there is
 //! sound, or `unsafe` and says what it demands.
 
+mod apart;
 pub mod arena;
 mod assertion;
 pub mod error;
@@ -79,6 +81,7 @@ pub mod watch;
 #[cfg(feature = "pool")]
 mod wire;
 
+pub use apart::single_threaded;
 #[doc(hidden)]
 pub use assertion::__assert_copied_pages;
 pub use error::{Error, Result};

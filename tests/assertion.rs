@@ -74,7 +74,7 @@ fn append(to: &Path, line: &str) {
 fn a_process_apart_ends_at_its_assertion_and_cleans_up() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("assertion-lines");
     // The variable is there in the processes that this test is run again in.
-    if std::env::var_os("COWBELL_ASSERT_COPIED_PAGES").is_none() {
+    if std::env::var_os("COWBELL_TEST_APART").is_none() {
         let _there_was_none = std::fs::remove_file(&file);
     }
     let leaves = Leaves(&file);
@@ -176,5 +176,5 @@ fn a_test_with_threads_of_its_own_is_refused() {
 #[test]
 fn a_thread_that_is_no_test_is_told_so() {
     let failed = std::thread::spawn(|| failure(|| assert_copied_pages!(<= 0, || ()))).join().expect("it ends well");
-    assert!(failed.contains("assert in the thread that the test began in"), "{failed}");
+    assert!(failed.contains("call this in the thread that the test began in"), "{failed}");
 }

@@ -26,6 +26,7 @@ const ROOT: &[&str] = &[
     "pool",
     "report",
     "shared",
+    "single_threaded",
     "support",
     "twin",
     "watch",

@@ -168,7 +168,7 @@ impl Child {
             Err(e) => {
                 // A keeper that cannot be awaited must not stay.
                 process::kill(tid);
-                pidfd::reap_by_id(tid);
+                let _killed = pidfd::reap_by_id(tid);
                 Err(Error::os("pidfd_open(keeper)", e))
             }
         }

@@ -1,4 +1,4 @@
-//! Starting a program that stands still before its first instruction until the tracer is ready.
+//! Starting programs: one that ends with its parent, and one that stands still before its first instruction until the tracer is ready.
 #![expect(unsafe_code, reason = "code between fork and exec")]
 
 use super::{Errno, process, signal, tracing};
@@ -9,6 +9,18 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::thread::JoinHandle;
+
+/// Has the process that a command will start end by SIGKILL when the thread that starts it ends: from before its first instruction on.
+pub fn end_with_this_thread(command: &mut Command) {
+    let parent = process::pid();
+    let before_exec = move || {
+        process::die_with_parent()?;
+        // One that ended before has sent no signal.
+        if process::parent_pid() == parent { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec only two system calls are made.
+    unsafe { command.pre_exec(before_exec) };
+}
 
 /// A process forked for a program and waiting to execute it.
 pub struct Launch {

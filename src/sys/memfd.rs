@@ -31,6 +31,16 @@ pub fn create(name: &str) -> Result<OwnedFd> {
     }
 }
 
+/// [`create`], with O_APPEND: several processes may write to it at once, which the kernel does not let one position be moved by.
+///
+/// # Errors
+/// Those of [`create`].
+pub fn create_to_append(name: &str) -> Result<OwnedFd> {
+    let fd = create(name)?;
+    rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::APPEND).map_err(|e| Error::os("fcntl(F_SETFL)", e))?;
+    Ok(fd)
+}
+
 /// `ftruncate(fd, len)`: the file's length in bytes; it stays sparse.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 pub use crate::facts::Ended;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -77,13 +77,17 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<Ended>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | wall;
     match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options)) {
         Ok(None) => Ok(None),
-        Ok(Some(status)) => Ok(Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ended::Exited(code),
-            (None, Some(signal)) => Ended::Signaled(signal),
-            (None, None) => Ended::Unknown,
-        })),
+        Ok(Some(status)) => Ok(Some(how(&status))),
         Err(Errno::CHILD) => Ok(Some(Ended::Unknown)),
         Err(e) => Err(Error::os("waitid(P_PIDFD)", e)),
+    }
+}
+
+fn how(status: &WaitIdStatus) -> Ended {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Ended::Exited(code),
+        (None, Some(signal)) => Ended::Signaled(signal),
+        (None, None) => Ended::Unknown,
     }
 }
 
@@ -132,10 +136,11 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
     }
 }
 
-/// `waitid(P_PID, WEXITED | __WALL)`: waits for the end of a child that has no descriptor, and forgets it.
-pub fn reap_by_id(pid: i32) {
-    let Some(pid) = Pid::from_raw(pid) else { return };
+/// `waitid(P_PID, WEXITED | __WALL)`: waits for the end of a child that has no descriptor, tells how it was, and forgets the child.
+pub fn reap_by_id(pid: i32) -> Ended {
+    let Some(pid) = Pid::from_raw(pid) else { return Ended::Unknown };
     let wall = WaitIdOptions::from_bits_retain(libc::__WALL as u32);
     // ECHILD when it was none, or is gone already.
-    let _gone = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | wall));
+    let ended = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | wall));
+    ended.ok().flatten().map_or(Ended::Unknown, |status| how(&status))
 }

@@ -23,7 +23,8 @@ pub const ARROWS: Arrows = &[
     ("report", &["arena", "watch", "sys", "facts", "page"]),
     ("fork", &["report", "watch", "arena", "shared", "sys", "facts", "page", "error"]),
     ("heap", &["fork", "watch", "arena", "sys", "page", "error"]),
-    ("assertion", &["heap", "fork", "report", "sys", "error"]),
+    ("apart", &["fork", "sys", "error"]),
+    ("assertion", &["apart", "heap", "fork", "report"]),
     ("pool", &["wire", "openmetrics", "fork", "report", "watch", "arena", "sys", "facts", "page", "error"]),
 ];
 
