@@ -1,4 +1,4 @@
-//! The pool's queue, bells and progress under loom, which runs every interleaving of small models (up to a number of
+//! The pool's queue, event counts and progress under loom, which runs every interleaving of small models (up to a number of
 //! preemptions) and every value that a load may see.
 //!
 //! The code is the pool's own. Here are the words it works on: atomics of loom, and a futex made of a lock and a condition
@@ -15,14 +15,14 @@ mod sleepers;
 mod slots;
 
 // The very files of the pool, which need nothing of the crate: what only this test uses is no part of its interface.
-#[path = "../src/pool/protocol/bell.rs"]
-mod bell;
+#[path = "../src/pool/protocol/event_count.rs"]
+mod event_count;
 #[path = "../src/pool/protocol/progress.rs"]
 mod progress;
 #[path = "../src/pool/protocol/queue.rs"]
 mod queue;
 
-use bell::Bell;
+use event_count::EventCount;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
@@ -165,7 +165,7 @@ struct Pool {
     ring: Vec<Memory32>,
     places: Vec<Memory32>,
     states: Vec<Memory32>,
-    bells: Vec<Memory32>,
+    wakes: Vec<Memory32>,
     idle: Vec<AtomicU64>,
     /// Not shared memory: that the end is told is another matter.
     closing: Cell<bool>,
@@ -196,7 +196,7 @@ impl Pool {
             ring: many(entries, Memory32::new),
             places: many(slots, Memory32::new),
             states: many(slots, Memory32::new),
-            bells: many(WORKERS, Memory32::new),
+            wakes: many(WORKERS, Memory32::new),
             idle: many(1, || AtomicU64::new(0)),
             closing: Cell::new(false),
             news: Mutex::new(0),
@@ -222,7 +222,7 @@ impl Pool {
             ring: words(&self.ring),
             places: words(&self.places),
             states: words(&self.states),
-            bells: words(&self.bells),
+            wakes: words(&self.wakes),
             idle: self.idle.iter().map(|word| Long64(word, life)).collect(),
         }
     }
@@ -268,7 +268,7 @@ struct View<'a> {
     ring: Vec<Word32<'a>>,
     places: Vec<Word32<'a>>,
     states: Vec<Word32<'a>>,
-    bells: Vec<Word32<'a>>,
+    wakes: Vec<Word32<'a>>,
     idle: Vec<Long64<'a>>,
 }
 
@@ -280,7 +280,7 @@ impl<'a> View<'a> {
             ring: &self.ring,
             places: &self.places,
             state: |slot: usize| &self.states[slot],
-            bells: &self.bells,
+            wakes: &self.wakes,
             idle: &self.idle,
         }
     }
@@ -291,12 +291,12 @@ struct Parent<'a> {
     pool: &'a Pool,
     view: View<'a>,
     free: Vec<usize>,
-    heard: u32,
+    seen: u32,
 }
 
 impl<'a> Parent<'a> {
     fn new(pool: &'a Pool, life: &'a Life) -> Self {
-        Self { pool, view: pool.view(life), free: (0..pool.states.len()).collect(), heard: 0 }
+        Self { pool, view: pool.view(life), free: (0..pool.states.len()).collect(), seen: 0 }
     }
 
     /// Queues a job in a free slot; waits for one. Returns the slot.
@@ -333,10 +333,10 @@ impl<'a> Parent<'a> {
 
     fn sleep(&mut self) {
         let mut news = self.pool.news.lock().expect("no panic");
-        while *news == self.heard {
+        while *news == self.seen {
             news = self.pool.told.wait(news).expect("no panic");
         }
-        self.heard = *news;
+        self.seen = *news;
     }
 
     fn read(&mut self, slot: usize) {
@@ -350,7 +350,7 @@ impl<'a> Parent<'a> {
     /// Lets all workers go to sleep, or be gone, before anything is explored.
     fn await_sleepers(&self) {
         loom::stop_exploring();
-        let [mortal, other] = &self.pool.bells[..] else { return };
+        let [mortal, other] = &self.pool.wakes[..] else { return };
         while !(other.slept.get() && (mortal.slept.get() || self.pool.gone.get())) {
             thread::yield_now();
         }

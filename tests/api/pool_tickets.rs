@@ -224,7 +224,7 @@ fn many_threads_wait_and_all_are_woken() -> Outcome {
         (gate, pool)
     };
     let waiting = AtomicUsize::new(0);
-    // More threads than there are bells.
+    // More threads than there are event counts.
     std::thread::scope(|scope| -> Result<(), Failed> {
         for job in 0..150 {
             let ticket = pool.submit(job)?;

@@ -1,36 +1,36 @@
-//! Bells under loom: nobody sleeps through a ring.
+//! Event counts under loom: nobody sleeps through a wake.
 
 use super::*;
 
-/// Two threads wait on one bell for what two others let be there.
+/// Two threads wait on one event count for what two others let be there.
 #[test]
-fn who_waits_on_a_bell_is_woken() {
+fn who_waits_on_an_event_count_is_woken() {
     explore(2, || {
-        let bell = Rc::new(Memory32::new());
+        let word = Rc::new(Memory32::new());
         let there = Rc::new([AtomicU32::new(0), AtomicU32::new(0)]);
         let wait = |which: usize| {
-            let (bell, there) = (Rc::clone(&bell), Rc::clone(&there));
+            let (word, there) = (Rc::clone(&word), Rc::clone(&there));
             move || {
                 let life = Life::long();
-                let bell = Bell(Word32(&bell, &life));
+                let word = EventCount(Word32(&word, &life));
                 loop {
-                    let heard = bell.rings();
+                    let seen = word.count();
                     if there[which].load(Ordering::Acquire) == 1 {
                         return;
                     }
-                    bell.sleep(heard, None);
+                    word.sleep(seen, None);
                 }
             }
         };
         let waiter = thread::spawn(wait(0));
         let ringer = thread::spawn({
-            let (bell, there) = (Rc::clone(&bell), Rc::clone(&there));
+            let (word, there) = (Rc::clone(&word), Rc::clone(&there));
             move || {
                 let life = Life::long();
-                let bell = Bell(Word32(&bell, &life));
+                let word = EventCount(Word32(&word, &life));
                 for there in there.iter() {
                     there.store(1, Ordering::Release);
-                    bell.ring();
+                    word.notify();
                 }
             }
         });
@@ -39,31 +39,31 @@ fn who_waits_on_a_bell_is_woken() {
     });
 }
 
-/// The same with a bell that rings only if somebody listens.
+/// The same with an event count that is notified only if somebody waits.
 #[test]
-fn who_listens_to_a_bell_is_woken() {
+fn who_prepares_to_wait_is_woken() {
     explore(3, || {
-        let bell = Rc::new(Memory32::new());
+        let word = Rc::new(Memory32::new());
         let there = Rc::new(AtomicU32::new(0));
-        let ring = || {
-            let (bell, there) = (Rc::clone(&bell), Rc::clone(&there));
+        let notify = || {
+            let (word, there) = (Rc::clone(&word), Rc::clone(&there));
             thread::spawn(move || {
                 let life = Life::long();
-                let bell = Bell(Word32(&bell, &life));
+                let word = EventCount(Word32(&word, &life));
                 there.fetch_add(1, Ordering::AcqRel);
-                bell.ring_if_heard();
+                word.notify_if_awaited();
             })
         };
-        let ringers = [ring(), ring()];
+        let notifiers = [notify(), notify()];
         let life = Life::long();
-        let own = Bell(Word32(&bell, &life));
+        let own = EventCount(Word32(&word, &life));
         loop {
-            let heard = own.listen();
+            let seen = own.prepare_wait();
             if there.load(Ordering::Acquire) == 2 {
                 break;
             }
-            own.sleep(heard, None);
+            own.sleep(seen, None);
         }
-        join(ringers);
+        join(notifiers);
     });
 }

@@ -155,14 +155,14 @@ impl<'a> Heap<'a> {
             if let Some(block) = self.find(need) {
                 return Ok(block);
             }
-            let heard = own.freed.load(Ordering::Acquire);
+            let seen = own.freed.load(Ordering::Acquire);
             own.wants_room.store(1, Ordering::SeqCst);
-            // A block that is freed after this look rings.
+            // A block that is freed after this look wakes it.
             let found = self.find(need);
             let unread = self.blocks().any(|(_, header)| header.state.load(Ordering::SeqCst) == SENT);
             if found.is_none() && unread {
                 own.waits.store(1, Ordering::Release);
-                let _looked_at_again = futex::wait(&own.freed, heard, Some(LOOK_AGAIN));
+                let _looked_at_again = futex::wait(&own.freed, seen, Some(LOOK_AGAIN));
                 own.waits.store(0, Ordering::Release);
             }
             own.wants_room.store(0, Ordering::SeqCst);

@@ -14,7 +14,7 @@
 
 use crate::arena::registry;
 use crate::error::{Error, Result};
-use crate::pool::protocol::board::{BELLS, Bell, Board, RING, SLOTS, Slot, WorkerRecord};
+use crate::pool::protocol::board::{Board, EVENT_COUNTS, EventCount, RING, SLOTS, Slot, WorkerRecord};
 use crate::pool::protocol::queue::Queue;
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, memfd};
@@ -131,7 +131,7 @@ impl Region {
             places,
             // The mask keeps a number that a stray write spoiled inside.
             state: move |slot: usize| &slots[slot & (SLOTS - 1)].state,
-            bells: &board.signals[..self.workers],
+            wakes: &board.worker_wakes[..self.workers],
             idle: &board.idle[..self.workers.div_ceil(64)],
         }
     }
@@ -189,16 +189,16 @@ impl Region {
 
     /// Tells the thread that waits for a slot, and those who wait for any.
     pub(crate) fn tell(&self, slot: &Slot) {
-        let bells = &self.board().bells;
-        // The state was stored before; who sets another bell looks at the state after.
+        let event_counts = &self.board().event_counts;
+        // The state was stored before; who sets another waiter looks at the state after.
         fence(Ordering::SeqCst);
-        bells[slot.bell.load(Ordering::Acquire) as usize % BELLS].ring();
-        bells[0].ring_if_heard();
+        event_counts[slot.waiter.load(Ordering::Acquire) as usize % EVENT_COUNTS].notify();
+        event_counts[0].notify_if_awaited();
     }
 
     /// Tells everybody.
     pub(crate) fn tell_all(&self) {
-        self.board().bells.iter().for_each(Bell::ring);
+        self.board().event_counts.iter().for_each(EventCount::notify);
     }
 }
 

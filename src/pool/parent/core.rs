@@ -1,5 +1,5 @@
 //! The parent's side without the user's types: filling slots and reading what they hold. Making room is in reclaim.rs, waiting in
-//! waiting.rs, orders to the zygote in orders.rs.
+//! waiting.rs, orders to the zygote in requests.rs.
 //!
 //! The parent has no thread of its own here: whoever waits does what is to be done meanwhile ([`Core::look_after`]).
 
@@ -12,7 +12,7 @@ use crate::pool::memory::region::Region;
 use crate::pool::memory::results;
 use crate::pool::protocol::batch;
 use crate::pool::protocol::batch::Item;
-use crate::pool::protocol::board::{BELLS, SLOTS, Slot};
+use crate::pool::protocol::board::{EVENT_COUNTS, SLOTS, Slot};
 use crate::pool::protocol::failure::{Failure, JobError};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue::{DONE, QUEUED};
@@ -102,7 +102,7 @@ pub(crate) enum Refused {
 pub(crate) struct Terms {
     pub(crate) jobs: usize,
     pub(crate) limit: Option<Duration>,
-    pub(crate) bell: usize,
+    pub(crate) waiter: usize,
 }
 
 /// The way a batch ended.
@@ -162,10 +162,10 @@ impl Core {
         &self.region.slots()[number]
     }
 
-    /// The bell of the calling thread. Threads may share one.
-    pub(crate) fn bell() -> usize {
+    /// The number of the event count that the calling thread waits on. Threads may share one.
+    pub(crate) fn waiter() -> usize {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static MINE: usize = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BELLS - 1));
+        thread_local!(static MINE: usize = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (EVENT_COUNTS - 1));
         MINE.with(|mine| *mine)
     }
 
@@ -190,7 +190,7 @@ impl Core {
         front.payloads_end = front.payloads_end.max(place + jobs.len());
         self.fill(at, jobs);
         let slot = self.slot(number);
-        slot.bell.store(terms.bell as u32, Ordering::Release);
+        slot.waiter.store(terms.waiter as u32, Ordering::Release);
         slot.jobs.store(terms.jobs as u32, Ordering::Release);
         // Centuries are as good as no limit.
         let limit = terms.limit.and_then(|limit| u64::try_from(limit.as_nanos()).ok()).filter(|&ns| ns < u64::MAX);
@@ -238,8 +238,8 @@ impl Core {
     /// Queues a batch, and waits for room.
     pub(crate) fn queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, JobError> {
         self.check_process()?;
-        let bell = &self.region.board().bells[0];
-        let mut heard = None;
+        let room = &self.region.board().event_counts[0];
+        let mut seen = None;
         let mut idle = None;
         loop {
             match self.try_queue(jobs, terms, owner.clone()) {
@@ -257,11 +257,11 @@ impl Core {
                 return Err(JobError::NotPassed(NO_PLACE.to_owned()));
             }
             // Only who listened before it looked may sleep.
-            if let Some(heard) = heard {
-                bell.sleep(heard, Some(LOOK_AFTER));
+            if let Some(seen) = seen {
+                room.sleep(seen, Some(LOOK_AFTER));
                 self.look_after();
             }
-            heard = Some(bell.listen());
+            seen = Some(room.prepare_wait());
         }
     }
 

@@ -1,8 +1,8 @@
 //! Many jobs from an iterator: pulled as workers get free, sent in batches, given out in order or as they end.
 
 use super::core::{Core, Terms};
+use super::in_flight::{Run, encode_job};
 use super::pool::Pool;
-use super::run::{Run, encode_job};
 use crate::pool::protocol::failure::JobError;
 use crate::pool::protocol::spin::Patience;
 use serde::Serialize;
@@ -72,7 +72,7 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     /// The next job, encoded, if it did not fit into that batch.
     spilled: Vec<u8>,
     patience: Patience,
-    bell: usize,
+    waiter: usize,
     /// Why nothing more is queued.
     failed: Option<JobError>,
     /// Jobs that could not be encoded or queued, with their numbers.
@@ -99,7 +99,7 @@ where
             pending: None,
             spilled: Vec::new(),
             patience: Patience::new(pool.core.settings.spin),
-            bell: Core::bell(),
+            waiter: Core::waiter(),
             failed: None,
             refused: VecDeque::new(),
         }
@@ -152,7 +152,7 @@ where
 
     fn queue(&mut self, first: usize, jobs: usize) {
         let settings = &self.pool.core.settings;
-        let terms = Terms { jobs, limit: settings.time_limit, bell: self.bell };
+        let terms = Terms { jobs, limit: settings.time_limit, waiter: self.waiter };
         // The room that is missing may be what earlier batches of our own take: then they are read first.
         let waits = self.runs.is_empty();
         match Run::begin(&self.pool.core, &self.row, terms, settings.max_attempts, None, waits) {
@@ -187,7 +187,7 @@ where
         let core = &self.pool.core;
         let mut found = 0;
         let runs = &mut self.runs;
-        let waited = core.wait(self.bell, &self.patience, None, || {
+        let waited = core.wait(self.waiter, &self.patience, None, || {
             let many = if in_order { 1 } else { runs.len() };
             let over = runs.iter_mut().take(many).position(|(_, run)| run.advance());
             if over.is_none() && runs.front().and_then(|(_, run)| run.number()).is_some_and(|first| core.starves(first))

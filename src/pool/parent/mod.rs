@@ -1,15 +1,15 @@
 //! The program that made the pool: it queues jobs, waits for results and reads them, from any number of threads.
 
+mod builder;
 mod core;
-pub(super) mod early;
 pub(super) mod figures;
-mod make;
+mod in_flight;
 pub(super) mod map;
 mod metrics;
-mod orders;
 pub(super) mod pool;
+pub(super) mod prepared;
 mod reactor;
 mod reclaim;
-mod run;
+mod requests;
 pub(super) mod ticket;
 mod waiting;

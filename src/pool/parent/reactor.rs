@@ -3,7 +3,7 @@
 //! The reactor is started by the first ticket that is polled, so a program that only waits never has it.
 
 use crate::pool::memory::region::Region;
-use crate::pool::protocol::board::BELLS;
+use crate::pool::protocol::board::EVENT_COUNTS;
 use crate::pool::protocol::failure::JobError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,10 +28,10 @@ pub(super) trait Program: Send + Sync {
     fn look_after(&self);
 }
 
-/// The time between looks for results without a ring: only then may a dead zygote be noticed.
+/// The time between looks for results without a wake: only then may a dead zygote be noticed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// With nothing to wait for, a ring comes with the next ticket.
+/// With nothing to wait for, the next ticket wakes it.
 const LONG: Duration = Duration::from_secs(3600);
 
 pub(crate) struct Reactor {
@@ -43,8 +43,8 @@ struct Shared {
     ended: AtomicBool,
 }
 
-/// The bell of the reactor. It may share it with threads of the program.
-pub(crate) const BELL: usize = BELLS - 1;
+/// The number of the event count that the reactor waits on. It may share it with threads of the program.
+pub(crate) const WAITER: usize = EVENT_COUNTS - 1;
 
 impl Reactor {
     /// Starts the thread.
@@ -61,21 +61,21 @@ impl Reactor {
     /// Tells the thread to look after a ticket.
     pub(crate) fn watch(&self, region: &Region, ticket: Weak<dyn Waits>) {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
-        region.board().bells[BELL].ring();
+        region.board().event_counts[WAITER].notify();
     }
 
     /// Ends the thread.
     pub(crate) fn end(&self, region: &Region) {
         self.shared.ended.store(true, Ordering::Release);
-        region.board().bells[BELL].ring();
+        region.board().event_counts[WAITER].notify();
     }
 }
 
 impl Shared {
     fn live(&self, region: &Region, program: &Weak<impl Program>) {
-        let bell = &region.board().bells[BELL];
+        let events = &region.board().event_counts[WAITER];
         loop {
-            let heard = bell.rings();
+            let seen = events.count();
             if self.ended.load(Ordering::Acquire) {
                 return;
             }
@@ -99,7 +99,7 @@ impl Shared {
                 program.look_after();
             }
             drop(program);
-            bell.sleep(heard, Some(if none { LONG } else { LOOK }));
+            events.sleep(seen, Some(if none { LONG } else { LOOK }));
         }
     }
 }

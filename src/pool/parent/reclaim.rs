@@ -71,8 +71,8 @@ impl Core {
     }
 
     pub(crate) fn ring_for_room(&self) {
-        let room = &self.region.board().bells[0];
-        room.ring_if_heard();
+        let room = &self.region.board().event_counts[0];
+        room.notify_if_awaited();
     }
 
     /// Lets a batch run whose results nobody will read.

@@ -1,9 +1,9 @@
 //! One job that was submitted, and its result to come.
 
 use super::core::{Core, Owner, Park, Terms};
+use super::in_flight::{Run, encode_job};
 use super::pool::Pool;
 use super::reactor;
-use super::run::{Run, encode_job};
 use crate::error::Result;
 use crate::pool::protocol::failure::JobError;
 use serde::Serialize;
@@ -94,7 +94,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         let cell = Arc::new(Cell { state: Mutex::new(State { run: None, waker: None }) });
         let weak: Weak<Cell<R>> = Arc::downgrade(&cell);
         let owner = Owner::Ticket(weak);
-        let terms = Terms { jobs: 1, limit, bell: Core::bell() };
+        let terms = Terms { jobs: 1, limit, waiter: Core::waiter() };
         let mut state = cell.lock();
         state.run = Run::begin(core, jobs, terms, max_attempts, Some(owner), true)?;
         drop(state);
@@ -102,15 +102,15 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
     }
 
     /// Tells whether the result is there.
-    fn look(&self, bell: usize) -> bool {
+    fn look(&self, waiter: usize) -> bool {
         if self.core.check_process().is_err() {
             return false;
         }
         let mut state = self.cell.lock();
         let Some(run) = state.run.as_mut() else { return true };
         if let Some(number) = run.number() {
-            // Before the look, so that who finishes after it rings there.
-            self.core.slot(number).bell.store(bell as u32, Ordering::SeqCst);
+            // Before the look, so that who finishes after it notifies this one.
+            self.core.slot(number).waiter.store(waiter as u32, Ordering::SeqCst);
         }
         run.is_ready()
     }
@@ -153,7 +153,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
 
     /// Tells whether the result is there.
     pub fn is_done(&self) -> bool {
-        let is_done = self.look(Core::bell());
+        let is_done = self.look(Core::waiter());
         if !is_done && self.core.check_process().is_ok() {
             // A caller that only polls must not keep workers waiting for room.
             self.core.make_room_if_wanted();
@@ -167,8 +167,8 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, JobError> {
-        let bell = Core::bell();
-        self.core.wait(bell, &self.core.patience, deadline, || self.look(bell))
+        let waiter = Core::waiter();
+        self.core.wait(waiter, &self.core.patience, deadline, || self.look(waiter))
     }
 
     /// Cancels the job: takes it back from the queue, or kills the worker that runs it (which is replaced). False if it
@@ -213,11 +213,11 @@ impl<R: DeserializeOwned + Send + 'static> Future for Ticket<R> {
         if let Err(error) = self.core.check_process() {
             return Poll::Ready(Err(error));
         }
-        let Some(bell) = self.core.reactor_bell() else {
+        let Some(waiter) = self.core.reactor_waiter() else {
             return Poll::Ready(Err(JobError::PoolGone("no thread can be started to wait for results".to_owned())));
         };
         let former = self.set_waker(Some(context.waker().clone()));
-        if self.look(bell) {
+        if self.look(waiter) {
             self.set_waker(None);
             return Poll::Ready(self.take().unwrap_or(Err(JobError::Cancelled)));
         }
@@ -251,8 +251,8 @@ pub struct AsCompleted<R: DeserializeOwned + Send + 'static> {
 }
 
 impl<R: DeserializeOwned + Send + 'static> AsCompleted<R> {
-    fn sweep(&mut self, bell: usize) {
-        for (at, ticket) in self.waiting.extract_if(.., |(_, ticket)| ticket.look(bell)) {
+    fn sweep(&mut self, waiter: usize) {
+        for (at, ticket) in self.waiting.extract_if(.., |(_, ticket)| ticket.look(waiter)) {
             self.ended.push((at, ticket.take().unwrap_or(Err(JobError::Cancelled))));
         }
     }
@@ -266,9 +266,9 @@ impl<R: DeserializeOwned + Send + 'static> Iterator for AsCompleted<R> {
             return Some(ended);
         }
         let core = Arc::clone(&self.waiting.first()?.1.core);
-        let bell = Core::bell();
-        let waited = core.wait(bell, &core.patience, None, || {
-            self.sweep(bell);
+        let waiter = Core::waiter();
+        let waited = core.wait(waiter, &core.patience, None, || {
+            self.sweep(waiter);
             !self.ended.is_empty()
         });
         match waited {

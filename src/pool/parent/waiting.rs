@@ -3,7 +3,7 @@
 use super::core::{Core, LOOK_AFTER, lock};
 use super::reactor::{self, Program, Reactor};
 use crate::arena::signal_safe::table;
-use crate::pool::protocol::board::{Bell, WorkerRecord};
+use crate::pool::protocol::board::{EventCount, WorkerRecord};
 use crate::pool::protocol::failure::JobError;
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::protocol::spin::Patience;
@@ -20,7 +20,7 @@ impl Core {
     /// The pool is gone.
     pub(crate) fn wait(
         &self,
-        bell: usize,
+        waiter: usize,
         patience: &Patience,
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
@@ -29,14 +29,14 @@ impl Core {
         if ready() {
             return Ok(true);
         }
-        let bell: &Bell = &self.region.board().bells[bell];
+        let done: &EventCount = &self.region.board().event_counts[waiter];
         let begun = Instant::now();
-        let start = bell.rings();
+        let start = done.count();
         if !ready() && deadline.is_none_or(|deadline| deadline > begun) {
-            patience.spin(|| bell.rings() != start);
+            patience.spin(|| done.count() != start);
         }
         loop {
-            let heard = bell.rings();
+            let seen = done.count();
             if ready() {
                 return Ok(true);
             }
@@ -48,7 +48,7 @@ impl Core {
             }
             // A result from before the pool's end still counts, so this comes after `ready`.
             self.check()?;
-            bell.sleep(heard, Some(left.map_or(LOOK_AFTER, |left| left.min(LOOK_AFTER))));
+            done.sleep(seen, Some(left.map_or(LOOK_AFTER, |left| left.min(LOOK_AFTER))));
             if begun.elapsed() > LOOK_AFTER {
                 self.look_after();
             }
@@ -116,15 +116,15 @@ impl Core {
             return;
         }
         lock(&self.front).closed = true;
-        let room = &self.region.board().bells[0];
+        let room = &self.region.board().event_counts[0];
         loop {
-            let heard = room.listen();
+            let seen = room.prepare_wait();
             // This queues again each failed job that is to be tried again.
             self.make_room();
             if !self.is_busy() || self.check().is_err() {
                 return;
             }
-            room.sleep(heard, Some(LOOK_AFTER));
+            room.sleep(seen, Some(LOOK_AFTER));
             self.look_after();
         }
     }
@@ -134,8 +134,8 @@ impl Core {
         !self.cancelled.load(Ordering::Acquire) && self.check().is_ok()
     }
 
-    /// The bell on which the reactor listens; `None` if its thread cannot be started.
-    pub(crate) fn reactor_bell(self: &Arc<Self>) -> Option<usize> {
+    /// The number of the reactor's event count; `None` if its thread cannot be started.
+    pub(crate) fn reactor_waiter(self: &Arc<Self>) -> Option<usize> {
         let started = self.reactor.get_or_init(|| match Reactor::start(&self.region, self) {
             Ok(reactor) => Some(reactor),
             Err(e) => {
@@ -143,7 +143,7 @@ impl Core {
                 None
             }
         });
-        started.as_ref().map(|_| reactor::BELL)
+        started.as_ref().map(|_| reactor::WAITER)
     }
 
     /// Tells the reactor to look after a ticket.

@@ -2,7 +2,7 @@
 //!
 //! Board, slots and worker records are atomics only, valid for whatever bytes lie there; a new memfd holds zeroes.
 
-use super::bell;
+use super::event_count;
 use super::queue::{Long, Word};
 use crate::sys::futex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -13,8 +13,8 @@ pub(crate) const SLOTS: usize = 1 << 12;
 /// Entries of the ring. A slot may have stale entries besides its own; with more entries than slots they are seldom in
 /// the way.
 pub(crate) const RING: usize = 4 * SLOTS;
-/// Words for waiting threads of the parent; threads may share one.
-pub(crate) const BELLS: usize = 64;
+/// Event counts for waiting threads of the parent; threads may share one.
+pub(crate) const EVENT_COUNTS: usize = 64;
 /// The most workers a pool can have.
 pub(crate) const WORKERS_MAX: usize = 1024;
 
@@ -64,8 +64,8 @@ impl Long for AtomicU64 {
 #[repr(C, align(64))]
 pub(crate) struct Line<T>(pub(crate) T);
 
-/// The bell that a thread of the parent sleeps on.
-pub(crate) type Bell = bell::Bell<AtomicU32>;
+/// An event count that threads of the parent sleep on.
+pub(crate) type EventCount = event_count::EventCount<AtomicU32>;
 
 /// The words that the whole pool shares.
 #[repr(C)]
@@ -90,10 +90,10 @@ pub(crate) struct Board {
     pub(crate) reshared: AtomicU64,
     pub(crate) jobs: AtomicU64,
     pub(crate) idle: [AtomicU64; WORKERS_MAX / 64],
-    /// The bell on which workers sleep.
-    pub(crate) signals: [AtomicU32; WORKERS_MAX],
-    /// The bells on which threads of the parent sleep; the first is for those who need a slot.
-    pub(crate) bells: [Bell; BELLS],
+    /// The word that each worker sleeps on: it counts the worker's wakes.
+    pub(crate) worker_wakes: [AtomicU32; WORKERS_MAX],
+    /// Threads of the parent sleep on these; the first is for those who need a slot.
+    pub(crate) event_counts: [EventCount; EVENT_COUNTS],
 }
 
 /// A batch of jobs.
@@ -101,8 +101,8 @@ pub(crate) struct Board {
 pub(crate) struct Slot {
     /// The batch's state: see queue.rs.
     pub(crate) state: AtomicU32,
-    /// The bell of the thread that waits for it.
-    pub(crate) bell: AtomicU32,
+    /// The number of the event count that the thread which waits for it sleeps on.
+    pub(crate) waiter: AtomicU32,
     /// The number of jobs.
     pub(crate) jobs: AtomicU32,
     /// Not 0: why the job that `progress` names failed (failure.rs).

@@ -106,8 +106,8 @@ pub struct Queue<'a, W, L, S> {
     pub places: &'a [W],
     /// A slot's state.
     pub state: S,
-    /// The word that a worker sleeps on, by index.
-    pub bells: &'a [W],
+    /// The word that each worker sleeps on, by index: it counts the worker's wakes.
+    pub wakes: &'a [W],
     /// The workers that sleep, a bit an index.
     pub idle: &'a [L],
 }
@@ -162,14 +162,14 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
 
     /// Sleeps until there may be something to take, or `leave` holds, or the time is over.
     pub fn sleep(&self, index: usize, timeout: Option<Duration>, leave: impl Fn() -> bool) {
-        let bell = &self.bells[index];
-        let heard = bell.load();
+        let wakes = &self.wakes[index];
+        let seen = wakes.load();
         let (idle, bit) = (&self.idle[index / 64], 1u64 << (index % 64));
         idle.set(bit);
         W::fence();
         // A pusher that comes after this look sees the bit.
         if self.is_empty() && !leave() {
-            bell.wait(heard, timeout);
+            wakes.wait(seen, timeout);
         }
         idle.clear(bit);
     }
@@ -196,15 +196,15 @@ impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
 
     /// Wakes everybody.
     pub fn wake_all(&self) {
-        for index in 0..self.bells.len() {
+        for index in 0..self.wakes.len() {
             self.wake(index);
         }
     }
 
     fn wake(&self, index: usize) {
-        let bell = &self.bells[index];
-        bell.increment();
-        bell.wake();
+        let wakes = &self.wakes[index];
+        wakes.increment();
+        wakes.wake();
     }
 
     /// Keeps the queued slots' own entries, in their order, and drops the others.

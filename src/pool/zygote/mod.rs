@@ -3,8 +3,8 @@
 //!
 //! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
-mod ending;
-mod telling;
+mod termination;
+mod worker_log;
 
 use crate::error::{Error, Result};
 use crate::facts::Ended;
@@ -25,8 +25,8 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-pub(crate) use telling::tell;
-use telling::{End, Killed};
+pub(crate) use worker_log::tell;
+use worker_log::{End, Killed};
 
 /// Tokens of the poller above the indices of all workers.
 const ORDERS: u64 = 1 << 32;
@@ -382,7 +382,8 @@ impl<'a> Zygote<'a> {
 
     fn workers(&self) -> Reply {
         let crew = self.crew.iter().zip(self.region.workers()).enumerate();
-        let now = crew.filter_map(|(index, (member, own))| Some(telling::forked(index, own, member.child.as_ref()?)));
+        let now =
+            crew.filter_map(|(index, (member, own))| Some(worker_log::forked(index, own, member.child.as_ref()?)));
         Reply::Workers(now.collect())
     }
 

@@ -6,7 +6,7 @@ use crate::pool::protocol::failure::Failure;
 use crate::pool::protocol::progress::{self, Phase, Seen};
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::zygote::Zygote;
-use crate::pool::zygote::telling::{Killed, tell};
+use crate::pool::zygote::worker_log::{Killed, tell};
 use crate::sys::{self, pidfd, signal};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
