@@ -26,8 +26,8 @@ use event_count::EventCount;
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
-use progress::{Phase, Seen};
-use queue::{DONE, FREE, Long, QUEUED, Queue, Word};
+use progress::{JobPhase, Progress};
+use queue::{DONE, FREE, FutexWord, QUEUED, Queue, Word64};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -85,7 +85,7 @@ impl Memory32 {
 /// A word as one process accesses it.
 struct Word32<'a>(&'a Memory32, &'a Life);
 
-impl Word for Word32<'_> {
+impl FutexWord for Word32<'_> {
     fn load(&self) -> u32 {
         self.1.access();
         self.0.value.load(Ordering::Acquire)
@@ -125,7 +125,7 @@ impl Word for Word32<'_> {
 
 struct Long64<'a>(&'a AtomicU64, &'a Life);
 
-impl Long for Long64<'_> {
+impl Word64 for Long64<'_> {
     fn load(&self) -> u64 {
         self.1.access();
         self.0.load(Ordering::Acquire)

@@ -80,19 +80,19 @@ impl<T: 'static> fmt::Debug for WorkerContext<T> {
 }
 
 /// A function of the program that workers call.
-pub(crate) type Hook = Arc<dyn Fn(&WorkerInfo) + Send + Sync>;
+pub(crate) type WorkerHook = Arc<dyn Fn(&WorkerInfo) + Send + Sync>;
 
 /// Functions that each worker calls, in the order in which they were given.
 #[derive(Clone, Default)]
-pub(crate) struct Hooks(pub(crate) Vec<Hook>);
+pub(crate) struct WorkerHooks(pub(crate) Vec<WorkerHook>);
 
-impl Hooks {
+impl WorkerHooks {
     pub(crate) fn call(&self, info: &WorkerInfo) {
         self.0.iter().for_each(|hook| hook(info));
     }
 }
 
-impl fmt::Debug for Hooks {
+impl fmt::Debug for WorkerHooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} hooks", self.0.len())
     }

@@ -1,6 +1,6 @@
 //! The settings that a pool is made with.
 
-use super::context::{Hooks, WorkerInfo};
+use super::context::{WorkerHooks, WorkerInfo};
 use super::protocol::board::WORKERS_MAX;
 use super::signals::{OnSignal, OnSignals, Signal};
 use crate::error::{Error, Result};
@@ -38,8 +38,8 @@ pub(crate) struct Settings {
     pub(crate) check_types: bool,
     pub(crate) worker_signals: OnSignals,
     pub(crate) zygote_signals: OnSignals,
-    pub(crate) on_start: Hooks,
-    pub(crate) on_end: Hooks,
+    pub(crate) on_start: WorkerHooks,
+    pub(crate) on_end: WorkerHooks,
 }
 
 /// Settings of a new [`super::Pool`].
@@ -70,8 +70,8 @@ impl PoolBuilder {
             check_types: true,
             worker_signals: OnSignals::default(),
             zygote_signals: OnSignals::default(),
-            on_start: Hooks::default(),
-            on_end: Hooks::default(),
+            on_start: WorkerHooks::default(),
+            on_end: WorkerHooks::default(),
         };
         Self { settings }
     }

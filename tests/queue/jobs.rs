@@ -45,7 +45,7 @@ impl Batches {
 impl Batches {
     /// The zygote's judgement: no later than at which batch it looked, what it saw, and, if it could not condemn that, what
     /// it saw then of the same batch.
-    fn judge(&self) -> Option<(usize, Seen, Option<Seen>)> {
+    fn judge(&self) -> Option<(usize, Progress, Option<Progress>)> {
         let life = Life::long();
         let (state, progress) = (Word32(&self.state, &life), Long64(&self.progress, &life));
         let seen = progress::look(&progress);
@@ -93,7 +93,7 @@ fn a_job_is_done_or_condemned() {
         if all.killed.get() {
             assert!(all.batch.get() <= batch, "the look was at an earlier batch");
             assert_eq!(all.finished.get(), seen.job(), "the job was not done");
-            assert_eq!(progress::read(&progress), (seen.job(), Phase::Condemned));
+            assert_eq!(progress::read(&progress), (seen.job(), JobPhase::Condemned));
         }
         if let Some(after) = after {
             assert!(after.job() > seen.job(), "it could have been condemned");

@@ -6,7 +6,7 @@
 //! by reference, so the job may still have one. `T: Pod`, so whatever bytes lie there are values.
 #![expect(unsafe_code, reason = "shared memory is lent as a slice")]
 
-use super::heap::{self, Heap, NoBlock};
+use super::heap::{self, NoBlock, ResultHeap};
 use super::region::Region;
 use crate::arena::signal_safe::table;
 use crate::error::{Error, Kind, Result};
@@ -206,7 +206,7 @@ impl<T: Pod> Buffer<T> {
         let Mine { region, index, process } =
             mine().ok_or_else(|| Error::invalid("a Buffer is made in a worker of a pool"))?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::invalid("a Buffer of so many elements"))?;
-        let block = Heap::of(region, index).take(bytes).map_err(|why| {
+        let block = ResultHeap::of(region, index).take(bytes).map_err(|why| {
             let limit = match why {
                 NoBlock::TooLarge => "the pool's result_capacity",
                 NoBlock::AllHeld => "the pool's result_capacity, which results that the program holds fill",

@@ -7,7 +7,7 @@
 //! step is one store that leaves the row whole. The parent only says that a block is free.
 //!
 //! # Safety
-//! What is given back to the system is the inside of free blocks: see [`Heap::trim`].
+//! What is given back to the system is the inside of free blocks: see [`ResultHeap::trim`].
 
 #![expect(unsafe_code, reason = "memory is given back to the system")]
 
@@ -103,13 +103,13 @@ pub(crate) enum NoBlock {
 
 /// The worker's side.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heap<'a> {
+pub(crate) struct ResultHeap<'a> {
     region: &'a Region,
     range: Range,
     index: usize,
 }
 
-impl<'a> Heap<'a> {
+impl<'a> ResultHeap<'a> {
     /// The heap of the worker of this index.
     pub(crate) fn of(region: &'a Region, index: usize) -> Self {
         Self { region, range: region.heap(index), index }

@@ -1,20 +1,20 @@
 //! Making a pool: the region, the zygote, and what the zygote carries for its workers.
 
 use super::core::Core;
-use super::pool::{Pool, Types};
+use super::pool::{Pool, PoolTypes};
 use crate::arena::{Export, Frozen, registry};
 use crate::error::{Error, Kind, Result};
 use crate::fork::{self, ForkOptions, Reshared};
 use crate::pool::context::{WorkerContext, WorkerInfo};
 use crate::pool::memory::buffer;
 use crate::pool::memory::region::Region;
-use crate::pool::protocol::batch::{self, Status};
+use crate::pool::protocol::batch::{self, JobStatus};
 use crate::pool::protocol::messages::Reply;
 use crate::pool::settings::PoolBuilder;
 use crate::pool::signals;
 use crate::pool::worker::panics;
-use crate::pool::worker::{Outcome, Work};
-use crate::pool::zygote::{self, Channels, Data};
+use crate::pool::worker::{JobEnd, JobRunner};
+use crate::pool::zygote::{self, Data, ZygoteEnds};
 use crate::sys::{channel, process};
 use crate::wire::{self, Passenger, Unreadable};
 use serde::Serialize;
@@ -24,16 +24,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 /// The closure over the data, in the zygote and the workers.
-struct Job<T: 'static, J, R, F> {
+struct JobBody<T: 'static, J, R, F> {
     /// The newest data; in a zygote that was forked before there is any, none yet.
     frozen: Option<Frozen<T>>,
     /// In a worker only.
     context: Option<WorkerContext<T>>,
     body: F,
-    types: Types<T, J, R>,
+    types: PoolTypes<T, J, R>,
 }
 
-impl<T, J, R, F> Work for Job<T, J, R, F>
+impl<T, J, R, F> JobRunner for JobBody<T, J, R, F>
 where
     J: DeserializeOwned,
     R: Serialize,
@@ -43,7 +43,7 @@ where
         self.context = self.frozen.clone().map(|frozen| WorkerContext { info, frozen });
     }
 
-    fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome) {
+    fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut JobEnd) {
         let start = batch::begin(&mut outcome.item);
         let ran = panics::catch(|| -> Result<(), String> {
             let job: J = wire::decode(bytes, passengers).map_err(|e| format!("the job {e}"))?;
@@ -55,20 +55,20 @@ where
         let kept = !buffer::land(matches!(ran, Ok(Ok(()))));
         match ran {
             Ok(Ok(())) if kept => {
-                outcome.refuse(Status::Unreadable, "the result cannot be sent: the job still has a Buffer of it");
+                outcome.refuse(JobStatus::Unreadable, "the result cannot be sent: the job still has a Buffer of it");
             }
             Ok(Ok(())) => {
-                if !batch::end(&mut outcome.item, start, Status::Value, &outcome.passengers) {
-                    outcome.refuse(Status::NoRoom, "the result is larger than 4 GiB");
+                if !batch::end(&mut outcome.item, start, JobStatus::Value, &outcome.passengers) {
+                    outcome.refuse(JobStatus::NoRoom, "the result is larger than 4 GiB");
                 }
             }
-            Ok(Err(why)) => outcome.refuse(Status::Unreadable, &why),
+            Ok(Err(why)) => outcome.refuse(JobStatus::Unreadable, &why),
             Err(said) => {
                 outcome.item.clear();
                 outcome.passengers.clear();
                 let start = batch::begin(&mut outcome.item);
                 let _texts_always_encode = wire::encode(&said, &mut outcome.item, &mut outcome.passengers);
-                let _short_enough = batch::end(&mut outcome.item, start, Status::Panicked, &[]);
+                let _short_enough = batch::end(&mut outcome.item, start, JobStatus::Panicked, &[]);
             }
         }
     }
@@ -82,7 +82,7 @@ where
     }
 }
 
-impl<T, J, R, F> Data for Job<T, J, R, F>
+impl<T, J, R, F> Data for JobBody<T, J, R, F>
 where
     J: DeserializeOwned,
     R: Serialize,
@@ -186,7 +186,7 @@ impl PoolBuilder {
         let region =
             Region::new(&settings.name, settings.workers, settings.payload_capacity, settings.result_capacity)?;
         let region = Arc::new(region);
-        let (mine, orders) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
+        let (mine, requests) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
         let mut end = Some(mine);
         let limits = process::event()?;
         let theirs = limits.try_clone().map_err(|e| Error::invalid(format!("no descriptor for the pool: {e}")))?;
@@ -197,7 +197,7 @@ impl PoolBuilder {
         let shared = Arc::clone(&region);
         let mut zygotes = settings.clone();
         zygotes.worker_signals.note_ignored();
-        let mut job = Job { frozen, context: None, body, types: PhantomData };
+        let mut job = JobBody { frozen, context: None, body, types: PhantomData };
         // One that comes before the zygote has its settings would end it.
         let held = signals::hold();
         let zygote = fork::spawn(&options, |_| {
@@ -205,7 +205,7 @@ impl PoolBuilder {
             end.take();
             // The zygote's life is the process' life.
             let region: &'static Region = Box::leak(Box::new(shared));
-            zygote::run(region, &zygotes, Channels { orders, limits: theirs }, &mut job);
+            zygote::run(region, &zygotes, ZygoteEnds { requests, limits: theirs }, &mut job);
         });
         drop(held);
         let mut zygote = zygote.map_err(|e| match e.threads() {

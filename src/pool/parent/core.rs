@@ -1,5 +1,5 @@
 //! The parent's side without the user's types: filling slots and reading what they hold. Making room is in reclaim.rs, waiting in
-//! waiting.rs, orders to the zygote in requests.rs.
+//! waiting.rs, requests to the zygote in requests.rs.
 //!
 //! The parent has no thread of its own here: whoever waits does what is to be done meanwhile ([`Core::look_after`]).
 
@@ -13,10 +13,10 @@ use crate::pool::memory::results;
 use crate::pool::protocol::batch;
 use crate::pool::protocol::batch::Item;
 use crate::pool::protocol::board::{EVENT_COUNTS, SLOTS, Slot};
-use crate::pool::protocol::failure::{Failure, JobError};
+use crate::pool::protocol::failure::{JobError, JobFailure};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue::{DONE, QUEUED};
-use crate::pool::protocol::spin::Patience;
+use crate::pool::protocol::spin::AdaptiveSpin;
 use crate::pool::settings::Settings;
 use crate::sys::process;
 use std::collections::HashMap;
@@ -58,7 +58,7 @@ pub(crate) enum Owner {
 }
 
 /// The end of the channel to the zygote.
-pub(crate) struct Line {
+pub(crate) struct ZygoteChannel {
     pub(crate) end: OwnedFd,
     pub(crate) zygote: Option<Child>,
     /// Answers that are to come.
@@ -69,10 +69,10 @@ pub(crate) struct Line {
 pub(crate) struct Core {
     pub(crate) region: Arc<Region>,
     /// The limits of a thread that waits for one job.
-    pub(crate) patience: Patience,
+    pub(crate) spin: AdaptiveSpin,
     pub(crate) settings: Settings,
     pub(crate) front: Mutex<Front>,
-    pub(crate) line: Mutex<Line>,
+    pub(crate) line: Mutex<ZygoteChannel>,
     /// A descriptor of the zygote, readable at its end.
     pub(crate) zygote: OwnedFd,
     pub(crate) limits: OwnedFd,
@@ -90,7 +90,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Why a batch was not queued.
 #[derive(Debug)]
-pub(crate) enum Refused {
+pub(crate) enum NotQueued {
     /// All slots, or all memory of jobs, are taken for now.
     Full,
     /// The result will never be there.
@@ -106,11 +106,11 @@ pub(crate) struct Terms {
 }
 
 /// The way a batch ended.
-pub(crate) struct Ended {
+pub(crate) struct BatchEnd {
     /// The number of its jobs that are done and have an item.
     pub(crate) done: usize,
     /// Why the next one failed, if it did; otherwise it was not begun.
-    pub(crate) failure: Option<Failure>,
+    pub(crate) failure: Option<JobFailure>,
 }
 
 /// The time that a thread sleeps before it looks whether the zygote lives and whether a wake was lost.
@@ -144,11 +144,11 @@ impl Core {
             closed: false,
         };
         Ok(Self {
-            patience: Patience::new(settings.spin),
+            spin: AdaptiveSpin::new(settings.spin),
             region,
             settings,
             front: Mutex::new(front),
-            line: Mutex::new(Line { end, zygote: Some(zygote), owed: 0 }),
+            line: Mutex::new(ZygoteChannel { end, zygote: Some(zygote), owed: 0 }),
             zygote: pidfd,
             limits,
             gone: AtomicBool::new(false),
@@ -170,20 +170,20 @@ impl Core {
     }
 
     /// Queues a batch of encoded jobs.
-    pub(crate) fn try_queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, Refused> {
-        self.check_process().map_err(Refused::Because)?;
+    pub(crate) fn try_queue(&self, jobs: &[u8], terms: Terms, owner: Option<Owner>) -> Result<usize, NotQueued> {
+        self.check_process().map_err(NotQueued::Because)?;
         let mut front = lock(&self.front);
         if front.closed {
-            return Err(Refused::Because(JobError::Cancelled));
+            return Err(NotQueued::Because(JobError::Cancelled));
         }
         if jobs.len() > self.settings.payload_capacity {
             let why = format!("{} bytes of jobs are more than the pool's job_capacity", jobs.len());
-            return Err(Refused::Because(JobError::NotPassed(why)));
+            return Err(NotQueued::Because(JobError::NotPassed(why)));
         }
-        let Some(number) = front.free.pop() else { return Err(Refused::Full) };
+        let Some(number) = front.free.pop() else { return Err(NotQueued::Full) };
         let Some(place) = front.payloads.take(jobs.len().max(1), 16, 0) else {
             front.free.push(number);
-            return Err(Refused::Full);
+            return Err(NotQueued::Full);
         };
         let number = usize::from(number);
         let at = self.region.payloads().start + place;
@@ -244,8 +244,8 @@ impl Core {
         loop {
             match self.try_queue(jobs, terms, owner.clone()) {
                 Ok(number) => return Ok(number),
-                Err(Refused::Because(e)) => return Err(e),
-                Err(Refused::Full) => {}
+                Err(NotQueued::Because(e)) => return Err(e),
+                Err(NotQueued::Full) => {}
             }
             if self.make_room() {
                 continue;
@@ -297,10 +297,10 @@ impl Core {
     }
 
     /// The way a batch that is done ended.
-    pub(crate) fn ended(&self, number: usize) -> Ended {
+    pub(crate) fn ended(&self, number: usize) -> BatchEnd {
         let slot = self.slot(number);
         let (done, _) = progress::read(&slot.progress);
-        Ended { done, failure: Failure::read(slot) }
+        BatchEnd { done, failure: JobFailure::read(slot) }
     }
 
     /// Calls `each` with the results of a batch that is done, which nobody moves meanwhile.
@@ -327,7 +327,7 @@ impl Core {
         let slot = self.slot(number);
         let mine = slot.state.compare_exchange(QUEUED, DONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if mine {
-            Failure::Cancelled.write(slot);
+            JobFailure::Cancelled.write(slot);
         }
         mine
     }

@@ -8,7 +8,7 @@ use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::fork::Child;
 use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
-use crate::pool::protocol::messages::{Forked, ForkedArena, Order, Reply};
+use crate::pool::protocol::messages::{ForkedArena, ForkedWorker, Reply, Request};
 use crate::sys::map::Range;
 use crate::sys::pagemap::Pagemap;
 use crate::sys::procfs::stat::Stat;
@@ -81,7 +81,7 @@ pub struct WorkerMemory {
 }
 
 /// A worker's words, read together.
-struct Seen {
+struct RecordCopy {
     index: usize,
     pid: i32,
     generation: u64,
@@ -169,7 +169,7 @@ impl<T, J, R> Pool<T, J, R> {
         };
         let zygote_own_bytes = add(permitted(look(zygote, true)).map_err(failed)?);
         // Elsewhere a worker of an older generation may have other memory; older data never lay here, because the zygote keeps its addresses for nothing.
-        let has_data = |worker: &Forked| worker.arenas.iter().any(|arena| arena.range() == data);
+        let has_data = |worker: &ForkedWorker| worker.arenas.iter().any(|arena| arena.range() == data);
         let looked = self.core.look_at_workers(|worker| look(worker.pid, has_data(worker)))?;
         let workers = looked.into_iter().map(|(seen, looked)| WorkerMemory {
             index: seen.index,
@@ -189,8 +189,11 @@ impl<T, J, R> Pool<T, J, R> {
 impl Core {
     /// Looks at each worker of now, and returns what was found of those that are there still: then their ids were theirs all the while. `None` for one that
     /// this process may not look at.
-    fn look_at_workers<F>(&self, mut look: impl FnMut(&Forked) -> Result<F, Errno>) -> Result<Vec<(Seen, Option<F>)>> {
-        let Reply::Workers(workers) = self.order(&Order::Workers, None)? else {
+    fn look_at_workers<F>(
+        &self,
+        mut look: impl FnMut(&ForkedWorker) -> Result<F, Errno>,
+    ) -> Result<Vec<(RecordCopy, Option<F>)>> {
+        let Reply::Workers(workers) = self.request(&Request::Workers, None)? else {
             return Err(Error::invalid("the zygote answered something else"));
         };
         let mut all = Vec::new();
@@ -211,7 +214,7 @@ impl Core {
     }
 
     /// What a worker's record says, if the worker has not been replaced.
-    fn seen(&self, worker: &Forked) -> Option<Seen> {
+    fn seen(&self, worker: &ForkedWorker) -> Option<RecordCopy> {
         let index = worker.index as usize;
         let own = self.region.workers().get(index)?;
         let generation = own.generation.load(Ordering::Acquire);
@@ -220,7 +223,7 @@ impl Core {
         // Last: if these are the worker's still, all that was read before is.
         let started = own.started.load(Ordering::Acquire);
         let pid = own.pid.load(Ordering::Acquire) as i32;
-        (pid == worker.pid && started == worker.started).then_some(Seen { index, pid, generation, age, jobs })
+        (pid == worker.pid && started == worker.started).then_some(RecordCopy { index, pid, generation, age, jobs })
     }
 }
 
@@ -231,7 +234,7 @@ impl ForkedArena {
 }
 
 /// The pages of all its arenas that a worker has copied and its zygote had not.
-fn copied(worker: &Forked) -> Result<PageSet, Errno> {
+fn copied(worker: &ForkedWorker) -> Result<PageSet, Errno> {
     let pagemap = Pagemap::open(worker.pid)?;
     let (size, mut all, mut before) = (sys::page_size(), PageSet::new(), 0);
     for arena in &worker.arenas {

@@ -1,10 +1,10 @@
 //! A batch as the parent follows it: what was done is read, what failed is judged, the rest is queued again.
 
 use super::core::Owner;
-use super::core::{Core, Refused, Terms};
+use super::core::{Core, NotQueued, Terms};
 use crate::pool::memory::buffer;
-use crate::pool::protocol::batch::{self, Item, Status};
-use crate::pool::protocol::failure::{Failure, JobError};
+use crate::pool::protocol::batch::{self, Item, JobStatus};
+use crate::pool::protocol::failure::{JobError, JobFailure};
 use crate::wire;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A batch under way.
-pub(crate) struct Run<R> {
+pub(crate) struct InFlight<R> {
     pub(crate) core: Arc<Core>,
     /// The batch's slot; `None` when all is read.
     number: Option<usize>,
@@ -31,7 +31,7 @@ pub(crate) struct Run<R> {
     pub(crate) ran: (u64, usize),
 }
 
-impl<R: DeserializeOwned> Run<R> {
+impl<R: DeserializeOwned> InFlight<R> {
     /// Queues encoded jobs; where there is no room, waits for it or gives `None`.
     ///
     /// # Errors
@@ -49,8 +49,8 @@ impl<R: DeserializeOwned> Run<R> {
         } else {
             match core.try_queue(jobs, terms, owner) {
                 Ok(number) => number,
-                Err(Refused::Full) => return Ok(None),
-                Err(Refused::Because(e)) => return Err(e),
+                Err(NotQueued::Full) => return Ok(None),
+                Err(NotQueued::Because(e)) => return Err(e),
             }
         };
         Ok(Some(Self {
@@ -115,7 +115,7 @@ impl<R: DeserializeOwned> Run<R> {
         if let Some(failure) = ended.failure {
             self.attempts += 1;
             let again =
-                self.attempts < self.max_attempts && !matches!(failure, Failure::Cancelled) && !core.is_closed();
+                self.attempts < self.max_attempts && !matches!(failure, JobFailure::Cancelled) && !core.is_closed();
             if !again {
                 self.results.push(Err(self.error(failure)));
                 over += 1;
@@ -135,12 +135,12 @@ impl<R: DeserializeOwned> Run<R> {
         true
     }
 
-    fn error(&self, failure: Failure) -> JobError {
+    fn error(&self, failure: JobFailure) -> JobError {
         let attempts = self.attempts;
         match failure {
-            Failure::Died(death) => JobError::Died { death, attempts },
-            Failure::TimedOut => JobError::TimedOut { limit: self.limit.unwrap_or_default(), attempts },
-            Failure::Cancelled => JobError::Cancelled,
+            JobFailure::Died(death) => JobError::Died { death, attempts },
+            JobFailure::TimedOut => JobError::TimedOut { limit: self.limit.unwrap_or_default(), attempts },
+            JobFailure::Cancelled => JobError::Cancelled,
         }
     }
 
@@ -159,7 +159,7 @@ impl<R: DeserializeOwned> Run<R> {
     }
 }
 
-impl<R> Drop for Run<R> {
+impl<R> Drop for InFlight<R> {
     fn drop(&mut self) {
         if self.core.check_process().is_ok() {
             let unread = batch::items(&self.unread);
@@ -175,7 +175,7 @@ impl<R> Drop for Run<R> {
 fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError> {
     let text = || String::from_utf8_lossy(item.bytes).into_owned();
     match item.status {
-        Status::Value => {
+        JobStatus::Value => {
             let passengers = item.passengers();
             // A thread may read another's result to make room, so a panic in the type's code must not pass.
             let decode = || buffer::decoding(&core.region, &passengers, || wire::decode(item.bytes, &passengers));
@@ -189,12 +189,12 @@ fn read<R: DeserializeOwned>(core: &Core, item: &Item<'_>) -> Result<R, JobError
                 }
             }
         }
-        Status::Panicked => {
+        JobStatus::Panicked => {
             let said = wire::decode::<(String, Option<String>)>(item.bytes, &[]);
             let (message, location) = said.unwrap_or_else(|_| (text(), None));
             Err(JobError::Panicked { message, location })
         }
-        Status::Unreadable | Status::NoRoom => Err(JobError::NotPassed(text())),
+        JobStatus::Unreadable | JobStatus::NoRoom => Err(JobError::NotPassed(text())),
     }
 }
 
@@ -204,7 +204,7 @@ pub(crate) fn encode_job<J: Serialize>(job: &J, row: &mut Vec<u8>) -> Result<(),
     let mut passengers = Vec::new();
     let encoded = wire::encode(job, row, &mut passengers).map_err(|e| JobError::NotPassed(format!("the job {e}")));
     let ended = encoded.and_then(|()| {
-        let fits = batch::end(row, start, Status::Value, &passengers);
+        let fits = batch::end(row, start, JobStatus::Value, &passengers);
         fits.then_some(()).ok_or_else(|| JobError::NotPassed("the job is larger than 4 GiB".to_owned()))
     });
     if ended.is_err() {

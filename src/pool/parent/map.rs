@@ -1,10 +1,10 @@
 //! Many jobs from an iterator: pulled as workers get free, sent in batches, given out in order or as they end.
 
 use super::core::{Core, Terms};
-use super::in_flight::{Run, encode_job};
+use super::in_flight::{InFlight, encode_job};
 use super::pool::Pool;
 use crate::pool::protocol::failure::JobError;
-use crate::pool::protocol::spin::Patience;
+use crate::pool::protocol::spin::AdaptiveSpin;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
@@ -58,7 +58,7 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     jobs: Fuse<I>,
     chunk: Chunk,
     /// Each with the number of its first job.
-    runs: VecDeque<(usize, Run<R>)>,
+    runs: VecDeque<(usize, InFlight<R>)>,
     /// The number of jobs that were pulled, and of those that are done.
     pulled: usize,
     done: usize,
@@ -71,7 +71,7 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     pending: Option<(usize, usize)>,
     /// The next job, encoded, if it did not fit into that batch.
     spilled: Vec<u8>,
-    patience: Patience,
+    spin: AdaptiveSpin,
     waiter: usize,
     /// Why nothing more is queued.
     failed: Option<JobError>,
@@ -98,7 +98,7 @@ where
             row: Vec::new(),
             pending: None,
             spilled: Vec::new(),
-            patience: Patience::new(pool.core.settings.spin),
+            spin: AdaptiveSpin::new(pool.core.settings.spin),
             waiter: Core::waiter(),
             failed: None,
             refused: VecDeque::new(),
@@ -155,7 +155,7 @@ where
         let terms = Terms { jobs, limit: settings.time_limit, waiter: self.waiter };
         // The room that is missing may be what earlier batches of our own take: then they are read first.
         let waits = self.runs.is_empty();
-        match Run::begin(&self.pool.core, &self.row, terms, settings.max_attempts, None, waits) {
+        match InFlight::begin(&self.pool.core, &self.row, terms, settings.max_attempts, None, waits) {
             Ok(Some(run)) => self.runs.push_back((first, run)),
             Ok(None) => self.pending = Some((first, jobs)),
             Err(error) => {
@@ -187,7 +187,7 @@ where
         let core = &self.pool.core;
         let mut found = 0;
         let runs = &mut self.runs;
-        let waited = core.wait(self.waiter, &self.patience, None, || {
+        let waited = core.wait(self.waiter, &self.spin, None, || {
             let many = if in_order { 1 } else { runs.len() };
             let over = runs.iter_mut().take(many).position(|(_, run)| run.advance());
             if over.is_none() && runs.front().and_then(|(_, run)| run.number()).is_some_and(|first| core.starves(first))

@@ -3,7 +3,7 @@
 use super::core::Core;
 use crate::arena::{Contained, Frozen};
 use crate::error::{Error, Result};
-use crate::pool::protocol::messages::{Order, Reply, WorkerExit};
+use crate::pool::protocol::messages::{Reply, Request, WorkerExit};
 use crate::pool::settings::PoolBuilder;
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The types that a pool carries along.
-pub(crate) type Types<T, J, R> = PhantomData<fn(J) -> (R, PhantomData<T>)>;
+pub(crate) type PoolTypes<T, J, R> = PhantomData<fn(J) -> (R, PhantomData<T>)>;
 
 /// Numbers of a pool since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub enum Shutdown {
 pub struct Pool<T: 'static, J, R> {
     pub(super) core: Arc<Core>,
     pub(super) frozen: Mutex<Frozen<T>>,
-    pub(super) types: Types<T, J, R>,
+    pub(super) types: PoolTypes<T, J, R>,
 }
 
 impl Pool<(), (), ()> {
@@ -155,7 +155,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// # Errors
     /// The pool is gone.
     pub fn take_exits(&self) -> Result<Vec<WorkerExit>> {
-        match self.core.order(&Order::Exits, None)? {
+        match self.core.request(&Request::Exits, None)? {
             Reply::Exits { exits, lost } => Ok(told(exits, lost)),
             _ => Err(Error::invalid("the zygote answered something else")),
         }

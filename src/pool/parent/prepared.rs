@@ -3,7 +3,7 @@
 //! The zygote is forked first, over nothing. The data comes to it as a later generation does to the zygote of any pool: by its file, to the same addresses.
 
 use super::core::Core;
-use super::pool::{Pool, Types};
+use super::pool::{Pool, PoolTypes};
 use crate::arena::prepare::prepare;
 use crate::arena::{Contained, Frozen};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 pub struct Prepared<T: 'static, J, R> {
     /// Gone when the pool has it.
     core: Option<Arc<Core>>,
-    types: Types<T, J, R>,
+    types: PoolTypes<T, J, R>,
 }
 
 impl PoolBuilder {

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 /// A ticket that somebody awaits.
-pub(crate) trait Waits: Send + Sync {
+pub(crate) trait Awaited: Send + Sync {
     /// Wakes the task if the result is there, or never will be for the reason given; true if it needs no further look.
     fn look(&self, gone: Option<&JobError>) -> bool;
 }
 
 /// The pool that the reactor works for. It knows the pool by these two questions only, so that the pool may know the reactor.
-pub(super) trait Program: Send + Sync {
+pub(super) trait Host: Send + Sync {
     /// Tells whether the pool is at work.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ pub(crate) struct Reactor {
 }
 
 struct Shared {
-    waiting: Mutex<Vec<Weak<dyn Waits>>>,
+    waiting: Mutex<Vec<Weak<dyn Awaited>>>,
     ended: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ impl Reactor {
     ///
     /// # Errors
     /// No thread can be started.
-    pub(super) fn start<P: Program + 'static>(region: &Arc<Region>, program: &Arc<P>) -> std::io::Result<Self> {
+    pub(super) fn start<P: Host + 'static>(region: &Arc<Region>, program: &Arc<P>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { waiting: Mutex::new(Vec::new()), ended: AtomicBool::new(false) });
         let (theirs, region, program) = (Arc::clone(&shared), Arc::clone(region), Arc::downgrade(program));
         std::thread::Builder::new().name("cowbell-pool".to_owned()).spawn(move || theirs.live(&region, &program))?;
@@ -59,7 +59,7 @@ impl Reactor {
     }
 
     /// Tells the thread to look after a ticket.
-    pub(crate) fn watch(&self, region: &Region, ticket: Weak<dyn Waits>) {
+    pub(crate) fn watch(&self, region: &Region, ticket: Weak<dyn Awaited>) {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(ticket);
         region.board().event_counts[WAITER].notify();
     }
@@ -72,7 +72,7 @@ impl Reactor {
 }
 
 impl Shared {
-    fn live(&self, region: &Region, program: &Weak<impl Program>) {
+    fn live(&self, region: &Region, program: &Weak<impl Host>) {
         let events = &region.board().event_counts[WAITER];
         loop {
             let seen = events.count();

@@ -1,9 +1,9 @@
-//! Orders to the zygote, and the end of the pool.
+//! Requests to the zygote, and the end of the pool.
 
-use super::core::{Core, LOOK_AFTER, Line, lock};
+use super::core::{Core, LOOK_AFTER, ZygoteChannel, lock};
 use crate::arena::Frozen;
 use crate::error::{Error, Kind, Result};
-use crate::pool::protocol::messages::{Order, Reply};
+use crate::pool::protocol::messages::{Reply, Request};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
 use crate::sys::{channel, pidfd};
@@ -27,21 +27,21 @@ impl Core {
             return Ok(false);
         }
         let (job, _) = progress::read(&slot.progress);
-        match self.order(&Order::Cancel { slot: number as u32, job: job as u32 }, None)? {
+        match self.request(&Request::Cancel { slot: number as u32, job: job as u32 }, None)? {
             Reply::Done(cancelled) => Ok(cancelled),
             _ => Ok(false),
         }
     }
 
-    /// Gives the zygote an order and waits for the answer.
+    /// Sends the zygote a request and waits for the answer.
     ///
     /// # Errors
     /// The zygote is gone, or does not answer: it was stopped.
-    pub(crate) fn order(&self, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    pub(crate) fn request(&self, request: &Request, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
         // A process forked from the pool's has a copy of the channel, and would take the answer away.
         self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         let mut line = lock(&self.line);
-        self.ask(&mut line, order, file)
+        self.ask(&mut line, request, file)
     }
 
     /// Hands frozen data over to the zygote, which forks the next workers over it.
@@ -53,8 +53,8 @@ impl Core {
     /// Those of [`Pool::replace`](super::pool::Pool::replace).
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub(crate) unsafe fn hand_over<T>(&self, new: &Frozen<T>) -> Result<()> {
-        let order = Order::Adopt(new.export()?.to_bytes());
-        match self.order(&order, Some(new.image().file()))? {
+        let request = Request::Adopt(new.export()?.to_bytes());
+        match self.request(&request, Some(new.image().file()))? {
             Reply::Done(_) => Ok(()),
             Reply::Refused(why) => {
                 Err(Error::new(Kind::Child(format!("the zygote cannot take the data over: {why}").into())))
@@ -63,18 +63,23 @@ impl Core {
         }
     }
 
-    pub(crate) fn ask(&self, line: &mut Line, order: &Order, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+    pub(crate) fn ask(
+        &self,
+        line: &mut ZygoteChannel,
+        request: &Request,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<Reply> {
         let gone = || Error::new(Kind::Child("the pool's zygote has ended".into()));
         let mut message = Vec::new();
-        wire::encode(order, &mut message, &mut Vec::new())?;
+        wire::encode(request, &mut message, &mut Vec::new())?;
         channel::send(line.end.as_fd(), &message, file).map_err(|_| gone())?;
         line.owed += 1;
         let begun = Instant::now();
-        let takes_its_time = match order {
+        let takes_its_time = match request {
             // Workers that leave in order run the program's hooks, which take what they take.
-            Order::Close { cancel } => !cancel,
+            Request::Close { cancel } => !cancel,
             // The first workers are forked before the answer comes, as many as there are to be.
-            Order::Adopt(_) => self.region.board().started.load(Ordering::Acquire) == 0,
+            Request::Adopt(_) => self.region.board().started.load(Ordering::Acquire) == 0,
             _ => false,
         };
         loop {
@@ -94,7 +99,7 @@ impl Core {
             }
             let (message, _) = channel::receive(line.end.as_fd()).ok().flatten().ok_or_else(gone)?;
             line.owed -= 1;
-            // Answers to earlier orders, for which nobody waits any more, come first.
+            // Answers to earlier requests, for which nobody waits any more, come first.
             if line.owed == 0 {
                 return wire::decode(&message, &[]);
             }
@@ -120,7 +125,7 @@ impl Core {
         drop(front);
         let mut line = lock(&self.line);
         let Some(mut zygote) = line.zygote.take() else { return Ok(None) };
-        let reply = self.ask(&mut line, &Order::Close { cancel }, None);
+        let reply = self.ask(&mut line, &Request::Close { cancel }, None);
         // With no answer there is no reason to wait again.
         let ended = zygote.wait_timeout(if reply.is_ok() { ANSWER_TIME } else { Duration::ZERO });
         // Killed, if it does not end.

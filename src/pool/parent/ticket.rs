@@ -1,7 +1,7 @@
 //! One job that was submitted, and its result to come.
 
 use super::core::{Core, Owner, Park, Terms};
-use super::in_flight::{Run, encode_job};
+use super::in_flight::{InFlight, encode_job};
 use super::pool::Pool;
 use super::reactor;
 use crate::error::Result;
@@ -18,24 +18,24 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// The cell that a ticket and the pool share.
-pub(crate) struct Cell<R> {
+pub(crate) struct TicketCell<R> {
     state: Mutex<State<R>>,
 }
 
 struct State<R> {
     /// Gone when its result was taken, and after a failed submission. With the lock held it reads no result, which may run the program's code for as
     /// long as that likes: [`Ticket::take`] does.
-    run: Option<Run<R>>,
+    run: Option<InFlight<R>>,
     waker: Option<Waker>,
 }
 
-impl<R> Cell<R> {
+impl<R> TicketCell<R> {
     fn lock(&self) -> MutexGuard<'_, State<R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<R: DeserializeOwned + Send> Park for Cell<R> {
+impl<R: DeserializeOwned + Send> Park for TicketCell<R> {
     fn park(&self, number: usize) -> bool {
         // The holder of the lock is looking at the result already.
         let Ok(mut state) = self.state.try_lock() else { return false };
@@ -48,7 +48,7 @@ impl<R: DeserializeOwned + Send> Park for Cell<R> {
     }
 }
 
-impl<R: DeserializeOwned + Send> reactor::Waits for Cell<R> {
+impl<R: DeserializeOwned + Send> reactor::Awaited for TicketCell<R> {
     fn look(&self, gone: Option<&JobError>) -> bool {
         let mut state = self.lock();
         let Some(run) = state.run.as_mut() else { return true };
@@ -81,7 +81,7 @@ fn wake<R>(mut state: MutexGuard<'_, State<R>>) {
 #[must_use = "dropping a Ticket takes its job back, or drops the result"]
 pub struct Ticket<R: DeserializeOwned + Send + 'static> {
     core: Arc<Core>,
-    cell: Arc<Cell<R>>,
+    cell: Arc<TicketCell<R>>,
 }
 
 impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
@@ -91,12 +91,12 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
         limit: Option<Duration>,
         max_attempts: u32,
     ) -> Result<Self, JobError> {
-        let cell = Arc::new(Cell { state: Mutex::new(State { run: None, waker: None }) });
-        let weak: Weak<Cell<R>> = Arc::downgrade(&cell);
+        let cell = Arc::new(TicketCell { state: Mutex::new(State { run: None, waker: None }) });
+        let weak: Weak<TicketCell<R>> = Arc::downgrade(&cell);
         let owner = Owner::Ticket(weak);
         let terms = Terms { jobs: 1, limit, waiter: Core::waiter() };
         let mut state = cell.lock();
-        state.run = Run::begin(core, jobs, terms, max_attempts, Some(owner), true)?;
+        state.run = InFlight::begin(core, jobs, terms, max_attempts, Some(owner), true)?;
         drop(state);
         Ok(Self { core: Arc::clone(core), cell })
     }
@@ -168,7 +168,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<bool, JobError> {
         let waiter = Core::waiter();
-        self.core.wait(waiter, &self.core.patience, deadline, || self.look(waiter))
+        self.core.wait(waiter, &self.core.spin, deadline, || self.look(waiter))
     }
 
     /// Cancels the job: takes it back from the queue, or kills the worker that runs it (which is replaced). False if it
@@ -179,7 +179,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
     pub fn cancel(&self) -> Result<bool> {
         // Locked until it is done: the slot must not become another's meanwhile.
         let state = self.cell.lock();
-        let number = state.run.as_ref().and_then(Run::number);
+        let number = state.run.as_ref().and_then(InFlight::number);
         number.map_or(Ok(false), |number| self.core.cancel(number))
     }
 }
@@ -222,7 +222,7 @@ impl<R: DeserializeOwned + Send + 'static> Future for Ticket<R> {
             return Poll::Ready(self.take().unwrap_or(Err(JobError::Cancelled)));
         }
         if former.is_none() {
-            let cell: Weak<Cell<R>> = Arc::downgrade(&self.cell);
+            let cell: Weak<TicketCell<R>> = Arc::downgrade(&self.cell);
             self.core.reactor_watch(cell);
         }
         Poll::Pending
@@ -267,7 +267,7 @@ impl<R: DeserializeOwned + Send + 'static> Iterator for AsCompleted<R> {
         }
         let core = Arc::clone(&self.waiting.first()?.1.core);
         let waiter = Core::waiter();
-        let waited = core.wait(waiter, &core.patience, None, || {
+        let waited = core.wait(waiter, &core.spin, None, || {
             self.sweep(waiter);
             !self.ended.is_empty()
         });

@@ -1,12 +1,12 @@
 //! Waiting for results, and what is looked after meanwhile.
 
 use super::core::{Core, LOOK_AFTER, lock};
-use super::reactor::{self, Program, Reactor};
+use super::reactor::{self, Host, Reactor};
 use crate::arena::signal_safe::table;
 use crate::pool::protocol::board::{EventCount, WorkerRecord};
 use crate::pool::protocol::failure::JobError;
 use crate::pool::protocol::queue::{self, QUEUED};
-use crate::pool::protocol::spin::Patience;
+use crate::pool::protocol::spin::AdaptiveSpin;
 use crate::sys::pidfd;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ impl Core {
     pub(crate) fn wait(
         &self,
         waiter: usize,
-        patience: &Patience,
+        spin: &AdaptiveSpin,
         deadline: Option<Instant>,
         mut ready: impl FnMut() -> bool,
     ) -> Result<bool, JobError> {
@@ -33,7 +33,7 @@ impl Core {
         let begun = Instant::now();
         let start = done.count();
         if !ready() && deadline.is_none_or(|deadline| deadline > begun) {
-            patience.spin(|| done.count() != start);
+            spin.until(|| done.count() != start);
         }
         loop {
             let seen = done.count();
@@ -147,7 +147,7 @@ impl Core {
     }
 
     /// Tells the reactor to look after a ticket.
-    pub(crate) fn reactor_watch(&self, ticket: Weak<dyn reactor::Waits>) {
+    pub(crate) fn reactor_watch(&self, ticket: Weak<dyn reactor::Awaited>) {
         if let Some(Some(reactor)) = self.reactor.get() {
             reactor.watch(&self.region, ticket);
         }
@@ -168,7 +168,7 @@ impl Core {
     }
 }
 
-impl Program for Core {
+impl Host for Core {
     fn check(&self) -> Result<(), JobError> {
         self.check()
     }

@@ -8,7 +8,7 @@ use crate::wire::Passenger;
 
 /// The way a job ended: the status of its item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub(crate) enum JobStatus {
     /// A job, or a result.
     Value = 0,
     /// The job panicked: message and place.
@@ -25,7 +25,7 @@ const PASSENGERS_MAX: usize = 1 << 24;
 /// An item, where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Item<'a> {
-    pub(crate) status: Status,
+    pub(crate) status: JobStatus,
     pub(crate) bytes: &'a [u8],
     passengers: &'a [u8],
 }
@@ -64,7 +64,7 @@ pub(crate) fn begin(row: &mut Vec<u8>) -> usize {
 }
 
 /// Ends the item that [`begin`] began; false, and the item is gone, when a part is too large for its field.
-pub(crate) fn end(row: &mut Vec<u8>, start: usize, status: Status, passengers: &[Passenger]) -> bool {
+pub(crate) fn end(row: &mut Vec<u8>, start: usize, status: JobStatus, passengers: &[Passenger]) -> bool {
     let length = u32::try_from(row.len() - start - 8).ok().filter(|_| passengers.len() < PASSENGERS_MAX);
     let Some((length, head)) = length.zip(row.get_mut(start..).and_then(<[u8]>::first_chunk_mut::<8>)) else {
         row.truncate(start);
@@ -87,10 +87,10 @@ pub(crate) fn split(bytes: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let head = u64::from_le_bytes(*head);
     let (length, second) = (head as u32 as usize, (head >> 32) as u32);
     let status = match second & 0xff {
-        0 => Status::Value,
-        1 => Status::Panicked,
-        2 => Status::Unreadable,
-        3 => Status::NoRoom,
+        0 => JobStatus::Value,
+        1 => JobStatus::Panicked,
+        2 => JobStatus::Unreadable,
+        3 => JobStatus::NoRoom,
         _ => return None,
     };
     let (body, rest) = rest.split_at_checked(length.next_multiple_of(8))?;
@@ -120,7 +120,7 @@ mod tests {
             let some = passengers.get(..length % 3).expect("two");
             let start = begin(&mut row);
             row.extend_from_slice(&body);
-            assert!(end(&mut row, start, Status::Value, some));
+            assert!(end(&mut row, start, JobStatus::Value, some));
         }
         let read: Vec<_> = items(&row).collect();
         assert_eq!(read.len(), 20);
@@ -136,10 +136,10 @@ mod tests {
         let mut row = Vec::new();
         let start = begin(&mut row);
         row.extend_from_slice(b"what");
-        assert!(end(&mut row, start, Status::Panicked, &[]));
+        assert!(end(&mut row, start, JobStatus::Panicked, &[]));
         for end in 0..row.len() {
             assert!(split(row.get(..end).expect("shorter")).is_none());
         }
-        assert_eq!(split(&row).expect("whole").0.status, Status::Panicked);
+        assert_eq!(split(&row).expect("whole").0.status, JobStatus::Panicked);
     }
 }

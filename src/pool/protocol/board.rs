@@ -3,7 +3,7 @@
 //! Board, slots and worker records are atomics only, valid for whatever bytes lie there; a new memfd holds zeroes.
 
 use super::event_count;
-use super::queue::{Long, Word};
+use super::queue::{FutexWord, Word64};
 use crate::sys::futex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) const EVENT_COUNTS: usize = 64;
 /// The most workers a pool can have.
 pub(crate) const WORKERS_MAX: usize = 1024;
 
-impl Word for AtomicU32 {
+impl FutexWord for AtomicU32 {
     fn load(&self) -> u32 {
         self.load(Ordering::Acquire)
     }
@@ -42,7 +42,7 @@ impl Word for AtomicU32 {
     }
 }
 
-impl Long for AtomicU64 {
+impl Word64 for AtomicU64 {
     fn load(&self) -> u64 {
         self.load(Ordering::Acquire)
     }
@@ -62,7 +62,7 @@ impl Long for AtomicU64 {
 
 /// A word in a cache line of its own.
 #[repr(C, align(64))]
-pub(crate) struct Line<T>(pub(crate) T);
+pub(crate) struct CacheLine<T>(pub(crate) T);
 
 /// An event count that threads of the parent sleep on.
 pub(crate) type EventCount = event_count::EventCount<AtomicU32>;
@@ -70,10 +70,10 @@ pub(crate) type EventCount = event_count::EventCount<AtomicU32>;
 /// The words that the whole pool shares.
 #[repr(C)]
 pub(crate) struct Board {
-    pub(crate) head: Line<AtomicU64>,
-    pub(crate) tail: Line<AtomicU64>,
+    pub(crate) head: CacheLine<AtomicU64>,
+    pub(crate) tail: CacheLine<AtomicU64>,
     /// The data set that new batches are for; workers of an older one leave.
-    pub(crate) generation: Line<AtomicU64>,
+    pub(crate) generation: CacheLine<AtomicU64>,
     /// 1: workers leave when nothing is queued; 2: at once.
     pub(crate) closing: AtomicU32,
     /// Slots from here on were never used.

@@ -9,7 +9,7 @@
 //!
 //! The word is behind a trait, so that loom checks this very code (tests/queue.rs).
 
-use super::queue::Word;
+use super::queue::FutexWord;
 use std::time::Duration;
 
 /// Somebody prepares to wait, or sleeps. The bits above count the notifications.
@@ -20,7 +20,7 @@ const AWAITED: u32 = 1;
 #[repr(C, align(64))]
 pub struct EventCount<W>(pub W);
 
-impl<W: Word> EventCount<W> {
+impl<W: FutexWord> EventCount<W> {
     /// The number of notifications, for one who waits for [`Self::notify`].
     pub fn count(&self) -> u32 {
         self.0.load() & !AWAITED

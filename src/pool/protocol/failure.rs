@@ -96,7 +96,7 @@ impl std::error::Error for JobError {}
 
 /// The zygote's finding about a job whose worker is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum JobFailure {
     /// The worker died of it, or beside it.
     Died(Death),
     /// The job's time was over.
@@ -113,7 +113,7 @@ const CANCELLED: u32 = 5;
 const OUT_OF_MEMORY: u32 = 0x100;
 const STACK_OVERFLOW: u32 = 0x200;
 
-impl Failure {
+impl JobFailure {
     /// Writes it into the slot.
     pub(crate) fn write(self, slot: &Slot) {
         let (kind, detail) = match self {

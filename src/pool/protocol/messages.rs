@@ -4,9 +4,9 @@ use super::failure::Death;
 use crate::report::Report;
 use serde::{Deserialize, Serialize};
 
-/// An order to the zygote.
+/// A request to the zygote.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Order {
+pub(crate) enum Request {
     /// Tell how workers ended since this was asked last.
     Exits,
     /// Tell with which arenas the workers of now were forked.
@@ -19,18 +19,18 @@ pub(crate) enum Order {
     Close { cancel: bool },
 }
 
-/// The zygote's answer to an order.
+/// The zygote's answer to a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Done(bool),
     Refused(String),
     Exits { exits: Vec<WorkerExit>, lost: u64 },
-    Workers(Vec<Forked>),
+    Workers(Vec<ForkedWorker>),
 }
 
 /// A worker as it was forked: what one must know to read its page tables.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Forked {
+pub(crate) struct ForkedWorker {
     pub(crate) index: u32,
     pub(crate) pid: i32,
     /// When it was begun, as its record says.

@@ -13,11 +13,11 @@
 //!
 //! The word is behind a trait, so that loom checks this very code (tests/queue.rs).
 
-use super::queue::Long;
+use super::queue::Word64;
 
 /// The phase of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum JobPhase {
     /// Not begun.
     Ahead = 0,
     /// The worker runs it.
@@ -32,63 +32,63 @@ const FILLED_SHIFT: u32 = PHASE_BITS + JOB_BITS;
 
 /// The progress of a batch when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen(u64);
+pub struct Progress(u64);
 
-impl Seen {
+impl Progress {
     /// The current job; those before it are done.
     pub fn job(self) -> usize {
         (self.0 >> PHASE_BITS) as usize & ((1 << JOB_BITS) - 1)
     }
 
     /// The phase of the current job.
-    pub fn phase(self) -> Phase {
+    pub fn phase(self) -> JobPhase {
         match self.0 & 3 {
-            0 => Phase::Ahead,
-            1 => Phase::Running,
-            _ => Phase::Condemned,
+            0 => JobPhase::Ahead,
+            1 => JobPhase::Running,
+            _ => JobPhase::Condemned,
         }
     }
 
     /// The same batch and job.
-    fn at(self, phase: Phase) -> u64 {
+    fn at(self, phase: JobPhase) -> u64 {
         self.0 & !3 | phase as u64
     }
 }
 
 /// The current job, and its phase, for a decision about it.
-pub fn look<L: Long>(progress: &L) -> Seen {
-    Seen(progress.load())
+pub fn look<L: Word64>(progress: &L) -> Progress {
+    Progress(progress.load())
 }
 
 /// The current job, and its phase. Jobs before it are done.
-pub fn read<L: Long>(progress: &L) -> (usize, Phase) {
+pub fn read<L: Word64>(progress: &L) -> (usize, JobPhase) {
     let seen = look(progress);
     (seen.job(), seen.phase())
 }
 
 /// A new batch. The caller's is the slot, which is not queued.
-pub fn reset<L: Long>(progress: &L) {
+pub fn reset<L: Word64>(progress: &L) {
     let filled = progress.load() >> FILLED_SHIFT;
     progress.store((filled + 1) << FILLED_SHIFT);
 }
 
 /// The worker begins a job; false if it was condemned.
-pub fn begin<L: Long>(progress: &L, job: usize) -> bool {
+pub fn begin<L: Word64>(progress: &L, job: usize) -> bool {
     let seen = look(progress);
     debug_assert_eq!(seen.job(), job, "jobs are begun in their order");
-    progress.replace(seen.at(Phase::Ahead), seen.at(Phase::Running))
+    progress.replace(seen.at(JobPhase::Ahead), seen.at(JobPhase::Running))
 }
 
 /// The worker has done a job; false if it was condemned.
-pub fn finish<L: Long>(progress: &L, job: usize) -> bool {
+pub fn finish<L: Word64>(progress: &L, job: usize) -> bool {
     let seen = look(progress);
     debug_assert_eq!(seen.job(), job, "a job is finished that was begun");
-    progress.replace(seen.at(Phase::Running), seen.at(Phase::Ahead) + (1 << PHASE_BITS))
+    progress.replace(seen.at(JobPhase::Running), seen.at(JobPhase::Ahead) + (1 << PHASE_BITS))
 }
 
 /// Condemns a job that was seen current, begun or not; false if it is not current any more. The caller holds the slot.
-pub fn condemn<L: Long>(progress: &L, seen: Seen) -> bool {
-    let to = seen.at(Phase::Condemned);
+pub fn condemn<L: Word64>(progress: &L, seen: Progress) -> bool {
+    let to = seen.at(JobPhase::Condemned);
     // In the worker's order, lest it slips through between the two.
-    progress.replace(seen.at(Phase::Ahead), to) || progress.replace(seen.at(Phase::Running), to)
+    progress.replace(seen.at(JobPhase::Ahead), to) || progress.replace(seen.at(JobPhase::Running), to)
 }

@@ -22,7 +22,7 @@
 use std::time::Duration;
 
 /// A 32-bit atomic word that may be slept on.
-pub trait Word {
+pub trait FutexWord {
     /// Loads with Acquire.
     fn load(&self) -> u32;
     /// Stores with Release.
@@ -40,7 +40,7 @@ pub trait Word {
 }
 
 /// A 64-bit atomic word.
-pub trait Long {
+pub trait Word64 {
     /// Loads with Acquire.
     fn load(&self) -> u64;
     /// Stores with Release.
@@ -76,17 +76,17 @@ pub fn holder(state: u32) -> Option<usize> {
 }
 
 /// The worker in `index` is done with a slot. False while somebody decides whether the worker is to end with it.
-pub fn give_back<W: Word>(state: &W, index: usize) -> bool {
+pub fn give_back<W: FutexWord>(state: &W, index: usize) -> bool {
     state.replace(taken_by(index), DONE)
 }
 
 /// Keeps a slot in the hands of the worker of `index`; false if it is not there, or kept already.
-pub fn hold<W: Word>(state: &W, index: usize) -> bool {
+pub fn hold<W: FutexWord>(state: &W, index: usize) -> bool {
     state.replace(taken_by(index), held_by(index))
 }
 
 /// The worker in `index` may give the slot back after all.
-pub fn let_go<W: Word>(state: &W, index: usize) {
+pub fn let_go<W: FutexWord>(state: &W, index: usize) {
     state.replace(held_by(index), taken_by(index));
 }
 
@@ -112,7 +112,7 @@ pub struct Queue<'a, W, L, S> {
     pub idle: &'a [L],
 }
 
-impl<'a, W: Word + 'a, L: Long + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
+impl<'a, W: FutexWord + 'a, L: Word64 + 'a, S: Fn(usize) -> &'a W> Queue<'a, W, L, S> {
     /// Queues a free slot. One at a time: the caller holds the parent's lock. False when the ring is full of slots that
     /// are queued, so never with as many entries as slots.
     pub fn push(&self, slot: usize) -> bool {

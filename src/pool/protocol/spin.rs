@@ -11,14 +11,14 @@ const TRY_AGAIN: u64 = 64;
 
 /// The time to wait awake at most, learnt from how that went. One for each kind of wait, shared by all who wait so.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct AdaptiveSpin {
     max_ns: u64,
     /// Grows to what would have been enough, halves with each time it was not.
     allowed_ns: AtomicU64,
     waits: AtomicU64,
 }
 
-impl Patience {
+impl AdaptiveSpin {
     /// Never longer than `max`; not at all on a machine with one processor.
     pub(crate) fn new(max: Duration) -> Self {
         // Asking reads a dozen files.
@@ -29,7 +29,7 @@ impl Patience {
     }
 
     /// Waits awake until `ready` holds; false if it did not in time.
-    pub(crate) fn spin(&self, ready: impl Fn() -> bool) -> bool {
+    pub(crate) fn until(&self, ready: impl Fn() -> bool) -> bool {
         if ready() {
             return true;
         }

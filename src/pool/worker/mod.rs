@@ -5,14 +5,14 @@ pub(super) mod panics;
 use crate::error::Result;
 use crate::fork::{self, Reshared};
 use crate::pool::context::WorkerInfo;
-use crate::pool::memory::heap::{self, Heap, NoBlock};
+use crate::pool::memory::heap::{self, NoBlock, ResultHeap};
 use crate::pool::memory::region::Region;
 use crate::pool::memory::{buffer, results};
-use crate::pool::protocol::batch::{self, Status};
+use crate::pool::protocol::batch::{self, JobStatus};
 use crate::pool::protocol::board::{Slot, WorkerRecord};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
-use crate::pool::protocol::spin::Patience;
+use crate::pool::protocol::spin::AdaptiveSpin;
 use crate::pool::settings::{OverBudget, Settings};
 use crate::sys::{self, limits, process, random};
 use crate::wire::Passenger;
@@ -43,14 +43,14 @@ impl Left {
 
 /// The end of a job: its item, and the passengers in it.
 #[derive(Default)]
-pub(crate) struct Outcome {
+pub(crate) struct JobEnd {
     pub(crate) item: Vec<u8>,
     pub(crate) passengers: Vec<Passenger>,
 }
 
-impl Outcome {
+impl JobEnd {
     /// An item that says why there is no result.
-    pub(crate) fn refuse(&mut self, status: Status, why: &str) {
+    pub(crate) fn refuse(&mut self, status: JobStatus, why: &str) {
         self.item.clear();
         self.passengers.clear();
         let start = batch::begin(&mut self.item);
@@ -60,12 +60,12 @@ impl Outcome {
 }
 
 /// The user's closure over the data, without their types.
-pub(crate) trait Work {
+pub(crate) trait JobRunner {
     /// In a worker, once: who it is.
     fn begin(&mut self, info: WorkerInfo);
 
     /// Runs one job and appends its item to the outcome, which is empty. Does not panic.
-    fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut Outcome);
+    fn run(&mut self, bytes: &[u8], passengers: &[Passenger], outcome: &mut JobEnd);
 
     /// Maps all pages of the data.
     ///
@@ -84,7 +84,7 @@ pub(crate) trait Work {
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The worker's life; returns when it leaves.
-pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, work: &mut dyn Work) {
+pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, work: &mut dyn JobRunner) {
     process::set_name(c"cowbell-worker");
     settings.worker_signals.begin_worker();
     process::die_first_of_memory();
@@ -98,7 +98,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, w
     }
     let Some(own) = region.workers().get(index) else { return };
     // This frees what the last worker of this index had under way, so it comes before any code of the program's, whose buffers lie there too.
-    let heap = Heap::take_over(region, index);
+    let heap = ResultHeap::take_over(region, index);
     buffer::this_is(region, index);
     own.welcome(region.board(), process::pid());
     let generation = own.generation.load(Ordering::Acquire);
@@ -136,16 +136,16 @@ struct Worker<'a> {
     index: usize,
     own: &'a WorkerRecord,
     generation: u64,
-    heap: Heap<'static>,
+    heap: ResultHeap<'static>,
     /// The number of page faults at the last census.
     faults_checked: u64,
 }
 
 impl Worker<'_> {
-    fn work(mut self, work: &mut dyn Work) {
+    fn work(mut self, work: &mut dyn JobRunner) {
         let queue = self.region.queue();
-        let mut outcome = Outcome::default();
-        let patience = Patience::new(self.settings.spin);
+        let mut outcome = JobEnd::default();
+        let spin = AdaptiveSpin::new(self.settings.spin);
         // The faults of the fork itself are no job's copies.
         self.faults_checked = fork::page_faults();
         let mut trimmed = true;
@@ -171,7 +171,7 @@ impl Worker<'_> {
                 self.own.left.store(Left::Closing as u32, Ordering::Release);
                 return;
             }
-            if patience.spin(|| !queue.is_empty()) {
+            if spin.until(|| !queue.is_empty()) {
                 continue;
             }
             let since = Instant::now();
@@ -196,7 +196,7 @@ impl Worker<'_> {
     }
 
     /// Runs the jobs of a batch until one is condemned, or the results are many.
-    fn run(&self, number: usize, work: &mut dyn Work, outcome: &mut Outcome) {
+    fn run(&self, number: usize, work: &mut dyn JobRunner, outcome: &mut JobEnd) {
         let slots = self.region.slots();
         let Some(slot) = slots.get(number) else { return };
         let begun = sys::monotonic_ns();
@@ -243,7 +243,7 @@ impl Worker<'_> {
     }
 
     /// Tells whether the worker has copied more pages than it may, and must leave for it.
-    fn is_over_budget(&mut self, work: &dyn Work) -> bool {
+    fn is_over_budget(&mut self, work: &dyn JobRunner) -> bool {
         let Some((pages, then)) = self.settings.copy_budget else { return false };
         // Each copy is a page fault, so before there were as many faults there is nothing to count.
         let copied = self.own.copied.load(Ordering::Relaxed);
@@ -277,7 +277,7 @@ impl Worker<'_> {
 /// The results of a batch, as they come.
 struct Output<'a> {
     region: &'static Region,
-    heap: Heap<'static>,
+    heap: ResultHeap<'static>,
     slot: &'a Slot,
     /// The block that is being filled; 0 for none yet.
     block: usize,
@@ -296,7 +296,7 @@ impl Output<'_> {
 
     /// Writes a job's item behind the ones before. What finds no room becomes an error of that job. False if not even that
     /// finds some: then the parent says so.
-    fn write(&mut self, outcome: &mut Outcome) -> bool {
+    fn write(&mut self, outcome: &mut JobEnd) -> bool {
         let buffers: Vec<usize> = outcome.passengers.iter().filter_map(buffer::block_of).collect();
         match self.append(outcome) {
             Ok(()) => {
@@ -313,14 +313,14 @@ impl Output<'_> {
                         "no room: earlier results that the program still holds fill the pool's result_capacity"
                     }
                 };
-                outcome.refuse(Status::NoRoom, why);
+                outcome.refuse(JobStatus::NoRoom, why);
                 self.append(outcome).is_ok()
             }
         }
     }
 
     #[expect(unsafe_code, reason = "shared memory is written")]
-    fn append(&mut self, outcome: &Outcome) -> Result<(), NoBlock> {
+    fn append(&mut self, outcome: &JobEnd) -> Result<(), NoBlock> {
         let item = &outcome.item;
         let used =
             |block| heap::header(self.region, block).map_or(0, |header| header.used.load(Ordering::Acquire) as usize);

@@ -11,13 +11,13 @@ use crate::facts::Ended;
 use crate::fork::{self, Child, ForkOptions};
 use crate::pool::memory::region::Region;
 use crate::pool::protocol::board::Slot;
-use crate::pool::protocol::failure::{Death, Failure};
-use crate::pool::protocol::messages::{Order, Reply, WorkerExit};
-use crate::pool::protocol::progress::{self, Phase, Seen};
+use crate::pool::protocol::failure::{Death, JobFailure};
+use crate::pool::protocol::messages::{Reply, Request, WorkerExit};
+use crate::pool::protocol::progress::{self, JobPhase, Progress};
 use crate::pool::protocol::queue::{self, DONE, QUEUED};
 use crate::pool::settings::Settings;
 use crate::pool::signals;
-use crate::pool::worker::{self, Left, Work};
+use crate::pool::worker::{self, JobRunner, Left};
 use crate::sys::epoll::Poller;
 use crate::sys::{self, channel, limits, process, signal, tracing};
 use crate::wire;
@@ -26,11 +26,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 pub(crate) use worker_log::tell;
-use worker_log::{End, Killed};
+use worker_log::{Killed, WorkerEnd};
 
 /// Tokens of the poller above the indices of all workers.
-const ORDERS: u64 = 1 << 32;
-const LIMITS: u64 = ORDERS + 1;
+const REQUESTS: u64 = 1 << 32;
+const LIMITS: u64 = REQUESTS + 1;
 
 /// For so long after the OOM killer was seen at work a worker's SIGKILL is taken for its doing.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ const SHORT_LIVES: u32 = 3;
 const SHORT_LIVES_MAX: u32 = 12;
 
 /// The data and the closure, without their types.
-pub(crate) trait Data: Work {
+pub(crate) trait Data: JobRunner {
     /// Is there data to fork workers over?
     fn has_data(&self) -> bool;
 
@@ -70,43 +70,44 @@ pub(crate) struct Member {
 }
 
 /// The ends of the channels that the zygote has.
-pub(crate) struct Channels {
-    pub(crate) orders: OwnedFd,
+pub(crate) struct ZygoteEnds {
+    pub(crate) requests: OwnedFd,
     /// Notified when batches with a time limit are queued after a while without.
     pub(crate) limits: OwnedFd,
 }
 
 /// The zygote's whole life, from its fork on.
-pub(crate) fn run(region: &'static Region, settings: &Settings, channels: Channels, data: &mut dyn Data) {
-    let orders = channels.orders.try_clone();
+pub(crate) fn run(region: &'static Region, settings: &Settings, channels: ZygoteEnds, data: &mut dyn Data) {
+    let requests = channels.requests.try_clone();
     match Zygote::begin(region, settings, channels, data) {
         Ok(zygote) => zygote.live(),
         Err(e) => {
-            if let Ok(orders) = orders {
-                reply(&orders, &Reply::Refused(e.to_string()));
+            if let Ok(requests) = requests {
+                reply(&requests, &Reply::Refused(e.to_string()));
             }
         }
     }
 }
 
-fn reply(orders: &OwnedFd, reply: &Reply) -> bool {
+fn reply(requests: &OwnedFd, reply: &Reply) -> bool {
     let mut message = Vec::new();
-    wire::encode(reply, &mut message, &mut Vec::new()).is_ok() && channel::send(orders.as_fd(), &message, None).is_ok()
+    wire::encode(reply, &mut message, &mut Vec::new()).is_ok()
+        && channel::send(requests.as_fd(), &message, None).is_ok()
 }
 
 pub(crate) struct Zygote<'a> {
     pub(crate) region: &'static Region,
     pub(crate) settings: &'a Settings,
-    pub(crate) channels: Channels,
+    pub(crate) channels: ZygoteEnds,
     pub(crate) poller: Poller,
     pub(crate) crew: Vec<Member>,
     pub(crate) data: &'a mut dyn Data,
     pub(crate) exits: VecDeque<WorkerExit>,
     pub(crate) exits_lost: u64,
     /// Jobs that end with their workers: which slot, which job, and why.
-    pub(crate) condemned: HashMap<usize, (usize, Failure)>,
+    pub(crate) condemned: HashMap<usize, (usize, JobFailure)>,
     /// Since when a job that has not begun was seen current.
-    pub(crate) ahead_since: HashMap<usize, (Seen, Instant)>,
+    pub(crate) ahead_since: HashMap<usize, (Progress, Instant)>,
     pub(crate) out_of_memory_kills: Option<u64>,
     /// When that count was seen to have grown.
     pub(crate) out_of_memory_at: Option<Instant>,
@@ -121,7 +122,7 @@ impl<'a> Zygote<'a> {
     fn begin(
         region: &'static Region,
         settings: &'a Settings,
-        channels: Channels,
+        channels: ZygoteEnds,
         data: &'a mut dyn Data,
     ) -> Result<Self> {
         process::set_name(c"cowbell-zygote");
@@ -129,7 +130,7 @@ impl<'a> Zygote<'a> {
         tracing::raise_descriptors_max();
         let poller = Poller::new().map_err(|e| Error::os("epoll_create1", e))?;
         let add = |fd: &OwnedFd, token| poller.add(fd, token).map_err(|e| Error::os("epoll_ctl", e));
-        add(&channels.orders, ORDERS)?;
+        add(&channels.requests, REQUESTS)?;
         add(&channels.limits, LIMITS)?;
         let crew = std::iter::repeat_with(Member::default).take(settings.workers).collect();
         let mut zygote = Self {
@@ -167,8 +168,8 @@ impl<'a> Zygote<'a> {
             }
             for &token in &found {
                 match token {
-                    ORDERS => {
-                        if !self.obey() {
+                    REQUESTS => {
+                        if !self.answer() {
                             return;
                         }
                     }
@@ -289,7 +290,7 @@ impl<'a> Zygote<'a> {
         }
         let killed = self.crew.get(index).and_then(|member| member.killed);
         let killed = killed.filter(|_| exit.ended == Ended::Signaled(signal::KILL));
-        let end = End { own, index, pid: child.pid(), left, death, killed };
+        let end = WorkerEnd { own, index, pid: child.pid(), left, death, killed };
         let held = self.settle(index, death);
         if self.exits.len() == EXITS_MAX {
             self.exits.pop_front();
@@ -332,13 +333,13 @@ impl<'a> Zygote<'a> {
             self.ahead_since.remove(&number);
             let condemned = self.condemned.remove(&number);
             match (progress::read(&slot.progress), condemned) {
-                ((_, Phase::Ahead), _) => slot.failure.store(0, Ordering::Release),
+                ((_, JobPhase::Ahead), _) => slot.failure.store(0, Ordering::Release),
                 // The worker had done all of its jobs.
                 ((job, _), _) if job >= slot.jobs.load(Ordering::Acquire) as usize => {
                     slot.failure.store(0, Ordering::Release);
                 }
-                ((job, Phase::Condemned), Some((which, why))) if job == which => why.write(slot),
-                ((_, Phase::Running | Phase::Condemned), _) => Failure::Died(death).write(slot),
+                ((job, JobPhase::Condemned), Some((which, why))) if job == which => why.write(slot),
+                ((_, JobPhase::Running | JobPhase::Condemned), _) => JobFailure::Died(death).write(slot),
             }
             slot.state.store(DONE, Ordering::SeqCst);
         }
@@ -353,21 +354,21 @@ impl<'a> Zygote<'a> {
         self.region.slots().iter().enumerate().take(used)
     }
 
-    /// Takes an order of the parent; false when the parent is gone.
-    fn obey(&mut self) -> bool {
-        let Ok(Some((message, file))) = channel::receive(self.channels.orders.as_fd()) else { return false };
-        let Ok(order) = wire::decode::<Order>(&message, &[]) else { return false };
-        let reply = match order {
-            Order::Exits => self.take_exits(),
-            Order::Workers => self.workers(),
-            Order::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
-            Order::Adopt(words) => match file {
+    /// Answers a request of the parent; false when the parent is gone.
+    fn answer(&mut self) -> bool {
+        let Ok(Some((message, file))) = channel::receive(self.channels.requests.as_fd()) else { return false };
+        let Ok(request) = wire::decode::<Request>(&message, &[]) else { return false };
+        let reply = match request {
+            Request::Exits => self.take_exits(),
+            Request::Workers => self.workers(),
+            Request::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
+            Request::Adopt(words) => match file {
                 Some(file) => {
                     self.adopt(&words, file).map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
                 }
-                None => Reply::Refused("no file came with the order".to_owned()),
+                None => Reply::Refused("no file came with the request".to_owned()),
             },
-            Order::Close { cancel } => {
+            Request::Close { cancel } => {
                 self.close(cancel);
                 // The answer comes when the last worker has gone.
                 return true;
@@ -377,7 +378,7 @@ impl<'a> Zygote<'a> {
     }
 
     fn reply(&self, message: &Reply) -> bool {
-        reply(&self.channels.orders, message)
+        reply(&self.channels.requests, message)
     }
 
     fn workers(&self) -> Reply {

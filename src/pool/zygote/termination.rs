@@ -2,8 +2,8 @@
 //! the parent cancels; and ending the pool.
 
 use crate::pool::protocol::board::Slot;
-use crate::pool::protocol::failure::Failure;
-use crate::pool::protocol::progress::{self, Phase, Seen};
+use crate::pool::protocol::failure::JobFailure;
+use crate::pool::protocol::progress::{self, JobPhase, Progress};
 use crate::pool::protocol::queue::{self, QUEUED};
 use crate::pool::zygote::Zygote;
 use crate::pool::zygote::worker_log::{Killed, tell};
@@ -42,7 +42,7 @@ impl Zygote<'_> {
             watched.store(0, Ordering::SeqCst);
         }
         for (number, seen, index) in over {
-            self.condemn(number, seen, index, Failure::TimedOut);
+            self.condemn(number, seen, index, JobFailure::TimedOut);
         }
         if shortest == u64::MAX {
             return None;
@@ -66,7 +66,7 @@ impl Zygote<'_> {
         for index in over {
             let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(index);
             if let Some((number, slot)) = self.slots().find(|(_, slot)| held(slot)) {
-                self.condemn(number, progress::look(&slot.progress), index, Failure::TimedOut);
+                self.condemn(number, progress::look(&slot.progress), index, JobFailure::TimedOut);
             } else if let Some(member) = self.crew.get_mut(index)
                 && let Some(child) = member.child.as_ref()
             {
@@ -79,10 +79,10 @@ impl Zygote<'_> {
     }
 
     /// Tells whether the time of a slot's current job is over.
-    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Seen, index: usize, limit: u64) -> bool {
+    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Progress, index: usize, limit: u64) -> bool {
         match seen.phase() {
-            Phase::Condemned => false,
-            Phase::Running => {
+            JobPhase::Condemned => false,
+            JobPhase::Running => {
                 let now = sys::monotonic_ns();
                 if self.region.workers().get(index).is_some_and(|worker| worker.waits.load(Ordering::Acquire) != 0) {
                     // The worker waits for the parent to read results.
@@ -91,7 +91,7 @@ impl Zygote<'_> {
                 now.saturating_sub(slot.since.load(Ordering::Acquire)) > limit
             }
             // Taken and not begun: its worker was stopped in between, or the next moment will tell.
-            Phase::Ahead => {
+            JobPhase::Ahead => {
                 let (last, since) = self.ahead_since.entry(number).or_insert((seen, Instant::now()));
                 if *last != seen {
                     (*last, *since) = (seen, Instant::now());
@@ -102,7 +102,7 @@ impl Zygote<'_> {
     }
 
     /// Lets a job end with its worker, if the job is current still.
-    pub(crate) fn condemn(&mut self, number: usize, seen: Seen, index: usize, why: Failure) -> bool {
+    pub(crate) fn condemn(&mut self, number: usize, seen: Progress, index: usize, why: JobFailure) -> bool {
         let Some(slot) = self.region.slots().get(number) else { return false };
         let Some(member) = self.crew.get_mut(index) else { return false };
         let Some(child) = member.child.as_ref() else { return false };
@@ -115,7 +115,7 @@ impl Zygote<'_> {
             return false;
         }
         self.condemned.insert(number, (seen.job(), why));
-        member.killed = Some(if why == Failure::TimedOut { Killed::TimedOut } else { Killed::JobCancelled });
+        member.killed = Some(if why == JobFailure::TimedOut { Killed::TimedOut } else { Killed::JobCancelled });
         if let Err(e) = child.kill(signal::KILL) {
             tell(|| log::warn!("worker {}: {e}", child.pid()));
         }
@@ -128,7 +128,7 @@ impl Zygote<'_> {
         let seen = progress::look(&slot.progress);
         let index = queue::holder(slot.state.load(Ordering::Acquire));
         let current = seen.job() == job && job < slot.jobs.load(Ordering::Acquire) as usize;
-        current && index.is_some_and(|index| self.condemn(number, seen, index, Failure::Cancelled))
+        current && index.is_some_and(|index| self.condemn(number, seen, index, JobFailure::Cancelled))
     }
 
     /// Closes the pool: workers leave when nothing is queued, or are killed.
@@ -144,7 +144,7 @@ impl Zygote<'_> {
         }
         for (number, slot) in self.slots() {
             if let Some(index) = queue::holder(slot.state.load(Ordering::Acquire)) {
-                self.condemn(number, progress::look(&slot.progress), index, Failure::Cancelled);
+                self.condemn(number, progress::look(&slot.progress), index, JobFailure::Cancelled);
             }
         }
         for member in &mut self.crew {

@@ -3,7 +3,7 @@
 use crate::fork::Child;
 use crate::pool::protocol::board::WorkerRecord;
 use crate::pool::protocol::failure::Death;
-use crate::pool::protocol::messages::{Forked, ForkedArena};
+use crate::pool::protocol::messages::{ForkedArena, ForkedWorker};
 use crate::pool::settings::Settings;
 use crate::pool::worker::Left;
 use crate::sys;
@@ -42,7 +42,7 @@ pub(crate) fn tell(log: impl FnOnce()) {
 }
 
 /// The end of a worker, to be told.
-pub(crate) struct End<'a> {
+pub(crate) struct WorkerEnd<'a> {
     pub(crate) own: &'a WorkerRecord,
     pub(crate) index: usize,
     pub(crate) pid: i32,
@@ -54,13 +54,13 @@ pub(crate) struct End<'a> {
 }
 
 /// A worker of now, and what it was forked with.
-pub(crate) fn forked(index: usize, own: &WorkerRecord, child: &Child) -> Forked {
+pub(crate) fn forked(index: usize, own: &WorkerRecord, child: &Child) -> ForkedWorker {
     let arenas = child.arenas().map(|(range, inherited)| ForkedArena {
         start: range.start as u64,
         bytes: range.len as u64,
         inherited: inherited.runs().map(|run| (run.start.0, run.count.0)).collect(),
     });
-    Forked {
+    ForkedWorker {
         index: index as u32,
         pid: child.pid(),
         started: own.started.load(Ordering::Acquire),
@@ -69,7 +69,7 @@ pub(crate) fn forked(index: usize, own: &WorkerRecord, child: &Child) -> Forked 
     }
 }
 
-impl End<'_> {
+impl WorkerEnd<'_> {
     /// Tells the log of it.
     pub(crate) fn log(&self, settings: &Settings) {
         let (own, death) = (self.own, self.death);
