@@ -11,21 +11,21 @@
 //! Up to the closure the child neither allocates nor takes a lock. It never unwinds into the parent's
 //! frames, runs no destructor of theirs and no `atexit`.
 
-mod alone;
 mod census;
 mod child;
-mod enter;
+mod child_main;
 mod options;
 pub(crate) mod panics;
 mod requests;
 mod reshare;
 mod signal_safe;
+mod single_thread;
 mod spawn;
 
 pub use crate::facts::{Ended, StackOverflow};
 pub use census::ArenaCensus;
 pub use child::{Child, Exit};
-pub use enter::{Context, IntoExitCode};
+pub use child_main::{Context, IntoExitCode};
 pub use requests::ArenaEpoch;
 pub(crate) use reshare::reshare_image;
 pub use reshare::{Reshared, copied_now, page_faults};
@@ -33,4 +33,4 @@ pub use reshare::{Reshared, copied_now, page_faults};
 pub use options::ForkOptions;
 pub use spawn::{spawn, spawn_unchecked};
 
-pub(crate) use alone::{PATIENCE, is_alone, wait_until_alone, wait_until_alone_beside_main};
+pub(crate) use single_thread::{PATIENCE, is_alone, wait_until_alone, wait_until_alone_beside_main};

@@ -1,6 +1,6 @@
 //! The settings of a fork, and what passes between parent and child besides memory.
 
-use super::alone;
+use super::single_thread;
 use crate::sys::perf::rings::Rings;
 use crate::watch::Watch;
 use std::cell::Cell;
@@ -34,7 +34,7 @@ impl<'a> ForkOptions<'a> {
             exit_signal: 0,
             reset_handlers: false,
             cgroup: None,
-            wait_for_threads: alone::PATIENCE,
+            wait_for_threads: single_thread::PATIENCE,
         }
     }
 

@@ -1,7 +1,7 @@
 //! In a child: how much it has copied, and giving back what is the same as the original again.
 #![expect(unsafe_code, reason = "states that nobody writes meanwhile")]
 
-use super::{alone, panics};
+use super::{panics, single_thread};
 use crate::arena::{Frozen, Image};
 use crate::error::{Error, Result};
 use crate::page::PageCount;
@@ -59,7 +59,7 @@ pub(crate) fn reshare_image(image: &Image) -> Result<Reshared> {
     let Some(at) = at else { return Ok(Reshared::default()) };
     // Before counting: a handler might start a thread.
     let _blocked = Blocked(signal::block_all());
-    alone::wait_until_alone(THREADS_END_MAX).map_err(|e| match e.threads() {
+    single_thread::wait_until_alone(THREADS_END_MAX).map_err(|e| match e.threads() {
         Some(_) => e.with_hint("join the other threads first: what they write meanwhile could be lost"),
         None => e,
     })?;

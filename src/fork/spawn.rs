@@ -1,9 +1,9 @@
 //! Forking: what the parent checks and prepares, and how it waits for the child to be ready.
 
 use super::child::Child;
-use super::enter::{Context, IntoExitCode};
+use super::child_main::{Context, IntoExitCode};
 use super::options::{Channels, ForkOptions};
-use super::{alone, enter, panics};
+use super::{child_main, panics, single_thread};
 use crate::arena::signal_safe::table;
 use crate::arena::{Image, registry};
 use crate::error::{Error, Kind, Result};
@@ -57,7 +57,7 @@ const SET_UP_TIME_MAX: Duration = Duration::from_secs(60);
 /// # Ok::<(), cowbell::Error>(())
 /// ```
 pub fn spawn<R: IntoExitCode>(options: &ForkOptions<'_>, body: impl FnOnce(&Context) -> R) -> Result<Child> {
-    alone::wait_until_alone(options.wait_for_threads)?;
+    single_thread::wait_until_alone(options.wait_for_threads)?;
     fork(options, Threads::One, body)
 }
 
@@ -126,13 +126,13 @@ fn fork<R: IntoExitCode>(
         ForkArgs { exit_signal: options.exit_signal, reset_handlers: options.reset_handlers, cgroup: options.cgroup };
     let mask = signal::block_all();
     // A handler, or the program's logger, may have started a thread since the first look.
-    if threads == Threads::One && !alone::is_alone() {
+    if threads == Threads::One && !single_thread::is_alone() {
         signal::restore(&mask);
         return Err(Error::new(Kind::Threads(process::threads()?))
             .with_hint("a thread was started by a signal handler or a logger while the fork was prepared"));
     }
     match clone3(&args) {
-        Ok(Forked::Child) => enter::run(options, &evidence, channels, &mask, body),
+        Ok(Forked::Child) => child_main::run(options, &evidence, channels, &mask, body),
         Ok(Forked::Parent { pid, pidfd }) => {
             signal::restore(&mask);
             wait_for_set_up(pid, pidfd, evidence, channels, options)
@@ -146,7 +146,7 @@ fn fork<R: IntoExitCode>(
 
 #[expect(unsafe_code, reason = "a fork duplicates the process")]
 fn clone3(args: &ForkArgs<'_>) -> Result<Forked> {
-    // SAFETY: the child runs `enter::run`, which is async-signal-safe until the closure and never returns; what the
+    // SAFETY: the child runs `child_main::run`, which is async-signal-safe until the closure and never returns; what the
     // closure may do was settled by counting threads, or by the caller of `spawn_unchecked`.
     unsafe { clone::fork(args) }
 }

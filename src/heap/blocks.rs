@@ -6,9 +6,9 @@
 
 use super::claim::{announced, current, has_ended, with_claimed};
 use super::class::Class;
-use super::ground::{FROZEN, Slab, Unit};
 use super::links::write_link;
 use super::local::{mail, owner_at};
+use super::metadata::{FROZEN, Slab, Unit};
 use super::reclaim;
 use std::sync::atomic::Ordering;
 

@@ -8,8 +8,8 @@
 
 use super::class::UNIT;
 use super::decay;
-use super::ground::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
 use super::lock::Held;
+use super::metadata::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -64,13 +64,13 @@ pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<Take
 }
 
 fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
-    if !ground::settle(held) {
+    if !metadata::settle(held) {
         return None;
     }
     let hint = FIRST_FREE.get(usize::from(kind))?;
     let mut full_so_far = true;
-    for number in hint.load(Ordering::Relaxed)..ground::chunks() {
-        let chunk = ground::chunk(number);
+    for number in hint.load(Ordering::Relaxed)..metadata::chunks() {
+        let chunk = metadata::chunk(number);
         if chunk.state() != State::Open || chunk.kind.load(Ordering::Relaxed) != kind {
             continue;
         }
@@ -99,10 +99,10 @@ fn open_one(kind: u8, held: &Held) -> Option<u32> {
     // A chunk that is somebody else's is passed over.
     loop {
         let number = first_absent(held);
-        if ground::open(number, kind, held) {
+        if metadata::open(number, kind, held) {
             return Some(number);
         }
-        if number >= ground::chunks() || ground::chunk(number).state() != State::Foreign {
+        if number >= metadata::chunks() || metadata::chunk(number).state() != State::Foreign {
             return None;
         }
     }
@@ -111,21 +111,21 @@ fn open_one(kind: u8, held: &Held) -> Option<u32> {
 /// The lowest chunk that is absent, which may be the one behind the last.
 pub(super) fn first_absent(_held: &Held) -> u32 {
     let from = FIRST_ABSENT.load(Ordering::Relaxed);
-    let found = (from..ground::chunks()).find(|&number| ground::chunk(number).state() == State::Absent);
-    let found = found.unwrap_or_else(|| ground::chunks().max(from));
+    let found = (from..metadata::chunks()).find(|&number| metadata::chunk(number).state() == State::Absent);
+    let found = found.unwrap_or_else(|| metadata::chunks().max(from));
     FIRST_ABSENT.store(found, Ordering::Relaxed);
     found
 }
 
 fn take_from(number: u32, count: u32, align: u32, held: &Held) -> Option<Taken> {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     let Some(place) = find(chunk, count, align) else {
         if align == 1 {
             chunk.run_max.store(count - 1, Ordering::Relaxed);
         }
         return None;
     };
-    if !ground::map_units(number, place + count, held) {
+    if !metadata::map_units(number, place + count, held) {
         return None;
     }
     Some(occupy(chunk, number, place, count, held))
@@ -162,7 +162,7 @@ pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &
     chunk.free.fetch_sub(count, Ordering::Relaxed);
     USED.fetch_add(count as usize, Ordering::Relaxed);
     let dirty = dirty > 0 || chunk.filed.load(Ordering::Relaxed) != 0;
-    Taken { first: ground::unit(number, place), dirty }
+    Taken { first: metadata::unit(number, place), dirty }
 }
 
 /// Sets or clears bits of dirty units, and counts those that changed. Those of a file are in no count, as the kernel cannot have them.
@@ -188,7 +188,7 @@ pub(super) fn note_filed(chunk: &Chunk, held: &Held) {
 pub(super) fn release(first: Unit, count: u32, held: &Held) {
     let (number, place) = first.place();
     release_clean(first, count, held);
-    put_dirty(ground::chunk(number), true, place, count, held);
+    put_dirty(metadata::chunk(number), true, place, count, held);
     purge_unwanted(held);
 }
 
@@ -196,7 +196,7 @@ pub(super) fn release(first: Unit, count: u32, held: &Held) {
 pub(super) fn release_clean(first: Unit, count: u32, _held: &Held) {
     first.slab().owner.store(NOBODY, Ordering::Release);
     let (number, place) = first.place();
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     put(&chunk.used, false, place, count);
     chunk.free.fetch_add(count, Ordering::Relaxed);
     chunk.run_max.store(UNITS, Ordering::Relaxed);
@@ -219,18 +219,18 @@ pub(super) fn purge_unwanted(held: &Held) {
     let Some((kind, units)) = decay::unwanted(USED.load(Ordering::Relaxed), held) else { return };
     // From the end, as units are taken from the beginning.
     let of_kind = |number: &u32| {
-        let chunk = ground::chunk(*number);
+        let chunk = metadata::chunk(*number);
         chunk.state() == State::Open && chunk.kind.load(Ordering::Relaxed) == kind
     };
-    let chunks = (0..ground::chunks()).rev().filter(of_kind);
+    let chunks = (0..metadata::chunks()).rev().filter(of_kind);
     let given = chunks.map(|number| purge_some(number, units, held)).find(|&given| given > 0);
     decay::note_given(kind, given.unwrap_or(0), held);
 }
 
 /// Gives all dirty units to the kernel.
 pub(super) fn purge_all(held: &Held) {
-    for number in 0..ground::chunks() {
-        if ground::chunk(number).state() == State::Open {
+    for number in 0..metadata::chunks() {
+        if metadata::chunk(number).state() == State::Open {
             purge(number, held);
         }
     }
@@ -243,14 +243,14 @@ pub(super) fn purge(number: u32, held: &Held) {
 
 /// The same of at most so many of them, and how many there were.
 fn purge_some(number: u32, most: u32, held: &Held) -> u32 {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     if chunk.filed.load(Ordering::Relaxed) != 0 {
         return 0;
     }
     let (mut at, mut given) = (next(&chunk.dirty, true, 0), 0);
     while at < UNITS && given < most {
         let end = next(&chunk.dirty, false, at).min(at + most - given);
-        let range = Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT };
+        let range = Range { start: metadata::unit(number, at).start(), len: (end - at) as usize * UNIT };
         // SAFETY: a dirty unit is a free one, and the lock is held.
         if unsafe { map::drop_private_pages(range) }.is_ok() {
             given += put_dirty(chunk, false, at, end - at, held);
@@ -262,11 +262,11 @@ fn purge_some(number: u32, most: u32, held: &Held) -> u32 {
 
 /// Calls `each` for runs of a chunk's dirty units, which are dirty no more.
 pub(super) fn clean(number: u32, held: &Held, mut each: impl FnMut(Range)) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     let mut at = next(&chunk.dirty, true, 0);
     while at < UNITS {
         let end = next(&chunk.dirty, false, at);
-        each(Range { start: ground::unit(number, at).start(), len: (end - at) as usize * UNIT });
+        each(Range { start: metadata::unit(number, at).start(), len: (end - at) as usize * UNIT });
         put_dirty(chunk, false, at, end - at, held);
         at = next(&chunk.dirty, true, end);
     }
@@ -275,8 +275,8 @@ pub(super) fn clean(number: u32, held: &Held, mut each: impl FnMut(Range)) {
 /// Unmaps what lies behind the last unit in use of each chunk; false where there is nothing.
 pub(super) fn unmap_unused(held: &Held) -> bool {
     let mut any = false;
-    for number in 0..ground::chunks() {
-        let chunk = ground::chunk(number);
+    for number in 0..metadata::chunks() {
+        let chunk = metadata::chunk(number);
         let words = chunk.used.iter().enumerate().rev();
         let last = words.map(|(at, word)| (at as u32 + 1) * 64 - word.load(Ordering::Relaxed).leading_zeros());
         let end = last.zip(chunk.used.iter().rev()).find(|(_, word)| word.load(Ordering::Relaxed) != 0);
@@ -284,7 +284,7 @@ pub(super) fn unmap_unused(held: &Held) -> bool {
         if chunk.state() != State::Open || end >= mapped {
             continue;
         }
-        let range = Range { start: ground::unit(number, end).start(), len: (mapped - end) as usize * UNIT };
+        let range = Range { start: metadata::unit(number, end).start(), len: (mapped - end) as usize * UNIT };
         // SAFETY: nobody has a unit behind the last one in use, and the lock is held.
         if unsafe { map::unmap(range) }.is_ok() {
             any = true;
@@ -321,9 +321,9 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
     FIRST_ABSENT.fetch_min(numbers.start, Ordering::Relaxed);
     for number in numbers {
         // Units that are not made anew belong to nobody.
-        (0..UNITS).for_each(|place| ground::unit(number, place).slab().owner.store(NOBODY, Ordering::Relaxed));
-        ground::chunk(number).span.store(0, Ordering::Relaxed);
-        ground::chunk(number).set_state(State::Absent, held);
+        (0..UNITS).for_each(|place| metadata::unit(number, place).slab().owner.store(NOBODY, Ordering::Relaxed));
+        metadata::chunk(number).span.store(0, Ordering::Relaxed);
+        metadata::chunk(number).set_state(State::Absent, held);
     }
 }
 
@@ -335,25 +335,25 @@ pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
 
 /// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.
 pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
-    ground::unit(first, 0).slab().owner.store(NOBODY, Ordering::Release);
-    (first..first + count).for_each(|number| ground::chunk(number).set_state(State::Absent, held));
+    metadata::unit(first, 0).slab().owner.store(NOBODY, Ordering::Release);
+    (first..first + count).for_each(|number| metadata::chunk(number).set_state(State::Absent, held));
     FIRST_ABSENT.fetch_min(first, Ordering::Relaxed);
     count_huge(0, bytes.div_ceil(UNIT), held);
 }
 
 /// Marks those of a huge allocation's chunks absent that come after its first `count`.
 pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &Held) {
-    (first + count..first + span).for_each(|number| ground::chunk(number).set_state(State::Absent, held));
+    (first + count..first + span).for_each(|number| metadata::chunk(number).set_state(State::Absent, held));
     FIRST_ABSENT.fetch_min(first + count, Ordering::Relaxed);
-    ground::chunk(first).span.store(count, Ordering::Relaxed);
+    metadata::chunk(first).span.store(count, Ordering::Relaxed);
 }
 
 /// Calls `each` for the first unit of each slab and span of a chunk.
 pub(super) fn heads(number: u32, mut each: impl FnMut(Unit)) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     for place in 0..UNITS {
         let is_used = chunk.used[place as usize / 64].load(Ordering::Relaxed) >> (place % 64) & 1 == 1;
-        let unit = ground::unit(number, place);
+        let unit = metadata::unit(number, place);
         // Units inside a span or slab have nobody in their header.
         if is_used && unit.slab().owner.load(Ordering::Relaxed) != NOBODY {
             each(unit);

@@ -18,7 +18,7 @@
 
 use super::hot;
 use crate::sys::map::{self, Range};
-use crate::sys::own::OwnPage;
+use crate::sys::wipe_on_fork::OwnPage;
 use std::hint;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering, fence};

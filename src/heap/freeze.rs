@@ -20,11 +20,11 @@
 use super::central;
 use super::claim;
 use super::class::{Class, UNIT};
-use super::ground::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, Unit};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
-use super::note;
+use super::metadata::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, Unit};
 use super::plan::{Failure, Run, stride};
+use super::trailer;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Entry, Pagemap};
@@ -57,7 +57,7 @@ pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(
         pour_run(run, pagemap, &held)?;
     }
     for run in runs {
-        note::write_units(run).map_err(|e| ("pwrite(what an image holds)", e))?;
+        trailer::write_units(run).map_err(|e| ("pwrite(what an image holds)", e))?;
         seal(run.file.as_fd())?;
     }
     for run in runs {
@@ -69,7 +69,7 @@ pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(
 
 /// Everything of a chunk that nobody has becomes zero.
 fn sweep(number: u32, held: &Held) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     if chunk.state() != State::Open {
         return;
     }
@@ -136,8 +136,8 @@ fn clear(range: Range, filed: bool) {
 
 fn pour_run(run: &Run, pagemap: &Pagemap, held: &Held) -> Result<(), Failure> {
     for at in 0..run.count {
-        let start = ground::addresses(run.first + at).start;
-        let chunk = ground::chunk(run.first + at);
+        let start = metadata::addresses(run.first + at).start;
+        let chunk = metadata::chunk(run.first + at);
         let end = (start + CHUNK).min(run.range.end());
         // Pages that nobody wrote stay out of the file in each piece of a chunk that no file was behind before.
         let all = chunk.filed.load(Ordering::Relaxed) != 0;
@@ -201,7 +201,7 @@ fn seal(file: BorrowedFd<'_>) -> Result<(), Failure> {
 
 /// Nothing is taken from a chunk any more, and what is freed there is counted.
 fn settle(number: u32, held: &Held) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     let mut live = 0;
     if chunk.state() == State::Open {
         central::heads(number, |unit| {
@@ -211,7 +211,7 @@ fn settle(number: u32, held: &Held) {
         });
         central::forget(central::used_of(chunk) as usize, held);
     } else if chunk.state() == State::Huge {
-        ground::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
+        metadata::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
         live = 1;
         central::forget(chunk.bytes.load(Ordering::Relaxed).div_ceil(UNIT), held);
     }
@@ -223,7 +223,7 @@ fn settle(number: u32, held: &Held) {
 /// Makes the headers of frozen chunks memory that fork copies no page tables of. Nobody writes to them any more. Where it cannot be, forks cost a little
 /// more.
 fn pour_headers(run: &Run) {
-    let range = ground::headers_of(run.first, run.count);
+    let range = metadata::headers_of(run.first, run.count);
     // SAFETY: the headers are mapped and atomics, and there is one thread.
     if unsafe { memfd::write_from(run.headers.as_fd(), range, 0) }.is_ok() {
         // SAFETY: the file has the same bytes; nobody writes meanwhile.
@@ -234,17 +234,17 @@ fn pour_headers(run: &Run) {
 /// The block or span that holds an address of a frozen chunk; those that were free when it froze, too, and those of an image that is gone, for who knows
 /// it still.
 pub(super) fn block_at(address: usize) -> Option<Range> {
-    if !ground::holds(address) {
+    if !metadata::holds(address) {
         return None;
     }
-    let number = ground::chunk_of(address);
-    if !matches!(ground::chunk(number).state(), State::Frozen | State::Gone) {
+    let number = metadata::chunk_of(address);
+    if !matches!(metadata::chunk(number).state(), State::Frozen | State::Gone) {
         return None;
     }
-    let place = ((address - ground::addresses(number).start) / UNIT) as u32;
+    let place = ((address - metadata::addresses(number).start) / UNIT) as u32;
     let first = (0..=place)
         .rev()
-        .map(|at| ground::unit(number, at))
+        .map(|at| metadata::unit(number, at))
         .find(|unit| unit.slab().owner.load(Ordering::Relaxed) == FROZEN);
     let Some(first) = first else { return huge_at(number) };
     let slab = first.slab();
@@ -263,10 +263,10 @@ pub(super) fn block_at(address: usize) -> Option<Range> {
 
 /// The huge allocation that a frozen chunk is part of.
 fn huge_at(number: u32) -> Option<Range> {
-    let span = |at: u32| ground::chunk(at).span.load(Ordering::Relaxed);
+    let span = |at: u32| metadata::chunk(at).span.load(Ordering::Relaxed);
     let head = (0..=number).rev().find(|&at| span(at) > 0).filter(|&head| head + span(head) > number)?;
-    let len = ground::chunk(head).bytes.load(Ordering::Relaxed);
-    Some(Range { start: ground::addresses(head).start, len })
+    let len = metadata::chunk(head).bytes.load(Ordering::Relaxed);
+    Some(Range { start: metadata::addresses(head).start, len })
 }
 
 /// The failure as an error.

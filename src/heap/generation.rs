@@ -5,11 +5,11 @@
 #![expect(unsafe_code, reason = "memory is moved")]
 
 use super::freeze;
-use super::ground::{self, State};
 use super::handle::{Heap, not_in_use};
 use super::hot::{self, Kind, ORDINARY};
+use super::metadata::{self, State};
 use super::plan::{self, Run};
-use super::{note, reclaim, sites};
+use super::{reclaim, sites, trailer};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
 use crate::fork::{self, Reshared};
@@ -107,7 +107,7 @@ pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
 
 /// Enters the images that the runs will be.
 fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
-    let pieces = Pieces { len: ground::CHUNK, stride: plan::stride() };
+    let pieces = Pieces { len: metadata::CHUNK, stride: plan::stride() };
     let mut images: Vec<Arc<Image>> = Vec::with_capacity(runs.len());
     for run in runs {
         let file =
@@ -116,7 +116,7 @@ fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
             });
         let poured =
             |file| arena::enter_poured(name, run.range, file, pieces, freeze::block_at, sites::table(run.range)?);
-        let described = |image: Arc<Image>| match note::write(run, &image) {
+        let described = |image: Arc<Image>| match trailer::write(run, &image) {
             Ok(()) => Ok(image),
             Err(e) => {
                 arena::leave_poured(&image);
@@ -208,22 +208,24 @@ impl Generation {
 
     /// Bytes of frozen blocks that were freed since, by this process and those that it was forked from.
     pub fn dead_bytes(&self) -> usize {
-        self.chunks().map(|chunk| ground::chunk(chunk).dead_bytes.load(Ordering::Relaxed)).sum()
+        self.chunks().map(|chunk| metadata::chunk(chunk).dead_bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Blocks that were not freed yet.
     pub fn live_blocks(&self) -> usize {
-        self.chunks().map(|chunk| ground::chunk(chunk).live.load(Ordering::Relaxed)).sum()
+        self.chunks().map(|chunk| metadata::chunk(chunk).live.load(Ordering::Relaxed)).sum()
     }
 
     /// The number of its images that are gone, because all of their objects were freed.
     pub fn gone(&self) -> usize {
-        let is_gone = |image: &&Arc<Image>| ground::chunk(ground::chunk_of(image.range().start)).state() == State::Gone;
+        let is_gone =
+            |image: &&Arc<Image>| metadata::chunk(metadata::chunk_of(image.range().start)).state() == State::Gone;
         self.images.iter().filter(is_gone).count()
     }
 
     fn chunks(&self) -> impl Iterator<Item = u32> + '_ {
-        let of = |Range { start, len }: Range| ground::chunk_of(start)..ground::chunk_of(start + len.max(1) - 1) + 1;
+        let of =
+            |Range { start, len }: Range| metadata::chunk_of(start)..metadata::chunk_of(start + len.max(1) - 1) + 1;
         self.images.iter().flat_map(move |image| of(image.range()))
     }
 }

@@ -1,6 +1,6 @@
 //! The name by which programs have the heap.
 
-use super::{claim, ground};
+use super::{claim, metadata};
 use crate::error::Error;
 
 /// The allocator: `#[global_allocator] static HEAP: Heap = Heap;`
@@ -11,7 +11,7 @@ impl Heap {
     /// Tells whether this is the program's global allocator. Makes an allocation and looks where it lies.
     pub fn is_in_use() -> bool {
         let probe = std::hint::black_box(Box::new(0u64));
-        ground::holds(std::ptr::from_ref(&*probe).addr())
+        metadata::holds(std::ptr::from_ref(&*probe).addr())
     }
 
     /// Gives all memory that nobody uses to the kernel, without waiting for what happens by itself: see "memory that is freed" in [the module](super). Pages stay of which

@@ -1,6 +1,6 @@
 //! Memory that is never frozen: counters, locks and caches that go on changing.
 
-use super::{claim, ground};
+use super::{claim, metadata};
 use std::sync::atomic::Ordering;
 
 /// The kind of ordinary allocations.
@@ -33,7 +33,7 @@ impl Drop for Kind {
 
 /// Tells whether what lies at an address of the heap is hot.
 pub(super) fn is_hot(address: usize) -> bool {
-    ground::chunk(ground::chunk_of(address)).kind.load(Ordering::Relaxed) == HOT
+    metadata::chunk(metadata::chunk_of(address)).kind.load(Ordering::Relaxed) == HOT
 }
 
 /// A destructor of thread-local storage that does nothing.

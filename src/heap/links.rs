@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "free blocks are linked through their memory")]
 
 use super::class::Class;
-use super::ground::{NEVER, NOBODY, Slab, Unit};
+use super::metadata::{NEVER, NOBODY, Slab, Unit};
 use crate::sys::page_size;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 

@@ -16,9 +16,9 @@
 
 use super::central;
 use super::class::{CLASSES, Class};
-use super::ground::{MARKS_END, NEVER, NONE_IN_USE, Slab, Unit};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
 use super::lock::{self, Held};
+use super::metadata::{MARKS_END, NEVER, NONE_IN_USE, Slab, Unit};
 use super::state::KINDS;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 

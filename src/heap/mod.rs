@@ -14,7 +14,7 @@
 //! ```text
 //! class     which block an allocation gets
 //! state     what a chunk is
-//! ground    addresses; what is known of chunks, units and slabs, all of it out of the data's pages
+//! metadata  addresses; what is known of chunks, units and slabs, all of it out of the data's pages
 //! central   units of 64 KiB: who has which; under the lock
 //! decay     how long free memory is kept
 //! span      what is larger than a block
@@ -22,7 +22,7 @@
 //! links     a slab's lists of free blocks
 //! claim     which thread has which slabs
 //! freeze    pages are poured into sealed memfds and mapped back
-//! note      what an image's file says of itself, for other programs
+//! trailer   what an image's file says of itself, for other programs
 //! reclaim   images go when the last of their blocks is freed
 //! hot       what is never frozen
 //! side      pointers whose counts are hot
@@ -53,13 +53,12 @@ mod decay;
 mod freeze;
 mod generation;
 mod global;
-mod ground;
 mod handle;
 mod hot;
 mod links;
 mod local;
 mod lock;
-mod note;
+mod metadata;
 mod plan;
 mod reclaim;
 mod scope;
@@ -67,6 +66,7 @@ mod side;
 mod sites;
 mod span;
 mod state;
+mod trailer;
 
 pub use generation::Generation;
 pub use handle::Heap;

@@ -1,8 +1,8 @@
 //! The plan of a freeze: which chunks become images, and their files.
 
 use super::class::UNIT;
-use super::ground::{self, CHUNK, State};
 use super::lock::{self, Held};
+use super::metadata::{self, CHUNK, State};
 use super::span;
 use crate::error::Result;
 use crate::sys::map::Range;
@@ -31,7 +31,7 @@ pub(super) fn stride() -> usize {
 
 /// The number of a chunk's bytes that are mapped, if it is to be frozen with others of this kind.
 fn to_freeze(number: u32, kind: u8) -> Option<usize> {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     if chunk.kind.load(Ordering::Relaxed) != kind {
         return None;
     }
@@ -39,7 +39,7 @@ fn to_freeze(number: u32, kind: u8) -> Option<usize> {
         State::Open => Some(chunk.mapped.load(Ordering::Relaxed) as usize * UNIT),
         State::Huge | State::Rest => {
             let head = huge_head(number);
-            let bytes = ground::chunk(head).bytes.load(Ordering::Relaxed);
+            let bytes = metadata::chunk(head).bytes.load(Ordering::Relaxed);
             Some((bytes - (number - head) as usize * CHUNK).min(CHUNK))
         }
         State::Absent | State::Foreign | State::Frozen | State::Gone => None,
@@ -48,14 +48,14 @@ fn to_freeze(number: u32, kind: u8) -> Option<usize> {
 
 /// The first chunk of a huge allocation.
 pub(super) fn huge_head(number: u32) -> u32 {
-    (0..=number).rev().find(|&at| ground::chunk(at).state() == State::Huge).unwrap_or(number)
+    (0..=number).rev().find(|&at| metadata::chunk(at).state() == State::Huge).unwrap_or(number)
 }
 
 /// The first run at or behind a chunk: its first chunk, how many, and its length in bytes.
 fn next_run(from: u32, kind: u8) -> Option<(u32, u32, usize)> {
-    let first = (from..ground::chunks()).find(|&number| to_freeze(number, kind).is_some())?;
+    let first = (from..metadata::chunks()).find(|&number| to_freeze(number, kind).is_some())?;
     let (mut count, mut len) = (0, 0);
-    let mapped_of = |number: u32| if number < ground::chunks() { to_freeze(number, kind) } else { None };
+    let mapped_of = |number: u32| if number < metadata::chunks() { to_freeze(number, kind) } else { None };
     while let Some(mapped) = mapped_of(first + count) {
         (count, len) = (count + 1, len + mapped);
         if mapped < CHUNK {
@@ -67,7 +67,7 @@ fn next_run(from: u32, kind: u8) -> Option<(u32, u32, usize)> {
 
 /// Maps the rest of chunks whose neighbour is in use, too, so that runs are long. Where that cannot be they are short.
 fn fill_gaps(kind: u8, held: &Held) {
-    for number in 0..ground::chunks().saturating_sub(1) {
+    for number in 0..metadata::chunks().saturating_sub(1) {
         let is_short = to_freeze(number, kind).is_some_and(|mapped| mapped < CHUNK);
         if is_short && to_freeze(number + 1, kind).is_some() {
             span::map_rest(number, held);
@@ -88,8 +88,8 @@ pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
         let file = memfd::create("cowbell:heap")?;
         let headers = memfd::create("cowbell:heap-headers")?;
         memfd::set_len(file.as_fd(), (count as usize * stride()) as u64)?;
-        memfd::set_len(headers.as_fd(), ground::headers_of(first, count).len as u64)?;
-        let range = Range { start: ground::addresses(first).start, len };
+        memfd::set_len(headers.as_fd(), metadata::headers_of(first, count).len as u64)?;
+        let range = Range { start: metadata::addresses(first).start, len };
         runs.push(Run { first, count, range, file, headers });
         from = first + count;
     }

@@ -9,8 +9,8 @@
 #![expect(unsafe_code, reason = "memory is unmapped, and a pointer is kept as a number")]
 
 use super::central;
-use super::ground::{self, State, Unit};
 use super::lock::{self, Held};
+use super::metadata::{self, State, Unit};
 use crate::arena::signal_safe::table;
 use crate::arena::{self, Image};
 use crate::sys::map;
@@ -23,7 +23,7 @@ use std::sync::{Arc, Weak};
 /// A frozen block was freed: nothing is written to its page. The last one of all takes the image along.
 pub(super) fn note_dead(unit: Unit, bytes: usize) {
     let (number, _) = unit.place();
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     chunk.dead_bytes.fetch_add(bytes, Ordering::Relaxed);
     // The thread that takes a chunk's number to 0 has seen what others did with their blocks of it before they freed them.
     if chunk.live.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -33,10 +33,10 @@ pub(super) fn note_dead(unit: Unit, bytes: usize) {
 
 /// An image was frozen, whose first chunk this is. There is one thread.
 pub(super) fn remember(first: u32, image: &Arc<Image>) {
-    let chunk = ground::chunk(first);
+    let chunk = metadata::chunk(first);
     chunk.process.store(table::process_number() as u32, Ordering::Relaxed);
     chunk.image.store(Weak::into_raw(Arc::downgrade(image)).expose_provenance(), Ordering::Relaxed);
-    if chunks_of(first).all(|number| ground::chunk(number).live.load(Ordering::Relaxed) == 0) {
+    if chunks_of(first).all(|number| metadata::chunk(number).live.load(Ordering::Relaxed) == 0) {
         // Nothing in it was in use.
         give_up_dead(first);
     }
@@ -44,12 +44,12 @@ pub(super) fn remember(first: u32, image: &Arc<Image>) {
 
 /// The chunks from an image's first one on.
 fn chunks_of(first: u32) -> Range<u32> {
-    let state = ground::chunk(first).state();
+    let state = metadata::chunk(first).state();
     let is_of_it = |&number: &u32| {
-        let chunk = ground::chunk(number);
+        let chunk = metadata::chunk(number);
         chunk.state() == state && chunk.image.load(Ordering::Relaxed) == 0
     };
-    let rest = (first + 1..ground::chunks()).take_while(is_of_it).count() as u32;
+    let rest = (first + 1..metadata::chunks()).take_while(is_of_it).count() as u32;
     first..first + 1 + rest
 }
 
@@ -67,24 +67,24 @@ fn give_up_dead(number: u32) {
 
 /// A chunk's image if none of its blocks is in use: gone from now on, for one caller.
 fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
-    let first = (0..=number).rev().find(|&at| ground::chunk(at).image.load(Ordering::Relaxed) != 0)?;
-    let record = ground::chunk(first);
+    let first = (0..=number).rev().find(|&at| metadata::chunk(at).image.load(Ordering::Relaxed) != 0)?;
+    let record = metadata::chunk(first);
     let is_ours = record.process.load(Ordering::Relaxed) == table::process_number() as u32;
     let is_dead = |number: u32| {
-        let chunk = ground::chunk(number);
+        let chunk = metadata::chunk(number);
         chunk.state() == State::Frozen && chunk.live.load(Ordering::Acquire) == 0
     };
     if !is_ours || !chunks_of(first).contains(&number) || !chunks_of(first).all(is_dead) {
         return None;
     }
     let image = known_by(first, held)?.upgrade()?;
-    chunks_of(first).for_each(|number| ground::chunk(number).set_state(State::Gone, held));
+    chunks_of(first).for_each(|number| metadata::chunk(number).set_state(State::Gone, held));
     Some(image)
 }
 
 /// The facts of an image that the record of its first chunk keeps.
 fn known_by(first: u32, _held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
-    let at = ground::chunk(first).image.load(Ordering::Relaxed);
+    let at = metadata::chunk(first).image.load(Ordering::Relaxed);
     // SAFETY: a number that is not 0 is of a Weak that was leaked, and `ManuallyDrop` leaves it so.
     (at != 0).then(|| ManuallyDrop::new(unsafe { Weak::from_raw(with_exposed_provenance(at)) }))
 }
@@ -99,12 +99,12 @@ pub(super) fn use_again() {
 
 fn take_forgotten(held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
     let is_forgotten = |first: u32| {
-        ground::chunk(first).state() == State::Gone
+        metadata::chunk(first).state() == State::Gone
             && known_by(first, held).is_some_and(|image| image.strong_count() == 0)
     };
-    let first = (0..ground::chunks()).find(|&first| is_forgotten(first))?;
+    let first = (0..metadata::chunks()).find(|&first| is_forgotten(first))?;
     let (image, chunks) = (known_by(first, held), chunks_of(first));
-    ground::chunk(first).image.store(0, Ordering::Relaxed);
+    metadata::chunk(first).image.store(0, Ordering::Relaxed);
     central::make_gone_absent(chunks, held);
     image
 }

@@ -14,7 +14,7 @@ use super::hot::{HOT, hot};
 use crate::arena::Table;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range};
-use crate::sys::own::OwnPage;
+use crate::sys::wipe_on_fork::OwnPage;
 use crate::sys::{Errno, page_size, unwind};
 use allocator_api2::alloc::{AllocError, Allocator, Layout};
 use allocator_api2::collections::TryReserveError;

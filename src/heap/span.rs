@@ -9,8 +9,8 @@ use super::central::{
     unmap_unused,
 };
 use super::class::UNIT;
-use super::ground::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::lock::{self, Held};
+use super::metadata::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
 use super::reclaim;
 use crate::sys::map::{self, Harmless, Range};
 use crate::sys::page_size;
@@ -48,7 +48,7 @@ fn take_huge(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> 
 }
 
 fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> {
-    if !ground::settle(held) {
+    if !metadata::settle(held) {
         return None;
     }
     let bytes = page_size().round_up(size)?;
@@ -56,16 +56,16 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
     let mut first = first_absent(held);
     loop {
         first = first_row(first, count, align)?;
-        if ground::open_huge(first, count, bytes, kind, held) {
+        if metadata::open_huge(first, count, bytes, kind, held) {
             break;
         }
         // A unit that is somebody else's is passed over.
-        let end = first.checked_add(count)?.min(ground::chunks());
-        if !(first..end).any(|number| ground::chunk(number).state() == State::Foreign) {
+        let end = first.checked_add(count)?.min(metadata::chunks());
+        if !(first..end).any(|number| metadata::chunk(number).state() == State::Foreign) {
             return None;
         }
     }
-    let unit = ground::unit(first, 0);
+    let unit = metadata::unit(first, 0);
     unit.slab().blocks.store(0, Ordering::Relaxed);
     unit.slab().class.store(NO_CLASS, Ordering::Relaxed);
     unit.slab().owner.store(SPAN, Ordering::Release);
@@ -77,11 +77,11 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
 fn first_row(from: u32, count: u32, align: usize) -> Option<u32> {
     let mut first = from;
     loop {
-        let start = ground::addresses(first).start;
+        let start = metadata::addresses(first).start;
         let aligned = start.checked_next_multiple_of(align)?;
         first = first.checked_add(u32::try_from((aligned - start).div_ceil(CHUNK)).ok()?)?;
         let end = first.checked_add(count)?;
-        let taken = (first..end.min(ground::chunks())).rev().find(|&at| ground::chunk(at).state() != State::Absent);
+        let taken = (first..end.min(metadata::chunks())).rev().find(|&at| metadata::chunk(at).state() != State::Absent);
         match taken {
             Some(taken) => first = taken + 1,
             None => return Some(first),
@@ -101,7 +101,7 @@ pub(super) unsafe fn release_span(address: usize, size: usize) {
     }
     let held = lock::take();
     let (number, _) = first.place();
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     if chunk.state() != State::Huge {
         return release(first, first.slab().blocks.load(Ordering::Relaxed), &held);
     }
@@ -128,12 +128,12 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
     }
     let held = lock::take();
     let (number, place) = first.place();
-    if ground::chunk(number).state() == State::Huge {
+    if metadata::chunk(number).state() == State::Huge {
         // SAFETY: passed on to the caller.
         return unsafe { resize_huge(number, new, &held) };
     }
     // Memory that a file is behind is told by its chunk, and stays there.
-    let is_filed = ground::chunk(number).filed.load(Ordering::Relaxed) != 0;
+    let is_filed = metadata::chunk(number).filed.load(Ordering::Relaxed) != 0;
     if is_moved(old, new) && !is_filed {
         return false;
     }
@@ -141,11 +141,11 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
     let fits = |&count: &u32| place.checked_add(count).is_some_and(|end| end <= UNITS);
     let Some(count) = u32::try_from(count).ok().filter(fits) else { return false };
     if count < now {
-        let rest = ground::unit(number, place + count);
+        let rest = metadata::unit(number, place + count);
         release(rest, now - count, &held);
     } else if count > now {
-        let chunk = ground::chunk(number);
-        if next(&chunk.used, true, place + now) < place + count || !ground::map_units(number, place + count, &held) {
+        let chunk = metadata::chunk(number);
+        if next(&chunk.used, true, place + now) < place + count || !metadata::map_units(number, place + count, &held) {
             return false;
         }
         occupy(chunk, number, place + now, count - now, &held);
@@ -157,11 +157,11 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
 /// # Safety
 /// The chunk begins a huge allocation, of which nobody uses what lies behind `new`.
 unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     let now = chunk.bytes.load(Ordering::Relaxed);
     let room = chunk.span.load(Ordering::Relaxed) as usize * CHUNK;
     let Some(bytes) = page_size().round_up(new).filter(|&bytes| bytes <= room) else { return false };
-    let start = ground::addresses(number).start;
+    let start = metadata::addresses(number).start;
     // Less than half is better copied to where it fits.
     if bytes < now / 2 {
         return false;
@@ -211,12 +211,12 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     let (number, place) = first.place();
     let is_large = is_moved(old, new);
     // Memory that a file is behind is told by its chunk, and stays there.
-    let is_filed = ground::chunk(number).filed.load(Ordering::Relaxed) != 0;
+    let is_filed = metadata::chunk(number).filed.load(Ordering::Relaxed) != 0;
     if !is_large || is_filed || first.slab().owner.load(Ordering::Acquire) != SPAN {
         return None;
     }
     let held = lock::take();
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     let is_huge = chunk.state() == State::Huge;
     let units = first.slab().blocks.load(Ordering::Relaxed);
     let now = if is_huge { chunk.bytes.load(Ordering::Relaxed) } else { units as usize * UNIT };
@@ -224,14 +224,14 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     let range = Range { start: address, len: now };
     // SAFETY: the old pages are this allocation's, the new ones were just mapped for it.
     if unsafe { map::move_pages(range, to) }.is_err() {
-        let chunk = ground::chunk(ground::chunk_of(to));
+        let chunk = metadata::chunk(metadata::chunk_of(to));
         let bytes = chunk.bytes.load(Ordering::Relaxed);
         // SAFETY: the new mapping was handed to nobody.
         let _gone = unsafe { map::unmap(Range { start: to, len: bytes }) };
-        make_absent(ground::chunk_of(to), chunk.span.load(Ordering::Relaxed), bytes, &held);
+        make_absent(metadata::chunk_of(to), chunk.span.load(Ordering::Relaxed), bytes, &held);
         return None;
     }
-    let bytes = ground::chunk(ground::chunk_of(to)).bytes.load(Ordering::Relaxed);
+    let bytes = metadata::chunk(metadata::chunk_of(to)).bytes.load(Ordering::Relaxed);
     let _hint = map::advise(Range { start: to + now, len: bytes - now }, Harmless::HugePage);
     // Nothing is mapped where it was.
     if is_huge {
@@ -248,15 +248,15 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
 
 /// Maps the rest of a chunk's addresses, if they are free.
 pub(super) fn map_rest(number: u32, held: &Held) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     if chunk.state() == State::Open {
-        ground::map_units(number, UNITS, held);
+        metadata::map_units(number, UNITS, held);
         return;
     }
-    let head = (0..=number).rev().find(|&at| ground::chunk(at).state() == State::Huge).unwrap_or(number);
-    let head = ground::chunk(head);
+    let head = (0..=number).rev().find(|&at| metadata::chunk(at).state() == State::Huge).unwrap_or(number);
+    let head = metadata::chunk(head);
     let (bytes, room) = (head.bytes.load(Ordering::Relaxed), head.span.load(Ordering::Relaxed) as usize * CHUNK);
-    let end = ground::addresses(number).end();
+    let end = metadata::addresses(number).end();
     let rest = Range { start: end - (room - bytes), len: room - bytes };
     if rest.len < CHUNK && map::anonymous_at(rest).is_ok() {
         head.bytes.store(room, Ordering::Relaxed);

@@ -23,7 +23,6 @@ pub mod launch;
 pub mod limits;
 pub mod map;
 pub mod memfd;
-pub mod own;
 pub mod pagemap;
 pub mod perf;
 pub mod pidfd;
@@ -42,6 +41,7 @@ pub mod tracing;
 pub mod uffd;
 pub mod unwind;
 pub mod usage;
+pub mod wipe_on_fork;
 
 use crate::page::PageSize;
 

@@ -20,8 +20,8 @@
 
 use super::failure::Failure;
 use super::findings::{Changed, Event, PanicMessage};
+use super::kind::Watch;
 use super::signal_safe::ring;
-use super::way::Watch;
 use crate::arena::Image;
 use crate::arena::signal_safe::table;
 use crate::error::Result;

@@ -18,23 +18,23 @@
 //! met in practice: where the kernel writes on the program's behalf and the watch makes that fail (`EFAULT`), the page
 //! may be copied although nothing was written; the report counts it as copied and unobserved.
 
+mod crash;
 mod evidence;
 mod failure;
 mod findings;
-mod last_words;
+mod kind;
 mod reshare;
 mod signal_safe;
 mod task;
-mod way;
 
 pub use crate::facts::{Door, Registers};
 pub(crate) use evidence::{Evidence, LastCensus, Pages, Word};
 pub(crate) use failure::{At, Failure, Step};
 pub use findings::{Changed, DeniedWrite, Event, PanicMessage};
+pub use kind::Watch;
 pub(crate) use reshare::{copied_now, give_back};
 pub(crate) use signal_safe::arm::begin;
 pub use signal_safe::outside::{Outside, OutsidePages};
 pub use signal_safe::ring::CALLERS_MAX;
 pub(crate) use signal_safe::{census, outside};
 pub(crate) use task::Task;
-pub use way::Watch;

@@ -18,9 +18,9 @@
 mod flavor;
 mod plain;
 mod shape;
+mod silent_panics;
 mod strict;
 mod table;
-mod unheard;
 
 pub use plain::{Plain, PlainVec};
 pub(crate) use shape::{Unreadable, unreadable};

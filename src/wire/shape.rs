@@ -9,7 +9,7 @@
 //!
 //! Nothing is found of what stands behind a type that refuses made-up values, or panics at them; then the first value tells.
 
-use super::unheard::unheard;
+use super::silent_panics::silenced;
 use serde::Deserializer;
 use serde::de::value::{Error, U32Deserializer};
 use serde::de::{
@@ -41,7 +41,7 @@ pub(crate) fn unreadable<T: DeserializeOwned>() -> Unreadable {
     while cfg!(panic = "unwind") && reading.values < VALUES_MAX {
         reading.within.clear();
         reading.is_open = false;
-        let read = unheard(|| drop(T::deserialize(&mut reading)));
+        let read = silenced(|| drop(T::deserialize(&mut reading)));
         if reading.always.is_some() || read.is_none() || !reading.is_open {
             break;
         }

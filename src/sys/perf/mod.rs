@@ -23,7 +23,7 @@ pub mod record;
 pub mod rings;
 
 use super::map::{self, Range, last_errno};
-use super::own::OwnPage;
+use super::wipe_on_fork::OwnPage;
 use super::{Errno, page_size};
 use record::{Record, word};
 use rustix::io::retry_on_intr;

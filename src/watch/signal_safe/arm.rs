@@ -11,7 +11,7 @@ use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
 use crate::watch::evidence::{Evidence, Word};
 use crate::watch::failure::{At, Failure, Step};
-use crate::watch::way::Watch;
+use crate::watch::kind::Watch;
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 

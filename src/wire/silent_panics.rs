@@ -10,34 +10,34 @@ type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Sync + Send + 'static>;
 static CHANGE: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    static IS_UNHEARD: Cell<bool> = const { Cell::new(false) };
+    static IS_SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The value of `run`; none if it panics. The program's panic hook, which may print or end the program, is not called for this thread meanwhile. It is
 /// called for others as ever; only in the instants in which hooks change places one of them may meet std's own, which prints.
 ///
 /// A thread that is panicking may not change the hook, so nothing is run in it.
-pub(super) fn unheard<R>(run: impl FnOnce() -> R) -> Option<R> {
+pub(super) fn silenced<R>(run: impl FnOnce() -> R) -> Option<R> {
     if std::thread::panicking() {
         return None;
     }
     // One within another needs no hook of its own.
-    if IS_UNHEARD.get() {
+    if IS_SILENT.get() {
         return caught(run);
     }
     let _alone = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
     let earlier: Arc<Hook> = Arc::new(take_hook());
     let others = Arc::clone(&earlier);
     let ours: Hook = Box::new(move |info| {
-        if !IS_UNHEARD.get() {
+        if !IS_SILENT.get() {
             others(info);
         }
     });
     let address = address(&ours);
     set_hook(ours);
-    IS_UNHEARD.set(true);
+    IS_SILENT.set(true);
     let ran = caught(run);
-    IS_UNHEARD.set(false);
+    IS_SILENT.set(false);
     put_back(earlier, address);
     ran
 }
@@ -85,17 +85,17 @@ mod tests {
             }
         }));
         drop(changing);
-        let none = unheard(|| {
+        let none = silenced(|| {
             let other = std::thread::spawn(|| panic!("counted, in another thread"));
             other.join().expect_err("it panics");
             panic!("counted, here");
         });
         assert_eq!((none, OURS.load(Ordering::Relaxed)), (None::<()>, 1));
-        assert_eq!(unheard(|| (unheard(|| panic!("counted, within")), 7)), Some((None::<()>, 7)));
+        assert_eq!(silenced(|| (silenced(|| panic!("counted, within")), 7)), Some((None::<()>, 7)));
         catch_unwind(|| panic!("counted, and heard again")).expect_err("it panics");
         assert_eq!(OURS.load(Ordering::Relaxed), 101);
 
-        let later = unheard(|| {
+        let later = silenced(|| {
             let held = take_hook();
             set_hook(Box::new(move |info| {
                 OURS.fetch_add(1000, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use super::census::{ArenaCensus, census_of};
 use super::options::{Channels, ForkOptions};
 use super::panics::PANICKED;
 use super::signal_safe::{self, NeverLeave};
-use super::{alone, panics};
+use super::{panics, single_thread};
 use crate::error::{Error, Result};
 use crate::sys::signal::Mask;
 use crate::sys::{pagemap::Pagemap, process};
@@ -103,7 +103,7 @@ pub(super) fn run<R: IntoExitCode>(
         }
     };
     // A thread that the closure left behind may hold the streams' locks for ever; those of a scope need a moment to end.
-    if alone::wait_until_alone(THREADS_END_MAX).is_ok() {
+    if single_thread::wait_until_alone(THREADS_END_MAX).is_ok() {
         let _unflushed = std::io::stdout().flush();
         process::flush_c_streams();
     }

@@ -6,7 +6,7 @@
 //! `docs/FORMATS.md` promises the layout. The blocks of a frozen image stay what they are, so the file never has to be written again, and is sealed with its pages.
 
 use super::class::{Class, UNIT};
-use super::ground::{self, CHUNK, MARKS_END, SPAN, State, UNITS};
+use super::metadata::{self, CHUNK, MARKS_END, SPAN, State, UNITS};
 use super::plan::{self, Run};
 use super::{central, sites};
 use crate::arena::Image;
@@ -122,7 +122,7 @@ pub(super) fn write_units(run: &Run) -> std::result::Result<(), Errno> {
 
 /// Calls `each` for all that lies in a chunk: the first of its units there, how many, and its start, the length of a block, and how many blocks there are.
 fn describe(number: u32, mut each: impl FnMut(u32, u32, [u64; UNIT_WORDS])) {
-    let chunk = ground::chunk(number);
+    let chunk = metadata::chunk(number);
     match chunk.state() {
         State::Open => central::heads(number, |unit| {
             let slab = unit.slab();
@@ -139,9 +139,9 @@ fn describe(number: u32, mut each: impl FnMut(u32, u32, [u64; UNIT_WORDS])) {
         }),
         State::Huge | State::Rest => {
             let head = plan::huge_head(number);
-            let bytes = ground::chunk(head).bytes.load(Ordering::Relaxed);
+            let bytes = metadata::chunk(head).bytes.load(Ordering::Relaxed);
             let inside = (bytes - (number - head) as usize * CHUNK).min(CHUNK);
-            each(0, inside.div_ceil(UNIT) as u32, [ground::addresses(head).start as u64, bytes as u64, 1]);
+            each(0, inside.div_ceil(UNIT) as u32, [metadata::addresses(head).start as u64, bytes as u64, 1]);
         }
         State::Absent | State::Foreign | State::Frozen | State::Gone => {}
     }
