@@ -1,10 +1,13 @@
 //! The facts that a worker has about itself, for its jobs and for the program's hooks.
 
+use super::memory::region::Region;
 use crate::arena::Frozen;
-use crate::sys::process;
+use crate::arena::signal_safe::table;
+use crate::sys::{futex, process};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A worker, to its hooks; to its jobs it is a [`WorkerContext`].
 #[derive(Clone, Copy)]
@@ -12,6 +15,9 @@ pub struct WorkerInfo {
     pub(crate) index: usize,
     pub(crate) generation: u64,
     pub(crate) seed: [u8; 32],
+    pub(crate) region: &'static Region,
+    /// The worker's number in its line of forks: a process that it forks has no region.
+    pub(crate) process: usize,
 }
 
 impl WorkerInfo {
@@ -34,6 +40,47 @@ impl WorkerInfo {
     /// The worker's process id.
     pub fn pid(&self) -> i32 {
         process::pid()
+    }
+
+    /// Tells whether the pool waits for this worker to leave: there is newer data, or the pool drains or closes. Some loads of shared memory.
+    ///
+    /// A job with an end need not ask, because its worker looks before it takes the next. One without end, such as a server's, ends soon after this is true. It stays
+    /// true; and it is true in every process that the worker forked.
+    ///
+    /// ```no_run
+    /// use cowbell::pool::{Pool, WorkerContext};
+    ///
+    /// # let data = cowbell::arena::Arena::builder("data").capacity(1 << 20).build()?.freeze(5u64)?;
+    /// let pool = Pool::builder().spawn_with(data, |worker: &WorkerContext<u64>, (): ()| {
+    ///     let mut served = 0u64;
+    ///     while !worker.should_leave() {
+    ///         served += 1; // One request, of a client that does not wait for long.
+    ///     }
+    ///     served
+    /// })?;
+    /// # Ok::<(), cowbell::Error>(())
+    /// ```
+    pub fn should_leave(&self) -> bool {
+        if self.process != table::process_number() {
+            return true;
+        }
+        let board = self.region.board();
+        board.closing.load(Ordering::Acquire) != 0
+            || board.draining.load(Ordering::Acquire) != 0
+            || board.generation.0.load(Ordering::Acquire) > self.generation
+    }
+
+    /// Sleeps until [`Self::should_leave`]. For a thread of the worker's, which tells an event loop: this value is `Copy`, so the thread can have one. The worker does
+    /// not wait for its threads when it leaves; and when the pool ends, whatever way, they end with it.
+    pub fn wait_to_leave(&self) {
+        while !self.should_leave() {
+            let word = &self.region.board().worker_wakes[self.index];
+            // Whoever changes what `should_leave` looks at raises the word behind that, so a change after this look ends the sleep.
+            let heard = word.load(Ordering::Acquire);
+            if !self.should_leave() {
+                let _looked_at_again = futex::wait(word, heard, None);
+            }
+        }
     }
 }
 

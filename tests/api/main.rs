@@ -46,6 +46,8 @@ mod pool_futures;
 #[cfg(feature = "pool")]
 mod pool_kit;
 #[cfg(feature = "pool")]
+mod pool_leaving;
+#[cfg(feature = "pool")]
 mod pool_log;
 #[cfg(feature = "pool")]
 mod pool_metrics;
@@ -141,6 +143,8 @@ fn main() {
         pool_metrics::trials(),
         #[cfg(feature = "pool")]
         pool_ends::trials(),
+        #[cfg(feature = "pool")]
+        pool_leaving::trials(),
         #[cfg(feature = "pool")]
         pool_results::trials(),
         #[cfg(feature = "pool")]

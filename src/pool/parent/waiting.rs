@@ -116,6 +116,9 @@ impl Core {
             return;
         }
         lock(&self.front).closed = true;
+        self.region.board().draining.store(1, Ordering::SeqCst);
+        // Jobs that wait to be told this sleep on the words of workers that are idle.
+        self.region.queue().wake_all();
         let room = &self.region.board().event_counts[0];
         loop {
             let seen = room.prepare_wait();

@@ -76,6 +76,8 @@ pub(crate) struct Board {
     pub(crate) generation: CacheLine<AtomicU64>,
     /// 1: workers leave when nothing is queued; 2: at once.
     pub(crate) closing: AtomicU32,
+    /// Not 0: the program wants no further jobs; one without end is to come to its end.
+    pub(crate) draining: AtomicU32,
     /// Slots from here on were never used.
     pub(crate) slots_used: AtomicU32,
     /// Not 0: the zygote looks at time limits; who queues the first batch with one notifies it.

@@ -2,6 +2,7 @@
 
 pub(super) mod panics;
 
+use crate::arena::signal_safe::table;
 use crate::error::Result;
 use crate::fork::{self, Reshared};
 use crate::pool::context::WorkerInfo;
@@ -107,7 +108,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, w
         log::warn!("worker {}: getrandom: {e}", process::pid());
         return;
     }
-    let info = WorkerInfo { index, generation, seed };
+    let info = WorkerInfo { index, generation, seed, region, process: table::process_number() };
     work.begin(info);
     // Jobs can do without.
     if settings.populate
