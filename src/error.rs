@@ -12,13 +12,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error(Box<Inner>);
 
 struct Inner {
-    kind: Kind,
+    kind: ErrorKind,
     hint: Option<Cow<'static, str>>,
 }
 
 /// The kinds of failure. Not public: the predicates are the interface.
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub(crate) enum ErrorKind {
     /// A system call failed.
     Os { operation: &'static str, errno: i32 },
     /// This kernel or this user cannot do it.
@@ -56,13 +56,13 @@ pub struct Thread {
 }
 
 impl Error {
-    pub(crate) fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
         Self(Box::new(Inner { kind, hint: None }))
     }
 
     /// A system call's failure.
     pub(crate) fn os(operation: &'static str, errno: Errno) -> Self {
-        let error = Self::new(Kind::Os { operation, errno: errno.raw_os_error() });
+        let error = Self::new(ErrorKind::Os { operation, errno: errno.raw_os_error() });
         match remedy(operation, errno) {
             Some(hint) => error.with_hint(hint),
             None => error,
@@ -71,15 +71,15 @@ impl Error {
 
     /// Tells whether it is the failure of this operation.
     pub(crate) fn is_of(&self, wanted: &str) -> bool {
-        matches!(self.0.kind, Kind::Os { operation, .. } if operation == wanted)
+        matches!(self.0.kind, ErrorKind::Os { operation, .. } if operation == wanted)
     }
 
     pub(crate) fn unsupported(feature: &'static str, since: &'static str, why: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Kind::Unsupported { feature, since, why: why.into() })
+        Self::new(ErrorKind::Unsupported { feature, since, why: why.into() })
     }
 
     pub(crate) fn invalid(what: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Kind::Invalid(what.into()))
+        Self::new(ErrorKind::Invalid(what.into()))
     }
 
     /// The one thing the user can do about it.
@@ -91,7 +91,7 @@ impl Error {
     /// The kernel's errno, where the failure came from a system call.
     pub fn errno(&self) -> Option<i32> {
         match self.0.kind {
-            Kind::Os { errno, .. } => Some(errno),
+            ErrorKind::Os { errno, .. } => Some(errno),
             _ => None,
         }
     }
@@ -103,7 +103,7 @@ impl Error {
 
     /// This kernel, or this user on it, cannot do what was asked.
     pub fn is_unsupported(&self) -> bool {
-        matches!(self.0.kind, Kind::Unsupported { .. })
+        matches!(self.0.kind, ErrorKind::Unsupported { .. })
     }
 
     /// The kernel refused for want of a permission (`EPERM` or `EACCES`).
@@ -113,39 +113,39 @@ impl Error {
 
     /// The arena's reserved range, or a shared vector, is used up; a larger capacity would have helped.
     pub fn is_out_of_capacity(&self) -> bool {
-        matches!(self.0.kind, Kind::OutOfCapacity { .. } | Kind::Full { .. })
+        matches!(self.0.kind, ErrorKind::OutOfCapacity { .. } | ErrorKind::Full { .. })
     }
 
     /// Memory ran out: the machine's, the control group's or the overcommit limit's.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self.0.kind, Kind::OutOfMemory { .. }) || self.errno() == Some(Errno::NOMEM.raw_os_error())
+        matches!(self.0.kind, ErrorKind::OutOfMemory { .. }) || self.errno() == Some(Errno::NOMEM.raw_os_error())
     }
 
     /// Data in shared memory may be half changed: who held its lock died or panicked.
     pub fn is_owner_died(&self) -> bool {
-        matches!(self.0.kind, Kind::OwnerDied)
+        matches!(self.0.kind, ErrorKind::OwnerDied)
     }
 
     /// The arena is frozen already.
     pub fn is_frozen(&self) -> bool {
-        matches!(self.0.kind, Kind::Frozen { .. })
+        matches!(self.0.kind, ErrorKind::Frozen { .. })
     }
 
     /// A handle was used on another arena or generation, out of bounds, misaligned or as another type.
     pub fn is_bad_handle(&self) -> bool {
-        matches!(self.0.kind, Kind::Handle(_))
+        matches!(self.0.kind, ErrorKind::Handle(_))
     }
 
     /// An argument made no sense.
     pub fn is_invalid(&self) -> bool {
-        matches!(self.0.kind, Kind::Invalid(_))
+        matches!(self.0.kind, ErrorKind::Invalid(_))
     }
 
     /// The threads that were found when fork needs there to be one, the caller among them. The kernel's count decides, not
     /// this list, in which threads may be missing that were started while it was read.
     pub fn threads(&self) -> Option<&[Thread]> {
         match &self.0.kind {
-            Kind::Threads(threads) => Some(threads),
+            ErrorKind::Threads(threads) => Some(threads),
             _ => None,
         }
     }
@@ -175,35 +175,35 @@ fn remedy(operation: &str, errno: Errno) -> Option<&'static str> {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0.kind {
-            Kind::Os { operation, errno } => {
+            ErrorKind::Os { operation, errno } => {
                 write!(f, "{operation}: {}", std::io::Error::from_raw_os_error(*errno))?;
             }
-            Kind::Unsupported { feature, since, why } => {
+            ErrorKind::Unsupported { feature, since, why } => {
                 write!(f, "{feature} is not available (Linux {since} and later have it): {why}")?;
             }
-            Kind::OutOfCapacity { arena, capacity, asked } => {
+            ErrorKind::OutOfCapacity { arena, capacity, asked } => {
                 ArenaFull { arena, capacity: *capacity, asked: *asked }.fmt(f)?
             }
-            Kind::OutOfMemory { asked, limit } => {
+            ErrorKind::OutOfMemory { asked, limit } => {
                 write!(f, "out of memory: {} asked, {limit}", Bytes(*asked as u64))?;
             }
-            Kind::Full { capacity, asked } => {
+            ErrorKind::Full { capacity, asked } => {
                 write!(f, "no room for {asked} more elements: the capacity is {capacity}")?;
             }
-            Kind::OwnerDied => {
+            ErrorKind::OwnerDied => {
                 f.write_str("the last holder of the lock died or panicked with it: its data may be half changed")?
             }
-            Kind::Frozen { arena } => ArenaFrozen(arena).fmt(f)?,
-            Kind::Threads(threads) => {
+            ErrorKind::Frozen { arena } => ArenaFrozen(arena).fmt(f)?,
+            ErrorKind::Threads(threads) => {
                 f.write_str("a single thread is needed, and there are others; found:")?;
                 for thread in threads {
                     let ended = if thread.exiting { ", has ended" } else { "" };
                     write!(f, " {} ({}{ended})", thread.tid, thread.name)?;
                 }
             }
-            Kind::Handle(why) => write!(f, "handle refused: {why}")?,
-            Kind::Invalid(what) => f.write_str(what)?,
-            Kind::Child(what) => write!(f, "child process: {what}")?,
+            ErrorKind::Handle(why) => write!(f, "handle refused: {why}")?,
+            ErrorKind::Invalid(what) => f.write_str(what)?,
+            ErrorKind::Child(what) => write!(f, "child process: {what}")?,
         }
         match &self.0.hint {
             Some(hint) => write!(f, " ({hint})"),

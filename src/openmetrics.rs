@@ -21,7 +21,7 @@ pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; chars
 
 /// Kinds of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// A value that rises and falls.
     Gauge,
     /// A value that only rises; its samples' names end with `_total`, which is added here.
@@ -37,7 +37,7 @@ pub struct Exposition(String);
 pub struct Family<'a> {
     text: &'a mut String,
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
 }
 
 impl Exposition {
@@ -50,14 +50,14 @@ impl Exposition {
     ///
     /// # Panics
     /// The name has other characters than letters, digits and `_`, or does not end with the unit: a mistake of the program's.
-    pub fn family(&mut self, name: &'static str, kind: Kind, help: &str, unit: &'static str) -> Family<'_> {
+    pub fn family(&mut self, name: &'static str, kind: MetricKind, help: &str, unit: &'static str) -> Family<'_> {
         let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(is_of_a_name);
         assert!(is_name, "{name} is no name of a metric");
         let has_unit = unit.is_empty() || name.strip_suffix(unit).is_some_and(|rest| rest.ends_with('_'));
         assert!(has_unit, "{name} does not end with its unit, {unit}");
         let word = match kind {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
         };
         let text = &mut self.0;
         // Writing to a string cannot fail.
@@ -82,7 +82,7 @@ impl Family<'_> {
     /// # Panics
     /// A label's name has other characters than letters, digits and `_`.
     pub fn sample(&mut self, labels: &[(&'static str, String)], value: f64) {
-        let total = if self.kind == Kind::Counter { "_total" } else { "" };
+        let total = if self.kind == MetricKind::Counter { "_total" } else { "" };
         let _written = write!(self.text, "{}{total}", self.name);
         for (nth, (label, text)) in labels.iter().enumerate() {
             assert!(label.chars().all(is_of_a_name), "{label} is no name of a label");
@@ -119,14 +119,14 @@ mod tests {
     #[test]
     fn hostile_labels_stay_within_their_quotes() {
         let mut out = Exposition::new();
-        out.family("a", Kind::Gauge, "x", "").sample(&[("l", "q\"} 1\nb 2\\".to_owned())], f64::INFINITY);
+        out.family("a", MetricKind::Gauge, "x", "").sample(&[("l", "q\"} 1\nb 2\\".to_owned())], f64::INFINITY);
         assert_eq!(out.finish(), "# TYPE a gauge\n# HELP a x\na{l=\"q\\\"} 1\\nb 2\\\\\"} +Inf\n# EOF\n");
     }
 
     #[test]
     fn counters_end_with_total() {
         let mut out = Exposition::new();
-        let mut family = out.family("copies", Kind::Counter, "", "");
+        let mut family = out.family("copies", MetricKind::Counter, "", "");
         family.sample(&[], 1e15);
         family.sample(&[("a", String::new()), ("b", "2".to_owned())], 0.5);
         assert!(out.finish().contains("copies_total 1000000000000000\ncopies_total{a=\"\",b=\"2\"} 0.5\n"));

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "pages are armed and written")]
 
 use cowbell::sys::map::{self, Range};
-use cowbell::sys::uffd::{Door, Event, Features, Uffd};
+use cowbell::sys::uffd::{Door, Features, Uffd, UffdMessage};
 use std::os::fd::AsFd;
 use std::time::Duration;
 use userfaultfd::{FeatureFlags, RegisterMode, UffdBuilder};
@@ -65,7 +65,7 @@ fn we_read_the_write_to_a_page_that_the_crate_armed() {
     assert!(cowbell::sys::pidfd::readable(ours.as_fd(), Some(Duration::from_secs(10))).expect("poll"));
     let mut faults = Vec::new();
     ours.read(|event| faults.push(event)).expect("events");
-    let [Event::Fault(fault)] = &faults[..] else { panic!("{faults:?}") };
+    let [UffdMessage::Fault(fault)] = &faults[..] else { panic!("{faults:?}") };
     assert_eq!((fault.address, fault.write_protect), (range.start, true));
     // SAFETY: the page is ours.
     unsafe { ours.write_protect(range, false) }.expect("let go");

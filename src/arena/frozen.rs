@@ -11,12 +11,12 @@ use super::collapse::Collapsed;
 use super::collapse::collapse;
 use super::handle::Handle;
 use super::image::Image;
-use super::image::{Marks, Origin};
+use super::image::{Marks, OriginalsLocation};
 use super::inner::Inner;
 use super::options::{HugePages, OnWrite};
 use super::registry;
 use super::site::Recorder;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, Errno, memfd};
 use std::fmt;
@@ -173,7 +173,7 @@ fn freeze(inner: &Inner, huge_pages: HugePages, options: &FreezeOptions) -> Resu
     let collapsed = if huge_pages == HugePages::Collapse { collapse(range)? } else { Collapsed::NotAsked };
     let marks = options.marks(huge_pages);
 
-    let frozen = || Error::new(Kind::Frozen { arena: inner.name.to_string() });
+    let frozen = || Error::new(ErrorKind::Frozen { arena: inner.name.to_string() });
     let file = growing.file.take().ok_or_else(frozen)?;
     let rest = Range { start: range.end(), len: inner.range.end() - range.end() };
     if let Err(e) = make_final(range, rest, &file, &marks) {
@@ -200,7 +200,7 @@ fn freeze(inner: &Inner, huge_pages: HugePages, options: &FreezeOptions) -> Resu
         collapsed,
         allocations,
         file,
-        origin: Origin::Sealed,
+        origin: OriginalsLocation::Sealed,
         given_back: Mutex::default(),
     })
 }
@@ -327,7 +327,7 @@ impl<T: 'static> Frozen<T> {
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(self.inner) });
         // A forked process has the descriptor in values that are never dropped here. It would keep the memory.
-        if matches!(self.image.origin, Origin::Sealed) {
+        if matches!(self.image.origin, OriginalsLocation::Sealed) {
             // SAFETY: the number is the image's own, and who still maps or reads the file faults or fails as the caller was told.
             unsafe { memfd::forget(self.image.file.as_fd()) }?;
         }

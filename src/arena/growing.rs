@@ -5,7 +5,7 @@ use super::headroom::{COMMIT_STEP, check_headroom};
 use super::options::HugePages;
 use super::site::Recorder;
 use super::space::Space;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map::{self, Access, Harmless, Range};
 use crate::sys::memfd;
 use std::os::fd::{AsFd, OwnedFd};
@@ -71,7 +71,7 @@ impl Growing {
         let Some(file) = &self.file else { return Ok(()) };
         memfd::allocate(file.as_fd(), self.committed as u64, step as u64).map_err(|e| {
             let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
-            Error::new(Kind::OutOfMemory { asked: step, limit })
+            Error::new(ErrorKind::OutOfMemory { asked: step, limit })
         })?;
         self.committed += step;
         Ok(())

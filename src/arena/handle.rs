@@ -12,7 +12,7 @@
 
 use super::image::Image;
 use super::signal_safe::table;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map;
 use std::any::TypeId;
 use std::cmp::Ordering;
@@ -206,7 +206,7 @@ mod travel {
 }
 
 fn refuse(why: &'static str) -> Error {
-    Error::new(Kind::Handle(why))
+    Error::new(ErrorKind::Handle(why))
 }
 
 fn tag<T: 'static>() -> u32 {

@@ -7,7 +7,7 @@ use super::collapse::Collapsed;
 use super::options::{HugePages, OnWrite};
 use super::pieces::{Blocks, Pieces};
 use super::site::Allocation;
-use super::site::Table;
+use super::site::AllocationTable;
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageSet, PageSpan};
 use crate::sys::map::{self, Harmless, Range};
@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The place where the originals of an image's pages are.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Origin {
+pub(super) enum OriginalsLocation {
     /// In a sealed memfd, from its start.
     Sealed,
     /// In an ordinary file, from this byte on.
@@ -73,9 +73,9 @@ pub struct Image {
     pub(super) marks: Marks,
     pub(super) for_good: bool,
     pub(super) collapsed: Collapsed,
-    pub(super) allocations: Table,
+    pub(super) allocations: AllocationTable,
     pub(super) file: OwnedFd,
-    pub(super) origin: Origin,
+    pub(super) origin: OriginalsLocation,
     /// Pages that this process, or one it was forked from, wrote and gave back: their page tables do not tell any more.
     pub(super) given_back: Mutex<PageSet>,
 }
@@ -130,7 +130,7 @@ impl Image {
     }
 
     /// The same, to look an address up in. *Async-signal-safe.*
-    pub(crate) fn table(&self) -> &Table {
+    pub(crate) fn table(&self) -> &AllocationTable {
         &self.allocations
     }
 
@@ -142,7 +142,7 @@ impl Image {
 
     /// Does the image lie in an ordinary file, as [`super::Frozen::open`] maps it?
     pub fn is_in_place(&self) -> bool {
-        matches!(self.origin, Origin::InPlace(_))
+        matches!(self.origin, OriginalsLocation::InPlace(_))
     }
 
     /// Does it hold plain old data only, so that it can be [saved](super::Frozen::save)?
@@ -158,8 +158,8 @@ impl Image {
     #[cfg(feature = "pool")]
     pub(crate) fn held_bytes(&self) -> Result<Option<u64>> {
         match self.origin {
-            Origin::Sealed => memfd::held_bytes(self.file.as_fd()).map(Some),
-            Origin::InPlace(_) | Origin::Poured(..) => Ok(None),
+            OriginalsLocation::Sealed => memfd::held_bytes(self.file.as_fd()).map(Some),
+            OriginalsLocation::InPlace(_) | OriginalsLocation::Poured(..) => Ok(None),
         }
     }
 
@@ -170,9 +170,9 @@ impl Image {
     /// The errno of the read.
     pub(crate) fn read_original(&self, offset: usize, buffer: &mut [u8]) -> Result<usize, Errno> {
         let pieces = match self.origin {
-            Origin::Sealed => return memfd::read_at(&self.file, buffer, offset as u64),
-            Origin::InPlace(begin) => return memfd::read_at(&self.file, buffer, begin + offset as u64),
-            Origin::Poured(pieces, _) => pieces,
+            OriginalsLocation::Sealed => return memfd::read_at(&self.file, buffer, offset as u64),
+            OriginalsLocation::InPlace(begin) => return memfd::read_at(&self.file, buffer, begin + offset as u64),
+            OriginalsLocation::Poured(pieces, _) => pieces,
         };
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -190,13 +190,13 @@ impl Image {
 
     /// May the process that has frozen it write to it, so that copies of it are passed on to children?
     pub(crate) fn is_written_by_parents(&self) -> bool {
-        matches!(self.origin, Origin::Poured(..))
+        matches!(self.origin, OriginalsLocation::Poured(..))
     }
 
     /// The block that holds an address, where blocks are known without a table.
     pub(crate) fn block_at(&self, address: usize) -> Option<Range> {
         match self.origin {
-            Origin::Poured(_, blocks) if self.range.contains(address) => blocks(address),
+            OriginalsLocation::Poured(_, blocks) if self.range.contains(address) => blocks(address),
             _ => None,
         }
     }

@@ -38,14 +38,14 @@ pub(super) struct Header {
     pub(super) begin: u64,
     pub(super) used: u64,
     pub(super) root: u64,
-    pub(super) layout: Layout,
+    pub(super) layout: RootLayout,
     pub(super) data_sum: u32,
     pub(super) name: String,
 }
 
 /// The fingerprint of the root's type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct RootLayout {
     size: u64,
     align: u64,
     version: u64,
@@ -53,7 +53,7 @@ pub(super) struct Layout {
     type_name: String,
 }
 
-impl Layout {
+impl RootLayout {
     pub(super) fn of<T>(version: u64) -> Self {
         let whole = std::any::type_name::<T>();
         let end = whole.floor_char_boundary_at(TYPE_NAME_MAX);
@@ -80,7 +80,7 @@ impl Floor for str {
 
 impl Header {
     /// A new image's.
-    pub(super) fn new(name: &str, used: usize, root: u64, layout: Layout, data_sum: u32) -> Self {
+    pub(super) fn new(name: &str, used: usize, root: u64, layout: RootLayout, data_sum: u32) -> Self {
         Self { begin: UNIT, used: used as u64, root, layout, data_sum, name: name.to_owned() }
     }
 
@@ -143,7 +143,7 @@ impl Header {
             begin: field.u64(16),
             used: field.u64(24),
             root: field.u64(32),
-            layout: Layout {
+            layout: RootLayout {
                 size: field.u64(40),
                 align: field.u64(48),
                 version: field.u64(56),
@@ -178,7 +178,7 @@ impl Header {
     }
 
     /// Checks that the root is of this type, in this version.
-    pub(super) fn check(&self, wanted: &Layout) -> Result<()> {
+    pub(super) fn check(&self, wanted: &RootLayout) -> Result<()> {
         let layout = &self.layout;
         if layout == wanted {
             return Ok(());
@@ -233,7 +233,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn header() -> Header {
-        Header::new("fünf", 5000, 16, Layout::of::<[u64; 3]>(7), 0x1234_5678)
+        Header::new("fünf", 5000, 16, RootLayout::of::<[u64; 3]>(7), 0x1234_5678)
     }
 
     /// With the sum that belongs to the bytes, as somebody has it who makes an image by hand.
@@ -249,7 +249,7 @@ mod tests {
         let len = header.file_len().expect("a length");
         assert_eq!(len, 2 * UNIT);
         assert_eq!(Header::parse(&header.to_bytes(), len).expect("whole"), header);
-        assert!(header.check(&Layout::of::<[u64; 3]>(7)).is_ok());
+        assert!(header.check(&RootLayout::of::<[u64; 3]>(7)).is_ok());
     }
 
     #[test]

@@ -16,8 +16,8 @@ use super::collapse::Collapsed;
 use super::frozen::{FreezeOptions, Frozen};
 use super::growing::Reserved;
 use super::image::Image;
-use super::image::Origin;
-use super::image_file::{HEADER, Header, Layout};
+use super::image::OriginalsLocation;
+use super::image_file::{HEADER, Header, RootLayout};
 use super::options::HugePages;
 use super::prepare::prepare;
 use super::registry;
@@ -108,7 +108,7 @@ impl<T: Pod> Frozen<T> {
         }
         let (folder, beside) = beside(path)?;
         let made = file::create_new(&beside)?;
-        let named = fill(image, self.root_offset(), &made, Layout::of::<T>(options.version))
+        let named = fill(image, self.root_offset(), &made, RootLayout::of::<T>(options.version))
             .and_then(|()| file::sync(made.as_fd()))
             .and_then(|()| file::rename(&beside, path, options.replace));
         if named.is_err() {
@@ -150,7 +150,7 @@ impl<T: Pod> Frozen<T> {
     /// [`Arena::freeze_unchecked_with`].
     pub fn load_with(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Self> {
         let path = path.as_ref();
-        in_file(path, Found::at(path, &Layout::of::<T>(options.version)).and_then(|found| found.load(options)))
+        in_file(path, Found::at(path, &RootLayout::of::<T>(options.version)).and_then(|found| found.load(options)))
     }
 
     /// Maps an image in place: nothing is read until it is touched, and processes that open the same image share its
@@ -179,7 +179,7 @@ impl<T: Pod> Frozen<T> {
     /// Those of [`Self::load_with`]; ENODEV where the filesystem cannot map files.
     pub unsafe fn open_with(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Self> {
         let path = path.as_ref();
-        in_file(path, Found::at(path, &Layout::of::<T>(options.version)).and_then(|found| found.open(options)))
+        in_file(path, Found::at(path, &RootLayout::of::<T>(options.version)).and_then(|found| found.open(options)))
     }
 }
 
@@ -204,7 +204,7 @@ fn beside(path: &Path) -> Result<(PathBuf, PathBuf)> {
 }
 
 /// Writes header and data of an image.
-fn fill(image: &Image, root: u64, file: &OwnedFd, layout: Layout) -> Result<()> {
+fn fill(image: &Image, root: u64, file: &OwnedFd, layout: RootLayout) -> Result<()> {
     let mut header = Header::new(image.name(), image.used(), root, layout, 0);
     let len = header.file_len().ok_or_else(|| Error::invalid("no file is that long"))?;
     memfd::set_len(file.as_fd(), len)?;
@@ -237,7 +237,7 @@ struct Found {
 }
 
 impl Found {
-    fn at(path: &Path, layout: &Layout) -> Result<Self> {
+    fn at(path: &Path, layout: &RootLayout) -> Result<Self> {
         let file = file::open(path)?;
         let len = file::regular_len(file.as_fd())?;
         let mut bytes = [0; HEADER];
@@ -341,7 +341,7 @@ impl Found {
                 collapsed: Collapsed::NotAsked,
                 allocations: Default::default(),
                 file: self.file,
-                origin: Origin::InPlace(begin),
+                origin: OriginalsLocation::InPlace(begin),
                 given_back: Mutex::default(),
             };
             registry::entry(image)

@@ -84,8 +84,8 @@ pub use memory::ArenaRef;
 pub use options::{HugePages, OnWrite};
 pub(crate) use pieces::Pieces;
 pub(crate) use poured::{enter_poured, leave_poured};
-pub(crate) use signal_safe::handler::{Observer, Refused};
-pub(crate) use site::Table;
+pub(crate) use signal_safe::handler::{Observer, RefusedAccess};
+pub(crate) use site::AllocationTable;
 pub use site::{Allocation, Site};
 #[cfg(feature = "pool")]
 pub(crate) use space::Space;

@@ -8,7 +8,7 @@
 use super::memory::ArenaRef;
 use super::refusal::quietly;
 use super::signal_safe::table;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use allocator_api2::alloc::Layout;
 use std::panic::Location;
 use std::sync::{PoisonError, RwLockReadGuard};
@@ -133,7 +133,7 @@ impl ArenaRef {
         let inner = self.known()?;
         let held = inner.writing.read().unwrap_or_else(PoisonError::into_inner);
         if inner.image().is_some() {
-            return Err(Error::new(Kind::Frozen { arena: inner.name.to_string() }));
+            return Err(Error::new(ErrorKind::Frozen { arena: inner.name.to_string() }));
         }
         Ok(Writing(held))
     }

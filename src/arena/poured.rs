@@ -2,11 +2,11 @@
 
 use super::collapse::Collapsed;
 use super::image::Image;
-use super::image::{Marks, Origin};
+use super::image::{Marks, OriginalsLocation};
 use super::options::{HugePages, OnWrite};
 use super::pieces::{Blocks, Pieces};
 use super::registry;
-use super::site::Table;
+use super::site::AllocationTable;
 use crate::error::Result;
 use crate::sys::map::Range;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ pub(crate) fn enter_poured(
     file: OwnedFd,
     pieces: Pieces,
     blocks: Blocks,
-    allocations: Table,
+    allocations: AllocationTable,
 ) -> Result<Arc<Image>> {
     super::prepare::prepare()?;
     let marks = Marks { huge_pages: HugePages::Never, on_write: OnWrite::Copy, dump: true, lock: false };
@@ -39,7 +39,7 @@ pub(crate) fn enter_poured(
             collapsed: Collapsed::NotAsked,
             allocations,
             file,
-            origin: Origin::Poured(pieces, blocks),
+            origin: OriginalsLocation::Poured(pieces, blocks),
             given_back: Mutex::default(),
         };
         registry::entry(image)

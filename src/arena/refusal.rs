@@ -1,7 +1,7 @@
 //! Why an arena has no memory to give: as an error, and in front of people.
 
 use super::inner::Inner;
-use crate::error::{ArenaFrozen, ArenaFull, Error, Kind};
+use crate::error::{ArenaFrozen, ArenaFull, Error, ErrorKind};
 use crate::sys::stderr::Stderr;
 use std::cell::Cell;
 use std::fmt::Write;
@@ -58,8 +58,8 @@ impl Inner {
     pub(super) fn error(&self, refusal: Refusal, asked: usize) -> Error {
         let arena = || self.name.to_string();
         match refusal {
-            Refusal::Frozen => Error::new(Kind::Frozen { arena: arena() }),
-            Refusal::Full => Error::new(Kind::OutOfCapacity { arena: arena(), capacity: self.capacity, asked })
+            Refusal::Frozen => Error::new(ErrorKind::Frozen { arena: arena() }),
+            Refusal::Full => Error::new(ErrorKind::OutOfCapacity { arena: arena(), capacity: self.capacity, asked })
                 .with_hint(ArenaFull::HINT),
             Refusal::Because(e) => e,
         }

@@ -74,7 +74,7 @@ impl Recorder {
     }
 
     /// All live allocations.
-    pub(super) fn table(&self) -> Result<Table> {
+    pub(super) fn table(&self) -> Result<AllocationTable> {
         super::headroom::check_headroom(self.live.len() * (size_of::<(usize, (usize, SiteId))>() + WORDS * 8))?;
         let mut live: Vec<_> = self.live.iter().map(|(&offset, &entry)| (offset, entry)).collect();
         live.sort_unstable_by_key(|&(offset, _)| offset);
@@ -86,7 +86,7 @@ impl Recorder {
                 word.store(value, Ordering::Relaxed);
             }
         }
-        Ok(Table { count: live.len(), words: Some(words), sites: self.sites.clone(), stacks: Vec::new() })
+        Ok(AllocationTable { count: live.len(), words: Some(words), sites: self.sites.clone(), stacks: Vec::new() })
     }
 }
 
@@ -100,7 +100,7 @@ const SITES_MAX: u64 = (1 << SITE_BITS) - 1;
 /// They lie in shared memory, of which fork copies no page table: in the ordinary heap, 16 bytes for each of
 /// some million objects would make every fork slower. All reading is *async-signal-safe*.
 #[derive(Default)]
-pub(crate) struct Table {
+pub(crate) struct AllocationTable {
     count: usize,
     words: Option<SharedWords>,
     sites: Vec<Site>,
@@ -108,7 +108,7 @@ pub(crate) struct Table {
     stacks: Vec<Vec<u64>>,
 }
 
-impl Table {
+impl AllocationTable {
     /// Allocations by offset: offset, length, and which of the stacks led to it.
     ///
     /// # Errors
@@ -183,9 +183,9 @@ impl Table {
     }
 }
 
-impl fmt::Debug for Table {
+impl fmt::Debug for AllocationTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Table({} allocations)", self.count)
+        write!(f, "AllocationTable({} allocations)", self.count)
     }
 }
 
@@ -212,6 +212,6 @@ mod tests {
         assert_eq!(at(9008, 9009), [9000]);
         let all: Vec<_> = table.iter().map(|a| (a.offset, a.len, a.site)).collect();
         assert_eq!(all, [(0, 10, None), (16, 100, Some(site)), (4090, 16, None), (9000, 9, None)]);
-        assert!(Table::default().overlapping(0, usize::MAX).next().is_none());
+        assert!(AllocationTable::default().overlapping(0, usize::MAX).next().is_none());
     }
 }

@@ -8,7 +8,7 @@
 
 use super::builder::{Arena, ArenaBuilder};
 use super::frozen::{FreezeOptions, Frozen};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -218,5 +218,5 @@ impl<T: Pod> Frozen<T> {
 }
 
 fn refuse(why: &'static str) -> Error {
-    Error::new(Kind::Handle(why))
+    Error::new(ErrorKind::Handle(why))
 }

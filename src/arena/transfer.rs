@@ -13,11 +13,11 @@
 use super::collapse::Collapsed;
 use super::frozen::Frozen;
 use super::image::Image;
-use super::image::{Marks, Origin};
+use super::image::{Marks, OriginalsLocation};
 use super::options::{HugePages, OnWrite};
 use super::prepare::prepare;
 use super::registry;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, Errno, file, memfd};
 use std::any::TypeId;
@@ -201,7 +201,7 @@ impl Export {
             marks.put_on(range)?;
             let (for_good, name) = (marks.deny_for_good(range), self.name.as_str().into());
             let (collapsed, allocations) = (Collapsed::NotAsked, Default::default());
-            let origin = Origin::Sealed;
+            let origin = OriginalsLocation::Sealed;
             let Self { used, plain, .. } = *self;
             let image = Image {
                 name,
@@ -248,7 +248,7 @@ impl Export {
         }
         if self.kind != kind::<T>() {
             let name = std::any::type_name::<T>();
-            return Err(Error::new(Kind::Handle("the arena's root is of another type"))
+            return Err(Error::new(ErrorKind::Handle("the arena's root is of another type"))
                 .with_hint(format!("it is adopted as `{name}`")));
         }
         if !memfd::seals(file.as_fd()).contains(memfd::SEALS_FINAL) {

@@ -4,7 +4,7 @@ use crate::arena::Image;
 use crate::error::{Error, Result};
 use crate::page::PageSet;
 use crate::sys::pagemap::Pagemap;
-use crate::watch::{self, Evidence, Pages};
+use crate::watch::{self, Bitmap, Evidence};
 use std::sync::Arc;
 
 /// The pages of one frozen arena that a process has copied.
@@ -22,8 +22,8 @@ pub(super) fn census_of(evidence: &Evidence, pagemap: &Pagemap) -> Result<Vec<Ar
     for (at, image) in evidence.images.iter().enumerate() {
         let armed = evidence.watch.arms();
         // Copies that were armed again and swapped out look untouched: what was counted stays counted.
-        let mut copied = if armed { evidence.pages(at, Pages::Copied) } else { PageSet::new() };
-        let inherited = evidence.pages(at, Pages::Inherited);
+        let mut copied = if armed { evidence.pages(at, Bitmap::Copied) } else { PageSet::new() };
+        let inherited = evidence.pages(at, Bitmap::Inherited);
         watch::census::scan(pagemap, image.range(), armed, |run| {
             for page in watch::census::pages_of(image.range(), run).filter(|&page| !inherited.contains(page)) {
                 copied.insert(page);

@@ -1,6 +1,6 @@
 //! The parent's side of a child: waiting for it, killing it, reaping it and its keeper.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::facts::{Ended, StackOverflow};
 use crate::page::PageSet;
 use crate::report::Report;
@@ -9,7 +9,7 @@ use crate::sys::map::Range;
 use crate::sys::pidfd;
 use crate::sys::{Errno, process, signal};
 #[cfg(feature = "pool")]
-use crate::watch::Pages;
+use crate::watch::Bitmap;
 use crate::watch::{DeniedWrite, Event, Evidence, PanicMessage, Watch, Word};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ impl Child {
     #[cfg(feature = "pool")]
     pub(crate) fn arenas(&self) -> impl Iterator<Item = (Range, PageSet)> + '_ {
         let images = self.evidence.images.iter().enumerate();
-        images.map(|(at, image)| (image.range(), self.evidence.pages(at, Pages::Inherited)))
+        images.map(|(at, image)| (image.range(), self.evidence.pages(at, Bitmap::Inherited)))
     }
 
     pub(super) fn evidence(&self) -> &Evidence {
@@ -208,7 +208,7 @@ impl Child {
     /// # Errors
     /// From `ppoll(2)` and `waitid(2)`; none known for a child of ours.
     pub fn wait(&mut self) -> Result<Exit> {
-        self.wait_until(None)?.ok_or_else(|| Error::new(Kind::Child("waiting ended without an end".into())))
+        self.wait_until(None)?.ok_or_else(|| Error::new(ErrorKind::Child("waiting ended without an end".into())))
     }
 
     /// Waits for the end and the last census, at most so long; `None` when they are not there yet.

@@ -3,12 +3,12 @@
 use super::census::{ArenaCensus, census_of};
 use super::child::{Child, Silence};
 use crate::arena::Image;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, pidfd, process};
-use crate::watch::{self, Event, Failure, Outside, Pages, Task, Watch, Word};
+use crate::watch::{self, Bitmap, Event, FailedStep, KeeperRequest, Outside, Watch, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +47,7 @@ impl Child {
     fn living(&self) -> Result<i32> {
         self.check_owner()?;
         if self.ended.is_some() {
-            return Err(Error::new(Kind::Child("it has ended; its report has the last census".into())));
+            return Err(Error::new(ErrorKind::Child("it has ended; its report has the last census".into())));
         }
         // The keeper has the same memory, and keeps it even if the child ends in between.
         Ok(self.keeper_pid().unwrap_or(self.pid))
@@ -61,7 +61,7 @@ impl Child {
         self.check_owner()?;
         if self.evidence.watch == Watch::Faults && self.keeper.is_some() {
             // From a keeper that has ended there is no more to come than the end brings.
-            let _ended = self.order(Task::Events);
+            let _ended = self.request(KeeperRequest::Events);
         }
         self.take_events();
         self.events_told += self.events.len() as u64;
@@ -89,7 +89,7 @@ impl Child {
     /// # Errors
     /// Child: it has no keeper, or the keeper is gone.
     pub fn report(&mut self) -> Result<Report> {
-        self.order(Task::Census)?;
+        self.request(KeeperRequest::Census)?;
         self.take_events();
         self.make_report(false)
     }
@@ -102,15 +102,15 @@ impl Child {
     /// # Errors
     /// Those of [`Self::report`].
     pub fn end_epoch(&mut self) -> Result<Vec<ArenaEpoch>> {
-        self.order(Task::Epoch)?;
+        self.request(KeeperRequest::Epoch)?;
         self.take_events();
         let mut epoch = Vec::new();
         for (at, image) in self.evidence.images.iter().enumerate() {
             let Some(earlier) = self.earlier.get_mut(at) else { continue };
             let pages = if self.evidence.watch.arms() {
-                self.evidence.pages(at, Pages::Epoch)
+                self.evidence.pages(at, Bitmap::Epoch)
             } else {
-                self.evidence.pages(at, Pages::Copied).difference(earlier)
+                self.evidence.pages(at, Bitmap::Copied).difference(earlier)
             };
             earlier.union_with(&pages);
             if self.evidence.watch.arms() {
@@ -121,29 +121,29 @@ impl Child {
         Ok(epoch)
     }
 
-    /// Gives the keeper an order and waits until it is done.
-    fn order(&self, task: Task) -> Result<()> {
+    /// Sends the keeper a request and waits until it is done.
+    fn request(&self, request: KeeperRequest) -> Result<()> {
         self.check_owner()?;
-        let lost = |what: &'static str| Error::new(Kind::Child(what.into()));
+        let lost = |what: &'static str| Error::new(ErrorKind::Child(what.into()));
         let keeper = self.keeper.as_ref().ok_or_else(|| lost("it has no keeper, or has ended"))?;
-        let order = task.order_after(self.evidence.get(Word::Order));
-        self.evidence.set(Word::Order, order);
+        let number = request.encode_after(self.evidence.get(Word::Request));
+        self.evidence.set(Word::Request, number);
         process::notify(&self.command);
         let mut silence = Silence::begin(self.evidence.get(Word::Progress));
-        while self.evidence.get(Word::Done) != order {
+        while self.evidence.get(Word::Done) != number {
             // The keeper's end is an event; its progress is a matter of microseconds, so a short wait
             // for the one doubles as a pause for the other.
             let over = pidfd::wait_end(keeper.pidfd.as_fd(), Some(Duration::from_micros(50)))?;
-            if over && self.evidence.get(Word::Done) != order {
+            if over && self.evidence.get(Word::Done) != number {
                 return Err(lost("its keeper has ended; wait() has what it left"));
             }
             if silence.is_too_long(self.evidence.get(Word::Progress)) {
                 return Err(lost("its keeper does not answer (stopped?)"));
             }
         }
-        match Failure::unpack(self.evidence.get(Word::OrderFailure)) {
+        match FailedStep::unpack(self.evidence.get(Word::RequestFailure)) {
             None => Ok(()),
-            Some(Failure(step, errno)) => Err(Error::os(step.operation(), errno)),
+            Some(FailedStep(step, errno)) => Err(Error::os(step.operation(), errno)),
         }
     }
 
@@ -154,7 +154,7 @@ impl Child {
         if self.ended.is_none() || !self.evidence.watch.has_events() {
             return dropped;
         }
-        let open = (0..self.evidence.images.len()).map(|at| self.evidence.pages(at, Pages::Seen).count().0);
+        let open = (0..self.evidence.images.len()).map(|at| self.evidence.pages(at, Bitmap::Seen).count().0);
         let marks = self.earlier_marks + open.sum::<u64>();
         dropped.max(marks.saturating_sub(self.events.len() as u64 + self.events_told))
     }
@@ -172,18 +172,18 @@ impl Child {
             report::Census::Living
         };
         let arenas = evidence.images.iter().enumerate().map(|(at, image)| {
-            let copied = evidence.pages(at, Pages::Copied);
+            let copied = evidence.pages(at, Bitmap::Copied);
             let observed = evidence.watch.observes().then(|| {
-                let mut observed = evidence.pages(at, Pages::Seen);
+                let mut observed = evidence.pages(at, Bitmap::Seen);
                 if evidence.watch.arms() {
                     // An epoch whose end was not answered for is in nobody's hands yet.
-                    observed.union_with(&evidence.pages(at, Pages::Epoch));
+                    observed.union_with(&evidence.pages(at, Bitmap::Epoch));
                     self.earlier.get(at).into_iter().for_each(|earlier| observed.union_with(earlier));
                 }
                 observed
             });
             let changed = |page: PageIndex| evidence.changed(at, page);
-            let inherited = evidence.pages(at, Pages::Inherited).count();
+            let inherited = evidence.pages(at, Bitmap::Inherited).count();
             report::ArenaReport::new(image, &copied, inherited, observed.as_ref(), changed)
         });
         let facts = report::Facts {

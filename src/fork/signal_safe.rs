@@ -13,7 +13,7 @@ use crate::sys::map::{self, Access};
 use crate::sys::perf::rings::Rings;
 use crate::sys::process;
 use crate::sys::signal::{self, Mask};
-use crate::watch::{self, At, Evidence, Failure, Step, Word};
+use crate::watch::{self, At, Evidence, FailedStep, Step, Word};
 use std::cell::Cell;
 use std::os::fd::AsFd;
 
@@ -59,7 +59,7 @@ fn set_up(
     evidence: &'static Evidence,
     command: &impl AsFd,
     rings: &Cell<Option<Rings>>,
-) -> Result<(), Failure> {
+) -> Result<(), FailedStep> {
     process::die_with_parent().at(Step::DieWithParent)?;
     // 0 is a parent in another pid namespace, which this process cannot see.
     if ![evidence.parent_pid, 0].contains(&process::parent_pid()) {

@@ -5,7 +5,7 @@
 //! taken it away, and whoever starts a thread is counted itself meanwhile. So a 1 that is read by a thread of the
 //! process means that there is no other, and nobody who could start one.
 
-use crate::error::{Error, Kind, Result, Thread};
+use crate::error::{Error, ErrorKind, Result, Thread};
 use crate::sys::process;
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ fn wait_for_others(spared: Option<i32>, patience: Duration) -> Result<()> {
         let time_max = if all_exiting { patience.max(EXITING_MAX) } else { patience };
         if main_left || begun.elapsed() >= time_max {
             let hint = hint(&threads, main_left, all_exiting);
-            return Err(Error::new(Kind::Threads(threads)).with_hint(hint));
+            return Err(Error::new(ErrorKind::Threads(threads)).with_hint(hint));
         }
         looks += 1;
         // There is no event for a thread's last step: its id is cleared, and its descriptor readable, before that.

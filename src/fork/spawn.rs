@@ -6,13 +6,13 @@ use super::options::{Channels, ForkOptions};
 use super::{child_main, panics, single_thread};
 use crate::arena::signal_safe::table;
 use crate::arena::{Image, registry};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::shared;
 use crate::sys::clone::{self, ForkArgs, Forked};
 use crate::sys::perf::Follow;
 use crate::sys::perf::rings::Rings;
 use crate::sys::{Errno, pidfd, process, signal};
-use crate::watch::{Evidence, Failure, LastCensus, Step, Watch};
+use crate::watch::{Evidence, FailedStep, LastCensus, Step, Watch};
 use std::cell::Cell;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -128,7 +128,7 @@ fn fork<R: IntoExitCode>(
     // A handler, or the program's logger, may have started a thread since the first look.
     if threads == Threads::One && !single_thread::is_alone() {
         signal::restore(&mask);
-        return Err(Error::new(Kind::Threads(process::threads()?))
+        return Err(Error::new(ErrorKind::Threads(process::threads()?))
             .with_hint("a thread was started by a signal handler or a logger while the fork was prepared"));
     }
     match clone3(&args) {
@@ -172,13 +172,13 @@ fn wait_for_set_up(
     child.find_keeper(false)?;
     let ended = child.end_now()?;
     Err(failure.map_or_else(
-        || Error::new(Kind::Child(format!("ended before its closure began: {ended:?}").into())),
+        || Error::new(ErrorKind::Child(format!("ended before its closure began: {ended:?}").into())),
         |failure| explain(failure, options.watch),
     ))
 }
 
 /// Says what a failed step means to the user.
-fn explain(Failure(step, errno): Failure, watch: Watch) -> Error {
+fn explain(FailedStep(step, errno): FailedStep, watch: Watch) -> Error {
     let error = Error::os(step.operation(), errno);
     match (step, errno) {
         (Step::OpenUserfaultfd, Errno::PERM | Errno::ACCESS) => {

@@ -9,7 +9,7 @@
 use super::class::UNIT;
 use super::decay;
 use super::lock::Held;
-use super::metadata::{self, Bits, Chunk, NOBODY, State, UNITS, Unit};
+use super::metadata::{self, Bits, Chunk, ChunkState, NOBODY, UNITS, Unit};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -50,20 +50,20 @@ pub(super) fn put(bits: &Bits, value: bool, at: u32, count: u32) -> u32 {
 
 /// Units that were taken.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenUnits {
     pub(super) first: Unit,
     /// The units may hold something.
     pub(super) dirty: bool,
 }
 
 /// Takes neighbouring units, the first at a multiple of `align` units. `None` where there is no memory.
-pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
+pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<TakenUnits> {
     purge_unwanted(held);
     // Under a limit on addresses, those that hold nothing may be what is missing.
     take_once(count, align, kind, held).or_else(|| unmap_unused(held).then(|| take_once(count, align, kind, held))?)
 }
 
-fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
+fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<TakenUnits> {
     if !metadata::settle(held) {
         return None;
     }
@@ -71,7 +71,7 @@ fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<Taken> {
     let mut full_so_far = true;
     for number in hint.load(Ordering::Relaxed)..metadata::chunks() {
         let chunk = metadata::chunk(number);
-        if chunk.state() != State::Open || chunk.kind.load(Ordering::Relaxed) != kind {
+        if chunk.state() != ChunkState::Open || chunk.kind.load(Ordering::Relaxed) != kind {
             continue;
         }
         let free = chunk.free.load(Ordering::Relaxed);
@@ -102,7 +102,7 @@ fn open_one(kind: u8, held: &Held) -> Option<u32> {
         if metadata::open(number, kind, held) {
             return Some(number);
         }
-        if number >= metadata::chunks() || metadata::chunk(number).state() != State::Foreign {
+        if number >= metadata::chunks() || metadata::chunk(number).state() != ChunkState::Foreign {
             return None;
         }
     }
@@ -111,13 +111,13 @@ fn open_one(kind: u8, held: &Held) -> Option<u32> {
 /// The lowest chunk that is absent, which may be the one behind the last.
 pub(super) fn first_absent(_held: &Held) -> u32 {
     let from = FIRST_ABSENT.load(Ordering::Relaxed);
-    let found = (from..metadata::chunks()).find(|&number| metadata::chunk(number).state() == State::Absent);
+    let found = (from..metadata::chunks()).find(|&number| metadata::chunk(number).state() == ChunkState::Absent);
     let found = found.unwrap_or_else(|| metadata::chunks().max(from));
     FIRST_ABSENT.store(found, Ordering::Relaxed);
     found
 }
 
-fn take_from(number: u32, count: u32, align: u32, held: &Held) -> Option<Taken> {
+fn take_from(number: u32, count: u32, align: u32, held: &Held) -> Option<TakenUnits> {
     let chunk = metadata::chunk(number);
     let Some(place) = find(chunk, count, align) else {
         if align == 1 {
@@ -156,13 +156,13 @@ fn find(chunk: &Chunk, count: u32, align: u32) -> Option<u32> {
 }
 
 /// Marks free units as taken.
-pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &Held) -> Taken {
+pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &Held) -> TakenUnits {
     put(&chunk.used, true, place, count);
     let dirty = put_dirty(chunk, false, place, count, held);
     chunk.free.fetch_sub(count, Ordering::Relaxed);
     USED.fetch_add(count as usize, Ordering::Relaxed);
     let dirty = dirty > 0 || chunk.filed.load(Ordering::Relaxed) != 0;
-    Taken { first: metadata::unit(number, place), dirty }
+    TakenUnits { first: metadata::unit(number, place), dirty }
 }
 
 /// Sets or clears bits of dirty units, and counts those that changed. Those of a file are in no count, as the kernel cannot have them.
@@ -220,7 +220,7 @@ pub(super) fn purge_unwanted(held: &Held) {
     // From the end, as units are taken from the beginning.
     let of_kind = |number: &u32| {
         let chunk = metadata::chunk(*number);
-        chunk.state() == State::Open && chunk.kind.load(Ordering::Relaxed) == kind
+        chunk.state() == ChunkState::Open && chunk.kind.load(Ordering::Relaxed) == kind
     };
     let chunks = (0..metadata::chunks()).rev().filter(of_kind);
     let given = chunks.map(|number| purge_some(number, units, held)).find(|&given| given > 0);
@@ -230,7 +230,7 @@ pub(super) fn purge_unwanted(held: &Held) {
 /// Gives all dirty units to the kernel.
 pub(super) fn purge_all(held: &Held) {
     for number in 0..metadata::chunks() {
-        if metadata::chunk(number).state() == State::Open {
+        if metadata::chunk(number).state() == ChunkState::Open {
             purge(number, held);
         }
     }
@@ -281,7 +281,7 @@ pub(super) fn unmap_unused(held: &Held) -> bool {
         let last = words.map(|(at, word)| (at as u32 + 1) * 64 - word.load(Ordering::Relaxed).leading_zeros());
         let end = last.zip(chunk.used.iter().rev()).find(|(_, word)| word.load(Ordering::Relaxed) != 0);
         let (end, mapped) = (end.map_or(0, |(end, _)| end), chunk.mapped.load(Ordering::Relaxed));
-        if chunk.state() != State::Open || end >= mapped {
+        if chunk.state() != ChunkState::Open || end >= mapped {
             continue;
         }
         let range = Range { start: metadata::unit(number, end).start(), len: (mapped - end) as usize * UNIT };
@@ -291,7 +291,7 @@ pub(super) fn unmap_unused(held: &Held) -> bool {
             put_dirty(chunk, false, end, mapped - end, held);
             chunk.mapped.store(end, Ordering::Relaxed);
             if end == 0 {
-                chunk.set_state(State::Absent, held);
+                chunk.set_state(ChunkState::Absent, held);
                 FIRST_ABSENT.fetch_min(number, Ordering::Relaxed);
             }
         }
@@ -323,7 +323,7 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
         // Units that are not made anew belong to nobody.
         (0..UNITS).for_each(|place| metadata::unit(number, place).slab().owner.store(NOBODY, Ordering::Relaxed));
         metadata::chunk(number).span.store(0, Ordering::Relaxed);
-        metadata::chunk(number).set_state(State::Absent, held);
+        metadata::chunk(number).set_state(ChunkState::Absent, held);
     }
 }
 
@@ -336,14 +336,14 @@ pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
 /// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.
 pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
     metadata::unit(first, 0).slab().owner.store(NOBODY, Ordering::Release);
-    (first..first + count).for_each(|number| metadata::chunk(number).set_state(State::Absent, held));
+    (first..first + count).for_each(|number| metadata::chunk(number).set_state(ChunkState::Absent, held));
     FIRST_ABSENT.fetch_min(first, Ordering::Relaxed);
     count_huge(0, bytes.div_ceil(UNIT), held);
 }
 
 /// Marks those of a huge allocation's chunks absent that come after its first `count`.
 pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &Held) {
-    (first + count..first + span).for_each(|number| metadata::chunk(number).set_state(State::Absent, held));
+    (first + count..first + span).for_each(|number| metadata::chunk(number).set_state(ChunkState::Absent, held));
     FIRST_ABSENT.fetch_min(first + count, Ordering::Relaxed);
     metadata::chunk(first).span.store(count, Ordering::Relaxed);
 }

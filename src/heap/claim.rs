@@ -9,7 +9,7 @@
 use super::central;
 use super::local::{CLAIMED, Local, VACANT, owner_at, settle_vacant};
 use super::lock::{self, Held};
-use super::metadata::{self, Slab, State, UNITS};
+use super::metadata::{self, ChunkState, Slab, UNITS};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
 use crate::sys::{page_size, process};
@@ -145,7 +145,7 @@ extern "C" fn in_child() {
     let mine = MINE.with(|mine| mine.iter().filter(|mine| !mine.get().is_null()).count());
     if CLAIMED.swap(mine, Ordering::Relaxed) > mine {
         for number in 0..metadata::chunks() {
-            if metadata::chunk(number).state() == State::Open {
+            if metadata::chunk(number).state() == ChunkState::Open {
                 // Also where no slab begins now: one that was given back may be marked as in a mailbox.
                 (0..UNITS).for_each(|place| forget_others(metadata::unit(number, place).slab()));
             }

@@ -20,7 +20,7 @@ const KEPT_MIN: usize = 256;
 const KEPT_SHARE: usize = 8;
 
 /// Dirty units of a kind.
-struct Count {
+struct DirtyCount {
     now: AtomicUsize,
     /// The fewest since the period began: so many nobody wanted.
     least: AtomicUsize,
@@ -28,8 +28,9 @@ struct Count {
     unwanted: AtomicUsize,
 }
 
-static COUNTS: [Count; KINDS] =
-    [const { Count { now: AtomicUsize::new(0), least: AtomicUsize::new(0), unwanted: AtomicUsize::new(0) } }; KINDS];
+static COUNTS: [DirtyCount; KINDS] =
+    [const { DirtyCount { now: AtomicUsize::new(0), least: AtomicUsize::new(0), unwanted: AtomicUsize::new(0) } };
+        KINDS];
 
 /// When this period began.
 static BEGAN_NS: AtomicU64 = AtomicU64::new(0);
@@ -92,7 +93,7 @@ pub(super) fn note_given(kind: u8, units: u32, _held: &Held) {
     set_unwanted(count, if units == 0 { 0 } else { before.saturating_sub(units as usize) });
 }
 
-fn set_unwanted(count: &Count, units: usize) {
+fn set_unwanted(count: &DirtyCount, units: usize) {
     let before = count.unwanted.swap(units, Ordering::Relaxed);
     UNWANTED.fetch_add(units, Ordering::Relaxed);
     UNWANTED.fetch_sub(before, Ordering::Relaxed);

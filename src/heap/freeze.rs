@@ -22,8 +22,8 @@ use super::claim;
 use super::class::{Class, UNIT};
 use super::links::{collect, read_link};
 use super::lock::{self, Held};
-use super::metadata::{self, CHUNK, FROZEN, MARKS_END, NO_CLASS, SPAN, State, Unit};
-use super::plan::{Failure, Run, stride};
+use super::metadata::{self, CHUNK, ChunkState, FROZEN, MARKS_END, NO_CLASS, SPAN, Unit};
+use super::plan::{ChunkRun, FailedCall, stride};
 use super::trailer;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Access, Range};
@@ -42,7 +42,7 @@ const PIECE: usize = 16 << 20;
 ///
 /// # Errors
 /// The heap goes on as before, without the free blocks that it had.
-pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(), Failure> {
+pub(super) unsafe fn pour(runs: &[ChunkRun], kind: u8, pagemap: &Pagemap) -> Result<(), FailedCall> {
     let held = lock::take();
     claim::settled(&held, |local| {
         if local.kind.load(Ordering::Relaxed) == kind {
@@ -70,7 +70,7 @@ pub(super) unsafe fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<(
 /// Everything of a chunk that nobody has becomes zero.
 fn sweep(number: u32, held: &Held) {
     let chunk = metadata::chunk(number);
-    if chunk.state() != State::Open {
+    if chunk.state() != ChunkState::Open {
         return;
     }
     let filed = chunk.filed.load(Ordering::Relaxed) != 0;
@@ -134,7 +134,7 @@ fn clear(range: Range, filed: bool) {
     }
 }
 
-fn pour_run(run: &Run, pagemap: &Pagemap, held: &Held) -> Result<(), Failure> {
+fn pour_run(run: &ChunkRun, pagemap: &Pagemap, held: &Held) -> Result<(), FailedCall> {
     for at in 0..run.count {
         let start = metadata::addresses(run.first + at).start;
         let chunk = metadata::chunk(run.first + at);
@@ -156,7 +156,13 @@ fn pour_run(run: &Run, pagemap: &Pagemap, held: &Held) -> Result<(), Failure> {
 }
 
 /// Writes a piece's pages to the file, those that there are; where a file is behind the piece already, all of them.
-fn write_pages(file: BorrowedFd<'_>, piece: Range, offset: u64, all: bool, pagemap: &Pagemap) -> Result<(), Failure> {
+fn write_pages(
+    file: BorrowedFd<'_>,
+    piece: Range,
+    offset: u64,
+    all: bool,
+    pagemap: &Pagemap,
+) -> Result<(), FailedCall> {
     let write = |range: Range| {
         // SAFETY: the range is the heap's, mapped and readable.
         unsafe { memfd::write_from(file, range, offset + (range.start - piece.start) as u64) }
@@ -188,7 +194,7 @@ fn write_pages(file: BorrowedFd<'_>, piece: Range, offset: u64, all: bool, pagem
 /// The number of times that sealing is tried: pages may be held for a moment by compaction or reclaim.
 const SEAL_TRIES: u32 = 5;
 
-fn seal(file: BorrowedFd<'_>) -> Result<(), Failure> {
+fn seal(file: BorrowedFd<'_>) -> Result<(), FailedCall> {
     let mut sealed = memfd::seal_raw(file);
     for _ in 1..SEAL_TRIES {
         if sealed != Err(Errno::BUSY) {
@@ -203,26 +209,26 @@ fn seal(file: BorrowedFd<'_>) -> Result<(), Failure> {
 fn settle(number: u32, held: &Held) {
     let chunk = metadata::chunk(number);
     let mut live = 0;
-    if chunk.state() == State::Open {
+    if chunk.state() == ChunkState::Open {
         central::heads(number, |unit| {
             let slab = unit.slab();
             let owner = slab.owner.swap(FROZEN, Ordering::Relaxed);
             live += if owner >= MARKS_END { slab.used.load(Ordering::Relaxed) as usize } else { 1 };
         });
         central::forget(central::used_of(chunk) as usize, held);
-    } else if chunk.state() == State::Huge {
+    } else if chunk.state() == ChunkState::Huge {
         metadata::unit(number, 0).slab().owner.store(FROZEN, Ordering::Relaxed);
         live = 1;
         central::forget(chunk.bytes.load(Ordering::Relaxed).div_ceil(UNIT), held);
     }
     chunk.live.store(live, Ordering::Relaxed);
     chunk.dead_bytes.store(0, Ordering::Relaxed);
-    chunk.set_state(State::Frozen, held);
+    chunk.set_state(ChunkState::Frozen, held);
 }
 
 /// Makes the headers of frozen chunks memory that fork copies no page tables of. Nobody writes to them any more. Where it cannot be, forks cost a little
 /// more.
-fn pour_headers(run: &Run) {
+fn pour_headers(run: &ChunkRun) {
     let range = metadata::headers_of(run.first, run.count);
     // SAFETY: the headers are mapped and atomics, and there is one thread.
     if unsafe { memfd::write_from(run.headers.as_fd(), range, 0) }.is_ok() {
@@ -238,7 +244,7 @@ pub(super) fn block_at(address: usize) -> Option<Range> {
         return None;
     }
     let number = metadata::chunk_of(address);
-    if !matches!(metadata::chunk(number).state(), State::Frozen | State::Gone) {
+    if !matches!(metadata::chunk(number).state(), ChunkState::Frozen | ChunkState::Gone) {
         return None;
     }
     let place = ((address - metadata::addresses(number).start) / UNIT) as u32;
@@ -270,7 +276,7 @@ fn huge_at(number: u32) -> Option<Range> {
 }
 
 /// The failure as an error.
-pub(super) fn error((operation, errno): Failure) -> Error {
+pub(super) fn error((operation, errno): FailedCall) -> Error {
     Error::os(operation, errno).with_hint(match errno {
         Errno::BUSY => "pages of the heap are pinned for I/O; the heap works on, unfrozen",
         _ => "the heap works on, unfrozen",

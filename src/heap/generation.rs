@@ -6,9 +6,9 @@
 
 use super::freeze;
 use super::handle::{Heap, not_in_use};
-use super::hot::{self, Kind, ORDINARY};
-use super::metadata::{self, State};
-use super::plan::{self, Run};
+use super::hot::{self, KindGuard, ORDINARY};
+use super::metadata::{self, ChunkState};
+use super::plan::{self, ChunkRun};
 use super::{reclaim, sites, trailer};
 use crate::arena::{self, Image, Pieces};
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ impl Heap {
 pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
     fork::wait_until_alone(fork::PATIENCE)?;
     // The generation's own record is written at forks, and is not to be frozen.
-    let _kind = Kind::hot();
+    let _kind = KindGuard::hot();
     if !Heap::is_in_use() {
         return Err(not_in_use());
     }
@@ -106,7 +106,7 @@ pub(super) fn freeze(kind: u8, name: &str) -> Result<Generation> {
 }
 
 /// Enters the images that the runs will be.
-fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
+fn enter(runs: &[ChunkRun], name: &str) -> Result<Vec<Arc<Image>>> {
     let pieces = Pieces { len: metadata::CHUNK, stride: plan::stride() };
     let mut images: Vec<Arc<Image>> = Vec::with_capacity(runs.len());
     for run in runs {
@@ -135,7 +135,7 @@ fn enter(runs: &[Run], name: &str) -> Result<Vec<Arc<Image>>> {
 }
 
 /// Pours, if the runs are still what there is.
-fn pour(runs: &[Run], kind: u8, pagemap: &Pagemap) -> Result<bool> {
+fn pour(runs: &[ChunkRun], kind: u8, pagemap: &Pagemap) -> Result<bool> {
     let mask = signal::block_all();
     // From here to the mask's return nothing allocates.
     let alone = fork::is_alone();
@@ -195,7 +195,7 @@ impl Generation {
     /// Those of [`arena::Frozen::reshare`].
     pub fn reshare(&self) -> Result<Reshared> {
         // The list of pages that were given back must never be frozen, now or later.
-        let _kind = Kind::hot();
+        let _kind = KindGuard::hot();
         let mut all = Reshared::default();
         for image in &self.images {
             let Reshared { looked_at, reshared, kept } = fork::reshare_image(image)?;
@@ -219,7 +219,7 @@ impl Generation {
     /// The number of its images that are gone, because all of their objects were freed.
     pub fn gone(&self) -> usize {
         let is_gone =
-            |image: &&Arc<Image>| metadata::chunk(metadata::chunk_of(image.range().start)).state() == State::Gone;
+            |image: &&Arc<Image>| metadata::chunk(metadata::chunk_of(image.range().start)).state() == ChunkState::Gone;
         self.images.iter().filter(is_gone).count()
     }
 

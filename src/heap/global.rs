@@ -3,7 +3,7 @@
 
 use super::class::{Class, slab_mask};
 use super::handle::Heap;
-use super::hot::{HOT, Kind};
+use super::hot::{HOT, KindGuard};
 use super::{blocks, claim, hot, sites, span};
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::null_mut;
@@ -76,7 +76,7 @@ unsafe impl GlobalAlloc for Heap {
             }
         }
         // Hot memory stays hot where it grows, whoever grows it.
-        let _kind = (hot::is_hot(address) && claim::kind() != HOT).then(Kind::hot);
+        let _kind = (hot::is_hot(address) && claim::kind() != HOT).then(KindGuard::hot);
         // SAFETY: the size is not 0, as the caller's is not.
         let to = unsafe { self.alloc(wanted) };
         if !to.is_null() {

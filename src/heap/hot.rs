@@ -11,9 +11,9 @@ pub(super) const HOT: u8 = 1;
 pub(super) const FIRST_SCOPE: u8 = 2;
 
 /// Puts the kind of allocations back that was before.
-pub(super) struct Kind(u8);
+pub(super) struct KindGuard(u8);
 
-impl Kind {
+impl KindGuard {
     /// This thread's allocations are hot while this lives.
     pub(super) fn hot() -> Self {
         Self::of(HOT)
@@ -25,7 +25,7 @@ impl Kind {
     }
 }
 
-impl Drop for Kind {
+impl Drop for KindGuard {
     fn drop(&mut self) {
         claim::set_kind(self.0);
     }
@@ -50,7 +50,7 @@ thread_local! {
 /// Has the standard library allocate what it keeps for itself, as hot, where it did not yet: the buffer of standard output, its list of destructors of
 /// thread-local storage, this thread's handle. Else each would keep the arena that it happens to be allocated in, or be written to on a frozen page.
 pub(super) fn warm() {
-    let _kind = Kind::hot();
+    let _kind = KindGuard::hot();
     let _buffer = std::io::stdout();
     let _handle = std::thread::current();
     // At a thread's end there is no storage any more, and nothing is put in the list.
@@ -71,6 +71,6 @@ pub(super) fn warm() {
 /// # assert_eq!(*hits.lock().unwrap(), 0);
 /// ```
 pub fn hot<R>(body: impl FnOnce() -> R) -> R {
-    let _kind = Kind::hot();
+    let _kind = KindGuard::hot();
     body()
 }

@@ -16,7 +16,7 @@
 
 use super::class::{UNIT, UNIT_SHIFT};
 use super::lock::Held;
-pub(super) use super::state::State;
+pub(super) use super::state::ChunkState;
 use crate::sys::map::{self, Range};
 use crate::sys::{self, Errno};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -87,11 +87,11 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub(super) fn state(&self) -> State {
-        State::numbered(self.state.load(Ordering::Acquire))
+    pub(super) fn state(&self) -> ChunkState {
+        ChunkState::numbered(self.state.load(Ordering::Acquire))
     }
 
-    pub(super) fn set_state(&self, state: State, _held: &Held) {
+    pub(super) fn set_state(&self, state: ChunkState, _held: &Held) {
         self.state.store(state as u8, Ordering::Release);
     }
 }
@@ -318,14 +318,14 @@ fn head(number: u32, held: &Held) -> bool {
     match map::anonymous_at(headers_of(number, 1)) {
         Ok(()) => chunk.headed.store(1, Ordering::Relaxed),
         // Somebody else is where the headers go, so nothing can be known of such a chunk.
-        Err(Errno::EXIST) => chunk.set_state(State::Foreign, held),
+        Err(Errno::EXIST) => chunk.set_state(ChunkState::Foreign, held),
         Err(_) => {}
     }
     chunk.headed.load(Ordering::Relaxed) != 0
 }
 
 /// Opens a chunk that is absent, for units. False where there is no memory; a chunk whose addresses are somebody else's is
-/// [`State::Foreign`] then.
+/// [`ChunkState::Foreign`] then.
 pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
     if !head(number, held) {
         return false;
@@ -341,7 +341,7 @@ pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
     if !map_units(number, 1, held) {
         return false;
     }
-    chunk.set_state(State::Open, held);
+    chunk.set_state(ChunkState::Open, held);
     true
 }
 
@@ -374,7 +374,7 @@ pub(super) fn map_units(number: u32, end: u32, held: &Held) -> bool {
 fn give_up_behind(number: u32, end: u32, held: &Held) {
     let chunk = chunk(number);
     if end == 0 {
-        return chunk.set_state(State::Foreign, held);
+        return chunk.set_state(ChunkState::Foreign, held);
     }
     for place in end..UNITS {
         let (word, bit) = (&chunk.used[place as usize / 64], 1 << (place % 64));
@@ -396,7 +396,7 @@ pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &H
     match map::anonymous_at(Range { start: addresses(first).start, len: bytes }) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
-            chunk(first).set_state(State::Foreign, held);
+            chunk(first).set_state(ChunkState::Foreign, held);
             return false;
         }
         Err(_) => return false,
@@ -407,7 +407,7 @@ pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &H
         chunk.filed.store(0, Ordering::Relaxed);
         chunk.free.store(0, Ordering::Relaxed);
         chunk.span.store(0, Ordering::Relaxed);
-        chunk.set_state(if number == first { State::Huge } else { State::Rest }, held);
+        chunk.set_state(if number == first { ChunkState::Huge } else { ChunkState::Rest }, held);
     }
     chunk(first).span.store(count, Ordering::Relaxed);
     chunk(first).bytes.store(bytes, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use super::class::UNIT;
 use super::lock::{self, Held};
-use super::metadata::{self, CHUNK, State};
+use super::metadata::{self, CHUNK, ChunkState};
 use super::span;
 use crate::error::Result;
 use crate::sys::map::Range;
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 /// Neighbouring chunks that become one image.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(super) struct ChunkRun {
     pub(super) first: u32,
     pub(super) count: u32,
     /// The addresses, to the end of what is mapped.
@@ -22,7 +22,7 @@ pub(super) struct Run {
 }
 
 /// The operation that failed, and the kernel's reason.
-pub(super) type Failure = (&'static str, Errno);
+pub(super) type FailedCall = (&'static str, Errno);
 
 /// Bytes of the file from one chunk to the next.
 pub(super) fn stride() -> usize {
@@ -36,19 +36,19 @@ fn to_freeze(number: u32, kind: u8) -> Option<usize> {
         return None;
     }
     match chunk.state() {
-        State::Open => Some(chunk.mapped.load(Ordering::Relaxed) as usize * UNIT),
-        State::Huge | State::Rest => {
+        ChunkState::Open => Some(chunk.mapped.load(Ordering::Relaxed) as usize * UNIT),
+        ChunkState::Huge | ChunkState::Rest => {
             let head = huge_head(number);
             let bytes = metadata::chunk(head).bytes.load(Ordering::Relaxed);
             Some((bytes - (number - head) as usize * CHUNK).min(CHUNK))
         }
-        State::Absent | State::Foreign | State::Frozen | State::Gone => None,
+        ChunkState::Absent | ChunkState::Foreign | ChunkState::Frozen | ChunkState::Gone => None,
     }
 }
 
 /// The first chunk of a huge allocation.
 pub(super) fn huge_head(number: u32) -> u32 {
-    (0..=number).rev().find(|&at| metadata::chunk(at).state() == State::Huge).unwrap_or(number)
+    (0..=number).rev().find(|&at| metadata::chunk(at).state() == ChunkState::Huge).unwrap_or(number)
 }
 
 /// The first run at or behind a chunk: its first chunk, how many, and its length in bytes.
@@ -79,7 +79,7 @@ fn fill_gaps(kind: u8, held: &Held) {
 ///
 /// # Errors
 /// EMFILE, ENFILE; invalid above the limit on file sizes.
-pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
+pub(super) fn plan(kind: u8) -> Result<Vec<ChunkRun>> {
     fill_gaps(kind, &lock::take());
     let mut runs = Vec::new();
     let mut from = 0;
@@ -90,14 +90,14 @@ pub(super) fn plan(kind: u8) -> Result<Vec<Run>> {
         memfd::set_len(file.as_fd(), (count as usize * stride()) as u64)?;
         memfd::set_len(headers.as_fd(), metadata::headers_of(first, count).len as u64)?;
         let range = Range { start: metadata::addresses(first).start, len };
-        runs.push(Run { first, count, range, file, headers });
+        runs.push(ChunkRun { first, count, range, file, headers });
         from = first + count;
     }
     Ok(runs)
 }
 
 /// Tells whether these are the runs to freeze still.
-pub(super) fn is_valid(runs: &[Run], kind: u8) -> bool {
+pub(super) fn is_valid(runs: &[ChunkRun], kind: u8) -> bool {
     let mut from = 0;
     for run in runs {
         if next_run(from, kind) != Some((run.first, run.count, run.range.len)) {

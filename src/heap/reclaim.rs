@@ -10,7 +10,7 @@
 
 use super::central;
 use super::lock::{self, Held};
-use super::metadata::{self, State, Unit};
+use super::metadata::{self, ChunkState, Unit};
 use crate::arena::signal_safe::table;
 use crate::arena::{self, Image};
 use crate::sys::map;
@@ -72,13 +72,13 @@ fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
     let is_ours = record.process.load(Ordering::Relaxed) == table::process_number() as u32;
     let is_dead = |number: u32| {
         let chunk = metadata::chunk(number);
-        chunk.state() == State::Frozen && chunk.live.load(Ordering::Acquire) == 0
+        chunk.state() == ChunkState::Frozen && chunk.live.load(Ordering::Acquire) == 0
     };
     if !is_ours || !chunks_of(first).contains(&number) || !chunks_of(first).all(is_dead) {
         return None;
     }
     let image = known_by(first, held)?.upgrade()?;
-    chunks_of(first).for_each(|number| metadata::chunk(number).set_state(State::Gone, held));
+    chunks_of(first).for_each(|number| metadata::chunk(number).set_state(ChunkState::Gone, held));
     Some(image)
 }
 
@@ -99,7 +99,7 @@ pub(super) fn use_again() {
 
 fn take_forgotten(held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
     let is_forgotten = |first: u32| {
-        metadata::chunk(first).state() == State::Gone
+        metadata::chunk(first).state() == ChunkState::Gone
             && known_by(first, held).is_some_and(|image| image.strong_count() == 0)
     };
     let first = (0..metadata::chunks()).find(|&first| is_forgotten(first))?;

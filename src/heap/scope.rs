@@ -7,7 +7,7 @@
 use super::claim;
 use super::generation::{self, Generation};
 use super::handle::{Heap, not_in_use};
-use super::hot::{self, FIRST_SCOPE, Kind};
+use super::hot::{self, FIRST_SCOPE, KindGuard};
 use super::state::KINDS;
 use crate::error::{Error, Result};
 use crate::fork;
@@ -100,7 +100,7 @@ pub fn arena<T>(name: &str, build: impl FnOnce() -> T) -> Result<Frozen<T>> {
     hot::warm();
     let building = Building::begin()?;
     let root = {
-        let _kind = Kind::of(building.0);
+        let _kind = KindGuard::of(building.0);
         Box::new(build())
     };
     let generation = generation::freeze(building.0, name)?;
@@ -166,7 +166,7 @@ impl Scope {
     /// Runs `body`; what it allocates in this thread goes to the arena. Once the arena is built this just runs it.
     pub fn join<R>(self, body: impl FnOnce() -> R) -> R {
         let now = NUMBERS.get(usize::from(self.kind)).map_or(0, |number| number.load(Ordering::Acquire));
-        let _kind = (now == self.number).then(|| Kind::of(self.kind));
+        let _kind = (now == self.number).then(|| KindGuard::of(self.kind));
         body()
     }
 }

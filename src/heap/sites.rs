@@ -11,7 +11,7 @@
 use super::claim;
 use super::handle::{Heap, not_in_use};
 use super::hot::{HOT, hot};
-use crate::arena::Table;
+use crate::arena::AllocationTable;
 use crate::error::{Error, Result};
 use crate::sys::map::{self, Range};
 use crate::sys::wipe_on_fork::OwnPage;
@@ -167,9 +167,9 @@ pub(super) fn put_back(address: usize, known: Known) {
 ///
 /// # Errors
 /// ENOMEM.
-pub(super) fn table(range: Range) -> Result<Table> {
+pub(super) fn table(range: Range) -> Result<AllocationTable> {
     if !are_recorded() || !is_this_process() {
-        return Ok(Table::default());
+        return Ok(AllocationTable::default());
     }
     let mut found: List<(usize, usize, u32)> = List::new_in(Mapped);
     let mut calls: List<u64> = List::new_in(Mapped);
@@ -200,7 +200,7 @@ pub(super) fn table(range: Range) -> Result<Table> {
             stacks.len() as u32 - 1
         });
     }
-    Table::of_stacks(&found, stacks)
+    AllocationTable::of_stacks(&found, stacks)
 }
 
 fn no_memory() -> Error {

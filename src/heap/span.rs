@@ -10,7 +10,7 @@ use super::central::{
 };
 use super::class::UNIT;
 use super::lock::{self, Held};
-use super::metadata::{self, CHUNK, FROZEN, NO_CLASS, NOBODY, SPAN, State, UNITS, Unit};
+use super::metadata::{self, CHUNK, ChunkState, FROZEN, NO_CLASS, NOBODY, SPAN, UNITS, Unit};
 use super::reclaim;
 use crate::sys::map::{self, Harmless, Range};
 use crate::sys::page_size;
@@ -61,7 +61,7 @@ fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<us
         }
         // A unit that is somebody else's is passed over.
         let end = first.checked_add(count)?.min(metadata::chunks());
-        if !(first..end).any(|number| metadata::chunk(number).state() == State::Foreign) {
+        if !(first..end).any(|number| metadata::chunk(number).state() == ChunkState::Foreign) {
             return None;
         }
     }
@@ -81,7 +81,8 @@ fn first_row(from: u32, count: u32, align: usize) -> Option<u32> {
         let aligned = start.checked_next_multiple_of(align)?;
         first = first.checked_add(u32::try_from((aligned - start).div_ceil(CHUNK)).ok()?)?;
         let end = first.checked_add(count)?;
-        let taken = (first..end.min(metadata::chunks())).rev().find(|&at| metadata::chunk(at).state() != State::Absent);
+        let taken =
+            (first..end.min(metadata::chunks())).rev().find(|&at| metadata::chunk(at).state() != ChunkState::Absent);
         match taken {
             Some(taken) => first = taken + 1,
             None => return Some(first),
@@ -102,7 +103,7 @@ pub(super) unsafe fn release_span(address: usize, size: usize) {
     let held = lock::take();
     let (number, _) = first.place();
     let chunk = metadata::chunk(number);
-    if chunk.state() != State::Huge {
+    if chunk.state() != ChunkState::Huge {
         return release(first, first.slab().blocks.load(Ordering::Relaxed), &held);
     }
     let bytes = chunk.bytes.load(Ordering::Relaxed);
@@ -128,7 +129,7 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
     }
     let held = lock::take();
     let (number, place) = first.place();
-    if metadata::chunk(number).state() == State::Huge {
+    if metadata::chunk(number).state() == ChunkState::Huge {
         // SAFETY: passed on to the caller.
         return unsafe { resize_huge(number, new, &held) };
     }
@@ -217,7 +218,7 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     }
     let held = lock::take();
     let chunk = metadata::chunk(number);
-    let is_huge = chunk.state() == State::Huge;
+    let is_huge = chunk.state() == ChunkState::Huge;
     let units = first.slab().blocks.load(Ordering::Relaxed);
     let now = if is_huge { chunk.bytes.load(Ordering::Relaxed) } else { units as usize * UNIT };
     let to = take_huge(new.max(now), align, chunk.kind.load(Ordering::Relaxed), &held)?;
@@ -249,11 +250,11 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
 /// Maps the rest of a chunk's addresses, if they are free.
 pub(super) fn map_rest(number: u32, held: &Held) {
     let chunk = metadata::chunk(number);
-    if chunk.state() == State::Open {
+    if chunk.state() == ChunkState::Open {
         metadata::map_units(number, UNITS, held);
         return;
     }
-    let head = (0..=number).rev().find(|&at| metadata::chunk(at).state() == State::Huge).unwrap_or(number);
+    let head = (0..=number).rev().find(|&at| metadata::chunk(at).state() == ChunkState::Huge).unwrap_or(number);
     let head = metadata::chunk(head);
     let (bytes, room) = (head.bytes.load(Ordering::Relaxed), head.span.load(Ordering::Relaxed) as usize * CHUNK);
     let end = metadata::addresses(number).end();

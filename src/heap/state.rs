@@ -6,7 +6,7 @@ pub(super) const KINDS: usize = 16;
 /// The state of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum State {
+pub(super) enum ChunkState {
     /// Nothing is mapped there.
     Absent,
     /// Somebody else's addresses.
@@ -23,10 +23,17 @@ pub(super) enum State {
     Gone,
 }
 
-const STATES: [State; 7] =
-    [State::Absent, State::Foreign, State::Open, State::Huge, State::Rest, State::Frozen, State::Gone];
+const STATES: [ChunkState; 7] = [
+    ChunkState::Absent,
+    ChunkState::Foreign,
+    ChunkState::Open,
+    ChunkState::Huge,
+    ChunkState::Rest,
+    ChunkState::Frozen,
+    ChunkState::Gone,
+];
 
-impl State {
+impl ChunkState {
     /// The state of this number; one of no state is of nobody here.
     pub(super) fn numbered(number: u8) -> Self {
         STATES.get(usize::from(number)).copied().unwrap_or(Self::Foreign)

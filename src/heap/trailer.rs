@@ -6,8 +6,8 @@
 //! `docs/FORMATS.md` promises the layout. The blocks of a frozen image stay what they are, so the file never has to be written again, and is sealed with its pages.
 
 use super::class::{Class, UNIT};
-use super::metadata::{self, CHUNK, MARKS_END, SPAN, State, UNITS};
-use super::plan::{self, Run};
+use super::metadata::{self, CHUNK, ChunkState, MARKS_END, SPAN, UNITS};
+use super::plan::{self, ChunkRun};
 use super::{central, sites};
 use crate::arena::Image;
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ const CHUNK_BYTES: usize = UNITS as usize * UNIT_WORDS * WORD;
 const BATCH: usize = 1024;
 
 /// Where the units are told of: right behind the pages.
-fn units_at(run: &Run) -> u64 {
+fn units_at(run: &ChunkRun) -> u64 {
     run.count as u64 * plan::stride() as u64
 }
 
@@ -37,7 +37,7 @@ fn units_at(run: &Run) -> u64 {
 ///
 /// # Errors
 /// ENOSPC, ENOMEM; invalid above the limit on file sizes.
-pub(super) fn write(run: &Run, image: &Image) -> Result<()> {
+pub(super) fn write(run: &ChunkRun, image: &Image) -> Result<()> {
     let (units, table) = (run.count as u64 * u64::from(UNITS), image.table());
     let (entries, stacks) = (table.entries(), table.stacks());
     let calls = || stacks.iter().flatten().copied();
@@ -84,7 +84,7 @@ pub(super) fn write(run: &Run, image: &Image) -> Result<()> {
     written.map_err(|e| Error::os("pwrite(what an image holds)", e))
 }
 
-fn write_words(run: &Run, at: u64, words: impl Iterator<Item = u64>) -> std::result::Result<(), Errno> {
+fn write_words(run: &ChunkRun, at: u64, words: impl Iterator<Item = u64>) -> std::result::Result<(), Errno> {
     let mut words = words;
     let mut at = at;
     let mut batch = [0; BATCH * WORD];
@@ -106,7 +106,7 @@ fn write_words(run: &Run, at: u64, words: impl Iterator<Item = u64>) -> std::res
 ///
 /// # Errors
 /// The errno of the write.
-pub(super) fn write_units(run: &Run) -> std::result::Result<(), Errno> {
+pub(super) fn write_units(run: &ChunkRun) -> std::result::Result<(), Errno> {
     for at in 0..run.count {
         let mut units = [0; CHUNK_BYTES];
         describe(run.first + at, |place, count, words| {
@@ -124,7 +124,7 @@ pub(super) fn write_units(run: &Run) -> std::result::Result<(), Errno> {
 fn describe(number: u32, mut each: impl FnMut(u32, u32, [u64; UNIT_WORDS])) {
     let chunk = metadata::chunk(number);
     match chunk.state() {
-        State::Open => central::heads(number, |unit| {
+        ChunkState::Open => central::heads(number, |unit| {
             let slab = unit.slab();
             let (_, place) = unit.place();
             let start = unit.start() as u64;
@@ -137,12 +137,12 @@ fn describe(number: u32, mut each: impl FnMut(u32, u32, [u64; UNIT_WORDS])) {
                 each(place, class.slab_units(), [start, class.size() as u64, u64::from(class.slab_blocks())]);
             }
         }),
-        State::Huge | State::Rest => {
+        ChunkState::Huge | ChunkState::Rest => {
             let head = plan::huge_head(number);
             let bytes = metadata::chunk(head).bytes.load(Ordering::Relaxed);
             let inside = (bytes - (number - head) as usize * CHUNK).min(CHUNK);
             each(0, inside.div_ceil(UNIT) as u32, [metadata::addresses(head).start as u64, bytes as u64, 1]);
         }
-        State::Absent | State::Foreign | State::Frozen | State::Gone => {}
+        ChunkState::Absent | ChunkState::Foreign | ChunkState::Frozen | ChunkState::Gone => {}
     }
 }

@@ -133,6 +133,6 @@ impl OnSignals {
 }
 
 /// Holds all of these signals from this thread as long as it lives: they come then, if somebody still wants them.
-pub(crate) fn hold() -> signal::Held {
-    signal::Held::new(Signal::ALL.into_iter().fold(0, |bits, signal| bits | signal.bit()))
+pub(crate) fn hold() -> signal::HeldSignals {
+    signal::HeldSignals::new(Signal::ALL.into_iter().fold(0, |bits, signal| bits | signal.bit()))
 }

@@ -1,6 +1,6 @@
 //! The arena that shared objects are allocated from.
 
-use super::mapping::{Mapping, Shared};
+use super::mapping::{Shared, SharedMapping};
 use super::mutex::SharedMutex;
 use super::queue::SharedQueue;
 use super::vec::SharedVec;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// arena. Takes one descriptor.
 #[derive(Clone)]
 pub struct SharedArena {
-    mapping: Arc<Mapping>,
+    mapping: Arc<SharedMapping>,
 }
 
 impl SharedArena {
@@ -27,7 +27,7 @@ impl SharedArena {
     /// Invalid: a capacity of 0 or beyond all addresses, a name that is empty, longer than 200 bytes, or has control
     /// characters. ENOMEM when the addresses cannot be had (`ulimit -v`). Out of memory. EMFILE.
     pub fn new(name: impl Into<String>, capacity: usize) -> Result<Self> {
-        let mapping = Arc::new(Mapping::new(name.into(), capacity)?);
+        let mapping = Arc::new(SharedMapping::new(name.into(), capacity)?);
         lock::notice_forks()?;
         Ok(Self { mapping })
     }

@@ -9,10 +9,10 @@
 //! [`Held`] borrows it, and guards, which may be leaked, own a handle to the mapping.
 #![expect(unsafe_code, reason = "robust mutexes must stay where they are")]
 
-use super::mapping::{Mapping, Shared};
-use crate::error::{Error, Kind, Result};
+use super::mapping::{Shared, SharedMapping};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::monotonic_ns;
-use crate::sys::robust::{self, Patience, RobustMutex};
+use crate::sys::robust::{self, LockPatience, RobustMutex};
 use crate::sys::{Errno, process};
 use std::cell::Cell;
 use std::fmt;
@@ -61,7 +61,7 @@ pub(super) struct Lock {
 
 /// Why a lock was not had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused(pub(super) Errno);
+pub(super) struct NotLocked(pub(super) Errno);
 
 impl Lock {
     /// A lock in its place, which is zeroed.
@@ -76,10 +76,10 @@ impl Lock {
     }
 
     /// Waits for the lock.
-    pub(super) fn acquire(&self, patience: Patience) -> Result<Held<'_>, Refused> {
+    pub(super) fn acquire(&self, patience: LockPatience) -> Result<Held<'_>, NotLocked> {
         // SAFETY: every `Lock` was made by `init` in its place, and is mapped while it is held: see the
         // module's contract.
-        let locked = unsafe { self.mutex.lock(patience) }.map_err(Refused)?;
+        let locked = unsafe { self.mutex.lock(patience) }.map_err(NotLocked)?;
         if locked == robust::Locked::OwnerDied {
             // Other words tell what its death left half done.
             // SAFETY: this thread got it so just now.
@@ -150,7 +150,7 @@ pub(super) unsafe trait Locked {
 }
 
 /// Makes an object in its place.
-pub(super) fn make<T: Locked>(mapping: &Arc<Mapping>) -> Result<Shared<T>> {
+pub(super) fn make<T: Locked>(mapping: &Arc<SharedMapping>) -> Result<Shared<T>> {
     let init = |place: NonNull<T>| {
         for &offset in T::LOCKS {
             // SAFETY: the offset is of a lock in the object, whose place is valid.
@@ -180,8 +180,8 @@ pub enum LockError<G> {
     Failed(Error),
 }
 
-impl<G> From<Refused> for LockError<G> {
-    fn from(Refused(errno): Refused) -> Self {
+impl<G> From<NotLocked> for LockError<G> {
+    fn from(NotLocked(errno): NotLocked) -> Self {
         match errno {
             Errno::BUSY => Self::Busy,
             Errno::TIMEDOUT => Self::TimedOut,
@@ -191,8 +191,8 @@ impl<G> From<Refused> for LockError<G> {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<NotLocked> for Error {
+    fn from(refused: NotLocked) -> Self {
         LockError::<()>::from(refused).into()
     }
 }
@@ -201,7 +201,7 @@ impl From<Refused> for Error {
 impl<G> From<LockError<G>> for Error {
     fn from(error: LockError<G>) -> Self {
         match error {
-            LockError::OwnerDied(_) => Self::new(Kind::OwnerDied),
+            LockError::OwnerDied(_) => Self::new(ErrorKind::OwnerDied),
             LockError::Busy => Self::os("pthread_mutex_trylock", Errno::BUSY),
             LockError::TimedOut => Self::os("pthread_mutex_clocklock", Errno::TIMEDOUT),
             LockError::Deadlock => {
@@ -233,9 +233,9 @@ impl<G> fmt::Debug for LockError<G> {
 impl<G> std::error::Error for LockError<G> {}
 
 /// When a timeout is over; a time beyond the clock is never.
-pub(super) fn deadline(timeout: Option<Duration>) -> Patience {
+pub(super) fn deadline(timeout: Option<Duration>) -> LockPatience {
     let nanoseconds = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
     let end = nanoseconds.and_then(|timeout| monotonic_ns().checked_add(timeout));
     // Beyond what the kernel's own clock counts.
-    end.filter(|&end| i64::try_from(end).is_ok()).map_or(Patience::Endless, Patience::Until)
+    end.filter(|&end| i64::try_from(end).is_ok()).map_or(LockPatience::Endless, LockPatience::Until)
 }

@@ -3,12 +3,12 @@
 //! # Safety
 //! Memory is handed out once, because the only way to it is one compare-and-exchange of the bump pointer,
 //! which lies in the shared memory; it is never given back. It stays mapped, in this process, as long as an
-//! [`Arc`] of the [`Mapping`] lives, and each handle has one. A forked process has the same mapping at the same
+//! [`Arc`] of the [`SharedMapping`] lives, and each handle has one. A forked process has the same mapping at the same
 //! addresses, and its own counts.
 #![expect(unsafe_code, reason = "an allocator hands out raw memory")]
 
 use super::shareable::Shareable;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, limits, memfd};
 use std::alloc::Layout;
@@ -32,7 +32,7 @@ struct Header {
 }
 
 /// One arena's memory as this process has it. Unmapped when dropped.
-pub(super) struct Mapping {
+pub(super) struct SharedMapping {
     pub(super) name: Box<str>,
     /// The most that can be handed out, in bytes.
     pub(super) capacity: usize,
@@ -41,7 +41,7 @@ pub(super) struct Mapping {
     file: OwnedFd,
 }
 
-impl Mapping {
+impl SharedMapping {
     pub(super) fn new(name: String, capacity: usize) -> Result<Self> {
         if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
             return Err(Error::invalid("a shared arena's name has 1 to 200 bytes and no control characters"));
@@ -86,7 +86,7 @@ impl Mapping {
         let header = self.header()?;
         let full = || {
             let (arena, capacity, asked) = (self.name.to_string(), self.capacity, layout.size());
-            Error::new(Kind::OutOfCapacity { arena, capacity, asked })
+            Error::new(ErrorKind::OutOfCapacity { arena, capacity, asked })
                 .with_hint("give the shared arena a larger capacity: only addresses are taken up front")
         };
         let mut used = header.used.load(Ordering::Relaxed);
@@ -114,17 +114,17 @@ impl Mapping {
         // A step to spare for what else the process needs before the next check.
         let needed = step.saturating_add(COMMIT_STEP) as u64;
         if let Some(headroom) = limits::memory_headroom().filter(|headroom| headroom.bytes < needed) {
-            return Err(Error::new(Kind::OutOfMemory { asked: step, limit: headroom.to_string() }));
+            return Err(Error::new(ErrorKind::OutOfMemory { asked: step, limit: headroom.to_string() }));
         }
         memfd::allocate(self.file.as_fd(), from as u64, step as u64).map_err(|e| {
             let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
-            Error::new(Kind::OutOfMemory { asked: step, limit })
+            Error::new(ErrorKind::OutOfMemory { asked: step, limit })
         })?;
         Ok(from + step)
     }
 }
 
-impl Drop for Mapping {
+impl Drop for SharedMapping {
     fn drop(&mut self) {
         // SAFETY: `new` reserved the range, and whoever has an address in it has an `Arc` of this.
         let unmapped = unsafe { map::unmap(self.range) };
@@ -138,7 +138,7 @@ impl Drop for Mapping {
 /// the arena's memory is unmapped when this process has neither the arena nor a handle any more.
 pub struct Shared<T: ?Sized> {
     place: NonNull<T>,
-    mapping: Arc<Mapping>,
+    mapping: Arc<SharedMapping>,
 }
 
 // SAFETY: it only ever gives `&T`, and the object is never dropped.
@@ -152,7 +152,7 @@ impl<T: ?Sized> RefUnwindSafe for Shared<T> {}
 
 impl<T> Shared<T> {
     /// Moves a value into the arena.
-    pub(super) fn new(mapping: &Arc<Mapping>, value: T) -> Result<Self>
+    pub(super) fn new(mapping: &Arc<SharedMapping>, value: T) -> Result<Self>
     where
         T: Shareable,
     {
@@ -168,7 +168,10 @@ impl<T> Shared<T> {
     /// # Safety
     /// When `init` returns `Ok`, there is a `T` at the place it was given, which may be used by all
     /// processes at this address.
-    pub(super) unsafe fn with(mapping: &Arc<Mapping>, init: impl FnOnce(NonNull<T>) -> Result<()>) -> Result<Self> {
+    pub(super) unsafe fn with(
+        mapping: &Arc<SharedMapping>,
+        init: impl FnOnce(NonNull<T>) -> Result<()>,
+    ) -> Result<Self> {
         let place = mapping.take(Layout::new::<T>())?.cast::<T>();
         init(place)?;
         Ok(Self { place, mapping: mapping.clone() })
@@ -177,7 +180,7 @@ impl<T> Shared<T> {
 
 impl<T> Shared<[T]> {
     /// Zeroes.
-    pub(super) fn zeroed(mapping: &Arc<Mapping>, count: usize) -> Result<Self>
+    pub(super) fn zeroed(mapping: &Arc<SharedMapping>, count: usize) -> Result<Self>
     where
         T: Shareable + bytemuck::Zeroable,
     {
@@ -187,7 +190,7 @@ impl<T> Shared<[T]> {
     }
 }
 
-fn take_slice<T>(mapping: &Mapping, count: usize) -> Result<NonNull<T>> {
+fn take_slice<T>(mapping: &SharedMapping, count: usize) -> Result<NonNull<T>> {
     let layout = Layout::array::<T>(count).map_err(|_| Error::invalid(format!("{count} objects are too many")))?;
     Ok(mapping.take(layout)?.cast::<T>())
 }
@@ -218,7 +221,7 @@ impl<T: ?Sized + fmt::Debug> fmt::Debug for Shared<T> {
 pub(super) struct Slots<T> {
     first: NonNull<T>,
     count: usize,
-    _mapping: Arc<Mapping>,
+    _mapping: Arc<SharedMapping>,
 }
 
 // SAFETY: it is a place; those who read and write through it hold a lock, as they promise.
@@ -231,7 +234,7 @@ impl<T> RefUnwindSafe for Slots<T> {}
 
 impl<T: bytemuck::Pod> Slots<T> {
     /// Zeroes, which are values of any `T`.
-    pub(super) fn new(mapping: &Arc<Mapping>, count: usize) -> Result<Self> {
+    pub(super) fn new(mapping: &Arc<SharedMapping>, count: usize) -> Result<Self> {
         Ok(Self { first: take_slice(mapping, count)?, count, _mapping: mapping.clone() })
     }
 

@@ -8,9 +8,9 @@
 
 use super::lock::deadline;
 use super::lock::{Held, Lock, LockError, Locked, make};
-use super::mapping::{Mapping, Shared};
+use super::mapping::{Shared, SharedMapping};
 use crate::error::Result;
-use crate::sys::robust::Patience;
+use crate::sys::robust::LockPatience;
 use bytemuck::Pod;
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -65,7 +65,7 @@ pub struct SharedMutex<T> {
 }
 
 impl<T: Pod + Send> SharedMutex<T> {
-    pub(super) fn new(mapping: &Arc<Mapping>, value: T) -> Result<Self> {
+    pub(super) fn new(mapping: &Arc<SharedMapping>, value: T) -> Result<Self> {
         let object = make::<Protected<T>>(mapping)?;
         // SAFETY: nobody else has the object yet.
         unsafe { object.value.get().write(value) };
@@ -77,7 +77,7 @@ impl<T: Pod + Send> SharedMutex<T> {
     /// # Errors
     /// [`LockError::OwnerDied`] with the guard, [`LockError::Deadlock`].
     pub fn lock(&self) -> Result<SharedMutexGuard<T>, LockError<SharedMutexGuard<T>>> {
-        self.acquire(Patience::Endless)
+        self.acquire(LockPatience::Endless)
     }
 
     /// Takes the lock if nobody holds it.
@@ -85,7 +85,7 @@ impl<T: Pod + Send> SharedMutex<T> {
     /// # Errors
     /// [`LockError::Busy`] if somebody else does; and as [`Self::lock`].
     pub fn try_lock(&self) -> Result<SharedMutexGuard<T>, LockError<SharedMutexGuard<T>>> {
-        self.acquire(Patience::None)
+        self.acquire(LockPatience::None)
     }
 
     /// Waits for the lock, at most so long.
@@ -104,7 +104,7 @@ impl<T: Pod + Send> SharedMutex<T> {
         Ok(self.lock()?.with(change))
     }
 
-    fn acquire(&self, patience: Patience) -> Result<SharedMutexGuard<T>, LockError<SharedMutexGuard<T>>> {
+    fn acquire(&self, patience: LockPatience) -> Result<SharedMutexGuard<T>, LockError<SharedMutexGuard<T>>> {
         let object = self.object.clone();
         let held = object.lock.acquire(patience)?;
         let consistent = !held.is_dirty();

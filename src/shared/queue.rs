@@ -29,10 +29,10 @@
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
 use super::lock::deadline;
-use super::lock::{Lock, Locked, Refused, in_order, make};
-use super::mapping::{Mapping, Shared, Slots};
+use super::lock::{Lock, Locked, NotLocked, in_order, make};
+use super::mapping::{Shared, SharedMapping, Slots};
 use crate::error::{Error, Result};
-use crate::sys::robust::Patience;
+use crate::sys::robust::LockPatience;
 use crate::sys::{Errno, futex, monotonic_ns};
 use bytemuck::Pod;
 use std::fmt;
@@ -126,7 +126,7 @@ pub enum QueueError {
 }
 
 impl<T: Pod + Send> SharedQueue<T> {
-    pub(super) fn new(mapping: &Arc<Mapping>, capacity: usize) -> Result<Self> {
+    pub(super) fn new(mapping: &Arc<SharedMapping>, capacity: usize) -> Result<Self> {
         // A power of two, so that places go on in order where the counts wrap around.
         let invalid = || Error::invalid(format!("{capacity} elements are no shared queue's capacity"));
         let places = capacity.checked_next_power_of_two().filter(|_| capacity > 0).ok_or_else(invalid)?;
@@ -168,7 +168,7 @@ impl<T: Pod + Send> SharedQueue<T> {
     /// # Errors
     /// [`QueueError::Full`], [`QueueError::Closed`].
     pub fn try_push(&self, value: T) -> Result<(), QueueError> {
-        self.put(value, Patience::Endless)?.ok_or(QueueError::Full)
+        self.put(value, LockPatience::Endless)?.ok_or(QueueError::Full)
     }
 
     /// Puts an element in; waits while there is no room, at most so long.
@@ -192,7 +192,7 @@ impl<T: Pod + Send> SharedQueue<T> {
     /// # Errors
     /// [`QueueError::Empty`]; [`QueueError::Closed`] when there will be none any more.
     pub fn try_pop(&self) -> Result<T, QueueError> {
-        self.take(Patience::Endless)?.ok_or(QueueError::Empty)
+        self.take(LockPatience::Endless)?.ok_or(QueueError::Empty)
     }
 
     /// Takes the oldest element; waits while there is none, at most so long.
@@ -208,7 +208,7 @@ impl<T: Pod + Send> SharedQueue<T> {
     /// # Errors
     /// What the C library refuses: as far as is known nothing.
     pub fn close(&self) -> Result<(), QueueError> {
-        let _held = self.state.lock.acquire(Patience::Endless)?;
+        let _held = self.state.lock.acquire(LockPatience::Endless)?;
         self.state.items.wake();
         self.state.space.wake();
         self.state.closed.store(1, Ordering::Release);
@@ -216,7 +216,7 @@ impl<T: Pod + Send> SharedQueue<T> {
     }
 
     /// Puts an element in; `None` when there is no room.
-    fn put(&self, value: T, patience: Patience) -> Result<Option<()>, QueueError> {
+    fn put(&self, value: T, patience: LockPatience) -> Result<Option<()>, QueueError> {
         let _held = self.state.lock.acquire(patience)?;
         if self.is_closed() {
             return Err(QueueError::Closed);
@@ -234,7 +234,7 @@ impl<T: Pod + Send> SharedQueue<T> {
     }
 
     /// Takes an element; `None` when there is none.
-    fn take(&self, patience: Patience) -> Result<Option<T>, QueueError> {
+    fn take(&self, patience: LockPatience) -> Result<Option<T>, QueueError> {
         let _held = self.state.lock.acquire(patience)?;
         if self.is_empty() {
             return if self.is_closed() { Err(QueueError::Closed) } else { Ok(None) };
@@ -257,7 +257,7 @@ impl<T: Pod + Send> SharedQueue<T> {
         &self,
         waiters: &Waiters,
         timeout: Option<Duration>,
-        attempt: impl Fn(Patience) -> Result<Option<R>, QueueError>,
+        attempt: impl Fn(LockPatience) -> Result<Option<R>, QueueError>,
     ) -> Result<R, QueueError> {
         let deadline = deadline(timeout);
         let _turn = loop {
@@ -267,7 +267,7 @@ impl<T: Pod + Send> SharedQueue<T> {
             let (turn, is_last) = earlier(deadline, LOOK_AGAIN);
             match waiters.turnstile.acquire(turn) {
                 Ok(turn) => break turn,
-                Err(Refused(Errno::TIMEDOUT)) if !is_last => {}
+                Err(NotLocked(Errno::TIMEDOUT)) if !is_last => {}
                 Err(refused) => return Err(refused.into()),
             }
         };
@@ -283,7 +283,7 @@ impl<T: Pod + Send> SharedQueue<T> {
                 return Ok(done);
             }
             let left = match deadline {
-                Patience::Until(deadline) => match deadline.saturating_sub(monotonic_ns()) {
+                LockPatience::Until(deadline) => match deadline.saturating_sub(monotonic_ns()) {
                     0 => return Err(QueueError::TimedOut),
                     left => Some(Duration::from_nanos(left)),
                 },
@@ -295,9 +295,9 @@ impl<T: Pod + Send> SharedQueue<T> {
 }
 
 /// The deadline, or the end of a pause if that is sooner; and is it the deadline?
-fn earlier(patience: Patience, pause: Duration) -> (Patience, bool) {
+fn earlier(patience: LockPatience, pause: Duration) -> (LockPatience, bool) {
     match (patience, deadline(Some(pause))) {
-        (Patience::Until(deadline), Patience::Until(pause)) if deadline <= pause => (patience, true),
+        (LockPatience::Until(deadline), LockPatience::Until(pause)) if deadline <= pause => (patience, true),
         (_, pause) => (pause, false),
     }
 }
@@ -314,10 +314,10 @@ impl<T> fmt::Debug for SharedQueue<T> {
     }
 }
 
-impl From<Refused> for QueueError {
-    fn from(refused: Refused) -> Self {
+impl From<NotLocked> for QueueError {
+    fn from(refused: NotLocked) -> Self {
         match refused {
-            Refused(Errno::TIMEDOUT) => Self::TimedOut,
+            NotLocked(Errno::TIMEDOUT) => Self::TimedOut,
             refused => Self::Failed(refused.into()),
         }
     }

@@ -5,9 +5,9 @@
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
 use super::lock::{Held, Lock, Locked, in_order, make};
-use super::mapping::{Mapping, Shared, Slots};
-use crate::error::{Error, Kind, Result};
-use crate::sys::robust::Patience;
+use super::mapping::{Shared, SharedMapping, Slots};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::robust::LockPatience;
 use bytemuck::Pod;
 use std::fmt;
 use std::mem::offset_of;
@@ -55,7 +55,7 @@ pub struct SharedVec<T> {
 }
 
 impl<T: Pod + Send> SharedVec<T> {
-    pub(super) fn new(mapping: &Arc<Mapping>, capacity: usize) -> Result<Self> {
+    pub(super) fn new(mapping: &Arc<SharedMapping>, capacity: usize) -> Result<Self> {
         let too_many = || Error::invalid(format!("{capacity} elements are no shared vector's capacity"));
         if capacity == 0 {
             return Err(too_many());
@@ -95,7 +95,7 @@ impl<T: Pod + Send> SharedVec<T> {
         let _held = self.lock()?;
         let len = self.len();
         let end = len.checked_add(values.len()).filter(|&end| end <= self.capacity);
-        let full = || Error::new(Kind::Full { capacity: self.capacity, asked: values.len() });
+        let full = || Error::new(ErrorKind::Full { capacity: self.capacity, asked: values.len() });
         let end = end.ok_or_else(full)?;
         for (at, &value) in (len..).zip(values) {
             // SAFETY: the lock is held.
@@ -201,13 +201,13 @@ impl<T: Pod + Send> SharedVec<T> {
         let held = self.lock_anyway()?;
         if held.is_dirty() {
             let hint = "SharedVec::repair gives the elements and makes them count as whole";
-            return Err(Error::new(Kind::OwnerDied).with_hint(hint));
+            return Err(Error::new(ErrorKind::OwnerDied).with_hint(hint));
         }
         Ok(held)
     }
 
     fn lock_anyway(&self) -> Result<Held<'_>> {
-        let held = self.head.lock.acquire(Patience::Endless)?;
+        let held = self.head.lock.acquire(LockPatience::Endless)?;
         self.finish_set();
         Ok(held)
     }

@@ -7,7 +7,7 @@ use crate::facts::Headroom;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(tag = "verdict", rename_all = "snake_case"))]
-pub enum Verdict {
+pub enum Availability {
     /// Yes.
     Works,
     /// Yes, and it does less than it could.
@@ -21,7 +21,7 @@ pub enum Verdict {
     Missing(Missing),
 }
 
-impl Verdict {
+impl Availability {
     /// Can it be used, limited or not?
     pub fn is_available(&self) -> bool {
         !matches!(self, Self::Missing(_))
@@ -141,22 +141,22 @@ macro_rules! features {
         pub struct Support {
             /// The machine and the user.
             pub machine: Machine,
-            $($(#[$doc])+ pub $field: Verdict,)+
+            $($(#[$doc])+ pub $field: Availability,)+
         }
 
         impl Support {
             /// Asks for every feature, in order.
-            pub(super) fn ask(machine: Machine, mut verdict: impl FnMut(Feature) -> Verdict) -> Self {
+            pub(super) fn ask(machine: Machine, mut verdict: impl FnMut(Feature) -> Availability) -> Self {
                 $(let $field = verdict(Feature::$variant);)+
                 Self { machine, $($field,)+ }
             }
 
             /// One feature's verdict.
-            pub fn verdict(&self, feature: Feature) -> &Verdict {
+            pub fn verdict(&self, feature: Feature) -> &Availability {
                 match feature { $(Feature::$variant => &self.$field,)+ }
             }
 
-            pub(super) fn verdict_mut(&mut self, feature: Feature) -> &mut Verdict {
+            pub(super) fn verdict_mut(&mut self, feature: Feature) -> &mut Availability {
                 match feature { $(Feature::$variant => &mut self.$field,)+ }
             }
         }

@@ -55,7 +55,7 @@ impl serde::Serialize for Support {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::support::Verdict;
+    use crate::support::Availability;
     use crate::sys::probe as trial;
     use crate::sys::uffd::Features;
 
@@ -89,14 +89,14 @@ mod tests {
         let support = Support::get();
         if let Some(door) = support.best_door() {
             trial::userfaultfd(door, Features::empty()).expect("the door is open");
-            if support.asynchronous() == Verdict::Works {
+            if support.asynchronous() == Availability::Works {
                 trial::write_is_recorded(door).expect("asynchronous watches work");
             }
-            if support.trap() == Verdict::Works {
+            if support.trap() == Availability::Works {
                 trial::write_is_refused(door).expect("traps work");
             }
         }
-        if support.census() == Verdict::Works {
+        if support.census() == Availability::Works {
             trial::pagemap_scan().expect("the census works");
         }
     }

@@ -19,4 +19,4 @@ mod text;
 mod watches;
 
 pub use crate::facts::{Door, Headroom, Limit};
-pub use features::{Feature, Machine, Missing, Support, Verdict};
+pub use features::{Availability, Feature, Machine, Missing, Support};

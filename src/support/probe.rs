@@ -1,10 +1,10 @@
 //! From a trial's outcome to a verdict: the reason in words, and the one command that helps.
 
-use super::features::{Feature, Machine, Missing, Support, Verdict};
+use super::features::{Availability, Feature, Machine, Missing, Support};
 use crate::error::{Error, Result};
 use crate::facts::{Door, Limit};
 use crate::sys::limits;
-use crate::sys::perf::rings::Refused;
+use crate::sys::perf::rings::RingsRefused;
 use crate::sys::uffd::Features;
 use crate::sys::{Errno, probe as trial};
 use std::path::Path;
@@ -49,7 +49,7 @@ pub(super) fn machine() -> Machine {
     }
 }
 
-fn verdict(feature: Feature, door: Option<Door>, here: &Here) -> Verdict {
+fn verdict(feature: Feature, door: Option<Door>, here: &Here) -> Availability {
     let open = |door| trial::userfaultfd(door, Features::empty()).map(drop);
     let through_door = |tried: fn(Door) -> Result<()>| match door {
         Some(door) => judge(feature, tried(door), here),
@@ -85,19 +85,19 @@ fn verdict(feature: Feature, door: Option<Door>, here: &Here) -> Verdict {
             if limits::merging() == Some(true) {
                 merged()
             } else {
-                Verdict::Works
+                Availability::Works
             }
         }
         Feature::Overcommit => match limits::sysctl("vm/overcommit_memory") {
             Some(2) => strict_overcommit(),
-            _ => Verdict::Works,
+            _ => Availability::Works,
         },
     }
 }
 
-fn judge(feature: Feature, tried: Result<()>, here: &Here) -> Verdict {
+fn judge(feature: Feature, tried: Result<()>, here: &Here) -> Availability {
     match tried {
-        Ok(()) => Verdict::Works,
+        Ok(()) => Availability::Works,
         Err(error) => {
             let (why, fix) = explain(feature, &error, here);
             missing(feature, why, fix)
@@ -105,17 +105,17 @@ fn judge(feature: Feature, tried: Result<()>, here: &Here) -> Verdict {
     }
 }
 
-fn missing(feature: Feature, why: impl Into<String>, fix: Option<String>) -> Verdict {
+fn missing(feature: Feature, why: impl Into<String>, fix: Option<String>) -> Availability {
     let (feature, since) = (feature.title(), feature.since());
-    Verdict::Missing(Missing { feature, since, why: why.into(), fix })
+    Availability::Missing(Missing { feature, since, why: why.into(), fix })
 }
 
-fn limited(why: impl Into<String>, fix: impl Into<String>) -> Verdict {
-    Verdict::Limited { why: why.into(), fix: Some(fix.into()) }
+fn limited(why: impl Into<String>, fix: impl Into<String>) -> Availability {
+    Availability::Limited { why: why.into(), fix: Some(fix.into()) }
 }
 
 /// A feature of userfaultfd where there is no userfaultfd to be had.
-fn doorless(feature: Feature, refused: Result<()>, here: &Here) -> Verdict {
+fn doorless(feature: Feature, refused: Result<()>, here: &Here) -> Availability {
     let fix = refused.err().and_then(|error| explain(Feature::UffdUserModeOnly, &error, here).1);
     missing(feature, "no userfaultfd at all can be had here", fix)
 }
@@ -206,18 +206,18 @@ fn release(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-fn blocked_pc(yama_scope: Option<u64>, here: &Here) -> Verdict {
+fn blocked_pc(yama_scope: Option<u64>, here: &Here) -> Availability {
     let feature = Feature::BlockedPc;
     if !here.is_dumpable && !here.machine.may_trace {
         let (why, fix) = closed();
         return missing(feature, why, fix);
     }
     let shown = judge(feature, trial::program_counter(), here);
-    if shown != Verdict::Works || here.machine.may_trace && yama_scope != Some(3) {
+    if shown != Availability::Works || here.machine.may_trace && yama_scope != Some(3) {
         return shown;
     }
     match yama_scope {
-        None | Some(0) => Verdict::Works,
+        None | Some(0) => Availability::Works,
         Some(1) => limited(
             "kernel.yama.ptrace_scope is 1: only in workers forked by cowbell, not in programs that run already",
             "sysctl kernel.yama.ptrace_scope=0",
@@ -235,57 +235,57 @@ fn blocked_pc(yama_scope: Option<u64>, here: &Here) -> Verdict {
     }
 }
 
-fn page_faults(tried: std::result::Result<bool, Refused>, paranoid: Option<u64>, here: &Here) -> Verdict {
+fn page_faults(tried: std::result::Result<bool, RingsRefused>, paranoid: Option<u64>, here: &Here) -> Availability {
     let feature = Feature::PageFaults;
     match (tried, paranoid) {
-        (Ok(true), _) => Verdict::Works,
+        (Ok(true), _) => Availability::Works,
         (Ok(false), _) => limited(
             "page faults that the kernel takes in a system call, read(2) for example, are not told: it takes CAP_PERFMON, \
              or kernel.perf_event_paranoid at most 1",
             "sysctl kernel.perf_event_paranoid=1",
         ),
-        (Err(Refused { errno: Errno::PERM | Errno::ACCESS, .. }), Some(paranoid @ 3..)) => missing(
+        (Err(RingsRefused { errno: Errno::PERM | Errno::ACCESS, .. }), Some(paranoid @ 3..)) => missing(
             feature,
             format!("kernel.perf_event_paranoid is {paranoid}: it takes CAP_PERFMON"),
             Some("sysctl kernel.perf_event_paranoid=2".to_owned()),
         ),
-        (Err(Refused { call, errno: Errno::PERM }), _) if call.starts_with("mmap") => missing(
+        (Err(RingsRefused { call, errno: Errno::PERM }), _) if call.starts_with("mmap") => missing(
             feature,
             "no memory may be locked for the records (RLIMIT_MEMLOCK, kernel.perf_event_mlock_kb)",
             Some("ulimit -l unlimited".to_owned()),
         ),
-        (Err(Refused { call, errno }), _) => judge(feature, Err(Error::os(call, errno)), here),
+        (Err(RingsRefused { call, errno }), _) => judge(feature, Err(Error::os(call, errno)), here),
     }
 }
 
 /// Huge pages up to this size are tried; 512 MiB, as with arm64's large pages, would be rude.
 const COLLAPSE_BYTES_MAX: usize = 32 << 20;
 
-fn collapse(here: &Here) -> Verdict {
+fn collapse(here: &Here) -> Availability {
     let feature = Feature::Collapse;
     let Some(size) = crate::sys::map::huge_page_size() else {
         return no_huge_pages(feature, here);
     };
     if size > COLLAPSE_BYTES_MAX {
-        return Verdict::Limited { why: format!("not tried: a huge page is {size} bytes here"), fix: None };
+        return Availability::Limited { why: format!("not tried: a huge page is {size} bytes here"), fix: None };
     }
     if let Some(memory) = here.machine.memory.as_ref().filter(|memory| memory.bytes < 16 * size as u64) {
         let fix = match memory.limit {
             Limit::Machine => None,
             Limit::ControlGroup { .. } => Some("systemctl set-property UNIT MemoryMax=MORE".to_owned()),
         };
-        return Verdict::Limited { why: format!("not tried, for want of memory: {memory}"), fix };
+        return Availability::Limited { why: format!("not tried, for want of memory: {memory}"), fix };
     }
     collapsed(trial::collapse(size), limits::huge_page_setting("shmem_enabled").as_deref(), here)
 }
 
 /// The verdict on a trial of `MADV_COLLAPSE`.
-fn collapsed(tried: Result<()>, setting: Option<&str>, here: &Here) -> Verdict {
+fn collapsed(tried: Result<()>, setting: Option<&str>, here: &Here) -> Availability {
     let feature = Feature::Collapse;
     match tried {
         // The memory to try it on could not be had.
         Err(error) if !error.is_of("madvise(MADV_COLLAPSE)") => {
-            Verdict::Limited { why: format!("not tried: {error}"), fix: None }
+            Availability::Limited { why: format!("not tried: {error}"), fix: None }
         }
         Err(error) if is_momentary(&error) => {
             limited(format!("no huge page was free just now ({error})"), "sysctl vm.compact_memory=1")
@@ -304,37 +304,37 @@ fn is_momentary(error: &Error) -> bool {
 }
 
 /// The verdict where `/sys` tells of no huge pages.
-fn no_huge_pages(feature: Feature, here: &Here) -> Verdict {
+fn no_huge_pages(feature: Feature, here: &Here) -> Availability {
     if here.has_sys {
         return missing(feature, "this kernel has no huge pages", Some(other_kernel(feature, &here.machine)));
     }
     limited("not known: /sys is not mounted", MOUNT_SYS)
 }
 
-fn huge_memfd(setting: Option<&str>, here: &Here) -> Verdict {
+fn huge_memfd(setting: Option<&str>, here: &Here) -> Availability {
     let feature = Feature::HugeMemfd;
     match setting {
         None => no_huge_pages(feature, here),
         Some("deny") => denied(feature),
         Some("never") => limited("shmem_enabled is never: only by MADV_COLLAPSE, after a freeze", ALLOW_HUGE),
-        Some(_) => Verdict::Works,
+        Some(_) => Availability::Works,
     }
 }
 
 const ALLOW_HUGE: &str = "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-fn denied(feature: Feature) -> Verdict {
+fn denied(feature: Feature) -> Availability {
     missing(feature, "shmem_enabled is deny", Some(ALLOW_HUGE.to_owned()))
 }
 
-pub(super) fn merged() -> Verdict {
+pub(super) fn merged() -> Availability {
     limited(
         "KSM may merge pages of this process: a merged page loses its protection, so writes are missed or made up",
         "systemctl edit UNIT, and there MemoryKSM=no under [Service]",
     )
 }
 
-pub(super) fn strict_overcommit() -> Verdict {
+pub(super) fn strict_overcommit() -> Availability {
     limited(
         "vm.overcommit_memory is 2: a fork counts all private writable memory a second time, shared or not, \
          and fails with ENOMEM above the limit",
@@ -342,7 +342,7 @@ pub(super) fn strict_overcommit() -> Verdict {
     )
 }
 
-pub(super) fn taken_away(feature: Feature, machine: &Machine) -> Verdict {
+pub(super) fn taken_away(feature: Feature, machine: &Machine) -> Availability {
     missing(feature, "it was taken away to see what happens without it", Some(other_kernel(feature, machine)))
 }
 
@@ -406,11 +406,11 @@ mod tests {
     #[test]
     fn yama_decides_who_may_see_where_a_thread_waits() {
         let root = on(|machine| machine.may_trace = true);
-        assert_eq!(blocked_pc(None, &nobody()), Verdict::Works);
-        assert_eq!(blocked_pc(Some(0), &nobody()), Verdict::Works);
-        assert!(matches!(blocked_pc(Some(1), &nobody()), Verdict::Limited { .. }));
+        assert_eq!(blocked_pc(None, &nobody()), Availability::Works);
+        assert_eq!(blocked_pc(Some(0), &nobody()), Availability::Works);
+        assert!(matches!(blocked_pc(Some(1), &nobody()), Availability::Limited { .. }));
         assert!(!blocked_pc(Some(2), &nobody()).is_available());
-        assert_eq!(blocked_pc(Some(2), &root), Verdict::Works);
+        assert_eq!(blocked_pc(Some(2), &root), Availability::Works);
         assert!(!blocked_pc(Some(3), &root).is_available());
         let closed = blocked_pc(Some(0), &Here { is_dumpable: false, ..nobody() });
         assert!(closed.missing().is_some_and(|missing| missing.why.contains("closed to others")), "{closed:?}");
@@ -420,9 +420,9 @@ mod tests {
     fn a_collapse_that_was_not_tried_or_was_kept_from_is_told_as_that() {
         let tried = |operation, errno, here: &Here| collapsed(Err(Error::os(operation, errno)), Some("never"), here);
         let said = |verdict| match verdict {
-            Verdict::Limited { why, fix } => (why, fix),
-            Verdict::Missing(missing) => (format!("missing: {}", missing.why), missing.fix),
-            Verdict::Works => panic!("it was refused"),
+            Availability::Limited { why, fix } => (why, fix),
+            Availability::Missing(missing) => (format!("missing: {}", missing.why), missing.fix),
+            Availability::Works => panic!("it was refused"),
         };
         let madvise = "madvise(MADV_COLLAPSE)";
         let (why, fix) = said(tried("mmap(memfd)", Errno::NOMEM, &nobody()));
@@ -441,11 +441,11 @@ mod tests {
 
     #[test]
     fn refused_page_faults_name_the_setting_that_refuses_them() {
-        let refused = |call, errno| Err(Refused { call, errno });
+        let refused = |call, errno| Err(RingsRefused { call, errno });
         let tried = |tried, paranoid| page_faults(tried, paranoid, &nobody());
-        assert_eq!(tried(Ok(true), Some(2)), Verdict::Works);
+        assert_eq!(tried(Ok(true), Some(2)), Availability::Works);
         assert!(
-            matches!(tried(Ok(false), Some(2)), Verdict::Limited { why, .. } if why.contains("perf_event_paranoid"))
+            matches!(tried(Ok(false), Some(2)), Availability::Limited { why, .. } if why.contains("perf_event_paranoid"))
         );
         let other = tried(refused("mmap(perf event)", Errno::NOMEM), Some(2));
         let other = other.missing().expect("missing");

@@ -1,6 +1,6 @@
 //! A [`Support`] as people read it: the text of `cowbell doctor`.
 
-use super::features::{Feature, Missing, Support, Verdict};
+use super::features::{Availability, Feature, Missing, Support};
 use crate::page::Bytes;
 use crate::sys::limits::Limit;
 use crate::watch::Watch;
@@ -69,26 +69,32 @@ impl Support {
     }
 
     fn is_whole(&self) -> bool {
-        Feature::ALL.iter().all(|&feature| *self.verdict(feature) == Verdict::Works)
+        Feature::ALL.iter().all(|&feature| *self.verdict(feature) == Availability::Works)
     }
 }
 
 /// Name, verdict and phrase, from the columns they stand in.
-fn write_entry(f: &mut fmt::Formatter<'_>, column: usize, name: &str, verdict: &Verdict, phrase: &str) -> fmt::Result {
+fn write_entry(
+    f: &mut fmt::Formatter<'_>,
+    column: usize,
+    name: &str,
+    verdict: &Availability,
+    phrase: &str,
+) -> fmt::Result {
     let word = match verdict {
-        Verdict::Works => "works",
-        Verdict::Limited { .. } => "LIMITED",
-        Verdict::Missing(_) => "MISSING",
+        Availability::Works => "works",
+        Availability::Limited { .. } => "LIMITED",
+        Availability::Missing(_) => "MISSING",
     };
     let before = format!("  {name:<name_width$}{word:<9}", name_width = column - 11);
     write_behind(f, &before, column, "", phrase)
 }
 
 /// Why something does not fully work, and what helps.
-fn write_reason(f: &mut fmt::Formatter<'_>, column: usize, verdict: &Verdict) -> fmt::Result {
+fn write_reason(f: &mut fmt::Formatter<'_>, column: usize, verdict: &Availability) -> fmt::Result {
     let (why, fix) = match verdict {
-        Verdict::Works => return Ok(()),
-        Verdict::Limited { why, fix } | Verdict::Missing(Missing { why, fix, .. }) => (why, fix),
+        Availability::Works => return Ok(()),
+        Availability::Limited { why, fix } | Availability::Missing(Missing { why, fix, .. }) => (why, fix),
     };
     write_wrapped(f, column, "why   ", why)?;
     match fix {

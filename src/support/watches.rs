@@ -1,6 +1,6 @@
 //! The watches, answered from the features. No system call: features in, verdict out.
 
-use super::features::{Feature, Missing, Support, Verdict};
+use super::features::{Availability, Feature, Missing, Support};
 use crate::facts::Door;
 use crate::watch::Watch;
 
@@ -67,8 +67,8 @@ impl Watch {
     }
 
     /// Missing, because it needs what is missing.
-    fn stopped_by(self, need: &Missing) -> Verdict {
-        Verdict::Missing(Missing {
+    fn stopped_by(self, need: &Missing) -> Availability {
+        Availability::Missing(Missing {
             feature: self.feature(),
             since: self.since(),
             why: format!("it needs {}, but {}", need.feature, need.why),
@@ -79,7 +79,7 @@ impl Watch {
 
 impl Support {
     /// Any watch's verdict.
-    pub fn watch(&self, watch: Watch) -> Verdict {
+    pub fn watch(&self, watch: Watch) -> Availability {
         match watch {
             Watch::Census => self.census(),
             Watch::Async => self.asynchronous(),
@@ -90,40 +90,40 @@ impl Support {
     }
 
     /// The census: works by `PAGEMAP_SCAN`, limited by reading `/proc/PID/pagemap` word by word.
-    pub fn census(&self) -> Verdict {
-        let Some(scan) = self.pagemap_scan.missing() else { return Verdict::Works };
+    pub fn census(&self) -> Availability {
+        let Some(scan) = self.pagemap_scan.missing() else { return Availability::Works };
         if let Some(pagemap) = self.pagemap.missing() {
             return Watch::Census.stopped_by(pagemap);
         }
         let why = format!("slower: it reads a word for every page, copied or not, because {} is missing", scan.feature);
-        Verdict::Limited { why, fix: scan.fix.clone() }
+        Availability::Limited { why, fix: scan.fix.clone() }
     }
 
     /// The asynchronous watch: `WP_ASYNC` through any door, and `PAGEMAP_SCAN`. Writes by the kernel
     /// are recorded through every door.
-    pub fn asynchronous(&self) -> Verdict {
+    pub fn asynchronous(&self) -> Availability {
         self.armed(Watch::Async, &[Feature::UffdAsync, Feature::PagemapScan])
     }
 
     /// Page faults by perf events, and page tables as for the census. Limited where faults that the kernel takes for the program are not told.
-    pub fn faults(&self) -> Verdict {
+    pub fn faults(&self) -> Availability {
         match (&self.page_faults, self.census()) {
-            (Verdict::Missing(need), _) => Watch::Faults.stopped_by(need),
-            (_, Verdict::Missing(need)) => Watch::Faults.stopped_by(&need),
-            (Verdict::Works, census) => census,
+            (Availability::Missing(need), _) => Watch::Faults.stopped_by(need),
+            (_, Availability::Missing(need)) => Watch::Faults.stopped_by(&need),
+            (Availability::Works, census) => census,
             (limited, _) => limited.clone(),
         }
     }
 
     /// The trap: armed memfd pages and `SIGBUS` through any door. A write by the kernel into an armed
     /// page fails with EFAULT, through every door.
-    pub fn trap(&self) -> Verdict {
+    pub fn trap(&self) -> Availability {
         self.armed(Watch::Trap, &[Feature::UffdMemfd, Feature::UffdSigbus])
     }
 
     /// The monitor: armed memfd pages and `THREAD_ID`. Limited through the door for user mode only,
     /// and where the place of a blocked thread cannot be read.
-    pub fn monitor(&self) -> Verdict {
+    pub fn monitor(&self) -> Availability {
         self.armed(Watch::Monitor, &[Feature::UffdMemfd, Feature::UffdThreadId])
     }
 
@@ -134,10 +134,10 @@ impl Support {
     }
 
     /// A watch by userfaultfd, which needs a door and these features.
-    fn armed(&self, watch: Watch, needs: &[Feature]) -> Verdict {
+    fn armed(&self, watch: Watch, needs: &[Feature]) -> Availability {
         let Some(door) = self.best_door() else {
             let last = self.uffd_user_mode_only.missing();
-            return last.map_or(Verdict::Works, |missing| watch.stopped_by(missing));
+            return last.map_or(Availability::Works, |missing| watch.stopped_by(missing));
         };
         if let Some(need) = needs.iter().find_map(|&feature| self.verdict(feature).missing()) {
             return watch.stopped_by(need);
@@ -146,9 +146,9 @@ impl Support {
     }
 
     /// Works, or what the watch loses here, the worst first.
-    fn losses(&self, watch: Watch, door: Door) -> Verdict {
+    fn losses(&self, watch: Watch, door: Door) -> Availability {
         let mut losses: Vec<(String, Option<&str>)> = Vec::new();
-        if let Verdict::Limited { why, fix } = &self.unmerged {
+        if let Availability::Limited { why, fix } = &self.unmerged {
             losses.push((why.clone(), fix.as_deref()));
         }
         if watch == Watch::Monitor && !door.sees_kernel_writes() {
@@ -158,13 +158,13 @@ impl Support {
         }
         // Where Yama lets only a parent trace, the keeper is let by its child.
         if watch == Watch::Monitor
-            && let Verdict::Missing(Missing { why, fix, .. }) = &self.blocked_pc
+            && let Availability::Missing(Missing { why, fix, .. }) = &self.blocked_pc
         {
             losses.push((format!("it cannot tell which code wrote: {why}"), fix.as_deref()));
         }
-        let Some(fix) = losses.first().map(|(_, fix)| fix.map(str::to_owned)) else { return Verdict::Works };
+        let Some(fix) = losses.first().map(|(_, fix)| fix.map(str::to_owned)) else { return Availability::Works };
         let whys: Vec<String> = losses.into_iter().map(|(why, _)| why).collect();
-        Verdict::Limited { why: whys.join("; "), fix }
+        Availability::Limited { why: whys.join("; "), fix }
     }
 
     /// The command that opens a door that sees writes by the kernel, too.
@@ -191,15 +191,15 @@ mod tests {
 
     /// A machine on which everything works, but for what is named.
     fn without(features: &[Feature]) -> Support {
-        let everything = Support::ask(probe::machine(), |_| Verdict::Works);
+        let everything = Support::ask(probe::machine(), |_| Availability::Works);
         features.iter().fold(everything, |support, &feature| support.without(feature))
     }
 
     fn verdicts(support: &Support) -> String {
         let letter = |watch| match support.watch(watch) {
-            Verdict::Works => 'W',
-            Verdict::Limited { .. } => 'L',
-            Verdict::Missing(_) => '-',
+            Availability::Works => 'W',
+            Availability::Limited { .. } => 'L',
+            Availability::Missing(_) => '-',
         };
         Watch::ALL.map(letter).into_iter().collect()
     }
@@ -252,7 +252,7 @@ mod tests {
             let support = without(&[feature]);
             let mut answers = vec![support.verdict(feature).clone()];
             answers.extend(Watch::ALL.map(|watch| support.watch(watch)));
-            for missing in answers.iter().filter_map(Verdict::missing) {
+            for missing in answers.iter().filter_map(Availability::missing) {
                 let error = crate::Error::from(missing.clone());
                 assert!(error.is_unsupported());
                 let said = error.to_string();
@@ -269,16 +269,18 @@ mod tests {
     #[test]
     fn a_keeper_sees_where_its_child_waits_though_yama_keeps_others_out() {
         let mut support = without(&[]);
-        support.blocked_pc = Verdict::Limited { why: "kernel.yama.ptrace_scope is 1".to_owned(), fix: None };
-        assert_eq!(support.monitor(), Verdict::Works);
+        support.blocked_pc = Availability::Limited { why: "kernel.yama.ptrace_scope is 1".to_owned(), fix: None };
+        assert_eq!(support.monitor(), Availability::Works);
     }
 
     #[test]
     fn what_is_lost_comes_with_the_command_that_brings_it_back() {
         use Feature::*;
-        let Verdict::Limited { why, fix } = without(&[UffdDevice, UffdSystemCall]).monitor() else { panic!("limited") };
+        let Availability::Limited { why, fix } = without(&[UffdDevice, UffdSystemCall]).monitor() else {
+            panic!("limited")
+        };
         assert!(why.contains("a page that is armed fails with EFAULT") && fix.is_some(), "{why}, {fix:?}");
-        let Verdict::Limited { why, fix } = without(&[PagemapScan]).census() else { panic!("limited") };
+        let Availability::Limited { why, fix } = without(&[PagemapScan]).census() else { panic!("limited") };
         assert!(why.contains("slower") && fix.is_some(), "{why}, {fix:?}");
     }
 }

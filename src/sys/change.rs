@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 /// A system call, that a thread waits in, by which its address space changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum MemoryCall {
     /// `madvise` of this range: the pages go, but for [`Self::Frees`].
     Drops(Range),
     /// `madvise(MADV_FREE)` of this range: what other processes share stays, and so does what is written again in time.
@@ -20,7 +20,7 @@ pub enum Waits {
     /// The thread runs, or is ready to: where it is cannot be told, and it may be about to wait.
     NotYet,
     /// The thread waits to make this change.
-    ToChange(Change),
+    ToChange(MemoryCall),
     /// The thread waits for something else, or is gone.
     Otherwise,
 }
@@ -41,7 +41,7 @@ fn parse(text: &str) -> Waits {
     }
 }
 
-fn parse_change(text: &str) -> Option<Change> {
+fn parse_change(text: &str) -> Option<MemoryCall> {
     let mut fields = text.split(' ');
     let number = fields.next()?.parse::<i64>().ok()?;
     let mut argument = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
@@ -52,10 +52,10 @@ fn parse_change(text: &str) -> Option<Change> {
             let page = super::page_size().bytes();
             let range = Range { start, len: len.checked_next_multiple_of(page)? };
             let frees = advice as i32 == libc::MADV_FREE;
-            Some(if frees { Change::Frees(range) } else { Change::Drops(range) })
+            Some(if frees { MemoryCall::Frees(range) } else { MemoryCall::Drops(range) })
         }
         libc::SYS_munmap | libc::SYS_mremap | libc::SYS_mmap | libc::SYS_brk | libc::SYS_shmat | libc::SYS_shmdt => {
-            Some(Change::Maps)
+            Some(MemoryCall::Maps)
         }
         _ => None,
     }
@@ -70,9 +70,9 @@ mod tests {
         let call =
             |number: i64, advice: i32| parse(&format!("{number} 0x10000 0x1 {advice:#x} 0x0 0x0 0x0 0x7ffe 0x7fff"));
         let range = Range { start: 0x10000, len: crate::sys::page_size().bytes() };
-        assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Waits::ToChange(Change::Frees(range)));
-        assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Waits::ToChange(Change::Drops(range)));
-        assert_eq!(call(libc::SYS_munmap, 0), Waits::ToChange(Change::Maps));
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_FREE), Waits::ToChange(MemoryCall::Frees(range)));
+        assert_eq!(call(libc::SYS_madvise, libc::MADV_DONTNEED), Waits::ToChange(MemoryCall::Drops(range)));
+        assert_eq!(call(libc::SYS_munmap, 0), Waits::ToChange(MemoryCall::Maps));
         assert_eq!(call(libc::SYS_read, 0), Waits::Otherwise);
         assert_eq!((parse("-1 0x7ffd10 0x55aa"), parse("running")), (Waits::Otherwise, Waits::NotYet));
     }

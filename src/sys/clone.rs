@@ -177,7 +177,7 @@ fn set_robust_list(list: RobustList) {
 }
 
 /// The function that a process made by [`share_memory`] runs: it gets the argument and returns the exit code.
-pub type Entry = extern "C" fn(*mut c_void) -> c_int;
+pub type EntryPoint = extern "C" fn(*mut c_void) -> c_int;
 
 /// `clone(CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID)`: a process of its own (signals,
 /// descriptors, exit) that lives in this process's memory, a child of *our* parent. *Async-signal-safe.*
@@ -192,7 +192,12 @@ pub type Entry = extern "C" fn(*mut c_void) -> c_int;
 ///
 /// # Errors
 /// EAGAIN (process limit), ENOMEM.
-pub unsafe fn share_memory(entry: Entry, argument: *mut c_void, stack: Range, tid: &AtomicU64) -> Result<i32, Errno> {
+pub unsafe fn share_memory(
+    entry: EntryPoint,
+    argument: *mut c_void,
+    stack: Range,
+    tid: &AtomicU64,
+) -> Result<i32, Errno> {
     let top = stack.end() & !15;
     let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
     let cell = tid.as_ptr().cast::<libc::pid_t>();

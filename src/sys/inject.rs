@@ -14,8 +14,8 @@
 
 use super::Errno;
 use super::procfs::maps;
-use super::ptrace::{self, CallSide, Status, Stop, Until};
-use super::registers::{CALL, Registers};
+use super::ptrace::{self, CallSide, Stop, Until, WaitStatus};
+use super::registers::{CALL, UserRegs};
 use super::remote;
 
 /// A call that may be injected.
@@ -67,7 +67,7 @@ pub enum Interrupted {
     /// [`Injection::finish`] still puts everything back.
     Refused(Errno),
     /// The thread ends (it was killed): it stands in this state and must be handled accordingly.
-    Ending(Status),
+    Ending(WaitStatus),
 }
 
 impl From<Errno> for Interrupted {
@@ -82,11 +82,11 @@ impl From<Errno> for Interrupted {
 /// [`Injection::finish`].
 pub struct Injection<'a> {
     tid: i32,
-    saved: Registers,
+    saved: UserRegs,
     mask: u64,
     at: u64,
     stop_signal: bool,
-    wait: &'a mut dyn FnMut(i32) -> Result<Status, Errno>,
+    wait: &'a mut dyn FnMut(i32) -> Result<WaitStatus, Errno>,
 }
 
 impl<'a> Injection<'a> {
@@ -96,7 +96,7 @@ impl<'a> Injection<'a> {
     ///
     /// # Errors
     /// `ESRCH`: gone; `EIO`: a 32-bit program; `ENOENT`: no system call instruction was found.
-    pub fn begin(tid: i32, wait: &'a mut dyn FnMut(i32) -> Result<Status, Errno>) -> Result<Self, Errno> {
+    pub fn begin(tid: i32, wait: &'a mut dyn FnMut(i32) -> Result<WaitStatus, Errno>) -> Result<Self, Errno> {
         let saved = ptrace::registers(tid)?;
         if !saved.is_native() {
             return Err(Errno::IO);
@@ -186,10 +186,10 @@ impl<'a> Injection<'a> {
 
     fn next_stop(&mut self) -> Result<Stop, Interrupted> {
         match (self.wait)(self.tid)? {
-            ending @ (Status::Stopped(Stop::Event(ptrace::Event::Exit)) | Status::Exited(_) | Status::Signaled(_)) => {
-                Err(Interrupted::Ending(ending))
-            }
-            Status::Stopped(stop) => {
+            ending @ (WaitStatus::Stopped(Stop::Event(ptrace::EventStop::Exit))
+            | WaitStatus::Exited(_)
+            | WaitStatus::Signaled(_)) => Err(Interrupted::Ending(ending)),
+            WaitStatus::Stopped(stop) => {
                 // The one signal that cannot be blocked and does not end the thread: kept for later.
                 self.stop_signal |= stop == Stop::Signal(libc::SIGSTOP);
                 Ok(stop)
@@ -199,8 +199,8 @@ impl<'a> Injection<'a> {
 }
 
 /// The address of a system call instruction in the target: the one that it came here by, or one of the vDSO.
-fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
-    let memory = remote::Memory::open(tid).ok()?;
+fn instruction(tid: i32, registers: &UserRegs) -> Option<u64> {
+    let memory = remote::RemoteMemory::open(tid).ok()?;
     let behind = registers.pc().wrapping_sub(CALL.len() as u64);
     let page = !(super::page_size().bytes() as u64 - 1);
     let mut bytes = CALL;

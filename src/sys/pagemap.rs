@@ -64,34 +64,34 @@ impl Entry {
 
     /// The state of the page there. `armed`: the range is under userfaultfd, where an untouched page holds a marker that looks swapped
     /// and is protected. (So does a private page that was armed and then swapped out: who arms keeps what it knew before.)
-    /// The page of zeroes is a [`State::Private`] here; a scan tells it. *Async-signal-safe.*
-    pub fn state(self, armed: bool) -> State {
+    /// The page of zeroes is a [`PageState::Private`] here; a scan tells it. *Async-signal-safe.*
+    pub fn state(self, armed: bool) -> PageState {
         if self.contains(Self::PRESENT) {
-            return if self.contains(Self::FILE) { State::File } else { State::Private };
+            return if self.contains(Self::FILE) { PageState::File } else { PageState::Private };
         }
         let marker = self.contains(Self::GUARD) || armed && self.contains(Self::UFFD_WP);
         match (self.contains(Self::SWAPPED), self.contains(Self::FILE)) {
-            (true, true) => State::File,
-            (true, false) if !marker => State::Swapped,
-            _ => State::Nothing,
+            (true, true) => PageState::File,
+            (true, false) if !marker => PageState::Swapped,
+            _ => PageState::Nothing,
         }
     }
 }
 
 impl Categories {
     /// The same of a run that a scan has found, which must have been asked for `PRESENT`, `SWAPPED`, `PFN_ZERO` and `FILE`
-    /// or have excluded them. A marker is a [`State::Swapped`] here; a word tells it. *Async-signal-safe.*
-    pub fn state(self) -> State {
+    /// or have excluded them. A marker is a [`PageState::Swapped`] here; a word tells it. *Async-signal-safe.*
+    pub fn state(self) -> PageState {
         if self.contains(Self::FILE) {
-            State::File
+            PageState::File
         } else if self.contains(Self::PFN_ZERO) {
-            State::Zero
+            PageState::Zero
         } else if self.contains(Self::PRESENT) {
-            State::Private
+            PageState::Private
         } else if self.contains(Self::SWAPPED) {
-            State::Swapped
+            PageState::Swapped
         } else {
-            State::Nothing
+            PageState::Nothing
         }
     }
 }
@@ -99,7 +99,7 @@ impl Categories {
 /// The state of a page of a private mapping, as page tables tell it: the one classification for censuses, for the
 /// tool's baseline and for snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum PageState {
     /// No page.
     Nothing,
     /// A page of no file: written at some time by this process or by one that it was forked from.
@@ -112,7 +112,7 @@ pub enum State {
     Swapped,
 }
 
-impl State {
+impl PageState {
     /// In a mapping of a file: is it a copy of the file's page?
     pub fn is_copy(self) -> bool {
         matches!(self, Self::Private | Self::Swapped)
@@ -120,9 +120,9 @@ impl State {
 }
 
 /// A run of pages with the same categories, as `PAGEMAP_SCAN` returns it.
-pub type Region = raw::page_region;
+pub type PageRegion = raw::page_region;
 
-const _: () = assert!(size_of::<Region>() == 24 && size_of::<raw::pm_scan_arg>() == 96);
+const _: () = assert!(size_of::<PageRegion>() == 24 && size_of::<raw::pm_scan_arg>() == 96);
 
 /// A query of a scan: pages with **all** categories of `all`, none of `none`, and, if it is not empty,
 /// at least one of `any`.
@@ -243,7 +243,7 @@ impl Pagemap {
         query: &Query,
         mut found: impl FnMut(Range, Categories),
     ) -> Result<(), Errno> {
-        const EMPTY: Region = Region { start: 0, end: 0, categories: 0 };
+        const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
         let mut regions = [EMPTY; 128];
         let mut start = range.start as u64;
         let end = range.end() as u64;
@@ -292,7 +292,7 @@ impl Pagemap {
         start: u64,
         end: u64,
         query: &Query,
-        regions: &mut [Region],
+        regions: &mut [PageRegion],
     ) -> Result<(u64, usize), Errno> {
         let flags = if query.rearm { raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC } else { 0 };
         let mut arg = raw::pm_scan_arg {
@@ -390,24 +390,24 @@ mod tests {
     fn words_are_told_for_what_they_are() {
         let state = |bits: u64, armed| Entry::from_bits_retain(bits).state(armed);
         for armed in [true, false] {
-            assert_eq!(state(1 << 63 | 7, armed), State::Private);
-            assert_eq!(state(1 << 63 | 1 << 57 | 7, armed), State::Private, "protected and there");
-            assert_eq!(state(1 << 63 | 1 << 61 | 7, armed), State::File);
-            assert_eq!(state(1 << 62, armed), State::Swapped);
-            assert_eq!(state(1 << 62 | 1 << 61, armed), State::File, "a file's page that moves between frames");
-            assert_eq!(state(1 << 62 | 1 << 58, armed), State::Nothing, "a guard");
-            assert_eq!(state(0, armed), State::Nothing);
+            assert_eq!(state(1 << 63 | 7, armed), PageState::Private);
+            assert_eq!(state(1 << 63 | 1 << 57 | 7, armed), PageState::Private, "protected and there");
+            assert_eq!(state(1 << 63 | 1 << 61 | 7, armed), PageState::File);
+            assert_eq!(state(1 << 62, armed), PageState::Swapped);
+            assert_eq!(state(1 << 62 | 1 << 61, armed), PageState::File, "a file's page that moves between frames");
+            assert_eq!(state(1 << 62 | 1 << 58, armed), PageState::Nothing, "a guard");
+            assert_eq!(state(0, armed), PageState::Nothing);
         }
-        assert_eq!(state(1 << 62 | 1 << 57, true), State::Nothing, "the marker of an armed range");
-        assert_eq!(state(1 << 62 | 1 << 57, false), State::Swapped);
+        assert_eq!(state(1 << 62 | 1 << 57, true), PageState::Nothing, "the marker of an armed range");
+        assert_eq!(state(1 << 62 | 1 << 57, false), PageState::Swapped);
     }
 
     #[test]
     fn runs_are_told_for_what_they_are() {
         let (present, swapped) = (Categories::PRESENT, Categories::SWAPPED);
-        assert_eq!((present | Categories::HUGE).state(), State::Private);
-        assert_eq!((present | Categories::PFN_ZERO).state(), State::Zero);
-        assert_eq!((present | Categories::FILE).state(), State::File);
-        assert_eq!((swapped.state(), Categories::empty().state()), (State::Swapped, State::Nothing));
+        assert_eq!((present | Categories::HUGE).state(), PageState::Private);
+        assert_eq!((present | Categories::PFN_ZERO).state(), PageState::Zero);
+        assert_eq!((present | Categories::FILE).state(), PageState::File);
+        assert_eq!((swapped.state(), Categories::empty().state()), (PageState::Swapped, PageState::Nothing));
     }
 }

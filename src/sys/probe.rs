@@ -11,7 +11,7 @@
 use super::map::{self, Access, Harmless, Range, last_errno};
 use super::pagemap::{COPIED, Entry, Pagemap, Query, WRITTEN};
 use super::perf::Follow;
-use super::perf::rings::{Refused, Rings};
+use super::perf::rings::{Rings, RingsRefused};
 use super::uffd::{Door, Features, Uffd};
 use super::{Errno, memfd, page_size, pidfd, process};
 use crate::error::{Error, Result};
@@ -316,7 +316,7 @@ pub fn collapse(bytes: usize) -> Result<()> {
 ///
 /// # Errors
 /// The call that was refused.
-pub fn page_faults() -> std::result::Result<bool, Refused> {
+pub fn page_faults() -> std::result::Result<bool, RingsRefused> {
     let mut rings = Rings::prepare(Follow::Process);
     rings.open_prepared(0, page_size().bytes())?;
     Ok(rings.tell_kernel())

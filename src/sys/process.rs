@@ -234,7 +234,7 @@ pub const EXIT_CALL: i32 = libc::SYS_exit as i32;
 
 /// The place where a thread waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blocked {
+pub struct BlockedThread {
     /// In this system call; `None` in a page fault of its own.
     pub syscall: Option<i32>,
     /// The thread's stack pointer.
@@ -244,19 +244,19 @@ pub struct Blocked {
 }
 
 /// The place where a thread waits, which [`blocked_at`] tells a part of. *Async-signal-safe.*
-pub fn blocked_in(syscall: impl AsFd) -> Option<Blocked> {
+pub fn blocked_in(syscall: impl AsFd) -> Option<BlockedThread> {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).ok()?;
     parse_blocked(buffer.get(..got)?)
 }
 
-fn parse_blocked(text: &[u8]) -> Option<Blocked> {
+fn parse_blocked(text: &[u8]) -> Option<BlockedThread> {
     let text = std::str::from_utf8(text).ok()?.trim_end();
     let number = text.split(' ').next()?.parse::<i32>().ok()?;
     let mut fields = text.rsplitn(3, ' ');
     let mut hex = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
     let (pc, sp) = (hex()?, hex()?);
-    Some(Blocked { syscall: (number >= 0).then_some(number), sp, pc })
+    Some(BlockedThread { syscall: (number >= 0).then_some(number), sp, pc })
 }
 
 /// Reads the start of a file into `buffer`, without allocation. *Async-signal-safe.*
@@ -415,7 +415,7 @@ pub fn wait_for_death() -> ! {
 mod tests {
     #[test]
     fn a_blocked_thread_shows_sp_and_pc() {
-        let at = |syscall, sp, pc| Some(super::Blocked { syscall, sp, pc });
+        let at = |syscall, sp, pc| Some(super::BlockedThread { syscall, sp, pc });
         assert_eq!(super::parse_blocked(b"-1 0x7ffd10 0x55aa\n"), at(None, 0x7f_fd10, 0x55aa));
         assert_eq!(super::parse_blocked(b"running\n"), None);
         assert_eq!(super::parse_blocked(b"0 0x1 0x2 0x3 0x4 0x5 0x6 0x7ffe 0x7fff\n"), at(Some(0), 0x7ffe, 0x7fff));

@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "ptrace takes pointers and numbers in the same places")]
 
 use super::Errno;
-use super::registers::Registers;
+use super::registers::UserRegs;
 use rustix::process::{Pid, WaitOptions};
 use std::ffi::{c_ulong, c_void};
 
@@ -34,7 +34,7 @@ pub const CLONE: i32 = libc::SYS_clone as i32;
 
 /// The finding of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum WaitStatus {
     /// The thread is gone, by `exit` with this code.
     Exited(i32),
     /// The thread is gone, by this signal.
@@ -55,12 +55,12 @@ pub enum Stop {
     /// Before or after a system call: [`call_side`] tells.
     SystemCall,
     /// One of [`Options`] happened.
-    Event(Event),
+    Event(EventStop),
 }
 
 /// A stop for one of [`Options`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum EventStop {
     /// In the parent; [`event_message`] is the child's id.
     Fork,
     /// In the parent; [`event_message`] is the child's id.
@@ -110,7 +110,7 @@ pub enum Until {
 
 /// Lets a stopped thread run, delivering `signal` if it is not 0 and the stop was a [`Stop::Signal`].
 ///
-/// A SIGKILL moves a stopped thread on to its [`Event::Exit`] by itself. If it comes after the stop was waited for, this
+/// A SIGKILL moves a stopped thread on to its [`EventStop::Exit`] by itself. If it comes after the stop was waited for, this
 /// call lets the thread pass that event unseen; the next [`wait`] then tells its end.
 ///
 /// # Errors
@@ -154,9 +154,9 @@ pub fn event_message(tid: i32) -> Result<u64, Errno> {
 ///
 /// # Errors
 /// `ESRCH`: gone, or not stopped; `EIO`: a program of another word size.
-pub fn registers(tid: i32) -> Result<Registers, Errno> {
-    let mut registers = Registers::zeroed();
-    let size = size_of::<Registers>();
+pub fn registers(tid: i32) -> Result<UserRegs, Errno> {
+    let mut registers = UserRegs::zeroed();
+    let size = size_of::<UserRegs>();
     let mut vector = libc::iovec { iov_base: (&raw mut registers).cast(), iov_len: size };
     // SAFETY: the kernel writes at most `iov_len` bytes to `registers`, plain integers, and both live until the call
     // returns.
@@ -166,9 +166,9 @@ pub fn registers(tid: i32) -> Result<Registers, Errno> {
 }
 
 /// Changes a stopped thread's registers.
-pub(super) fn set_registers(tid: i32, registers: &Registers) -> Result<(), Errno> {
+pub(super) fn set_registers(tid: i32, registers: &UserRegs) -> Result<(), Errno> {
     let base = std::ptr::from_ref(registers).cast_mut().cast();
-    let mut vector = libc::iovec { iov_base: base, iov_len: size_of::<Registers>() };
+    let mut vector = libc::iovec { iov_base: base, iov_len: size_of::<UserRegs>() };
     // SAFETY: the kernel only reads `registers`, which lives until the call returns.
     unsafe { pass(libc::PTRACE_SETREGSET, tid, general(), (&raw mut vector).cast()) }
 }
@@ -228,7 +228,7 @@ pub fn call_side(tid: i32) -> Result<CallSide, Errno> {
 ///
 /// # Errors
 /// `ECHILD`: there is none.
-pub fn wait(tid: Option<i32>, block: bool) -> Result<Option<(i32, Status)>, Errno> {
+pub fn wait(tid: Option<i32>, block: bool) -> Result<Option<(i32, WaitStatus)>, Errno> {
     let which = tid.map(|tid| Pid::from_raw(tid).ok_or(Errno::INVAL)).transpose()?;
     // Threads are children that only __WALL sees.
     let wall = WaitOptions::from_bits_retain(libc::__WALL as u32);
@@ -241,34 +241,34 @@ pub fn wait(tid: Option<i32>, block: bool) -> Result<Option<(i32, Status)>, Errn
     Ok(found.map(|(pid, status)| (pid.as_raw_nonzero().get(), decode(status.as_raw()))))
 }
 
-fn decode(status: i32) -> Status {
+fn decode(status: i32) -> WaitStatus {
     if libc::WIFEXITED(status) {
-        return Status::Exited(libc::WEXITSTATUS(status));
+        return WaitStatus::Exited(libc::WEXITSTATUS(status));
     }
     if libc::WIFSIGNALED(status) {
-        return Status::Signaled(libc::WTERMSIG(status));
+        return WaitStatus::Signaled(libc::WTERMSIG(status));
     }
     let signal = libc::WSTOPSIG(status);
-    Status::Stopped(match status >> 16 {
+    WaitStatus::Stopped(match status >> 16 {
         0 if signal == libc::SIGTRAP | 0x80 => Stop::SystemCall,
         0 => Stop::Signal(signal),
         libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Trap,
         libc::PTRACE_EVENT_STOP => Stop::Group(signal),
-        libc::PTRACE_EVENT_FORK => Stop::Event(Event::Fork),
-        libc::PTRACE_EVENT_VFORK => Stop::Event(Event::VFork),
-        libc::PTRACE_EVENT_CLONE => Stop::Event(Event::Clone),
-        libc::PTRACE_EVENT_EXEC => Stop::Event(Event::Exec),
-        libc::PTRACE_EVENT_EXIT => Stop::Event(Event::Exit),
-        other => Stop::Event(Event::Other(other)),
+        libc::PTRACE_EVENT_FORK => Stop::Event(EventStop::Fork),
+        libc::PTRACE_EVENT_VFORK => Stop::Event(EventStop::VFork),
+        libc::PTRACE_EVENT_CLONE => Stop::Event(EventStop::Clone),
+        libc::PTRACE_EVENT_EXEC => Stop::Event(EventStop::Exec),
+        libc::PTRACE_EVENT_EXIT => Stop::Event(EventStop::Exit),
+        other => Stop::Event(EventStop::Other(other)),
     })
 }
 
-/// The end that a wait status will tell, from what [`event_message`] gives at [`Event::Exit`].
+/// The end that a wait status will tell, from what [`event_message`] gives at [`EventStop::Exit`].
 pub fn end_in(message: u64) -> super::pidfd::Ended {
     match decode(message as i32) {
-        Status::Exited(code) => super::pidfd::Ended::Exited(code),
-        Status::Signaled(signal) => super::pidfd::Ended::Signaled(signal),
-        Status::Stopped(_) => super::pidfd::Ended::Unknown,
+        WaitStatus::Exited(code) => super::pidfd::Ended::Exited(code),
+        WaitStatus::Signaled(signal) => super::pidfd::Ended::Signaled(signal),
+        WaitStatus::Stopped(_) => super::pidfd::Ended::Unknown,
     }
 }
 

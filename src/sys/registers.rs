@@ -3,22 +3,22 @@
 /// The kernel's `struct user_regs_struct` of this architecture.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Registers(libc::user_regs_struct);
+pub struct UserRegs(libc::user_regs_struct);
 
-impl std::fmt::Debug for Registers {
+impl std::fmt::Debug for UserRegs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Registers {{ pc: {:#x}, sp: {:#x} }}", self.pc(), self.sp())
+        write!(f, "UserRegs {{ pc: {:#x}, sp: {:#x} }}", self.pc(), self.sp())
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod arch {
-    use super::Registers;
+    use super::UserRegs;
 
     /// The system call instruction: `syscall`.
     pub const CALL: [u8; 2] = [0x0f, 0x05];
 
-    impl Registers {
+    impl UserRegs {
         pub(in super::super) const fn zeroed() -> Self {
             Self(libc::user_regs_struct {
                 r15: 0,
@@ -116,7 +116,7 @@ mod arch {
     /// The system call instruction: `svc #0`.
     pub const CALL: [u8; 4] = [0x01, 0x00, 0x00, 0xd4];
 
-    impl Registers {
+    impl UserRegs {
         pub(in super::super) const fn zeroed() -> Self {
             Self(libc::user_regs_struct { regs: [0; 31], sp: 0, pc: 0, pstate: 0 })
         }

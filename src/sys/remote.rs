@@ -3,7 +3,7 @@
 
 use super::Errno;
 use super::map::Range;
-use super::uffd::{self, Event, Features, Uffd};
+use super::uffd::{self, Features, Uffd, UffdMessage};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,9 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Not `process_vm_readv(2)`: that pins the pages it reads, for which the kernel first gives the process a copy of its own
 /// of each anonymous page that it shares.
 #[derive(Debug)]
-pub struct Memory(OwnedFd);
+pub struct RemoteMemory(OwnedFd);
 
-impl Memory {
+impl RemoteMemory {
     /// Opens the memory of the process that the thread `tid` belongs to.
     ///
     /// # Errors
@@ -45,12 +45,12 @@ impl Memory {
     }
 }
 
-/// Reads once from another process' memory, see [`Memory`].
+/// Reads once from another process' memory, see [`RemoteMemory`].
 ///
 /// # Errors
-/// Those of [`Memory::open`] and [`Memory::read`].
+/// Those of [`RemoteMemory::open`] and [`RemoteMemory::read`].
 pub fn read_memory(tid: i32, address: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
-    Memory::open(tid)?.read(address, buffer)
+    RemoteMemory::open(tid)?.read(address, buffer)
 }
 
 /// Gives back what reading other processes' memory holds on to.
@@ -139,7 +139,7 @@ impl RemoteUffd {
     ///
     /// # Errors
     /// As there.
-    pub fn read(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+    pub fn read(&self, seen: impl FnMut(UffdMessage)) -> Result<bool, Errno> {
         self.0.read(seen)
     }
 
@@ -147,19 +147,23 @@ impl RemoteUffd {
     ///
     /// # Errors
     /// The errors are those of [`Uffd::read_one`].
-    pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+    pub fn read_one(&self, seen: impl FnMut(UffdMessage)) -> Result<bool, Errno> {
         self.0.read_one(seen)
     }
 
-    /// Reads as [`Self::read`] does, from one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`Event::Fork`].
+    /// Reads as [`Self::read`] does, from one with [`Features::EVENT_FORK`]: `forked` is given what watches a child, instead of [`UffdMessage::Fork`].
     ///
     /// # Errors
     /// The errors are those of [`Uffd::read`].
-    pub fn read_with_children(&self, mut seen: impl FnMut(Event), mut forked: impl FnMut(Self)) -> Result<bool, Errno> {
+    pub fn read_with_children(
+        &self,
+        mut seen: impl FnMut(UffdMessage),
+        mut forked: impl FnMut(Self),
+    ) -> Result<bool, Errno> {
         self.0.read(|event| match event {
             // SAFETY: the descriptor is a userfaultfd: the kernel opens one for each such message (userfaultfd(2)). It is about the memory
             // of the process that was being forked, which is not this process: it was not there yet, and this one reads.
-            Event::Fork(child) => forked(Self(unsafe { Uffd::from_fd(child) })),
+            UffdMessage::Fork(child) => forked(Self(unsafe { Uffd::from_fd(child) })),
             event => seen(event),
         })
     }

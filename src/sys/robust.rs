@@ -32,7 +32,7 @@ pub enum Locked {
 
 /// The time to wait for a mutex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
+pub enum LockPatience {
     /// Not at all.
     None,
     /// Until `CLOCK_MONOTONIC` shows so many nanoseconds.
@@ -75,15 +75,15 @@ impl RobustMutex {
     ///
     /// # Errors
     /// EBUSY and ETIMEDOUT when patience is over; EDEADLK when this thread holds it already.
-    pub unsafe fn lock(&self, patience: Patience) -> Result<Locked, Errno> {
+    pub unsafe fn lock(&self, patience: LockPatience) -> Result<Locked, Errno> {
         let mutex = self.0.get();
         let code = match patience {
             // SAFETY: the caller's promise.
-            Patience::None => unsafe { libc::pthread_mutex_trylock(mutex) },
+            LockPatience::None => unsafe { libc::pthread_mutex_trylock(mutex) },
             // SAFETY: the caller's promise.
-            Patience::Endless => unsafe { libc::pthread_mutex_lock(mutex) },
+            LockPatience::Endless => unsafe { libc::pthread_mutex_lock(mutex) },
             // SAFETY: the caller's promise.
-            Patience::Until(deadline_ns) => unsafe { lock_until(mutex, deadline_ns) },
+            LockPatience::Until(deadline_ns) => unsafe { lock_until(mutex, deadline_ns) },
         };
         match code {
             0 => Ok(Locked::Clean),

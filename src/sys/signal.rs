@@ -155,13 +155,13 @@ pub fn take_no_notice(signal: i32) {
 
 /// Signals that are held from this thread as long as this lives.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldSignals {
     before: u64,
     /// A mask is a thread's own.
     _of_this_thread: PhantomData<*const ()>,
 }
 
-impl Held {
+impl HeldSignals {
     /// Holds these, bit `n - 1` for signal `n`, besides those that are blocked already.
     pub fn new(signals: u64) -> Self {
         let before = mask();
@@ -170,7 +170,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldSignals {
     fn drop(&mut self) {
         set_mask(self.before);
     }

@@ -59,7 +59,7 @@ const _: () = assert!(size_of::<raw::uffdio_writeprotect>() == 24);
 
 /// A write that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct WaitingWrite {
     /// The address written to (to the byte with [`Features::EXACT_ADDRESS`], else its page).
     pub address: usize,
     /// The writing thread, in its own pid namespace's numbers; 0 without [`Features::THREAD_ID`].
@@ -70,9 +70,9 @@ pub struct Fault {
 
 /// A message of a userfaultfd.
 #[derive(Debug)]
-pub enum Event {
+pub enum UffdMessage {
     /// A thread waits for a page.
-    Fault(Fault),
+    Fault(WaitingWrite),
     /// The process forked: a descriptor that watches the child.
     Fork(OwnedFd),
     /// The process moved memory, and with it the protection.
@@ -127,7 +127,7 @@ impl Uffd {
         self.features
     }
 
-    /// Takes over a descriptor whose features were settled elsewhere (from [`Event::Fork`], another process).
+    /// Takes over a descriptor whose features were settled elsewhere (from [`UffdMessage::Fork`], another process).
     ///
     /// # Safety
     /// It is a userfaultfd: its events carry descriptors that the reader owns, and only the kernel may make those.
@@ -172,7 +172,7 @@ impl Uffd {
     ///
     /// # Errors
     /// The errno of the read; EMFILE when a fork's descriptor cannot be made (the event is kept).
-    pub fn read(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+    pub fn read(&self, seen: impl FnMut(UffdMessage)) -> Result<bool, Errno> {
         self.read_up_to::<16>(seen)
     }
 
@@ -180,11 +180,11 @@ impl Uffd {
     ///
     /// # Errors
     /// The errors are those of [`Self::read`].
-    pub fn read_one(&self, seen: impl FnMut(Event)) -> Result<bool, Errno> {
+    pub fn read_one(&self, seen: impl FnMut(UffdMessage)) -> Result<bool, Errno> {
         self.read_up_to::<1>(seen)
     }
 
-    fn read_up_to<const MESSAGES: usize>(&self, mut seen: impl FnMut(Event)) -> Result<bool, Errno> {
+    fn read_up_to<const MESSAGES: usize>(&self, mut seen: impl FnMut(UffdMessage)) -> Result<bool, Errno> {
         let mut buffer = [MaybeUninit::<raw::uffd_msg>::uninit(); MESSAGES];
         let len = size_of_val(&buffer);
         // SAFETY: MaybeUninit<u8> covers any bytes, and the slice is the whole buffer.
@@ -289,14 +289,14 @@ pub(super) fn has_mapping(fd: BorrowedFd<'_>, range: Range) -> Result<bool, Errn
     }
 }
 
-fn decode(message: &raw::uffd_msg) -> Event {
+fn decode(message: &raw::uffd_msg) -> UffdMessage {
     match u32::from(message.event) {
         raw::UFFD_EVENT_PAGEFAULT => {
             // SAFETY: the event's number says that this member of the union was filled.
             let fault = unsafe { message.arg.pagefault };
             // SAFETY: with THREAD_ID the kernel fills it, without it the kernel zeroes it.
             let tid = unsafe { fault.feat.ptid };
-            Event::Fault(Fault {
+            UffdMessage::Fault(WaitingWrite {
                 address: fault.address as usize,
                 tid: tid as i32,
                 write_protect: fault.flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WP) != 0,
@@ -307,20 +307,20 @@ fn decode(message: &raw::uffd_msg) -> Event {
             let fork = unsafe { message.arg.fork };
             // SAFETY: the message came from a userfaultfd (`open`, or `from_fd`'s contract), and the kernel has
             // just opened this descriptor for the reader of the event.
-            Event::Fork(unsafe { OwnedFd::from_raw_fd(fork.ufd as i32) })
+            UffdMessage::Fork(unsafe { OwnedFd::from_raw_fd(fork.ufd as i32) })
         }
         raw::UFFD_EVENT_REMAP => {
             // SAFETY: the event's number says that this member of the union was filled.
             let remap = unsafe { message.arg.remap };
-            Event::Remap { from: remap.from as usize, to: remap.to as usize, len: remap.len as usize }
+            UffdMessage::Remap { from: remap.from as usize, to: remap.to as usize, len: remap.len as usize }
         }
         number @ (raw::UFFD_EVENT_REMOVE | raw::UFFD_EVENT_UNMAP) => {
             // SAFETY: the event's number says that this member of the union was filled.
             let remove = unsafe { message.arg.remove };
             let range = Range { start: remove.start as usize, len: (remove.end - remove.start) as usize };
-            if number == raw::UFFD_EVENT_REMOVE { Event::Remove(range) } else { Event::Unmap(range) }
+            if number == raw::UFFD_EVENT_REMOVE { UffdMessage::Remove(range) } else { UffdMessage::Unmap(range) }
         }
-        _ => Event::Other(message.event),
+        _ => UffdMessage::Other(message.event),
     }
 }
 

@@ -18,7 +18,7 @@
 //! All access is by atomics in bounds, so that nothing here is unsafe. Here the parent makes the region and reads it, and may allocate for that;
 //! what child and keeper do with it stands in signal_safe/marks.rs.
 
-use super::failure::Failure;
+use super::failure::FailedStep;
 use super::findings::{Changed, Event, PanicMessage};
 use super::kind::Watch;
 use super::signal_safe::ring;
@@ -55,7 +55,7 @@ fn outside_words_of(wanted: bool) -> usize {
 pub(crate) enum Word {
     /// The keeper's thread id, stored by the kernel.
     KeeperTid,
-    /// The step that failed while the child was set up: see [`Failure`].
+    /// The step that failed while the child was set up: see [`FailedStep`].
     Failure,
     /// The step that failed in the keeper.
     KeeperFailure,
@@ -63,11 +63,11 @@ pub(crate) enum Word {
     LastCensus,
     /// Raised for each step of the keeper's work, so that a long census is told from a dead one.
     Progress,
-    /// The number of the newest order to the keeper, and of the newest that is done.
-    Order,
+    /// The number of the newest request to the keeper, and of the newest that is done.
+    Request,
     Done,
-    /// The step that failed in the order done last.
-    OrderFailure,
+    /// The step that failed in the request done last.
+    RequestFailure,
     /// The door the userfaultfd came through, plus 1.
     Door,
     /// 1 when the child closed the trap's descriptor.
@@ -159,7 +159,7 @@ pub(crate) enum LastCensus {
 
 /// The bitmaps of an image.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pages {
+pub(crate) enum Bitmap {
     Seen,
     Epoch,
     Copied,
@@ -217,7 +217,7 @@ impl Evidence {
     }
 
     /// One of an image's bitmaps as a set.
-    pub(crate) fn pages(&self, image: usize, which: Pages) -> PageSet {
+    pub(crate) fn pages(&self, image: usize, which: Bitmap) -> PageSet {
         PageSet::from_words(self.bitmap(image, which).iter().map(|word| word.load(Ordering::Acquire)))
     }
 
@@ -246,8 +246,8 @@ impl Evidence {
     }
 
     /// The step that failed while the child (or its keeper) was set up.
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        Failure::unpack(self.get(Word::Failure)).or_else(|| Failure::unpack(self.get(Word::KeeperFailure)))
+    pub(crate) fn failure(&self) -> Option<FailedStep> {
+        FailedStep::unpack(self.get(Word::Failure)).or_else(|| FailedStep::unpack(self.get(Word::KeeperFailure)))
     }
 
     /// The door the userfaultfd came through.

@@ -54,9 +54,9 @@ impl Step {
 
 /// A failed step and its errno.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Failure(pub(crate) Step, pub(crate) Errno);
+pub(crate) struct FailedStep(pub(crate) Step, pub(crate) Errno);
 
-impl Failure {
+impl FailedStep {
     /// The step and the errno as one word; 0 is none.
     pub(crate) fn pack(self) -> u64 {
         let at = Step::ALL.iter().position(|(step, _)| *step == self.0).unwrap_or(0) as u64;
@@ -71,11 +71,11 @@ impl Failure {
 
 /// Makes a kernel's errno a failed step.
 pub(crate) trait At<T> {
-    fn at(self, step: Step) -> Result<T, Failure>;
+    fn at(self, step: Step) -> Result<T, FailedStep>;
 }
 
 impl<T> At<T> for Result<T, Errno> {
-    fn at(self, step: Step) -> Result<T, Failure> {
-        self.map_err(|errno| Failure(step, errno))
+    fn at(self, step: Step) -> Result<T, FailedStep> {
+        self.map_err(|errno| FailedStep(step, errno))
     }
 }

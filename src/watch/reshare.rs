@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "copies are dropped under live references")]
 
 use super::Watch;
-use super::evidence::{Evidence, Pages, Word};
+use super::evidence::{Bitmap, Evidence, Word};
 use super::signal_safe::census;
 use crate::error::{Error, Result};
 use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
@@ -89,7 +89,7 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
             if evidence.watch == Watch::Faults {
                 // The keeper finds no copy there any more when it looks for what a fault made.
                 for page in (start..start + count).map(PageIndex) {
-                    evidence.mark(at, Pages::Returned, page);
+                    evidence.mark(at, Bitmap::Returned, page);
                 }
             }
             // SAFETY: the pages hold what the file holds, and the caller keeps them so.
@@ -105,9 +105,9 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
             given_back += count;
             evidence.word(Word::Reshared).fetch_add(count, Ordering::Relaxed);
             for page in (start..start + count).map(PageIndex) {
-                evidence.unmark(at, Pages::Copied, page);
+                evidence.unmark(at, Bitmap::Copied, page);
                 // If this process copies it once more, that copy is its own.
-                evidence.unmark(at, Pages::Inherited, page);
+                evidence.unmark(at, Bitmap::Inherited, page);
             }
         }
     }
@@ -142,7 +142,7 @@ fn take_over(evidence: &Evidence, at: usize, pagemap: &Pagemap, image: Range, pl
     // In one step, so that the keeper, which may be ending an epoch, takes them or we do.
     pagemap.scan(place, &Query { rearm: true, ..WRITTEN }, |run| {
         census::pages_of(image, run).for_each(|page| {
-            evidence.mark(at, Pages::Seen, page);
+            evidence.mark(at, Bitmap::Seen, page);
         });
     })
 }
@@ -156,12 +156,12 @@ pub(crate) fn copied_now(evidence: &Evidence) -> Result<PageCount, Errno> {
     let page = sys::page_size();
     let mut count = 0;
     for (at, image) in evidence.images.iter().enumerate() {
-        let inherited = evidence.bitmap(at, Pages::Inherited);
+        let inherited = evidence.bitmap(at, Bitmap::Inherited);
         census::scan(&pagemap, image.range(), evidence.watch.arms(), |run| {
             count += if inherited.is_empty() {
                 page.pages_for(run.len).0
             } else {
-                let own = |page: &PageIndex| !evidence.is_marked(at, Pages::Inherited, *page);
+                let own = |page: &PageIndex| !evidence.is_marked(at, Bitmap::Inherited, *page);
                 census::pages_of(image.range(), run).filter(own).count() as u64
             };
         })?;

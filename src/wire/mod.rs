@@ -31,7 +31,7 @@ use flavor::Append;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use strict::Strict;
-use table::{Refusals, Way};
+use table::{Refusals, TableUse};
 
 /// Appends `value` to `bytes` and its passengers to `passengers`; nothing if that fails or unwinds. In the bytes a passenger's number is
 /// its index in all of `passengers`, so one table may serve several values.
@@ -43,7 +43,7 @@ pub(crate) fn encode<T: Serialize + ?Sized>(
     bytes: &mut Vec<u8>,
     passengers: &mut Vec<Passenger>,
 ) -> Result<()> {
-    encode_as(Way::Boarding, value, bytes, passengers)
+    encode_as(TableUse::Boarding, value, bytes, passengers)
 }
 
 /// [`encode`] for the result of a job, in which more may travel.
@@ -55,11 +55,11 @@ pub(crate) fn encode_result<T: Serialize + ?Sized>(
     bytes: &mut Vec<u8>,
     passengers: &mut Vec<Passenger>,
 ) -> Result<()> {
-    encode_as(Way::Returning, value, bytes, passengers)
+    encode_as(TableUse::Returning, value, bytes, passengers)
 }
 
 fn encode_as<T: Serialize + ?Sized>(
-    way: Way,
+    way: TableUse,
     value: &T,
     bytes: &mut Vec<u8>,
     passengers: &mut Vec<Passenger>,

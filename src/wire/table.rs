@@ -33,13 +33,13 @@ pub(super) type Refusals = Option<&'static str>;
 
 #[derive(Default)]
 struct State {
-    table: Option<(Way, Vec<Passenger>)>,
+    table: Option<(TableUse, Vec<Passenger>)>,
     refusal: Refusals,
 }
 
 /// The use of a table.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum TableUse {
     /// A value is encoded.
     Boarding,
     /// A job's result is encoded.
@@ -89,7 +89,7 @@ impl Drop for Restore<'_> {
     }
 }
 
-fn enter<'a>(way: Way, table: Vec<Passenger>, boarded: Option<&'a mut Vec<Passenger>>) -> Restore<'a> {
+fn enter<'a>(way: TableUse, table: Vec<Passenger>, boarded: Option<&'a mut Vec<Passenger>>) -> Restore<'a> {
     let len = table.len();
     let entered = State { table: Some((way, table)), refusal: None };
     let former = with(|state| mem::replace(state, entered)).unwrap_or_default();
@@ -98,7 +98,7 @@ fn enter<'a>(way: Way, table: Vec<Passenger>, boarded: Option<&'a mut Vec<Passen
 
 /// Runs `encode` with `passengers` as the table, for this use. They are as before if it fails or unwinds.
 pub(super) fn boarding<R, E>(
-    way: Way,
+    way: TableUse,
     passengers: &mut Vec<Passenger>,
     encode: impl FnOnce() -> Result<R, E>,
 ) -> (Result<R, E>, Refusals) {
@@ -116,7 +116,7 @@ pub(super) fn boarding<R, E>(
 
 /// Runs `decode` with `passengers` as the table.
 pub(super) fn leaving<R>(passengers: &[Passenger], decode: impl FnOnce() -> R) -> (R, Refusals) {
-    let _restore = enter(Way::Leaving, passengers.to_vec(), None);
+    let _restore = enter(TableUse::Leaving, passengers.to_vec(), None);
     let result = decode();
     (result, with(|state| state.refusal).flatten())
 }
@@ -124,15 +124,15 @@ pub(super) fn leaving<R>(passengers: &[Passenger], decode: impl FnOnce() -> R) -
 /// Enters a passenger into the table of the value that is being encoded, and says its number. `None` outside of
 /// `encode`.
 pub(crate) fn embark(passenger: Passenger) -> Option<u32> {
-    enter_table(passenger, &[Way::Boarding, Way::Returning])
+    enter_table(passenger, &[TableUse::Boarding, TableUse::Returning])
 }
 
 /// [`embark`] for what travels in the result of a job only, and not in a job that one job hands to a pool of its own.
 pub(crate) fn embark_in_result(passenger: Passenger) -> Option<u32> {
-    enter_table(passenger, &[Way::Returning])
+    enter_table(passenger, &[TableUse::Returning])
 }
 
-fn enter_table(passenger: Passenger, ways: &[Way]) -> Option<u32> {
+fn enter_table(passenger: Passenger, ways: &[TableUse]) -> Option<u32> {
     with(|state| match &mut state.table {
         Some((way, table)) if ways.contains(way) => {
             let number = u32::try_from(table.len()).ok()?;
@@ -147,7 +147,7 @@ fn enter_table(passenger: Passenger, ways: &[Way]) -> Option<u32> {
 /// is no such number. The same one may be asked for twice, by bytes that were made by hand.
 pub(crate) fn disembark(number: u32) -> Option<Passenger> {
     with(|state| match &state.table {
-        Some((Way::Leaving, table)) => table.get(number as usize).copied(),
+        Some((TableUse::Leaving, table)) => table.get(number as usize).copied(),
         _ => None,
     })?
 }

@@ -6,8 +6,8 @@ use crate::case::{Outcome, child_that_waits, passed, skipped};
 use crate::look::{Bytes, first_byte, frozen_pages, frozen_pages_with, original, wait, write};
 use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, Handle, HugePages};
 use cowbell::fork::{self, ForkOptions};
-use cowbell::support::{Feature, Support, Verdict};
-use cowbell::sys::procfs::smaps::{self, Figures};
+use cowbell::support::{Availability, Feature, Support};
+use cowbell::sys::procfs::smaps::{self, MappingFigures};
 use cowbell::sys::{self, Errno, page_size, process};
 use libtest_mimic::{Failed, Trial};
 use rustix::fs::{FallocateFlags, SealFlags};
@@ -46,7 +46,7 @@ fn nobody_can_write_the_file_of_a_frozen_arena() -> Outcome {
 }
 
 /// The one mapping of a frozen arena in a process.
-fn mapping(pid: i32, frozen: &Frozen<Bytes>) -> Result<Figures, Failed> {
+fn mapping(pid: i32, frozen: &Frozen<Bytes>) -> Result<MappingFigures, Failed> {
     let mut mappings = smaps::mappings(pid, frozen.image().range())?;
     assert_eq!(mappings.len(), 1, "one mapping for the whole arena: {mappings:?}");
     Ok(mappings.remove(0))
@@ -115,7 +115,7 @@ fn collapsed_pages_are_mapped_by_huge_entries_and_copies_stay_small() -> Outcome
 
 /// The kernel says EINVAL where one range cannot be collapsed, as it does where none can.
 fn a_range_that_does_not_collapse_stays_in_ordinary_pages_and_the_image_says_why() -> Outcome {
-    if Support::get().verdict(Feature::Collapse) != &Verdict::Works {
+    if Support::get().verdict(Feature::Collapse) != &Availability::Works {
         return skipped("MADV_COLLAPSE does not work here, or not now");
     }
     let arena = Arena::builder("kept small").capacity(8 << 20).build()?;

@@ -98,7 +98,7 @@ pub fn anonymous_pages(pid: i32, range: sys::map::Range) -> Result<u64, sys::Err
 /// The kernel's own count of a process's anonymous memory that no other process maps, but for a range, in pages.
 pub fn anonymous_outside(pid: i32, range: sys::map::Range) -> Result<u64, sys::Errno> {
     let everything = sys::map::Range { start: 0, len: usize::MAX };
-    let ours = |figures: &&smaps::Figures| {
+    let ours = |figures: &&smaps::MappingFigures| {
         let mapping = &figures.mapping;
         mapping.is_private() && mapping.inode == 0 && !mapping.range.overlaps(range) && !mapping.name.starts_with("[v")
     };

@@ -4,9 +4,9 @@ use crate::claim::{Claim, Need, Skip, Verdict, claim};
 use crate::evidence::{self};
 use crate::memory::{Kind, Memory, mark};
 use crate::watcher::{self, ASYNC, SYNC};
-use cowbell::sys::change::{self, Change, Waits};
+use cowbell::sys::change::{self, MemoryCall, Waits};
 use cowbell::sys::pagemap::Entry;
-use cowbell::sys::uffd::{Event, Features, Uffd};
+use cowbell::sys::uffd::{Features, Uffd, UffdMessage};
 use cowbell::sys::{Errno, pidfd, process};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -35,14 +35,14 @@ pub const CLAIMS: &[Claim] = &[
 ];
 
 /// Waits for an event while `change` is under way, looks at page 1 before it is read, and returns it.
-fn seen_before(memory: &Memory, feature: Features, change: impl FnOnce() + Send, look: impl FnOnce()) -> Event {
+fn seen_before(memory: &Memory, feature: Features, change: impl FnOnce() + Send, look: impl FnOnce()) -> UffdMessage {
     let uffd = watcher::any(SYNC | feature).expect("userfaultfd");
     watcher::arm(&uffd, memory);
     told_before(&uffd, change, look)
 }
 
 /// The same, of a userfaultfd that has the memory already.
-fn told_before(uffd: &Uffd, change: impl FnOnce() + Send, look: impl FnOnce()) -> Event {
+fn told_before(uffd: &Uffd, change: impl FnOnce() + Send, look: impl FnOnce()) -> UffdMessage {
     std::thread::scope(|scope| {
         let changer = scope.spawn(change);
         pidfd::readable(uffd.as_fd(), None).expect("poll");
@@ -64,7 +64,7 @@ fn remove_event_comes_before_the_pages_go(kind: Kind) -> Verdict {
     let memory = copies(kind)?;
     let there = || evidence::entry(&memory, 1).contains(Entry::PRESENT);
     let event = seen_before(&memory, Features::EVENT_REMOVE, || memory.drop_pages(memory.at(1)), || assert!(there()));
-    assert!(matches!(event, Event::Remove(range) if range == memory.at(1)), "{event:?}");
+    assert!(matches!(event, UffdMessage::Remove(range) if range == memory.at(1)), "{event:?}");
     assert!(!there(), "gone");
     Ok(())
 }
@@ -85,13 +85,13 @@ fn reading_one_message_leaves_the_next() -> Verdict {
         }
         for tid in [hear.recv(), hear.recv()].map(|tid| tid.expect("a thread")) {
             let syscall = process::open_syscall(process::pid(), tid).expect("/proc");
-            while !matches!(change::waits(&syscall), Waits::ToChange(Change::Drops(_))) {
+            while !matches!(change::waits(&syscall), Waits::ToChange(MemoryCall::Drops(_))) {
                 process::yield_now();
             }
         }
         let mut told = Vec::new();
         assert_eq!(uffd.read_one(|event| told.push(event)), Ok(true));
-        let [Event::Remove(first)] = told[..] else { panic!("{told:?}") };
+        let [UffdMessage::Remove(first)] = told[..] else { panic!("{told:?}") };
         let (gone, left) = if first == memory.at(1) { (1, 2) } else { (2, 1) };
         // The call goes on that was told of, and the other does not.
         while there(gone) {
@@ -100,7 +100,7 @@ fn reading_one_message_leaves_the_next() -> Verdict {
         std::thread::sleep(Duration::from_millis(20));
         assert!(there(left), "its call waits until its message is read");
         let next = watcher::next_event(&uffd);
-        assert!(matches!(next, Event::Remove(range) if range == memory.at(left)), "{next:?}");
+        assert!(matches!(next, UffdMessage::Remove(range) if range == memory.at(left)), "{next:?}");
     });
     Ok(())
 }
@@ -122,7 +122,7 @@ fn unmap_event_comes_of_what_was_registered_and_never_armed(kind: Kind) -> Verdi
             }
         };
         let event = told_before(&uffd, change, || {});
-        assert!(matches!(event, Event::Unmap(range) if range == memory.at(1)), "{event:?}");
+        assert!(matches!(event, UffdMessage::Unmap(range) if range == memory.at(1)), "{event:?}");
     }
     Ok(())
 }
@@ -132,6 +132,6 @@ fn unmap_event_comes_when_the_pages_are_gone(kind: Kind) -> Verdict {
     let unmap = || memory.unmap(memory.at(1)).expect("munmap");
     let gone = || assert_eq!(evidence::mincore(memory.at(1)), Err(Errno::NOMEM));
     let event = seen_before(&memory, Features::EVENT_UNMAP, unmap, gone);
-    assert!(matches!(event, Event::Unmap(range) if range == memory.at(1)), "{event:?}");
+    assert!(matches!(event, UffdMessage::Unmap(range) if range == memory.at(1)), "{event:?}");
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::watcher::{self, ASYNC, Monitor, SYNC};
 use cowbell::sys::map::{self, Access, Range};
 use cowbell::sys::pagemap::{Pagemap, WRITTEN};
 use cowbell::sys::procfs::{SELF, maps, smaps};
-use cowbell::sys::uffd::{Event, Features, Uffd};
+use cowbell::sys::uffd::{Features, Uffd, UffdMessage};
 use cowbell::sys::{Errno, page_size, pidfd, process};
 use std::os::fd::AsFd;
 
@@ -236,7 +236,7 @@ fn moved(uffd: &Uffd, memory: &Memory, event: bool) -> Range {
             pidfd::readable(uffd.as_fd(), None).expect("poll");
             assert!(!mover.is_finished(), "it waits");
             match watcher::next_event(uffd) {
-                Event::Remap { from, to: at, len } => {
+                UffdMessage::Remap { from, to: at, len } => {
                     assert_eq!((from, at, len), (memory.range.start, to.start, memory.range.len));
                 }
                 other => panic!("a move was expected: {other:?}"),

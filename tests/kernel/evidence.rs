@@ -7,7 +7,7 @@
 use crate::memory::{Memory, last_errno};
 use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::{self, Range};
-use cowbell::sys::pagemap::{COPIED, COPIED_ARMED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
+use cowbell::sys::pagemap::{COPIED, COPIED_ARMED, Categories, Entry, PageRegion, Pagemap, Query, WRITTEN};
 use cowbell::sys::procfs::{smaps, status::Status};
 use cowbell::sys::{Errno, memfd, process};
 
@@ -72,7 +72,7 @@ pub fn pages(numbers: impl IntoIterator<Item = usize>) -> PageSet {
 pub fn categories(memory: &Memory, page: usize) -> Categories {
     let query = Query { all: Categories::empty(), none: Categories::empty(), any: ALL, rearm: false };
     let range = memory.at(page);
-    let mut regions = [Region { start: 0, end: 0, categories: 0 }];
+    let mut regions = [PageRegion { start: 0, end: 0, categories: 0 }];
     let (_, count) = own()
         .scan_once(range.start as u64, range.end() as u64, &query, &mut regions)
         .expect("PAGEMAP_SCAN of one page");
@@ -87,8 +87,8 @@ pub fn entry(memory: &Memory, page: usize) -> Entry {
 }
 
 /// The figures of smaps for a memory, all its mappings together.
-pub fn smaps(pid: i32, memory: &Memory) -> smaps::Figures {
-    let mut sum = smaps::Figures::default();
+pub fn smaps(pid: i32, memory: &Memory) -> smaps::MappingFigures {
+    let mut sum = smaps::MappingFigures::default();
     for part in smaps::mappings(pid, memory.range).expect("smaps") {
         assert!(
             part.mapping.range.start >= memory.range.start && part.mapping.range.end() <= memory.range.end(),

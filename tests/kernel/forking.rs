@@ -6,7 +6,7 @@ use crate::evidence::{self, pages};
 use crate::memory::{Kind, Memory, mark};
 use crate::watcher::{self, ASYNC};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::uffd::{Event, Features};
+use cowbell::sys::uffd::{Features, UffdMessage};
 use cowbell::sys::{Errno, map, process};
 use rustix::thread::CapabilitySet;
 use std::os::fd::AsFd;
@@ -148,7 +148,7 @@ fn fork_with_event_keeps_child_armed(kind: Kind) -> Verdict {
     let end = Gate::new();
     let reader = child::spawn(|| match watcher::next_event(&uffd) {
         // The holder of this keeps the child armed.
-        Event::Fork(_child) => end.pass(),
+        UffdMessage::Fork(_child) => end.pass(),
         other => panic!("a fork was expected: {other:?}"),
     });
     watcher::arm(&uffd, &memory);
@@ -199,7 +199,7 @@ fn fork_waits_until_its_event_is_read() -> Verdict {
         assert_eq!(readable(&uffd, 10_000), Ok(true), "the event is there");
         // Long for a fork and its return; a kernel that did not wait would be through.
         assert_eq!(readable(&returned, 100), Ok(false), "fork waits");
-        let Event::Fork(_child) = watcher::next_event(&uffd) else { panic!("a fork was expected") };
+        let UffdMessage::Fork(_child) = watcher::next_event(&uffd) else { panic!("a fork was expected") };
         assert_eq!(readable(&returned, 10_000), Ok(true), "fork has returned");
         end.open();
     });

@@ -7,7 +7,7 @@ use crate::memory::{Kind, Memory, mark};
 use crate::watcher;
 use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{COPIED, Categories, Entry, Pagemap, Query, Region, WRITTEN};
+use cowbell::sys::pagemap::{COPIED, Categories, Entry, PageRegion, Pagemap, Query, WRITTEN};
 use cowbell::sys::{Errno, pidfd, process};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
@@ -197,7 +197,7 @@ fn small_scans_resume_to_the_truth() -> Verdict {
         set.iter().for_each(|&page| memory.store(page, 255));
         let truth = pages(set.iter().copied());
         for vector in [1, 2, 7, 128] {
-            let mut regions = vec![Region { start: 0, end: 0, categories: 0 }; vector];
+            let mut regions = vec![PageRegion { start: 0, end: 0, categories: 0 }; vector];
             let (mut start, end) = (memory.range.start as u64, memory.range.end() as u64);
             let mut found = PageSet::new();
             while start < end {

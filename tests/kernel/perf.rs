@@ -10,9 +10,9 @@ use crate::claim::{ADMIN, Claim, Skip, Verdict, claim};
 use crate::evidence;
 use crate::memory::{Kind, Memory};
 use crate::processes::cowbell_claim_store;
-use cowbell::sys::perf::record::{Fault, Record};
+use cowbell::sys::perf::record::{FaultRecord, RingRecord};
 use cowbell::sys::perf::rings::Rings;
-use cowbell::sys::perf::{Counts, Event, Follow, Options, Ring};
+use cowbell::sys::perf::{Counts, Follow, Options, PerfEvent, Ring};
 use cowbell::sys::{memfd, monotonic_ns, pidfd, process};
 use std::os::fd::AsFd;
 
@@ -67,23 +67,23 @@ pub fn alone(pid: i32, kernel: bool, bytes: usize) -> Result<Ring, Skip> {
         code: false,
         wakeup_bytes: (bytes / 4) as u32,
     };
-    let event = Event::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
+    let event = PerfEvent::open(pid, options).map_err(|e| refused("perf_event_open", e))?;
     Ring::new(event, bytes).map_err(|(_, e)| refused("mmap of a ring", e))
 }
 
 /// The faults in a memory that a ring tells, with the page of each.
-pub fn faults(memory: &Memory, drain: impl FnOnce(&mut dyn FnMut(Record))) -> Vec<(usize, Fault)> {
+pub fn faults(memory: &Memory, drain: impl FnOnce(&mut dyn FnMut(RingRecord))) -> Vec<(usize, FaultRecord)> {
     let mut found = Vec::new();
     drain(&mut |record| match record {
-        Record::Fault(fault) => {
+        RingRecord::Fault(fault) => {
             let offset = (fault.address as usize).wrapping_sub(memory.range.start);
             if offset < memory.range.len {
                 found.push((offset / memory.page.bytes(), fault));
             }
         }
-        Record::Lost(count) => panic!("{count} records did not fit"),
-        Record::Mapped(_) | Record::Other => {}
-        Record::Broken => panic!("no record"),
+        RingRecord::Lost(count) => panic!("{count} records did not fit"),
+        RingRecord::Mapped(_) | RingRecord::Other => {}
+        RingRecord::Broken => panic!("no record"),
     });
     found
 }
@@ -150,7 +150,7 @@ fn last_fault_of_an_absent_page_is_its_write(kind: Kind) -> Verdict {
     go.open();
     child.finish();
     let found = faults(&memory, |seen| ring.drain(seen));
-    let by_store = |fault: &Fault| fault.ip == cowbell_claim_store as *const () as u64;
+    let by_store = |fault: &FaultRecord| fault.ip == cowbell_claim_store as *const () as u64;
     let told: Vec<_> = found.iter().map(|(page, fault)| (*page, by_store(fault))).collect();
     assert_eq!(told, [(STEP, false), (STEP, true), (3 * STEP, true)]);
     Ok(())
@@ -238,8 +238,8 @@ fn fault_records_lost_are_counted() -> Verdict {
     child.finish();
     let (mut seen, mut told) = (0u64, 0u64);
     ring.drain(|record| match record {
-        Record::Fault(_) => seen += 1,
-        Record::Lost(count) => told += count,
+        RingRecord::Fault(_) => seen += 1,
+        RingRecord::Lost(count) => told += count,
         record => panic!("{record:?}"),
     });
     let Counts { faults, lost } = ring.event().counts().expect("counts");
@@ -297,7 +297,7 @@ fn fault_tells_the_frame_before_it() -> Verdict {
         code: false,
         wakeup_bytes: 0,
     };
-    let event = Event::open(child.pid, options).map_err(|e| refused("perf_event_open", e))?;
+    let event = PerfEvent::open(child.pid, options).map_err(|e| refused("perf_event_open", e))?;
     let mut ring = Ring::new(event, RING).map_err(|(_, e)| refused("mmap of a ring", e))?;
     go.open();
     child.finish();

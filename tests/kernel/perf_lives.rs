@@ -11,7 +11,7 @@ use crate::perf::{RING, alone, faults, refused, store, tree, waiting};
 use crate::perf_rights::program;
 use crate::tracee;
 use cowbell::sys::perf::Follow;
-use cowbell::sys::perf::record::Record;
+use cowbell::sys::perf::record::RingRecord;
 use cowbell::sys::perf::rings::{Rings, Woken};
 use cowbell::sys::{memfd, process};
 use std::os::fd::AsFd;
@@ -67,12 +67,12 @@ fn code_mapped_later_is_told_in_its_turn() -> Verdict {
     child.finish();
     let mut found = Vec::new();
     rings.drain(|record| match record {
-        Record::Fault(fault) => found.push((fault.time_ns, fault.address, None)),
-        Record::Mapped(code) => {
+        RingRecord::Fault(fault) => found.push((fault.time_ns, fault.address, None)),
+        RingRecord::Mapped(code) => {
             found.push((code.time_ns, code.start, Some((code.pid, code.len, code.offset, code.inode))))
         }
         // Processes and threads that come and go.
-        Record::Other => {}
+        RingRecord::Other => {}
         record => panic!("{record:?}"),
     });
     found.sort_unstable();

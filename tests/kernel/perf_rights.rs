@@ -12,7 +12,7 @@ use crate::perf::{RING, alone, waiting};
 use crate::tracee;
 use cowbell::sys::Errno;
 use cowbell::sys::perf::rings::Rings;
-use cowbell::sys::perf::{Event, Follow, Options, Ring};
+use cowbell::sys::perf::{Follow, Options, PerfEvent, Ring};
 use rustix::fs::Mode;
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -63,9 +63,12 @@ fn kernel_faults_need_permission() -> Verdict {
             code: false,
             wakeup_bytes: 0,
         };
-        assert_eq!(Event::open(0, options).map(drop), Err(Errno::ACCESS));
-        assert_eq!(Event::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
-        assert_eq!(Event::open(0, Options { kernel: false, frames: true, ..options }).map(drop), Err(Errno::ACCESS));
+        assert_eq!(PerfEvent::open(0, options).map(drop), Err(Errno::ACCESS));
+        assert_eq!(PerfEvent::open(0, Options { kernel: false, ..options }).map(drop), Ok(()));
+        assert_eq!(
+            PerfEvent::open(0, Options { kernel: false, frames: true, ..options }).map(drop),
+            Err(Errno::ACCESS)
+        );
     })
     .finish();
     Ok(())
@@ -79,7 +82,7 @@ fn rings_beyond_the_locked_limit_are_refused() -> Verdict {
         let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Memlock, none).expect("setrlimit");
         let event = || {
-            Event::open(
+            PerfEvent::open(
                 0,
                 Options {
                     cpu: None,

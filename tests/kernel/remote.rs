@@ -11,7 +11,7 @@ use crate::tracee;
 use crate::watcher::SYNC;
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pagemap::{Entry, Pagemap};
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Features;
 use cowbell::sys::{Errno, pidfd, process, remote};
@@ -114,10 +114,10 @@ fn injected_userfaultfd_watches_the_child() -> Verdict {
     assert_eq!((fault.address, fault.tid), (memory.at(1).start, child));
     assert!(fault.write_protect && !entry_of(child, &memory, 1).contains(Entry::EXCLUSIVE), "not yet copied");
     uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
-    tracee::until(child, Stop::Event(Event::Exit));
+    tracee::until(child, Stop::Event(EventStop::Exit));
     assert!(entry_of(child, &memory, 1).contains(Entry::EXCLUSIVE), "copied");
-    assert_eq!(tracee::end(child), Status::Exited(0));
-    while tracee::next(parent.pid) != Status::Exited(0) {
+    assert_eq!(tracee::end(child), WaitStatus::Exited(0));
+    while tracee::next(parent.pid) != WaitStatus::Exited(0) {
         ptrace::resume(parent.pid, Until::Event, 0).expect("PTRACE_CONT");
     }
     assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "nothing of the parent");
@@ -152,7 +152,7 @@ fn unregistering_tells_whose_memory_a_userfaultfd_is_about() -> Verdict {
     assert_eq!(uffd.register(memory.range), Ok(()), "one of the other's");
     drop(uffd);
     gate.open();
-    assert_eq!(tracee::end(tracee.pid), Status::Exited(0));
+    assert_eq!(tracee::end(tracee.pid), WaitStatus::Exited(0));
     Ok(())
 }
 
@@ -195,7 +195,7 @@ fn one_registered_mapping_hands_a_userfaultfd_on() -> Verdict {
         theirs.write_protect(memory.at(page), false).expect("UFFDIO_WRITEPROTECT");
         (maker, given) = (child, theirs);
     }
-    assert_eq!(tracee::end_running(maker), Status::Exited(0), "the grandchild");
+    assert_eq!(tracee::end_running(maker), WaitStatus::Exited(0), "the grandchild");
     drop(given);
     all_exit();
     Ok(())
@@ -205,8 +205,8 @@ fn one_registered_mapping_hands_a_userfaultfd_on() -> Verdict {
 fn all_exit() {
     while let Ok(Some((tid, status))) = ptrace::wait(None, true) {
         match status {
-            Status::Stopped(stop) => tracee::resume(tid, stop),
-            ended => assert_eq!(ended, Status::Exited(0), "process {tid}"),
+            WaitStatus::Stopped(stop) => tracee::resume(tid, stop),
+            ended => assert_eq!(ended, WaitStatus::Exited(0), "process {tid}"),
         }
     }
 }
@@ -259,9 +259,9 @@ fn stop_in(number: i64, again: Option<i64>, inject: bool, body: impl FnOnce() ->
     }
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
     let Some(again) = again else {
-        tracee::until(child.pid, Stop::Event(Event::Exit));
+        tracee::until(child.pid, Stop::Event(EventStop::Exit));
         let result = word.load(Ordering::SeqCst) as i64;
-        assert_eq!(tracee::end(child.pid), Status::Exited(0));
+        assert_eq!(tracee::end(child.pid), WaitStatus::Exited(0));
         return Some(result);
     };
     tracee::blocked_in(child.pid, |in_call, _| {
@@ -270,8 +270,8 @@ fn stop_in(number: i64, again: Option<i64>, inject: bool, body: impl FnOnce() ->
         in_call == again
     });
     process::kill(child.pid);
-    tracee::until(child.pid, Stop::Event(Event::Exit));
-    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     None
 }
 

@@ -8,7 +8,7 @@ use crate::remote::entry_of;
 use crate::tracee;
 use crate::watcher::SYNC;
 use cowbell::sys::pagemap::Entry;
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Features;
 use cowbell::sys::{Errno, pidfd, process};
@@ -150,7 +150,7 @@ fn userfaultfd_outlives_the_address_space() -> Verdict {
     uffd.write_protect(memory.range, false).expect("UFFDIO_WRITEPROTECT");
     go.open();
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
-    tracee::until(child.pid, Stop::Event(Event::Exec));
+    tracee::until(child.pid, Stop::Event(EventStop::Exec));
     assert_eq!(abilities(&uffd, &memory), gone, "after exec");
     let newer = {
         // The event is inside of the system call, so the thread goes on to its return, and no further: the program would end.
@@ -160,8 +160,8 @@ fn userfaultfd_outlives_the_address_space() -> Verdict {
         tracee::watch(child.pid, false, SYNC)
     };
     process::kill(child.pid);
-    tracee::until(child.pid, Stop::Event(Event::Exit));
-    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     assert_eq!(abilities(&newer, &memory), gone, "after the end");
     Ok(())
 }
@@ -182,10 +182,10 @@ fn protecting_fails_while_an_event_is_unread() -> Verdict {
     assert_eq!(uffd.write_protect(memory.at(2), false), Err(Errno::AGAIN), "unread");
     let mut removed = None;
     uffd.read(|event| removed = Some(event)).expect("read");
-    assert!(matches!(removed, Some(cowbell::sys::uffd::Event::Remove(range)) if range == memory.at(1)));
-    tracee::until(child.pid, Stop::Event(Event::Exit));
+    assert!(matches!(removed, Some(cowbell::sys::uffd::UffdMessage::Remove(range)) if range == memory.at(1)));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
     assert_eq!(uffd.write_protect(memory.at(2), false), Ok(()), "read");
-    assert_eq!(tracee::end(child.pid), Status::Exited(0));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Exited(0));
     Ok(())
 }
 
@@ -203,10 +203,10 @@ fn killed_writer_leaves_its_page_alone() -> Verdict {
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
     assert_eq!(tracee::next_fault(&uffd).address, memory.at(1).start, "announced");
     process::kill(child.pid);
-    tracee::until(child.pid, Stop::Event(Event::Exit));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
     let entry = entry_of(child.pid, &memory, 1);
     assert!(entry.contains(Entry::PRESENT | Entry::UFFD_WP) && !entry.contains(Entry::EXCLUSIVE), "{entry:?}");
-    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     Ok(())
 }
 

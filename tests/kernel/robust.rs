@@ -11,7 +11,7 @@ use crate::memory::{Kind, Memory, last_errno};
 use cowbell::sys::clone::{ForkArgs, Forked};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::robust::{Locked, Patience, RobustMutex};
+use cowbell::sys::robust::{LockPatience, Locked, RobustMutex};
 use cowbell::sys::{Errno, futex, monotonic_ns, process};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -56,7 +56,7 @@ fn mutex() -> &'static RobustMutex {
 }
 
 fn lock(mutex: &RobustMutex) -> Result<Locked, Errno> {
-    let patience = Patience::Until(monotonic_ns() + LONG.as_nanos() as u64);
+    let patience = LockPatience::Until(monotonic_ns() + LONG.as_nanos() as u64);
     // SAFETY: it was made where it is, and stays.
     unsafe { mutex.lock(patience) }
 }

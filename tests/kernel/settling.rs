@@ -8,7 +8,7 @@ use crate::memory::{Kind, Memory, store};
 use crate::watcher::{self, SYNC};
 use cowbell::sys::map::{self, Harmless};
 use cowbell::sys::pagemap::{Categories, Entry};
-use cowbell::sys::uffd::{Event, Features};
+use cowbell::sys::uffd::{Features, UffdMessage};
 use std::os::fd::AsFd;
 
 pub const CLAIMS: &[Claim] = &[
@@ -118,7 +118,7 @@ fn two_writers_of_one_page_are_two_messages() -> Verdict {
         while writers.len() < 2 {
             cowbell::sys::pidfd::readable(uffd.as_fd(), None).expect("poll");
             let seen = |event| match event {
-                Event::Fault(fault) => {
+                UffdMessage::Fault(fault) => {
                     assert_eq!(fault.address, address);
                     assert!(writers.insert(fault.tid), "one message each");
                 }

@@ -11,7 +11,7 @@ use crate::memory::{Kind, Memory, mark};
 use crate::remote::call;
 use crate::tracee;
 use crate::watcher::SYNC;
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::uffd::Features;
 use cowbell::sys::{pidfd, process};
 use std::os::fd::{AsFd, AsRawFd};
@@ -62,7 +62,7 @@ fn kernel_write_waits_inside_its_system_call() -> Verdict {
         true
     });
     uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
-    assert_eq!(tracee::end_running(child.pid), Status::Exited(0));
+    assert_eq!(tracee::end_running(child.pid), WaitStatus::Exited(0));
     Ok(())
 }
 
@@ -145,11 +145,11 @@ fn ended_with_armed_page(memory: &Memory, disarm: bool, prepare: impl FnOnce()) 
     tracee::arm(&uffd, memory.at(1));
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
     go.open();
-    tracee::until(child.pid, Stop::Event(Event::Exit));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
     if disarm {
         uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
     }
-    assert_eq!(tracee::end(child.pid), Status::Exited(0));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Exited(0));
     assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no message");
 }
 
@@ -168,7 +168,7 @@ fn tid_word_disarmed_at_the_exit_stop_is_cleared() -> Verdict {
                 Gate::new().pass();
             });
         });
-        tracee::until(child.pid, Stop::Event(Event::Clone));
+        tracee::until(child.pid, Stop::Event(EventStop::Clone));
         let thread = ptrace::event_message(child.pid).expect("PTRACE_GETEVENTMSG") as i32;
         tracee::until(thread, Stop::Trap);
         ptrace::resume(thread, Until::Event, 0).expect("PTRACE_CONT");
@@ -178,15 +178,15 @@ fn tid_word_disarmed_at_the_exit_stop_is_cleared() -> Verdict {
         tracee::arm(&uffd, memory.at(1));
         ptrace::resume(thread, Until::Event, 0).expect("PTRACE_CONT");
         go.open();
-        tracee::until(thread, Stop::Event(Event::Exit));
+        tracee::until(thread, Stop::Event(EventStop::Exit));
         if disarm {
             uffd.write_protect(memory.at(1), false).expect("UFFDIO_WRITEPROTECT");
         }
-        assert_eq!(tracee::end(thread), Status::Exited(0));
+        assert_eq!(tracee::end(thread), WaitStatus::Exited(0));
         assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no message");
         assert_eq!(memory.load(1), if disarm { 0 } else { mark(1) });
         process::kill(child.pid);
-        assert_eq!(tracee::end_running(child.pid), Status::Signaled(libc::SIGKILL));
+        assert_eq!(tracee::end_running(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 use crate::claim::{Claim, Need};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::uffd::{Event, Fault, Features, Uffd};
+use cowbell::sys::uffd::{Features, Uffd, UffdMessage, WaitingWrite};
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
@@ -94,7 +94,7 @@ pub fn protect(uffd: &Uffd, range: Range, armed: bool) -> Result<(), Errno> {
 }
 
 /// Reads what events there are.
-pub fn read(uffd: &Uffd, mut seen: impl FnMut(Event)) -> Result<(), Errno> {
+pub fn read(uffd: &Uffd, mut seen: impl FnMut(UffdMessage)) -> Result<(), Errno> {
     let span = |start: *mut c_void, end: *mut c_void| Range { start: start.addr(), len: end.addr() - start.addr() };
     loop {
         let event = match lent(uffd).read_event().map_err(|e| errno(&e)) {
@@ -104,17 +104,17 @@ pub fn read(uffd: &Uffd, mut seen: impl FnMut(Event)) -> Result<(), Errno> {
             Err(e) => return Err(e),
         };
         seen(match event {
-            userfaultfd::Event::Pagefault { kind, addr, thread_id, .. } => Event::Fault(Fault {
+            userfaultfd::Event::Pagefault { kind, addr, thread_id, .. } => UffdMessage::Fault(WaitingWrite {
                 address: addr.addr(),
                 tid: thread_id.as_raw(),
                 write_protect: kind == FaultKind::WriteProtected,
             }),
             userfaultfd::Event::Fork { uffd } => {
-                Event::Fork(rustix::io::fcntl_dupfd_cloexec(uffd.as_fd(), 0).expect("a descriptor"))
+                UffdMessage::Fork(rustix::io::fcntl_dupfd_cloexec(uffd.as_fd(), 0).expect("a descriptor"))
             }
-            userfaultfd::Event::Remap { from, to, len } => Event::Remap { from: from.addr(), to: to.addr(), len },
-            userfaultfd::Event::Remove { start, end } => Event::Remove(span(start, end)),
-            userfaultfd::Event::Unmap { start, end } => Event::Unmap(span(start, end)),
+            userfaultfd::Event::Remap { from, to, len } => UffdMessage::Remap { from: from.addr(), to: to.addr(), len },
+            userfaultfd::Event::Remove { start, end } => UffdMessage::Remove(span(start, end)),
+            userfaultfd::Event::Unmap { start, end } => UffdMessage::Unmap(span(start, end)),
         });
     }
 }

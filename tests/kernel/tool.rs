@@ -268,7 +268,7 @@ fn kept_frames(drain: &remote::Drain) -> Result<[bool; 3], Skip> {
         end.pass();
     });
     memory.drop_pages(memory.range);
-    let there = remote::Memory::open(owner.pid).expect("its memory");
+    let there = remote::RemoteMemory::open(owner.pid).expect("its memory");
     let kept = [1, 2, 3].map(|page| {
         let before = entry_of(owner.pid, &memory, page);
         assert!(before.contains(Entry::PRESENT | Entry::EXCLUSIVE), "nobody else has it");

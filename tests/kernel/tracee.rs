@@ -5,9 +5,9 @@ use cowbell::sys::inject::{Call, Injection};
 use cowbell::sys::map::Range;
 use cowbell::sys::pidfd;
 use cowbell::sys::process;
-use cowbell::sys::ptrace::{self, Event, Options, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Options, Stop, Until, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::uffd::{self, Fault, Features};
+use cowbell::sys::uffd::{self, Features, WaitingWrite};
 use std::os::fd::AsFd;
 
 /// Events of every kind; the tracee outlives its tracer.
@@ -26,7 +26,7 @@ pub fn spawn(options: Options, body: impl FnOnce()) -> Child {
 }
 
 /// The next thing that happens to a thread.
-pub fn next(tid: i32) -> Status {
+pub fn next(tid: i32) -> WaitStatus {
     ptrace::wait(Some(tid), true).expect("waitpid").expect("it blocks").1
 }
 
@@ -40,8 +40,8 @@ pub fn resume(tid: i32, stop: Stop) {
 pub fn until(tid: i32, wanted: Stop) {
     loop {
         match next(tid) {
-            Status::Stopped(stop) if stop == wanted => return,
-            Status::Stopped(stop) => resume(tid, stop),
+            WaitStatus::Stopped(stop) if stop == wanted => return,
+            WaitStatus::Stopped(stop) => resume(tid, stop),
             ended => panic!("{ended:?} instead of {wanted:?}"),
         }
     }
@@ -54,16 +54,16 @@ pub fn interrupt(tid: i32) {
 }
 
 /// Lets a stopped thread run to its end; how that was.
-pub fn end(tid: i32) -> Status {
+pub fn end(tid: i32) -> WaitStatus {
     resume(tid, Stop::Trap);
     end_running(tid)
 }
 
 /// Waits for a running thread's end, passing all stops; how that was.
-pub fn end_running(tid: i32) -> Status {
+pub fn end_running(tid: i32) -> WaitStatus {
     loop {
         match next(tid) {
-            Status::Stopped(stop) => resume(tid, stop),
+            WaitStatus::Stopped(stop) => resume(tid, stop),
             ended => return ended,
         }
     }
@@ -71,14 +71,14 @@ pub fn end_running(tid: i32) -> Status {
 
 /// Lets a tracee that stands at a fork go on, and returns the child at its first stop.
 pub fn born(parent: i32) -> i32 {
-    until(parent, Stop::Event(Event::Fork));
+    until(parent, Stop::Event(EventStop::Fork));
     let child = ptrace::event_message(parent).expect("PTRACE_GETEVENTMSG") as i32;
-    assert_eq!(next(child), Status::Stopped(Stop::Trap), "a child's first stop");
+    assert_eq!(next(child), WaitStatus::Stopped(Stop::Trap), "a child's first stop");
     child
 }
 
 /// An injection's way to wait.
-pub fn wait(tid: i32) -> Result<Status, cowbell::sys::Errno> {
+pub fn wait(tid: i32) -> Result<WaitStatus, cowbell::sys::Errno> {
     ptrace::wait(Some(tid), true).map(|found| found.expect("it blocks").1)
 }
 
@@ -106,12 +106,12 @@ pub fn arm(uffd: &RemoteUffd, range: Range) {
 }
 
 /// Waits for the next event, which must be a fault.
-pub fn next_fault(uffd: &RemoteUffd) -> Fault {
+pub fn next_fault(uffd: &RemoteUffd) -> WaitingWrite {
     loop {
         pidfd::readable(uffd.as_fd(), None).expect("poll");
         let mut seen = None;
         uffd.read(|event| match event {
-            uffd::Event::Fault(fault) => seen = Some(fault),
+            uffd::UffdMessage::Fault(fault) => seen = Some(fault),
             other => panic!("a fault was expected: {other:?}"),
         })
         .expect("read");
@@ -140,5 +140,5 @@ pub fn blocked_in(tid: i32, wanted: impl Fn(i64, &[u64]) -> bool) {
 pub fn exec_stop(pid: i32, gate: &Gate) {
     ptrace::seize(pid, Options::EXEC).expect("PTRACE_SEIZE");
     gate.open();
-    until(pid, Stop::Event(Event::Exec));
+    until(pid, Stop::Event(EventStop::Exec));
 }

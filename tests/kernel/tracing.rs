@@ -14,7 +14,7 @@ use cowbell::sys::inject::{Call, Injection, Interrupted};
 use cowbell::sys::map::{Range, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::ptrace::{self, Event, Options, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Options, Stop, Until, WaitStatus};
 use cowbell::sys::{Errno, process, remote};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use std::os::fd::AsFd;
@@ -86,7 +86,7 @@ fn exit_stop_shows_the_memory_of_a_killed_process() -> Verdict {
         if signal == libc::SIGKILL {
             process::kill(child.pid);
         }
-        tracee::until(child.pid, Stop::Event(Event::Exit));
+        tracee::until(child.pid, Stop::Event(EventStop::Exit));
         let message = ptrace::event_message(child.pid).expect("PTRACE_GETEVENTMSG");
         assert_eq!(ptrace::end_in(message), Ended::Signaled(signal));
         let mut bytes = [0; 1];
@@ -96,7 +96,7 @@ fn exit_stop_shows_the_memory_of_a_killed_process() -> Verdict {
         assert_eq!(evidence::scan(&pagemap, &memory, &COPIED), pages([1]), "{signal}");
         assert_eq!(evidence::smaps(child.pid, &memory).anonymous as usize, memory.page.bytes(), "{signal}");
         ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
-        assert_eq!(tracee::next(child.pid), Status::Signaled(signal));
+        assert_eq!(tracee::next(child.pid), WaitStatus::Signaled(signal));
         assert!(evidence::shows_nothing(&pagemap, &memory), "let go");
     }
     Ok(())
@@ -122,8 +122,8 @@ fn each_thread_stops_at_the_end_of_its_group() -> Verdict {
     let mut ending = Vec::new();
     while ending.len() < 3 {
         match ptrace::wait(None, true).expect("waitpid").expect("it blocks") {
-            (tid, Status::Stopped(Stop::Event(Event::Exit))) => ending.push(tid),
-            (tid, Status::Stopped(stop)) => tracee::resume(tid, stop),
+            (tid, WaitStatus::Stopped(Stop::Event(EventStop::Exit))) => ending.push(tid),
+            (tid, WaitStatus::Stopped(stop)) => tracee::resume(tid, stop),
             (tid, ended) => panic!("{tid} {ended:?} without its event"),
         }
     }
@@ -137,7 +137,7 @@ fn each_thread_stops_at_the_end_of_its_group() -> Verdict {
     for (at, &tid) in ending.iter().enumerate() {
         assert!(ending.iter().skip(at).all(|&waits| read(waits) == Ok(1)), "{at} are gone");
         ptrace::resume(tid, Until::Event, 0).expect("PTRACE_CONT");
-        assert_eq!(tracee::next(tid), Status::Exited(7));
+        assert_eq!(tracee::next(tid), WaitStatus::Exited(7));
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ fn killed_tracee_passes_its_exit_stop_when_it_is_resumed() -> Verdict {
     let event = seen.trapping_signal().expect("it stands");
     assert_eq!(event, libc::SIGTRAP | libc::PTRACE_EVENT_EXIT << 8, "only looked at, not waited for");
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
-    assert_eq!(tracee::next(child.pid), Status::Signaled(libc::SIGKILL), "no event came");
+    assert_eq!(tracee::next(child.pid), WaitStatus::Signaled(libc::SIGKILL), "no event came");
     Ok(())
 }
 
@@ -173,8 +173,8 @@ fn tracee_in_another_process_group_needs_wait_for_any() -> Verdict {
     let wall = rustix::process::WaitOptions::from_bits_retain(libc::__WALL as u32);
     let own_group = rustix::process::waitpid(None, wall | rustix::process::WaitOptions::NOHANG);
     assert_eq!(own_group.map(|_| ()), Err(Errno::CHILD));
-    assert_eq!(ptrace::wait(None, false), Ok(Some((child.pid, Status::Stopped(Stop::Event(Event::Exit))))));
-    assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGKILL));
+    assert_eq!(ptrace::wait(None, false), Ok(Some((child.pid, WaitStatus::Stopped(Stop::Event(EventStop::Exit))))));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     Ok(())
 }
 
@@ -186,7 +186,7 @@ fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
         ptrace::seize(pid, Options::empty()).expect("PTRACE_SEIZE");
         seized.open();
         release.pass();
-        assert_eq!(tracee::next(pid), Status::Exited(7));
+        assert_eq!(tracee::next(pid), WaitStatus::Exited(7));
     });
     let child = child::spawn(|| {
         process::allow_tracing_by(tracer.pid);
@@ -230,9 +230,9 @@ fn forked_tracee_stands_before_its_first_instruction() -> Verdict {
         found.contains(Entry::PRESENT | Entry::EXCLUSIVE)
     };
     assert!(alone(cell) && !alone(memory.at(1).start), "the id's page is a copy, others are shared");
-    assert_eq!(tracee::end(child), Status::Exited(0));
+    assert_eq!(tracee::end(child), WaitStatus::Exited(0));
     assert_eq!(ran.load(Ordering::SeqCst), 1, "it has run");
-    assert_eq!(tracee::end(parent.pid), Status::Exited(0));
+    assert_eq!(tracee::end(parent.pid), WaitStatus::Exited(0));
     Ok(())
 }
 
@@ -253,11 +253,11 @@ fn interrupted_read_returns_what_it_has() -> Verdict {
         // One that has ended says so below.
         let _ended = ptrace::interrupt(reader.pid);
         match tracee::next(reader.pid) {
-            Status::Stopped(stop) => tracee::resume(reader.pid, stop),
+            WaitStatus::Stopped(stop) => tracee::resume(reader.pid, stop),
             ended => break ended,
         }
     };
-    assert_eq!(ended, Status::Exited(i32::from(LESS)));
+    assert_eq!(ended, WaitStatus::Exited(i32::from(LESS)));
     Ok(())
 }
 
@@ -285,9 +285,9 @@ fn interrupted_page_fault_is_taken_again() -> Verdict {
         }
         ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
     }
-    tracee::until(child.pid, Stop::Event(Event::Exit));
+    tracee::until(child.pid, Stop::Event(EventStop::Exit));
     assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no third message");
-    assert_eq!(tracee::end(child.pid), Status::Exited(200));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Exited(200));
     Ok(())
 }
 
@@ -346,7 +346,7 @@ fn seccomp_decides_about_an_injected_call() -> Verdict {
     let results = [
         (libc::SECCOMP_RET_ERRNO | libc::EXDEV as u32, Ok(-i64::from(libc::EXDEV))),
         (libc::SECCOMP_RET_TRAP, Err(Interrupted::Refused(Errno::PERM))),
-        (libc::SECCOMP_RET_KILL_PROCESS, Err(Interrupted::Ending(Status::Stopped(Stop::Event(Event::Exit))))),
+        (libc::SECCOMP_RET_KILL_PROCESS, Err(Interrupted::Ending(WaitStatus::Stopped(Stop::Event(EventStop::Exit))))),
     ];
     for (action, expected) in results {
         let (child, go) = filtered(tracee::ALL, action, false, false);
@@ -355,12 +355,12 @@ fn seccomp_decides_about_an_injected_call() -> Verdict {
         let mut injection = Injection::begin(child.pid, &mut wait).expect("an injection");
         assert_eq!(injection.call(Call::Userfaultfd { user_mode_only: true }), expected);
         if let Err(Interrupted::Ending(_)) = expected {
-            assert_eq!(tracee::end(child.pid), Status::Signaled(libc::SIGSYS));
+            assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGSYS));
             continue;
         }
         assert_eq!(injection.finish(), Ok(Stop::Trap));
         go.open();
-        assert_eq!(tracee::end(child.pid), Status::Exited(7), "{action:#x}: unharmed");
+        assert_eq!(tracee::end(child.pid), WaitStatus::Exited(7), "{action:#x}: unharmed");
     }
     Ok(())
 }
@@ -371,7 +371,7 @@ fn blocked_sigsys_loses_its_handler() -> Verdict {
         go.open();
         tracee::until(child.pid, Stop::Signal(libc::SIGSYS));
         // The signal is swallowed.
-        assert_eq!(tracee::end(child.pid), Status::Exited(if blocked { 8 } else { 7 }));
+        assert_eq!(tracee::end(child.pid), WaitStatus::Exited(if blocked { 8 } else { 7 }));
     }
     Ok(())
 }
@@ -390,6 +390,6 @@ fn suspending_seccomp_needs_administration() -> Verdict {
     tracee::interrupt(child.pid);
     let _uffd = tracee::watch(child.pid, false, watcher::SYNC);
     go.open();
-    assert_eq!(tracee::end(child.pid), Status::Exited(7));
+    assert_eq!(tracee::end(child.pid), WaitStatus::Exited(7));
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::theirs;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::process;
-use cowbell::sys::uffd::{Door, Event, Fault, Features, Uffd};
+use cowbell::sys::uffd::{Door, Features, Uffd, UffdMessage, WaitingWrite};
 use linux_raw_sys::{general as raw, ioctl as number};
 use rustix::event::{PollFd, PollFlags};
 use rustix::ioctl::{Opcode, Updater};
@@ -87,7 +87,7 @@ pub fn arm_async(memory: &Memory) -> Uffd {
 }
 
 /// Reads what events there are, without waiting.
-fn read(uffd: &Uffd, seen: impl FnMut(Event)) -> Result<(), Errno> {
+fn read(uffd: &Uffd, seen: impl FnMut(UffdMessage)) -> Result<(), Errno> {
     #[cfg(feature = "userfaultfd")]
     if theirs::chosen() {
         return theirs::read(uffd, seen);
@@ -96,7 +96,7 @@ fn read(uffd: &Uffd, seen: impl FnMut(Event)) -> Result<(), Errno> {
 }
 
 /// Waits for the next event.
-pub fn next_event(uffd: &Uffd) -> Event {
+pub fn next_event(uffd: &Uffd) -> UffdMessage {
     loop {
         cowbell::sys::pidfd::readable(uffd.as_fd(), None).expect("poll");
         let mut seen = None;
@@ -108,9 +108,9 @@ pub fn next_event(uffd: &Uffd) -> Event {
 }
 
 /// Waits for the next fault.
-pub fn next_fault(uffd: &Uffd) -> Fault {
+pub fn next_fault(uffd: &Uffd) -> WaitingWrite {
     match next_event(uffd) {
-        Event::Fault(fault) => fault,
+        UffdMessage::Fault(fault) => fault,
         other => panic!("a fault was expected: {other:?}"),
     }
 }
@@ -118,7 +118,7 @@ pub fn next_fault(uffd: &Uffd) -> Fault {
 /// A thread that reads faults, remembers them, and lifts the protection of the page.
 pub struct Monitor {
     stop: Arc<OwnedFd>,
-    thread: JoinHandle<Vec<Fault>>,
+    thread: JoinHandle<Vec<WaitingWrite>>,
     uffd: Arc<Uffd>,
 }
 
@@ -141,7 +141,7 @@ impl Monitor {
     }
 }
 
-fn watch(uffd: &Uffd, stop: &OwnedFd) -> Vec<Fault> {
+fn watch(uffd: &Uffd, stop: &OwnedFd) -> Vec<WaitingWrite> {
     let page = cowbell::sys::page_size();
     let mut faults = Vec::new();
     loop {
@@ -154,7 +154,7 @@ fn watch(uffd: &Uffd, stop: &OwnedFd) -> Vec<Fault> {
         let stopped = !stopped.revents().is_empty();
         let mut new = Vec::new();
         read(uffd, |event| match event {
-            Event::Fault(fault) => new.push(fault),
+            UffdMessage::Fault(fault) => new.push(fault),
             other => panic!("a fault was expected: {other:?}"),
         })
         .expect("read of the userfaultfd");

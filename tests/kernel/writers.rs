@@ -12,7 +12,7 @@ use crate::memory::{Kind, Memory, last_errno, mark};
 use crate::watcher::{self, ASYNC, Monitor, SIGBUS, SYNC};
 use cowbell::sys::map::{self, Access};
 use cowbell::sys::memfd::{SEALS_FINAL, seal};
-use cowbell::sys::pagemap::{COPIED_ARMED, Entry, Pagemap, Region};
+use cowbell::sys::pagemap::{COPIED_ARMED, Entry, PageRegion, Pagemap};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::uffd::Uffd;
 use cowbell::sys::{Errno, memfd, process, signal};
@@ -251,7 +251,7 @@ extern "C" fn exit_with_census(_: i32, _: *mut libc::siginfo_t, _: *mut c_void) 
     let Ok(pagemap) = Pagemap::open_self() else { process::exit(99) };
     for query in &COPIED_ARMED {
         // A few regions only: the alternate signal stack has little room.
-        let mut regions = [Region { start: 0, end: 0, categories: 0 }; 4];
+        let mut regions = [PageRegion { start: 0, end: 0, categories: 0 }; 4];
         let Ok((_, found)) = pagemap.scan_once(range.start as u64, range.end() as u64, query, &mut regions) else {
             process::exit(98);
         };

@@ -28,14 +28,14 @@ pub(in crate::arena) static RESET: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy)]
 pub(crate) struct Observer {
     /// Hears of every refused access.
-    pub(crate) refused: fn(&Refused),
+    pub(crate) refused: fn(&RefusedAccess),
     /// Hears of a stack's end: by which thread, at which instruction.
     pub(crate) overflowed: fn(&StackOverflow),
 }
 
 /// An access to an arena that was refused.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedAccess {
     pub(crate) slot: u16,
     pub(crate) generation: u16,
     pub(crate) address: usize,
@@ -62,7 +62,7 @@ fn explain(fault: &MemoryFault) -> bool {
     table::visit(|mut arenas| {
         let Some(inner) = arenas.find(|inner| inner.addresses().contains(fault.address)) else { return };
         is_arenas = true;
-        let refused = Refused {
+        let refused = RefusedAccess {
             slot: inner.slot,
             generation: inner.generation,
             address: fault.address,

@@ -37,7 +37,7 @@ pub(in crate::arena) const ADOPTED: usize = 1;
 
 /// A frozen image as handles see it.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::arena) struct Known {
+pub(in crate::arena) struct KnownImage {
     pub(in crate::arena) range: Range,
     /// Another process froze it, and this one was forked before: memory that objects lead to, outside of the image, may be that
     /// process's alone.
@@ -109,7 +109,7 @@ pub(in crate::arena) fn find(slot: u16, generation: u16) -> Option<&'static Inne
 }
 
 /// The image in a slot, if there is one of this generation. *Async-signal-safe.*
-pub(in crate::arena) fn image_at(slot: u16, generation: u16) -> Option<Known> {
+pub(in crate::arena) fn image_at(slot: u16, generation: u16) -> Option<KnownImage> {
     let slot = TABLE.get(usize::from(slot))?;
     let same = || slot.generation.load(Ordering::Acquire) == generation;
     if generation == 0 || !same() {
@@ -118,7 +118,7 @@ pub(in crate::arena) fn image_at(slot: u16, generation: u16) -> Option<Known> {
     // The length first, which `frozen` stores last: there is none but beside its own start.
     let len = slot.len.load(Ordering::Acquire);
     let start = slot.start.load(Ordering::Acquire);
-    let known = Known { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
+    let known = KnownImage { range: Range { start: start & !ADOPTED, len }, adopted: start & ADOPTED != 0 };
     // Looked at again, so that the two numbers are of one image.
     (len > 0 && same()).then_some(known)
 }

@@ -9,7 +9,7 @@
 use super::heap::{self, NoBlock, ResultHeap};
 use super::region::Region;
 use crate::arena::signal_safe::table;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{self, Passenger};
 use bytemuck::Pod;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
@@ -211,7 +211,7 @@ impl<T: Pod> Buffer<T> {
                 NoBlock::TooLarge => "the pool's result_capacity",
                 NoBlock::AllHeld => "the pool's result_capacity, which results that the program holds fill",
             };
-            Error::new(Kind::OutOfMemory { asked: bytes, limit: limit.to_owned() })
+            Error::new(ErrorKind::OutOfMemory { asked: bytes, limit: limit.to_owned() })
                 .with_hint("raise PoolBuilder::result_capacity, or drop results earlier")
         })?;
         Ok(Self {

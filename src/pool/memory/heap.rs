@@ -39,7 +39,7 @@ const FAIR_SHARE_MAX: usize = 8 << 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A block's header.
-pub(crate) struct Header<'a> {
+pub(crate) struct BlockHeader<'a> {
     bytes: &'a AtomicU64,
     pub(crate) state: &'a AtomicU64,
     /// The next block of the same batch; 0 for none.
@@ -49,10 +49,10 @@ pub(crate) struct Header<'a> {
 }
 
 /// The header of the block at an offset.
-pub(crate) fn header(region: &Region, block: usize) -> Option<Header<'_>> {
+pub(crate) fn header(region: &Region, block: usize) -> Option<BlockHeader<'_>> {
     region.heap_owner(block)?;
     let word = |at: usize| region.word(block + 8 * at);
-    Some(Header { bytes: word(0)?, state: word(1)?, next: word(2)?, used: word(3)? })
+    Some(BlockHeader { bytes: word(0)?, state: word(1)?, next: word(2)?, used: word(3)? })
 }
 
 /// The number of bytes a block has room for; 0 for what is no block.
@@ -124,11 +124,11 @@ impl<'a> ResultHeap<'a> {
         heap
     }
 
-    fn blocks(&self) -> impl Iterator<Item = (usize, Header<'a>)> + use<'a> {
+    fn blocks(&self) -> impl Iterator<Item = (usize, BlockHeader<'a>)> + use<'a> {
         self.blocks_from(self.range.start)
     }
 
-    fn blocks_from(&self, first: usize) -> impl Iterator<Item = (usize, Header<'a>)> + use<'a> {
+    fn blocks_from(&self, first: usize) -> impl Iterator<Item = (usize, BlockHeader<'a>)> + use<'a> {
         let (region, end) = (self.region, self.range.end());
         let mut next = first;
         std::iter::from_fn(move || {

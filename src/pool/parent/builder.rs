@@ -3,7 +3,7 @@
 use super::core::Core;
 use super::pool::{Pool, PoolTypes};
 use crate::arena::{Export, Frozen, registry};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, ForkOptions, Reshared};
 use crate::pool::context::{WorkerContext, WorkerInfo};
 use crate::pool::memory::buffer;
@@ -223,8 +223,12 @@ impl PoolBuilder {
         let first = channel::receive(end.as_fd()).ok().flatten();
         match first.map(|(message, _)| wire::decode::<Reply>(&message, &[])).transpose()? {
             Some(Reply::Done(_)) => {}
-            Some(Reply::Refused(why)) => return Err(Error::new(Kind::Child(why.into()))),
-            _ => return Err(Error::new(Kind::Child("the pool's zygote ended before it had started a worker".into()))),
+            Some(Reply::Refused(why)) => return Err(Error::new(ErrorKind::Child(why.into()))),
+            _ => {
+                return Err(Error::new(ErrorKind::Child(
+                    "the pool's zygote ended before it had started a worker".into(),
+                )));
+            }
         }
         Ok(Arc::new(Core::new(region, settings, end, limits, zygote)?))
     }

@@ -20,7 +20,7 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// The number of jobs that go into one batch.
 #[derive(Debug)]
-enum Chunk {
+enum ChunkSize {
     Fixed(usize),
     /// The number that takes [`BATCH_NS`], by what a job took so far.
     Auto {
@@ -29,7 +29,7 @@ enum Chunk {
     },
 }
 
-impl Chunk {
+impl ChunkSize {
     /// The number of jobs the next batch gets, where `left` are known to be left for `workers`.
     fn next(&mut self, left: usize, workers: usize) -> usize {
         match self {
@@ -56,7 +56,7 @@ impl Chunk {
 struct Window<'p, T: 'static, J, R, I: Iterator> {
     pool: &'p Pool<T, J, R>,
     jobs: Fuse<I>,
-    chunk: Chunk,
+    chunk: ChunkSize,
     /// Each with the number of its first job.
     runs: VecDeque<(usize, InFlight<R>)>,
     /// The number of jobs that were pulled, and of those that are done.
@@ -89,7 +89,7 @@ where
         Self {
             pool,
             jobs: jobs.fuse(),
-            chunk: Chunk::Auto { last: 1, job_ns: None },
+            chunk: ChunkSize::Auto { last: 1, job_ns: None },
             runs: VecDeque::new(),
             pulled: 0,
             done: 0,
@@ -229,7 +229,7 @@ macro_rules! settings {
     () => {
         /// Sends so many jobs at a time (at least one) instead of choosing by what a job takes.
         pub fn chunk(mut self, jobs: usize) -> Self {
-            self.window.chunk = Chunk::Fixed(jobs.max(1));
+            self.window.chunk = ChunkSize::Fixed(jobs.max(1));
             self
         }
 

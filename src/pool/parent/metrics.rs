@@ -2,13 +2,13 @@
 
 use super::pool::Pool;
 use crate::error::Result;
-use crate::openmetrics::{Exposition, Kind};
+use crate::openmetrics::{Exposition, MetricKind};
 use crate::sys;
 
 /// A family of metrics and its samples.
 struct Family {
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     help: &'static str,
     /// The last part of the name, if it has a unit.
     unit: &'static str,
@@ -76,13 +76,13 @@ impl<T, J, R> Pool<T, J, R> {
             };
             let labels = |index| self.labels(index).iter().map(metrics::Label::from).collect::<Vec<_>>();
             match family.kind {
-                Kind::Gauge => {
+                MetricKind::Gauge => {
                     metrics::describe_gauge!(family.name, unit, family.help);
                     for (index, value) in family.samples {
                         metrics::gauge!(family.name, labels(index)).set(value);
                     }
                 }
-                Kind::Counter => {
+                MetricKind::Counter => {
                     let name = format!("{}_total", family.name);
                     metrics::describe_counter!(name.clone(), unit, family.help);
                     for (index, value) in family.samples {
@@ -105,12 +105,12 @@ impl<T, J, R> Pool<T, J, R> {
         let page = sys::page_size().bytes() as u64;
         let counter = |name, help, value: u64| Family {
             name,
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             help,
             unit: "",
             samples: vec![(None, value as f64)],
         };
-        let gauge = |name, unit, help, samples| Family { name, kind: Kind::Gauge, help, unit, samples };
+        let gauge = |name, unit, help, samples| Family { name, kind: MetricKind::Gauge, help, unit, samples };
         let of_workers = |figure: &dyn Fn(&super::figures::WorkerStats) -> Option<f64>| -> Vec<_> {
             workers.iter().filter_map(|worker| Some((Some(worker.index), figure(worker)?))).collect()
         };

@@ -2,7 +2,7 @@
 
 use super::core::{Core, LOOK_AFTER, ZygoteChannel, lock};
 use crate::arena::Frozen;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pool::protocol::messages::{Reply, Request};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
@@ -57,7 +57,7 @@ impl Core {
         match self.request(&request, Some(new.image().file()))? {
             Reply::Done(_) => Ok(()),
             Reply::Refused(why) => {
-                Err(Error::new(Kind::Child(format!("the zygote cannot take the data over: {why}").into())))
+                Err(Error::new(ErrorKind::Child(format!("the zygote cannot take the data over: {why}").into())))
             }
             Reply::Exits { .. } | Reply::Workers(_) => Err(Error::invalid("the zygote answered something else")),
         }
@@ -69,7 +69,7 @@ impl Core {
         request: &Request,
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Reply> {
-        let gone = || Error::new(Kind::Child("the pool's zygote has ended".into()));
+        let gone = || Error::new(ErrorKind::Child("the pool's zygote has ended".into()));
         let mut message = Vec::new();
         wire::encode(request, &mut message, &mut Vec::new())?;
         channel::send(line.end.as_fd(), &message, file).map_err(|_| gone())?;
@@ -92,7 +92,7 @@ impl Core {
                 [true, _] => {}
                 [false, true] => return Err(gone()),
                 [false, false] if left.is_zero() => {
-                    return Err(Error::new(Kind::Child("the pool's zygote does not answer".into()))
+                    return Err(Error::new(ErrorKind::Child("the pool's zygote does not answer".into()))
                         .with_hint("if it was stopped, let it go on: kill -CONT"));
                 }
                 [false, false] => continue,

@@ -25,7 +25,7 @@ pub mod rings;
 use super::map::{self, Range, last_errno};
 use super::wipe_on_fork::OwnPage;
 use super::{Errno, page_size};
-use record::{Record, word};
+use record::{RingRecord, word};
 use rustix::io::retry_on_intr;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -106,7 +106,7 @@ pub struct Options {
     pub kernel: bool,
     /// The page frame that was mapped at the address before the fault ([`record::Fault::frame`]). Needs the same, and Linux 4.14.
     pub frames: bool,
-    /// Some registers of the program ([`record::Fault::registers`]). Not together with `frames`.
+    /// Some registers of the program ([`record::FaultRecord::registers`]). Not together with `frames`.
     pub registers: bool,
     /// Mappings of code are told as well.
     pub code: bool,
@@ -125,12 +125,12 @@ pub struct Counts {
 
 /// One event: the faults of a thread, and as [`Options::follow`] says of those that come from it.
 #[derive(Debug)]
-pub struct Event {
+pub struct PerfEvent {
     fd: OwnedFd,
     tells_lost: bool,
 }
 
-impl Event {
+impl PerfEvent {
     /// `perf_event_open(attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC)`, counting at once; 0 is the caller. *Async-signal-safe.*
     ///
     /// # Errors
@@ -206,7 +206,7 @@ impl Event {
     }
 }
 
-impl AsFd for Event {
+impl AsFd for PerfEvent {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -218,7 +218,7 @@ impl AsFd for Event {
 /// it (a thread, a `CLONE_VM` process) has it as well.
 #[derive(Debug)]
 pub struct Ring {
-    event: Event,
+    event: PerfEvent,
     /// The header's page, then the records.
     mapping: Range,
     /// A page that fork wipes in the child: it is this process's while `mapping` is.
@@ -231,14 +231,14 @@ impl Ring {
     /// # Errors
     /// `EPERM`: more than this user may lock (`kernel.perf_event_mlock_kb` a CPU, and `RLIMIT_MEMLOCK`); `ENOMEM`; `EINVAL`: the
     /// event is inherited and of no single CPU.
-    pub fn new(event: Event, bytes: usize) -> Result<Self, (Event, Errno)> {
+    pub fn new(event: PerfEvent, bytes: usize) -> Result<Self, (PerfEvent, Errno)> {
         match Self::map(&event, bytes) {
             Ok((mapping, here)) => Ok(Self { event, mapping, here }),
             Err(e) => Err((event, e)),
         }
     }
 
-    fn map(event: &Event, bytes: usize) -> Result<(Range, OwnPage), Errno> {
+    fn map(event: &PerfEvent, bytes: usize) -> Result<(Range, OwnPage), Errno> {
         let page = page_size().bytes();
         let pages = bytes.div_ceil(page).checked_next_power_of_two().ok_or(Errno::NOMEM)?;
         let len = pages.checked_mul(page).and_then(|len| len.checked_add(page)).ok_or(Errno::NOMEM)?;
@@ -251,7 +251,7 @@ impl Ring {
     }
 
     /// The event.
-    pub fn event(&self) -> &Event {
+    pub fn event(&self) -> &PerfEvent {
         &self.event
     }
 
@@ -262,7 +262,7 @@ impl Ring {
 
     /// Hands over what the ring holds, oldest first, and makes room. Records of one CPU come in the order of their
     /// times. *Async-signal-safe.*
-    pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
+    pub fn drain(&mut self, mut seen: impl FnMut(RingRecord)) {
         if !self.is_here() {
             return;
         }

@@ -4,7 +4,7 @@ use crate::sys::page_size;
 
 /// A page fault as a ring tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct FaultRecord {
     /// The address that was touched.
     pub address: u64,
     /// The instruction that touched it; the kernel's own if `by_kernel`.
@@ -49,7 +49,7 @@ pub(super) const REGISTERS: u64 = 1 << 29 | 0b11 << 31;
 
 /// Code was mapped, or mapped memory was made executable (`PERF_RECORD_MMAP2`): what was there before is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapped<'a> {
+pub struct MappedCode<'a> {
     /// The process.
     pub pid: i32,
     /// When, `CLOCK_MONOTONIC` in nanoseconds.
@@ -70,11 +70,11 @@ pub struct Mapped<'a> {
 
 /// An entry of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record<'a> {
+pub enum RingRecord<'a> {
     /// A page fault.
-    Fault(Fault),
+    Fault(FaultRecord),
     /// Code was mapped. Only with [`super::Options::code`].
-    Mapped(Mapped<'a>),
+    Mapped(MappedCode<'a>),
     /// So many records did not fit into the ring. The last ones lost may never be told so: [`super::Event::counts`] is exact.
     Lost(u64),
     /// Anything else.
@@ -103,9 +103,9 @@ const NAME: usize = 72;
 const NAME_TAIL: usize = 16;
 
 /// The records between two positions of a ring of `len` bytes, of which `copy` copies bytes out.
-pub(super) fn each(begin: u64, end: u64, len: u64, copy: impl Fn(u64, &mut [u8]), seen: &mut impl FnMut(Record)) {
+pub(super) fn each(begin: u64, end: u64, len: u64, copy: impl Fn(u64, &mut [u8]), seen: &mut impl FnMut(RingRecord)) {
     if end.wrapping_sub(begin) > len {
-        return seen(Record::Broken);
+        return seen(RingRecord::Broken);
     }
     let mut buffer = [0u8; RECORD_MAX];
     let mut at = begin;
@@ -113,28 +113,28 @@ pub(super) fn each(begin: u64, end: u64, len: u64, copy: impl Fn(u64, &mut [u8])
         let left = end.wrapping_sub(at);
         let (header, body) = buffer.split_at_mut(HEADER);
         if left < HEADER as u64 {
-            return seen(Record::Broken);
+            return seen(RingRecord::Broken);
         }
         copy(at, header);
         let size = half(header, 6);
         if usize::from(size) < HEADER || u64::from(size) > left {
-            return seen(Record::Broken);
+            return seen(RingRecord::Broken);
         }
         match body.get_mut(..usize::from(size) - HEADER) {
             Some(body) => {
                 copy(at.wrapping_add(HEADER as u64), body);
                 seen(parse(buffer.get(..usize::from(size)).unwrap_or_default()));
             }
-            None => seen(Record::Other),
+            None => seen(RingRecord::Other),
         }
         at = at.wrapping_add(u64::from(size));
     }
 }
 
 /// The meaning of a whole record.
-fn parse(record: &[u8]) -> Record<'_> {
+fn parse(record: &[u8]) -> RingRecord<'_> {
     match word(record, 0) as u32 {
-        RECORD_SAMPLE if record.len() >= SAMPLE_SIZE => Record::Fault(Fault {
+        RECORD_SAMPLE if record.len() >= SAMPLE_SIZE => RingRecord::Fault(FaultRecord {
             ip: word(record, 8),
             pid: word(record, 16) as i32,
             tid: (word(record, 16) >> 32) as i32,
@@ -144,10 +144,10 @@ fn parse(record: &[u8]) -> Record<'_> {
             frame: (record.len() == SAMPLE_FRAME_SIZE).then(|| word(record, 40) / page_size().bytes() as u64),
             registers: (record.len() >= SAMPLE_REGISTERS_SIZE).then(|| registers(record)),
         }),
-        RECORD_LOST if record.len() >= 24 => Record::Lost(word(record, 16)),
+        RECORD_LOST if record.len() >= 24 => RingRecord::Lost(word(record, 16)),
         RECORD_MMAP2 if record.len() >= NAME + NAME_TAIL => {
             let name = record.get(NAME..record.len() - NAME_TAIL).unwrap_or_default();
-            Record::Mapped(Mapped {
+            RingRecord::Mapped(MappedCode {
                 pid: word(record, 8) as i32,
                 time_ns: word(record, record.len() - 8),
                 start: word(record, 16),
@@ -158,8 +158,8 @@ fn parse(record: &[u8]) -> Record<'_> {
                 name: name.split(|&byte| byte == 0).next().unwrap_or_default(),
             })
         }
-        RECORD_SAMPLE | RECORD_LOST | RECORD_MMAP2 => Record::Broken,
-        _ => Record::Other,
+        RECORD_SAMPLE | RECORD_LOST | RECORD_MMAP2 => RingRecord::Broken,
+        _ => RingRecord::Other,
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     const LEN: u64 = 128;
 
     /// The records that a ring of 128 bytes tells between two positions.
-    fn told(ring: &[u8], begin: u64, end: u64) -> Vec<Record<'static>> {
+    fn told(ring: &[u8], begin: u64, end: u64) -> Vec<RingRecord<'static>> {
         let mut seen = Vec::new();
         let copy = |at: u64, into: &mut [u8]| {
             for (nth, byte) in (0..).zip(into) {
@@ -203,10 +203,10 @@ mod tests {
         };
         each(begin, end, LEN, copy, &mut |record| {
             seen.push(match record {
-                Record::Fault(fault) => Record::Fault(fault),
-                Record::Lost(count) => Record::Lost(count),
-                Record::Mapped(_) | Record::Other => Record::Other,
-                Record::Broken => Record::Broken,
+                RingRecord::Fault(fault) => RingRecord::Fault(fault),
+                RingRecord::Lost(count) => RingRecord::Lost(count),
+                RingRecord::Mapped(_) | RingRecord::Other => RingRecord::Other,
+                RingRecord::Broken => RingRecord::Broken,
             });
         });
         seen
@@ -222,13 +222,13 @@ mod tests {
         [&kind.to_le_bytes()[..], &misc.to_le_bytes(), &size.to_le_bytes()].concat()
     }
 
-    fn sample(misc: u16, fault: Fault) -> Vec<u8> {
+    fn sample(misc: u16, fault: FaultRecord) -> Vec<u8> {
         let thread = fault.pid as u64 | (fault.tid as u64) << 32;
         let words = [fault.ip, thread, fault.time_ns, fault.address];
         [header(RECORD_SAMPLE, misc, SAMPLE_SIZE as u16), words.map(u64::to_le_bytes).concat()].concat()
     }
 
-    const FAULT: Fault = Fault {
+    const FAULT: FaultRecord = FaultRecord {
         address: 0x7000_0123,
         ip: 0x40_1000,
         pid: 7,
@@ -245,7 +245,7 @@ mod tests {
         let begin = 5 * LEN - 16;
         put(&mut ring, begin, &sample(2, FAULT));
         put(&mut ring, begin + 40, &sample(1, FAULT));
-        let expected = [FAULT, Fault { by_kernel: true, ..FAULT }].map(Record::Fault);
+        let expected = [FAULT, FaultRecord { by_kernel: true, ..FAULT }].map(RingRecord::Fault);
         assert_eq!(told(&ring, begin, begin + 80), expected);
     }
 
@@ -257,7 +257,7 @@ mod tests {
         record.extend(frame.to_le_bytes());
         record[6..8].copy_from_slice(&(SAMPLE_FRAME_SIZE as u16).to_le_bytes());
         put(&mut ring, 0, &record);
-        assert_eq!(told(&ring, 0, 48), [Record::Fault(Fault { frame: Some(0x12_3456), ..FAULT })]);
+        assert_eq!(told(&ring, 0, 48), [RingRecord::Fault(FaultRecord { frame: Some(0x12_3456), ..FAULT })]);
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
         } else {
             UserRegisters { source: 0, destination: 0, fp: 1, sp: 2, pc: 3 }
         };
-        assert_eq!(parse(&record), Record::Fault(Fault { registers: Some(expected), ..FAULT }));
+        assert_eq!(parse(&record), RingRecord::Fault(FaultRecord { registers: Some(expected), ..FAULT }));
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod tests {
         );
         put(&mut ring, 24, &header(5, 0, 64));
         put(&mut ring, 88, &sample(2, FAULT));
-        assert_eq!(told(&ring, 0, 128), [Record::Lost(77), Record::Other, Record::Fault(FAULT)]);
+        assert_eq!(told(&ring, 0, 128), [RingRecord::Lost(77), RingRecord::Other, RingRecord::Fault(FAULT)]);
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
         record.extend(words.map(u64::to_le_bytes).concat());
         record.extend(b"/lib/x.so\0\0\0\0\0\0\0");
         record.extend([7u64 | 9 << 32, 1 << 40].map(u64::to_le_bytes).concat());
-        let expected = Mapped {
+        let expected = MappedCode {
             pid: 7,
             time_ns: 1 << 40,
             start: 0x7000_0000,
@@ -303,8 +303,8 @@ mod tests {
             inode: 77,
             name: b"/lib/x.so",
         };
-        assert_eq!(parse(&record), Record::Mapped(expected));
-        assert_eq!(parse(&record[..80]), Record::Broken, "too short");
+        assert_eq!(parse(&record), RingRecord::Mapped(expected));
+        assert_eq!(parse(&record[..80]), RingRecord::Broken, "too short");
     }
 
     #[test]
@@ -312,19 +312,19 @@ mod tests {
         let mut ring = [0; LEN as usize];
         let begin = u64::MAX - 15;
         put(&mut ring, begin % LEN, &sample(2, FAULT));
-        assert_eq!(told(&ring, begin, begin.wrapping_add(40)), [Record::Fault(FAULT)]);
+        assert_eq!(told(&ring, begin, begin.wrapping_add(40)), [RingRecord::Fault(FAULT)]);
     }
 
     #[test]
     fn what_is_no_record_ends_the_reading() {
         let ring = [0; LEN as usize];
-        assert_eq!(told(&ring, 0, 64), [Record::Broken], "a record of no length");
-        assert_eq!(told(&ring, 0, 3 * LEN), [Record::Broken], "more than the ring holds");
+        assert_eq!(told(&ring, 0, 64), [RingRecord::Broken], "a record of no length");
+        assert_eq!(told(&ring, 0, 3 * LEN), [RingRecord::Broken], "more than the ring holds");
         let mut short = [0; LEN as usize];
         put(&mut short, 0, &header(RECORD_SAMPLE, 0, 16));
         put(&mut short, 16, &header(RECORD_LOST, 0, 200));
-        assert_eq!(told(&short, 0, 64), [Record::Broken, Record::Broken], "too short, and too long");
-        assert_eq!(told(&short, 0, 4), [Record::Broken], "less than a header");
+        assert_eq!(told(&short, 0, 64), [RingRecord::Broken, RingRecord::Broken], "too short, and too long");
+        assert_eq!(told(&short, 0, 4), [RingRecord::Broken], "less than a header");
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 //!
 //! The kernel gives no ring to an event that is inherited and counts on all CPUs, so there is one a CPU.
 
-use super::record::Record;
-use super::{Event, Follow, Options, Ring};
+use super::record::RingRecord;
+use super::{Follow, Options, PerfEvent, Ring};
 use crate::error::{Error, Result};
 use crate::sys::epoll::Poller;
 use crate::sys::{Errno, page_size};
@@ -16,7 +16,7 @@ use std::time::Duration;
 pub struct Rings {
     rings: Vec<Ring>,
     /// Events of threads that were added later; they write into the rings.
-    added: Vec<Event>,
+    added: Vec<PerfEvent>,
     /// The CPUs of this machine.
     present: Vec<u32>,
     /// The CPU of each ring.
@@ -27,8 +27,8 @@ pub struct Rings {
 
 /// The call that failed while rings were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Its name: `perf_event_open` as [`Event::open`], or `mmap`: `EPERM` where not even a page may be locked, `ENOMEM` where there is no
+pub struct RingsRefused {
+    /// Its name: `perf_event_open` as [`PerfEvent::open`], or `mmap`: `EPERM` where not even a page may be locked, `ENOMEM` where there is no
     /// room for one (memory, or addresses: `RLIMIT_AS`).
     pub call: &'static str,
     /// The errno of that call.
@@ -55,7 +55,7 @@ impl Rings {
     /// user may lock for all of them.
     ///
     /// # Errors
-    /// The call that failed: see [`Refused`].
+    /// The call that failed: see [`RingsRefused`].
     pub fn open(tid: i32, bytes_max: usize) -> Result<Self> {
         let mut rings = Self::prepare(Follow::Tree);
         rings.open_prepared(tid, bytes_max).map_err(|refused| Error::os(refused.call, refused.errno))?;
@@ -87,22 +87,22 @@ impl Rings {
     /// Opens the events as [`Self::open`] does, in the room that was prepared. *Async-signal-safe.*
     ///
     /// # Errors
-    /// See [`Refused`].
-    pub fn open_prepared(&mut self, tid: i32, bytes_max: usize) -> Result<(), Refused> {
+    /// See [`RingsRefused`].
+    pub fn open_prepared(&mut self, tid: i32, bytes_max: usize) -> Result<(), RingsRefused> {
         match self.open_with(tid, bytes_max, true) {
-            Err(Refused { errno: Errno::ACCESS, .. }) => self.open_with(tid, bytes_max, false),
+            Err(RingsRefused { errno: Errno::ACCESS, .. }) => self.open_with(tid, bytes_max, false),
             opened => opened,
         }
     }
 
     /// Opens them as [`Self::open_prepared`] does; `kernel`: see [`Options::kernel`].
-    fn open_with(&mut self, tid: i32, bytes_max: usize, kernel: bool) -> Result<(), Refused> {
+    fn open_with(&mut self, tid: i32, bytes_max: usize, kernel: bool) -> Result<(), RingsRefused> {
         self.options.kernel = kernel;
         self.options.frames &= kernel;
         let mut bytes = bytes_max.max(page_size().bytes());
         while let Some(errno) = self.open_sized(tid, bytes)? {
             if bytes == page_size().bytes() {
-                return Err(Refused { call: MAP, errno });
+                return Err(RingsRefused { call: MAP, errno });
             }
             // The limit is one for all rings of a user, so all are made smaller.
             bytes = (bytes / 2).max(page_size().bytes());
@@ -111,35 +111,35 @@ impl Rings {
     }
 
     /// Opens them with rings of `bytes` bytes; the errno where this user may not lock so much, or there is no room.
-    fn open_sized(&mut self, tid: i32, bytes: usize) -> Result<Option<Errno>, Refused> {
+    fn open_sized(&mut self, tid: i32, bytes: usize) -> Result<Option<Errno>, RingsRefused> {
         self.rings.clear();
         self.cpus.clear();
         for &cpu in &self.present {
             let options = Options { cpu: Some(cpu), wakeup_bytes: (bytes / 4) as u32, ..self.options };
-            let event = match Event::open(tid, options) {
+            let event = match PerfEvent::open(tid, options) {
                 // The CPU went away.
                 Err(Errno::NODEV) => continue,
-                event => event.map_err(|errno| Refused { call: OPEN, errno })?,
+                event => event.map_err(|errno| RingsRefused { call: OPEN, errno })?,
             };
             match Ring::new(event, bytes) {
                 Ok(ring) => self.rings.push(ring),
                 Err((_, errno @ (Errno::PERM | Errno::NOMEM))) => return Ok(Some(errno)),
-                Err((_, errno)) => return Err(Refused { call: MAP, errno }),
+                Err((_, errno)) => return Err(RingsRefused { call: MAP, errno }),
             }
             self.cpus.push(cpu);
         }
-        if self.rings.is_empty() { Err(Refused { call: OPEN, errno: Errno::NODEV }) } else { Ok(None) }
+        if self.rings.is_empty() { Err(RingsRefused { call: OPEN, errno: Errno::NODEV }) } else { Ok(None) }
     }
 
     /// Lets the faults of one more thread, and of all that come from it from now on, go into these rings.
     ///
     /// # Errors
-    /// Those of [`Event::open`].
+    /// Those of [`PerfEvent::open`].
     pub fn add(&mut self, tid: i32) -> Result<(), Errno> {
         let before = self.added.len();
         for (ring, &cpu) in self.rings.iter().zip(&self.cpus) {
             let options = Options { cpu: Some(cpu), ..self.options };
-            let added = Event::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
+            let added = PerfEvent::open(tid, options).and_then(|event| event.output_to(ring).map(|()| event));
             match added {
                 Ok(event) => self.added.push(event),
                 Err(e) => {
@@ -163,7 +163,7 @@ impl Rings {
     }
 
     /// Hands over what the rings hold: those of one CPU in the order of their times, then the next CPU's. *Async-signal-safe.*
-    pub fn drain(&mut self, mut seen: impl FnMut(Record)) {
+    pub fn drain(&mut self, mut seen: impl FnMut(RingRecord)) {
         for ring in &mut self.rings {
             ring.drain(&mut seen);
         }

@@ -6,7 +6,7 @@ use crate::sys::map::Range;
 
 /// One mapping's figures, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct MappingFigures {
     /// The mapping: its range and what it maps.
     pub mapping: Mapping,
     /// Pages present, shared or not.
@@ -33,7 +33,7 @@ pub struct Figures {
 ///
 /// # Errors
 /// ENOENT and ESRCH when the process is gone; EACCES or EPERM without ptrace read access to it.
-pub fn mappings(pid: i32, range: Range) -> Result<Vec<Figures>, Errno> {
+pub fn mappings(pid: i32, range: Range) -> Result<Vec<MappingFigures>, Errno> {
     let mut all = parse(&super::text(pid, "smaps")?);
     all.retain(|figures| figures.mapping.range.overlaps(range));
     Ok(all)
@@ -43,15 +43,15 @@ pub fn mappings(pid: i32, range: Range) -> Result<Vec<Figures>, Errno> {
 ///
 /// # Errors
 /// Those of [`mappings`]; ESRCH also when it has no memory any more.
-pub fn rollup(pid: i32) -> Result<Figures, Errno> {
+pub fn rollup(pid: i32) -> Result<MappingFigures, Errno> {
     parse(&super::text(pid, "smaps_rollup")?).pop().ok_or(Errno::SRCH)
 }
 
-fn parse(text: &str) -> Vec<Figures> {
-    let mut mappings: Vec<Figures> = Vec::new();
+fn parse(text: &str) -> Vec<MappingFigures> {
+    let mut mappings: Vec<MappingFigures> = Vec::new();
     for line in text.lines() {
         if let Some(mapping) = maps::parse(line) {
-            mappings.push(Figures { mapping, ..Figures::default() });
+            mappings.push(MappingFigures { mapping, ..MappingFigures::default() });
             continue;
         }
         let (Some(figures), Some((key, value))) = (mappings.last_mut(), line.split_once(':')) else { continue };

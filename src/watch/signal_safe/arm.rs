@@ -10,7 +10,7 @@ use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Features, Uffd};
 use crate::sys::{Errno, process};
 use crate::watch::evidence::{Evidence, Word};
-use crate::watch::failure::{At, Failure, Step};
+use crate::watch::failure::{At, FailedStep, Step};
 use crate::watch::kind::Watch;
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
@@ -20,7 +20,7 @@ pub(crate) fn begin(
     evidence: &'static Evidence,
     command: BorrowedFd<'_>,
     rings: &Cell<Option<Rings>>,
-) -> Result<(), Failure> {
+) -> Result<(), FailedStep> {
     census::note_inherited(evidence).at(Step::Inherited)?;
     outside::note_shared(evidence);
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
@@ -42,7 +42,7 @@ pub(crate) fn begin(
     Ok(())
 }
 
-fn arm(evidence: &Evidence) -> Result<Uffd, Failure> {
+fn arm(evidence: &Evidence) -> Result<Uffd, FailedStep> {
     let (door, uffd) = open(evidence.watch)?;
     evidence.set(Word::Door, Door::ALL.iter().position(|each| *each == door).unwrap_or(0) as u64 + 1);
     for image in &evidence.images {
@@ -70,7 +70,7 @@ fn features(watch: Watch) -> (Features, Features) {
 }
 
 /// Opens through the most powerful door that is open, with all features the kernel has.
-fn open(watch: Watch) -> Result<(Door, Uffd), Failure> {
+fn open(watch: Watch) -> Result<(Door, Uffd), FailedStep> {
     let (needed, welcome) = features(watch);
     let mut refused = Errno::NOSYS;
     for door in Door::ALL {
@@ -82,5 +82,5 @@ fn open(watch: Watch) -> Result<(Door, Uffd), Failure> {
             }
         }
     }
-    Err(Failure(Step::OpenUserfaultfd, refused))
+    Err(FailedStep(Step::OpenUserfaultfd, refused))
 }

@@ -10,7 +10,7 @@ use crate::sys::pagemap::{COPIED, COPIED_ARMED, Pagemap};
 #[cfg(feature = "pool")]
 use crate::sys::pagemap::{Entry, MAPPED};
 use crate::sys::{self, Errno};
-use crate::watch::evidence::{Evidence, Pages};
+use crate::watch::evidence::{Bitmap, Evidence};
 
 /// Calls `copied` for runs of copied pages in `range`; a page may come twice. *Async-signal-safe*, if `copied` is.
 ///
@@ -72,7 +72,7 @@ pub(in crate::watch) fn note_inherited(evidence: &Evidence) -> Result<(), Errno>
     for (at, image) in evidence.images.iter().enumerate().filter(|(_, image)| is_to_be_read(image)) {
         scan(&pagemap, image.range(), false, |run| {
             for page in pages_of(image.range(), run) {
-                evidence.mark(at, Pages::Inherited, page);
+                evidence.mark(at, Bitmap::Inherited, page);
             }
         })?;
     }

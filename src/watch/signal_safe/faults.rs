@@ -24,10 +24,10 @@ use crate::page::PageIndex;
 use crate::sys::epoll::Poller;
 use crate::sys::memfd;
 use crate::sys::pagemap::Pagemap;
-use crate::sys::perf::record::{Fault, Record};
-use crate::sys::perf::rings::{Refused, Rings};
-use crate::watch::evidence::{CANDIDATE_WORDS, Evidence, Pages, Word};
-use crate::watch::failure::{At, Failure, Step};
+use crate::sys::perf::record::{FaultRecord, RingRecord};
+use crate::sys::perf::rings::{Rings, RingsRefused};
+use crate::watch::evidence::{Bitmap, CANDIDATE_WORDS, Evidence, Word};
+use crate::watch::failure::{At, FailedStep, Step};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +38,7 @@ const RINGS_BYTES: usize = 1 << 20;
 const RING_BYTES_MIN: usize = 64 << 10;
 
 /// The faults of the keeper's child.
-pub(in crate::watch) struct Faults {
+pub(in crate::watch) struct ChildFaults {
     rings: ManuallyDrop<Rings>,
     /// Readable when a ring is a quarter full.
     news: Poller,
@@ -91,15 +91,15 @@ impl Candidate {
     }
 }
 
-impl Faults {
+impl ChildFaults {
     /// Begins to hear of the faults of a process with one thread. *Async-signal-safe.*
-    pub(in crate::watch) fn open(rings: Rings, evidence: &Evidence, child: i32) -> Result<Self, Failure> {
+    pub(in crate::watch) fn open(rings: Rings, evidence: &Evidence, child: i32) -> Result<Self, FailedStep> {
         let mut rings = ManuallyDrop::new(rings);
         let share = RINGS_BYTES / rings.prepared().max(1);
         // A ring is a power of two long, and would be made longer otherwise.
         let bytes = if share > RING_BYTES_MIN { 1 << share.ilog2() } else { RING_BYTES_MIN };
-        let refused = |Refused { call, errno }| {
-            Failure(if call == Step::OpenFaults.operation() { Step::OpenFaults } else { Step::MapFaults }, errno)
+        let refused = |RingsRefused { call, errno }| {
+            FailedStep(if call == Step::OpenFaults.operation() { Step::OpenFaults } else { Step::MapFaults }, errno)
         };
         rings.open_prepared(child, bytes).map_err(refused)?;
         let news = Poller::new().at(Step::AwaitFaults)?;
@@ -114,7 +114,7 @@ impl Faults {
         let child = evidence.get(Word::ChildPid) as i32;
         let mut code = Code { memory, known: (0, Does::Unknown) };
         self.rings.drain(|record| match record {
-            Record::Fault(fault) if fault.pid == child => note(evidence, &fault, &mut code),
+            RingRecord::Fault(fault) if fault.pid == child => note(evidence, &fault, &mut code),
             _ => {}
         });
     }
@@ -128,14 +128,14 @@ impl Faults {
         pagemap: &Pagemap,
         memory: &OwnedFd,
         progress: impl Fn(),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), FailedStep> {
         for (at, image) in evidence.images.iter().enumerate() {
-            for word in evidence.bitmap(at, Pages::Epoch) {
+            for word in evidence.bitmap(at, Bitmap::Epoch) {
                 word.store(0, Ordering::Release);
             }
             let scanned = census::scan(pagemap, image.range(), false, |run| {
                 for page in census::pages_of(image.range(), run) {
-                    evidence.mark(at, Pages::Epoch, page);
+                    evidence.mark(at, Bitmap::Epoch, page);
                 }
                 progress();
             });
@@ -144,7 +144,7 @@ impl Faults {
         self.take(evidence, memory);
         evidence.set(Word::FaultsLost, self.rings.lost().map_or(0, |lost| lost + 1));
         for at in 0..evidence.images.len() {
-            let [copies, returned] = [Pages::Epoch, Pages::Returned].map(|which| evidence.bitmap(at, which));
+            let [copies, returned] = [Bitmap::Epoch, Bitmap::Returned].map(|which| evidence.bitmap(at, which));
             for word_at in 0..copies.len().max(returned.len()) {
                 let load = |words: &[AtomicU64]| words.get(word_at).map_or(0, |word| word.load(Ordering::Acquire));
                 let mut bits = load(copies) | load(returned);
@@ -160,7 +160,7 @@ impl Faults {
     }
 }
 
-impl AsFd for Faults {
+impl AsFd for ChildFaults {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.news.as_fd()
     }
@@ -189,11 +189,11 @@ impl Code<'_> {
     }
 }
 
-fn note(evidence: &Evidence, fault: &Fault, code: &mut Code<'_>) {
+fn note(evidence: &Evidence, fault: &FaultRecord, code: &mut Code<'_>) {
     let Some((image, page)) = evidence.place(fault.address as usize) else { return };
     // The kernel does not tell whether a system call read or wrote.
     let does = if fault.by_kernel { Does::Unknown } else { code.does(fault.ip).at(fault.address, fault.registers) };
-    if does == Does::Load || evidence.is_marked(image, Pages::Seen, page) {
+    if does == Does::Load || evidence.is_marked(image, Bitmap::Seen, page) {
         return;
     }
     let known = fault.registers;
@@ -218,7 +218,7 @@ fn note(evidence: &Evidence, fault: &Fault, code: &mut Code<'_>) {
 fn tell(evidence: &Evidence, image: usize, page: PageIndex) {
     let known = evidence.candidate_words(image, page).and_then(Candidate::from_words);
     let write = known.filter(|candidate| candidate.is_write(evidence));
-    if let Some(write) = write.filter(|_| !evidence.is_marked(image, Pages::Inherited, page)) {
+    if let Some(write) = write.filter(|_| !evidence.is_marked(image, Bitmap::Inherited, page)) {
         let Candidate { time_ns, tid, address, pc, sp, fp, .. } = write;
         evidence.add(image, page, &[image as u64, address, time_ns, tid as u64, pc, sp, fp]);
     }

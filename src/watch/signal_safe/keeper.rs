@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "a process is started in shared memory")]
 
 use super::census;
-use super::faults::Faults;
+use super::faults::ChildFaults;
 use super::outside;
 use crate::arena::Image;
 use crate::facts::Registers;
@@ -15,13 +15,13 @@ use crate::page::{PageIndex, differing_words};
 use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::perf::rings::Rings;
-use crate::sys::uffd::{Event, Uffd};
+use crate::sys::uffd::{Uffd, UffdMessage};
 use crate::sys::{self, Errno, clone, memfd, pidfd, process};
-use crate::watch::evidence::{Evidence, Pages, STACK_BYTES, Word};
-use crate::watch::failure::{At, Failure, Step};
+use crate::watch::evidence::{Bitmap, Evidence, STACK_BYTES, Word};
+use crate::watch::failure::{At, FailedStep, Step};
 use crate::watch::findings::Changed;
 use crate::watch::kind::Watch;
-use crate::watch::task::Task;
+use crate::watch::request::KeeperRequest;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -41,7 +41,7 @@ pub(in crate::watch) fn start(
     evidence: &'static Evidence,
     command: BorrowedFd<'_>,
     rings: &Cell<Option<Rings>>,
-) -> Result<(), Failure> {
+) -> Result<(), FailedStep> {
     let (lifeline, held) = process::pipe().at(Step::Lifeline)?;
     let (answer, begun) = process::pipe().at(Step::Lifeline)?;
     let page = sys::page_size().bytes();
@@ -66,8 +66,8 @@ pub(in crate::watch) fn start(
     drop(begun);
     if !process::take_byte(&answer) {
         // The pipe's only other writer was the keeper, so the keeper has ended.
-        let failure = Failure::unpack(evidence.get(Word::KeeperFailure));
-        return Err(failure.unwrap_or(Failure(Step::StartKeeper, Errno::SRCH)));
+        let failure = FailedStep::unpack(evidence.get(Word::KeeperFailure));
+        return Err(failure.unwrap_or(FailedStep(Step::StartKeeper, Errno::SRCH)));
     }
     // The keeper's end of the pipe reports a hang-up when this process executes another program.
     std::mem::forget(held);
@@ -100,7 +100,7 @@ struct Keeper {
     /// This process's memory, which is the child's.
     memory: OwnedFd,
     uffd: Option<Uffd>,
-    faults: RefCell<Option<Faults>>,
+    faults: RefCell<Option<ChildFaults>>,
     /// The writing thread seen last, and where its state is read: most writes come from one thread.
     writer: Cell<Option<(i32, OwnedFd)>>,
     /// The child's auxiliary vector, which tells whether it is still the same program.
@@ -108,7 +108,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(evidence: &'static Evidence, rings: &Cell<Option<Rings>>) -> Result<Self, Failure> {
+    fn new(evidence: &'static Evidence, rings: &Cell<Option<Rings>>) -> Result<Self, FailedStep> {
         process::set_name(c"cowbell-keeper");
         process::die_with_parent().at(Step::DieWithParent)?;
         if process::parent_pid() != evidence.parent_pid {
@@ -119,7 +119,7 @@ impl Keeper {
         let pagemap = Pagemap::open_self().at(Step::KeeperPagemap)?;
         let mut program = [0; 512];
         process::auxiliary_vector(0, &mut program).at(Step::KeeperPagemap)?;
-        let inherited = |word| evidence.number(word).ok_or(Failure(Step::KeeperDescriptors, Errno::BADF));
+        let inherited = |word| evidence.number(word).ok_or(FailedStep(Step::KeeperDescriptors, Errno::BADF));
         let (command, lifeline) = (inherited(Word::CommandNumber)?, inherited(Word::LifelineNumber)?);
         // SAFETY: the number is the eventfd's; this process's table is its own copy.
         let command = unsafe { OwnedFd::from_raw_fd(command) };
@@ -137,7 +137,7 @@ impl Keeper {
             Self { evidence, child, child_pid, lifeline, command, pagemap, memory, uffd, faults, writer, program };
         keeper.close_all_but(begun);
         if let Some(rings) = rings.take() {
-            keeper.faults.replace(Some(Faults::open(rings, evidence, child_pid)?));
+            keeper.faults.replace(Some(ChildFaults::open(rings, evidence, child_pid)?));
         }
         // SAFETY: the number is the other pipe's; this process's table is its own copy.
         process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
@@ -174,7 +174,7 @@ impl Keeper {
             let awaited = [self.child.as_fd(), lifeline, self.command.as_fd(), uffd, news];
             let Ok([child, lifeline, command, uffd, news]) = pidfd::wait_any(awaited) else {
                 // Out of kernel memory: without the last census, which would be too early.
-                return self.evidence.set(Word::KeeperFailure, Failure(Step::KeeperPoll, Errno::NOMEM).pack());
+                return self.evidence.set(Word::KeeperFailure, FailedStep(Step::KeeperPoll, Errno::NOMEM).pack());
             };
             drop(faults);
             if let (true, Some(monitor)) = (uffd, monitor) {
@@ -185,7 +185,7 @@ impl Keeper {
             }
             if command {
                 process::take_notice(&self.command);
-                self.obey();
+                self.answer();
             }
             if child {
                 break;
@@ -223,7 +223,7 @@ impl Keeper {
     fn monitor(&self, uffd: &Uffd) {
         let page = sys::page_size();
         let _readable = uffd.read(|event| {
-            let Event::Fault(fault) = event else { return };
+            let UffdMessage::Fault(fault) = event else { return };
             let (sp, pc) = self.blocked_at(fault.tid).unwrap_or_default();
             self.evidence.saw(fault.address, || fault.tid, Registers { pc, sp, fp: 0 }, |_| ());
             let range = Range { start: page.round_down(fault.address), len: page.bytes() };
@@ -249,23 +249,23 @@ impl Keeper {
         at
     }
 
-    fn obey(&self) {
-        let order = self.evidence.get(Word::Order);
-        if order == self.evidence.get(Word::Done) {
+    fn answer(&self) {
+        let request = self.evidence.get(Word::Request);
+        if request == self.evidence.get(Word::Done) {
             return;
         }
-        let done = match Task::of(order) {
-            Task::Epoch => self.epoch(),
-            Task::Census => self.look(),
-            Task::Events => self.tell_faults(),
+        let done = match KeeperRequest::of(request) {
+            KeeperRequest::Epoch => self.epoch(),
+            KeeperRequest::Census => self.look(),
+            KeeperRequest::Events => self.tell_faults(),
         };
-        self.evidence.set(Word::OrderFailure, done.err().map_or(0, Failure::pack));
-        self.evidence.set(Word::Done, order);
+        self.evidence.set(Word::RequestFailure, done.err().map_or(0, FailedStep::pack));
+        self.evidence.set(Word::Done, request);
     }
 
     /// Takes over all that is to be known now.
-    fn look(&self) -> Result<(), Failure> {
-        self.observe_async(Pages::Seen, false)?;
+    fn look(&self) -> Result<(), FailedStep> {
+        self.observe_async(Bitmap::Seen, false)?;
         self.census()?;
         self.tell_faults()
     }
@@ -274,29 +274,29 @@ impl Keeper {
     ///
     /// Pages are taken from `seen` first and armed after: a page written in between is one that was
     /// already taken, so it belongs to the epoch that ends.
-    fn epoch(&self) -> Result<(), Failure> {
+    fn epoch(&self) -> Result<(), FailedStep> {
         // The copies so far must not be forgotten when a swapped copy is armed again.
         self.census()?;
         if !self.evidence.watch.arms() {
             return self.tell_faults();
         }
         for image in 0..self.evidence.images.len() {
-            let seen = self.evidence.bitmap(image, Pages::Seen);
-            if seen.is_empty() && self.evidence.bitmap(image, Pages::Epoch).is_empty() {
+            let seen = self.evidence.bitmap(image, Bitmap::Seen);
+            if seen.is_empty() && self.evidence.bitmap(image, Bitmap::Epoch).is_empty() {
                 continue;
             }
-            for (at, epoch) in self.evidence.bitmap_to_write(image, Pages::Epoch).iter().enumerate() {
+            for (at, epoch) in self.evidence.bitmap_to_write(image, Bitmap::Epoch).iter().enumerate() {
                 let taken = seen.get(at).map_or(0, |seen| seen.swap(0, Ordering::AcqRel));
                 epoch.store(taken, Ordering::Release);
             }
         }
-        self.observe_async(Pages::Epoch, true)?;
+        self.observe_async(Bitmap::Epoch, true)?;
         if !self.evidence.watch.has_events() {
             return Ok(());
         }
         let page = sys::page_size();
         for (at, image) in self.evidence.images.iter().enumerate() {
-            for (word_at, word) in self.evidence.bitmap(at, Pages::Epoch).iter().enumerate() {
+            for (word_at, word) in self.evidence.bitmap(at, Bitmap::Epoch).iter().enumerate() {
                 let mut bits = word.load(Ordering::Acquire);
                 while bits != 0 {
                     let index = PageIndex(word_at as u64 * 64 + u64::from(bits.trailing_zeros()));
@@ -314,7 +314,7 @@ impl Keeper {
     }
 
     /// Under faults: adds the events of the pages that are copies by now.
-    fn tell_faults(&self) -> Result<(), Failure> {
+    fn tell_faults(&self) -> Result<(), FailedStep> {
         match self.faults.borrow_mut().as_mut() {
             Some(faults) => faults.tell(self.evidence, &self.pagemap, &self.memory, || self.progress()),
             None => Ok(()),
@@ -327,7 +327,7 @@ impl Keeper {
     }
 
     /// Under asynchronous watch: adds the pages written since they were armed, and arms them again if asked.
-    fn observe_async(&self, into: Pages, rearm: bool) -> Result<(), Failure> {
+    fn observe_async(&self, into: Bitmap, rearm: bool) -> Result<(), FailedStep> {
         if self.evidence.watch != Watch::Async {
             return Ok(());
         }
@@ -345,21 +345,21 @@ impl Keeper {
     }
 
     /// Reads which pages are copies and how they differ from the originals.
-    fn census(&self) -> Result<(), Failure> {
+    fn census(&self) -> Result<(), FailedStep> {
         let armed = self.evidence.watch.arms();
         for (at, image) in self.evidence.images.iter().enumerate() {
             if !armed {
                 // Without userfaultfd the page tables tell all, and a copy given back is no copy.
-                for word in self.evidence.bitmap(at, Pages::Copied) {
+                for word in self.evidence.bitmap(at, Bitmap::Copied) {
                     word.store(0, Ordering::Release);
                 }
             }
             let scanned = census::scan(&self.pagemap, image.range(), armed, |run| {
                 for page in census::pages_of(image.range(), run) {
-                    if self.evidence.is_marked(at, Pages::Inherited, page) {
+                    if self.evidence.is_marked(at, Bitmap::Inherited, page) {
                         continue;
                     }
-                    self.evidence.mark(at, Pages::Copied, page);
+                    self.evidence.mark(at, Bitmap::Copied, page);
                     let changed = self.compare(image, page);
                     self.evidence.set_changed(at, page, changed.ok());
                     self.progress();

@@ -1,11 +1,11 @@
 //! The region that child and keeper share with the parent, as these two write and read it.
 
-use super::ring::{CALLERS_MAX, Payload, Ring};
-use crate::arena::Refused;
+use super::ring::{CALLERS_MAX, EventRing, Payload};
+use crate::arena::RefusedAccess;
 use crate::facts::{Registers, StackOverflow};
 use crate::page::PageIndex;
 use crate::sys;
-use crate::watch::evidence::{BITMAPS, CANDIDATE_WORDS, Evidence, HEADER, PANIC, Pages, TOUCHED, Word};
+use crate::watch::evidence::{BITMAPS, Bitmap, CANDIDATE_WORDS, Evidence, HEADER, PANIC, TOUCHED, Word};
 use crate::watch::findings::Changed;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,24 +39,24 @@ impl Evidence {
         self.shared.words().get(self.outside_at..self.ring_at).unwrap_or_default()
     }
 
-    pub(in crate::watch) fn ring(&self) -> Ring<'_> {
+    pub(in crate::watch) fn ring(&self) -> EventRing<'_> {
         let end = self.sections.first().map_or(usize::MAX, |section| section.seen).min(self.shared.words().len());
-        Ring::new(self.shared.words().get(self.ring_at..end).unwrap_or_default(), self.callers)
+        EventRing::new(self.shared.words().get(self.ring_at..end).unwrap_or_default(), self.callers)
     }
 
     /// 1 once a bit of the bitmap was set.
-    fn touched(&self, image: usize, which: Pages) -> Option<&AtomicU64> {
+    fn touched(&self, image: usize, which: Bitmap) -> Option<&AtomicU64> {
         self.shared.words().get(TOUCHED + image * BITMAPS + which as usize)
     }
 
     /// The words of one of an image's bitmaps, 64 pages each; none while no bit was ever set.
-    pub(in crate::watch) fn bitmap(&self, image: usize, which: Pages) -> &[AtomicU64] {
+    pub(in crate::watch) fn bitmap(&self, image: usize, which: Bitmap) -> &[AtomicU64] {
         let touched = self.touched(image, which).is_some_and(|touched| touched.load(Ordering::Acquire) != 0);
         if touched { self.all_words(image, which) } else { &[] }
     }
 
     /// The words of one of an image's bitmaps, to be written.
-    pub(in crate::watch) fn bitmap_to_write(&self, image: usize, which: Pages) -> &[AtomicU64] {
+    pub(in crate::watch) fn bitmap_to_write(&self, image: usize, which: Bitmap) -> &[AtomicU64] {
         // Before a bit is set, so that no writer killed in between leaves one that is not looked for.
         if let Some(touched) = self.touched(image, which).filter(|touched| touched.load(Ordering::Relaxed) == 0) {
             touched.store(1, Ordering::Release);
@@ -64,34 +64,34 @@ impl Evidence {
         self.all_words(image, which)
     }
 
-    fn all_words(&self, image: usize, which: Pages) -> &[AtomicU64] {
+    fn all_words(&self, image: usize, which: Bitmap) -> &[AtomicU64] {
         let Some(section) = self.sections.get(image) else { return &[] };
         let start = match which {
-            Pages::Seen => section.seen,
-            Pages::Epoch => section.epoch,
-            Pages::Copied => section.copied,
-            Pages::Inherited => section.inherited,
-            Pages::Returned => section.returned,
+            Bitmap::Seen => section.seen,
+            Bitmap::Epoch => section.epoch,
+            Bitmap::Copied => section.copied,
+            Bitmap::Inherited => section.inherited,
+            Bitmap::Returned => section.returned,
         };
         self.shared.words().get(start..start + section.bitmap_words).unwrap_or_default()
     }
 
     /// Sets a page's bit; true if it was not set.
-    pub(in crate::watch) fn mark(&self, image: usize, which: Pages, page: PageIndex) -> bool {
+    pub(in crate::watch) fn mark(&self, image: usize, which: Bitmap, page: PageIndex) -> bool {
         let bit = 1 << (page.0 % 64);
         let word = self.bitmap_to_write(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.fetch_or(bit, Ordering::AcqRel) & bit == 0)
     }
 
     /// Clears a page's bit.
-    pub(in crate::watch) fn unmark(&self, image: usize, which: Pages, page: PageIndex) {
+    pub(in crate::watch) fn unmark(&self, image: usize, which: Bitmap, page: PageIndex) {
         if let Some(word) = self.bitmap(image, which).get((page.0 / 64) as usize) {
             word.fetch_and(!(1 << (page.0 % 64)), Ordering::AcqRel);
         }
     }
 
     /// Tells whether a page's bit is set.
-    pub(in crate::watch) fn is_marked(&self, image: usize, which: Pages, page: PageIndex) -> bool {
+    pub(in crate::watch) fn is_marked(&self, image: usize, which: Bitmap, page: PageIndex) -> bool {
         let word = self.bitmap(image, which).get((page.0 / 64) as usize);
         word.is_some_and(|word| word.load(Ordering::Acquire) & 1 << (page.0 % 64) != 0)
     }
@@ -125,7 +125,7 @@ impl Evidence {
         callers: impl FnOnce(&mut [u64]),
     ) {
         let Some((image, page)) = self.place(address) else { return };
-        if self.mark(image, Pages::Seen, page) {
+        if self.mark(image, Bitmap::Seen, page) {
             let Registers { pc, sp, fp } = registers;
             let time = sys::monotonic_ns();
             let mut led = [0; CALLERS_MAX];
@@ -149,13 +149,13 @@ impl Evidence {
 
     /// Adds an event for a page that has none yet in this epoch.
     pub(in crate::watch) fn add(&self, image: usize, page: PageIndex, event: &Payload) {
-        if self.mark(image, Pages::Seen, page) {
+        if self.mark(image, Bitmap::Seen, page) {
             self.ring().push(event, &[0; CALLERS_MAX]);
         }
     }
 
     /// Notes a refused write.
-    pub(crate) fn refused(&self, refused: &Refused) {
+    pub(crate) fn refused(&self, refused: &RefusedAccess) {
         self.set(Word::RefusedAddress, refused.address as u64);
         self.set(Word::RefusedTid, refused.tid as u64);
         self.set(Word::RefusedPc, refused.pc);

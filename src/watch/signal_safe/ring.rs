@@ -36,13 +36,13 @@ pub(crate) type Callers = [u64; CALLERS_MAX];
 
 /// A view of the ring in its words.
 #[derive(Clone, Copy)]
-pub(crate) struct Ring<'a> {
+pub(crate) struct EventRing<'a> {
     header: &'a [AtomicU64],
     slots: &'a [AtomicU64],
     slot_words: usize,
 }
 
-impl<'a> Ring<'a> {
+impl<'a> EventRing<'a> {
     /// `words`: the header, then the slots, with room for callers or without. *Async-signal-safe.*
     pub(crate) fn new(words: &'a [AtomicU64], callers: bool) -> Self {
         let (header, slots) = words.split_at_checked(HEADER_WORDS).unwrap_or((words, &[]));
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn events_come_out_in_order_and_the_overflow_is_counted() {
         let words = words(4);
-        let ring = Ring::new(&words, CALLERS);
+        let ring = EventRing::new(&words, CALLERS);
         for round in 0..5 {
             for n in 0..6 {
                 ring.push(&event(round * 10 + n), &[n; CALLERS_MAX]);
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn an_event_its_writer_did_not_finish_is_a_counted_loss() {
         let words = words(4);
-        let ring = Ring::new(&words, CALLERS);
+        let ring = EventRing::new(&words, CALLERS);
         ring.push(&event(1), &NONE);
         words[HEAD].fetch_add(1, Ordering::Relaxed);
         ring.push(&event(3), &NONE);
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn writers_and_reader_at_once_lose_nothing_uncounted() {
         let words = words(64);
-        let ring = Ring::new(&words, CALLERS);
+        let ring = EventRing::new(&words, CALLERS);
         let each = 20_000;
         let mut seen = [0u64; 3];
         std::thread::scope(|scope| {

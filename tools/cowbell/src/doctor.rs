@@ -2,7 +2,7 @@
 
 use crate::trace::{ability, lender};
 use crate::views::{self, Document, table};
-use cowbell::support::{Feature, Support, Verdict};
+use cowbell::support::{Availability, Feature, Support};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -89,7 +89,7 @@ impl From<Result<(), String>> for Ability {
 /// The commands that depend on rights, whether they work, and what they tell.
 fn commands(support: &Support) -> [(&'static str, Ability, &'static str); 6] {
     let faults = match (ability::faults(), support.verdict(Feature::PageFaults)) {
-        (Ok(()), Verdict::Limited { why, .. }) => Ability::Limited(why.clone()),
+        (Ok(()), Availability::Limited { why, .. }) => Ability::Limited(why.clone()),
         (found, _) => found.into(),
     };
     let counts = ability::count();

@@ -1,6 +1,6 @@
 //! A process' pages against its parent's: the verdict on each, and the sums. Pure: evidence in, counts out.
 
-use super::space::{Kind, Page, Space, SpaceRun};
+use super::space::{Page, PageState, Space, SpaceRun};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -51,12 +51,12 @@ enum Class {
 /// The verdict on one page; `theirs` is the parent's at the same address, `None` if that is not known.
 fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
     match (mine.kind(), mine.is_exclusive()) {
-        (Kind::Nothing, _) => Class::Nothing,
-        (Kind::Zero, _) => Class::Zero,
-        (Kind::Swapped, _) => Class::Swapped,
-        (Kind::File, true) => Class::FileExclusive,
-        (Kind::File, false) => Class::File,
-        (Kind::Private, exclusive) => match is_same_page(mine, theirs) {
+        (PageState::Nothing, _) => Class::Nothing,
+        (PageState::Zero, _) => Class::Zero,
+        (PageState::Swapped, _) => Class::Swapped,
+        (PageState::File, true) => Class::FileExclusive,
+        (PageState::File, false) => Class::File,
+        (PageState::Private, exclusive) => match is_same_page(mine, theirs) {
             Some(true) => Class::Parent,
             None => Class::ParentOrOthers,
             Some(false) if exclusive => Class::Own(origin(theirs, file_mapping)),
@@ -68,17 +68,17 @@ fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
 /// Tells whether the parent maps this very page. `None` where that cannot be told.
 fn is_same_page(mine: Page, theirs: Option<Page>) -> Option<bool> {
     if let (Some(frame), Some(theirs)) = (mine.frame(), theirs) {
-        return Some(theirs.kind() == Kind::Private && theirs.frame() == Some(frame));
+        return Some(theirs.kind() == PageState::Private && theirs.frame() == Some(frame));
     }
     let one_alone = mine.is_exclusive() || theirs.is_some_and(Page::is_exclusive);
-    let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != Kind::Private);
+    let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != PageState::Private);
     if one_alone || nothing_there { Some(false) } else { None }
 }
 
 fn origin(theirs: Option<Page>, file_mapping: bool) -> Origin {
     match theirs.map(Page::kind) {
-        None | Some(Kind::Swapped) => Origin::Unknown,
-        Some(Kind::Private) => Origin::Differs,
+        None | Some(PageState::Swapped) => Origin::Unknown,
+        Some(PageState::Private) => Origin::Differs,
         Some(_) if file_mapping => Origin::FileCopy,
         Some(_) => Origin::New,
     }
@@ -212,7 +212,7 @@ pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
             runs.iter().flat_map(|run| run.pages.iter().enumerate().map(move |(nth, &page)| (at(run, nth), page)));
         for (address, page) in pages {
             counts.add(match against {
-                Against::Itself if page.kind() == Kind::Private => Class::Parent,
+                Against::Itself if page.kind() == PageState::Private => Class::Parent,
                 Against::Unreadable => classify(page, None, mapping.file),
                 _ => classify(page, Some(parent.at(address)), mapping.file),
             });
@@ -241,7 +241,7 @@ impl Frames {
 
     /// Adds the frames of a process' pages.
     pub fn add(&mut self, space: &Space) {
-        let counts = |page: &&Page| matches!(page.kind(), Kind::Private | Kind::File);
+        let counts = |page: &&Page| matches!(page.kind(), PageState::Private | PageState::File);
         // Neighbouring pages mostly have neighbouring frames.
         let (mut chunk, mut place) = (u64::MAX, 0);
         for frame in space.runs.iter().flat_map(|run| &run.pages).filter(counts).filter_map(|page| page.frame()) {
@@ -274,14 +274,14 @@ mod tests {
     const FRAME: u64 = 7;
 
     fn own(frame: u64) -> Page {
-        Page::new(Kind::Private, true, frame)
+        Page::new(PageState::Private, true, frame)
     }
 
     fn shared(frame: u64) -> Page {
-        Page::new(Kind::Private, false, frame)
+        Page::new(PageState::Private, false, frame)
     }
 
-    fn some(kind: Kind) -> Page {
+    fn some(kind: PageState) -> Page {
         Page::new(kind, false, 99)
     }
 
@@ -295,10 +295,10 @@ mod tests {
         assert_eq!(at(shared(FRAME), own(8), false), Class::Others(Origin::Differs));
         assert_eq!(at(shared(FRAME), shared(8), false), Class::Others(Origin::Differs));
         assert_eq!(at(shared(FRAME), Page::NOTHING, false), Class::Others(Origin::New));
-        assert_eq!(at(own(FRAME), some(Kind::Zero), false), Class::Own(Origin::New));
-        assert_eq!(at(own(FRAME), some(Kind::File), true), Class::Own(Origin::FileCopy));
+        assert_eq!(at(own(FRAME), some(PageState::Zero), false), Class::Own(Origin::New));
+        assert_eq!(at(own(FRAME), some(PageState::File), true), Class::Own(Origin::FileCopy));
         assert_eq!(at(own(FRAME), Page::NOTHING, true), Class::Own(Origin::FileCopy));
-        assert_eq!(at(own(FRAME), some(Kind::Swapped), true), Class::Own(Origin::Unknown));
+        assert_eq!(at(own(FRAME), some(PageState::Swapped), true), Class::Own(Origin::Unknown));
     }
 
     #[test]
@@ -315,7 +315,7 @@ mod tests {
     fn an_unreadable_parent_leaves_the_origin_open() {
         assert_eq!(classify(own(FRAME), None, true), Class::Own(Origin::Unknown));
         assert_eq!(classify(shared(FRAME), None, true), Class::ParentOrOthers);
-        assert_eq!(classify(some(Kind::File), None, true), Class::File);
+        assert_eq!(classify(some(PageState::File), None, true), Class::File);
     }
 
     fn space(name: &str, first: usize, pages: &[Page]) -> Space {
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn pages_are_held_against_the_parent_at_the_same_address() {
         let parent = space("heap", 10, &[shared(1), shared(2), own(3)]);
-        let child = space("heap", 11, &[shared(2), own(4), own(5), some(Kind::Zero), some(Kind::Swapped)]);
+        let child = space("heap", 11, &[shared(2), own(4), own(5), some(PageState::Zero), some(PageState::Swapped)]);
         let counts = count(&child, Against::Parent(&parent))["heap"];
         assert_eq!((counts.shared_with_parent, counts.own.differs, counts.own.new), (1, 1, 1));
         assert_eq!((counts.zero, counts.swapped, counts.present()), (1, 1, 3));
@@ -362,7 +362,7 @@ mod tests {
     fn a_frame_counts_once_however_often_it_is_mapped() {
         let mut frames = Frames::default();
         frames.add(&space("a", 0, &[shared(1), shared(2), own(1 << 40), Page::NOTHING, own(0)]));
-        frames.add(&space("b", 7, &[shared(1), own(3), Page::new(Kind::Zero, false, 0)]));
+        frames.add(&space("b", 7, &[shared(1), own(3), Page::new(PageState::Zero, false, 0)]));
         assert_eq!(frames.count(), 4);
     }
 }

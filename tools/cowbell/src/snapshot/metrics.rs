@@ -3,7 +3,7 @@
 use super::compare::Counts;
 use super::document::{Snapshot, TakesBy};
 use super::text::command;
-use cowbell::openmetrics::{Exposition, Kind};
+use cowbell::openmetrics::{Exposition, MetricKind};
 
 /// A family of metrics about a process: its name, what it tells, and which pages.
 type Figure = (&'static str, &'static str, fn(&Counts) -> u64);
@@ -44,7 +44,7 @@ pub fn metrics(snapshots: &[Snapshot]) -> String {
             .flat_map(move |snapshot| snapshot.processes.iter().map(move |one| (of(snapshot), snapshot.pid, one)))
     };
     for (name, help, pages) in FIGURES {
-        let mut family = out.family(name, Kind::Gauge, help, "bytes");
+        let mut family = out.family(name, MetricKind::Gauge, help, "bytes");
         for (page_size, top, process) in processes() {
             if let Some(memory) = process.memory.as_ref().filter(|memory| memory.has_counts(process.parent)) {
                 family.sample(&labels(top, process), pages(&memory.pages).saturating_mul(page_size) as f64);
@@ -52,7 +52,7 @@ pub fn metrics(snapshots: &[Snapshot]) -> String {
         }
     }
     let mut family =
-        out.family("cowbell_process_pss_bytes", Kind::Gauge, "Resident memory, shared pages in parts.", "bytes");
+        out.family("cowbell_process_pss_bytes", MetricKind::Gauge, "Resident memory, shared pages in parts.", "bytes");
     for (_, top, process) in processes() {
         if let Some(memory) = &process.memory {
             family.sample(&labels(top, process), memory.pss_bytes as f64);
@@ -64,21 +64,25 @@ pub fn metrics(snapshots: &[Snapshot]) -> String {
     };
     let help =
         "What the processes of the tree take together, each page counted once; by PSS where frames are not readable.";
-    let mut family = out.family("cowbell_tree_takes_bytes", Kind::Gauge, help, "bytes");
+    let mut family = out.family("cowbell_tree_takes_bytes", MetricKind::Gauge, help, "bytes");
     for snapshot in snapshots {
         family.sample(&of_tree(snapshot), snapshot.total.takes_bytes as f64);
     }
-    let mut family =
-        out.family("cowbell_tree_unshared_bytes", Kind::Gauge, "What they would take if nothing were shared.", "bytes");
+    let mut family = out.family(
+        "cowbell_tree_unshared_bytes",
+        MetricKind::Gauge,
+        "What they would take if nothing were shared.",
+        "bytes",
+    );
     for snapshot in snapshots {
         family.sample(&of_tree(snapshot), snapshot.total.unshared_bytes as f64);
     }
-    let mut family = out.family("cowbell_tree_processes", Kind::Gauge, "Processes that were read.", "processes");
+    let mut family = out.family("cowbell_tree_processes", MetricKind::Gauge, "Processes that were read.", "processes");
     for snapshot in snapshots {
         family.sample(&of_tree(snapshot), snapshot.total.processes as f64);
     }
     let help = "Processes of the tree that were not read: the kernel's own, that ended, or that the kernel guards.";
-    let mut family = out.family("cowbell_tree_unread_processes", Kind::Gauge, help, "processes");
+    let mut family = out.family("cowbell_tree_unread_processes", MetricKind::Gauge, help, "processes");
     for snapshot in snapshots {
         let unread = snapshot.processes.iter().filter(|process| process.memory.is_none()).count();
         family.sample(&of_tree(snapshot), unread as f64);

@@ -23,7 +23,7 @@ use compare::{Against, Frames};
 use cowbell::sys::{Errno, procfs, tracing};
 use document::{Group, MemoryReport, ProcessReport, Readable, Relation, Snapshot, TakesBy, Total};
 use process::{Memory, Node};
-use space::{Kind, Reader, Space};
+use space::{PageState, Reader, Space};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -303,7 +303,7 @@ enum Alike {
 }
 
 fn alike(mine: &Space, theirs: &Space) -> Alike {
-    let private = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == Kind::Private);
+    let private = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == PageState::Private);
     if private().next().is_none() || mine != theirs {
         Alike::No
     } else if private().any(|page| page.is_exclusive() && page.frame().is_some()) {
@@ -327,7 +327,7 @@ mod tests {
             let mapping = SpaceMapping { range, private: true, file: false, name: "[heap]".to_owned() };
             Space { mappings: vec![mapping], runs: vec![SpaceRun { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
         };
-        let page = |exclusive, frame| Page::new(Kind::Private, exclusive, frame);
+        let page = |exclusive, frame| Page::new(PageState::Private, exclusive, frame);
         let of = |mine: &[Page], theirs: &[Page]| alike(&space(mine), &space(theirs));
         assert_eq!(of(&[page(true, 7), page(false, 8)], &[page(true, 7), page(false, 8)]), Alike::Certain);
         assert_eq!(of(&[page(false, 7)], &[page(false, 7)]), Alike::Perhaps, "a fork");

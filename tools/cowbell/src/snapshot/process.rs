@@ -60,7 +60,7 @@ pub struct Memory {
     /// The process' pages.
     pub space: Space,
     /// The kernel's own sums.
-    pub sums: smaps::Figures,
+    pub sums: smaps::MappingFigures,
     /// Pages of huge page pools, in bytes: in no figure of smaps but in the page tables.
     pub hugetlb_bytes: u64,
     /// The process' auxiliary vector: the same in all processes that were forked from one without executing another program.

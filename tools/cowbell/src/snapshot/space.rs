@@ -11,7 +11,7 @@ use cowbell::sys::procfs::{maps, smaps};
 /// Pages that a scan is not told apart for: reading this many words over a hole costs less than another call.
 const GAP_PAGES_MAX: usize = 64;
 
-pub use cowbell::sys::pagemap::State as Kind;
+pub use cowbell::sys::pagemap::PageState;
 
 /// One page, packed into a word: its frame in bits 0 to 54, [`Page::EXCLUSIVE`], and its kind from bit 60 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,10 +21,11 @@ impl Page {
     /// A page where there is none.
     pub const NOTHING: Self = Self(0);
     const EXCLUSIVE: u64 = 1 << 56;
-    const KINDS: [Kind; 5] = [Kind::Nothing, Kind::Private, Kind::File, Kind::Zero, Kind::Swapped];
+    const KINDS: [PageState; 5] =
+        [PageState::Nothing, PageState::Private, PageState::File, PageState::Zero, PageState::Swapped];
 
     /// A page of a kind, in this memory alone or not, in a frame (0 where it is not known).
-    pub fn new(kind: Kind, exclusive: bool, frame: u64) -> Self {
+    pub fn new(kind: PageState, exclusive: bool, frame: u64) -> Self {
         let kind = Self::KINDS.iter().position(|&known| known == kind).unwrap_or_default() as u64;
         Self(kind << 60 | if exclusive { Self::EXCLUSIVE } else { 0 } | frame & ((1 << 55) - 1))
     }
@@ -34,8 +35,8 @@ impl Page {
         // A write-protected entry that is not present is nearly always the marker of an untouched page.
         match (entry.state(true), private) {
             // A device's memory: no page that counts as anybody's.
-            (Kind::Private, false) | (Kind::Nothing, _) => Self::NOTHING,
-            (Kind::Swapped, _) => Self::new(Kind::Swapped, false, 0),
+            (PageState::Private, false) | (PageState::Nothing, _) => Self::NOTHING,
+            (PageState::Swapped, _) => Self::new(PageState::Swapped, false, 0),
             (kind, _) if entry.contains(Entry::PRESENT) => {
                 Self::new(kind, entry.contains(Entry::EXCLUSIVE), entry.frame())
             }
@@ -44,8 +45,8 @@ impl Page {
     }
 
     /// The kind of the page.
-    pub fn kind(self) -> Kind {
-        Self::KINDS.get((self.0 >> 60) as usize).copied().unwrap_or(Kind::Nothing)
+    pub fn kind(self) -> PageState {
+        Self::KINDS.get((self.0 >> 60) as usize).copied().unwrap_or(PageState::Nothing)
     }
 
     /// Tells whether it is mapped by this memory alone.
@@ -206,9 +207,9 @@ fn mark_zero(runs: &mut [SpaceRun], zero: &[Range]) {
         for run in runs.iter_mut().skip(first).take_while(|run| run.start < range.end()) {
             let from = range.start.saturating_sub(run.start) / bytes;
             let to = (range.end() - run.start) / bytes;
-            let there = |page: &&mut Page| page.kind() != Kind::Nothing;
+            let there = |page: &&mut Page| page.kind() != PageState::Nothing;
             for page in run.pages.iter_mut().take(to).skip(from).filter(there) {
-                *page = Page::new(Kind::Zero, false, 0);
+                *page = Page::new(PageState::Zero, false, 0);
             }
         }
     }
@@ -218,7 +219,7 @@ fn mark_zero(runs: &mut [SpaceRun], zero: &[Range]) {
 fn resident(id: i32) -> Option<Vec<usize>> {
     let all = smaps::mappings(id, Range { start: 0, len: usize::MAX }).ok()?;
     // Memory of huge page pools is in no figure of these; it is told by its flag.
-    let has_pages = |m: &smaps::Figures| m.rss > 0 || m.swap > 0 || m.flags.iter().any(|flag| flag == "ht");
+    let has_pages = |m: &smaps::MappingFigures| m.rss > 0 || m.swap > 0 || m.flags.iter().any(|flag| flag == "ht");
     Some(all.into_iter().filter(has_pages).map(|m| m.mapping.range.start).collect())
 }
 
@@ -257,11 +258,11 @@ mod tests {
         let kind = |bits: u64, private| Page::of(Entry::from_bits_retain(bits), private).kind();
         assert_eq!(
             (kind(1 << 63 | 7, true), kind(1 << 63 | 7, false)),
-            (Kind::Private, Kind::Nothing),
+            (PageState::Private, PageState::Nothing),
             "a device's page"
         );
-        assert_eq!(kind(1 << 62 | 1 << 57, true), Kind::Nothing, "the marker of an armed range");
-        assert_eq!((kind(1 << 62, true), kind(1 << 63 | 1 << 61 | 7, true)), (Kind::Swapped, Kind::File));
+        assert_eq!(kind(1 << 62 | 1 << 57, true), PageState::Nothing, "the marker of an armed range");
+        assert_eq!((kind(1 << 62, true), kind(1 << 63 | 1 << 61 | 7, true)), (PageState::Swapped, PageState::File));
     }
 
     #[test]
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn a_cursor_finds_each_page_and_nothing_between() {
         let bytes = cowbell::sys::page_size().bytes();
-        let page = |frame| Page::new(Kind::Private, false, frame);
+        let page = |frame| Page::new(PageState::Private, false, frame);
         let run = |start: usize, pages: Vec<Page>| SpaceRun { mapping: 0, start: start * bytes, pages };
         let runs = vec![run(2, vec![page(1), page(2)]), run(4, vec![page(3)]), run(9, vec![page(4)])];
         let mut space = Space { mappings: Vec::new(), runs };
@@ -288,7 +289,7 @@ mod tests {
         // Zeroes from page 3 to page 9.
         mark_zero(&mut space.runs, &[Range { start: 3 * bytes, len: 7 * bytes }]);
         let kinds: Vec<_> = space.pages().map(|(at, page)| (at / bytes, page.kind())).collect();
-        assert_eq!(kinds, [(2, Kind::Private), (3, Kind::Zero), (4, Kind::Zero), (9, Kind::Zero)]);
+        assert_eq!(kinds, [(2, PageState::Private), (3, PageState::Zero), (4, PageState::Zero), (9, PageState::Zero)]);
     }
 
     #[test]
@@ -300,7 +301,10 @@ mod tests {
             space.pages().filter(|(at, _)| within.contains(at)).collect::<Vec<_>>()
         };
         let by_word = pages(Reader { scan: false });
-        assert!(by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == Kind::Private), "{by_word:?}");
+        assert!(
+            by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == PageState::Private),
+            "{by_word:?}"
+        );
         let by_scan = Reader::new();
         if by_scan.scan {
             assert_eq!(pages(by_scan), by_word);

@@ -199,7 +199,7 @@ int main(void) {
         let functions: Vec<_> = line.split(' ').map(|f| u64::from_str_radix(&f[2..], 16).unwrap()).collect();
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
-        let (registers, memory) = (registers(pid), remote::Memory::open(pid).unwrap());
+        let (registers, memory) = (registers(pid), remote::RemoteMemory::open(pid).unwrap());
         let keeps_frames = flags.contains(&"-fno-omit-frame-pointer");
         let mut unwinder = unwinder(&mappings(pid));
         if without_unwind_information {
@@ -236,7 +236,7 @@ int main(void) {
         Registers { ip: registers.pc(), sp: registers.sp(), bp: Some(registers.bp()), lr: 0 }
     }
 
-    fn read(memory: &remote::Memory, address: u64) -> Option<u64> {
+    fn read(memory: &remote::RemoteMemory, address: u64) -> Option<u64> {
         let mut word = [0; 8];
         (memory.read(address, &mut word) == Ok(word.len())).then(|| u64::from_ne_bytes(word))
     }
@@ -327,7 +327,7 @@ int main(void) {
         let pid = program.pid();
         program.wait_until_reading(pid, pid);
         let (registers, mappings) = (registers(pid), mappings(pid));
-        let memory = remote::Memory::open(pid).unwrap();
+        let memory = remote::RemoteMemory::open(pid).unwrap();
         let time = |what: &str, n: u32, f: &mut dyn FnMut()| {
             let start = std::time::Instant::now();
             (0..n).for_each(|_| f());

@@ -5,7 +5,7 @@ use super::entries;
 use super::tables;
 use super::watch::{BIT_FEATURES, EVENT_FEATURES};
 use cowbell::sys::pagemap::Pagemap;
-use cowbell::sys::perf::{Event, Follow, Options};
+use cowbell::sys::perf::{Follow, Options, PerfEvent};
 use cowbell::sys::uffd::{Door, Uffd};
 use cowbell::sys::{Errno, limits, procfs, ptrace, tracing};
 use std::fs;
@@ -99,7 +99,7 @@ fn open_faults(kernel: bool) -> Result<(), Errno> {
         code: true,
         wakeup_bytes: 0,
     };
-    Event::open(0, options).map(drop)
+    PerfEvent::open(0, options).map(drop)
 }
 
 /// Finds out whether this process may use ptrace at all. It is asked of a process that cannot be, so that only a refusal of the

@@ -108,7 +108,7 @@ enum Known {
 fn memory(pid: i32, time_ns: u64, known: &Known) -> Result<Memory, Errno> {
     let living = procfs::living(pid);
     let status = Status::of(living)?;
-    let sums = |all: smaps::Figures| Sums {
+    let sums = |all: smaps::MappingFigures| Sums {
         rss: all.rss,
         pss: all.pss,
         private_clean: all.private - all.private_dirty,

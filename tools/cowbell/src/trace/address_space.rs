@@ -22,7 +22,7 @@ use crate::record::{Mapping, Record, Watched};
 use crate::stacks::languages::{self, Language, Objects, Patience};
 use crate::stacks::native::{Registers, Unwinder, Unwound};
 use cowbell::sys::map::Range;
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -66,7 +66,7 @@ struct Known {
 /// The parts of the process that resolving needs.
 #[derive(Clone, Copy)]
 pub struct Access<'a> {
-    pub memory: &'a Memory,
+    pub memory: &'a RemoteMemory,
     pub doors: &'a Doors,
 }
 
@@ -172,7 +172,7 @@ impl AddressSpace {
         self.code(within, access)
     }
 
-    fn is_frameless(&mut self, pc: u64, memory: &Memory) -> Option<bool> {
+    fn is_frameless(&mut self, pc: u64, memory: &RemoteMemory) -> Option<bool> {
         let map = self.find(pc)?;
         let (start, offset) = (map.mapping.start, map.mapping.offset);
         let module = self.module(start, memory)?;
@@ -356,7 +356,7 @@ impl AddressSpace {
         }
     }
 
-    fn resolve(&mut self, pc: u64, memory: &Memory) -> u32 {
+    fn resolve(&mut self, pc: u64, memory: &RemoteMemory) -> u32 {
         let Some(map) = self.find(pc) else { return self.codes.place(None, pc, self.pid) };
         let (start, offset) = (map.mapping.start, map.mapping.offset);
         match self.module(start, memory) {
@@ -371,14 +371,14 @@ impl AddressSpace {
     }
 
     /// Every mapping of code that a module is known of: start, end, offset, and the module's number.
-    pub fn code_modules(&mut self, memory: &Memory) -> Vec<(u64, u64, u64, u32)> {
+    pub fn code_modules(&mut self, memory: &RemoteMemory) -> Vec<(u64, u64, u64, u32)> {
         let code: Vec<_> = self.code_maps().map(|map| map.mapping.clone()).collect();
         let with_module = |map: Mapping| Some((map.start, map.end, map.offset, self.module(map.start, memory)?));
         code.into_iter().filter_map(with_module).collect()
     }
 
     /// The module of the mapping that starts there.
-    fn module(&mut self, start: u64, memory: &Memory) -> Option<u32> {
+    fn module(&mut self, start: u64, memory: &RemoteMemory) -> Option<u32> {
         if let Some(&module) = self.known.borrow().modules.get(&start) {
             return module;
         }
@@ -387,11 +387,11 @@ impl AddressSpace {
         module
     }
 
-    fn unwind(&mut self, registers: Registers, memory: &Memory) -> Option<Unwound> {
+    fn unwind(&mut self, registers: Registers, memory: &RemoteMemory) -> Option<Unwound> {
         self.with_unwinder(memory, |unwinder| unwinder.stack(registers, &mut stack_words(memory)))
     }
 
-    fn with_unwinder<T>(&mut self, memory: &Memory, unwind: impl FnOnce(&mut Unwinder) -> T) -> T {
+    fn with_unwinder<T>(&mut self, memory: &RemoteMemory, unwind: impl FnOnce(&mut Unwinder) -> T) -> T {
         let made = self.known.borrow_mut().unwinder.take();
         let mut unwinder = made.unwrap_or_else(|| self.make_unwinder(memory));
         let unwound = unwind(&mut unwinder);
@@ -399,7 +399,7 @@ impl AddressSpace {
         unwound
     }
 
-    fn make_unwinder(&mut self, memory: &Memory) -> Unwinder {
+    fn make_unwinder(&mut self, memory: &RemoteMemory) -> Unwinder {
         let mut unwinder = Unwinder::default();
         let code: Vec<_> = self.maps.iter().filter(|map| map.is_code()).map(|map| map.mapping.clone()).collect();
         for mapping in code {

@@ -15,7 +15,7 @@ use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::procfs;
-use cowbell::sys::remote::{Memory, RemoteUffd};
+use cowbell::sys::remote::{RemoteMemory, RemoteUffd};
 use cowbell::sys::{Errno, process};
 use std::collections::HashMap;
 
@@ -92,7 +92,7 @@ impl Watch {
             collected: Collected::default(),
             faults_before: opening.faults_before,
             told: Told::default(),
-            memory: Memory::open(living)?,
+            memory: RemoteMemory::open(living)?,
             frames: opening.frames,
             // Where nobody waits for an answer, nobody is looked for.
             threads: if doors.events.is_none() && doors.asynchronous.is_none() {

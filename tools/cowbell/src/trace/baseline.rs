@@ -6,7 +6,7 @@ use super::entries::{Entries, entry};
 use super::tables::{Tables, ZEROES};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
-use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query, State};
+use cowbell::sys::pagemap::{Categories, Entry, PageState, Pagemap, Query};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -311,9 +311,9 @@ fn runs_in(pagemap: &Tables, range: Range) -> Result<Vec<BaselineRun>, Errno> {
     };
     pagemap.runs(range, &query, |run, categories| {
         let was = match categories.state() {
-            State::Zero => Was::Zero,
-            State::Private => Was::Private,
-            State::Swapped | State::Nothing | State::File => Was::Swapped,
+            PageState::Zero => Was::Zero,
+            PageState::Private => Was::Private,
+            PageState::Swapped | PageState::Nothing | PageState::File => Was::Swapped,
         };
         if categories.contains(Categories::HUGE) {
             huge.push((run.start as u64, run.end() as u64));

@@ -4,7 +4,7 @@ use super::lender::{Lender, Lenders};
 use super::watch::{BIT_FEATURES, Doors, EVENT_FEATURES, SAMPLE_FEATURES};
 use crate::record::Mode;
 use cowbell::sys::inject::{Call, Injection, Interrupted};
-use cowbell::sys::ptrace::{self, Event, Options, Status, Stop};
+use cowbell::sys::ptrace::{self, EventStop, Options, Stop, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Features;
 use cowbell::sys::{Errno, process, procfs, tracing};
@@ -29,11 +29,11 @@ pub enum Unarmed {
     /// For this reason.
     Because(String),
     /// The process ends: it stands in this state.
-    Ending(Status),
+    Ending(WaitStatus),
 }
 
 /// The kind of the task that a thread of `pid` has just made.
-pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
+pub fn kind(pid: i32, task: i32, event: EventStop) -> Kind {
     if procfs::is_thread_of(pid, task) {
         return Kind::Thread;
     }
@@ -42,7 +42,7 @@ pub fn kind(pid: i32, task: i32, event: Event) -> Kind {
         Ok(false) => Kind::Copy,
         Err(Errno::SRCH) => Kind::Gone,
         // A kernel that cannot compare: what vfork makes shares, as a rule.
-        Err(_) if event == Event::VFork => Kind::Shares,
+        Err(_) if event == EventStop::VFork => Kind::Shares,
         Err(_) => Kind::Copy,
     }
 }
@@ -76,7 +76,7 @@ pub fn open_doors(
 }
 
 /// Waits for a thread's next stop.
-pub type Wait<'a> = dyn FnMut(i32) -> Result<Status, Errno> + 'a;
+pub type Wait<'a> = dyn FnMut(i32) -> Result<WaitStatus, Errno> + 'a;
 
 fn inject(
     tid: i32,

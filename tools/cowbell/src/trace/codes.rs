@@ -11,7 +11,7 @@ use crate::stacks::elf;
 use crate::stacks::native::Unwinding;
 use crate::stacks::own_name::OwnNames;
 use cowbell::sys::procfs;
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
@@ -54,7 +54,7 @@ struct Known {
 impl Codes {
     /// The number of the module that a mapping of process `pid` shows; `None` for what is no file's. `maps`: the others of
     /// the process.
-    pub fn module(&self, pid: i32, memory: &Memory, map: &Map, maps: &[Map]) -> Option<u32> {
+    pub fn module(&self, pid: i32, memory: &RemoteMemory, map: &Map, maps: &[Map]) -> Option<u32> {
         let path = map.mapping.name.clone();
         if map.file.1 == 0 && path != "[vdso]" {
             return None;
@@ -129,7 +129,7 @@ fn is_there(pid: i32, map: &Map) -> bool {
 }
 
 /// The build that is mapped, from memory: the file under that name may be another's by now.
-fn build_id(memory: &Memory, map: &Map, maps: &[Map]) -> Option<String> {
+fn build_id(memory: &RemoteMemory, map: &Map, maps: &[Map]) -> Option<String> {
     let is_first = |other: &&Map| other.mapping.offset == 0 && other.file == map.file;
     let below = |other: &&Map| other.mapping.start <= map.mapping.start;
     let first = if map.mapping.offset == 0 { Some(map) } else { maps.iter().filter(is_first).rfind(below) }?;

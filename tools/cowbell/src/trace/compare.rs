@@ -11,7 +11,7 @@ use crate::stacks::languages::{Changed, Objects, Word};
 use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use std::collections::{BTreeMap, HashMap};
 
 /// The memory that kept originals may take, over all intervals.
@@ -43,7 +43,7 @@ pub struct Compared {
 /// A process that had the same pages, and may have them still.
 pub struct Donor<'a> {
     pid: i32,
-    memory: Memory,
+    memory: RemoteMemory,
     pagemap: Pagemap,
     process: &'a Tracee,
     /// The process that was forked from it.
@@ -54,7 +54,7 @@ impl<'a> Donor<'a> {
     /// The process `pid`, for one that was forked from it.
     pub fn new(pid: i32, process: &'a Tracee, child: &'a Tracee) -> Option<Self> {
         let living = procfs::living(pid);
-        let (memory, pagemap) = (Memory::open(living).ok()?, Pagemap::open(living).ok()?);
+        let (memory, pagemap) = (RemoteMemory::open(living).ok()?, Pagemap::open(living).ok()?);
         Some(Self { pid, memory, pagemap, process, child })
     }
 
@@ -102,7 +102,7 @@ impl<'a> Donor<'a> {
 }
 
 /// Reads a page; false if it cannot be read whole.
-fn read(memory: &Memory, page: u64, into: &mut [u8]) -> bool {
+fn read(memory: &RemoteMemory, page: u64, into: &mut [u8]) -> bool {
     memory.read(page, into) == Ok(into.len())
 }
 

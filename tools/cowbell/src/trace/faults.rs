@@ -43,7 +43,7 @@ const QUIET_MAX: u32 = 40;
 
 /// A thing that a ring told.
 enum Told {
-    Fault(perf::Fault),
+    Fault(perf::FaultRecord),
     Code { pid: i32, time_ns: u64, map: Box<Map> },
 }
 
@@ -72,13 +72,13 @@ impl Shared {
         let mut rings = lock(&self.rings);
         let mut found = Vec::new();
         rings.drain(|record| match record {
-            perf::Record::Fault(fault) => found.push(Told::Fault(fault)),
-            perf::Record::Mapped(code) => {
+            perf::RingRecord::Fault(fault) => found.push(Told::Fault(fault)),
+            perf::RingRecord::Mapped(code) => {
                 let map = Box::new(map_of(&code));
                 found.push(Told::Code { pid: code.pid, time_ns: code.time_ns, map });
             }
             // The events count what is lost, and exactly.
-            perf::Record::Lost(_) | perf::Record::Other | perf::Record::Broken => {}
+            perf::RingRecord::Lost(_) | perf::RingRecord::Other | perf::RingRecord::Broken => {}
         });
         let count = found.len();
         lock(&self.told).append(&mut found);
@@ -222,7 +222,7 @@ fn keep_draining(shared: &Shared, mut waiter: Waiter, wake: &OwnedFd, news: &Own
 }
 
 /// A mapping of code as `/proc/PID/maps` would have it.
-fn map_of(code: &perf::Mapped<'_>) -> Map {
+fn map_of(code: &perf::MappedCode<'_>) -> Map {
     let name = if code.inode == 0 && code.name == b"//anon" { &[][..] } else { code.name };
     let mapping = Mapping {
         start: code.start,
@@ -370,10 +370,10 @@ fn has_lost_its_events(pid: i32) -> bool {
 }
 
 /// Notes a fault of an interval's process.
-fn note(watch: &mut Watch, pages: &mut Pages, fault: perf::Fault, time_ns: u64) -> Fault {
+fn note(watch: &mut Watch, pages: &mut Pages, fault: perf::FaultRecord, time_ns: u64) -> Fault {
     let page = fault.address / super::baseline::page_bytes() * super::baseline::page_bytes();
     let code = if fault.by_kernel { 0 } else { watch.code(fault.ip) };
-    let perf::Fault { address, ip, tid, by_kernel, frame: found, .. } = fault;
+    let perf::FaultRecord { address, ip, tid, by_kernel, frame: found, .. } = fault;
     let fault = Fault { time_ns, address, ip, tid, code, by_kernel, found, stack: None };
     pages.entry(page).and_modify(|touched| touched.add(fault)).or_insert_with(|| Touched::new(fault));
     // A child's copy is compared with what its parent has, as long as that has not written there.

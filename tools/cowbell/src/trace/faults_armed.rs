@@ -30,7 +30,7 @@ use cowbell::sys;
 use cowbell::sys::map::Range;
 use cowbell::sys::ptrace::{self, Stop};
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::uffd::{Event as Message, Fault};
+use cowbell::sys::uffd::{UffdMessage as Message, WaitingWrite};
 use std::sync::Arc;
 
 /// The number of pages that are armed at most, if every page were to have a stack: fewer for `--stacks 1/N`.
@@ -323,7 +323,7 @@ impl Tracer {
     }
 
     /// Takes the stack of who waits to write. A thread inside of a system call cannot be interrupted there, and has none.
-    fn sample_armed(&mut self, watch: &mut Watch, fault: Fault, page: u64) -> Option<Halted> {
+    fn sample_armed(&mut self, watch: &mut Watch, fault: WaitingWrite, page: u64) -> Option<Halted> {
         let time_ns = self.now();
         let may_take = watch.sampling.may_take(watch.begun_ns, time_ns);
         if self.leaving || !may_take || !fault.write_protect || watch.stacks.contains_key(&page) {

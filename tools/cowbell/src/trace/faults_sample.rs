@@ -10,7 +10,7 @@ use super::{Tracer, user_fault};
 use crate::record::Record;
 use cowbell::sys;
 use cowbell::sys::procfs::{self, stat::Stat};
-use cowbell::sys::ptrace::{self, Status, Stop};
+use cowbell::sys::ptrace::{self, Stop, WaitStatus};
 
 /// Samples of a process come so far apart, at first and at last: twice as far each time.
 const FIRST_NS: u64 = 500_000;
@@ -69,7 +69,7 @@ impl Tracer {
         let started = sys::monotonic_ns();
         let Some(status) = stand(tid) else { return };
         self.spent.stops += 1;
-        if matches!(status, Status::Stopped(Stop::Trap)) {
+        if matches!(status, WaitStatus::Stopped(Stop::Trap)) {
             self.read_stack(pid, tid, interrupted_ns);
         }
         self.spent.stacks_ns += sys::monotonic_ns() - started;
@@ -121,7 +121,7 @@ fn runs(tid: i32) -> bool {
 }
 
 /// Waits until an interrupted thread stands still. One that does not in time is met later, at its stop.
-fn stand(tid: i32) -> Option<Status> {
+fn stand(tid: i32) -> Option<WaitStatus> {
     let started = sys::monotonic_ns();
     while sys::monotonic_ns() - started < STAND_NS_MAX {
         if let Some((_, status)) = ptrace::wait(Some(tid), false).ok()? {

@@ -8,7 +8,7 @@ use super::baseline::page_bytes;
 use super::watch::release;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::remote::RemoteUffd;
-use cowbell::sys::uffd::Event;
+use cowbell::sys::uffd::UffdMessage;
 use cowbell::sys::{Errno, pidfd, process, timer};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -156,7 +156,7 @@ fn answer(shared: &Shared, children: &mut Vec<(i32, RemoteUffd)>) -> Result<(), 
 /// Reads which pages are waited for, and what watches children; false if there was nothing.
 pub fn hear(uffd: &RemoteUffd, pages: &mut Vec<u64>, forked: impl FnMut(RemoteUffd)) -> bool {
     let seen = |message| {
-        if let Event::Fault(fault) = message {
+        if let UffdMessage::Fault(fault) = message {
             pages.push(fault.address as u64 / page_bytes() * page_bytes());
         }
     };

@@ -7,7 +7,7 @@ use super::{LEAVE, Tracer, ability};
 use crate::record::{Closed, GapKind, Mode, Origin, Process, Record, Role, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::procfs;
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use std::collections::HashSet;
 
 /// A fork that copies less than this, in bytes, is told in no report.
@@ -16,11 +16,11 @@ const TABLES_FEW: u64 = 256 << 10;
 const TABLES_AGAIN_NS: u64 = 50_000_000;
 
 impl Tracer {
-    pub(super) fn on_status(&mut self, tid: i32, status: Status) {
+    pub(super) fn on_status(&mut self, tid: i32, status: WaitStatus) {
         match status {
-            Status::Exited(code) => self.on_gone(tid, Ended::Exited(code)),
-            Status::Signaled(signal) => self.on_gone(tid, Ended::Signaled(signal)),
-            Status::Stopped(stop) => self.on_stop(tid, stop),
+            WaitStatus::Exited(code) => self.on_gone(tid, Ended::Exited(code)),
+            WaitStatus::Signaled(signal) => self.on_gone(tid, Ended::Signaled(signal)),
+            WaitStatus::Stopped(stop) => self.on_stop(tid, stop),
         }
     }
 
@@ -34,9 +34,9 @@ impl Tracer {
             self.answer_growth(tid);
         }
         match stop {
-            Stop::Event(made @ (Event::Fork | Event::Clone | Event::VFork)) => self.on_made(tid, pid, made),
-            Stop::Event(Event::Exec) => self.on_exec(tid, pid),
-            Stop::Event(Event::Exit) => self.on_exit(tid, pid),
+            Stop::Event(made @ (EventStop::Fork | EventStop::Clone | EventStop::VFork)) => self.on_made(tid, pid, made),
+            Stop::Event(EventStop::Exec) => self.on_exec(tid, pid),
+            Stop::Event(EventStop::Exit) => self.on_exit(tid, pid),
             Stop::Trap | Stop::Group(_) if self.wants_arming(pid) => {
                 let stop = self.arm_attached(tid, pid, stop);
                 self.go_on(tid, stop);
@@ -113,13 +113,13 @@ impl Tracer {
             self.gap(task, GapKind::NotArmed, "its parent was killed while it forked");
         }
         match stop {
-            Stop::Event(Event::Exit) => self.on_exit(task, process.unwrap_or(task)),
+            Stop::Event(EventStop::Exit) => self.on_exit(task, process.unwrap_or(task)),
             stop => self.go_on(task, stop),
         }
     }
 
     /// A thread made a task.
-    fn on_made(&mut self, maker: i32, pid: i32, event: Event) {
+    fn on_made(&mut self, maker: i32, pid: i32, event: EventStop) {
         let at_event = Stop::Event(event);
         let Ok(child) = ptrace::event_message(maker).map(|child| child as i32) else {
             // Killed meanwhile.
@@ -153,7 +153,7 @@ impl Tracer {
     }
 
     /// Both stand still: the maker in its fork, the child before its first instruction.
-    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, event: Event) {
+    fn on_fork(&mut self, maker: i32, pid: i32, child: i32, event: EventStop) {
         let forked_ns = self.now();
         let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
         let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
@@ -163,7 +163,7 @@ impl Tracer {
         self.inherit_sampling(pid, child);
         self.name(child, pid, Origin::Forked);
         let first = if self.newborn.remove(&child) {
-            Status::Stopped(Stop::Trap)
+            WaitStatus::Stopped(Stop::Trap)
         } else {
             match self.wait_for(child) {
                 Ok(status) => status,
@@ -177,7 +177,7 @@ impl Tracer {
         let mut maker_stop = Stop::Event(event);
         if self.options.who != Who::Child && !self.leaving {
             // One that vforked is held until the child has ended or executed a program, and then shares nothing with it.
-            if event != Event::VFork {
+            if event != EventStop::VFork {
                 maker_stop = self.arm_maker(maker, pid);
             } else if self.tree.processes.get(&pid).is_some_and(|process| process.threads.len() > 1) {
                 let why = "one of its threads waits until the child has ended or executed a program, and others run meanwhile";
@@ -185,7 +185,7 @@ impl Tracer {
             }
         }
         match first {
-            Status::Stopped(Stop::Trap) => {
+            WaitStatus::Stopped(Stop::Trap) => {
                 let stop = self.arm_child(child, call, forked_ns);
                 if let Some(stop) = stop {
                     self.go_on(child, stop);
@@ -195,7 +195,7 @@ impl Tracer {
             status => self.on_status(child, status),
         }
         match maker_stop {
-            Stop::Event(Event::Exit) => self.on_exit(maker, pid),
+            Stop::Event(EventStop::Exit) => self.on_exit(maker, pid),
             stop => self.go_on(maker, stop),
         }
     }
@@ -230,7 +230,7 @@ impl Tracer {
         self.tell_of_privilege(pid);
         self.unshare(left);
         self.begin_to_sample(tid, pid);
-        self.go_on(tid, Stop::Event(Event::Exec));
+        self.go_on(tid, Stop::Event(EventStop::Exec));
     }
 
     fn on_exit(&mut self, tid: i32, pid: i32) {
@@ -257,7 +257,7 @@ impl Tracer {
                 self.pay_before_exit(pid);
             }
         }
-        self.go_on(tid, Stop::Event(Event::Exit));
+        self.go_on(tid, Stop::Event(EventStop::Exit));
     }
 
     /// An unread event, or one whose thread has not gone on yet, holds up lifting the protection; the ending thread must

@@ -13,7 +13,7 @@ use super::watch::{Doors, Watch};
 use super::{DOORS, Tracer};
 use crate::record::{Closed, GapKind, Mode, PageRun, Record, Role, Who};
 use cowbell::sys;
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 
 impl Tracer {
     /// Arms a child that stands before its first instruction. Returns the stop it is left in, `None` if it ended.
@@ -48,7 +48,7 @@ impl Tracer {
 
     /// Arms the process that has just forked, whose thread `maker` stands in the fork. Returns the stop it is left in.
     pub(super) fn arm_maker(&mut self, maker: i32, pid: i32) -> Stop {
-        let at_event = Stop::Event(Event::Fork);
+        let at_event = Stop::Event(EventStop::Fork);
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
         let stop = if let Some((doors, space)) = self.close_interval(pid, Closed::Forked, true) {
@@ -74,7 +74,7 @@ impl Tracer {
         // Nothing can be injected inside of fork: on to the return from it.
         let stop = match ptrace::interrupt(maker).and_then(|()| ptrace::resume(maker, Until::Event, 0)) {
             Ok(()) => match self.wait_for(maker) {
-                Ok(Status::Stopped(stop)) => stop,
+                Ok(WaitStatus::Stopped(stop)) => stop,
                 Ok(ended) => {
                     self.on_status(maker, ended);
                     return Stop::Trap;
@@ -101,7 +101,7 @@ impl Tracer {
                 self.gap(pid, GapKind::NotArmed, why);
                 stop
             }
-            Err(Unarmed::Ending(Status::Stopped(ending))) => ending,
+            Err(Unarmed::Ending(WaitStatus::Stopped(ending))) => ending,
             Err(Unarmed::Ending(ended)) => {
                 self.on_status(tid, ended);
                 Stop::Trap

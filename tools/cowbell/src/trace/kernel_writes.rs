@@ -6,7 +6,7 @@ use super::watch::{Watch, Written};
 use crate::record::{Class, Event, Mode};
 use crate::stacks::instruction;
 use cowbell::sys::pagemap::Entry;
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use cowbell::sys::{process, tracing};
 
 /// The bytes that a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
@@ -98,7 +98,7 @@ impl Watch {
 }
 
 /// The words that the kernel changes when a thread ends that holds robust mutexes.
-fn robust_words(memory: &Memory, tid: i32) -> impl Iterator<Item = u64> {
+fn robust_words(memory: &RemoteMemory, tid: i32) -> impl Iterator<Item = u64> {
     // The kernel looks at no more entries either: a list may be a ring.
     const ENTRIES_MAX: usize = 2048;
     let word = |address: u64| {

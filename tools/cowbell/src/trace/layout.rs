@@ -5,7 +5,7 @@ use super::entries;
 use super::files::Files;
 use super::watch::Watch;
 use cowbell::sys::pagemap::Entry;
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -49,7 +49,7 @@ pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
 }
 
 /// Reads aligned words of a stack. Pages are read whole and kept: a stack leads through few, and each read is a system call.
-pub fn stack_words(memory: &Memory) -> impl FnMut(u64) -> Option<u64> + '_ {
+pub fn stack_words(memory: &RemoteMemory) -> impl FnMut(u64) -> Option<u64> + '_ {
     let mut pages: Vec<(u64, Option<Box<[u8]>>)> = Vec::new();
     move |address| {
         let page = address / baseline::page_bytes() * baseline::page_bytes();

@@ -59,9 +59,9 @@ use codes::Codes;
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::pidfd::Ended;
-use cowbell::sys::ptrace::Status;
+use cowbell::sys::ptrace::WaitStatus;
 use cowbell::sys::remote::Drain;
-use cowbell::sys::uffd::Event as Message;
+use cowbell::sys::uffd::UffdMessage as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
 use faults::Faults;
 use faults_stand_in::StandIn;
@@ -231,7 +231,7 @@ impl Tracer {
     }
 
     /// Waits for the next stop of one thread, and answers page events meanwhile: it may itself wait for such an answer.
-    fn wait_for(&mut self, tid: i32) -> Result<Status, Errno> {
+    fn wait_for(&mut self, tid: i32) -> Result<WaitStatus, Errno> {
         let mut found = Vec::new();
         loop {
             if let Some((_, status)) = ptrace::wait(Some(tid), false)? {

@@ -4,10 +4,10 @@ use super::baseline::page_bytes;
 use super::maps::{Backing, Map};
 use super::watch::Watch;
 use crate::record::Watched;
-use cowbell::sys::change::Change;
+use cowbell::sys::change::MemoryCall;
 use cowbell::sys::map::Range;
 
-use cowbell::sys::uffd::Event as Message;
+use cowbell::sys::uffd::UffdMessage as Message;
 
 /// All page tables are read at a change of mappings only if that takes less than this part of the time. A program that unmaps
 /// piece by piece would otherwise pay for all its mappings with each.
@@ -33,7 +33,7 @@ impl Watch {
     /// Reads one message of the asynchronous userfaultfd, which has only moves and removals, and returns who makes changes. The
     /// pages of a removal go when it has been read, so what was written there is noted first. Its thread may tell its next one right
     /// then, and nobody has looked at that yet: it is left for the next call.
-    pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> Vec<Change> {
+    pub fn read_moves(&mut self, now_ns: u64, messages: &mut Vec<Message>) -> Vec<MemoryCall> {
         if !self.told.moves.is_empty() {
             // Read while the process was armed: nobody looked who made them.
             messages.append(&mut self.told.moves);
@@ -45,7 +45,7 @@ impl Watch {
         let changes = self.threads.changes();
         let mut read = Ok(());
         for change in &changes {
-            if let Change::Drops(range) | Change::Frees(range) = change {
+            if let MemoryCall::Drops(range) | MemoryCall::Frees(range) = change {
                 read = read.and(self.collect_in(*range, now_ns));
             }
         }
@@ -60,7 +60,7 @@ impl Watch {
     }
 
     /// Follows a change of the address space.
-    pub fn follow(&mut self, message: &Message, changes: &[Change]) {
+    pub fn follow(&mut self, message: &Message, changes: &[MemoryCall]) {
         match *message {
             Message::Remap { from, to, len } => {
                 let (from, to, len) = (from as u64, to as u64, len as u64);
@@ -94,11 +94,11 @@ impl Watch {
 
     /// Pages may be given back: by MADV_DONTNEED they are gone, by MADV_FREE those stay that other processes share. The
     /// message does not say which, and only the thread that waits with it does.
-    fn follow_removal(&mut self, range: Range, changes: &[Change]) {
+    fn follow_removal(&mut self, range: Range, changes: &[MemoryCall]) {
         let (start, end) = (range.start as u64, range.end() as u64);
         let is_about = |of: &Range| of.start <= range.start && range.end() <= of.end();
-        let drops = changes.iter().any(|change| matches!(change, Change::Drops(of) if is_about(of)));
-        let frees = changes.iter().any(|change| matches!(change, Change::Frees(of) if is_about(of)));
+        let drops = changes.iter().any(|change| matches!(change, MemoryCall::Drops(of) if is_about(of)));
+        let frees = changes.iter().any(|change| matches!(change, MemoryCall::Frees(of) if is_about(of)));
         // A message is about one mapping, and MADV_FREE is refused where a file stands behind it.
         let anonymous = self.space.find(start).is_some_and(|map| map.backing == Backing::Anonymous);
         match (drops || !anonymous, frees) {

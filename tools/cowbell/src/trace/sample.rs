@@ -13,7 +13,7 @@ use crate::stacks::instruction;
 use crate::stacks::languages::{Language, Reader};
 use crate::stacks::native::Registers;
 use cowbell::sys::procfs;
-use cowbell::sys::ptrace::{self, Status, Stop};
+use cowbell::sys::ptrace::{self, Stop, WaitStatus};
 use cowbell::sys::registers as ptrace_registers;
 use std::collections::HashMap;
 
@@ -55,7 +55,7 @@ pub struct Halted {
     /// The thread.
     pub tid: i32,
     /// The stop in which the tracer finds it.
-    pub status: Status,
+    pub status: WaitStatus,
 }
 
 /// The outcome of taking a thread's stack.
@@ -97,7 +97,7 @@ impl Sampler {
         }
         let Some(status) = stopped(tid, watch, event.time_ns) else { return Taken::Late };
         let halted = Halted { tid, status };
-        let stands = matches!(status, Status::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
+        let stands = matches!(status, WaitStatus::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
         let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
         else {
             return Taken::Stands(halted, None);
@@ -138,7 +138,7 @@ impl Sampler {
     pub fn read(
         &mut self,
         watch: &mut Watch,
-        (tid, registers): (i32, &ptrace_registers::Registers),
+        (tid, registers): (i32, &ptrace_registers::UserRegs),
         (pc, address): (u64, u64),
         parent: i32,
     ) -> (u32, Option<Stack>) {
@@ -169,7 +169,7 @@ impl Sampler {
     /// it could not be read.
     pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
         let at = if stands { Some(ptrace::registers(tid).ok()?) } else { None };
-        let (language, frames) = self.script(watch, parent, tid, at.as_ref().map(ptrace_registers::Registers::pc));
+        let (language, frames) = self.script(watch, parent, tid, at.as_ref().map(ptrace_registers::UserRegs::pc));
         let mut native = Vec::new();
         if let Some(at) = at {
             native = watch.stack(all(&at)).unwrap_or_default();
@@ -276,7 +276,7 @@ fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
 /// The stop at which an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
 /// answered. A thread that the kernel made fault at this very page (it writes a signal's frame, say) cannot stand still
 /// before the page is there: `None`, and its stop comes later.
-fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<Status> {
+fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<WaitStatus> {
     let started = cowbell::sys::monotonic_ns();
     let mut looks = 0;
     while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX || looks < STAND_LOOKS_MIN {
@@ -321,7 +321,7 @@ pub fn ran_ns(pid: i32, tid: i32) -> u64 {
 }
 
 /// The registers of a thread that stands still.
-fn all(at: &ptrace_registers::Registers) -> Registers {
+fn all(at: &ptrace_registers::UserRegs) -> Registers {
     Registers { ip: at.pc(), sp: at.sp(), bp: Some(at.bp()), lr: at.link() }
 }
 

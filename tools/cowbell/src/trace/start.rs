@@ -16,7 +16,7 @@ use crate::failure::absent;
 use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, Role, VERSION};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
-use cowbell::sys::ptrace::{self, Event, Status, Stop, Until};
+use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::remote::Drain;
 use cowbell::sys::{self, Errno, signal};
 use cowbell::sys::{limits, procfs};
@@ -162,7 +162,7 @@ impl Tracer {
         self.begin_to_compare(pid);
         self.tell_of_privilege(pid);
         self.begin_to_sample(pid, pid);
-        self.go_on(pid, Stop::Event(Event::Exec));
+        self.go_on(pid, Stop::Event(EventStop::Exec));
         Ok(())
     }
 
@@ -283,11 +283,11 @@ fn until_executed(pid: i32, launched: Launched) -> io::Result<()> {
     loop {
         let (_, status) = ptrace::wait(Some(pid), true)?.ok_or(Errno::CHILD)?;
         match status {
-            Status::Stopped(Stop::Event(Event::Exec)) => return launched.result(),
-            Status::Stopped(Stop::Signal(due)) => ptrace::resume(pid, Until::Event, due)?,
-            Status::Stopped(Stop::Group(_)) => ptrace::listen(pid)?,
-            Status::Stopped(_) => ptrace::resume(pid, Until::Event, 0)?,
-            Status::Exited(_) | Status::Signaled(_) => return launched.result().and(Err(Errno::CHILD.into())),
+            WaitStatus::Stopped(Stop::Event(EventStop::Exec)) => return launched.result(),
+            WaitStatus::Stopped(Stop::Signal(due)) => ptrace::resume(pid, Until::Event, due)?,
+            WaitStatus::Stopped(Stop::Group(_)) => ptrace::listen(pid)?,
+            WaitStatus::Stopped(_) => ptrace::resume(pid, Until::Event, 0)?,
+            WaitStatus::Exited(_) | WaitStatus::Signaled(_) => return launched.result().and(Err(Errno::CHILD.into())),
         }
     }
 }

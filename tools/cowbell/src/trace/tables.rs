@@ -178,7 +178,7 @@ impl Words {
             |mapping: &maps::Mapping| mapping.range.len >= LARGE_BYTES && mapping.permissions.starts_with("---");
         if all.iter().any(is_reserve) {
             let figures = smaps::mappings(tables.id, whole)?;
-            let is_empty = |figures: &&smaps::Figures| figures.rss == 0 && figures.swap == 0;
+            let is_empty = |figures: &&smaps::MappingFigures| figures.rss == 0 && figures.swap == 0;
             let empty: Vec<Range> = figures.iter().filter(is_empty).map(|figures| figures.mapping.range).collect();
             all.retain(|mapping| !is_reserve(mapping) || !empty.contains(&mapping.range));
         }

@@ -2,8 +2,8 @@
 //!
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
-use cowbell::sys::change::{self, Change, Waits};
-use cowbell::sys::process::{self, Blocked};
+use cowbell::sys::change::{self, MemoryCall, Waits};
+use cowbell::sys::process::{self, BlockedThread};
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
 use std::fs::File;
@@ -54,7 +54,7 @@ impl Threads {
 
     /// The place where a thread waits. The message comes just before it sleeps, so it may still run. `interrupted`: it may have
     /// been.
-    pub fn blocked(&mut self, tid: i32, interrupted: bool) -> Option<Blocked> {
+    pub fn blocked(&mut self, tid: i32, interrupted: bool) -> Option<BlockedThread> {
         if tid == 0 {
             return None;
         }
@@ -79,7 +79,7 @@ impl Threads {
     }
 
     /// The place where a thread waits at this moment, if it was asked before.
-    pub fn blocked_now(&self, tid: i32) -> Option<Blocked> {
+    pub fn blocked_now(&self, tid: i32) -> Option<BlockedThread> {
         self.syscalls.get(&tid).and_then(process::blocked_in)
     }
 
@@ -104,7 +104,7 @@ impl Threads {
 
     /// The changes of the address space that threads wait to tell, while a message about one can be read. Empty if none
     /// was found: then another process makes the change, or the thread did not come to sleep in time.
-    pub fn changes(&mut self) -> Vec<Change> {
+    pub fn changes(&mut self) -> Vec<MemoryCall> {
         let tids = procfs::threads(self.pid).unwrap_or_default();
         if tids.len() > ASKED_MAX {
             return Vec::new();
@@ -128,12 +128,12 @@ impl Threads {
 }
 
 /// The changes that threads wait to make, as soon as there is one. `ask`: the purpose for which each of them waits.
-fn until_told(mut ask: impl FnMut() -> Vec<Waits>) -> Vec<Change> {
+fn until_told(mut ask: impl FnMut() -> Vec<Waits>) -> Vec<MemoryCall> {
     let started = cowbell::sys::monotonic_ns();
     loop {
         let found = ask();
         let change = |waits: &Waits| if let Waits::ToChange(change) = waits { Some(*change) } else { None };
-        let changes: Vec<Change> = found.iter().filter_map(change).collect();
+        let changes: Vec<MemoryCall> = found.iter().filter_map(change).collect();
         // The message is readable a moment before its thread sleeps, and on a busy machine the thread may lose its
         // processor in that moment.
         let limit = if found.contains(&Waits::NotYet) { ASK_NS_MAX } else { RESTLESS_NS_MAX };
@@ -169,9 +169,9 @@ mod tests {
         let started = cowbell::sys::monotonic_ns();
         let late = || match cowbell::sys::monotonic_ns() - started {
             ..4_000_000 => vec![Waits::Otherwise, Waits::NotYet],
-            _ => vec![Waits::Otherwise, Waits::ToChange(Change::Maps)],
+            _ => vec![Waits::Otherwise, Waits::ToChange(MemoryCall::Maps)],
         };
-        assert_eq!(until_told(late), [Change::Maps]);
+        assert_eq!(until_told(late), [MemoryCall::Maps]);
         assert_eq!(until_told(|| vec![Waits::Otherwise]), [], "another process makes the change");
         assert_eq!(until_told(|| vec![Waits::NotYet]), [], "not for ever");
     }

@@ -4,8 +4,8 @@
 //! anybody who looks. No interface tells whether a thread that runs is in one. But one that has just taken a page fault of
 //! its own is not.
 
-use cowbell::sys::perf::record::Record;
-use cowbell::sys::perf::{Event, Follow, Options, Ring};
+use cowbell::sys::perf::record::RingRecord;
+use cowbell::sys::perf::{Follow, Options, PerfEvent, Ring};
 use cowbell::sys::pidfd;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub fn next(tid: i32) -> Option<Ring> {
         code: false,
         wakeup_bytes: 1,
     };
-    let event = Event::open(tid, of_its_own).ok()?;
+    let event = PerfEvent::open(tid, of_its_own).ok()?;
     Ring::new(event, cowbell::sys::page_size().bytes()).ok()
 }
 
@@ -50,7 +50,7 @@ pub enum News {
 /// The state of the fault that is waited for.
 pub fn news(next: &mut Ring) -> News {
     let mut has_come = false;
-    next.drain(|record| has_come |= matches!(record, Record::Fault(_)));
+    next.drain(|record| has_come |= matches!(record, RingRecord::Fault(_)));
     if has_come {
         return News::Came;
     }

@@ -14,8 +14,8 @@ use crate::stacks::native::Registers;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Query};
-use cowbell::sys::remote::{Memory, RemoteUffd};
-use cowbell::sys::uffd::{Event as Message, Fault, Features};
+use cowbell::sys::remote::{RemoteMemory, RemoteUffd};
+use cowbell::sys::uffd::{Features, UffdMessage as Message, WaitingWrite};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -143,7 +143,7 @@ pub struct Watch {
     pub collected: Collected,
     pub(super) doors: Doors,
     pub(super) told: Told,
-    pub(super) memory: Memory,
+    pub(super) memory: RemoteMemory,
     pub(super) frames: bool,
     pub(super) threads: Threads,
 }
@@ -155,7 +155,7 @@ impl Watch {
     }
 
     /// Looks at a fault. Afterwards [`Self::release`] the page. `interrupted`: its thread may be on its way to a stop.
-    pub fn look(&mut self, fault: Fault, time_ns: u64, interrupted: bool) -> Seen {
+    pub fn look(&mut self, fault: WaitingWrite, time_ns: u64, interrupted: bool) -> Seen {
         let page = fault.address as u64 / page_bytes() * page_bytes();
         if !fault.write_protect || self.is_known(page) {
             return Seen { page, event: None };

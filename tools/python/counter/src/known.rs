@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use cowbell::page::Range;
 use cowbell::sys::process;
 use cowbell::sys::procfs::{self, maps};
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 
 use crate::count::{Reading, Refusal};
 use crate::exports::{Failure, tell};
@@ -73,7 +73,7 @@ unsafe extern "C" fn cowbell_count_frozen_sort(of: *mut Frozen, out: *mut Failur
 /// See the module.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cowbell_count_frozen_look(of: *mut Frozen, budget: usize, out: *mut Failure) -> i64 {
-    match Memory::open(process::pid()) {
+    match RemoteMemory::open(process::pid()) {
         // SAFETY: the caller's.
         Ok(memory) => unsafe { &mut *of }.look(budget, |at, to| read(&memory, at, to)) as i64,
         Err(e) => {
@@ -85,7 +85,7 @@ unsafe extern "C" fn cowbell_count_frozen_look(of: *mut Frozen, budget: usize, o
 }
 
 /// Reads memory; bytes that are not there any more are left as they are in `to`.
-fn read(memory: &Memory, at: usize, to: &mut [u8]) {
+fn read(memory: &RemoteMemory, at: usize, to: &mut [u8]) {
     let _gone = memory.read(at as u64, to);
 }
 
@@ -133,7 +133,7 @@ unsafe extern "C" fn cowbell_count_causes(
         Some(earlier) => reading.copied.since(&earlier.copied),
         None => reading.copied.since(&Pages::default()),
     };
-    match Memory::open(process::pid()) {
+    match RemoteMemory::open(process::pid()) {
         Ok(memory) => {
             let page = cowbell::sys::page_size().bytes();
             let causes = frozen.explain(copied.runs(), page, |at, to| read(&memory, at, to));

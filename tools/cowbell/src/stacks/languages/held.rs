@@ -2,7 +2,7 @@
 
 use crate::stacks::elf;
 use cowbell::sys::procfs::maps::{self, Mapping};
-use cowbell::sys::remote::Memory;
+use cowbell::sys::remote::RemoteMemory;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -13,14 +13,14 @@ const TEXT_MAX: usize = 4096;
 
 /// The memory of a process while a thread of it stands still. Each block is read once.
 pub struct Held {
-    memory: Memory,
+    memory: RemoteMemory,
     blocks: HashMap<u64, Option<Box<[u8]>>>,
 }
 
 impl Held {
     /// The memory of a process; `None` if it may not be read.
     pub fn open(pid: i32) -> Option<Self> {
-        Some(Self { memory: Memory::open(pid).ok()?, blocks: HashMap::new() })
+        Some(Self { memory: RemoteMemory::open(pid).ok()?, blocks: HashMap::new() })
     }
 
     /// Reads bytes that lie in one block.

@@ -1,8 +1,8 @@
-//! The orders that a keeper obeys.
+//! The parent's requests to a keeper.
 
-/// The tasks that the parent can give to a keeper.
+/// A request to a keeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Task {
+pub(crate) enum KeeperRequest {
     /// Read the page tables and compare the copies.
     Census,
     /// Close the epoch: hand over what was seen, and arm again.
@@ -11,14 +11,14 @@ pub(crate) enum Task {
     Events,
 }
 
-impl Task {
-    /// The order after `last`: its number, and what it asks in the lowest two bits.
-    pub(crate) fn order_after(self, last: u64) -> u64 {
+impl KeeperRequest {
+    /// The request after `last`: its number, and what it asks in the lowest two bits.
+    pub(crate) fn encode_after(self, last: u64) -> u64 {
         ((last >> 2) + 1) << 2 | self as u64
     }
 
-    pub(super) fn of(order: u64) -> Self {
-        match order & 3 {
+    pub(super) fn of(request: u64) -> Self {
+        match request & 3 {
             0 => Self::Census,
             1 => Self::Epoch,
             _ => Self::Events,
