@@ -104,7 +104,7 @@ pub struct Options {
     /// Faults that the kernel takes on the thread's behalf as well, in a `read(2)` into its buffer for example. Needs
     /// CAP_PERFMON, or `kernel.perf_event_paranoid` at most 1.
     pub kernel: bool,
-    /// The page frame that was mapped at the address before the fault ([`record::Fault::frame`]). Needs the same, and Linux 4.14.
+    /// The page frame that was mapped at the address before the fault ([`record::FaultRecord::frame`]). Needs the same, and Linux 4.14.
     pub frames: bool,
     /// Some registers of the program ([`record::FaultRecord::registers`]). Not together with `frames`.
     pub registers: bool,

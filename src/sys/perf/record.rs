@@ -75,7 +75,7 @@ pub enum RingRecord<'a> {
     Fault(FaultRecord),
     /// Code was mapped. Only with [`super::Options::code`].
     Mapped(MappedCode<'a>),
-    /// So many records did not fit into the ring. The last ones lost may never be told so: [`super::Event::counts`] is exact.
+    /// So many records did not fit into the ring. The last ones lost may never be told so: [`super::PerfEvent::counts`] is exact.
     Lost(u64),
     /// Anything else.
     Other,

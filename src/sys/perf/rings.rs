@@ -152,7 +152,7 @@ impl Rings {
         Ok(())
     }
 
-    /// Tells whether faults are told that the kernel takes for a thread, and [`frames`](super::record::Fault::frame).
+    /// Tells whether faults are told that the kernel takes for a thread, and [`frames`](super::record::FaultRecord::frame).
     pub fn tell_kernel(&self) -> bool {
         self.options.kernel
     }
