@@ -1,7 +1,8 @@
 //! The state of an arena that grows: its file, mapped, with memory behind what is used.
 #![expect(unsafe_code, reason = "a file is mapped over reserved addresses")]
 
-use super::headroom::{COMMIT_STEP, check_headroom};
+use super::collapse::Growth;
+use super::headroom::{check_headroom, step};
 use super::options::HugePages;
 use super::site::Recorder;
 use super::space::Space;
@@ -23,6 +24,8 @@ pub(super) struct Growing {
     /// Bytes from the start that have memory behind them.
     pub(super) committed: usize,
     pub(super) capacity: usize,
+    start: usize,
+    growth: Growth,
     /// Why a collection's last allocation failed.
     pub(super) failure: Option<Error>,
     /// Gone when the arena is frozen.
@@ -48,12 +51,30 @@ impl Growing {
             map::advise(range, Harmless::HugePage).map_err(|e| Error::os("madvise(MADV_HUGEPAGE)", e))?;
         }
         let recorder = record_sites.then(Recorder::default);
-        Ok(Self { space: Space::new(capacity), recorder, committed: 0, capacity, failure: None, file: Some(file) })
+        Ok(Self {
+            space: Space::new(capacity),
+            recorder,
+            committed: 0,
+            capacity,
+            start: range.start,
+            growth: Growth::by(huge_pages),
+            failure: None,
+            file: Some(file),
+        })
     }
 
     /// The state of an arena that never grew in this process.
     pub(super) fn never() -> Self {
-        Self { space: Space::new(0), recorder: None, committed: 0, capacity: 0, failure: None, file: None }
+        Self {
+            space: Space::new(0),
+            recorder: None,
+            committed: 0,
+            capacity: 0,
+            start: 0,
+            growth: Growth::by(HugePages::Never),
+            failure: None,
+            file: None,
+        }
     }
 
     /// Bytes from the start to the end of the last allocation.
@@ -64,11 +85,17 @@ impl Growing {
     /// Puts memory behind the first `end` bytes, or says why there is none.
     pub(super) fn commit(&mut self, end: usize) -> Result<()> {
         let Some(missing) = end.checked_sub(self.committed).filter(|&missing| missing > 0) else { return Ok(()) };
-        let step = missing.next_multiple_of(COMMIT_STEP).min(self.capacity.max(end) - self.committed);
-        // Recording the allocations that fit in the step takes ordinary heap beside it.
-        let recording = self.recorder.as_ref().map_or(0, |recorder| recorder.growth(step / SMALL_ALLOCATION));
-        check_headroom(step + recording)?;
+        let room_max = self.capacity.max(end) - self.committed;
+        // Recording the allocations that fit in a step takes ordinary heap beside it.
+        let recording =
+            |step: usize| self.recorder.as_ref().map_or(0, |recorder| recorder.growth(step / SMALL_ALLOCATION));
+        let step = step(self.committed, missing, |step| {
+            let step = step.min(room_max);
+            check_headroom(step + recording(step)).map(|()| step)
+        })?;
         let Some(file) = &self.file else { return Ok(()) };
+        self.growth.grow(self.start, Range { start: self.start + self.committed, len: step });
+        // What is there by now stays.
         memfd::allocate(file.as_fd(), self.committed as u64, step as u64).map_err(|e| {
             let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
             Error::new(ErrorKind::OutOfMemory { asked: step, limit })

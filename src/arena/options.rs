@@ -3,14 +3,18 @@
 /// When huge pages are put behind an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HugePages {
-    /// Never: ordinary pages.
+    /// What an arena grows by beyond its first 16 MiB is committed in huge pages, if the kernel has some (Linux 6.1, whatever its settings for shared memory
+    /// say); else in ordinary ones. Nothing is copied for it, and a child's first read takes many times less. Filling the arena does, too, but where the memory must come
+    /// from a virtual machine's host (`cowbell-bench forks` prints both). What was committed and not used is given back at the freeze, as with ordinary pages, and
+    /// copies stay as small.
     #[default]
+    Auto,
+    /// Never: ordinary pages.
     Never,
     /// `MADV_HUGEPAGE`: wherever the system's settings for shared memory allow it.
     Advise,
-    /// `MADV_COLLAPSE` when the arena is frozen (Linux 6.1): works whatever the settings say, costs
-    /// about half a second a GiB once, and makes a child's first read of everything many times
-    /// faster. Copies stay as small as ordinary pages.
+    /// As [`Self::Auto`], from the first byte on; and what is in ordinary pages when the arena is frozen is copied to huge ones then (`MADV_COLLAPSE`), which takes
+    /// about half a second a GiB, and memory for one huge page at a time. The arena's end is rounded up to a huge page.
     Collapse,
 }
 

@@ -8,11 +8,11 @@ use crate::sys::map::{self, Harmless, Range};
 
 impl<T: 'static> Frozen<T> {
     /// Maps all of the arena's pages in this process now (`MADV_POPULATE_READ`), as reading each would. In a forked worker the first
-    /// read of every 16 pages is a page fault otherwise, because fork copies no page tables of an arena; done at a worker's start, the
+    /// read of every 16 pages, or of every huge page, is a page fault otherwise, because fork copies no page tables of an arena; done at a worker's start, the
     /// time is gone before its first job. Nothing is copied.
     ///
-    /// The price is the page tables, 2 MiB a GiB in each process that does so, and the time of this call, which `cowbell-bench forks` prints. An
-    /// arena that is [collapsed](super::HugePages::Collapse) to huge pages needs neither.
+    /// The price is the page tables of what lies in ordinary pages, 2 MiB a GiB in each process that does so, and the time of this call, which `cowbell-bench forks` prints.
+    /// [Huge pages](super::HugePages) need next to nothing of either.
     ///
     /// # Errors
     /// Unsupported before Linux 5.14. ENOMEM when there is no memory for page tables; EFAULT or EHWPOISON when a page cannot be read.

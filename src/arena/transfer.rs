@@ -118,6 +118,7 @@ impl Export {
             HugePages::Never => 0,
             HugePages::Advise => 1,
             HugePages::Collapse => 2,
+            HugePages::Auto => 3,
         };
         let marks = huge_pages
             | u64::from(on_write == OnWrite::Deny) << 8
@@ -146,6 +147,7 @@ impl Export {
             0 => HugePages::Never,
             1 => HugePages::Advise,
             2 => HugePages::Collapse,
+            3 => HugePages::Auto,
             _ => return Err(invalid()),
         };
         let bit = |at: u32| marks >> at & 1 == 1;

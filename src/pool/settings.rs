@@ -124,7 +124,7 @@ impl PoolBuilder {
     }
 
     /// True: each worker maps all of the data's pages before its first job ([`Frozen::populate`](crate::arena::Frozen::populate)), so that no job pays for
-    /// them. For data that most workers read most of, where huge pages ([`HugePages::Collapse`](crate::arena::HugePages::Collapse)) are not wanted. It takes
+    /// them. For data that most workers read most of, where [huge pages](crate::arena::HugePages) are not wanted, or not to be had. It takes
     /// Linux 5.14, and 2 MiB of page tables for each GiB in each worker.
     pub fn populate(mut self, populate: bool) -> Self {
         self.settings.populate = populate;

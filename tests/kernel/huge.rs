@@ -7,7 +7,7 @@ use crate::memory::{Kind, Memory, mark};
 use crate::watcher;
 use cowbell::sys::limits::is_kept_from_huge_pages;
 use cowbell::sys::map::{self, Access, Harmless};
-use cowbell::sys::memfd::{SEALS_FINAL, seal};
+use cowbell::sys::memfd::{SEALS_FINAL, held_bytes, seal, set_len};
 use cowbell::sys::pagemap::{Categories, Entry};
 use cowbell::sys::{Errno, process};
 
@@ -40,6 +40,16 @@ pub const CLAIMS: &[Claim] = &[
     claim!(
         first_write_to_advised_memory_takes_a_huge_page,
         "The first write to anonymous memory under `MADV_HUGEPAGE` makes all of its huge page present, and nothing of its neighbours."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        collapse_of_one_page_makes_a_whole_huge_page_of_zeroes,
+        "`MADV_COLLAPSE` of a shared memfd puts a huge page where one small page is, and zeroes where nothing was; where nothing is at all it is EINVAL."
+    )
+    .needs(&[Need::Scan]),
+    claim!(
+        a_memfd_cut_within_a_huge_page_gives_the_rest_back,
+        "`ftruncate` of a memfd within a huge page keeps what is before, in small pages, and gives back the rest."
     )
     .needs(&[Need::Scan]),
     claim!(
@@ -183,6 +193,42 @@ fn first_write_to_advised_memory_takes_a_huge_page() -> Verdict {
     let present: Vec<_> =
         (0..memory.pages()).filter(|&page| evidence::entry(&memory, page).contains(Entry::PRESENT)).collect();
     assert!(present.into_iter().eq(size..2 * size), "the second huge page, and nothing of the first");
+    Ok(())
+}
+
+/// A shared memfd of two huge pages that grew from one small page each; the first page is marked.
+fn grown() -> Result<Memory, Skip> {
+    let size = huge_size()?;
+    let page = cowbell::sys::page_size().bytes();
+    let memory = Memory::aligned(Kind::SharedMemfd, HUGE_PAGES * size / page, size)?;
+    assert_eq!(map::advise(memory.range, Harmless::Collapse), Err(Errno::INVAL), "there is nothing");
+    memory.store(0, mark(0));
+    memory.touch(size / page);
+    match map::advise(memory.range, Harmless::Collapse) {
+        Ok(()) => Ok(memory),
+        Err(e @ (Errno::NOMEM | Errno::AGAIN | Errno::BUSY)) => Err(Skip(format!("no free huge page: {e}"))),
+        Err(e) => panic!("MADV_COLLAPSE: {e}"),
+    }
+}
+
+fn collapse_of_one_page_makes_a_whole_huge_page_of_zeroes() -> Verdict {
+    let memory = grown()?;
+    assert_eq!(memory.load(0), mark(0));
+    assert!((1..memory.pages()).all(|page| memory.load(page) == 0));
+    assert_eq!(huge_bytes(&memory), memory.range.len as u64);
+    assert_eq!(held_bytes(memory.file()).expect("fstat"), memory.range.len as u64);
+    Ok(())
+}
+
+fn a_memfd_cut_within_a_huge_page_gives_the_rest_back() -> Verdict {
+    let memory = grown()?;
+    let page = cowbell::sys::page_size().bytes();
+    let kept = memory.pages() / HUGE_PAGES + 3;
+    (0..kept).for_each(|page| memory.store(page, mark(page)));
+    set_len(memory.file(), (kept * page) as u64).expect("ftruncate");
+    assert_eq!(held_bytes(memory.file()).expect("fstat"), (kept * page) as u64);
+    assert!((0..kept).all(|page| memory.load(page) == mark(page)));
+    assert_eq!(huge_bytes(&memory), huge_size()? as u64, "the first stays huge");
     Ok(())
 }
 

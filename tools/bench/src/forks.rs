@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 /// The number of times a child reads everything, at most: it takes some 0.1 s a GiB.
 const READS_MAX: usize = 7;
 
+/// The memory that is built to be timed, at most, and how often each kind is.
+const BUILT_BYTES_MAX: u64 = 1 << 30;
+const BUILDS_MAX: usize = 7;
+
 /// The memory that the largest fork over anonymous memory needs for page tables, and some room to live.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
@@ -24,6 +28,10 @@ pub struct Forks {
     pub repeats: usize,
     /// The number of children that read all of it, for each kind of memory.
     pub reads: usize,
+    /// The bytes of memory that were built to be timed.
+    pub built_bytes: u64,
+    /// The number of times that each kind was built.
+    pub builds: usize,
     /// The ratio to an empty process that forks over a frozen arena may have at most.
     pub goal_ratio_to_empty_max: f64,
     /// One for each kind of memory.
@@ -62,12 +70,26 @@ pub struct ForkCost {
     pub first_read_ms: Option<Spread>,
     /// The same, to the anonymous heap.
     pub first_read_ratio_to_anonymous: Option<Spread>,
+    /// From just before the fork until the child has read everything: with the page tables that the fork copies.
+    pub read_since_fork_ms: Option<Spread>,
+    /// The same, to the anonymous heap.
+    pub read_since_fork_ratio_to_anonymous: Option<Spread>,
     /// The time that [`cowbell::arena::Frozen::populate`] takes in a child, of a frozen arena in ordinary pages.
     pub populate_ms: Option<Spread>,
     /// The child's read behind that.
     pub populated_read_ms: Option<Spread>,
     /// The same, to the anonymous heap's first read.
     pub populated_read_ratio_to_anonymous: Option<Spread>,
+    /// From just before the fork until the child has populated and read everything.
+    pub populated_since_fork_ms: Option<Spread>,
+    /// The same, to the anonymous heap's from the fork until everything is read.
+    pub populated_since_fork_ratio_to_anonymous: Option<Spread>,
+    /// The time that it takes to write [`Forks::built_bytes`] of such memory.
+    pub fill_ms: Option<Spread>,
+    /// The time that freezing it takes then.
+    pub freeze_ms: Option<Spread>,
+    /// Both together, to the anonymous heap.
+    pub build_ratio_to_anonymous: Option<Spread>,
     /// The child's page tables (`VmPTE`) before it reads.
     pub page_tables_kib: Option<u64>,
     /// The child's page tables when it has read everything.
@@ -76,14 +98,14 @@ pub struct ForkCost {
     pub error: Option<String>,
 }
 
-/// Measures forks over an empty process, an anonymous heap of `bytes`, a frozen arena of `bytes`, and one
-/// collapsed to huge pages, in turns: the bare `clone3`, `spawn`, each with waiting for the child, and the
-/// child's first read of everything.
+/// Measures forks over an empty process, an anonymous heap of `bytes`, and frozen arenas of `bytes` in ordinary pages, as they are
+/// by default, and collapsed to huge pages, in turns: the bare `clone3`, `spawn`, each with waiting for the child, and the
+/// child's first read of everything. Then each kind is built again, some times.
 ///
 /// Call it before the process has arenas of its own: the servers are forked off and inherit them.
 ///
 /// # Errors
-/// Input: no bytes, no repeats, or three times `bytes` are more than this machine has. Failed: a server died.
+/// Input: no bytes, no repeats, or four times `bytes` and what is built are more than this machine has. Failed: a server died.
 pub fn forks(bytes: u64, repeats: usize) -> Result<Forks> {
     if bytes == 0 || repeats == 0 {
         return Err(Error::Input("size and repeats must be at least 1".into()));
@@ -94,7 +116,7 @@ pub fn forks(bytes: u64, repeats: usize) -> Result<Forks> {
     for memory in Memory::ALL {
         contenders.push(Contender::new(memory, Server::start(memory, bytes_usize)));
     }
-    let reads = repeats.min(READS_MAX);
+    let (reads, builds) = (repeats.min(READS_MAX), repeats.min(BUILDS_MAX));
     // The first round only warms up.
     for round in 0..=repeats {
         for at in order(contenders.len(), round) {
@@ -103,15 +125,35 @@ pub fn forks(bytes: u64, repeats: usize) -> Result<Forks> {
             }
         }
     }
-    Ok(summary(bytes, repeats, reads, &contenders))
+    let built_bytes = bytes.min(BUILT_BYTES_MAX);
+    build(built_bytes as usize, builds, &mut contenders)?;
+    Ok(summary(&Asked { bytes, repeats, reads, built_bytes, builds }, &contenders))
 }
 
-/// Refuses what would not fit: an anonymous heap and two arenas at once.
+/// Has memory of each kind built, in turns, by children of the empty process.
+fn build(bytes: usize, builds: usize, contenders: &mut [Contender]) -> Result<()> {
+    let empty = contenders.iter_mut().find(|contender| contender.memory == Memory::Empty);
+    let Some(mut server) = empty.and_then(|contender| contender.server.take()) else { return Ok(()) };
+    for round in 0..builds {
+        for at in order(contenders.len(), round) {
+            let Some(contender) = contenders.get_mut(at).filter(|contender| contender.server.is_some()) else {
+                continue;
+            };
+            let times = server.build(contender.memory, bytes)?;
+            contender.fill_ms.push(times.fill_ns as f64 / 1e6);
+            contender.freeze_ms.push(times.freeze_ns as f64 / 1e6);
+            contender.build_ms.push((times.fill_ns + times.freeze_ns) as f64 / 1e6);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what would not fit: an anonymous heap and three arenas at once, and one more that is built.
 fn check_memory(bytes: u64) -> Result<()> {
-    let needed = bytes.saturating_mul(3).saturating_add(HEADROOM_BYTES);
+    let needed = bytes.saturating_mul(4).saturating_add(bytes.min(BUILT_BYTES_MAX)).saturating_add(HEADROOM_BYTES);
     match limits::memory_headroom() {
         Some(headroom) if headroom.bytes < needed => Err(Error::Input(format!(
-            "a size of {bytes} bytes needs {needed} bytes of memory, for three of them at once and their page tables: {headroom}"
+            "a size of {bytes} bytes needs {needed} bytes of memory, for four of them at once, one that is built, and their page tables: {headroom}"
         ))),
         _ => Ok(()),
     }
@@ -128,6 +170,11 @@ struct Contender {
     first_read_ms: Vec<f64>,
     populate_ms: Vec<f64>,
     populated_read_ms: Vec<f64>,
+    read_since_fork_ms: Vec<f64>,
+    populated_since_fork_ms: Vec<f64>,
+    fill_ms: Vec<f64>,
+    freeze_ms: Vec<f64>,
+    build_ms: Vec<f64>,
     page_tables_kib: Option<u64>,
     page_tables_after_read_kib: Option<u64>,
     error: Option<String>,
@@ -149,6 +196,11 @@ impl Contender {
             first_read_ms: Vec::new(),
             populate_ms: Vec::new(),
             populated_read_ms: Vec::new(),
+            read_since_fork_ms: Vec::new(),
+            populated_since_fork_ms: Vec::new(),
+            fill_ms: Vec::new(),
+            freeze_ms: Vec::new(),
+            build_ms: Vec::new(),
             page_tables_kib: None,
             page_tables_after_read_kib: None,
             error,
@@ -172,18 +224,29 @@ impl Contender {
             self.page_tables_after_read_kib = Some(read.page_tables_after_kib);
             if self.memory != Memory::Empty {
                 self.first_read_ms.push(us(read.read_ns) / 1e3);
+                self.read_since_fork_ms.push(us(read.since_fork_ns) / 1e3);
             }
-            if self.memory == Memory::Frozen {
+            if matches!(self.memory, Memory::Frozen | Memory::FrozenDefault) {
                 let read = server.read_populated()?;
                 self.populate_ms.push(us(read.populate_ns) / 1e3);
                 self.populated_read_ms.push(us(read.read_ns) / 1e3);
+                self.populated_since_fork_ms.push(us(read.since_fork_ns) / 1e3);
             }
         }
         Ok(())
     }
 }
 
-fn summary(bytes: u64, repeats: usize, reads: usize, contenders: &[Contender]) -> Forks {
+/// The sizes and numbers of a run, as in [`Forks`].
+struct Asked {
+    bytes: u64,
+    repeats: usize,
+    reads: usize,
+    built_bytes: u64,
+    builds: usize,
+}
+
+fn summary(asked: &Asked, contenders: &[Contender]) -> Forks {
     let of = |memory| contenders.iter().find(|contender| contender.memory == memory);
     let spread = |times: &[f64]| Spread::of(times.iter().copied());
     let ratio = |mine: &Contender, than: Memory, times: fn(&Contender) -> &[f64]| {
@@ -205,9 +268,19 @@ fn summary(bytes: u64, repeats: usize, reads: usize, contenders: &[Contender]) -
         populated_read_ms: spread(&mine.populated_read_ms),
         populated_read_ratio_to_anonymous: of(Memory::Anonymous)
             .and_then(|other| Spread::of_ratios(&mine.populated_read_ms, &other.first_read_ms)),
+        read_since_fork_ms: spread(&mine.read_since_fork_ms),
+        read_since_fork_ratio_to_anonymous: ratio(mine, Memory::Anonymous, |c| &c.read_since_fork_ms),
+        populated_since_fork_ms: spread(&mine.populated_since_fork_ms),
+        populated_since_fork_ratio_to_anonymous: of(Memory::Anonymous)
+            .and_then(|other| Spread::of_ratios(&mine.populated_since_fork_ms, &other.read_since_fork_ms)),
+        fill_ms: spread(&mine.fill_ms),
+        freeze_ms: spread(&mine.freeze_ms),
+        build_ratio_to_anonymous: ratio(mine, Memory::Anonymous, |c| &c.build_ms),
         page_tables_kib: mine.page_tables_kib,
         page_tables_after_read_kib: mine.page_tables_after_read_kib,
         error: mine.error.clone(),
     };
-    Forks { bytes, repeats, reads, goal_ratio_to_empty_max: 1.5, over: contenders.iter().map(cost).collect() }
+    let &Asked { bytes, repeats, reads, built_bytes, builds } = asked;
+    let over = contenders.iter().map(cost).collect();
+    Forks { bytes, repeats, reads, built_bytes, builds, goal_ratio_to_empty_max: 1.5, over }
 }

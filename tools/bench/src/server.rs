@@ -32,22 +32,25 @@ pub enum Memory {
     Empty,
     /// An anonymous heap, written in full.
     Anonymous,
-    /// A frozen arena, read in full by the parent, too.
+    /// A frozen arena in ordinary pages, read in full by the parent, too.
     Frozen,
-    /// The same, collapsed to huge pages.
+    /// A frozen arena as it is made if nobody says otherwise: from its first 16 MiB on it grows in huge pages.
+    FrozenDefault,
+    /// A frozen arena that grew in ordinary pages, and was collapsed to huge pages by the freeze.
     FrozenCollapsed,
 }
 
 impl Memory {
     /// All kinds, what they are compared with first.
-    pub const ALL: [Self; 4] = [Self::Empty, Self::Anonymous, Self::Frozen, Self::FrozenCollapsed];
+    pub const ALL: [Self; 5] = [Self::Empty, Self::Anonymous, Self::Frozen, Self::FrozenDefault, Self::FrozenCollapsed];
 
     /// The name that it has in a table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty process",
             Self::Anonymous => "anonymous heap",
-            Self::Frozen => "frozen arena",
+            Self::Frozen => "frozen, ordinary",
+            Self::FrozenDefault => "frozen, default",
             Self::FrozenCollapsed => "frozen, collapsed",
         }
     }
@@ -60,6 +63,17 @@ enum Request {
     Read,
     /// Populates first.
     ReadPopulated,
+    /// Builds so many bytes of memory of a kind.
+    Build(Memory, usize),
+}
+
+/// The times that building some memory took.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct BuildTimes {
+    /// Until all of it was written.
+    pub(crate) fill_ns: u64,
+    /// Until it was frozen; 0 where nothing is.
+    pub(crate) freeze_ns: u64,
 }
 
 type Reply<T> = Result<T, String>;
@@ -79,6 +93,8 @@ pub(crate) struct ReadTimes {
     /// Before the read, where the child populates; else 0.
     pub(crate) populate_ns: u64,
     pub(crate) read_ns: u64,
+    /// From just before the child was spawned until it had read everything.
+    pub(crate) since_fork_ns: u64,
     pub(crate) page_tables_kib: u64,
     pub(crate) page_tables_after_kib: u64,
 }
@@ -127,6 +143,11 @@ impl Server {
         self.ask(Request::ReadPopulated)
     }
 
+    /// Builds memory of a kind in a child.
+    pub(crate) fn build(&mut self, memory: Memory, bytes: usize) -> Result<BuildTimes> {
+        self.ask(Request::Build(memory, bytes))
+    }
+
     fn ask<T: DeserializeOwned>(&mut self, request: Request) -> Result<T> {
         let sent = to_line(&request).and_then(|line| self.requests.write_all(&line));
         sent.map_err(|e| self.failed(&e.to_string()))?;
@@ -172,29 +193,40 @@ struct Held {
     words: &'static [u64],
     /// The arena that they lie in, if they do.
     frozen: Option<Frozen<&'static [u64]>>,
+    times: BuildTimes,
 }
 
 /// Builds memory of a kind.
 fn hold(memory: Memory, bytes: usize) -> Result<Held> {
     let words = bytes.div_ceil(size_of::<u64>());
-    let huge_pages = match memory {
-        Memory::Empty => return Ok(Held { words: &[], frozen: None }),
-        Memory::Anonymous => {
-            return Ok(Held { words: (0..words as u64).collect::<Vec<_>>().leak(), frozen: None });
+    // The pages that the arena grows in, and those that it is frozen in.
+    let (grows, freezes) = match memory {
+        Memory::Empty => {
+            return Ok(Held { words: &[], frozen: None, times: BuildTimes { fill_ns: 0, freeze_ns: 0 } });
         }
-        Memory::Frozen => HugePages::Never,
-        Memory::FrozenCollapsed => HugePages::Collapse,
+        Memory::Anonymous => {
+            let begun = sys::monotonic_ns();
+            let words = (0..words as u64).collect::<Vec<_>>().leak();
+            let times = BuildTimes { fill_ns: sys::monotonic_ns() - begun, freeze_ns: 0 };
+            return Ok(Held { words, frozen: None, times });
+        }
+        Memory::Frozen => (HugePages::Never, HugePages::Never),
+        Memory::FrozenDefault => (HugePages::default(), HugePages::default()),
+        Memory::FrozenCollapsed => (HugePages::Never, HugePages::Collapse),
     };
     // A page more for the root, and what rounding to huge pages adds.
-    let arena = Arena::builder("bench-forks").capacity(bytes.saturating_add(4 << 20)).build()?;
+    let arena = Arena::builder("bench-forks").capacity(bytes.saturating_add(4 << 20)).huge_pages(grows).build()?;
+    let begun = sys::monotonic_ns();
     let data = &*arena.alloc_iter(0..words as u64)?;
-    let frozen = arena.freeze_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
+    let filled = sys::monotonic_ns();
+    let frozen = arena.freeze_with(data, FreezeOptions::new().huge_pages(freezes))?;
+    let times = BuildTimes { fill_ns: filled - begun, freeze_ns: sys::monotonic_ns() - filled };
     if let Collapsed::Partly(why) = frozen.image().collapsed() {
         return Err(Error::Failed(format!("not all of it could be collapsed: {why}")));
     }
     // A parent that never looks at its data would have no page tables to copy.
     read_each_page(data);
-    Ok(Held { words: data, frozen: Some(frozen) })
+    Ok(Held { words: data, frozen: Some(frozen), times })
 }
 
 fn read_each_page(data: &[u64]) {
@@ -212,6 +244,7 @@ fn serve(held: &Held, requests: PipeReader, replies: &mut PipeWriter) -> std::io
             Request::Spawn => answer(replies, &time_spawn().map_err(text))?,
             Request::Read => answer(replies, &time_read(held, false).map_err(text))?,
             Request::ReadPopulated => answer(replies, &time_read(held, true).map_err(text))?,
+            Request::Build(memory, bytes) => answer(replies, &time_build(memory, bytes).map_err(text))?,
         }
     }
     Ok(())
@@ -250,8 +283,10 @@ fn time_spawn() -> Result<ForkTimes> {
 }
 
 fn time_read(held: &Held, populate: bool) -> Result<ReadTimes> {
-    let shared = SharedWords::new(4)?;
+    let shared = SharedWords::new(5)?;
+    let spawned = sys::monotonic_ns();
     let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
+        let since_fork = || sys::monotonic_ns() - spawned;
         let before = page_tables_kib();
         let mut begun = sys::monotonic_ns();
         let mut populate_ns = 0;
@@ -261,8 +296,9 @@ fn time_read(held: &Held, populate: bool) -> Result<ReadTimes> {
             (begun, populate_ns) = (populated, populated - begun);
         }
         read_each_page(held.words);
-        let read_ns = sys::monotonic_ns() - begun;
-        for (word, value) in shared.words().iter().zip([read_ns, before, page_tables_kib(), populate_ns]) {
+        let (read_ns, since_fork_ns) = (sys::monotonic_ns() - begun, since_fork());
+        let found = [read_ns, before, page_tables_kib(), populate_ns, since_fork_ns];
+        for (word, value) in shared.words().iter().zip(found) {
             word.store(value, Ordering::Release);
         }
         Ok::<(), cowbell::Error>(())
@@ -272,7 +308,30 @@ fn time_read(held: &Held, populate: bool) -> Result<ReadTimes> {
         return Err(Error::Failed(format!("a child that read everything ended with {:?}", exit.ended)));
     }
     let word = |at: usize| shared.words().get(at).map_or(0, |word| word.load(Ordering::Acquire));
-    Ok(ReadTimes { read_ns: word(0), page_tables_kib: word(1), page_tables_after_kib: word(2), populate_ns: word(3) })
+    Ok(ReadTimes {
+        read_ns: word(0),
+        page_tables_kib: word(1),
+        page_tables_after_kib: word(2),
+        populate_ns: word(3),
+        since_fork_ns: word(4),
+    })
+}
+
+fn time_build(memory: Memory, bytes: usize) -> Result<BuildTimes> {
+    let shared = SharedWords::new(2)?;
+    let mut child = fork::spawn(&ForkOptions::new().last_census(false), |_| {
+        let held = hold(memory, bytes).map_err(|e| e.to_string())?;
+        for (word, value) in shared.words().iter().zip([held.times.fill_ns, held.times.freeze_ns]) {
+            word.store(value, Ordering::Release);
+        }
+        Ok::<(), String>(())
+    })?;
+    let exit = child.wait()?;
+    if !exit.success() {
+        return Err(Error::Failed(format!("a child that built {} ended with {:?}", memory.name(), exit.ended)));
+    }
+    let word = |at: usize| shared.words().get(at).map_or(0, |word| word.load(Ordering::Acquire));
+    Ok(BuildTimes { fill_ns: word(0), freeze_ns: word(1) })
 }
 
 /// `VmPTE` of this process; 0 where `/proc` does not say.

@@ -55,18 +55,38 @@ impl fmt::Display for Forks {
         }
         writeln!(f, "goal for a frozen arena: at most {:.1}x\n", self.goal_ratio_to_empty_max)?;
         writeln!(f, "The child's first read of all of it: {} children each; ratio to the anonymous heap", self.reads)?;
-        writeln!(f, "{:<18} {:<38} {:>12} {:>15}", "", "", "page tables", "after the read")?;
+        writeln!(
+            f,
+            "{:<18} {:<38} {:<38} {:>12} {:>15}",
+            "", "", "      with the fork", "page tables", "after the read"
+        )?;
         let kib = |kib: Option<u64>| kib.map_or_else(|| "-".to_owned(), |kib| format!("{kib} KiB"));
         for over in self.over.iter().filter(|over| over.error.is_none()) {
             let read = pair(over.first_read_ms, "ms", over.first_read_ratio_to_anonymous);
+            let forked = pair(over.read_since_fork_ms, "ms", over.read_since_fork_ratio_to_anonymous);
             let tables = [over.page_tables_kib, over.page_tables_after_read_kib].map(kib);
-            writeln!(f, "{:<18} {read:<38} {:>12} {:>15}", over.memory.name(), tables[0], tables[1])?;
+            writeln!(f, "{:<18} {read:<38} {forked:<38} {:>12} {:>15}", over.memory.name(), tables[0], tables[1])?;
             if let Some(populate) = over.populate_ms {
                 let read = pair(over.populated_read_ms, "ms", over.populated_read_ratio_to_anonymous);
-                writeln!(f, "{:<18} {read:<38} and {:.1} ms before, to populate", "  populated", populate.median)?;
+                let forked = pair(over.populated_since_fork_ms, "ms", over.populated_since_fork_ratio_to_anonymous);
+                writeln!(
+                    f,
+                    "{:<18} {read:<38} {forked:<38} with {:.1} ms to populate",
+                    "  populated", populate.median
+                )?;
             }
         }
-        writeln!(f, "goal for a collapsed arena: below 1x")
+        writeln!(f, "goal for huge pages, and for an arena that was populated: at most 1x\n")?;
+        let mib = self.built_bytes as f64 / f64::from(1 << 20);
+        writeln!(f, "Building {mib:.0} MiB: {} times each, medians; ratio to the anonymous heap", self.builds)?;
+        writeln!(f, "{:<18} {:>12} {:>12}", "", "filling", "freezing")?;
+        for over in &self.over {
+            let (Some(fill), Some(freeze)) = (over.fill_ms, over.freeze_ms) else { continue };
+            let ratio = over.build_ratio_to_anonymous.map_or_else(String::new, |ratio| ratio.times());
+            let (fill, freeze) = (fill.median, freeze.median);
+            writeln!(f, "{:<18} {fill:>9.1} ms {freeze:>9.1} ms {ratio:>24}", over.memory.name())?;
+        }
+        Ok(())
     }
 }
 

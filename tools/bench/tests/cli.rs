@@ -28,7 +28,7 @@ fn writes_measure_every_watch_or_say_why_not() {
 #[test]
 fn forks_are_measured_over_every_kind_of_memory() {
     let forks: Forks = json(&["forks", "--size", "8MiB", "--repeats", "2", "--json"], "forks");
-    assert_eq!(forks.over.len(), 4);
+    assert_eq!(forks.over.len(), 5);
     for memory in [Memory::Empty, Memory::Anonymous, Memory::Frozen] {
         let over = forks.over(memory).expect("each is there");
         assert!(over.error.is_none() && over.clone3_us.is_some() && over.spawn_ratio_to_empty.is_some(), "{over:?}");
