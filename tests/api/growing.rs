@@ -7,9 +7,9 @@ use crate::faults::{SEGV, child_of};
 use crate::look::{Bytes, anonymous_pages, first_byte, frozen_pages, original, set, usable, write};
 use cowbell::arena::{Arena, Collapsed, Frozen, HugePages, Vec};
 use cowbell::fork::ForkOptions;
-use cowbell::support::{Feature, Support, Verdict};
+use cowbell::support::{Availability, Feature, Support};
 use cowbell::sys::map::{self, Range};
-use cowbell::sys::procfs::smaps::{self, Figures};
+use cowbell::sys::procfs::smaps::{self, MappingFigures};
 use cowbell::sys::{self, Errno, memfd, process};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
@@ -120,14 +120,14 @@ const SMALL: usize = 16 << 20;
 const HUGE: usize = 2 << 20;
 
 /// The arena's figures in a process.
-fn figures(pid: i32, frozen: &Frozen<Bytes>) -> Result<Figures, Failed> {
+fn figures(pid: i32, frozen: &Frozen<Bytes>) -> Result<MappingFigures, Failed> {
     let mappings = smaps::mappings(pid, frozen.image().range())?;
     let [figures] = &mappings[..] else { return Err(format!("one mapping: {mappings:?}").into()) };
     Ok(figures.clone())
 }
 
 fn beyond_16_mib_an_arena_grows_in_huge_pages() -> Outcome {
-    if Support::get().verdict(Feature::Collapse) != &Verdict::Works || map::huge_page_size() != Some(HUGE) {
+    if Support::get().verdict(Feature::Collapse) != &Availability::Works || map::huge_page_size() != Some(HUGE) {
         return skipped("MADV_COLLAPSE does not work here, or not now, or huge pages have another size");
     }
     for at_once in [false, true] {
