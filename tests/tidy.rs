@@ -11,7 +11,7 @@ mod signal_safe;
 #[path = "tidy/words.rs"]
 mod words;
 
-use arrows::{ARROWS, Arrows, BENCH_ARROWS, TESTS, TOOL_ARROWS, Tests};
+use arrows::{ARROWS, Arrows, BENCH_ARROWS, SERVICE_ARROWS, TESTS, TOOL_ARROWS, Tests};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -141,7 +141,12 @@ fn agree(folder: &str, found: &BTreeMap<String, BTreeSet<String>>, arrows: Arrow
 
 #[test]
 fn rooms_use_exactly_what_their_arrows_say() {
-    for (folder, arrows) in [("src", ARROWS), ("tools/cowbell/src", TOOL_ARROWS), ("tools/bench/src", BENCH_ARROWS)] {
+    for (folder, arrows) in [
+        ("src", ARROWS),
+        ("tools/cowbell/src", TOOL_ARROWS),
+        ("tools/bench/src", BENCH_ARROWS),
+        ("tools/service/src", SERVICE_ARROWS),
+    ] {
         agree(folder, &uses(folder), arrows);
     }
 }
@@ -149,7 +154,7 @@ fn rooms_use_exactly_what_their_arrows_say() {
 #[test]
 fn arrows_lead_down_only() {
     // `error` and `support` are told of elsewhere: `Errno` is the kernel's, watches are known by name.
-    for arrows in [TOOL_ARROWS, BENCH_ARROWS] {
+    for arrows in [TOOL_ARROWS, BENCH_ARROWS, SERVICE_ARROWS] {
         let mut left = table(arrows);
         while let Some(room) = left.iter().find(|(_, used)| used.is_empty()).map(|(room, _)| room.clone()) {
             left.remove(&room);

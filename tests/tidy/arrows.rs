@@ -69,6 +69,16 @@ pub const BENCH_ARROWS: Arrows = &[
     ("text", &[]),
 ];
 
+/// The service kit's, `tools/service/src/`.
+pub const SERVICE_ARROWS: Arrows = &[
+    ("data", &[]),
+    ("listener", &[]),
+    ("routes", &["data"]),
+    ("worker", &["data", "routes"]),
+    ("service", &["data", "worker"]),
+    ("admin", &["service"]),
+];
+
 /// A folder of tests: those of its files that all others may use, and every other arrow.
 pub struct Tests {
     pub folder: &'static str,
@@ -136,6 +146,7 @@ pub const TESTS: &[Tests] = &[
             ("side_arcs", &["freezing"]),
         ],
     },
+    Tests { folder: "tools/service/tests/service", helpers: &["http", "running"], arrows: &[("running", &["http"])] },
     Tests {
         folder: "tools/cowbell/tests/run",
         helpers: &["case", "exact", "lab", "model", "python", "verdict"],
