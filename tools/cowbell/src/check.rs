@@ -1,6 +1,6 @@
 //! `cowbell check`: are a capture's copies within a budget?
 
-use crate::analyse::check::{self, Budget, Outcome, Per, Quantity};
+use crate::analyse::check::{self, Budget, BudgetOutcome, Per, Quantity};
 use crate::failure::Failure;
 use crate::input;
 use crate::views;
@@ -90,9 +90,9 @@ enum Size {
 /// Checks a capture and prints the outcome.
 pub fn run(options: &Options) -> ExitCode {
     match checked(options) {
-        Ok(Outcome::Kept) => ExitCode::SUCCESS,
-        Ok(Outcome::Broken) => ExitCode::from(BROKEN),
-        Ok(Outcome::CannotTell) => ExitCode::from(CANNOT_TELL),
+        Ok(BudgetOutcome::Kept) => ExitCode::SUCCESS,
+        Ok(BudgetOutcome::Broken) => ExitCode::from(BROKEN),
+        Ok(BudgetOutcome::CannotTell) => ExitCode::from(CANNOT_TELL),
         Err(e) => {
             eprintln!("cowbell check: {e}");
             ExitCode::from(FAILED)
@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-fn checked(options: &Options) -> Result<Outcome, Failure> {
+fn checked(options: &Options) -> Result<BudgetOutcome, Failure> {
     let limits = [
         (Quantity::Copied, options.max_copied),
         (Quantity::ForNothing, options.max_for_nothing),

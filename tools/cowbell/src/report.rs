@@ -16,7 +16,7 @@ pub struct Options {
     #[arg(value_name = "FILE")]
     capture: PathBuf,
     #[command(flatten)]
-    export: Export,
+    export: ExportFormats,
     /// Write a flame graph of the copies to this file as well, as SVG.
     #[arg(long, value_name = "SVG")]
     flamegraph: Option<PathBuf>,
@@ -27,7 +27,7 @@ pub struct Options {
 /// The formats that other programs read, in place of the text.
 #[derive(clap::Args)]
 #[group(id = "export", multiple = false, conflicts_with = "json")]
-struct Export {
+struct ExportFormats {
     /// Print folded stacks, for flame graph programs.
     #[arg(long)]
     folded: bool,
@@ -74,7 +74,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-impl Export {
+impl ExportFormats {
     /// The export that is asked for, if any is.
     fn of(&self, summary: &Summary, detail: &Detail) -> Result<Option<Vec<u8>>, Failure> {
         let failure = |e: &dyn std::fmt::Display| Failure::new(format!("cannot be exported: {e}"));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The names of what an instruction belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
-pub struct Code {
+pub struct Symbols {
     /// The function, inlined ones resolved; the address where there is no name.
     pub function: String,
     /// `file:line`, where debug information tells.
@@ -16,7 +16,7 @@ pub struct Code {
 }
 
 /// Resolves addresses of this process, in the order given. What has no name stays an address.
-pub fn resolve(addresses: &[u64]) -> Vec<Code> {
+pub fn resolve(addresses: &[u64]) -> Vec<Symbols> {
     let mut names = Names::new();
     let places = places(addresses, &mut names);
     let resolved = names.resolve(&places);
@@ -46,21 +46,21 @@ fn places(addresses: &[u64], names: &mut Names) -> Vec<Place> {
 
 /// From the innermost inlined function outwards, the first that is not the standard library's: an atomic's own code is
 /// nobody's cause.
-fn named(frames: &[NativeFrame]) -> Option<Code> {
+fn named(frames: &[NativeFrame]) -> Option<Symbols> {
     let is_ours = |frame: &&NativeFrame| frame.file.as_deref().is_none_or(|file| !is_standard(file));
     let frame = frames.iter().find(is_ours).or(frames.first())?;
     let line = frame.file.as_ref().and_then(|file| Some(format!("{}:{}", shorten(Path::new(file)), frame.line?)));
-    Some(Code { function: frame.function.clone(), line })
+    Some(Symbols { function: frame.function.clone(), line })
 }
 
-fn bare(address: u64) -> Code {
+fn bare(address: u64) -> Symbols {
     let executable = process::executable();
     let function = if executable.contains(address as usize) {
         format!("executable+{:#x}", address as usize - executable.start)
     } else {
         format!("{address:#x}")
     };
-    Code { function, line: None }
+    Symbols { function, line: None }
 }
 
 /// Tells whether this file is the Rust standard library's.

@@ -7,7 +7,7 @@ use super::script::error_points;
 use super::sum::share;
 use super::summary::{CauseShare, Gap, Interval, ScriptLine, Summary};
 use super::unknown::Unknown;
-use super::verdict::{Help, Kind, LITTLE, Place, Verdict, Why};
+use super::verdict::{Help, LITTLE, Verdict, VerdictKind, VerdictPlace, Why};
 use crate::record::{GapKind, Mode};
 use crate::stacks::languages::{self, Language, Work};
 use std::borrow::Cow;
@@ -66,7 +66,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         // Pages on which references are counted are copied without the collector, too, and which they are is not known.
         let spares_a_part = if cause == Cause::GarbageCollector { spares_a_part(of, work) } else { None };
         let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
-        let is_worth_it = !matches!(verdict.kind, Kind::Shared | Kind::Uncertain) && is_much;
+        let is_worth_it = !matches!(verdict.kind, VerdictKind::Shared | VerdictKind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
                 && let Some((text, paste)) = newer_remedy(summary, of)
@@ -226,15 +226,16 @@ fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
 
 /// The places where those whom the verdict is about made copies at work: lines of a script, or where there are none, functions. True if
 /// they are lines.
-fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, bool) {
-    let theirs = |all: u64, parents: u64| if kind == Kind::ParentPays { parents } else { all.saturating_sub(parents) };
+fn places(summary: &Summary, kind: VerdictKind, work: u64) -> (Vec<VerdictPlace>, bool) {
+    let theirs =
+        |all: u64, parents: u64| if kind == VerdictKind::ParentPays { parents } else { all.saturating_sub(parents) };
     let at_work = |cause: Cause| !matches!(cause, Cause::Start | Cause::Exit);
     let lines = summary.script.lines.iter().filter(|line| at_work(line.cause));
     let error = |line: &ScriptLine| match kind {
-        Kind::ParentPays => line.parents_copied_pages_error,
+        VerdictKind::ParentPays => line.parents_copied_pages_error,
         _ => line.others_copied_pages_error,
     };
-    let lines = lines.map(|line| Place {
+    let lines = lines.map(|line| VerdictPlace {
         function: line.function.clone(),
         file: line.file.clone(),
         line: line.line,
@@ -247,7 +248,7 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, bool) {
     let functions = summary.functions.iter().filter(|function| at_work(function.cause));
     let functions = functions.map(|function| {
         let line = function.lines.first();
-        Place {
+        VerdictPlace {
             function: function.inlined.clone().unwrap_or_else(|| function.function.clone()),
             file: line.map_or_else(|| function.module.clone(), |line| line.file.clone()),
             line: line.map_or(0, |line| line.line as i32),
@@ -263,10 +264,10 @@ fn places(summary: &Summary, kind: Kind, work: u64) -> (Vec<Place>, bool) {
 }
 
 /// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.
-fn most(places: Vec<Place>) -> Vec<Place> {
-    let mut merged: Vec<Place> = Vec::new();
+fn most(places: Vec<VerdictPlace>) -> Vec<VerdictPlace> {
+    let mut merged: Vec<VerdictPlace> = Vec::new();
     for place in places {
-        let same = |known: &&mut Place| known.called_from.is_some() && known.called_from == place.called_from;
+        let same = |known: &&mut VerdictPlace| known.called_from.is_some() && known.called_from == place.called_from;
         match merged.iter_mut().find(same) {
             Some(known) => {
                 known.share += place.share;
@@ -335,7 +336,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
     let lines = summary.growth.lines.iter().filter(|line| line.processes.iter().any(|at| workers.contains(at)));
     let lines: Vec<_> = lines.collect();
     let all = lines.iter().fold(0, |sum: u64, line| sum.saturating_add(line.bytes));
-    let (mut whys, mut places): (Vec<Why>, Vec<Place>) = (Vec::new(), Vec::new());
+    let (mut whys, mut places): (Vec<Why>, Vec<VerdictPlace>) = (Vec::new(), Vec::new());
     for line in &lines {
         let share = share(line.bytes, all);
         let (why, remedy, paste) = advice(line);
@@ -361,7 +362,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
             verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes), saves_a_part: None });
         }
         if !(line.file.is_empty() && line.function.is_empty()) {
-            places.push(Place {
+            places.push(VerdictPlace {
                 function: line.function.clone(),
                 file: line.file.clone(),
                 line: line.line,

@@ -2,7 +2,7 @@
 
 use super::summary::{ByClass, Interval, ProcessSummary, Summary};
 use super::verdict::{LITTLE, MUCH_OF_ONE};
-use crate::record::{Closed, Held, Mode, Role};
+use crate::record::{Closed, HeldPages, Mode, WatchReason};
 use crate::stacks::languages::{self, Work};
 use cowbell::fork::Ended;
 use std::collections::BTreeSet;
@@ -35,17 +35,17 @@ impl<'a> Cast<'a> {
             interval.process.is_some_and(|at| folded.contains(&at) || (at == 0 && interval.begin_ns < became))
         };
         let intervals: Vec<&Interval> = summary.intervals.iter().filter(|interval| !is_wrappers(interval)).collect();
-        let of = |role: Role| {
+        let of = |role: WatchReason| {
             let of_role = intervals.iter().copied().filter(move |interval| interval.role == role);
             // A process that executed a program was on its way there, unless it had worked before.
             let is_told = |interval: &&Interval| interval.closed != Some(Closed::Exec) || has_worked(interval, page);
             of_role.filter(is_told).collect::<Vec<_>>()
         };
-        let children = of(Role::Child);
+        let children = of(WatchReason::Child);
         let workers = children.iter().filter_map(|interval| interval.process).collect();
-        let attached = of(Role::Attached);
+        let attached = of(WatchReason::Attached);
         let counted = children.iter().chain(&attached).copied().collect();
-        Self { summary, workers, children, parents: of(Role::Parent), attached, counted }
+        Self { summary, workers, children, parents: of(WatchReason::Parent), attached, counted }
     }
 
     fn of(&self, process: usize) -> impl Iterator<Item = &&'a Interval> {
@@ -53,7 +53,7 @@ impl<'a> Cast<'a> {
     }
 
     /// The pages that the processes had at first: a later interval of the same process begins with what is left of them.
-    pub fn held(&self, of: impl Fn(&Held) -> u64) -> u64 {
+    pub fn held(&self, of: impl Fn(&HeldPages) -> u64) -> u64 {
         let mut begun = BTreeSet::new();
         let first = self.counted.iter().filter(|interval| interval.process.is_none_or(|at| begun.insert(at)));
         first.fold(0, |sum: u64, interval| sum.saturating_add(of(&interval.held)))

@@ -69,7 +69,7 @@ pub enum Reason {
 
 /// The difference of a copy from its original, coarsely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Change {
+pub enum Difference {
     /// Not compared.
     Unknown,
     /// Not compared, because it was there no more.
@@ -97,7 +97,7 @@ pub enum Change {
     Large,
 }
 
-impl Change {
+impl Difference {
     /// Tells whether the copy was compared with its original.
     pub fn is_compared(self) -> bool {
         !matches!(self, Self::Unknown | Self::Gone)
@@ -133,9 +133,9 @@ impl Change {
 
 /// The evidence about a copy.
 #[derive(Clone, Copy, Debug)]
-pub struct Evidence {
+pub struct CopyEvidence {
     /// The difference from its original.
-    pub change: Change,
+    pub change: Difference,
     /// True if it holds objects of an interpreter's.
     pub objects: bool,
     /// The kind of data that the instruction writes which first wrote it.
@@ -153,52 +153,56 @@ pub struct Evidence {
 }
 
 /// The likely cause of a copy, and why it is not known where it is not.
-pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
-    let Evidence { change, purpose, wrote, .. } = *evidence;
+pub fn likely(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
+    let CopyEvidence { change, purpose, wrote, .. } = *evidence;
     let counts_first = purpose == Some(Purpose::References) || wrote == Wrote::ReferenceCount;
     let cause = match (change, purpose) {
         _ if evidence.in_stack => Cause::Stack,
         _ if evidence.by_kernel => Cause::Kernel,
         // The bodies of strings that got numbers: the old ones are freed, and new ones are put where memory was free.
-        (Change::Large | Change::Some | Change::Few, Some(Purpose::Numbers)) => Cause::Number,
-        (Change::Large, _) => return changed(evidence),
+        (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Numbers)) => Cause::Number,
+        (Difference::Large, _) => return changed(evidence),
         // The collector's compaction moves objects into free places, too.
-        (Change::Made, Some(Purpose::Collector)) => Cause::GarbageCollector,
-        (Change::Made, _) => Cause::NewObject,
+        (Difference::Made, Some(Purpose::Collector)) => Cause::GarbageCollector,
+        (Difference::Made, _) => Cause::NewObject,
         // A function that frees an object counts it down first.
-        (Change::Gone, purpose) if purpose != Some(Purpose::Allocator) => return (Cause::Unknown, Some(Reason::Freed)),
+        (Difference::Gone, purpose) if purpose != Some(Purpose::Allocator) => {
+            return (Cause::Unknown, Some(Reason::Freed));
+        }
         (_, Some(Purpose::Collector)) => Cause::GarbageCollector,
         // Making or freeing an object links the headers of its neighbours, too, and changes much more besides.
-        _ if wrote == Wrote::CollectorHeader && !matches!(change, Change::Some | Change::Unknown) => {
+        _ if wrote == Wrote::CollectorHeader && !matches!(change, Difference::Some | Difference::Unknown) => {
             Cause::GarbageCollector
         }
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
-        (Change::Counts | Change::Hashes, _) => Cause::ReferenceCount,
-        (Change::Numbers, _) => Cause::Number,
+        (Difference::Counts | Difference::Hashes, _) => Cause::ReferenceCount,
+        (Difference::Numbers, _) => Cause::Number,
         // The first to count references copies the page without a collection, too.
-        (Change::Marks, _) if !counts_first => match wrote {
+        (Difference::Marks, _) if !counts_first => match wrote {
             Wrote::Unknown if evidence.runtime.counts_references() => Cause::CountOrCollector,
             _ => Cause::GarbageCollector,
         },
-        (Change::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
+        (Difference::Some, _) if wrote != Wrote::Atomic => return changed(evidence),
         // These words are no counts, since the layout tells counts: to set an attribute counts references first, and the page
         // would be copied without that, too.
-        (Change::Few, _) if evidence.objects && counts_first => return changed(evidence),
+        (Difference::Few, _) if evidence.objects && counts_first => return changed(evidence),
         _ if counts_first => Cause::ReferenceCount,
-        (Change::ImmortalHashes, _) => Cause::Hash,
+        (Difference::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
         // Where no references are counted, none but the collector puts back what it wrote in so many objects.
-        (Change::Identical, _)
+        (Difference::Identical, _)
             if evidence.objects && wrote == Wrote::Unknown && !evidence.runtime.counts_references() =>
         {
             Cause::GarbageCollector
         }
-        (Change::Identical, _) if evidence.objects && wrote == Wrote::Unknown && evidence.runtime.has_collector() => {
+        (Difference::Identical, _)
+            if evidence.objects && wrote == Wrote::Unknown && evidence.runtime.has_collector() =>
+        {
             Cause::CountOrCollector
         }
-        (Change::Identical, _) => Cause::Rewritten,
-        (Change::Few | Change::Some | Change::Marks, _) => return changed(evidence),
-        (Change::Unknown | Change::Gone, _) => {
+        (Difference::Identical, _) => Cause::Rewritten,
+        (Difference::Few | Difference::Some | Difference::Marks, _) => return changed(evidence),
+        (Difference::Unknown | Difference::Gone, _) => {
             let reason = match (evidence.code, purpose) {
                 (false, _) => Reason::NoEvidence,
                 (true, None) => Reason::NoName,
@@ -211,8 +215,8 @@ pub fn likely(evidence: &Evidence) -> (Cause, Option<Reason>) {
 }
 
 /// The cause of a change that is neither a count nor a collector's: whose it is, the program's or its interpreter's.
-fn changed(evidence: &Evidence) -> (Cause, Option<Reason>) {
-    let is_large = evidence.change == Change::Large;
+fn changed(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
+    let is_large = evidence.change == Difference::Large;
     if evidence.runtime.has_unknown_objects() {
         let is_known = evidence.runtime.language().is_some_and(|language| language.objects().is_some());
         let reason = if is_known { Reason::BesideMarks } else { Reason::Interpreter };
@@ -325,8 +329,8 @@ mod tests {
         }
     }
 
-    const PLAIN: Evidence = Evidence {
-        change: Change::Unknown,
+    const PLAIN: CopyEvidence = CopyEvidence {
+        change: Difference::Unknown,
         objects: false,
         wrote: Wrote::Unknown,
         code: true,
@@ -339,40 +343,48 @@ mod tests {
     #[test]
     fn contents_are_told_apart_by_how_much_changed() {
         for (bytes, words, counts, expected) in [
-            (0, 0, 0, Change::Identical),
-            (73, 73, 73, Change::Counts),
-            (1, 1, 0, Change::Few),
-            (512, 64, 55, Change::Few),
-            (512, 64, 56, Change::Counts),
-            (520, 65, 0, Change::Some),
-            (2040, 255, 0, Change::Some),
-            (2048, 256, 0, Change::Large),
-            (4096, 512, 512, Change::Counts),
+            (0, 0, 0, Difference::Identical),
+            (73, 73, 73, Difference::Counts),
+            (1, 1, 0, Difference::Few),
+            (512, 64, 55, Difference::Few),
+            (512, 64, 56, Difference::Counts),
+            (520, 65, 0, Difference::Some),
+            (2040, 255, 0, Difference::Some),
+            (2048, 256, 0, Difference::Large),
+            (4096, 512, 512, Difference::Counts),
         ] {
-            assert_eq!(Change::of(&content(bytes, words, counts), 4096), expected, "{bytes} {words} {counts}");
+            assert_eq!(Difference::of(&content(bytes, words, counts), 4096), expected, "{bytes} {words} {counts}");
         }
         let hashes = record::Content { hashes: 30, ..content(300, 60, 25) };
-        assert_eq!(Change::of(&hashes, 4096), Change::Hashes);
+        assert_eq!(Difference::of(&hashes, 4096), Difference::Hashes);
         let immortal = record::Content { immortal: 30, ..hashes };
-        assert_eq!(Change::of(&immortal, 4096), Change::ImmortalHashes);
+        assert_eq!(Difference::of(&immortal, 4096), Difference::ImmortalHashes);
         let moved = record::Content { marks: 100, ..content(500, 120, 10) };
-        assert_eq!(Change::of(&moved, 4096), Change::Marks);
-        assert_eq!(Change::of(&record::Content { words: 140, ..moved }, 4096), Change::Some, "much else changed");
-        let made = record::Content { made: 290, ..content(2400, 300, 0) };
-        assert_eq!(Change::of(&made, 4096), Change::Made);
+        assert_eq!(Difference::of(&moved, 4096), Difference::Marks);
         assert_eq!(
-            Change::of(&record::Content { marks: 1, ..made }, 4096),
-            Change::Marks,
+            Difference::of(&record::Content { words: 140, ..moved }, 4096),
+            Difference::Some,
+            "much else changed"
+        );
+        let made = record::Content { made: 290, ..content(2400, 300, 0) };
+        assert_eq!(Difference::of(&made, 4096), Difference::Made);
+        assert_eq!(
+            Difference::of(&record::Content { marks: 1, ..made }, 4096),
+            Difference::Marks,
             "it is copied for that alone"
         );
-        assert_eq!(Change::of(&record::Content { words: 400, ..made }, 4096), Change::Large, "much else changed");
+        assert_eq!(
+            Difference::of(&record::Content { words: 400, ..made }, 4096),
+            Difference::Large,
+            "much else changed"
+        );
         // Half of a page is more words where pages are larger.
-        assert_eq!(Change::of(&content(2048, 256, 0), 65536), Change::Few);
+        assert_eq!(Difference::of(&content(2048, 256, 0), 65536), Difference::Few);
     }
 
     #[test]
     fn code_and_contents_make_the_cause() {
-        use Change as C;
+        use Difference as C;
         use Purpose as P;
         for (change, purpose, expected) in [
             (C::Unknown, Some(P::References), Cause::ReferenceCount),
@@ -400,80 +412,82 @@ mod tests {
             (C::Few, Some(P::Other), Cause::RealWrite),
             (C::Few, None, Cause::RealWrite),
         ] {
-            let evidence = Evidence { change, purpose, ..PLAIN };
+            let evidence = CopyEvidence { change, purpose, ..PLAIN };
             assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");
         }
-        let in_stack = Evidence { in_stack: true, change: C::Large, ..PLAIN };
+        let in_stack = CopyEvidence { in_stack: true, change: C::Large, ..PLAIN };
         assert_eq!(likely(&in_stack).0, Cause::Stack);
-        assert_eq!(likely(&Evidence { by_kernel: true, change: C::Large, ..PLAIN }).0, Cause::Kernel);
+        assert_eq!(likely(&CopyEvidence { by_kernel: true, change: C::Large, ..PLAIN }).0, Cause::Kernel);
     }
 
     #[test]
     fn the_layout_tells_counts_from_the_collector_where_the_code_has_no_name() {
-        let python = Evidence { runtime: language("python"), objects: true, ..PLAIN };
+        let python = CopyEvidence { runtime: language("python"), objects: true, ..PLAIN };
         for (wrote, change, expected) in [
-            (Wrote::ReferenceCount, Change::Identical, Cause::ReferenceCount),
-            (Wrote::ReferenceCount, Change::Unknown, Cause::ReferenceCount),
-            (Wrote::CollectorHeader, Change::Identical, Cause::GarbageCollector),
-            (Wrote::CollectorHeader, Change::Few, Cause::GarbageCollector),
-            (Wrote::Unknown, Change::Identical, Cause::CountOrCollector),
+            (Wrote::ReferenceCount, Difference::Identical, Cause::ReferenceCount),
+            (Wrote::ReferenceCount, Difference::Unknown, Cause::ReferenceCount),
+            (Wrote::CollectorHeader, Difference::Identical, Cause::GarbageCollector),
+            (Wrote::CollectorHeader, Difference::Few, Cause::GarbageCollector),
+            (Wrote::Unknown, Difference::Identical, Cause::CountOrCollector),
             // The collector moves what it visits in its lists; who counted before had copied the page.
-            (Wrote::Other, Change::Marks, Cause::GarbageCollector),
-            (Wrote::CollectorHeader, Change::Marks, Cause::GarbageCollector),
-            (Wrote::ReferenceCount, Change::Marks, Cause::ReferenceCount),
-            (Wrote::Unknown, Change::Marks, Cause::CountOrCollector),
-            (Wrote::Other, Change::Identical, Cause::Rewritten),
-            (Wrote::Atomic, Change::Few, Cause::Counter),
+            (Wrote::Other, Difference::Marks, Cause::GarbageCollector),
+            (Wrote::CollectorHeader, Difference::Marks, Cause::GarbageCollector),
+            (Wrote::ReferenceCount, Difference::Marks, Cause::ReferenceCount),
+            (Wrote::Unknown, Difference::Marks, Cause::CountOrCollector),
+            (Wrote::Other, Difference::Identical, Cause::Rewritten),
+            (Wrote::Atomic, Difference::Few, Cause::Counter),
             // Had the hash been asked for before, the page would have been copied for counting.
-            (Wrote::Other, Change::Hashes, Cause::ReferenceCount),
-            (Wrote::Other, Change::ImmortalHashes, Cause::Hash),
+            (Wrote::Other, Difference::Hashes, Cause::ReferenceCount),
+            (Wrote::Other, Difference::ImmortalHashes, Cause::Hash),
         ] {
-            let evidence = Evidence { wrote, change, ..python };
+            let evidence = CopyEvidence { wrote, change, ..python };
             assert_eq!(likely(&evidence), (expected, None), "{evidence:?}");
         }
     }
 
     #[test]
     fn what_is_written_beside_counts_is_told_though_counting_came_first() {
-        let python = Evidence { runtime: language("python"), objects: true, change: Change::Few, ..PLAIN };
+        let python = CopyEvidence { runtime: language("python"), objects: true, change: Difference::Few, ..PLAIN };
         let beside = (Cause::Unknown, Some(Reason::BesideObjects));
         // An attribute that was set.
-        assert_eq!(likely(&Evidence { wrote: Wrote::ReferenceCount, ..python }), beside);
-        let named = Evidence { wrote: Wrote::ReferenceCount, purpose: Some(Purpose::Other), ..python };
+        assert_eq!(likely(&CopyEvidence { wrote: Wrote::ReferenceCount, ..python }), beside);
+        let named = CopyEvidence { wrote: Wrote::ReferenceCount, purpose: Some(Purpose::Other), ..python };
         assert_eq!(likely(&named), (Cause::RealWrite, None));
         // Objects that were freed, or made: they are linked with the collector's lists.
-        let linked = Evidence { wrote: Wrote::CollectorHeader, change: Change::Some, ..python };
+        let linked = CopyEvidence { wrote: Wrote::CollectorHeader, change: Difference::Some, ..python };
         assert_eq!(likely(&linked), beside);
-        let gone = Evidence { wrote: Wrote::CollectorHeader, change: Change::Unknown, objects: false, ..python };
+        let gone =
+            CopyEvidence { wrote: Wrote::CollectorHeader, change: Difference::Unknown, objects: false, ..python };
         assert_eq!(likely(&gone), (Cause::Unknown, Some(Reason::NoName)), "freed, and unmapped");
         // The function tells counts where no layout does.
-        let native = Evidence { purpose: Some(Purpose::References), change: Change::Few, ..PLAIN };
+        let native = CopyEvidence { purpose: Some(Purpose::References), change: Difference::Few, ..PLAIN };
         assert_eq!(likely(&native), (Cause::ReferenceCount, None));
     }
 
     #[test]
     fn what_was_freed_is_no_counting() {
-        let gone = Evidence { runtime: language("python"), change: Change::Gone, ..PLAIN };
+        let gone = CopyEvidence { runtime: language("python"), change: Difference::Gone, ..PLAIN };
         for wrote in [Wrote::ReferenceCount, Wrote::CollectorHeader, Wrote::Atomic, Wrote::Other, Wrote::Unknown] {
             for purpose in [None, Some(Purpose::References), Some(Purpose::Collector), Some(Purpose::Other)] {
-                let evidence = Evidence { wrote, purpose, ..gone };
+                let evidence = CopyEvidence { wrote, purpose, ..gone };
                 assert_eq!(likely(&evidence), (Cause::Unknown, Some(Reason::Freed)), "{evidence:?}");
             }
         }
-        assert_eq!(likely(&Evidence { purpose: Some(Purpose::Allocator), ..gone }), (Cause::Allocator, None));
+        assert_eq!(likely(&CopyEvidence { purpose: Some(Purpose::Allocator), ..gone }), (Cause::Allocator, None));
     }
 
     #[test]
     fn small_real_writes_of_python_are_real_and_what_cannot_be_told_is_unknown_with_a_reason() {
-        let python = Evidence { runtime: language("python"), wrote: Wrote::Other, change: Change::Few, ..PLAIN };
+        let python =
+            CopyEvidence { runtime: language("python"), wrote: Wrote::Other, change: Difference::Few, ..PLAIN };
         assert_eq!(likely(&python), (Cause::RealWrite, None), "a buffer, by the interpreter's code without a name");
-        let beside = Evidence { objects: true, ..python };
+        let beside = CopyEvidence { objects: true, ..python };
         assert_eq!(likely(&beside), (Cause::Unknown, Some(Reason::BesideObjects)));
-        let named = Evidence { purpose: Some(Purpose::Other), ..beside };
+        let named = CopyEvidence { purpose: Some(Purpose::Other), ..beside };
         assert_eq!(likely(&named), (Cause::RealWrite, None));
         for runtime in ["ruby", "other"].map(language) {
-            for change in [Change::Few, Change::Some, Change::Large] {
-                let evidence = Evidence { runtime, change, purpose: Some(Purpose::Other), ..python };
+            for change in [Difference::Few, Difference::Some, Difference::Large] {
+                let evidence = CopyEvidence { runtime, change, purpose: Some(Purpose::Other), ..python };
                 let reason = if runtime == language("ruby") { Reason::BesideMarks } else { Reason::Interpreter };
                 assert_eq!(likely(&evidence), (Cause::Unknown, Some(reason)), "{evidence:?}");
             }
@@ -483,7 +497,7 @@ mod tests {
             (true, None, Reason::NoName),
             (true, Some(Purpose::Other), Reason::NotCompared),
         ] {
-            let evidence = Evidence { code, purpose, ..PLAIN };
+            let evidence = CopyEvidence { code, purpose, ..PLAIN };
             assert_eq!(likely(&evidence), (Cause::Unknown, Some(reason)), "{evidence:?}");
         }
     }
@@ -492,16 +506,16 @@ mod tests {
         #[test]
         fn what_was_not_compared_and_has_no_code_is_never_guessed(objects: bool, python: bool) {
             let runtime = if python { language("python") } else { Runtime::Native };
-            let evidence = Evidence { objects, runtime, ..PLAIN };
+            let evidence = CopyEvidence { objects, runtime, ..PLAIN };
             prop_assert_eq!(likely(&evidence).0, Cause::Unknown);
         }
 
         #[test]
         fn an_identical_copy_is_never_a_real_write(bytes in 0..=4096u32, words in 0..=512u32, counts in 0..=512u32) {
-            let change = Change::of(&content(bytes, words, counts), 4096);
-            prop_assert_eq!(change == Change::Identical, bytes == 0);
+            let change = Difference::of(&content(bytes, words, counts), 4096);
+            prop_assert_eq!(change == Difference::Identical, bytes == 0);
             for purpose in [None, Some(Purpose::Other), Some(Purpose::Allocator), Some(Purpose::References)] {
-                let evidence = Evidence { change, purpose, ..PLAIN };
+                let evidence = CopyEvidence { change, purpose, ..PLAIN };
                 prop_assert!(bytes > 0 || likely(&evidence).0 != Cause::RealWrite);
             }
         }

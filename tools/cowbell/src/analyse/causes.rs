@@ -1,8 +1,8 @@
 //! Causes added up: what each rests on, which pages were copied on the way out, and what helps.
 
-use super::cause::{self, Cause, Change, Reason};
+use super::cause::{self, Cause, Difference, Reason};
 use super::code::{self, Purpose};
-use super::interval::{Copied, Interval, Seen};
+use super::interval::{Copied, Interval, SeenParts};
 use super::name::Named;
 use super::phases::Phase;
 use super::remedy::{self, Circumstances};
@@ -100,11 +100,11 @@ pub fn cause_sum(
         pages,
         without_code: of(named.is_none() && copied.syscall.is_none()),
         without_name: of(is_nameless),
-        few_words: of(copied.change == Change::Few),
+        few_words: of(copied.change == Difference::Few),
         given_out: of(named.is_some_and(gives_out)),
         reads: of(copied.syscall.is_some_and(syscalls::reads)),
         torn_down: of(cause == Cause::Exit && (torn_down || runtime.language().is_none() && named.is_some_and(frees))),
-        seen: of(matches!(copied.seen, Seen::Script(_))),
+        seen: of(matches!(copied.seen, SeenParts::Script(_))),
         asked: of(work == Some(Work::AskedCollector)),
         object_counts: of(copied.wrote == Wrote::ObjectCount),
         counts: of(of_any(copied.wrote) == Wrote::ReferenceCount),
@@ -123,10 +123,10 @@ pub fn cause_of(
     (phase, has_teardown): (Phase, bool),
 ) -> (Cause, Option<Reason>) {
     // The interpreter gave back at its end what its program had only read.
-    let is_gone = has_teardown && copied.change == Change::Gone;
+    let is_gone = has_teardown && copied.change == Difference::Gone;
     // Where values are freed one by one the contents at the end are those of freed memory.
     let is_freed = has_teardown && !runtime.has_collector() && copied.change.is_compared();
-    let change = if is_gone || is_freed { Change::Unknown } else { copied.change };
+    let change = if is_gone || is_freed { Difference::Unknown } else { copied.change };
     let told = cause_at_work(interval, runtime, &Copied { change, ..*copied }, named);
     let told = if is_freed && told.0 == Cause::Unknown { (Cause::Unknown, Some(Reason::Freed)) } else { told };
     match (told.0, phase) {
@@ -149,7 +149,7 @@ fn cause_at_work(
         Wrote::Unknown if named.is_some_and(|named| named.is_atomic) => Wrote::Atomic,
         wrote => wrote,
     };
-    cause::likely(&cause::Evidence {
+    cause::likely(&cause::CopyEvidence {
         change,
         objects,
         wrote,

@@ -43,7 +43,7 @@ pub struct Budget {
 /// The outcome of a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum BudgetOutcome {
     /// The measured memory is at most the budget, for certain.
     Kept,
     /// The bounds of what was measured lie on both sides of the budget.
@@ -75,7 +75,7 @@ pub struct Judged {
     pub quantity: Quantity,
     pub budget_bytes: u64,
     pub measured_bytes: Bounds,
-    pub outcome: Outcome,
+    pub outcome: BudgetOutcome,
     /// Why it cannot be told, besides the bounds.
     pub why: Option<String>,
 }
@@ -84,7 +84,7 @@ pub struct Judged {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The worst of all.
-    pub outcome: Outcome,
+    pub outcome: BudgetOutcome,
     /// In the order of the budgets; of one, the worst first, and then the largest.
     pub judged: Vec<Judged>,
 }
@@ -92,7 +92,7 @@ pub struct Check {
 /// Holds a summary against budgets.
 pub fn check(summary: &Summary, budgets: &[Budget]) -> Check {
     let judged: Vec<Judged> = budgets.iter().flat_map(|budget| judge(summary, budget)).collect();
-    let outcome = judged.iter().map(|judged| judged.outcome).max().unwrap_or(Outcome::Kept);
+    let outcome = judged.iter().map(|judged| judged.outcome).max().unwrap_or(BudgetOutcome::Kept);
     Check { outcome, judged }
 }
 
@@ -104,7 +104,7 @@ fn judge(summary: &Summary, budget: &Budget) -> Vec<Judged> {
     if let Some(command) = budget.command.as_ref().filter(|_| !anybody) {
         let subject = Subject::Nobody { command: command.clone() };
         let why = Some("no process that was watched has such a command".to_owned());
-        return vec![Judged { outcome: Outcome::CannotTell, why, ..held(budget, subject, Figures::UNKNOWN) }];
+        return vec![Judged { outcome: BudgetOutcome::CannotTell, why, ..held(budget, subject, Figures::UNKNOWN) }];
     }
     let watched = watched.into_iter().filter(|process| is_meant(&process.role));
     let mut judged: Vec<Judged> = match budget.per {
@@ -135,7 +135,7 @@ fn judge(summary: &Summary, budget: &Budget) -> Vec<Judged> {
     };
     match unwatched {
         Some(why) if budget.per == Per::All => {
-            let open = judged.iter_mut().filter(|judged| judged.outcome == Outcome::CannotTell);
+            let open = judged.iter_mut().filter(|judged| judged.outcome == BudgetOutcome::CannotTell);
             open.for_each(|judged| judged.why = Some(why.clone()));
         }
         Some(why) => {
@@ -155,11 +155,11 @@ fn held(budget: &Budget, subject: Subject, figures: Figures) -> Judged {
         Quantity::New => figures.new,
     };
     let outcome = if measured_bytes.least > budget.most_bytes {
-        Outcome::Broken
+        BudgetOutcome::Broken
     } else if measured_bytes.most.is_some_and(|most| most <= budget.most_bytes) {
-        Outcome::Kept
+        BudgetOutcome::Kept
     } else {
-        Outcome::CannotTell
+        BudgetOutcome::CannotTell
     };
     let (quantity, budget_bytes) = (budget.quantity, budget.most_bytes);
     Judged { subject, quantity, budget_bytes, measured_bytes, outcome, why: None }

@@ -1,6 +1,6 @@
 //! Written pages by what the write did.
 
-use crate::record::Class;
+use crate::record::WriteClass;
 use serde::Serialize;
 
 /// Written pages by what the write did.
@@ -16,14 +16,14 @@ pub struct ByClass {
 
 impl ByClass {
     /// Adds pages.
-    pub fn add(&mut self, class: Class, pages: u64) {
+    pub fn add(&mut self, class: WriteClass, pages: u64) {
         let count = match class {
-            Class::Copy => &mut self.copy,
-            Class::PrivateFile => &mut self.private_file,
-            Class::CopyOrReuse => &mut self.copy_or_reuse,
-            Class::Reuse => &mut self.reuse,
-            Class::FirstTouch => &mut self.first_touch,
-            Class::ZeroPage => &mut self.zero_page,
+            WriteClass::Copy => &mut self.copy,
+            WriteClass::PrivateFile => &mut self.private_file,
+            WriteClass::CopyOrReuse => &mut self.copy_or_reuse,
+            WriteClass::Reuse => &mut self.reuse,
+            WriteClass::FirstTouch => &mut self.first_touch,
+            WriteClass::ZeroPage => &mut self.zero_page,
         };
         *count = count.saturating_add(pages);
     }
@@ -31,12 +31,12 @@ impl ByClass {
     /// Adds another's pages.
     pub fn add_all(&mut self, other: &Self) {
         let Self { copy, private_file, copy_or_reuse, reuse, first_touch, zero_page } = *other;
-        self.add(Class::Copy, copy);
-        self.add(Class::PrivateFile, private_file);
-        self.add(Class::CopyOrReuse, copy_or_reuse);
-        self.add(Class::Reuse, reuse);
-        self.add(Class::FirstTouch, first_touch);
-        self.add(Class::ZeroPage, zero_page);
+        self.add(WriteClass::Copy, copy);
+        self.add(WriteClass::PrivateFile, private_file);
+        self.add(WriteClass::CopyOrReuse, copy_or_reuse);
+        self.add(WriteClass::Reuse, reuse);
+        self.add(WriteClass::FirstTouch, first_touch);
+        self.add(WriteClass::ZeroPage, zero_page);
     }
 
     /// Pages of which the kernel made a copy: of memory shared by fork, or of a file. Those of which it cannot be told
@@ -52,6 +52,6 @@ impl ByClass {
 }
 
 /// Tells whether a page of this class is counted as copied.
-pub fn is_copied(class: Class) -> bool {
-    matches!(class, Class::Copy | Class::PrivateFile | Class::CopyOrReuse)
+pub fn is_copied(class: WriteClass) -> bool {
+    matches!(class, WriteClass::Copy | WriteClass::PrivateFile | WriteClass::CopyOrReuse)
 }

@@ -237,7 +237,7 @@ fn is_library(frame: &NativeFrame) -> bool {
 
 /// The place of an instruction, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Place<'a> {
+pub struct NamedPlace<'a> {
     /// The function in the symbol table.
     pub function: &'a str,
     /// The function inlined into it that says most about the write.
@@ -247,7 +247,7 @@ pub struct Place<'a> {
 }
 
 /// The place of an instruction; `None` without frames.
-pub fn place(frames: &[NativeFrame]) -> Option<Place<'_>> {
+pub fn place(frames: &[NativeFrame]) -> Option<NamedPlace<'_>> {
     let outermost = frames.last()?;
     let own = frames.iter().find(|frame| !is_library(frame)).unwrap_or(outermost);
     // A reference count that is inlined into the function is worth its name where the program's own frame is the function itself.
@@ -255,7 +255,7 @@ pub fn place(frames: &[NativeFrame]) -> Option<Place<'_>> {
     let inlined = if own == outermost { counter() } else { Some(own) };
     let inlined = inlined.filter(|frame| frame.function != outermost.function).map(|frame| frame.function.as_str());
     let line = own.file.as_deref().zip(own.line);
-    Some(Place { function: &outermost.function, inlined, line })
+    Some(NamedPlace { function: &outermost.function, inlined, line })
 }
 
 #[cfg(test)]
@@ -307,15 +307,18 @@ mod tests {
         };
         let found =
             [frame("Py_INCREF", "./Include/object.h", 505), frame("listiter_next", "Objects/listobject.c", 3273)];
-        let expected =
-            Place { function: "listiter_next", inlined: Some("Py_INCREF"), line: Some(("Objects/listobject.c", 3273)) };
+        let expected = NamedPlace {
+            function: "listiter_next",
+            inlined: Some("Py_INCREF"),
+            line: Some(("Objects/listobject.c", 3273)),
+        };
         assert_eq!(place(&found), Some(expected));
         let found = [
             frame("core::sync::atomic::AtomicU64::fetch_add", "/rustc/abc/library/core/src/sync/atomic.rs", 9),
             frame("bump", "src/a.rs", 3),
             frame("serve", "src/b.rs", 4),
         ];
-        let expected = Place { function: "serve", inlined: Some("bump"), line: Some(("src/a.rs", 3)) };
+        let expected = NamedPlace { function: "serve", inlined: Some("bump"), line: Some(("src/a.rs", 3)) };
         assert_eq!(place(&found), Some(expected));
         assert_eq!(place(&[]), None);
     }

@@ -72,10 +72,10 @@ pub struct Trail {
 }
 
 /// The cause of the copies of each kind in one interval.
-pub type Judged = HashMap<Copied, Cause>;
+pub type CauseByKind = HashMap<Copied, Cause>;
 
 /// The detail of a profile. `judged`: what the summary says of each interval's copies.
-pub fn detail(profile: &Profile, judged: &[Judged]) -> Detail {
+pub fn detail(profile: &Profile, judged: &[CauseByKind]) -> Detail {
     let mut names = Names::default();
     let (mut stacks, mut maps) = (Vec::new(), Vec::new());
     for (at, (interval, judged)) in profile.intervals.iter().zip(judged).enumerate() {

@@ -9,14 +9,14 @@ mod judge;
 mod pairs;
 
 use super::cause::Cause;
-use super::mapping::Kind;
+use super::mapping::MappingKind;
 use super::roles::{self, Bounds, Role};
 use super::summary::{ScriptLine, Summary};
 use crate::record::Mode;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use judge::{Change, Side, Verdict};
+pub use judge::{DiffVerdict, FigureChange, Side};
 
 /// The document of `diff --json`.
 #[derive(Clone, Debug, Serialize)]
@@ -27,7 +27,7 @@ pub struct Diff {
     /// True if it is known how much runs of one side differ: only with two or more on each.
     pub noise_known: bool,
     /// The copies of all processes of a run.
-    pub total: Change,
+    pub total: FigureChange,
     /// The copies of one process of each role, on the average of its run; those with the largest difference first.
     pub roles: Vec<RoleChange>,
     /// The copies of all processes, by cause, mapping, and the line or function that wrote; largest differences first.
@@ -49,7 +49,7 @@ pub struct RoleChange {
     /// The number of processes that played it: in the run that stands in the middle.
     pub processes_before: u64,
     pub processes_after: u64,
-    pub change: Change,
+    pub change: FigureChange,
 }
 
 /// Copies of one cause.
@@ -57,15 +57,15 @@ pub struct RoleChange {
 pub struct CauseChange {
     pub cause: Cause,
     pub name: &'static str,
-    pub change: Change,
+    pub change: FigureChange,
 }
 
 /// Copies in one mapping; all anonymous memory is one, for its addresses are others in each run.
 #[derive(Clone, Debug, Serialize)]
 pub struct MappingChange {
-    pub kind: Kind,
+    pub kind: MappingKind,
     pub name: String,
-    pub change: Change,
+    pub change: FigureChange,
 }
 
 /// Copies by one line of a script, estimated from samples. Lines are the same by their text, or without it by their number.
@@ -80,7 +80,7 @@ pub struct LineChange {
     pub gone: bool,
     /// The new line that it may have become, as `FILE:LINE`, where no sampled copy of the side after has it.
     pub perhaps_now: Option<String>,
-    pub change: Change,
+    pub change: FigureChange,
 }
 
 /// Copies by one native function.
@@ -88,7 +88,7 @@ pub struct LineChange {
 pub struct FunctionChange {
     pub function: String,
     pub module: String,
-    pub change: Change,
+    pub change: FigureChange,
 }
 
 /// Holds runs against each other.
@@ -130,13 +130,13 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn total(&self) -> Change {
+    fn total(&self) -> FigureChange {
         let side = |summaries: &[Summary]| Side::new(summaries.iter().map(all_processes).collect());
-        Change::new(side(self.before), side(self.after), self.page_size)
+        FigureChange::new(side(self.before), side(self.after), self.page_size)
     }
 
     /// A change for each key that any run has; a run that lacks it copied nothing there.
-    fn keyed<K: Ord + Clone>(&self, of: impl Fn(&Summary) -> BTreeMap<K, u64>) -> Vec<(K, Change)> {
+    fn keyed<K: Ord + Clone>(&self, of: impl Fn(&Summary) -> BTreeMap<K, u64>) -> Vec<(K, FigureChange)> {
         let tables = |side: &[Summary]| side.iter().map(&of).collect::<Vec<_>>();
         let (before, after) = (tables(self.before), tables(self.after));
         let mut keys: Vec<K> = before.iter().chain(&after).flat_map(|table| table.keys().cloned()).collect();
@@ -144,24 +144,24 @@ impl Pair<'_> {
         keys.dedup();
         let wholes = |side: &[Summary]| side.iter().map(all_processes).collect::<Vec<_>>();
         let (wholes_before, wholes_after) = (wholes(self.before), wholes(self.after));
-        let side = |wholes: &[judge::Sample], tables: &[BTreeMap<K, u64>], key: &K| {
+        let side = |wholes: &[judge::RunFigure], tables: &[BTreeMap<K, u64>], key: &K| {
             let bytes =
                 |table: &BTreeMap<K, u64>| table.get(key).map_or(0, |pages| pages.saturating_mul(self.page_size));
             Side::new(wholes.iter().zip(tables).map(|(whole, table)| whole.part(bytes(table))).collect())
         };
         let change = |key: K| {
             let (before, after) = (side(&wholes_before, &before, &key), side(&wholes_after, &after, &key));
-            let change = Change::new(before, after, self.page_size);
+            let change = FigureChange::new(before, after, self.page_size);
             (key, change)
         };
-        let mut changes: Vec<(K, Change)> = keys.into_iter().map(change).collect();
+        let mut changes: Vec<(K, FigureChange)> = keys.into_iter().map(change).collect();
         changes.sort_by_key(|(_, change)| std::cmp::Reverse(change.difference_bytes.unsigned_abs()));
         changes
     }
 
     fn causes(&self) -> Vec<CauseChange> {
         let of = |summary: &Summary| sums(summary.causes.iter().map(|cause| (cause.cause, cause.copied_pages)));
-        let change = |(cause, change): (Cause, Change)| CauseChange { cause, name: cause.name(), change };
+        let change = |(cause, change): (Cause, FigureChange)| CauseChange { cause, name: cause.name(), change };
         self.keyed(of).into_iter().map(change).collect()
     }
 
@@ -186,7 +186,7 @@ impl Pair<'_> {
         };
         let known = self.before.iter().chain(self.after).flat_map(|summary| &summary.script.lines);
         let known: BTreeMap<LineKey, &ScriptLine> = known.map(|line| (LineKey::of(line, &both), line)).collect();
-        let change = |(key, change): (LineKey, Change)| {
+        let change = |(key, change): (LineKey, FigureChange)| {
             let line = known.get(&key)?;
             Some(LineChange {
                 file: line.file.clone(),
@@ -247,7 +247,7 @@ fn sums<K: Ord>(parts: impl Iterator<Item = (K, u64)>) -> BTreeMap<K, u64> {
 }
 
 /// The copies of all processes of a run.
-fn all_processes(summary: &Summary) -> judge::Sample {
+fn all_processes(summary: &Summary) -> judge::RunFigure {
     let (mut bounds, mut bytes) = (Bounds::NOTHING, 0u64);
     for process in roles::watched(summary) {
         bounds += process.figures.copied;
@@ -256,7 +256,7 @@ fn all_processes(summary: &Summary) -> judge::Sample {
     if !roles::is_all_watched(summary) {
         bounds.most = None;
     }
-    judge::Sample { bytes, bounds }
+    judge::RunFigure { bytes, bounds }
 }
 
 /// Sentences on what stands in the way of holding the sides against each other.

@@ -1,6 +1,6 @@
 //! The findings of the lab, as they are shown and told.
 
-use crate::analyse::verdict::Kind;
+use crate::analyse::verdict::VerdictKind;
 use serde::Serialize;
 
 /// All that was done and seen.
@@ -96,16 +96,16 @@ pub enum Outcome {
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     /// The findings of `cowbell run`; `null` for a program that was not watched.
-    pub watched: Option<Watched>,
+    pub watched: Option<WatchedRun>,
     /// The figures that the program itself told, by name.
     pub told: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The findings of `cowbell run`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Watched {
+pub struct WatchedRun {
     /// The report's verdict.
-    pub verdict: Kind,
+    pub verdict: VerdictKind,
     /// The workers that it found.
     pub workers: u64,
     /// The bytes that a worker copied on average, at work and as it was set up.

@@ -1,6 +1,6 @@
 //! Page faults told with an interval become events once its verdict is known.
 
-use crate::record::{Class, Event, Fault, PageRun, UNKNOWN_CALL};
+use crate::record::{Event, Fault, PageRun, UNKNOWN_CALL, WriteClass};
 
 /// An event of each page of the verdict that a fault is told of.
 pub fn events(mut rows: Vec<Fault>, runs: &[PageRun], page_size: u64) -> Vec<Event> {
@@ -13,7 +13,7 @@ pub fn events(mut rows: Vec<Fault>, runs: &[PageRun], page_size: u64) -> Vec<Eve
         while left.next_if(|run| end(run) <= first.page).is_some() {}
         let Some(run) = left.peek().filter(|run| run.start <= first.page) else { continue };
         // A page that was there took its first fault for its write; any other may have been read before.
-        let was_there = matches!(run.class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
+        let was_there = matches!(run.class, WriteClass::Copy | WriteClass::Reuse | WriteClass::CopyOrReuse);
         let Fault { time_ns, page, tid, code, by_kernel, stack, byte } = *if was_there { first } else { last };
         let syscall = by_kernel.then_some(UNKNOWN_CALL);
         events.push(Event { time_ns, page, tid, pc: 0, code, class: run.class, syscall, stack, caller: 0, byte });
@@ -39,10 +39,10 @@ mod tests {
         };
         let rows = vec![row(7, 2, false), row(1, 9, false), row(1, 5, true), row(4, 1, false), row(7, 8, false)];
         let run = |page: u64, pages, class| PageRun { start: page * PAGE, pages, class };
-        let runs = [run(0, 2, Class::Copy), run(6, 3, Class::PrivateFile)];
+        let runs = [run(0, 2, WriteClass::Copy), run(6, 3, WriteClass::PrivateFile)];
         let found = events(rows, &runs, PAGE);
         let told: Vec<_> = found.iter().map(|e| (e.page / PAGE, e.time_ns, e.class, e.syscall)).collect();
-        let expected = [(1, 5, Class::Copy, Some(UNKNOWN_CALL)), (7, 8, Class::PrivateFile, None)];
+        let expected = [(1, 5, WriteClass::Copy, Some(UNKNOWN_CALL)), (7, 8, WriteClass::PrivateFile, None)];
         assert_eq!(told, expected, "page 4 is not in the verdict");
     }
 }

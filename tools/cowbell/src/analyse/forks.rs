@@ -2,7 +2,7 @@
 
 use super::summary::{Interval, ProcessSummary, Summary};
 use super::verdict::{Help, LITTLE};
-use crate::record::{Closed, Origin, Role};
+use crate::record::{Closed, Origin, WatchReason};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
 use serde::Serialize;
@@ -59,7 +59,8 @@ struct OnItsWay<'a> {
 /// The advice where children were forked only to execute a program. `whatever`: it is given even if little was copied for them.
 pub fn to_programs(summary: &Summary, whatever: bool) -> Option<Help> {
     let page = summary.run.page_size;
-    let on_its_way = |interval: &'_ Interval| interval.role == Role::Child && interval.closed == Some(Closed::Exec);
+    let on_its_way =
+        |interval: &'_ Interval| interval.role == WatchReason::Child && interval.closed == Some(Closed::Exec);
     let found: Vec<OnItsWay<'_>> = summary
         .intervals
         .iter()

@@ -2,7 +2,7 @@
 
 use super::Profile;
 use super::interval::Interval;
-use super::mapping::{Group, Kind};
+use super::mapping::{Group, MappingKind};
 use super::summary::{Gap, Totals};
 use crate::record::{Closed, GapKind, Header, Mode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +97,7 @@ fn lost_pages(profile: &Profile, kinds: &mut Kinds) {
 fn without_events(profile: &Profile, kinds: &mut Kinds) {
     for interval in profile.intervals.iter().filter(|interval| interval.begin.mode == Mode::Trace) {
         let is_one = |group: &&Group, copied: u64| {
-            group.kind == Kind::File && copied > 0 && interval.without_events.contains(&group.name)
+            group.kind == MappingKind::File && copied > 0 && interval.without_events.contains(&group.name)
         };
         let found = interval.sums.mappings.iter().filter(|(group, pages)| is_one(group, pages.copied()));
         // In an order of their own, so that a capture renders to the same report each time.

@@ -2,7 +2,7 @@
 
 use super::code;
 use super::script::error_points;
-use super::spread::{Error, Sample};
+use super::spread::{Sample, SamplingError};
 use super::sum::share;
 use super::{Profile, Sampled};
 use crate::record::{Frame, Resident, Sums, Together};
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// All the memory of a process, in bytes.
 #[derive(Clone, Debug, Serialize)]
-pub struct Memory {
+pub struct MemorySums {
     pub time_ns: u64,
     /// The name of the process by then.
     pub name: String,
@@ -115,7 +115,7 @@ pub fn growth(profile: &Profile) -> Growth {
         found.processes.insert(process);
         found.loaded.extend(module(profile, grew.stack).map(|module| (process, module)));
     }
-    let mut error = Error::default();
+    let mut error = SamplingError::default();
     looks.values().for_each(|looks| error.follow(looks));
     let all = places.values().fold(0u64, |sum, found| sum.saturating_add(found.bytes));
     let named = |(place, found): (Place, Found)| {

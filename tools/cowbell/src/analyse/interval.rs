@@ -1,19 +1,20 @@
 //! One interval: its events as they come, added up when its verdict is known.
 
 use super::Stacks;
-use super::cause::Change;
+use super::cause::Difference;
 use super::codes::called;
 use super::detail::Trail;
 use super::evidence::{IntervalEvidence, between};
 use super::faults;
-use super::mapping::{Area, Areas, Group, Kind};
+use super::mapping::{Area, Areas, Group, MappingKind};
 use super::objects::FirstWrites;
 use super::runtime::Runtime;
 use super::spread::{Spread, Timed, spread};
 use super::summary::{ByClass, Contents, When, is_copied};
 use super::unknown::Unknown;
 use crate::record::{
-    Begin, Class, Closed, Content, End, Event, Executable, Fault, Mapping, Mode, PageRun, Uninitialised, Watched, Wrote,
+    Begin, Closed, Content, End, Event, Executable, Fault, Mapping, Mode, PageRun, Uninitialised, Watched, WriteClass,
+    Wrote,
 };
 use std::collections::{BTreeSet, HashMap};
 
@@ -83,7 +84,7 @@ pub struct Copied {
     /// The system call on whose behalf the kernel wrote it first.
     pub syscall: Option<i32>,
     /// The difference from its original.
-    pub change: Change,
+    pub change: Difference,
     /// True if it holds objects of an interpreter's.
     pub objects: bool,
     /// The kind of data that the instruction was seen to write, if it was sampled with this very page.
@@ -93,7 +94,7 @@ pub struct Copied {
     /// True if it was a page of a file before.
     pub of_file: bool,
     /// The parts of the write that were seen.
-    pub seen: Seen,
+    pub seen: SeenParts,
     /// The place of the call by which the instruction was run; 0 where it was not read.
     pub caller: u32,
     /// Why the instruction is not known, where it is not.
@@ -104,7 +105,7 @@ pub struct Copied {
 
 /// The parts of a write that were seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Seen {
+pub enum SeenParts {
     /// Nothing but the page.
     Nothing,
     /// The instruction.
@@ -291,9 +292,9 @@ impl<'a> Adding<'a> {
     }
 
     /// Adds neighbouring pages of one class in one mapping.
-    fn part(&mut self, start: u64, pages: u64, class: Class, area: Option<&Area>) {
+    fn part(&mut self, start: u64, pages: u64, class: WriteClass, area: Option<&Area>) {
         let group = area.map_or_else(Group::unknown, |area| area.group.clone());
-        let in_stack = group.kind == Kind::Stack;
+        let in_stack = group.kind == MappingKind::Stack;
         // The reason why code is unknown, for a page without an event.
         let unknown = match self.mode {
             Mode::Count => Unknown::NotTraced,
@@ -327,11 +328,10 @@ impl<'a> Adding<'a> {
             }
         }
         without.push((next, end));
-        let (change, seen) = (Change::Unknown, Seen::Nothing);
-        let wrote = Wrote::Unknown;
+        let (change, seen, wrote) = (Difference::Unknown, SeenParts::Nothing, Wrote::Unknown);
         let (code, caller, unknown) = (0, 0, Some(unknown));
         let (syscall, objects, after) = (None, false, None);
-        let of_file = class == Class::PrivateFile;
+        let of_file = class == WriteClass::PrivateFile;
         let unseen = Copied { code, syscall, change, objects, wrote, in_stack, of_file, seen, caller, unknown, after };
         self.count(unseen, pages.saturating_sub(known));
         for (from, to) in without {
@@ -342,34 +342,34 @@ impl<'a> Adding<'a> {
     /// Adds a copied page.
     fn page(
         &mut self,
-        (page, class): (u64, Class),
+        (page, class): (u64, WriteClass),
         event: Option<&Event>,
         content: Option<&Content>,
         in_stack: bool,
         without_event: Unknown,
     ) {
         self.times.extend(event.map(|event| event.time_ns));
-        let without = || if self.evidence.is_gone(page) { Change::Gone } else { Change::Unknown };
-        let change = content.map_or_else(without, |content| Change::of(content, self.evidence.page_size));
+        let without = || if self.evidence.is_gone(page) { Difference::Gone } else { Difference::Unknown };
+        let change = content.map_or_else(without, |content| Difference::of(content, self.evidence.page_size));
         if let Some(content) = content {
             let contents = &mut self.sums.contents;
             contents.compared_pages += 1;
-            contents.identical_pages += u64::from(change == Change::Identical);
-            contents.count_pages += u64::from(change == Change::Counts);
-            contents.few_pages += u64::from(change == Change::Few);
+            contents.identical_pages += u64::from(change == Difference::Identical);
+            contents.count_pages += u64::from(change == Difference::Counts);
+            contents.few_pages += u64::from(change == Difference::Few);
             contents.changed_bytes += u64::from(content.bytes);
         }
         let (code, syscall) = event.map_or((0, None), |event| (event.code, event.syscall));
         let number = event.and_then(|event| event.stack);
         let stack = number.and_then(|number| self.evidence.stacks.get(&number));
         let seen = match (event, stack.map(|stack| stack.script)) {
-            (None, _) => Seen::Nothing,
-            (_, None) => Seen::Event,
-            (_, Some(None)) => Seen::Native,
-            (_, Some(Some(place))) => Seen::Script(place),
+            (None, _) => SeenParts::Nothing,
+            (_, None) => SeenParts::Event,
+            (_, Some(None)) => SeenParts::Native,
+            (_, Some(Some(place))) => SeenParts::Script(place),
         };
         // Pages of files are not armed.
-        let is_exact = self.exact_stacks && class != Class::PrivateFile;
+        let is_exact = self.exact_stacks && class != WriteClass::PrivateFile;
         self.timed.extend(event.map(|event| Timed { code, time_ns: event.time_ns, seen, is_exact }));
         if let Some(number) = number.filter(|_| stack.is_some_and(|stack| !stack.callers.is_empty())) {
             *self.sums.stacks.entry(code).or_default().entry(number).or_default() += 1;
@@ -390,16 +390,16 @@ impl<'a> Adding<'a> {
         };
         let samples = &self.evidence.samples;
         let after = event.map(|event| samples.partition_point(|&(time_ns, _)| time_ns <= event.time_ns) as u32);
-        let of_file = class == Class::PrivateFile;
+        let of_file = class == WriteClass::PrivateFile;
         let copied = Copied { code, syscall, change, objects, wrote, in_stack, of_file, seen, caller, unknown, after };
         self.count(copied, 1);
     }
 
     /// Keeps pages that were counted last, if each is asked for.
-    fn follow(&mut self, start: u64, pages: u64, event: Option<&Event>, class: Class) {
+    fn follow(&mut self, start: u64, pages: u64, event: Option<&Event>, class: WriteClass) {
         if let Some(copied) = self.last.filter(|_| self.detailed && pages > 0) {
             let (stack, time_ns) = event.map_or((None, 0), |event| (event.stack, event.time_ns));
-            let of_file = class == Class::PrivateFile;
+            let of_file = class == WriteClass::PrivateFile;
             self.sums.trail.push(Trail { start, pages, copied, stack, time_ns, of_file });
         }
     }

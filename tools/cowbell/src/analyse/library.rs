@@ -2,14 +2,14 @@
 
 use super::cause::Cause;
 use super::growth::Growth;
-use super::mapping::Kind;
+use super::mapping::MappingKind;
 use super::sum::share;
 use super::summary::{
     AtWork, ByClass, CauseShare, Contents, Gap, Interval, MappingCopies, Overhead, ProcessSummary, Run, Script,
     Summary, Totals,
 };
 use super::verdict::{self, Verdict};
-use crate::record::{Closed, GapKind, Held, Mode, Origin, Role, Who};
+use crate::record::{Closed, GapKind, HeldPages, Mode, Origin, WatchReason, Who};
 use cowbell::report::{self, ArenaReport, Census, Report};
 use std::collections::BTreeMap;
 
@@ -124,13 +124,13 @@ fn interval(number: u32, report: &Report) -> Interval {
         interval: number,
         pid: report.pid,
         process: Some(number as usize - 1),
-        role: Role::Child,
+        role: WatchReason::Child,
         language: None,
         mode: Mode::Count,
         begin_ns: 0,
         end_ns: is_final.then_some(0),
         closed,
-        held: Held { file: report.arenas.iter().map(|arena| arena.pages.0).sum(), ..Held::default() },
+        held: HeldPages { file: report.arenas.iter().map(|arena| arena.pages.0).sum(), ..HeldPages::default() },
         arm_ns: 0,
         pages: ByClass { private_file: copied_pages, ..ByClass::default() },
         copied_pages,
@@ -194,7 +194,7 @@ fn mappings<'a>(arenas: impl Iterator<Item = &'a ArenaReport>, page_size: u64, c
         *bytes = (*bytes).max(arena.pages.0.saturating_mul(page_size));
     }
     let mapping = |(name, (copied_pages, bytes)): (&str, (u64, u64))| MappingCopies {
-        kind: Kind::Memfd,
+        kind: MappingKind::Memfd,
         name: name.to_owned(),
         start: None,
         bytes,

@@ -19,17 +19,17 @@ pub struct Live {
     /// New pages by process, as far as looks in turn found them.
     new: BTreeMap<i32, u64>,
     /// The line of each sampled stack.
-    lines_of: HashMap<u32, Line>,
+    lines_of: HashMap<u32, LiveLine>,
     /// Copies of an instruction since it was sampled last.
     waiting: HashMap<(u32, u32), u64>,
-    sums: BTreeMap<Line, BTreeMap<i32, Sum>>,
+    sums: BTreeMap<LiveLine, BTreeMap<i32, Sum>>,
     modules: HashMap<u32, String>,
     places: HashMap<u32, Place>,
 }
 
 /// A line of a script or, in native code, a place in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Line {
+pub struct LiveLine {
     /// The file and the line in it, or the offset in it.
     pub place: String,
     /// The function; empty where it has no name yet.
@@ -90,15 +90,18 @@ impl Live {
     }
 
     /// The line at which a stack stands: in a script, if it has frames of one, in its innermost that lies in a file.
-    fn line(&self, stack: &Stack) -> Option<Line> {
+    fn line(&self, stack: &Stack) -> Option<LiveLine> {
         let in_file = |frame: &&Frame| !frame.file.starts_with('<');
         if let Some(frame) = stack.frames.iter().find(in_file).or(stack.frames.first()) {
-            return Some(Line { place: format!("{}:{}", frame.file, frame.line), function: frame.function.clone() });
+            return Some(LiveLine {
+                place: format!("{}:{}", frame.file, frame.line),
+                function: frame.function.clone(),
+            });
         }
         let place = self.places.get(stack.native.first()?)?;
         let module = place.module.and_then(|module| self.modules.get(&module));
         let module = module.map_or("code of no file", String::as_str);
-        Some(Line { place: format!("{module}+0x{:x}", place.offset), function: String::new() })
+        Some(LiveLine { place: format!("{module}+0x{:x}", place.offset), function: String::new() })
     }
 
     /// The way in which pages are observed; `None` before the first record.
@@ -118,7 +121,7 @@ impl Live {
     }
 
     /// Lines, and what each did in each process.
-    pub fn lines(&self) -> &BTreeMap<Line, BTreeMap<i32, Sum>> {
+    pub fn lines(&self) -> &BTreeMap<LiveLine, BTreeMap<i32, Sum>> {
         &self.sums
     }
 
@@ -161,7 +164,7 @@ mod tests {
             [event(1, "copy", None), event(2, "copy", Some(1)), event(3, "first_touch", None), event(4, "copy", None)];
         add(&mut live, json!({"events": {"interval": 1, "events": events}}));
         assert_eq!(live.copied(), BTreeMap::from([(7, 3 * 4096)]));
-        let line = Line { place: "job.py:5".to_owned(), function: "read".to_owned() };
+        let line = LiveLine { place: "job.py:5".to_owned(), function: "read".to_owned() };
         let sum = |copied: u64, new: u64| Sum { copied_bytes: copied * 4096, new_bytes: new * 4096 };
         assert_eq!(live.lines(), &BTreeMap::from([(line.clone(), BTreeMap::from([(7, sum(2, 0))]))]));
         assert_eq!(live.waiting_bytes(), 4096);

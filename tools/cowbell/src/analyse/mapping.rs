@@ -7,7 +7,7 @@ use serde::Serialize;
 /// Kinds of mappings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum MappingKind {
     /// The memory below `brk`.
     Heap,
     /// The stack of a main thread, and memory that is named so. Anonymous memory right above a guard may be a thread's, or
@@ -31,7 +31,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Group {
     /// The mappings' kind.
-    pub kind: Kind,
+    pub kind: MappingKind,
     /// The mappings' name, empty for anonymous ones.
     pub name: String,
     /// The first address, for anonymous mappings without a name: those that touch are a group.
@@ -41,7 +41,7 @@ pub struct Group {
 impl Group {
     /// The group of pages that lie in no mapping.
     pub fn unknown() -> Self {
-        Self { kind: Kind::Unknown, name: String::new(), start: None }
+        Self { kind: MappingKind::Unknown, name: String::new(), start: None }
     }
 }
 
@@ -101,7 +101,9 @@ impl Areas {
         for record::Uninitialised { start, end, name } in data {
             let mut from = *start;
             while let Some(at) = self.0.iter().position(|area| area.start <= from && from < area.end) {
-                let Some(area) = self.0.get_mut(at).filter(|area| area.group.kind == Kind::Anonymous) else { break };
+                let Some(area) = self.0.get_mut(at).filter(|area| area.group.kind == MappingKind::Anonymous) else {
+                    break;
+                };
                 let (whole, rest_of, without_events) = (area.end, area.group.clone(), area.without_events);
                 if area.start < from {
                     let below = Area { end: from, ..area.clone() };
@@ -109,7 +111,7 @@ impl Areas {
                     self.0.insert(at, below);
                     continue;
                 }
-                area.group = Group { kind: Kind::Bss, name: name.clone(), start: None };
+                area.group = Group { kind: MappingKind::Bss, name: name.clone(), start: None };
                 // A page holds what its first byte belongs to, so the areas need not end with a page.
                 area.end = whole.min(*end);
                 from = area.end;
@@ -143,17 +145,17 @@ fn group(mapping: &record::Mapping) -> Group {
     let name = mapping.name.as_str();
     let named = |kind, name: &str| Group { kind, name: name.to_owned(), start: None };
     if name == "[heap]" {
-        named(Kind::Heap, name)
+        named(MappingKind::Heap, name)
     } else if name.starts_with("[stack") || (name.starts_with("[anon:") && name.contains("stack")) {
-        named(Kind::Stack, name)
+        named(MappingKind::Stack, name)
     } else if name.starts_with('[') {
-        named(Kind::NamedAnonymous, name)
+        named(MappingKind::NamedAnonymous, name)
     } else if name.starts_with("/memfd:") {
-        named(Kind::Memfd, name)
+        named(MappingKind::Memfd, name)
     } else if !name.is_empty() {
-        named(Kind::File, name)
+        named(MappingKind::File, name)
     } else {
-        Group { kind: Kind::Anonymous, name: String::new(), start: Some(mapping.start) }
+        Group { kind: MappingKind::Anonymous, name: String::new(), start: Some(mapping.start) }
     }
 }
 
@@ -162,13 +164,13 @@ fn without_events(mapping: &record::Mapping, group: &Group) -> Option<Unknown> {
     match (&mapping.watched, group.kind) {
         (Watched::Events, _) => None,
         (Watched::Refused(_), _) => Some(Unknown::NotArmed),
-        (_, Kind::File) => Some(Unknown::PrivateFileMapping),
+        (_, MappingKind::File) => Some(Unknown::PrivateFileMapping),
         _ => Some(Unknown::MappedLater),
     }
 }
 
 fn is_anonymous(mapping: &record::Mapping, group: &Group) -> bool {
-    mapping.name.is_empty() && group.kind == Kind::Anonymous
+    mapping.name.is_empty() && group.kind == MappingKind::Anonymous
 }
 
 fn is_like(a: &record::Mapping, b: &record::Mapping) -> bool {
@@ -184,7 +186,7 @@ mod tests {
         record::Mapping { start, end, permissions: permissions.into(), offset: 0, name: name.into(), watched }
     }
 
-    fn kinds(mappings: &[record::Mapping]) -> Vec<Kind> {
+    fn kinds(mappings: &[record::Mapping]) -> Vec<MappingKind> {
         let mut areas = Areas::default();
         areas.add(mappings);
         areas.all().iter().map(|area| area.group.kind).collect()
@@ -202,9 +204,12 @@ mod tests {
             mapping(0xa000, 0xb000, "rw-p", "/memfd:arena (deleted)"),
             mapping(0xc000, 0xd000, "rw-p", "[stack]"),
         ]);
-        let stack = Kind::Stack;
-        let (anonymous, file) = (Kind::Anonymous, Kind::File);
-        assert_eq!(found, [file, anonymous, Kind::Heap, anonymous, anonymous, anonymous, Kind::Memfd, stack]);
+        let stack = MappingKind::Stack;
+        let (anonymous, file) = (MappingKind::Anonymous, MappingKind::File);
+        assert_eq!(
+            found,
+            [file, anonymous, MappingKind::Heap, anonymous, anonymous, anonymous, MappingKind::Memfd, stack]
+        );
     }
 
     #[test]
@@ -219,15 +224,15 @@ mod tests {
         ]);
         areas.uninitialised(&[record::Uninitialised { start: 0x2000, end: 0x3040, name: "/lib/x.so".into() }]);
         let found: Vec<_> = areas.all().iter().map(|a| (a.start, a.group.kind, a.group.start)).collect();
-        let anonymous = |start, of| (start, Kind::Anonymous, Some(of));
+        let anonymous = |start, of| (start, MappingKind::Anonymous, Some(of));
         assert_eq!(
             found,
             [
-                (0x1000, Kind::File, None),
-                (0x2000, Kind::Bss, None),
+                (0x1000, MappingKind::File, None),
+                (0x2000, MappingKind::Bss, None),
                 anonymous(0x3040, 0x3040),
                 anonymous(0x9000, 0x3040),
-                (0xa000, Kind::File, None),
+                (0xa000, MappingKind::File, None),
                 anonymous(0xb000, 0xb000),
             ]
         );
@@ -254,7 +259,7 @@ mod tests {
         areas.add(&[mapping(0x3000, 0x4000, "rw-p", "[heap]"), mapping(0x6000, 0x7000, "rw-p", "/x")]);
         areas.add(&[mapping(0x2000, 0x8000, "rw-p", "")]);
         let found: Vec<_> = areas.all().iter().map(|area| (area.start, area.end, area.group.kind)).collect();
-        let (a, heap, file) = (Kind::Anonymous, Kind::Heap, Kind::File);
+        let (a, heap, file) = (MappingKind::Anonymous, MappingKind::Heap, MappingKind::File);
         assert_eq!(
             found,
             [
@@ -265,7 +270,7 @@ mod tests {
                 (0x7000, 0x8000, a)
             ]
         );
-        assert_eq!(areas.from(0x3800).map(|area| area.group.kind), Some(Kind::Heap));
+        assert_eq!(areas.from(0x3800).map(|area| area.group.kind), Some(MappingKind::Heap));
         assert!(areas.from(0x8000).is_none());
     }
 }

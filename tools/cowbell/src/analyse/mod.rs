@@ -49,7 +49,7 @@ mod unknown;
 pub mod verdict;
 
 pub use cause::Cause;
-pub use mapping::Kind;
+pub use mapping::MappingKind;
 pub use summary::Summary;
 
 use crate::record::{self, End, Finish, Frame, Header, Origin, Record, Stack, Wrote};
@@ -264,7 +264,7 @@ impl Profile {
             time_ns, name, command, pages, kernel, page_tables, resident_max, looks, together, ..
         } = memory;
         let bytes = |pages: u64| pages.saturating_mul(page_size);
-        process.memory = Some(summary::Memory {
+        process.memory = Some(summary::MemorySums {
             time_ns,
             name,
             command,

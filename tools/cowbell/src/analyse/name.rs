@@ -5,7 +5,7 @@
 //! pages without either it is an estimate, and told only if the sampled stacks of the instruction agree.
 
 use super::Stacks;
-use super::code::{self, Place, Purpose};
+use super::code::{self, NamedPlace, Purpose};
 use super::codes::Codes;
 use super::interval::{Copied, Interval};
 use super::unknown::Unknown;
@@ -23,7 +23,7 @@ const NEAR_MAX: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Named<'a> {
     /// The place; `None` without a name.
-    pub place: Option<Place<'a>>,
+    pub place: Option<NamedPlace<'a>>,
     /// The file mapped there.
     pub file: Option<&'a str>,
     /// The words for it without a name.

@@ -9,7 +9,7 @@ use super::codes::Codes;
 use super::interval::Interval;
 use super::name;
 use super::{Stacks, code};
-use crate::record::{Mode, Role};
+use crate::record::{Mode, WatchReason};
 use crate::stacks::languages::Work;
 use std::collections::HashSet;
 
@@ -40,10 +40,10 @@ impl Phases {
     /// The phases of an interval. `is_first`: it is its process' first, which alone has a start.
     pub fn of(interval: &Interval, is_first: bool, stacks: &Stacks, codes: &Codes) -> Self {
         let samples = &interval.sums.samples;
-        let (has_start, mut has_end) = (is_first && interval.begin.role == Role::Child, true);
+        let (has_start, mut has_end) = (is_first && interval.begin.role == WatchReason::Child, true);
         // A process that was forked by a program that was shutting down has that in all its stacks.
         let is_early = interval.sums.copies.keys().all(|copied| copied.after != Some(0) || copied.syscall.is_some());
-        let first = samples.first().filter(|_| is_early && interval.begin.role == Role::Child);
+        let first = samples.first().filter(|_| is_early && interval.begin.role == WatchReason::Child);
         if first.is_some_and(|&first| is_within(first, stacks, codes, &code::shuts_down)) {
             has_end = false;
         }

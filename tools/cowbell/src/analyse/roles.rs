@@ -71,7 +71,7 @@ impl AddAssign for Figures {
 
 /// A process that was watched.
 #[derive(Clone, Debug)]
-pub struct Watched {
+pub struct WatchedProcess {
     pub pid: i32,
     pub role: Role,
     pub figures: Figures,
@@ -80,7 +80,7 @@ pub struct Watched {
 }
 
 /// The processes that were watched, in the order in which they came to notice.
-pub fn watched(summary: &Summary) -> Vec<Watched> {
+pub fn watched(summary: &Summary) -> Vec<WatchedProcess> {
     let roles = roles(&summary.processes);
     let unbounded = Unbounded::of(summary);
     let mut of: BTreeMap<(usize, i32), (Figures, u64)> = BTreeMap::new();
@@ -95,7 +95,7 @@ pub fn watched(summary: &Summary) -> Vec<Watched> {
         figures.new = summary.processes.get(process).map_or(Bounds::UNKNOWN, new);
         let unknown = || Role { depth: 0, command: "unknown program".to_owned() };
         let role = roles.get(process).cloned().unwrap_or_else(unknown);
-        Watched { pid, role, figures, copied_bytes }
+        WatchedProcess { pid, role, figures, copied_bytes }
     };
     of.into_iter().map(one).collect()
 }

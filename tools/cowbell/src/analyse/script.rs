@@ -2,11 +2,11 @@
 
 use super::Profile;
 use super::cause::Cause;
-use super::interval::{Copied, Seen, Sums};
-use super::spread::Error;
+use super::interval::{Copied, SeenParts, Sums};
+use super::spread::SamplingError;
 use super::sum::{most, share};
 use super::summary::{self, ScriptLine};
-use crate::record::Role;
+use crate::record::WatchReason;
 use std::collections::HashMap;
 
 /// The findings of samples about a script's lines, in all intervals.
@@ -16,8 +16,8 @@ pub struct ScriptSum {
     script_samples: u64,
     places: HashMap<u32, PlaceSum>,
     /// How far the copies that lines stand for can be off: of processes that forked, and of others.
-    parents_error: Error,
-    others_error: Error,
+    parents_error: SamplingError,
+    others_error: SamplingError,
 }
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct PlaceSum {
 /// The copies of an interval by what its samples saw, for each place in code apart: those that copy little are sampled more
 /// often than those that copy much.
 #[derive(Default)]
-pub struct Sampled {
+pub struct SampledCopies {
     instructions: HashMap<u32, SampledInstruction>,
 }
 
@@ -42,15 +42,15 @@ struct SampledInstruction {
     places: HashMap<u32, (u64, HashMap<Cause, u64>)>,
 }
 
-impl Sampled {
+impl SampledCopies {
     /// Adds copies of one kind.
     pub fn add(&mut self, copied: &Copied, pages: u64, cause: Cause) {
-        if copied.seen == Seen::Nothing {
+        if copied.seen == SeenParts::Nothing {
             return;
         }
         let sum = self.instructions.entry(copied.code).or_default();
-        sum.samples += if matches!(copied.seen, Seen::Native | Seen::Script(_)) { pages } else { 0 };
-        if let Seen::Script(place) = copied.seen {
+        sum.samples += if matches!(copied.seen, SeenParts::Native | SeenParts::Script(_)) { pages } else { 0 };
+        if let SeenParts::Script(place) = copied.seen {
             let (samples, causes) = sum.places.entry(place).or_default();
             *samples += pages;
             *causes.entry(cause).or_default() += pages;
@@ -58,13 +58,13 @@ impl Sampled {
     }
 
     /// Adds what was sampled in an interval of this role.
-    pub fn into_sum(self, sums: &Sums, role: Role, sum: &mut ScriptSum) {
+    pub fn into_sum(self, sums: &Sums, role: WatchReason, sum: &mut ScriptSum) {
         // How many copies the samples of a place and a line stand for.
         let spread = &sums.sampled.pages;
         if self.instructions.values().all(|instruction| instruction.samples == 0) {
             return;
         }
-        let error = if role == Role::Parent { &mut sum.parents_error } else { &mut sum.others_error };
+        let error = if role == WatchReason::Parent { &mut sum.parents_error } else { &mut sum.others_error };
         error.add(&sums.sampled.error);
         for (code, SampledInstruction { samples, places }) in self.instructions {
             sum.samples += samples;
@@ -74,7 +74,7 @@ impl Sampled {
                 place.samples += samples;
                 let pages = spread.get(&(code, Some(line))).copied().unwrap_or(0);
                 place.pages += pages;
-                place.by_parents += if role == Role::Parent { pages } else { 0 };
+                place.by_parents += if role == WatchReason::Parent { pages } else { 0 };
                 for (cause, samples) in causes {
                     *place.causes.entry(cause).or_default() += samples;
                 }

@@ -1,6 +1,6 @@
 //! The number of copies that a sampled stack stands for, and how far that can be off.
 
-use super::interval::Seen;
+use super::interval::SeenParts;
 use std::collections::HashMap;
 
 /// Bounds hold in 95 of 100 cases: so many standard deviations.
@@ -18,7 +18,7 @@ pub struct Timed {
     /// When it was made.
     pub time_ns: u64,
     /// The findings of a sample of it, if there was one.
-    pub seen: Seen,
+    pub seen: SeenParts,
     /// The sample is of the write itself, and not of where its thread stood a little later.
     pub is_exact: bool,
 }
@@ -40,7 +40,7 @@ pub struct Spread {
     /// By place and by the script's line; without a script's frames, `None`.
     pub pages: HashMap<(u32, Option<u32>), u64>,
     /// How far that can be off.
-    pub error: Error,
+    pub error: SamplingError,
 }
 
 /// An estimate, from samples, of how far the copies of a line can be off.
@@ -49,7 +49,7 @@ pub struct Spread {
 /// samples before and after say what was between. The squares of the differences between neighbours tell both (the usual estimate
 /// for a sample that follows an order: Wolter, Introduction to Variance Estimation, chapter 8).
 #[derive(Clone, Debug, Default)]
-pub struct Error {
+pub struct SamplingError {
     /// The copies that samples stand for, and the sum of the squares of each sample's number.
     weights: f64,
     squares: f64,
@@ -61,7 +61,7 @@ pub struct Error {
     turns: HashMap<u32, f64>,
 }
 
-impl Error {
+impl SamplingError {
     /// Adds what samples say that follow each other.
     pub fn follow(&mut self, samples: &[Sample]) {
         for &Sample { weight, is_exact, .. } in samples {
@@ -126,9 +126,9 @@ pub fn spread(timed: &mut [Timed]) -> Spread {
         for copy in of_place {
             since += 1;
             let line = match copy.seen {
-                Seen::Nothing | Seen::Event => continue,
-                Seen::Native => None,
-                Seen::Script(line) => Some(line),
+                SeenParts::Nothing | SeenParts::Event => continue,
+                SeenParts::Native => None,
+                SeenParts::Script(line) => Some(line),
             };
             samples.push(Sample { line, weight: std::mem::take(&mut since), is_exact: copy.is_exact });
         }
@@ -155,7 +155,7 @@ mod tests {
             .map(|(nth, line)| Timed {
                 code: 7,
                 time_ns: nth,
-                seen: if (nth as usize + 1).is_multiple_of(every) { Seen::Script(line) } else { Seen::Event },
+                seen: if (nth as usize + 1).is_multiple_of(every) { SeenParts::Script(line) } else { SeenParts::Event },
                 is_exact,
             })
             .collect();
@@ -193,7 +193,7 @@ mod tests {
         let one = sampled((0..10_000).map(|_| 0), 100, false);
         assert_eq!(points(&one, 0), 10);
         // Nor do exact ones tell anything of their neighbours where each second one is not.
-        let mut mixed = Error::default();
+        let mut mixed = SamplingError::default();
         let sample = |nth: u32| Sample { line: Some(nth % 2), weight: 100, is_exact: nth.is_multiple_of(2) };
         mixed.follow(&(0..100).map(sample).collect::<Vec<_>>());
         assert_eq!((mixed.pages(0) / 100.0).round(), 10.0);
@@ -212,7 +212,7 @@ mod tests {
             .map(|nth| Timed {
                 code: 7,
                 time_ns: nth,
-                seen: if nth < 4 || nth == 999 { Seen::Script(0) } else { Seen::Event },
+                seen: if nth < 4 || nth == 999 { SeenParts::Script(0) } else { SeenParts::Event },
                 is_exact: true,
             })
             .collect();

@@ -1,20 +1,20 @@
 //! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
 
-use super::cause::{Cause, Change};
+use super::cause::{Cause, Difference};
 use super::causes::{self, Causes};
-use super::detail::{self, Detail, Judged};
+use super::detail::{self, CauseByKind, Detail};
 use super::gaps;
-use super::interval::{Interval, Seen, amplification};
+use super::interval::{Interval, SeenParts, amplification};
 use super::mapping::Group;
 use super::name::{self, Caller, Named};
 use super::phases::Phases;
 use super::runtime::Runtime;
-use super::script::{Sampled, ScriptSum, script};
+use super::script::{SampledCopies, ScriptSum, script};
 use super::summary::{self, AtWork, ByClass, Contents, Run, Summary};
 use super::unknown::{Unknown, Unknowns};
 use super::verdict::{self, Verdict};
 use super::{Profile, growth, kinds, objects, syscalls, totals};
-use crate::record::{Mode, Role, Who, Wrote};
+use crate::record::{Mode, WatchReason, Who, Wrote};
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
@@ -90,7 +90,7 @@ struct Tables {
     /// Processes that had an interval.
     begun: HashSet<(Option<usize>, i32)>,
     /// The judgements of each interval's copies, where every page is asked for.
-    judged: Vec<Judged>,
+    judged: Vec<CauseByKind>,
 }
 
 /// The name under which functions are counted.
@@ -181,8 +181,8 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     }
     let names = name::all(interval, &profile.stacks, &profile.codes);
     let runtime = if runs(interval, profile) { interval.runtime } else { Runtime::Native };
-    let mut sampled = Sampled::default();
-    let mut judged = Judged::new();
+    let mut sampled = SampledCopies::default();
+    let mut judged = CauseByKind::new();
     let mut at_work = AtWork::default();
     let mut unseen = Unknowns::default();
     let is_first = tables.begun.insert((interval.process, interval.begin.pid));
@@ -193,7 +193,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         let (cause, reason) = causes::cause_of(interval, runtime, copied, named, phase);
         if !matches!(cause, Cause::Start | Cause::Exit) {
             at_work.compared_pages += if copied.change.is_compared() { all } else { 0 };
-            at_work.identical_pages += if copied.change == Change::Identical { all } else { 0 };
+            at_work.identical_pages += if copied.change == Difference::Identical { all } else { 0 };
             at_work.file_pages += if copied.of_file { all } else { 0 };
             at_work.after_stacks_pages += if phases.may_be_end(copied.after) { all } else { 0 };
             at_work.undated_pages += if copied.after.is_none() && phases.has_end() { all } else { 0 };
@@ -203,7 +203,7 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         }
         let torn_down = phases.is_torn_down(copied.after);
         let work = match copied.seen {
-            Seen::Script(place) => profile.places.get(place as usize).and_then(|place| place.work),
+            SeenParts::Script(place) => profile.places.get(place as usize).and_then(|place| place.work),
             _ => None,
         };
         let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, (torn_down, work));
@@ -250,7 +250,13 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
     }
 }
 
-fn function(named: &Named<'_>, pages: u64, cause: Cause, role: Role, functions: &mut HashMap<Name, FunctionSum>) {
+fn function(
+    named: &Named<'_>,
+    pages: u64,
+    cause: Cause,
+    role: WatchReason,
+    functions: &mut HashMap<Name, FunctionSum>,
+) {
     let (function, inlined) = match &named.place {
         Some(place) => (place.function.to_owned(), place.inlined.map(str::to_owned)),
         None => (named.bare.clone(), None),
@@ -259,7 +265,7 @@ fn function(named: &Named<'_>, pages: u64, cause: Cause, role: Role, functions: 
     let caller = named.caller.as_ref().map(|Caller { function, is_indirect, .. }| (function.clone(), *is_indirect));
     let sum = functions.entry(Name { function, inlined, caller, module }).or_default();
     sum.pages = sum.pages.saturating_add(pages);
-    sum.by_parents = sum.by_parents.saturating_add(if role == Role::Parent { pages } else { 0 });
+    sum.by_parents = sum.by_parents.saturating_add(if role == WatchReason::Parent { pages } else { 0 });
     *sum.causes.entry(cause).or_default() += pages;
     let line = named.place.as_ref().and_then(|place| place.line);
     match line {

@@ -8,13 +8,13 @@ use super::cause::{Cause, Reason};
 pub use super::classes::{ByClass, is_copied};
 pub use super::forks::Forks;
 use super::growth::Growth;
-pub use super::growth::Memory;
+pub use super::growth::MemorySums;
 use super::kinds::Kinds;
-use super::mapping::Kind;
+use super::mapping::MappingKind;
 pub use super::told::{Object, Objects, ObjectsPage, Writer};
 use super::unknown::{Unknown, UnknownShare};
 use super::verdict::Verdict;
-use crate::record::{Closed, Frame, GapKind, Held, Mode, Origin, Role, Who};
+use crate::record::{Closed, Frame, GapKind, HeldPages, Mode, Origin, WatchReason, Who};
 use crate::stacks::languages::Work;
 use cowbell::fork::Ended;
 use serde::Serialize;
@@ -139,7 +139,7 @@ pub struct ProcessSummary {
     /// The page tables that its fork copied; `null` where it was not forked, or not known.
     pub fork_page_tables_bytes: Option<u64>,
     /// All its memory at its end, or when it was let go; `null` where that was not added up.
-    pub memory: Option<Memory>,
+    pub memory: Option<MemorySums>,
 }
 
 impl ProcessSummary {
@@ -163,7 +163,7 @@ pub struct Interval {
     pub pid: i32,
     /// The number of its process in [`Summary::processes`], from 0; `null` where the capture does not have it.
     pub process: Option<usize>,
-    pub role: Role,
+    pub role: WatchReason,
     /// The id of the language whose interpreter runs in it; `null` where none is known to.
     pub language: Option<&'static str>,
     pub mode: Mode,
@@ -171,7 +171,7 @@ pub struct Interval {
     /// `null`: it was cut off, and its pages are those of its events.
     pub end_ns: Option<u64>,
     pub closed: Option<Closed>,
-    pub held: Held,
+    pub held: HeldPages,
     pub arm_ns: u64,
     pub pages: ByClass,
     pub copied_pages: u64,
@@ -218,7 +218,7 @@ pub struct When {
 /// Mappings under one name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MappingCopies {
-    pub kind: Kind,
+    pub kind: MappingKind,
     pub name: String,
     /// The first address, for anonymous mappings without a name.
     pub start: Option<u64>,

@@ -42,12 +42,12 @@ pub fn begin(interval: u32) -> Record {
     Record::Begin(Begin {
         interval,
         pid: 100 + interval as i32,
-        role: Role::Child,
+        role: WatchReason::Child,
         time_ns: 50,
         mode: Mode::Trace,
         exact_stacks: false,
         mappings: vec![mapping(0, "[heap]"), mapping(1, "/usr/bin/python3.13"), mapping(2, "[anon:x]")],
-        held: Held { shared: 100, ..Held::default() },
+        held: HeldPages { shared: 100, ..HeldPages::default() },
         arm_ns: 10,
     })
 }
@@ -65,7 +65,7 @@ pub fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record
     })
 }
 
-pub fn event(page: u64, class: Class, pc: u64) -> Event {
+pub fn event(page: u64, class: WriteClass, pc: u64) -> Event {
     // Places of no file, each by its own address.
     Event { time_ns: 100, page, tid: 7, pc, code: pc as u32, class, syscall: None, stack: None, caller: 0, byte: None }
 }
@@ -92,19 +92,19 @@ pub fn profile(records: Vec<Record>) -> Summary {
 /// A page of a made-up interval: the verdict, and what else is known.
 #[derive(Clone, Debug)]
 struct Page {
-    class: Class,
+    class: WriteClass,
     event: Option<Event>,
     content: Option<Content>,
 }
 
-fn class() -> impl Strategy<Value = Class> {
+fn class() -> impl Strategy<Value = WriteClass> {
     prop_oneof![
-        4 => Just(Class::Copy),
-        1 => Just(Class::Reuse),
-        1 => Just(Class::CopyOrReuse),
-        1 => Just(Class::FirstTouch),
-        1 => Just(Class::ZeroPage),
-        1 => Just(Class::PrivateFile),
+        4 => Just(WriteClass::Copy),
+        1 => Just(WriteClass::Reuse),
+        1 => Just(WriteClass::CopyOrReuse),
+        1 => Just(WriteClass::FirstTouch),
+        1 => Just(WriteClass::ZeroPage),
+        1 => Just(WriteClass::PrivateFile),
     ]
 }
 
@@ -165,8 +165,8 @@ fn records(interval: u32, pages: &BTreeMap<u64, Page>, closes: bool) -> Vec<Reco
     records
 }
 
-fn copied(class: Class) -> bool {
-    matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile)
+fn copied(class: WriteClass) -> bool {
+    matches!(class, WriteClass::Copy | WriteClass::CopyOrReuse | WriteClass::PrivateFile)
 }
 
 proptest! {
@@ -181,12 +181,12 @@ proptest! {
         let number = |is: &dyn Fn(&Page) -> bool| pages.iter().filter(|page| is(page)).count() as u64;
         let by_class = &summary.totals.pages;
         for (class, counted) in [
-            (Class::Copy, by_class.copy),
-            (Class::Reuse, by_class.reuse),
-            (Class::CopyOrReuse, by_class.copy_or_reuse),
-            (Class::FirstTouch, by_class.first_touch),
-            (Class::ZeroPage, by_class.zero_page),
-            (Class::PrivateFile, by_class.private_file),
+            (WriteClass::Copy, by_class.copy),
+            (WriteClass::Reuse, by_class.reuse),
+            (WriteClass::CopyOrReuse, by_class.copy_or_reuse),
+            (WriteClass::FirstTouch, by_class.first_touch),
+            (WriteClass::ZeroPage, by_class.zero_page),
+            (WriteClass::PrivateFile, by_class.private_file),
         ] {
             prop_assert_eq!(counted, number(&|page| page.class == class), "{:?}", class);
         }
@@ -249,7 +249,7 @@ proptest! {
 
 #[test]
 fn the_verdict_decides_where_an_event_contradicts_it() {
-    let (copy, reuse) = (Class::Copy, Class::Reuse);
+    let (copy, reuse) = (WriteClass::Copy, WriteClass::Reuse);
     let events = vec![
         event(HEAP, copy, 1),
         event(HEAP + PAGE, reuse, 2),
@@ -281,8 +281,8 @@ fn a_list_that_is_only_read_is_reference_counting_by_the_line_that_reads_it() {
         wrote: Wrote::ReferenceCount,
     };
     let events =
-        (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, Class::Copy, 8) });
-    let runs = vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }];
+        (0..8).map(|nth| Event { stack: (nth % 4 == 0).then_some(5), ..event(HEAP + nth * PAGE, WriteClass::Copy, 8) });
+    let runs = vec![PageRun { start: HEAP, pages: 8, class: WriteClass::Copy }];
     let contents = (0..8).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 0, words: 0, ..Content::default() });
     let codes = vec![named(8, vec![frame("listiter_next", 3273)])];
     let source = Source { file: "/home/me/job.py".into(), line: 12, text: "for x in data:".into() };
@@ -322,7 +322,7 @@ fn a_file_of_data_is_no_interpreter_whatever_it_is_called() {
         let summary = profile(vec![
             header(),
             Record::Begin(Begin { mappings: vec![mapping(0, "[heap]"), map], ..begun }),
-            end(0, vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }], vec![content]),
+            end(0, vec![PageRun { start: HEAP, pages: 1, class: WriteClass::Copy }], vec![content]),
         ]);
         summary.causes[0].cause
     };
@@ -331,7 +331,7 @@ fn a_file_of_data_is_no_interpreter_whatever_it_is_called() {
 
 #[test]
 fn absurd_numbers_neither_hang_nor_panic() {
-    let (all, class) = (u64::MAX, Class::Copy);
+    let (all, class) = (u64::MAX, WriteClass::Copy);
     let runs = vec![
         PageRun { start: 0, pages: all, class },
         PageRun { start: all, pages: all, class },

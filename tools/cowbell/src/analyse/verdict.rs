@@ -24,7 +24,7 @@ const MUCH_IN_ALL: u64 = 256 << 20;
 /// The kind of the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum VerdictKind {
     /// Workers copied much of what they shared.
     Copied,
     /// Workers copied little and allocated little: all is well.
@@ -49,7 +49,7 @@ pub enum Kind {
 /// Why memory grew, where, and what helps.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verdict {
-    pub kind: Kind,
+    pub kind: VerdictKind,
     /// The workers: forked processes that executed no program, or copied [`LITTLE`] or more before. Their numbers in
     /// [`Summary::processes`].
     pub workers: Vec<usize>,
@@ -88,7 +88,7 @@ pub struct Verdict {
     /// Why, most first.
     pub why: Vec<Why>,
     /// The places, most first.
-    pub places: Vec<Place>,
+    pub places: Vec<VerdictPlace>,
     /// The points by which the shares of places can be off at most (95 %), where these are many.
     pub places_error_points: Option<f64>,
     /// The reason why there is no place, where copies were made at work.
@@ -112,7 +112,7 @@ pub struct Why {
 
 /// A place in code.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Place {
+pub struct VerdictPlace {
     pub function: String,
     /// Empty where not known.
     pub file: String,
@@ -174,16 +174,16 @@ pub fn verdict(summary: &Summary) -> Verdict {
     verdict.ending_is_unknown = cast.ending_is_unknown();
     verdict.kind = kind(summary, &cast, &verdict, bytes(copied.saturating_sub(undated)));
     match verdict.kind {
-        Kind::New => new_memory(summary, &mut verdict),
-        Kind::ParentPays => copies(summary, &cast.parents, &mut verdict),
+        VerdictKind::New => new_memory(summary, &mut verdict),
+        VerdictKind::ParentPays => copies(summary, &cast.parents, &mut verdict),
         _ => copies(summary, &cast.counted, &mut verdict),
     }
-    if verdict.kind == Kind::ParentPays && verdict.helps.is_empty() {
+    if verdict.kind == VerdictKind::ParentPays && verdict.helps.is_empty() {
         let text = "end the children sooner, or write less while they live: each page that they share with the parent is copied when it \
                     writes there first";
         verdict.helps.push(Help { text: text.into(), paste: Vec::new(), saves_bytes: None, saves_a_part: None });
     }
-    verdict.helps.extend(forks::to_programs(summary, verdict.kind == Kind::NothingToShare));
+    verdict.helps.extend(forks::to_programs(summary, verdict.kind == VerdictKind::NothingToShare));
     verdict
 }
 
@@ -198,7 +198,7 @@ fn is_whole(summary: &Summary) -> bool {
 }
 
 /// `counted`: what was counted of the copies, and is not known to be of another phase.
-fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> Kind {
+fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> VerdictKind {
     let made = summary.processes.iter().enumerate().skip(1).filter(|(at, _)| !verdict.folded.contains(at));
     let made: Vec<&ProcessSummary> = made.map(|(_, process)| process).collect();
     let (copied, shared) = (counted, verdict.shared_bytes);
@@ -218,36 +218,36 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     let of_copies = |each: u64| {
         let may_be = is_much(verdict.copied_bytes, shared, each) || may_be_large;
         match is_much(copied, shared, each) || are_large {
-            true if copied > 0 => Kind::Copied,
-            _ if may_be && verdict.gone_bytes > 0 => Kind::Uncertain,
-            _ => Kind::Shared,
+            true if copied > 0 => VerdictKind::Copied,
+            _ if may_be && verdict.gone_bytes > 0 => VerdictKind::Uncertain,
+            _ => VerdictKind::Shared,
         }
     };
     let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
     let is_part = new >= LITTLE.saturating_mul(workers.max(1)) && new.saturating_mul(10) >= shared;
     let grew = new > copied && (is_part || is_large(verdict.new_bytes.iter().copied()));
     if grew && new >= verdict.parent_bytes {
-        return Kind::New;
+        return VerdictKind::New;
     }
     if verdict.parent_bytes > copied
         && verdict.parent_bytes >= LITTLE
         && (is_much(verdict.parent_bytes, parent_shared, 1) || is_large(of_each(&cast.parents, at_work, page)))
     {
-        return Kind::ParentPays;
+        return VerdictKind::ParentPays;
     }
     if cast.counted.is_empty() {
         let afresh = |process: &&ProcessSummary| !process.executed.is_empty() || process.origin == Origin::Shares;
         return match made.len() {
             // Nobody knows what came after a capture was cut off.
-            0 if summary.cut.is_some() => Kind::Unwatched,
-            0 => Kind::NothingForked,
-            _ if made.iter().all(afresh) => Kind::NothingToShare,
-            _ if !cast.parents.is_empty() => Kind::Shared,
-            _ => Kind::Unwatched,
+            0 if summary.cut.is_some() => VerdictKind::Unwatched,
+            0 => VerdictKind::NothingForked,
+            _ if made.iter().all(afresh) => VerdictKind::NothingToShare,
+            _ if !cast.parents.is_empty() => VerdictKind::Shared,
+            _ => VerdictKind::Unwatched,
         };
     }
     if grew {
-        return Kind::New;
+        return VerdictKind::New;
     }
     if cast.attached.is_empty() {
         return of_copies(workers);
@@ -256,10 +256,10 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     let shares = cast.counted.iter().any(|interval| interval.held.shared > 0);
     // Memory that nobody else had was not copied, though it was written and page frames do not tell.
     if !shares && summary.processes.iter().all(is_found) && verdict.copied_bytes_min == 0 {
-        return Kind::NothingForked;
+        return VerdictKind::NothingForked;
     }
     let late = verdict.before_bytes >= LITTLE && copied.saturating_mul(10) < verdict.before_bytes;
-    if late { Kind::CopiedBefore } else { of_copies(1) }
+    if late { VerdictKind::CopiedBefore } else { of_copies(1) }
 }
 
 /// Tells whether this is so much, of each of several processes, that it is told of, whatever it is a part of.

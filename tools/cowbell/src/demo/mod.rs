@@ -15,8 +15,8 @@ use cowbell::sys::{limits, map::SharedWords};
 use cowbell::watch::Watch;
 use graph::{Builder, Graph, Vertex};
 use indicatif::{ProgressBar, ProgressStyle};
-use render::{Outcome, Summary, WorkerOutcome};
-use roles::Role;
+use render::{DemoOutcome, GraphSummary, WorkerOutcome};
+use roles::WorkerRole;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     let graph: &'static Graph = frozen.root();
     let hubs = graph.hubs(SOURCES);
     let sources: Vec<Handle<Vertex>> = hubs.iter().map(|&hub| frozen.handle(hub)).collect::<Result<_, _>>()?;
-    let summary = Summary {
+    let summary = GraphSummary {
         input: options.edges.as_ref().map_or("made up".to_owned(), |path| path.display().to_string()),
         vertices: graph.vertices.len() as u64,
         edges: graph.edges,
@@ -90,7 +90,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 
     let workers = fork_workers(options, &frozen, &sources)?;
     let measured = cost::measure()?;
-    let outcome = Outcome { watch: options.watch, graph: summary, workers, measured };
+    let outcome = DemoOutcome { watch: options.watch, graph: summary, workers, measured };
     render::print(&outcome, options.json)?;
     failed(&outcome)
 }
@@ -129,9 +129,9 @@ fn fork_workers(
 ) -> Result<Vec<WorkerOutcome>, Failure> {
     let results = SharedWords::new(usize::from(options.workers) * RESULT_WORDS)?;
     let fork_options = ForkOptions::new().watch(options.watch);
-    let mut running: Vec<(Role, Child, f64)> = Vec::new();
+    let mut running: Vec<(WorkerRole, Child, f64)> = Vec::new();
     for nth in 0..usize::from(options.workers) {
-        let role = Role::of(nth);
+        let role = WorkerRole::of(nth);
         let begun = Instant::now();
         let child = fork::spawn(&fork_options, |_| {
             let results = results.words().get(nth * RESULT_WORDS..).unwrap_or_default();
@@ -149,7 +149,7 @@ fn fork_workers(
 }
 
 /// The first worker that failed, if one did. What all of them copied was printed before.
-fn failed(outcome: &Outcome) -> Result<(), Failure> {
+fn failed(outcome: &DemoOutcome) -> Result<(), Failure> {
     let failed = outcome.workers.iter().enumerate().find_map(|(nth, worker)| Some((nth, worker.failure.as_ref()?)));
     match failed {
         Some((nth, why)) => Err(Failure::new(format!("worker {nth} {why}"))),

@@ -2,9 +2,9 @@
 
 use super::cost::Costs;
 use super::graph::Paths;
-use super::roles::Role;
+use super::roles::WorkerRole;
 use crate::failure::Failure;
-use crate::symbols::{self, Code};
+use crate::symbols::{self, Symbols};
 use crate::views::{self, Document, table};
 use cowbell::fork::Exit;
 use cowbell::page::Bytes;
@@ -15,18 +15,18 @@ use std::io::Write;
 
 /// All of a run, as `--json` prints it.
 #[derive(serde::Serialize)]
-pub struct Outcome {
+pub struct DemoOutcome {
     /// The way in which the workers were watched.
     pub watch: Watch,
     /// The graph.
-    pub graph: Summary,
+    pub graph: GraphSummary,
     /// The workers, in the order they were forked.
     pub workers: Vec<WorkerOutcome>,
     /// The cost of each watch to a writer on this machine.
     pub measured: Costs,
 }
 
-impl Document for Outcome {
+impl Document for DemoOutcome {
     const FORMAT: &'static str = "cowbell-demo";
     // 2: `measured` has medians.
     const VERSION: u32 = 2;
@@ -34,7 +34,7 @@ impl Document for Outcome {
 
 /// The graph and what building it took.
 #[derive(serde::Serialize)]
-pub struct Summary {
+pub struct GraphSummary {
     pub input: String,
     pub vertices: u64,
     pub edges: u64,
@@ -47,7 +47,7 @@ pub struct Summary {
 /// A worker: what it did, what it found, what it copied, and which code wrote.
 #[derive(serde::Serialize)]
 pub struct WorkerOutcome {
-    pub role: Role,
+    pub role: WorkerRole,
     pub spawn_us: f64,
     pub paths: Paths,
     pub cause: &'static str,
@@ -62,13 +62,13 @@ pub struct WorkerOutcome {
 #[derive(serde::Serialize)]
 pub struct CodeShare {
     #[serde(flatten)]
-    pub code: Code,
+    pub code: Symbols,
     pub pages: u64,
 }
 
 impl WorkerOutcome {
     /// Puts a worker's evidence together.
-    pub fn new(role: Role, spawn_us: f64, paths: Paths, exit: Exit) -> Self {
+    pub fn new(role: WorkerRole, spawn_us: f64, paths: Paths, exit: Exit) -> Self {
         let failure = (!exit.success()).then(|| {
             let panic = exit.panic.map_or(String::new(), |panic| format!(": {}", panic.0));
             format!("({role}) {}{panic}", exit.ended)
@@ -101,7 +101,7 @@ fn shares(report: &Report) -> Vec<CodeShare> {
         *pages.entry(event.pc).or_default() += 1;
     }
     let (addresses, counts): (Vec<u64>, Vec<u64>) = pages.into_iter().unzip();
-    let mut by_code: HashMap<Code, u64> = HashMap::new();
+    let mut by_code: HashMap<Symbols, u64> = HashMap::new();
     for (code, count) in symbols::resolve(&addresses).into_iter().zip(counts) {
         *by_code.entry(code).or_default() += count;
     }
@@ -111,7 +111,7 @@ fn shares(report: &Report) -> Vec<CodeShare> {
 }
 
 /// Prints to standard output.
-pub fn print(outcome: &Outcome, json: bool) -> Result<(), Failure> {
+pub fn print(outcome: &DemoOutcome, json: bool) -> Result<(), Failure> {
     let mut out = anstream::stdout().lock();
     let written = if json {
         views::json(outcome).map_err(std::io::Error::from).and_then(|bytes| out.write_all(&bytes))
@@ -126,8 +126,8 @@ pub fn print(outcome: &Outcome, json: bool) -> Result<(), Failure> {
     }
 }
 
-fn text(out: &mut impl Write, outcome: &Outcome) -> std::io::Result<()> {
-    let Summary { input, vertices, edges, arena_bytes, pages, build_seconds, freeze_seconds } = &outcome.graph;
+fn text(out: &mut impl Write, outcome: &DemoOutcome) -> std::io::Result<()> {
+    let GraphSummary { input, vertices, edges, arena_bytes, pages, build_seconds, freeze_seconds } = &outcome.graph;
     writeln!(out, "graph: {}, {vertices} vertices, {edges} edges", views::clean(input))?;
     writeln!(
         out,

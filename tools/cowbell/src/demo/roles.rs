@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The way in which a worker treats the graph it searches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub enum WorkerRole {
     /// Only reads.
     Reader,
     /// Clones and drops each visited vertex's attributes, as a reference-counting language does.
@@ -17,7 +17,7 @@ pub enum Role {
     Writer,
 }
 
-impl Role {
+impl WorkerRole {
     /// The roles in turn.
     pub fn of(nth: usize) -> Self {
         [Self::Reader, Self::Counter, Self::Writer][nth % 3]
@@ -33,7 +33,7 @@ impl Role {
     }
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for WorkerRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reader => "reader",
@@ -45,7 +45,7 @@ impl fmt::Display for Role {
 
 /// A worker's life: finds the sources by their handles, searches from each, and hands back the sums.
 pub fn work(
-    role: Role,
+    role: WorkerRole,
     frozen: &Frozen<Graph>,
     sources: &[Handle<Vertex>],
     results: &[AtomicU64],
@@ -54,9 +54,9 @@ pub fn work(
     for handle in sources {
         let source = handle.get()?;
         let paths = match role {
-            Role::Reader => frozen.shortest_paths(source, read),
-            Role::Counter => frozen.shortest_paths(source, count),
-            Role::Writer => {
+            WorkerRole::Reader => frozen.shortest_paths(source, read),
+            WorkerRole::Counter => frozen.shortest_paths(source, count),
+            WorkerRole::Writer => {
                 mark(source);
                 frozen.shortest_paths(source, read)
             }

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 /// fails (a full disk) is reported once, by the call in which it failed; later calls then do nothing and succeed, so
 /// that a run whose capture is lost still has its report.
 #[derive(Debug)]
-pub struct Writer {
+pub struct CaptureWriter {
     file: File,
     path: PathBuf,
     failed: bool,
 }
 
-impl Writer {
+impl CaptureWriter {
     /// Creates the file, readable and writable by its owner alone. `%p`, `%t` and `%%` in its name are expanded as
     /// [`output::expand`] says. An existing file is an error unless `force` is given.
     ///
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_capture_is_its_owners_alone_and_holds_whole_lines() {
         let path = scratch("whole");
-        let mut writer = Writer::create(&path, false).expect("a file");
+        let mut writer = CaptureWriter::create(&path, false).expect("a file");
         writer.lines(b"one\ntwo\n").expect("written");
         writer.lines(b"three").expect("written");
         let finish = Finish { time_ns: 1, ..Finish::default() };
@@ -135,10 +135,10 @@ mod tests {
         let path = scratch("there");
         fs::write(&path, "mine").expect("a file");
         let old = fs::hard_link(&path, scratch("old")).map(|()| scratch_path("old")).expect("a link");
-        let told = Writer::create(&path, false).expect_err("it is there").to_string();
+        let told = CaptureWriter::create(&path, false).expect_err("it is there").to_string();
         assert!(told.contains("--force"), "{told}");
         assert_eq!(fs::read_to_string(&path).expect("text"), "mine");
-        Writer::create(&path, true).expect("replaced").lines(b"new").expect("written");
+        CaptureWriter::create(&path, true).expect("replaced").lines(b"new").expect("written");
         assert_eq!(fs::read_to_string(&path).expect("text"), "new\n");
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_to_string(&old).expect("text"), "mine", "another name of the old file keeps it");
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_once() {
-        let mut writer = Writer::create(Path::new("/dev/full"), false).expect("a device is written to");
+        let mut writer = CaptureWriter::create(Path::new("/dev/full"), false).expect("a device is written to");
         let told = writer.lines(b"line\n").expect_err("full").to_string();
         assert!(told.contains("No space left") && told.contains("the run goes on"), "{told}");
         assert!(writer.failed());
@@ -166,7 +166,7 @@ mod tests {
         for (name, why) in
             [("/", "is a directory"), ("/nowhere/at/all", "No such file"), ("/tmp/%x", "% in a file name"), ("%", "%")]
         {
-            let told = Writer::create(Path::new(name), true).expect_err(name).to_string();
+            let told = CaptureWriter::create(Path::new(name), true).expect_err(name).to_string();
             assert!(told.contains(why), "{name}: {told}");
         }
     }

@@ -13,7 +13,7 @@
 
 use super::{CONTROL, ENDED, Session};
 use crate::failure::Failure;
-use crate::trace::link::Order;
+use crate::trace::link::TracerCommand;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{pidfd, process};
 use std::env;
@@ -79,7 +79,7 @@ impl Session {
             // Both are said once.
             let _removed = (self.poller.remove(&control.socket), self.poller.remove(&control.end));
             self.control = None;
-            self.order(Order::Detach);
+            self.order(TracerCommand::Detach);
         }
     }
 }

@@ -3,9 +3,9 @@
 use super::types::Typist;
 use crate::analyse::objects::{FirstWrites, ImageEvidence, marked, on_page};
 use crate::record::image::{self, FOOTER, Footer, Part, Unread, WORD};
-use crate::record::{Block, Class, End, Objects, OnPage, Place};
+use crate::record::{Block, End, Objects, OnPage, Place, WriteClass};
 use crate::stacks::names::Names;
-use crate::trace::link::{Code, Image};
+use crate::trace::link::{CodeMapping, Image};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -24,7 +24,7 @@ pub struct Images {
     /// By inode; why not, where a file tells nothing.
     files: HashMap<u64, Result<Told, String>>,
     /// Those of intervals that are about to close, with the code of their process.
-    waiting: HashMap<u32, (Vec<Image>, Vec<Code>)>,
+    waiting: HashMap<u32, (Vec<Image>, Vec<CodeMapping>)>,
     /// The numbers of places that were given.
     places: HashMap<(u32, u64), u32>,
 }
@@ -38,7 +38,7 @@ struct Told {
 
 /// Records that are told before an interval's end.
 #[derive(Default)]
-pub struct News {
+pub struct EarlyRecords {
     pub places: Vec<Place>,
     pub objects: Vec<Objects>,
     /// Why nothing is told, one sentence for each image.
@@ -47,7 +47,7 @@ pub struct News {
 
 impl Images {
     /// An interval has copies in these images, whose files are open in the process `tracer`.
-    pub fn add(&mut self, interval: u32, images: Vec<Image>, code: Vec<Code>, tracer: i32) {
+    pub fn add(&mut self, interval: u32, images: Vec<Image>, code: Vec<CodeMapping>, tracer: i32) {
         for image in &images {
             let open = || {
                 let descriptor = image.descriptor.ok_or("its file could not be opened")?;
@@ -65,8 +65,8 @@ impl Images {
     }
 
     /// Tells what lies on the pages of an interval that closes.
-    pub fn tell(&mut self, end: &End, written: &FirstWrites, names: &mut Names) -> News {
-        let mut news = News::default();
+    pub fn tell(&mut self, end: &End, written: &FirstWrites, names: &mut Names) -> EarlyRecords {
+        let mut news = EarlyRecords::default();
         let Some((images, code)) = self.waiting.remove(&end.interval) else { return news };
         for image in images {
             let objects = match self.files.get(&image.inode) {
@@ -91,7 +91,7 @@ impl Images {
 }
 
 /// The number of the place of an address; 0 where no file's code is there.
-fn place(places: &mut HashMap<(u32, u64), u32>, news: &mut News, code: &[Code], address: u64) -> u32 {
+fn place(places: &mut HashMap<(u32, u64), u32>, news: &mut EarlyRecords, code: &[CodeMapping], address: u64) -> u32 {
     let Some(map) = code.iter().find(|map| (map.start..map.end).contains(&address)) else { return 0 };
     let (module, offset) = (map.module, (address - map.start).saturating_add(map.offset));
     let next = FIRST_PLACE + places.len() as u32;
@@ -270,7 +270,7 @@ fn words<const COUNT: usize>(file: &File, part: Part, nth: u64) -> io::Result<[u
 
 /// The copied pages of an interval in the mappings of an image, ascending.
 fn copied(end: &End, image: &Image, page_size: u64) -> impl Iterator<Item = u64> {
-    let is_copy = |class| matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile);
+    let is_copy = |class| matches!(class, WriteClass::Copy | WriteClass::CopyOrReuse | WriteClass::PrivateFile);
     let pages = end.pages.iter().filter(move |run| is_copy(run.class));
     let pages = pages.flat_map(move |run| (0..run.pages).map(move |nth| run.start + nth * page_size));
     let parts = image.parts.clone();

@@ -1,6 +1,6 @@
 //! The tracer's records, kept: in the capture file, in the profile, and as instructions that want a name.
 
-use super::capture::Writer;
+use super::capture::CaptureWriter;
 use super::images::Images;
 use super::sources::Sources;
 use crate::analyse::detail::Detail;
@@ -9,7 +9,7 @@ use crate::analyse::{Profile, Summary};
 use crate::failure::Failure;
 use crate::record::{End, Finish, Gap, GapKind, Mapping, Origin, Place, Record, Source};
 use crate::stacks::names::Names;
-use crate::trace::link::Said;
+use crate::trace::link::TracerMessage;
 use cowbell::fork::Ended;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -20,7 +20,7 @@ pub struct Kept {
     profile: Profile,
     /// The state of the run while it goes on, where somebody looks on.
     live: Option<Live>,
-    writer: Option<Writer>,
+    writer: Option<CaptureWriter>,
     /// The tracer's process, whose open files are those of the modules.
     tracer: i32,
     names: Names,
@@ -55,7 +55,7 @@ enum Main {
 
 impl Kept {
     /// Nothing yet. `detailed`: every copied page is asked for.
-    pub fn new(writer: Option<Writer>, detailed: bool) -> Self {
+    pub fn new(writer: Option<CaptureWriter>, detailed: bool) -> Self {
         Self {
             profile: if detailed { Profile::detailed() } else { Profile::default() },
             live: None,
@@ -77,7 +77,7 @@ impl Kept {
     }
 
     /// The same for somebody who looks on.
-    pub fn looked_at(writer: Writer) -> Self {
+    pub fn looked_at(writer: CaptureWriter) -> Self {
         Self { live: Some(Live::default()), ..Self::new(Some(writer), false) }
     }
 
@@ -153,16 +153,16 @@ impl Kept {
         let lines = std::mem::replace(&mut self.unread, rest);
         let mut written = Ok(());
         for line in lines.split_inclusive(|&byte| byte == b'\n') {
-            match Said::parse(line) {
-                Ok(Said::Failed { failed, message }) => self.failed = Some((failed, message)),
+            match TracerMessage::parse(line) {
+                Ok(TracerMessage::Failed { failed, message }) => self.failed = Some((failed, message)),
                 // Names come before it.
-                Ok(Said::Record(Record::Finish(finish))) => self.finish = Some(finish),
-                Ok(Said::Opened { opened, descriptor }) => {
+                Ok(TracerMessage::Record(Record::Finish(finish))) => self.finish = Some(finish),
+                Ok(TracerMessage::Opened { opened, descriptor }) => {
                     let file = File::open(format!("/proc/{}/fd/{descriptor}", self.tracer)).ok();
                     self.opened.extend(file.map(|file| (opened, file)));
                 }
-                Ok(Said::Images { images, of, code }) => self.images.add(images, of, code, self.tracer),
-                Ok(Said::Record(record)) => {
+                Ok(TracerMessage::Images { images, of, code }) => self.images.add(images, of, code, self.tracer),
+                Ok(TracerMessage::Record(record)) => {
                     for record in self.objects(&record) {
                         written = written.and(self.keep(record));
                     }
@@ -270,7 +270,7 @@ impl Kept {
             Some(finish) => written = written.and(self.keep(Record::Finish(finish))),
             None => self.profile.cut(cut),
         }
-        let lost = self.writer.as_ref().is_some_and(Writer::failed);
+        let lost = self.writer.as_ref().is_some_and(CaptureWriter::failed);
         let (summary, detail) = self.profile.finish();
         (summary, detail, written.map(|()| !lost))
     }

@@ -1,13 +1,13 @@
 //! Attaching for somebody who looks on: what is known so far can be asked for at any time.
 
 use super::Session;
-use super::capture::Writer;
+use super::capture::CaptureWriter;
 use super::keep::Kept;
 use crate::analyse::live::Live;
 use crate::failure::Failure;
 use crate::record::{Mode, Who};
 use crate::trace::ability;
-use crate::trace::link::{Options, Order, Target};
+use crate::trace::link::{Options, Target, TracerCommand};
 use cowbell::sys::signal;
 use std::io::Read;
 use std::net::Shutdown;
@@ -39,7 +39,7 @@ impl LookOn {
             children_max: CHILDREN_MAX,
             signal_mask: signal::mask(),
         };
-        Session::start(&options, Kept::looked_at(Writer::nameless()?)).map(Self)
+        Session::start(&options, Kept::looked_at(CaptureWriter::nameless()?)).map(Self)
     }
 
     /// Takes what the tracer has told by now, and waits for nothing; is there more to come?
@@ -85,7 +85,7 @@ impl LookOn {
 
     /// Lets everybody go, and waits until that is done.
     pub fn leave(mut self) {
-        self.0.order(Order::Detach);
+        self.0.order(TracerCommand::Detach);
         let _gone = self.0.stream.shutdown(Shutdown::Write);
         let mut buffer = vec![0; 1 << 16];
         // The tracer's end closes its socket; it waits at most some seconds for threads that do not stand still.

@@ -11,8 +11,8 @@ mod types;
 
 use crate::failure::Failure;
 use crate::output::{Output, Stream};
-use crate::trace::link::{Options, Order, Target};
-use capture::Writer;
+use crate::trace::link::{Options, Target, TracerCommand};
+use capture::CaptureWriter;
 use control::Control;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::{Errno, process, signal};
@@ -75,7 +75,7 @@ fn watch(watching: &Watching, target: Target, control: Option<Control>) -> Resul
     let failed = |e| (FAILED, e);
     // Before anything runs: a bad name must not cost a run.
     let mut output = watching.output.open(Stream::Error).map_err(failed)?;
-    let writer = watching.capture.as_ref().map(|name| Writer::create(name, watching.output.force));
+    let writer = watching.capture.as_ref().map(|name| CaptureWriter::create(name, watching.output.force));
     let writer = writer.transpose().map_err(failed)?;
     let runs = matches!(target, Target::Run(_));
     let options = Options {
@@ -142,7 +142,7 @@ impl Session {
             let is_over = |time: Option<Instant>| time.is_some_and(|time| time <= Instant::now());
             if is_over(deadline) {
                 deadline = None;
-                self.order(Order::Detach);
+                self.order(TracerCommand::Detach);
             }
             if is_over(tell_at) {
                 (tell_at, told) = (None, true);
@@ -201,13 +201,13 @@ impl Session {
     /// means this process, and so does who asks when the program has ended.
     fn on_signal(&mut self, number: i32, asked: u32, runs: bool) {
         if !runs || asked > 1 || !self.kept.left_behind().is_empty() {
-            self.order(Order::Detach);
+            self.order(TracerCommand::Detach);
         } else if number == signal::TERM || number == signal::HUP {
-            self.order(Order::Signal(number));
+            self.order(TracerCommand::Signal(number));
         }
     }
 
-    fn order(&mut self, order: Order) {
+    fn order(&mut self, order: TracerCommand) {
         if let Ok(mut line) = serde_json::to_vec(&order) {
             line.push(b'\n');
             // A tracer that is gone is noticed by its silence.

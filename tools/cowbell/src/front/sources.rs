@@ -1,7 +1,7 @@
 //! The text of source lines: of scripts read when a stack that stands in them is heard of, of native code when the run
 //! ends. When the report is made, the file may be another, or elsewhere.
 
-use crate::record::{Begin, Code, Header, Role, Source, Stack};
+use crate::record::{Begin, Code, Header, Source, Stack, WatchReason};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
@@ -36,7 +36,7 @@ impl Sources {
     /// An interval opens.
     pub fn interval(&mut self, begin: &Begin) {
         self.pids.insert(begin.interval, begin.pid);
-        if begin.role == Role::Attached {
+        if begin.role == WatchReason::Attached {
             // The process has loaded its program long before it was attached to.
             let started = started(begin.pid);
             self.until = self.until.into_iter().chain(started).min();

@@ -1,18 +1,18 @@
 //! Types and fields of what lies in frozen heaps, by the program's debug information.
 
 use crate::stacks::names::Names;
-use crate::trace::link::Code;
+use crate::trace::link::CodeMapping;
 
 /// Names the types of one image's blocks.
 pub struct Typist<'a> {
     names: &'a mut Names,
     /// The code of the process.
-    code: &'a [Code],
+    code: &'a [CodeMapping],
     types: Vec<String>,
 }
 
 impl<'a> Typist<'a> {
-    pub fn new(names: &'a mut Names, code: &'a [Code]) -> Self {
+    pub fn new(names: &'a mut Names, code: &'a [CodeMapping]) -> Self {
         Self { names, code, types: Vec::new() }
     }
 
@@ -72,7 +72,7 @@ mod tests {
         let layout = layout.expect("a program");
         let offset_of = |address: u64| (0..file.len() as u64).find(|&offset| layout.address(offset) == Some(address));
         let start = 0x7f00_0000_0000;
-        let code = [Code { module: 3, start, end: start + file.len() as u64, offset: 0 }];
+        let code = [CodeMapping { module: 3, start, end: start + file.len() as u64, offset: 0 }];
         let calls = |block: &str| -> Vec<u64> {
             blocks[block].calls.iter().map_while(|&call| Some(start + offset_of(call)?)).collect()
         };

@@ -1,6 +1,6 @@
 //! Conclusions: what the findings of an experiment's ways say together, and whether it is as expected.
 
-use crate::analyse::experiment::{Watched, Way};
+use crate::analyse::experiment::{WatchedRun, Way};
 use cowbell::page::Bytes;
 
 /// A conclusion in the making.
@@ -20,7 +20,7 @@ impl<'a> Conclusion<'a> {
     }
 
     /// Returns what was found of a way; with most workers, if it was gone with several numbers of them. `None` if it was skipped or failed.
-    pub fn watched(&self, name: &str) -> Option<&'a Watched> {
+    pub fn watched(&self, name: &str) -> Option<&'a WatchedRun> {
         self.of(name)?.finding()?.watched.as_ref()
     }
 
@@ -55,7 +55,7 @@ impl<'a> Conclusion<'a> {
 }
 
 /// The memory that each worker has of its own.
-pub fn own(watched: &Watched) -> u64 {
+pub fn own(watched: &WatchedRun) -> u64 {
     watched.copied_bytes + watched.new_bytes
 }
 

@@ -15,7 +15,7 @@ use crate::output::{self, Stream};
 use crate::views;
 use conclude::Conclusion;
 use cowbell::sys::limits;
-use experiments::{ALL, Plan, Scale};
+use experiments::{ALL, PlannedExperiment, Scale};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,7 +61,8 @@ fn experiment(options: &Options) -> Result<bool, Failure> {
     let scale = Scale::new(options.quick, headroom);
     let python = needs::Python::find(&options.python);
     let signals = way::Signals::receive()?;
-    let is_named = |plan: &&Plan| options.names.is_empty() || options.names.iter().any(|name| name == plan.name);
+    let is_named =
+        |plan: &&PlannedExperiment| options.names.is_empty() || options.names.iter().any(|name| name == plan.name);
     let mut experiments = Vec::new();
     for plan in ALL.iter().filter(is_named) {
         experiments.push(perform(plan, &scale, &python, &signals)?);
@@ -90,9 +91,14 @@ fn experiment(options: &Options) -> Result<bool, Failure> {
 }
 
 /// Does the work of one experiment in all its ways, and concludes.
-fn perform(plan: &Plan, scale: &Scale, python: &needs::Python, signals: &way::Signals) -> Result<Experiment, Failure> {
+fn perform(
+    plan: &PlannedExperiment,
+    scale: &Scale,
+    python: &needs::Python,
+    signals: &way::Signals,
+) -> Result<Experiment, Failure> {
     let mut ways = Vec::new();
-    let place = way::Place::new()?;
+    let place = way::WorkDir::new()?;
     if let Some(prepare) = plan.prepare {
         prepare(scale, &place)?;
     }

@@ -2,7 +2,7 @@
 
 use super::needs::{Need, Python};
 use crate::analyse::Summary;
-use crate::analyse::experiment::{Finding, Outcome, Watched};
+use crate::analyse::experiment::{Finding, Outcome, WatchedRun};
 use crate::failure::Failure;
 use crate::input;
 use crate::views;
@@ -35,7 +35,7 @@ const SAID_MAX: usize = 300;
 
 /// A way that is to be gone.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct PlannedWay {
     /// The way's name.
     pub name: &'static str,
     /// The way's work, in words.
@@ -61,9 +61,9 @@ pub enum Program {
 
 /// A directory for the programs of one experiment, which goes with them.
 #[derive(Debug)]
-pub struct Place(PathBuf);
+pub struct WorkDir(PathBuf);
 
-impl Place {
+impl WorkDir {
     /// A new one.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WorkDir {
     fn drop(&mut self) {
         // A folder that cannot be removed is left in the directory for temporary files.
         let _gone = fs::remove_dir_all(&self.0);
@@ -98,7 +98,7 @@ impl Drop for Place {
 ///
 /// # Errors
 /// The programs cannot be written down, or the lab was told to end.
-pub fn perform(plan: &Plan, place: &Place, python: &Python, signals: &Signals) -> Result<Outcome, Failure> {
+pub fn perform(plan: &PlannedWay, place: &WorkDir, python: &Python, signals: &Signals) -> Result<Outcome, Failure> {
     let folder = place.file(&format!("{}-{}", plan.name.replace(' ', "-"), plan.workers));
     let failure = |e: io::Error| Failure::new(format!("{}: {e}", folder.display()));
     write_programs(&folder).map_err(failure)?;
@@ -135,7 +135,7 @@ fn ending(said: &str) -> String {
 }
 
 /// The command of a way: the part of this program that gives it back the signals which the lab receives, `cowbell run`, and the program.
-fn command(plan: &Plan, folder: &Path, capture: &Path, python: &Python, signals: &Signals) -> Command {
+fn command(plan: &PlannedWay, folder: &Path, capture: &Path, python: &Python, signals: &Signals) -> Command {
     let this = this_program();
     let mut command = Command::new(&this);
     command.args(["lab-start", &signals.mask.to_string()]);
@@ -237,14 +237,14 @@ fn to_its_end(command: &mut Command, signals: &OwnedFd) -> Result<ExitStatus, Fa
 }
 
 /// The findings of `cowbell run`.
-fn watched(summary: &Summary) -> Watched {
+fn watched(summary: &Summary) -> WatchedRun {
     let verdict = &summary.verdict;
     let workers = verdict.workers.len() as u64;
     let mean = |sum: u64| sum.checked_div(workers).unwrap_or(0);
     let is_asked = views::has_cause(verdict);
     let place = verdict.places.first().filter(|place| is_asked && place.line > 0);
     let name = |file: &str| Path::new(file).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Watched {
+    WatchedRun {
         verdict: verdict.kind,
         workers,
         copied_bytes: mean(verdict.copied_bytes + verdict.starting_bytes),

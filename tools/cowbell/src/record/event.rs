@@ -1,6 +1,6 @@
 //! The record about writes.
 
-use crate::record::Class;
+use crate::record::WriteClass;
 use serde::{Deserialize, Serialize};
 
 /// One first write of a page.
@@ -18,7 +18,7 @@ pub struct Event {
     /// The [`Place`] that this address meant at that time; 0 where not known.
     pub code: u32,
     /// The effect of the write.
-    pub class: Class,
+    pub class: WriteClass,
     /// The kernel wrote, on behalf of this system call, or of what is not known ([`UNKNOWN_CALL`]).
     pub syscall: Option<i32>,
     /// The [`Stack`] sampled with it.
@@ -38,7 +38,7 @@ struct EventRow(
     i32,
     u64,
     u32,
-    Class,
+    WriteClass,
     Option<i32>,
     Option<u32>,
     u32,

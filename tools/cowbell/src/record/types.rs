@@ -164,7 +164,7 @@ pub struct Begin {
     /// The process whose memory is watched.
     pub pid: i32,
     /// Why it is watched.
-    pub role: Role,
+    pub role: WatchReason,
     /// When: the moment from which writes are seen.
     pub time_ns: u64,
     /// The way in which it is watched.
@@ -172,7 +172,7 @@ pub struct Begin {
     /// The whole address space, ascending.
     pub mappings: Vec<Mapping>,
     /// The pages that the armed mappings held.
-    pub held: Held,
+    pub held: HeldPages,
     /// In mode faults: true if some pages stop whoever writes them first, whose stack is that of the write. Without, threads are
     /// interrupted a little after a fault.
     #[serde(default)]
@@ -184,7 +184,7 @@ pub struct Begin {
 /// Why a process' memory is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub enum WatchReason {
     /// The process was forked.
     Child,
     /// The process forked.
@@ -242,7 +242,7 @@ pub enum Watched {
 
 /// The pages that an interval's watched mappings held when it opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct HeldPages {
     /// Private pages that others have too: each write copies one.
     pub shared: u64,
     /// Private pages that nobody else has.
@@ -258,7 +258,7 @@ pub struct Held {
 /// The effect of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Class {
+pub enum WriteClass {
     /// The kernel gave the process a private copy of a page that others had too.
     Copy,
     /// Nobody else had the page any more: made writable, no copy.
@@ -320,24 +320,24 @@ pub enum Closed {
 
 /// Neighbouring pages of one class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "(u64, u64, Class)", from = "(u64, u64, Class)")]
+#[serde(into = "(u64, u64, WriteClass)", from = "(u64, u64, WriteClass)")]
 pub struct PageRun {
     /// The first page's address.
     pub start: u64,
     /// The number of pages.
     pub pages: u64,
     /// The effect of the writes.
-    pub class: Class,
+    pub class: WriteClass,
 }
 
-impl From<PageRun> for (u64, u64, Class) {
+impl From<PageRun> for (u64, u64, WriteClass) {
     fn from(run: PageRun) -> Self {
         (run.start, run.pages, run.class)
     }
 }
 
-impl From<(u64, u64, Class)> for PageRun {
-    fn from((start, pages, class): (u64, u64, Class)) -> Self {
+impl From<(u64, u64, WriteClass)> for PageRun {
+    fn from((start, pages, class): (u64, u64, WriteClass)) -> Self {
         Self { start, pages, class }
     }
 }

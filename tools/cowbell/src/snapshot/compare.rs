@@ -1,6 +1,6 @@
 //! A process' pages against its parent's: the verdict on each, and the sums. Pure: evidence in, counts out.
 
-use super::space::{Page, PageState, Space, SpaceRun};
+use super::space::{PageEntry, PageState, ProcessPages, SpaceRun};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Copy)]
 pub enum Against<'a> {
     /// The parent's pages.
-    Parent(&'a Space),
+    Parent(&'a ProcessPages),
     /// Nothing: it was not forked from the program that its parent runs.
     Nobody,
     /// The parent's pages, which could not be read.
@@ -32,7 +32,7 @@ enum Origin {
 
 /// The verdict on one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+enum PageClass {
     Nothing,
     /// The same page frame as the parent's.
     Parent,
@@ -49,34 +49,34 @@ enum Class {
 }
 
 /// The verdict on one page; `theirs` is the parent's at the same address, `None` if that is not known.
-fn classify(mine: Page, theirs: Option<Page>, file_mapping: bool) -> Class {
+fn classify(mine: PageEntry, theirs: Option<PageEntry>, file_mapping: bool) -> PageClass {
     match (mine.kind(), mine.is_exclusive()) {
-        (PageState::Nothing, _) => Class::Nothing,
-        (PageState::Zero, _) => Class::Zero,
-        (PageState::Swapped, _) => Class::Swapped,
-        (PageState::File, true) => Class::FileExclusive,
-        (PageState::File, false) => Class::File,
+        (PageState::Nothing, _) => PageClass::Nothing,
+        (PageState::Zero, _) => PageClass::Zero,
+        (PageState::Swapped, _) => PageClass::Swapped,
+        (PageState::File, true) => PageClass::FileExclusive,
+        (PageState::File, false) => PageClass::File,
         (PageState::Private, exclusive) => match is_same_page(mine, theirs) {
-            Some(true) => Class::Parent,
-            None => Class::ParentOrOthers,
-            Some(false) if exclusive => Class::Own(origin(theirs, file_mapping)),
-            Some(false) => Class::Others(origin(theirs, file_mapping)),
+            Some(true) => PageClass::Parent,
+            None => PageClass::ParentOrOthers,
+            Some(false) if exclusive => PageClass::Own(origin(theirs, file_mapping)),
+            Some(false) => PageClass::Others(origin(theirs, file_mapping)),
         },
     }
 }
 
 /// Tells whether the parent maps this very page. `None` where that cannot be told.
-fn is_same_page(mine: Page, theirs: Option<Page>) -> Option<bool> {
+fn is_same_page(mine: PageEntry, theirs: Option<PageEntry>) -> Option<bool> {
     if let (Some(frame), Some(theirs)) = (mine.frame(), theirs) {
         return Some(theirs.kind() == PageState::Private && theirs.frame() == Some(frame));
     }
-    let one_alone = mine.is_exclusive() || theirs.is_some_and(Page::is_exclusive);
+    let one_alone = mine.is_exclusive() || theirs.is_some_and(PageEntry::is_exclusive);
     let nothing_there = theirs.is_some_and(|theirs| theirs.kind() != PageState::Private);
     if one_alone || nothing_there { Some(false) } else { None }
 }
 
-fn origin(theirs: Option<Page>, file_mapping: bool) -> Origin {
-    match theirs.map(Page::kind) {
+fn origin(theirs: Option<PageEntry>, file_mapping: bool) -> Origin {
+    match theirs.map(PageEntry::kind) {
         None | Some(PageState::Swapped) => Origin::Unknown,
         Some(PageState::Private) => Origin::Differs,
         Some(_) if file_mapping => Origin::FileCopy,
@@ -131,7 +131,7 @@ impl Origins {
 
 /// Pages of a process or of some of its mappings. Each page is counted once, but for `file_exclusive`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub struct PageCounts {
     /// Private pages that are the parent's too: the same page frame at the same address.
     pub shared_with_parent: u64,
     /// Private pages that others have too; without page frames not told whether the parent does.
@@ -150,21 +150,21 @@ pub struct Counts {
     pub swapped: u64,
 }
 
-impl Counts {
-    fn add(&mut self, class: Class) {
+impl PageCounts {
+    fn add(&mut self, class: PageClass) {
         match class {
-            Class::Nothing => {}
-            Class::Parent => self.shared_with_parent += 1,
-            Class::ParentOrOthers => self.shared_unknown += 1,
-            Class::Own(origin) => self.own.add(origin),
-            Class::Others(origin) => self.shared_with_others.add(origin),
-            Class::File => self.file += 1,
-            Class::FileExclusive => {
+            PageClass::Nothing => {}
+            PageClass::Parent => self.shared_with_parent += 1,
+            PageClass::ParentOrOthers => self.shared_unknown += 1,
+            PageClass::Own(origin) => self.own.add(origin),
+            PageClass::Others(origin) => self.shared_with_others.add(origin),
+            PageClass::File => self.file += 1,
+            PageClass::FileExclusive => {
                 self.file += 1;
                 self.file_exclusive += 1;
             }
-            Class::Zero => self.zero += 1,
-            Class::Swapped => self.swapped += 1,
+            PageClass::Zero => self.zero += 1,
+            PageClass::Swapped => self.swapped += 1,
         }
     }
 
@@ -196,23 +196,23 @@ impl Counts {
 }
 
 /// Counts a process' pages by the name of their mapping.
-pub fn count(space: &Space, against: Against<'_>) -> BTreeMap<String, Counts> {
+pub fn count(space: &ProcessPages, against: Against<'_>) -> BTreeMap<String, PageCounts> {
     let page_bytes = cowbell::sys::page_size().bytes();
-    let nothing = Space::default();
+    let nothing = ProcessPages::default();
     let mut parent = match against {
         Against::Parent(parent) => parent.cursor(),
         Against::Nobody | Against::Unreadable | Against::Itself => nothing.cursor(),
     };
-    let mut groups: BTreeMap<String, Counts> = BTreeMap::new();
+    let mut groups: BTreeMap<String, PageCounts> = BTreeMap::new();
     for runs in space.runs.chunk_by(|one, next| one.mapping == next.mapping) {
         let Some(mapping) = runs.first().and_then(|run| space.mappings.get(run.mapping)) else { continue };
-        let mut counts = Counts::default();
+        let mut counts = PageCounts::default();
         let at = |run: &SpaceRun, nth| run.start + nth * page_bytes;
         let pages =
             runs.iter().flat_map(|run| run.pages.iter().enumerate().map(move |(nth, &page)| (at(run, nth), page)));
         for (address, page) in pages {
             counts.add(match against {
-                Against::Itself if page.kind() == PageState::Private => Class::Parent,
+                Against::Itself if page.kind() == PageState::Private => PageClass::Parent,
                 Against::Unreadable => classify(page, None, mapping.file),
                 _ => classify(page, Some(parent.at(address)), mapping.file),
             });
@@ -240,8 +240,8 @@ impl Frames {
     const CHUNK: u64 = 512 * 64;
 
     /// Adds the frames of a process' pages.
-    pub fn add(&mut self, space: &Space) {
-        let counts = |page: &&Page| matches!(page.kind(), PageState::Private | PageState::File);
+    pub fn add(&mut self, space: &ProcessPages) {
+        let counts = |page: &&PageEntry| matches!(page.kind(), PageState::Private | PageState::File);
         // Neighbouring pages mostly have neighbouring frames.
         let (mut chunk, mut place) = (u64::MAX, 0);
         for frame in space.runs.iter().flat_map(|run| &run.pages).filter(counts).filter_map(|page| page.frame()) {
@@ -273,56 +273,56 @@ mod tests {
 
     const FRAME: u64 = 7;
 
-    fn own(frame: u64) -> Page {
-        Page::new(PageState::Private, true, frame)
+    fn own(frame: u64) -> PageEntry {
+        PageEntry::new(PageState::Private, true, frame)
     }
 
-    fn shared(frame: u64) -> Page {
-        Page::new(PageState::Private, false, frame)
+    fn shared(frame: u64) -> PageEntry {
+        PageEntry::new(PageState::Private, false, frame)
     }
 
-    fn some(kind: PageState) -> Page {
-        Page::new(kind, false, 99)
+    fn some(kind: PageState) -> PageEntry {
+        PageEntry::new(kind, false, 99)
     }
 
     #[test]
     fn with_page_frames_each_page_is_told() {
         let at = |mine, theirs, file| classify(mine, Some(theirs), file);
-        assert_eq!(at(shared(FRAME), shared(FRAME), false), Class::Parent);
-        assert_eq!(at(shared(FRAME), shared(FRAME), true), Class::Parent);
-        assert_eq!(at(own(FRAME), shared(8), false), Class::Own(Origin::Differs));
-        assert_eq!(at(own(FRAME), own(8), true), Class::Own(Origin::Differs));
-        assert_eq!(at(shared(FRAME), own(8), false), Class::Others(Origin::Differs));
-        assert_eq!(at(shared(FRAME), shared(8), false), Class::Others(Origin::Differs));
-        assert_eq!(at(shared(FRAME), Page::NOTHING, false), Class::Others(Origin::New));
-        assert_eq!(at(own(FRAME), some(PageState::Zero), false), Class::Own(Origin::New));
-        assert_eq!(at(own(FRAME), some(PageState::File), true), Class::Own(Origin::FileCopy));
-        assert_eq!(at(own(FRAME), Page::NOTHING, true), Class::Own(Origin::FileCopy));
-        assert_eq!(at(own(FRAME), some(PageState::Swapped), true), Class::Own(Origin::Unknown));
+        assert_eq!(at(shared(FRAME), shared(FRAME), false), PageClass::Parent);
+        assert_eq!(at(shared(FRAME), shared(FRAME), true), PageClass::Parent);
+        assert_eq!(at(own(FRAME), shared(8), false), PageClass::Own(Origin::Differs));
+        assert_eq!(at(own(FRAME), own(8), true), PageClass::Own(Origin::Differs));
+        assert_eq!(at(shared(FRAME), own(8), false), PageClass::Others(Origin::Differs));
+        assert_eq!(at(shared(FRAME), shared(8), false), PageClass::Others(Origin::Differs));
+        assert_eq!(at(shared(FRAME), PageEntry::NOTHING, false), PageClass::Others(Origin::New));
+        assert_eq!(at(own(FRAME), some(PageState::Zero), false), PageClass::Own(Origin::New));
+        assert_eq!(at(own(FRAME), some(PageState::File), true), PageClass::Own(Origin::FileCopy));
+        assert_eq!(at(own(FRAME), PageEntry::NOTHING, true), PageClass::Own(Origin::FileCopy));
+        assert_eq!(at(own(FRAME), some(PageState::Swapped), true), PageClass::Own(Origin::Unknown));
     }
 
     #[test]
     fn without_page_frames_only_what_is_certain_is_told() {
         let at = |mine, theirs| classify(mine, Some(theirs), false);
-        assert_eq!(at(shared(0), shared(0)), Class::ParentOrOthers);
-        assert_eq!(at(shared(0), own(0)), Class::Others(Origin::Differs));
-        assert_eq!(at(shared(0), Page::NOTHING), Class::Others(Origin::New));
-        assert_eq!(at(own(0), shared(0)), Class::Own(Origin::Differs));
-        assert_eq!(at(own(0), Page::NOTHING), Class::Own(Origin::New));
+        assert_eq!(at(shared(0), shared(0)), PageClass::ParentOrOthers);
+        assert_eq!(at(shared(0), own(0)), PageClass::Others(Origin::Differs));
+        assert_eq!(at(shared(0), PageEntry::NOTHING), PageClass::Others(Origin::New));
+        assert_eq!(at(own(0), shared(0)), PageClass::Own(Origin::Differs));
+        assert_eq!(at(own(0), PageEntry::NOTHING), PageClass::Own(Origin::New));
     }
 
     #[test]
     fn an_unreadable_parent_leaves_the_origin_open() {
-        assert_eq!(classify(own(FRAME), None, true), Class::Own(Origin::Unknown));
-        assert_eq!(classify(shared(FRAME), None, true), Class::ParentOrOthers);
-        assert_eq!(classify(some(PageState::File), None, true), Class::File);
+        assert_eq!(classify(own(FRAME), None, true), PageClass::Own(Origin::Unknown));
+        assert_eq!(classify(shared(FRAME), None, true), PageClass::ParentOrOthers);
+        assert_eq!(classify(some(PageState::File), None, true), PageClass::File);
     }
 
-    fn space(name: &str, first: usize, pages: &[Page]) -> Space {
+    fn space(name: &str, first: usize, pages: &[PageEntry]) -> ProcessPages {
         let bytes = cowbell::sys::page_size().bytes();
         let range = Range { start: first * bytes, len: pages.len() * bytes };
         let mapping = SpaceMapping { range, private: true, file: false, name: name.to_owned() };
-        Space {
+        ProcessPages {
             mappings: vec![mapping],
             runs: vec![SpaceRun { mapping: 0, start: range.start, pages: pages.to_vec() }],
         }
@@ -361,8 +361,8 @@ mod tests {
     #[test]
     fn a_frame_counts_once_however_often_it_is_mapped() {
         let mut frames = Frames::default();
-        frames.add(&space("a", 0, &[shared(1), shared(2), own(1 << 40), Page::NOTHING, own(0)]));
-        frames.add(&space("b", 7, &[shared(1), own(3), Page::new(PageState::Zero, false, 0)]));
+        frames.add(&space("a", 0, &[shared(1), shared(2), own(1 << 40), PageEntry::NOTHING, own(0)]));
+        frames.add(&space("b", 7, &[shared(1), own(3), PageEntry::new(PageState::Zero, false, 0)]));
         assert_eq!(frames.count(), 4);
     }
 }

@@ -1,7 +1,7 @@
 //! The contents of a snapshot, as `--json` prints it.
 
-use super::compare::Counts;
-use super::process::State;
+use super::compare::PageCounts;
+use super::process::ReadState;
 use crate::views::Document;
 use serde::Serialize;
 
@@ -53,7 +53,7 @@ pub struct ProcessReport {
     /// The process' arguments, lossily as text.
     pub command: Vec<String>,
     /// Tells that it was read, or why not.
-    pub state: State,
+    pub state: ReadState,
     /// The same in words; empty where there is nothing to add.
     pub why: String,
     /// The process' memory; nothing if it was not read.
@@ -96,7 +96,7 @@ pub struct MemoryReport {
     /// In huge page pools: in the page counts, and in none of the figures above.
     pub hugetlb_bytes: u64,
     /// All mappings.
-    pub pages: Counts,
+    pub pages: PageCounts,
     /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,
 }
@@ -119,7 +119,7 @@ pub struct Group {
     /// The file, `[heap]`, `[stack]`, or `[anonymous]`.
     pub name: String,
     /// The pages of its mappings.
-    pub pages: Counts,
+    pub pages: PageCounts,
 }
 
 /// The way in which the memory that a tree takes was found.
@@ -166,7 +166,7 @@ pub struct Children {
     /// Those at whose address the parent has another page, in whatever mapping.
     pub differs_bytes: u64,
     /// The children's pages.
-    pub pages: Counts,
+    pub pages: PageCounts,
     /// The mappings by name, those with most own pages first.
     pub mappings: Vec<Group>,
 }

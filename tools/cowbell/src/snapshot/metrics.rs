@@ -1,12 +1,12 @@
 //! A snapshot as OpenMetrics.
 
-use super::compare::Counts;
+use super::compare::PageCounts;
 use super::document::{Snapshot, TakesBy};
 use super::text::command;
 use cowbell::openmetrics::{Exposition, MetricKind};
 
 /// A family of metrics about a process: its name, what it tells, and which pages.
-type Figure = (&'static str, &'static str, fn(&Counts) -> u64);
+type Figure = (&'static str, &'static str, fn(&PageCounts) -> u64);
 
 const FIGURES: [Figure; 7] = [
     ("cowbell_process_shared_bytes", "Private memory that the parent or others have too.", |pages| {
@@ -103,7 +103,7 @@ fn labels(top: i32, process: &super::document::ProcessReport) -> [(&'static str,
 #[cfg(test)]
 mod tests {
     use super::super::document::{MemoryReport, ProcessReport, Readable, Relation, Total};
-    use super::super::process::State;
+    use super::super::process::ReadState;
     use super::*;
 
     #[test]
@@ -114,7 +114,7 @@ mod tests {
             depth: 1,
             name: "worker".to_owned(),
             command: Vec::new(),
-            state: State::Read,
+            state: ReadState::Read,
             why: String::new(),
             memory: Some(MemoryReport {
                 relation,
@@ -123,7 +123,7 @@ mod tests {
                 uss_bytes: 0,
                 swap_bytes: 0,
                 hugetlb_bytes: 0,
-                pages: Counts::default(),
+                pages: PageCounts::default(),
                 mappings: Vec::new(),
             }),
         };

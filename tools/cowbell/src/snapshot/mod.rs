@@ -11,9 +11,9 @@ mod process;
 mod space;
 mod text;
 
-pub use compare::Counts;
+pub use compare::PageCounts;
 pub use metrics::metrics;
-pub use process::State;
+pub use process::ReadState;
 pub use text::{command, remark};
 
 use crate::failure::Failure;
@@ -22,8 +22,8 @@ use crate::views::Verbosity;
 use compare::{Against, Frames};
 use cowbell::sys::{Errno, procfs, tracing};
 use document::{Group, MemoryReport, ProcessReport, Readable, Relation, Snapshot, TakesBy, Total};
-use process::{Memory, Node};
-use space::{PageState, Reader, Space};
+use process::{Node, ProcessMemory};
+use space::{PageState, PagemapReader, ProcessPages};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -65,7 +65,7 @@ pub fn take(id: i32) -> Result<Snapshot, Failure> {
     }
     let outside = nodes.first().and_then(|top| look.parent_of(top));
     // The line from the top of the tree to the process at hand, without it.
-    let mut line: Vec<Option<Memory>> = Vec::new();
+    let mut line: Vec<Option<ProcessMemory>> = Vec::new();
     for node in &nodes {
         line.truncate(node.depth);
         let memory = if node.depth == 0 {
@@ -82,18 +82,18 @@ pub fn take(id: i32) -> Result<Snapshot, Failure> {
 }
 
 /// The process that was asked for has no memory to read.
-fn unusable(node: &Node, state: &State, why: &str) -> Failure {
+fn unusable(node: &Node, state: &ReadState, why: &str) -> Failure {
     let ends = match state {
-        State::Gone => "it ended while it was read",
-        State::Zombie => "it is ending or has ended: it has no memory to read",
-        State::Read | State::KernelThread | State::Denied | State::Failed => why,
+        ReadState::Gone => "it ended while it was read",
+        ReadState::Zombie => "it is ending or has ended: it has no memory to read",
+        ReadState::Read | ReadState::KernelThread | ReadState::Denied | ReadState::Failed => why,
     };
     Failure::new(format!("process {} ({}): {ends}", node.pid, crate::views::clean(&node.name)))
 }
 
 /// A snapshot in the making.
 struct Look {
-    reader: Reader,
+    reader: PagemapReader,
     notes: Vec<String>,
     processes: Vec<ProcessReport>,
     frames: Frames,
@@ -101,13 +101,13 @@ struct Look {
     /// The memories that were read, by a process and a living thread of it, in the kernel's order.
     memories: Vec<(i32, i32)>,
     total: Total,
-    groups: BTreeMap<String, Counts>,
+    groups: BTreeMap<String, PageCounts>,
 }
 
 impl Look {
     fn new() -> Self {
         Self {
-            reader: Reader::new(),
+            reader: PagemapReader::new(),
             notes: Vec::new(),
             processes: Vec::new(),
             frames: Frames::default(),
@@ -119,21 +119,21 @@ impl Look {
     }
 
     /// The memory of the parent of the tree's top, where it may be read and was not replaced since the fork.
-    fn parent_of(&self, top: &Node) -> Option<Memory> {
+    fn parent_of(&self, top: &Node) -> Option<ProcessMemory> {
         let parent = Node::of(top.parent)?;
         let image = parent.image()?;
         if top.image() == Some(image.clone()) {
             parent.read(&self.reader).ok()
         } else {
             // Another program: that it is another is all there is to know.
-            Some(Memory { space: Space::default(), sums: Default::default(), hugetlb_bytes: 0, image })
+            Some(ProcessMemory { space: ProcessPages::default(), sums: Default::default(), hugetlb_bytes: 0, image })
         }
     }
 
     /// Adds one process, read or not.
-    fn add(&mut self, node: &Node, memory: &Result<Memory, process::Unread>, parent: Option<&Memory>) {
+    fn add(&mut self, node: &Node, memory: &Result<ProcessMemory, process::Unread>, parent: Option<&ProcessMemory>) {
         let (state, why, report) = match memory {
-            Ok(memory) => (State::Read, String::new(), Some(self.memory(node, memory, parent))),
+            Ok(memory) => (ReadState::Read, String::new(), Some(self.memory(node, memory, parent))),
             Err((state, why)) => (state.clone(), why.clone(), None),
         };
         self.processes.push(ProcessReport {
@@ -148,7 +148,7 @@ impl Look {
         });
     }
 
-    fn memory(&mut self, node: &Node, memory: &Memory, parent: Option<&Memory>) -> MemoryReport {
+    fn memory(&mut self, node: &Node, memory: &ProcessMemory, parent: Option<&ProcessMemory>) -> MemoryReport {
         let relation = self.relation(node, memory, parent);
         let against = match (relation, parent) {
             (Relation::Forked | Relation::ForkedOrSameMemory, Some(parent)) => Against::Parent(&parent.space),
@@ -161,7 +161,7 @@ impl Look {
             Relation::SameMemory { of } if of != node.parent => BTreeMap::new(),
             _ => compare::count(&memory.space, against),
         };
-        let mut pages = Counts::default();
+        let mut pages = PageCounts::default();
         groups.values().for_each(|group| pages.merge(group));
         let sums = &memory.sums;
         self.total.processes += 1;
@@ -186,7 +186,7 @@ impl Look {
         }
     }
 
-    fn relation(&mut self, node: &Node, memory: &Memory, parent: Option<&Memory>) -> Relation {
+    fn relation(&mut self, node: &Node, memory: &ProcessMemory, parent: Option<&ProcessMemory>) -> Relation {
         let told = self.told(node);
         if let Ok(Some(of)) = told {
             return Relation::SameMemory { of };
@@ -233,7 +233,7 @@ impl Look {
         }
     }
 
-    fn sum(&mut self, node: &Node, memory: &Memory, pages: &Counts, groups: &BTreeMap<String, Counts>) {
+    fn sum(&mut self, node: &Node, memory: &ProcessMemory, pages: &PageCounts, groups: &BTreeMap<String, PageCounts>) {
         let page_bytes = cowbell::sys::page_size().bytes() as u64;
         let total = &mut self.total;
         total.memories += 1;
@@ -287,7 +287,7 @@ impl Look {
 }
 
 /// All groups, those with most own pages first.
-fn by_own_pages(groups: BTreeMap<String, Counts>) -> Vec<Group> {
+fn by_own_pages(groups: BTreeMap<String, PageCounts>) -> Vec<Group> {
     let mut groups: Vec<_> = groups.into_iter().map(|(name, pages)| Group { name, pages }).collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.pages.own.pages));
     groups
@@ -302,7 +302,7 @@ enum Alike {
     Certain,
 }
 
-fn alike(mine: &Space, theirs: &Space) -> Alike {
+fn alike(mine: &ProcessPages, theirs: &ProcessPages) -> Alike {
     let private = || mine.pages().map(|(_, page)| page).filter(|page| page.kind() == PageState::Private);
     if private().next().is_none() || mine != theirs {
         Alike::No
@@ -316,24 +316,27 @@ fn alike(mine: &Space, theirs: &Space) -> Alike {
 
 #[cfg(test)]
 mod tests {
-    use super::space::{Page, SpaceMapping, SpaceRun};
+    use super::space::{PageEntry, SpaceMapping, SpaceRun};
     use super::*;
     use cowbell::sys::map::Range;
 
     #[test]
     fn equal_pages_are_one_memory_for_certain_only_by_a_frame_that_is_nobody_elses() {
-        let space = |pages: &[Page]| {
+        let space = |pages: &[PageEntry]| {
             let range = Range { start: 0x1000, len: 0x1000 * pages.len() };
             let mapping = SpaceMapping { range, private: true, file: false, name: "[heap]".to_owned() };
-            Space { mappings: vec![mapping], runs: vec![SpaceRun { mapping: 0, start: 0x1000, pages: pages.to_vec() }] }
+            ProcessPages {
+                mappings: vec![mapping],
+                runs: vec![SpaceRun { mapping: 0, start: 0x1000, pages: pages.to_vec() }],
+            }
         };
-        let page = |exclusive, frame| Page::new(PageState::Private, exclusive, frame);
-        let of = |mine: &[Page], theirs: &[Page]| alike(&space(mine), &space(theirs));
+        let page = |exclusive, frame| PageEntry::new(PageState::Private, exclusive, frame);
+        let of = |mine: &[PageEntry], theirs: &[PageEntry]| alike(&space(mine), &space(theirs));
         assert_eq!(of(&[page(true, 7), page(false, 8)], &[page(true, 7), page(false, 8)]), Alike::Certain);
         assert_eq!(of(&[page(false, 7)], &[page(false, 7)]), Alike::Perhaps, "a fork");
         assert_eq!(of(&[page(true, 0), page(false, 0)], &[page(true, 0), page(false, 0)]), Alike::Perhaps, "no frames");
         assert_eq!(of(&[page(true, 7)], &[page(true, 8)]), Alike::No);
         assert_eq!(of(&[page(true, 0), page(true, 0)], &[page(true, 0), page(false, 0)]), Alike::No);
-        assert_eq!(of(&[Page::NOTHING], &[Page::NOTHING]), Alike::No, "nothing to tell it by");
+        assert_eq!(of(&[PageEntry::NOTHING], &[PageEntry::NOTHING]), Alike::No, "nothing to tell it by");
     }
 }

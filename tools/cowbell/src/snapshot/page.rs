@@ -1,14 +1,14 @@
 //! A snapshot as a page.
 
-use super::compare::Counts;
+use super::compare::PageCounts;
 use super::document::{MemoryReport, Snapshot};
 use super::text::{label, remark, text};
 use crate::views::Verbosity;
-use crate::views::html::{Cell, Column, Page, figure, words};
+use crate::views::html::{Cell, Column, HtmlPage, figure, words};
 use cowbell::page::Bytes;
 
 /// The pages that a column tells.
-type Figure = fn(&Counts) -> u64;
+type Figure = fn(&PageCounts) -> u64;
 
 /// Columns of figures.
 const COUNTS: [(&str, Figure); 7] = [
@@ -27,7 +27,7 @@ pub fn page(snapshot: &Snapshot) -> Vec<u8> {
     let totals = plain(true);
     let mut sentences = totals.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned);
     let verdict = sentences.next().into_iter().collect();
-    let mut page = Page::new(format!("cowbell snapshot {}", snapshot.pid), verdict, sentences.collect());
+    let mut page = HtmlPage::new(format!("cowbell snapshot {}", snapshot.pid), verdict, sentences.collect());
     let column = |title, figures| Column { title, figures };
     let columns: Vec<Column> = [column("Process", false), column("RSS", true), column("PSS", true)]
         .into_iter()

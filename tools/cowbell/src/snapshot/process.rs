@@ -1,6 +1,6 @@
 //! Processes as `/proc` shows them: which there are, who is whose child, and the memory of one.
 
-use super::space::{Reader, Space};
+use super::space::{PagemapReader, ProcessPages};
 use crate::failure::{Failure, absent};
 use cowbell::sys::procfs::{self, smaps, stat::Stat, status::Status};
 use cowbell::sys::{Errno, limits, process};
@@ -56,9 +56,9 @@ pub fn of_thread(id: i32) -> i32 {
 
 /// One process' memory.
 #[derive(Debug)]
-pub struct Memory {
+pub struct ProcessMemory {
     /// The process' pages.
-    pub space: Space,
+    pub space: ProcessPages,
     /// The kernel's own sums.
     pub sums: smaps::MappingFigures,
     /// Pages of huge page pools, in bytes: in no figure of smaps but in the page tables.
@@ -70,7 +70,7 @@ pub struct Memory {
 /// Why a process has no memory to read.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum ReadState {
     /// The process was read.
     Read,
     /// The process ended before it was read.
@@ -86,7 +86,7 @@ pub enum State {
 }
 
 /// A state, and words for people where it needs some.
-pub type Unread = (State, String);
+pub type Unread = (ReadState, String);
 
 impl Node {
     /// A process by itself, as the top of a tree.
@@ -111,9 +111,9 @@ impl Node {
     ///
     /// # Errors
     /// Why there is none to read.
-    pub fn read(&self, reader: &Reader) -> Result<Memory, Unread> {
+    pub fn read(&self, reader: &PagemapReader) -> Result<ProcessMemory, Unread> {
         if self.is_kernel {
-            return Err((State::KernelThread, "a thread of the kernel has no memory of its own".to_owned()));
+            return Err((ReadState::KernelThread, "a thread of the kernel has no memory of its own".to_owned()));
         }
         for _ in 0..ATTEMPTS_MAX {
             let read = self.read_once(reader);
@@ -128,33 +128,33 @@ impl Node {
                 Err(e) => return Err(self.refused(e)),
             }
         }
-        Err((State::Failed, "it executed another program each time it was read".to_owned()))
+        Err((ReadState::Failed, "it executed another program each time it was read".to_owned()))
     }
 
     /// Reads the process' memory; `None` if it executed another program meanwhile.
-    fn read_once(&self, reader: &Reader) -> Result<Option<Memory>, Errno> {
+    fn read_once(&self, reader: &PagemapReader) -> Result<Option<ProcessMemory>, Errno> {
         let id = procfs::living(self.pid);
         let before = image(id)?;
         let space = reader.read(id)?;
         let sums = smaps::rollup(id)?;
         let hugetlb_bytes = Status::of(id)?.bytes("HugetlbPages").unwrap_or(0);
         let changed = image(id)? != before;
-        Ok((!changed).then_some(Memory { space, sums, hugetlb_bytes, image: before }))
+        Ok((!changed).then_some(ProcessMemory { space, sums, hugetlb_bytes, image: before }))
     }
 
     /// The state of a process that is gone, or has ended, by now.
-    pub fn ended(&self) -> Option<State> {
+    pub fn ended(&self) -> Option<ReadState> {
         match Self::of(self.pid) {
-            Some(now) if now.started != self.started => Some(State::Gone),
-            Some(_) if process::is_exiting(procfs::living(self.pid)) => Some(State::Zombie),
+            Some(now) if now.started != self.started => Some(ReadState::Gone),
+            Some(_) if process::is_exiting(procfs::living(self.pid)) => Some(ReadState::Zombie),
             Some(_) => None,
-            None => Some(State::Gone),
+            None => Some(ReadState::Gone),
         }
     }
 
     fn refused(&self, e: Errno) -> Unread {
         if !matches!(e, Errno::ACCESS | Errno::PERM) {
-            return (State::Failed, format!("cannot read its memory: {}", std::io::Error::from(e)));
+            return (ReadState::Failed, format!("cannot read its memory: {}", std::io::Error::from(e)));
         }
         let owner = Status::of(self.pid).ok().and_then(|status| status.user());
         let user = limits::user().uid;
@@ -179,7 +179,7 @@ impl Node {
             ),
             None => "run cowbell as root (CAP_SYS_PTRACE)".to_owned(),
         };
-        (State::Denied, format!("its memory may not be read: {why}"))
+        (ReadState::Denied, format!("its memory may not be read: {why}"))
     }
 }
 

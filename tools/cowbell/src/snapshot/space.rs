@@ -13,11 +13,11 @@ const GAP_PAGES_MAX: usize = 64;
 
 pub use cowbell::sys::pagemap::PageState;
 
-/// One page, packed into a word: its frame in bits 0 to 54, [`Page::EXCLUSIVE`], and its kind from bit 60 on.
+/// One page, packed into a word: its frame in bits 0 to 54, [`PageEntry::EXCLUSIVE`], and its kind from bit 60 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page(u64);
+pub struct PageEntry(u64);
 
-impl Page {
+impl PageEntry {
     /// A page where there is none.
     pub const NOTHING: Self = Self(0);
     const EXCLUSIVE: u64 = 1 << 56;
@@ -76,26 +76,26 @@ pub struct SpaceMapping {
 /// Neighbouring pages of one mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpaceRun {
-    /// The mapping's place in [`Space::mappings`].
+    /// The mapping's place in [`ProcessPages::mappings`].
     pub mapping: usize,
     /// The first page's address.
     pub start: usize,
     /// The pages; not all need be there.
-    pub pages: Vec<Page>,
+    pub pages: Vec<PageEntry>,
 }
 
 /// A process' pages.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Space {
+pub struct ProcessPages {
     /// Ascending.
     pub mappings: Vec<SpaceMapping>,
     /// Ascending.
     pub runs: Vec<SpaceRun>,
 }
 
-impl Space {
+impl ProcessPages {
     /// Every page with its address.
-    pub fn pages(&self) -> impl DoubleEndedIterator<Item = (usize, Page)> + '_ {
+    pub fn pages(&self) -> impl DoubleEndedIterator<Item = (usize, PageEntry)> + '_ {
         let bytes = cowbell::sys::page_size().bytes();
         let of = move |run: &SpaceRun, nth: usize| run.start + nth * bytes;
         self.runs.iter().flat_map(move |run| run.pages.iter().enumerate().map(move |(nth, &page)| (of(run, nth), page)))
@@ -115,7 +115,7 @@ pub struct Cursor<'a> {
 
 impl Cursor<'_> {
     /// The page at an address, which must not be below that of the call before.
-    pub fn at(&mut self, address: usize) -> Page {
+    pub fn at(&mut self, address: usize) -> PageEntry {
         while let Some((run, rest)) = self.runs.split_first() {
             if address < run.start {
                 break;
@@ -125,16 +125,16 @@ impl Cursor<'_> {
             }
             self.runs = rest;
         }
-        Page::NOTHING
+        PageEntry::NOTHING
     }
 }
 
 /// Reads page tables by `PAGEMAP_SCAN` where the kernel has it, else word by word.
-pub struct Reader {
+pub struct PagemapReader {
     scan: bool,
 }
 
-impl Reader {
+impl PagemapReader {
     /// Asks the kernel what it has.
     pub fn new() -> Self {
         let nothing = Range { start: 0, len: cowbell::sys::page_size().bytes() };
@@ -151,9 +151,9 @@ impl Reader {
     ///
     /// # Errors
     /// ENOENT and ESRCH when it is gone or has no memory; EACCES and EPERM without ptrace read access.
-    pub fn read(&self, id: i32) -> Result<Space, Errno> {
+    pub fn read(&self, id: i32) -> Result<ProcessPages, Errno> {
         let pagemap = Pagemap::open(id)?;
-        let mut space = Space { mappings: mappings(id)?, runs: Vec::new() };
+        let mut space = ProcessPages { mappings: mappings(id)?, runs: Vec::new() };
         let resident = if self.scan { None } else { resident(id) };
         for (mapping, SpaceMapping { range, private, .. }) in space.mappings.iter().enumerate() {
             if resident.as_ref().is_some_and(|resident| resident.binary_search(&range.start).is_err()) {
@@ -162,7 +162,7 @@ impl Reader {
             let (present, zero) = if self.scan { scan(&pagemap, *range)? } else { (vec![*range], Vec::new()) };
             for range in present {
                 let mut pages = Vec::with_capacity(range.len / cowbell::sys::page_size().bytes());
-                pagemap.read(range, |_, entry| pages.push(Page::of(entry, *private)))?;
+                pagemap.read(range, |_, entry| pages.push(PageEntry::of(entry, *private)))?;
                 space.runs.push(SpaceRun { mapping, start: range.start, pages });
             }
             mark_zero(&mut space.runs, &zero);
@@ -207,9 +207,9 @@ fn mark_zero(runs: &mut [SpaceRun], zero: &[Range]) {
         for run in runs.iter_mut().skip(first).take_while(|run| run.start < range.end()) {
             let from = range.start.saturating_sub(run.start) / bytes;
             let to = (range.end() - run.start) / bytes;
-            let there = |page: &&mut Page| page.kind() != PageState::Nothing;
+            let there = |page: &&mut PageEntry| page.kind() != PageState::Nothing;
             for page in run.pages.iter_mut().take(to).skip(from).filter(there) {
-                *page = Page::new(PageState::Zero, false, 0);
+                *page = PageEntry::new(PageState::Zero, false, 0);
             }
         }
     }
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn a_page_keeps_what_it_was_made_of() {
-        for kind in Page::KINDS {
+        for kind in PageEntry::KINDS {
             for (exclusive, frame) in [(false, 0), (true, 1), (false, (1 << 55) - 1), (true, 0)] {
-                let page = Page::new(kind, exclusive, frame);
+                let page = PageEntry::new(kind, exclusive, frame);
                 assert_eq!((page.kind(), page.is_exclusive(), page.frame().unwrap_or(0)), (kind, exclusive, frame));
             }
         }
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn words_are_read_for_what_they_are() {
-        let kind = |bits: u64, private| Page::of(Entry::from_bits_retain(bits), private).kind();
+        let kind = |bits: u64, private| PageEntry::of(Entry::from_bits_retain(bits), private).kind();
         assert_eq!(
             (kind(1 << 63 | 7, true), kind(1 << 63 | 7, false)),
             (PageState::Private, PageState::Nothing),
@@ -279,10 +279,10 @@ mod tests {
     #[test]
     fn a_cursor_finds_each_page_and_nothing_between() {
         let bytes = cowbell::sys::page_size().bytes();
-        let page = |frame| Page::new(PageState::Private, false, frame);
-        let run = |start: usize, pages: Vec<Page>| SpaceRun { mapping: 0, start: start * bytes, pages };
+        let page = |frame| PageEntry::new(PageState::Private, false, frame);
+        let run = |start: usize, pages: Vec<PageEntry>| SpaceRun { mapping: 0, start: start * bytes, pages };
         let runs = vec![run(2, vec![page(1), page(2)]), run(4, vec![page(3)]), run(9, vec![page(4)])];
-        let mut space = Space { mappings: Vec::new(), runs };
+        let mut space = ProcessPages { mappings: Vec::new(), runs };
         let mut cursor = space.cursor();
         let found: Vec<_> = (0..11).map(|at| cursor.at(at * bytes).frame().unwrap_or(0)).collect();
         assert_eq!(found, [0, 0, 1, 2, 3, 0, 0, 0, 0, 4, 0]);
@@ -295,17 +295,17 @@ mod tests {
     #[test]
     fn word_by_word_and_by_scan_the_same_pages_are_found() {
         let data = vec![1u8; 64 * cowbell::sys::page_size().bytes()];
-        let pages = |reader: Reader| {
+        let pages = |reader: PagemapReader| {
             let space = reader.read(cowbell::sys::process::pid()).expect("this process is readable");
             let within = data.as_ptr_range().start.addr()..data.as_ptr_range().end.addr();
             space.pages().filter(|(at, _)| within.contains(at)).collect::<Vec<_>>()
         };
-        let by_word = pages(Reader { scan: false });
+        let by_word = pages(PagemapReader { scan: false });
         assert!(
             by_word.len() >= 63 && by_word.iter().all(|(_, page)| page.kind() == PageState::Private),
             "{by_word:?}"
         );
-        let by_scan = Reader::new();
+        let by_scan = PagemapReader::new();
         if by_scan.scan {
             assert_eq!(pages(by_scan), by_word);
         } else {

@@ -1,8 +1,8 @@
 //! A snapshot as text for people: one line a process, then the sums.
 
-use super::compare::Counts;
+use super::compare::PageCounts;
 use super::document::{Group, MemoryReport, ProcessReport, Relation, Snapshot, TakesBy};
-use super::process::State;
+use super::process::ReadState;
 use crate::views::table::{self, Column, Keep};
 use crate::views::{Verbosity, WIDTH, clean, some};
 use cowbell::page::Bytes;
@@ -57,10 +57,10 @@ fn write(out: &mut String, snapshot: &Snapshot, verbosity: &Verbosity) -> Result
     Ok(())
 }
 
-/// Columns of [`Counts`], in the order of [`figures`].
+/// Columns of [`PageCounts`], in the order of [`figures`].
 const COUNTS: [&str; 9] = ["=parent", "=others", "differs", "either", "new", "filecopy", "unknown", "file", "swap"];
 
-fn figures(pages: &Counts, page: u64) -> [u64; COUNTS.len()] {
+fn figures(pages: &PageCounts, page: u64) -> [u64; COUNTS.len()] {
     [
         pages.shared_with_parent,
         pages.shared_with_others.pages + pages.shared_unknown,
@@ -135,36 +135,36 @@ pub fn command(process: &ProcessReport) -> String {
 /// Words to add to a process' figures; empty if there are none.
 pub fn remark(process: &ProcessReport) -> String {
     match (&process.state, process.memory.as_ref().map(|memory| memory.relation)) {
-        (State::Gone, _) => "gone before it was read".to_owned(),
-        (State::Zombie, _) => "is ending or has ended: no memory to read".to_owned(),
-        (State::Read, Some(Relation::SameMemory { of })) if of == process.parent => {
+        (ReadState::Gone, _) => "gone before it was read".to_owned(),
+        (ReadState::Zombie, _) => "is ending or has ended: no memory to read".to_owned(),
+        (ReadState::Read, Some(Relation::SameMemory { of })) if of == process.parent => {
             format!("runs in the memory of {of}: nothing is its own")
         }
-        (State::Read, Some(Relation::SameMemory { of })) => {
+        (ReadState::Read, Some(Relation::SameMemory { of })) => {
             format!("runs in the memory of {of}, where its pages are counted: nothing is its own")
         }
-        (State::Read, Some(Relation::ForkedOrSameMemory)) => format!(
+        (ReadState::Read, Some(Relation::ForkedOrSameMemory)) => format!(
             "perhaps runs in the memory of {}, and nothing is its own: all pages look the same, and the kernel does not \
              say (kcmp)",
             process.parent
         ),
-        (State::Read, Some(Relation::Unrelated)) if process.depth > 0 => {
+        (ReadState::Read, Some(Relation::Unrelated)) if process.depth > 0 => {
             "not a fork of what its parent runs: shares no private page with it".to_owned()
         }
-        (State::Read, Some(Relation::ParentUnreadable)) if process.depth > 0 => {
+        (ReadState::Read, Some(Relation::ParentUnreadable)) if process.depth > 0 => {
             "its parent was not readable: where its own pages came from is not known".to_owned()
         }
-        (State::Read, _) => match process.memory.as_ref().map_or(0, |memory| memory.hugetlb_bytes) {
+        (ReadState::Read, _) => match process.memory.as_ref().map_or(0, |memory| memory.hugetlb_bytes) {
             0 => String::new(),
             bytes => format!("and {} of huge page pools, which rss, pss and uss leave out", Bytes(bytes)),
         },
-        (State::KernelThread | State::Denied | State::Failed, _) => clean(&process.why),
+        (ReadState::KernelThread | ReadState::Denied | ReadState::Failed, _) => clean(&process.why),
     }
 }
 
 fn legend(out: &mut String, snapshot: &Snapshot) -> Result {
     let reports: Vec<&MemoryReport> = snapshot.processes.iter().filter_map(|p| p.memory.as_ref()).collect();
-    let any = |of: fn(&Counts) -> u64| reports.iter().any(|memory| of(&memory.pages) > 0);
+    let any = |of: fn(&PageCounts) -> u64| reports.iter().any(|memory| of(&memory.pages) > 0);
     let frames = snapshot.evidence.frames;
     let others = match frames {
         true => "private pages that other processes have too; not known to be its parent's page there",

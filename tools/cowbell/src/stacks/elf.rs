@@ -20,7 +20,7 @@ pub type UnwindSections = ExplicitModuleSectionInfo<Arc<[u8]>>;
 
 /// The addresses at which a file's code and data are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct LoadLayout {
     /// Executable segments first: where two share a page of the file, the code is in the executable one.
     segments: Vec<Segment>,
 }
@@ -34,7 +34,7 @@ struct Segment {
     memory: u64,
 }
 
-impl Layout {
+impl LoadLayout {
     /// The address, as the file counts them, of a place in the file.
     pub fn address(&self, offset: u64) -> Option<u64> {
         let segment = self.segments.iter().find(|segment| segment.file.contains(&offset))?;
@@ -50,7 +50,7 @@ impl Layout {
     }
 }
 
-impl Layout {
+impl LoadLayout {
     /// The ranges of its uninitialised data in memory, by the bias of the file's addresses: from where each segment
     /// has no more bytes of the file on, up to its end. A segment may have none of the file at all.
     pub fn uninitialised(&self, bias: u64) -> impl Iterator<Item = Range<u64>> {
@@ -64,7 +64,7 @@ impl Layout {
 }
 
 /// An ELF file whose headers make sense.
-pub struct Image<'data, R: ReadRef<'data>> {
+pub struct ElfFile<'data, R: ReadRef<'data>> {
     data: R,
     endian: Endianness,
     segments: &'data [elf::ProgramHeader64<Endianness>],
@@ -82,10 +82,10 @@ pub fn open(path: &Path) -> Option<File> {
 /// Looks at an open file.
 pub fn with_file<T>(
     file: &File,
-    look: impl for<'data> FnOnce(Image<'data, &'data ReadCache<&File>>) -> Option<T>,
+    look: impl for<'data> FnOnce(ElfFile<'data, &'data ReadCache<&File>>) -> Option<T>,
 ) -> Option<T> {
     let cache = ReadCache::new(file);
-    look(Image::parse(&cache)?)
+    look(ElfFile::parse(&cache)?)
 }
 
 /// The id of the build that is mapped, if it says so. `read` reads from an offset of the file on, of what lies in its first
@@ -130,7 +130,7 @@ pub fn vdso() -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-impl<'data, R: ReadRef<'data>> Image<'data, R> {
+impl<'data, R: ReadRef<'data>> ElfFile<'data, R> {
     /// Reads the headers.
     pub fn parse(data: R) -> Option<Self> {
         let header = Header::parse(data).ok()?;
@@ -141,7 +141,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
     }
 
     /// The addresses at which it is loaded.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> LoadLayout {
         let endian = self.endian;
         let loaded = self.segments.iter().filter(|segment| segment.p_type(endian) == elf::PT_LOAD);
         let is_code = |segment: &&elf::ProgramHeader64<_>| segment.p_flags(endian).contains(elf::PF_X);
@@ -151,7 +151,7 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
             let (address, memory) = (segment.p_vaddr(endian), segment.p_memsz(endian));
             Segment { file: start..start.saturating_add(size), address, memory }
         });
-        Layout { segments: segments.collect() }
+        LoadLayout { segments: segments.collect() }
     }
 
     /// The sections that are needed to unwind its code.
@@ -243,11 +243,11 @@ impl<'data, R: ReadRef<'data>> Image<'data, R> {
 mod tests {
     use super::*;
 
-    fn layout() -> Layout {
+    fn layout() -> LoadLayout {
         // Data and code share the page of the file that begins at 0x1000.
         let code = Segment { file: 0x1800..0x3000, address: 0x40_2800, memory: 0x1800 };
         let data = Segment { file: 0x0..0x1800, address: 0x40_0000, memory: 0x1900 };
-        Layout { segments: vec![code, data] }
+        LoadLayout { segments: vec![code, data] }
     }
 
     #[test]
@@ -271,11 +271,11 @@ mod tests {
         let data = Segment { file: 0xdf0..0x1010, address: 0x3df0, memory: 0x5000 };
         // Data that must be aligned to more than a page has a segment of its own, of which the file has nothing.
         let aligned = Segment { file: 0..0, address: 0x1_0000, memory: 0x1_f000 };
-        let layout = Layout { segments: vec![code, data, aligned] };
+        let layout = LoadLayout { segments: vec![code, data, aligned] };
         let found: Vec<_> = layout.uninitialised(0x7f00_0000_0000).collect();
         let at = |start: u64, end: u64| 0x7f00_0000_0000 + start..0x7f00_0000_0000 + end;
         assert_eq!(found, [at(0x4010, 0x8df0), at(0x1_0000, 0x2_f000)]);
-        let absurd = Layout { segments: vec![Segment { file: 0..1, address: u64::MAX, memory: u64::MAX }] };
+        let absurd = LoadLayout { segments: vec![Segment { file: 0..1, address: u64::MAX, memory: u64::MAX }] };
         assert_eq!(absurd.uninitialised(3).count(), 0);
     }
 
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn the_vdso_tells_its_functions() {
         let vdso = vdso().expect("this kernel maps one");
-        let image = Image::parse(vdso.as_slice()).unwrap();
+        let image = ElfFile::parse(vdso.as_slice()).unwrap();
         let symbols = image.sections.symbols(image.endian, image.data, elf::SHT_DYNSYM).unwrap();
         let any = symbols.iter().find(|s| s.st_size(image.endian) > 1).unwrap();
         let name = |s| String::from_utf8_lossy(symbols.symbol_name(image.endian, s).unwrap()).into_owned();
@@ -329,7 +329,7 @@ mod tests {
         let ours = fs::read("/proc/self/exe").unwrap();
         for length in 0..512 {
             let bytes = &ours[..length];
-            if let Some(image) = Image::parse(bytes) {
+            if let Some(image) = ElfFile::parse(bytes) {
                 drop((image.layout(), image.unwinding(), image.build_id(), image.exported_function(0)));
             }
         }

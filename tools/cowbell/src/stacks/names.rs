@@ -4,10 +4,10 @@
 //! apart, where it is installed. A name is claimed only for an instruction that its function is known to cover: nearly
 //! all of a stripped interpreter lies *behind* some exported function, and is none of it.
 
-use super::elf::{self, Image, Layout};
+use super::elf::{self, ElfFile, LoadLayout};
 use super::instruction;
 use super::perf_map::PerfMap;
-use super::types::Types;
+use super::types::DebugTypes;
 use crate::record::{Code, Mapping, Module, Nameless, NativeFrame, Place, Uninitialised};
 use blazesym::symbolize::source::Elf;
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolizer};
@@ -30,17 +30,17 @@ pub struct Names {
     /// By number; why not, for what cannot be read.
     modules: HashMap<u32, Result<Known, Nameless>>,
     /// The addresses at which files are loaded, by path; `None` for what is no ELF file.
-    layouts: HashMap<String, Option<Layout>>,
+    layouts: HashMap<String, Option<LoadLayout>>,
 }
 
 /// A module that was read, or the kernel's own code.
 struct Known {
-    layout: Layout,
+    layout: LoadLayout,
     source: Source,
     /// By address as the file counts them.
     frames: HashMap<u64, Vec<NativeFrame>>,
     /// The file's types, once they were asked for.
-    types: Option<Option<Types>>,
+    types: Option<Option<DebugTypes>>,
     /// When its file was written, where that is known to stand under its path.
     built: Option<SystemTime>,
 }
@@ -116,7 +116,7 @@ impl Names {
     }
 
     /// The types that a module's debug information tells, and where its code is loaded.
-    pub fn types(&mut self, module: u32) -> Option<(&Layout, &mut Types)> {
+    pub fn types(&mut self, module: u32) -> Option<(&LoadLayout, &mut DebugTypes)> {
         let Known { layout, source, types, .. } = self.modules.get_mut(&module)?.as_mut().ok()?;
         let types = types.get_or_insert_with(|| source.types()).as_mut()?;
         Some((layout, types))
@@ -176,7 +176,7 @@ impl Known {
         let frames = HashMap::new();
         if module.path == "[vdso]" {
             let image = elf::vdso().ok_or(Nameless::FileUnreadable)?;
-            let layout = Image::parse(image.as_slice()).ok_or(Nameless::NoSymbols)?.layout();
+            let layout = ElfFile::parse(image.as_slice()).ok_or(Nameless::NoSymbols)?.layout();
             return Ok(Self { layout, source: Source::Vdso(image), frames, types: None, built: None });
         }
         let opened = file.is_some();
@@ -219,16 +219,16 @@ impl Known {
 }
 
 impl Source {
-    fn types(&self) -> Option<Types> {
+    fn types(&self) -> Option<DebugTypes> {
         let Self::File { path, debug, open } = self else { return None };
         let own = path_of(path, open.as_ref());
-        debug.iter().chain([&own]).find_map(|path| Types::read(&elf::open(path)?))
+        debug.iter().chain([&own]).find_map(|path| DebugTypes::read(&elf::open(path)?))
     }
 
     fn frames(&self, address: u64, symbolizer: &Symbolizer) -> Vec<NativeFrame> {
         match self {
             Self::Vdso(image) => {
-                let function = Image::parse(image.as_slice()).and_then(|image| image.exported_function(address));
+                let function = ElfFile::parse(image.as_slice()).and_then(|image| image.exported_function(address));
                 function.map(|function| NativeFrame { function, file: None, line: None }).into_iter().collect()
             }
             Self::File { path, debug, open } => {

@@ -4,7 +4,7 @@
 //! the exception. Files are read once, however many processes map them.
 
 use super::FRAMES_MAX;
-use super::elf::{self, Image, Layout, UnwindSections};
+use super::elf::{self, ElfFile, LoadLayout, UnwindSections};
 use framehop::{CacheNative, MayAllocateDuringUnwind, Module, Unwinder as _, UnwinderNative};
 use std::cell::Cell;
 use std::fs::File;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// The registers that unwinding starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Registers {
+pub struct UnwindRegisters {
     /// The instruction.
     pub ip: u64,
     /// The stack pointer.
@@ -30,7 +30,7 @@ const NO_BP: u64 = 1 << 60;
 /// A file's unwind information.
 #[derive(Clone)]
 pub struct Unwinding {
-    layout: Layout,
+    layout: LoadLayout,
     sections: UnwindSections,
 }
 
@@ -39,7 +39,7 @@ impl Unwinding {
     pub fn read(name: &str, file: Option<&File>) -> Option<Self> {
         if name == "[vdso]" {
             let bytes = elf::vdso()?;
-            let image = Image::parse(bytes.as_slice())?;
+            let image = ElfFile::parse(bytes.as_slice())?;
             return Some(Self { layout: image.layout(), sections: image.unwinding() });
         }
         elf::with_file(file?, |image| Some(Self { layout: image.layout(), sections: image.unwinding() }))
@@ -89,7 +89,7 @@ impl Unwinder {
         /// Frames are shorter.
         const SLOT_MAX: u64 = 1 << 20;
         let Self { framehop, cache, .. } = self;
-        let from = native_registers(Registers { ip: pc, sp: SP, bp: Some(BP), lr: 0 }, u64::MAX);
+        let from = native_registers(UnwindRegisters { ip: pc, sp: SP, bp: Some(BP), lr: 0 }, u64::MAX);
         let mut read = |address| Ok(address);
         let mut frames = framehop.iter_frames(pc, from, cache, &mut read);
         let _innermost = frames.next().ok()??;
@@ -102,7 +102,7 @@ impl Unwinder {
     ///
     /// `read` reads an aligned word of the thread's memory. At most 64 frames; where the stack stops making sense, those
     /// up to there. `None` if it takes the frame pointer, and that is not known.
-    pub fn stack(&mut self, registers: Registers, read: &mut dyn FnMut(u64) -> Option<u64>) -> Option<Unwound> {
+    pub fn stack(&mut self, registers: UnwindRegisters, read: &mut dyn FnMut(u64) -> Option<u64>) -> Option<Unwound> {
         let Self { framehop, cache, code } = self;
         let is_code = |address: u64| {
             let after = code.partition_point(|range| range.start <= address);
@@ -139,12 +139,12 @@ impl Unwinder {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn native_registers(registers: Registers, _code_max: u64) -> framehop::UnwindRegsNative {
+fn native_registers(registers: UnwindRegisters, _code_max: u64) -> framehop::UnwindRegsNative {
     framehop::UnwindRegsNative::new(registers.ip, registers.sp, registers.bp.unwrap_or(NO_BP))
 }
 
 #[cfg(target_arch = "aarch64")]
-fn native_registers(registers: Registers, code_max: u64) -> framehop::UnwindRegsNative {
+fn native_registers(registers: UnwindRegisters, code_max: u64) -> framehop::UnwindRegsNative {
     // Return addresses may be signed in the bits above those that addresses need.
     let mask = framehop::aarch64::PtrAuthMask::from_max_known_address(code_max);
     framehop::UnwindRegsNative::new_with_ptr_auth_mask(mask, registers.lr, registers.sp, registers.bp.unwrap_or(NO_BP))
@@ -206,7 +206,7 @@ int main(void) {
             unwinder.framehop = UnwinderNative::default();
         }
         // Asked first, so that what an unknown frame pointer leads to is not remembered.
-        let unknown = Registers { bp: None, ..registers };
+        let unknown = UnwindRegisters { bp: None, ..registers };
         let without = unwinder.stack(unknown, &mut |address| read(&memory, address)).map(|unwound| unwound.frames);
         let stack = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
         let unwound_again = unwinder.stack(registers, &mut |address| read(&memory, address)).unwrap().frames;
@@ -226,14 +226,14 @@ int main(void) {
     }
 
     /// Stops a thread for a moment.
-    fn registers(tid: i32) -> Registers {
+    fn registers(tid: i32) -> UnwindRegisters {
         ptrace::seize(tid, ptrace::Options::empty()).unwrap();
         ptrace::interrupt(tid).unwrap();
         ptrace::wait(Some(tid), true).unwrap();
         let registers = ptrace::registers(tid).unwrap();
         ptrace::detach(tid, 0).unwrap();
         // The link register is not among what the library tells, and not needed on x86-64.
-        Registers { ip: registers.pc(), sp: registers.sp(), bp: Some(registers.bp()), lr: 0 }
+        UnwindRegisters { ip: registers.pc(), sp: registers.sp(), bp: Some(registers.bp()), lr: 0 }
     }
 
     fn read(memory: &remote::RemoteMemory, address: u64) -> Option<u64> {
@@ -258,7 +258,7 @@ int main(void) {
         // By a rule that is worked out anew each time, as libffi's and libcrypto's assembler has it.
         assert_eq!(functions_on_the_stack(&["-fno-omit-frame-pointer", "-DFAR_FRAME"], false), [0, 1, 2, 3]);
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
-        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: None, lr: 0 };
+        let registers = UnwindRegisters { ip: 0x1004, sp: 0x8000, bp: None, lr: 0 };
         assert_eq!(unwinder.stack(registers, &mut |_| Some(0x1100)), None);
     }
 
@@ -273,7 +273,7 @@ int main(void) {
     fn a_stack_that_leads_to_itself_ends() {
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
         for word in [0x1008, 0x1800, 0, u64::MAX] {
-            let registers = Registers { ip: 0x1004, sp: 0x1000, bp: Some(0x1008), lr: 0x1010 };
+            let registers = UnwindRegisters { ip: 0x1004, sp: 0x1000, bp: Some(0x1008), lr: 0x1010 };
             assert!(unwinder.stack(registers, &mut |_| Some(word)).unwrap().frames.len() <= FRAMES_MAX);
         }
     }
@@ -282,7 +282,7 @@ int main(void) {
     fn a_deep_stack_is_cut_and_one_in_no_code_ends() {
         // Each frame keeps its caller's frame pointer, and above that where it returns to.
         let mut deep = |address: u64| Some(if address.is_multiple_of(16) { address + 16 } else { 0x1100 });
-        let registers = Registers { ip: 0x1004, sp: 0x8000, bp: Some(0x8000), lr: 0x1010 };
+        let registers = UnwindRegisters { ip: 0x1004, sp: 0x8000, bp: Some(0x8000), lr: 0x1010 };
         let mut unwinder = Unwinder { code: vec![0x1000..0x2000, 0x5000..0x6000], ..Unwinder::default() };
         let stack = unwinder.stack(registers, &mut deep).unwrap().frames;
         assert_eq!((stack.len(), stack[0], stack[2]), (FRAMES_MAX, 0x1004, 0x10ff));

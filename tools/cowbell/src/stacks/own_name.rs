@@ -25,7 +25,7 @@ pub fn moving(function: &str) -> Option<&'static str> {
 
 /// The functions of a file that have a name of their own and do more than to move bytes.
 pub struct OwnNames {
-    layout: elf::Layout,
+    layout: elf::LoadLayout,
     /// By address as the file counts them, ascending.
     functions: Vec<Range<u64>>,
 }

@@ -1,6 +1,6 @@
 //! The model as a picture of characters.
 
-use super::model::{Figures, LineRow, Model, ProcessRow, Sort, View};
+use super::model::{LineRow, Model, ProcessFigures, ProcessRow, Sort, View};
 use crate::views::clean;
 use cowbell::page::Bytes;
 use ratatui::Frame;
@@ -67,7 +67,7 @@ fn wrapped(text: String) -> Paragraph<'static> {
 fn header(model: &Model, traces: Option<Traced>) -> Vec<Line<'static>> {
     // A memory is one, however many processes run in it.
     let figures = || model.rows.iter().filter(|row| !row.is_in_anothers_memory).filter_map(|row| row.figures);
-    let sum = |of: fn(&Figures) -> u64| Bytes(figures().map(|figures| of(&figures)).sum()).to_string();
+    let sum = |of: fn(&ProcessFigures) -> u64| Bytes(figures().map(|figures| of(&figures)).sum()).to_string();
     let unread = model.rows.iter().filter(|row| row.figures.is_none()).count();
     let unread = if unread > 0 { format!(", {unread} not read") } else { String::new() };
     let processes = if model.rows.len() == 1 { "process" } else { "processes" };
@@ -237,7 +237,7 @@ fn one(frame: &mut Frame, model: &Model, pid: i32, area: Rect) {
     frame.render_widget(Paragraph::new(format!("{} {}", row.pid, name(row, false))), head);
     let range = window(model.selected, row.mappings.len(), upper);
     let rows = row.mappings.get(range.clone()).unwrap_or_default().iter().zip(range).map(|(group, nth)| {
-        let figures = Figures::of(&group.pages, model.page_size, 0);
+        let figures = ProcessFigures::of(&group.pages, model.page_size, 0);
         let cells = [figures.shared, figures.differs, figures.new, figures.either].map(bytes);
         let name: String = group.name.chars().take(400).collect();
         styled(Row::new(cells.into_iter().chain([Cell::from(clean(&name))])), nth == model.selected)
@@ -253,7 +253,7 @@ fn one(frame: &mut Frame, model: &Model, pid: i32, area: Rect) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analyse::live::{Line as Place, Sum};
+    use crate::analyse::live::{LiveLine as Place, Sum};
 
     fn row(pid: i32, pss: u64, is_in_anothers_memory: bool) -> ProcessRow {
         ProcessRow {
@@ -261,7 +261,7 @@ mod tests {
             depth: 0,
             command: "worker".to_owned(),
             remark: String::new(),
-            figures: Some(Figures { pss, ..Figures::default() }),
+            figures: Some(ProcessFigures { pss, ..ProcessFigures::default() }),
             mappings: Vec::new(),
             rate: None,
             copied: None,

@@ -1,8 +1,8 @@
 //! The state of `cowbell top`, with what is chosen: pure, so that keys and looks can be tried without a terminal.
 
-use crate::analyse::live::{Line, Live, Sum};
+use crate::analyse::live::{Live, LiveLine, Sum};
 use crate::snapshot::document::{Group, ProcessReport, Snapshot};
-use crate::snapshot::{self, Counts};
+use crate::snapshot::{self, PageCounts};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Rates are over about so long, in seconds.
@@ -36,7 +36,7 @@ pub struct ProcessRow {
     pub command: String,
     pub remark: String,
     /// `None` where it could not be read.
-    pub figures: Option<Figures>,
+    pub figures: Option<ProcessFigures>,
     pub mappings: Vec<Group>,
     /// Bytes a second by which its own memory grows.
     pub rate: Option<f64>,
@@ -48,7 +48,7 @@ pub struct ProcessRow {
 
 /// The memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct ProcessFigures {
     pub pss: u64,
     pub shared: u64,
     pub own: u64,
@@ -58,9 +58,9 @@ pub struct Figures {
     pub either: u64,
 }
 
-impl Figures {
+impl ProcessFigures {
     /// The figures of counted pages.
-    pub fn of(pages: &Counts, page_size: u64, pss: u64) -> Self {
+    pub fn of(pages: &PageCounts, page_size: u64, pss: u64) -> Self {
         let bytes = |pages: u64| pages.saturating_mul(page_size);
         Self {
             pss,
@@ -76,7 +76,7 @@ impl Figures {
 /// A line that copied or allocated, in all processes together.
 #[derive(Clone, Debug)]
 pub struct LineRow {
-    pub line: Line,
+    pub line: LiveLine,
     pub sum: Sum,
     pub rate: Option<f64>,
     pub processes: usize,
@@ -113,7 +113,7 @@ pub struct Model {
     pub frames: bool,
     pub look_ms: u64,
     own: History<i32>,
-    copied: History<Line>,
+    copied: History<LiveLine>,
 }
 
 impl Model {
@@ -165,7 +165,7 @@ impl Model {
 
     fn row(&mut self, process: &ProcessReport, seconds: f64) -> ProcessRow {
         let memory = process.memory.as_ref();
-        let figures = memory.map(|memory| Figures::of(&memory.pages, self.page_size, memory.pss_bytes));
+        let figures = memory.map(|memory| ProcessFigures::of(&memory.pages, self.page_size, memory.pss_bytes));
         ProcessRow {
             pid: process.pid,
             depth: process.depth,
@@ -215,7 +215,7 @@ impl Model {
         let hit =
             |row: &&ProcessRow| row.command.to_lowercase().contains(&wanted) || row.pid.to_string().contains(&wanted);
         let mut rows: Vec<&ProcessRow> = self.rows.iter().filter(hit).collect();
-        let of = |row: &ProcessRow, figure: fn(&Figures) -> u64| row.figures.as_ref().map_or(0, figure);
+        let of = |row: &ProcessRow, figure: fn(&ProcessFigures) -> u64| row.figures.as_ref().map_or(0, figure);
         let most = |a: u64, b: u64| b.cmp(&a);
         match self.sort {
             Sort::Tree => {}
@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     fn row(pid: i32, command: &str, shared: u64, differs: u64) -> ProcessRow {
-        let figures = Figures { shared, differs, ..Figures::default() };
+        let figures = ProcessFigures { shared, differs, ..ProcessFigures::default() };
         ProcessRow {
             pid,
             depth: 0,

@@ -4,11 +4,11 @@
 //! copied or allocated; what is left it had when it was first watched. So the parts add up to what the kernel calls resident.
 
 use super::baseline::{self, page_bytes};
-use super::maps::{self, Backing, Map};
-use super::tables::Tables;
+use super::maps::{self, BackedMapping, Backing};
+use super::tables::PageTables;
 use super::tree::Tracee;
 use super::{Tracer, growth};
-use crate::record::{Class, Looks, Memory, PageRun, Record, Resident, Role, Sums, Together};
+use crate::record::{Looks, Memory, PageRun, Record, Resident, Sums, Together, WatchReason, WriteClass};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Pagemap, Query};
 use cowbell::sys::procfs::{self, smaps, status::Status};
@@ -32,7 +32,7 @@ impl Tracer {
         let known = self.tree.processes.get_mut(&pid).map(|process| match (process.was_watched, process.role) {
             (true, _) => Known::Since(std::mem::take(&mut process.known)),
             // The process began with nothing, when it executed its program.
-            (false, Role::Parent) => Known::All,
+            (false, WatchReason::Parent) => Known::All,
             _ => Known::Nothing,
         });
         let looks = self.end_growth(pid);
@@ -167,7 +167,7 @@ fn end(run: &PageRun) -> u64 {
 
 /// The resident pages of a process by where they come from.
 fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
-    let pagemap = Tables::open(pid)?;
+    let pagemap = PageTables::open(pid)?;
     let maps = maps::read(pid)?;
     let query = Query {
         all: Categories::PRESENT,
@@ -203,13 +203,13 @@ fn resident(pid: i32, known: &[PageRun]) -> Result<Resident, Errno> {
 
 /// The sum in which pages of a mapping count whose writes copy nothing: the code that the kernel gives each process is mapped so,
 /// too.
-fn shared<'a>(resident: &'a mut Resident, map: &Map) -> &'a mut u64 {
+fn shared<'a>(resident: &'a mut Resident, map: &BackedMapping) -> &'a mut u64 {
     let is_shared = map.mapping.permissions.ends_with('s');
     if is_shared { &mut resident.shared_mapping } else { &mut resident.file }
 }
 
 /// The mappings that a range lies in, and the part of it in each.
-fn inside(maps: &[Map], range: Range) -> impl Iterator<Item = (&Map, u64, u64)> {
+fn inside(maps: &[BackedMapping], range: Range) -> impl Iterator<Item = (&BackedMapping, u64, u64)> {
     let (start, end) = (range.start as u64, range.end() as u64);
     let first = maps.partition_point(|map| map.mapping.end <= start);
     let reaching = maps.iter().skip(first).take_while(move |map| map.mapping.start < end);
@@ -234,12 +234,12 @@ fn private(
         }
         from = end;
         let sum = match run.class {
-            Class::Copy => &mut resident.copied,
-            Class::CopyOrReuse => &mut resident.copied_or_reused,
-            Class::PrivateFile => &mut resident.copied_of_file,
-            Class::FirstTouch | Class::ZeroPage => &mut resident.new,
+            WriteClass::Copy => &mut resident.copied,
+            WriteClass::CopyOrReuse => &mut resident.copied_or_reused,
+            WriteClass::PrivateFile => &mut resident.copied_of_file,
+            WriteClass::FirstTouch | WriteClass::ZeroPage => &mut resident.new,
             // The process had the page, and nobody else has it.
-            Class::Reuse => &mut resident.inherited_alone,
+            WriteClass::Reuse => &mut resident.inherited_alone,
         };
         *sum += (end - start) / page_bytes();
     }
@@ -269,22 +269,26 @@ fn inherited(resident: &mut Resident, pagemap: &Pagemap, had: &[(u64, u64)]) -> 
 mod tests {
     use super::*;
 
-    fn run(start: u64, pages: u64, class: Class) -> PageRun {
+    fn run(start: u64, pages: u64, class: WriteClass) -> PageRun {
         PageRun { start: start * page_bytes(), pages, class }
     }
 
     #[test]
     fn the_newest_word_on_a_page_counts() {
         let mut known = Vec::new();
-        add(&mut known, [run(10, 10, Class::Copy), run(30, 2, Class::FirstTouch)].into_iter());
-        add(&mut known, [run(5, 6, Class::Reuse), run(14, 2, Class::FirstTouch), run(31, 4, Class::Copy)].into_iter());
+        add(&mut known, [run(10, 10, WriteClass::Copy), run(30, 2, WriteClass::FirstTouch)].into_iter());
+        add(
+            &mut known,
+            [run(5, 6, WriteClass::Reuse), run(14, 2, WriteClass::FirstTouch), run(31, 4, WriteClass::Copy)]
+                .into_iter(),
+        );
         let expected = [
-            run(5, 6, Class::Reuse),
-            run(11, 3, Class::Copy),
-            run(14, 2, Class::FirstTouch),
-            run(16, 4, Class::Copy),
-            run(30, 1, Class::FirstTouch),
-            run(31, 4, Class::Copy),
+            run(5, 6, WriteClass::Reuse),
+            run(11, 3, WriteClass::Copy),
+            run(14, 2, WriteClass::FirstTouch),
+            run(16, 4, WriteClass::Copy),
+            run(30, 1, WriteClass::FirstTouch),
+            run(31, 4, WriteClass::Copy),
         ];
         assert_eq!(known, expected);
     }

@@ -15,12 +15,12 @@
 
 use super::codes::Codes;
 use super::layout::stack_words;
-use super::link::Said;
-use super::maps::{self, Backing, Map};
+use super::link::TracerMessage;
+use super::maps::{self, BackedMapping, Backing};
 use super::watch::Doors;
 use crate::record::{Mapping, Record, Watched};
-use crate::stacks::languages::{self, Language, Objects, Patience};
-use crate::stacks::native::{Registers, Unwinder, Unwound};
+use crate::stacks::languages::{self, Language, ObjectReader, PointerBudget};
+use crate::stacks::native::{UnwindRegisters, Unwinder, Unwound};
 use cowbell::sys::map::Range;
 use cowbell::sys::remote::RemoteMemory;
 use std::cell::RefCell;
@@ -36,7 +36,7 @@ pub struct AddressSpace {
     interval: u32,
     /// Ascending, each with how its pages are observed. Of what was unmapped only code is taken out: what was armed stays
     /// until the interval closes, because its pages are still to be accounted for.
-    pub maps: Vec<Map>,
+    pub maps: Vec<BackedMapping>,
     codes: Codes,
     /// Something that code may have stood in was removed.
     stale: bool,
@@ -60,12 +60,12 @@ struct Known {
     /// True for an instruction that says little of itself, in a function that keeps the address it returns to at the stack pointer.
     frameless: HashMap<u64, bool>,
     /// For how long pointers are followed to find objects.
-    patience: Patience,
+    patience: PointerBudget,
 }
 
 /// The parts of the process that resolving needs.
 #[derive(Clone, Copy)]
-pub struct Access<'a> {
+pub struct ProcessAccess<'a> {
     pub memory: &'a RemoteMemory,
     pub doors: &'a Doors,
 }
@@ -79,8 +79,8 @@ impl AddressSpace {
     /// Takes over what is known of the code of an earlier interval of this process, or of one of the process that forked it.
     /// Only if every mapping of code is the same: a removal is told, and one that replaced another since is another file.
     pub fn inherit(&mut self, before: &Self) {
-        let is_same = |(ours, theirs): (&Map, &Map)| {
-            let place = |map: &Map| (map.mapping.start, map.mapping.end, map.mapping.offset);
+        let is_same = |(ours, theirs): (&BackedMapping, &BackedMapping)| {
+            let place = |map: &BackedMapping| (map.mapping.start, map.mapping.end, map.mapping.offset);
             place(ours) == place(theirs) && ours.is_same_as(theirs)
         };
         let (ours, theirs) = (self.code_maps(), before.code_maps());
@@ -90,11 +90,11 @@ impl AddressSpace {
     }
 
     /// The reader of the objects in the process' memory.
-    pub fn objects(&self) -> Box<dyn Objects> {
+    pub fn objects(&self) -> Box<dyn ObjectReader> {
         languages::objects(self.language(), self.known.borrow().patience.clone())
     }
 
-    fn code_maps(&self) -> impl Iterator<Item = &Map> + Clone {
+    fn code_maps(&self) -> impl Iterator<Item = &BackedMapping> + Clone {
         self.maps.iter().filter(|map| map.is_code())
     }
 
@@ -108,12 +108,12 @@ impl AddressSpace {
     }
 
     /// The mapping that an address lies in.
-    pub fn find(&self, address: u64) -> Option<&Map> {
+    pub fn find(&self, address: u64) -> Option<&BackedMapping> {
         maps::find(&self.maps, address)
     }
 
     /// The number of the place that an instruction's address means now; 0 where it is not known.
-    pub fn code(&mut self, pc: u64, access: Access<'_>) -> u32 {
+    pub fn code(&mut self, pc: u64, access: ProcessAccess<'_>) -> u32 {
         if pc == 0 {
             return 0;
         }
@@ -121,21 +121,21 @@ impl AddressSpace {
         if let Some(&code) = self.known.borrow().places.get(&pc) {
             return code;
         }
-        if !self.find(pc).is_some_and(Map::is_code) {
+        if !self.find(pc).is_some_and(BackedMapping::is_code) {
             self.read_again(access);
         }
         self.resolve(pc, access.memory)
     }
 
     /// The stack of a thread that stands still, as places, the innermost first; `None` if it takes a frame pointer that is not known.
-    pub fn stack(&mut self, registers: Registers, access: Access<'_>) -> Option<Vec<u32>> {
+    pub fn stack(&mut self, registers: UnwindRegisters, access: ProcessAccess<'_>) -> Option<Vec<u32>> {
         self.refresh(access);
         let mut unwound = self.unwind(registers, access.memory)?;
         // A library loaded since, unless this address was looked for already.
         let is_new = |beyond: &u64| self.nowhere.len() < NOWHERE_MAX && !self.nowhere.contains(beyond);
         if let Some(beyond) = unwound.beyond.filter(is_new) {
             self.read_again(access);
-            if self.find(beyond).is_some_and(Map::is_code) {
+            if self.find(beyond).is_some_and(BackedMapping::is_code) {
                 unwound = self.unwind(registers, access.memory)?;
             }
             self.nowhere.extend(unwound.beyond);
@@ -146,7 +146,7 @@ impl AddressSpace {
     /// The place of the call by which the function at `pc` was run, for code that says little of itself: what merely moves
     /// bytes, or has no name. Only of functions without a frame, as copies of bytes are: there one word tells, which the call
     /// itself has just written. Else 0.
-    pub fn caller(&mut self, pc: u64, sp: u64, access: Access<'_>) -> u32 {
+    pub fn caller(&mut self, pc: u64, sp: u64, access: ProcessAccess<'_>) -> u32 {
         let known = self.known.borrow().frameless.get(&pc).copied();
         let is_frameless = known.unwrap_or_else(|| {
             let is_frameless = self.is_frameless(pc, access.memory) == Some(true);
@@ -159,12 +159,12 @@ impl AddressSpace {
         }
         // An address within the call: the one that it returns to may be the next line's or function's.
         let Some(within) = u64::from_ne_bytes(word).checked_sub(1) else { return 0 };
-        if !self.find(within).is_some_and(Map::is_code) {
+        if !self.find(within).is_some_and(BackedMapping::is_code) {
             if self.nowhere.contains(&within) || self.nowhere.len() >= NOWHERE_MAX {
                 return 0;
             }
             self.read_again(access);
-            if !self.find(within).is_some_and(Map::is_code) {
+            if !self.find(within).is_some_and(BackedMapping::is_code) {
                 self.nowhere.insert(within);
                 return 0;
             }
@@ -196,7 +196,7 @@ impl AddressSpace {
             return;
         }
         let files: HashSet<_> = touched.iter().map(|map| map.file.clone()).collect();
-        let is_touched = |map: &Map| {
+        let is_touched = |map: &BackedMapping| {
             if map.backing == Backing::File {
                 files.contains(&map.file)
             } else {
@@ -218,20 +218,20 @@ impl AddressSpace {
     }
 
     /// Code was mapped, as a ring of perf events tells it: later addresses there mean this, earlier ones were resolved before.
-    pub fn replace(&mut self, map: Map) {
+    pub fn replace(&mut self, map: BackedMapping) {
         let (start, end) = (map.mapping.start, map.mapping.end);
-        let is_it = |old: &&Map| old.is_code() && old.is_same_as(&map) && end <= old.mapping.end;
+        let is_it = |old: &&BackedMapping| old.is_code() && old.is_same_as(&map) && end <= old.mapping.end;
         if self.find(start).filter(is_it).is_some() {
             return;
         }
         // Other parts of the file say which build it is. If it is gone already, its path must do.
         let now = maps::read(self.pid).unwrap_or_default();
         let is_there = maps::find(&now, start).is_some_and(|now| now.is_same_as(&map));
-        let is_part = |now: &Map| now.file == map.file && now.file.1 != 0;
-        let mut fresh: Vec<Map> =
+        let is_part = |now: &BackedMapping| now.file == map.file && now.file.1 != 0;
+        let mut fresh: Vec<BackedMapping> =
             if is_there { now.into_iter().filter(|now| is_part(now)).collect() } else { Vec::new() };
         if fresh.is_empty() {
-            fresh.push(Map { gone: !is_there && map.file.1 != 0, ..map });
+            fresh.push(BackedMapping { gone: !is_there && map.file.1 != 0, ..map });
         }
         for map in &mut fresh {
             map.mapping.watched = if map.backing == Backing::Shared { Watched::No } else { Watched::Faults };
@@ -239,11 +239,11 @@ impl AddressSpace {
         let mappings = fresh.iter().map(|map| map.mapping.clone()).collect();
         fresh.into_iter().for_each(|map| self.put(map));
         self.forget();
-        self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings }));
+        self.codes.tell(TracerMessage::Record(Record::Mapped { interval: self.interval, mappings }));
     }
 
     /// Puts a mapping in the place of what was there; what it covers in part keeps the rest.
-    fn put(&mut self, map: Map) {
+    fn put(&mut self, map: BackedMapping) {
         let (start, end) = (map.mapping.start, map.mapping.end);
         let mut rests = Vec::new();
         self.maps.retain(|old| {
@@ -281,7 +281,7 @@ impl AddressSpace {
             .filter(|map| map.is_code() && map.backing == Backing::File && !told.contains(&map.file))
             .map(|map| map.file.clone())
             .collect();
-        let register = |map: &mut Map| {
+        let register = |map: &mut BackedMapping| {
             let (start, end) = (map.mapping.start as usize, map.mapping.end as usize);
             map.told = uffd.register(Range { start, len: end - start }).is_ok();
             map.told
@@ -294,19 +294,19 @@ impl AddressSpace {
         }
     }
 
-    fn refresh(&mut self, access: Access<'_>) {
+    fn refresh(&mut self, access: ProcessAccess<'_>) {
         if self.stale {
             self.read_again(access);
         }
     }
 
-    fn read_again(&mut self, access: Access<'_>) {
+    fn read_again(&mut self, access: ProcessAccess<'_>) {
         self.stale = false;
         let Ok(now) = maps::read(self.pid) else { return };
-        let is_there = |old: &Map| maps::find(&now, old.mapping.start).is_some_and(|new| new.is_same_as(old));
+        let is_there = |old: &BackedMapping| maps::find(&now, old.mapping.start).is_some_and(|new| new.is_same_as(old));
         let before = self.maps.len();
         // The present mappings are the future of code that a ring tells of: faults that came before are still to be resolved.
-        let is_told = |old: &Map| old.mapping.watched == Watched::Faults;
+        let is_told = |old: &BackedMapping| old.mapping.watched == Watched::Faults;
         self.maps.retain(|old| !old.is_code() || is_told(old) || is_there(old));
         let mut changed = self.maps.len() != before;
         let mut new_maps = Vec::new();
@@ -336,12 +336,12 @@ impl AddressSpace {
         self.forget();
         self.announce(access.doors);
         if !new_maps.is_empty() {
-            self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings: new_maps }));
+            self.codes.tell(TracerMessage::Record(Record::Mapped { interval: self.interval, mappings: new_maps }));
         }
     }
 
     /// Tells of mappings that nobody knew of yet in which pages, ascending, were found written. `now`: all that there is.
-    pub fn tell_of(&self, now: &[Map], pages: impl Iterator<Item = u64>) {
+    pub fn tell_of(&self, now: &[BackedMapping], pages: impl Iterator<Item = u64>) {
         let mut new: Vec<Mapping> = Vec::new();
         for page in pages {
             let is_told = new.last().is_some_and(|last| page < last.end);
@@ -352,7 +352,7 @@ impl AddressSpace {
             }
         }
         if !new.is_empty() {
-            self.codes.tell(Said::Record(Record::Mapped { interval: self.interval, mappings: new }));
+            self.codes.tell(TracerMessage::Record(Record::Mapped { interval: self.interval, mappings: new }));
         }
     }
 
@@ -387,7 +387,7 @@ impl AddressSpace {
         module
     }
 
-    fn unwind(&mut self, registers: Registers, memory: &RemoteMemory) -> Option<Unwound> {
+    fn unwind(&mut self, registers: UnwindRegisters, memory: &RemoteMemory) -> Option<Unwound> {
         self.with_unwinder(memory, |unwinder| unwinder.stack(registers, &mut stack_words(memory)))
     }
 

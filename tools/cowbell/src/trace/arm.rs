@@ -5,13 +5,13 @@ use super::baseline::{Baseline, Was};
 use super::codes::Codes;
 use super::entries;
 use super::faults_armed::Sampling;
-use super::maps::{self, Backing, Map};
+use super::maps::{self, BackedMapping, Backing};
 use super::moves::Collected;
 use super::ranges::Ranges;
-use super::tables::Tables;
+use super::tables::PageTables;
 use super::threads::Threads;
-use super::watch::{Doors, Told, Watch};
-use crate::record::{Begin, Held, Mapping, Mode, Role, Watched};
+use super::watch::{Doors, OpenInterval, UnreadMessages};
+use crate::record::{Begin, HeldPages, Mapping, Mode, WatchReason, Watched};
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::procfs;
@@ -24,7 +24,7 @@ pub struct Opening {
     /// The interval's number.
     pub interval: u32,
     /// The reason why it is watched.
-    pub role: Role,
+    pub role: WatchReason,
     /// The way in which pages are observed.
     pub mode: Mode,
     /// The process whose memory is watched.
@@ -44,7 +44,7 @@ pub struct Opening {
 /// A larger mapping of a memfd has events only for the pages that are private already.
 const WHOLE_MAX: u64 = 16 << 30;
 
-impl Watch {
+impl OpenInterval {
     /// Arms the private mappings of a process that stands still, or at least its one thread that could fork. `relative`:
     /// what a process held that had the very same pages when this one was made. `before`: the address space of an earlier
     /// interval, or of the process that forked this one.
@@ -59,7 +59,7 @@ impl Watch {
     ) -> Result<(Self, Begin), Errno> {
         let started = cowbell::sys::monotonic_ns();
         let living = procfs::living(opening.pid);
-        let pagemap = Tables::open(living)?;
+        let pagemap = PageTables::open(living)?;
         let maps = maps::of(living)?;
         let base = match relative {
             Some(parent) => {
@@ -91,7 +91,7 @@ impl Watch {
             callers: opening.stacks_every > 0,
             collected: Collected::default(),
             faults_before: opening.faults_before,
-            told: Told::default(),
+            told: UnreadMessages::default(),
             memory: RemoteMemory::open(living)?,
             frames: opening.frames,
             // Where nobody waits for an answer, nobody is looked for.
@@ -136,7 +136,7 @@ impl Watch {
         Ok((watch, begin))
     }
 
-    fn arm_mapping(&mut self, map: &Map) -> Watched {
+    fn arm_mapping(&mut self, map: &BackedMapping) -> Watched {
         let Mapping { start, end, .. } = map.mapping;
         let inherited = self.base.any(start, end);
         let door = match (map.backing, self.mode) {
@@ -183,20 +183,21 @@ impl Watch {
 
     /// The private pages that the process had in mappings that are not watched.
     pub fn held_unwatched(&self) -> u64 {
-        let refused =
-            |map: &&Map| matches!(map.mapping.watched, Watched::Refused(_)) && map.backing != Backing::HugePages;
+        let refused = |map: &&BackedMapping| {
+            matches!(map.mapping.watched, Watched::Refused(_)) && map.backing != Backing::HugePages
+        };
         let maps = self.space.maps.iter().filter(refused).map(|map| &map.mapping);
         maps.map(|mapping| self.base.count(mapping.start, mapping.end, Was::Private)).sum()
     }
 
-    fn held(&self) -> Result<Held, Errno> {
-        let mut held = Held::default();
+    fn held(&self) -> Result<HeldPages, Errno> {
+        let mut held = HeldPages::default();
         for Mapping { start, end, .. } in self.space.maps.iter().filter(|map| is_watched(map)).map(|map| &map.mapping) {
             held.zero += self.base.count(*start, *end, Was::Zero);
             held.swapped += self.base.count(*start, *end, Was::Swapped);
             held.shared += self.base.count(*start, *end, Was::Private);
         }
-        if self.role != Role::Attached {
+        if self.role != WatchReason::Attached {
             // Just forked: what is private is also the other's.
             return Ok(held);
         }
@@ -212,12 +213,12 @@ impl Watch {
 }
 
 /// Tells whether this mapping's private pages are of interest.
-fn is_watched(map: &Map) -> bool {
+fn is_watched(map: &BackedMapping) -> bool {
     !matches!(map.mapping.watched, Watched::No | Watched::Refused(_))
 }
 
 /// Arms a range.
-pub fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut Told) -> Result<(), Errno> {
+pub fn protect(uffd: &RemoteUffd, range: Range, doors: &Doors, told: &mut UnreadMessages) -> Result<(), Errno> {
     loop {
         match uffd.write_protect(range, true) {
             // A thread changes mappings meanwhile and waits to tell. Others may wait for a page by now: all are served

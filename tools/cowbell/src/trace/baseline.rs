@@ -3,7 +3,7 @@
 //! Files' pages are not listed, so "not here" means: a page of the file behind the mapping, or none.
 
 use super::entries::{Entries, entry};
-use super::tables::{Tables, ZEROES};
+use super::tables::{PageTables, ZEROES};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, PageState, Pagemap, Query};
@@ -64,8 +64,8 @@ impl Baseline {
     /// Reads page tables.
     ///
     /// # Errors
-    /// Those of [`Tables::runs`].
-    pub fn scan(pagemap: &Tables) -> Result<Self, Errno> {
+    /// Those of [`PageTables::runs`].
+    pub fn scan(pagemap: &PageTables) -> Result<Self, Errno> {
         Ok(Self::of(runs_in(pagemap, user_space())?, page_bytes()))
     }
 
@@ -77,7 +77,7 @@ impl Baseline {
     pub fn inherited(
         parent: &Self,
         mappings: impl Iterator<Item = (u64, u64)>,
-        newborn: &Tables,
+        newborn: &PageTables,
     ) -> Result<Self, Errno> {
         let (mut runs, entries) = (Vec::new(), Entries::new(newborn));
         for (start, end) in mappings {
@@ -296,7 +296,7 @@ fn are_near(run: &BaselineRun, next: &BaselineRun, page: u64) -> bool {
 }
 
 /// The runs of a range, from page tables.
-fn runs_in(pagemap: &Tables, range: Range) -> Result<Vec<BaselineRun>, Errno> {
+fn runs_in(pagemap: &PageTables, range: Range) -> Result<Vec<BaselineRun>, Errno> {
     let query = Query {
         all: Categories::empty(),
         none: Categories::FILE,
@@ -422,7 +422,7 @@ mod tests {
     fn a_newborn_inherits_what_lies_in_its_mappings_with_the_frames() {
         let page = page_bytes();
         // Our own page tables stand in for the newborn's: a page of ours that is there.
-        let (here, ours) = (Box::new(7u8), Tables::open(cowbell::sys::process::pid()).expect("our own"));
+        let (here, ours) = (Box::new(7u8), PageTables::open(cowbell::sys::process::pid()).expect("our own"));
         let start = std::ptr::from_ref(&*here).addr() as u64 / page * page;
         let frames: Rc<[u64]> = (100..110).collect();
         let run = BaselineRun { start, end: start + 10 * page, was: Was::Private, frames: Some((frames, 0)) };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// The kind of a new task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TaskKind {
     /// A thread of its maker's process.
     Thread,
     /// A process that shares its maker's memory.
@@ -33,17 +33,17 @@ pub enum Unarmed {
 }
 
 /// The kind of the task that a thread of `pid` has just made.
-pub fn kind(pid: i32, task: i32, event: EventStop) -> Kind {
+pub fn kind(pid: i32, task: i32, event: EventStop) -> TaskKind {
     if procfs::is_thread_of(pid, task) {
-        return Kind::Thread;
+        return TaskKind::Thread;
     }
     match tracing::same_memory(pid, task) {
-        Ok(true) => Kind::Shares,
-        Ok(false) => Kind::Copy,
-        Err(Errno::SRCH) => Kind::Gone,
+        Ok(true) => TaskKind::Shares,
+        Ok(false) => TaskKind::Copy,
+        Err(Errno::SRCH) => TaskKind::Gone,
         // A kernel that cannot compare: what vfork makes shares, as a rule.
-        Err(_) if event == EventStop::VFork => Kind::Shares,
-        Err(_) => Kind::Copy,
+        Err(_) if event == EventStop::VFork => TaskKind::Shares,
+        Err(_) => TaskKind::Copy,
     }
 }
 

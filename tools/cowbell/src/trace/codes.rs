@@ -4,8 +4,8 @@
 //! file replaced or removed a moment later. So the file is opened here, and stays open: for unwinding, and for the front,
 //! which finds the names by this very file.
 
-use super::link::Said;
-use super::maps::{self, Map};
+use super::link::TracerMessage;
+use super::maps::{self, BackedMapping};
 use crate::record::{Module, Place, Record, Watched};
 use crate::stacks::elf;
 use crate::stacks::native::Unwinding;
@@ -32,7 +32,7 @@ struct Table {
     numbers: HashMap<Identity, u32>,
     places: HashMap<(Option<u32>, u64, i32), u32>,
     /// News that the front has not been told yet.
-    news: Vec<Said>,
+    news: Vec<TracerMessage>,
 }
 
 /// The properties by which two mapped files are one module. Inodes are used again, and a file may be written anew: builds differ.
@@ -54,7 +54,7 @@ struct Known {
 impl Codes {
     /// The number of the module that a mapping of process `pid` shows; `None` for what is no file's. `maps`: the others of
     /// the process.
-    pub fn module(&self, pid: i32, memory: &RemoteMemory, map: &Map, maps: &[Map]) -> Option<u32> {
+    pub fn module(&self, pid: i32, memory: &RemoteMemory, map: &BackedMapping, maps: &[BackedMapping]) -> Option<u32> {
         let path = map.mapping.name.clone();
         if map.file.1 == 0 && path != "[vdso]" {
             return None;
@@ -76,8 +76,8 @@ impl Codes {
         let (device, inode) = map.file.clone();
         let record = Module { module, path: path.clone(), device, inode, build_id };
         // Before the module: the front opens it while the file is still there.
-        table.news.extend(descriptor.map(|descriptor| Said::Opened { opened: module, descriptor }));
-        table.news.push(Said::Record(Record::Module(record)));
+        table.news.extend(descriptor.map(|descriptor| TracerMessage::Opened { opened: module, descriptor }));
+        table.news.push(TracerMessage::Record(Record::Module(record)));
         table.modules.push(Known { path, file, unwinding: OnceCell::new(), own_names: OnceCell::new() });
         table.numbers.insert(identity, module);
         Some(module)
@@ -90,7 +90,7 @@ impl Codes {
         let next = table.places.len() as u32 + 1;
         let code = *table.places.entry((module, offset, pid)).or_insert(next);
         if code == next {
-            table.news.push(Said::Record(Record::Place(Place { code, module, offset, pid })));
+            table.news.push(TracerMessage::Record(Record::Place(Place { code, module, offset, pid })));
         }
         code
     }
@@ -112,26 +112,26 @@ impl Codes {
     }
 
     /// Adds what the front is to be told before anything that refers to it.
-    pub fn tell(&self, news: Said) {
+    pub fn tell(&self, news: TracerMessage) {
         self.0.borrow_mut().news.push(news);
     }
 
     /// Takes the news that the front has not been told yet.
-    pub fn take_news(&self) -> Vec<Said> {
+    pub fn take_news(&self) -> Vec<TracerMessage> {
         std::mem::take(&mut self.0.borrow_mut().news)
     }
 }
 
 /// Tells whether a mapping is there now.
-fn is_there(pid: i32, map: &Map) -> bool {
+fn is_there(pid: i32, map: &BackedMapping) -> bool {
     let now = maps::read(pid).unwrap_or_default();
     maps::find(&now, map.mapping.start).is_some_and(|now| now.is_same_as(map))
 }
 
 /// The build that is mapped, from memory: the file under that name may be another's by now.
-fn build_id(memory: &RemoteMemory, map: &Map, maps: &[Map]) -> Option<String> {
-    let is_first = |other: &&Map| other.mapping.offset == 0 && other.file == map.file;
-    let below = |other: &&Map| other.mapping.start <= map.mapping.start;
+fn build_id(memory: &RemoteMemory, map: &BackedMapping, maps: &[BackedMapping]) -> Option<String> {
+    let is_first = |other: &&BackedMapping| other.mapping.offset == 0 && other.file == map.file;
+    let below = |other: &&BackedMapping| other.mapping.start <= map.mapping.start;
     let first = if map.mapping.offset == 0 { Some(map) } else { maps.iter().filter(is_first).rfind(below) }?;
     let start = first.mapping.start;
     let id = elf::build_id_of(&mut |offset, buffer| memory.read(start.checked_add(offset)?, buffer).ok())?;
@@ -139,7 +139,7 @@ fn build_id(memory: &RemoteMemory, map: &Map, maps: &[Map]) -> Option<String> {
 }
 
 /// The build that was mapped, from the file that its path leads to, if that is the same one still.
-fn build_id_of_file(pid: i32, map: &Map) -> Option<String> {
+fn build_id_of_file(pid: i32, map: &BackedMapping) -> Option<String> {
     let file = elf::open(format!("/proc/{}/root{}", procfs::living(pid), map.mapping.name).as_ref())?;
     let same = file.metadata().is_ok_and(|metadata| metadata.ino() == map.file.1);
     let id = elf::with_file(&file, |image| image.build_id()).filter(|_| same)?;
@@ -147,7 +147,7 @@ fn build_id_of_file(pid: i32, map: &Map) -> Option<String> {
 }
 
 /// Opens the very file that is mapped. `None` where that is not certain.
-fn open(pid: i32, map: &Map, build_id: Option<&str>) -> Option<File> {
+fn open(pid: i32, map: &BackedMapping, build_id: Option<&str>) -> Option<File> {
     let mapping = &map.mapping;
     if !mapping.name.starts_with('/') {
         return None;

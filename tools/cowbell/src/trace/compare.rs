@@ -5,9 +5,9 @@ use super::entries::Entries;
 use super::files::Files;
 use super::layout;
 use super::tree::Tracee;
-use super::watch::Watch;
-use crate::record::{Class, Content, End, Event, Kinds, Role};
-use crate::stacks::languages::{Changed, Objects, Word};
+use super::watch::OpenInterval;
+use crate::record::{Content, End, Event, Kinds, WatchReason, WriteClass};
+use crate::stacks::languages::{ChangedWord, ObjectReader, ReadWord};
 use cowbell::page::differing_words;
 use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::procfs;
@@ -37,7 +37,7 @@ pub struct Compared {
     /// The differences of those that could be compared.
     pub contents: Vec<Content>,
     /// The copies that are there no more.
-    pub gone: BTreeMap<u64, Class>,
+    pub gone: BTreeMap<u64, WriteClass>,
 }
 
 /// A process that had the same pages, and may have them still.
@@ -60,7 +60,7 @@ impl<'a> Donor<'a> {
 
     /// Tells whether it has this page still, as both had it when the child was born. Then whoever wrote it there was given a copy.
     /// Pages that the child wrote in intervals before are its own.
-    pub fn still_has(&self, watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
+    pub fn still_has(&self, watch: &OpenInterval, entries: &Entries<'_>, page: u64) -> bool {
         let is_private = |entry: Entry| entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
         let present = || entries.at(page).is_ok_and(is_private);
         self.has_shared(watch, page)
@@ -72,9 +72,9 @@ impl<'a> Donor<'a> {
 
     /// Tells whether both had this page when the child was born. Of processes that were found running, only page frames tell, where
     /// they were the same when both began to be watched.
-    fn has_shared(&self, watch: &Watch, page: u64) -> bool {
+    fn has_shared(&self, watch: &OpenInterval, page: u64) -> bool {
         let begins_with = !self.child.history.contains_key(&page);
-        let is_found = self.child.role == Role::Attached && self.process.role == Role::Attached;
+        let is_found = self.child.role == WatchReason::Attached && self.process.role == WatchReason::Attached;
         let same_frame = || {
             let theirs = self.process.watch.as_ref().and_then(|parent| parent.base.frame(page));
             theirs.is_some() && theirs == watch.base.frame(page)
@@ -88,10 +88,17 @@ impl<'a> Donor<'a> {
     }
 
     /// Reads the page as both had it; false if it is not there any more.
-    fn original(&self, watch: &Watch, entries: &Entries<'_>, page: u64, class: Class, into: &mut [u8]) -> bool {
+    fn original(
+        &self,
+        watch: &OpenInterval,
+        entries: &Entries<'_>,
+        page: u64,
+        class: WriteClass,
+        into: &mut [u8],
+    ) -> bool {
         let there = match class {
             // A mapping that the child made later has nothing to do with its parent's at that address, and to read there would map a page.
-            Class::PrivateFile => {
+            WriteClass::PrivateFile => {
                 let is_original = |entry: Entry| !entry.contains(Entry::PRESENT) || entry.contains(Entry::FILE);
                 watch.space.find(page).is_some() && entries.at(page).is_ok_and(is_original)
             }
@@ -108,9 +115,11 @@ fn read(memory: &RemoteMemory, page: u64, into: &mut [u8]) -> bool {
 
 impl Originals {
     /// Keeps the content of the page that this event is about. True if it was read.
-    pub fn keep(&mut self, watch: &Watch, event: &Event) -> bool {
-        if !matches!(event.class, Class::Copy | Class::Reuse | Class::CopyOrReuse | Class::PrivateFile)
-            || self.pages * page_bytes() as usize >= KEPT_MAX
+    pub fn keep(&mut self, watch: &OpenInterval, event: &Event) -> bool {
+        if !matches!(
+            event.class,
+            WriteClass::Copy | WriteClass::Reuse | WriteClass::CopyOrReuse | WriteClass::PrivateFile
+        ) || self.pages * page_bytes() as usize >= KEPT_MAX
         {
             return false;
         }
@@ -130,7 +139,12 @@ impl Originals {
     }
 
     /// Compares what can be compared, and says which copies are gone.
-    pub fn compare(&self, watch: &Watch, pages: &BTreeMap<u64, Class>, donor: Option<&Donor<'_>>) -> Compared {
+    pub fn compare(
+        &self,
+        watch: &OpenInterval,
+        pages: &BTreeMap<u64, WriteClass>,
+        donor: Option<&Donor<'_>>,
+    ) -> Compared {
         let mut files = Files::new(watch.pid);
         let (mut objects, mut word) = (watch.space.objects(), layout::words(watch));
         let mut compared = Compared::default();
@@ -146,7 +160,7 @@ impl Originals {
             let (donor, theirs) = (donor.as_ref(), theirs.as_ref());
             let original = if own.is_some() {
                 own
-            } else if class == Class::PrivateFile
+            } else if class == WriteClass::PrivateFile
                 && watch.space.find(page).is_some_and(|map| files.page(map, page, &mut was))
             {
                 Some(&*was)
@@ -184,7 +198,7 @@ impl Originals {
 }
 
 /// The kinds of objects on copied pages, as they lie there now; `None` where the interpreter's types are not known.
-pub fn kinds(watch: &Watch, end: &End) -> Option<Kinds> {
+pub fn kinds(watch: &OpenInterval, end: &End) -> Option<Kinds> {
     // Python may be part of a program of another name, and then shows itself by its objects.
     if watch.space.language().is_none() && !end.contents.iter().any(|content| content.objects) {
         return None;
@@ -195,11 +209,17 @@ pub fn kinds(watch: &Watch, end: &End) -> Option<Kinds> {
     watch.space.objects().kinds(&pages, page_bytes(), &mut layout::words(watch)).filter(|kinds| !kinds.types.is_empty())
 }
 
-fn is_copy(class: Class) -> bool {
-    matches!(class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile)
+fn is_copy(class: WriteClass) -> bool {
+    matches!(class, WriteClass::Copy | WriteClass::CopyOrReuse | WriteClass::PrivateFile)
 }
 
-fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects, word: &mut Word<'_>) -> Content {
+fn difference(
+    page: u64,
+    original: &[u8],
+    now: &[u8],
+    objects: &mut dyn ObjectReader,
+    word: &mut ReadWord<'_>,
+) -> Content {
     let mut content = Content { page, objects: objects.any_at(page, original, word), ..Content::default() };
     for (at, was, is) in differing_words(original, now) {
         content.bytes += was.iter().zip(is).filter(|(was, is)| *was != is).count() as u32;
@@ -212,10 +232,10 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
             continue;
         }
         match objects.changed(original, now, (page, at), word) {
-            Some(Changed::Count) => content.counts += 1,
-            Some(Changed::Number) => content.numbers += 1,
-            Some(Changed::Mark) => content.marks += 1,
-            Some(Changed::Made) => content.made += 1,
+            Some(ChangedWord::Count) => content.counts += 1,
+            Some(ChangedWord::Number) => content.numbers += 1,
+            Some(ChangedWord::Mark) => content.marks += 1,
+            Some(ChangedWord::Made) => content.made += 1,
             None => {}
         }
         if let Some(is_immortal) = objects.kept_hash(original, now, at, word) {
@@ -234,7 +254,7 @@ fn difference(page: u64, original: &[u8], now: &[u8], objects: &mut dyn Objects,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stacks::languages::{self, Patience};
+    use crate::stacks::languages::{self, PointerBudget};
 
     /// A type object of the one language whose objects are known: the type of types is its own type.
     const TYPE: u64 = 0x10_0000;
@@ -261,7 +281,7 @@ mod tests {
     #[test]
     fn a_string_that_was_asked_for_its_hash_keeps_it() {
         let found = |was: &[(usize, u64)], is: &[(usize, u64)]| {
-            let mut objects = languages::objects(None, Patience::default());
+            let mut objects = languages::objects(None, PointerBudget::default());
             let found = difference(7, &page(was), &page(is), &mut *objects, &mut word);
             (found.hashes, found.immortal)
         };
@@ -276,7 +296,7 @@ mod tests {
     }
 
     fn compare(was: &[(usize, u64)], is: &[(usize, u64)]) -> (u32, u32, u32, bool) {
-        let mut objects = languages::objects(None, Patience::default());
+        let mut objects = languages::objects(None, PointerBudget::default());
         let found = difference(7, &page(was), &page(is), &mut *objects, &mut word);
         (found.bytes, found.words, found.counts, found.objects)
     }

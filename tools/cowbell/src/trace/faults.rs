@@ -13,12 +13,12 @@
 use super::Tracer;
 use super::faults_sample::Pace;
 use super::faults_settle::{FaultEvidence, settle};
-use super::faults_told::Counts;
-use super::maps::{Backing, Map};
+use super::faults_told::FaultCounts;
+use super::maps::{BackedMapping, Backing};
 use super::settle::Close;
-use super::touched::{Fault, Pages, Touched};
-use super::watch::{Watch, Written};
-use crate::record::{Class, Closed, End, GapKind, Mapping, Record, Watched, Who};
+use super::touched::{FaultedPages, PageFault, Touched};
+use super::watch::{OpenInterval, Written};
+use crate::record::{Closed, End, GapKind, Mapping, Record, Watched, Who, WriteClass};
 use cowbell::sys::perf::record as perf;
 use cowbell::sys::perf::rings::{Rings, Waiter, Woken};
 use cowbell::sys::procfs::status::Status;
@@ -44,7 +44,7 @@ const QUIET_MAX: u32 = 40;
 /// A thing that a ring told.
 enum Told {
     Fault(perf::FaultRecord),
-    Code { pid: i32, time_ns: u64, map: Box<Map> },
+    Code { pid: i32, time_ns: u64, map: Box<BackedMapping> },
 }
 
 impl Told {
@@ -100,13 +100,13 @@ pub struct Faults {
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
     /// By the number of the interval.
-    touched: HashMap<u32, Pages>,
+    touched: HashMap<u32, FaultedPages>,
     /// True if faults are told that the kernel takes for a thread.
     pub tell_kernel: bool,
     /// By process: its last fault, and when its next stack is due.
     pub pace: HashMap<i32, Pace>,
     /// By process: how many there were.
-    pub counts: Counts,
+    pub counts: FaultCounts,
 }
 
 impl Faults {
@@ -127,7 +127,7 @@ impl Faults {
             .name("cowbell-faults".to_owned())
             .spawn(move || keep_draining(&theirs, waiter, &woken, &tell))
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        let (touched, pace, counts) = (HashMap::new(), HashMap::new(), Counts::default());
+        let (touched, pace, counts) = (HashMap::new(), HashMap::new(), FaultCounts::default());
         Ok(Self { shared, news, wake, thread: Some(thread), touched, tell_kernel, pace, counts })
     }
 
@@ -145,7 +145,7 @@ impl Faults {
     }
 
     /// The pages with faults of an interval that closes, of this process.
-    pub fn close(&mut self, interval: u32, pid: i32) -> Pages {
+    pub fn close(&mut self, interval: u32, pid: i32) -> FaultedPages {
         self.pace.remove(&pid);
         self.touched.remove(&interval).unwrap_or_default()
     }
@@ -222,7 +222,7 @@ fn keep_draining(shared: &Shared, mut waiter: Waiter, wake: &OwnedFd, news: &Own
 }
 
 /// A mapping of code as `/proc/PID/maps` would have it.
-fn map_of(code: &perf::MappedCode<'_>) -> Map {
+fn map_of(code: &perf::MappedCode<'_>) -> BackedMapping {
     let name = if code.inode == 0 && code.name == b"//anon" { &[][..] } else { code.name };
     let mapping = Mapping {
         start: code.start,
@@ -234,7 +234,7 @@ fn map_of(code: &perf::MappedCode<'_>) -> Map {
     };
     let file = (format!("{:02x}:{:02x}", code.device.0, code.device.1), code.inode);
     let backing = if code.inode == 0 { Backing::Anonymous } else { Backing::File };
-    Map { mapping, backing, file, told: false, gone: false }
+    BackedMapping { mapping, backing, file, told: false, gone: false }
 }
 
 impl Tracer {
@@ -302,7 +302,7 @@ impl Tracer {
     }
 
     /// Closes an interval by its page tables and the faults of its pages.
-    pub(super) fn settle_faults(&mut self, watch: &Watch, close: Close) -> End {
+    pub(super) fn settle_faults(&mut self, watch: &OpenInterval, close: Close) -> End {
         let mut touched =
             self.faults.as_mut().map(|faults| faults.close(watch.interval, watch.pid)).unwrap_or_default();
         for (page, sampled) in &watch.stacks {
@@ -370,15 +370,15 @@ fn has_lost_its_events(pid: i32) -> bool {
 }
 
 /// Notes a fault of an interval's process.
-fn note(watch: &mut Watch, pages: &mut Pages, fault: perf::FaultRecord, time_ns: u64) -> Fault {
+fn note(watch: &mut OpenInterval, pages: &mut FaultedPages, fault: perf::FaultRecord, time_ns: u64) -> PageFault {
     let page = fault.address / super::baseline::page_bytes() * super::baseline::page_bytes();
     let code = if fault.by_kernel { 0 } else { watch.code(fault.ip) };
     let perf::FaultRecord { address, ip, tid, by_kernel, frame: found, .. } = fault;
-    let fault = Fault { time_ns, address, ip, tid, code, by_kernel, found, stack: None };
+    let fault = PageFault { time_ns, address, ip, tid, code, by_kernel, found, stack: None };
     pages.entry(page).and_modify(|touched| touched.add(fault)).or_insert_with(|| Touched::new(fault));
     // A child's copy is compared with what its parent has, as long as that has not written there.
     if watch.base.at(page).is_some() {
-        let written = Written { class: Class::CopyOrReuse, frame: 0, time_ns };
+        let written = Written { class: WriteClass::CopyOrReuse, frame: 0, time_ns };
         watch.written.entry(page).and_modify(|known| known.time_ns = time_ns).or_insert(written);
     }
     fault

@@ -22,10 +22,10 @@ use super::faults_page::is_in_huge;
 use super::faults_stand_in::{StandIn, hear};
 use super::intervals::events_of;
 use super::maps;
-use super::sample::{Halted, Taken};
+use super::sample::{Halted, StackTaken};
 use super::tree::Tracee;
-use super::watch::{Doors, Watch, release};
-use crate::record::{Class, Closed, Event, Mode};
+use super::watch::{Doors, OpenInterval, release};
+use crate::record::{Closed, Event, Mode, WriteClass};
 use cowbell::sys;
 use cowbell::sys::map::Range;
 use cowbell::sys::ptrace::{self, Stop};
@@ -52,7 +52,7 @@ const ARM_SHARE: u64 = 25;
 
 /// The stack of who wrote to an armed page.
 #[derive(Clone, Copy, Debug)]
-pub struct Sampled {
+pub struct WriterStack {
     /// The thread.
     pub tid: i32,
     /// When the write was seen, since the header.
@@ -125,7 +125,7 @@ fn hash(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-impl Watch {
+impl OpenInterval {
     /// Arms some pages of a mapping, but none in a huge page: the kernel would map that by its parts from then on, which makes every
     /// access and every fork dearer. Where another userfaultfd watches the mapping there are no stacks.
     pub(super) fn arm_some(&mut self, start: u64, end: u64) {
@@ -323,7 +323,7 @@ impl Tracer {
     }
 
     /// Takes the stack of who waits to write. A thread inside of a system call cannot be interrupted there, and has none.
-    fn sample_armed(&mut self, watch: &mut Watch, fault: WaitingWrite, page: u64) -> Option<Halted> {
+    fn sample_armed(&mut self, watch: &mut OpenInterval, fault: WaitingWrite, page: u64) -> Option<Halted> {
         let time_ns = self.now();
         let may_take = watch.sampling.may_take(watch.begun_ns, time_ns);
         if self.leaving || !may_take || !fault.write_protect || watch.stacks.contains_key(&page) {
@@ -332,17 +332,17 @@ impl Tracer {
         let tid = watch.threads.ours(fault.tid);
         let at = watch.threads.blocked(tid, false).filter(|at| at.syscall.is_none())?;
         let parent = self.tree.processes.get(&watch.pid).map_or(0, |process| process.parent);
-        let (class, ran) = (Class::CopyOrReuse, sys::ran_ns());
+        let (class, ran) = (WriteClass::CopyOrReuse, sys::ran_ns());
         let mut event =
             Event { time_ns, page, tid, pc: at.pc, code: 0, class, syscall: None, stack: None, caller: 0, byte: None };
         let taken = self.sampler.take(watch, &mut event, fault.address as u64, parent);
         // The fault of a thread that was interrupted comes to nothing, whether the thread has stopped by now or not, and comes again.
-        if let (Taken::Late | Taken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {
+        if let (StackTaken::Late | StackTaken::Stands(..), Some(faults)) = (&taken, &mut self.faults) {
             faults.counts.interrupt(watch.pid);
         }
         watch.sampling.took(self.now(), sys::ran_ns() - ran);
         self.drain.run();
-        watch.stacks.extend(event.stack.map(|stack| (page, Sampled { tid, time_ns, stack })));
+        watch.stacks.extend(event.stack.map(|stack| (page, WriterStack { tid, time_ns, stack })));
         self.tell_taken(taken)
     }
 }

@@ -4,7 +4,7 @@ use super::entries::Entries;
 use super::faults_page::{backing_at, class_of_new, is_of_file};
 use super::faults_settle::FaultEvidence;
 use super::touched::{Fate, Touched};
-use crate::record::Class;
+use crate::record::WriteClass;
 use cowbell::sys::pagemap::Entry;
 
 /// One look at many pages.
@@ -39,13 +39,13 @@ impl PageLook<'_> {
     }
 
     /// The class of a page that was private and is now; `touched`: its faults.
-    pub fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<Class> {
+    pub fn class_of_held(&self, page: u64, entry: Entry, touched: Option<&Touched>) -> Option<WriteClass> {
         let &FaultEvidence { watch, shared_anew, .. } = self.evidence;
         let is_own = entry.contains(Entry::EXCLUSIVE) || shared_anew;
         let fate = |touched: &Touched| touched.fate(watch.base.frame(page), entry.frame(), is_of_file(watch, page));
         match (touched.map_or(Fate::Unknown, fate), touched) {
-            (Fate::Copied, _) => Some(Class::Copy),
-            (Fate::Reused, _) => is_own.then_some(Class::Reuse),
+            (Fate::Copied, _) => Some(WriteClass::Copy),
+            (Fate::Reused, _) => is_own.then_some(WriteClass::Reuse),
             (Fate::New, _) if !*self.evidence.swaps => class_of_new(backing_at(watch, page), true),
             (Fate::New | Fate::Open, Some(touched)) => self.class_of_open(page, entry, touched),
             _ => self.class_by_entries(page, entry, touched.is_some()),
@@ -54,7 +54,7 @@ impl PageLook<'_> {
 
     /// The class of a page that the frames do not tell: one that was given back at some time, and that was a copy if it had been written
     /// before, while the parent had it too.
-    fn class_of_open(&self, page: u64, entry: Entry, touched: &Touched) -> Option<Class> {
+    fn class_of_open(&self, page: u64, entry: Entry, touched: &Touched) -> Option<WriteClass> {
         let now = entry.frame();
         let held = self.evidence.watch.base.frame(page);
         let is_shared = !entry.contains(Entry::EXCLUSIVE);
@@ -63,29 +63,29 @@ impl PageLook<'_> {
         }
         let written = held.filter(|_| touched.first.found == held);
         let is_copy = written.is_some_and(|held| self.parent_has(page) || self.parent_keeps(page, held));
-        Some(if is_copy { Class::Copy } else { Class::CopyOrReuse })
+        Some(if is_copy { WriteClass::Copy } else { WriteClass::CopyOrReuse })
     }
 
     /// The same, where faults do not tell what they found.
-    fn class_by_entries(&self, page: u64, entry: Entry, touched: bool) -> Option<Class> {
+    fn class_by_entries(&self, page: u64, entry: Entry, touched: bool) -> Option<WriteClass> {
         let &FaultEvidence { watch, shared_anew, lost, .. } = self.evidence;
         let exclusive = entry.contains(Entry::EXCLUSIVE);
         let parent_has = || self.parent_has(page);
         let maybe = touched || lost && (exclusive || shared_anew);
         match (watch.base.frame(page), entry.frame()) {
             (Some(before), now) if now != 0 => match (before == now, touched) {
-                (true, true) if exclusive || shared_anew => Some(Class::Reuse),
+                (true, true) if exclusive || shared_anew => Some(WriteClass::Reuse),
                 (true, _) => None,
-                (false, _) if maybe => Some(Class::Copy),
+                (false, _) if maybe => Some(WriteClass::Copy),
                 // The kernel moves pages without a fault. Where somebody wrote who takes none, the parent has what was before.
-                (false, _) => (exclusive && parent_has()).then_some(Class::Copy),
+                (false, _) => (exclusive && parent_has()).then_some(WriteClass::Copy),
             },
             _ if !(exclusive || touched && shared_anew) => None,
             // Without a fault: those who shared it are gone, or the kernel wrote for one of them.
             _ if !maybe => None,
             // A fault of this process, if there had been one, would have been told.
-            _ if self.evidence.complete && parent_has() => Some(Class::Copy),
-            _ => Some(Class::CopyOrReuse),
+            _ if self.evidence.complete && parent_has() => Some(WriteClass::Copy),
+            _ => Some(WriteClass::CopyOrReuse),
         }
     }
 }

@@ -7,16 +7,16 @@ use super::baseline::{self, Was, page_bytes};
 use super::entries::Entries;
 use super::faults_look::PageLook;
 use super::faults_page::{class_of_zero, is_in_huge, may_be_moved, may_come_from};
-use super::faults_settle::{FaultEvidence, Verdict};
-use super::maps::{self, Backing, Map};
+use super::faults_settle::{FaultEvidence, SettledPages};
+use super::maps::{self, BackedMapping, Backing};
 use super::touched::Touched;
-use crate::record::Class;
+use crate::record::WriteClass;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-impl Verdict {
+impl SettledPages {
     /// A mapping whose pages were all written before it was moved has no frame by which it is known again. But where no fault is untold, a
     /// new page that took none was moved there; and if just as many neighbours as came went elsewhere, those are the ones.
     pub(super) fn follow_written(&mut self, evidence: &FaultEvidence<'_>, unexplained: &[u64]) -> Result<(), Errno> {
@@ -78,7 +78,12 @@ impl Verdict {
     /// Where one page of a mapping was moved to, the whole mapping was. `from`: the pages that have, or had, the frame of another place; a
     /// frame that was given up may have come back here, so most of them decide. What became of each page follows from where it was, and
     /// from the faults at both places.
-    pub(super) fn follow_moves(&mut self, look: &PageLook<'_>, now: &[Map], from: &[(u64, u64)]) -> Result<(), Errno> {
+    pub(super) fn follow_moves(
+        &mut self,
+        look: &PageLook<'_>,
+        now: &[BackedMapping],
+        from: &[(u64, u64)],
+    ) -> Result<(), Errno> {
         let evidence = look.evidence;
         let (watch, entries) = (evidence.watch, Entries::new(&evidence.watch.pagemap));
         let is_from = |page, before| maps::find(now, page).is_some_and(|map| may_come_from(watch, before, map, page));
@@ -107,7 +112,9 @@ impl Verdict {
                 let touched = self.touched(evidence.touched, page);
                 let class = match was {
                     Was::Private => look.class_of_held(before, entries.at(page)?, touched.as_ref()),
-                    Was::Swapped => Some(if look.parent_has(before) { Class::Copy } else { Class::CopyOrReuse }),
+                    Was::Swapped => {
+                        Some(if look.parent_has(before) { WriteClass::Copy } else { WriteClass::CopyOrReuse })
+                    }
                     Was::Zero => Some(class_of_zero(touched.as_ref())),
                 };
                 match class {
@@ -121,9 +128,10 @@ impl Verdict {
 
     /// A page that was there and is no more, untouched, may have been moved and then written, to where new pages are.
     pub(super) fn may_have_moved(&self, evidence: &FaultEvidence<'_>) -> Result<u64, Errno> {
-        let is_new = |(page, class): (&u64, &Class)| {
+        let is_new = |(page, class): (&u64, &WriteClass)| {
             let may_be = |touched: &Touched| !touched.found_none();
-            matches!(class, Class::FirstTouch | Class::PrivateFile) && evidence.touched.get(page).is_some_and(may_be)
+            matches!(class, WriteClass::FirstTouch | WriteClass::PrivateFile)
+                && evidence.touched.get(page).is_some_and(may_be)
         };
         let new = self.pages.iter().filter(|&page| is_new(page)).count() as u64;
         if new == 0 {
@@ -143,7 +151,7 @@ impl Verdict {
 }
 
 /// The pages that a fault found where there had been nothing, with the place where the process had held that frame.
-pub fn found_before(evidence: &FaultEvidence<'_>, now: &[Map]) -> Vec<(u64, u64)> {
+pub fn found_before(evidence: &FaultEvidence<'_>, now: &[BackedMapping]) -> Vec<(u64, u64)> {
     let watch = evidence.watch;
     let found = |(&page, touched): (&u64, &Touched)| {
         let frame = touched.found_first()?;

@@ -1,46 +1,46 @@
 //! Questions that are asked of single pages when page faults are settled ([`super::faults_settle`]).
 
 use super::baseline::page_bytes;
-use super::maps::{self, Backing, Map};
-use super::tables::Tables;
+use super::maps::{self, BackedMapping, Backing};
+use super::tables::PageTables;
 use super::touched::Touched;
-use super::watch::Watch;
-use crate::record::Class;
+use super::watch::OpenInterval;
+use crate::record::WriteClass;
 use cowbell::sys::pagemap::Categories;
 use std::collections::BTreeMap;
 
 /// The class of a private page where there was none.
-pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<Class> {
+pub fn class_of_new(backing: Option<Backing>, present: bool) -> Option<WriteClass> {
     match backing? {
-        Backing::Anonymous => Some(Class::FirstTouch),
+        Backing::Anonymous => Some(WriteClass::FirstTouch),
         // Only a copy of a file's page can be in swap; a marker of the program's own userfaultfd looks so, too.
-        Backing::Memory | Backing::File => present.then_some(Class::PrivateFile),
+        Backing::Memory | Backing::File => present.then_some(WriteClass::PrivateFile),
         Backing::Shared | Backing::HugePages => None,
     }
 }
 
 /// The class of a private page where the page of zeroes had been. If it was given back, what a single fault finds is the same: nothing.
 /// But a thread that reads before it writes finds nothing twice only if there was nothing.
-pub fn class_of_zero(touched: Option<&Touched>) -> Class {
-    if touched.is_some_and(Touched::was_read_before) { Class::FirstTouch } else { Class::ZeroPage }
+pub fn class_of_zero(touched: Option<&Touched>) -> WriteClass {
+    if touched.is_some_and(Touched::was_read_before) { WriteClass::FirstTouch } else { WriteClass::ZeroPage }
 }
 
 /// Tells whether a page that was found where there had been none may have been moved there. A file's page comes by itself to where
 /// its mapping has been all the time.
-pub fn may_be_moved(watch: &Watch, page: u64, now: &[Map]) -> bool {
-    let is_same = |was: &Map| maps::find(now, page).is_none_or(|now| now.is_same_as(was));
+pub fn may_be_moved(watch: &OpenInterval, page: u64, now: &[BackedMapping]) -> bool {
+    let is_same = |was: &BackedMapping| maps::find(now, page).is_none_or(|now| now.is_same_as(was));
     !(is_of_file(watch, page) && watch.space.find(page).is_some_and(is_same))
 }
 
 /// Tells whether what is mapped there came after the beginning. What could not be written then was a reservation.
-pub fn came_later(watch: &Watch, page: u64) -> bool {
-    let is_reserved = |map: &Map| map.backing == Backing::Anonymous && !map.mapping.permissions.contains('w');
+pub fn came_later(watch: &OpenInterval, page: u64) -> bool {
+    let is_reserved = |map: &BackedMapping| map.backing == Backing::Anonymous && !map.mapping.permissions.contains('w');
     watch.space.find(page).is_none_or(is_reserved)
 }
 
 /// Tells whether a page of the mapping `now` may have been moved there from where `before` was: then it is of the same file's same page.
-pub fn may_come_from(watch: &Watch, before: u64, now: &Map, page: u64) -> bool {
-    let offset = |map: &Map, page: u64| page.wrapping_sub(map.mapping.start).wrapping_add(map.mapping.offset);
+pub fn may_come_from(watch: &OpenInterval, before: u64, now: &BackedMapping, page: u64) -> bool {
+    let offset = |map: &BackedMapping, page: u64| page.wrapping_sub(map.mapping.start).wrapping_add(map.mapping.offset);
     watch.space.find(before).is_some_and(|was| {
         was.backing == now.backing
             && was.file == now.file
@@ -61,9 +61,9 @@ pub fn may_have_come_back(all: &BTreeMap<u64, &Touched>, page: u64, touched: &To
 }
 
 /// The number of pages of files in mappings that were there at the beginning, where they could be written, and are not any more.
-pub fn file_pages_that_left(watch: &Watch, now: &[Map]) -> u64 {
+pub fn file_pages_that_left(watch: &OpenInterval, now: &[BackedMapping]) -> u64 {
     let files = watch.space.maps.iter().filter(|map| is_writable_file(map));
-    let left = |map: &Map| {
+    let left = |map: &BackedMapping| {
         let (start, end) = (map.mapping.start, map.mapping.end);
         let reaching = now.iter().filter(|now| now.mapping.start < end && start < now.mapping.end);
         let still = reaching.filter(|now| now.is_same_as(map));
@@ -73,50 +73,50 @@ pub fn file_pages_that_left(watch: &Watch, now: &[Map]) -> u64 {
     files.map(left).sum()
 }
 
-fn is_writable_file(map: &Map) -> bool {
+fn is_writable_file(map: &BackedMapping) -> bool {
     matches!(map.backing, Backing::Memory | Backing::File) && map.mapping.permissions.contains('w')
 }
 
 /// Tells whether a write to this page could have copied one of a file.
-pub fn is_of_writable_file(watch: &Watch, page: u64) -> bool {
+pub fn is_of_writable_file(watch: &OpenInterval, page: u64) -> bool {
     watch.space.find(page).is_some_and(is_writable_file)
 }
 
 /// The same, also where the mapping can be written by now only.
-pub fn is_of_file_writable_now(watch: &Watch, page: u64, now: &[Map]) -> bool {
+pub fn is_of_file_writable_now(watch: &OpenInterval, page: u64, now: &[BackedMapping]) -> bool {
     is_of_writable_file(watch, page) || is_of_file(watch, page) && maps::find(now, page).is_some_and(is_writable_file)
 }
 
 /// The memory behind the mapping that was there at the beginning.
-pub fn backing_at(watch: &Watch, page: u64) -> Option<Backing> {
+pub fn backing_at(watch: &OpenInterval, page: u64) -> Option<Backing> {
     watch.space.find(page).map(|map| map.backing)
 }
 
 /// Tells whether that is a file, or a memfd.
-pub fn is_of_file(watch: &Watch, page: u64) -> bool {
+pub fn is_of_file(watch: &OpenInterval, page: u64) -> bool {
     matches!(backing_at(watch, page), Some(Backing::Memory | Backing::File))
 }
 
 /// Tells whether this is still the page of zeroes.
-pub fn is_zero(watch: &Watch, page: u64) -> bool {
+pub fn is_zero(watch: &OpenInterval, page: u64) -> bool {
     watch.pagemap.is(page, Categories::PFN_ZERO).unwrap_or(false)
 }
 
 /// Tells whether this page is mapped as a part of a huge one.
-pub fn is_in_huge(pagemap: &Tables, page: u64) -> bool {
+pub fn is_in_huge(pagemap: &PageTables, page: u64) -> bool {
     pagemap.is(page, Categories::HUGE).unwrap_or(false)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::touched::Fault;
+    use super::super::touched::PageFault;
     use super::*;
 
     /// Faults of a page, at these times, that found these frames.
     fn touched(faults: &[(u64, u64)]) -> Touched {
         let fault = |&(time_ns, found): &(u64, u64)| {
             let found = Some(found);
-            Fault { time_ns, address: 0, ip: 0x4000, tid: 7, code: 1, by_kernel: false, found, stack: None }
+            PageFault { time_ns, address: 0, ip: 0x4000, tid: 7, code: 1, by_kernel: false, found, stack: None }
         };
         let mut faults = faults.iter().map(fault);
         let mut touched = Touched::new(faults.next().expect("one at least"));
@@ -126,9 +126,9 @@ mod tests {
 
     #[test]
     fn a_page_of_zeroes_is_gone_where_a_thread_read_first() {
-        assert_eq!(class_of_zero(Some(&touched(&[(1, 0)]))), Class::ZeroPage);
-        assert_eq!(class_of_zero(Some(&touched(&[(1, 0), (2, 0)]))), Class::FirstTouch);
-        assert_eq!(class_of_zero(None), Class::ZeroPage);
+        assert_eq!(class_of_zero(Some(&touched(&[(1, 0)]))), WriteClass::ZeroPage);
+        assert_eq!(class_of_zero(Some(&touched(&[(1, 0), (2, 0)]))), WriteClass::FirstTouch);
+        assert_eq!(class_of_zero(None), WriteClass::ZeroPage);
     }
 
     #[test]

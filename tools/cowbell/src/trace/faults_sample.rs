@@ -5,7 +5,7 @@
 //! the one before it.
 
 use super::baseline::page_bytes;
-use super::touched::Fault;
+use super::touched::PageFault;
 use super::{Tracer, user_fault};
 use crate::record::Record;
 use cowbell::sys;
@@ -24,7 +24,7 @@ const STAND_NS_MAX: u64 = 2_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// The process' last fault.
-    pub last: Option<Fault>,
+    pub last: Option<PageFault>,
     /// The time of the fault of which a stack was taken last.
     taken_ns: u64,
     /// When the next is due, and how far the one after that.

@@ -25,11 +25,11 @@ use super::faults_page::{
     came_later, class_of_new, class_of_zero, file_pages_that_left, is_of_file, is_of_file_writable_now,
     is_of_writable_file, is_zero, may_be_moved, may_have_come_back,
 };
-use super::maps::{self, Map};
+use super::maps::{self, BackedMapping};
 use super::settle::{Close, runs};
-use super::touched::{self, Pages, Touched};
-use super::watch::Watch;
-use crate::record::{Class, Closed, End, Fault};
+use super::touched::{self, FaultedPages, Touched};
+use super::watch::OpenInterval;
+use crate::record::{Closed, End, Fault, WriteClass};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry};
@@ -39,9 +39,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// The evidence for a verdict.
 pub struct FaultEvidence<'a> {
     /// The interval.
-    pub watch: &'a Watch,
+    pub watch: &'a OpenInterval,
     /// The pages of the process that had faults.
-    pub touched: &'a Pages,
+    pub touched: &'a FaultedPages,
     /// True if all faults were told: those that the kernel took for the process, too, and none was lost.
     pub complete: bool,
     /// True if some were lost, so that any page may have had one.
@@ -58,12 +58,12 @@ pub struct FaultEvidence<'a> {
 
 /// A verdict in the making.
 #[derive(Default)]
-pub struct Verdict {
-    pub(super) pages: BTreeMap<u64, Class>,
+pub struct SettledPages {
+    pub(super) pages: BTreeMap<u64, WriteClass>,
     /// Pages that were written and are gone, as far as that is not known for certain.
     pub(super) gone: u64,
     /// Pages that were written, for certain, before they went.
-    pub(super) went: BTreeMap<u64, Class>,
+    pub(super) went: BTreeMap<u64, WriteClass>,
     /// Pages that were in swap: they may have been read before they were written.
     swapped: HashSet<u64>,
     /// The addresses at which pages lay before they were moved.
@@ -78,7 +78,7 @@ pub struct Verdict {
 /// Closes an interval: its end, and the faults by which its pages were written.
 pub fn settle(evidence: &FaultEvidence<'_>, originals: &Originals, close: Close) -> (End, Vec<Fault>) {
     let Close { mut closed, is_there, now_ns } = close;
-    let mut verdict = Verdict::default();
+    let mut verdict = SettledPages::default();
     let read = if is_there {
         verdict.read(evidence)
     } else {
@@ -106,7 +106,7 @@ pub fn settle(evidence: &FaultEvidence<'_>, originals: &Originals, close: Close)
     (end, rows)
 }
 
-impl Verdict {
+impl SettledPages {
     /// Without page tables only the faults are known: each of a page that was there was a write, one of a file's page may have
     /// been; and one that found a page where there had been none, or lies where a mapping came later, may be of one that was moved there.
     fn count_as_gone(&mut self, evidence: &FaultEvidence<'_>) {
@@ -129,7 +129,7 @@ impl Verdict {
 
     /// Pages where there had been none, that were written and given back again: those that were found where they had been moved to,
     /// and copies of a file's. Of the latter all that is known is that they took a fault, which may have been for reading, too.
-    fn count_given_back(&mut self, evidence: &FaultEvidence<'_>, now: &[Map]) -> Result<(), Errno> {
+    fn count_given_back(&mut self, evidence: &FaultEvidence<'_>, now: &[BackedMapping]) -> Result<(), Errno> {
         let watch = evidence.watch;
         let entries = Entries::new(&watch.pagemap);
         let all: BTreeMap<_, _> = evidence.touched.iter().map(|(&page, touched)| (page, touched)).collect();
@@ -163,7 +163,7 @@ impl Verdict {
         self.count_given_back(evidence, &now)?;
         self.count_untold(evidence);
         // The kernel wrote these before the child had its first instruction.
-        for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == Class::Copy) {
+        for (&page, written) in evidence.watch.written.iter().filter(|(_, written)| written.class == WriteClass::Copy) {
             self.pages.insert(page, written.class);
         }
         Ok(())
@@ -198,10 +198,10 @@ impl Verdict {
                 self.given_back(look, page, touched)
             }
             Was::Private if is_private => look.class_of_held(page, entry, touched),
-            Was::Private if touched.is_some() && entry.contains(Entry::SWAPPED) => Some(Class::CopyOrReuse),
+            Was::Private if touched.is_some() && entry.contains(Entry::SWAPPED) => Some(WriteClass::CopyOrReuse),
             Was::Swapped if is_private && entry.contains(Entry::EXCLUSIVE) && touched.is_some() => {
                 self.swapped.insert(page);
-                Some(if look.parent_has(page) { Class::Copy } else { Class::CopyOrReuse })
+                Some(if look.parent_has(page) { WriteClass::Copy } else { WriteClass::CopyOrReuse })
             }
             Was::Zero if is_private && !is_zero(look.evidence.watch, page) => Some(class_of_zero(touched)),
             Was::Private | Was::Swapped | Was::Zero => {
@@ -221,11 +221,11 @@ impl Verdict {
 
     /// A page that was there and was given back. A page that is there takes a fault for a write only: if the first one found it
     /// as it was at the beginning, it was written before it went. Else it may have been.
-    fn given_back(&mut self, look: &PageLook<'_>, page: u64, touched: Option<&Touched>) -> Option<Class> {
+    fn given_back(&mut self, look: &PageLook<'_>, page: u64, touched: Option<&Touched>) -> Option<WriteClass> {
         match touched?.first.found {
             Some(found) if look.evidence.watch.base.frame(page) == Some(found) => {
                 let is_copy = look.parent_has(page) || look.parent_keeps(page, found);
-                self.went.insert(page, if is_copy { Class::Copy } else { Class::CopyOrReuse });
+                self.went.insert(page, if is_copy { WriteClass::Copy } else { WriteClass::CopyOrReuse });
             }
             _ => self.gone += 1,
         }
@@ -234,7 +234,7 @@ impl Verdict {
 
     /// Pages that were written before they went are copies, unless they were moved to where they count now; or may have been, to where a
     /// new page is that nobody touched, or at which a fault found one.
-    fn count_those_that_went(&mut self, evidence: &FaultEvidence<'_>, now: &[Map]) {
+    fn count_those_that_went(&mut self, evidence: &FaultEvidence<'_>, now: &[BackedMapping]) {
         let is_from_elsewhere = |page: &u64| match evidence.touched.get(page) {
             Some(touched) => !touched.found_none(),
             None => true,
@@ -252,7 +252,7 @@ impl Verdict {
     }
 
     /// Private pages where there were none.
-    fn read_new(&mut self, look: &PageLook<'_>, now: &[Map]) -> Result<(), Errno> {
+    fn read_new(&mut self, look: &PageLook<'_>, now: &[BackedMapping]) -> Result<(), Errno> {
         let evidence = look.evidence;
         let watch = evidence.watch;
         let mut found: Vec<(Range, Categories)> = Vec::new();
@@ -284,7 +284,7 @@ impl Verdict {
     }
 
     /// The faults of a page, with those that it took before it was moved.
-    pub(super) fn touched(&self, touched: &Pages, page: u64) -> Option<Touched> {
+    pub(super) fn touched(&self, touched: &FaultedPages, page: u64) -> Option<Touched> {
         let before = self.moved.get(&page).and_then(|before| touched.get(before));
         match (before, touched.get(&page)) {
             (Some(before), Some(here)) => Some(before.followed_by(here)),
@@ -295,7 +295,7 @@ impl Verdict {
     /// Without frames, and where the kernel's faults are not told: a new page without a fault may have been moved, or written by
     /// the kernel. If that would be a copy, it is one of "at most".
     pub(super) fn may_be_untold(&mut self, evidence: &FaultEvidence<'_>, page: u64) -> bool {
-        let is_copy = self.pages.get(&page) == Some(&Class::PrivateFile);
+        let is_copy = self.pages.get(&page) == Some(&WriteClass::PrivateFile);
         let came_later = evidence.watch.space.find(page).is_none();
         if is_copy || came_later {
             self.pages.remove(&page);
@@ -305,12 +305,12 @@ impl Verdict {
     }
 
     /// The fault by which each page was written.
-    fn rows(&self, touched: &Pages) -> Vec<Fault> {
-        let row = |(&page, &class): (&u64, &Class)| {
+    fn rows(&self, touched: &FaultedPages) -> Vec<Fault> {
+        let row = |(&page, &class): (&u64, &WriteClass)| {
             let touched = self.touched(touched, page)?;
-            let was_there = matches!(class, Class::Copy | Class::Reuse | Class::CopyOrReuse);
+            let was_there = matches!(class, WriteClass::Copy | WriteClass::Reuse | WriteClass::CopyOrReuse);
             let fault = if was_there && !self.swapped.contains(&page) { touched.first } else { touched.last };
-            let touched::Fault { time_ns, tid, code, by_kernel, stack, address, .. } = fault;
+            let touched::PageFault { time_ns, tid, code, by_kernel, stack, address, .. } = fault;
             // A page that was moved since took its fault elsewhere, at the same place in it.
             let byte = Some((address % page_bytes()) as u32);
             Some(Fault { time_ns, page, tid, code, by_kernel, stack, byte })

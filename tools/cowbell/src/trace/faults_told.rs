@@ -13,11 +13,11 @@ const OTHERS_MAX: usize = 32;
 
 /// The faults of each process.
 #[derive(Debug, Default)]
-pub struct Counts(HashMap<i32, Count>);
+pub struct FaultCounts(HashMap<i32, FaultCount>);
 
 /// The faults of a process since the last look. A process that is forked begins with none.
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
+struct FaultCount {
     /// Told, without those of threads that were interrupted in one: it comes again.
     told: i64,
     /// Counted by the kernel up to the last look.
@@ -33,7 +33,7 @@ enum Agreement {
     Differ(u64),
 }
 
-impl Counts {
+impl FaultCounts {
     /// A fault was told.
     pub fn tell(&mut self, pid: i32) {
         self.0.entry(pid).or_default().told += 1;
@@ -54,7 +54,7 @@ impl Counts {
         let count = self.0.entry(pid).or_default();
         let now = i64::try_from(counted).unwrap_or(i64::MAX);
         let untold = now - count.counted - count.told;
-        *count = Count { told: 0, counted: now };
+        *count = FaultCount { told: 0, counted: now };
         if untold == 0 { Agreement::Agree } else { Agreement::Differ(u64::try_from(untold).unwrap_or(0)) }
     }
 }
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn faults_that_were_not_told_are_found_by_the_kernels_count() {
-        let mut counts = Counts::default();
+        let mut counts = FaultCounts::default();
         (0..5).for_each(|_| counts.tell(7));
         assert_eq!(counts.look(7, 5), Agreement::Agree, "a forked process begins with none");
         assert_eq!(counts.look(7, 5), Agreement::Agree, "nothing happened");

@@ -3,7 +3,7 @@
 //! An ordinary file is opened by its path, and a memfd by what leads to it in the process. Of memfds only such that are sealed against writing
 //! hold what a page showed before it was copied.
 
-use super::maps::{Backing, Map};
+use super::maps::{BackedMapping, Backing};
 use cowbell::sys::{memfd, procfs};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ impl Files {
     }
 
     /// Reads what the file behind a mapping holds for the page at address `page`; false where it cannot be read.
-    pub fn page(&mut self, map: &Map, page: u64, into: &mut [u8]) -> bool {
+    pub fn page(&mut self, map: &BackedMapping, page: u64, into: &mut [u8]) -> bool {
         let mapping = &map.mapping;
         let is_memfd = map.backing == Backing::Memory && mapping.name.starts_with("/memfd:");
         if map.gone || !(is_memfd || map.backing == Backing::File) {
@@ -46,7 +46,7 @@ impl Files {
     }
 }
 
-fn is_behind(file: &File, map: &Map) -> bool {
+fn is_behind(file: &File, map: &BackedMapping) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.ino() == map.file.1)
 }
 
@@ -55,7 +55,7 @@ fn is_sealed(file: &File) -> bool {
 }
 
 /// Opens the very memfd that is mapped: by its mapping, which takes privileges, or by a descriptor of the process.
-pub fn open_memfd(pid: i32, map: &Map) -> Option<File> {
+pub fn open_memfd(pid: i32, map: &BackedMapping) -> Option<File> {
     let living = procfs::living(pid);
     let exact = format!("/proc/{living}/map_files/{:x}-{:x}", map.mapping.start, map.mapping.end);
     if let Some(file) = File::open(exact).ok().filter(|file| is_behind(file, map)) {

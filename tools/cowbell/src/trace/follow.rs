@@ -1,10 +1,10 @@
 //! The meaning of the target's stops, and the way it goes on.
 
-use super::birth::{self, Kind};
+use super::birth::{self, TaskKind};
 use super::executable;
 use super::tree::Tracee;
 use super::{LEAVE, Tracer, ability};
-use crate::record::{Closed, GapKind, Mode, Origin, Process, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, Origin, Process, Record, WatchReason, Who};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
@@ -108,7 +108,7 @@ impl Tracer {
             self.tree.add_thread(pid, task);
         } else {
             let (family, parent) = (self.tree.new_family(), status.number("PPid").unwrap_or(0));
-            self.tree.add(task, Tracee::new(task, parent, family, Role::Child));
+            self.tree.add(task, Tracee::new(task, parent, family, WatchReason::Child));
             self.name(task, parent, Origin::Forked);
             self.gap(task, GapKind::NotArmed, "its parent was killed while it forked");
         }
@@ -129,17 +129,17 @@ impl Tracer {
         };
         match birth::kind(pid, child, event) {
             // The task was killed, and is reaped already or will be reported.
-            Kind::Gone => self.go_on(maker, at_event),
-            Kind::Thread => {
+            TaskKind::Gone => self.go_on(maker, at_event),
+            TaskKind::Thread => {
                 self.tree.add_thread(pid, child);
                 if self.newborn.remove(&child) {
                     self.go_on(child, Stop::Trap);
                 }
                 self.go_on(maker, at_event);
             }
-            Kind::Shares => {
+            TaskKind::Shares => {
                 let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
-                let mut process = Tracee::new(child, pid, family, Role::Child);
+                let mut process = Tracee::new(child, pid, family, WatchReason::Child);
                 process.shares = true;
                 self.tree.add(child, process);
                 self.name(child, pid, Origin::Shares);
@@ -148,7 +148,7 @@ impl Tracer {
                 }
                 self.go_on(maker, at_event);
             }
-            Kind::Copy => self.on_fork(maker, pid, child, event),
+            TaskKind::Copy => self.on_fork(maker, pid, child, event),
         }
     }
 
@@ -157,7 +157,7 @@ impl Tracer {
         let forked_ns = self.now();
         let call = ptrace::registers(maker).map_or(ptrace::CLONE, |registers| registers.call_number() as i32);
         let family = self.tree.processes.get(&pid).map_or(0, |process| process.family);
-        let mut process = Tracee::new(child, pid, family, Role::Child);
+        let mut process = Tracee::new(child, pid, family, WatchReason::Child);
         process.born_ns = forked_ns;
         self.tree.add(child, process);
         self.inherit_sampling(pid, child);
@@ -217,7 +217,7 @@ impl Tracer {
             process.was_watched = false;
             process.family = family;
             process.shares = false;
-            process.role = Role::Parent;
+            process.role = WatchReason::Parent;
             for other in gone {
                 self.tree.threads.remove(&other);
             }

@@ -5,7 +5,7 @@
 //! page event, because there is nothing to protect; so where it grows is an estimate, by as many looks as it took.
 
 use super::sample::{self, Doing};
-use super::user_fault::{self, News};
+use super::user_fault::{self, FaultState};
 use super::{MOMENTS, PAUSE, Tracer};
 use crate::record::{Grew, Looks, Record};
 use cowbell::sys::perf::Ring;
@@ -29,7 +29,7 @@ const THREADS_MAX: usize = 64;
 
 /// When to look again, and what was found before.
 #[derive(Debug, Default)]
-pub struct Growth {
+pub struct GrowthLooks {
     due_ns: u64,
     period_ns: u64,
     /// The time that the tracer has run for looks and stacks.
@@ -59,7 +59,7 @@ struct Seen {
     ran_ns: HashMap<i32, u64>,
 }
 
-impl Growth {
+impl GrowthLooks {
     /// A process is watched from now on, or again; it has so many private pages, if that is known.
     pub fn begin(&mut self, pid: i32, pages: u64) {
         let now = || resident(pid).map_or(0, |(private, _)| private);
@@ -144,13 +144,13 @@ impl Tracer {
         let waiting = std::mem::take(&mut self.growth.waiting);
         for (tid, (grown, mut ring)) in waiting {
             let news = user_fault::news(&mut ring);
-            if news == News::None {
+            if news == FaultState::None {
                 self.growth.waiting.insert(tid, (grown, ring));
                 continue;
             }
             let _closed = self.poller.remove(&ring);
             // Nobody can be asked who has ended.
-            if news == News::Came && ptrace::interrupt(tid).is_ok() {
+            if news == FaultState::Came && ptrace::interrupt(tid).is_ok() {
                 self.growth.asked.insert(tid, grown);
             } else {
                 self.say_growth(grown, None);

@@ -3,11 +3,11 @@
 
 use super::Tracer;
 use super::files::open_memfd;
-use super::link::{Code, Image, Said};
-use super::maps::{self, Map};
-use super::watch::Watch;
+use super::link::{CodeMapping, Image, TracerMessage};
+use super::maps::{self, BackedMapping};
+use super::watch::OpenInterval;
 use crate::record::image::NAME;
-use crate::record::{Class, End, PageRun};
+use crate::record::{End, PageRun, WriteClass};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -26,7 +26,7 @@ impl Images {
     }
 
     /// The descriptor of the file that a mapping of process `pid` shows; `None` where it cannot be opened.
-    fn descriptor(&mut self, pid: i32, map: &Map) -> Option<i32> {
+    fn descriptor(&mut self, pid: i32, map: &BackedMapping) -> Option<i32> {
         if let Some(file) = self.0.get(&map.file.1) {
             return Some(file.as_raw_fd());
         }
@@ -38,13 +38,13 @@ impl Images {
 }
 
 fn is_copy(run: &&PageRun) -> bool {
-    matches!(run.class, Class::Copy | Class::CopyOrReuse | Class::PrivateFile)
+    matches!(run.class, WriteClass::Copy | WriteClass::CopyOrReuse | WriteClass::PrivateFile)
 }
 
 impl Tracer {
     /// Tells the front of the images in which an interval that is about to close has copies, before its end. The process stands still.
-    pub(super) fn tell_images(&mut self, watch: &mut Watch, end: &End) {
-        let is_image = |map: &Map| map.mapping.name == NAME;
+    pub(super) fn tell_images(&mut self, watch: &mut OpenInterval, end: &End) {
+        let is_image = |map: &BackedMapping| map.mapping.name == NAME;
         let may_be = |run: &PageRun| watch.space.find(run.start).is_none_or(is_image);
         // A page that lies in no mapping that was there at first is of one that came since.
         if !end.pages.iter().filter(is_copy).any(may_be) {
@@ -66,13 +66,14 @@ impl Tracer {
             return;
         }
         let code = watch.code_modules();
-        let code = code.into_iter().map(|(start, end, offset, module)| Code { start, end, offset, module }).collect();
+        let code =
+            code.into_iter().map(|(start, end, offset, module)| CodeMapping { start, end, offset, module }).collect();
         self.say_news();
-        self.link.say(&Said::Images { images: end.interval, of: images, code });
+        self.link.say(&TracerMessage::Images { images: end.interval, of: images, code });
     }
 }
 
-fn has_copies(map: &Map, end: &End) -> bool {
+fn has_copies(map: &BackedMapping, end: &End) -> bool {
     let page = super::baseline::page_bytes();
     let first = end.pages.partition_point(|run| run.start + run.pages * page <= map.mapping.start);
     end.pages.iter().skip(first).take_while(|run| run.start < map.mapping.end).any(|run| is_copy(&run))

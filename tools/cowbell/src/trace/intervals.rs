@@ -9,9 +9,9 @@ use super::compare::{self, Donor};
 use super::kernel_writes::THREAD_DATA;
 use super::link::Target;
 use super::settle::{Close, settle};
-use super::watch::{Doors, Watch};
+use super::watch::{Doors, OpenInterval};
 use super::{DOORS, Tracer};
-use crate::record::{Closed, GapKind, Mode, PageRun, Record, Role, Who};
+use crate::record::{Closed, GapKind, Mode, PageRun, Record, WatchReason, Who};
 use cowbell::sys;
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 
@@ -25,7 +25,7 @@ impl Tracer {
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
         let stop = match self.doors_of(child, child) {
             Ok((doors, stop)) => {
-                self.open_interval(child, Role::Child, doors, None, Some(forked_ns));
+                self.open_interval(child, WatchReason::Child, doors, None, Some(forked_ns));
                 let thread = ptrace::registers(child).map(|registers| registers.thread_pointer());
                 let watch = self.tree.processes.get_mut(&child).and_then(|process| process.watch.as_mut());
                 if let (Some(watch), Ok(thread)) = (watch, thread) {
@@ -50,7 +50,7 @@ impl Tracer {
     pub(super) fn arm_maker(&mut self, maker: i32, pid: i32) -> Stop {
         let at_event = Stop::Event(EventStop::Fork);
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
-        let role = self.tree.processes.get(&pid).map_or(Role::Parent, |process| process.role);
+        let role = self.tree.processes.get(&pid).map_or(WatchReason::Parent, |process| process.role);
         let stop = if let Some((doors, space)) = self.close_interval(pid, Closed::Forked, true) {
             let doors = if self.mode == Mode::Faults && !self.may_sample() { Doors::default() } else { doors };
             self.open_interval(pid, role, doors, Some(space), None);
@@ -70,7 +70,7 @@ impl Tracer {
         stop
     }
 
-    fn arm_first_time(&mut self, maker: i32, pid: i32, role: Role) -> Stop {
+    fn arm_first_time(&mut self, maker: i32, pid: i32, role: WatchReason) -> Stop {
         // Nothing can be injected inside of fork: on to the return from it.
         let stop = match ptrace::interrupt(maker).and_then(|()| ptrace::resume(maker, Until::Event, 0)) {
             Ok(()) => match self.wait_for(maker) {
@@ -90,7 +90,7 @@ impl Tracer {
     }
 
     /// Arms a process by a thread of it that stands in `stop`. Returns the stop it is left in.
-    fn arm_at(&mut self, tid: i32, pid: i32, role: Role, stop: Stop) -> Stop {
+    fn arm_at(&mut self, tid: i32, pid: i32, role: WatchReason, stop: Stop) -> Stop {
         match self.doors_of(tid, pid) {
             Ok((doors, left)) => {
                 self.open_interval(pid, role, doors, None, None);
@@ -131,7 +131,7 @@ impl Tracer {
             stop => stop,
         };
         let (started, told) = (sys::monotonic_ns(), self.spent.told_ns());
-        let stop = self.arm_at(tid, pid, Role::Attached, stop);
+        let stop = self.arm_at(tid, pid, WatchReason::Attached, stop);
         self.spent.arming_ns += self.since(started, told);
         stop
     }
@@ -185,7 +185,7 @@ impl Tracer {
     fn open_interval(
         &mut self,
         pid: i32,
-        role: Role,
+        role: WatchReason,
         doors: Doors,
         space: Option<AddressSpace>,
         forked_ns: Option<u64>,
@@ -197,8 +197,8 @@ impl Tracer {
         let mode = if doors.events.is_some() || self.mode == Mode::Faults { self.mode } else { Mode::Count };
         // A newborn has had none. A parent's would have to be read at each of its forks.
         let faults_before = match (role, forked_ns) {
-            (Role::Child, Some(_)) => Some(0),
-            (Role::Child, None) => sys::process::page_faults(pid),
+            (WatchReason::Child, Some(_)) => Some(0),
+            (WatchReason::Child, None) => sys::process::page_faults(pid),
             _ => None,
         };
         let (interval, codes) = (self.intervals, self.codes.clone());
@@ -212,7 +212,7 @@ impl Tracer {
         let relative = parent.filter(|watch| forked_ns.is_some_and(|forked_ns| forked_ns <= watch.begun_ns));
         let relative = relative.map(|watch| &watch.base);
         let stood_in = self.leave_to_stand_in(pid);
-        let armed = Watch::arm(&order, doors, relative, before);
+        let armed = OpenInterval::arm(&order, doors, relative, before);
         self.take_back(stood_in);
         let (watch, begin) = match armed {
             Ok(armed) => armed,

@@ -2,8 +2,8 @@
 
 use super::baseline::{Was, page_bytes};
 use super::entries;
-use super::watch::{Watch, Written};
-use crate::record::{Class, Event, Mode};
+use super::watch::{OpenInterval, Written};
+use crate::record::{Event, Mode, WriteClass};
 use crate::stacks::instruction;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::RemoteMemory;
@@ -17,7 +17,7 @@ const RED_ZONE: u64 = if cfg!(target_arch = "x86_64") { 128 } else { 0 };
 /// The frame that the kernel writes for a signal is no larger: with all registers of the largest x86-64 processors 11 KiB.
 const SIGNAL_FRAME_MAX: u64 = 16 << 10;
 
-impl Watch {
+impl OpenInterval {
     /// Tells whether a thread that waits for a page at `address`, with this stack pointer, does so for the kernel, which writes a signal's
     /// frame: no code writes to its own stack below the red zone, but for what asks whether the stack may grow, by an address counted from
     /// the stack pointer. The instruction then is the one that was interrupted. Known of the first thread's stack: other memory may
@@ -38,7 +38,7 @@ impl Watch {
         for address in (from / page * page..to).step_by(page as usize) {
             let exclusive = entries::entry(&self.pagemap, address).is_ok_and(|entry| entry.contains(Entry::EXCLUSIVE));
             if exclusive && self.base.at(address) == Some(Was::Private) {
-                let (class, time_ns) = (Class::Copy, self.begun_ns);
+                let (class, time_ns) = (WriteClass::Copy, self.begun_ns);
                 self.written.insert(address, Written { class, frame: 0, time_ns });
                 if self.mode == Mode::Trace {
                     let syscall = Some(syscall);

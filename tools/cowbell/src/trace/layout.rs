@@ -3,7 +3,7 @@
 use super::baseline;
 use super::entries;
 use super::files::Files;
-use super::watch::Watch;
+use super::watch::OpenInterval;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::RemoteMemory;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ const PAGES_MAX: usize = 64;
 /// read-only is read from the file, for a child has no page tables of it before it reads there itself, and the name of CPython's
 /// type of types lies in such a page. Pages are read whole and remembered, because most pointers lead to few pages and each read
 /// is a system call.
-pub fn words(watch: &Watch) -> impl FnMut(u64) -> Option<u64> + '_ {
+pub fn words(watch: &OpenInterval) -> impl FnMut(u64) -> Option<u64> + '_ {
     let bytes = baseline::page_bytes();
     let mut files = Files::new(watch.pid);
     let mut pages: HashMap<u64, Option<Rc<[u8]>>> = HashMap::new();

@@ -36,7 +36,7 @@ pub enum Target {
 /// The front's further lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub enum TracerCommand {
     /// Let everybody go and finish.
     Detach,
     /// Send this signal to the program.
@@ -47,7 +47,7 @@ pub enum Order {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are records, of which one lives at a time")]
-pub enum Said {
+pub enum TracerMessage {
     /// The tracer could not begin.
     Failed {
         /// The exit code that this deserves.
@@ -69,7 +69,7 @@ pub enum Said {
         /// The images.
         of: Vec<Image>,
         /// The code of its process.
-        code: Vec<Code>,
+        code: Vec<CodeMapping>,
     },
     /// A line of the capture.
     Record(Record),
@@ -88,7 +88,7 @@ pub struct Image {
 
 /// A mapping of code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Code {
+pub struct CodeMapping {
     /// First address.
     pub start: u64,
     /// One past the last.
@@ -99,7 +99,7 @@ pub struct Code {
     pub module: u32,
 }
 
-impl Said {
+impl TracerMessage {
     /// Reads a line. Nearly all are records, which are read at once: of an untagged value serde keeps all in a form of its
     /// own before it tries what it is.
     ///
@@ -149,7 +149,7 @@ impl Link {
     }
 
     /// Queues a line; [`Self::flush`] sends.
-    pub fn say(&mut self, said: &Said) {
+    pub fn say(&mut self, said: &TracerMessage) {
         // Writing to memory fails for no value of these types.
         if serde_json::to_writer(&mut self.outgoing, said).is_ok() {
             self.outgoing.push(b'\n');
@@ -182,12 +182,12 @@ impl Link {
         while self.fill().is_ok_and(|more| more) {}
     }
 
-    /// The next order. A front that is gone wants everybody let go.
-    pub fn order(&mut self) -> Option<Order> {
+    /// The next command. A front that is gone wants everybody let go.
+    pub fn command(&mut self) -> Option<TracerCommand> {
         loop {
             if let Some(line) = self.line() {
                 match serde_json::from_slice(&line) {
-                    Ok(order) => return Some(order),
+                    Ok(command) => return Some(command),
                     Err(_) => continue,
                 }
             }
@@ -195,7 +195,7 @@ impl Link {
                 Ok(true) => {}
                 Ok(false) => {
                     self.broken = true;
-                    return Some(Order::Detach);
+                    return Some(TracerCommand::Detach);
                 }
                 Err(_) => return None,
             }
@@ -239,12 +239,12 @@ mod tests {
         front.write_all(b"\n{\"signal\":15}\n\"det").expect("written");
         let (mut link, read) = Link::open(tracer).expect("options");
         assert!(matches!(read.target, Target::Attach(7)));
-        assert_eq!((link.order(), link.order()), (Some(Order::Signal(15)), None));
+        assert_eq!((link.command(), link.command()), (Some(TracerCommand::Signal(15)), None));
         front.write_all(b"ach\"\n").expect("written");
-        assert_eq!(link.order(), Some(Order::Detach));
+        assert_eq!(link.command(), Some(TracerCommand::Detach));
         assert!(!link.is_broken());
         drop(front);
-        assert_eq!(link.order(), Some(Order::Detach));
+        assert_eq!(link.command(), Some(TracerCommand::Detach));
         assert!(link.is_broken());
     }
 }

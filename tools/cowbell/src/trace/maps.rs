@@ -23,7 +23,7 @@ pub enum Backing {
 
 /// One mapping and what stands behind it.
 #[derive(Clone, Debug)]
-pub struct Map {
+pub struct BackedMapping {
     /// The mapping as the capture has it.
     pub mapping: Mapping,
     /// The memory behind it.
@@ -36,7 +36,7 @@ pub struct Map {
     pub gone: bool,
 }
 
-impl Map {
+impl BackedMapping {
     /// Tells whether code can be run in it.
     pub fn is_code(&self) -> bool {
         self.mapping.permissions.contains('x')
@@ -68,7 +68,7 @@ impl Map {
 ///
 /// # Errors
 /// The process is gone, or not ours to read.
-pub fn read(pid: i32) -> Result<Vec<Map>, Errno> {
+pub fn read(pid: i32) -> Result<Vec<BackedMapping>, Errno> {
     of(procfs::living(pid))
 }
 
@@ -76,8 +76,8 @@ pub fn read(pid: i32) -> Result<Vec<Map>, Errno> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn of(living: i32) -> Result<Vec<Map>, Errno> {
-    let mut maps: Vec<Map> = maps::read(living)?.into_iter().map(Map::from).collect();
+pub fn of(living: i32) -> Result<Vec<BackedMapping>, Errno> {
+    let mut maps: Vec<BackedMapping> = maps::read(living)?.into_iter().map(BackedMapping::from).collect();
     for map in maps.iter_mut().filter(|map| map.backing == Backing::File && is_hugetlbfs(living, &map.file.0)) {
         map.backing = Backing::HugePages;
     }
@@ -116,12 +116,12 @@ fn device(major: u32, minor: u32) -> String {
 }
 
 /// The mapping that an address lies in.
-pub fn find(maps: &[Map], address: u64) -> Option<&Map> {
+pub fn find(maps: &[BackedMapping], address: u64) -> Option<&BackedMapping> {
     let behind = maps.partition_point(|map| map.mapping.end <= address);
     maps.get(behind).filter(|map| map.contains(address))
 }
 
-impl From<maps::Mapping> for Map {
+impl From<maps::Mapping> for BackedMapping {
     fn from(found: maps::Mapping) -> Self {
         let backing = backing(&found);
         let (start, end) = (found.range.start as u64, found.range.end() as u64);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_line_of_maps_is_read_with_what_stands_behind_it() {
-        let parse = |line| maps::parse(line).map(Map::from).expect("a mapping");
+        let parse = |line| maps::parse(line).map(BackedMapping::from).expect("a mapping");
         let map = parse("7f00-8f00 rw-p 00001000 00:01 1033   /memfd:a b (deleted)");
         assert_eq!((map.mapping.start, map.mapping.end, map.mapping.offset), (0x7f00, 0x8f00, 0x1000));
         assert_eq!((map.mapping.name.as_str(), map.backing), ("/memfd:a b (deleted)", Backing::Memory));
@@ -180,7 +180,7 @@ mod tests {
         let maps: Vec<_> = ["1000-2000 rw-p 0 00:00 0", "3000-4000 rw-p 0 00:00 0"]
             .into_iter()
             .filter_map(maps::parse)
-            .map(Map::from)
+            .map(BackedMapping::from)
             .collect();
         let start = |address| find(&maps, address).map(|map| map.mapping.start);
         assert_eq!(

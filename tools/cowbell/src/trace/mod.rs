@@ -54,7 +54,7 @@ mod user_fault;
 mod verdict;
 mod watch;
 
-use crate::record::{Finish, Gap, GapKind, Mode, Record, Role};
+use crate::record::{Finish, Gap, GapKind, Mode, Record, WatchReason};
 use codes::Codes;
 use compare::Originals;
 use cowbell::sys::epoll::Poller;
@@ -65,10 +65,10 @@ use cowbell::sys::uffd::UffdMessage as Message;
 use cowbell::sys::{self, Errno, ptrace, signal};
 use faults::Faults;
 use faults_stand_in::StandIn;
-use growth::Growth;
+use growth::GrowthLooks;
 use images::Images;
 use lender::Lenders;
-use link::{Link, Options, Order, Said};
+use link::{Link, Options, TracerCommand, TracerMessage};
 use sample::{Halted, Sampler};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -102,7 +102,7 @@ pub fn run(stream: UnixStream) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err((mut link, failed, message)) => {
-            link.say(&Said::Failed { failed, message });
+            link.say(&TracerMessage::Failed { failed, message });
             link.flush_all();
             ExitCode::FAILURE
         }
@@ -126,7 +126,7 @@ struct Tracer {
     faults: Option<Faults>,
     codes: Codes,
     images: Images,
-    growth: Growth,
+    growth: GrowthLooks,
     /// Tasks that stand at their first instruction and whose maker has not told of them yet.
     newborn: HashSet<i32>,
     /// Threads that stand still because everybody is about to be let go, with the signal they are due.
@@ -162,7 +162,7 @@ impl Tracer {
 
     fn say(&mut self, record: Record) {
         self.say_news();
-        self.link.say(&Said::Record(record));
+        self.link.say(&TracerMessage::Record(record));
     }
 
     /// Tells of the code that was seen, before what refers to it.
@@ -211,8 +211,8 @@ impl Tracer {
                 self.serve_stops();
             }
             LINK => {
-                while let Some(order) = self.link.order() {
-                    self.obey(order);
+                while let Some(command) = self.link.command() {
+                    self.obey(command);
                     if self.link.is_broken() {
                         let _gone = self.poller.remove(self.link.socket());
                         break;
@@ -286,11 +286,11 @@ impl Tracer {
         }
     }
 
-    fn obey(&mut self, order: Order) {
-        match order {
-            Order::Signal(number) => sys::process::send(self.root, number),
-            Order::Detach if self.leaving => {}
-            Order::Detach => {
+    fn obey(&mut self, command: TracerCommand) {
+        match command {
+            TracerCommand::Signal(number) => sys::process::send(self.root, number),
+            TracerCommand::Detach if self.leaving => {}
+            TracerCommand::Detach => {
                 self.leaving = true;
                 self.leaving_since_ns = self.now();
                 let tids: Vec<i32> = self.tree.threads.keys().copied().collect();
@@ -363,7 +363,7 @@ impl Tracer {
     fn keeps_originals(&self, pid: i32) -> bool {
         let Some(process) = self.tree.processes.get(&pid) else { return false };
         let parent = self.tree.processes.get(&process.parent).is_some_and(|parent| parent.watch.is_some());
-        process.role != Role::Child || !parent || self.tree.processes.values().any(|other| other.parent == pid)
+        process.role != WatchReason::Child || !parent || self.tree.processes.values().any(|other| other.parent == pid)
     }
 
     /// Follows moves and removals in the mappings that have no events.
@@ -387,7 +387,7 @@ impl Tracer {
         for process in self.tree.processes.values_mut() {
             let Some(watch) = process.watch.as_mut().filter(|watch| watch.events.len() >= least) else { continue };
             let events = std::mem::take(&mut watch.events);
-            self.link.say(&Said::Record(Record::Events { interval: watch.interval, events }));
+            self.link.say(&TracerMessage::Record(Record::Events { interval: watch.interval, events }));
         }
     }
 

@@ -1,8 +1,8 @@
 //! Changes of an address space while it is watched: mappings move and go, pages are given back.
 
 use super::baseline::page_bytes;
-use super::maps::{Backing, Map};
-use super::watch::Watch;
+use super::maps::{BackedMapping, Backing};
+use super::watch::OpenInterval;
 use crate::record::Watched;
 use cowbell::sys::change::MemoryCall;
 use cowbell::sys::map::Range;
@@ -29,7 +29,7 @@ impl Collected {
     }
 }
 
-impl Watch {
+impl OpenInterval {
     /// Reads one message of the asynchronous userfaultfd, which has only moves and removals, and returns who makes changes. The
     /// pages of a removal go when it has been read, so what was written there is noted first. Its thread may tell its next one right
     /// then, and nobody has looked at that yet: it is left for the next call.
@@ -119,7 +119,7 @@ impl Watch {
     fn unread_in(&self, start: u64, end: u64) -> u64 {
         let first = self.space.maps.partition_point(|map| map.mapping.end <= start);
         let inside = self.space.maps.iter().skip(first).take_while(|map| map.mapping.start < end);
-        let bits: Vec<&Map> = inside.filter(|map| map.mapping.watched == Watched::Async).collect();
+        let bits: Vec<&BackedMapping> = inside.filter(|map| map.mapping.watched == Watched::Async).collect();
         let mut written: Vec<u64> = match bits.is_empty() {
             true => Vec::new(),
             false => self.written.keys().copied().filter(|page| (start..end).contains(page)).collect(),

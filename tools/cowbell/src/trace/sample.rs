@@ -7,11 +7,11 @@
 use super::Tracer;
 use super::layout;
 use super::threads;
-use super::watch::Watch;
+use super::watch::OpenInterval;
 use crate::record::{Event, Frame, Mode, Record, Stack, Wrote};
 use crate::stacks::instruction;
-use crate::stacks::languages::{Language, Reader};
-use crate::stacks::native::Registers;
+use crate::stacks::languages::{InterpreterReader, Language};
+use crate::stacks::native::UnwindRegisters;
 use cowbell::sys::procfs;
 use cowbell::sys::ptrace::{self, Stop, WaitStatus};
 use cowbell::sys::registers as ptrace_registers;
@@ -45,7 +45,7 @@ type Key = (u32, Vec<u32>, Vec<Frame>, Wrote);
 
 /// The state of the search for an interpreter.
 enum Search {
-    Found(Box<dyn Reader>),
+    Found(Box<dyn InterpreterReader>),
     /// The search failed so often, the last time for this reason.
     Failed(u32, String),
 }
@@ -59,7 +59,7 @@ pub struct Halted {
 }
 
 /// The outcome of taking a thread's stack.
-pub enum Taken {
+pub enum StackTaken {
     /// The thread was not interrupted: it is gone.
     Never,
     /// The stack was read while the thread waits; it is here if it is new.
@@ -72,7 +72,7 @@ pub enum Taken {
 
 impl Sampler {
     /// Tells whether this event's stack is wanted: every `every`th of its instruction is, and the first.
-    pub fn wants(&mut self, watch: &Watch, event: &Event, every: u32) -> bool {
+    pub fn wants(&mut self, watch: &OpenInterval, event: &Event, every: u32) -> bool {
         // A thread inside of a system call cannot be interrupted there.
         if every == 0 || event.syscall.is_some() || event.pc == 0 {
             return false;
@@ -86,32 +86,32 @@ impl Sampler {
 
     /// Reads the stacks of an event's thread, which waits to write at `address`, and says whether this stack is new. If the thread had to be
     /// interrupted it is left as it stands: the caller lifts the protection, then handles the stop.
-    pub fn take(&mut self, watch: &mut Watch, event: &mut Event, address: u64, parent: i32) -> Taken {
+    pub fn take(&mut self, watch: &mut OpenInterval, event: &mut Event, address: u64, parent: i32) -> StackTaken {
         let tid = event.tid;
         if let Some((number, stack)) = self.read_asleep(watch, event, address, parent) {
             event.stack = Some(number);
-            return Taken::Asleep(stack);
+            return StackTaken::Asleep(stack);
         }
         if ptrace::interrupt(tid).is_err() {
-            return Taken::Never;
+            return StackTaken::Never;
         }
-        let Some(status) = stopped(tid, watch, event.time_ns) else { return Taken::Late };
+        let Some(status) = stopped(tid, watch, event.time_ns) else { return StackTaken::Late };
         let halted = Halted { tid, status };
         let stands = matches!(status, WaitStatus::Stopped(Stop::Trap | Stop::Group(_) | Stop::Signal(_)));
         let Some(registers) = ptrace::registers(tid).ok().filter(|registers| stands && registers.pc() == event.pc)
         else {
-            return Taken::Stands(halted, None);
+            return StackTaken::Stands(halted, None);
         };
         let (number, stack) = self.read(watch, (tid, &registers), (event.pc, address), parent);
         event.stack = Some(number);
-        Taken::Stands(halted, stack)
+        StackTaken::Stands(halted, stack)
     }
 
     /// The same of a thread that sleeps in its page fault. `None` if its stack takes more registers than are known then, or if it ran
     /// meanwhile: a signal wakes it.
     fn read_asleep(
         &mut self,
-        watch: &mut Watch,
+        watch: &mut OpenInterval,
         event: &Event,
         address: u64,
         parent: i32,
@@ -126,7 +126,7 @@ impl Sampler {
         if at.syscall.is_some() || at.pc != event.pc {
             return None;
         }
-        let native = watch.stack(Registers { ip: at.pc, sp: at.sp, bp: None, lr: 0 })?;
+        let native = watch.stack(UnwindRegisters { ip: at.pc, sp: at.sp, bp: None, lr: 0 })?;
         let wrote = wrote(watch, at.pc, address);
         let (language, frames) = self.script(watch, parent, event.tid, Some(at.pc));
         let slept = watch.threads.turns(event.tid) == Some(turns);
@@ -137,7 +137,7 @@ impl Sampler {
     /// `wrote`: the instruction whose write it is taken for, and the address.
     pub fn read(
         &mut self,
-        watch: &mut Watch,
+        watch: &mut OpenInterval,
         (tid, registers): (i32, &ptrace_registers::UserRegs),
         (pc, address): (u64, u64),
         parent: i32,
@@ -167,7 +167,13 @@ impl Sampler {
 
     /// The stack of a thread that stands still, or of its script's frames only where it does not (`stands`); its number, and the stack if it is new. `None` where
     /// it could not be read.
-    pub fn look(&mut self, watch: &mut Watch, tid: i32, parent: i32, stands: bool) -> Option<(u32, Option<Stack>)> {
+    pub fn look(
+        &mut self,
+        watch: &mut OpenInterval,
+        tid: i32,
+        parent: i32,
+        stands: bool,
+    ) -> Option<(u32, Option<Stack>)> {
         let at = if stands { Some(ptrace::registers(tid).ok()?) } else { None };
         let (language, frames) = self.script(watch, parent, tid, at.as_ref().map(ptrace_registers::UserRegs::pc));
         let mut native = Vec::new();
@@ -201,7 +207,13 @@ impl Sampler {
     }
 
     /// The language that a thread of a watched process runs, and its frames in it.
-    fn script(&mut self, watch: &Watch, parent: i32, tid: i32, pc: Option<u64>) -> (Option<&'static str>, Vec<Frame>) {
+    fn script(
+        &mut self,
+        watch: &OpenInterval,
+        parent: i32,
+        tid: i32,
+        pc: Option<u64>,
+    ) -> (Option<&'static str>, Vec<Frame>) {
         let language = watch.space.language();
         language.map_or((None, Vec::new()), |language| self.frames(language, watch.pid, parent, (tid, pc)))
     }
@@ -235,7 +247,7 @@ impl Sampler {
 
 impl Tracer {
     /// Takes the stack of an event's thread, if it is one of those wanted.
-    pub(super) fn sample(&mut self, watch: &mut Watch, event: &mut Event, address: u64) -> Option<Halted> {
+    pub(super) fn sample(&mut self, watch: &mut OpenInterval, event: &mut Event, address: u64) -> Option<Halted> {
         if self.leaving || !self.sampler.wants(watch, event, self.options.stacks_every) {
             return None;
         }
@@ -247,13 +259,13 @@ impl Tracer {
     }
 
     /// Writes down a stack that is new; returns the thread, if it was interrupted for it.
-    pub(super) fn tell_taken(&mut self, taken: Taken) -> Option<Halted> {
-        self.spent.stops += u64::from(matches!(taken, Taken::Late | Taken::Stands(..)));
+    pub(super) fn tell_taken(&mut self, taken: StackTaken) -> Option<Halted> {
+        self.spent.stops += u64::from(matches!(taken, StackTaken::Late | StackTaken::Stands(..)));
         let (halted, stack) = match taken {
-            Taken::Never => return None,
-            Taken::Asleep(stack) => (None, stack),
-            Taken::Late => (None, None),
-            Taken::Stands(halted, stack) => (Some(halted), stack),
+            StackTaken::Never => return None,
+            StackTaken::Asleep(stack) => (None, stack),
+            StackTaken::Late => (None, None),
+            StackTaken::Stands(halted, stack) => (Some(halted), stack),
         };
         if let Some(stack) = stack {
             self.say(Record::Stack(stack));
@@ -263,7 +275,7 @@ impl Tracer {
 }
 
 /// The kind of data that the instruction at `pc` is about to write at an address.
-fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
+fn wrote(watch: &OpenInterval, pc: u64, address: u64) -> Wrote {
     let by_layout = watch.space.objects().wrote(address, &mut layout::words(watch));
     let mut code = [0; instruction::BYTES_MAX];
     let read = watch.memory.read(pc, &mut code).unwrap_or(0);
@@ -276,7 +288,7 @@ fn wrote(watch: &Watch, pc: u64, address: u64) -> Wrote {
 /// The stop at which an interrupted thread stands. On its way there the kernel may write to other pages of the process, which are
 /// answered. A thread that the kernel made fault at this very page (it writes a signal's frame, say) cannot stand still
 /// before the page is there: `None`, and its stop comes later.
-fn stopped(tid: i32, watch: &mut Watch, time_ns: u64) -> Option<WaitStatus> {
+fn stopped(tid: i32, watch: &mut OpenInterval, time_ns: u64) -> Option<WaitStatus> {
     let started = cowbell::sys::monotonic_ns();
     let mut looks = 0;
     while cowbell::sys::monotonic_ns() - started < STAND_NS_MAX || looks < STAND_LOOKS_MIN {
@@ -321,8 +333,8 @@ pub fn ran_ns(pid: i32, tid: i32) -> u64 {
 }
 
 /// The registers of a thread that stands still.
-fn all(at: &ptrace_registers::UserRegs) -> Registers {
-    Registers { ip: at.pc(), sp: at.sp(), bp: Some(at.bp()), lr: at.link() }
+fn all(at: &ptrace_registers::UserRegs) -> UnwindRegisters {
+    UnwindRegisters { ip: at.pc(), sp: at.sp(), bp: Some(at.bp()), lr: at.link() }
 }
 
 fn search(language: &dyn Language, pid: i32, tries: u32) -> Search {

@@ -5,8 +5,8 @@ use super::compare::{Compared, Donor, Originals};
 use super::entries::Entries;
 use super::maps::{self, Backing};
 use super::verdict::{Page, Sight, verdict};
-use super::watch::Watch;
-use crate::record::{Class, Closed, End, Mode, PageRun, Watched};
+use super::watch::OpenInterval;
+use crate::record::{Closed, End, Mode, PageRun, Watched, WriteClass};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry};
@@ -25,9 +25,9 @@ pub struct Close {
 }
 
 /// Closes an interval.
-pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>>, close: Close) -> End {
+pub fn settle(watch: &mut OpenInterval, originals: &Originals, donor: Option<&Donor<'_>>, close: Close) -> End {
     let Close { mut closed, is_there, now_ns } = close;
-    let mut pages: BTreeMap<u64, Class> = BTreeMap::new();
+    let mut pages: BTreeMap<u64, WriteClass> = BTreeMap::new();
     if is_there && read_page_tables(watch, &mut pages, now_ns).is_err() {
         closed = Closed::Lost;
     }
@@ -39,10 +39,10 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
     }
     if let Some(donor) = donor {
         let entries = donor.entries();
-        let undecided = pages.iter_mut().filter(|(_, class)| **class == Class::CopyOrReuse);
+        let undecided = pages.iter_mut().filter(|(_, class)| **class == WriteClass::CopyOrReuse);
         undecided
             .filter(|(page, _)| donor.still_has(watch, &entries, **page))
-            .for_each(|(_, class)| *class = Class::Copy);
+            .for_each(|(_, class)| *class = WriteClass::Copy);
     }
     let Compared { contents, gone } =
         if is_there { originals.compare(watch, &pages, donor) } else { Compared::default() };
@@ -55,15 +55,15 @@ pub fn settle(watch: &mut Watch, originals: &Originals, donor: Option<&Donor<'_>
 
 /// The number of copies that the process can have made and that are not known: each takes a page fault, and so did each that is
 /// known.
-fn faults_unexplained(watch: &Watch, pages: &BTreeMap<u64, Class>) -> u64 {
+fn faults_unexplained(watch: &OpenInterval, pages: &BTreeMap<u64, WriteClass>) -> u64 {
     let faults = watch.faults_before.zip(process::page_faults(watch.pid));
     let Some((before, now)) = faults else { return u64::MAX };
-    let copies = |class: &&Class| !matches!(class, Class::FirstTouch | Class::ZeroPage);
+    let copies = |class: &&WriteClass| !matches!(class, WriteClass::FirstTouch | WriteClass::ZeroPage);
     (now - before).saturating_sub(pages.values().filter(copies).count() as u64)
 }
 
 /// Reads the pages that events do not tell: those noted by the kernel, and private pages where there were none before.
-fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns: u64) -> Result<(), Errno> {
+fn read_page_tables(watch: &mut OpenInterval, pages: &mut BTreeMap<u64, WriteClass>, now_ns: u64) -> Result<(), Errno> {
     watch.collect(now_ns)?;
     let now = maps::read(watch.pid)?;
     let entries = Entries::new(&watch.pagemap);
@@ -99,7 +99,7 @@ fn read_page_tables(watch: &mut Watch, pages: &mut BTreeMap<u64, Class>, now_ns:
 
 /// Tells whether this page is another than the process held, where pages may have been given back. A page that it held is still
 /// protected. Pages without events are known by their own marks.
-fn is_new(watch: &Watch, entries: &Entries<'_>, page: u64) -> bool {
+fn is_new(watch: &OpenInterval, entries: &Entries<'_>, page: u64) -> bool {
     watch.dropped.contains(page)
         && watch.space.find(page).is_some_and(|map| map.mapping.watched == Watched::Events)
         && !entries.at(page).is_ok_and(|entry| entry.contains(Entry::UFFD_WP))
@@ -110,7 +110,7 @@ fn is_guard(entries: &Entries<'_>, page: u64) -> bool {
 }
 
 /// Looks again at what was thought of the pages when they were written.
-fn look_again(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
+fn look_again(watch: &OpenInterval, pages: &mut BTreeMap<u64, WriteClass>, forked: bool) {
     let entries = Entries::new(&watch.pagemap);
     let written: BTreeMap<_, _> = watch.written.iter().filter(|(_, written)| written.frame != 0).collect();
     for (&page, written) in written {
@@ -126,7 +126,7 @@ fn look_again(watch: &Watch, pages: &mut BTreeMap<u64, Class>, forked: bool) {
 }
 
 /// Neighbouring pages of one class as one run.
-pub fn runs(pages: &BTreeMap<u64, Class>) -> Vec<PageRun> {
+pub fn runs(pages: &BTreeMap<u64, WriteClass>) -> Vec<PageRun> {
     let mut runs: Vec<PageRun> = Vec::new();
     for (&page, &class) in pages {
         match runs.last_mut() {
@@ -144,9 +144,9 @@ mod tests {
     #[test]
     fn neighbours_of_one_class_are_one_run() {
         let page = page_bytes();
-        let pages = [(1, Class::Copy), (2, Class::Copy), (3, Class::Reuse), (5, Class::Reuse)];
-        let pages: BTreeMap<u64, Class> = pages.into_iter().map(|(at, class)| (at * page, class)).collect();
+        let pages = [(1, WriteClass::Copy), (2, WriteClass::Copy), (3, WriteClass::Reuse), (5, WriteClass::Reuse)];
+        let pages: BTreeMap<u64, WriteClass> = pages.into_iter().map(|(at, class)| (at * page, class)).collect();
         let found: Vec<_> = runs(&pages).iter().map(|run| (run.start / page, run.pages, run.class)).collect();
-        assert_eq!(found, [(1, 2, Class::Copy), (3, 1, Class::Reuse), (5, 1, Class::Reuse)]);
+        assert_eq!(found, [(1, 2, WriteClass::Copy), (3, 1, WriteClass::Reuse), (5, 1, WriteClass::Reuse)]);
     }
 }

@@ -5,7 +5,7 @@ use super::codes::Codes;
 use super::compare::Originals;
 use super::faults::Faults;
 use super::faults_stand_in::StandIn;
-use super::growth::Growth;
+use super::growth::GrowthLooks;
 use super::images::Images;
 use super::lender::Lenders;
 use super::link::{Link, Options, Target};
@@ -13,7 +13,7 @@ use super::sample::Sampler;
 use super::tree::{Tracee, Tree};
 use super::{FAULTS, LINK, SIGNALS, Tracer, ability, baseline};
 use crate::failure::absent;
-use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, Role, VERSION};
+use crate::record::{FORMAT, Finish, GapKind, Header, Mode, Origin, Record, VERSION, WatchReason};
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::launch::{Launch, Launched};
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
@@ -33,11 +33,11 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// Why it could not begin: the link to say it on, the exit code, the words.
-pub type Refused = (Link, u8, String);
+pub type NotStarted = (Link, u8, String);
 
 impl Tracer {
     /// Starts or attaches. From then on [`Tracer::follow`].
-    pub(super) fn begin(link: Link, options: Options) -> Result<Self, Refused> {
+    pub(super) fn begin(link: Link, options: Options) -> Result<Self, NotStarted> {
         let (mode, mode_reason) = match choose_mode(options.mode) {
             Ok(chosen) => chosen,
             Err(why) => return Err((link, FAILED, why)),
@@ -78,7 +78,7 @@ impl Tracer {
             faults: None,
             codes: Codes::default(),
             images: Images::default(),
-            growth: Growth::default(),
+            growth: GrowthLooks::default(),
             newborn: HashSet::new(),
             parked: HashMap::new(),
             stops_unread: false,
@@ -157,7 +157,7 @@ impl Tracer {
         self.say_header(words.iter().map(|word| word.to_string_lossy().into_owned()).collect(), mode_reason);
         self.root = pid;
         let family = self.tree.new_family();
-        self.tree.add(pid, Tracee::new(pid, 0, family, Role::Parent));
+        self.tree.add(pid, Tracee::new(pid, 0, family, WatchReason::Parent));
         self.name(pid, 0, Origin::Started);
         self.begin_to_compare(pid);
         self.tell_of_privilege(pid);
@@ -185,7 +185,7 @@ impl Tracer {
         // Until nothing new is found: the tree grows while it is listed.
         while let Some(pid) = fresh.pop() {
             let parent = parents.get(&pid).copied().unwrap_or(0);
-            let mut process = Tracee::new(pid, parent, family, Role::Attached);
+            let mut process = Tracee::new(pid, parent, family, WatchReason::Attached);
             process.to_arm = true;
             self.tree.add(pid, process);
             self.seize_threads(pid, &mut seen);
@@ -208,7 +208,7 @@ impl Tracer {
             }
         }
         // Relatives outside of this tree may share with it: it is never taken to be alone.
-        self.tree.add(0, Tracee::new(0, 0, family, Role::Attached));
+        self.tree.add(0, Tracee::new(0, 0, family, WatchReason::Attached));
         self.tree.threads.remove(&0);
         let pids: Vec<i32> = self.tree.processes.keys().copied().filter(|&pid| pid != 0).collect();
         for pid in pids {

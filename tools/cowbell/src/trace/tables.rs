@@ -26,7 +26,7 @@ const BLOCKS: usize = 16;
 
 /// A process' page tables, and the way to read them.
 #[derive(Debug)]
-pub struct Tables {
+pub struct PageTables {
     pagemap: Pagemap,
     id: i32,
 }
@@ -73,7 +73,7 @@ pub fn ability() -> Result<(), Errno> {
     way().map(drop)
 }
 
-impl Deref for Tables {
+impl Deref for PageTables {
     type Target = Pagemap;
 
     fn deref(&self) -> &Pagemap {
@@ -81,7 +81,7 @@ impl Deref for Tables {
     }
 }
 
-impl Tables {
+impl PageTables {
     /// Opens the page tables of a process or thread.
     ///
     /// # Errors
@@ -162,10 +162,10 @@ impl Words {
         Ok(u64::from_ne_bytes(word))
     }
 
-    /// Does what [`Tables::runs`] does. Page tables are read by mappings: over the holes between them the kernel would write words for days.
+    /// Does what [`PageTables::runs`] does. Page tables are read by mappings: over the holes between them the kernel would write words for days.
     fn runs(
         &self,
-        tables: &Tables,
+        tables: &PageTables,
         ranges: &[Range],
         query: &Query,
         mut found: impl FnMut(Range, Categories),
@@ -215,7 +215,7 @@ impl Words {
     }
 
     /// The categories of one page. Its mapping is not asked for: a huge page of which a part lies in another one is told as huge, too.
-    fn page(&self, tables: &Tables, page: u64) -> Result<Categories, Errno> {
+    fn page(&self, tables: &PageTables, page: u64) -> Result<Categories, Errno> {
         let start = page / huge_bytes() * huge_bytes();
         let mut block = Vec::with_capacity((huge_bytes() / page_bytes()) as usize);
         let whole = Range { start: start as usize, len: huge_bytes() as usize };
@@ -230,7 +230,7 @@ impl Words {
     /// Calls `each` for the pages of a mapping that lie in `within`. What is read begins and ends where huge pages do.
     fn mapping(
         &self,
-        tables: &Tables,
+        tables: &PageTables,
         mapping: Range,
         within: Range,
         mut each: impl FnMut(usize, Categories),
@@ -308,7 +308,7 @@ mod tests {
 
     /// Both ways, run by run; `None` where this kernel or this user has only one.
     fn both(range: Range, query: &Query) -> Option<[Vec<(Range, Categories)>; 2]> {
-        let tables = Tables::open(cowbell::sys::process::pid()).expect("our own");
+        let tables = PageTables::open(cowbell::sys::process::pid()).expect("our own");
         let words = match Words::new() {
             Err(e @ (Errno::ACCESS | Errno::PERM)) => {
                 println!("skipped: no page frames ({e})");
@@ -371,7 +371,7 @@ mod tests {
                 }
             }
             if let (Some([by_scan, _]), Ok(words)) = (both(range, &QUERY), Words::new()) {
-                let tables = Tables::open(cowbell::sys::process::pid()).expect("our own");
+                let tables = PageTables::open(cowbell::sys::process::pid()).expect("our own");
                 for address in (range.start..range.end()).step_by(page) {
                     let is_at = |(run, _): &&(Range, Categories)| run.start <= address && address < run.end();
                     let told = by_scan.iter().find(is_at).map_or(Categories::empty(), |(_, told)| *told);

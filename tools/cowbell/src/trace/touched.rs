@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 /// A fault of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct PageFault {
     /// When, since the header.
     pub time_ns: u64,
     /// The address that was touched.
@@ -40,9 +40,9 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touched {
     /// The earliest, or the first that found a page after some that found none had come before all others.
-    pub first: Fault,
+    pub first: PageFault,
     /// The latest.
-    pub last: Fault,
+    pub last: PageFault,
     /// One found a page, and a later one found none.
     pub went: bool,
     /// One found none, and a later one found a page.
@@ -52,17 +52,17 @@ pub struct Touched {
 }
 
 /// The pages of one interval that had faults.
-pub type Pages = HashMap<u64, Touched>;
+pub type FaultedPages = HashMap<u64, Touched>;
 
 impl Touched {
     /// By one fault.
-    pub fn new(fault: Fault) -> Self {
+    pub fn new(fault: PageFault) -> Self {
         Self { first: fault, last: fault, went: false, came: false, changed: false }
     }
 
     /// One more fault. They come in the order of their times; one that two processors told of the other way round may count for
     /// the first, and says nothing of what was there.
-    pub fn add(&mut self, fault: Fault) {
+    pub fn add(&mut self, fault: PageFault) {
         if fault.time_ns < self.last.time_ns {
             if fault.time_ns < self.first.time_ns && !self.came {
                 self.first = fault;
@@ -157,8 +157,8 @@ pub enum Fate {
 mod tests {
     use super::*;
 
-    fn fault(time_ns: u64, found: Option<u64>) -> Fault {
-        Fault { time_ns, address: 0x7000, ip: 0x4000, tid: 7, code: 1, by_kernel: false, found, stack: None }
+    fn fault(time_ns: u64, found: Option<u64>) -> PageFault {
+        PageFault { time_ns, address: 0x7000, ip: 0x4000, tid: 7, code: 1, by_kernel: false, found, stack: None }
     }
 
     fn touched(found: &[u64]) -> Touched {
@@ -227,7 +227,7 @@ mod tests {
         assert!(touched(&[0, 0]).was_read_before());
         assert!(!touched(&[0]).was_read_before() && !touched(&[5, 5]).was_read_before());
         let mut two = touched(&[0]);
-        two.add(Fault { tid: 8, ..fault(2, Some(0)) });
+        two.add(PageFault { tid: 8, ..fault(2, Some(0)) });
         assert!(!two.was_read_before(), "two threads at once");
     }
 

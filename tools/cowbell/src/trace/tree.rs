@@ -1,8 +1,8 @@
 //! The processes and threads that are followed.
 
 use super::address_space::AddressSpace;
-use super::watch::{Doors, Watch, release};
-use crate::record::{PageRun, Role};
+use super::watch::{Doors, OpenInterval, release};
+use crate::record::{PageRun, WatchReason};
 use cowbell::sys::remote::RemoteUffd;
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ pub struct Tracee {
     /// The processes that have copies of the same memory share this number.
     pub family: u32,
     /// The role in which it is watched.
-    pub role: Role,
+    pub role: WatchReason,
     /// When it was forked; 0 where not seen.
     pub born_ns: u64,
     /// The process' threads that are not gone.
@@ -21,7 +21,7 @@ pub struct Tracee {
     /// Those that are about to go.
     pub ending: HashSet<i32>,
     /// The process' open interval.
-    pub watch: Option<Box<Watch>>,
+    pub watch: Option<Box<OpenInterval>>,
     /// When it last wrote each page, as far as seen in closed intervals.
     pub history: HashMap<u64, u64>,
     /// The verdicts of its closed intervals on its pages, the newest word on each.
@@ -48,7 +48,7 @@ pub struct Tracee {
 
 impl Tracee {
     /// A process with one thread.
-    pub fn new(pid: i32, parent: i32, family: u32, role: Role) -> Self {
+    pub fn new(pid: i32, parent: i32, family: u32, role: WatchReason) -> Self {
         Self {
             parent,
             family,

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_micros(300);
 pub fn comes(tid: i32) -> bool {
     // A user who may not be told of faults does not know when one comes.
     let Some(mut next) = next(tid) else { return false };
-    pidfd::readable(next.as_fd(), Some(PATIENCE)) == Ok(true) && news(&mut next) == News::Came
+    pidfd::readable(next.as_fd(), Some(PATIENCE)) == Ok(true) && news(&mut next) == FaultState::Came
 }
 
 /// The next fault that a thread takes itself: this becomes readable then. `None` where that is not told.
@@ -38,7 +38,7 @@ pub fn next(tid: i32) -> Option<Ring> {
 
 /// The state of a fault that is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum FaultState {
     /// The thread has taken it.
     Came,
     /// The thread takes it some time, maybe.
@@ -48,14 +48,14 @@ pub enum News {
 }
 
 /// The state of the fault that is waited for.
-pub fn news(next: &mut Ring) -> News {
+pub fn news(next: &mut Ring) -> FaultState {
     let mut has_come = false;
     next.drain(|record| has_come |= matches!(record, RingRecord::Fault(_)));
     if has_come {
-        return News::Came;
+        return FaultState::Came;
     }
     // With nothing left to read, readable means hung up.
-    if pidfd::readable(next.as_fd(), Some(Duration::ZERO)) == Ok(true) { News::Ended } else { News::None }
+    if pidfd::readable(next.as_fd(), Some(Duration::ZERO)) == Ok(true) { FaultState::Ended } else { FaultState::None }
 }
 
 #[cfg(test)]
@@ -95,14 +95,15 @@ mod tests {
         let Some(mut ring) = next(tid) else { return eprintln!("skipped: perf events are refused here") };
         // The thread may have had faults on its way to sleep.
         while pidfd::readable(ring.as_fd(), Some(Duration::from_millis(20))) == Ok(true) {
-            assert_eq!(news(&mut ring), News::Came);
+            assert_eq!(news(&mut ring), FaultState::Came);
         }
-        assert_eq!(news(&mut ring), News::None);
+        assert_eq!(news(&mut ring), FaultState::None);
         drop(go);
         sleeper.join().expect("it ends");
         // The last faults of a thread come before its end.
         let ended = (0..100).any(|_| {
-            pidfd::readable(ring.as_fd(), Some(Duration::from_secs(5))) == Ok(true) && news(&mut ring) == News::Ended
+            pidfd::readable(ring.as_fd(), Some(Duration::from_secs(5))) == Ok(true)
+                && news(&mut ring) == FaultState::Ended
         });
         assert!(ended);
     }

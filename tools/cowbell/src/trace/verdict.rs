@@ -8,7 +8,7 @@
 
 use super::baseline::Was;
 use super::maps::Backing;
-use crate::record::Class;
+use crate::record::WriteClass;
 use cowbell::sys::pagemap::Entry;
 
 /// A page of an interval.
@@ -32,14 +32,14 @@ pub enum Sight {
     After { before: u64, now: u64 },
     /// An earlier verdict is looked at again when the interval closes. `before`: the page's frame when the write was
     /// seen; `entry`: the page now; `forked`: the process has just forked.
-    Closing { thought: Class, before: u64, entry: Entry, forked: bool },
+    Closing { thought: WriteClass, before: u64, entry: Entry, forked: bool },
 }
 
 /// The effect of a write; `None` if there was none after all.
-pub fn verdict(page: Page, sight: Sight) -> Option<Class> {
+pub fn verdict(page: Page, sight: Sight) -> Option<WriteClass> {
     let of_new = match page.backing {
-        Some(Backing::Memory | Backing::File) => Class::PrivateFile,
-        _ => Class::FirstTouch,
+        Some(Backing::Memory | Backing::File) => WriteClass::PrivateFile,
+        _ => WriteClass::FirstTouch,
     };
     match sight {
         Sight::Closing { thought, before, entry, forked } => closing(page, thought, before, entry, forked),
@@ -47,18 +47,18 @@ pub fn verdict(page: Page, sight: Sight) -> Option<Class> {
             // MADV_FREE leaves a page that others share: it is present still, and no file's.
             let survives = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
             Some(match page.was.filter(|_| survives || !page.dropped) {
-                Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => Class::Copy,
-                Some(Was::Private | Was::Swapped) if part_of_huge => Class::CopyOrReuse,
-                Some(Was::Private | Was::Swapped) => Class::Reuse,
-                Some(Was::Zero) => Class::ZeroPage,
+                Some(Was::Private | Was::Swapped) if !entry.contains(Entry::EXCLUSIVE) => WriteClass::Copy,
+                Some(Was::Private | Was::Swapped) if part_of_huge => WriteClass::CopyOrReuse,
+                Some(Was::Private | Was::Swapped) => WriteClass::Reuse,
+                Some(Was::Zero) => WriteClass::ZeroPage,
                 None => of_new,
             })
         }
         Sight::After { before, now } => Some(match page.was {
-            Some(Was::Private) if before != 0 && before == now => Class::Reuse,
-            Some(Was::Private) if before != 0 && now != 0 && !page.dropped => Class::Copy,
-            Some(Was::Private | Was::Swapped) => Class::CopyOrReuse,
-            Some(Was::Zero) => Class::ZeroPage,
+            Some(Was::Private) if before != 0 && before == now => WriteClass::Reuse,
+            Some(Was::Private) if before != 0 && now != 0 && !page.dropped => WriteClass::Copy,
+            Some(Was::Private | Was::Swapped) => WriteClass::CopyOrReuse,
+            Some(Was::Zero) => WriteClass::ZeroPage,
             None => of_new,
         }),
     }
@@ -66,17 +66,17 @@ pub fn verdict(page: Page, sight: Sight) -> Option<Class> {
 
 /// A thread that was killed while it waited for a page never wrote it; and between the event and the write others can
 /// have given the page up.
-fn closing(page: Page, thought: Class, before: u64, entry: Entry, forked: bool) -> Option<Class> {
-    let is_told = matches!(thought, Class::Copy | Class::Reuse) && before != 0;
+fn closing(page: Page, thought: WriteClass, before: u64, entry: Entry, forked: bool) -> Option<WriteClass> {
+    let is_told = matches!(thought, WriteClass::Copy | WriteClass::Reuse) && before != 0;
     let is_there = entry.contains(Entry::PRESENT) && !entry.contains(Entry::FILE);
     if !is_told || !is_there || page.was.is_none() || page.dropped {
         return Some(thought);
     }
     match (entry.frame() == before, entry.contains(Entry::EXCLUSIVE)) {
-        (false, _) => Some(Class::Copy),
-        (true, true) => Some(Class::Reuse),
+        (false, _) => Some(WriteClass::Copy),
+        (true, true) => Some(WriteClass::Reuse),
         // The new child has it too.
-        (true, false) if forked && thought == Class::Reuse => Some(Class::Reuse),
+        (true, false) if forked && thought == WriteClass::Reuse => Some(WriteClass::Reuse),
         (true, false) => None,
     }
 }
@@ -99,38 +99,38 @@ mod tests {
     #[test]
     fn before_a_write_the_entry_decides() {
         let of = |was, entry| verdict(page(was), Sight::Before { entry, part_of_huge: false });
-        assert_eq!(of(Some(Was::Private), THERE), Some(Class::Copy));
-        assert_eq!(of(Some(Was::Private), ALONE), Some(Class::Reuse));
-        assert_eq!(of(Some(Was::Swapped), Entry::SWAPPED), Some(Class::Copy));
-        assert_eq!(of(Some(Was::Zero), THERE), Some(Class::ZeroPage));
-        assert_eq!(of(None, Entry::empty()), Some(Class::FirstTouch));
+        assert_eq!(of(Some(Was::Private), THERE), Some(WriteClass::Copy));
+        assert_eq!(of(Some(Was::Private), ALONE), Some(WriteClass::Reuse));
+        assert_eq!(of(Some(Was::Swapped), Entry::SWAPPED), Some(WriteClass::Copy));
+        assert_eq!(of(Some(Was::Zero), THERE), Some(WriteClass::ZeroPage));
+        assert_eq!(of(None, Entry::empty()), Some(WriteClass::FirstTouch));
         let file = Page { backing: Some(Backing::File), ..page(None) };
-        assert_eq!(verdict(file, Sight::Before { entry: THERE, part_of_huge: false }), Some(Class::PrivateFile));
+        assert_eq!(verdict(file, Sight::Before { entry: THERE, part_of_huge: false }), Some(WriteClass::PrivateFile));
         let huge = Sight::Before { entry: ALONE, part_of_huge: true };
-        assert_eq!(verdict(page(Some(Was::Private)), huge), Some(Class::CopyOrReuse));
+        assert_eq!(verdict(page(Some(Was::Private)), huge), Some(WriteClass::CopyOrReuse));
     }
 
     #[test]
     fn what_was_given_back_is_new_unless_it_is_there() {
         let dropped = Page { dropped: true, ..page(Some(Was::Private)) };
         let before = |entry| verdict(dropped, Sight::Before { entry, part_of_huge: false });
-        assert_eq!(before(Entry::empty()), Some(Class::FirstTouch));
-        assert_eq!(before(THERE), Some(Class::Copy), "MADV_FREE leaves what others share");
-        assert_eq!(verdict(dropped, Sight::After { before: 7, now: 8 }), Some(Class::CopyOrReuse));
-        assert_eq!(verdict(dropped, Sight::After { before: 7, now: 7 }), Some(Class::Reuse));
+        assert_eq!(before(Entry::empty()), Some(WriteClass::FirstTouch));
+        assert_eq!(before(THERE), Some(WriteClass::Copy), "MADV_FREE leaves what others share");
+        assert_eq!(verdict(dropped, Sight::After { before: 7, now: 8 }), Some(WriteClass::CopyOrReuse));
+        assert_eq!(verdict(dropped, Sight::After { before: 7, now: 7 }), Some(WriteClass::Reuse));
     }
 
     #[test]
     fn after_a_write_the_frames_decide_where_they_are_known() {
         let of = |was, before, now| verdict(page(was), Sight::After { before, now });
-        assert_eq!(of(Some(Was::Private), 7, 7), Some(Class::Reuse));
-        assert_eq!(of(Some(Was::Private), 7, 8), Some(Class::Copy));
+        assert_eq!(of(Some(Was::Private), 7, 7), Some(WriteClass::Reuse));
+        assert_eq!(of(Some(Was::Private), 7, 8), Some(WriteClass::Copy));
         for (before, now) in [(0, 0), (7, 0), (0, 7)] {
-            assert_eq!(of(Some(Was::Private), before, now), Some(Class::CopyOrReuse), "{before} {now}");
+            assert_eq!(of(Some(Was::Private), before, now), Some(WriteClass::CopyOrReuse), "{before} {now}");
         }
-        assert_eq!(of(Some(Was::Swapped), 7, 8), Some(Class::CopyOrReuse));
-        assert_eq!(of(Some(Was::Zero), 0, 8), Some(Class::ZeroPage));
-        assert_eq!(of(None, 0, 8), Some(Class::FirstTouch));
+        assert_eq!(of(Some(Was::Swapped), 7, 8), Some(WriteClass::CopyOrReuse));
+        assert_eq!(of(Some(Was::Zero), 0, 8), Some(WriteClass::ZeroPage));
+        assert_eq!(of(None, 0, 8), Some(WriteClass::FirstTouch));
     }
 
     #[test]
@@ -138,14 +138,22 @@ mod tests {
         let of = |thought, before, entry, forked| {
             verdict(page(Some(Was::Private)), Sight::Closing { thought, before, entry, forked })
         };
-        assert_eq!(of(Class::Copy, 7, framed(THERE, 7), false), None, "it is shared as it was");
-        assert_eq!(of(Class::Copy, 7, framed(ALONE, 7), false), Some(Class::Reuse), "the others had gone by then");
-        assert_eq!(of(Class::Reuse, 7, framed(ALONE, 8), false), Some(Class::Copy));
-        assert_eq!(of(Class::Reuse, 7, framed(THERE, 7), true), Some(Class::Reuse), "the new child has it too");
-        assert_eq!(of(Class::Copy, 7, framed(THERE, 7), true), None);
+        assert_eq!(of(WriteClass::Copy, 7, framed(THERE, 7), false), None, "it is shared as it was");
+        assert_eq!(
+            of(WriteClass::Copy, 7, framed(ALONE, 7), false),
+            Some(WriteClass::Reuse),
+            "the others had gone by then"
+        );
+        assert_eq!(of(WriteClass::Reuse, 7, framed(ALONE, 8), false), Some(WriteClass::Copy));
+        assert_eq!(
+            of(WriteClass::Reuse, 7, framed(THERE, 7), true),
+            Some(WriteClass::Reuse),
+            "the new child has it too"
+        );
+        assert_eq!(of(WriteClass::Copy, 7, framed(THERE, 7), true), None);
         // Without frames, or where the page is gone, the earlier verdict stands.
-        assert_eq!(of(Class::Copy, 0, framed(THERE, 7), false), Some(Class::Copy));
-        assert_eq!(of(Class::Copy, 7, Entry::empty(), false), Some(Class::Copy));
-        assert_eq!(of(Class::CopyOrReuse, 7, framed(THERE, 7), false), Some(Class::CopyOrReuse));
+        assert_eq!(of(WriteClass::Copy, 0, framed(THERE, 7), false), Some(WriteClass::Copy));
+        assert_eq!(of(WriteClass::Copy, 7, Entry::empty(), false), Some(WriteClass::Copy));
+        assert_eq!(of(WriteClass::CopyOrReuse, 7, framed(THERE, 7), false), Some(WriteClass::CopyOrReuse));
     }
 }

@@ -1,16 +1,16 @@
 //! One interval's watch: arming an address space, and answering what its userfaultfds say.
 
-use super::address_space::{Access, AddressSpace};
+use super::address_space::{AddressSpace, ProcessAccess};
 use super::baseline::{self, Baseline, Was, page_bytes};
 use super::entries;
-use super::faults_armed::{Sampled, Sampling};
+use super::faults_armed::{Sampling, WriterStack};
 use super::moves::Collected;
 use super::ranges::Ranges;
-use super::tables::Tables;
+use super::tables::PageTables;
 use super::threads::Threads;
 use super::verdict::{Page, Sight, verdict};
-use crate::record::{Class, Event, Mode, Role, UNKNOWN_CALL, Watched};
-use crate::stacks::native::Registers;
+use crate::record::{Event, Mode, UNKNOWN_CALL, WatchReason, Watched, WriteClass};
+use crate::stacks::native::UnwindRegisters;
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry, Query};
@@ -50,7 +50,7 @@ const MOVES: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).unio
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
     /// The effect of the write, as far as known when it was seen.
-    pub class: Class,
+    pub class: WriteClass,
     /// The frame the page had before it; 0 where not known.
     pub frame: u64,
     /// When it was seen.
@@ -58,7 +58,7 @@ pub struct Written {
 }
 
 /// A fault that was looked at; the writer still waits.
-pub struct Seen {
+pub struct WaitingFault {
     /// The page.
     pub page: u64,
     /// The event of the write; `None` for a page that was seen before.
@@ -67,7 +67,7 @@ pub struct Seen {
 
 /// Messages that were read but not looked at yet.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct UnreadMessages {
     /// Messages of the synchronous userfaultfd.
     pub events: Vec<Message>,
     /// Messages of the asynchronous one.
@@ -76,7 +76,7 @@ pub struct Told {
     pub children: Vec<RemoteUffd>,
 }
 
-impl Told {
+impl UnreadMessages {
     /// Reads both userfaultfds; false if there was nothing.
     ///
     /// # Errors
@@ -102,11 +102,11 @@ impl Told {
 }
 
 /// One interval while it is open.
-pub struct Watch {
+pub struct OpenInterval {
     /// The interval's number.
     pub interval: u32,
     /// The reason why it is watched.
-    pub role: Role,
+    pub role: WatchReason,
     /// The way in which pages are observed.
     pub mode: Mode,
     /// The process whose memory is watched.
@@ -114,7 +114,7 @@ pub struct Watch {
     /// Since when.
     pub begun_ns: u64,
     /// The process' page tables.
-    pub pagemap: Tables,
+    pub pagemap: PageTables,
     /// The process' mappings, with how each is observed.
     pub space: AddressSpace,
     /// The pages that they held.
@@ -124,7 +124,7 @@ pub struct Watch {
     /// The pages that were written before they were moved, by their present addresses.
     pub moved: HashMap<u64, Written>,
     /// In [`Mode::Faults`]: the stacks of those who wrote to armed pages.
-    pub stacks: HashMap<u64, Sampled>,
+    pub stacks: HashMap<u64, WriterStack>,
     /// In [`Mode::Faults`]: which pages are armed.
     pub sampling: Sampling,
     /// Events that are not yet in the capture.
@@ -142,23 +142,23 @@ pub struct Watch {
     /// When all page tables were read last, and how long it took.
     pub collected: Collected,
     pub(super) doors: Doors,
-    pub(super) told: Told,
+    pub(super) told: UnreadMessages,
     pub(super) memory: RemoteMemory,
     pub(super) frames: bool,
     pub(super) threads: Threads,
 }
 
-impl Watch {
+impl OpenInterval {
     /// Gives back what the next interval of the same process goes on with.
     pub fn into_rest(self) -> (Doors, AddressSpace) {
         (self.doors, self.space)
     }
 
     /// Looks at a fault. Afterwards [`Self::release`] the page. `interrupted`: its thread may be on its way to a stop.
-    pub fn look(&mut self, fault: WaitingWrite, time_ns: u64, interrupted: bool) -> Seen {
+    pub fn look(&mut self, fault: WaitingWrite, time_ns: u64, interrupted: bool) -> WaitingFault {
         let page = fault.address as u64 / page_bytes() * page_bytes();
         if !fault.write_protect || self.is_known(page) {
-            return Seen { page, event: None };
+            return WaitingFault { page, event: None };
         }
         let entry = entries::entry(&self.pagemap, page).unwrap_or(Entry::empty());
         let class = self.class_of_write(page, entry);
@@ -173,7 +173,10 @@ impl Watch {
         let by_itself = at.filter(|at| self.callers && at.syscall.is_none());
         let caller = by_itself.map_or(0, |at| self.caller(at.pc, at.sp));
         let byte = Some((fault.address as u64 - page) as u32);
-        Seen { page, event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None, caller, byte }) }
+        WaitingFault {
+            page,
+            event: Some(Event { time_ns, page, tid, pc, code, class, syscall, stack: None, caller, byte }),
+        }
     }
 
     /// Answers faults while a thread of the process is waited for that may need that itself. What else is told is kept for
@@ -232,13 +235,13 @@ impl Watch {
     }
 
     /// The effect that a write to a page that has this entry will have.
-    pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> Class {
+    pub(super) fn class_of_write(&self, page: u64, entry: Entry) -> WriteClass {
         let known = self.page(page);
         // Asked only where it matters: it reads page tables.
         let part_of_huge = matches!(known.was, Some(Was::Private | Was::Swapped))
             && entry.contains(Entry::EXCLUSIVE)
             && self.may_be_part_of_a_huge_page(page);
-        verdict(known, Sight::Before { entry, part_of_huge }).unwrap_or(Class::FirstTouch)
+        verdict(known, Sight::Before { entry, part_of_huge }).unwrap_or(WriteClass::FirstTouch)
     }
 
     /// A part of a huge page that only this process maps is copied all the same while others map another part. Frames
@@ -261,17 +264,17 @@ impl Watch {
         if !self.told.moves.is_empty() {
             self.space.doubt();
         }
-        self.space.code(pc, Access { memory: &self.memory, doors: &self.doors })
+        self.space.code(pc, ProcessAccess { memory: &self.memory, doors: &self.doors })
     }
 
     /// The place of the call by which the function at `pc` was run, where its code says little of itself.
     fn caller(&mut self, pc: u64, sp: u64) -> u32 {
-        self.space.caller(pc, sp, Access { memory: &self.memory, doors: &self.doors })
+        self.space.caller(pc, sp, ProcessAccess { memory: &self.memory, doors: &self.doors })
     }
 
     /// The stack of a thread that stands still, as places; `None` if it takes the frame pointer, and that is not known.
-    pub fn stack(&mut self, registers: Registers) -> Option<Vec<u32>> {
-        self.space.stack(registers, Access { memory: &self.memory, doors: &self.doors })
+    pub fn stack(&mut self, registers: UnwindRegisters) -> Option<Vec<u32>> {
+        self.space.stack(registers, ProcessAccess { memory: &self.memory, doors: &self.doors })
     }
 
     /// Every mapping of code with the number of its module: start, end and offset.

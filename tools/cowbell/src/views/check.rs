@@ -2,7 +2,7 @@
 
 use super::json::Document;
 use super::lines::{clean, count, head, some};
-use crate::analyse::check::{Check, Judged, Outcome, Quantity, Subject};
+use crate::analyse::check::{BudgetOutcome, Check, Judged, Quantity, Subject};
 use crate::analyse::roles::Role;
 use cowbell::page::Bytes;
 use std::fmt::Write;
@@ -24,17 +24,17 @@ pub fn text(check: &Check, verbose: bool) -> String {
     let worst: Vec<&Judged> = check.judged.iter().filter(|judged| judged.outcome == check.outcome).collect();
     // The first of each budget is its worst; of those that are kept the one that comes nearest is of interest.
     let told = match check.outcome {
-        Outcome::Kept => worst.iter().max_by(|a, b| used(a).total_cmp(&used(b))),
-        Outcome::Broken | Outcome::CannotTell => worst.first(),
+        BudgetOutcome::Kept => worst.iter().max_by(|a, b| used(a).total_cmp(&used(b))),
+        BudgetOutcome::Broken | BudgetOutcome::CannotTell => worst.first(),
     };
     let Some(told) = told else { return format!("{}: nothing was to be held against a budget\n", word(check.outcome)) };
     let more = match (check.outcome, worst.len() - 1) {
         (_, 0) => String::new(),
-        (Outcome::Kept, more) => {
+        (BudgetOutcome::Kept, more) => {
             format!("; {} more {} theirs", count(more as u64), if more == 1 { "keeps" } else { "keep" })
         }
-        (Outcome::CannotTell, more) => format!("; the same holds for {} more", count(more as u64)),
-        (Outcome::Broken, more) => format!("; so do {} more", count(more as u64)),
+        (BudgetOutcome::CannotTell, more) => format!("; the same holds for {} more", count(more as u64)),
+        (BudgetOutcome::Broken, more) => format!("; so do {} more", count(more as u64)),
     };
     format!("{}: {}{more}\n", word(check.outcome), sentence(told))
 }
@@ -44,11 +44,11 @@ fn used(judged: &Judged) -> f64 {
     judged.measured_bytes.most.unwrap_or(u64::MAX) as f64 / judged.budget_bytes.max(1) as f64
 }
 
-fn word(outcome: Outcome) -> &'static str {
+fn word(outcome: BudgetOutcome) -> &'static str {
     match outcome {
-        Outcome::Kept => "KEPT",
-        Outcome::CannotTell => "CANNOT TELL",
-        Outcome::Broken => "BROKEN",
+        BudgetOutcome::Kept => "KEPT",
+        BudgetOutcome::CannotTell => "CANNOT TELL",
+        BudgetOutcome::Broken => "BROKEN",
     }
 }
 
@@ -85,15 +85,15 @@ fn sentence(judged: &Judged) -> String {
     let (budget, least) = (Bytes(judged.budget_bytes), Bytes(judged.measured_bytes.least));
     let why = judged.why.as_ref().map_or(String::new(), |why| format!(": {}", clean(why)));
     match (judged.outcome, judged.measured_bytes.most) {
-        (Outcome::Broken, Some(most)) if most == judged.measured_bytes.least => {
+        (BudgetOutcome::Broken, Some(most)) if most == judged.measured_bytes.least => {
             format!("{who} {what} {least}, and the budget is {budget}")
         }
-        (Outcome::Broken, _) => format!("{who} {what} at least {least}, and the budget is {budget}"),
-        (Outcome::Kept, most) => format!("{who} {what} {} of at most {budget}", Bytes(most.unwrap_or_default())),
-        (Outcome::CannotTell, Some(most)) => {
+        (BudgetOutcome::Broken, _) => format!("{who} {what} at least {least}, and the budget is {budget}"),
+        (BudgetOutcome::Kept, most) => format!("{who} {what} {} of at most {budget}", Bytes(most.unwrap_or_default())),
+        (BudgetOutcome::CannotTell, Some(most)) => {
             format!("{who} {what} at least {least}, at most {}, and the budget is {budget}{why}", Bytes(most))
         }
-        (Outcome::CannotTell, None) => {
+        (BudgetOutcome::CannotTell, None) => {
             format!("{who} {what} at least {least}, no upper bound is known, and the budget is {budget}{why}")
         }
     }
@@ -104,9 +104,9 @@ pub fn github(check: &Check) -> String {
     let mut shown = String::new();
     for judged in &check.judged {
         let (command, title) = match judged.outcome {
-            Outcome::Kept => continue,
-            Outcome::CannotTell => ("warning", "cowbell cannot tell"),
-            Outcome::Broken => ("error", "cowbell budget broken"),
+            BudgetOutcome::Kept => continue,
+            BudgetOutcome::CannotTell => ("warning", "cowbell cannot tell"),
+            BudgetOutcome::Broken => ("error", "cowbell budget broken"),
         };
         let sentence = sentence(judged).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
         let _written = writeln!(shown, "::{command} title={title}::{sentence}");
@@ -118,7 +118,7 @@ pub fn github(check: &Check) -> String {
 /// JUnit's XML: one test suite, a test case for each budget and subject. What cannot be told is an error there.
 pub fn junit(check: &Check) -> String {
     let number = |outcome| check.judged.iter().filter(|judged| judged.outcome == outcome).count();
-    let (failures, errors) = (number(Outcome::Broken), number(Outcome::CannotTell));
+    let (failures, errors) = (number(BudgetOutcome::Broken), number(BudgetOutcome::CannotTell));
     let tests = check.judged.len();
     let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let counts = format!("tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\"");
@@ -134,9 +134,11 @@ pub fn junit(check: &Check) -> String {
         let _written = write!(xml, "    <testcase classname=\"cowbell.{class}\" name=\"{name}\"");
         let message = escape(&sentence(judged));
         let _written = match judged.outcome {
-            Outcome::Kept => writeln!(xml, "/>"),
-            Outcome::CannotTell => writeln!(xml, "><error type=\"cannot_tell\" message=\"{message}\"/></testcase>"),
-            Outcome::Broken => writeln!(xml, "><failure type=\"broken\" message=\"{message}\"/></testcase>"),
+            BudgetOutcome::Kept => writeln!(xml, "/>"),
+            BudgetOutcome::CannotTell => {
+                writeln!(xml, "><error type=\"cannot_tell\" message=\"{message}\"/></testcase>")
+            }
+            BudgetOutcome::Broken => writeln!(xml, "><failure type=\"broken\" message=\"{message}\"/></testcase>"),
         };
     }
     xml + "  </testsuite>\n</testsuites>\n"

@@ -6,7 +6,7 @@ use super::json::Document;
 use super::lines::{List, Row, Text, clean, head, percent, some};
 use super::table::{Keep, figures, names, words};
 use super::tables;
-use crate::analyse::diff::{Change, Diff, LineChange, MappingChange, RoleChange, Side, Verdict};
+use crate::analyse::diff::{Diff, DiffVerdict, FigureChange, LineChange, MappingChange, RoleChange, Side};
 use crate::analyse::summary::{ByClass, MappingCopies};
 use cowbell::page::Bytes;
 
@@ -52,11 +52,11 @@ pub fn text(diff: &Diff, verbosity: &Verbosity) -> String {
 
 /// The first thing to read: one sentence, or one for each role that changed and each line that is gone.
 pub fn verdict(diff: &Diff) -> Vec<String> {
-    let is_told = |role: &&RoleChange| role.change.verdict != Verdict::Same;
+    let is_told = |role: &&RoleChange| role.change.verdict != DiffVerdict::Same;
     let mut sentences: Vec<String> = diff.roles.iter().filter(is_told).take(TOLD_MAX).map(role_sentence).collect();
     if sentences.is_empty() {
         sentences.push(match diff.total.verdict {
-            Verdict::Same => {
+            DiffVerdict::Same => {
                 let (counted, doubt) = match is_in_doubt(diff) {
                     true => (" as counted", "; what could not be seen may differ"),
                     false => ("", ""),
@@ -113,24 +113,24 @@ fn nobody(side: &Side) -> &'static str {
     if side.runs_bytes.len() == 1 { "none was watched" } else { "none was watched in most runs" }
 }
 
-fn doubt(verdict: Verdict) -> &'static str {
+fn doubt(verdict: DiffVerdict) -> &'static str {
     match verdict {
-        Verdict::BoundsOverlap => ", but what could not be seen may make up for it",
+        DiffVerdict::BoundsOverlap => ", but what could not be seen may make up for it",
         _ => "",
     }
 }
 
-fn word(verdict: Verdict) -> &'static str {
+fn word(verdict: DiffVerdict) -> &'static str {
     match verdict {
-        Verdict::Same => "NO CHANGE",
-        Verdict::Less => "LESS",
-        Verdict::More => "MORE",
-        Verdict::NoiseUnknown => "DIFFERENT",
-        Verdict::BoundsOverlap => "CANNOT TELL",
+        DiffVerdict::Same => "NO CHANGE",
+        DiffVerdict::Less => "LESS",
+        DiffVerdict::More => "MORE",
+        DiffVerdict::NoiseUnknown => "DIFFERENT",
+        DiffVerdict::BoundsOverlap => "CANNOT TELL",
     }
 }
 
-fn difference(change: &Change) -> String {
+fn difference(change: &FigureChange) -> String {
     let (before, after) = (Bytes(change.before.median_bytes), Bytes(change.after.median_bytes));
     let size = Bytes(change.difference_bytes.unsigned_abs());
     let how = if change.difference_bytes < 0 { "less" } else { "more" };
@@ -165,7 +165,7 @@ pub fn line_words(line: &LineChange) -> String {
 
 /// A mapping, for people.
 pub fn mapping_words(mapping: &MappingChange) -> String {
-    if mapping.kind == crate::analyse::Kind::Anonymous {
+    if mapping.kind == crate::analyse::MappingKind::Anonymous {
         return "anonymous memory".to_owned();
     }
     let pages = ByClass::default();
@@ -186,7 +186,13 @@ fn base(path: &str) -> String {
     path.rsplit('/').next().unwrap_or(path).to_owned()
 }
 
-fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (String, Change), verbosity: &Verbosity) {
+fn table<T>(
+    text: &mut Text,
+    title: &str,
+    entries: &[T],
+    row: impl Fn(&T) -> (String, FigureChange),
+    verbosity: &Verbosity,
+) {
     if entries.is_empty() {
         return;
     }
@@ -210,18 +216,18 @@ fn table<T>(text: &mut Text, title: &str, entries: &[T], row: impl Fn(&T) -> (St
 }
 
 /// The verdict on a difference, in a word; nothing where that is not known.
-pub fn state(verdict: Verdict) -> &'static str {
+pub fn state(verdict: DiffVerdict) -> &'static str {
     match verdict {
-        Verdict::Same => "same",
-        Verdict::Less => "less",
-        Verdict::More => "more",
-        Verdict::NoiseUnknown => "",
-        Verdict::BoundsOverlap => "bounds overlap",
+        DiffVerdict::Same => "same",
+        DiffVerdict::Less => "less",
+        DiffVerdict::More => "more",
+        DiffVerdict::NoiseUnknown => "",
+        DiffVerdict::BoundsOverlap => "bounds overlap",
     }
 }
 
 /// The difference as a part of what was there before.
-pub fn part(change: &Change) -> String {
+pub fn part(change: &FigureChange) -> String {
     let before = change.before.median_bytes;
     let sign = match change.difference_bytes {
         0 => return "0 %".to_owned(),

@@ -1,7 +1,7 @@
 //! The part of the report that lists the kinds of objects on copied pages.
 
 use super::Verbosity;
-use super::html::{Column, Page, figure, words as text_cell};
+use super::html::{Column, HtmlPage, figure, words as text_cell};
 use super::lines::{List, Row, SHARE, Text, clean, count, percent, some};
 use super::table::{Keep, figures, names};
 use crate::analyse::kinds::Kinds;
@@ -95,7 +95,7 @@ pub fn table(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
 }
 
 /// The same as a page's table.
-pub fn html(page: &mut Page, summary: &Summary) {
+pub fn html(page: &mut HtmlPage, summary: &Summary) {
     let Some(kinds) = &summary.kinds else { return };
     let column = |title, figures| Column { title, figures };
     let columns = [column("Bytes", true), column("Share", true), column("Objects", true), column("Type", false)];

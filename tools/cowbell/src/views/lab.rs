@@ -1,11 +1,11 @@
 //! The findings of the lab: as text, as Markdown, as a chart and as a page.
 
 use super::check::escape;
-use super::html::{self, Page, figure};
+use super::html::{self, HtmlPage, figure};
 use super::json::Document;
 use super::lines::{List, Row, Text, WIDTH, some};
 use super::table::{self, figures, wrap};
-use crate::analyse::experiment::{Experiment, Lab, Outcome, Watched, Way};
+use crate::analyse::experiment::{Experiment, Lab, Outcome, WatchedRun, Way};
 use cowbell::page::Bytes;
 use std::fmt::Write;
 
@@ -35,7 +35,7 @@ fn mib(bytes: u64) -> String {
 }
 
 /// The figures of a way that ran and was watched.
-fn watched(way: &Way) -> Option<&Watched> {
+fn watched(way: &Way) -> Option<&WatchedRun> {
     way.finding()?.watched.as_ref()
 }
 
@@ -175,7 +175,7 @@ fn in_cell(text: &str) -> String {
 
 /// A page of its own.
 pub fn page(lab: &Lab) -> Vec<u8> {
-    let mut page = Page::new("cowbell lab".to_owned(), vec![outcome(lab)], vec![setting(lab), LEGEND.to_owned()]);
+    let mut page = HtmlPage::new("cowbell lab".to_owned(), vec![outcome(lab)], vec![setting(lab), LEGEND.to_owned()]);
     let column = |title, figures| html::Column { title, figures };
     let columns: Vec<html::Column> = std::iter::once(column("Way", false))
         .chain(FIGURES.map(|(title, _)| column(title, true)))
@@ -235,7 +235,8 @@ pub fn chart(lab: &Lab) -> String {
         words(&mut body, "", x + 20.0, top, "start", class);
     }
     for experiment in &lab.experiments {
-        let ways: Vec<(&Way, &Watched)> = experiment.ways.iter().filter_map(|way| Some((way, watched(way)?))).collect();
+        let ways: Vec<(&Way, &WatchedRun)> =
+            experiment.ways.iter().filter_map(|way| Some((way, watched(way)?))).collect();
         let most = ways.iter().map(|(_, found)| found.copied_bytes + found.new_bytes).max().unwrap_or(0).max(1) as f64;
         top += 1.7 * LINE;
         words(&mut body, "head", 0.0, top, "start", &format!("{}: {}", experiment.name, experiment.work));
@@ -265,15 +266,15 @@ pub fn chart(lab: &Lab) -> String {
 mod tests {
     use super::*;
     use crate::analyse::experiment::{Finding, Machine};
-    use crate::analyse::verdict::Kind;
+    use crate::analyse::verdict::VerdictKind;
 
     fn way(name: &'static str, workers: u32, outcome: Outcome) -> Way {
         Way { name, workers, does: "a | b", outcome }
     }
 
     fn ran(copied_bytes: u64) -> Outcome {
-        let watched = Watched {
-            verdict: Kind::Copied,
+        let watched = WatchedRun {
+            verdict: VerdictKind::Copied,
             workers: 2,
             copied_bytes,
             ending_bytes: None,

@@ -4,7 +4,7 @@ use super::Verbosity;
 use super::lines::{List, Row, Text, clean, some};
 use super::table::{self, Keep};
 use crate::analyse::summary::{ProcessSummary, Summary};
-use crate::record::{Origin, Role, Sums, Together};
+use crate::record::{Origin, Sums, Together, WatchReason};
 use cowbell::page::Bytes;
 
 /// More processes of one name and one parent are told together.
@@ -171,7 +171,7 @@ fn figures(summary: &Summary, at: usize, process: &ProcessSummary) -> Figures {
     let intervals = || summary.intervals.iter().filter(move |interval| interval.process == Some(at));
     let is_watched = intervals().next().is_some();
     let shared = intervals()
-        .find(|interval| interval.role != Role::Parent)
+        .find(|interval| interval.role != WatchReason::Parent)
         .map(|interval| interval.held.shared.saturating_mul(page));
     let copied =
         is_watched.then(|| intervals().fold(0, |sum: u64, interval| sum.saturating_add(interval.copied_bytes)));

@@ -5,7 +5,7 @@ use super::lines::{List, PAGES, Row, SHARE, Text, WIDTH, clean, count, percent, 
 use super::table::{Keep, names, words};
 use super::width::width;
 use crate::analyse::summary::{Function, MappingCopies, ScriptLine, Summary};
-use crate::analyse::{Cause, Kind};
+use crate::analyse::{Cause, MappingKind};
 use crate::stacks::{languages, own_name};
 use cowbell::page::Bytes;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ const KERNEL_SHARE_MIN: f64 = 0.01;
 pub fn mappings(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
     let (mut rows, mut folded) = (Vec::new(), Vec::new());
     for mapping in summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0) {
-        let is_one_of_many = mapping.kind == Kind::Anonymous && mapping.share < FOLD_SHARE && !verbosity.verbose;
+        let is_one_of_many = mapping.kind == MappingKind::Anonymous && mapping.share < FOLD_SHARE && !verbosity.verbose;
         let name = mapping_words(mapping);
         let list = if is_one_of_many { &mut folded } else { &mut rows };
         list.push((mapping.copied_pages, mapping.share, mapping.bytes, name));
@@ -67,14 +67,16 @@ fn mapping_words(mapping: &MappingCopies) -> (String, String) {
     let (name, bytes) = (clean(&mapping.name), Bytes(mapping.bytes));
     let nameless = |what: String| (what, String::new());
     match mapping.kind {
-        Kind::Heap => nameless(format!("heap, {bytes}")),
-        Kind::Stack if name == "[stack]" => nameless("stack".to_owned()),
-        Kind::Stack | Kind::File => (String::new(), name),
-        Kind::Anonymous => nameless(format!("anonymous memory, {bytes} at {:#x}", mapping.start.unwrap_or_default())),
-        Kind::NamedAnonymous => (format!("anonymous memory, {bytes}:"), name),
-        Kind::Bss => ("uninitialised data of".to_owned(), name),
-        Kind::Memfd => (format!("memory file, {bytes}:"), name),
-        Kind::Unknown => nameless("memory that was mapped and unmapped meanwhile".to_owned()),
+        MappingKind::Heap => nameless(format!("heap, {bytes}")),
+        MappingKind::Stack if name == "[stack]" => nameless("stack".to_owned()),
+        MappingKind::Stack | MappingKind::File => (String::new(), name),
+        MappingKind::Anonymous => {
+            nameless(format!("anonymous memory, {bytes} at {:#x}", mapping.start.unwrap_or_default()))
+        }
+        MappingKind::NamedAnonymous => (format!("anonymous memory, {bytes}:"), name),
+        MappingKind::Bss => ("uninitialised data of".to_owned(), name),
+        MappingKind::Memfd => (format!("memory file, {bytes}:"), name),
+        MappingKind::Unknown => nameless("memory that was mapped and unmapped meanwhile".to_owned()),
     }
 }
 

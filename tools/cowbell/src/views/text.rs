@@ -10,7 +10,7 @@ use super::verdict::{self, PARENT_UNWATCHED, has_watched_parent};
 use super::width::width;
 use super::{processes, tables, why};
 use crate::analyse::summary::{ByClass, Interval, ProcessSummary, Summary};
-use crate::record::{Closed, Mode, Origin, Role};
+use crate::record::{Closed, Mode, Origin, WatchReason};
 use cowbell::page::Bytes;
 
 /// The end of an interval stands beside its figures if its words are no longer than this.
@@ -86,7 +86,7 @@ fn watched(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
         Mode::Faults | Mode::Trace => "; -v shows mappings, code and causes",
     };
     text.faint_sentence(0, &format!("Watched for {}{ended}; mode {mode}{reason}{more}.", time(run.duration_ns)));
-    if verdict::role_count(summary, Role::Attached) > 0 {
+    if verdict::role_count(summary, WatchReason::Attached) > 0 {
         text.faint_sentence(0, &since_attached(summary));
     }
     let forks = &summary.totals.forks;
@@ -113,7 +113,8 @@ fn watched(text: &mut Text, summary: &Summary, verbosity: &Verbosity) {
 /// Says how much was copied, all told, page by page.
 fn headline(text: &mut Text, summary: &Summary) {
     let totals = &summary.totals;
-    let (children, parents) = (verdict::role_count(summary, Role::Child), verdict::role_count(summary, Role::Parent));
+    let (children, parents) =
+        (verdict::role_count(summary, WatchReason::Child), verdict::role_count(summary, WatchReason::Parent));
     let mut who = Vec::new();
     if children > 0 {
         who.push(some(children, "child", "children"));
@@ -121,7 +122,7 @@ fn headline(text: &mut Text, summary: &Summary) {
     if parents > 0 {
         who.push(some(parents, "parent", "parents"));
     }
-    let attached = verdict::role_count(summary, Role::Attached);
+    let attached = verdict::role_count(summary, WatchReason::Attached);
     if attached > 0 {
         who.push(some(attached, "process", "processes"));
     }
@@ -146,7 +147,7 @@ fn bounds(summary: &Summary) -> String {
 
 /// A watch that comes late sees nothing of what was copied before.
 fn since_attached(summary: &Summary) -> String {
-    let own = summary.intervals.iter().filter(|interval| interval.role == Role::Attached);
+    let own = summary.intervals.iter().filter(|interval| interval.role == WatchReason::Attached);
     let own = own.fold(0u64, |sum, interval| sum.saturating_add(interval.held.exclusive));
     let own = Bytes(own.saturating_mul(summary.run.page_size));
     if !has_watched_parent(summary) {
@@ -227,9 +228,9 @@ fn interval_row(summary: &Summary, interval: &Interval) -> Row {
         shared => percent((interval.pages.copy.saturating_add(interval.pages.copy_or_reuse)) as f64 / shared as f64),
     };
     let role = match interval.role {
-        Role::Child => "child",
-        Role::Parent => "parent",
-        Role::Attached => "attached",
+        WatchReason::Child => "child",
+        WatchReason::Parent => "parent",
+        WatchReason::Attached => "attached",
     };
     let when = interval.when.map_or_else(Default::default, |w| [w.half_ns, w.last_ns].map(time));
     let process = interval.process.and_then(|process| summary.processes.get(process));

@@ -5,8 +5,8 @@ use super::table::wrap;
 use super::width::width;
 use crate::analyse::Cause;
 use crate::analyse::summary::{Gap, Summary};
-use crate::analyse::verdict::{Kind, Place, Verdict, Why};
-use crate::record::{GapKind, Mode, Origin, Role};
+use crate::analyse::verdict::{Verdict, VerdictKind, VerdictPlace, Why};
+use crate::record::{GapKind, Mode, Origin, WatchReason};
 use crate::stacks::own_name;
 use cowbell::page::Bytes;
 use std::collections::BTreeSet;
@@ -39,7 +39,7 @@ pub fn verdict(text: &mut Text, summary: &Summary, quiet: bool) {
 
 /// Tells whether there is anything that wants a reason. Nothing does where all is well.
 pub fn has_cause(verdict: &Verdict) -> bool {
-    matches!(verdict.kind, Kind::Copied | Kind::New | Kind::ParentPays) && !verdict.why.is_empty()
+    matches!(verdict.kind, VerdictKind::Copied | VerdictKind::New | VerdictKind::ParentPays) && !verdict.why.is_empty()
 }
 
 /// The verdict in one sentence, or two.
@@ -49,7 +49,7 @@ pub fn sentence(summary: &Summary) -> String {
     let command = head(&summary.run.command.join(" "), 40);
     let command = command.trim_end();
     match verdict.kind {
-        Kind::Copied => {
+        VerdictKind::Copied => {
             let same = match verdict.same_share {
                 Some(same) if same >= 0.9 => {
                     format!(", and {} of the copies ended as they began: nothing written there lasted", share(same))
@@ -59,19 +59,19 @@ pub fn sentence(summary: &Summary) -> String {
             };
             format!("COPIED: {} {}{same}.", who(summary), of_shared(summary, &copied))
         }
-        Kind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
+        VerdictKind::Shared if verdict.workers.is_empty() && verdict.shared_bytes == 0 => {
             let (parents, whose) = parents(summary);
             let parent = Bytes(verdict.parent_bytes);
             format!("{}: {parents} copied {parent} while {whose} children lived.", shared_word(verdict))
         }
-        Kind::Shared => {
+        VerdictKind::Shared => {
             let new = match sum(&verdict.new_bytes) {
                 0 => String::new(),
                 new => format!(", and took at least {} of new memory", Bytes(new)),
             };
             format!("{}: {} {}{new}.", shared_word(verdict), who(summary), of_shared(summary, &copied))
         }
-        Kind::Uncertain => {
+        VerdictKind::Uncertain => {
             // Where each write is seen before, tracing is no remedy.
             let help = if summary.run.mode == Mode::Trace { "" } else { "; --mode trace sees most of it" };
             format!(
@@ -81,7 +81,7 @@ pub fn sentence(summary: &Summary) -> String {
                 Bytes(verdict.gone_bytes)
             )
         }
-        Kind::New => {
+        VerdictKind::New => {
             let copied = if verdict.copied_bytes == 0 { "nothing".to_owned() } else { copied };
             let (workers, by) = grown(&verdict.new_bytes);
             let of = of_shared(summary, &copied);
@@ -89,7 +89,7 @@ pub fn sentence(summary: &Summary) -> String {
             let of = if is_attached(summary) { format!("; the processes {of}") } else { format!(", and {of}") };
             format!("NEW: {workers} grew by at least {by}{of}.")
         }
-        Kind::NothingToShare => {
+        VerdictKind::NothingToShare => {
             let afresh = summary.totals.started_afresh;
             if afresh == 0 {
                 let made = summary.processes.len().saturating_sub(1) as u64;
@@ -101,18 +101,18 @@ pub fn sentence(summary: &Summary) -> String {
             let programs = some(afresh, "program was started afresh", "programs were started afresh");
             format!("NOTHING TO SHARE: under {command} {programs} by exec, which shares nothing with the starter.")
         }
-        Kind::NothingForked if is_attached(summary) => format!(
+        VerdictKind::NothingForked if is_attached(summary) => format!(
             "NOTHING TO SHARE: {} shared no private memory with others when cowbell attached, and forked nothing since.",
             some(summary.processes.len() as u64, "process", "processes")
         ),
-        Kind::NothingForked => {
+        VerdictKind::NothingForked => {
             let became = summary.processes.first().and_then(|root| root.executed.last()?.first());
             let became = became.filter(|_| !verdict.folded.is_empty());
             let since =
                 became.map_or(String::new(), |program| format!(" once it ran {}", head(program, 40).trim_end()));
             format!("NOTHING TO SHARE: nothing forked under {command}{since}.")
         }
-        Kind::CopiedBefore => {
+        VerdictKind::CopiedBefore => {
             let before = Bytes(verdict.before_bytes);
             if !has_watched_parent(summary) {
                 return format!(
@@ -126,7 +126,7 @@ pub fn sentence(summary: &Summary) -> String {
                  `cowbell snapshot{pid}` tells what of it differs from the parent's."
             )
         }
-        Kind::ParentPays => {
+        VerdictKind::ParentPays => {
             let parent = Bytes(verdict.parent_bytes);
             // Nobody knows what children copied that were not watched.
             let hides = |gap: &Gap| matches!(gap.what, GapKind::TooManyChildren | GapKind::NotArmed);
@@ -138,7 +138,7 @@ pub fn sentence(summary: &Summary) -> String {
             let (parents, whose) = parents(summary);
             format!("THE PARENT PAYS: {parents} copied {parent} while {whose} children lived{children}.")
         }
-        Kind::Unwatched => {
+        VerdictKind::Unwatched => {
             let why = if summary.gaps.is_empty() { "" } else { "; why, is below" };
             format!("UNKNOWN: no process was watched under {command}{why}.")
         }
@@ -176,11 +176,11 @@ fn shared_word(verdict: &Verdict) -> &'static str {
 
 /// The processes that forked, and whose children they have.
 fn parents(summary: &Summary) -> (&'static str, &'static str) {
-    if role_count(summary, Role::Parent) == 1 { ("the parent", "its") } else { ("the parents", "their") }
+    if role_count(summary, WatchReason::Parent) == 1 { ("the parent", "its") } else { ("the parents", "their") }
 }
 
 /// The number of processes that ever had this part.
-pub fn role_count(summary: &Summary, role: Role) -> u64 {
+pub fn role_count(summary: &Summary, role: WatchReason) -> u64 {
     // A parent is one parent, however often it forked.
     let mut pids: Vec<_> = summary.intervals.iter().filter(|a| a.role == role).map(|a| (a.process, a.pid)).collect();
     pids.sort_unstable();
@@ -267,11 +267,11 @@ fn why(text: &mut Text, summary: &Summary) {
             sentence.replace_range(..1, &first);
         }
         // The shares of new memory need no such words, since nothing else is spoken of, and the remedy should stand near.
-        let of = if verdict.kind == Kind::New { "" } else { " of the copies" };
+        let of = if verdict.kind == VerdictKind::New { "" } else { " of the copies" };
         format!("{sentence} ({}{of}).", share(why.share))
     };
     let mut sentences: Vec<String> = verdict.why.iter().take(shown).map(one).collect();
-    if verdict.ending_is_unknown && verdict.kind == Kind::Copied {
+    if verdict.ending_is_unknown && verdict.kind == VerdictKind::Copied {
         let help = match (summary.run.mode, summary.run.stacks_every) {
             (Mode::Count, _) => ": --mode faults tells",
             (_, 0) => ": --stacks 1/64 tells",
@@ -288,7 +288,7 @@ fn why(text: &mut Text, summary: &Summary) {
 
 fn places(text: &mut Text, summary: &Summary) {
     let verdict = &summary.verdict;
-    if let Some(why) = verdict.places_unknown.filter(|_| verdict.kind == Kind::ParentPays) {
+    if let Some(why) = verdict.places_unknown.filter(|_| verdict.kind == VerdictKind::ParentPays) {
         for (nth, line) in wrap(&format!("not known: {why}"), WIDTH - INDENT).iter().enumerate() {
             let margin = if nth == 0 { "Where" } else { "" };
             text.line(&format!("{margin:INDENT$}{line}"));
@@ -297,7 +297,7 @@ fn places(text: &mut Text, summary: &Summary) {
     let longest = verdict.places.iter().map(|place| width(&where_is(place))).max().unwrap_or(0);
     let where_width = longest.min(WHERE_MAX);
     // Shares that are estimates have their error beside them.
-    let told = |place: &Place| match place.error_points {
+    let told = |place: &VerdictPlace| match place.error_points {
         Some(points) if points >= 0.5 => share(place.share).replace(" %", &format!(" ±{} %", points.ceil())),
         _ => share(place.share),
     };
@@ -305,13 +305,13 @@ fn places(text: &mut Text, summary: &Summary) {
     let what_width = WIDTH - INDENT - share_width - 2 - where_width - 2;
     let first = verdict.places.first().map_or(0.0, |place| place.share);
     // Beside one that is most of it, little ones only take room.
-    let is_told = |place: &&Place| first < 0.5 || place.share >= 0.1;
+    let is_told = |place: &&VerdictPlace| first < 0.5 || place.share >= 0.1;
     // A blank line, a heading and the first line of the remedy are to come yet.
     let no_line = verdict.no_line.as_ref().map(|why| wrap(&format!("no line: {}", clean(why)), WIDTH - INDENT));
     let no_line = no_line.unwrap_or_default();
     let taken = text.lines() + no_line.len() + 3;
     let room = if verdict.helps.is_empty() { usize::MAX } else { FIRST_LINES.saturating_sub(taken).max(1) };
-    let is_margin_taken = !verdict.places.is_empty() || verdict.kind == Kind::ParentPays;
+    let is_margin_taken = !verdict.places.is_empty() || verdict.kind == VerdictKind::ParentPays;
     for (nth, place) in verdict.places.iter().filter(is_told).take(room).enumerate() {
         let margin = if nth == 0 { "Where" } else { "" };
         // The place's own words are told where it has any: a function says where it is, a line what it does.
@@ -329,7 +329,7 @@ fn places(text: &mut Text, summary: &Summary) {
 }
 
 /// A place: of a library's line, the user's own that led there comes first.
-fn where_is(place: &Place) -> String {
+fn where_is(place: &VerdictPlace) -> String {
     let at = |file: &str, line: i32| if line > 0 { format!("{file}:{line}") } else { file.to_owned() };
     let short = |file: &str, line: i32| at(file.rsplit('/').next().unwrap_or(file), line);
     clean(&match (&place.called_from, &place.called_by) {

@@ -5,7 +5,7 @@ use super::lines::{List, PAGES, Row, SHARE, Text, clean, count, percent, some, t
 use super::table::words;
 use crate::analyse::Cause;
 use crate::analyse::summary::{CauseShare, Gap, Interval, Summary};
-use crate::record::{Closed, GapKind, Mode, Role};
+use crate::record::{Closed, GapKind, Mode, WatchReason};
 use crate::stacks::languages;
 use cowbell::page::Bytes;
 
@@ -87,7 +87,7 @@ fn cause_sentences(cause: &CauseShare, summary: &Summary) -> Vec<String> {
         let package = symbols_package(file).map_or(String::new(), |package| format!(" (Debian: {package})"));
         sentences.push(format!("symbols of {} would tell{package}", clean(file)));
     }
-    let is_attached = summary.intervals.iter().any(|interval| interval.role == Role::Attached);
+    let is_attached = summary.intervals.iter().any(|interval| interval.role == WatchReason::Attached);
     if is_attached && !summary.run.frames && cause.reasons.iter().any(|reason| reason.reason.wants_comparing()) {
         sentences.push(
             "as root, cowbell compares copies of processes that it finds running with what they share".to_owned(),

@@ -3,7 +3,7 @@
 use crate::case::{Case, Kind, Op, Random, Region, Step};
 use crate::lab::{Capture, Outcome, Scratch, cases, cowbell, is_root, run, skip};
 use crate::model::{self, Fault};
-use crate::record::{Class, Mode};
+use crate::record::{Mode, WriteClass};
 use crate::verdict::{self, Log, check_frames};
 use std::path::PathBuf;
 use std::process::Command;
@@ -224,17 +224,18 @@ fn copies_are_as_many_as_the_kernel_counts_in_taskstats() {
         if *before < 0 {
             return skip("no taskstats in this kernel");
         }
-        let copied = |fault: &&Fault| fault.actor == 1 && matches!(fault.kernel, Class::Copy | Class::ZeroPage);
+        let copied =
+            |fault: &&Fault| fault.actor == 1 && matches!(fault.kernel, WriteClass::Copy | WriteClass::ZeroPage);
         let due = truth.faults.iter().filter(copied).count() as i64;
         assert_eq!(after - before, due, "seed {seed}, {mode:?}\n{case}");
 
         let capture = Capture::read(&writer.scratch.path("capture"));
-        let pages = |classes: &[Class]| -> i64 {
+        let pages = |classes: &[WriteClass]| -> i64 {
             let ends = capture.of(log.pids[&1]).filter_map(|interval| interval.end.as_ref());
             let runs = ends.flat_map(|end| &end.pages).filter(|run| classes.contains(&run.class));
             runs.map(|run| run.pages as i64).sum()
         };
-        let (least, files) = (pages(&[Class::Copy, Class::ZeroPage]), pages(&[Class::PrivateFile]));
+        let (least, files) = (pages(&[WriteClass::Copy, WriteClass::ZeroPage]), pages(&[WriteClass::PrivateFile]));
         // Asked before its last step, the kernel has not counted what leaving copies: names bound by then, the stack.
         let agree = (least - 2..=least + files).contains(after);
         assert!(agree, "seed {seed}, {mode:?}: {least} copies and {files} of files, and the kernel counts {after}");

@@ -2,7 +2,7 @@
 
 use crate::exact::may_hear_faults;
 use crate::lab::{Capture, Running, Scratch, cowbell, is_root, run, skip, tool};
-use crate::record::{Class, Gap, GapKind, PageRun, Record, Role};
+use crate::record::{Gap, GapKind, PageRun, Record, WatchReason, WriteClass};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -80,9 +80,9 @@ int main(int count, char **words) {
 "#;
 
 /// The report on the pages of a program of which the truth is known: the class, and the thread of those that have one.
-fn said(capture: &Capture) -> BTreeMap<u64, (Class, Option<i32>)> {
+fn said(capture: &Capture) -> BTreeMap<u64, (WriteClass, Option<i32>)> {
     let mut found = BTreeMap::new();
-    for interval in capture.intervals.values().filter(|interval| interval.begin.role == Role::Child) {
+    for interval in capture.intervals.values().filter(|interval| interval.begin.role == WatchReason::Child) {
         for run in interval.end.iter().flat_map(|end| &end.pages) {
             for page in (0..run.pages).map(|nth| run.start + nth * capture.page_size()) {
                 let mut events = interval.events.iter().filter(|event| event.page == page);
@@ -114,9 +114,9 @@ fn each_written_page_is_found_with_the_thread_that_wrote_it_first() {
             let page = u64::from_str_radix(words[0], 16).expect("an address");
             let [kind, writer] = [words[1], words[2]].map(|word| word.parse::<i32>().expect("a number"));
             let due = match kind {
-                0 => [Class::Copy, Class::CopyOrReuse],
-                1 | 2 => [Class::PrivateFile; 2],
-                _ => [Class::FirstTouch; 2],
+                0 => [WriteClass::Copy, WriteClass::CopyOrReuse],
+                1 | 2 => [WriteClass::PrivateFile; 2],
+                _ => [WriteClass::FirstTouch; 2],
             };
             let right = match said.get(&page) {
                 None => writer == 0,
@@ -170,9 +170,9 @@ fn what_was_written_and_unmapped_is_counted() {
     let outcome = run(&scratch, &mut cowbell(&options, [program]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     let capture = Capture::read(&file);
-    let child = capture.intervals.values().find(|interval| interval.begin.role == Role::Child).expect("a child");
+    let child = capture.intervals.values().find(|interval| interval.begin.role == WatchReason::Child).expect("a child");
     let mut by_line: BTreeMap<u32, u64> = BTreeMap::new();
-    for event in child.events.iter().filter(|event| event.class == Class::Copy) {
+    for event in child.events.iter().filter(|event| event.class == WriteClass::Copy) {
         *by_line.entry(event.code).or_default() += 1;
     }
     // The loop is one place; what else the child copies, its stack and the C library's data, are a few pages.
@@ -234,8 +234,8 @@ fn faults_beyond_the_rings_are_counted_and_their_pages_found_all_the_same() {
     let is_loss = |record: &&Record| matches!(record, Record::Gap(Gap { what: GapKind::EventsDropped, .. }));
     let Some(Record::Gap(loss)) = capture.records.iter().find(is_loss) else { panic!("nothing was lost") };
     let lost: u64 = loss.detail.split(' ').next().and_then(|word| word.parse().ok()).expect("a number first");
-    let child = capture.intervals.values().find(|interval| interval.begin.role == Role::Child).expect("a child");
-    let is_copy = |run: &&PageRun| run.class == if is_root() { Class::Copy } else { Class::CopyOrReuse };
+    let child = capture.intervals.values().find(|interval| interval.begin.role == WatchReason::Child).expect("a child");
+    let is_copy = |run: &&PageRun| run.class == if is_root() { WriteClass::Copy } else { WriteClass::CopyOrReuse };
     let copies = child.end.iter().flat_map(|end| &end.pages).filter(is_copy);
     let copied: u64 = copies.map(|run| run.pages).sum();
     assert!(copied >= PAGES as u64, "{copied} copies of {PAGES}, and {lost} faults lost");
@@ -274,8 +274,8 @@ fn programs_with_privilege_or_that_may_not_be_read_are_heard_all_the_same() {
         assert_eq!(outcome.code, Some(0), "{name}: {}", outcome.err);
         let capture = Capture::read(&file);
         let written = |interval: &&crate::lab::Interval| {
-            let copies = interval.events.iter().filter(|event| event.class == Class::Copy && event.code != 0);
-            interval.begin.role == Role::Child && copies.count() >= 500
+            let copies = interval.events.iter().filter(|event| event.class == WriteClass::Copy && event.code != 0);
+            interval.begin.role == WatchReason::Child && copies.count() >= 500
         };
         assert_eq!(capture.intervals.values().filter(written).count(), 1, "{name}: {:#?}", outcome.err);
     }
@@ -354,7 +354,7 @@ int main(void) {
     let events = capture.of(child).flat_map(|interval| &interval.events);
     let mut by_thread: BTreeMap<i32, usize> = BTreeMap::new();
     // Without page frames it is open whether the parent had them still.
-    let copies = events.filter(|event| matches!(event.class, Class::Copy | Class::CopyOrReuse));
+    let copies = events.filter(|event| matches!(event.class, WriteClass::Copy | WriteClass::CopyOrReuse));
     copies.for_each(|event| *by_thread.entry(event.tid).or_default() += 1);
     let many = by_thread.values().filter(|pages| **pages >= 200).count();
     assert_eq!((many, by_thread.contains_key(&child)), (2, false), "{by_thread:?} of {child}");
@@ -394,8 +394,8 @@ fn what_a_child_of_vfork_writes_is_copied_by_its_maker() {
     let outcome = run(&scratch, &mut cowbell(&options, [program]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     let capture = Capture::read(&file);
-    let child = capture.intervals.values().find(|interval| interval.begin.role == Role::Child).expect("a child");
-    let is_copy = |run: &&PageRun| matches!(run.class, Class::Copy | Class::CopyOrReuse);
+    let child = capture.intervals.values().find(|interval| interval.begin.role == WatchReason::Child).expect("a child");
+    let is_copy = |run: &&PageRun| matches!(run.class, WriteClass::Copy | WriteClass::CopyOrReuse);
     let runs: Vec<u64> = child.end.iter().flat_map(|end| &end.pages).filter(is_copy).map(|run| run.pages).collect();
     assert!(runs.contains(&50) && runs.contains(&100), "{runs:?}");
     let by_another = child.faults.iter().filter(|fault| fault.tid != child.begin.pid).count();

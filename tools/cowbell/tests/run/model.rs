@@ -5,7 +5,7 @@
 //! a copy while another process maps the same frame, and a reuse when nobody else does any more.
 
 use crate::case::{Case, Kind, Op};
-use crate::record::Class;
+use crate::record::WriteClass;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A page of one process.
@@ -45,9 +45,9 @@ pub struct Fault {
     /// The region and the page in it.
     pub place: (usize, usize),
     /// The kernel's act.
-    pub kernel: Class,
+    pub kernel: WriteClass,
     /// The classes that the report may give it: one, unless the page was given back before.
-    pub classes: Vec<Class>,
+    pub classes: Vec<WriteClass>,
     /// The process unmapped or dropped the page later and left it so: its page tables no longer tell.
     pub gone: bool,
     /// The process gave the page back at some time.
@@ -64,7 +64,7 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// The kernel did this.
-    Fault(Class),
+    Fault(WriteClass),
     /// The page was the process' own already.
     Own,
     /// Shared memory, reads: nothing is claimed.
@@ -110,7 +110,7 @@ impl Truth {
         let tells = |page: &usize| {
             let key = (of.actor, of.epoch, (region, *page));
             match self.faults.iter().find(|fault| (fault.actor, fault.epoch, fault.place) == key) {
-                Some(fault) => matches!(fault.kernel, Class::Copy | Class::Reuse),
+                Some(fault) => matches!(fault.kernel, WriteClass::Copy | WriteClass::Reuse),
                 None => !self.given_back.contains(&key),
             }
         };
@@ -268,18 +268,20 @@ impl Model<'_> {
         let (kernel, seen) = match page.slot {
             Slot::None => (None, Seen::Nothing),
             // The store to its first page brought in all of it.
-            Slot::Empty if self.case.regions[place.0].kind == Kind::Huge => (Some(Class::FirstTouch), Seen::Nothing),
-            Slot::Empty => (Some(Class::FirstTouch), Seen::Fault(Class::FirstTouch)),
-            Slot::Zero => (Some(Class::ZeroPage), Seen::Fault(Class::ZeroPage)),
-            Slot::File => (Some(Class::PrivateFile), Seen::Fault(Class::PrivateFile)),
-            Slot::Frame(frame) if self.frames[frame] > 1 => (Some(Class::Copy), Seen::Fault(Class::Copy)),
+            Slot::Empty if self.case.regions[place.0].kind == Kind::Huge => {
+                (Some(WriteClass::FirstTouch), Seen::Nothing)
+            }
+            Slot::Empty => (Some(WriteClass::FirstTouch), Seen::Fault(WriteClass::FirstTouch)),
+            Slot::Zero => (Some(WriteClass::ZeroPage), Seen::Fault(WriteClass::ZeroPage)),
+            Slot::File => (Some(WriteClass::PrivateFile), Seen::Fault(WriteClass::PrivateFile)),
+            Slot::Frame(frame) if self.frames[frame] > 1 => (Some(WriteClass::Copy), Seen::Fault(WriteClass::Copy)),
             Slot::Frame(_) if page.fault.is_some() => (None, Seen::Own),
             // Alone with it: the interval sees the first write, which copies nothing.
-            Slot::Frame(_) => (Some(Class::Reuse), Seen::Own),
+            Slot::Frame(_) => (Some(WriteClass::Reuse), Seen::Own),
         };
         self.truth.seen.insert((step, place.1), seen);
         let Some(kernel) = kernel else { return };
-        if kernel != Class::Reuse {
+        if kernel != WriteClass::Reuse {
             if let Slot::Frame(frame) = page.slot {
                 self.frames[frame] -= 1;
             }
@@ -324,12 +326,12 @@ fn opens(slot: Slot) -> Page {
 }
 
 /// The classes that the report may give to what the kernel did to a page in this state.
-fn classes(kernel: Class, page: Page) -> Vec<Class> {
+fn classes(kernel: WriteClass, page: Page) -> Vec<WriteClass> {
     match kernel {
         // A page is touched first if it was not there when the interval opened, though it was read since.
-        Class::ZeroPage if page.empty_at_fork => vec![Class::FirstTouch],
+        WriteClass::ZeroPage if page.empty_at_fork => vec![WriteClass::FirstTouch],
         // Given back, then read, then written: nothing of what the interval opened with is left.
-        Class::ZeroPage if page.dropped => vec![Class::FirstTouch, Class::ZeroPage],
+        WriteClass::ZeroPage if page.dropped => vec![WriteClass::FirstTouch, WriteClass::ZeroPage],
         kernel => vec![kernel],
     }
 }

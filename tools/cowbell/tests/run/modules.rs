@@ -4,7 +4,7 @@
 use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{Capture, Scratch, cowbell, is_root, run, skip, tool};
 use crate::python::PYTHON;
-use crate::record::{Class, Code, Record, Stack};
+use crate::record::{Code, Record, Stack, WriteClass};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::Command;
@@ -69,7 +69,7 @@ fn copies_by_function(capture: &Capture) -> BTreeMap<String, usize> {
     let mut copies = BTreeMap::new();
     for event in capture.intervals.values().flat_map(|interval| &interval.events) {
         let function = codes.get(&event.code).and_then(|code| code.frames.last());
-        if matches!(event.class, Class::Copy | Class::CopyOrReuse) {
+        if matches!(event.class, WriteClass::Copy | WriteClass::CopyOrReuse) {
             *copies.entry(function.map_or_else(String::new, |frame| frame.function.clone())).or_default() += 1;
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::lab::{Capture, Interval, Outcome, Running, Scratch, cowbell, is_root, skip};
 use crate::python::pages_of;
-use crate::record::{Class, Origin, Record, Role};
+use crate::record::{Origin, Record, WatchReason, WriteClass};
 use cowbell::sys::procfs;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,9 +97,9 @@ fn preloaded_web_workers_copy_the_data_that_their_requests_read() {
     let capture = Capture::read(&capture);
     let least = 100_000 * 54 / capture.page_size() * 9 / 10;
     for worker in asked {
-        let intervals: Vec<&Interval> = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect();
+        let intervals: Vec<&Interval> = capture.of(worker).filter(|a| a.begin.role == WatchReason::Child).collect();
         let [interval] = intervals[..] else { panic!("worker {worker} has not one interval of a child") };
-        let copied = pages_of(interval, Class::Copy) + pages_of(interval, Class::CopyOrReuse);
+        let copied = pages_of(interval, WriteClass::Copy) + pages_of(interval, WriteClass::CopyOrReuse);
         assert!(copied >= least, "worker {worker} copied {copied} pages, and its requests read {least} at least");
     }
 }
@@ -208,18 +208,18 @@ fn redis_under_writes(mode: &str) {
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
 
     let capture = Capture::read(&capture);
-    let [child] = capture.of(saver).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
+    let [child] = capture.of(saver).filter(|a| a.begin.role == WatchReason::Child).collect::<Vec<_>>()[..] else {
         panic!("the saving child has one interval")
     };
     // Pages that either side changed are private to the child then: its own new pages, and the old ones that the parent left.
     let mut private = BTreeSet::new();
-    for interval in capture.of(server).filter(|a| a.begin.role == Role::Parent).chain([child]) {
-        let is_child = interval.begin.role == Role::Child;
+    for interval in capture.of(server).filter(|a| a.begin.role == WatchReason::Parent).chain([child]) {
+        let is_child = interval.begin.role == WatchReason::Child;
         for run in &interval.end.as_ref().expect("closed").pages {
             let makes_private = match run.class {
-                Class::Copy | Class::CopyOrReuse => true,
-                Class::Reuse => false,
-                Class::FirstTouch | Class::ZeroPage | Class::PrivateFile => is_child,
+                WriteClass::Copy | WriteClass::CopyOrReuse => true,
+                WriteClass::Reuse => false,
+                WriteClass::FirstTouch | WriteClass::ZeroPage | WriteClass::PrivateFile => is_child,
             };
             if makes_private {
                 private.extend((0..run.pages).map(|nth| run.start + nth * capture.page_size()));
@@ -228,9 +228,9 @@ fn redis_under_writes(mode: &str) {
     }
     let ours = private.len() as u64 * capture.page_size();
     println!("{mode}: the tool {ours} bytes, Redis {own}, smaps {last_smaps}");
-    let parent = capture.of(server).find(|a| a.begin.role == Role::Parent).expect("the server's interval");
+    let parent = capture.of(server).find(|a| a.begin.role == WatchReason::Parent).expect("the server's interval");
     assert!(
-        pages_of(parent, Class::Copy) + pages_of(parent, Class::CopyOrReuse) > 2000,
+        pages_of(parent, WriteClass::Copy) + pages_of(parent, WriteClass::CopyOrReuse) > 2000,
         "the server pays for the save"
     );
     within_two_percent("Redis", own, ours);
@@ -276,7 +276,7 @@ fn the_tool_and_the_library_find_the_same_copies_of_an_arena_to_the_page() {
         let inside = start..start + number(&arena["pages"]) * size;
         let mut tool = BTreeMap::new();
         assert!(
-            capture.of(pid).any(|interval| interval.begin.role == Role::Child),
+            capture.of(pid).any(|interval| interval.begin.role == WatchReason::Child),
             "an interval of {}",
             worker["role"]
         );
@@ -287,7 +287,7 @@ fn the_tool_and_the_library_find_the_same_copies_of_an_arena_to_the_page() {
             }
         }
         assert!(tool.keys().eq(library.iter()), "{}: {} and {}", worker["role"], tool.len(), library.len());
-        assert!(tool.values().all(|class| *class == Class::PrivateFile), "{}", worker["role"]);
+        assert!(tool.values().all(|class| *class == WriteClass::PrivateFile), "{}", worker["role"]);
         compared += library.len();
     }
     assert!(compared > 100, "the demo's workers copy");

@@ -2,7 +2,7 @@
 
 use crate::exact::may_trace;
 use crate::lab::{Capture, Interval, Outcome, Scratch, cowbell, run, skip};
-use crate::record::{Class, Record, Role};
+use crate::record::{Record, WatchReason, WriteClass};
 use std::collections::BTreeMap;
 
 /// Debian's, which the setup gives numpy and the library's own tests.
@@ -11,19 +11,19 @@ pub const PYTHON: &str = "/usr/bin/python3";
 const READ_LIST: &str = include_str!("../targets/read_list.py");
 
 /// Pages of one class in an interval, by its end.
-pub fn pages_of(interval: &Interval, class: Class) -> u64 {
+pub fn pages_of(interval: &Interval, class: WriteClass) -> u64 {
     let end = interval.end.as_ref().expect("the interval is closed");
     end.pages.iter().filter(|run| run.class == class).map(|run| run.pages).sum()
 }
 
 /// Copies, also where they cannot be told from reuse.
 fn copies(interval: &Interval) -> u64 {
-    pages_of(interval, Class::Copy) + pages_of(interval, Class::CopyOrReuse)
+    pages_of(interval, WriteClass::Copy) + pages_of(interval, WriteClass::CopyOrReuse)
 }
 
 /// The intervals of children.
 pub fn children(capture: &Capture) -> Vec<&Interval> {
-    capture.intervals.values().filter(|interval| interval.begin.role == Role::Child).collect()
+    capture.intervals.values().filter(|interval| interval.begin.role == WatchReason::Child).collect()
 }
 
 /// Runs read_list.py under the tool; how that ended, and the capture.
@@ -138,7 +138,8 @@ fn workers_of_pools_have_an_interval_each_however_they_were_made() {
         assert_eq!((*sum, workers.len()), (188_890, 3), "{how}");
         let capture = Capture::read(&capture);
         for &worker in workers {
-            let [interval] = capture.of(worker).filter(|a| a.begin.role == Role::Child).collect::<Vec<_>>()[..] else {
+            let [interval] = capture.of(worker).filter(|a| a.begin.role == WatchReason::Child).collect::<Vec<_>>()[..]
+            else {
                 panic!("{how}: worker {worker} has not one interval of a child")
             };
             // A third of 40,000 strings, spread over all of their pages. The forkserver imports the data anew.

@@ -3,7 +3,7 @@
 use crate::case::Random;
 use crate::exact::{may_hear_faults, may_trace};
 use crate::lab::{self, Capture, Outcome, Running, Scratch, cases, cowbell, is_root, run, skip, tool};
-use crate::record::{Class, GapKind, PageRun, Record, Role};
+use crate::record::{GapKind, PageRun, Record, WatchReason, WriteClass};
 use cowbell::sys::procfs;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -205,8 +205,9 @@ fn a_storm_of_forks_comes_out_right_and_each_child_has_an_interval() {
         let capture = Capture::read(&capture);
         // A child that forks has one more interval.
         let mut written: BTreeMap<i32, u64> = BTreeMap::new();
-        for interval in capture.intervals.values().filter(|a| a.begin.role == Role::Child) {
-            let own = |run: &&PageRun| matches!(run.class, Class::Copy | Class::CopyOrReuse | Class::Reuse);
+        for interval in capture.intervals.values().filter(|a| a.begin.role == WatchReason::Child) {
+            let own =
+                |run: &&PageRun| matches!(run.class, WriteClass::Copy | WriteClass::CopyOrReuse | WriteClass::Reuse);
             let runs = interval.end.as_ref().expect("each is closed").pages.iter().filter(own);
             *written.entry(interval.begin.pid).or_default() += runs.map(|run| run.pages).sum::<u64>();
         }
@@ -359,7 +360,7 @@ fn attaching_leaves_a_running_tree_unharmed() {
         let outcome = target.finish();
         assert!(outcome.code == Some(0) && outcome.out.starts_with(b"started\nright "), "{mode}: {outcome:?}");
         let capture = Capture::read(&capture);
-        let forked = capture.intervals.values().filter(|a| a.begin.role == Role::Child).count();
+        let forked = capture.intervals.values().filter(|a| a.begin.role == WatchReason::Child).count();
         assert!(forked > 0, "{mode}: it forked all the time");
     }
 }

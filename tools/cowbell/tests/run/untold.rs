@@ -2,7 +2,7 @@
 
 use crate::exact::may_hear_faults;
 use crate::lab::{Busy, Capture, Scratch, cowbell, is_root, run, skip};
-use crate::record::{Class, Role};
+use crate::record::{WatchReason, WriteClass};
 use std::path::Path;
 
 /// Writes into memory that its child inherited, from outside; and in another child moves what it has written to another place.
@@ -62,12 +62,13 @@ fn tell_copies_from_new(scratch: &Scratch, program: &Path) {
     let outcome = run(scratch, &mut cowbell(&options, [program]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.err);
     let capture = Capture::read(&file);
-    let children: Vec<_> = capture.intervals.values().filter(|interval| interval.begin.role == Role::Child).collect();
+    let children: Vec<_> =
+        capture.intervals.values().filter(|interval| interval.begin.role == WatchReason::Child).collect();
     assert_eq!(children.len(), 2);
     for child in children {
         let end = child.end.as_ref().expect("it is closed");
         let of = |class| end.pages.iter().filter(|run| run.class == class).map(|run| run.pages).sum::<u64>();
-        let (copied, new) = (of(Class::Copy), of(Class::FirstTouch));
+        let (copied, new) = (of(WriteClass::Copy), of(WriteClass::FirstTouch));
         assert!((300..340).contains(&copied) && new < 20, "{copied} copied, {new} new: {:?}", end.pages);
         assert!(end.unmapped_uncounted < 20, "{}", end.unmapped_uncounted);
     }

@@ -3,7 +3,7 @@
 use crate::case::{Case, Kind, Op};
 use crate::lab::{Capture, Interval, is_root};
 use crate::model::{Fault, Seen, Truth};
-use crate::record::{Class, Closed, Fault as Row, Mode, Origin, Record, Role};
+use crate::record::{Closed, Fault as Row, Mode, Origin, Record, WatchReason, WriteClass};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -91,11 +91,11 @@ pub fn check_frames(truth: &Truth, log: &Log) -> Vec<String> {
         let right = match seen {
             Seen::Nothing => true,
             Seen::Own => there && own_after && (!frames || same),
-            Seen::Fault(Class::FirstTouch) => !there && own_after,
-            Seen::Fault(Class::ZeroPage) => {
+            Seen::Fault(WriteClass::FirstTouch) => !there && own_after,
+            Seen::Fault(WriteClass::ZeroPage) => {
                 there && own_after && (!frames || before & FRAME == log.zero & FRAME && !same)
             }
-            Seen::Fault(Class::PrivateFile) => (!there || before & FILE != 0) && own_after && (!frames || !same),
+            Seen::Fault(WriteClass::PrivateFile) => (!there || before & FILE != 0) && own_after && (!frames || !same),
             Seen::Fault(_) => there && before & (FILE | EXCLUSIVE) == 0 && own_after && (!frames || !same),
         };
         if !right {
@@ -130,9 +130,9 @@ impl Verdict<'_> {
         for (&actor, &parent) in &self.truth.parents {
             let pid = self.log.pids[&actor];
             let forks = self.truth.parents.values().filter(|other| **other == actor).count();
-            let mut due = vec![(Role::Child, Closed::Forked); forks];
+            let mut due = vec![(WatchReason::Child, Closed::Forked); forks];
             let end = if self.truth.ends[&actor] == Op::Exec { Closed::Exec } else { Closed::Exit };
-            due.push((Role::Child, end));
+            due.push((WatchReason::Child, end));
             let closed = |interval: &&Interval| (interval.begin.role, interval.end.as_ref().map(|end| end.closed));
             let found: Vec<_> = self.intervals(actor).iter().map(closed).collect();
             if !found.iter().copied().eq(due.iter().map(|&(role, closed)| (role, Some(closed)))) {
@@ -147,7 +147,7 @@ impl Verdict<'_> {
         }
         let forks = self.truth.parents.values().filter(|other| **other == 0).count();
         let first = self.intervals(0);
-        if first.len() != forks || first.iter().any(|interval| interval.begin.role != Role::Parent) {
+        if first.len() != forks || first.iter().any(|interval| interval.begin.role != WatchReason::Parent) {
             let found: Vec<_> = first.iter().map(|interval| interval.begin.role).collect();
             self.say(format!("the first process forked {forks} times, and has the intervals {found:?}"));
         }
@@ -159,8 +159,8 @@ impl Verdict<'_> {
     }
 
     /// The pages of all intervals, by actor, interval and place.
-    fn reported(&self) -> BTreeMap<(usize, usize, Place), Vec<Class>> {
-        let mut reported: BTreeMap<_, Vec<Class>> = BTreeMap::new();
+    fn reported(&self) -> BTreeMap<(usize, usize, Place), Vec<WriteClass>> {
+        let mut reported: BTreeMap<_, Vec<WriteClass>> = BTreeMap::new();
         for &actor in self.log.pids.keys() {
             let mut places = BTreeMap::new();
             self.log.places(self.case, actor, usize::MAX, &mut places);
@@ -223,14 +223,14 @@ impl Verdict<'_> {
     }
 
     /// A page that was written before it was moved is new where it is now: there is no fault of it there.
-    fn may_have_moved(&self, fault: &Fault, classes: &[Class]) -> bool {
+    fn may_have_moved(&self, fault: &Fault, classes: &[WriteClass]) -> bool {
         let moves =
             |step: &crate::case::Step| (step.op, step.actor, step.region) == (Op::Move, fault.actor, fault.place.0);
         let later = self.case.steps.get(fault.step..).unwrap_or_default();
         self.mode == Mode::Faults
             && (later.iter().any(moves) || !is_root() && self.case.steps.iter().any(moves))
             && classes.iter().all(|class| {
-                matches!(class, Class::FirstTouch | Class::PrivateFile) || self.may_be_called(fault, *class)
+                matches!(class, WriteClass::FirstTouch | WriteClass::PrivateFile) || self.may_be_called(fault, *class)
             })
     }
 
@@ -242,15 +242,15 @@ impl Verdict<'_> {
 
     /// If it is gone and was not told, it must be within `unmapped_uncounted`; tracing has events of all such pages.
     fn must_be_bounded(&self, fault: &Fault) -> bool {
-        let was_empty = fault.kernel == Class::ZeroPage && (fault.empty_at_fork || fault.dropped);
-        !(fault.late || was_empty || fault.kernel == Class::FirstTouch)
+        let was_empty = fault.kernel == WriteClass::ZeroPage && (fault.empty_at_fork || fault.dropped);
+        !(fault.late || was_empty || fault.kernel == WriteClass::FirstTouch)
     }
 
-    fn may_be_called(&self, fault: &Fault, class: Class) -> bool {
+    fn may_be_called(&self, fault: &Fault, class: WriteClass) -> bool {
         // A page that was written, given back and taken again is a copy or a reuse, and no frame is left to tell which. Without
         // frames the faults do not tell it from what was given back before it was written.
-        let open = matches!(class, Class::Copy | Class::CopyOrReuse);
-        let written = matches!(fault.kernel, Class::Copy | Class::Reuse);
+        let open = matches!(class, WriteClass::Copy | WriteClass::CopyOrReuse);
+        let written = matches!(fault.kernel, WriteClass::Copy | WriteClass::Reuse);
         if self.mode == Mode::Faults && fault.dropped && open && (written || !is_root()) {
             return true;
         }
@@ -258,27 +258,28 @@ impl Verdict<'_> {
             return true;
         }
         // A user who may not ask which call may have given the page back does not know whether the zeroes were still there.
-        let was_zero = fault.kernel == Class::FirstTouch && fault.dropped && !fault.empty_at_fork;
-        if self.mode == Mode::Count && was_zero && class == Class::ZeroPage && !is_root() {
+        let was_zero = fault.kernel == WriteClass::FirstTouch && fault.dropped && !fault.empty_at_fork;
+        if self.mode == Mode::Count && was_zero && class == WriteClass::ZeroPage && !is_root() {
             return true;
         }
         let frames = self.log.zero & FRAME != 0;
-        let either = class == Class::CopyOrReuse && !frames && matches!(fault.kernel, Class::Copy | Class::Reuse);
+        let either =
+            class == WriteClass::CopyOrReuse && !frames && matches!(fault.kernel, WriteClass::Copy | WriteClass::Reuse);
         either || fault.classes.contains(&class)
     }
 
     /// Even frames leave this open. A fault finds no frame where nothing is, and where the page of zeroes is (a claim about the kernel
     /// says so): if it was given back, only a thread that reads first and faults twice shows that nothing was there; and if it was moved,
     /// only frames of its neighbours show that it was. A frame that came back to its page is no other one.
-    fn frames_cannot_tell(&self, fault: &Fault, class: Class) -> bool {
+    fn frames_cannot_tell(&self, fault: &Fault, class: WriteClass) -> bool {
         let is_read_first = self.case.steps[fault.step].op != Op::Kwrite;
         match (fault.kernel, class) {
-            (Class::FirstTouch, Class::ZeroPage) => fault.dropped && fault.zero_at_fork && !is_read_first,
+            (WriteClass::FirstTouch, WriteClass::ZeroPage) => fault.dropped && fault.zero_at_fork && !is_read_first,
             // Written, given back, read and written once more looks like given back, read and written.
-            (Class::ZeroPage, Class::FirstTouch) => {
+            (WriteClass::ZeroPage, WriteClass::FirstTouch) => {
                 fault.zero_at_fork && (fault.dropped || self.truth.is_moved_without_a_trace(fault))
             }
-            (_, Class::CopyOrReuse) => fault.dropped && self.came_back(fault),
+            (_, WriteClass::CopyOrReuse) => fault.dropped && self.came_back(fault),
             _ => false,
         }
     }
@@ -311,7 +312,7 @@ impl Verdict<'_> {
             Kind::Memfd => !fault.empty_at_fork || !fault.dropped,
             _ => !fault.empty_at_fork && !fault.dropped,
         };
-        !fault.late && !is_plain_file && inherited && fault.kernel != Class::FirstTouch
+        !fault.late && !is_plain_file && inherited && fault.kernel != WriteClass::FirstTouch
     }
 
     fn check_events(&mut self) {

@@ -9,13 +9,15 @@ use crate::views;
 fn where_the_code_has_no_name_the_layout_tells_counting_from_collecting() {
     let code = 8;
     let of = |wrote: Wrote, frames: Vec<NativeFrame>| {
-        let runs = vec![PageRun { start: HEAP, pages: 2, class: Class::Copy }];
+        let runs = vec![PageRun { start: HEAP, pages: 2, class: WriteClass::Copy }];
         let content = |nth| Content { page: HEAP + nth * PAGE, objects: true, ..Content::default() };
         let stack =
             Record::Stack(Stack { stack: 4, interval: 0, native: vec![8], language: None, frames: vec![], wrote });
         // One page is sampled, and tells of the other.
-        let events =
-            vec![Event { stack: Some(4), ..event(HEAP, Class::Copy, code) }, event(HEAP + PAGE, Class::Copy, code)];
+        let events = vec![
+            Event { stack: Some(4), ..event(HEAP, WriteClass::Copy, code) },
+            event(HEAP + PAGE, WriteClass::Copy, code),
+        ];
         let mut records = vec![header(), begin(0)];
         records.extend(module("/usr/bin/python3.13", &[8]));
         records.extend([
@@ -66,7 +68,7 @@ fn what_is_written_on_the_way_out_is_told_apart() {
     let events = events.map(|(nth, pc, stack)| Event {
         stack: Some(stack),
         time_ns: 100 + nth,
-        ..event(HEAP + nth * PAGE, Class::Copy, pc)
+        ..event(HEAP + nth * PAGE, WriteClass::Copy, pc)
     });
     let summary = profile(vec![
         header(),
@@ -75,7 +77,7 @@ fn what_is_written_on_the_way_out_is_told_apart() {
         stack(2, deep),
         stack(3, vec![2, 70]),
         Record::Events { interval: 0, events: events.to_vec() },
-        end(0, vec![PageRun { start: HEAP, pages: 5, class: Class::Copy }], vec![]),
+        end(0, vec![PageRun { start: HEAP, pages: 5, class: WriteClass::Copy }], vec![]),
         Record::Symbols { codes: vec![named(60, "list_dealloc"), named(70, "Py_FinalizeEx")] },
     ]);
     let causes: Vec<_> = summary.causes.iter().map(|c| (c.cause, c.copied_pages)).collect();
@@ -96,7 +98,7 @@ fn what_the_program_does_on_its_way_out_is_not_advised_away() {
         let events = (0..5).map(|nth| Event {
             stack: Some(if nth == 0 { 2 } else { 1 }),
             time_ns: 100 + nth,
-            ..event(HEAP + nth * PAGE, Class::Copy, 1)
+            ..event(HEAP + nth * PAGE, WriteClass::Copy, 1)
         });
         let contents = (0..5).map(|nth| Content { page: HEAP + nth * PAGE, bytes: 8, words: 1, ..Content::default() });
         let summary = profile(vec![
@@ -105,7 +107,7 @@ fn what_the_program_does_on_its_way_out_is_not_advised_away() {
             Record::Stack(works),
             Record::Stack(stack),
             Record::Events { interval: 0, events: events.collect() },
-            end(0, vec![PageRun { start: HEAP, pages: 5, class: Class::Copy }], contents.collect()),
+            end(0, vec![PageRun { start: HEAP, pages: 5, class: WriteClass::Copy }], contents.collect()),
             Record::Symbols {
                 codes: vec![named(60, "_PyEval_EvalFrameDefault"), named(70, "Py_FinalizeEx"), named(80, "Py_RunMain")],
             },
@@ -135,8 +137,8 @@ fn an_interpreter_that_is_loaded_and_never_runs_says_nothing_of_the_program() {
         // One place in the library, and one elsewhere.
         records.extend(module(library, &[8]));
         records.extend([
-            Record::Events { interval: 0, events: vec![event(HEAP, Class::Copy, u64::from(code))] },
-            end(0, vec![PageRun { start: HEAP, pages: 1, class: Class::Copy }], vec![content]),
+            Record::Events { interval: 0, events: vec![event(HEAP, WriteClass::Copy, u64::from(code))] },
+            end(0, vec![PageRun { start: HEAP, pages: 1, class: WriteClass::Copy }], vec![content]),
         ]);
         let summary = profile(records);
         (summary.causes[0].cause, summary.intervals[0].language)

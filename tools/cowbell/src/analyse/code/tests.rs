@@ -19,7 +19,7 @@ fn a_library_line_names_the_users_line_that_led_there() {
     ];
     let stack =
         Stack { stack: 1, interval: 0, native: vec![], language: Some("python".into()), frames, wrote: Wrote::Unknown };
-    let events = vec![Event { stack: Some(1), ..event(HEAP, Class::Copy, 9) }];
+    let events = vec![Event { stack: Some(1), ..event(HEAP, WriteClass::Copy, 9) }];
     let summary = profile(vec![
         header(),
         begin(0),
@@ -54,7 +54,7 @@ fn a_line_that_copied_once_on_the_way_is_not_told_a_share_of_all() {
     // The first copy is sampled and is the fork's; of the loop's every 64th is.
     let event = |nth| {
         let stack = if nth == 0 { Some(1) } else { (nth % 64 == 63).then_some(2) };
-        Event { stack, time_ns: 100 + nth, ..event(HEAP + nth * PAGE, Class::Copy, 9) }
+        Event { stack, time_ns: 100 + nth, ..event(HEAP + nth * PAGE, WriteClass::Copy, 9) }
     };
     let events = (0..200).map(event).collect();
     let records = vec![header(), begin(0), stack(1, 10), stack(2, 5), Record::Events { interval: 0, events }];
@@ -71,7 +71,7 @@ fn lines_that_look_alike_are_one() {
         Record::Stack(Stack { stack, interval: 0, native: vec![], language, frames, wrote: Wrote::Unknown })
     };
     let events = [(0, 1), (1, 2), (2, 2)];
-    let event = |(nth, stack)| Event { stack: Some(stack), ..event(HEAP + nth * PAGE, Class::Copy, 9) };
+    let event = |(nth, stack)| Event { stack: Some(stack), ..event(HEAP + nth * PAGE, WriteClass::Copy, 9) };
     let events = events.map(event).to_vec();
     let records = vec![header(), begin(0), stack(1, "f"), stack(2, "<lambda>"), Record::Events { interval: 0, events }];
     let [line] = &profile(records).script.lines[..] else { panic!("one line") };
@@ -99,7 +99,7 @@ fn a_program_found_by_a_link_is_called_by_it() {
     let mut records =
         vec![header(), process(1, 0, Origin::Started, Some(executable)), process(100, 1, Origin::Forked, None), begin];
     records.extend(module("/usr/bin/check", &[8]));
-    records.push(Record::Events { interval: 0, events: vec![event(HEAP, Class::Copy, 8)] });
+    records.push(Record::Events { interval: 0, events: vec![event(HEAP, WriteClass::Copy, 8)] });
     let summary = profile(records);
     assert_eq!(summary.functions[0].function, "server+0x8");
     assert_eq!(summary.mappings[0].name, "/usr/bin/server");
@@ -113,10 +113,10 @@ fn code_without_a_name_is_told_by_its_caller() {
         let native = [&[pc][..], &callers[..]].concat();
         Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![], wrote: Wrote::Unknown })
     };
-    let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
+    let sampled = |nth, pc, stack| Event { stack, ..event(HEAP + nth * PAGE, WriteClass::Copy, pc) };
     // 1 is nameless code of malloc's, 2 copies bytes for `parse`.
     let events = vec![sampled(0, 1, Some(1)), sampled(1, 1, None), sampled(2, 2, Some(2)), sampled(3, 3, Some(3))];
-    let runs = vec![PageRun { start: HEAP, pages: 4, class: Class::Copy }];
+    let runs = vec![PageRun { start: HEAP, pages: 4, class: WriteClass::Copy }];
     let codes =
         vec![named(50, "malloc"), named(60, "parse"), named(2, "__memmove_avx_unaligned_erms"), named(3, "own")];
     let mut records = vec![header(), begin(0)];
@@ -152,7 +152,7 @@ fn a_page_is_told_of_its_own_caller_and_never_of_another_pages() {
         let (native, wrote) = (native.to_vec(), Wrote::Unknown);
         Record::Stack(Stack { stack, interval: 0, native, language: None, frames: vec![], wrote })
     };
-    let page = |nth, pc, stack, caller| Event { stack, caller, ..event(HEAP + nth * PAGE, Class::Copy, pc) };
+    let page = |nth, pc, stack, caller| Event { stack, caller, ..event(HEAP + nth * PAGE, WriteClass::Copy, pc) };
     // 2 copies bytes, called by 60 or 70, mostly by 60; 4 too, of which no caller can be read.
     let events = vec![
         page(0, 2, Some(1), 0),
@@ -169,7 +169,7 @@ fn a_page_is_told_of_its_own_caller_and_never_of_another_pages() {
     records.extend([stack(1, &[2, 60]), stack(2, &[4, 60]), stack(3, &[4, 70])]);
     records.extend([
         Record::Events { interval: 0, events },
-        end(0, vec![PageRun { start: HEAP, pages: 8, class: Class::Copy }], vec![]),
+        end(0, vec![PageRun { start: HEAP, pages: 8, class: WriteClass::Copy }], vec![]),
         Record::Symbols { codes: vec![named(2, "memcpy"), named(4, "memset"), named(60, "load"), named(70, "parse")] },
     ]);
     let summary = profile(records);

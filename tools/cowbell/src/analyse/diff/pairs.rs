@@ -1,6 +1,6 @@
 //! Pairs of roles: the role after that each role before is.
 
-use super::judge::{Change, Sample, Side};
+use super::judge::{FigureChange, RunFigure, Side};
 use super::{Pair, RoleChange};
 use crate::analyse::roles::{self, Bounds, Role};
 use crate::analyse::summary::Summary;
@@ -18,12 +18,12 @@ impl Played {
     const NOBODY: Self = Self { processes: 0, bytes: 0, bounds: Bounds::NOTHING };
 
     /// One process of them, on the average; others of this role may have run unwatched.
-    fn each(self, is_open: bool, beyond: Option<u64>) -> Sample {
+    fn each(self, is_open: bool, beyond: Option<u64>) -> RunFigure {
         let part = |bytes: u64| bytes / self.processes.max(1);
         // If those that ran unwatched were all of this role, and copied nothing.
         let least = beyond.map_or(0, |beyond| self.bounds.least / self.processes.saturating_add(beyond).max(1));
         let most = self.bounds.most.filter(|_| !is_open).map(part);
-        Sample { bytes: part(self.bytes), bounds: Bounds { least, most } }
+        RunFigure { bytes: part(self.bytes), bounds: Bounds { least, most } }
     }
 }
 
@@ -41,7 +41,7 @@ pub fn roles(pair: &Pair<'_>) -> Vec<RoleChange> {
         .map(|(role, became)| {
             let (side_before, processes_before) = side(&before, &role);
             let (side_after, processes_after) = side(&after, became.as_ref().unwrap_or(&role));
-            let change = Change::new(side_before, side_after, pair.page_size);
+            let change = FigureChange::new(side_before, side_after, pair.page_size);
             RoleChange { role, became, processes_before, processes_after, change }
         })
         .collect();

@@ -1,10 +1,10 @@
 //! A large array under several processes, and lists that are read one item at a time.
 
 use super::super::conclude::{Conclusion, bytes, own};
-use super::super::way::{Place, Plan as WayPlan, Program};
+use super::super::way::{PlannedWay as WayPlan, Program, WorkDir};
 use super::{NUMPY, PYTHON, Scale, script};
 
-pub(super) fn matrix(scale: &Scale, _: &Place) -> Vec<WayPlan> {
+pub(super) fn matrix(scale: &Scale, _: &WorkDir) -> Vec<WayPlan> {
     let way =
         |name, does| script(name, does, &[NUMPY], scale.workers, "matrix.py", &[&name, &scale.rows, &scale.workers]);
     let numbers = [scale.reads, scale.reads].map(|n| n.to_string()).to_vec();

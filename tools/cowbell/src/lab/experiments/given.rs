@@ -2,7 +2,7 @@
 
 use super::super::conclude::{Conclusion, bytes, own};
 use super::super::needs::Need;
-use super::super::way::{Place, Plan as WayPlan, Program};
+use super::super::way::{PlannedWay as WayPlan, Program, WorkDir};
 use super::{FREEZE, NUMPY, PYTHON, Scale, script, shared};
 use crate::failure::Failure;
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 const NETWORKX: Need = Need::Module("networkx", "networkx");
 
-pub(super) fn pool(scale: &Scale, _: &Place) -> Vec<WayPlan> {
+pub(super) fn pool(scale: &Scale, _: &WorkDir) -> Vec<WayPlan> {
     let way = |name, does, needs| {
         script(name, does, needs, scale.workers, "pool.py", &[&name, &scale.numbers, &scale.workers])
     };
@@ -41,7 +41,7 @@ pub(super) fn of_pool(found: &mut Conclusion<'_>, scale: &Scale) {
 }
 
 /// Writes a random graph, the same each time: each edge in both directions, one a line.
-pub(super) fn write_edges(scale: &Scale, place: &Place) -> Result<(), Failure> {
+pub(super) fn write_edges(scale: &Scale, place: &WorkDir) -> Result<(), Failure> {
     // SplitMix64.
     let mut state = 0x5EED_u64;
     let mut vertex = || {
@@ -66,7 +66,7 @@ pub(super) fn write_edges(scale: &Scale, place: &Place) -> Result<(), Failure> {
     std::fs::write(&file, text).map_err(|e| Failure::new(format!("{}: {e}", file.display())))
 }
 
-pub(super) fn executor(scale: &Scale, place: &Place) -> Vec<WayPlan> {
+pub(super) fn executor(scale: &Scale, place: &WorkDir) -> Vec<WayPlan> {
     let edges = place.file("edges").display().to_string();
     let way =
         |name, does, needs| script(name, does, needs, scale.workers, "executor.py", &[&name, &edges, &scale.workers]);
@@ -107,7 +107,7 @@ pub(super) fn of_executor(found: &mut Conclusion<'_>, scale: &Scale) {
     shared(found, "cowbell", "In a frozen arena, with the same answers, each process of the pool has", least);
 }
 
-pub(super) fn collector(scale: &Scale, _: &Place) -> Vec<WayPlan> {
+pub(super) fn collector(scale: &Scale, _: &WorkDir) -> Vec<WayPlan> {
     let way = |name, does| script(name, does, PYTHON, 1, "collector.py", &[&name, &scale.lists]);
     vec![
         way("neither", "the child collects garbage"),

@@ -6,18 +6,18 @@ mod servers;
 
 use super::conclude::{Conclusion, bytes, own};
 use super::needs::Need;
-use super::way::{Place, Plan as WayPlan, Program};
+use super::way::{PlannedWay as WayPlan, Program, WorkDir};
 use crate::failure::Failure;
 use arrays::{matrix, of_matrix};
 use given::{collector, executor, of_collector, of_executor, of_pool, pool, write_edges};
 use servers::{gunicorn, of_gunicorn, of_servers, servers};
 
 /// Makes what all ways of an experiment use.
-pub type Prepare = fn(&Scale, &Place) -> Result<(), Failure>;
+pub type Prepare = fn(&Scale, &WorkDir) -> Result<(), Failure>;
 
 /// An experiment.
 #[derive(Debug)]
-pub struct Plan {
+pub struct PlannedExperiment {
     /// The experiment's name.
     pub name: &'static str,
     /// The question that it answers.
@@ -27,7 +27,7 @@ pub struct Plan {
     /// Makes what all ways need, before the first of them.
     pub prepare: Option<Prepare>,
     /// The ways.
-    pub ways: fn(&Scale, &Place) -> Vec<WayPlan>,
+    pub ways: fn(&Scale, &WorkDir) -> Vec<WayPlan>,
     /// Draws the conclusion.
     pub concludes: fn(&mut Conclusion<'_>, &Scale),
 }
@@ -105,8 +105,8 @@ impl Scale {
 }
 
 /// All experiments.
-pub const ALL: [Plan; 6] = [
-    Plan {
+pub const ALL: [PlannedExperiment; 6] = [
+    PlannedExperiment {
         name: "pool",
         question: "A multiprocessing.Pool over a large object: how is it given to the workers?",
         work: |scale| format!("{} workers each add up a list of {} numbers", scale.workers, thousands(scale.numbers)),
@@ -114,7 +114,7 @@ pub const ALL: [Plan; 6] = [
         ways: pool,
         concludes: of_pool,
     },
-    Plan {
+    PlannedExperiment {
         name: "executor",
         question: "A ProcessPoolExecutor over a graph: sent, inherited, or in a pool of this library?",
         work: |scale| {
@@ -125,7 +125,7 @@ pub const ALL: [Plan; 6] = [
         ways: executor,
         concludes: of_executor,
     },
-    Plan {
+    PlannedExperiment {
         name: "gunicorn",
         question: "gunicorn with a Flask application: what does each worker have of its own?",
         work: |scale| format!("each worker holds {} numbers and adds them up for a request", thousands(scale.numbers)),
@@ -133,7 +133,7 @@ pub const ALL: [Plan; 6] = [
         ways: gunicorn,
         concludes: of_gunicorn,
     },
-    Plan {
+    PlannedExperiment {
         name: "collector",
         question: "The garbage collector and what is sent: what do gc.freeze and handles avoid?",
         work: |scale| format!("a child inherits {} small lists", thousands(scale.lists)),
@@ -141,7 +141,7 @@ pub const ALL: [Plan; 6] = [
         ways: collector,
         concludes: of_collector,
     },
-    Plan {
+    PlannedExperiment {
         name: "matrix",
         question: "Does free memory fall by a copy a process? And what does a Manager().list() cost?",
         work: |scale| {
@@ -152,7 +152,7 @@ pub const ALL: [Plan; 6] = [
         ways: matrix,
         concludes: of_matrix,
     },
-    Plan {
+    PlannedExperiment {
         name: "servers",
         question: "Redis, PostgreSQL and Puma: who pays for a fork, and when?",
         work: |scale| {

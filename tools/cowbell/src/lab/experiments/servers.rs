@@ -2,10 +2,10 @@
 
 use super::super::conclude::{Conclusion, bytes, own};
 use super::super::needs::Need;
-use super::super::way::{Place, Plan as WayPlan};
+use super::super::way::{PlannedWay as WayPlan, WorkDir};
 use super::{NUMPY, PYTHON, Scale, script};
 
-pub(super) fn gunicorn(scale: &Scale, _: &Place) -> Vec<WayPlan> {
+pub(super) fn gunicorn(scale: &Scale, _: &WorkDir) -> Vec<WayPlan> {
     const FLASK: Need = Need::Module("flask", "flask");
     const GUNICORN: Need = Need::Module("gunicorn", "gunicorn");
     const SITE: &[Need] = &[FLASK, GUNICORN];
@@ -86,7 +86,7 @@ pub(super) fn of_gunicorn(found: &mut Conclusion<'_>, scale: &Scale) {
     }
 }
 
-pub(super) fn servers(scale: &Scale, _: &Place) -> Vec<WayPlan> {
+pub(super) fn servers(scale: &Scale, _: &WorkDir) -> Vec<WayPlan> {
     const REDIS: &[Need] = &[Need::Python(3, 8), Need::Program("redis-server", "redis-server")];
     const POSTGRES: &[Need] = &[Need::Python(3, 8), Need::Program("postgres", "postgresql")];
     const PUMA: &[Need] = &[Need::Python(3, 8), Need::Program("puma", "puma")];

@@ -12,12 +12,12 @@ const BLOCK: u64 = 4096;
 const TEXT_MAX: usize = 4096;
 
 /// The memory of a process while a thread of it stands still. Each block is read once.
-pub struct Held {
+pub struct StoppedMemory {
     memory: RemoteMemory,
     blocks: HashMap<u64, Option<Box<[u8]>>>,
 }
 
-impl Held {
+impl StoppedMemory {
     /// The memory of a process; `None` if it may not be read.
     pub fn open(pid: i32) -> Option<Self> {
         Some(Self { memory: RemoteMemory::open(pid).ok()?, blocks: HashMap::new() })
@@ -59,7 +59,7 @@ impl Held {
         readable(bytes)
     }
 
-    /// The text at an address up to its first zero byte, as [`Held::text`].
+    /// The text at an address up to its first zero byte, as [`StoppedMemory::text`].
     pub fn text_to_zero(&mut self, address: u64) -> Option<String> {
         let mut bytes = Vec::new();
         while bytes.len() < TEXT_MAX {

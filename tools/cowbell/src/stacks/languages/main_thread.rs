@@ -2,8 +2,8 @@
 //! interpreter's exports, belong to children as they belong to their parents, and are read while that thread stands still. What a language
 //! adds is in its [`Structures`].
 
-use super::held::{Held, exported};
-use super::{Language, Reader};
+use super::held::{StoppedMemory, exported};
+use super::{InterpreterReader, Language};
 use crate::record::Frame;
 
 /// The structures of one interpreter, from which its frames are read.
@@ -21,7 +21,7 @@ pub trait Structures: Clone + 'static {
 
     /// The frames of the thread, the innermost first; `None` if it runs none, or if what is there makes no sense. `pc`: the instruction that
     /// its processor is at, where that is known.
-    fn frames(&self, held: Held, pc: Option<u64>) -> Option<Vec<Frame>>;
+    fn frames(&self, held: StoppedMemory, pc: Option<u64>) -> Option<Vec<Frame>>;
 }
 
 /// The interpreter of one process.
@@ -34,24 +34,24 @@ struct MainThread<S> {
 ///
 /// # Errors
 /// The process may not be read, or its interpreter is one whose structures are not known here.
-pub fn reader<S: Structures>(pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+pub fn reader<S: Structures>(pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {
     let Some(addresses) = exported(pid, |file| S::LANGUAGE.is_run_by(file), S::EXPORTED)? else { return Ok(None) };
     let found = S::find(pid, &addresses)?;
-    Ok(found.map(|structures| Box::new(MainThread { pid, structures }) as Box<dyn Reader>))
+    Ok(found.map(|structures| Box::new(MainThread { pid, structures }) as Box<dyn InterpreterReader>))
 }
 
-impl<S: Structures> Reader for MainThread<S> {
+impl<S: Structures> InterpreterReader for MainThread<S> {
     fn language(&self) -> &'static dyn Language {
         S::LANGUAGE
     }
 
-    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
+    fn for_child(&self, pid: i32) -> Box<dyn InterpreterReader> {
         Box::new(Self { pid, structures: self.structures.clone() })
     }
 
     fn frames(&mut self, tid: i32, pc: Option<u64>) -> Vec<Frame> {
         // Other threads are not the interpreter's.
-        let held = if tid == self.pid { Held::open(self.pid) } else { None };
+        let held = if tid == self.pid { StoppedMemory::open(self.pid) } else { None };
         held.and_then(|held| self.structures.frames(held, pc)).unwrap_or_default()
     }
 }

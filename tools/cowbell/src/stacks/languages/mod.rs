@@ -1,7 +1,7 @@
 //! Languages whose programs an interpreter runs: how to find one in a process, where its threads are, what its
 //! interpreter's code works at, and what helps.
 //!
-//! Each language is one file here and one line in [`ALL`]; no other room names any. What a [`Reader`] does belongs to the
+//! Each language is one file here and one line in [`ALL`]; no other room names any. What an [`InterpreterReader`] does belongs to the
 //! tracer, while the thread stands still; all else is pure, and answers for captures of other machines too.
 
 mod held;
@@ -182,12 +182,12 @@ pub trait Language: Debug + Sync {
     /// # Errors
     /// The process has the looks of one and cannot be read: not initialised yet, of an unknown version, without
     /// permission, or gone.
-    fn reader(&self, _pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+    fn reader(&self, _pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {
         Err(format!("the lines that {} runs are not read", self.name()))
     }
 
     /// The reader of the interpreter's objects in memory; `None` if their layout is not known here.
-    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+    fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
         None
     }
 
@@ -229,11 +229,11 @@ fn of<T: Copy>(table: &[(Work, T)], work: Work) -> Option<T> {
 }
 
 /// Reads the word at an address of a process.
-pub type Word<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
+pub type ReadWord<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
 
 /// The meaning of a word of an object that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Changed {
+pub enum ChangedWord {
     /// The word is a reference count.
     Count,
     /// The word was written because a string was used as a number, which it keeps.
@@ -245,18 +245,18 @@ pub enum Changed {
 }
 
 /// The objects in one process' memory, told by their layout.
-pub trait Objects {
+pub trait ObjectReader {
     /// The kind of the word at an address, as it is before it is written.
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote;
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote;
 
     /// Tells whether a page holds an object.
-    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool;
+    fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool;
 
     /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
-    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool;
+    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut ReadWord<'_>) -> bool;
 
     /// The same of a page at an address, where that tells.
-    fn any_at(&mut self, _address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_at(&mut self, _address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         self.any_in(page, word)
     }
 
@@ -266,19 +266,19 @@ pub trait Objects {
         _was: &[u8],
         _is: &[u8],
         _page_and_offset: (u64, usize),
-        _word: &mut Word<'_>,
-    ) -> Option<Changed> {
+        _word: &mut ReadWord<'_>,
+    ) -> Option<ChangedWord> {
         None
     }
 
     /// The kinds of the objects on these pages, which ascend; `None` where no types are known.
-    fn kinds(&mut self, _pages: &[u64], _page_bytes: u64, _word: &mut Word<'_>) -> Option<Kinds> {
+    fn kinds(&mut self, _pages: &[u64], _page_bytes: u64, _word: &mut ReadWord<'_>) -> Option<Kinds> {
         None
     }
 
     /// Tells whether a string is immortal, so that using it counts nothing, if the word at an offset of a page that went from
     /// `was` to `is` is the hash that the string keeps once it was asked for it; else `None`.
-    fn kept_hash(&mut self, _was: &[u8], _is: &[u8], _at: usize, _word: &mut Word<'_>) -> Option<bool> {
+    fn kept_hash(&mut self, _was: &[u8], _is: &[u8], _at: usize, _word: &mut ReadWord<'_>) -> Option<bool> {
         None
     }
 }
@@ -286,15 +286,15 @@ pub trait Objects {
 /// The number of pointers that may still be followed in the search for objects: bounded in a process in which none has led
 /// to one. Shared by all who look into processes that run the same code.
 #[derive(Clone, Debug)]
-pub struct Patience(Rc<Cell<Option<u32>>>);
+pub struct PointerBudget(Rc<Cell<Option<u32>>>);
 
-impl Default for Patience {
+impl Default for PointerBudget {
     fn default() -> Self {
         Self(Rc::new(Cell::new(Some(4096))))
     }
 }
 
-impl Patience {
+impl PointerBudget {
     /// Tells whether nothing is looked for any more.
     pub fn is_over(&self) -> bool {
         self.0.get() == Some(0)
@@ -307,12 +307,12 @@ impl Patience {
 }
 
 /// The interpreter of one process, read from outside.
-pub trait Reader {
+pub trait InterpreterReader {
     /// The language.
     fn language(&self) -> &'static dyn Language;
 
     /// The interpreter of a process that was forked from this one and has not executed another program.
-    fn for_child(&self, pid: i32) -> Box<dyn Reader>;
+    fn for_child(&self, pid: i32) -> Box<dyn InterpreterReader>;
 
     /// The frames of a thread that stands still, the innermost first. Empty if it runs none, or if what is there makes no
     /// sense. `pc`: the instruction that its processor is at, where that is known.
@@ -379,28 +379,28 @@ pub fn phase_of_frames(language: Option<&str>, frames: &[Frame]) -> Option<Work>
 }
 
 /// The reader of the objects of a process: those of its language, or where no language is known those of any.
-pub fn objects(language: Option<&'static dyn Language>, patience: Patience) -> Box<dyn Objects> {
+pub fn objects(language: Option<&'static dyn Language>, patience: PointerBudget) -> Box<dyn ObjectReader> {
     let known = match language {
         Some(language) => language.objects(),
         // Python may be part of a program of another name.
         None => ALL.iter().find_map(|language| language.objects()),
     };
-    known.map_or_else(|| Box::new(NoObjects) as Box<dyn Objects>, |objects| objects(patience))
+    known.map_or_else(|| Box::new(NoObjects) as Box<dyn ObjectReader>, |objects| objects(patience))
 }
 
 /// The reader for a language whose objects are not known here.
 struct NoObjects;
 
-impl Objects for NoObjects {
-    fn wrote(&mut self, _address: u64, _word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for NoObjects {
+    fn wrote(&mut self, _address: u64, _word: &mut ReadWord<'_>) -> Wrote {
         Wrote::Other
     }
 
-    fn any_in(&mut self, _page: &[u8], _word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, _page: &[u8], _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
         false
     }
 }

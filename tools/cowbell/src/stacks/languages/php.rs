@@ -4,7 +4,7 @@ mod objects;
 mod reader;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{Language, Objects, Patience, Reader, Work, main_thread};
+use super::{InterpreterReader, Language, ObjectReader, PointerBudget, Work, main_thread};
 use crate::record::Frame;
 
 /// PHP.
@@ -81,11 +81,11 @@ impl Language for Php {
         true
     }
 
-    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {
         main_thread::reader::<reader::Interpreter>(pid)
     }
 
-    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+    fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
         Some(|_| Box::new(objects::Counted))
     }
 }

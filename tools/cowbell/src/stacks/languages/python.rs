@@ -11,7 +11,7 @@ mod objects;
 mod pools;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{Import, Language, Objects, Patience, Reader, Work};
+use super::{Import, InterpreterReader, Language, ObjectReader, PointerBudget, Work};
 use crate::record::Frame;
 use crate::stacks::FRAMES_MAX;
 use cowbell::sys::procfs::maps::{self, Mapping};
@@ -263,12 +263,12 @@ impl Language for CPython {
         )
     }
 
-    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
-        Ok(Python::find(pid)?.map(|python| Box::new(python) as Box<dyn Reader>))
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {
+        Ok(Python::find(pid)?.map(|python| Box::new(python) as Box<dyn InterpreterReader>))
     }
 
-    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
-        Some(|patience| Box::new(objects::Types::new(patience)))
+    fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
+        Some(|patience| Box::new(objects::TypeObjects::new(patience)))
     }
 
     fn symbols_package(&self, file: &str) -> Option<String> {
@@ -278,12 +278,12 @@ impl Language for CPython {
     }
 }
 
-impl Reader for Python {
+impl InterpreterReader for Python {
     fn language(&self) -> &'static dyn Language {
         &CPython
     }
 
-    fn for_child(&self, pid: i32) -> Box<dyn Reader> {
+    fn for_child(&self, pid: i32) -> Box<dyn InterpreterReader> {
         Box::new(Python::for_child(self, pid))
     }
 

@@ -3,7 +3,7 @@
 mod objects;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{Language, Objects, Patience, Work};
+use super::{Language, ObjectReader, PointerBudget, Work};
 
 /// R.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Language for R {
         &NAMES
     }
 
-    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+    fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
         Some(|_| Box::new(objects::Nodes))
     }
 

@@ -4,7 +4,7 @@ mod objects;
 mod reader;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{Language, Objects, Patience, Reader, Work, main_thread};
+use super::{InterpreterReader, Language, ObjectReader, PointerBudget, Work, main_thread};
 use crate::record::Frame;
 
 /// Ruby.
@@ -77,11 +77,11 @@ impl Language for Ruby {
         is_collectors.then_some("the collector goes on to write its tables, which lie among the data")
     }
 
-    fn reader(&self, pid: i32) -> Result<Option<Box<dyn Reader>>, String> {
+    fn reader(&self, pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {
         main_thread::reader::<reader::Interpreter>(pid)
     }
 
-    fn objects(&self) -> Option<fn(Patience) -> Box<dyn Objects>> {
+    fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
         Some(|_| Box::new(objects::Places::default()))
     }
 

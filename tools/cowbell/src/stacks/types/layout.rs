@@ -1,13 +1,13 @@
 //! Types as they lie in memory: sizes, and the field that a byte belongs to.
 
-use super::{Allocated, DEPTH_MAX, Form, Place, Types};
+use super::{AllocatedType, DEPTH_MAX, DebugTypes, Form, Place};
 
 /// Hash tables look at so many control bytes at once, by what the processor can.
 const GROUPS: [u64; 2] = [16, 8];
 
-impl Types {
+impl DebugTypes {
     /// The name of what a block was allocated for, as Rust would spell it: `shop::Node`, `[u64]`; of a hash table the type of its entries.
-    pub fn type_name(&mut self, allocated: Allocated) -> Option<String> {
+    pub fn type_name(&mut self, allocated: AllocatedType) -> Option<String> {
         let element = self.full_name(allocated.element)?;
         Some(match allocated.form {
             Form::One => element,
@@ -18,7 +18,7 @@ impl Types {
 
     /// The field that a byte of a block of so many bytes belongs to: `inner.count`, `[3].links[1]`. `None` where the type has no fields, or it lies
     /// between them.
-    pub fn field(&mut self, allocated: Allocated, len: u64, at: u64) -> Option<String> {
+    pub fn field(&mut self, allocated: AllocatedType, len: u64, at: u64) -> Option<String> {
         let size = self.size(allocated.element)?;
         let mut path = String::new();
         let offset = match allocated.form {
@@ -43,7 +43,7 @@ impl Types {
     }
 
     /// Tells whether a block of so many bytes can hold what it is said to.
-    pub(super) fn fits(&self, allocated: Allocated, len: u64) -> bool {
+    pub(super) fn fits(&self, allocated: AllocatedType, len: u64) -> bool {
         let Some(size) = self.size(allocated.element) else { return false };
         match allocated.form {
             Form::One => size == len,

@@ -29,7 +29,7 @@ const BYTES_MAX: u64 = 1 << 30;
 const NODES: [&str; 2] = ["alloc::collections::btree::node::LeafNode", "alloc::collections::btree::node::InternalNode"];
 
 /// The debug information of a file.
-pub struct Types {
+pub struct DebugTypes {
     dwarf: Dwarf<Bytes>,
     units: Vec<Unit<Bytes>>,
     /// The code of units, ascending.
@@ -57,7 +57,7 @@ struct Place {
 
 /// The type that a block was allocated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Allocated {
+pub struct AllocatedType {
     form: Form,
     element: Place,
 }
@@ -76,9 +76,9 @@ enum Form {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     /// The type is this one.
-    Is(Allocated),
+    Is(AllocatedType),
     /// The same, by a function of the standard library that was not inlined.
-    MayBe(Allocated),
+    MayBe(AllocatedType),
     /// Nothing, and its caller may.
     Passes,
     /// Nothing, because it has no name.
@@ -87,7 +87,7 @@ enum Step {
     Ends,
 }
 
-impl Types {
+impl DebugTypes {
     /// Reads a file's debug information; `None` if it has none that this reads.
     pub fn read(file: &File) -> Option<Self> {
         if file.metadata().ok()?.len() > BYTES_MAX {
@@ -121,7 +121,7 @@ impl Types {
     }
 
     /// Tells what a block of so many bytes was allocated for: by the addresses of calls as the file counts them, from the allocator outwards.
-    pub fn allocated(&mut self, calls: &[u64], len: u64) -> Option<Allocated> {
+    pub fn allocated(&mut self, calls: &[u64], len: u64) -> Option<AllocatedType> {
         let mut all_known = true;
         for (nth, &call) in calls.iter().enumerate() {
             let step = match self.found.get(&call) {
@@ -134,7 +134,8 @@ impl Types {
             };
             match step {
                 // A table calls the hashes of its entries, and they may allocate; boxes and vectors call nothing but the allocator.
-                Step::Is(Allocated { form: Form::Table, .. }) | Step::MayBe(Allocated { form: Form::Table, .. })
+                Step::Is(AllocatedType { form: Form::Table, .. })
+                | Step::MayBe(AllocatedType { form: Form::Table, .. })
                     if !all_known =>
                 {
                     return None;
@@ -173,7 +174,7 @@ impl Types {
             match self.step_of(function)? {
                 Step::Passes => {}
                 Step::Unknown => told = Step::Unknown,
-                Step::Is(Allocated { form: Form::Table, .. }) if told == Step::Unknown => return Some(Step::Ends),
+                Step::Is(AllocatedType { form: Form::Table, .. }) if told == Step::Unknown => return Some(Step::Ends),
                 Step::Is(allocated) if may_be_merged => return Some(Step::MayBe(allocated)),
                 step => return Some(step),
             }
@@ -182,7 +183,7 @@ impl Types {
     }
 
     /// Tells whether the first of these calls that lies in a function of the program's own has one of this type inlined.
-    fn confirms(&mut self, calls: &[u64], told: Allocated) -> Option<bool> {
+    fn confirms(&mut self, calls: &[u64], told: AllocatedType) -> Option<bool> {
         let element = self.full_name(told.element)?;
         for &call in calls {
             let functions = self.functions(call)?;
@@ -258,7 +259,7 @@ impl Types {
         let (path, name) = (self.path(origin)?, self.name(origin)?);
         let of = |form| -> Option<Step> {
             let element = [function, origin].into_iter().find_map(|at| self.parameter(at, "T"))?;
-            Some(Step::Is(Allocated { form, element }))
+            Some(Step::Is(AllocatedType { form, element }))
         };
         let is_in = |room: &str| path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         let makes = name.starts_with("new") || name.starts_with("try_new");

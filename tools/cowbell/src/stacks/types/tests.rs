@@ -1,14 +1,14 @@
 use super::super::fixture::{Block, Directory};
 use super::*;
 
-fn allocated(block: &Block, types: &mut Types) -> Option<Allocated> {
+fn allocated(block: &Block, types: &mut DebugTypes) -> Option<AllocatedType> {
     types.allocated(&block.calls, block.len)
 }
 
 /// The types of the program, and its blocks by name.
-fn typed(directory: &Directory, flags: &[&str]) -> (Option<Types>, HashMap<String, Block>) {
+fn typed(directory: &Directory, flags: &[&str]) -> (Option<DebugTypes>, HashMap<String, Block>) {
     let (program, blocks) = directory.typed(flags);
-    (Types::read(&File::open(program).unwrap()), blocks)
+    (DebugTypes::read(&File::open(program).unwrap()), blocks)
 }
 
 #[test]
@@ -119,10 +119,10 @@ fn an_array_of_itself_has_no_size() {
         };
         Ok(Bytes::new(Arc::from(bytes), LittleEndian))
     };
-    let types = Types::of(Dwarf::load(section).unwrap()).unwrap();
+    let types = DebugTypes::of(Dwarf::load(section).unwrap()).unwrap();
     let array = Place { unit: 0, offset: UnitOffset(12) };
     assert_eq!(types.entry(array).unwrap().tag(), gimli::DW_TAG_array_type);
-    let allocated = Allocated { form: Form::One, element: array };
+    let allocated = AllocatedType { form: Form::One, element: array };
     assert!(!types.fits(allocated, 8));
 }
 

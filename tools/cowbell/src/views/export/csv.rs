@@ -33,9 +33,9 @@ pub fn csv(summary: &Summary) -> String {
         let is_open = matches!(interval.closed, None | Some(crate::record::Closed::Lost));
         let most = interval.copied_pages.saturating_add(interval.unmapped_uncounted_pages);
         let role = match interval.role {
-            crate::record::Role::Child => "child",
-            crate::record::Role::Parent => "parent",
-            crate::record::Role::Attached => "attached",
+            crate::record::WatchReason::Child => "child",
+            crate::record::WatchReason::Parent => "parent",
+            crate::record::WatchReason::Attached => "attached",
         };
         let mut row = vec![
             interval.pid.to_string(),

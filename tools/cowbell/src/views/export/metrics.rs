@@ -9,7 +9,7 @@ use cowbell::openmetrics::{Exposition, MetricKind};
 pub fn metrics(summary: &Summary) -> String {
     let mut out = Exposition::new();
     let page_size = summary.run.page_size;
-    let of_process = |process: &roles::Watched| {
+    let of_process = |process: &roles::WatchedProcess| {
         [
             ("pid", process.pid.to_string()),
             ("depth", process.role.depth.to_string()),

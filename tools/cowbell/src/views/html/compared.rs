@@ -1,7 +1,7 @@
 //! A comparison as a page.
 
-use super::{Cell, Column, Page, figure, words};
-use crate::analyse::diff::{Change, Diff};
+use super::{Cell, Column, HtmlPage, figure, words};
+use crate::analyse::diff::{Diff, FigureChange};
 use crate::views::Verbosity;
 use crate::views::diff::{line_words, mapping_words, noise, part, role_words, state, text, verdict};
 use cowbell::page::Bytes;
@@ -9,7 +9,7 @@ use cowbell::page::Bytes;
 /// The page of a comparison.
 pub fn compared(diff: &Diff) -> Vec<u8> {
     let remarks = std::iter::once(noise(diff)).chain(diff.notes.iter().cloned()).collect();
-    let mut page = Page::new("cowbell diff".to_owned(), verdict(diff), remarks);
+    let mut page = HtmlPage::new("cowbell diff".to_owned(), verdict(diff), remarks);
     let roles = diff.roles.iter().map(|role| (role_words(role), &role.change));
     table(&mut page, "roles", "Copied by each process on average, by its role", roles);
     let causes = diff.causes.iter().map(|cause| (cause.name.to_owned(), &cause.change));
@@ -25,7 +25,12 @@ pub fn compared(diff: &Diff) -> Vec<u8> {
     page.finish()
 }
 
-fn table<'a>(page: &mut Page, id: &'static str, title: &str, rows: impl Iterator<Item = (String, &'a Change)>) {
+fn table<'a>(
+    page: &mut HtmlPage,
+    id: &'static str,
+    title: &str,
+    rows: impl Iterator<Item = (String, &'a FigureChange)>,
+) {
     let column = |title, figures| Column { title, figures };
     let columns = [
         column("Before", true),
@@ -34,11 +39,11 @@ fn table<'a>(page: &mut Page, id: &'static str, title: &str, rows: impl Iterator
         column("Verdict", false),
         column("What", false),
     ];
-    let rows: Vec<(String, &Change)> = rows.collect();
-    let largest = |change: &Change| change.before.median_bytes.max(change.after.median_bytes);
+    let rows: Vec<(String, &FigureChange)> = rows.collect();
+    let largest = |change: &FigureChange| change.before.median_bytes.max(change.after.median_bytes);
     let most = rows.iter().map(|(_, change)| largest(change)).max().unwrap_or_default().max(1) as f64;
     let bytes = |bytes: u64| figure(Bytes(bytes).to_string(), bytes as f64).bar(bytes as f64 / most);
-    let row = |(name, change): (String, &Change)| -> Vec<Cell> {
+    let row = |(name, change): (String, &FigureChange)| -> Vec<Cell> {
         vec![
             bytes(change.before.median_bytes),
             bytes(change.after.median_bytes),

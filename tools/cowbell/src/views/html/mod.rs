@@ -22,7 +22,7 @@ const TEXT_MAX: usize = 400;
 
 /// A page in the making.
 #[derive(Debug, Default)]
-pub struct Page {
+pub struct HtmlPage {
     title: String,
     verdict: Vec<String>,
     remarks: Vec<String>,
@@ -68,7 +68,7 @@ impl Cell {
     }
 }
 
-impl Page {
+impl HtmlPage {
     /// A page: what the window is called, what must be read first, and what else there is to say of the whole.
     pub fn new(title: String, verdict: Vec<String>, remarks: Vec<String>) -> Self {
         Self { title, verdict, remarks, ..Self::default() }
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn nothing_foreign_is_markup_or_ends_a_script() {
         let evil = "</script><script>alert(1)</script><!--\u{202e}\u{2028}&\"'";
-        let mut page = Page::new(evil.to_owned(), vec![evil.to_owned()], vec![evil.to_owned()]);
+        let mut page = HtmlPage::new(evil.to_owned(), vec![evil.to_owned()], vec![evil.to_owned()]);
         let columns = [Column { title: "x", figures: false }];
         page.table("t", evil, &columns, &[vec![words(evil)], vec![words("x".repeat(1 << 20))]]);
         page.list("l", evil, &[evil.to_owned()]);

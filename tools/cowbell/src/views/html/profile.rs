@@ -1,6 +1,6 @@
 //! A profile as a page: verdict, processes, lines, flame graph, map of pages, what could not be seen.
 
-use super::{Cell, Column, Page, figure, words};
+use super::{Cell, Column, HtmlPage, figure, words};
 use crate::analyse::Cause;
 use crate::analyse::detail::Detail;
 use crate::analyse::summary::{Interval, ProcessSummary, Summary};
@@ -72,7 +72,7 @@ pub fn profile(summary: &Summary, detail: &Detail) -> Vec<u8> {
     // The verdict is the first paragraph, on as many lines as it took there.
     let (verdict, rest) = shown.split_at(shown.iter().position(|line| line.trim().is_empty()).unwrap_or(shown.len()));
     let title = format!("cowbell: {}", clean(&summary.run.command.join(" ")));
-    let mut page = Page::new(title, vec![verdict.join(" ")], Vec::new());
+    let mut page = HtmlPage::new(title, vec![verdict.join(" ")], Vec::new());
     page.brief(rest.get(1..).unwrap_or_default());
     causes(&mut page, summary);
     processes(&mut page, summary);
@@ -92,7 +92,7 @@ fn bytes(summary: &Summary, pages: u64) -> Cell {
     figure(Bytes(bytes).to_string(), bytes as f64)
 }
 
-fn causes(page: &mut Page, summary: &Summary) {
+fn causes(page: &mut HtmlPage, summary: &Summary) {
     let columns =
         [column("Copied", true), column("Share", true), column("Likely cause", false), column("What helps", false)];
     let row = |cause: &crate::analyse::summary::CauseShare| {
@@ -111,7 +111,7 @@ fn causes(page: &mut Page, summary: &Summary) {
     );
 }
 
-fn processes(page: &mut Page, summary: &Summary) {
+fn processes(page: &mut HtmlPage, summary: &Summary) {
     let columns = [
         column("Process", true),
         column("Copied", true),
@@ -126,9 +126,9 @@ fn processes(page: &mut Page, summary: &Summary) {
     let row = |interval: &Interval| {
         let process = interval.process.and_then(|process| summary.processes.get(process));
         let role = match interval.role {
-            crate::record::Role::Child => "child",
-            crate::record::Role::Parent => "parent",
-            crate::record::Role::Attached => "attached",
+            crate::record::WatchReason::Child => "child",
+            crate::record::WatchReason::Parent => "parent",
+            crate::record::WatchReason::Attached => "attached",
         };
         let part = interval.copied_pages as f64 / all;
         let parent = process.map_or(0, |process| process.parent);
@@ -149,7 +149,7 @@ fn processes(page: &mut Page, summary: &Summary) {
     page.table("processes", "Copied by process", &columns, &rows);
 }
 
-fn lines(page: &mut Page, summary: &Summary) {
+fn lines(page: &mut HtmlPage, summary: &Summary) {
     let columns = [
         column("Copied, about", true),
         column("Share", true),
@@ -178,7 +178,7 @@ fn lines(page: &mut Page, summary: &Summary) {
     );
 }
 
-fn functions(page: &mut Page, summary: &Summary) {
+fn functions(page: &mut HtmlPage, summary: &Summary) {
     let columns = [
         column("Copied", true),
         column("Share", true),
@@ -205,7 +205,7 @@ fn functions(page: &mut Page, summary: &Summary) {
     );
 }
 
-fn mappings(page: &mut Page, summary: &Summary) {
+fn mappings(page: &mut HtmlPage, summary: &Summary) {
     let columns = [column("Copied", true), column("Share", true), column("Pages", true), column("Mapping", false)];
     let mappings = summary.mappings.iter().filter(|mapping| mapping.copied_pages > 0);
     let row = |mapping: &crate::analyse::summary::MappingCopies| {
@@ -261,7 +261,7 @@ struct TimeOf {
 }
 
 /// Memory of each process over time, as far as a capture has it.
-fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
+fn over_time(page: &mut HtmlPage, summary: &Summary, detail: &Detail) {
     let timelines: Vec<_> = detail.timelines.iter().filter(|timeline| !timeline.points.is_empty()).collect();
     if timelines.is_empty() {
         return;
@@ -290,7 +290,7 @@ fn over_time(page: &mut Page, summary: &Summary, detail: &Detail) {
     page.picture("time", "Memory over time", &says, &Time { page_size: summary.run.page_size.max(1), processes });
 }
 
-fn pictures(page: &mut Page, summary: &Summary, detail: &Detail) {
+fn pictures(page: &mut HtmlPage, summary: &Summary, detail: &Detail) {
     let page_size = summary.run.page_size.max(1);
     if !detail.stacks.is_empty() {
         let frame = |frame: &crate::analyse::detail::Frame| {

@@ -4,7 +4,7 @@
 //! of plain numbers and references are not there: the pointer leads to where a body would begin whose last field is the head's
 //! third word. A key that hashes share has its reference count after the pointer to its text, which lies right behind.
 
-use super::super::{Changed, Objects, Word};
+use super::super::{ChangedWord, ObjectReader, ReadWord};
 use crate::record::Wrote;
 
 /// Offsets in the head of a value.
@@ -63,7 +63,7 @@ fn is_head(head: u64, [body, counted, own]: [u64; 3]) -> bool {
 }
 
 /// The same, with what its body says: an array's last index lies below its room, a string's length too.
-fn is_value(head: u64, word: &mut Word<'_>) -> bool {
+fn is_value(head: u64, word: &mut ReadWord<'_>) -> bool {
     let mut at = |offset: u64| word(head.checked_add(offset)?);
     let (Some(body), Some(counted), Some(own)) = (at(0), at(COUNT), at(OWN)) else { return false };
     if !head.is_multiple_of(8) || !is_head(head, [body, counted, own]) {
@@ -83,7 +83,7 @@ fn is_value(head: u64, word: &mut Word<'_>) -> bool {
 }
 
 /// Tells whether the word at an address is the count of a key that hashes share.
-fn is_count_of_key(address: u64, word: &mut Word<'_>) -> bool {
+fn is_count_of_key(address: u64, word: &mut ReadWord<'_>) -> bool {
     let text = address.checked_sub(KEY_COUNT).and_then(|key| key.checked_add(KEY_TEXT));
     text.is_some() && address.checked_sub(8).and_then(word) == text
 }
@@ -97,8 +97,8 @@ fn head(page: &[u8], at: usize) -> Option<[u64; 3]> {
     Some([read(page, at)?, read(page, at + 8)?, read(page, at + 16)?])
 }
 
-impl Objects for Values {
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for Values {
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
         let head = address.checked_sub(COUNT).filter(|head| head.is_multiple_of(8));
         // Anything may lie at the end of what is there.
         if word(address / 8 * 8).is_none() {
@@ -108,7 +108,7 @@ impl Objects for Values {
         if is_count { Wrote::ReferenceCount } else { Wrote::Other }
     }
 
-    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         let _ = word;
         let is_key = |at: usize| {
             let (text, count) = (read(page, at + 8)?, read(page, at + 16)?);
@@ -121,11 +121,11 @@ impl Objects for Values {
         (0..page.len()).step_by(8).any(|at| is_row(at) || is_key(at) == Some(true))
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut Word<'_>) -> Option<Changed> {
+    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut ReadWord<'_>) -> Option<ChangedWord> {
         let heads = |start: usize| {
             let (before, after) = (head(was, start)?, head(is, start)?);
             let valid = is_head_somewhere(start, before) && is_head_somewhere(start, after);
@@ -140,7 +140,7 @@ impl Objects for Values {
         let by_head = heads(at).filter(took_number);
         let by_flags = at.checked_sub(8).and_then(heads);
         if by_head.is_some() || by_flags.as_ref().is_some_and(took_number) {
-            return Some(Changed::Number);
+            return Some(ChangedWord::Number);
         }
         let counts_only = |(before, after): &([u64; 3], [u64; 3])| {
             before[0] == after[0] && flags(before) == flags(after) && before[2] == after[2]
@@ -151,7 +151,7 @@ impl Objects for Values {
                 before == after && is_pointer(before) && before % 4096 == (at as u64 + 8) % 4096
             })
         };
-        (by_flags.as_ref().is_some_and(counts_only) || of_key()).then_some(Changed::Count)
+        (by_flags.as_ref().is_some_and(counts_only) || of_key()).then_some(ChangedWord::Count)
     }
 }
 
@@ -196,10 +196,10 @@ mod tests {
         let string = |kind: u64, flags: u64| page([AT, 1 | (kind | flags) << 32, AT + 64]);
         let text = string(3, 0x4400);
         let with_number = string(5, 0x5500);
-        assert_eq!(Values.changed(&text, &with_number, (0, 8), &mut |_| None), Some(Changed::Number));
+        assert_eq!(Values.changed(&text, &with_number, (0, 8), &mut |_| None), Some(ChangedWord::Number));
         assert_eq!(Values.changed(&with_number, &text, (0, 8), &mut |_| None), None, "it lost its number");
         let counted = page([AT, 2 | (3 | 0x4400) << 32, AT + 64]);
-        assert_eq!(Values.changed(&text, &counted, (0, 8), &mut |_| None), Some(Changed::Count));
+        assert_eq!(Values.changed(&text, &counted, (0, 8), &mut |_| None), Some(ChangedWord::Count));
         let other = page([AT, 1 | (3 | 0x4400) << 32, AT + 96]);
         assert_eq!(Values.changed(&text, &other, (0, 16), &mut |_| None), None, "its text lies elsewhere");
     }

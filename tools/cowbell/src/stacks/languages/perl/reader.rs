@@ -8,7 +8,7 @@
 //! is run by `pp_nextstate`, whose address the interpreter's file exports, and its file's name is a text.
 
 use super::super::Language;
-use super::super::held::Held;
+use super::super::held::StoppedMemory;
 use super::super::main_thread::Structures;
 use super::Perl;
 use crate::record::Frame;
@@ -80,14 +80,14 @@ impl Structures for Interpreter {
         Ok(Some(Self { pointer, statements: [next, debug], nothing, exit }))
     }
 
-    fn frames(&self, held: Held, _pc: Option<u64>) -> Option<Vec<Frame>> {
+    fn frames(&self, held: StoppedMemory, _pc: Option<u64>) -> Option<Vec<Frame>> {
         Stack { held, interpreter: *self }.frames()
     }
 }
 
 /// The interpreter's stack as it is read at one moment.
 struct Stack {
-    held: Held,
+    held: StoppedMemory,
     interpreter: Interpreter,
 }
 

@@ -4,7 +4,7 @@
 //! notes. What follows is told apart from anything else by what it must be: a string ends with a zero byte, an array has room for as many
 //! entries as a power of two, an object leads to its class.
 
-use super::super::{Changed, Objects, Word};
+use super::super::{ChangedWord, ObjectReader, ReadWord};
 use crate::record::Wrote;
 
 /// Types in the lowest bits of the upper half.
@@ -75,8 +75,8 @@ fn words(page: &[u8], start: usize) -> impl FnMut(u64) -> Option<u64> + '_ {
     }
 }
 
-impl Objects for Counted {
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for Counted {
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
         let first = address / 8 * 8;
         if word(first).is_none() {
             return Wrote::Unknown;
@@ -90,21 +90,21 @@ impl Objects for Counted {
         }
     }
 
-    fn any_in(&mut self, page: &[u8], _word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, page: &[u8], _word: &mut ReadWord<'_>) -> bool {
         let mut found = (0..page.len()).step_by(8).filter(|&at| is_value(words(page, at)));
         // One may be chance.
         found.nth(1).is_some()
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut Word<'_>) -> Option<Changed> {
+    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut ReadWord<'_>) -> Option<ChangedWord> {
         let (before, after) = (words(was, at)(0)?, words(is, at)(0)?);
         let same_kind = kind(before).is_some() && kind(before) == kind(after);
         // PHP may note a value as a candidate for the collector when a reference to it is given back.
-        (same_kind && (is_value(words(was, at)) || is_value(words(is, at)))).then_some(Changed::Count)
+        (same_kind && (is_value(words(was, at)) || is_value(words(is, at)))).then_some(ChangedWord::Count)
     }
 }
 

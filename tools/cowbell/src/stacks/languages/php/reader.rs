@@ -9,7 +9,7 @@
 //! instruction run by the code that the processor is in, if it is the same for all there are; else there is none.
 
 use super::super::Language;
-use super::super::held::Held;
+use super::super::held::StoppedMemory;
 use super::super::main_thread::Structures;
 use super::{COLLECT, Php};
 use crate::record::Frame;
@@ -60,14 +60,14 @@ impl Structures for Interpreter {
         Ok(Some(Self { globals }))
     }
 
-    fn frames(&self, held: Held, pc: Option<u64>) -> Option<Vec<Frame>> {
+    fn frames(&self, held: StoppedMemory, pc: Option<u64>) -> Option<Vec<Frame>> {
         Calls { held, pc }.frames(self.globals)
     }
 }
 
 /// The interpreter's calls as they are read at one moment.
 struct Calls {
-    held: Held,
+    held: StoppedMemory,
     /// The instruction of the processor, where it is known.
     pc: Option<u64>,
 }

@@ -4,8 +4,8 @@
 //! type, and every chain of types ends at the type of types, which is its own type and is named `type`. Nothing else is
 //! taken for an object, so an interpreter of another layout (free-threaded, or built to trace references) has none here.
 
-use super::super::{Changed, Objects, Patience, Word};
-use super::pools::Census;
+use super::super::{ChangedWord, ObjectReader, PointerBudget, ReadWord};
+use super::pools::PoolWalk;
 use crate::record::{Kinds, Wrote};
 use std::collections::HashMap;
 
@@ -47,12 +47,12 @@ struct Type {
     is_collected: bool,
     /// True if they are strings, which keep their hash at [`HASH`].
     keeps_hash: bool,
-    layout: Layout,
+    layout: ObjectLayout,
 }
 
 /// How an object lies in the memory that was allocated for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct ObjectLayout {
     /// Bytes before it.
     pub words_before: u64,
     /// Bytes that it takes at least.
@@ -60,21 +60,21 @@ pub struct Layout {
 }
 
 /// The type objects of one process.
-pub struct Types {
+pub struct TypeObjects {
     known: HashMap<u64, Option<Type>>,
     /// The last answer: neighbours are mostly of one type.
     last: Option<(u64, Option<Type>)>,
-    patience: Patience,
+    patience: PointerBudget,
 }
 
-impl Types {
+impl TypeObjects {
     /// None known yet.
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: PointerBudget) -> Self {
         Self { known: HashMap::new(), last: None, patience }
     }
 
     /// The type of an object that begins with these two words, if it is one.
-    fn of_object(&mut self, count: u64, of: u64, word: &mut Word<'_>) -> Option<Type> {
+    fn of_object(&mut self, count: u64, of: u64, word: &mut ReadWord<'_>) -> Option<Type> {
         // Counts of objects in use are small; immortal ones (since 3.12) fill 32 bits, and since 3.14 have flags above.
         let is_count = count & 0xffff_ffff != 0 && count >> 32 & 0xffff == 0;
         if !is_count || !of.is_multiple_of(8) || of < 1 << 16 || of >> 47 != 0 {
@@ -100,14 +100,14 @@ impl Types {
     }
 
     /// How the object lies that begins with these two words, if it is one.
-    pub fn layout(&mut self, count: u64, of: u64, word: &mut Word<'_>) -> Option<Layout> {
+    pub fn layout(&mut self, count: u64, of: u64, word: &mut ReadWord<'_>) -> Option<ObjectLayout> {
         self.of_object(count, of, word).map(|found| found.layout)
     }
 
     /// Tells whether the word at an offset of a page that went from `was` to `is` belongs to the collector, which moved an object that
     /// lives on in its lists, away from one that lives on as well.
-    fn was_moved_by_collector(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> bool {
-        let mut lives_at = |at: usize, word: &mut Word<'_>| {
+    fn was_moved_by_collector(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut ReadWord<'_>) -> bool {
+        let mut lives_at = |at: usize, word: &mut ReadWord<'_>| {
             let mut of = |page: &[u8]| {
                 let (count, of) = (read(page, at)?, read(page, at + TYPE as usize)?);
                 self.of_object(count, of, word).filter(|found| found.is_collected).map(|_| of)
@@ -126,7 +126,7 @@ impl Types {
 }
 
 /// Follows the chain of types from a pointer.
-fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
+fn look(of: u64, word: &mut ReadWord<'_>) -> Option<Type> {
     let flags = word(of.checked_add(FLAGS)?)?;
     let mut meta = word(of.checked_add(TYPE)?)?;
     for _ in 0..CHAIN_MAX {
@@ -142,7 +142,11 @@ fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
             let words_before = 16 * (u64::from(is_collected) + u64::from(flags & MANAGED != 0));
             // Strings take less than their types say: most are kept in a shorter form.
             let size_min = if keeps_hash { HASH as u64 + 8 } else { word(of.checked_add(SIZE)?)?.max(16) };
-            return is_type.then_some(Type { is_collected, keeps_hash, layout: Layout { words_before, size_min } });
+            return is_type.then_some(Type {
+                is_collected,
+                keeps_hash,
+                layout: ObjectLayout { words_before, size_min },
+            });
         }
         meta = next;
     }
@@ -150,13 +154,13 @@ fn look(of: u64, word: &mut Word<'_>) -> Option<Type> {
 }
 
 /// Does a collection go on that has come to this object, or to the one before it? `previous`: what the second word of its header holds.
-fn is_collecting(at: u64, previous: u64, word: &mut Word<'_>) -> bool {
+fn is_collecting(at: u64, previous: u64, word: &mut ReadWord<'_>) -> bool {
     let before = (previous & !HEADER_FLAGS).checked_add(8).filter(|before| *before != at);
     previous & COLLECTING != 0 || before.and_then(word).is_some_and(|before| before & COLLECTING != 0)
 }
 
-impl Objects for Types {
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for TypeObjects {
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
         let first = address / 8 * 8;
         let Some(a) = word(first) else { return Wrote::Unknown };
         // Behind the end of what is mapped there is no object.
@@ -178,7 +182,7 @@ impl Objects for Types {
         }
     }
 
-    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         let (words, _) = page.as_chunks::<8>();
         words.windows(2).any(|pair| {
             let [count, of] = pair else { return false };
@@ -186,23 +190,29 @@ impl Objects for Types {
         })
     }
 
-    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut ReadWord<'_>) -> bool {
         let apart = was.wrapping_sub(is);
         apart.min(apart.wrapping_neg()) < COUNT_MOVES_MAX
             && [was, is].iter().all(|&count| self.of_object(count, next, word).is_some())
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
-        self.was_moved_by_collector(was, is, at, word).then_some(Changed::Mark)
+    fn changed(
+        &mut self,
+        was: &[u8],
+        is: &[u8],
+        (_, at): (u64, usize),
+        word: &mut ReadWord<'_>,
+    ) -> Option<ChangedWord> {
+        self.was_moved_by_collector(was, is, at, word).then_some(ChangedWord::Mark)
     }
 
-    fn kinds(&mut self, pages: &[u64], page_bytes: u64, word: &mut Word<'_>) -> Option<Kinds> {
-        let mut census = Census::new(self, word, page_bytes);
+    fn kinds(&mut self, pages: &[u64], page_bytes: u64, word: &mut ReadWord<'_>) -> Option<Kinds> {
+        let mut census = PoolWalk::new(self, word, page_bytes);
         census.add(pages.iter().copied());
         Some(census.finish())
     }
 
-    fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut Word<'_>) -> Option<bool> {
+    fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut ReadWord<'_>) -> Option<bool> {
         let object = at.checked_sub(HASH).filter(|_| read(was, at) == Some(u64::MAX))?;
         let mut count_of_string = |page: &[u8]| {
             let (count, of) = (read(page, object)?, read(page, object + 8)?);
@@ -257,7 +267,8 @@ mod tests {
         let mut memory = memory();
         // An instance of str, and a list head that points to itself, as empty lists in C do.
         memory.extend([(HEAP, 1), (HEAP + TYPE, STR), (HEAP + FLAGS, 0), (HEAP + 0x1000 + TYPE, HEAP + 0x1000)]);
-        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        let (mut types, mut word) =
+            (TypeObjects::new(PointerBudget::default()), |address: u64| memory.get(&address).copied());
         let mut is_object = |count, of| types.of_object(count, of, &mut word).is_some();
         assert!(is_object(1, STR) && is_object(70_000, LIST) && is_object(2, CLASS) && is_object(1, TYPE_OF_TYPES));
         assert!(is_object(0xffff_ffff, STR) && is_object(3 << 30 | 1 << 48, STR), "immortal ones");
@@ -273,7 +284,8 @@ mod tests {
         // A str of four words; a list behind its collector's header; plain numbers.
         let mut memory = with(&[2, STR, 5, 6, pointer, pointer, 1, LIST, 3, pointer, 1, 2, 3, 4, 5, 6, 7]);
         let told = |memory: &HashMap<u64, u64>| {
-            let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+            let (mut types, mut word) =
+                (TypeObjects::new(PointerBudget::default()), |address: u64| memory.get(&address).copied());
             assert_eq!(types.wrote(HEAP + 4, &mut word), Wrote::ReferenceCount, "the upper half of the word");
             (0..13).map(|nth| types.wrote(HEAP + 8 * nth, &mut word)).collect::<Vec<_>>()
         };
@@ -299,7 +311,8 @@ mod tests {
         };
         let was = lists([page_at + 32, other, other, page_at]);
         let moved = |memory: &HashMap<u64, u64>, is: &[u8]| {
-            let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+            let (mut types, mut word) =
+                (TypeObjects::new(PointerBudget::default()), |address: u64| memory.get(&address).copied());
             (0..8).map(|nth| types.was_moved_by_collector(&was, is, 8 * nth, &mut word)).collect::<Vec<_>>()
         };
         let mut memory = with(&[0, 0, 1, LIST, 0, 0, 1, LIST]);
@@ -319,17 +332,18 @@ mod tests {
     #[test]
     fn what_precedes_an_object_that_is_not_collected_is_no_header() {
         let memory = with(&[7, 8, 1, STR, 9]);
-        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        let (mut types, mut word) =
+            (TypeObjects::new(PointerBudget::default()), |address: u64| memory.get(&address).copied());
         assert_eq!([types.wrote(HEAP, &mut word), types.wrote(HEAP + 8, &mut word)], [Wrote::Other, Wrote::Other]);
     }
 
     #[test]
     fn a_process_without_objects_is_not_searched_for_ever() {
         let mut asked = 0;
-        let patience = Patience::default();
+        let patience = PointerBudget::default();
         // Two intervals of one process: the second does not begin anew.
         for _ in 0..2 {
-            let mut types = Types::new(patience.clone());
+            let mut types = TypeObjects::new(patience.clone());
             for nth in 0..100_000 {
                 let mut word = |_| {
                     asked += 1;
@@ -340,7 +354,8 @@ mod tests {
         }
         assert!((4096..5 * 4096).contains(&asked), "{asked}");
         let memory = memory();
-        let (mut types, mut word) = (Types::new(Patience::default()), |address: u64| memory.get(&address).copied());
+        let (mut types, mut word) =
+            (TypeObjects::new(PointerBudget::default()), |address: u64| memory.get(&address).copied());
         assert!(types.of_object(1, STR, &mut word).is_some());
         for nth in 0..10_000 {
             types.of_object(1, 0x30_0000 + 16 * nth, &mut word);

@@ -5,8 +5,8 @@
 //! together all that were given out: that is too much for chance. A block holds an object if its type says that objects begin
 //! where it does, behind the words that come before them. Larger objects lie in blocks of malloc, whose size stands before them.
 
-use super::super::Word;
-use super::objects::{NAME, TYPE, Types};
+use super::super::ReadWord;
+use super::objects::{NAME, TYPE, TypeObjects};
 use crate::record::{Kinds, OfType};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -33,9 +33,9 @@ const TIME_MAX: Duration = Duration::from_secs(1);
 const NAMES_MAX: usize = 1 << 14;
 
 /// One page after the other of one process.
-pub struct Census<'a, 'w> {
-    types: &'a mut Types,
-    word: &'a mut Word<'w>,
+pub struct PoolWalk<'a, 'w> {
+    types: &'a mut TypeObjects,
+    word: &'a mut ReadWord<'w>,
     page_bytes: u64,
     began: Instant,
     /// The pool that was looked at last.
@@ -54,9 +54,9 @@ struct Pool {
     block: u64,
 }
 
-impl<'a, 'w> Census<'a, 'w> {
+impl<'a, 'w> PoolWalk<'a, 'w> {
     /// Begins a census, of no page yet.
-    pub fn new(types: &'a mut Types, word: &'a mut Word<'w>, page_bytes: u64) -> Self {
+    pub fn new(types: &'a mut TypeObjects, word: &'a mut ReadWord<'w>, page_bytes: u64) -> Self {
         let (names, found, kinds) = (BTreeMap::new(), BTreeMap::new(), Kinds::default());
         Self { types, word, page_bytes, began: Instant::now(), pool: None, names, found, kinds }
     }
@@ -169,7 +169,7 @@ fn overlap(within: &std::ops::Range<u64>, start: u64, bytes: u64) -> u64 {
 
 /// The bytes of the large block of glibc's malloc that begins here, if one does: the next block says that this one is in use, or it is a
 /// mapping of its own.
-fn large_block(at: u64, word: &mut Word<'_>) -> Option<u64> {
+fn large_block(at: u64, word: &mut ReadWord<'_>) -> Option<u64> {
     let size_and_flags = word(at.checked_sub(8)?)?;
     let size = size_and_flags & !MALLOC_FLAGS;
     if !LARGE.contains(&size) || !size.is_multiple_of(UNIT) {
@@ -188,7 +188,7 @@ fn large_block(at: u64, word: &mut Word<'_>) -> Option<u64> {
 }
 
 /// The pool at an address, if one is there.
-fn pool(start: u64, size: u64, word: &mut Word<'_>) -> Option<Pool> {
+fn pool(start: u64, size: u64, word: &mut ReadWord<'_>) -> Option<Pool> {
     let (used, free) = (word(start)? & 0xffff_ffff, word(start.checked_add(FREE)?)?);
     let (class, given) = (word(start + CLASS)? >> 32, word(start + GIVEN)?);
     let (given, last) = (given & 0xffff_ffff, given >> 32);
@@ -210,7 +210,7 @@ fn pool(start: u64, size: u64, word: &mut Word<'_>) -> Option<Pool> {
 }
 
 /// The name of a type.
-fn name(of: u64, word: &mut Word<'_>) -> Option<String> {
+fn name(of: u64, word: &mut ReadWord<'_>) -> Option<String> {
     let start = word(of.checked_add(NAME)?)?;
     let mut bytes = Vec::new();
     for at in start..start.checked_add(NAME_MAX)? {
@@ -225,7 +225,7 @@ fn name(of: u64, word: &mut Word<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::Patience;
+    use super::super::super::PointerBudget;
     use super::*;
     use std::collections::HashMap;
 
@@ -258,8 +258,8 @@ mod tests {
     }
 
     fn census(memory: &HashMap<u64, u64>) -> Kinds {
-        let (mut types, mut word) = (Types::new(Patience::default()), |at: u64| memory.get(&at).copied());
-        let mut census = Census::new(&mut types, &mut word, 4096);
+        let (mut types, mut word) = (TypeObjects::new(PointerBudget::default()), |at: u64| memory.get(&at).copied());
+        let mut census = PoolWalk::new(&mut types, &mut word, 4096);
         census.add([POOL, POOL + 4096, POOL + (1 << 14)].into_iter());
         census.finish()
     }
@@ -286,8 +286,9 @@ mod tests {
     fn no_page_is_begun_after_a_second_or_after_too_many_names() {
         let memory = memory();
         let pages_after = |began: Instant, names: usize| {
-            let (mut types, mut word) = (Types::new(Patience::default()), |at: u64| memory.get(&at).copied());
-            let mut census = Census::new(&mut types, &mut word, 4096);
+            let (mut types, mut word) =
+                (TypeObjects::new(PointerBudget::default()), |at: u64| memory.get(&at).copied());
+            let mut census = PoolWalk::new(&mut types, &mut word, 4096);
             census.began = began;
             census.names.extend((0..names as u64).map(|of| (of, String::new())));
             census.add([POOL, POOL + 4096].into_iter());

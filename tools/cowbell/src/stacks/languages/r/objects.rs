@@ -3,7 +3,7 @@
 //! An object begins with a word of bits, then its attributes, then the objects before and after it in a list of the collector's. The list is
 //! linked both ways, so that the neighbour leads back: that is too much for chance.
 
-use super::super::{Changed, Objects, Word};
+use super::super::{ChangedWord, ObjectReader, ReadWord};
 use crate::record::Wrote;
 
 /// Offsets of the next object and the previous one in the collector's list.
@@ -24,7 +24,7 @@ fn is_pointer(word: u64) -> bool {
 }
 
 /// Tells whether an object begins here: a neighbour in the collector's list leads back. One of both does not while it is linked anew.
-fn is_node(at: u64, word: &mut Word<'_>) -> bool {
+fn is_node(at: u64, word: &mut ReadWord<'_>) -> bool {
     let mut leads_back = |link: u64, back: u64| {
         let neighbour = word(at.checked_add(link)?).filter(|neighbour| is_pointer(*neighbour) && *neighbour != at)?;
         Some(word(neighbour.checked_add(back)?)? == at)
@@ -33,12 +33,12 @@ fn is_node(at: u64, word: &mut Word<'_>) -> bool {
 }
 
 /// Tells whether an object begins so far before an address.
-fn begins_before(address: u64, offset: u64, word: &mut Word<'_>) -> bool {
+fn begins_before(address: u64, offset: u64, word: &mut ReadWord<'_>) -> bool {
     address.checked_sub(offset).is_some_and(|at| is_node(at, word))
 }
 
-impl Objects for Nodes {
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for Nodes {
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
         let first = address / 8 * 8;
         if word(first).is_none() {
             return Wrote::Unknown;
@@ -57,29 +57,35 @@ impl Objects for Nodes {
         }
     }
 
-    fn any_in(&mut self, _page: &[u8], _word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, _page: &[u8], _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn any_at(&mut self, address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_at(&mut self, address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         (0..page.len() as u64).step_by(8).any(|at| is_node(address + at, word))
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], (page, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
+    fn changed(
+        &mut self,
+        was: &[u8],
+        is: &[u8],
+        (page, at): (u64, usize),
+        word: &mut ReadWord<'_>,
+    ) -> Option<ChangedWord> {
         let read = |page: &[u8]| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let (before, after) = (read(was)?, read(is)?);
         let address = page.checked_add(at as u64)?;
         let bits = before ^ after;
         if bits & !(COLLECTORS | COUNT) == 0 && is_node(address, word) {
-            return Some(if bits & COUNT == 0 { Changed::Mark } else { Changed::Count });
+            return Some(if bits & COUNT == 0 { ChangedWord::Mark } else { ChangedWord::Count });
         }
         let is_link = is_pointer(before) && is_pointer(after);
         let is_link = is_link && [NEXT, PREVIOUS].into_iter().any(|link| begins_before(address, link, word));
-        is_link.then_some(Changed::Mark)
+        is_link.then_some(ChangedWord::Mark)
     }
 }
 
@@ -102,8 +108,8 @@ mod tests {
             let (was, is) = (was.to_le_bytes(), is.to_le_bytes());
             Nodes.changed(&was, &is, (AT, 0), &mut |at| memory.get(&at).copied())
         };
-        assert_eq!(told(19, 19 | 1 << 24), Some(Changed::Mark));
-        assert_eq!(told(19, 19 | 1 << 32), Some(Changed::Count));
+        assert_eq!(told(19, 19 | 1 << 24), Some(ChangedWord::Mark));
+        assert_eq!(told(19, 19 | 1 << 32), Some(ChangedWord::Count));
         assert_eq!(told(19, 14), None, "another type");
     }
 }

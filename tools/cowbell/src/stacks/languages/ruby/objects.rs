@@ -6,7 +6,7 @@
 //! hold the bits that the collector sets for each object and clears. Beside them lie the chunks of its stack, on which it puts what it has yet to
 //! visit: each is a block of 500 pointers and a link to the next chunk, and is kept for the next collection.
 
-use super::super::{Changed, Objects, Word};
+use super::super::{ChangedWord, ObjectReader, ReadWord};
 use crate::record::Wrote;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -47,7 +47,7 @@ pub struct Places {
     described: Option<(u64, Vec<Range<u64>>)>,
 }
 
-fn area(start: u64, size: u64, word: &mut Word<'_>) -> Option<Area> {
+fn area(start: u64, size: u64, word: &mut ReadWord<'_>) -> Option<Area> {
     let is_pointer = |at: &u64| at.is_multiple_of(8) && *at > 1 << 16 && at >> 47 == 0;
     let description = word(start).filter(is_pointer)?;
     let is_first = |at: &u64| at.is_multiple_of(8) && *at > start && *at <= start + FIRST_MAX.min(size);
@@ -62,7 +62,7 @@ fn area(start: u64, size: u64, word: &mut Word<'_>) -> Option<Area> {
 
 impl Places {
     /// The area that an address lies in.
-    fn area(&mut self, address: u64, word: &mut Word<'_>) -> Option<Area> {
+    fn area(&mut self, address: u64, word: &mut ReadWord<'_>) -> Option<Area> {
         if self.known.len() >= KNOWN_MAX {
             self.known.clear();
         }
@@ -74,7 +74,7 @@ impl Places {
 }
 
 /// The description of an area that has its first place in this word, if one does.
-fn described_at(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
+fn described_at(at: u64, word: &mut ReadWord<'_>) -> Option<Range<u64>> {
     let first = word(at)?;
     AREAS.into_iter().find_map(|size| {
         let start = first / size * size;
@@ -90,7 +90,7 @@ fn described_at(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
 
 /// The chunk of the collector's stack before whose beginning this word stands, if one does: its first entry lies in an area, and its link leads to
 /// another chunk.
-fn chunk_behind(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
+fn chunk_behind(at: u64, word: &mut ReadWord<'_>) -> Option<Range<u64>> {
     let is_chunk = |size: u64| size & !MALLOC_FLAGS == CHUNK_SIZE;
     if !is_chunk(word(at)?) {
         return None;
@@ -105,14 +105,14 @@ fn chunk_behind(at: u64, word: &mut Word<'_>) -> Option<Range<u64>> {
 
 impl Places {
     /// Tells whether an address lies in the description of an area, or in a chunk of the collector's stack.
-    fn is_described(&mut self, address: u64, word: &mut Word<'_>) -> bool {
+    fn is_described(&mut self, address: u64, word: &mut ReadWord<'_>) -> bool {
         self.described(address / page_size() * page_size(), word)
             .iter()
             .any(|description| description.contains(&address))
     }
 
     /// The descriptions and chunks that lie on a page, whole or in part.
-    fn described(&mut self, page: u64, word: &mut Word<'_>) -> &[Range<u64>] {
+    fn described(&mut self, page: u64, word: &mut ReadWord<'_>) -> &[Range<u64>] {
         if self.described.as_ref().is_none_or(|(known, _)| *known != page) {
             let (from, end) = (page.saturating_sub(DESCRIBED.end), page.saturating_add(page_size()));
             let found =
@@ -124,8 +124,8 @@ impl Places {
     }
 }
 
-impl Objects for Places {
-    fn wrote(&mut self, address: u64, word: &mut Word<'_>) -> Wrote {
+impl ObjectReader for Places {
+    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
         if self.area(address, word).is_none() && self.is_described(address, word) {
             return Wrote::CollectorHeader;
         }
@@ -133,25 +133,31 @@ impl Objects for Places {
         if self.area(address, word).is_some() { Wrote::Unknown } else { Wrote::Other }
     }
 
-    fn any_in(&mut self, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         let _ = (page, word);
         false
     }
 
-    fn any_at(&mut self, address: u64, page: &[u8], word: &mut Word<'_>) -> bool {
+    fn any_at(&mut self, address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         let _ = page;
         self.area(address, word).is_some() || !self.described(address / page_size() * page_size(), word).is_empty()
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut Word<'_>) -> bool {
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
         false
     }
 
-    fn changed(&mut self, was: &[u8], is: &[u8], (page, at): (u64, usize), word: &mut Word<'_>) -> Option<Changed> {
+    fn changed(
+        &mut self,
+        was: &[u8],
+        is: &[u8],
+        (page, at): (u64, usize),
+        word: &mut ReadWord<'_>,
+    ) -> Option<ChangedWord> {
         let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let address = page.checked_add(at as u64)?;
         let Some((first, size)) = self.area(address, word) else {
-            return self.is_described(address, word).then_some(Changed::Mark);
+            return self.is_described(address, word).then_some(ChangedWord::Mark);
         };
         let within = address.checked_sub(first)? % size;
         let (before, after) = (read(was, at)?, read(is, at)?);
@@ -161,12 +167,12 @@ impl Objects for Places {
         // A free place leads to the next one; what else is in it was left there by the object that it held.
         let held_another = || (place + 16..place + size as usize).step_by(8).any(|at| read(was, at) != read(is, at));
         match (was_free, is_free) {
-            (true, false) => Some(Changed::Made),
-            (true, true) => Some(if held_another() { Changed::Made } else { Changed::Mark }),
+            (true, false) => Some(ChangedWord::Made),
+            (true, true) => Some(if held_another() { ChangedWord::Made } else { ChangedWord::Mark }),
             // The object was found to be dead. Others that were put there since are dead as well.
-            (false, true) => Some(Changed::Mark),
+            (false, true) => Some(ChangedWord::Mark),
             // The object grew older.
-            (false, false) => (within == 0 && (before ^ after) & !AGE == 0).then_some(Changed::Mark),
+            (false, false) => (within == 0 && (before ^ after) & !AGE == 0).then_some(ChangedWord::Mark),
         }
     }
 }
@@ -187,18 +193,18 @@ mod tests {
         };
         let mut told = |was: &[u8], is: &[u8], at: usize| Places::default().changed(was, is, (AREA, at), &mut word);
         let young = page(0x2005, 0x1000);
-        assert_eq!(told(&young, &page(0x2025, 0x1000), 16), Some(Changed::Mark), "older");
-        assert_eq!(told(&young, &page(0, 0x2000), 16), Some(Changed::Mark), "dead");
-        assert_eq!(told(&young, &page(0, 0x2000), 24), Some(Changed::Mark), "the next free place");
-        assert_eq!(told(&page(0, 0), &young, 16), Some(Changed::Made));
-        assert_eq!(told(&page(0, 0), &young, 24), Some(Changed::Made), "its class");
-        assert_eq!(told(&page(0, 0), &page(0, 0x2000), 24), Some(Changed::Mark), "linked anew");
+        assert_eq!(told(&young, &page(0x2025, 0x1000), 16), Some(ChangedWord::Mark), "older");
+        assert_eq!(told(&young, &page(0, 0x2000), 16), Some(ChangedWord::Mark), "dead");
+        assert_eq!(told(&young, &page(0, 0x2000), 24), Some(ChangedWord::Mark), "the next free place");
+        assert_eq!(told(&page(0, 0), &young, 16), Some(ChangedWord::Made));
+        assert_eq!(told(&page(0, 0), &young, 24), Some(ChangedWord::Made), "its class");
+        assert_eq!(told(&page(0, 0), &page(0, 0x2000), 24), Some(ChangedWord::Mark), "linked anew");
         let mut left = page(0, 0x2000);
         left[32] = 7;
-        assert_eq!(told(&page(0, 0), &left, 24), Some(Changed::Made), "an object was there meanwhile");
+        assert_eq!(told(&page(0, 0), &left, 24), Some(ChangedWord::Made), "an object was there meanwhile");
         assert_eq!(
             told(&young, &left, 32),
-            Some(Changed::Mark),
+            Some(ChangedWord::Mark),
             "who put something there after a death freed it as well"
         );
         assert_eq!(told(&young, &page(0x2805, 0x1000), 16), None, "frozen");
@@ -219,7 +225,7 @@ mod tests {
         assert!(places.any_at(page, &[], &mut word) && !places.any_at(page + page_size(), &[], &mut word));
         let (was, is) = (vec![0; page_size() as usize], vec![1; page_size() as usize]);
         let mut told = |at: u64| places.changed(&was, &is, (page, (at - page) as usize), &mut word);
-        assert_eq!((told(DESCRIBED_AT + 0x100), told(DESCRIBED_AT + 0x200)), (Some(Changed::Mark), None));
+        assert_eq!((told(DESCRIBED_AT + 0x100), told(DESCRIBED_AT + 0x200)), (Some(ChangedWord::Mark), None));
     }
     #[test]
     fn a_chunk_of_the_collectors_stack_has_an_object_first_and_leads_to_another_chunk() {

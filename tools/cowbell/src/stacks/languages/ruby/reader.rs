@@ -5,7 +5,7 @@
 //! is confirmed: the thread leads back to the machine, its context back to the thread, a file's name is a text.
 
 use super::super::Language;
-use super::super::held::Held;
+use super::super::held::StoppedMemory;
 use super::super::main_thread::Structures;
 use super::Ruby;
 use crate::record::Frame;
@@ -62,7 +62,7 @@ impl Structures for Interpreter {
 
     fn find(pid: i32, addresses: &[Option<u64>]) -> Result<Option<Self>, String> {
         let &[Some(pointer), Some(version)] = addresses else { return Ok(None) };
-        let version = Held::open(pid).and_then(|mut held| held.text_to_zero(version));
+        let version = StoppedMemory::open(pid).and_then(|mut held| held.text_to_zero(version));
         match version {
             Some(version) if version.starts_with("3.1.") => Ok(Some(Self { pointer })),
             Some(version) => Err(format!("the structures of Ruby {version} are not known here")),
@@ -70,14 +70,14 @@ impl Structures for Interpreter {
         }
     }
 
-    fn frames(&self, held: Held, _pc: Option<u64>) -> Option<Vec<Frame>> {
+    fn frames(&self, held: StoppedMemory, _pc: Option<u64>) -> Option<Vec<Frame>> {
         Calls { held }.frames(self.pointer)
     }
 }
 
 /// The interpreter's calls as they are read at one moment.
 struct Calls {
-    held: Held,
+    held: StoppedMemory,
 }
 
 impl Calls {
