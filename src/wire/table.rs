@@ -13,14 +13,36 @@ use std::mem;
 #[repr(C)]
 pub(crate) struct Passenger {
     /// The kind of thing that it is; see [`kind_of`].
-    pub(crate) kind: [u64; 2],
+    pub(crate) kind: Kind,
     /// The object's place, in the words of its type.
     pub(crate) words: [u64; 2],
 }
 
 /// 128 bits that tell a type from all others of this program: of the type's id the 64 bits that it gives to hashers, and
 /// apart from it the type's name and shape. The same in every fork of one program image.
-pub(crate) fn kind_of<T: 'static>() -> [u64; 2] {
+pub(crate) fn kind_of<T: 'static>() -> Kind {
+    let id = TypeId::of::<T>();
+    let known = KINDS.try_with(|kinds| kinds.iter().find_map(|known| known.get().filter(|(of, _)| *of == id)));
+    if let Ok(Some((_, kind))) = known {
+        return kind;
+    }
+    let kind = hashed_kind_of::<T>();
+    // A thread that ends keeps nothing any more.
+    let _kept = KINDS.try_with(|kinds| {
+        let mut newer = Some((id, kind));
+        kinds.iter().for_each(|known| newer = known.replace(newer));
+    });
+    kind
+}
+
+type Kind = [u64; 2];
+
+thread_local! {
+    /// The kinds that this thread asked for last: hashing one takes longer than all else that is done for a handle, and most jobs have handles of a type or two.
+    static KINDS: [Cell<Option<(TypeId, Kind)>>; 4] = const { [const { Cell::new(None) }; 4] };
+}
+
+fn hashed_kind_of<T: 'static>() -> Kind {
     let mut id = DefaultHasher::new();
     TypeId::of::<T>().hash(&mut id);
     let mut name = DefaultHasher::new();

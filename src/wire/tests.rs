@@ -95,6 +95,13 @@ fn passengers_are_told_apart_by_their_kind() {
     decode::<Rider<1>>(&[255, 255, 255, 255, 15], &passengers).expect_err("the highest number");
     assert_ne!(kind_of::<u32>(), kind_of::<i32>());
     assert_ne!(kind_of::<Rider<1>>(), kind_of::<Rider<2>>());
+    // More types than a thread remembers, and another thread, which remembers none.
+    let kinds =
+        || [kind_of::<Rider<1>>(), kind_of::<Rider<2>>(), kind_of::<Rider<3>>(), kind_of::<u8>(), kind_of::<u16>()];
+    let first = kinds();
+    assert_eq!([kinds(), kinds()], [first; 2]);
+    assert_eq!(std::thread::spawn(kinds).join().expect("it does not panic"), first);
+    assert!((0..5).all(|at| first.iter().filter(|kind| **kind == first[at]).count() == 1));
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn empty(order: &Order) -> Result<Answer> {
 }
 
 fn lookup(order: &Order) -> Result<Answer> {
-    let (frozen, data) = freeze(order::words(order.bytes), HugePages::Never)?;
+    let (frozen, data) = freeze(order::words(order.bytes), HugePages::default())?;
     let pool = builder(order).spawn(frozen, |_, place: Handle<u64>| place.get().copied().unwrap_or(u64::MAX))?;
     // Making the handles is part of the work.
     let handle = |number| pool.frozen().handle(&data[order::place(number, data.len())]).expect("it lies in the data");
@@ -52,7 +52,7 @@ fn lookup(order: &Order) -> Result<Answer> {
 }
 
 fn large(order: &Order) -> Result<Answer> {
-    let (frozen, _) = freeze(order::block_bytes(order.bytes), HugePages::Never)?;
+    let (frozen, _) = freeze(order::block_bytes(order.bytes), HugePages::default())?;
     let bytes = order.bytes;
     let pool = builder(order).spawn(frozen, move |data: &'static &'static [u8], number: u64| {
         Buffer::copy_of(block(data, number as usize, bytes)).map_err(|e| e.to_string())
@@ -80,7 +80,7 @@ fn freeze<T: 'static>(
 ) -> Result<(Frozen<&'static [T]>, &'static [T])> {
     // Room for the root, and for what rounding to huge pages adds.
     let capacity = (items.len() * size_of::<T>()).saturating_add(4 << 20);
-    let arena = Arena::builder("bench-pool").capacity(capacity).build()?;
+    let arena = Arena::builder("bench-pool").capacity(capacity).huge_pages(huge_pages).build()?;
     let data = &*arena.alloc_iter(items)?;
     let frozen = arena.freeze_unchecked_with(data, FreezeOptions::new().huge_pages(huge_pages))?;
     if let Collapsed::Partly(why) = frozen.image().collapsed() {
