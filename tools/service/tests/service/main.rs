@@ -67,6 +67,7 @@ fn a_service_is_reloaded_loses_workers_and_ends_and_no_request_fails_but_those_o
     // A supervisor ends the whole group, while clients ask.
     let answered = clients.told.answered.load(Ordering::SeqCst);
     until("load goes on", || (clients.told.answered.load(Ordering::SeqCst) > answered + 100).then_some(()));
+    let unanswered_before = clients.told.unanswered.lock().expect("whole").len();
     clients.told.ending.store(true, Ordering::SeqCst);
     service.signal("-TERM", -service.pid());
     let told = clients.join();
@@ -75,6 +76,7 @@ fn a_service_is_reloaded_loses_workers_and_ends_and_no_request_fails_but_those_o
     let unanswered = told.unanswered.lock().expect("whole");
     let answered = told.answered.load(Ordering::SeqCst);
     println!("{answered} answers, {} kills, {} requests of dead workers", killed.len(), unanswered.len());
+    assert_eq!(unanswered.len(), unanswered_before, "the end fails no request: {unanswered:?}");
     // The kernel hangs up in a dead worker's place, or resets.
     let ends = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
     let of_a_dead =
