@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::fork::{self, IntoExitCode};
 use crate::sys::clone::{self, ForkedPlainly};
 use crate::sys::procfs::status::Status;
-use crate::sys::{launch, memfd, pidfd, process};
+use crate::sys::{descriptor, launch, memfd, pidfd, pipe, prctl, process, procfs};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
@@ -177,16 +177,16 @@ pub(crate) fn in_a_fork(
     let begun = Instant::now();
     let (child, go) = loop {
         // The list of threads may lack one that was just started; the kernel's count does not.
-        let is_counted = process::thread_count() == Ok(if sleeper.is_some() { 2 } else { 1 });
+        let is_counted = procfs::signal_safe::thread_count() == Ok(if sleeper.is_some() { 2 } else { 1 });
         let before = sleeper.map(sleeping_since);
-        let (go_ahead, go) = process::pipe().map_err(|e| failed("pipe2", &e))?;
+        let (go_ahead, go) = pipe::pair().map_err(|e| failed("pipe2", &e))?;
         let _unflushed = std::io::stdout().flush();
         // SAFETY: all other threads there are sleep; should one have run meanwhile, the child ends below, where it has done nothing but read.
         let child = match unsafe { clone::fork_plainly() }.map_err(|e| failed("fork", &e))? {
             ForkedPlainly::Child => {
-                process::close(go);
+                descriptor::close(go);
                 // A parent that ended before this closed its end of the pipe.
-                if process::die_with_parent().is_err() || !process::take_byte(&go_ahead) {
+                if prctl::die_with_parent().is_err() || !pipe::take_byte(&go_ahead) {
                     process::exit(1);
                 }
                 end_with(work.take().map(|work| catch_unwind(AssertUnwindSafe(work))), &words);
@@ -205,7 +205,7 @@ pub(crate) fn in_a_fork(
             return Err("there is another thread, and it does not sleep while the test runs".to_owned());
         }
     };
-    process::give_byte(&go);
+    pipe::give_byte(&go);
     let ended = pidfd::reap_by_id(child);
     let mut text = String::new();
     words

@@ -7,7 +7,7 @@
 
 use cowbell::arena::{Arena, FreezeOptions, Frozen, OnWrite};
 use cowbell::fork::{self, Ended, Exit, ForkOptions};
-use cowbell::sys::{process, signal};
+use cowbell::sys::{pipe, process, signal, stderr};
 use cowbell::watch::{Outside, Watch};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -22,8 +22,8 @@ struct Fenced;
 fn check() {
     let allowed = ALLOWED.load(Ordering::Relaxed);
     if allowed != 0 && allowed != process::pid() {
-        process::write_stderr(b"an allocation where none may be\n");
-        process::send(process::pid(), libc_abort());
+        stderr::write_all(b"an allocation where none may be\n");
+        signal::send(process::pid(), libc_abort());
         process::exit(99);
     }
 }
@@ -101,21 +101,21 @@ fn no_watch_allocates_in_a_child(watch: Watch) -> Result<(), Failed> {
 fn a_keeper_that_is_asked_allocates_nothing() -> Result<(), Failed> {
     let frozen = data(OnWrite::Copy)?;
     for watch in works() {
-        let (ask, go) = (process::pipe()?, process::pipe()?);
+        let (ask, go) = (pipe::pair()?, pipe::pair()?);
         ALLOWED.store(process::pid(), Ordering::SeqCst);
         let child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
             ALLOWED.store(process::pid(), Ordering::SeqCst);
             fenced(|| frozen[words(3)].store(7, Ordering::Relaxed));
-            process::give_byte(&ask.1);
-            process::take_byte(&go.0);
+            pipe::give_byte(&ask.1);
+            pipe::take_byte(&go.0);
         });
         ALLOWED.store(0, Ordering::SeqCst);
         let mut child = child?;
-        assert!(process::take_byte(&ask.0), "the child has written");
+        assert!(pipe::take_byte(&ask.0), "the child has written");
         let copied: u64 = child.census()?.iter().map(|arena| arena.copied.iter().count() as u64).sum();
         assert_eq!(copied, 1, "under {watch}");
         child.end_epoch()?;
-        process::give_byte(&go.1);
+        pipe::give_byte(&go.1);
         assert_eq!(child.wait()?.ended, Ended::Exited(0), "under {watch}");
     }
     Ok(())

@@ -12,8 +12,8 @@ use super::image::Image;
 use super::memory::ArenaRef;
 use super::span::Span;
 use crate::error::{Error, Result};
+use crate::sys::executable;
 use crate::sys::map::Range;
-use crate::sys::process;
 use std::any::TypeId;
 use std::cell::RefCell;
 use std::collections::HashSet as StdHashSet;
@@ -64,7 +64,7 @@ pub struct Extent {
 impl Extent {
     fn new(start: usize, used: usize, number: (u16, u16)) -> Self {
         let range = Range { start, len: used };
-        Self { range, number, constants: process::constants(), seen: RefCell::default() }
+        Self { range, number, constants: executable::constants(), seen: RefCell::default() }
     }
 
     fn of(image: &Image) -> Self {

@@ -11,7 +11,7 @@
 use super::signal_safe::handler::{EARLIER, EXECUTABLE, OBSERVER, Observer, RESET, handle};
 use crate::error::{Error, Result};
 use crate::sys::signal;
-use crate::sys::{Errno, process};
+use crate::sys::{Errno, executable};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -22,7 +22,7 @@ pub(super) fn install_once() -> Result<()> {
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !*done {
         let error = |e| Error::os("sigaction(SIGSEGV)", e);
-        let _known = EXECUTABLE.get_or_init(process::executable);
+        let _known = EXECUTABLE.get_or_init(executable::executable);
         // Known before it is needed: a fault may come as soon as the handler is there.
         let _first = EARLIER.set(signal::current(signal::SEGV).map_err(error)?);
         install().map_err(error)?;

@@ -105,7 +105,7 @@ mod travel {
     use crate::arena::signal_safe::table;
     use crate::sys::map::Range;
     use crate::sys::pagemap::Pagemap;
-    use crate::sys::{Errno, process};
+    use crate::sys::{Errno, procfs};
     use crate::wire::{self, Passenger};
     use serde::de::Error as _;
     use serde::ser::Error as _;
@@ -132,7 +132,9 @@ mod travel {
         let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
         let (_, pagemap, memory) = match &mut *own {
             Some(open) if open.0 == table::process_number() => open,
-            other => other.insert((table::process_number(), Pagemap::open_self()?, process::open_memory()?)),
+            other => {
+                other.insert((table::process_number(), Pagemap::open_self()?, procfs::signal_safe::open_memory()?))
+            }
         };
         image.is_unwritten(Range { start: image.range().start + offset, len }, pagemap, memory.as_fd())
     }

@@ -208,7 +208,7 @@ impl Image {
 
     /// Tells whether this process has written none of the pages that hold these bytes, since it was forked; `None` if that cannot be told
     /// because memory is moved right now. Pages that its parent had written before count, too: page tables do not tell
-    /// one from the other. `memory` is [`sys::process::open_memory`].
+    /// one from the other. `memory` is [`sys::procfs::signal_safe::open_memory`].
     ///
     /// # Errors
     /// The errno of reading the page tables.

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::sys::map::SharedWords;
 #[cfg(feature = "pool")]
 use crate::sys::map::{self, Range};
-use crate::sys::process;
+use crate::sys::{c_library, process, stderr};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -69,12 +69,12 @@ pub(crate) fn unkeep(range: Range) {
 pub(super) fn notice_other_forks() -> Result<()> {
     extern "C" fn entered() {
         if entered_child().is_err() {
-            process::write_stderr(b"cowbell: no memory to fence off a growing arena after fork\n");
+            stderr::write_all(b"cowbell: no memory to fence off a growing arena after fork\n");
             process::exit(101);
         }
     }
     // SAFETY: it maps fences and stores to atomics: no lock, no allocation.
-    unsafe { process::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))
+    unsafe { c_library::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))
 }
 
 /// Makes what this process and those forked from it must have in common: before the first arena and before any

@@ -167,7 +167,7 @@ impl Child {
             Err(Errno::SRCH) => Ok(()),
             Err(e) => {
                 // A keeper that cannot be awaited must not stay.
-                process::kill(tid);
+                signal::kill(tid);
                 let _killed = pidfd::reap_by_id(tid);
                 Err(Error::os("pidfd_open(keeper)", e))
             }

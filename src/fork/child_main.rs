@@ -7,7 +7,7 @@ use super::signal_safe::{self, NeverLeave};
 use super::{panics, single_thread};
 use crate::error::{Error, Result};
 use crate::sys::signal::Mask;
-use crate::sys::{pagemap::Pagemap, process};
+use crate::sys::{c_library, pagemap::Pagemap, process};
 use crate::watch::{Evidence, Watch, Word};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -105,7 +105,7 @@ pub(super) fn run<R: IntoExitCode>(
     // A thread that the closure left behind may hold the streams' locks for ever; those of a scope need a moment to end.
     if single_thread::wait_until_alone(THREADS_END_MAX).is_ok() {
         let _unflushed = std::io::stdout().flush();
-        process::flush_c_streams();
+        c_library::flush_c_streams();
     }
     process::exit(u8::try_from(code).map_or(255, i32::from))
 }

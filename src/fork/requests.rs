@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
-use crate::sys::{self, pidfd, process};
+use crate::sys::{self, eventfd, executable, pidfd};
 use crate::watch::{self, Bitmap, Event, FailedStep, KeeperRequest, Outside, Watch, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -128,7 +128,7 @@ impl Child {
         let keeper = self.keeper.as_ref().ok_or_else(|| lost("it has no keeper, or has ended"))?;
         let number = request.encode_after(self.evidence.get(Word::Request));
         self.evidence.set(Word::Request, number);
-        process::notify(&self.command);
+        eventfd::notify(&self.command);
         let mut silence = Silence::begin(self.evidence.get(Word::Progress));
         while self.evidence.get(Word::Done) != number {
             // The keeper's end is an event; its progress is a matter of microseconds, so a short wait
@@ -202,7 +202,7 @@ impl Child {
             reshared_pages: PageCount(evidence.get(Word::Reshared)),
             outside: watch::outside::taken(evidence),
             page_size: sys::page_size(),
-            executable: process::executable(),
+            executable: executable::executable(),
         };
         Ok(Report::new(facts, arenas.collect(), &self.events, &evidence.images))
     }

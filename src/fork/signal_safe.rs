@@ -11,8 +11,8 @@ use crate::arena::signal_safe::table;
 use crate::arena::{self, OnWrite};
 use crate::sys::map::{self, Access};
 use crate::sys::perf::rings::Rings;
-use crate::sys::process;
 use crate::sys::signal::{self, Mask};
+use crate::sys::{pipe, prctl, process};
 use crate::watch::{self, At, Evidence, FailedStep, Step, Word};
 use std::cell::Cell;
 use std::os::fd::AsFd;
@@ -41,7 +41,7 @@ pub(super) fn begin(
     drop(parents_end);
     match set_up(options, evidence, &command, &rings) {
         Ok(()) => {
-            process::give_byte(&ready);
+            pipe::give_byte(&ready);
         }
         Err(failure) => {
             evidence.set(Word::Failure, failure.pack());
@@ -60,7 +60,7 @@ fn set_up(
     command: &impl AsFd,
     rings: &Cell<Option<Rings>>,
 ) -> Result<(), FailedStep> {
-    process::die_with_parent().at(Step::DieWithParent)?;
+    prctl::die_with_parent().at(Step::DieWithParent)?;
     // 0 is a parent in another pid namespace, which this process cannot see.
     if ![evidence.parent_pid, 0].contains(&process::parent_pid()) {
         // The parent died before it could be followed.

@@ -6,7 +6,7 @@
 //! process means that there is no other, and nobody who could start one.
 
 use crate::error::{Error, ErrorKind, Result, Thread};
-use crate::sys::process;
+use crate::sys::{process, procfs};
 use std::time::{Duration, Instant};
 
 /// The time that [`super::spawn`] waits for other threads to end, unless it is told otherwise. A scope of threads, and a
@@ -21,7 +21,7 @@ const LOOKS_AWAKE: u32 = 50;
 
 /// The count is 1 now. *Async-signal-safe.*
 pub(crate) fn is_alone() -> bool {
-    process::thread_count() == Ok(1)
+    procfs::signal_safe::thread_count() == Ok(1)
 }
 
 /// Waits until the calling thread is the only one: as long as `patience` allows, and up to a second longer while all others
@@ -45,7 +45,7 @@ pub(crate) fn wait_until_alone_beside_main(patience: Duration) -> Result<()> {
 /// `spared`: a thread that is not waited for.
 fn wait_for_others(spared: Option<i32>, patience: Duration) -> Result<()> {
     let is_done = || {
-        let count = process::thread_count().map_err(|e| Error::os("read(/proc/self/stat)", e))?;
+        let count = procfs::signal_safe::thread_count().map_err(|e| Error::os("read(/proc/self/stat)", e))?;
         Ok::<bool, Error>(count as usize == 1 + usize::from(spared.is_some()))
     };
     if is_done()? {
@@ -54,7 +54,7 @@ fn wait_for_others(spared: Option<i32>, patience: Duration) -> Result<()> {
     let begun = Instant::now();
     let mut looks = 0;
     loop {
-        let threads = process::threads()?;
+        let threads = procfs::own_threads()?;
         if is_done()? {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use crate::shared;
 use crate::sys::clone::{self, ForkArgs, Forked};
 use crate::sys::perf::Follow;
 use crate::sys::perf::rings::Rings;
-use crate::sys::{Errno, pidfd, process, signal};
+use crate::sys::{Errno, c_library, eventfd, pidfd, pipe, procfs, signal};
 use crate::watch::{Evidence, FailedStep, LastCensus, Step, Watch};
 use std::cell::Cell;
 use std::io::Write;
@@ -115,12 +115,12 @@ fn fork<R: IntoExitCode>(
         (true, true) => LastCensus::OfAll,
     };
     let evidence = Evidence::new(options.watch, images, (options.events_max, options.callers), census)?;
-    let pipe = process::pipe().map_err(|e| Error::os("pipe2", e))?;
+    let pipe = pipe::pair().map_err(|e| Error::os("pipe2", e))?;
     let rings = Cell::new((options.watch == Watch::Faults).then(|| Rings::prepare(Follow::Process)));
-    let channels = Channels { ready: pipe, command: process::event()?, rings };
+    let channels = Channels { ready: pipe, command: eventfd::new()?, rings };
     let _unflushed = std::io::stdout().flush();
     let _unflushed = std::io::stderr().flush();
-    process::flush_c_streams();
+    c_library::flush_c_streams();
 
     let args =
         ForkArgs { exit_signal: options.exit_signal, reset_handlers: options.reset_handlers, cgroup: options.cgroup };
@@ -128,7 +128,7 @@ fn fork<R: IntoExitCode>(
     // A handler, or the program's logger, may have started a thread since the first look.
     if threads == Threads::One && !single_thread::is_alone() {
         signal::restore(&mask);
-        return Err(Error::new(ErrorKind::Threads(process::threads()?))
+        return Err(Error::new(ErrorKind::Threads(procfs::own_threads()?))
             .with_hint("a thread was started by a signal handler or a logger while the fork was prepared"));
     }
     match clone3(&args) {
@@ -163,7 +163,7 @@ fn wait_for_set_up(
     drop(others_end);
     let mut child = Child::new(pid, pidfd, evidence, channels.command);
     let answered = pidfd::readable(ready.as_fd(), Some(SET_UP_TIME_MAX)).map_err(|e| Error::os("ppoll", e))?;
-    if answered && process::take_byte(&ready) {
+    if answered && pipe::take_byte(&ready) {
         child.find_keeper(options.last_census)?;
         return Ok(child);
     }

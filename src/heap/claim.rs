@@ -12,7 +12,7 @@ use super::lock::{self, Held};
 use super::metadata::{self, ChunkState, Slab, UNITS};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
-use crate::sys::{page_size, process};
+use crate::sys::{c_library, page_size};
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::ptr::null;
@@ -173,12 +173,12 @@ fn forget_others(slab: &Slab) {
 fn notice_end() -> bool {
     if PREPARED.swap(1, Ordering::AcqRel) == 0 {
         // SAFETY: the three take and give a lock, and neither allocate nor use what a child lacks.
-        let prepared = unsafe { process::around_fork(lock::before_fork, lock::after_fork, in_child) };
+        let prepared = unsafe { c_library::around_fork(lock::before_fork, lock::after_fork, in_child) };
         // Without, a fork in a program of several threads could find the lock held; those of one thread do not need it.
         let _ = prepared;
     }
     // SAFETY: `ended` neither unwinds nor relies on destructors of thread-local storage.
-    unsafe { process::at_thread_end(ended) }.is_ok()
+    unsafe { c_library::at_thread_end(ended) }.is_ok()
 }
 
 /// The thread is about to end. Further keys may have destructors that allocate and free still.

@@ -13,7 +13,7 @@ use super::mapping::{Shared, SharedMapping};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::monotonic_ns;
 use crate::sys::robust::{self, LockPatience, RobustMutex};
-use crate::sys::{Errno, process};
+use crate::sys::{Errno, c_library};
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -45,7 +45,7 @@ pub(super) fn notice_forks() -> Result<()> {
     static NOTICED: OnceLock<()> = OnceLock::new();
     if NOTICED.get().is_none() {
         // SAFETY: it adds to an atomic and stores to a thread-local cell that needs no making.
-        unsafe { process::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))?;
+        unsafe { c_library::after_fork_in_child(entered) }.map_err(|e| Error::os("pthread_atfork", e))?;
         // Two threads at once register it twice, which does no harm.
         let _first = NOTICED.set(());
     }

@@ -25,7 +25,7 @@ pub enum Waits {
     Otherwise,
 }
 
-/// The purpose for which a thread waits, from its [`open_syscall`](super::process::open_syscall). *Async-signal-safe.*
+/// The purpose for which a thread waits, from its [`open_syscall`](super::procfs::syscall::open). *Async-signal-safe.*
 pub fn waits(syscall: impl AsFd) -> Waits {
     let mut buffer = [0; 256];
     let got = rustix::io::pread(syscall, &mut buffer, 0).unwrap_or(0);

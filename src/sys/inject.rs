@@ -171,7 +171,7 @@ impl<'a> Injection<'a> {
         let set = ptrace::set_signal_mask(self.tid, self.mask);
         self.unless_killed(set)?;
         if self.stop_signal {
-            super::process::send(self.tid, libc::SIGSTOP);
+            super::signal::send(self.tid, libc::SIGSTOP);
         }
         Ok(stop)
     }

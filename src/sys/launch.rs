@@ -1,7 +1,7 @@
 //! Starting programs: one that ends with its parent, and one that stands still before its first instruction until the tracer is ready.
 #![expect(unsafe_code, reason = "code between fork and exec")]
 
-use super::{Errno, process, signal, tracing};
+use super::{Errno, descriptor, pipe, prctl, process, signal, tracing};
 use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 pub fn end_with_this_thread(command: &mut Command) {
     let parent = process::pid();
     let before_exec = move || {
-        process::die_with_parent()?;
+        prctl::die_with_parent()?;
         // One that ended before has sent no signal.
         if process::parent_pid() == parent { Ok(()) } else { Err(Errno::SRCH.into()) }
     };
@@ -70,10 +70,10 @@ impl Launch {
     /// # Errors
     /// No process or no descriptor to be had; a zero byte in an argument.
     pub fn prepare(words: &[OsString], mask: u64) -> io::Result<Self> {
-        let (told, tell) = process::pipe()?;
-        let (gate, go) = process::pipe()?;
+        let (told, tell) = pipe::pair()?;
+        let (gate, go) = pipe::pair()?;
         let program = Words::new(words)?;
-        let held = process::number(&go);
+        let held = descriptor::number(&go);
         // The closure executes the program itself: were that left to the standard library, then on failure a thread of its own
         // would wait for the child, and take the tracer's stops.
         let before_exec = move || {
@@ -81,7 +81,7 @@ impl Launch {
             // SAFETY: this is the forked child, which runs nothing that owns its copy of the descriptor.
             unsafe { libc::close(held) };
             tracing::give_number(&tell, process::pid());
-            if process::take_byte(&gate) {
+            if pipe::take_byte(&gate) {
                 signal::set_mask(mask);
                 tracing::give_number(&tell, program.execute().raw_os_error());
             }
@@ -112,7 +112,7 @@ impl Launch {
 
     /// Lets it execute the program. The result is in [`Launched::result`]: a tracer must serve the stops on the way there.
     pub fn go(self) -> Launched {
-        process::give_byte(&self.go);
+        pipe::give_byte(&self.go);
         self.launched
     }
 }

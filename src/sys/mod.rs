@@ -9,13 +9,14 @@
 //! Functions marked *async-signal-safe* neither allocate, nor take a lock, nor touch thread-local storage:
 //! they may run in a forked child before user code, in a signal handler, and in the keeper.
 
+pub mod c_library;
 pub mod change;
 pub mod channel;
 pub mod clone;
-#[cfg(feature = "pool")]
 pub mod descriptor;
 pub mod epoll;
-mod executable;
+pub mod eventfd;
+pub mod executable;
 pub mod file;
 pub mod futex;
 pub mod inject;
@@ -26,6 +27,8 @@ pub mod memfd;
 pub mod pagemap;
 pub mod perf;
 pub mod pidfd;
+pub mod pipe;
+pub mod prctl;
 pub mod probe;
 pub mod process;
 pub mod procfs;

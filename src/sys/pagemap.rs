@@ -193,7 +193,7 @@ impl Pagemap {
     /// ENOENT when there is no such process; ESRCH when it has no memory, because it has ended or is a thread of the kernel's; EACCES or EPERM without
     /// ptrace read access to it.
     pub fn open(pid: i32) -> Result<Self, Errno> {
-        let opened = Self::open_path(&super::process::proc_path(pid, "pagemap"))?;
+        let opened = Self::open_path(&super::procfs::signal_safe::path(pid, "pagemap"))?;
         // By the kernel's source, Linux 6.7 and some later ones open the pagemap of a process without memory, and PAGEMAP_SCAN goes through a null pointer there
         // ("proc: fix the issue of proc_mem_open returning NULL"); reading it gives 0 bytes. What is open keeps its address space, so one look is enough. Linux 6.18,
         // on which this is tested, refuses to open it, so the look itself was not tried on a kernel that needs it.
@@ -211,7 +211,7 @@ impl Pagemap {
 
     /// The descriptor's number. *Async-signal-safe.*
     pub fn number(&self) -> i32 {
-        super::process::number(&self.fd)
+        super::descriptor::number(&self.fd)
     }
 
     fn open_path(path: &CStr) -> Result<Self, Errno> {

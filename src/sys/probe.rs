@@ -13,7 +13,7 @@ use super::pagemap::{COPIED, Entry, Pagemap, Query, WRITTEN};
 use super::perf::Follow;
 use super::perf::rings::{Rings, RingsRefused};
 use super::uffd::{Door, Features, Uffd};
-use super::{Errno, memfd, page_size, pidfd, process};
+use super::{Errno, memfd, page_size, pidfd, process, procfs};
 use crate::error::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -327,8 +327,8 @@ pub fn page_faults() -> std::result::Result<bool, RingsRefused> {
 /// # Errors
 /// What is missing.
 pub fn program_counter() -> Result<()> {
-    let syscall = process::open_syscall(process::pid(), process::tid());
-    match process::blocked_at(syscall.map_err(|e| Error::os("open(/proc/PID/task/TID/syscall)", e))?) {
+    let syscall = procfs::syscall::open(process::pid(), process::tid());
+    match procfs::syscall::blocked_at(syscall.map_err(|e| Error::os("open(/proc/PID/task/TID/syscall)", e))?) {
         Some((_, pc)) if pc != 0 => Ok(()),
         _ => Err(wrong("/proc/PID/task/TID/syscall does not tell where a thread is")),
     }

@@ -23,7 +23,7 @@ impl RemoteMemory {
     /// `ENOENT`: gone; `EACCES`/`EPERM`: not ours to trace.
     pub fn open(tid: i32) -> Result<Self, Errno> {
         use rustix::fs::{Mode, OFlags};
-        let path = super::process::proc_path(tid, "mem");
+        let path = super::procfs::signal_safe::path(tid, "mem");
         rustix::fs::open(&*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(Self)
     }
 
@@ -92,7 +92,7 @@ impl RemoteUffd {
     pub fn adopt(pid: i32, number: i32, features: Features) -> Result<Self, Errno> {
         let process = rustix::process::pidfd_open(Pid::from_raw(pid).ok_or(Errno::INVAL)?, PidfdFlags::empty())?;
         let fd = rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty())?;
-        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", super::process::number(&fd)), Vec::new())?;
+        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", super::descriptor::number(&fd)), Vec::new())?;
         if link.to_bytes() != b"anon_inode:[userfaultfd]" {
             return Err(Errno::INVAL);
         }

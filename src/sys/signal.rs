@@ -306,3 +306,24 @@ pub fn received(signals: impl AsFd) -> Option<i32> {
     let number = buffer.first_chunk::<4>().filter(|_| got == SIZE)?;
     i32::try_from(u32::from_ne_bytes(*number)).ok()
 }
+
+/// `kill(pid, SIGKILL)`; a process that is gone is no error. The caller knows that the id is still its own. *Async-signal-safe.*
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+/// `kill(pid, signal)`; a process that is gone is no error. The caller knows that the id is still its own. *Async-signal-safe.*
+pub fn send(pid: i32, signal: i32) {
+    let signal = rustix::process::Signal::from_named_raw(signal);
+    if let (Some(pid), Some(signal)) = (rustix::process::Pid::from_raw(pid), signal) {
+        let _gone = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// `kill(0, SIGKILL)`: ends every process of this one's group, and so this one. *Async-signal-safe.*
+pub fn kill_group() {
+    // One's own group can always be signalled.
+    let _sent = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+}

@@ -1,7 +1,9 @@
 //! Standard error for who may neither allocate nor take a lock: `write(2)` behind a small buffer on the stack.
+#![expect(unsafe_code, reason = "descriptor 2 is known by its number")]
 
-use super::process;
+use super::Errno;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 
 /// The bytes that are written at once: an alternate signal stack has little room.
 const BUFFER_BYTES: usize = 128;
@@ -22,7 +24,7 @@ impl Stderr {
 
     /// Writes what is there. *Async-signal-safe.*
     pub fn flush(&mut self) {
-        process::write_stderr(self.bytes.get(..self.len).unwrap_or_default());
+        write_all(self.bytes.get(..self.len).unwrap_or_default());
         self.len = 0;
     }
 }
@@ -45,5 +47,18 @@ impl fmt::Write for Stderr {
 impl Drop for Stderr {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+/// Writes all of `bytes` to standard error. *Async-signal-safe.*
+pub fn write_all(mut bytes: &[u8]) {
+    // SAFETY: descriptor 2 may be closed; then the write fails and nothing else happens.
+    let stderr = unsafe { BorrowedFd::borrow_raw(2) };
+    while !bytes.is_empty() {
+        match rustix::io::write(stderr, bytes) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
     }
 }

@@ -194,7 +194,7 @@ impl Evidence {
             let candidate_words = if watch == Watch::Faults { CANDIDATE_WORDS } else { 0 };
             at = candidates.saturating_add(pages.saturating_mul(candidate_words));
         }
-        let files = images.iter().map(|image| sys::process::number(&image.file())).collect();
+        let files = images.iter().map(|image| sys::descriptor::number(&image.file())).collect();
         let parent_pid = sys::process::pid();
         let from_child = table::process_number() > 0;
         let shared = SharedWords::new(at)?;

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::page::{PageCount, PageIndex, PageSet, PageSpan};
 use crate::sys::map::{self, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
-use crate::sys::{self, Errno, memfd, process};
+use crate::sys::{self, Errno, memfd, procfs};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
@@ -60,7 +60,7 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
     if copied.is_empty() {
         return Ok(none);
     }
-    let memory = process::open_memory().map_err(failed("open(/proc/self/mem)"))?;
+    let memory = procfs::signal_safe::open_memory().map_err(failed("open(/proc/self/mem)"))?;
     let size = sys::page_size();
     let mut mine = vec![0; size.bytes() * WINDOW as usize];
     let mut original = mine.clone();

@@ -10,7 +10,7 @@
 
 use crate::case::{Outcome, soak, trial};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::process;
+use cowbell::sys::{descriptor, prctl, process};
 use libtest_mimic::{Completion, Failed, Trial};
 use rustix::fs::{MemfdFlags, OFlags};
 use std::fs::File;
@@ -92,7 +92,7 @@ fn run(time_max: Duration, body: impl FnOnce() -> i32) -> Result<Left, Failed> {
     let process = Process::start(|| {
         for (sink, number) in [(&stdout, 1), (&stderr, 2)] {
             // SAFETY: 1 and 2 are the standard output and error, which nobody owns.
-            assert_eq!(unsafe { libc::dup2(process::number(sink), number) }, number);
+            assert_eq!(unsafe { libc::dup2(descriptor::number(sink), number) }, number);
         }
         let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(FAILED);
         std::io::stdout().flush().expect("the sink takes everything");
@@ -134,7 +134,7 @@ impl Process {
         // SAFETY: see the module's contract.
         match unsafe { libc::fork() } {
             0 => {
-                process::die_with_parent().expect("prctl");
+                prctl::die_with_parent().expect("prctl");
                 process::exit(body())
             }
             -1 => panic!("fork: {}", std::io::Error::last_os_error()),

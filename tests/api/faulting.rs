@@ -10,7 +10,7 @@ use cowbell::fork::{self, Ended, ForkOptions};
 use cowbell::page::PageIndex;
 use cowbell::report::Report;
 use cowbell::sys::map::SharedWords;
-use cowbell::sys::{self, pidfd, process};
+use cowbell::sys::{self, executable, pidfd, process};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -333,7 +333,7 @@ fn events_have_the_registers_of_the_writer() -> Outcome {
     // The child has this process's stack and code.
     let here = std::ptr::from_ref(&frozen).addr() as u64;
     assert!(event.registers.sp.abs_diff(here) < 8 << 20, "{event:x?}, {here:#x}");
-    let executable = process::executable();
+    let executable = executable::executable();
     assert!((event.registers.pc as usize).wrapping_sub(executable.start) < executable.len, "{event:x?}");
     assert!((event.time_ns..event.time_ns + 60_000_000_000).contains(&sys::monotonic_ns()));
     turns.give();

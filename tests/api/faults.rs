@@ -8,7 +8,7 @@ use cowbell::arena::{Arena, FreezeOptions, OnWrite, Vec};
 use cowbell::fork::{self, Ended, Exit, ForkOptions};
 use cowbell::page::PageIndex;
 use cowbell::sys::map::{self, Access, Range};
-use cowbell::sys::{self, Errno, process, signal};
+use cowbell::sys::{self, Errno, executable, process, signal, stderr};
 use libtest_mimic::{Failed, Trial};
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -30,9 +30,9 @@ fn died_by_writing(left: &Left, parts: &[&str]) -> Result<(), Failed> {
         assert!(left.stderr.contains(part), "`{part}` is not in:\n{}", left.stderr);
     }
     let pc = number(&left.stderr, "instruction 0x").ok_or("no instruction")?;
-    assert!(process::executable().contains(pc), "{pc:#x} is not in this program");
+    assert!(executable::executable().contains(pc), "{pc:#x} is not in this program");
     let offset = number(&left.stderr, "executable's 0x").ok_or("no place for addr2line")?;
-    assert_eq!(offset, pc - process::executable().start);
+    assert_eq!(offset, pc - executable::executable().start);
     Ok(())
 }
 
@@ -143,7 +143,7 @@ fn a_stack_overflow_is_told_with_thread_and_instruction() -> Outcome {
             assert_eq!(exit.ended, Ended::Signaled(signal));
             let overflow = exit.stack_overflow.ok_or("a stack that overflowed")?;
             assert_eq!(overflow.tid, pid);
-            assert!(process::executable().contains(overflow.pc as usize), "{overflow:?}");
+            assert!(executable::executable().contains(overflow.pc as usize), "{overflow:?}");
             let in_thread = wait(&mut fork::spawn(&options, |_| {
                 std::thread::scope(|scope| {
                     scope.spawn(|| deeper(0));
@@ -187,7 +187,7 @@ fn a_denied_write_tells_the_parent_arena_page_address_thread_and_instruction() -
         let denied = exit.denied.ok_or("a denied write")?;
         assert_eq!((denied.arena.as_str(), denied.page, denied.tid), ("statute", Some(PageIndex(6)), pid));
         assert_eq!(denied.address, std::ptr::from_ref(target).addr());
-        assert!(process::executable().contains(denied.pc as usize), "{:#x}", denied.pc);
+        assert!(executable::executable().contains(denied.pc as usize), "{:#x}", denied.pc);
         assert_eq!((exit.panic, exit.report.copied_pages().0), (None, 0));
         Ok(())
     })?;
@@ -264,7 +264,7 @@ fn a_fault_elsewhere_is_not_claimed() -> Outcome {
 }
 
 extern "C" fn leave_with_42(_: i32, _: *mut libc::siginfo_t, _: *mut c_void) {
-    process::write_stderr(b"the earlier handler\n");
+    stderr::write_all(b"the earlier handler\n");
     process::exit(42);
 }
 

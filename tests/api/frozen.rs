@@ -8,7 +8,7 @@ use cowbell::arena::{Arena, Collapsed, FreezeOptions, Frozen, Handle, HugePages}
 use cowbell::fork::{self, ForkOptions};
 use cowbell::support::{Availability, Feature, Support};
 use cowbell::sys::procfs::smaps::{self, MappingFigures};
-use cowbell::sys::{self, Errno, page_size, process};
+use cowbell::sys::{self, Errno, descriptor, page_size, pipe, process};
 use libtest_mimic::{Failed, Trial};
 use rustix::fs::{FallocateFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
@@ -24,7 +24,8 @@ fn nobody_can_write_the_file_of_a_frozen_arena() -> Outcome {
     let len = rustix::fs::fstat(file)?.st_size as u64;
     assert_eq!(len, frozen.image().range().len as u64, "cut to what is used");
     let refused = |file: &dyn Fn() -> rustix::io::Result<()>| assert_eq!(file(), Err(Errno::PERM));
-    let reopened = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", process::number(&file)))?;
+    let reopened =
+        File::options().read(true).write(true).open(format!("/proc/self/fd/{}", descriptor::number(&file)))?;
     for file in [file, reopened.as_fd()] {
         refused(&|| rustix::io::write(file, b"x").map(drop));
         refused(&|| rustix::io::pwrite(file, b"x", 4096).map(drop));
@@ -173,7 +174,7 @@ fn a_handle_is_16_bytes_and_means_the_same_object_in_every_child() -> Outcome {
     let handle = frozen.handle(&frozen[1])?;
     let copy = handle;
     assert_eq!((handle.get()?, handle, handle == frozen.handle(&frozen[2])?), (&names[1], copy, false));
-    let (from, to) = process::pipe()?;
+    let (from, to) = pipe::pair()?;
     let bytes: [u8; 16] = bytes_of(handle);
     let mut child = fork::spawn(&ForkOptions::new(), |_| {
         assert_eq!(handle.get().expect("the same arena"), "b");

@@ -6,7 +6,7 @@ use crate::case::{Outcome, Turns, child_that_waits, passed, skipped};
 use crate::look::{frozen_pages, usable, wait, write};
 use cowbell::fork::{self, Ended, ForkOptions};
 use cowbell::sys::map::SharedWords;
-use cowbell::sys::{process, signal};
+use cowbell::sys::{pipe, process, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
 use std::ffi::c_void;
@@ -163,17 +163,17 @@ fn a_pipe_reaches_its_end_when_the_child_closes_it_though_the_keeper_lives() -> 
         if usable(watch)?.is_err() {
             continue;
         }
-        let (from, to) = process::pipe()?;
+        let (from, to) = pipe::pair()?;
         let (mine, theirs) = Turns::new()?;
         let mut to = Some(to);
         let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
-            process::give_byte(to.take().expect("it is here"));
+            pipe::give_byte(to.take().expect("it is here"));
             theirs.take();
         })?;
         drop(to);
-        assert!(process::take_byte(&from));
+        assert!(pipe::take_byte(&from));
         let at_end = cowbell::sys::pidfd::readable(from.as_fd(), Some(crate::look::SOON))?;
-        assert!(at_end && !process::take_byte(&from), "{watch}: somebody holds the pipe open");
+        assert!(at_end && !pipe::take_byte(&from), "{watch}: somebody holds the pipe open");
         assert!(child.try_wait()?.is_none() && child.keeper_pid().is_some());
         mine.give();
         assert!(wait(&mut child)?.success());

@@ -6,7 +6,7 @@ use cowbell::arena::Arena;
 use cowbell::fork::{self, ForkOptions};
 use cowbell::page::PageCount;
 use cowbell::report::Report;
-use cowbell::sys::{self, process};
+use cowbell::sys::{self, signal};
 use cowbell::watch::{Outside, OutsidePages, Watch};
 use libtest_mimic::{Failed, Trial};
 use std::cell::Cell;
@@ -148,7 +148,7 @@ fn what_is_not_counted_says_why() -> Outcome {
         assert!(report.to_string().contains("outside the arenas: not counted, not asked for"), "{report}");
     }
     let (mut child, turns) = child_that_waits(&ForkOptions::new(), |_| ())?;
-    process::kill(child.keeper_pid().ok_or("it has a keeper")?);
+    signal::kill(child.keeper_pid().ok_or("it has a keeper")?);
     turns.give();
     let report = wait(&mut child)?.report;
     assert_eq!(report.outside, Outside::Lost, "{report}");

@@ -6,7 +6,7 @@ use crate::pool_kit::{Way, adopt_orphans, all_end_soon, alone, descendants, in_t
 use cowbell::arena::{Arena, Frozen, Handle, Vec};
 use cowbell::pool::{Death, JobError, Pool, PoolBuilder, Prepared, Shutdown, WorkerContext};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::{page_size, process, signal};
+use cowbell::sys::{page_size, process, procfs, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,7 +48,7 @@ fn check(pool: &Pool<Words, usize, Said>, factor: u64, generation: u64) -> Resul
 fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
     let prepared = prepared(Pool::builder().workers(3))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
-    assert!(process::thread_count()? > 1);
+    assert!(procfs::signal_safe::thread_count()? > 1);
     // The program allocates in between, at addresses that the zygote does not know.
     let between = std::vec![1u8; 64 << 20];
     let pool = runtime.block_on(async {
@@ -65,7 +65,7 @@ fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
     // From here on it is a pool as any other: new data, and workers that are replaced.
     pool.replace(built_by_threads(5)?)?;
     check(&pool, 5, 1)?;
-    process::send(pool.workers()[0], signal::KILL);
+    signal::send(pool.workers()[0], signal::KILL);
     until("it is replaced", || pool.stats().deaths == 1 && pool.workers().len() == 3)?;
     check(&pool, 5, 1)?;
     assert_eq!(pool.memory()?.workers.len(), 3);
@@ -146,7 +146,7 @@ fn a_prepared_pool_that_gets_no_data_leaves_no_process() -> Outcome {
     let made = prepared(Pool::builder().workers(2))?;
     let [zygote] = descendants(process::pid())[..] else { return Err("a zygote, and no worker".into()) };
     // A supervisor's signal is no matter of the zygote's.
-    process::send(zygote, signal::TERM);
+    signal::send(zygote, signal::TERM);
     let pool = made.spawn(built_by_threads(2)?)?;
     check(&pool, 2, 0)?;
     drop(pool);
@@ -157,7 +157,7 @@ fn a_prepared_pool_that_gets_no_data_leaves_no_process() -> Outcome {
     let made = prepared(Pool::builder().workers(2))?;
     let [zygote] = descendants(process::pid())[..] else { return Err("a zygote, and no worker".into()) };
     let watched = pidfd::open(zygote)?;
-    process::send(zygote, signal::KILL);
+    signal::send(zygote, signal::KILL);
     ends_soon(&watched, "the zygote")?;
     assert!(made.spawn(built_by_threads(2)?).is_err());
     all_end_soon()?;

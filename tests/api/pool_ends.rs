@@ -37,7 +37,7 @@ fn waiting_threads_learn_soon_that_the_zygote_is_gone_and_no_process_stays() -> 
             scope.spawn(move || assert!(pool.map_unordered(0..30).all(|(_, result)| result.is_err_and(|e| gone(&e)))));
             gate.reached()?;
             let begun = Instant::now();
-            process::send(zygote, signal);
+            signal::send(zygote, signal);
             for worker in &workers {
                 ends_soon(worker, "a worker")?;
             }
@@ -110,7 +110,7 @@ fn when_the_parent_ends_no_process_of_the_pool_stays() -> Outcome {
         let below: Vec<_> = descendants(pid).into_iter().map(pidfd::open).collect::<Result<_, _>>()?;
         assert_eq!(below.len(), 1 + 2 * 2);
         match fate {
-            Fate::Signal(signal) => process::send(pid, signal),
+            Fate::Signal(signal) => signal::send(pid, signal),
             Fate::Exits | Fate::Executes => mine.give(),
         }
         for process in below {
@@ -130,7 +130,7 @@ fn ctrl_c_reaches_the_parent_only() -> Outcome {
     let pool = mortal(Pool::builder().workers(2))?;
     let zygote = zygote_of(&pool)?;
     for pid in pool.workers().into_iter().chain([zygote]) {
-        process::send(pid, libc::SIGINT);
+        signal::send(pid, libc::SIGINT);
     }
     assert_eq!(pool.map((0..50).map(|job| (job, None))).filter(Result::is_ok).count(), 50);
     assert_eq!(pool.stats().deaths, 0);
@@ -187,7 +187,7 @@ fn nothing_stays_behind_whatever_way_a_pool_ends() -> Outcome {
                     assert!(waits.join().map_err(|_| "it panicked")?);
                 }
                 _ => {
-                    process::kill(zygote_of(&pool)?);
+                    signal::kill(zygote_of(&pool)?);
                     drop(pool);
                     drop(tickets);
                 }

@@ -124,7 +124,7 @@ fn a_stopped_worker_is_found_by_the_time_limit() -> Outcome {
     // All that are idle.
     until("both are alive", || pool.stats().started == 4)?;
     for worker in pool.workers() {
-        process::send(worker, signal::STOP);
+        signal::send(worker, signal::STOP);
     }
     let results = in_time(SOON, || pool.map((0..50).map(|job| (job, None))).collect::<Result<Vec<_>, _>>())?;
     assert_eq!(results?, (0..50).collect::<Vec<_>>());
@@ -183,7 +183,7 @@ fn an_idle_worker_that_is_killed_is_replaced_and_no_job_is_hurt() -> Outcome {
     let pool = mortal(Pool::builder().workers(2))?;
     for round in 1..=20 {
         let worker = pool.workers()[round as usize % 2];
-        process::kill(worker);
+        signal::kill(worker);
         let results: Vec<_> = in_time(SOON, || pool.map((0..20).map(|job| (job, None))).collect())?;
         // The one that was just about to take a job is the exception that must say so.
         let bad: Vec<_> = results.iter().filter(|result| result.is_err()).collect();
@@ -196,7 +196,7 @@ fn an_idle_worker_that_is_killed_is_replaced_and_no_job_is_hurt() -> Outcome {
 fn idle_workers_that_are_killed_again_and_again_are_started_less_often_and_the_pool_stays() -> Outcome {
     let pool = mortal(Pool::builder().workers(2))?;
     until("workers are started again and again", || {
-        pool.workers().into_iter().for_each(process::kill);
+        pool.workers().into_iter().for_each(signal::kill);
         pool.stats().started > 26
     })?;
     assert!(pool.stats().started < 40, "{:?}", pool.stats());
@@ -355,7 +355,7 @@ fn a_pool_without_keepers_takes_a_process_a_worker_less() -> Outcome {
     assert_eq!(descendants(process::pid()).len(), 1 + 3);
     let results: Vec<_> = pool.map(hundred(Way::Kill)).chunk(100).collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 99);
-    process::kill(zygote_of(&pool)?);
+    signal::kill(zygote_of(&pool)?);
     drop(pool);
     all_end_soon()?;
     passed()

@@ -120,7 +120,7 @@ fn a_worker_is_told_with_its_jobs_generation_and_age() -> Outcome {
     assert!(first.iter().zip(&later).all(|(then, now)| then.pid == now.pid && then.age < now.age));
 
     // A worker that replaces another begins anew.
-    process::send(first[1].pid, signal::KILL);
+    signal::send(first[1].pid, signal::KILL);
     until("the worker is replaced", || pool.stats().started == WORKERS as u64 + 1)?;
     let now = pool.worker_stats()?;
     let new = now.iter().find(|worker| worker.index == 1).ok_or("nobody has its index")?;
@@ -238,7 +238,7 @@ fn workers_that_die_while_they_are_looked_at_are_left_out() -> Outcome {
     let deaths = std::thread::scope(|scope| -> Result<u64, Failed> {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
-                pool.workers().into_iter().for_each(|pid| process::send(pid, signal::KILL));
+                pool.workers().into_iter().for_each(|pid| signal::send(pid, signal::KILL));
                 std::thread::yield_now();
             }
         });
@@ -295,7 +295,7 @@ fn a_pool_of_another_process_has_no_figures() -> Outcome {
     assert!(wait(&mut child)?.success());
     assert_eq!(pool.submit(2)?.wait()?, 4, "and the pool goes on");
     // The zygote is gone: that is said.
-    process::send(zygote_of(&pool)?, signal::KILL);
+    signal::send(zygote_of(&pool)?, signal::KILL);
     until("the pool is gone", || pool.worker_stats().is_err() && pool.memory().is_err())?;
     passed()
 }

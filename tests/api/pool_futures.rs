@@ -4,7 +4,7 @@ use crate::case::{Outcome, passed};
 use crate::look::{SOON, has_children, until};
 use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, data, doubling, in_time, pool_mappings, table, zygote_of};
 use cowbell::pool::{JobError, Pool, Ticket};
-use cowbell::sys::process;
+use cowbell::sys::{process, procfs, signal};
 use libtest_mimic::Trial;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::future::Future;
@@ -291,7 +291,7 @@ fn futures_end_when_their_pool_does() -> Outcome {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 let mut pool = Some(pool);
                 if killed {
-                    process::kill(zygote);
+                    signal::kill(zygote);
                 } else {
                     drop(pool.take());
                 }
@@ -310,14 +310,16 @@ fn futures_end_when_their_pool_does() -> Outcome {
             all_end_soon()?;
         }
         assert!(!has_children());
-        until("the pool's thread and memory are gone", || pool_mappings() == 0 && process::thread_count() == Ok(1))?;
+        until("the pool's thread and memory are gone", || {
+            pool_mappings() == 0 && procfs::signal_safe::thread_count() == Ok(1)
+        })?;
     }
     passed()
 }
 
 fn a_pool_and_its_futures_leave_nothing_behind() -> Outcome {
     let pool = doubling(1)?;
-    let threads = || process::thread_count().unwrap_or(0);
+    let threads = || procfs::signal_safe::thread_count().unwrap_or(0);
     assert_eq!(pool.submit(1)?.wait(), Ok(2));
     assert_eq!(threads(), 1, "who only waits has no thread of the pool's");
     assert_eq!(block_on(pool.submit(2)?), Ok(4));

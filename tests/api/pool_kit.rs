@@ -53,7 +53,7 @@ impl Way {
     /// Ends this process.
     pub fn go(self) {
         let raise = |signal| {
-            process::send(process::pid(), signal);
+            signal::send(process::pid(), signal);
         };
         match self {
             Self::Exit(code) => std::process::exit(code),
@@ -192,7 +192,7 @@ pub fn zygote_of<T, J, R>(pool: &Pool<T, J, R>) -> Result<i32, Failed> {
 
 /// Waits until the threads that a scope has ended are gone for the kernel, too.
 pub fn alone() -> Result<(), Failed> {
-    until("this thread is alone", || process::thread_count() == Ok(1))
+    until("this thread is alone", || procfs::signal_safe::thread_count() == Ok(1))
 }
 
 /// A process's parent, from `/proc`.

@@ -66,7 +66,7 @@ fn a_job_without_end_hears_of_newer_data_and_of_the_drain_and_of_nothing_else() 
         let tickets = fill(&pool)?;
         reached(begun, (generation + 1) * WORKERS as u64)?;
         // A signal to the group, and a look, are none of its business.
-        pool.workers().into_iter().for_each(|worker| process::send(worker, libc::SIGTERM));
+        pool.workers().into_iter().for_each(|worker| signal::send(worker, libc::SIGTERM));
         assert_eq!(pool.worker_stats()?.len(), WORKERS);
         assert!(tickets.iter().all(|ticket| !ticket.is_done()));
         if generation < 2 {
@@ -171,7 +171,7 @@ fn a_thread_that_waits_to_leave_ends_with_its_pool() -> Outcome {
     let pid = pids[0].load(Ordering::SeqCst) as i32;
     let below: Vec<_> = descendants(pid).into_iter().map(pidfd::open).collect::<Result<_, _>>()?;
     assert_eq!(below.len(), 3, "zygote, worker, keeper");
-    process::kill(pid);
+    signal::kill(pid);
     for process in below {
         ends_soon(process, "a process of the pool")?;
     }

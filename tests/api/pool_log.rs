@@ -7,7 +7,7 @@ use crate::pool_kit::{Gate, data, in_time, zygote_of};
 use cowbell::arena::Arena;
 use cowbell::page::PageCount;
 use cowbell::pool::{JobError, OverBudget, Pool, Shutdown};
-use cowbell::sys::process;
+use cowbell::sys::pipe;
 use libtest_mimic::{Failed, Trial};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -46,7 +46,7 @@ fn log_by(write: impl Fn(&log::Record<'_>) + Send + Sync + 'static) -> Result<()
 impl Lines {
     /// All that is logged from now on.
     fn new() -> Result<Self, Failed> {
-        let (end, theirs) = process::pipe()?;
+        let (end, theirs) = pipe::pair()?;
         rustix::fs::fcntl_setfl(&end, rustix::fs::OFlags::NONBLOCK)?;
         log_by(move |record| {
             let _written = rustix::io::write(&theirs, format!("{} {}\n", record.level(), record.args()).as_bytes());

@@ -7,7 +7,7 @@ use crate::pool_kit::{Gate, adopt_orphans, all_end_soon, descendants, in_time, t
 use cowbell::arena::{Arena, FreezeOptions, Frozen, Handle, OnWrite};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, Pool, Shutdown, Ticket};
-use cowbell::sys::process;
+use cowbell::sys::{process, signal};
 use libtest_mimic::Trial;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -193,7 +193,7 @@ fn workers_that_are_killed_are_replaced_over_the_newest_data() -> Outcome {
     let pool = reading()?;
     for number in 1..=10 {
         drop(pool.replace(generation(number)?)?);
-        pool.workers().into_iter().for_each(process::kill);
+        pool.workers().into_iter().for_each(signal::kill);
         let results: Vec<_> = in_time(SOON, || pool.map(0..100).chunk(1).collect())?;
         for result in results {
             assert!(matches!(result, Err(JobError::Died { .. })) || result == Ok(number), "{result:?}");
@@ -213,7 +213,7 @@ fn nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there() -
     assert_eq!(pool.submit(1)?.wait(), Ok(0));
     drop(pool.replace(new.ok_or("the child had a copy")?)?);
     assert_eq!(pool.submit(1)?.wait(), Ok(1));
-    process::kill(zygote_of(&pool)?);
+    signal::kill(zygote_of(&pool)?);
     all_end_soon()?;
     assert!(pool.replace(generation(2)?).is_err());
     assert_eq!(pool.data()[0], 1);

@@ -272,7 +272,7 @@ fn a_worker_killed_while_it_waits_for_room_is_replaced() -> Outcome {
     };
     let worker = pool.workers()[0];
     until("it waits", || sleeps(worker))?;
-    cowbell::sys::process::kill(worker);
+    cowbell::sys::signal::kill(worker);
     until("it is replaced", || pool.stats().started == 2)?;
     assert_eq!(one.wait().map(|bytes| bytes.len()), Ok(40_000));
     assert!(matches!(two.wait(), Err(JobError::Died { .. })));

@@ -8,7 +8,7 @@ use crate::pool_kit::{Gate, data, in_time, table, worker_pidfds, zygote_of};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::{JobError, OnSignal, Pool, PoolBuilder, Shutdown, Signal};
 use cowbell::sys::pidfd::Ended;
-use cowbell::sys::{pidfd, process, signal};
+use cowbell::sys::{pidfd, pipe, process, signal};
 use libtest_mimic::{Failed, Trial};
 use rustix::process::{Signal as Number, getpgrp, kill_process_group, setpgid, setsid};
 use std::ffi::c_void;
@@ -124,7 +124,7 @@ fn a_signal_while_the_pool_is_made_or_a_worker_replaced_does_no_harm() -> Outcom
         let pool =
             Pool::builder().workers(2).worker_signal(Signal::User1, OnSignal::Hook).spawn(data()?, |_, job: u64| {
                 if job == 7 {
-                    process::send(process::pid(), signal::KILL);
+                    signal::send(process::pid(), signal::KILL);
                 }
                 job
             })?;
@@ -143,7 +143,7 @@ fn a_signal_whose_default_is_asked_for_ends_the_process() -> Outcome {
     for (name, number) in ALL {
         let pool =
             Pool::builder().workers(1).worker_signal(name, OnSignal::Default).spawn(data()?, |_, number: i32| {
-                process::send(process::pid(), number);
+                signal::send(process::pid(), number);
             })?;
         for (_, other) in ALL.iter().filter(|(other, _)| *other != name) {
             pool.submit(*other)?.wait()?;
@@ -154,13 +154,13 @@ fn a_signal_whose_default_is_asked_for_ends_the_process() -> Outcome {
         until("it is replaced", || pool.stats().started == 2)?;
         // The zygote was asked for nothing.
         let zygote = zygote_of(&pool)?;
-        ALL.iter().for_each(|(_, number)| process::send(zygote, *number));
+        ALL.iter().for_each(|(_, number)| signal::send(zygote, *number));
         assert_eq!(pool.submit(if number == libc::SIGHUP { libc::SIGINT } else { libc::SIGHUP })?.wait(), Ok(()));
         drop(pool);
 
         let pool = Pool::builder().workers(1).zygote_signal(name, OnSignal::Default).spawn(data()?, |_, (): ()| ())?;
         let workers = worker_pidfds(&pool)?;
-        process::send(zygote_of(&pool)?, number);
+        signal::send(zygote_of(&pool)?, number);
         for worker in workers {
             ends_soon(worker, "a worker whose zygote is gone")?;
         }
@@ -181,7 +181,7 @@ extern "C" fn count(_: i32, _: *mut signal::Info, _: *mut c_void) {
 fn hooked(counts: &'static [AtomicU64], installs: bool) -> PoolBuilder {
     Pool::builder().workers(1).worker_signal(Signal::User2, OnSignal::Hook).on_worker_start(move |_| {
         // The signal comes before there is a handler, and waits.
-        process::send(process::pid(), libc::SIGUSR2);
+        signal::send(process::pid(), libc::SIGUSR2);
         counts[1].fetch_add(1, Ordering::SeqCst);
         COUNTED.store(std::ptr::from_ref(&counts[0]).cast_mut(), Ordering::SeqCst);
         if installs {
@@ -193,7 +193,7 @@ fn hooked(counts: &'static [AtomicU64], installs: bool) -> PoolBuilder {
 
 fn a_signal_that_is_left_to_a_hook_waits_for_its_handler() -> Outcome {
     let counts = table(2)?;
-    let pool = hooked(counts, true).spawn(data()?, |_, (): ()| process::send(process::pid(), libc::SIGUSR2))?;
+    let pool = hooked(counts, true).spawn(data()?, |_, (): ()| signal::send(process::pid(), libc::SIGUSR2))?;
     for sent in 1..5 {
         until("the handler ran", || counts[0].load(Ordering::SeqCst) == sent)?;
         pool.submit(())?.wait()?;
@@ -208,7 +208,7 @@ fn a_signal_that_is_left_to_a_hook_waits_for_its_handler() -> Outcome {
         signal::received(signals)
     })?;
     assert_eq!(pool.submit(())?.wait(), Ok(Some(libc::SIGUSR2)), "the one from before the hook");
-    process::send(pool.workers()[0], libc::SIGUSR2);
+    signal::send(pool.workers()[0], libc::SIGUSR2);
     assert_eq!(pool.submit(())?.wait(), Ok(Some(libc::SIGUSR2)));
     assert_eq!((pool.stats().deaths, counts[0].load(Ordering::SeqCst)), (0, 0));
     passed()
@@ -223,7 +223,7 @@ fn a_hook_has_no_handler_of_signal_hooks_if_the_program_had_one_before() -> Outc
         let builder = Pool::builder().workers(1).worker_signal(Signal::User2, OnSignal::Hook);
         let pool =
             builder.on_worker_start(move |_| _ = register(Arc::clone(&hooks))).spawn(data()?, move |_, (): ()| {
-                process::send(process::pid(), libc::SIGUSR2);
+                signal::send(process::pid(), libc::SIGUSR2);
                 jobs.load(Ordering::SeqCst)
             })?;
         register(told);
@@ -233,7 +233,7 @@ fn a_hook_has_no_handler_of_signal_hooks_if_the_program_had_one_before() -> Outc
 }
 
 fn a_job_that_waits_in_a_system_call_waits_on() -> Outcome {
-    let (from, to) = process::pipe()?;
+    let (from, to) = pipe::pair()?;
     let from = File::from(from);
     let gate = table(1)?;
     let pool = Pool::builder().workers(1).spawn(data()?, move |_, (): ()| {
@@ -245,7 +245,7 @@ fn a_job_that_waits_in_a_system_call_waits_on() -> Outcome {
     until("the job is about to read", || gate[0].load(Ordering::SeqCst) == 1)?;
     let worker = pool.workers()[0];
     for _ in 0..100 {
-        ALL.iter().for_each(|(_, number)| process::send(worker, *number));
+        ALL.iter().for_each(|(_, number)| signal::send(worker, *number));
         std::thread::yield_now();
     }
     File::from(to).write_all(b"x")?;
@@ -259,7 +259,7 @@ fn a_program_that_a_job_executes_ignores_what_the_program_ignored() -> Outcome {
     let ignored = [libc::SIGHUP, libc::SIGINT];
     ignored.into_iter().for_each(signal::ignore);
     let pool = Pool::builder().workers(1).spawn(data()?, |_, (): ()| {
-        ALL.iter().for_each(|(_, number)| process::send(process::pid(), *number));
+        ALL.iter().for_each(|(_, number)| signal::send(process::pid(), *number));
         let status = Command::new("cat").arg("/proc/self/status").output().expect("cat").stdout;
         String::from_utf8(status).expect("a text")
     });
@@ -278,7 +278,7 @@ fn a_process_that_a_job_forks_takes_no_notice_unless_its_handlers_are_reset() ->
     let pool = Pool::builder().workers(1).spawn(data()?, |_, reset: bool| {
         let options = ForkOptions::new().reset_handlers(reset);
         let child = fork::spawn(&options, |_| {
-            process::send(process::pid(), libc::SIGTERM);
+            signal::send(process::pid(), libc::SIGTERM);
             7
         });
         format!("{:?}", child.and_then(|mut child| child.wait()).expect("a child").ended)
@@ -294,7 +294,7 @@ fn a_program_that_a_job_executes_has_the_kernels_defaults() -> Outcome {
     ALL.iter().for_each(|(_, number)| signal::restore_default(*number));
     let pool = Pool::builder().workers(1).spawn(data()?, |_, number: i32| -> Option<i32> {
         let mut program = Command::new("sleep").arg("1000").spawn().expect("sleep");
-        process::send(program.id() as i32, number);
+        signal::send(program.id() as i32, number);
         program.wait().expect("an end").signal()
     })?;
     for (_, number) in ALL {

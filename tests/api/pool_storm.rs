@@ -8,7 +8,7 @@ use crate::pool_kit::{Way, data, in_time, pool_mappings, table};
 use cowbell::fork::Ended;
 use cowbell::pool::{Death, JobError, Pool, Shutdown};
 use cowbell::sys::map::SharedWords;
-use cowbell::sys::process;
+use cowbell::sys::signal;
 use libtest_mimic::{Failed, Trial};
 use std::future::Future;
 use std::pin::Pin;
@@ -75,7 +75,7 @@ fn kill_at_random<J, R>(pool: &Pool<Bytes, J, R>, seed: u64, enough: &AtomicBool
         let Some(&worker) = workers.get(dice.roll(workers.len().max(1) as u64) as usize) else { continue };
         let signal = if dice.roll(40) == 0 { libc::SIGSTOP } else { SIGNALS[dice.roll(4) as usize] };
         // The worker may be dead, but its number is not another's so soon.
-        process::send(worker, signal);
+        signal::send(worker, signal);
     }
 }
 

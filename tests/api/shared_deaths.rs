@@ -5,7 +5,7 @@ use crate::look::{SOON, until, wait};
 use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::shared::{LockError, QueueError, SharedArena};
 use cowbell::sys::pidfd::Ended;
-use cowbell::sys::process;
+use cowbell::sys::procfs;
 use libtest_mimic::{Failed, Trial};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -230,9 +230,9 @@ fn a_queue_loses_at_most_what_the_dead_had_taken() -> Outcome {
 
 /// Waits until a process sleeps in a futex call.
 fn sleeps(child: &Child) -> Result<(), Failed> {
-    let state = process::open_syscall(child.pid(), child.pid()).map_err(|e| e.to_string())?;
+    let state = procfs::syscall::open(child.pid(), child.pid()).map_err(|e| e.to_string())?;
     until("it sleeps", || {
-        process::blocked_in(&state).is_some_and(|blocked| blocked.syscall == Some(libc::SYS_futex as i32))
+        procfs::syscall::blocked_in(&state).is_some_and(|blocked| blocked.syscall == Some(libc::SYS_futex as i32))
     })
 }
 

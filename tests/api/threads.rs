@@ -6,7 +6,7 @@ use crate::case::{Outcome, passed, soak};
 use crate::look::{frozen_pages, wait};
 use cowbell::arena::Arena;
 use cowbell::fork::{self, Ended, ForkOptions};
-use cowbell::sys::process;
+use cowbell::sys::{process, procfs};
 use libtest_mimic::Trial;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, mpsc};
@@ -213,7 +213,8 @@ fn a_main_thread_that_has_left_is_named_at_once() -> Outcome {
     let process = Process::start(|| {
         std::thread::spawn(|| {
             let me = process::tid();
-            let main = || process::threads().expect("/proc").iter().any(|thread| thread.tid != me && !thread.exiting);
+            let main =
+                || procfs::own_threads().expect("/proc").iter().any(|thread| thread.tid != me && !thread.exiting);
             while main() {
                 std::thread::yield_now();
             }

@@ -7,7 +7,7 @@ use cowbell::arena::{Arena, Frozen};
 use cowbell::fork::{self, Child, Ended, ForkOptions};
 use cowbell::page::PageSet;
 use cowbell::report::{Census, Report};
-use cowbell::sys::{self, process};
+use cowbell::sys::{self, executable, process};
 use cowbell::watch::Watch;
 use libtest_mimic::{Completion, Failed, Trial};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -156,7 +156,7 @@ fn events_come_in_order_with_time_thread_address_and_instruction() -> Outcome {
             let address = std::ptr::from_ref(&data[at(event.page.0)]).addr() as u64;
             assert_eq!(event.address, address, "to the byte");
         }
-        assert_eq!(exit.report.executable.start, process::executable().start as u64);
+        assert_eq!(exit.report.executable.start, executable::executable().start as u64);
         release(frozen)
     })
 }

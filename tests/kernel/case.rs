@@ -13,7 +13,7 @@ use crate::claim::{Claim, Run, Skip, Verdict};
 use crate::docs;
 use crate::memory::Kind;
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::process;
+use cowbell::sys::{pipe, prctl, process};
 use libtest_mimic::{Completion, Failed};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::ffi::CString;
@@ -49,7 +49,7 @@ pub fn swap_file() -> PathBuf {
 pub fn run(claim: &'static Claim, kind: Option<Kind>) -> Result<Completion, Failed> {
     let path = std::env::temp_dir().join(format!("cowbell-kernel-{}", process::pid()));
     let saved: Vec<_> = claim.restores.iter().map(|file| (*file, std::fs::read(file).ok())).collect();
-    let (verdict, to_verdict) = process::pipe().map_err(|e| Failed::from(format!("pipe: {e}")))?;
+    let (verdict, to_verdict) = pipe::pair().map_err(|e| Failed::from(format!("pipe: {e}")))?;
     // SAFETY: the harness has one thread; the child ends by `_exit` in `in_child`.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -120,7 +120,7 @@ fn conclude(claim: &Claim, ended: Option<Ended>, verdict: OwnedFd) -> Result<Com
 
 fn in_child(claim: &Claim, kind: Option<Kind>, to_verdict: OwnedFd, path: PathBuf) -> ! {
     let _done_by_the_parent = rustix::process::setpgid(None, None);
-    let _dies_anyway = process::die_with_parent();
+    let _dies_anyway = prctl::die_with_parent();
     VERDICT.set(to_verdict).expect("one case a process");
     SCRATCH.set(path).expect("one case a process");
     std::panic::set_hook(Box::new(report_panic));

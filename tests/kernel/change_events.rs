@@ -7,7 +7,7 @@ use crate::watcher::{self, ASYNC, SYNC};
 use cowbell::sys::change::{self, MemoryCall, Waits};
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::uffd::{Features, Uffd, UffdMessage};
-use cowbell::sys::{Errno, pidfd, process};
+use cowbell::sys::{Errno, pidfd, process, procfs};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ fn reading_one_message_leaves_the_next() -> Verdict {
             });
         }
         for tid in [hear.recv(), hear.recv()].map(|tid| tid.expect("a thread")) {
-            let syscall = process::open_syscall(process::pid(), tid).expect("/proc");
+            let syscall = procfs::syscall::open(process::pid(), tid).expect("/proc");
             while !matches!(change::waits(&syscall), Waits::ToChange(MemoryCall::Drops(_))) {
                 process::yield_now();
             }

@@ -7,7 +7,7 @@
 
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::process;
+use cowbell::sys::{eventfd, process};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -74,17 +74,17 @@ pub struct Gate(OwnedFd);
 
 impl Gate {
     pub fn new() -> Self {
-        Self(process::event().expect("eventfd"))
+        Self(eventfd::new().expect("eventfd"))
     }
 
     /// Lets one waiter, now or later, go on.
     pub fn open(&self) {
-        process::notify(&self.0);
+        eventfd::notify(&self.0);
     }
 
     /// Waits for one [`Self::open`].
     pub fn pass(&self) {
-        process::take_notice(&self.0);
+        eventfd::take_notice(&self.0);
     }
 }
 

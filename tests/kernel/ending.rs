@@ -10,7 +10,7 @@ use crate::claim::{Claim, Need, PTRACE, Skip, Verdict, claim};
 use crate::memory::last_errno;
 use cowbell::sys::clone::{ForkArgs, Forked};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, c_library, pipe, prctl, process, procfs};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions};
 use std::cell::RefCell;
@@ -80,18 +80,18 @@ fn process_is_exiting(pid: i32) -> bool {
 
 fn auxv(pid: i32) -> Result<Vec<u8>, Errno> {
     let mut buffer = [0; 1024];
-    process::auxiliary_vector(pid, &mut buffer).map(<[u8]>::to_vec)
+    procfs::signal_safe::auxiliary_vector(pid, &mut buffer).map(<[u8]>::to_vec)
 }
 
 fn wait_for_end_of_file(pipe: &OwnedFd) {
-    assert!(!process::take_byte(pipe), "nobody writes");
+    assert!(!pipe::take_byte(pipe), "nobody writes");
 }
 
 fn exiting_process_has_its_flag_once_its_files_are_closed() -> Verdict {
     let may_trace = PTRACE.check().is_ok();
     // Many times, as the interest is in the moment between the closing and the end.
     for round in 0..200 {
-        let (read, held) = process::pipe().expect("pipe");
+        let (read, held) = pipe::pair().expect("pipe");
         let go = Gate::new();
         let child = child::spawn(|| go.pass());
         drop(held);
@@ -99,7 +99,7 @@ fn exiting_process_has_its_flag_once_its_files_are_closed() -> Verdict {
         assert!(auxv(child.pid).expect("auxv").len() > 16, "it has one");
         go.open();
         wait_for_end_of_file(&read);
-        let seen = (process_is_exiting(child.pid), process::is_exiting(child.pid));
+        let seen = (process_is_exiting(child.pid), procfs::signal_safe::is_exiting(child.pid));
         let auxv = auxv(child.pid);
         assert_eq!(seen, (true, true), "round {round}");
         match auxv {
@@ -124,11 +124,11 @@ pub struct Program {
 impl Program {
     /// A program that is this test.
     pub fn new(path: PathBuf) -> Self {
-        let (unread, stdout) = process::pipe().expect("pipe");
+        let (unread, stdout) = pipe::pair().expect("pipe");
         rustix::fs::fcntl_setfl(&stdout, OFlags::NONBLOCK).expect("F_SETFL");
         while rustix::io::write(&stdout, &[0]).is_ok() {}
         rustix::fs::fcntl_setfl(&stdout, OFlags::empty()).expect("F_SETFL");
-        let (closed, until_exec) = process::pipe().expect("pipe");
+        let (closed, until_exec) = pipe::pair().expect("pipe");
         Self { path, stdout, _unread: unread, closed, until_exec: RefCell::new(Some(until_exec)) }
     }
 
@@ -298,7 +298,7 @@ fn death_signal() -> Option<i32> {
 }
 
 fn death_signal_is_lost_with_the_user() -> Verdict {
-    process::die_with_parent().expect("PR_SET_PDEATHSIG");
+    prctl::die_with_parent().expect("PR_SET_PDEATHSIG");
     child::spawn(|| assert_eq!(death_signal(), None, "not inherited")).finish();
     let mut sets = rustix::thread::capabilities(None).expect("capget");
     let saved = sets;
@@ -310,7 +310,7 @@ fn death_signal_is_lost_with_the_user() -> Verdict {
     if !rustix::process::geteuid().is_root() {
         return Err(Skip("only root can become somebody else".to_owned()));
     }
-    process::die_with_parent().expect("PR_SET_PDEATHSIG");
+    prctl::die_with_parent().expect("PR_SET_PDEATHSIG");
     assert_eq!(death_signal(), Some(libc::SIGKILL));
     become_ordinary()?;
     assert_eq!(death_signal(), None, "as another user");
@@ -326,7 +326,7 @@ extern "C" fn entered() {
 
 fn libc_fork_calls_atfork_handlers_and_clone3_does_not() -> Verdict {
     // SAFETY: it adds to an atomic.
-    unsafe { process::after_fork_in_child(entered) }.expect("pthread_atfork");
+    unsafe { c_library::after_fork_in_child(entered) }.expect("pthread_atfork");
     let count = || ENTERED.load(Ordering::SeqCst);
     assert_eq!(child::compute(count), 1, "fork()");
     assert_eq!(child::compute(|| child::compute(count)), 2, "fork() in a child of fork()");

@@ -9,7 +9,7 @@ use cowbell::page::{PageIndex, PageSet};
 use cowbell::sys::map::{self, Range};
 use cowbell::sys::pagemap::{COPIED, COPIED_ARMED, Categories, Entry, PageRegion, Pagemap, Query, WRITTEN};
 use cowbell::sys::procfs::{smaps, status::Status};
-use cowbell::sys::{Errno, memfd, process};
+use cowbell::sys::{Errno, memfd, process, procfs};
 
 /// All categories but the youngest, which a kernel before 6.15 refuses.
 pub const ALL: Categories = Categories::all().difference(Categories::GUARD);
@@ -138,7 +138,7 @@ pub fn try_mseal() -> Result<(), Errno> {
 
 /// The first byte of a page, by a read of `/proc/self/mem`.
 pub fn read_mem(memory: &Memory, page: usize) -> u8 {
-    let file = process::open_memory().expect("/proc/self/mem");
+    let file = procfs::signal_safe::open_memory().expect("/proc/self/mem");
     let mut byte = [0];
     assert_eq!(memfd::read_at(&file, &mut byte, memory.at(page).start as u64), Ok(1));
     byte[0]

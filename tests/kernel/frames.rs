@@ -11,7 +11,7 @@ use crate::watcher::{self, SIGBUS};
 use cowbell::sys::map::{Access, Range};
 use cowbell::sys::pidfd::Ended;
 use cowbell::sys::signal::{self, Info, MemoryFault};
-use cowbell::sys::{memfd, process, uffd};
+use cowbell::sys::{descriptor, memfd, pipe, process, procfs, uffd};
 use rustix::io::Errno;
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -180,7 +180,7 @@ fn handler_lifts_the_protection_and_the_write_happens() -> Verdict {
     memory.touch(2);
     let uffd = watcher::any(SIGBUS).expect("userfaultfd");
     watcher::arm(&uffd, &memory);
-    LIFTER.store(process::number(&uffd), Ordering::SeqCst);
+    LIFTER.store(descriptor::number(&uffd), Ordering::SeqCst);
     // SAFETY: the handler makes system calls and stores into atomics.
     unsafe { signal::install(signal::BUS, lift) }.expect("sigaction");
     for (page, count) in [(1, 1), (2, 2)] {
@@ -208,7 +208,7 @@ fn blocked_sigbus_kills_the_writer() -> Verdict {
         child::spawn(|| {
             let uffd = watcher::any(SIGBUS).expect("userfaultfd");
             watcher::arm(&uffd, &memory);
-            LIFTER.store(process::number(&uffd), Ordering::SeqCst);
+            LIFTER.store(descriptor::number(&uffd), Ordering::SeqCst);
             // SAFETY: the handler makes system calls and stores into atomics.
             unsafe { signal::install(signal::BUS, lift) }.expect("sigaction");
             if blocks {
@@ -263,7 +263,7 @@ static STOP: AtomicUsize = AtomicUsize::new(0);
 fn state_of_a_thread_is_made_anew_by_each_read() -> Verdict {
     let (id, first, second, then) = (AtomicI32::new(0), Gate::new(), Gate::new(), Gate::new());
     let started = Gate::new();
-    let (read, _held) = process::pipe().expect("pipe");
+    let (read, _held) = pipe::pair().expect("pipe");
     let syscall = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             id.store(process::tid(), Ordering::SeqCst);
@@ -283,7 +283,7 @@ fn state_of_a_thread_is_made_anew_by_each_read() -> Verdict {
             then.pass();
         });
         started.pass();
-        let syscall = process::open_syscall(process::pid(), id.load(Ordering::SeqCst)).expect("its state");
+        let syscall = procfs::syscall::open(process::pid(), id.load(Ordering::SeqCst)).expect("its state");
         let now = || {
             let mut buffer = [0; 256];
             let got = rustix::io::pread(&syscall, &mut buffer, 0).expect("pread");
@@ -297,10 +297,10 @@ fn state_of_a_thread_is_made_anew_by_each_read() -> Verdict {
         };
         let number = |call: i64| format!("{call} 0x");
         until(&number(libc::SYS_read));
-        assert!(process::blocked_at(&syscall).is_some_and(|(sp, pc)| sp != 0 && pc != 0), "{}", now());
+        assert!(procfs::syscall::blocked_at(&syscall).is_some_and(|(sp, pc)| sp != 0 && pc != 0), "{}", now());
         first.open();
         until("running");
-        assert_eq!(process::blocked_at(&syscall), None, "it runs");
+        assert_eq!(procfs::syscall::blocked_at(&syscall), None, "it runs");
         STOP.store(1, Ordering::SeqCst);
         // rustix makes one or the other, by the architecture.
         while !now().starts_with(&number(libc::SYS_ppoll)) && !now().starts_with(&number(polling())) {
@@ -316,7 +316,7 @@ fn state_of_a_thread_is_made_anew_by_each_read() -> Verdict {
     let gone = std::iter::repeat_with(|| rustix::io::pread(&syscall, &mut [0; 256], 0)).take(1_000_000);
     let errno = gone.filter_map(Result::err).next();
     assert_eq!(errno, Some(Errno::SRCH), "the thread has ended");
-    assert_eq!(process::blocked_at(&syscall), None);
+    assert_eq!(procfs::syscall::blocked_at(&syscall), None);
     Ok(())
 }
 

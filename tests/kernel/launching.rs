@@ -15,7 +15,7 @@ use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::procfs::status::Status;
 use cowbell::sys::ptrace::{self, Options, Until};
 use cowbell::sys::tracing::{give_number, robust_list, take_number};
-use cowbell::sys::{Errno, process, signal};
+use cowbell::sys::{Errno, pipe, signal};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -102,7 +102,7 @@ fn robust_list_of_another_process_shows() -> Verdict {
 
 fn launch_ends_with_its_tracer() -> Verdict {
     let ran = case::scratch().join("ran");
-    let (told, tell) = process::pipe().expect("pipe");
+    let (told, tell) = pipe::pair().expect("pipe");
     let tracer = child::spawn(|| {
         let launch = Launch::prepare(&["touch".into(), ran.clone().into()], 0).expect("a launch");
         give_number(&tell, launch.pid());
@@ -139,7 +139,7 @@ fn launched_program_has_the_mask_asked_for() -> Verdict {
         launch.go().result().expect("it runs");
         let status = Status::of(pid).expect("status");
         assert_eq!(status.bits("SigBlk"), Some(mask), "{status:?}");
-        process::kill(pid);
+        signal::kill(pid);
     }
     signal::restore(&before);
     Ok(())

@@ -71,7 +71,7 @@ fn take(user: u32, from: i32, number: i32) -> u64 {
 fn descriptor_can_be_taken_from_a_process_of_ones_user_without_capabilities() -> Verdict {
     let (user, go) = (user(), Gate::new());
     // An event's count shows that it is the same open file.
-    let event = cowbell::sys::process::event().expect("eventfd");
+    let event = cowbell::sys::eventfd::new().expect("eventfd");
     let number = event.as_raw_fd();
     let open = lender(&go, || {
         become_user(user);

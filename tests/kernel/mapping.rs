@@ -6,7 +6,7 @@ use crate::evidence;
 use crate::memory::{self, Kind, Memory, load, mark};
 use crate::watcher;
 use cowbell::sys::map::{self, Access, Range};
-use cowbell::sys::{Errno, memfd, page_size, process, procfs};
+use cowbell::sys::{Errno, executable, memfd, page_size, procfs};
 use std::os::fd::AsFd;
 
 pub const CLAIMS: &[Claim] = &[
@@ -186,7 +186,7 @@ fn a_private_map_of_a_memfd_fills_a_hole_and_replaces_nothing() -> Verdict {
 }
 
 fn constants_of_the_program_are_read_only_and_the_same_in_forks() -> Verdict {
-    let constants = process::constants();
+    let constants = executable::constants();
     assert!(!constants.is_empty(), "the program's own headers are found");
     let maps = procfs::maps::read(procfs::SELF).expect("maps");
     let page = page_size().bytes();

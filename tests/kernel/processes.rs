@@ -14,7 +14,7 @@ use cowbell::sys::map::SharedWords;
 use cowbell::sys::pagemap::{COPIED, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::uffd::Features;
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, pipe, prctl, process, procfs};
 use rustix::fs::OFlags;
 use rustix::process::WaitOptions;
 use std::mem::MaybeUninit;
@@ -200,7 +200,7 @@ fn death_signal_follows_the_thread() -> Verdict {
             let forker = scope.spawn(|| {
                 let child = child::spawn(|| {
                     if dies {
-                        process::die_with_parent().expect("PR_SET_PDEATHSIG");
+                        prctl::die_with_parent().expect("PR_SET_PDEATHSIG");
                     }
                     ready.open();
                     go.pass();
@@ -230,12 +230,12 @@ fn become_blocked(stdout: OwnedFd) -> ! {
 fn exec_gives_a_new_address_space() -> Verdict {
     let memory = Memory::marked(Kind::PrivateMemfd, 8)?;
     let (ready, go) = (Gate::new(), Gate::new());
-    let (unread, stdout) = process::pipe().expect("pipe");
+    let (unread, stdout) = pipe::pair().expect("pipe");
     rustix::fs::fcntl_setfl(&stdout, OFlags::NONBLOCK).expect("F_SETFL");
     while rustix::io::write(&stdout, &[0]).is_ok() {}
     rustix::fs::fcntl_setfl(&stdout, OFlags::empty()).expect("F_SETFL");
     // Closed by exec, which is the event to wait for.
-    let (closed, until_exec) = process::pipe().expect("pipe");
+    let (closed, until_exec) = pipe::pair().expect("pipe");
     let child = child::spawn(|| {
         memory.store(1, 255);
         ready.open();
@@ -246,7 +246,7 @@ fn exec_gives_a_new_address_space() -> Verdict {
     ready.pass();
     let auxv = || {
         let mut buffer = [0; 1024];
-        process::auxiliary_vector(child.pid, &mut buffer).expect("auxv").to_vec()
+        procfs::signal_safe::auxiliary_vector(child.pid, &mut buffer).expect("auxv").to_vec()
     };
     let pagemap = Pagemap::open(child.pid).expect("pagemap");
     let before = auxv();
@@ -292,8 +292,8 @@ fn waiting_faulter_shows_its_program_counter() -> Verdict {
         });
         let fault = watcher::next_fault(&uffd);
         assert_eq!(fault.tid, writer_id.load(Ordering::SeqCst));
-        let syscall = process::open_syscall(process::pid(), fault.tid).expect("its state");
-        let blocked_at = || process::blocked_at(&syscall);
+        let syscall = procfs::syscall::open(process::pid(), fault.tid).expect("its state");
+        let blocked_at = || procfs::syscall::blocked_at(&syscall);
         // The message is sent just before the thread sleeps; until then the file says `running`.
         let (sp, pc) = std::iter::repeat_with(blocked_at).take(100_000).flatten().next().expect("a waiting thread");
         assert_eq!(pc, cowbell_claim_store as *const () as u64, "the store");

@@ -14,7 +14,7 @@ use cowbell::sys::pagemap::{Entry, Pagemap};
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Features;
-use cowbell::sys::{Errno, pidfd, process, remote};
+use cowbell::sys::{Errno, pidfd, pipe, process, remote, signal};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
@@ -269,14 +269,14 @@ fn stop_in(number: i64, again: Option<i64>, inject: bool, body: impl FnOnce() ->
         assert_eq!(result, 0, "call {number} returned");
         in_call == again
     });
-    process::kill(child.pid);
+    signal::kill(child.pid);
     tracee::until(child.pid, Stop::Event(EventStop::Exit));
     assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     None
 }
 
 fn blocked_calls_go_on_after_an_injection() -> Verdict {
-    let (unread, _unwritten) = process::pipe().expect("pipe");
+    let (unread, _unwritten) = pipe::pair().expect("pipe");
     let unread = unread.as_raw_fd();
     let long = (&raw const LONG).expose_provenance();
     let mut byte = [0u8; 8];

@@ -11,7 +11,7 @@ use cowbell::sys::pagemap::Entry;
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::Features;
-use cowbell::sys::{Errno, pidfd, process};
+use cowbell::sys::{Errno, pidfd, pipe, prctl, signal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -50,22 +50,22 @@ fn registered(pid: i32, memory: &Memory) -> bool {
 
 /// A target whose tracer, another process, did `traced` and then waits to be killed.
 pub fn with_tracer(target: impl FnOnce(&Gate), traced: impl FnOnce(i32, &Gate)) -> (Child, Child) {
-    let (ids, go, ready) = (process::pipe().expect("pipe"), Gate::new(), Gate::new());
-    let told = process::pipe().expect("pipe");
+    let (ids, go, ready) = (pipe::pair().expect("pipe"), Gate::new(), Gate::new());
+    let told = pipe::pair().expect("pipe");
     let tracer = child::spawn(|| {
         traced(cowbell::sys::tracing::take_number(&ids.0).expect("an id"), &go);
-        process::give_byte(&told.1);
+        pipe::give_byte(&told.1);
         Gate::new().pass();
     });
     let child = child::spawn(|| {
-        process::allow_tracing_by(tracer.pid);
+        prctl::allow_tracing_by(tracer.pid);
         ready.open();
         target(&go);
     });
     ready.pass();
     let mut bytes = ids.1;
     rustix::io::write(&mut bytes, &child.pid.to_ne_bytes()).expect("write");
-    assert!(process::take_byte(&told.0), "the tracer is ready");
+    assert!(pipe::take_byte(&told.0), "the tracer is ready");
     (child, tracer)
 }
 
@@ -159,7 +159,7 @@ fn userfaultfd_outlives_the_address_space() -> Verdict {
         tracee::until(child.pid, Stop::Trap);
         tracee::watch(child.pid, false, SYNC)
     };
-    process::kill(child.pid);
+    signal::kill(child.pid);
     tracee::until(child.pid, Stop::Event(EventStop::Exit));
     assert_eq!(tracee::end(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     assert_eq!(abilities(&newer, &memory), gone, "after the end");
@@ -202,7 +202,7 @@ fn killed_writer_leaves_its_page_alone() -> Verdict {
     go.open();
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
     assert_eq!(tracee::next_fault(&uffd).address, memory.at(1).start, "announced");
-    process::kill(child.pid);
+    signal::kill(child.pid);
     tracee::until(child.pid, Stop::Event(EventStop::Exit));
     let entry = entry_of(child.pid, &memory, 1);
     assert!(entry.contains(Entry::PRESENT | Entry::UFFD_WP) && !entry.contains(Entry::EXCLUSIVE), "{entry:?}");

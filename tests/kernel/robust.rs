@@ -12,7 +12,7 @@ use cowbell::sys::clone::{ForkArgs, Forked};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::robust::{LockPatience, Locked, RobustMutex};
-use cowbell::sys::{Errno, futex, monotonic_ns, process};
+use cowbell::sys::{Errno, futex, monotonic_ns, process, procfs};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -201,8 +201,8 @@ fn shared_word() -> &'static AtomicU32 {
 
 /// Waits until a process waits in a futex call.
 fn until_it_waits(child: &child::Child) {
-    let state = process::open_syscall(child.pid, child.pid).expect("its state");
-    while process::blocked_in(&state).is_none_or(|blocked| blocked.syscall != Some(libc::SYS_futex as i32)) {
+    let state = procfs::syscall::open(child.pid, child.pid).expect("its state");
+    while procfs::syscall::blocked_in(&state).is_none_or(|blocked| blocked.syscall != Some(libc::SYS_futex as i32)) {
         process::yield_now();
     }
 }

@@ -6,7 +6,7 @@ use crate::evidence::status_kib;
 use crate::memory::{Kind, Memory};
 use crate::tracee;
 use cowbell::sys::map::{self, SharedWords};
-use cowbell::sys::{Errno, process};
+use cowbell::sys::{Errno, limits, process};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::net::{self, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -60,7 +60,7 @@ fn oom_score() -> i32 {
 fn anybody_may_volunteer_for_the_oom_killer() -> Verdict {
     let before = oom_score();
     child::spawn(|| {
-        process::die_first_of_memory();
+        limits::die_first_of_memory();
         assert_eq!(oom_score(), 1000);
         child::spawn(|| assert_eq!(oom_score(), 1000)).finish();
     })

@@ -13,7 +13,7 @@ use crate::sharing::{Dialogue, Job, leak, pair, reader_of_memory};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pagemap::{COPIED, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
-use cowbell::sys::{Errno, clone, process};
+use cowbell::sys::{Errno, clone, prctl, process};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 use std::ffi::c_void;
 use std::os::fd::AsFd;
@@ -43,7 +43,7 @@ fn sharer_dies_with_the_thread_that_forked_its_maker() -> Verdict {
         let forking = std::thread::spawn(move || {
             let dialogue = Dialogue::new();
             let job: Job = Box::new(move |words| {
-                let asked = asks && process::die_with_parent().is_ok();
+                let asked = asks && prctl::die_with_parent().is_ok();
                 loop {
                     dialogue.question.pass();
                     words[0].store(u64::from(asked), Ordering::SeqCst);

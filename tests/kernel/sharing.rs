@@ -14,7 +14,7 @@ use cowbell::sys::map::{Access, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Pagemap};
 use cowbell::sys::pidfd::{self};
 use cowbell::sys::signal::{self, Mask};
-use cowbell::sys::{Errno, clone, memfd, process};
+use cowbell::sys::{Errno, clone, descriptor, memfd, pipe, process, procfs};
 use std::cell::OnceCell;
 use std::ffi::c_void;
 use std::os::fd::AsFd;
@@ -152,10 +152,11 @@ fn read_each(file: impl AsFd, memory: &Memory, words: &[AtomicU64]) {
 /// else open, so that others see the ends of their pipes.
 pub fn reader_of_memory(memory: &'static Memory, dialogue: Dialogue) -> Job {
     Box::new(move |words| {
-        let Ok(file) = process::open_memory() else { return 1 };
-        let kept = [process::number(&file), process::number(dialogue.question), process::number(dialogue.answer)];
+        let Ok(file) = procfs::signal_safe::open_memory() else { return 1 };
+        let kept =
+            [descriptor::number(&file), descriptor::number(dialogue.question), descriptor::number(dialogue.answer)];
         // SAFETY: the sharer uses no other descriptors.
-        if unsafe { process::close_all_but(&[&kept]) }.is_err() {
+        if unsafe { descriptor::close_all_but(&[&kept]) }.is_err() {
             return 2;
         }
         loop {
@@ -180,7 +181,7 @@ fn sharer_reads_the_others_memory_through_its_own_proc_mem() -> Verdict {
     let memory: &'static Memory = leak(Memory::marked(Kind::PrivateMemfd, 4)?);
     let closed = Memory::marked(Kind::Anonymous, 1)?;
     closed.protect(closed.range, Access::None).expect("mprotect");
-    let own = process::open_memory().expect("/proc/self/mem");
+    let own = procfs::signal_safe::open_memory().expect("/proc/self/mem");
     if memfd::read_at(&own, &mut [0], closed.range.start as u64) == Err(Errno::IO) {
         return Err(Skip("this kernel was told to refuse it (proc_mem.force_override)".to_owned()));
     }
@@ -257,11 +258,11 @@ fn sharer_has_descriptors_and_a_signal_mask_of_its_own() -> Verdict {
     for closes in [true, false] {
         let memory: &'static Memory = leak(Memory::marked(Kind::PrivateMemfd, 4)?);
         let dialogue = Dialogue::new();
-        let (read, write) = process::pipe().expect("pipe");
+        let (read, write) = pipe::pair().expect("pipe");
         let job: Job = Box::new(move |words| {
-            let kept = [process::number(dialogue.question), process::number(dialogue.answer)];
+            let kept = [descriptor::number(dialogue.question), descriptor::number(dialogue.answer)];
             // SAFETY: the sharer uses no other descriptors.
-            let closed = closes && unsafe { process::close_all_but(&[&kept]) }.is_ok();
+            let closed = closes && unsafe { descriptor::close_all_but(&[&kept]) }.is_ok();
             loop {
                 dialogue.question.pass();
                 words[0].store(u64::from(closed), Ordering::SeqCst);
@@ -275,7 +276,7 @@ fn sharer_has_descriptors_and_a_signal_mask_of_its_own() -> Verdict {
         let unblock_write_and_close = move || {
             if std::mem::take(&mut first) {
                 signal::restore(mask.get().expect("set before"));
-                process::give_byte(write.as_ref().expect("open still"));
+                pipe::give_byte(write.as_ref().expect("open still"));
             } else {
                 write = None;
             }
@@ -287,7 +288,7 @@ fn sharer_has_descriptors_and_a_signal_mask_of_its_own() -> Verdict {
         pair.step();
         assert_eq!(blocked_signals(pair.maker.pid), 0, "the maker unblocked");
         assert_ne!(blocked_signals(pair.sharer), 0, "the sharer has its own mask");
-        assert!(process::take_byte(&read), "the maker's descriptor is open");
+        assert!(pipe::take_byte(&read), "the maker's descriptor is open");
         pair.step();
         // The harness gave its own writer to the closure, which is gone here.
         let ended = pidfd::readable(read.as_fd(), Some(Duration::from_millis(100))).expect("poll");

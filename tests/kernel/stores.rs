@@ -13,7 +13,7 @@ use crate::tracee;
 use crate::watcher::SYNC;
 use cowbell::sys::ptrace::{self, EventStop, Stop, Until, WaitStatus};
 use cowbell::sys::uffd::Features;
-use cowbell::sys::{pidfd, process};
+use cowbell::sys::{pidfd, pipe, process, signal};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 
@@ -42,7 +42,7 @@ pub const CLAIMS: &[Claim] = &[
 
 fn kernel_write_waits_inside_its_system_call() -> Verdict {
     let memory = Memory::marked(Kind::Anonymous, 4)?;
-    let (unread, to_child) = process::pipe().expect("pipe");
+    let (unread, to_child) = pipe::pair().expect("pipe");
     let address = memory.at(1).start;
     let arguments = [unread.as_raw_fd() as usize, address, 1, 0];
     let child = tracee::spawn(tracee::ALL, || assert_eq!(call(libc::SYS_read, arguments), 1));
@@ -52,7 +52,7 @@ fn kernel_write_waits_inside_its_system_call() -> Verdict {
     let uffd = tracee::watch(child.pid, true, SYNC);
     tracee::arm(&uffd, memory.range);
     ptrace::resume(child.pid, Until::Event, 0).expect("PTRACE_CONT");
-    process::give_byte(&to_child);
+    pipe::give_byte(&to_child);
     assert_eq!(tracee::next_fault(&uffd).address, address);
     // On aarch64 the registers of the stop are those of the call about to be made anew.
     let behind = if cfg!(target_arch = "x86_64") { 0 } else { 4 };
@@ -185,7 +185,7 @@ fn tid_word_disarmed_at_the_exit_stop_is_cleared() -> Verdict {
         assert_eq!(tracee::end(thread), WaitStatus::Exited(0));
         assert_eq!(uffd.read(|event| panic!("{event:?}")), Ok(false), "no message");
         assert_eq!(memory.load(1), if disarm { 0 } else { mark(1) });
-        process::kill(child.pid);
+        signal::kill(child.pid);
         assert_eq!(tracee::end_running(child.pid), WaitStatus::Signaled(libc::SIGKILL));
     }
     Ok(())

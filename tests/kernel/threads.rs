@@ -4,7 +4,7 @@
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Verdict, claim};
 use crate::io_ring::Polled;
-use cowbell::sys::{self, process};
+use cowbell::sys::{self, process, procfs};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
@@ -42,7 +42,7 @@ fn counts() -> [u64; 3] {
     let status = std::fs::read_to_string("/proc/self/status").expect("status");
     let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).expect("a count");
     let links = std::fs::metadata("/proc/self/task").expect("task").nlink();
-    let stat = process::thread_count().expect("stat");
+    let stat = procfs::signal_safe::thread_count().expect("stat");
     [stat.into(), threads.trim().parse().expect("a number"), links - 2]
 }
 
@@ -93,7 +93,7 @@ fn main_thread_that_left_is_counted_for_ever() -> Verdict {
     child::spawn(|| {
         std::thread::spawn(|| {
             let main = || {
-                let threads = process::threads().expect("task");
+                let threads = procfs::own_threads().expect("task");
                 threads.into_iter().find(|thread| thread.tid == process::pid())
             };
             soon("the main thread ends", || main().is_some_and(|main| main.exiting));
@@ -132,7 +132,7 @@ fn io_ring_threads_are_counted() -> Verdict {
     let ring = Polled::new()?;
     assert_eq!(counts(), [2; 3]);
     // A thread names itself when it first runs.
-    let threads = || process::threads().expect("task");
+    let threads = || procfs::own_threads().expect("task");
     soon("it has a name", || threads().iter().any(|thread| thread.name.starts_with("iou-sqp-")));
     drop(ring);
     soon("the kernel's thread ends", || counts() == [1; 3]);
@@ -153,8 +153,10 @@ fn turns_of_a_thread_are_counted_as_they_begin() -> Verdict {
         });
         soon("the thread is there", || tid.load(SeqCst) != 0);
         let tid = tid.load(SeqCst);
-        let syscall = process::open_syscall(process::pid(), tid).expect("its state");
-        soon("it waits", || process::blocked_in(&syscall).is_some_and(|at| at.syscall == Some(libc::SYS_read as i32)));
+        let syscall = procfs::syscall::open(process::pid(), tid).expect("its state");
+        soon("it waits", || {
+            procfs::syscall::blocked_in(&syscall).is_some_and(|at| at.syscall == Some(libc::SYS_read as i32))
+        });
         let turns = || {
             let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).expect("schedstat");
             text.split_ascii_whitespace().nth(2).expect("three numbers").parse::<u64>().expect("a number")

@@ -15,7 +15,7 @@ use cowbell::sys::map::{Range, SharedWords};
 use cowbell::sys::pagemap::{COPIED, Entry, Pagemap};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::ptrace::{self, EventStop, Options, Stop, Until, WaitStatus};
-use cowbell::sys::{Errno, process, remote};
+use cowbell::sys::{Errno, pipe, prctl, process, remote, signal};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -84,7 +84,7 @@ fn exit_stop_shows_the_memory_of_a_killed_process() -> Verdict {
         });
         ready.pass();
         if signal == libc::SIGKILL {
-            process::kill(child.pid);
+            signal::kill(child.pid);
         }
         tracee::until(child.pid, Stop::Event(EventStop::Exit));
         let message = ptrace::event_message(child.pid).expect("PTRACE_GETEVENTMSG");
@@ -146,7 +146,7 @@ fn killed_tracee_passes_its_exit_stop_when_it_is_resumed() -> Verdict {
     let never = Gate::new();
     let child = tracee::spawn(Options::EXIT, || never.pass());
     tracee::interrupt(child.pid);
-    process::kill(child.pid);
+    signal::kill(child.pid);
     let id = WaitId::Pid(Pid::from_raw(child.pid).expect("an id"));
     let looking = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::from_bits_retain(libc::__WALL as u32);
     let seen = rustix::process::waitid(id, looking).expect("waitid").expect("it blocks");
@@ -166,7 +166,7 @@ fn tracee_in_another_process_group_needs_wait_for_any() -> Verdict {
         never.pass();
     });
     left.pass();
-    process::kill(child.pid);
+    signal::kill(child.pid);
     let id = WaitId::Pid(Pid::from_raw(child.pid).expect("an id"));
     let looking = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::from_bits_retain(libc::__WALL as u32);
     rustix::process::waitid(id, looking).expect("waitid").expect("it blocks");
@@ -179,7 +179,7 @@ fn tracee_in_another_process_group_needs_wait_for_any() -> Verdict {
 }
 
 fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
-    let (told, tell) = process::pipe().expect("pipe");
+    let (told, tell) = pipe::pair().expect("pipe");
     let (seized, go, release) = (Gate::new(), Gate::new(), Gate::new());
     let tracer = child::spawn(|| {
         let pid = cowbell::sys::tracing::take_number(&told).expect("an id");
@@ -189,7 +189,7 @@ fn traced_child_has_no_status_before_its_tracer_saw_it() -> Verdict {
         assert_eq!(tracee::next(pid), WaitStatus::Exited(7));
     });
     let child = child::spawn(|| {
-        process::allow_tracing_by(tracer.pid);
+        prctl::allow_tracing_by(tracer.pid);
         cowbell::sys::tracing::give_number(&tell, process::pid());
         go.pass();
         process::exit(7);

@@ -9,8 +9,8 @@ use crate::memory::Memory;
 #[cfg(feature = "userfaultfd")]
 use crate::theirs;
 use cowbell::sys::Errno;
+use cowbell::sys::eventfd;
 use cowbell::sys::map::Range;
-use cowbell::sys::process;
 use cowbell::sys::uffd::{Door, Features, Uffd, UffdMessage, WaitingWrite};
 use linux_raw_sys::{general as raw, ioctl as number};
 use rustix::event::{PollFd, PollFlags};
@@ -124,7 +124,7 @@ pub struct Monitor {
 
 impl Monitor {
     pub fn start(uffd: Uffd) -> Self {
-        let stop = Arc::new(process::event().expect("eventfd"));
+        let stop = Arc::new(eventfd::new().expect("eventfd"));
         let uffd = Arc::new(uffd);
         let (theirs, seen_by) = (Arc::clone(&stop), Arc::clone(&uffd));
         let thread = std::thread::spawn(move || watch(&seen_by, &theirs));
@@ -133,7 +133,7 @@ impl Monitor {
 
     /// The addresses of the pages that were written to, in order.
     pub fn stop(self) -> Vec<usize> {
-        process::notify(&*self.stop);
+        eventfd::notify(&*self.stop);
         let faults = self.thread.join().expect("the monitor's thread");
         drop(self.uffd);
         let page = cowbell::sys::page_size();

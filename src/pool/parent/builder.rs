@@ -15,7 +15,7 @@ use crate::pool::signals;
 use crate::pool::worker::panics;
 use crate::pool::worker::{JobEnd, JobRunner};
 use crate::pool::zygote::{self, Data, ZygoteEnds};
-use crate::sys::{channel, process};
+use crate::sys::{channel, eventfd};
 use crate::wire::{self, Passenger, Unreadable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -188,7 +188,7 @@ impl PoolBuilder {
         let region = Arc::new(region);
         let (mine, requests) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
         let mut end = Some(mine);
-        let limits = process::event()?;
+        let limits = eventfd::new()?;
         let theirs = limits.try_clone().map_err(|e| Error::invalid(format!("no descriptor for the pool: {e}")))?;
         let mut options = ForkOptions::new().last_census(false).reset_handlers(true);
         if let Some(timeout) = settings.wait_for_threads {

@@ -18,7 +18,7 @@ use crate::pool::protocol::progress;
 use crate::pool::protocol::queue::{DONE, QUEUED};
 use crate::pool::protocol::spin::AdaptiveSpin;
 use crate::pool::settings::Settings;
-use crate::sys::process;
+use crate::sys::eventfd;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -231,7 +231,7 @@ impl Core {
     pub(crate) fn announce(&self, limited: bool) {
         self.region.queue().announce();
         if limited && self.region.board().limits_watched.swap(1, Ordering::SeqCst) == 0 {
-            process::notify(&self.limits);
+            eventfd::notify(&self.limits);
         }
     }
 

@@ -15,7 +15,7 @@ use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
 use crate::pool::protocol::spin::AdaptiveSpin;
 use crate::pool::settings::{OverBudget, Settings};
-use crate::sys::{self, limits, process, random};
+use crate::sys::{self, limits, prctl, process, random};
 use crate::wire::Passenger;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -86,9 +86,9 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// The worker's life; returns when it leaves.
 pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, work: &mut dyn JobRunner) {
-    process::set_name(c"cowbell-worker");
+    prctl::set_name(c"cowbell-worker");
     settings.worker_signals.begin_worker();
-    process::die_first_of_memory();
+    limits::die_first_of_memory();
     if let Some(bytes) = settings.memory_limit {
         limits::limit_data(bytes);
     }
@@ -120,7 +120,7 @@ pub(crate) fn live(region: &'static Region, settings: &Settings, index: usize, w
     settings.on_start.call(&info);
     settings.worker_signals.hooks_have_run();
     // A hook that changed this process' user has switched off the signal by which it dies with the zygote, see prctl(2).
-    if process::die_with_parent().is_err() || process::parent_pid() != zygote {
+    if prctl::die_with_parent().is_err() || process::parent_pid() != zygote {
         return;
     }
     let worker = Worker { region, settings, index, own, generation, heap, faults_checked: 0 };

@@ -19,7 +19,7 @@ use crate::pool::settings::Settings;
 use crate::pool::signals;
 use crate::pool::worker::{self, JobRunner, Left};
 use crate::sys::epoll::Poller;
-use crate::sys::{self, channel, limits, process, signal, tracing};
+use crate::sys::{self, channel, eventfd, limits, prctl, signal, tracing};
 use crate::wire;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -125,7 +125,7 @@ impl<'a> Zygote<'a> {
         channels: ZygoteEnds,
         data: &'a mut dyn Data,
     ) -> Result<Self> {
-        process::set_name(c"cowbell-zygote");
+        prctl::set_name(c"cowbell-zygote");
         settings.zygote_signals.begin_zygote();
         tracing::raise_descriptors_max();
         let poller = Poller::new().map_err(|e| Error::os("epoll_create1", e))?;
@@ -173,7 +173,7 @@ impl<'a> Zygote<'a> {
                             return;
                         }
                     }
-                    LIMITS => process::take_notice(&self.channels.limits),
+                    LIMITS => eventfd::take_notice(&self.channels.limits),
                     index => self.reap(index as usize),
                 }
             }

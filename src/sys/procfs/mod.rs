@@ -1,15 +1,19 @@
 //! `/proc/PID` as types: the one parser of its files, for the library, the tool and the tests.
 //!
 //! Each function takes the number of a process or of a thread, or [`SELF`]. Names in these files may be of any bytes, so text is made
-//! from them lossily. Nothing here is *async-signal-safe* but [`stat::Stat`] and [`private`].
+//! from them lossily. Nothing here is *async-signal-safe* but [`stat::Stat`], [`private`], [`signal_safe`] and
+//! [`syscall`].
 
 pub mod maps;
 pub mod private;
+pub mod signal_safe;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod syscall;
 
 use super::Errno;
+use crate::error::{Error, Thread};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -124,6 +128,22 @@ pub fn living(pid: i32) -> i32 {
 fn numbered(folder: &str) -> Result<impl Iterator<Item = i32>, Errno> {
     let entries = fs::read_dir(folder).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+/// The threads of this process as `/proc/self/task` lists them, which is not at one moment: one that is started while the list
+/// is read may be missing, though it was always alive.
+///
+/// # Errors
+/// ENOENT when `/proc` is not mounted.
+pub fn own_threads() -> Result<Vec<Thread>, Error> {
+    let listed = threads(SELF).map_err(|e| Error::os("read(/proc/self/task)", e))?;
+    // A thread that was taken away between the two reads is no longer there.
+    let there = |tid: i32| {
+        let line = read(tid, "stat").ok()?;
+        let stat = stat::Stat::parse(&line)?;
+        Some(Thread { tid, name: String::from_utf8_lossy(stat.name).into_owned(), exiting: stat.is_exiting() })
+    };
+    Ok(listed.into_iter().filter_map(there).collect())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::SELF;
 use crate::sys::map::Range;
 use crate::sys::pagemap::{Categories, Entry, Pagemap, Query};
-use crate::sys::{self, Errno, process};
+use crate::sys::{self, Errno, descriptor, procfs};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,13 +26,13 @@ pub enum Purpose {
 /// ENOENT when there is no such process or no `/proc`; the errno of the read.
 pub fn each(pid: i32, mut found: impl FnMut(Range, Purpose)) -> Result<(), Errno> {
     let open = |path: &CStr| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let maps = if pid == SELF { open(c"/proc/self/maps") } else { open(&process::proc_path(pid, "maps")) }?;
+    let maps = if pid == SELF { open(c"/proc/self/maps") } else { open(&procfs::signal_safe::path(pid, "maps")) }?;
     let read = each_line(&maps, |line| {
         if let Some((range, purpose)) = parse(line) {
             found(range, purpose);
         }
     });
-    process::close(maps);
+    descriptor::close(maps);
     read
 }
 

@@ -8,7 +8,7 @@ use super::{census, keeper, outside, trap};
 use crate::facts::Door;
 use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Features, Uffd};
-use crate::sys::{Errno, process};
+use crate::sys::{Errno, descriptor};
 use crate::watch::evidence::{Evidence, Word};
 use crate::watch::failure::{At, FailedStep, Step};
 use crate::watch::kind::Watch;
@@ -25,7 +25,7 @@ pub(crate) fn begin(
     outside::note_shared(evidence);
     let uffd = if evidence.watch.arms() { Some(arm(evidence)?) } else { None };
     if let Some(uffd) = &uffd {
-        evidence.set_number(Word::UffdNumber, process::number(uffd));
+        evidence.set_number(Word::UffdNumber, descriptor::number(uffd));
     }
     if evidence.watch == Watch::Trap {
         trap::install(evidence).at(Step::Handlers)?;

@@ -16,7 +16,7 @@ use crate::sys::map::{self, Access, Range};
 use crate::sys::pagemap::{Pagemap, Query, WRITTEN};
 use crate::sys::perf::rings::Rings;
 use crate::sys::uffd::{Uffd, UffdMessage};
-use crate::sys::{self, Errno, clone, memfd, pidfd, process};
+use crate::sys::{self, Errno, clone, descriptor, eventfd, memfd, pidfd, pipe, prctl, process, procfs};
 use crate::watch::evidence::{Bitmap, Evidence, STACK_BYTES, Word};
 use crate::watch::failure::{At, FailedStep, Step};
 use crate::watch::findings::Changed;
@@ -42,8 +42,8 @@ pub(in crate::watch) fn start(
     command: BorrowedFd<'_>,
     rings: &Cell<Option<Rings>>,
 ) -> Result<(), FailedStep> {
-    let (lifeline, held) = process::pipe().at(Step::Lifeline)?;
-    let (answer, begun) = process::pipe().at(Step::Lifeline)?;
+    let (lifeline, held) = pipe::pair().at(Step::Lifeline)?;
+    let (answer, begun) = pipe::pair().at(Step::Lifeline)?;
     let page = sys::page_size().bytes();
     let memory = map::anonymous(STACK_BYTES + page).at(Step::KeeperStack)?;
     // SAFETY: fresh memory; its first page becomes the guard below the stack.
@@ -52,9 +52,9 @@ pub(in crate::watch) fn start(
     evidence.set(Word::ChildPid, process::pid() as u64);
     evidence.set(Word::KeeperStack, stack.start as u64);
     for (word, number) in [
-        (Word::CommandNumber, process::number(&command)),
-        (Word::BegunNumber, process::number(&begun)),
-        (Word::LifelineNumber, process::number(&lifeline)),
+        (Word::CommandNumber, descriptor::number(&command)),
+        (Word::BegunNumber, descriptor::number(&begun)),
+        (Word::LifelineNumber, descriptor::number(&lifeline)),
     ] {
         evidence.set_number(word, number);
     }
@@ -62,9 +62,9 @@ pub(in crate::watch) fn start(
     let argument = (&raw const beginning).cast_mut().cast();
     // SAFETY: `run` is async-signal-safe; the stack is its own; it uses `beginning` until it has begun or ended, which is awaited below.
     let started = unsafe { clone::share_memory(run, argument, stack, evidence.word(Word::KeeperTid)) };
-    process::allow_tracing_by(started.at(Step::StartKeeper)?);
+    prctl::allow_tracing_by(started.at(Step::StartKeeper)?);
     drop(begun);
-    if !process::take_byte(&answer) {
+    if !pipe::take_byte(&answer) {
         // The pipe's only other writer was the keeper, so the keeper has ended.
         let failure = FailedStep::unpack(evidence.get(Word::KeeperFailure));
         return Err(failure.unwrap_or(FailedStep(Step::StartKeeper, Errno::SRCH)));
@@ -109,8 +109,8 @@ struct Keeper {
 
 impl Keeper {
     fn new(evidence: &'static Evidence, rings: &Cell<Option<Rings>>) -> Result<Self, FailedStep> {
-        process::set_name(c"cowbell-keeper");
-        process::die_with_parent().at(Step::DieWithParent)?;
+        prctl::set_name(c"cowbell-keeper");
+        prctl::die_with_parent().at(Step::DieWithParent)?;
         if process::parent_pid() != evidence.parent_pid {
             process::exit(1);
         }
@@ -118,7 +118,7 @@ impl Keeper {
         let child = pidfd::open(child_pid).at(Step::KeeperDescriptors)?;
         let pagemap = Pagemap::open_self().at(Step::KeeperPagemap)?;
         let mut program = [0; 512];
-        process::auxiliary_vector(0, &mut program).at(Step::KeeperPagemap)?;
+        procfs::signal_safe::auxiliary_vector(0, &mut program).at(Step::KeeperPagemap)?;
         let inherited = |word| evidence.number(word).ok_or(FailedStep(Step::KeeperDescriptors, Errno::BADF));
         let (command, lifeline) = (inherited(Word::CommandNumber)?, inherited(Word::LifelineNumber)?);
         // SAFETY: the number is the eventfd's; this process's table is its own copy.
@@ -130,7 +130,7 @@ impl Keeper {
         // SAFETY: the child stored the number of its userfaultfd.
         let uffd = uffd.map(|uffd| unsafe { Uffd::from_fd(uffd) });
         let begun = inherited(Word::BegunNumber)?;
-        let memory = process::open_memory().at(Step::KeeperPagemap)?;
+        let memory = procfs::signal_safe::open_memory().at(Step::KeeperPagemap)?;
         let writer = Cell::new(None);
         let faults = RefCell::new(None);
         let keeper =
@@ -140,25 +140,25 @@ impl Keeper {
             keeper.faults.replace(Some(ChildFaults::open(rings, evidence, child_pid)?));
         }
         // SAFETY: the number is the other pipe's; this process's table is its own copy.
-        process::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
+        pipe::give_byte(unsafe { OwnedFd::from_raw_fd(begun) });
         Ok(keeper)
     }
 
     /// Closes what was inherited and is not needed, so that the program's own files close when it closes them.
     fn close_all_but(&self, begun: i32) {
-        let uffd = self.uffd.as_ref().map_or(-1, process::number);
+        let uffd = self.uffd.as_ref().map_or(-1, descriptor::number);
         let mine = [
-            process::number(&self.child),
-            process::number(&self.lifeline),
-            process::number(&self.command),
+            descriptor::number(&self.child),
+            descriptor::number(&self.lifeline),
+            descriptor::number(&self.command),
             self.pagemap.number(),
-            process::number(&self.memory),
+            descriptor::number(&self.memory),
             uffd,
             begun,
         ];
         // SAFETY: this process's table is its own copy, and it uses no descriptor but these.
         // Before Linux 5.9 they stay open, which delays ends of file but breaks nothing else.
-        let _kept_open = unsafe { process::close_all_but(&[&mine, &self.evidence.files]) };
+        let _kept_open = unsafe { descriptor::close_all_but(&[&mine, &self.evidence.files]) };
     }
 
     /// Until the child is gone; then the last census.
@@ -184,7 +184,7 @@ impl Keeper {
                 faults.take(self.evidence, &self.memory);
             }
             if command {
-                process::take_notice(&self.command);
+                eventfd::take_notice(&self.command);
                 self.answer();
             }
             if child {
@@ -209,12 +209,12 @@ impl Keeper {
     /// Tells whether the child has executed another program.
     fn executed(&self) -> bool {
         let mut now = [0; 512];
-        match process::auxiliary_vector(self.child_pid, &mut now) {
+        match procfs::signal_safe::auxiliary_vector(self.child_pid, &mut now) {
             // A process that is exiting may have no memory any more (others find ESRCH then, below).
             Ok([]) => false,
             Ok(_) => now != self.program,
             // The program runs with rights we lack, so it is another one; unless it is just exiting.
-            Err(Errno::ACCESS | Errno::PERM) => !process::is_exiting(self.child_pid),
+            Err(Errno::ACCESS | Errno::PERM) => !procfs::signal_safe::is_exiting(self.child_pid),
             Err(_) => false,
         }
     }
@@ -238,13 +238,13 @@ impl Keeper {
             Some((known, syscall)) if known == tid => syscall,
             other => {
                 if let Some((_, old)) = other {
-                    process::close(old);
+                    descriptor::close(old);
                 }
-                process::open_syscall(self.child_pid, tid).ok()?
+                procfs::syscall::open(self.child_pid, tid).ok()?
             }
         };
         // The message is sent just before the writer sleeps; until then its state says that it runs.
-        let at = (0..SLEEP_TRIES_MAX).find_map(|_| process::blocked_at(&known));
+        let at = (0..SLEEP_TRIES_MAX).find_map(|_| procfs::syscall::blocked_at(&known));
         self.writer.set(Some((tid, known)));
         at
     }

@@ -6,7 +6,7 @@
 
 use crate::sys::map::Range;
 use crate::sys::signal::{self, Action, Info, MemoryFault};
-use crate::sys::{self, Errno, process, uffd, unwind};
+use crate::sys::{self, Errno, process, stderr, uffd, unwind};
 use crate::watch::evidence::{Evidence, Word};
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -81,12 +81,12 @@ fn trap(evidence: &Evidence, fault: &MemoryFault) {
 fn give_up(evidence: &Evidence) {
     static SINCE: AtomicU64 = AtomicU64::new(0);
     evidence.set(Word::TrapLost, 1);
-    process::kill(evidence.get(Word::KeeperTid) as i32);
+    signal::kill(evidence.get(Word::KeeperTid) as i32);
     process::yield_now();
     let now = sys::monotonic_ns();
     let since = SINCE.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire).unwrap_or_else(|since| since);
     if since != 0 && now.saturating_sub(since) > PATIENCE_NS {
-        process::write_stderr(b"cowbell: the trap's descriptor was closed, and an arena is still armed\n");
+        stderr::write_all(b"cowbell: the trap's descriptor was closed, and an arena is still armed\n");
         signal::restore_default(signal::BUS);
     }
 }

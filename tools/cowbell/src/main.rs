@@ -24,7 +24,7 @@ mod trace;
 mod views;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use cowbell::sys::{Errno, process, tracing};
+use cowbell::sys::{Errno, prctl, tracing};
 use failure::Failure;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -141,7 +141,7 @@ fn main() -> ExitCode {
         Command::Tracer { socket } => match inherited(socket) {
             Ok(socket) => {
                 // The kernel names a process by the link it was executed by: `exe`.
-                process::set_name(c"cowbell");
+                prctl::set_name(c"cowbell");
                 trace::run(socket.into())
             }
             Err(e) => {

@@ -2,8 +2,8 @@
 
 use crate::record::{NativeFrame, Place};
 use crate::stacks::names::Names;
-use cowbell::sys::process;
 use cowbell::sys::procfs::maps;
+use cowbell::sys::{executable, process};
 use std::path::{Path, PathBuf};
 
 /// The names of what an instruction belongs to.
@@ -54,7 +54,7 @@ fn named(frames: &[NativeFrame]) -> Option<Symbols> {
 }
 
 fn bare(address: u64) -> Symbols {
-    let executable = process::executable();
+    let executable = executable::executable();
     let function = if executable.contains(address as usize) {
         format!("executable+{:#x}", address as usize - executable.start)
     } else {

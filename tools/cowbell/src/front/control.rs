@@ -15,7 +15,7 @@ use super::{CONTROL, ENDED, Session};
 use crate::failure::Failure;
 use crate::trace::link::TracerCommand;
 use cowbell::sys::epoll::Poller;
-use cowbell::sys::{pidfd, process};
+use cowbell::sys::{descriptor, pidfd, process};
 use std::env;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,10 +28,10 @@ use std::process::Command;
 /// # Errors
 /// It cannot be started.
 pub fn step_aside(socket: &OwnedFd) -> Result<(), Failure> {
-    process::keep_on_exec(socket).map_err(|e| Failure::new(format!("cannot pass the socket on: {e}")))?;
+    descriptor::keep_on_exec(socket).map_err(|e| Failure::new(format!("cannot pass the socket on: {e}")))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("cowbell").args(env::args_os().skip(1));
-    command.args(["--aside", &process::number(socket).to_string()]).process_group(0);
+    command.args(["--aside", &descriptor::number(socket).to_string()]).process_group(0);
     // Nobody waits for it: it is its own.
     command.spawn().map(drop).map_err(|e| Failure::new(format!("cannot start: {e}")))
 }

@@ -15,7 +15,7 @@ use crate::trace::link::{Options, Target, TracerCommand};
 use capture::CaptureWriter;
 use control::Control;
 use cowbell::sys::epoll::Poller;
-use cowbell::sys::{Errno, process, signal};
+use cowbell::sys::{Errno, descriptor, signal};
 use keep::{Kept, exit_code};
 use options::{AttachOptions, RunOptions, Watching};
 use std::io::{self, Read, Write};
@@ -109,7 +109,7 @@ impl Session {
     fn start(options: &Options, kept: Kept) -> Result<Self, Failure> {
         let failure = |what: &str, e: &dyn std::fmt::Display| Failure::new(format!("{what}: {e}"));
         let (mut stream, theirs) = UnixStream::pair().map_err(|e| failure("cannot make a socket", &e))?;
-        process::keep_on_exec(&theirs).map_err(|e| failure("cannot pass a socket on", &e))?;
+        descriptor::keep_on_exec(&theirs).map_err(|e| failure("cannot pass a socket on", &e))?;
         let signals = [signal::INT, signal::QUIT, signal::TERM, signal::HUP];
         let signals = signal::receive(&signals).map_err(|e| failure("cannot receive signals", &e))?;
         let mut command = Command::new("/proc/self/exe");

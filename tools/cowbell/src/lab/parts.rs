@@ -7,7 +7,7 @@ use cowbell::arena::{Arena, FreezeOptions};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::pool::Pool;
 use cowbell::sys::procfs::{self, smaps};
-use cowbell::sys::{process, signal};
+use cowbell::sys::signal;
 use indicatif::ProgressBar;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
@@ -32,7 +32,7 @@ pub fn start(mask: u64, command: &[OsString]) -> Failure {
 pub fn guard() {
     // An error is an end, too.
     let _ended = io::copy(&mut io::stdin().lock(), &mut io::sink());
-    process::kill_group();
+    signal::kill_group();
 }
 
 /// Adds up the degrees of all vertices' neighbours, by workers of a pool over a graph that is read from a file.

@@ -3,7 +3,7 @@
 use super::space::{PagemapReader, ProcessPages};
 use crate::failure::{Failure, absent};
 use cowbell::sys::procfs::{self, smaps, stat::Stat, status::Status};
-use cowbell::sys::{Errno, limits, process};
+use cowbell::sys::{Errno, limits};
 use std::collections::HashMap;
 
 /// The number of times that a process is read which executes another program meanwhile.
@@ -146,7 +146,7 @@ impl Node {
     pub fn ended(&self) -> Option<ReadState> {
         match Self::of(self.pid) {
             Some(now) if now.started != self.started => Some(ReadState::Gone),
-            Some(_) if process::is_exiting(procfs::living(self.pid)) => Some(ReadState::Zombie),
+            Some(_) if procfs::signal_safe::is_exiting(procfs::living(self.pid)) => Some(ReadState::Zombie),
             Some(_) => None,
             None => Some(ReadState::Gone),
         }
@@ -185,12 +185,13 @@ impl Node {
 
 fn image(id: i32) -> Result<Vec<u8>, Errno> {
     let mut buffer = [0; 4096];
-    process::auxiliary_vector(id, &mut buffer).map(<[u8]>::to_vec)
+    procfs::signal_safe::auxiliary_vector(id, &mut buffer).map(<[u8]>::to_vec)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cowbell::sys::process;
 
     #[test]
     fn a_thread_leads_to_its_process() {

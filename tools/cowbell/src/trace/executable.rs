@@ -2,7 +2,7 @@
 
 use super::baseline::page_bytes;
 use crate::record::Executable;
-use cowbell::sys::{process, remote};
+use cowbell::sys::{procfs, remote};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -19,7 +19,7 @@ pub fn of(pid: i32) -> Option<Executable> {
 
 fn given(pid: i32) -> Option<String> {
     let mut buffer = [0; 1024];
-    let vector = process::auxiliary_vector(pid, &mut buffer).ok()?;
+    let vector = procfs::signal_safe::auxiliary_vector(pid, &mut buffer).ok()?;
     let words: Vec<u64> =
         vector.chunks_exact(8).filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes)).collect();
     let pointer = words.chunks_exact(2).find(|pair| pair.first() == Some(&AT_EXECFN))?.get(1).copied()?;

@@ -22,7 +22,7 @@ use crate::record::{Closed, End, GapKind, Mapping, Record, Watched, Who, WriteCl
 use cowbell::sys::perf::record as perf;
 use cowbell::sys::perf::rings::{Rings, Waiter, Woken};
 use cowbell::sys::procfs::status::Status;
-use cowbell::sys::{Errno, limits, monotonic_ns, pidfd, process};
+use cowbell::sys::{Errno, eventfd, limits, monotonic_ns, pidfd, process};
 use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -118,7 +118,7 @@ impl Faults {
         let rings = Rings::open(tid, RING_BYTES).map_err(|e| e.to_string())?;
         let tell_kernel = rings.tell_kernel();
         let waiter = rings.waiter().map_err(|e| e.to_string())?;
-        let event = || process::event().map(Arc::new).map_err(|e| e.to_string());
+        let event = || eventfd::new().map(Arc::new).map_err(|e| e.to_string());
         let (news, wake) = (event()?, event()?);
         let (ends, rests) = (AtomicBool::new(false), AtomicBool::new(true));
         let shared = Arc::new(Shared { rings: Mutex::new(rings), told: Mutex::default(), ends, rests });
@@ -158,7 +158,7 @@ impl Faults {
     /// An interval opened: its faults are wanted soon.
     pub fn hurry(&self) {
         if self.shared.rests.swap(false, Ordering::Relaxed) {
-            process::notify(&self.wake);
+            eventfd::notify(&self.wake);
         }
     }
 
@@ -186,7 +186,7 @@ impl Faults {
 impl Drop for Faults {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
-        process::notify(&self.wake);
+        eventfd::notify(&self.wake);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
@@ -204,7 +204,7 @@ fn keep_draining(shared: &Shared, mut waiter: Waiter, wake: &OwnedFd, news: &Own
         shared.rests.store(patience.is_none(), Ordering::Relaxed);
         match waiter.wait(wake.as_fd(), patience) {
             Ok(Woken::Stop) => {
-                process::take_notice(wake);
+                eventfd::take_notice(wake);
                 (ticks, quiet) = (0, 0);
             }
             Ok(Woken::Records | Woken::Timeout) => ticks = ticks.saturating_add(1),
@@ -216,7 +216,7 @@ fn keep_draining(shared: &Shared, mut waiter: Waiter, wake: &OwnedFd, news: &Own
         quiet = quiet.saturating_add(1);
         if shared.drain() > 0 {
             quiet = 0;
-            process::notify(news);
+            eventfd::notify(news);
         }
     }
 }
@@ -280,7 +280,7 @@ impl Tracer {
         let news = self.faults.as_ref().map(Faults::news);
         let news = news.filter(|news| pidfd::readable(news.as_fd(), Some(Duration::ZERO)) == Ok(true));
         if let Some(news) = news {
-            process::take_notice(news);
+            eventfd::take_notice(news);
         }
         self.take_faults();
     }

@@ -9,7 +9,7 @@ use super::watch::release;
 use cowbell::sys::epoll::Poller;
 use cowbell::sys::remote::RemoteUffd;
 use cowbell::sys::uffd::UffdMessage;
-use cowbell::sys::{Errno, pidfd, process, timer};
+use cowbell::sys::{Errno, eventfd, pidfd, process, timer};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,7 @@ struct Shared {
 impl StandIn {
     /// Starts the thread. `None` where there are too many descriptors or threads: then writers wait until the tracer is back.
     pub fn start() -> Option<Self> {
-        let (timer, wake) = (timer::create().ok()?, process::event().ok()?);
+        let (timer, wake) = (timer::create().ok()?, eventfd::new().ok()?);
         let [is_needed, answers, ends] = [false; 3].map(AtomicBool::new);
         let (known, children) = (Mutex::default(), Mutex::default());
         let shared = Arc::new(Shared { known, children, is_needed, answers, ends, timer, wake });
@@ -86,7 +86,7 @@ impl StandIn {
         self.shared.is_needed.store(false, Ordering::SeqCst);
         timer::set(&self.shared.timer, None);
         if self.shared.answers.load(Ordering::SeqCst) {
-            process::notify(&self.shared.wake);
+            eventfd::notify(&self.shared.wake);
         }
     }
 }
@@ -114,7 +114,7 @@ fn stand_by(shared: &Shared) {
         shared.answers.store(true, Ordering::SeqCst);
         // The tracer may have been back before, and woken nobody. What it says from now on follows on its being back.
         if pidfd::readable(shared.wake.as_fd(), Some(Duration::ZERO)) == Ok(true) {
-            process::take_notice(&shared.wake);
+            eventfd::take_notice(&shared.wake);
         }
         if shared.is_needed.load(Ordering::SeqCst) {
             // Without it everybody waits until the tracer is back.

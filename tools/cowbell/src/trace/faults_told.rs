@@ -5,7 +5,7 @@
 //! was told. While they agree, only pages whose faults were told can have been written; if not, every page is looked at.
 
 use super::Tracer;
-use cowbell::sys::process;
+use cowbell::sys::procfs;
 use std::collections::HashMap;
 
 /// With more processes than this their counts are not compared: every page is looked at.
@@ -63,7 +63,7 @@ impl Tracer {
     /// A process stands at the beginning of its program: its faults up to now are of no interest. The kernel pins pages itself, to hand the
     /// arguments on.
     pub(super) fn begin_to_compare(&mut self, pid: i32) {
-        let counted = process::page_faults(pid);
+        let counted = procfs::signal_safe::page_faults(pid);
         self.take_faults();
         if let (Some(faults), Some(counted)) = (&mut self.faults, counted) {
             faults.counts.look(pid, counted);
@@ -84,7 +84,8 @@ impl Tracer {
             looked_at.extend(others);
         }
         // The kernel's counts are read first: faults that happen meanwhile must not hide those that were not told.
-        let counted: Vec<(i32, Option<u64>)> = looked_at.iter().map(|&pid| (pid, process::page_faults(pid))).collect();
+        let counted: Vec<(i32, Option<u64>)> =
+            looked_at.iter().map(|&pid| (pid, procfs::signal_safe::page_faults(pid))).collect();
         self.take_faults();
         let Some(faults) = &mut self.faults else { return };
         let (mut differ, mut untold) = (is_watched && is_crowd, 0u64);

@@ -198,7 +198,7 @@ impl Tracer {
         // A newborn has had none. A parent's would have to be read at each of its forks.
         let faults_before = match (role, forked_ns) {
             (WatchReason::Child, Some(_)) => Some(0),
-            (WatchReason::Child, None) => sys::process::page_faults(pid),
+            (WatchReason::Child, None) => sys::procfs::signal_safe::page_faults(pid),
             _ => None,
         };
         let (interval, codes) = (self.intervals, self.codes.clone());

@@ -7,7 +7,7 @@ use crate::record::{Event, Mode, WriteClass};
 use crate::stacks::instruction;
 use cowbell::sys::pagemap::Entry;
 use cowbell::sys::remote::RemoteMemory;
-use cowbell::sys::{process, tracing};
+use cowbell::sys::{procfs, tracing};
 
 /// The bytes that a C library keeps of a thread from its thread pointer on: glibc's `struct pthread` has 0x900 bytes.
 pub const THREAD_DATA: u64 = 0x900;
@@ -77,7 +77,7 @@ impl OpenInterval {
             if self.mode == Mode::Trace && !self.written.contains_key(&page) {
                 let class = self.class_of_write(page, entry);
                 self.written.insert(page, Written { class, frame: entry.frame(), time_ns });
-                let syscall = Some(process::EXIT_CALL);
+                let syscall = Some(procfs::syscall::EXIT_CALL);
                 self.events.push(Event {
                     time_ns,
                     page,

@@ -10,7 +10,7 @@
 //! device asks for no right, and a descriptor can be taken from a process that one may trace: one of the same user
 //! without capabilities. So nothing is written into the target's memory and none of its credentials change.
 
-use cowbell::sys::{Errno, process, procfs, tracing, uffd};
+use cowbell::sys::{Errno, descriptor, pipe, prctl, procfs, tracing, uffd};
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
@@ -45,7 +45,7 @@ impl Lender {
     fn start(user: u32, group: u32) -> Result<Self, String> {
         let device = uffd::device().map_err(|e| format!("/dev/userfaultfd cannot be opened for it ({e})"))?;
         let failed = |e: &dyn std::fmt::Display| format!("nothing could hand it /dev/userfaultfd ({e})");
-        process::keep_on_exec(&device).map_err(|e| failed(&e))?;
+        descriptor::keep_on_exec(&device).map_err(|e| failed(&e))?;
         let number = device.as_raw_fd();
         let mut command = Command::new("/proc/self/exe");
         command.arg0("cowbell").args(["lender", &number.to_string()]).uid(user).gid(group);
@@ -101,11 +101,11 @@ pub fn may_lend() -> Result<(), String> {
 
 /// The lender's own process: it holds what it was started with until nobody holds the other end of its standard input.
 pub fn run(_device: OwnedFd) -> ExitCode {
-    process::set_name(c"cowbell");
+    prctl::set_name(c"cowbell");
     if tracing::open_to_tracers().is_err() {
         return ExitCode::FAILURE;
     }
-    process::give_byte(std::io::stdout());
+    pipe::give_byte(std::io::stdout());
     let mut rest = Vec::new();
     let _end = std::io::stdin().read_to_end(&mut rest);
     ExitCode::SUCCESS

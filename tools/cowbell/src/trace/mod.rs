@@ -288,7 +288,7 @@ impl Tracer {
 
     fn obey(&mut self, command: TracerCommand) {
         match command {
-            TracerCommand::Signal(number) => sys::process::send(self.root, number),
+            TracerCommand::Signal(number) => sys::signal::send(self.root, number),
             TracerCommand::Detach if self.leaving => {}
             TracerCommand::Detach => {
                 self.leaving = true;

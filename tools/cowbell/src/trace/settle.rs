@@ -10,7 +10,7 @@ use crate::record::{Closed, End, Mode, PageRun, Watched, WriteClass};
 use cowbell::sys::Errno;
 use cowbell::sys::map::Range;
 use cowbell::sys::pagemap::{Categories, Entry};
-use cowbell::sys::process;
+use cowbell::sys::procfs;
 use std::collections::BTreeMap;
 
 /// The circumstances in which an interval closes.
@@ -56,7 +56,7 @@ pub fn settle(watch: &mut OpenInterval, originals: &Originals, donor: Option<&Do
 /// The number of copies that the process can have made and that are not known: each takes a page fault, and so did each that is
 /// known.
 fn faults_unexplained(watch: &OpenInterval, pages: &BTreeMap<u64, WriteClass>) -> u64 {
-    let faults = watch.faults_before.zip(process::page_faults(watch.pid));
+    let faults = watch.faults_before.zip(procfs::signal_safe::page_faults(watch.pid));
     let Some((before, now)) = faults else { return u64::MAX };
     let copies = |class: &&WriteClass| !matches!(class, WriteClass::FirstTouch | WriteClass::ZeroPage);
     (now - before).saturating_sub(pages.values().filter(copies).count() as u64)

@@ -3,7 +3,8 @@
 //! A process in a pid namespace of its own (a container's) knows its threads by other numbers, and its events have those.
 
 use cowbell::sys::change::{self, MemoryCall, Waits};
-use cowbell::sys::process::{self, BlockedThread};
+use cowbell::sys::process;
+use cowbell::sys::procfs::syscall::BlockedThread;
 use cowbell::sys::procfs::{self, status::Status};
 use std::collections::HashMap;
 use std::fs::File;
@@ -60,14 +61,14 @@ impl Threads {
         }
         if !self.syscalls.contains_key(&tid) {
             // A child that shares the memory (vfork) is a process of its own.
-            let opened = process::open_syscall(self.pid, tid).or_else(|_| process::open_syscall(tid, tid));
+            let opened = procfs::syscall::open(self.pid, tid).or_else(|_| procfs::syscall::open(tid, tid));
             self.syscalls.insert(tid, opened.ok()?);
         }
         let known = self.syscalls.get(&tid)?;
         let started = cowbell::sys::monotonic_ns();
         let mut limit = RESTLESS_NS_MAX;
         loop {
-            let found = process::blocked_in(known);
+            let found = procfs::syscall::blocked_in(known);
             let waited = cowbell::sys::monotonic_ns() - started;
             if found.is_none() && waited > limit && limit < ASK_NS_MAX && !interrupted && !is_due_a_signal(tid) {
                 limit = ASK_NS_MAX;
@@ -80,7 +81,7 @@ impl Threads {
 
     /// The place where a thread waits at this moment, if it was asked before.
     pub fn blocked_now(&self, tid: i32) -> Option<BlockedThread> {
-        self.syscalls.get(&tid).and_then(process::blocked_in)
+        self.syscalls.get(&tid).and_then(procfs::syscall::blocked_in)
     }
 
     /// The number of times that a thread was given a processor: while it is the same, a thread that was asleep has not run. `None`
@@ -110,7 +111,7 @@ impl Threads {
             return Vec::new();
         }
         for tid in &tids {
-            if let (false, Ok(opened)) = (self.syscalls.contains_key(tid), process::open_syscall(self.pid, *tid)) {
+            if let (false, Ok(opened)) = (self.syscalls.contains_key(tid), procfs::syscall::open(self.pid, *tid)) {
                 self.syscalls.insert(*tid, opened);
             }
         }

@@ -10,8 +10,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering::Relaxed};
 
 use cowbell::page::Range;
-use cowbell::sys::process;
 use cowbell::sys::procfs::maps::Mapping;
+use cowbell::sys::{c_library, prctl};
 
 use crate::count::{Counter, Reading, Refusal, check};
 use crate::held::Pages;
@@ -107,7 +107,7 @@ unsafe extern "C" fn cowbell_count_enable(out: *mut Failure) -> i32 {
         return 0;
     }
     // SAFETY: it takes no lock but that of malloc, which libc's fork has made the child's own before it calls this.
-    match unsafe { process::after_fork_in_child(begin) } {
+    match unsafe { c_library::after_fork_in_child(begin) } {
         Ok(()) => 0,
         Err(e) => {
             // SAFETY: the caller gives room for one.
@@ -277,5 +277,5 @@ unsafe extern "C" fn cowbell_count_forget(reading: *mut Reading) {
 #[unsafe(no_mangle)]
 extern "C" fn cowbell_count_die_with_parent() {
     // The death with the parent is a courtesy: without it a child that hangs outlives a parent that was killed.
-    let _refused = process::die_with_parent();
+    let _refused = prctl::die_with_parent();
 }
