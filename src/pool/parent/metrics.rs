@@ -53,7 +53,7 @@ impl<T, J, R> Pool<T, J, R> {
     /// [`Self::openmetrics`]; counters end with `_total`. The values of a worker that is gone stay until another has its index.
     ///
     /// Give each pool a [name](crate::pool::PoolBuilder::name) of its own. Two of one name (`pool` by default) write the same metrics: gauges have the values of the one that called this
-    /// last, and counters, which are set by `Counter::absolute` and never fall, those of the one that has counted more. It is the same with a pool that is made after an earlier one of its name has ended.
+    /// last, and counters, which `Counter::absolute` sets to at least what it is given (recorders that keep to that, as `metrics-exporter-prometheus` does, never let one fall), those of the one that has counted more. It is the same with a pool that is made after an earlier one of its name has ended.
     ///
     /// ```no_run
     /// # use cowbell::arena::Arena;
