@@ -2,15 +2,18 @@
 //!
 //! The allocator of this program serves the process that armed it, and of its children only one that has come to its closure; never a
 //! keeper, which has an id of its own in the child's memory. A closure forbids the allocator to itself around each write that has a handler run.
-//! Memory that C code takes is not seen.
+//! Memory that C code takes is not seen, nor are the heap's own handlers of a fork: that heap is no allocator here. They are held to the same by
+//! their mark alone (tests/tidy/signal_safe.rs), and run in tests/heap.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 
 use cowbell::arena::{Arena, FreezeOptions, Frozen, OnWrite};
 use cowbell::fork::{self, Ended, Exit, ForkOptions};
+use cowbell::shared::SharedArena;
 use cowbell::sys::{pipe, process, signal, stderr};
 use cowbell::watch::{Outside, Watch};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
@@ -130,6 +133,36 @@ fn a_refused_write_is_told_without_an_allocation() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Runs a function in a child of libc's `fork`, which calls the library's handlers there, before another program is executed.
+fn executed_after(in_child: fn()) -> Result<std::process::ExitStatus, Failed> {
+    let mut command = Command::new("true");
+    // SAFETY: it does what a signal handler may, and where it allocates the child ends.
+    unsafe {
+        command.pre_exec(move || {
+            in_child();
+            Ok(())
+        });
+    }
+    ALLOWED.store(process::pid(), Ordering::SeqCst);
+    let status = command.status();
+    ALLOWED.store(0, Ordering::SeqCst);
+    Ok(status?)
+}
+
+/// A program's own forks run handlers of the library, too: an arena that grows is fenced in the child, and locks are another process' there.
+fn a_fork_of_the_program_allocates_nothing() -> Result<(), Failed> {
+    let growing = Arena::builder("growing").capacity(4 << 20).build()?;
+    let first = growing.alloc(7u64)?;
+    let shared = SharedArena::new("shared", 1 << 20)?;
+    let lock = shared.mutex(5u64)?;
+    let held = lock.lock()?;
+    assert!(executed_after(|| ()).is_ok_and(|status| status.success()));
+    assert_eq!((*first, held.get()), (7, 5));
+    let allocates = executed_after(|| drop(std::hint::black_box(Box::new(7))))?;
+    assert_eq!(allocates.signal(), Some(libc_abort()), "an allocation there would be noticed");
+    Ok(())
+}
+
 /// The proof that an allocation would be noticed.
 fn an_allocation_would_abort() -> Result<(), Failed> {
     let exit = child(&ForkOptions::new(), || fenced(|| drop(std::hint::black_box(Box::new(7)))))?;
@@ -162,6 +195,10 @@ fn cases() -> Vec<Case> {
     cases.push((
         "a_refused_write_is_told_without_an_allocation".to_owned(),
         Box::new(a_refused_write_is_told_without_an_allocation),
+    ));
+    cases.push((
+        "a_fork_of_the_program_allocates_nothing".to_owned(),
+        Box::new(a_fork_of_the_program_allocates_nothing),
     ));
     cases.push(("an_allocation_would_abort".to_owned(), Box::new(an_allocation_would_abort)));
     cases

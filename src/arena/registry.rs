@@ -67,6 +67,7 @@ pub(crate) fn unkeep(range: Range) {
 
 /// Makes `fork()` itself call [`entered_child`], for forks that are not ours. Does so once.
 pub(super) fn notice_other_forks() -> Result<()> {
+    /// Runs in every child of a `fork()`. *Async-signal-safe.*
     extern "C" fn entered() {
         if entered_child().is_err() {
             stderr::write_all(b"cowbell: no memory to fence off a growing arena after fork\n");

@@ -140,7 +140,7 @@ pub(super) fn announced<R>(work: impl FnOnce() -> R) -> R {
 }
 
 /// In a forked child. A fork takes no picture of one moment: pages that other threads wrote meanwhile may be older or newer than others. What the lock guards,
-/// and what is this thread's, nobody wrote. The lists of blocks that others freed may be torn, so they are let be: those blocks are lost here.
+/// and what is this thread's, nobody wrote. The lists of blocks that others freed may be torn, so they are let be: those blocks are lost here. *Async-signal-safe.*
 extern "C" fn in_child() {
     let mine = MINE.with(|mine| mine.iter().filter(|mine| !mine.get().is_null()).count());
     if CLAIMED.swap(mine, Ordering::Relaxed) > mine {

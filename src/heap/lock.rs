@@ -49,12 +49,12 @@ fn raw_give() {
     }
 }
 
-/// Before a fork: nobody else is in the middle of a change then, so the child's copy is whole.
+/// Before a fork: nobody else is in the middle of a change then, so the child's copy is whole. *Async-signal-safe.*
 pub(super) extern "C" fn before_fork() {
     raw_take();
 }
 
-/// After it, in parent and child: whichever thread this is, it stands for the one that took the lock.
+/// After it, in parent and child: whichever thread this is, it stands for the one that took the lock. *Async-signal-safe.*
 pub(super) extern "C" fn after_fork() {
     raw_give();
 }

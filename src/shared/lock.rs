@@ -38,6 +38,7 @@ pub(crate) fn is_held_by_this_thread() -> bool {
 
 /// Makes libc's `fork` tell the child that it holds no lock. Does so once.
 pub(super) fn notice_forks() -> Result<()> {
+    /// Runs in every child of a `fork()`. *Async-signal-safe.*
     extern "C" fn entered() {
         FORKS.fetch_add(1, Ordering::Relaxed);
         HELD.set(0);
