@@ -88,7 +88,7 @@ impl PoolBuilder {
         self
     }
 
-    /// The way the workers' copies are observed (default [`Watch::Census`], which costs the writer nothing).
+    /// The way the workers' copies are observed (default [`Watch::Census`], under which writes take as long as without it).
     pub fn watch(mut self, watch: Watch) -> Self {
         self.settings.watch = watch;
         self

@@ -179,7 +179,7 @@ features! {
     ProcessDescriptors, process_descriptors: "process descriptors", "a worker is never mistaken for another process",
         "5.4", None;
     /// `close_range` (5.9).
-    CloseRange, close_range: "close_range", "the keeper process holds no foreign files open",
+    CloseRange, close_range: "close_range", "the keeper process has none of the program's files open",
         "5.9", None;
     /// `/proc/PID/pagemap` of one's own processes (3.5 has all bits that are needed).
     Pagemap, pagemap: "/proc/PID/pagemap", "which pages are copies, by a word for each page",
@@ -202,8 +202,8 @@ features! {
     /// `UFFD_FEATURE_WP_ASYNC`: the kernel records writes by itself (6.7; on arm64 6.10).
     UffdAsync, uffd_async: "userfaultfd WP_ASYNC", "the kernel records writes by itself",
         on_arm64("6.10", "6.7"), Some("CONFIG_PTE_MARKER_UFFD_WP");
-    /// `UFFD_FEATURE_SIGBUS`: a write to an armed page is a signal in the writer (4.14).
-    UffdSigbus, uffd_sigbus: "userfaultfd SIGBUS", "a write is a signal in the writer",
+    /// `UFFD_FEATURE_SIGBUS`: a write to an armed page sends a signal to the thread that writes (4.14).
+    UffdSigbus, uffd_sigbus: "userfaultfd SIGBUS", "a write to an armed page sends a signal to the thread that writes",
         "4.14", Some("CONFIG_USERFAULTFD");
     /// `UFFD_FEATURE_THREAD_ID`: messages name the writing thread (4.14).
     UffdThreadId, uffd_thread_id: "userfaultfd THREAD_ID", "messages name the writing thread",

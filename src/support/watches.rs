@@ -27,14 +27,14 @@ impl Watch {
         }
     }
 
-    /// The watch's cost to the writer.
+    /// The time that writes take under it.
     pub fn costs(self) -> &'static str {
         match self {
-            Self::Census => "costs the writer nothing",
-            Self::Async => "a copied page costs the writer about 1.4 times as much",
-            Self::Faults => "a copied page costs the writer about 1.5 times as much",
-            Self::Trap => "a copied page costs the writer about 2.9 times as much",
-            Self::Monitor => "a copied page costs the writer about 7 times as much, more on a busy machine",
+            Self::Census => "writes take as long as without it",
+            Self::Async => "a write that copies a page takes about 1.4 times as long",
+            Self::Faults => "a write that copies a page takes about 1.5 times as long",
+            Self::Trap => "a write that copies a page takes about 2.9 times as long",
+            Self::Monitor => "a write that copies a page takes about 7 times as long, more on a busy machine",
         }
     }
 
