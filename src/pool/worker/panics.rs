@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// A panic's message and place.
-pub(crate) type PanicMessage = (String, Option<String>);
+pub(crate) type CaughtPanic = (String, Option<String>);
 
 /// The last panic that the hook heard of in a job. The job may have caught it and ended by another, of which no hook hears:
 /// `resume_unwind` calls none.
@@ -47,7 +47,7 @@ pub(crate) fn capture() {
 }
 
 /// Runs a job; what its panic said, if it panics.
-pub(crate) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, PanicMessage> {
+pub(crate) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, CaughtPanic> {
     IN_JOB.set(true);
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job));
     IN_JOB.set(false);
@@ -61,7 +61,7 @@ pub(crate) fn catch<R>(job: impl FnOnce() -> R) -> Result<R, PanicMessage> {
 }
 
 /// The payload is the truth; what the hook heard adds the place, if it heard of this panic.
-fn said(payload: &dyn Any, heard: Option<Heard>) -> PanicMessage {
+fn said(payload: &dyn Any, heard: Option<Heard>) -> CaughtPanic {
     let text = message(payload);
     let place = heard.filter(|heard| heard.message == text && heard.kind == payload.type_id());
     (text.to_owned(), place.and_then(|heard| heard.place))
