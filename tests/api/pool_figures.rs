@@ -11,6 +11,7 @@ use cowbell::sys::{page_size, process, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::{Completion, Failed, Trial};
 use rustix::process::{DumpableBehavior, geteuid, set_dumpable_behavior};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -188,8 +189,12 @@ fn memory_is_what_page_tables_and_the_file_say() -> Outcome {
 
 fn a_planted_copy_is_a_page_of_its_workers_own() -> Outcome {
     let pool = touching(frozen_pages("figures", PAGES as usize)?, Watch::Census)?;
-    // Warm: the first job of a worker has its code and its stack copied.
-    each(&pool, &[(0, 1, 0); 60])?;
+    // Warm: the first job of a worker has its code and its stack copied. On a busy machine one worker may take all jobs before another has begun.
+    let warm = RefCell::new(BTreeSet::new());
+    until("each worker has run a job", || {
+        warm.borrow_mut().extend(each(&pool, &[(0, 1, 0); 60]).into_iter().flatten().map(|(who, _)| who));
+        warm.borrow().len() == WORKERS
+    })?;
     let own = |memory: &PoolMemory| -> Vec<_> {
         memory.workers.iter().map(|worker| (worker.pid, worker.own_bytes.expect("readable"))).collect()
     };
