@@ -320,9 +320,30 @@ impl<T: 'static> Frozen<T> {
     /// # Safety
     /// As [`Self::release`], but for references, which fault.
     pub(crate) unsafe fn withdraw(self) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let Some(range) = (unsafe { self.disown() })? else { return Ok(()) };
+        // SAFETY: the range is the arena's, and who refers into it faults as the caller was told.
+        unsafe { map::blank(range) }.map_err(|e| Error::os("mmap(withdrawn arena)", e))
+    }
+
+    /// [`Self::release`] in a process that has the arena's descriptor in values besides, which are dropped later or never: the memory does not wait for them.
+    ///
+    /// # Safety
+    /// As [`Self::release`].
+    pub(crate) unsafe fn release_at_once(self) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let Some(range) = (unsafe { self.disown() })? else { return Ok(()) };
+        // SAFETY: passed on to the caller.
+        unsafe { map::unmap(range) }.map_err(|e| Error::os("munmap", e))
+    }
+
+    /// Takes the arena out of the table and lets its file go; its addresses, unless nobody can unmap them: then it stays, and so do its pages.
+    ///
+    /// # Safety
+    /// As [`Self::release`], but for references: the memory is mapped still.
+    unsafe fn disown(self) -> Result<Option<Range>> {
         if self.image.for_good {
-            // Nobody can unmap it. It stays, and so do its pages.
-            return Ok(());
+            return Ok(None);
         }
         // SAFETY: passed on to the caller.
         drop(unsafe { registry::leave(self.inner) });
@@ -331,8 +352,7 @@ impl<T: 'static> Frozen<T> {
             // SAFETY: the number is the image's own, and who still maps or reads the file faults or fails as the caller was told.
             unsafe { memfd::forget(self.image.file.as_fd()) }?;
         }
-        // SAFETY: the range is the arena's, and who refers into it faults as the caller was told.
-        unsafe { map::blank(self.image.range) }.map_err(|e| Error::os("mmap(withdrawn arena)", e))
+        Ok(Some(self.image.range))
     }
 }
 

@@ -55,6 +55,8 @@ pub use crate::wire::{Plain, PlainVec};
 pub use context::{WorkerContext, WorkerInfo};
 pub use memory::buffer::Buffer;
 pub use parent::figures::{DataMemory, PoolMemory, WorkerMemory, WorkerStats};
+pub use parent::held::Held;
+pub use parent::load::{Former, Loaded};
 pub use parent::map::{Map, MapUnordered};
 pub use parent::pool::{Pool, Shutdown, Stats};
 pub use parent::prepared::Prepared;

@@ -20,6 +20,14 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
 }
 
+/// From now on [`receive`] fails with EAGAIN where it would block.
+///
+/// # Errors
+/// None known.
+pub fn never_wait(end: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::io::ioctl_fionbio(end, true)
+}
+
 /// Sends a message, and a descriptor with it. Blocks until there is room.
 ///
 /// # Errors

@@ -30,16 +30,28 @@ pub fn wait_end(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool
 /// # Errors
 /// EINVAL or ENOMEM from `ppoll(2)`.
 pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, Errno> {
+    wait_for(fd, PollFlags::IN, timeout)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, events: PollFlags, timeout: Option<Duration>) -> Result<bool, Errno> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
         let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
-        match rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], rest.as_ref()) {
+        match rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, events)], rest.as_ref()) {
             Ok(n) => return Ok(n > 0),
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
     }
+}
+
+/// Waits until the other end of a channel is closed by all who had it, at most `timeout`; true if it is. What can be read does not count.
+///
+/// # Errors
+/// EINVAL or ENOMEM from `ppoll(2)`.
+pub fn wait_hang_up(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<bool, Errno> {
+    wait_for(fd, PollFlags::empty(), timeout)
 }
 
 /// Waits until at least one descriptor is readable or hung up; says which. None when a signal came. *Async-signal-safe.*

@@ -48,6 +48,7 @@ mod pool_kit;
 #[cfg(feature = "pool")]
 mod pool_leaving;
 #[cfg(feature = "pool")]
+mod pool_loaded;
 mod pool_log;
 #[cfg(feature = "pool")]
 mod pool_metrics;
@@ -138,6 +139,7 @@ fn main() {
         #[cfg(feature = "pool")]
         pool_figures::trials(),
         #[cfg(feature = "pool")]
+        pool_loaded::trials(),
         pool_log::trials(),
         #[cfg(feature = "pool")]
         pool_metrics::trials(),

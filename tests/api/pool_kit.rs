@@ -173,12 +173,12 @@ pub fn in_time<R: Send>(time: Duration, body: impl FnOnce() -> R + Send) -> Resu
 }
 
 /// Descriptors of the workers of now.
-pub fn worker_pidfds<T, J, R>(pool: &Pool<T, J, R>) -> Result<Vec<OwnedFd>, Failed> {
+pub fn worker_pidfds<T, J, R, D>(pool: &Pool<T, J, R, D>) -> Result<Vec<OwnedFd>, Failed> {
     pool.workers().into_iter().map(|pid| Ok(pidfd::open(pid)?)).collect()
 }
 
 /// The process id of the zygote of a pool that has workers: their parent.
-pub fn zygote_of<T, J, R>(pool: &Pool<T, J, R>) -> Result<i32, Failed> {
+pub fn zygote_of<T, J, R, D>(pool: &Pool<T, J, R, D>) -> Result<i32, Failed> {
     // One that was just replaced may stand there still.
     let begun = Instant::now();
     loop {

@@ -14,14 +14,17 @@ use crate::pool::settings::PoolBuilder;
 use crate::pool::signals;
 use crate::pool::worker::panics;
 use crate::pool::worker::{JobEnd, JobRunner};
-use crate::pool::zygote::{self, Data, ZygoteEnds};
+use crate::pool::zygote::{self, Data, Loaded, ZygoteEnds};
 use crate::sys::{channel, eventfd};
 use crate::wire::{self, Passenger, Unreadable};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+/// The program's function that builds the data which some bytes ask for.
+pub(super) type Load<T> = Box<dyn FnMut(&[u8]) -> std::result::Result<Frozen<T>, String>>;
 
 /// The closure over the data, in the zygote and the workers.
 struct JobBody<T: 'static, J, R, F> {
@@ -30,6 +33,8 @@ struct JobBody<T: 'static, J, R, F> {
     /// In a worker only.
     context: Option<WorkerContext<T>>,
     body: F,
+    /// Who builds the data, where the program's own process does not.
+    load: Option<Load<T>>,
     types: PoolTypes<T, J, R>,
 }
 
@@ -94,16 +99,31 @@ where
 
     #[expect(unsafe_code, reason = "another process's memory becomes the data")]
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
-        // SAFETY: `replace` and `Prepared::spawn` have seen to it, or the caller of their unchecked siblings promised it; parent and zygote are forks of one program.
+        // SAFETY: `replace`, `Prepared::spawn` or, in the loader, `load` has seen to it, or the caller of an unchecked sibling promised it; parent, loader and zygote are forks of one program.
         let new = unsafe { Export::from_bytes(export)?.adopt(file)? };
         let Some(old) = self.frozen.replace(new) else { return Ok(()) };
-        // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
-        // reference that the closure captured faults, as `Pool::replace` says.
-        let withdrawn = unsafe { old.withdraw() };
-        if let Err(e) = withdrawn {
+        let given_up = if self.load.is_some() {
+            // SAFETY: a loader built the data and has ended. The zygote forks workers over it and runs nothing of the program's, so nothing here refers to it.
+            unsafe { old.release_at_once() }
+        } else {
+            // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
+            // reference that the closure captured faults, as `Pool::replace` says.
+            unsafe { old.withdraw() }
+        };
+        if let Err(e) = given_up {
             zygote::tell(|| log::warn!("the old data's memory stays: {e}"));
         }
         Ok(())
+    }
+
+    fn load(&mut self, source: &[u8]) -> std::result::Result<Loaded, String> {
+        let load = self.load.as_mut().ok_or("this pool's data comes from its parent")?;
+        let new = load(source)?;
+        if new.image().denied_for_good() {
+            return Err("it was frozen with OnWrite::Deny, so its memory could never be given back".to_owned());
+        }
+        let export = new.export().map_err(|e| e.to_string())?;
+        Ok((export, Arc::clone(new.image())))
     }
 }
 
@@ -163,12 +183,17 @@ impl PoolBuilder {
         if self.settings.populate {
             frozen.image().check_populate()?;
         }
-        let core = self.begin::<T, J, R, F>(Some(frozen.clone()), body)?;
-        Ok(Pool { core, frozen: Mutex::new(frozen), types: PhantomData })
+        let core = self.begin::<T, J, R, F>(Some(frozen.clone()), None, body)?;
+        Ok(Pool::new(core, frozen))
     }
 
     /// Forks the zygote, and through it the workers if there is data.
-    pub(super) fn begin<T, J, R, F>(self, frozen: Option<Frozen<T>>, body: F) -> Result<Arc<Core>>
+    pub(super) fn begin<T, J, R, F>(
+        self,
+        frozen: Option<Frozen<T>>,
+        load: Option<Load<T>>,
+        body: F,
+    ) -> Result<Arc<Core>>
     where
         T: 'static,
         J: Serialize + DeserializeOwned,
@@ -197,7 +222,7 @@ impl PoolBuilder {
         let shared = Arc::clone(&region);
         let mut zygotes = settings.clone();
         zygotes.worker_signals.note_ignored();
-        let mut job = JobBody { frozen, context: None, body, types: PhantomData };
+        let mut job = JobBody { frozen, context: None, body, load, types: PhantomData };
         // One that comes before the zygote has its settings would end it.
         let held = signals::hold();
         let zygote = fork::spawn(&options, |_| {

@@ -4,6 +4,7 @@
 //! workers. They are neither asked nor stopped, and count nothing for it.
 
 use super::core::{Core, lock};
+use super::held::Held;
 use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::fork::Child;
@@ -89,7 +90,7 @@ struct RecordCopy {
     jobs: u64,
 }
 
-impl<T, J, R> Pool<T, J, R> {
+impl<T, J, R, D> Pool<T, J, R, D> {
     /// The workers of now, by their indices: who each is, what it has done, and the memory that it has.
     ///
     /// A worker that ends while it is looked at is left out. The workers are neither asked nor stopped; this takes a message to the zygote and back, and what the
@@ -125,7 +126,9 @@ impl<T, J, R> Pool<T, J, R> {
         });
         Ok(stats.collect())
     }
+}
 
+impl<T, J, R, D: Held> Pool<T, J, R, D> {
     /// The memory of the newest data, and of each process of the pool.
     ///
     /// It is read while the processes go on, one after the other. What it takes is as with [`Self::worker_stats`], for parent and zygote, too; a
@@ -149,13 +152,13 @@ impl<T, J, R> Pool<T, J, R> {
         self.core.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         // Nobody replaces the data meanwhile, so its addresses stay its own.
         let newest = self.newest();
-        let image = newest.image();
-        let data = image.range();
+        let data = newest.range();
+        let generation = self.core.region.board().generation.0.load(Ordering::Acquire);
         let zygote = lock(&self.core.line).zygote.as_ref().map(Child::pid);
         let zygote = zygote.ok_or_else(|| Error::invalid("the pool is closed"))?;
         let look =
             |pid, has_data| Ok((private::own_pages(pid)?, if has_data { mapped(pid, data)? } else { PageSet::new() }));
-        let (parent, mut all) = look(procfs::SELF, true).map_err(failed)?;
+        let (parent, mut all) = look(procfs::SELF, newest.is_mapped_here()).map_err(failed)?;
         let mut complete = true;
         let mut add = |looked: Option<(u64, PageSet)>| match looked {
             Some((own, mapped)) => {
@@ -168,8 +171,10 @@ impl<T, J, R> Pool<T, J, R> {
             }
         };
         let zygote_own_bytes = add(permitted(look(zygote, true)).map_err(failed)?);
-        // Elsewhere a worker of an older generation may have other memory; older data never lay here, because the zygote keeps its addresses for nothing.
-        let has_data = |worker: &ForkedWorker| worker.arenas.iter().any(|arena| arena.range() == data);
+        // A worker of an older generation may have other memory there.
+        let has_data = |worker: &ForkedWorker| {
+            worker.generation == generation && worker.arenas.iter().any(|arena| arena.range() == data)
+        };
         let looked = self.core.look_at_workers(|worker| look(worker.pid, has_data(worker)))?;
         let workers = looked.into_iter().map(|(seen, looked)| WorkerMemory {
             index: seen.index,
@@ -177,7 +182,7 @@ impl<T, J, R> Pool<T, J, R> {
             own_bytes: add(looked),
         });
         let workers = workers.collect();
-        let shared_bytes = image.held_bytes()?;
+        let shared_bytes = newest.held_bytes()?;
         let data = shared_bytes.map(|shared_bytes| DataMemory {
             shared_bytes,
             unmapped_bytes: complete.then(|| shared_bytes.saturating_sub(bytes_of(all.count().0))),

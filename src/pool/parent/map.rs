@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 use std::fmt;
 use std::iter::Fuse;
+use std::sync::Arc;
 
 /// A batch is to take so long: long against the cost of passing it, short against a person's patience.
 const BATCH_NS: u64 = 1_000_000;
@@ -53,8 +54,8 @@ impl ChunkSize {
 }
 
 /// Batches of one iterator under way.
-struct Window<'p, T: 'static, J, R, I: Iterator> {
-    pool: &'p Pool<T, J, R>,
+struct Window<'p, R, I: Iterator> {
+    core: &'p Arc<Core>,
     jobs: Fuse<I>,
     chunk: ChunkSize,
     /// Each with the number of its first job.
@@ -79,15 +80,14 @@ struct Window<'p, T: 'static, J, R, I: Iterator> {
     refused: VecDeque<(usize, JobError)>,
 }
 
-impl<'p, T, J, R, I> Window<'p, T, J, R, I>
+impl<'p, R, I> Window<'p, R, I>
 where
-    J: Serialize,
     R: DeserializeOwned,
-    I: Iterator<Item = J>,
+    I: Iterator<Item: Serialize>,
 {
-    fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
+    fn new(core: &'p Arc<Core>, jobs: I) -> Self {
         Self {
-            pool,
+            core,
             jobs: jobs.fuse(),
             chunk: ChunkSize::Auto { last: 1, job_ns: None },
             runs: VecDeque::new(),
@@ -98,7 +98,7 @@ where
             row: Vec::new(),
             pending: None,
             spilled: Vec::new(),
-            spin: AdaptiveSpin::new(pool.core.settings.spin),
+            spin: AdaptiveSpin::new(core.settings.spin),
             waiter: Core::waiter(),
             failed: None,
             refused: VecDeque::new(),
@@ -107,7 +107,7 @@ where
 
     /// Two batches for each worker: one at work, one to go on with.
     fn width(&self) -> usize {
-        2 * self.pool.core.settings.workers + 1
+        2 * self.core.settings.workers + 1
     }
 
     /// Pulls and queues jobs until as many batches are under way as are useful.
@@ -118,7 +118,7 @@ where
         while self.pending.is_none() && self.runs.len() < self.width() && self.refused.is_empty() {
             // An iterator may not know its length (the lines of a file): then there may be many.
             let left = self.jobs.size_hint().1.unwrap_or(usize::MAX);
-            let many = self.chunk.next(left, self.pool.core.settings.workers);
+            let many = self.chunk.next(left, self.core.settings.workers);
             let mut jobs = usize::from(!self.spilled.is_empty());
             let first = self.pulled - jobs;
             self.row.clear();
@@ -132,7 +132,7 @@ where
                 };
                 self.pulled += 1;
                 match encoded {
-                    Ok(()) if jobs > 0 && self.row.len() > self.pool.core.settings.payload_capacity => {
+                    Ok(()) if jobs > 0 && self.row.len() > self.core.settings.payload_capacity => {
                         self.spilled = self.row.split_off(start);
                         break;
                     }
@@ -151,11 +151,11 @@ where
     }
 
     fn queue(&mut self, first: usize, jobs: usize) {
-        let settings = &self.pool.core.settings;
+        let settings = &self.core.settings;
         let terms = Terms { jobs, limit: settings.time_limit, waiter: self.waiter };
         // The room that is missing may be what earlier batches of our own take: then they are read first.
         let waits = self.runs.is_empty();
-        match InFlight::begin(&self.pool.core, &self.row, terms, settings.max_attempts, None, waits) {
+        match InFlight::begin(self.core, &self.row, terms, settings.max_attempts, None, waits) {
             Ok(Some(run)) => self.runs.push_back((first, run)),
             Ok(None) => self.pending = Some((first, jobs)),
             Err(error) => {
@@ -184,7 +184,7 @@ where
         if self.runs.is_empty() {
             return None;
         }
-        let core = &self.pool.core;
+        let core = self.core;
         let mut found = 0;
         let runs = &mut self.runs;
         let waited = core.wait(self.waiter, &self.spin, None, || {
@@ -246,29 +246,27 @@ macro_rules! settings {
 /// One that is forgotten (`std::mem::forget`), or not asked any more, keeps the places of its batches under way, of which a pool has 4,096.
 /// When all places are kept so, jobs fail with [`JobError::NotPassed`], which says so, after five seconds.
 #[must_use = "iterators are lazy: nothing runs until it is asked for"]
-pub struct Map<'p, T: 'static, J, R, I: Iterator> {
-    window: Window<'p, T, J, R, I>,
+pub struct Map<'p, R, I: Iterator> {
+    window: Window<'p, R, I>,
     ready: std::vec::IntoIter<Result<R, JobError>>,
 }
 
-impl<'p, T, J, R, I> Map<'p, T, J, R, I>
+impl<'p, R, I> Map<'p, R, I>
 where
-    J: Serialize,
     R: DeserializeOwned,
-    I: Iterator<Item = J>,
+    I: Iterator<Item: Serialize>,
 {
-    pub(crate) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
-        Self { window: Window::new(pool, jobs), ready: Vec::new().into_iter() }
+    pub(crate) fn new(core: &'p Arc<Core>, jobs: I) -> Self {
+        Self { window: Window::new(core, jobs), ready: Vec::new().into_iter() }
     }
 
     settings!();
 }
 
-impl<T, J, R, I> Iterator for Map<'_, T, J, R, I>
+impl<R, I> Iterator for Map<'_, R, I>
 where
-    J: Serialize,
     R: DeserializeOwned,
-    I: Iterator<Item = J>,
+    I: Iterator<Item: Serialize>,
 {
     type Item = Result<R, JobError>;
 
@@ -292,30 +290,28 @@ where
 
 /// Results as they end, each with the number of its job; see [`Pool::map_unordered`]. Forgotten, it is as a [`Map`] is.
 #[must_use = "iterators are lazy: nothing runs until it is asked for"]
-pub struct MapUnordered<'p, T: 'static, J, R, I: Iterator> {
-    window: Window<'p, T, J, R, I>,
+pub struct MapUnordered<'p, R, I: Iterator> {
+    window: Window<'p, R, I>,
     ready: std::iter::Enumerate<std::vec::IntoIter<Result<R, JobError>>>,
     first: usize,
 }
 
-impl<'p, T, J, R, I> MapUnordered<'p, T, J, R, I>
+impl<'p, R, I> MapUnordered<'p, R, I>
 where
-    J: Serialize,
     R: DeserializeOwned,
-    I: Iterator<Item = J>,
+    I: Iterator<Item: Serialize>,
 {
-    pub(crate) fn new(pool: &'p Pool<T, J, R>, jobs: I) -> Self {
-        Self { window: Window::new(pool, jobs), ready: Vec::new().into_iter().enumerate(), first: 0 }
+    pub(crate) fn new(core: &'p Arc<Core>, jobs: I) -> Self {
+        Self { window: Window::new(core, jobs), ready: Vec::new().into_iter().enumerate(), first: 0 }
     }
 
     settings!();
 }
 
-impl<T, J, R, I> Iterator for MapUnordered<'_, T, J, R, I>
+impl<R, I> Iterator for MapUnordered<'_, R, I>
 where
-    J: Serialize,
     R: DeserializeOwned,
-    I: Iterator<Item = J>,
+    I: Iterator<Item: Serialize>,
 {
     type Item = (usize, Result<R, JobError>);
 
@@ -338,7 +334,7 @@ where
     }
 }
 
-impl<T, J, R> Pool<T, J, R>
+impl<T, J, R, D> Pool<T, J, R, D>
 where
     J: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,
@@ -360,19 +356,19 @@ where
     /// Lazy: jobs are pulled as results are asked for, a few batches ahead of them, so neither the jobs nor the results need fit in
     /// memory. How many jobs make a batch is chosen by how long they take. What is not asked for any more is taken
     /// back.
-    pub fn map<I: IntoIterator<Item = J>>(&self, jobs: I) -> Map<'_, T, J, R, I::IntoIter>
+    pub fn map<I: IntoIterator<Item = J>>(&self, jobs: I) -> Map<'_, R, I::IntoIter>
     where
         R: Send,
     {
-        Map::new(self, jobs.into_iter())
+        Map::new(&self.core, jobs.into_iter())
     }
 
     /// Results as they end, each with the number of its job. Otherwise as [`Self::map`].
-    pub fn map_unordered<I: IntoIterator<Item = J>>(&self, jobs: I) -> MapUnordered<'_, T, J, R, I::IntoIter>
+    pub fn map_unordered<I: IntoIterator<Item = J>>(&self, jobs: I) -> MapUnordered<'_, R, I::IntoIter>
     where
         R: Send,
     {
-        MapUnordered::new(self, jobs.into_iter())
+        MapUnordered::new(&self.core, jobs.into_iter())
     }
 
     /// Runs all jobs and calls `each` with the results as they end.
@@ -388,7 +384,7 @@ where
 
 macro_rules! debug {
     ($($name:ident)*) => {$(
-        impl<T, J, R, I: Iterator> fmt::Debug for $name<'_, T, J, R, I> {
+        impl<R, I: Iterator> fmt::Debug for $name<'_, R, I> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let window = &self.window;
                 write!(f, concat!(stringify!($name), "({} of {} pulled jobs done)"), window.done, window.pulled)

@@ -1,5 +1,6 @@
 //! The figures of a pool as metrics: as the text that Prometheus reads, and through the facade `metrics`.
 
+use super::held::Held;
 use super::pool::Pool;
 use crate::error::Result;
 use crate::openmetrics::{Exposition, MetricKind};
@@ -16,7 +17,7 @@ struct Family {
     samples: Vec<(Option<usize>, f64)>,
 }
 
-impl<T, J, R> Pool<T, J, R> {
+impl<T, J, R, D: Held> Pool<T, J, R, D> {
     /// All figures as the text of OpenMetrics 1.0, which Prometheus reads: [`Pool::stats`], [`Pool::worker_stats`] and [`Pool::memory`]. docs/POOL.md lists the
     /// names. A server sends it with the media type [`OPENMETRICS_MEDIA_TYPE`](crate::pool::OPENMETRICS_MEDIA_TYPE).
     ///

@@ -3,7 +3,9 @@
 mod builder;
 mod core;
 pub(super) mod figures;
+pub(super) mod held;
 mod in_flight;
+pub(super) mod load;
 pub(super) mod map;
 mod metrics;
 pub(super) mod pool;

@@ -1,6 +1,6 @@
 //! The pool as its users hold it. What it gives out, tickets and iterators, adds its own methods to it: ticket.rs, map.rs.
 
-use super::core::Core;
+use super::core::{Core, lock};
 use crate::arena::{Contained, Frozen};
 use crate::error::{Error, Result};
 use crate::pool::protocol::messages::{Reply, Request, WorkerExit};
@@ -8,7 +8,7 @@ use crate::pool::settings::PoolBuilder;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The types that a pool carries along.
 pub(crate) type PoolTypes<T, J, R> = PhantomData<fn(J) -> (R, PhantomData<T>)>;
@@ -43,9 +43,13 @@ pub enum Shutdown {
 /// A pool of workers over one data set: jobs `J` in, results `R` out. See the [module](crate::pool).
 ///
 /// All methods may be called from several threads at once. Dropping it is [`Shutdown::Cancel`].
-pub struct Pool<T: 'static, J, R> {
+///
+/// `D` is what this process has of the data: the data itself, [`Frozen`], or, where a process of its own loads each data set, its file alone: [`Loaded`](super::load::Loaded).
+pub struct Pool<T: 'static, J, R, D = Frozen<T>> {
     pub(super) core: Arc<Core>,
-    pub(super) frozen: Mutex<Frozen<T>>,
+    /// One thread at a time moves on to new data, so that the newest here is the newest in the zygote. Taken before `data`.
+    pub(super) turn: Mutex<()>,
+    pub(super) data: Mutex<D>,
     pub(super) types: PoolTypes<T, J, R>,
 }
 
@@ -64,12 +68,18 @@ fn told(exits: Vec<WorkerExit>, lost: u64) -> Vec<WorkerExit> {
     exits
 }
 
-impl<T, J, R> Pool<T, J, R> {
-    /// The newest data, which nobody replaces as long as this is held.
-    pub(super) fn newest(&self) -> MutexGuard<'_, Frozen<T>> {
-        self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
+impl<T, J, R, D> Pool<T, J, R, D> {
+    pub(super) fn new(core: Arc<Core>, data: D) -> Self {
+        Self { core, turn: Mutex::new(()), data: Mutex::new(data), types: PhantomData }
     }
 
+    /// The newest data, which nobody replaces as long as this is held.
+    pub(super) fn newest(&self) -> MutexGuard<'_, D> {
+        lock(&self.data)
+    }
+}
+
+impl<T, J, R> Pool<T, J, R> {
     /// The data that the newest workers are forked over.
     pub fn data(&self) -> &'static T {
         self.newest().root()
@@ -117,13 +127,15 @@ impl<T, J, R> Pool<T, J, R> {
     /// Those of [`Self::replace`].
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub unsafe fn replace_unchecked(&self, new: Frozen<T>) -> Result<Frozen<T>> {
-        // One at a time, so that the newest here is the newest there.
+        let _turn = lock(&self.turn);
         let mut newest = self.newest();
         // SAFETY: passed on to the caller.
-        unsafe { self.core.hand_over(&new) }?;
+        unsafe { self.core.hand_over(&new.export()?, new.image().file()) }?;
         Ok(std::mem::replace(&mut newest, new))
     }
+}
 
+impl<T, J, R, D> Pool<T, J, R, D> {
     /// Numbers since the pool began; zeroes in a process forked from the pool's.
     pub fn stats(&self) -> Stats {
         if self.core.check_process().is_err() {
@@ -176,7 +188,7 @@ impl<T, J, R> Pool<T, J, R> {
     }
 }
 
-impl<T, J, R> Drop for Pool<T, J, R> {
+impl<T, J, R, D> Drop for Pool<T, J, R, D> {
     fn drop(&mut self) {
         if let Err(e) = self.core.close(true) {
             log::warn!("the pool `{}`: {e}", self.core.settings.name);
@@ -184,7 +196,7 @@ impl<T, J, R> Drop for Pool<T, J, R> {
     }
 }
 
-impl<T, J, R> fmt::Debug for Pool<T, J, R> {
+impl<T, J, R, D> fmt::Debug for Pool<T, J, R, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pool({}, {} workers)", self.core.settings.name, self.core.settings.workers)
     }

@@ -13,14 +13,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A pool whose data is to come: see [`PoolBuilder::prepare`]. It is a process, the zygote, which waits; dropping this ends it.
 #[must_use = "dropping it ends its process"]
-pub struct Prepared<T: 'static, J, R> {
+pub struct Prepared<T: 'static, J, R, D = Frozen<T>> {
     /// Gone when the pool has it.
     core: Option<Arc<Core>>,
     types: PoolTypes<T, J, R>,
+    holds: PhantomData<fn() -> D>,
 }
 
 impl PoolBuilder {
@@ -74,8 +75,24 @@ impl PoolBuilder {
     {
         // The zygote and its workers have what a process with arenas has, as if there had been one.
         prepare()?;
-        let core = self.begin::<T, J, R, F>(None, body)?;
-        Ok(Prepared { core: Some(core), types: PhantomData })
+        let core = self.begin::<T, J, R, F>(None, None, body)?;
+        Ok(Prepared::new(core))
+    }
+}
+
+impl<T, J, R, D> Prepared<T, J, R, D> {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self { core: Some(core), types: PhantomData, holds: PhantomData }
+    }
+
+    pub(super) fn core(&self) -> Result<&Core> {
+        self.core.as_deref().ok_or_else(|| Error::invalid("the pool was made already"))
+    }
+
+    /// The pool, now that its zygote has data.
+    pub(super) fn made(mut self, data: D) -> Result<Pool<T, J, R, D>> {
+        let core = self.core.take().ok_or_else(|| Error::invalid("the pool was made already"))?;
+        Ok(Pool::new(core, data))
     }
 }
 
@@ -108,19 +125,18 @@ impl<T, J, R> Prepared<T, J, R> {
     /// # Errors
     /// Those of [`Self::spawn`].
     #[expect(unsafe_code, reason = "declares an unsafe function")]
-    pub unsafe fn spawn_unchecked(mut self, frozen: Frozen<T>) -> Result<Pool<T, J, R>> {
-        let core = self.core.as_ref().ok_or_else(|| Error::invalid("the pool was made already"))?;
+    pub unsafe fn spawn_unchecked(self, frozen: Frozen<T>) -> Result<Pool<T, J, R>> {
+        let core = self.core()?;
         if core.settings.populate {
             frozen.image().check_populate()?;
         }
         // SAFETY: passed on to the caller.
-        unsafe { core.hand_over(&frozen) }?;
-        let core = self.core.take().ok_or_else(|| Error::invalid("the pool was made already"))?;
-        Ok(Pool { core, frozen: Mutex::new(frozen), types: PhantomData })
+        unsafe { core.hand_over(&frozen.export()?, frozen.image().file()) }?;
+        self.made(frozen)
     }
 }
 
-impl<T, J, R> Drop for Prepared<T, J, R> {
+impl<T, J, R, D> Drop for Prepared<T, J, R, D> {
     fn drop(&mut self) {
         if let Some(core) = &self.core
             && let Err(e) = core.close(true)
@@ -130,7 +146,7 @@ impl<T, J, R> Drop for Prepared<T, J, R> {
     }
 }
 
-impl<T, J, R> fmt::Debug for Prepared<T, J, R> {
+impl<T, J, R, D> fmt::Debug for Prepared<T, J, R, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prepared").finish_non_exhaustive()
     }

@@ -1,7 +1,7 @@
 //! Requests to the zygote, and the end of the pool.
 
 use super::core::{Core, LOOK_AFTER, ZygoteChannel, lock};
-use crate::arena::Frozen;
+use crate::arena::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::protocol::messages::{Reply, Request};
 use crate::pool::protocol::progress;
@@ -52,9 +52,8 @@ impl Core {
     /// # Errors
     /// Those of [`Pool::replace`](super::pool::Pool::replace).
     #[expect(unsafe_code, reason = "declares an unsafe function")]
-    pub(crate) unsafe fn hand_over<T>(&self, new: &Frozen<T>) -> Result<()> {
-        let request = Request::Adopt(new.export()?.to_bytes());
-        match self.request(&request, Some(new.image().file()))? {
+    pub(crate) unsafe fn hand_over(&self, new: &Export, file: BorrowedFd<'_>) -> Result<()> {
+        match self.request(&Request::Adopt(new.to_bytes()), Some(file))? {
             Reply::Done(_) => Ok(()),
             Reply::Refused(why) => {
                 Err(Error::new(ErrorKind::Child(format!("the zygote cannot take the data over: {why}").into())))

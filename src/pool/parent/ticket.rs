@@ -184,7 +184,7 @@ impl<R: DeserializeOwned + Send + 'static> Ticket<R> {
     }
 }
 
-impl<T, J, R> Pool<T, J, R>
+impl<T, J, R, D> Pool<T, J, R, D>
 where
     J: Serialize + DeserializeOwned,
     R: Serialize + DeserializeOwned,

@@ -15,6 +15,10 @@ pub(crate) enum Request {
     Cancel { slot: u32, job: u32 },
     /// Take over a new generation; its file comes along.
     Adopt(Vec<u8>),
+    /// Have the data that these bytes ask for loaded by a process of its own; the end of the channel for the answer, [`Loading`], comes along.
+    Load(Vec<u8>),
+    /// Kill the process that loads.
+    StopLoading,
     /// End.
     Close { cancel: bool },
 }
@@ -28,6 +32,15 @@ pub(crate) enum Reply {
     Workers(Vec<ForkedWorker>),
 }
 
+/// The end of a process that loads data. The channel's end is held by whoever has the data from then on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Loading {
+    /// The export; its file comes along.
+    Done(Vec<u8>),
+    /// There is no data: why.
+    Failed(String),
+}
+
 /// A worker as it was forked: what one must know to read its page tables.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ForkedWorker {
@@ -35,6 +48,8 @@ pub(crate) struct ForkedWorker {
     pub(crate) pid: i32,
     /// When it was begun, as its record says.
     pub(crate) started: u64,
+    /// The generation of the data that it was forked over.
+    pub(crate) generation: u64,
     /// Its arenas are under userfaultfd, so that untouched pages hold markers.
     pub(crate) armed: bool,
     pub(crate) arenas: Vec<ForkedArena>,

@@ -3,6 +3,7 @@
 //!
 //! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
+mod loading;
 mod termination;
 mod worker_log;
 
@@ -21,8 +22,11 @@ use crate::pool::worker::{self, JobRunner, Left};
 use crate::sys::epoll::Poller;
 use crate::sys::{self, channel, eventfd, limits, prctl, signal, tracing};
 use crate::wire;
+pub(crate) use loading::Loaded;
+use loading::Loader;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 pub(crate) use worker_log::tell;
@@ -31,6 +35,7 @@ use worker_log::{Killed, WorkerEnd};
 /// Tokens of the poller above the indices of all workers.
 const REQUESTS: u64 = 1 << 32;
 const LIMITS: u64 = REQUESTS + 1;
+const LOADER: u64 = REQUESTS + 2;
 
 /// For so long after the OOM killer was seen at work a worker's SIGKILL is taken for its doing.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(1);
@@ -53,6 +58,12 @@ pub(crate) trait Data: JobRunner {
     /// # Errors
     /// Its addresses are taken, or the file is no sealed image.
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()>;
+
+    /// In a process of its own: has the program build the data that `source` asks for.
+    ///
+    /// # Errors
+    /// The pool has nobody who loads; whatever the program says; the data cannot be handed over.
+    fn load(&mut self, source: &[u8]) -> Result<Loaded, String>;
 }
 
 /// What the zygote knows of the worker with one index.
@@ -67,6 +78,8 @@ pub(crate) struct Member {
     pub(crate) due: Option<Instant>,
     /// Since when it was seen stopped by a signal.
     pub(crate) stopped: Option<Instant>,
+    /// The channel's end of its data, if that was loaded. It is held here until the worker is reaped, because a keeper has the memory for a moment longer.
+    pub(crate) users: Option<Rc<OwnedFd>>,
 }
 
 /// The ends of the channels that the zygote has.
@@ -112,6 +125,7 @@ pub(crate) struct Zygote<'a> {
     /// When that count was seen to have grown.
     pub(crate) out_of_memory_at: Option<Instant>,
     pub(crate) closing: bool,
+    pub(crate) loader: Loader,
 }
 
 impl<'a> Zygote<'a> {
@@ -147,6 +161,7 @@ impl<'a> Zygote<'a> {
             out_of_memory_kills: limits::out_of_memory_kills(),
             out_of_memory_at: None,
             closing: false,
+            loader: Loader::default(),
         };
         if zygote.data.has_data() {
             zygote.start_all()?;
@@ -174,6 +189,7 @@ impl<'a> Zygote<'a> {
                         }
                     }
                     LIMITS => eventfd::take_notice(&self.channels.limits),
+                    LOADER => self.reap_loader(),
                     index => self.reap(index as usize),
                 }
             }
@@ -194,12 +210,13 @@ impl<'a> Zygote<'a> {
         own.clear(board.generation.0.load(Ordering::Acquire), sys::monotonic_ns());
         let options = ForkOptions::new().watch(self.settings.watch).last_census(self.settings.last_census);
         let (region, settings, data) = (self.region, self.settings, &mut *self.data);
-        let crew = &mut self.crew;
+        let (crew, loader) = (&mut self.crew, &mut self.loader);
         // The worker has its own settings for them, and gets what comes before it has.
         let held = signals::hold();
         let child = fork::spawn(&options, |_| {
             // Copies of descriptors that are the zygote's business.
             crew.clear();
+            loader.leave();
             worker::live(region, settings, index, data);
         });
         drop(held);
@@ -211,6 +228,7 @@ impl<'a> Zygote<'a> {
             member.child = Some(child);
             member.due = None;
             member.stopped = None;
+            member.users = self.loader.users();
         }
         Ok(())
     }
@@ -256,13 +274,17 @@ impl<'a> Zygote<'a> {
 
     /// A worker has ended: tells what became of its job and has it replaced.
     fn reap(&mut self, index: usize) {
-        let Some(mut child) = self.crew.get_mut(index).and_then(|member| member.child.take()) else { return };
+        let Some(member) = self.crew.get_mut(index) else { return };
+        let Some(mut child) = member.child.take() else { return };
+        let users = member.users.take();
         let _closed_soon = self.poller.remove(child.pidfd());
         // The kernel may soon give the worker's id to another process.
         if let Some(own) = self.region.workers().get(index) {
             own.pid.store(0, Ordering::Release);
         }
-        let exit = match child.wait() {
+        let waited = child.wait();
+        drop(users);
+        let exit = match waited {
             Ok(exit) => exit,
             Err(e) => {
                 let pid = child.pid();
@@ -368,6 +390,12 @@ impl<'a> Zygote<'a> {
                 }
                 None => Reply::Refused("no file came with the request".to_owned()),
             },
+            Request::Load(source) => {
+                let begun = file.ok_or_else(|| Error::invalid("no channel came with the request"));
+                let begun = begun.and_then(|end| self.load(&source, end));
+                begun.map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
+            }
+            Request::StopLoading => Reply::Done(self.loader.stop()),
             Request::Close { cancel } => {
                 self.close(cancel);
                 // The answer comes when the last worker has gone.
@@ -395,6 +423,7 @@ impl<'a> Zygote<'a> {
     fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
         let is_first = !self.data.has_data();
         self.data.adopt(export, file)?;
+        self.loader.adopted();
         if is_first {
             return self.start_all();
         }

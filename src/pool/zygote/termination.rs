@@ -136,6 +136,7 @@ impl Zygote<'_> {
         self.closing = true;
         self.region.board().closing.store(if cancel { 2 } else { 1 }, Ordering::SeqCst);
         self.region.queue().wake_all();
+        self.loader.close();
         for member in &mut self.crew {
             member.due = None;
         }

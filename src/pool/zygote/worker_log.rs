@@ -64,6 +64,7 @@ pub(crate) fn forked(index: usize, own: &WorkerRecord, child: &Child) -> ForkedW
         index: index as u32,
         pid: child.pid(),
         started: own.started.load(Ordering::Acquire),
+        generation: own.generation.load(Ordering::Acquire),
         armed: child.watch().arms(),
         arenas: arenas.collect(),
     }
