@@ -64,7 +64,7 @@ impl ArenaBuilder {
         let capacity = sys::page_size().round_up(self.capacity).ok_or_else(too_large)?;
         prepare()?;
         let huge_pages = self.huge_pages;
-        let reserved = Reserved::new(len, align)?;
+        let reserved = Reserved::new(registry::next_addresses()?, len, align)?;
         let inner = self.enter(reserved.range(), capacity, file)?;
         reserved.keep();
         Ok(Arena { handle: ArenaRef::new(inner), huge_pages })

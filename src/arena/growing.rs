@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::map::{self, Access, Harmless, Range};
 use crate::sys::memfd;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 /// A growing arena's file, kept until the image takes it over.
 pub(super) type File = Option<OwnedFd>;
@@ -109,8 +110,8 @@ impl Growing {
 pub(super) struct Reserved(Range);
 
 impl Reserved {
-    pub(super) fn new(len: usize, align: usize) -> Result<Self> {
-        map::reserve_apart(len, align).map(Self)
+    pub(super) fn new(next: &AtomicU64, len: usize, align: usize) -> Result<Self> {
+        map::reserve_apart(next, len, align).map(Self)
     }
 
     pub(super) fn range(&self) -> Range {

@@ -319,7 +319,7 @@ impl Found {
         let page = sys::page_size();
         let too_large = || Error::invalid("the image is larger than addresses are");
         let len = page.round_up(self.used.max(1)).ok_or_else(too_large)?;
-        let reserved = Reserved::new(len, map::huge_page_size().unwrap_or(page.bytes()))?;
+        let reserved = Reserved::new(registry::next_addresses()?, len, map::huge_page_size().unwrap_or(page.bytes()))?;
         let range: Range = reserved.range();
         let begin = self.header.begin;
         // SAFETY: the range was just reserved and nobody was given an address in it.

@@ -30,8 +30,11 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-/// For each slot the highest generation that any process which came from this one's first has given out.
+/// For each slot the highest generation that any process which came from this one's first has given out, and the addresses that the next arena looks for first.
 static FAMILY: OnceLock<SharedWords> = OnceLock::new();
+
+/// So many slots are used before further ones are: whoever looks at all arenas looks at all slots that were ever used.
+const TIER: usize = 1024;
 
 /// One at a time enters an arena, so that a slot found empty stays empty.
 static ENTERING: Mutex<()> = Mutex::new(());
@@ -86,7 +89,7 @@ pub(super) fn notice_other_forks() -> Result<()> {
 pub(crate) fn prepare() -> Result<()> {
     let _entering = entering();
     if FAMILY.get().is_none() {
-        let _first = FAMILY.set(SharedWords::new(SLOTS)?);
+        let _first = FAMILY.set(SharedWords::new(SLOTS + 1)?);
         prepare_hashing();
     }
     Ok(())
@@ -101,6 +104,15 @@ fn family(at: usize) -> Option<&'static AtomicU64> {
     FAMILY.get()?.words().get(at)
 }
 
+/// The word by which all processes of the family count the addresses of their arenas: so an arena of one can be adopted by another, whatever that has built meanwhile.
+///
+/// # Errors
+/// ENOMEM.
+pub(super) fn next_addresses() -> Result<&'static AtomicU64> {
+    prepare()?;
+    family(SLOTS).ok_or_else(|| Error::invalid("the family has no memory"))
+}
+
 /// Enters a new arena and returns it with its slot and generation settled.
 pub(super) fn enter(make: impl FnOnce(u16, u16) -> Inner) -> Result<&'static Inner> {
     prepare()?;
@@ -110,7 +122,8 @@ pub(super) fn enter(make: impl FnOnce(u16, u16) -> Inner) -> Result<&'static Inn
     let is_free = |&at: &usize| TABLE[at].inner.load(Ordering::Acquire).is_null() && highest(at) < u64::from(u16::MAX);
     // The one used least: other processes may still have arenas of this process that it has released, and arenas of
     // their own, under the numbers of those slots.
-    let free = (0..SLOTS).filter(is_free).min_by_key(|&at| highest(at));
+    let among = |tier: usize| (tier * TIER..(tier + 1) * TIER).filter(is_free).min_by_key(|&at| highest(at));
+    let free = (0..SLOTS / TIER).find_map(among);
     let at = free.ok_or_else(|| Error::invalid(format!("{SLOTS} arenas are alive; release some first")))?;
     let number = family(at).map_or(0, |word| word.fetch_add(1, Ordering::Relaxed) + 1);
     let generation = u16::try_from(number).map_err(|_| Error::invalid("an arena's place was used too often"))?;

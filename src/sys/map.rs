@@ -44,42 +44,10 @@ impl Access {
 /// # Errors
 /// ENOMEM when the address space or `RLIMIT_AS` is used up.
 pub fn reserve(len: usize, align: usize) -> Result<Range> {
-    reserve_near(0, len, align)
-}
-
-/// The address at which [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
-/// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits). ThreadSanitizer, for which
-/// there is the other pair, has its shadow there.
-const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } else { (16 << 40, 40 << 40) };
-
-/// The next address of [`APART`] that no process in this line of forks has asked for yet.
-static NEXT_APART: AtomicU64 = AtomicU64::new(APART.0);
-
-/// [`reserve`], at addresses that were given out neither by this process nor by those it was forked from, and
-/// that the kernel chooses for nothing else. Two processes that came from one find the same addresses free,
-/// until both have reserved some. Only a hint: where such an address is taken or there is none, any other is given.
-///
-/// # Errors
-/// Those of [`reserve`].
-pub fn reserve_apart(len: usize, align: usize) -> Result<Range> {
-    let (first, last) = APART;
-    // One more unit stays free behind each, so that no range touches the next.
-    let step = len.checked_next_multiple_of(align).and_then(|len| len.checked_add(align));
-    let step = step.map(|step| step as u64).filter(|&step| step <= last - first);
-    let Some(step) = step else { return reserve(len, align) };
-    // Behind the end it begins anew: what was reserved there first is given back by then, or is seen to be taken.
-    let begin = |now: u64| if now + step <= last { now } else { first };
-    let taken = NEXT_APART.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(begin(now) + step));
-    let hint = begin(taken.unwrap_or(first));
-    reserve_near(usize::try_from(hint).unwrap_or(0), len, align)
-}
-
-fn reserve_near(hint: usize, len: usize, align: usize) -> Result<Range> {
     let padded = len.checked_add(align).ok_or_else(|| Error::invalid("range too large"))?;
-    let hint = std::ptr::with_exposed_provenance_mut(hint);
     // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
     let base = unsafe {
-        rustix::mm::mmap_anonymous(hint, padded, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+        rustix::mm::mmap_anonymous(null_mut(), padded, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
     };
     let base = base.map_err(|e| Error::os("mmap(reserve)", e))?.expose_provenance();
     let start = base.next_multiple_of(align);
@@ -91,6 +59,41 @@ fn reserve_near(hint: usize, len: usize, align: usize) -> Result<Range> {
         }
     }
     Ok(Range { start, len })
+}
+
+/// The address at which [`reserve_apart`] looks first: far above what the heap grows into and below where the kernel puts
+/// libraries, stacks and mappings of its own choice, in either of its layouts (x86-64 and arm64, 48 bits). ThreadSanitizer, for which
+/// there is the other pair, has its shadow there.
+const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } else { (16 << 40, 40 << 40) };
+
+/// The number of addresses that [`reserve_apart`] tries, one behind the other.
+const APART_TRIES: usize = 1024;
+
+/// [`reserve`], at addresses that the kernel chooses for nothing else and that no process has been given which counts by the same word: one that stays shared over fork ([`SharedWords`])
+/// and was 0 at first. So two processes that came from one find the addresses of both free. Where there are none such, any other is given.
+///
+/// # Errors
+/// Those of [`reserve`].
+pub fn reserve_apart(next: &AtomicU64, len: usize, align: usize) -> Result<Range> {
+    let (first, last) = APART;
+    // One more unit stays free behind each, so that no range touches the next.
+    let step = len.checked_next_multiple_of(align).and_then(|len| len.checked_add(align));
+    let step = step.map(|step| step as u64).filter(|&step| step <= last - first);
+    let Some(step) = step else { return reserve(len, align) };
+    // Behind the end it begins anew: what was reserved there first is given back by then, or is seen to be taken.
+    let begin = |now: u64| if now >= first && now + step <= last { now } else { first };
+    for _ in 0..APART_TRIES {
+        let taken = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(begin(now) + step));
+        let at = usize::try_from(begin(taken.unwrap_or(first))).unwrap_or(0).next_multiple_of(align);
+        let range = Range { start: at, len };
+        match fence(range) {
+            Ok(()) => return Ok(range),
+            Err(Errno::EXIST) => {}
+            // There are no such addresses in this address space, or none are allowed.
+            Err(_) => break,
+        }
+    }
+    reserve(len, align)
 }
 
 /// `mmap(range, PROT_NONE, MAP_FIXED_NOREPLACE)`: keeps addresses that should be free, so that

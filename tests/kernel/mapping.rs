@@ -39,8 +39,8 @@ pub const CLAIMS: &[Claim] = &[
     )
     .limit_s(60),
     claim!(
-        a_hint_is_honoured_where_addresses_are_free,
-        "mmap without `MAP_FIXED` takes the address it is asked for where nothing is mapped, below 2^47, and another one where something is."
+        addresses_apart_are_free_and_what_is_mapped_is_not_replaced,
+        "`MAP_FIXED_NOREPLACE` takes addresses between 16 and 40 TiB (below 2^47) where nothing is mapped, and is refused (EEXIST) where something is."
     ),
     claim!(
         a_private_map_of_a_memfd_fills_a_hole_and_replaces_nothing,
@@ -152,23 +152,25 @@ fn mprotect_of_single_pages_runs_out_of_mappings() -> Verdict {
     Ok(())
 }
 
-fn a_hint_is_honoured_where_addresses_are_free() -> Verdict {
+fn addresses_apart_are_free_and_what_is_mapped_is_not_replaced() -> Verdict {
     const UNIT: usize = 2 << 20;
-    let first = map::reserve_apart(4 * UNIT, UNIT).expect("addresses");
-    let second = map::reserve_apart(UNIT, UNIT).expect("addresses");
+    // One word for this process and its children.
+    let family = map::SharedWords::new(1).expect("memory");
+    let reserve = |len| map::reserve_apart(&family.words()[0], len, UNIT).expect("addresses");
+    let first = reserve(4 * UNIT);
+    let second = reserve(UNIT);
     assert!((16 << 40..40 << 40).contains(&first.start), "{:#x}", first.start);
     assert_eq!(second.start, first.end() + UNIT, "the next hint");
-    // In two processes that came from one, whatever else each has mapped.
-    let here = map::reserve_apart(UNIT, UNIT).expect("addresses").start;
+    // A child's are others than its parent's, whatever else each has mapped.
+    let here = reserve(UNIT).start;
     let there = child::compute(|| {
         map::anonymous(64 << 20).expect("memory");
-        map::reserve_apart(UNIT, UNIT).expect("addresses").start as u64
+        reserve(UNIT).start as u64
     });
-    assert_eq!(there as usize, here + 2 * UNIT, "the child begins where its parent stood");
-    let taken = Range { start: here + 2 * UNIT, len: UNIT };
-    map::fence(taken).expect("free here");
-    let elsewhere = map::reserve_apart(UNIT, UNIT).expect("addresses");
-    assert!(elsewhere.start.abs_diff(taken.start) >= UNIT, "{:#x} is taken", taken.start);
+    assert_eq!(there as usize, here + 2 * UNIT);
+    // What is taken is passed over.
+    map::fence(Range { start: here + 4 * UNIT, len: UNIT }).expect("free here");
+    assert_eq!(reserve(UNIT).start, here + 6 * UNIT);
     Ok(())
 }
 

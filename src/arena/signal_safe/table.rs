@@ -11,8 +11,8 @@ use crate::sys::map::{self, Range};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering};
 
-/// The number of arenas that can be alive at once.
-pub(in crate::arena) const SLOTS: usize = 1024;
+/// The number of arenas that can be alive at once: as many as a handle can name, and more than mappings that a process may have by default.
+pub(in crate::arena) const SLOTS: usize = 1 << 16;
 
 pub(in crate::arena) struct Slot {
     pub(in crate::arena) inner: AtomicPtr<Inner>,

@@ -1,14 +1,11 @@
 //! What a pool's parent has of the newest data.
 
-use super::load::Loaded;
 use crate::arena::Frozen;
 
-/// What a pool's parent has of the newest data: the data itself, as [`Frozen`], or its file, as [`Loaded`]. There is no other.
+/// What a pool's parent has of the newest data: the data itself, as [`Frozen`], or its file, as [`Loaded`](super::load::Loaded). There is no other.
 pub trait Held: file::File {}
 
 impl<T: 'static> Held for Frozen<T> {}
-
-impl<S> Held for Loaded<S> {}
 
 pub(super) mod file {
     use crate::arena::Frozen;

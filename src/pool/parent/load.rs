@@ -2,7 +2,7 @@
 
 use super::builder::Load;
 use super::core::{Core, lock};
-use super::held::file::File;
+use super::held::{Held, file::File};
 use super::pool::Pool;
 use super::prepared::Prepared;
 use crate::arena::prepare::prepare;
@@ -226,6 +226,8 @@ impl Core {
         unsafe { self.hand_over(export, loaded.file.as_fd()) }
     }
 }
+
+impl<S> Held for Loaded<S> {}
 
 impl<S> File for Loaded<S> {
     fn range(&self) -> Range {

@@ -1,89 +1,12 @@
-//! Loading data in a process of its own, forked from the zygote: neither the program nor the zygote has a reference into what it builds, so the memory is free
-//! when the last worker over it has left, and nobody has to promise anything.
-//!
-//! ```text
-//!  parent                     zygote                          loader                    workers of the new generation
-//!  Load(source), channel ──>  forks                      ──>  builds, freezes
-//!                             reaps, passes it on        <──  export, file; ends
-//!  Adopt(export, file)   <──  Loading::Done, file
-//!                        ──>  maps it, gives up the old, forks  ────────────────────>   hold the channel's end while they live
-//! ```
+//! What the zygote does about a loader: it forks it, and passes on what it has said.
 
-use super::{LOADER, Zygote, tell};
-use crate::arena::{Export, Image};
+use super::loader::{Loader, Running, failed, say};
+use super::{LOADER, Zygote};
 use crate::error::{Error, Result};
-use crate::fork::{self, Child, ForkOptions};
+use crate::fork::{self, ForkOptions};
 use crate::pool::protocol::failure::Death;
-use crate::pool::protocol::messages::Loading;
-use crate::sys::{channel, process, signal};
-use crate::wire;
+use crate::sys::{channel, process};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
-use std::sync::Arc;
-
-/// Frozen data that a loader has built: what is told of it, and the image with its file.
-pub(crate) type Loaded = (Export, Arc<Image>);
-
-/// The zygote's side of loading.
-#[derive(Default)]
-pub(crate) struct Loader {
-    running: Option<Running>,
-    /// The channel's end of the data that was loaded last and is not adopted yet.
-    loaded: Option<OwnedFd>,
-    /// The channel's end of the data that workers are forked over now. The parent, at the other end, is told by the kernel when nobody has it any more.
-    newest: Option<Rc<OwnedFd>>,
-}
-
-/// A loader at work.
-struct Running {
-    child: Child,
-    /// Where the loader writes what it has built, as a [`Loading`].
-    words: OwnedFd,
-    /// Where the parent waits.
-    end: OwnedFd,
-    stopped: bool,
-}
-
-impl Loader {
-    /// In a worker: what it does not hold.
-    pub(crate) fn leave(&mut self) {
-        (self.running, self.loaded) = (None, None);
-    }
-
-    /// The data that was loaded last is what workers are forked over from now on.
-    pub(crate) fn adopted(&mut self) {
-        self.newest = self.loaded.take().map(Rc::new);
-    }
-
-    /// The channel's end that a worker holds who is forked now.
-    pub(super) fn users(&self) -> Option<Rc<OwnedFd>> {
-        self.newest.clone()
-    }
-
-    /// Kills the loader; false if there is none.
-    pub(crate) fn stop(&mut self) -> bool {
-        let Some(running) = &mut self.running else { return false };
-        running.stopped = true;
-        if let Err(e) = running.child.kill(signal::KILL) {
-            tell(|| log::warn!("the loader {}: {e}", running.child.pid()));
-        }
-        true
-    }
-
-    /// Nobody waits for the loader any more.
-    pub(crate) fn close(&mut self) {
-        // The child is killed as it is dropped.
-        tell(|| self.running = None);
-    }
-}
-
-impl Running {
-    /// What the loader, which has ended, has said. It may have ended in the middle of a word, or have left a process behind that has its end of the channel, so this waits for nothing.
-    fn said(&self) -> Option<channel::Message> {
-        channel::never_wait(self.words.as_fd()).ok()?;
-        channel::receive(self.words.as_fd()).ok().flatten()
-    }
-}
 
 impl Zygote<'_> {
     /// Forks a loader.
@@ -142,24 +65,4 @@ impl Zygote<'_> {
         let _heard = channel::send(running.end.as_fd(), &message, file.as_ref().map(AsFd::as_fd));
         self.loader.loaded = file.is_some().then_some(running.end);
     }
-}
-
-fn failed(why: String) -> Option<channel::Message> {
-    encode(&Loading::Failed(why)).map(|message| (message, None))
-}
-
-fn encode(loading: &Loading) -> Option<Vec<u8>> {
-    let mut message = Vec::new();
-    wire::encode(loading, &mut message, &mut Vec::new()).ok().map(|()| message)
-}
-
-/// In the loader: tells the zygote what it has built; the exit code says whether all of it was told.
-fn say(zygote: &OwnedFd, loaded: Result<Loaded, String>) -> i32 {
-    let (loading, image) = match loaded {
-        Ok((export, image)) => (Loading::Done(export.to_bytes()), Some(image)),
-        Err(why) => (Loading::Failed(why), None),
-    };
-    let file = image.as_ref().map(|image| image.file());
-    let sent = encode(&loading).is_some_and(|message| channel::send(zygote.as_fd(), &message, file).is_ok());
-    i32::from(!sent)
 }

@@ -3,7 +3,9 @@
 //!
 //! The zygote dies with its parent and its workers die with it (`PR_SET_PDEATHSIG`), so nothing stays behind, whoever is killed.
 
+mod loader;
 mod loading;
+mod requests;
 mod termination;
 mod worker_log;
 
@@ -13,7 +15,7 @@ use crate::fork::{self, Child, ForkOptions};
 use crate::pool::memory::region::Region;
 use crate::pool::protocol::board::Slot;
 use crate::pool::protocol::failure::{Death, JobFailure};
-use crate::pool::protocol::messages::{Reply, Request, WorkerExit};
+use crate::pool::protocol::messages::{Reply, WorkerExit};
 use crate::pool::protocol::progress::{self, JobPhase, Progress};
 use crate::pool::protocol::queue::{self, DONE, QUEUED};
 use crate::pool::settings::Settings;
@@ -22,8 +24,8 @@ use crate::pool::worker::{self, JobRunner, Left};
 use crate::sys::epoll::Poller;
 use crate::sys::{self, channel, eventfd, limits, prctl, signal, tracing};
 use crate::wire;
-pub(crate) use loading::Loaded;
-use loading::Loader;
+pub(crate) use loader::Loaded;
+use loader::Loader;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -374,61 +376,5 @@ impl<'a> Zygote<'a> {
     pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, &'static Slot)> + use<> {
         let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
         self.region.slots().iter().enumerate().take(used)
-    }
-
-    /// Answers a request of the parent; false when the parent is gone.
-    fn answer(&mut self) -> bool {
-        let Ok(Some((message, file))) = channel::receive(self.channels.requests.as_fd()) else { return false };
-        let Ok(request) = wire::decode::<Request>(&message, &[]) else { return false };
-        let reply = match request {
-            Request::Exits => self.take_exits(),
-            Request::Workers => self.workers(),
-            Request::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
-            Request::Adopt(words) => match file {
-                Some(file) => {
-                    self.adopt(&words, file).map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
-                }
-                None => Reply::Refused("no file came with the request".to_owned()),
-            },
-            Request::Load(source) => {
-                let begun = file.ok_or_else(|| Error::invalid("no channel came with the request"));
-                let begun = begun.and_then(|end| self.load(&source, end));
-                begun.map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
-            }
-            Request::StopLoading => Reply::Done(self.loader.stop()),
-            Request::Close { cancel } => {
-                self.close(cancel);
-                // The answer comes when the last worker has gone.
-                return true;
-            }
-        };
-        self.reply(&reply)
-    }
-
-    fn reply(&self, message: &Reply) -> bool {
-        reply(&self.channels.requests, message)
-    }
-
-    fn workers(&self) -> Reply {
-        let crew = self.crew.iter().zip(self.region.workers()).enumerate();
-        let now =
-            crew.filter_map(|(index, (member, own))| Some(worker_log::forked(index, own, member.child.as_ref()?)));
-        Reply::Workers(now.collect())
-    }
-
-    fn take_exits(&mut self) -> Reply {
-        Reply::Exits { exits: self.exits.drain(..).collect(), lost: std::mem::take(&mut self.exits_lost) }
-    }
-
-    fn adopt(&mut self, export: &[u8], file: OwnedFd) -> Result<()> {
-        let is_first = !self.data.has_data();
-        self.data.adopt(export, file)?;
-        self.loader.adopted();
-        if is_first {
-            return self.start_all();
-        }
-        self.region.board().generation.0.fetch_add(1, Ordering::SeqCst);
-        self.region.queue().wake_all();
-        Ok(())
     }
 }
