@@ -33,6 +33,7 @@ enum Source {
 
 /// A job: a word of the data. Its result: that, and the worker's generation.
 type Said = (u64, u64);
+type PreparedPool = Prepared<Words, usize, Said, Loaded<Source>>;
 type LoadedPool = Pool<Words, usize, Said, Loaded<Source>>;
 
 fn words(of: u64) -> cowbell::Result<(Arena, Words)> {
@@ -78,7 +79,7 @@ fn load(source: Source, gate: Gate) -> Result<Frozen<Words>, String> {
     }
 }
 
-fn prepared(settings: PoolBuilder) -> Result<(Gate, Prepared<Words, usize, Said, Loaded<Source>>), Failed> {
+fn prepared(settings: PoolBuilder) -> Result<(Gate, PreparedPool), Failed> {
     let gate = Gate::new()?;
     let prepared = settings.prepare_loaded(
         move |source| load(source, gate),
@@ -238,7 +239,7 @@ fn loading_can_be_stopped_and_the_pool_works_meanwhile() -> Outcome {
         gate.reached()?;
         // Nobody waits for the loader: jobs, workers that die, figures.
         check(&pool, 3, 0)?;
-        process::send(pool.workers()[0], signal::KILL);
+        signal::send(pool.workers()[0], signal::KILL);
         until("the worker is replaced", || pool.stats().deaths == 1 && pool.workers().len() == 2)?;
         assert_eq!(pool.memory()?.workers.len(), 2);
         assert_eq!(pool.take_exits()?.len(), 1);
@@ -354,7 +355,7 @@ fn a_program_that_ends_takes_its_loader_along() -> Outcome {
         gate.reached()?;
         let zygote = zygote_of(&pool)?;
         let watched = pidfd::open(zygote)?;
-        process::send(zygote, signal::KILL);
+        signal::send(zygote, signal::KILL);
         ends_soon(&watched, "the zygote")?;
         let error = in_time(SOON, || reload.join())?.map_err(|_| "no panic")?.expect_err("the zygote is gone");
         assert!(error.to_string().contains("zygote has ended"), "{error}");

@@ -5,7 +5,7 @@ use super::{LOADER, Zygote};
 use crate::error::{Error, Result};
 use crate::fork::{self, ForkOptions};
 use crate::pool::protocol::failure::Death;
-use crate::sys::{channel, process};
+use crate::sys::{channel, limits, prctl};
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Zygote<'_> {
@@ -27,8 +27,8 @@ impl Zygote<'_> {
             crew.clear();
             *loader = Loader::default();
             held = None;
-            process::set_name(c"cowbell-loader");
-            process::die_first_of_memory();
+            prctl::set_name(c"cowbell-loader");
+            limits::die_first_of_memory();
             say(&theirs, data.load(source))
         })?;
         drop(theirs);
