@@ -77,7 +77,7 @@ impl WorkerEnd<'_> {
         let generation = own.generation.load(Ordering::Acquire);
         let jobs = own.jobs.load(Ordering::Acquire) - own.jobs_before.load(Ordering::Acquire);
         let age = Duration::from_nanos(sys::monotonic_ns().saturating_sub(own.started.load(Ordering::Acquire)));
-        let who = format_args!(
+        let who = format!(
             "the pool `{}`: worker {} (index {}, generation {generation}, {jobs} jobs, {:.1} s)",
             settings.name,
             self.pid,
