@@ -2,25 +2,25 @@
 
 use crate::data::{self, Packages};
 use crate::{Options, worker};
-use cowbell::arena::Frozen;
 use cowbell::page::PageCount;
-use cowbell::pool::{JobError, Pool, Prepared, Shutdown, WorkerContext};
+use cowbell::pool::{JobError, Loaded, Pool, Prepared, Shutdown, WorkerContext};
 use std::error::Error;
 use std::net::TcpListener;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-/// A job is a shift of so long; its result is the number of requests that were answered.
-type Shifts = Pool<Packages, Duration, u64>;
+/// A job is a shift of so long; its result is the number of requests that were answered. Data is loaded by the number of its generation.
+type Shifts = Pool<Packages, Duration, u64, Loaded<u64>>;
 
 /// The zygote of such a pool, which has no data yet.
-pub type Zygote = Prepared<Packages, Duration, u64>;
+pub type Zygote = Prepared<Packages, Duration, u64, Loaded<u64>>;
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Forks the zygote. While the program has one thread: before the runtime.
 pub fn prepare(listener: &TcpListener, options: &Options) -> Result<Zygote, Failure> {
     let (listener, inherited) = (listener.try_clone()?, options.clone());
+    let packages = options.packages;
     // In each worker this is its own.
     let mut leaving = None;
     let zygote = Pool::builder()
@@ -30,10 +30,14 @@ pub fn prepare(listener: &TcpListener, options: &Options) -> Result<Zygote, Fail
         .copy_budget(PageCount(options.copied_pages_max))
         // Without a keeper each worker is one process. What a worker copied after its last shift is in no report.
         .last_census(false)
-        .prepare_with(move |worker: &WorkerContext<Packages>, time: Duration| {
-            let leaving = leaving.get_or_insert_with(|| worker::leaving(worker)).clone();
-            worker::shift(worker.root(), &listener, leaving, &inherited, time).expect("a runtime")
-        })?;
+        .prepare_loaded(
+            // In a process of its own, which the zygote forks: this one never has the data.
+            move |generation: u64| data::build(generation, packages),
+            move |worker: &WorkerContext<Packages>, time: Duration| {
+                let leaving = leaving.get_or_insert_with(|| worker::leaving(worker)).clone();
+                worker::shift(worker.root(), &listener, leaving, &inherited, time).expect("a runtime")
+            },
+        )?;
     Ok(zygote)
 }
 
@@ -41,14 +45,14 @@ pub struct Service {
     options: Options,
     /// Gone when the drain has begun.
     pool: RwLock<Option<Shifts>>,
-    /// The newest generation. Whoever builds the next holds the lock.
+    /// The newest generation. Whoever asks for the next holds the lock.
     newest: Mutex<u64>,
 }
 
 impl Service {
-    /// Builds the data and starts the workers.
+    /// Has the data built and starts the workers.
     pub fn start(zygote: Zygote, options: Options) -> Result<Self, Failure> {
-        let pool = zygote.spawn(data::build(0, options.packages)?)?;
+        let pool = zygote.load(&0)?;
         Ok(Self { options, pool: RwLock::new(Some(pool)), newest: Mutex::new(0) })
     }
 
@@ -87,13 +91,12 @@ impl Service {
         Ok(())
     }
 
-    /// Builds a new generation of the data and moves the pool to it. Returns its number. Workers finish what they have begun over the old data.
+    /// Has a new generation of the data built and moves the pool to it. Returns its number. Workers finish what they have begun over the old data, whose memory is free when the
+    /// last of them has left.
     pub fn reload(&self) -> Result<u64, Failure> {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let data = data::build(*newest + 1, self.options.packages)?;
-        let old = self.ask(|pool| pool.replace(data)).ok_or("the service drains")??;
+        self.ask(|pool| pool.reload(&(*newest + 1))).ok_or("the service drains")??;
         *newest += 1;
-        give_back(old)?;
         Ok(*newest)
     }
 
@@ -106,11 +109,4 @@ impl Service {
         }
         Ok(())
     }
-}
-
-/// The old data's memory is free when its last worker has left.
-#[expect(unsafe_code, reason = "who looks at the old data is this program's matter")]
-fn give_back(old: Frozen<Packages>) -> cowbell::Result<()> {
-    // SAFETY: in this process nobody has a reference into the data: `Service::start` and `reload` hand it to the pool as soon as it is built, and look at it no more.
-    unsafe { old.release() }
 }
