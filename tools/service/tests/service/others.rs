@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// `wrk` at work.
-pub struct Wrk(Child);
+/// `wrk` at work. Dropping it kills it.
+pub struct Wrk(Option<Child>);
 
 /// The account that `wrk` gives.
 #[derive(Debug)]
@@ -26,24 +26,33 @@ impl Wrk {
         let mut command = Command::new("wrk");
         command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s")]);
         command.arg(format!("http://{address}/packages/package-000123"));
-        Self(command.stdout(Stdio::piped()).spawn().expect("tools/setup installs wrk"))
+        Self(Some(command.stdout(Stdio::piped()).spawn().expect("tools/setup installs wrk")))
     }
 
     /// Ctrl-C: it tells what it has seen.
     pub fn stop(self) -> Account {
-        let stopped = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
+        let stopped = Command::new("kill").args(["-INT", &self.0.as_ref().expect("at work").id().to_string()]).status();
         assert!(stopped.expect("kill").success());
         self.end()
     }
 
     /// Waits for its end.
-    pub fn end(self) -> Account {
-        let output = self.0.wait_with_output().expect("wrk ends");
+    pub fn end(mut self) -> Account {
+        let output = self.0.take().expect("at work").wait_with_output().expect("wrk ends");
         let text = String::from_utf8(output.stdout).expect("text");
         let per_second = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")?.trim().parse().ok());
         let is_error = |line: &&str| line.contains("Socket errors") || line.contains("Non-2xx");
         let errors = text.lines().filter(is_error).map(str::to_owned).collect();
         Account { per_second: per_second.unwrap_or_else(|| panic!("{text}")), errors }
+    }
+}
+
+impl Drop for Wrk {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.0.take() {
+            let _gone = process.kill();
+            let _reaped = process.wait();
+        }
     }
 }
 
