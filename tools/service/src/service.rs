@@ -6,6 +6,7 @@ use cowbell::page::PageCount;
 use cowbell::pool::{JobError, Loaded, Pool, Prepared, Shutdown, WorkerContext};
 use std::error::Error;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -47,13 +48,14 @@ pub struct Service {
     pool: RwLock<Option<Shifts>>,
     /// The newest generation. Whoever asks for the next holds the lock.
     newest: Mutex<u64>,
+    draining: AtomicBool,
 }
 
 impl Service {
     /// Has the data built and starts the workers.
     pub fn start(zygote: Zygote, options: Options) -> Result<Self, Failure> {
         let pool = zygote.load(&0)?;
-        Ok(Self { options, pool: RwLock::new(Some(pool)), newest: Mutex::new(0) })
+        Ok(Self { options, pool: RwLock::new(Some(pool)), newest: Mutex::new(0), draining: AtomicBool::new(false) })
     }
 
     pub fn workers(&self) -> usize {
@@ -95,6 +97,9 @@ impl Service {
     /// last of them has left.
     pub fn reload(&self) -> Result<u64, Failure> {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.draining.load(Ordering::SeqCst) {
+            return Err("the service drains".into());
+        }
         self.ask(|pool| pool.reload(&(*newest + 1))).ok_or("the service drains")??;
         *newest += 1;
         Ok(*newest)
@@ -102,6 +107,9 @@ impl Service {
 
     /// Lets all workers finish and leave. When this returns there is no process of the pool.
     pub fn drain(&self) -> Result<(), Failure> {
+        self.draining.store(true, Ordering::SeqCst);
+        // Nobody will ask the data that is being loaded, and the pool is free when that has ended.
+        self.ask(Shifts::stop_loading).transpose()?;
         let pool = self.pool.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(pool) = pool {
             let exits = pool.shutdown(Shutdown::Drain)?;

@@ -11,7 +11,9 @@ use others::{Prometheus, Wrk};
 use running::{Service, until};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -165,6 +167,35 @@ fn a_client_that_was_idle_is_answered_within_the_grace_and_hung_up_on_after_it()
     // SIGTERM to the parent alone: what has begun to connect is answered.
     service.signal("-TERM", service.pid());
     while !ask(&mut new, 9, 1) {}
+    assert!(service.end().success());
+}
+
+#[test]
+fn a_service_that_ends_while_data_is_loaded_does_not_wait_for_it() {
+    let service = Service::start(&["--workers", "1", "--packages", "1000"]);
+    let admin = service.admin.expect("it has workers");
+    let answer = thread::scope(|scope| {
+        // It could be done before it is seen, and then the next is.
+        let reload = scope.spawn(move || {
+            let mut answer = http::ask(admin, "POST", "/reload").expect("an answer");
+            while answer.status == 200 {
+                answer = http::ask(admin, "POST", "/reload").expect("an answer");
+            }
+            answer
+        });
+        let stopped =
+            |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "));
+        until("a loader stands still", || {
+            let loader = service.loader()?;
+            // It may have ended by now.
+            Command::new("kill").args(["-STOP", &loader.to_string()]).stderr(Stdio::null()).status().ok()?;
+            stopped(loader).then_some(())
+        });
+        service.signal("-TERM", -service.pid());
+        reload.join().expect("no panic")
+    });
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains("loading was stopped"), "{}", answer.body);
     assert!(service.end().success());
 }
 

@@ -61,9 +61,16 @@ impl Service {
         pids.filter(|&pid| group(pid) == Some(self.pid())).collect()
     }
 
-    /// The workers: the children of the parent's one child.
+    /// The workers, and who loads data: the children of the parent's one child.
     pub fn workers(&self) -> Vec<i32> {
         children(self.pid()).into_iter().flat_map(children).collect()
+    }
+
+    /// The process that loads data, if there is one.
+    pub fn loader(&self) -> Option<i32> {
+        let name =
+            |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "cowbell-loader\n");
+        self.workers().into_iter().find(name)
     }
 
     /// The generations whose memory some process has: by its mappings, or by a descriptor.
