@@ -4,10 +4,10 @@
 //! are the program's own, and are checked when they are stated; the values of labels come from anywhere, and are escaped.
 //!
 //! ```
-//! use cowbell::openmetrics::{Exposition, Kind};
+//! use cowbell::openmetrics::{Exposition, MetricKind};
 //!
 //! let mut out = Exposition::new();
-//! let mut family = out.family("job_copied_bytes", Kind::Gauge, "Memory copied after fork.", "bytes");
+//! let mut family = out.family("job_copied_bytes", MetricKind::Gauge, "Memory copied after fork.", "bytes");
 //! family.sample(&[("pid", "17".to_owned())], 4096.0);
 //! let text = out.finish();
 //! assert!(text.starts_with("# TYPE job_copied_bytes gauge\n# UNIT job_copied_bytes bytes\n"));

@@ -118,6 +118,12 @@ impl Image {
         self.for_good
     }
 
+    /// Do pages stay in memory once the process that froze it has read them?
+    #[cfg(feature = "pool")]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.marks.lock
+    }
+
     /// The outcome of the attempt to put huge pages behind it.
     pub fn collapsed(&self) -> &Collapsed {
         &self.collapsed

@@ -99,7 +99,7 @@ impl OnSignals {
     pub(crate) fn begin_zygote(&self) {
         for (signal, then) in self.each() {
             match then {
-                // The zygote executes no program that would inherit this.
+                // The zygote executes no program that would inherit this. A loader has handlers of its own.
                 OnSignal::Ignore => signal::ignore(signal.number()),
                 OnSignal::Default | OnSignal::Hook => signal::restore_default(signal.number()),
             }
@@ -118,6 +118,17 @@ impl OnSignals {
         }
         let hooked = self.each().filter(|(_, then)| *then == OnSignal::Hook);
         signal::set_mask(hooked.fold(0, |bits, (signal, _)| bits | signal.bit()));
+    }
+
+    /// In a loader, which calls no hooks: what workers take no notice of, or have a hook for, it takes no notice of.
+    pub(crate) fn begin_loader(&self) {
+        for (signal, then) in self.each() {
+            match then {
+                OnSignal::Ignore if self.ignored & signal.bit() != 0 => signal::ignore(signal.number()),
+                OnSignal::Ignore | OnSignal::Hook => signal::take_no_notice(signal.number()),
+                OnSignal::Default => signal::restore_default(signal.number()),
+            }
+        }
     }
 
     /// In a worker whose hooks have run: their handlers get what has waited.

@@ -69,8 +69,9 @@ const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } els
 /// The number of addresses that [`reserve_apart`] tries, one behind the other.
 const APART_TRIES: usize = 1024;
 
-/// [`reserve`], at addresses that the kernel chooses for nothing else and that no process has been given which counts by the same word: one that stays shared over fork ([`SharedWords`])
-/// and was 0 at first. So two processes that came from one find the addresses of both free. Where there are none such, any other is given.
+/// [`reserve`], at addresses that the kernel chooses for nothing else, and, until all of those (24 TiB) have been given out once, at such as no process has been given which counts by
+/// the same word: one that stays shared over fork ([`SharedWords`]) and was 0 at first. So two processes that came from one find the addresses of both free. From then on it is given what is
+/// free in this process, and where there are none such, any other.
 ///
 /// # Errors
 /// Those of [`reserve`].

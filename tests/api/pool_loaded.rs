@@ -28,6 +28,7 @@ enum Source {
     /// Waits until the gate is open.
     Wait(u64),
     Sealed,
+    Locked,
     Twice,
 }
 
@@ -71,6 +72,10 @@ fn load(source: Source, gate: Gate) -> Result<Frozen<Words>, String> {
         Source::Sealed => {
             let (arena, words) = words(1).map_err(told)?;
             arena.freeze_with(words, FreezeOptions::new().on_write(OnWrite::Deny)).map_err(told)
+        }
+        Source::Locked => {
+            let (arena, words) = words(1).map_err(told)?;
+            arena.freeze_with(words, FreezeOptions::new().lock(true)).map_err(told)
         }
         Source::Twice => {
             let first = multiples(8).map_err(told)?;
@@ -181,9 +186,12 @@ fn a_hundred_reloads_under_load_leave_one_generation() -> Outcome {
 fn a_loader_that_fails_leaves_the_data_as_it_is() -> Outcome {
     let (_gate, pool) = loaded(Pool::builder().workers(1), 3)?;
     let open = descriptors();
+    let long = "é".repeat(1 << 20);
     for (source, why) in [
+        (Source::Missing(long), "éééé"),
         (Source::Missing("the file".to_owned()), "the file is missing"),
         (Source::Panic, "panicked: a bug of the loader's"),
+        (Source::Locked, "FreezeOptions::lock"),
         (Source::End(Way::Kill), "was killed by signal 9"),
         (Source::End(Way::Fault), "was killed by signal 11"),
         (Source::End(Way::Overflow), "its stack overflowed"),
@@ -192,9 +200,9 @@ fn a_loader_that_fails_leaves_the_data_as_it_is() -> Outcome {
         (Source::End(Way::Exit(0)), "ended without a word"),
     ] {
         let error = in_time(SOON, || pool.reload(&source))?.expect_err("it fails");
-        assert!(error.to_string().contains(why), "{source:?}: {error}");
-        assert_eq!(pool.submit(7)?.wait()?, (21, 0), "{source:?}");
-        assert_eq!(descriptors(), open, "{source:?}");
+        assert!(error.to_string().contains(why), "{why}: {error}");
+        assert_eq!(pool.submit(7)?.wait()?, (21, 0), "{why}");
+        assert_eq!(descriptors(), open, "{why}");
     }
     // Two arenas were built, and one is the data.
     pool.reload(&Source::Twice)?;

@@ -168,7 +168,8 @@ impl<'a> ResultHeap<'a> {
             own.wants_room.store(0, Ordering::SeqCst);
             match found {
                 Some(block) => return Ok(block),
-                None if !unread => return Err(NoBlock::AllHeld),
+                // The last one that was unread may have been freed between the two looks.
+                None if !unread => return self.find(need).ok_or(NoBlock::AllHeld),
                 None => {}
             }
         }

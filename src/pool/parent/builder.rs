@@ -30,6 +30,8 @@ pub(super) type Load<T> = Box<dyn FnMut(&[u8]) -> std::result::Result<Frozen<T>,
 struct JobBody<T: 'static, J, R, F> {
     /// The newest data; in a zygote that was forked before there is any, none yet.
     frozen: Option<Frozen<T>>,
+    /// That is data which this process was forked with, so that captured references may lead to it.
+    inherited: bool,
     /// In a worker only.
     context: Option<WorkerContext<T>>,
     body: F,
@@ -102,13 +104,14 @@ where
         // SAFETY: `replace`, `Prepared::spawn` or, in the loader, `load` has seen to it, or the caller of an unchecked sibling promised it; parent, loader and zygote are forks of one program.
         let new = unsafe { Export::from_bytes(export)?.adopt(file)? };
         let Some(old) = self.frozen.replace(new) else { return Ok(()) };
-        let given_up = if self.load.is_some() {
-            // SAFETY: a loader built the data and has ended. The zygote forks workers over it and runs nothing of the program's, so nothing here refers to it.
-            unsafe { old.release_at_once() }
-        } else {
+        let given_up = if std::mem::replace(&mut self.inherited, false) {
             // SAFETY: the zygote uses the data for nothing but forking workers, whose jobs get the new root from now on; a
             // reference that the closure captured faults, as `Pool::replace` says.
             unsafe { old.withdraw() }
+        } else {
+            // SAFETY: this process has adopted the data, so nothing that it was forked with refers to it. It forks workers over it and lends it to nobody: the closure is not called here,
+            // and what is (the program's logger) can get at no reference, because a handle is neither made here nor received.
+            unsafe { old.release_at_once() }
         };
         if let Err(e) = given_up {
             zygote::tell(|| log::warn!("the old data's memory stays: {e}"));
@@ -121,6 +124,9 @@ where
         let new = load(source)?;
         if new.image().denied_for_good() {
             return Err("it was frozen with OnWrite::Deny, so its memory could never be given back".to_owned());
+        }
+        if new.image().is_locked() {
+            return Err("it was frozen with FreezeOptions::lock, which ends with the process that loads it".to_owned());
         }
         let export = new.export().map_err(|e| e.to_string())?;
         Ok((export, Arc::clone(new.image())))
@@ -222,7 +228,8 @@ impl PoolBuilder {
         let shared = Arc::clone(&region);
         let mut zygotes = settings.clone();
         zygotes.worker_signals.note_ignored();
-        let mut job = JobBody { frozen, context: None, body, load, types: PhantomData };
+        let inherited = frozen.is_some();
+        let mut job = JobBody { frozen, inherited, context: None, body, load, types: PhantomData };
         // One that comes before the zygote has its settings would end it.
         let held = signals::hold();
         let zygote = fork::spawn(&options, |_| {

@@ -132,7 +132,7 @@ impl<T, J, R, D: Held> Pool<T, J, R, D> {
     /// The memory of the newest data, and of each process of the pool.
     ///
     /// It is read while the processes go on, one after the other. What it takes is as with [`Self::worker_stats`], for parent and zygote, too; a
-    /// [`Self::replace`] waits for it.
+    /// [`Self::replace`](Pool::replace) waits for it, and so does [`Pool::reload`] once the data is there.
     ///
     /// ```no_run
     /// # use cowbell::arena::Arena;

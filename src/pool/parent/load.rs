@@ -47,7 +47,7 @@ impl Former {
     }
 
     /// Waits until the last user of the data has left, so that its memory is free. Users are its workers, which leave when they have run the batch that they are at,
-    /// and whatever they have forked.
+    /// and whatever they or its loader have forked; but of a process that closes its descriptors, as daemons do, nobody hears.
     ///
     /// # Errors
     /// From `ppoll(2)`; none known.
@@ -112,7 +112,7 @@ impl PoolBuilder {
     /// # }
     /// ```
     ///
-    /// - The loader has no terminal manners of its own: it takes no notice of the signals that the zygote takes none of, and is the first to be killed when memory runs out.
+    /// - The loader takes no notice of the signals that workers take none of, and is among the first to be killed when memory runs out.
     /// - What was random before the fork is the same in each loader, as in each worker.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl<S: Serialize, T, J, R> Pool<T, J, R, Loaded<S>> {
     ///
     /// # Errors
     /// Child, with why: the program's function has failed or panicked, or the loader was killed or stopped ([`Self::stop_loading`]), or some of the data lies outside of its
-    /// arena ([`Frozen::check_contained`]), or it was frozen with [`OnWrite::Deny`](crate::arena::OnWrite::Deny) where nobody can lift that any more, or the zygote cannot take it over. The pool is gone. Otherwise the
+    /// arena ([`Frozen::check_contained`]), or it was frozen with [`FreezeOptions::lock`](crate::arena::FreezeOptions::lock), or with [`OnWrite::Deny`](crate::arena::OnWrite::Deny) where nobody can lift that any more, or the zygote cannot take it over. The pool is gone. Otherwise the
     /// pool goes on with the data it has.
     pub fn reload(&self, source: &S) -> Result<Former> {
         let _turn = lock(&self.turn);
@@ -195,14 +195,14 @@ impl Core {
     fn load<S: Serialize>(&self, source: &S) -> Result<(Export, Loaded<S>)> {
         let mut bytes = Vec::new();
         wire::encode(source, &mut bytes, &mut Vec::new())?;
-        let (mine, theirs) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
-        match self.request(&Request::Load(bytes), Some(theirs.as_fd()))? {
-            Reply::Done(_) => drop(theirs),
-            Reply::Refused(why) => return Err(failed(&why)),
+        // The zygote makes the channel, so that nothing which this process forks meanwhile has the zygote's end of it.
+        let mine = match self.request_more(&Request::Load(bytes), None)? {
+            (Reply::Done(_), Some(mine)) => mine,
+            (Reply::Refused(why), _) => return Err(failed(&why)),
             _ => return Err(Error::invalid("the zygote answered something else")),
-        }
+        };
         let gone = || failed("the pool's zygote has ended, or the pool is closed");
-        // Whoever the zygote was forked with may hold the other end as well, so the zygote's end is looked at, too.
+        // A process that a loader has left behind may hold the other end as well, so the zygote's end is looked at, too.
         let ends = [mine.as_fd(), self.zygote.as_fd()];
         while pidfd::wait_any(ends).map_err(|e| Error::os("ppoll", e))? == [false, false] {}
         if !pidfd::readable(mine.as_fd(), Some(Duration::ZERO)).map_err(|e| Error::os("ppoll", e))? {

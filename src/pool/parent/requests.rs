@@ -3,12 +3,13 @@
 use super::core::{Core, LOOK_AFTER, ZygoteChannel, lock};
 use crate::arena::Export;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::protocol::adoption;
 use crate::pool::protocol::messages::{Reply, Request};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
-use crate::sys::{channel, pidfd};
+use crate::sys::{Errno, channel, pidfd};
 use crate::wire;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,18 @@ impl Core {
     /// # Errors
     /// The zygote is gone, or does not answer: it was stopped.
     pub(crate) fn request(&self, request: &Request, file: Option<BorrowedFd<'_>>) -> Result<Reply> {
+        self.request_more(request, file).map(|(reply, _)| reply)
+    }
+
+    /// [`Self::request`], and the descriptor that came with the answer.
+    ///
+    /// # Errors
+    /// Those of [`Self::request`].
+    pub(super) fn request_more(
+        &self,
+        request: &Request,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>)> {
         // A process forked from the pool's has a copy of the channel, and would take the answer away.
         self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
         let mut line = lock(&self.line);
@@ -53,7 +66,9 @@ impl Core {
     /// Those of [`Pool::replace`](super::pool::Pool::replace).
     #[expect(unsafe_code, reason = "declares an unsafe function")]
     pub(crate) unsafe fn hand_over(&self, new: &Export, file: BorrowedFd<'_>) -> Result<()> {
-        match self.request(&Request::Adopt(new.to_bytes()), Some(file))? {
+        self.check_process().map_err(|e| Error::invalid(e.to_string()))?;
+        let offer = adoption::offer(&self.region.board().adoption);
+        match self.request(&Request::Adopt { offer, export: new.to_bytes() }, Some(file))? {
             Reply::Done(_) => Ok(()),
             Reply::Refused(why) => {
                 Err(Error::new(ErrorKind::Child(format!("the zygote cannot take the data over: {why}").into())))
@@ -67,23 +82,30 @@ impl Core {
         line: &mut ZygoteChannel,
         request: &Request,
         file: Option<BorrowedFd<'_>>,
-    ) -> Result<Reply> {
+    ) -> Result<(Reply, Option<OwnedFd>)> {
         let gone = || Error::new(ErrorKind::Child("the pool's zygote has ended".into()));
         let mut message = Vec::new();
         wire::encode(request, &mut message, &mut Vec::new())?;
-        channel::send(line.end.as_fd(), &message, file).map_err(|_| gone())?;
+        channel::send(line.end.as_fd(), &message, file).map_err(|errno| match errno {
+            Errno::MSGSIZE => {
+                Error::invalid(format!("{} bytes are too many for a request to the zygote", message.len()))
+            }
+            _ => gone(),
+        })?;
         line.owed += 1;
         let begun = Instant::now();
         let takes_its_time = match request {
             // Workers that leave in order run the program's hooks, which take what they take.
             Request::Close { cancel } => !cancel,
             // The first workers are forked before the answer comes, as many as there are to be.
-            Request::Adopt(_) => self.region.board().started.load(Ordering::Acquire) == 0,
+            Request::Adopt { .. } => self.region.board().started.load(Ordering::Acquire) == 0,
             _ => false,
         };
+        // The zygote has begun with what cannot be undone, so its answer is worth any time.
+        let mut has_begun = false;
         loop {
             // Only a zygote that was stopped answers never.
-            let waits = takes_its_time && !pidfd::is_stopped(self.zygote.as_fd());
+            let waits = has_begun || takes_its_time && !pidfd::is_stopped(self.zygote.as_fd());
             let left = if waits { LOOK_AFTER } else { ANSWER_TIME.saturating_sub(begun.elapsed()) };
             // The zygote's own end may be inherited by workers, so its end is looked at as well.
             let ends = [line.end.as_fd(), self.zygote.as_fd()];
@@ -91,16 +113,21 @@ impl Core {
                 [true, _] => {}
                 [false, true] => return Err(gone()),
                 [false, false] if left.is_zero() => {
+                    let word = &self.region.board().adoption;
+                    has_begun = matches!(request, Request::Adopt { offer, .. } if !adoption::revoke(word, *offer));
+                    if has_begun {
+                        continue;
+                    }
                     return Err(Error::new(ErrorKind::Child("the pool's zygote does not answer".into()))
                         .with_hint("if it was stopped, let it go on: kill -CONT"));
                 }
                 [false, false] => continue,
             }
-            let (message, _) = channel::receive(line.end.as_fd()).ok().flatten().ok_or_else(gone)?;
+            let (message, file) = channel::receive(line.end.as_fd()).ok().flatten().ok_or_else(gone)?;
             line.owed -= 1;
             // Answers to earlier requests, for which nobody waits any more, come first.
             if line.owed == 0 {
-                return wire::decode(&message, &[]);
+                return Ok((wire::decode(&message, &[])?, file));
             }
         }
     }
@@ -124,7 +151,7 @@ impl Core {
         drop(front);
         let mut line = lock(&self.line);
         let Some(mut zygote) = line.zygote.take() else { return Ok(None) };
-        let reply = self.ask(&mut line, &Request::Close { cancel }, None);
+        let reply = self.ask(&mut line, &Request::Close { cancel }, None).map(|(reply, _)| reply);
         // With no answer there is no reason to wait again.
         let ended = zygote.wait_timeout(if reply.is_ok() { ANSWER_TIME } else { Duration::ZERO });
         // Killed, if it does not end.

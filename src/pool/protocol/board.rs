@@ -91,6 +91,8 @@ pub(crate) struct Board {
     pub(crate) over_budget: AtomicU64,
     pub(crate) reshared: AtomicU64,
     pub(crate) jobs: AtomicU64,
+    /// Which new data the zygote is asked to take over, and how far that is (adoption.rs).
+    pub(crate) adoption: AtomicU64,
     pub(crate) idle: [AtomicU64; WORKERS_MAX / 64],
     /// The word that each worker sleeps on: it counts the worker's wakes.
     pub(crate) worker_wakes: [AtomicU32; WORKERS_MAX],

@@ -13,9 +13,9 @@ pub(crate) enum Request {
     Workers,
     /// Kill the worker that runs this job.
     Cancel { slot: u32, job: u32 },
-    /// Take over a new generation; its file comes along.
-    Adopt(Vec<u8>),
-    /// Have the data that these bytes ask for loaded by a process of its own; the end of the channel for the answer, [`Loading`], comes along.
+    /// Take over a new generation, unless the offer of this number was revoked; its file comes along.
+    Adopt { offer: u64, export: Vec<u8> },
+    /// Have the data that these bytes ask for loaded by a process of its own. The end of the channel for [`Loading`] comes with the answer.
     Load(Vec<u8>),
     /// Kill the process that loads.
     StopLoading,

@@ -1,5 +1,6 @@
 //! The agreement of parent, zygote and workers: the words in shared memory, who may change them when, and the messages of the channel.
 
+pub(super) mod adoption;
 pub(super) mod batch;
 pub(super) mod board;
 pub(super) mod event_count;

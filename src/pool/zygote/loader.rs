@@ -83,8 +83,17 @@ impl Running {
     }
 }
 
+/// A reason may be so long. The whole message has room in the channel then, so that whoever sends it waits for nobody.
+const REASON_MAX: usize = 16 << 10;
+
 pub(super) fn failed(why: String) -> Option<channel::Message> {
-    encode(&Loading::Failed(why)).map(|message| (message, None))
+    encode(&Loading::Failed(shortened(why))).map(|message| (message, None))
+}
+
+fn shortened(mut why: String) -> String {
+    let fits = (0..=REASON_MAX.min(why.len())).rev().find(|&end| why.is_char_boundary(end));
+    why.truncate(fits.unwrap_or(0));
+    why
 }
 
 fn encode(loading: &Loading) -> Option<Vec<u8>> {
@@ -96,7 +105,7 @@ fn encode(loading: &Loading) -> Option<Vec<u8>> {
 pub(super) fn say(zygote: &OwnedFd, loaded: Result<Loaded, String>) -> i32 {
     let (loading, image) = match loaded {
         Ok((export, image)) => (Loading::Done(export.to_bytes()), Some(image)),
-        Err(why) => (Loading::Failed(why), None),
+        Err(why) => (Loading::Failed(shortened(why)), None),
     };
     let file = image.as_ref().map(|image| image.file());
     let sent = encode(&loading).is_some_and(|message| channel::send(zygote.as_fd(), &message, file).is_ok());

@@ -1,7 +1,7 @@
 //! What the zygote does about a loader: it forks it, and passes on what it has said.
 
-use super::loader::{Loader, Running, failed, say};
-use super::{LOADER, Zygote};
+use super::loader::{Running, failed, say};
+use super::{LOADER, Zygote, tell};
 use crate::error::{Error, Result};
 use crate::fork::{self, ForkOptions};
 use crate::pool::protocol::failure::Death;
@@ -9,33 +9,39 @@ use crate::sys::{channel, limits, prctl};
 use std::os::fd::{AsFd, OwnedFd};
 
 impl Zygote<'_> {
-    /// Forks a loader.
+    /// Forks a loader, and returns the end of the channel on which the parent hears of it.
     ///
     /// # Errors
-    /// Invalid while there is one, and when the pool closes; those of [`fork::spawn`].
-    pub(super) fn load(&mut self, source: &[u8], end: OwnedFd) -> Result<()> {
-        if self.closing || self.loader.running.is_some() {
-            let why = if self.closing { "the pool closes" } else { "data is being loaded already" };
-            return Err(Error::invalid(why));
+    /// Invalid when the pool closes; those of [`fork::spawn`].
+    pub(super) fn load(&mut self, source: &[u8]) -> Result<OwnedFd> {
+        if self.closing {
+            return Err(Error::invalid("the pool closes"));
         }
         self.loader.loaded = None;
+        // The parent has data loaded one after the other, so nobody waits for one that is still at work: it was stopped, or its request was given up.
+        if let Some(running) = self.loader.running.take() {
+            let _closed_soon = self.poller.remove(running.child.pidfd());
+            tell(|| drop(running));
+        }
+        let (parents, end) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
         let (words, theirs) = channel::pair().map_err(|e| Error::os("socketpair", e))?;
         let options = ForkOptions::new().last_census(false);
-        let (crew, loader, data) = (&mut self.crew, &mut self.loader, &mut *self.data);
-        let mut held = Some((words, end));
+        let (crew, settings, data) = (&mut self.crew, self.settings, &mut *self.data);
+        let mut held = Some((parents, words));
         let child = fork::spawn(&options, |_| {
             crew.clear();
-            *loader = Loader::default();
+            // What it keeps are the ends of the data that it has: a process that it leaves behind has that, too.
             held = None;
+            settings.worker_signals.begin_loader();
             prctl::set_name(c"cowbell-loader");
             limits::die_first_of_memory();
             say(&theirs, data.load(source))
         })?;
         drop(theirs);
-        let Some((words, end)) = held else { return Ok(()) };
+        let (parents, words) = held.ok_or_else(|| Error::invalid("this is the loader"))?;
         self.poller.add(child.pidfd(), LOADER).map_err(|e| Error::os("epoll_ctl", e))?;
         self.loader.running = Some(Running { child, words, end, stopped: false });
-        Ok(())
+        Ok(parents)
     }
 
     /// The loader has ended: passes on what it has said, or why it has said nothing.
@@ -43,7 +49,7 @@ impl Zygote<'_> {
         let Some(mut running) = self.loader.running.take() else { return };
         let _closed_soon = self.poller.remove(running.child.pidfd());
         let told = match running.child.wait() {
-            Ok(exit) if exit.success() => running.said(),
+            Ok(exit) if exit.success() && !running.stopped => running.said(),
             Ok(exit) => {
                 let death = Death {
                     ended: exit.ended,

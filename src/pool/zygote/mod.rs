@@ -98,16 +98,16 @@ pub(crate) fn run(region: &'static Region, settings: &Settings, channels: Zygote
         Ok(zygote) => zygote.live(),
         Err(e) => {
             if let Ok(requests) = requests {
-                reply(&requests, &Reply::Refused(e.to_string()));
+                reply(&requests, &Reply::Refused(e.to_string()), None);
             }
         }
     }
 }
 
-fn reply(requests: &OwnedFd, reply: &Reply) -> bool {
+fn reply(requests: &OwnedFd, reply: &Reply, with: Option<OwnedFd>) -> bool {
     let mut message = Vec::new();
     wire::encode(reply, &mut message, &mut Vec::new()).is_ok()
-        && channel::send(requests.as_fd(), &message, None).is_ok()
+        && channel::send(requests.as_fd(), &message, with.as_ref().map(AsFd::as_fd)).is_ok()
 }
 
 pub(crate) struct Zygote<'a> {

@@ -2,7 +2,8 @@
 
 use super::worker_log;
 use super::{Zygote, reply};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::pool::protocol::adoption;
 use crate::pool::protocol::messages::{Reply, Request};
 use crate::sys::channel;
 use crate::wire;
@@ -18,17 +19,19 @@ impl Zygote<'_> {
             Request::Exits => self.take_exits(),
             Request::Workers => self.workers(),
             Request::Cancel { slot, job } => Reply::Done(self.cancel(slot as usize, job as usize)),
-            Request::Adopt(words) => match file {
+            Request::Adopt { offer, .. } if !adoption::take(&self.region.board().adoption, offer) => {
+                Reply::Refused("it comes too late".to_owned())
+            }
+            Request::Adopt { export, .. } => match file {
                 Some(file) => {
-                    self.adopt(&words, file).map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
+                    self.adopt(&export, file).map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
                 }
                 None => Reply::Refused("no file came with the request".to_owned()),
             },
-            Request::Load(source) => {
-                let begun = file.ok_or_else(|| Error::invalid("no channel came with the request"));
-                let begun = begun.and_then(|end| self.load(&source, end));
-                begun.map_or_else(|e| Reply::Refused(e.to_string()), |()| Reply::Done(true))
-            }
+            Request::Load(source) => match self.load(&source) {
+                Ok(end) => return reply(&self.channels.requests, &Reply::Done(true), Some(end)),
+                Err(e) => Reply::Refused(e.to_string()),
+            },
             Request::StopLoading => Reply::Done(self.loader.stop()),
             Request::Close { cancel } => {
                 self.close(cancel);
@@ -40,7 +43,7 @@ impl Zygote<'_> {
     }
 
     pub(super) fn reply(&self, message: &Reply) -> bool {
-        reply(&self.channels.requests, message)
+        reply(&self.channels.requests, message, None)
     }
 
     fn workers(&self) -> Reply {
