@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 ///   once more for each time that it comes here, and what the closure writes to memory is seen by nobody else. It is best called once, around the whole test.
 /// - **Where there is one thread** (`harness = false`, a documentation test, within another `single_threaded`) the closure runs in place.
 ///
-/// What the closure prints is printed when it has ended. Who kills this process ends those that it was started again as, too.
+/// The output of the closure is printed when it has ended. The processes that this one was started again as end with it, also where it is killed.
 ///
 /// # Panics
 /// If the closure panics, with its message; if it returns an error or an exit code other than 0; if it ends its process. Also where the test has threads of its own, or cannot be started again.

@@ -318,7 +318,7 @@ impl<T: 'static> Frozen<T> {
     /// refused. Children forked from now on do not have the arena.
     ///
     /// # Safety
-    /// As [`Self::release`], but for references, which fault.
+    /// The conditions are those of [`Self::release`], but for references, which fault.
     pub(crate) unsafe fn withdraw(self) -> Result<()> {
         // SAFETY: passed on to the caller.
         let Some(range) = (unsafe { self.disown() })? else { return Ok(()) };
@@ -329,7 +329,7 @@ impl<T: 'static> Frozen<T> {
     /// [`Self::release`] in a process that has the arena's descriptor in values besides, which are dropped later or never: the memory does not wait for them.
     ///
     /// # Safety
-    /// As [`Self::release`].
+    /// The conditions are those of [`Self::release`].
     pub(crate) unsafe fn release_at_once(self) -> Result<()> {
         // SAFETY: passed on to the caller.
         let Some(range) = (unsafe { self.disown() })? else { return Ok(()) };
@@ -340,7 +340,7 @@ impl<T: 'static> Frozen<T> {
     /// Takes the arena out of the table and lets its file go; its addresses, unless nobody can unmap them: then it stays, and so do its pages.
     ///
     /// # Safety
-    /// As [`Self::release`], but for references: the memory is mapped still.
+    /// The conditions are those of [`Self::release`], but for references: the memory is mapped still.
     unsafe fn disown(self) -> Result<Option<Range>> {
         if self.image.for_good {
             return Ok(None);

@@ -96,7 +96,7 @@ impl Growing {
         })?;
         let Some(file) = &self.file else { return Ok(()) };
         self.growth.grow(self.start, Range { start: self.start + self.committed, len: step });
-        // What is there by now stays.
+        // Pages that are there by now stay.
         memfd::allocate(file.as_fd(), self.committed as u64, step as u64).map_err(|e| {
             let limit = format!("the kernel refused: {}", Error::os("fallocate", e));
             Error::new(ErrorKind::OutOfMemory { asked: step, limit })

@@ -13,7 +13,7 @@ const COMMIT_STEP_MAX: usize = 64 << 20;
 /// lets it pass, else the least. Returns what `check` makes of it.
 ///
 /// # Errors
-/// What `check` says of the least.
+/// The error is that of `check` about the least.
 pub(super) fn step<T>(committed: usize, missing: usize, check: impl Fn(usize) -> Result<T>) -> Result<T> {
     let least = missing.next_multiple_of(COMMIT_STEP);
     let large = (committed / 16).min(COMMIT_STEP_MAX) / COMMIT_STEP * COMMIT_STEP;

@@ -3,8 +3,8 @@
 /// When huge pages are put behind an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum HugePages {
-    /// What an arena grows by beyond its first 16 MiB is committed in huge pages, if the kernel has some (Linux 6.1, whatever its settings for shared memory
-    /// say); else in ordinary ones. Nothing is copied for it, and a child's first read takes many times less. Filling the arena does, too, but where the memory must come
+    /// An arena grows in huge pages beyond its first 16 MiB, as long as the kernel has some (Linux 6.1, whatever its settings for shared memory
+    /// say); else in ordinary ones. Nothing is copied for it, and a child's first read of what lies in huge pages takes many times less. Filling the arena does, too, but where the memory must come
     /// from a virtual machine's host (`cowbell-bench forks` prints both). What was committed and not used is given back at the freeze, as with ordinary pages, and
     /// copies stay as small.
     #[default]
@@ -13,7 +13,7 @@ pub enum HugePages {
     Never,
     /// `MADV_HUGEPAGE`: wherever the system's settings for shared memory allow it.
     Advise,
-    /// As [`Self::Auto`], from the first byte on; and what is in ordinary pages when the arena is frozen is copied to huge ones then (`MADV_COLLAPSE`), which takes
+    /// The arena grows as with [`Self::Auto`], from the first byte on; and when it is frozen its ordinary pages are copied to huge ones (`MADV_COLLAPSE`), which takes
     /// about half a second a GiB, and memory for one huge page at a time. The arena's end is rounded up to a huge page.
     Collapse,
 }

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 /// For each slot the highest generation that any process which came from this one's first has given out, and the addresses that the next arena looks for first.
 static FAMILY: OnceLock<SharedWords> = OnceLock::new();
 
-/// So many slots are used before further ones are: whoever looks at all arenas looks at all slots that were ever used.
+/// The number of slots that are used before further ones are: whoever looks at all arenas looks at all slots that were ever used.
 const TIER: usize = 1024;
 
 /// One at a time enters an arena, so that a slot found empty stays empty.

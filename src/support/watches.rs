@@ -31,10 +31,12 @@ impl Watch {
     pub fn costs(self) -> &'static str {
         match self {
             Self::Census => "writes take as long as without it",
-            Self::Async => "a write that copies a page takes about 1.4 times as long",
-            Self::Faults => "a write that copies a page takes about 1.5 times as long",
-            Self::Trap => "a write that copies a page takes about 2.9 times as long",
-            Self::Monitor => "a write that copies a page takes about 7 times as long, more on a busy machine",
+            Self::Async => "a write that copies a page takes about 1.5 times as long",
+            Self::Faults => "a write that copies a page takes 1.5 to 1.8 times as long",
+            Self::Trap => "a write that copies a page takes 3.5 to 4 times as long",
+            Self::Monitor => {
+                "a write that copies a page takes 7 to 9 times as long beside busy processes, about 30 times on an idle machine"
+            }
         }
     }
 

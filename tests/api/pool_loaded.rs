@@ -311,6 +311,52 @@ fn memory_is_free_when_the_last_user_has_left() -> Outcome {
     passed()
 }
 
+/// A worker that was forked while data was being loaded has the old data, and is no user of the new, however long it works.
+fn a_worker_that_is_replaced_while_data_is_loaded_does_not_hold_it() -> Outcome {
+    let (loading, working) = (Gate::new()?, Gate::new()?);
+    let prepared = Pool::builder().workers(2).prepare_loaded(
+        move |source| load(source, loading),
+        move |worker: &WorkerContext<Words>, at: usize| {
+            if at == 0 {
+                working.pass();
+            }
+            worker.root()[at].load(Ordering::Relaxed)
+        },
+    )?;
+    let pool = prepared.load(&Source::Multiples(3))?;
+    let before = pool.workers();
+    let slow = std::thread::scope(|scope| -> Result<_, Failed> {
+        let reload = scope.spawn(|| pool.reload(&Source::Wait(5)));
+        loading.reached()?;
+        before.iter().for_each(|&pid| signal::kill(pid));
+        until("they are replaced", || pool.stats().deaths == 2 && pool.workers().len() == 2)?;
+        let slow = pool.submit(0)?;
+        working.reached()?;
+        loading.open();
+        let first = reload.join().map_err(|_| "no panic")??;
+        assert!(!first.wait_timeout(Duration::ZERO)?, "the slow worker has it");
+        Ok(slow)
+    })?;
+    is_freed(&pool.reload(&Source::Multiples(7))?)?;
+    working.open();
+    assert_eq!(slow.wait()?, 0);
+    passed()
+}
+
+fn programs_of_a_loader_ignore_what_those_of_the_program_do() -> Outcome {
+    let ignored = || -> std::io::Result<String> {
+        let said = std::process::Command::new("grep").args(["SigIgn", "/proc/self/status"]).output()?;
+        Ok(String::from_utf8_lossy(&said.stdout).into_owned())
+    };
+    let prepared = Pool::builder().workers(1).prepare_loaded(
+        move |(): ()| -> Result<Frozen<Words>, String> { Err(ignored().map_err(|e| e.to_string())?) },
+        |_: &WorkerContext<Words>, at: usize| at,
+    )?;
+    let error = prepared.load(&()).expect_err("what it ignores").to_string();
+    assert!(error.ends_with(&ignored()?), "{error}, and the program's {}", ignored()?);
+    passed()
+}
+
 fn copies_are_those_of_the_worker_s_own_data() -> Outcome {
     let prepared =
         Pool::builder().workers(1).prepare_loaded(multiples, |worker: &WorkerContext<Words>, pages: usize| {
@@ -384,6 +430,8 @@ pub fn trials() -> std::vec::Vec<Trial> {
         loading_can_be_stopped_and_the_pool_works_meanwhile,
         reloads_of_several_threads_take_turns,
         memory_is_free_when_the_last_user_has_left,
+        a_worker_that_is_replaced_while_data_is_loaded_does_not_hold_it,
+        programs_of_a_loader_ignore_what_those_of_the_program_do,
         copies_are_those_of_the_worker_s_own_data,
         a_program_that_ends_takes_its_loader_along,
     ]

@@ -202,6 +202,22 @@ fn workers_that_are_killed_are_replaced_over_the_newest_data() -> Outcome {
     passed()
 }
 
+/// A zygote that is stopped answers nobody. New data that was reported as refused is not taken over when it goes on.
+fn a_replace_that_was_given_up_is_not_done_later() -> Outcome {
+    let pool = reading()?;
+    let zygote = zygote_of(&pool)?;
+    signal::send(zygote, signal::STOP);
+    let refused = pool.replace(generation(1)?).expect_err("nobody answers");
+    assert!(refused.to_string().contains("does not answer"), "{refused}");
+    signal::send(zygote, libc::SIGCONT);
+    // Behind this answer the zygote has read the request that was given up.
+    pool.take_exits()?;
+    assert_eq!((pool.submit(1)?.wait(), pool.data()[0]), (Ok(0), 0));
+    drop(pool.replace(generation(2)?)?);
+    assert_eq!((pool.submit(1)?.wait(), pool.data()[0]), (Ok(2), 2));
+    passed()
+}
+
 fn nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there() -> Outcome {
     adopt_orphans()?;
     let pool = reading()?;
@@ -273,6 +289,7 @@ pub fn trials() -> Vec<Trial> {
         generations_that_were_released_are_held_by_nobody_while_the_pool_lives,
         data_that_lies_elsewhere_is_refused_and_the_pool_goes_on,
         workers_that_are_killed_are_replaced_over_the_newest_data,
+        a_replace_that_was_given_up_is_not_done_later,
         nobody_but_the_pools_process_replaces_its_data_and_only_while_it_is_there,
     ]
 }

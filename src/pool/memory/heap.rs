@@ -7,7 +7,7 @@
 //! step is one store that leaves the row whole. The parent only says that a block is free.
 //!
 //! # Safety
-//! What is given back to the system is the inside of free blocks: see [`ResultHeap::trim`].
+//! Only the inside of free blocks is given back to the system: see [`ResultHeap::trim`].
 
 #![expect(unsafe_code, reason = "memory is given back to the system")]
 

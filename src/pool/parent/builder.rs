@@ -30,12 +30,12 @@ pub(super) type Load<T> = Box<dyn FnMut(&[u8]) -> std::result::Result<Frozen<T>,
 struct JobBody<T: 'static, J, R, F> {
     /// The newest data; in a zygote that was forked before there is any, none yet.
     frozen: Option<Frozen<T>>,
-    /// That is data which this process was forked with, so that captured references may lead to it.
+    /// The data is such as this process was forked with, so that captured references may lead to it.
     inherited: bool,
     /// In a worker only.
     context: Option<WorkerContext<T>>,
     body: F,
-    /// Who builds the data, where the program's own process does not.
+    /// The function by which a loader builds the data, in a pool that has loaders.
     load: Option<Load<T>>,
     types: PoolTypes<T, J, R>,
 }

@@ -218,7 +218,7 @@ impl Core {
         Ok(all)
     }
 
-    /// What a worker's record says, if the worker has not been replaced.
+    /// A copy of a worker's record, if the worker has not been replaced.
     fn seen(&self, worker: &ForkedWorker) -> Option<RecordCopy> {
         let index = worker.index as usize;
         let own = self.region.workers().get(index)?;

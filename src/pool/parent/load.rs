@@ -140,7 +140,8 @@ impl PoolBuilder {
 }
 
 impl<S: Serialize, T, J, R> Prepared<T, J, R, Loaded<S>> {
-    /// Has the first data set loaded, generation 0, and starts the workers: now there is a pool. May be called at any time and by any thread.
+    /// Has the first data set loaded, generation 0, and starts the workers: now there is a pool. May be called at any time and by any thread. It waits as long as the loader takes; a
+    /// loader that hangs ends by SIGKILL, or with this process.
     ///
     /// # Errors
     /// Those of [`Pool::reload`], and no worker can be started. Whatever it is, what was prepared has ended.

@@ -152,10 +152,11 @@ fn a_client_that_was_idle_is_answered_within_the_grace_and_hung_up_on_after_it()
         assert!(!ask(connection, 5, 0));
     }
     assert_eq!(http::ask(admin, "POST", "/reload").expect("an answer").status, 200);
-    // Only one worker, which leaves: it accepts still, over the old data, and closes at once.
-    thread::sleep(Duration::from_millis(200));
-    let mut late = Connection::open(service.address).expect("a connection");
-    assert!(ask(&mut late, 6, 0));
+    // Only one worker, which leaves: it accepts still, over the old data, and closes at once when it has heard.
+    let mut late = until("the worker hears", || {
+        let mut late = Connection::open(service.address).expect("a connection");
+        ask(&mut late, 6, 0).then_some(late)
+    });
     late.hung_up().expect("at once");
     let [mut one, mut other] = idle;
     assert!(ask(&mut one, 7, 0), "the last answer on this connection");

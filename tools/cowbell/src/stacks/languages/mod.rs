@@ -252,8 +252,11 @@ pub trait ObjectReader {
     /// Tells whether a page holds an object.
     fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool;
 
-    /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count.
-    fn is_count(&mut self, was: u64, is: u64, next: u64, word: &mut ReadWord<'_>) -> bool;
+    /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count. Never, in a language that counts no
+    /// references, or whose counts are told by [`Self::changed`].
+    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
+        false
+    }
 
     /// The same of a page at an address, where that tells.
     fn any_at(&mut self, _address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {

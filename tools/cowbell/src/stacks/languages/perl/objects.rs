@@ -121,10 +121,6 @@ impl ObjectReader for Values {
         (0..page.len()).step_by(8).any(|at| is_row(at) || is_key(at) == Some(true))
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
     fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut ReadWord<'_>) -> Option<ChangedWord> {
         let heads = |start: usize| {
             let (before, after) = (head(was, start)?, head(is, start)?);

@@ -96,10 +96,6 @@ impl ObjectReader for Counted {
         found.nth(1).is_some()
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
     fn changed(&mut self, was: &[u8], is: &[u8], (_, at): (u64, usize), _: &mut ReadWord<'_>) -> Option<ChangedWord> {
         let (before, after) = (words(was, at)(0)?, words(is, at)(0)?);
         let same_kind = kind(before).is_some() && kind(before) == kind(after);

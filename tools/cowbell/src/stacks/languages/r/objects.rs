@@ -65,10 +65,6 @@ impl ObjectReader for Nodes {
         (0..page.len() as u64).step_by(8).any(|at| is_node(address + at, word))
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
     fn changed(
         &mut self,
         was: &[u8],

@@ -143,10 +143,6 @@ impl ObjectReader for Places {
         self.area(address, word).is_some() || !self.described(address / page_size() * page_size(), word).is_empty()
     }
 
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
     fn changed(
         &mut self,
         was: &[u8],
