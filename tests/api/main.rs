@@ -49,6 +49,9 @@ mod pool_kit;
 mod pool_leaving;
 #[cfg(feature = "pool")]
 mod pool_loaded;
+#[cfg(feature = "pool")]
+mod pool_loaders;
+#[cfg(feature = "pool")]
 mod pool_log;
 #[cfg(feature = "pool")]
 mod pool_metrics;
@@ -140,6 +143,9 @@ fn main() {
         pool_figures::trials(),
         #[cfg(feature = "pool")]
         pool_loaded::trials(),
+        #[cfg(feature = "pool")]
+        pool_loaders::trials(),
+        #[cfg(feature = "pool")]
         pool_log::trials(),
         #[cfg(feature = "pool")]
         pool_metrics::trials(),

@@ -2,8 +2,8 @@
 
 use crate::case::{Outcome, passed};
 use crate::look::{SOON, anonymous_pages, ends_soon, has_children, until, usable};
-use crate::pool_kit::{Way, adopt_orphans, all_end_soon, alone, descendants, in_time};
-use cowbell::arena::{Arena, Frozen, Handle, Vec};
+use crate::pool_kit::{WORDS, Way, Words, adopt_orphans, all_end_soon, alone, descendants, in_time, multiples};
+use cowbell::arena::{Arena, Handle, Vec};
 use cowbell::pool::{Death, JobError, Pool, PoolBuilder, Prepared, Shutdown, WorkerContext};
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::{page_size, process, procfs, signal};
@@ -11,24 +11,7 @@ use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-type Words = Vec<AtomicU64>;
-const WORDS: usize = 1 << 16;
 const WORDS_OF_A_PAGE: usize = 512;
-
-/// Data that four threads have computed.
-fn built_by_threads(factor: u64) -> cowbell::Result<Frozen<Words>> {
-    let arena = Arena::builder(format!("early {factor}")).capacity(4 << 20).build()?;
-    let mut words = Vec::new_in(*arena);
-    std::thread::scope(|scope| {
-        let part =
-            |part: u64| move || (part..part + WORDS as u64 / 4).map(|n| n * factor).collect::<std::vec::Vec<_>>();
-        let parts = [0, 1, 2, 3].map(|at| scope.spawn(part(at * WORDS as u64 / 4)));
-        for part in parts {
-            words.extend(part.join().expect("it does not panic").into_iter().map(AtomicU64::new));
-        }
-    });
-    arena.freeze(words)
-}
 
 /// A job's result: its word, and its worker's generation.
 type Said = (u64, u64);
@@ -52,7 +35,7 @@ fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
     // The program allocates in between, at addresses that the zygote does not know.
     let between = std::vec![1u8; 64 << 20];
     let pool = runtime.block_on(async {
-        let pool = tokio::task::spawn_blocking(move || -> cowbell::Result<_> { prepared.spawn(built_by_threads(3)?) });
+        let pool = tokio::task::spawn_blocking(move || -> cowbell::Result<_> { prepared.spawn(multiples(3)?) });
         let pool = pool.await.expect("it does not panic")?;
         let tickets = (0..100).map(|at| pool.submit(at)).collect::<Result<std::vec::Vec<_>, _>>()?;
         for (at, ticket) in (0..).zip(tickets) {
@@ -63,7 +46,7 @@ fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
     check(&pool, 3, 0)?;
     assert_eq!((pool.stats().started, pool.workers().len(), between.len()), (3, 3, 64 << 20));
     // From here on it is a pool as any other: new data, and workers that are replaced.
-    pool.replace(built_by_threads(5)?)?;
+    pool.replace(multiples(5)?)?;
     check(&pool, 5, 1)?;
     signal::send(pool.workers()[0], signal::KILL);
     until("it is replaced", || pool.stats().deaths == 1 && pool.workers().len() == 3)?;
@@ -87,7 +70,7 @@ fn copies_are_counted_as_in_any_pool() -> Outcome {
                 words[page * WORDS_OF_A_PAGE].fetch_add(1, Ordering::Relaxed);
             });
         })?;
-        let frozen = built_by_threads(1)?;
+        let frozen = multiples(1)?;
         let range = frozen.image().range();
         let pool = prepared.spawn(frozen)?;
         for job in [(1, 3), (10, 20), (15, 30)] {
@@ -112,7 +95,7 @@ fn handles_that_were_made_for_adopted_data_come_through() -> Outcome {
     let prepared = Pool::builder().workers(1).prepare(|_: &Words, word: Handle<AtomicU64>| {
         word.get().map(|word| word.load(Ordering::Relaxed)).map_err(|e| e.to_string())
     })?;
-    let frozen = built_by_threads(7)?;
+    let frozen = multiples(7)?;
     let pool = prepared.spawn(frozen.clone())?;
     let word = &frozen.root()[100];
     assert_eq!(pool.submit(frozen.handle_contained(word)?)?.wait()?, Ok(700));
@@ -124,7 +107,7 @@ fn handles_that_were_made_for_adopted_data_come_through() -> Outcome {
 
 fn workers_die_and_are_told_as_in_any_pool() -> Outcome {
     let prepared = Pool::builder().workers(1).prepare(|_: &Words, way: Way| way.go())?;
-    let pool = prepared.spawn(built_by_threads(1)?)?;
+    let pool = prepared.spawn(multiples(1)?)?;
     for (way, ended, overflow) in [
         (Way::Overflow, Ended::Signaled(libc::SIGSEGV), true),
         (Way::Fault, Ended::Signaled(libc::SIGSEGV), false),
@@ -147,7 +130,7 @@ fn a_prepared_pool_that_gets_no_data_leaves_no_process() -> Outcome {
     let [zygote] = descendants(process::pid())[..] else { return Err("a zygote, and no worker".into()) };
     // A supervisor's signal is no matter of the zygote's.
     signal::send(zygote, signal::TERM);
-    let pool = made.spawn(built_by_threads(2)?)?;
+    let pool = made.spawn(multiples(2)?)?;
     check(&pool, 2, 0)?;
     drop(pool);
     assert!(!has_children());
@@ -159,14 +142,14 @@ fn a_prepared_pool_that_gets_no_data_leaves_no_process() -> Outcome {
     let watched = pidfd::open(zygote)?;
     signal::send(zygote, signal::KILL);
     ends_soon(&watched, "the zygote")?;
-    assert!(made.spawn(built_by_threads(2)?).is_err());
+    assert!(made.spawn(multiples(2)?).is_err());
     all_end_soon()?;
     passed()
 }
 
 fn data_whose_addresses_the_zygote_has_is_refused_and_nothing_stays() -> Outcome {
     // Frozen before: the zygote has it already. Growing before: its addresses are fenced there.
-    let frozen = built_by_threads(1)?;
+    let frozen = multiples(1)?;
     let growing = Arena::builder("growing").capacity(1 << 20).build()?;
     let early = prepared(Pool::builder().workers(1))?;
     assert!(early.spawn(frozen).is_err());

@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "a job faults on purpose")]
 
 use crate::look::{Bytes, SOON, first_byte, frozen_pages, has_children, maps, until, write};
-use cowbell::arena::Frozen;
+use cowbell::arena::{self, Arena, Frozen};
 use cowbell::fork;
-use cowbell::pool::{Death, JobError, Pool, WorkerContext};
+use cowbell::pool::{Death, Former, JobError, Pool, WorkerContext};
 use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
 use cowbell::sys::{process, procfs, signal};
@@ -286,4 +286,41 @@ pub fn still<A: PartialEq, B>(
         }
     }
     Err("the memory never stood still".into())
+}
+
+/// A data set that loaders build: multiples of a number, of which jobs are asked.
+pub type Words = arena::Vec<AtomicU64>;
+/// How many there are.
+pub const WORDS: usize = 1 << 16;
+
+/// The words of a data set, computed by threads, and their arena.
+pub fn words(of: u64) -> cowbell::Result<(Arena, Words)> {
+    let arena = Arena::builder(format!("loaded-{of}")).capacity(1 << 20).build()?;
+    let mut words = arena::Vec::new_in(*arena);
+    std::thread::scope(|scope| {
+        let part = |from: u64| move || (from..from + WORDS as u64 / 2).map(|n| n * of).collect::<std::vec::Vec<_>>();
+        let parts = [0, WORDS as u64 / 2].map(|from| scope.spawn(part(from)));
+        parts
+            .into_iter()
+            .for_each(|part| words.extend(part.join().expect("it does not panic").into_iter().map(AtomicU64::new)));
+    });
+    Ok((arena, words))
+}
+
+/// Multiples of a number.
+pub fn multiples(of: u64) -> cowbell::Result<Frozen<Words>> {
+    let (arena, words) = words(of)?;
+    arena.freeze(words)
+}
+
+/// Waits until nobody has the data any more.
+pub fn is_freed(former: &Former) -> Result<(), Failed> {
+    if former.wait_timeout(SOON)? { Ok(()) } else { Err("the old data still has a user".into()) }
+}
+
+/// The mappings of a process that show data of this number.
+pub fn data_mappings(pid: i32, of: u64) -> usize {
+    let name = format!("loaded-{of}");
+    let maps = procfs::read(pid, "maps").unwrap_or_default();
+    String::from_utf8_lossy(&maps).lines().filter(|line| line.split([':', ' ']).any(|word| word == name)).count()
 }

@@ -1,21 +1,18 @@
 //! A pool whose data sets are loaded by processes of their own: whatever becomes of a loader, the pool goes on, and memory comes back.
 
 use crate::case::{Outcome, passed};
-use crate::look::{SOON, anonymous_pages, descriptors, ends_soon, has_children, mapped_files, maps, until};
-use crate::pool_kit::{Gate, Way, adopt_orphans, all_end_soon, alone, descendants, in_time, zygote_of};
-use cowbell::arena::{Arena, FreezeOptions, Frozen, OnWrite, Vec};
-use cowbell::pool::{Former, Loaded, Pool, PoolBuilder, Prepared, Shutdown, WorkerContext};
+use crate::look::{SOON, descriptors, ends_soon, has_children, mapped_files, maps, until};
+use crate::pool_kit::{
+    Gate, WORDS, Way, Words, adopt_orphans, all_end_soon, alone, data_mappings, descendants, in_time, is_freed,
+    multiples, words, zygote_of,
+};
+use cowbell::arena::{FreezeOptions, Frozen, OnWrite};
+use cowbell::pool::{Loaded, Pool, PoolBuilder, Prepared, Shutdown, WorkerContext};
 use cowbell::sys::{page_size, pidfd, process, procfs, signal};
 use libtest_mimic::{Failed, Trial};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-type Words = Vec<AtomicU64>;
-const WORDS: usize = 1 << 16;
-/// The pages that the words of a data set fill.
-const DATA_PAGES: usize = WORDS * size_of::<AtomicU64>() / 4096;
 
 /// A source: multiples of a number, or trouble.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -36,24 +33,6 @@ enum Source {
 type Said = (u64, u64);
 type PreparedPool = Prepared<Words, usize, Said, Loaded<Source>>;
 type LoadedPool = Pool<Words, usize, Said, Loaded<Source>>;
-
-fn words(of: u64) -> cowbell::Result<(Arena, Words)> {
-    let arena = Arena::builder(format!("loaded-{of}")).capacity(1 << 20).build()?;
-    let mut words = Vec::new_in(*arena);
-    std::thread::scope(|scope| {
-        let part = |from: u64| move || (from..from + WORDS as u64 / 2).map(|n| n * of).collect::<std::vec::Vec<_>>();
-        let parts = [0, WORDS as u64 / 2].map(|from| scope.spawn(part(from)));
-        parts
-            .into_iter()
-            .for_each(|part| words.extend(part.join().expect("it does not panic").into_iter().map(AtomicU64::new)));
-    });
-    Ok((arena, words))
-}
-
-fn multiples(of: u64) -> cowbell::Result<Frozen<Words>> {
-    let (arena, words) = words(of)?;
-    arena.freeze(words)
-}
 
 fn load(source: Source, gate: Gate) -> Result<Frozen<Words>, String> {
     let told = |e: cowbell::Error| e.to_string();
@@ -104,17 +83,6 @@ fn check(pool: &LoadedPool, of: u64, generation: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-fn is_freed(former: &Former) -> Result<(), Failed> {
-    if former.wait_timeout(SOON)? { Ok(()) } else { Err("the old data still has a user".into()) }
-}
-
-/// The mappings of a process that show data of this number.
-fn data_mappings(pid: i32, of: u64) -> usize {
-    let name = format!("loaded-{of}");
-    let maps = procfs::read(pid, "maps").unwrap_or_default();
-    String::from_utf8_lossy(&maps).lines().filter(|line| line.split([':', ' ']).any(|word| word == name)).count()
-}
-
 /// The number of descriptors of a process.
 fn descriptors_of(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("/proc").count()
@@ -129,7 +97,7 @@ fn only_the_pool_s_processes_have_the_data() -> Outcome {
     let memory = pool.memory()?;
     let data = memory.data.ok_or("sealed")?;
     // The vector's words, and a page for the root.
-    let bytes = ((DATA_PAGES + 1) * page_size().bytes()) as u64;
+    let bytes = (WORDS * size_of::<AtomicU64>() + page_size().bytes()) as u64;
     assert!((bytes..=2 * bytes).contains(&data.shared_bytes), "{data:?}");
     assert!(data.unmapped_bytes.ok_or("readable")? < data.shared_bytes - bytes / 2, "{data:?}");
     for (of, generation) in [(5, 1), (7, 2)] {
@@ -283,34 +251,6 @@ fn reloads_of_several_threads_take_turns() -> Outcome {
     passed()
 }
 
-/// A worker that runs a long job still has the old data, and so has what it has forked.
-fn memory_is_free_when_the_last_user_has_left() -> Outcome {
-    let gate = Gate::new()?;
-    let prepared =
-        Pool::builder().workers(2).prepare_loaded(multiples, move |worker: &WorkerContext<Words>, at: usize| {
-            if at == 0 {
-                gate.pass();
-            }
-            worker.root()[at].load(Ordering::Relaxed)
-        })?;
-    let pool = prepared.load(&3)?;
-    let slow = pool.submit(0)?;
-    gate.reached()?;
-    let former = pool.reload(&5)?;
-    assert_eq!(pool.submit(2)?.wait()?, 10);
-    assert!(!former.wait_timeout(Duration::from_millis(50))?);
-    assert!(!pidfd::readable(former.as_fd(), Some(Duration::ZERO))?, "nothing is there to be read");
-    gate.open();
-    assert_eq!(slow.wait()?, 0);
-    former.wait()?;
-    // By then its memory is gone: only the new data's file is left among the pool's processes.
-    for pid in descendants(process::pid()) {
-        assert_eq!(data_mappings(pid, 3), 0);
-    }
-    assert!(pidfd::readable(former.as_fd(), Some(Duration::ZERO))?, "the descriptor hangs up");
-    passed()
-}
-
 /// A worker that was forked while data was being loaded has the old data, and is no user of the new, however long it works.
 fn a_worker_that_is_replaced_while_data_is_loaded_does_not_hold_it() -> Outcome {
     let (loading, working) = (Gate::new()?, Gate::new()?);
@@ -340,42 +280,6 @@ fn a_worker_that_is_replaced_while_data_is_loaded_does_not_hold_it() -> Outcome 
     is_freed(&pool.reload(&Source::Multiples(7))?)?;
     working.open();
     assert_eq!(slow.wait()?, 0);
-    passed()
-}
-
-fn programs_of_a_loader_ignore_what_those_of_the_program_do() -> Outcome {
-    let ignored = || -> std::io::Result<String> {
-        let said = std::process::Command::new("grep").args(["SigIgn", "/proc/self/status"]).output()?;
-        Ok(String::from_utf8_lossy(&said.stdout).into_owned())
-    };
-    let prepared = Pool::builder().workers(1).prepare_loaded(
-        move |(): ()| -> Result<Frozen<Words>, String> { Err(ignored().map_err(|e| e.to_string())?) },
-        |_: &WorkerContext<Words>, at: usize| at,
-    )?;
-    let error = prepared.load(&()).expect_err("what it ignores").to_string();
-    assert!(error.ends_with(&ignored()?), "{error}, and the program's {}", ignored()?);
-    passed()
-}
-
-fn copies_are_those_of_the_worker_s_own_data() -> Outcome {
-    let prepared =
-        Pool::builder().workers(1).prepare_loaded(multiples, |worker: &WorkerContext<Words>, pages: usize| {
-            let words = worker.root();
-            (0..pages).for_each(|page| _ = words[page * 512].fetch_add(1, Ordering::Relaxed));
-            let start = std::ptr::from_ref(&words[0]).addr();
-            (worker.pid(), start, words.len() * 8)
-        })?;
-    let pool = prepared.load(&3)?;
-    for (pages, of) in [(4, 5u64), (9, 7)] {
-        let (pid, start, len) = pool.submit(pages)?.wait()?;
-        let copied = anonymous_pages(pid, cowbell::sys::map::Range { start, len })?;
-        assert!((pages as u64..=pages as u64 + 1).contains(&copied));
-        assert_eq!(pool.worker_stats()?[0].copied_pages.map(|pages| pages.0), Some(copied));
-        is_freed(&pool.reload(&of)?)?;
-    }
-    let reports = pool.shutdown(Shutdown::Drain)?;
-    let copied: std::vec::Vec<u64> = reports.iter().map(|exit| exit.report.copied_pages().0).collect();
-    assert!(matches!(copied[..], [4..=5, 9..=10, ..]), "{copied:?}");
     passed()
 }
 
@@ -429,10 +333,7 @@ pub fn trials() -> std::vec::Vec<Trial> {
         the_first_data_may_fail_too,
         loading_can_be_stopped_and_the_pool_works_meanwhile,
         reloads_of_several_threads_take_turns,
-        memory_is_free_when_the_last_user_has_left,
         a_worker_that_is_replaced_while_data_is_loaded_does_not_hold_it,
-        programs_of_a_loader_ignore_what_those_of_the_program_do,
-        copies_are_those_of_the_worker_s_own_data,
         a_program_that_ends_takes_its_loader_along,
     ]
 }

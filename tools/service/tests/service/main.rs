@@ -16,7 +16,6 @@ use std::io::ErrorKind;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 const PACKAGES: u32 = 500_000;
 const WORKERS: usize = 3;
