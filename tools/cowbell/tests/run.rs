@@ -75,6 +75,8 @@ mod python;
 mod record;
 #[path = "run/robust.rs"]
 mod robust;
+#[path = "run/ruby.rs"]
+mod ruby;
 #[path = "run/said.rs"]
 mod said;
 #[path = "run/told.rs"]

@@ -63,8 +63,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             verdict.why.push(Why { cause: Some(cause), text, share });
         }
         let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
-        // Pages on which references are counted are copied without the collector, too, and which they are is not known.
-        let spares_a_part = if cause == Cause::GarbageCollector { spares_a_part(of, work) } else { None };
+        let spared = spared(cause, pages, of, work);
         let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
         let is_worth_it = !matches!(verdict.kind, VerdictKind::Shared | VerdictKind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
@@ -78,13 +77,11 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
                     saves_a_part: None,
                 });
             }
-            // A page that changes must be copied: there is a word on it, and nothing to save for certain.
             verdict.helps.push(Help {
                 text: text.into(),
                 paste: always(paste),
-                saves_bytes: (cause != Cause::RealWrite && spares_a_part.is_none())
-                    .then_some(pages.saturating_mul(page)),
-                saves_a_part: spares_a_part,
+                saves_bytes: spared.ok().filter(|pages| *pages > 0).map(|pages| pages.saturating_mul(page)),
+                saves_a_part: spared.err(),
             });
             if let Some(help) =
                 for_the_collector(of, pages.saturating_mul(page)).filter(|_| cause == Cause::CountOrCollector)
@@ -136,11 +133,17 @@ fn collected_by_counting(of: &[&Interval]) -> u64 {
     if language.is_some_and(Language::collects_by_counting) { pages_of(of, is_theirs) } else { 0 }
 }
 
-/// Why the remedy against the collector spares a part only of what it copied, and how much is not known; `None` where it spares all.
-fn spares_a_part(of: &[&Interval], work: u64) -> Option<&'static str> {
-    let language = of.iter().find_map(|interval| languages::by_id(interval.language?));
-    let of_language = language.and_then(|language| language.spares_a_part(Work::Collector));
-    of_language.or(counts_besides(of, work).then_some("on some of these pages references are counted, too"))
+/// The pages that the remedy against a cause spares, of these that were copied for it; an error that says why nobody knows.
+fn spared(cause: Cause, pages: u64, of: &[&Interval], work: u64) -> Result<u64, &'static str> {
+    // Pages on which references are counted are copied without the collector, too, and which they are is not known.
+    if cause == Cause::GarbageCollector && counts_besides(of, work) {
+        return Err("on some of these pages references are counted, too");
+    }
+    let mut shares = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == cause);
+    shares.try_fold(pages, |left, share| match share.spares_a_part {
+        Some(why) => Err(why),
+        None => Ok(left.saturating_sub(share.copied_pages.saturating_sub(share.spared_pages))),
+    })
 }
 
 /// Tells whether a fair part of what the collector did not copy was copied for reference counts.

@@ -2,7 +2,8 @@
 
 use super::cause::{self, Cause, Difference, Reason};
 use super::code::{self, Purpose};
-use super::interval::{Copied, Interval, SeenParts};
+use super::copied::{Copied, SeenParts};
+use super::interval::Interval;
 use super::name::Named;
 use super::phases::Phase;
 use super::remedy::{self, Circumstances};
@@ -11,7 +12,7 @@ use super::sum::{most, share};
 use super::summary::{self, CauseShare};
 use super::syscalls;
 use crate::record::Wrote;
-use crate::stacks::languages::Work;
+use crate::stacks::languages::{Spares, Work};
 use std::collections::HashMap;
 
 /// Pages by cause and what runs there.
@@ -36,6 +37,12 @@ pub struct CauseSum {
     /// Those whose line in a program was sampled, and those of them where the program itself asked for a collection.
     seen: u64,
     asked: u64,
+    /// Those on which a collector first wrote what it keeps for itself, beside objects or apart from them.
+    of_collector: u64,
+    /// The pages that it took for itself and that were no copies.
+    collector_new: u64,
+    /// Those of an interval of which that is not known.
+    collector_unknown: u64,
     /// Those that were seen to be written for the count of an object of a class, and those for any count.
     object_counts: u64,
     counts: u64,
@@ -46,6 +53,12 @@ pub struct CauseSum {
 }
 
 impl CauseSum {
+    /// What a collector took in an interval for itself, apart from copies. `pages`: those that were copied for it.
+    pub fn of_new(pages: u64, collector_new: Option<u64>) -> Self {
+        let collector_unknown = if collector_new.is_none() { pages } else { 0 };
+        Self { collector_new: collector_new.unwrap_or(0), collector_unknown, ..Self::default() }
+    }
+
     /// Adds another.
     pub fn add(&mut self, other: &Self) {
         self.pages = self.pages.saturating_add(other.pages);
@@ -57,6 +70,9 @@ impl CauseSum {
         self.torn_down = self.torn_down.saturating_add(other.torn_down);
         self.seen = self.seen.saturating_add(other.seen);
         self.asked = self.asked.saturating_add(other.asked);
+        self.of_collector = self.of_collector.saturating_add(other.of_collector);
+        self.collector_new = self.collector_new.saturating_add(other.collector_new);
+        self.collector_unknown = self.collector_unknown.saturating_add(other.collector_unknown);
         self.object_counts = self.object_counts.saturating_add(other.object_counts);
         self.counts = self.counts.saturating_add(other.counts);
         for (&reason, &pages) in &other.reasons {
@@ -84,14 +100,14 @@ fn frees(named: &Named<'_>) -> bool {
 }
 
 /// The part that pages add to the sum of their cause. `torn_down`: an interpreter was taking itself down then. `work`: that of the line
-/// at which they were sampled.
+/// at which they were sampled. `wrote`: the kind of data that was first written there.
 pub fn cause_sum(
     copied: &Copied,
     named: Option<&Named<'_>>,
     pages: u64,
     (cause, reason): (Cause, Option<Reason>),
     runtime: Runtime,
-    (torn_down, work): (bool, Option<Work>),
+    (torn_down, work, wrote): (bool, Option<Work>, Wrote),
 ) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
     let is_nameless = named.is_some_and(|named| named.purpose.is_none());
@@ -106,6 +122,9 @@ pub fn cause_sum(
         torn_down: of(cause == Cause::Exit && (torn_down || runtime.language().is_none() && named.is_some_and(frees))),
         seen: of(matches!(copied.seen, SeenParts::Script(_))),
         asked: of(work == Some(Work::AskedCollector)),
+        of_collector: of(wrote == Wrote::CollectorHeader),
+        collector_new: 0,
+        collector_unknown: 0,
         object_counts: of(copied.wrote == Wrote::ObjectCount),
         counts: of(of_any(copied.wrote) == Wrote::ReferenceCount),
         reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
@@ -143,9 +162,7 @@ fn cause_at_work(
     named: Option<&Named<'_>>,
 ) -> (Cause, Option<Reason>) {
     let Copied { change, objects, syscall, in_stack, code, .. } = *copied;
-    let by_instruction = || interval.sums.wrote.get(&code).map_or(Wrote::Unknown, agreed);
-    let wrote = if copied.wrote == Wrote::Unknown { by_instruction() } else { of_any(copied.wrote) };
-    let wrote = match wrote {
+    let wrote = match first_wrote(interval, copied) {
         Wrote::Unknown if named.is_some_and(|named| named.is_atomic) => Wrote::Atomic,
         wrote => wrote,
     };
@@ -159,6 +176,12 @@ fn cause_at_work(
         in_stack,
         runtime,
     })
+}
+
+/// The kind of data that was first written on a copied page: as it was sampled there, or else as the samples of the same instruction agree.
+pub fn first_wrote(interval: &Interval, copied: &Copied) -> Wrote {
+    let by_instruction = || interval.sums.wrote.get(&copied.code).map_or(Wrote::Unknown, agreed);
+    if copied.wrote == Wrote::Unknown { by_instruction() } else { of_any(copied.wrote) }
 }
 
 /// The kind of data that was written, without the kind of value that a reference count is of.
@@ -194,6 +217,9 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             // Leaving at once would lose the work that the program itself did on its way out.
             torn_down: sum.torn_down.saturating_mul(10) >= sum.pages.saturating_mul(9),
             asked: sum.asked.saturating_mul(2) > sum.seen,
+            only_asked: sum.asked > 0
+                && sum.asked.saturating_mul(10) >= sum.seen.saturating_mul(9)
+                && sum.collector_unknown == 0,
             of_objects: sum.object_counts.saturating_mul(2) > sum.counts,
         };
         let reason =
@@ -202,6 +228,10 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
         reasons.sort_by_key(|share| (std::cmp::Reverse(share.copied_pages), share.reason));
         let mut files: Vec<_> = sum.files.into_iter().collect();
         files.sort_by(|(a, a_pages), (b, b_pages)| b_pages.cmp(a_pages).then_with(|| a.cmp(b)));
+        let remedy = remedy::remedy(cause, runtime, circumstances);
+        // A page that changes must be copied: there is a word on it, and nothing to save for certain.
+        let is_certain = remedy.is_some() && cause != Cause::RealWrite;
+        let spares = is_certain.then(|| remedy::spares(cause, runtime, circumstances));
         CauseShare {
             cause,
             name: cause.name(),
@@ -211,8 +241,14 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             without_name_pages: sum.without_name,
             reasons,
             why: remedy::why(cause, runtime, circumstances),
-            remedy: remedy::remedy(cause, runtime, circumstances),
+            remedy,
             paste: remedy::paste(cause, runtime, circumstances),
+            spared_pages: match spares {
+                Some(Spares::All) => sum.pages,
+                Some(Spares::Objects) => sum.pages.saturating_sub(sum.of_collector.saturating_add(sum.collector_new)),
+                Some(Spares::Part(_)) | None => 0,
+            },
+            spares_a_part: if let Some(Spares::Part(why)) = spares { Some(why) } else { None },
             nameless_file: files.into_iter().next().map(|(file, _)| file),
         }
     };

@@ -3,7 +3,7 @@
 
 use super::Profile;
 use super::cause::Cause;
-use super::interval::Copied;
+use super::copied::Copied;
 use super::syscalls;
 use super::timeline::timelines;
 pub use super::timeline::{Point, Timeline};

@@ -3,6 +3,7 @@
 use super::Stacks;
 use super::cause::Difference;
 use super::codes::called;
+use super::copied::{Copied, SeenParts};
 use super::detail::Trail;
 use super::evidence::{IntervalEvidence, between};
 use super::faults;
@@ -43,6 +44,8 @@ pub struct Interval {
     pub end: Option<(Closed, u64)>,
     /// See [`End::unmapped_uncounted`].
     pub unmapped_uncounted: u64,
+    /// See [`End::collector_new`].
+    pub collector_new: Option<u64>,
     /// The sums of its pages; empty while it is open.
     pub sums: Sums,
     /// The file that its process executes.
@@ -76,46 +79,6 @@ pub struct Sums {
     pub trail: Vec<Trail>,
 }
 
-/// The knowledge about a copied page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Copied {
-    /// The place of the instruction that wrote it first; 0 where not known.
-    pub code: u32,
-    /// The system call on whose behalf the kernel wrote it first.
-    pub syscall: Option<i32>,
-    /// The difference from its original.
-    pub change: Difference,
-    /// True if it holds objects of an interpreter's.
-    pub objects: bool,
-    /// The kind of data that the instruction was seen to write, if it was sampled with this very page.
-    pub wrote: Wrote,
-    /// True if it lies in a stack.
-    pub in_stack: bool,
-    /// True if it was a page of a file before.
-    pub of_file: bool,
-    /// The parts of the write that were seen.
-    pub seen: SeenParts,
-    /// The place of the call by which the instruction was run; 0 where it was not read.
-    pub caller: u32,
-    /// Why the instruction is not known, where it is not.
-    pub unknown: Option<Unknown>,
-    /// The number of stacks that had been sampled by then, its own too; `None` where it is not known when it was written.
-    pub after: Option<u32>,
-}
-
-/// The parts of a write that were seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SeenParts {
-    /// Nothing but the page.
-    Nothing,
-    /// The instruction.
-    Event,
-    /// And a stack, without a script's frames.
-    Native,
-    /// And a stack with a script's frames, at this place.
-    Script(u32),
-}
-
 impl Interval {
     /// Opens an interval.
     pub fn new(mut begin: Begin, process: Option<usize>, command: &[String], executable: Option<Executable>) -> Self {
@@ -139,6 +102,7 @@ impl Interval {
             faults: Vec::new(),
             end: None,
             unmapped_uncounted: 0,
+            collector_new: None,
             sums: Sums::default(),
             executable,
             detailed: false,
@@ -193,6 +157,7 @@ impl Interval {
     pub fn close(&mut self, mut end: End, page_size: u64, stacks: &Stacks) {
         self.end = Some((end.closed, end.time_ns));
         self.unmapped_uncounted = end.unmapped_uncounted;
+        self.collector_new = end.collector_new;
         if end.closed == Closed::Lost && end.pages.is_empty() {
             self.cut_off(page_size, stacks);
             return;

@@ -181,6 +181,8 @@ fn causes(contents: &Contents, copied: u64) -> Vec<CauseShare> {
         why: None,
         remedy: None,
         paste: &[],
+        spared_pages: 0,
+        spares_a_part: None,
         nameless_file: None,
     };
     if pages > 0 { vec![one] } else { Vec::new() }

@@ -13,6 +13,7 @@ pub mod check;
 mod classes;
 mod code;
 mod codes;
+mod copied;
 pub mod detail;
 pub mod diff;
 mod evidence;

@@ -7,7 +7,8 @@
 use super::Stacks;
 use super::code::{self, NamedPlace, Purpose};
 use super::codes::Codes;
-use super::interval::{Copied, Interval};
+use super::copied::Copied;
+use super::interval::Interval;
 use super::unknown::Unknown;
 use crate::record::NativeFrame;
 use crate::stacks::languages::helps_caller;

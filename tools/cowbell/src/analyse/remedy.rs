@@ -3,7 +3,7 @@
 
 use super::cause::Cause;
 use super::runtime::Runtime;
-use crate::stacks::languages::Work;
+use crate::stacks::languages::{Spares, Work};
 
 /// Circumstances that change what helps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct Circumstances {
     pub torn_down: bool,
     /// A collector's: for most of the pages the program itself asked for the collection.
     pub asked: bool,
+    /// A collector's: for nearly all of the pages whose line was seen the program itself asked for the collection, and little else was done.
+    pub only_asked: bool,
     /// Reference counts: most are of objects of classes.
     pub of_objects: bool,
 }
@@ -104,6 +106,15 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
     })
 }
 
+/// The part of the pages copied for a cause that its remedy spares.
+pub fn spares(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Spares {
+    let work = match work(cause, circumstances) {
+        Some(Work::AskedCollector) if !circumstances.only_asked => Some(Work::Collector),
+        work => work,
+    };
+    runtime.language().zip(work).map_or(Spares::All, |(language, work)| language.spares(work))
+}
+
 /// Lines to paste that help against a cause.
 pub fn paste(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> &'static [&'static str] {
     if cause == Cause::Exit && !circumstances.torn_down {
@@ -182,6 +193,7 @@ mod tests {
                 reads: true,
                 torn_down: true,
                 asked: true,
+                only_asked: true,
                 of_objects: true,
             };
             assert_eq!(remedy(cause, language("python"), all), None);

@@ -2,7 +2,8 @@
 
 use super::Profile;
 use super::cause::Cause;
-use super::interval::{Copied, SeenParts, Sums};
+use super::copied::{Copied, SeenParts};
+use super::interval::Sums;
 use super::spread::SamplingError;
 use super::sum::{most, share};
 use super::summary::{self, ScriptLine};

@@ -1,6 +1,6 @@
 //! The number of copies that a sampled stack stands for, and how far that can be off.
 
-use super::interval::SeenParts;
+use super::copied::SeenParts;
 use std::collections::HashMap;
 
 /// Bounds hold in 95 of 100 cases: so many standard deviations.

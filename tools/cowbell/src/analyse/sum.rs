@@ -1,10 +1,11 @@
 //! From a profile to its summary: names given, causes judged, everything sorted by how much it copied.
 
 use super::cause::{Cause, Difference};
-use super::causes::{self, Causes};
+use super::causes::{self, CauseSum, Causes};
+use super::copied::SeenParts;
 use super::detail::{self, CauseByKind, Detail};
 use super::gaps;
-use super::interval::{Interval, SeenParts, amplification};
+use super::interval::{Interval, amplification};
 use super::mapping::Group;
 use super::name::{self, Caller, Named};
 use super::phases::Phases;
@@ -206,7 +207,8 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
             SeenParts::Script(place) => profile.places.get(place as usize).and_then(|place| place.work),
             _ => None,
         };
-        let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, (torn_down, work));
+        let wrote = causes::first_wrote(interval, copied);
+        let added = causes::cause_sum(copied, named, all, (cause, reason), runtime, (torn_down, work, wrote));
         for causes in [&mut own_causes, &mut tables.causes] {
             causes.entry((cause, runtime)).or_default().add(&added);
         }
@@ -219,6 +221,13 @@ fn one(interval: &Interval, run: &Run, profile: &Profile, tables: &mut Tables) -
         }
         if let Some(syscall) = copied.syscall {
             *tables.syscalls.entry(syscall).or_default() += all;
+        }
+    }
+    let collected = (Cause::GarbageCollector, runtime);
+    if let Some(pages) = own_causes.get(&collected).map(|sum| sum.pages) {
+        let new = CauseSum::of_new(pages, interval.collector_new);
+        for causes in [&mut own_causes, &mut tables.causes] {
+            causes.entry(collected).or_default().add(&new);
         }
     }
     sampled.into_sum(sums, interval.begin.role, &mut tables.script);

@@ -363,6 +363,10 @@ pub struct CauseShare {
     pub remedy: Option<&'static str>,
     /// Lines to paste for it.
     pub paste: &'static [&'static str],
+    /// The copies that the remedy spares; 0 where none is for certain, and where it is not known how many.
+    pub spared_pages: u64,
+    /// Why it is not known how many of the copies the remedy spares; `null` where it is known.
+    pub spares_a_part: Option<&'static str>,
     /// The file that most of the code without a name lies in.
     pub nameless_file: Option<String>,
 }

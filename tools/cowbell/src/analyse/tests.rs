@@ -61,6 +61,7 @@ pub fn end(interval: u32, pages: Vec<PageRun>, contents: Vec<Content>) -> Record
         contents,
         gone: vec![],
         unmapped_uncounted: 0,
+        collector_new: None,
         kinds: None,
     })
 }

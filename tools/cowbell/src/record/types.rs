@@ -298,6 +298,9 @@ pub struct End {
     /// The kinds of objects on its copied pages, where the interpreter's types are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kinds: Option<Kinds>,
+    /// The pages that it touched first of which a collector took a part for itself, apart from objects; `None` where these are not told from others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector_new: Option<u64>,
 }
 
 /// Why an interval closed.

@@ -20,6 +20,9 @@ const KEPT_MAX: usize = 256 << 20;
 /// The kinds of objects are told of so many copied pages of an interval, the first ones: while it is closed its process stands still.
 const KINDS_MAX: usize = 1 << 17;
 
+/// So many new pages are looked at for what a collector took. One that only collects takes less.
+const NEW_MAX: u64 = 1 << 13;
+
 /// A time, and the content that a page held until then.
 type Kept = (u64, Box<[u8]>);
 
@@ -207,6 +210,18 @@ pub fn kinds(watch: &OpenInterval, end: &End) -> Option<Kinds> {
     let pages: Vec<u64> =
         runs.flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes())).take(KINDS_MAX).collect();
     watch.space.objects().kinds(&pages, page_bytes(), &mut layout::words(watch)).filter(|kinds| !kinds.types.is_empty())
+}
+
+/// The new pages of which the collector took a part for itself; `None` where its language does not tell, and where there are many.
+pub fn collector_new(watch: &OpenInterval, end: &End) -> Option<u64> {
+    watch.space.language()?.objects()?;
+    let runs = || end.pages.iter().filter(|run| run.class == WriteClass::FirstTouch);
+    if runs().map(|run| run.pages).sum::<u64>() > NEW_MAX {
+        return None;
+    }
+    let mut pages = runs().flat_map(|run| (0..run.pages).map(|nth| run.start + nth * page_bytes()));
+    let (mut objects, mut word) = (watch.space.objects(), layout::words(watch));
+    pages.try_fold(0, |sum, page| Some(sum + u64::from(objects.is_of_collector(page, &mut word)?)))
 }
 
 fn is_copy(class: WriteClass) -> bool {

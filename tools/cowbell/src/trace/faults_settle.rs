@@ -102,6 +102,7 @@ pub fn settle(evidence: &FaultEvidence<'_>, originals: &Originals, close: Close)
         gone: runs(&compared.gone),
         unmapped_uncounted: verdict.gone,
         kinds: None,
+        collector_new: None,
     };
     (end, rows)
 }

@@ -289,6 +289,7 @@ impl Tracer {
         // A parent that forks again goes on at once: what lies on its pages is told when its last interval closes.
         if is_there && matches!(end.closed, Closed::Exit | Closed::Unshared | Closed::Detached) {
             end.kinds = compare::kinds(&watch, &end);
+            end.collector_new = compare::collector_new(&watch, &end);
         }
         self.take_back(stood_in);
         watch.rest(closed);

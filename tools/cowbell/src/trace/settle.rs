@@ -50,7 +50,17 @@ pub fn settle(watch: &mut OpenInterval, originals: &Originals, donor: Option<&Do
     let lost = watch.uncounted + if is_there { 0 } else { watch.unread() };
     let unmapped_uncounted = if lost == 0 { 0 } else { lost.min(faults_unexplained(watch, &pages)) };
     let (interval, pages, gone) = (watch.interval, runs(&pages), runs(&gone));
-    End { interval, time_ns: now_ns, closed, pages, contents, gone, unmapped_uncounted, kinds: None }
+    End {
+        interval,
+        time_ns: now_ns,
+        closed,
+        pages,
+        contents,
+        gone,
+        unmapped_uncounted,
+        kinds: None,
+        collector_new: None,
+    }
 }
 
 /// The number of copies that the process can have made and that are not known: each takes a page fault, and so did each that is

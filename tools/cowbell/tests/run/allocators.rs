@@ -17,6 +17,13 @@ int main(void) {
 }
 ";
 
+/// The file of jemalloc, where it is installed.
+pub fn jemalloc() -> Option<String> {
+    let told = Command::new("/sbin/ldconfig").arg("-p").output().map(|output| output.stdout).unwrap_or_default();
+    let told = String::from_utf8_lossy(&told).into_owned();
+    told.split_whitespace().find(|word| word.ends_with("/libjemalloc.so.2")).map(str::to_owned)
+}
+
 #[test]
 fn a_child_that_only_frees_copies_for_the_allocator_also_where_that_has_no_symbols() {
     if let Some(why) = may_trace() {
@@ -26,9 +33,7 @@ fn a_child_that_only_frees_copies_for_the_allocator_also_where_that_has_no_symbo
     let program = scratch.compile("frees", FREES, &[]).expect("it compiles");
     let (of_glibc, text) = report(&scratch, &[], [&program]);
     assert!(share(&of_glibc, "allocator") > 0.95, "{text}");
-    let told = Command::new("/sbin/ldconfig").arg("-p").output().map(|output| output.stdout).unwrap_or_default();
-    let told = String::from_utf8_lossy(&told).into_owned();
-    let Some(library) = told.split_whitespace().find(|word| word.ends_with("/libjemalloc.so.2")) else {
+    let Some(library) = jemalloc() else {
         return skip("jemalloc is not installed (Debian: libjemalloc2)");
     };
     let preload = format!("LD_PRELOAD={library}");

@@ -1,4 +1,4 @@
-//! Programs in Perl, PHP, Ruby and R, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
+//! Programs in Perl, PHP and R, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
 //! measured by applying it.
 
 use crate::exact::may_trace;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// The most by which a saving may be off, as a part of what is measured.
-const SAVING_POINTS: f64 = 0.10;
+pub const SAVING_POINTS: f64 = 0.10;
 
 /// A program whose child reads, and the same with the remedy applied.
 struct Case {
@@ -22,12 +22,12 @@ struct Case {
     remedy: &'static str,
 }
 
-fn copied(report: &Value) -> f64 {
+pub fn copied(report: &Value) -> f64 {
     report["totals"]["copied_pages"].as_f64().expect("pages")
 }
 
 /// The line of a source that holds a text, counted from one.
-fn line_of(source: &str, text: &str) -> u64 {
+pub fn line_of(source: &str, text: &str) -> u64 {
     1 + source.lines().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text} in {source}")) as u64
 }
 
@@ -58,7 +58,7 @@ fn demand(case: &Case, command: &[&str], name: &str, source: &str) {
 }
 
 /// A program as Debian has it; `None` where it is not installed.
-fn installed(program: &'static str) -> Option<&'static str> {
+pub fn installed(program: &'static str) -> Option<&'static str> {
     let is_there = Path::new(program).exists();
     assert!(is_there || !is_root(), "{program}: tools/setup --tests installs it");
     is_there.then_some(program)
@@ -239,109 +239,6 @@ fn what_php_copies_to_read_has_its_cause_its_line_and_a_remedy_that_saves_what_i
     let measured = copied(&plain) - copied(&helped);
     assert!((said - measured).abs() <= SAVING_POINTS * measured, "{said}, and {measured} measured: {text}");
     assert_eq!(help("gc_disable() in the child"), None, "{text}");
-}
-
-const RUBY: &str = r#"
-DATA_OF_ALL = Array.new(300_000) { |i| "string number #{i} with some padding to be off the embed" }
-BEFORE
-def read_all
-  READS
-end
-pid = fork do
-  read_all
-  exit!(0)
-end
-Process.wait pid
-"#;
-
-#[test]
-fn what_rubys_collector_copies_has_its_cause_its_line_and_a_remedy_that_helps_and_what_is_only_read_copies_nothing() {
-    if let Some(why) = may_trace() {
-        return skip(&why);
-    }
-    let Some(ruby) = installed("/usr/bin/ruby") else { return skip("ruby is not installed") };
-    let scratch = Scratch::new();
-    let run = |before: &str, reads: &str| {
-        let source = RUBY.replace("BEFORE", before).replace("READS", reads);
-        let script = scratch.file("collects.rb", &source);
-        let (report, text) = report(&scratch, &[], [Path::new(ruby), &script]);
-        (source, report, text)
-    };
-    let (source, plain, text) = run("", "GC.start # HERE");
-    let (cause, share, _) = most(&plain);
-    assert!(cause == "garbage_collector" && share > 0.9, "{cause} {share}: {text}");
-    let help = &plain["verdict"]["helps"][0];
-    assert!(help["text"].as_str().is_some_and(|text| text.contains("then GC.compact")), "{help}: {text}");
-    assert_eq!(help["saves_bytes"], Value::Null, "a part is spared, and how large that is nobody knows: {text}");
-    assert!(text.contains("(saves a part, and how much is not known: the collector goes on to write its"), "{text}");
-    let version = std::process::Command::new(ruby).args(["-e", "print RUBY_VERSION"]).output().expect("ruby").stdout;
-    let lines = plain["script"]["lines"].as_array().expect("lines");
-    if version.starts_with(b"3.1.") {
-        let at = |line: &Value| line["called_from"]["line"].as_u64().or(line["line"].as_u64());
-        let here = lines.iter().filter(|line| at(line) == Some(line_of(&source, "HERE")));
-        let share: f64 = here.filter_map(|line| line["share"].as_f64()).sum();
-        assert!(share > 0.85, "{share}: {text}");
-    } else {
-        assert!(lines.is_empty(), "structures that are not known tell no line: {text}");
-    }
-    let (_, helped, _) = run("4.times { GC.start }; GC.compact", "GC.start # HERE");
-    println!("a collection: {} copied, {} with the remedy", copied(&plain), copied(&helped));
-    assert!(copied(&helped) * 2.0 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
-    let (cause, share, _) = most(&helped);
-    assert!(cause == "garbage_collector" && share > 0.8, "what is left are its tables: {cause} {share}");
-    let (_, read, text) = run("", "DATA_OF_ALL.each { |one| one.length }");
-    assert!(text.contains("SHARED: all is well") && copied(&read) < 200.0, "{text}");
-}
-
-const GARBAGE: &str = r#"
-KEEP = Array.new(300_000) { |i| "object number #{i} with some text" }
-TABLE = {}
-60_000.times { |i| TABLE["k#{i}"] = [i, "v#{i}"] }
-BEFORE
-pid = fork do
-  200_000.times { |i| "garbage #{i}" * 3 }
-  GC.start
-  exit!(0)
-end
-Process.wait(pid)
-"#;
-
-#[test]
-fn a_ruby_child_that_makes_garbage_copies_for_the_collector_and_one_that_makes_objects_for_these() {
-    if let Some(why) = may_trace() {
-        return skip(&why);
-    }
-    let Some(ruby) = installed("/usr/bin/ruby") else { return skip("ruby is not installed") };
-    let scratch = Scratch::new();
-    let run = |source: &str| {
-        let script = scratch.file("makes.rb", source);
-        report(&scratch, &[], [Path::new(ruby), &script])
-    };
-    let (plain, text) = run(&GARBAGE.replace("BEFORE", ""));
-    let (cause, share, remedy) = most(&plain);
-    assert!(cause == "garbage_collector" && share > 0.85, "{cause} {share}: {text}");
-    assert!(remedy.contains("then GC.compact"), "{remedy}: {text}");
-    let (helped, _) = run(&GARBAGE.replace("BEFORE", "4.times { GC.start }; GC.compact"));
-    println!("garbage: {share} of {} copied, {} with the remedy", copied(&plain), copied(&helped));
-    assert!(copied(&helped) * 1.8 < copied(&plain), "{} {}", copied(&plain), copied(&helped));
-    // Every other place is free, and the collector does not run.
-    let source = "
-all = Array.new(300_000) { Object.new }
-KEEP = all.each_slice(2).map(&:first)
-all = nil
-4.times { GC.start }
-GC.disable
-ROOM = Array.new(60_000)
-pid = fork do
-  60_000.times { |i| ROOM[i] = Object.new }
-  exit!(0)
-end
-Process.wait(pid)
-";
-    let (made, text) = run(source);
-    let share = crate::said::share(&made, "new_object");
-    println!("new objects: {share} of {}", copied(&made));
-    assert!(share > 0.6 && crate::said::share(&made, "garbage_collector") < 0.1, "{share}: {text}");
 }
 
 #[test]

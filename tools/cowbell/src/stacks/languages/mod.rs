@@ -6,6 +6,7 @@
 
 mod held;
 mod main_thread;
+mod objects;
 mod perl;
 mod php;
 mod python;
@@ -13,12 +14,11 @@ mod r;
 mod recognised;
 mod ruby;
 
-use crate::record::{Frame, Kinds, Wrote};
+use crate::record::Frame;
+pub use objects::{ChangedWord, ObjectReader, PointerBudget, ReadWord};
 use recognised::Recognised;
 use serde::Serialize;
-use std::cell::Cell;
 use std::fmt::Debug;
-use std::rc::Rc;
 
 /// The work of a piece of code, as far as it explains why memory is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -62,6 +62,18 @@ pub struct Import {
     pub of_part: bool,
     /// The file that runs for it; empty where none does.
     pub module_file: String,
+}
+
+/// The part that a remedy spares of the pages that are copied for some work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spares {
+    /// Nearly all.
+    All,
+    /// Those with objects. The collector goes on to write what it keeps for itself, and has then taken before the fork what it takes behind it
+    /// without the remedy: that is copied, too.
+    Objects,
+    /// A part, and how much is not known, for this reason.
+    Part(&'static str),
 }
 
 /// A language and its interpreter.
@@ -201,10 +213,9 @@ pub trait Language: Debug + Sync {
         true
     }
 
-    /// Why the remedy for this work spares a part only of what is copied for it, and how much is not known; `None` where it spares nearly
-    /// all.
-    fn spares_a_part(&self, _work: Work) -> Option<&'static str> {
-        None
+    /// The part that the remedy for this work spares of what is copied for it.
+    fn spares(&self, _work: Work) -> Spares {
+        Spares::All
     }
 
     /// Tells whether it is by counting references that the collector of garbage comes to run: without the one there is none of the other.
@@ -226,87 +237,6 @@ pub trait Language: Debug + Sync {
 /// The entry of a table for some work.
 fn of<T: Copy>(table: &[(Work, T)], work: Work) -> Option<T> {
     table.iter().find(|(known, _)| *known == work).map(|(_, entry)| *entry)
-}
-
-/// Reads the word at an address of a process.
-pub type ReadWord<'a> = dyn FnMut(u64) -> Option<u64> + 'a;
-
-/// The meaning of a word of an object that changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChangedWord {
-    /// The word is a reference count.
-    Count,
-    /// The word was written because a string was used as a number, which it keeps.
-    Number,
-    /// The collector wrote the word as it marked or freed an object, or moved it in its lists.
-    Mark,
-    /// An object was put in a place that was free; it may have died since.
-    Made,
-}
-
-/// The objects in one process' memory, told by their layout.
-pub trait ObjectReader {
-    /// The kind of the word at an address, as it is before it is written.
-    fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote;
-
-    /// Tells whether a page holds an object.
-    fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool;
-
-    /// Tells whether a word that went from `was` to `is`, with `next` behind it before and after, is a reference count. Never, in a language that counts no
-    /// references, or whose counts are told by [`Self::changed`].
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
-    /// The same of a page at an address, where that tells.
-    fn any_at(&mut self, _address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {
-        self.any_in(page, word)
-    }
-
-    /// The meaning of the word at an offset of the page at an address that went from `was` to `is`.
-    fn changed(
-        &mut self,
-        _was: &[u8],
-        _is: &[u8],
-        _page_and_offset: (u64, usize),
-        _word: &mut ReadWord<'_>,
-    ) -> Option<ChangedWord> {
-        None
-    }
-
-    /// The kinds of the objects on these pages, which ascend; `None` where no types are known.
-    fn kinds(&mut self, _pages: &[u64], _page_bytes: u64, _word: &mut ReadWord<'_>) -> Option<Kinds> {
-        None
-    }
-
-    /// Tells whether a string is immortal, so that using it counts nothing, if the word at an offset of a page that went from
-    /// `was` to `is` is the hash that the string keeps once it was asked for it; else `None`.
-    fn kept_hash(&mut self, _was: &[u8], _is: &[u8], _at: usize, _word: &mut ReadWord<'_>) -> Option<bool> {
-        None
-    }
-}
-
-/// The number of pointers that may still be followed in the search for objects: bounded in a process in which none has led
-/// to one. Shared by all who look into processes that run the same code.
-#[derive(Clone, Debug)]
-pub struct PointerBudget(Rc<Cell<Option<u32>>>);
-
-impl Default for PointerBudget {
-    fn default() -> Self {
-        Self(Rc::new(Cell::new(Some(4096))))
-    }
-}
-
-impl PointerBudget {
-    /// Tells whether nothing is looked for any more.
-    pub fn is_over(&self) -> bool {
-        self.0.get() == Some(0)
-    }
-
-    /// A pointer was followed. Where one object was found there are more.
-    pub fn note(&self, found: bool) {
-        self.0.set(self.0.get().filter(|_| !found).map(|left| left.saturating_sub(1)));
-    }
 }
 
 /// The interpreter of one process, read from outside.
@@ -388,22 +318,5 @@ pub fn objects(language: Option<&'static dyn Language>, patience: PointerBudget)
         // Python may be part of a program of another name.
         None => ALL.iter().find_map(|language| language.objects()),
     };
-    known.map_or_else(|| Box::new(NoObjects) as Box<dyn ObjectReader>, |objects| objects(patience))
-}
-
-/// The reader for a language whose objects are not known here.
-struct NoObjects;
-
-impl ObjectReader for NoObjects {
-    fn wrote(&mut self, _address: u64, _word: &mut ReadWord<'_>) -> Wrote {
-        Wrote::Other
-    }
-
-    fn any_in(&mut self, _page: &[u8], _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
-
-    fn is_count(&mut self, _was: u64, _is: u64, _next: u64, _word: &mut ReadWord<'_>) -> bool {
-        false
-    }
+    known.map_or_else(|| Box::new(objects::NoObjects) as Box<dyn ObjectReader>, |objects| objects(patience))
 }

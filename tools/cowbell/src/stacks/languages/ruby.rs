@@ -4,7 +4,7 @@ mod objects;
 mod reader;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{InterpreterReader, Language, ObjectReader, PointerBudget, Work, main_thread};
+use super::{InterpreterReader, Language, ObjectReader, PointerBudget, Spares, Work, main_thread};
 use crate::record::Frame;
 
 /// Ruby.
@@ -72,9 +72,15 @@ impl Language for Ruby {
         !(of_ruby || file.starts_with('<') || parts.iter().any(|part| is_library(part)))
     }
 
-    fn spares_a_part(&self, work: Work) -> Option<&'static str> {
-        let is_collectors = matches!(work, Work::Collector | Work::AskedCollector);
-        is_collectors.then_some("the collector goes on to write its tables, which lie among the data")
+    fn spares(&self, work: Work) -> Spares {
+        match work {
+            // The tables and the stack of the collector, which lie elsewhere, are written all the same.
+            Work::AskedCollector => Spares::Objects,
+            Work::Collector => {
+                Spares::Part("objects that the child makes take places between shared ones all the same")
+            }
+            _ => Spares::All,
+        }
     }
 
     fn reader(&self, pid: i32) -> Result<Option<Box<dyn InterpreterReader>>, String> {

@@ -22,14 +22,30 @@ const PLACE: u64 = 40;
 const PLACE_MAX: u64 = 640;
 /// Flags of an object that tell its age (`FL_PROMOTED0`, `FL_PROMOTED1`).
 const AGE: u64 = 0x60;
+/// The bits of the flags that tell an object's type.
+const TYPE: u64 = 0x1f;
+/// Of each type whose objects may have their body in the transient heap, which the collector moves to malloc's as they grow old (Ruby 2.6 to
+/// 3.2): the type, the flag for it, and the offset of the pointer to the body. `T_OBJECT`, `T_ARRAY`, `T_HASH` and `T_STRUCT`.
+const TRANSIENT: [(u64, u64, u64); 4] = [(1, 1 << 25, 24), (7, 1 << 25, 32), (8, 1 << 24, 16), (9, 1 << 15, 24)];
+/// The word before a body in the transient heap: its lowest half word is this, and the third is the collector's, who links there what it
+/// marked. The next word leads to the object, and to none (`Qundef` up to Ruby 3.1, and since) once the body was moved or the object died.
+const BODY: u64 = 0xfeab;
+const NOBODY: [u64; 2] = [0x34, 0x24];
+const BODY_MASK: u64 = 0xffff;
+const BODY_LINK: u64 = 0xffff << 32;
 /// The most areas that are remembered.
 const KNOWN_MAX: usize = 1 << 14;
-/// Sizes of blocks of malloc that hold a description; the lowest bits of the word before a block are flags.
+/// Sizes of blocks of glibc's malloc that hold a description; the lowest bits of the word before a block are flags.
 const DESCRIBED: Range<u64> = 64..4096;
 const MALLOC_FLAGS: u64 = 7;
-/// A block of malloc with a chunk of the collector's stack: the word before it, and the offset of the link.
-const CHUNK_SIZE: u64 = 0xfb0;
+/// Other allocators write no size before a block: then so much of a description is known, its bits of the smallest areas included.
+const DESCRIBED_MIN: u64 = 344;
+/// A chunk of the collector's stack: the offset of its link, and its size. glibc's malloc puts a word before it, and others, which have blocks of
+/// a page for it, put it at the beginning of one.
 const CHUNK_LINK: u64 = 500 * 8;
+const CHUNK_BYTES: u64 = CHUNK_LINK + 8;
+const CHUNK_BLOCK: u64 = 0xfb0;
+const CHUNK_ALIGN: u64 = 4096;
 
 /// The size of pages, in bytes. Descriptions on one of them are looked for at once.
 fn page_size() -> u64 {
@@ -84,23 +100,34 @@ fn described_at(at: u64, word: &mut ReadWord<'_>) -> Option<Range<u64>> {
         }
         let description = word(start).filter(|of| of.is_multiple_of(8) && *of <= at && at - *of < 8 * DESCRIPTION)?;
         let block = word(description.checked_sub(8)?)? & !MALLOC_FLAGS;
-        DESCRIBED.contains(&block).then(|| description..description + block - 8)
+        let is_glibcs = DESCRIBED.contains(&block) && block.is_multiple_of(16);
+        Some(description..description + if is_glibcs { block - 8 } else { DESCRIBED_MIN })
     })
 }
 
-/// The chunk of the collector's stack before whose beginning this word stands, if one does: its first entry lies in an area, and its link leads to
-/// another chunk.
-fn chunk_behind(at: u64, word: &mut ReadWord<'_>) -> Option<Range<u64>> {
-    let is_chunk = |size: u64| size & !MALLOC_FLAGS == CHUNK_SIZE;
-    if !is_chunk(word(at)?) {
-        return None;
+/// Tells whether a chunk of the collector's stack begins here: its first entry lies in an area, and its link leads to another chunk.
+fn is_chunk(chunk: u64, word: &mut ReadWord<'_>) -> bool {
+    let has_object = |chunk: u64, word: &mut ReadWord<'_>| {
+        word(chunk).is_some_and(|object| AREAS.into_iter().any(|size| area(object / size * size, size, word).is_some()))
+    };
+    let is_glibcs = |chunk: u64, word: &mut ReadWord<'_>| {
+        chunk.checked_sub(8).and_then(word).is_some_and(|size| size & !MALLOC_FLAGS == CHUNK_BLOCK)
+    };
+    let next = |word: &mut ReadWord<'_>| word(chunk + CHUNK_LINK).filter(|next| next.is_multiple_of(16));
+    if is_glibcs(chunk, word) {
+        return next(word).is_some_and(|next| is_glibcs(next, word)) && has_object(chunk, word);
     }
-    let chunk = at + 8;
-    let next = word(chunk + CHUNK_LINK)?;
-    let is_linked = next.is_multiple_of(16) && word(next.checked_sub(8)?).is_some_and(is_chunk);
-    let object = word(chunk)?;
-    let lies_in_area = AREAS.into_iter().any(|size| area(object / size * size, size, word).is_some());
-    (is_linked && lies_in_area).then_some(chunk..chunk + CHUNK_SIZE - 8)
+    // Nothing but its place and its contents tells such a chunk: then the next one must hold objects, too.
+    let is_aligned = |chunk: &u64| *chunk != 0 && chunk.is_multiple_of(CHUNK_ALIGN);
+    is_aligned(&chunk)
+        && next(word).filter(is_aligned).is_some_and(|next| has_object(chunk, word) && has_object(next, word))
+}
+
+/// The chunks of the collector's stack of which a part lies on a page.
+fn chunks_on(page: u64, word: &mut ReadWord<'_>) -> impl Iterator<Item = Range<u64>> {
+    let (from, end) = (page.saturating_sub(CHUNK_LINK), page.saturating_add(page_size()));
+    let begins = (from..end).step_by(16).filter(move |&at| is_chunk(at, word));
+    begins.map(|at| at..at + CHUNK_BYTES)
 }
 
 impl Places {
@@ -111,17 +138,31 @@ impl Places {
             .any(|description| description.contains(&address))
     }
 
+    /// Tells whether this word stands before a body in the transient heap, by the next one, which leads to its object.
+    fn is_body(&mut self, header: u64, object: Option<u64>, word: &mut ReadWord<'_>) -> bool {
+        header & BODY_MASK == BODY && object.is_some_and(|object| self.area(object, word).is_some())
+    }
+
     /// The descriptions and chunks that lie on a page, whole or in part.
     fn described(&mut self, page: u64, word: &mut ReadWord<'_>) -> &[Range<u64>] {
         if self.described.as_ref().is_none_or(|(known, _)| *known != page) {
             let (from, end) = (page.saturating_sub(DESCRIBED.end), page.saturating_add(page_size()));
-            let found =
-                (from..end).step_by(8).filter_map(|at| described_at(at, word).or_else(|| chunk_behind(at, word)));
-            let found = found.filter(|description| description.end > page && description.start < end).collect();
+            let descriptions = (from..end).step_by(8).filter_map(|at| described_at(at, word));
+            let on_page = |description: &Range<u64>| description.end > page && description.start < end;
+            let mut found: Vec<_> = descriptions.filter(on_page).collect();
+            found.extend(chunks_on(page, word));
             self.described = Some((page, found));
         }
         self.described.as_ref().map_or(&[], |(_, found)| found)
     }
+}
+
+/// Tells whether the word at an offset of an object, of which this word changed, is one that the collector writes as the object grows older, by its flags
+/// before and after: the flags themselves, or the pointer to its body, which was moved.
+fn is_of_aging(was: u64, is: u64, within: u64) -> bool {
+    let transient = TRANSIENT.into_iter().find(|(of, flag, _)| *of == was & TYPE && was & flag != 0);
+    let (flag, pointer) = transient.map_or((0, None), |(_, flag, pointer)| (flag, Some(pointer)));
+    (was ^ is) & !(AGE | flag) == 0 && (within == 0 || Some(within) == pointer)
 }
 
 impl ObjectReader for Places {
@@ -139,8 +180,16 @@ impl ObjectReader for Places {
     }
 
     fn any_at(&mut self, address: u64, page: &[u8], word: &mut ReadWord<'_>) -> bool {
-        let _ = page;
-        self.area(address, word).is_some() || !self.described(address / page_size() * page_size(), word).is_empty()
+        if self.area(address, word).is_some() || !self.described(address / page_size() * page_size(), word).is_empty() {
+            return true;
+        }
+        let words: Vec<u64> =
+            page.chunks_exact(8).filter_map(|word| word.first_chunk()).map(|word| u64::from_le_bytes(*word)).collect();
+        words.windows(2).any(|both| matches!(both, &[header, object] if self.is_body(header, Some(object), word)))
+    }
+
+    fn is_of_collector(&mut self, page: u64, word: &mut ReadWord<'_>) -> Option<bool> {
+        Some(chunks_on(page, word).next().is_some())
     }
 
     fn changed(
@@ -153,10 +202,16 @@ impl ObjectReader for Places {
         let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let address = page.checked_add(at as u64)?;
         let Some((first, size)) = self.area(address, word) else {
-            return self.is_described(address, word).then_some(ChangedWord::Mark);
+            let (before, after) = (read(was, at)?, read(is, at)?);
+            let is_header = self.is_body(before, read(was, at + 8), word) && (before ^ after) & !BODY_LINK == 0;
+            let mut is_owner = || {
+                let header = at.checked_sub(8).and_then(|header| read(was, header));
+                NOBODY.contains(&after) && header.is_some_and(|header| self.is_body(header, Some(before), word))
+            };
+            let is_collectors = is_header || is_owner() || self.is_described(address, word);
+            return is_collectors.then_some(ChangedWord::Mark);
         };
         let within = address.checked_sub(first)? % size;
-        let (before, after) = (read(was, at)?, read(is, at)?);
         let place = at.checked_sub(usize::try_from(within).ok()?)?;
         let was_free = read(was, place)? == 0;
         let is_free = read(is, place)? == 0;
@@ -167,8 +222,7 @@ impl ObjectReader for Places {
             (true, true) => Some(if held_another() { ChangedWord::Made } else { ChangedWord::Mark }),
             // The object was found to be dead. Others that were put there since are dead as well.
             (false, true) => Some(ChangedWord::Mark),
-            // The object grew older.
-            (false, false) => (within == 0 && (before ^ after) & !AGE == 0).then_some(ChangedWord::Mark),
+            (false, false) => is_of_aging(read(was, place)?, read(is, place)?, within).then_some(ChangedWord::Mark),
         }
     }
 }
@@ -231,10 +285,56 @@ mod tests {
         let wrote =
             |memory: &HashMap<u64, u64>, at: u64| Places::default().wrote(at, &mut |at| memory.get(&at).copied());
         assert_eq!(wrote(&memory, chunk + 80), Wrote::CollectorHeader);
-        assert_eq!(wrote(&memory, chunk + CHUNK_LINK + 8), Wrote::Other, "the next block");
+        assert_eq!(wrote(&memory, chunk + CHUNK_BYTES), Wrote::Other, "the next block");
+        let is_new = |memory: &HashMap<u64, u64>| {
+            let page = chunk / page_size() * page_size();
+            Places::default().is_of_collector(page, &mut |at| memory.get(&at).copied())
+        };
+        assert_eq!(is_new(&memory), Some(true));
         memory.insert(chunk, 0x7e00_0000_0000);
         assert_eq!(wrote(&memory, chunk + 80), Wrote::Other, "no object");
         memory.extend([(chunk, AREA + 96), (next - 8, 0x21)]);
         assert_eq!(wrote(&memory, chunk + 80), Wrote::Other, "it leads elsewhere");
+        assert_eq!(is_new(&memory), Some(false));
+    }
+    #[test]
+    fn a_chunk_of_another_allocators_begins_a_page_and_leads_to_one_with_objects() {
+        let (chunk, next) = (0x5500_0000_2000, 0x5500_0000_9000);
+        let mut memory = HashMap::from([(AREA, DESCRIBED_AT), (DESCRIBED_AT, 40), (DESCRIBED_AT + 8, AREA + 16)]);
+        memory.extend([(chunk, AREA + 96), (chunk + CHUNK_LINK, next), (next, AREA + 136)]);
+        let is_chunk = |memory: &HashMap<u64, u64>| super::is_chunk(chunk, &mut |at| memory.get(&at).copied());
+        assert!(is_chunk(&memory));
+        memory.insert(next, 7);
+        assert!(!is_chunk(&memory), "it leads to something else");
+        memory.extend([(next, AREA + 136), (chunk, 7)]);
+        assert!(!is_chunk(&memory), "it holds something else");
+    }
+
+    #[test]
+    fn a_body_that_is_moved_out_of_the_transient_heap_changes_its_object_and_its_header() {
+        let memory = HashMap::from([(AREA, DESCRIBED_AT), (DESCRIBED_AT, 40), (DESCRIBED_AT + 8, AREA + 16)]);
+        let mut word = |at: u64| memory.get(&at).copied();
+        let bytes = |words: &[u64]| -> Vec<u8> { words.iter().flat_map(|word| word.to_le_bytes()).collect() };
+        let object = |flags: u64, body: u64, more: u64| bytes(&[0, 0, flags, 0x1000, body, more, 0]);
+        let hash = 8 | 1 << 24;
+        let was = object(hash, 0x7000, 5);
+        let mut told = |is: &[u8], at: usize| Places::default().changed(&was, is, (AREA, at), &mut word);
+        let moved = object(8 | 0x20, 0x9000, 5);
+        assert_eq!([16, 32].map(|at| told(&moved, at)), [Some(ChangedWord::Mark); 2], "flags and pointer");
+        assert_eq!(told(&object(hash, 0x7000, 6), 40), None, "what the program changed");
+        let plain = object(8, 0x7000, 5);
+        let grown = Places::default().changed(&plain, &object(8, 0x9000, 5), (AREA, 32), &mut word);
+        assert_eq!(grown, None, "it was not transient");
+
+        // A page of the transient heap: a header, its object, and the body.
+        let page = 0x7f00_0002_0000;
+        let heap = |link: u64, object: u64, first: u64| bytes(&[BODY | 40 << 16 | link << 32, object, first]);
+        let was = heap(0, AREA + 16, 1);
+        let mut told = |is: &[u8], at: usize| Places::default().changed(&was, is, (page, at), &mut word);
+        assert_eq!(told(&heap(3, AREA + 16, 1), 0), Some(ChangedWord::Mark), "linked");
+        assert_eq!(told(&heap(0, NOBODY[0], 1), 8), Some(ChangedWord::Mark), "let go");
+        assert_eq!(told(&heap(0, AREA + 16, 2), 16), None, "what the program changed");
+        assert!(Places::default().any_at(page, &was, &mut word));
+        assert!(!Places::default().any_at(page, &heap(0, 7, 1), &mut word), "it leads to no object");
     }
 }
