@@ -12,14 +12,14 @@ const COLLAPSE_TRIES: usize = 4;
 const SMALL: usize = 16 << 20;
 
 /// The huge pages that an arena grows in.
-pub(super) struct Growth {
+pub(super) struct HugeGrowth {
     /// Their size; `None` where they are not wanted, or were refused.
     size: Option<usize>,
     /// The first byte that is to lie in one.
     from: usize,
 }
 
-impl Growth {
+impl HugeGrowth {
     pub(super) fn by(policy: HugePages) -> Self {
         match policy {
             HugePages::Auto => Self { size: map::huge_page_size(), from: SMALL },

@@ -1,7 +1,7 @@
 //! The state of an arena that grows: its file, mapped, with memory behind what is used.
 #![expect(unsafe_code, reason = "a file is mapped over reserved addresses")]
 
-use super::collapse::Growth;
+use super::collapse::HugeGrowth;
 use super::headroom::{check_headroom, step};
 use super::options::HugePages;
 use super::site::Recorder;
@@ -26,7 +26,7 @@ pub(super) struct Growing {
     pub(super) committed: usize,
     pub(super) capacity: usize,
     start: usize,
-    growth: Growth,
+    growth: HugeGrowth,
     /// Why a collection's last allocation failed.
     pub(super) failure: Option<Error>,
     /// Gone when the arena is frozen.
@@ -58,7 +58,7 @@ impl Growing {
             committed: 0,
             capacity,
             start: range.start,
-            growth: Growth::by(huge_pages),
+            growth: HugeGrowth::by(huge_pages),
             failure: None,
             file: Some(file),
         })
@@ -72,7 +72,7 @@ impl Growing {
             committed: 0,
             capacity: 0,
             start: 0,
-            growth: Growth::by(HugePages::Never),
+            growth: HugeGrowth::by(HugePages::Never),
             failure: None,
             file: None,
         }

@@ -34,7 +34,7 @@ const ORDER: u8 = if cfg!(target_endian = "big") { BIG } else { LITTLE };
 
 /// The description that an image carries of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct ImageHeader {
     pub(super) begin: u64,
     pub(super) used: u64,
     pub(super) root: u64,
@@ -78,7 +78,7 @@ impl Floor for str {
     }
 }
 
-impl Header {
+impl ImageHeader {
     /// A new image's.
     pub(super) fn new(name: &str, used: usize, root: u64, layout: RootLayout, data_sum: u32) -> Self {
         Self { begin: UNIT, used: used as u64, root, layout, data_sum, name: name.to_owned() }
@@ -232,8 +232,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn header() -> Header {
-        Header::new("fünf", 5000, 16, RootLayout::of::<[u64; 3]>(7), 0x1234_5678)
+    fn header() -> ImageHeader {
+        ImageHeader::new("fünf", 5000, 16, RootLayout::of::<[u64; 3]>(7), 0x1234_5678)
     }
 
     /// With the sum that belongs to the bytes, as somebody has it who makes an image by hand.
@@ -248,7 +248,7 @@ mod tests {
         let header = header();
         let len = header.file_len().expect("a length");
         assert_eq!(len, 2 * UNIT);
-        assert_eq!(Header::parse(&header.to_bytes(), len).expect("whole"), header);
+        assert_eq!(ImageHeader::parse(&header.to_bytes(), len).expect("whole"), header);
         assert!(header.check(&RootLayout::of::<[u64; 3]>(7)).is_ok());
     }
 
@@ -259,9 +259,9 @@ mod tests {
             for change in [1, 0x80, 0xff] {
                 let mut bytes = bytes;
                 bytes[at] ^= change;
-                assert!(Header::parse(&bytes, len).is_err(), "byte {at} by {change:#x}");
+                assert!(ImageHeader::parse(&bytes, len).is_err(), "byte {at} by {change:#x}");
             }
-            assert!(Header::parse(&bytes[..at], at as u64).is_err());
+            assert!(ImageHeader::parse(&bytes[..at], at as u64).is_err());
         }
     }
 
@@ -277,7 +277,7 @@ mod tests {
             bytes[at..at + part.len()].copy_from_slice(&part);
             let bytes = summed(bytes);
             for len in [len, 2 * UNIT] {
-                if let Ok(header) = Header::parse(&bytes, len) {
+                if let Ok(header) = ImageHeader::parse(&bytes, len) {
                     prop_assert!(header.begin.checked_add(header.used).is_some_and(|end| end <= len));
                     prop_assert!(header.root.checked_add(header.layout.size).is_some_and(|end| end <= header.used));
                 }

@@ -17,7 +17,7 @@ use super::frozen::{FreezeOptions, Frozen};
 use super::growing::Reserved;
 use super::image::Image;
 use super::image::OriginalsLocation;
-use super::image_file::{HEADER, Header, RootLayout};
+use super::image_file::{HEADER, ImageHeader, RootLayout};
 use super::options::HugePages;
 use super::prepare::prepare;
 use super::registry;
@@ -205,7 +205,7 @@ fn beside(path: &Path) -> Result<(PathBuf, PathBuf)> {
 
 /// Writes header and data of an image.
 fn fill(image: &Image, root: u64, file: &OwnedFd, layout: RootLayout) -> Result<()> {
-    let mut header = Header::new(image.name(), image.used(), root, layout, 0);
+    let mut header = ImageHeader::new(image.name(), image.used(), root, layout, 0);
     let len = header.file_len().ok_or_else(|| Error::invalid("no file is that long"))?;
     memfd::set_len(file.as_fd(), len)?;
     let mut sum = crc32fast::Hasher::new();
@@ -231,7 +231,7 @@ fn fill(image: &Image, root: u64, file: &OwnedFd, layout: RootLayout) -> Result<
 /// A file that is an image of the right layout, by its header.
 struct Found {
     file: OwnedFd,
-    header: Header,
+    header: ImageHeader,
     used: usize,
     root: usize,
 }
@@ -242,7 +242,7 @@ impl Found {
         let len = file::regular_len(file.as_fd())?;
         let mut bytes = [0; HEADER];
         let read = memfd::read_at(&file, &mut bytes, 0).map_err(|e| Error::os("pread", e))?;
-        let header = Header::parse(&bytes[..read], len)?;
+        let header = ImageHeader::parse(&bytes[..read], len)?;
         header.check(layout)?;
         let size = |n: u64| usize::try_from(n).map_err(|_| Error::invalid("the image is larger than addresses are"));
         Ok(Self { used: size(header.used)?, root: size(header.root)?, file, header })

@@ -8,7 +8,7 @@
 
 use super::class::UNIT;
 use super::decay;
-use super::lock::Held;
+use super::lock::HeapGuard;
 use super::metadata::{self, Bits, Chunk, ChunkState, NOBODY, UNITS, Unit};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
@@ -57,13 +57,13 @@ pub(super) struct TakenUnits {
 }
 
 /// Takes neighbouring units, the first at a multiple of `align` units. `None` where there is no memory.
-pub(super) fn take(count: u32, align: u32, kind: u8, held: &Held) -> Option<TakenUnits> {
+pub(super) fn take(count: u32, align: u32, kind: u8, held: &HeapGuard) -> Option<TakenUnits> {
     purge_unwanted(held);
     // Under a limit on addresses, those that hold nothing may be what is missing.
     take_once(count, align, kind, held).or_else(|| unmap_unused(held).then(|| take_once(count, align, kind, held))?)
 }
 
-fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<TakenUnits> {
+fn take_once(count: u32, align: u32, kind: u8, held: &HeapGuard) -> Option<TakenUnits> {
     if !metadata::settle(held) {
         return None;
     }
@@ -95,7 +95,7 @@ fn take_once(count: u32, align: u32, kind: u8, held: &Held) -> Option<TakenUnits
     take_from(number, count, align, held)
 }
 
-fn open_one(kind: u8, held: &Held) -> Option<u32> {
+fn open_one(kind: u8, held: &HeapGuard) -> Option<u32> {
     // A chunk that is somebody else's is passed over.
     loop {
         let number = first_absent(held);
@@ -109,7 +109,7 @@ fn open_one(kind: u8, held: &Held) -> Option<u32> {
 }
 
 /// The lowest chunk that is absent, which may be the one behind the last.
-pub(super) fn first_absent(_held: &Held) -> u32 {
+pub(super) fn first_absent(_held: &HeapGuard) -> u32 {
     let from = FIRST_ABSENT.load(Ordering::Relaxed);
     let found = (from..metadata::chunks()).find(|&number| metadata::chunk(number).state() == ChunkState::Absent);
     let found = found.unwrap_or_else(|| metadata::chunks().max(from));
@@ -117,7 +117,7 @@ pub(super) fn first_absent(_held: &Held) -> u32 {
     found
 }
 
-fn take_from(number: u32, count: u32, align: u32, held: &Held) -> Option<TakenUnits> {
+fn take_from(number: u32, count: u32, align: u32, held: &HeapGuard) -> Option<TakenUnits> {
     let chunk = metadata::chunk(number);
     let Some(place) = find(chunk, count, align) else {
         if align == 1 {
@@ -156,7 +156,7 @@ fn find(chunk: &Chunk, count: u32, align: u32) -> Option<u32> {
 }
 
 /// Marks free units as taken.
-pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &Held) -> TakenUnits {
+pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &HeapGuard) -> TakenUnits {
     put(&chunk.used, true, place, count);
     let dirty = put_dirty(chunk, false, place, count, held);
     chunk.free.fetch_sub(count, Ordering::Relaxed);
@@ -166,7 +166,7 @@ pub(super) fn occupy(chunk: &Chunk, number: u32, place: u32, count: u32, held: &
 }
 
 /// Sets or clears bits of dirty units, and counts those that changed. Those of a file are in no count, as the kernel cannot have them.
-fn put_dirty(chunk: &Chunk, value: bool, at: u32, count: u32, held: &Held) -> u32 {
+fn put_dirty(chunk: &Chunk, value: bool, at: u32, count: u32, held: &HeapGuard) -> u32 {
     let changed = put(&chunk.dirty, value, at, count);
     if chunk.filed.load(Ordering::Relaxed) == 0 {
         let note = if value { decay::add } else { decay::remove };
@@ -176,7 +176,7 @@ fn put_dirty(chunk: &Chunk, value: bool, at: u32, count: u32, held: &Held) -> u3
 }
 
 /// A file is about to be behind a chunk.
-pub(super) fn note_filed(chunk: &Chunk, held: &Held) {
+pub(super) fn note_filed(chunk: &Chunk, held: &HeapGuard) {
     if chunk.filed.load(Ordering::Relaxed) == 0 {
         let dirty = chunk.dirty.iter().map(|word| word.load(Ordering::Relaxed).count_ones()).sum();
         decay::remove(chunk.kind.load(Ordering::Relaxed), dirty, held);
@@ -185,7 +185,7 @@ pub(super) fn note_filed(chunk: &Chunk, held: &Held) {
 }
 
 /// Gives units back that nobody has a block of any more.
-pub(super) fn release(first: Unit, count: u32, held: &Held) {
+pub(super) fn release(first: Unit, count: u32, held: &HeapGuard) {
     let (number, place) = first.place();
     release_clean(first, count, held);
     put_dirty(metadata::chunk(number), true, place, count, held);
@@ -193,7 +193,7 @@ pub(super) fn release(first: Unit, count: u32, held: &Held) {
 }
 
 /// Gives units back that hold nothing.
-pub(super) fn release_clean(first: Unit, count: u32, _held: &Held) {
+pub(super) fn release_clean(first: Unit, count: u32, _held: &HeapGuard) {
     first.slab().owner.store(NOBODY, Ordering::Release);
     let (number, place) = first.place();
     let chunk = metadata::chunk(number);
@@ -212,7 +212,7 @@ pub(super) fn purge_is_due() -> bool {
 }
 
 /// Gives some of the memory to the kernel that nobody wanted for a while.
-pub(super) fn purge_unwanted(held: &Held) {
+pub(super) fn purge_unwanted(held: &HeapGuard) {
     if !purge_is_due() {
         return;
     }
@@ -228,7 +228,7 @@ pub(super) fn purge_unwanted(held: &Held) {
 }
 
 /// Gives all dirty units to the kernel.
-pub(super) fn purge_all(held: &Held) {
+pub(super) fn purge_all(held: &HeapGuard) {
     for number in 0..metadata::chunks() {
         if metadata::chunk(number).state() == ChunkState::Open {
             purge(number, held);
@@ -237,12 +237,12 @@ pub(super) fn purge_all(held: &Held) {
 }
 
 /// Gives the pages of a chunk's dirty units to the kernel.
-pub(super) fn purge(number: u32, held: &Held) {
+pub(super) fn purge(number: u32, held: &HeapGuard) {
     purge_some(number, UNITS, held);
 }
 
 /// The same of at most so many of them, and how many there were.
-fn purge_some(number: u32, most: u32, held: &Held) -> u32 {
+fn purge_some(number: u32, most: u32, held: &HeapGuard) -> u32 {
     let chunk = metadata::chunk(number);
     if chunk.filed.load(Ordering::Relaxed) != 0 {
         return 0;
@@ -261,7 +261,7 @@ fn purge_some(number: u32, most: u32, held: &Held) -> u32 {
 }
 
 /// Calls `each` for runs of a chunk's dirty units, which are dirty no more.
-pub(super) fn clean(number: u32, held: &Held, mut each: impl FnMut(Range)) {
+pub(super) fn clean(number: u32, held: &HeapGuard, mut each: impl FnMut(Range)) {
     let chunk = metadata::chunk(number);
     let mut at = next(&chunk.dirty, true, 0);
     while at < UNITS {
@@ -273,7 +273,7 @@ pub(super) fn clean(number: u32, held: &Held, mut each: impl FnMut(Range)) {
 }
 
 /// Unmaps what lies behind the last unit in use of each chunk; false where there is nothing.
-pub(super) fn unmap_unused(held: &Held) -> bool {
+pub(super) fn unmap_unused(held: &HeapGuard) -> bool {
     let mut any = false;
     for number in 0..metadata::chunks() {
         let chunk = metadata::chunk(number);
@@ -312,12 +312,12 @@ fn below(count: u32) -> u64 {
 }
 
 /// A chunk is frozen, of which so many units were in use.
-pub(super) fn forget(used: usize, _held: &Held) {
+pub(super) fn forget(used: usize, _held: &HeapGuard) {
     USED.fetch_sub(used, Ordering::Relaxed);
 }
 
 /// Chunks of an image that is gone and that nobody knows any more are absent: units and spans may be made there again.
-pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
+pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &HeapGuard) {
     FIRST_ABSENT.fetch_min(numbers.start, Ordering::Relaxed);
     for number in numbers {
         // Units that are not made anew belong to nobody.
@@ -328,13 +328,13 @@ pub(super) fn make_gone_absent(numbers: std::ops::Range<u32>, held: &Held) {
 }
 
 /// Chunks of huge allocations have so many units more in use, or fewer.
-pub(super) fn count_huge(taken: usize, given_back: usize, _held: &Held) {
+pub(super) fn count_huge(taken: usize, given_back: usize, _held: &HeapGuard) {
     USED.fetch_add(taken, Ordering::Relaxed);
     USED.fetch_sub(given_back, Ordering::Relaxed);
 }
 
 /// Chunks of a huge allocation of so many bytes, of which nothing is mapped any more, are absent.
-pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
+pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &HeapGuard) {
     metadata::unit(first, 0).slab().owner.store(NOBODY, Ordering::Release);
     (first..first + count).for_each(|number| metadata::chunk(number).set_state(ChunkState::Absent, held));
     FIRST_ABSENT.fetch_min(first, Ordering::Relaxed);
@@ -342,7 +342,7 @@ pub(super) fn make_absent(first: u32, count: u32, bytes: usize, held: &Held) {
 }
 
 /// Marks those of a huge allocation's chunks absent that come after its first `count`.
-pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &Held) {
+pub(super) fn make_rest_absent(first: u32, count: u32, span: u32, held: &HeapGuard) {
     (first + count..first + span).for_each(|number| metadata::chunk(number).set_state(ChunkState::Absent, held));
     FIRST_ABSENT.fetch_min(first + count, Ordering::Relaxed);
     metadata::chunk(first).span.store(count, Ordering::Relaxed);

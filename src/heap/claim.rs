@@ -8,7 +8,7 @@
 
 use super::central;
 use super::local::{CLAIMED, Local, VACANT, owner_at, settle_vacant};
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{self, ChunkState, Slab, UNITS};
 use super::state::KINDS;
 use crate::sys::map::{self, Range};
@@ -92,7 +92,7 @@ pub(super) fn with_claimed<R>(work: impl FnOnce(&'static Local) -> R) -> Option<
 }
 
 /// A Local of this kind for one user: a vacant one, or a new one.
-fn claim(kind: u8, _held: &Held) -> Option<&'static Local> {
+fn claim(kind: u8, _held: &HeapGuard) -> Option<&'static Local> {
     let vacant = &VACANT[usize::from(kind)];
     if let Some(local) = owner_at(vacant.load(Ordering::Relaxed)) {
         vacant.store(local.next_vacant.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -200,7 +200,7 @@ pub(super) fn is_settled(owner: usize) -> bool {
 }
 
 /// Calls `each` for all Locals that this thread has or nobody.
-pub(super) fn settled(_held: &Held, mut each: impl FnMut(&'static Local)) {
+pub(super) fn settled(_held: &HeapGuard, mut each: impl FnMut(&'static Local)) {
     let mut at = ALL.load(Ordering::Acquire);
     while let Some(local) = owner_at(at) {
         if is_settled(at) {

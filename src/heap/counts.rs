@@ -159,12 +159,12 @@ fn number_after_fork(own: &OwnPage) -> u32 {
 
 /// Differences to counts, each in the slot that the count's address tells.
 struct Table {
-    slots: &'static [Slot],
+    slots: &'static [CountSlot],
 }
 
 /// A difference to a count.
 #[repr(C, align(16))]
-struct Slot {
+struct CountSlot {
     /// The number of the process that holds the lock; 0, or an older process' number, where it is free.
     holder: AtomicU32,
     difference: AtomicI32,
@@ -180,7 +180,7 @@ const DIFFERENCE_MAX: u32 = 1 << 30;
 const LOOKS: u32 = 100;
 
 /// The table's first slot; [`none`] where there was no memory for it.
-static TABLE: AtomicPtr<Slot> = AtomicPtr::new(null_mut());
+static TABLE: AtomicPtr<CountSlot> = AtomicPtr::new(null_mut());
 
 /// The table of this process: its own, or what it has inherited, of which it copies the pages that it writes to.
 fn table() -> Option<Table> {
@@ -193,8 +193,8 @@ fn table() -> Option<Table> {
 }
 
 #[cold]
-fn map_table() -> *mut Slot {
-    let len = SLOTS * size_of::<Slot>();
+fn map_table() -> *mut CountSlot {
+    let len = SLOTS * size_of::<CountSlot>();
     let made = map::anonymous(len);
     let at = made.map_or(none(), |range| std::ptr::with_exposed_provenance_mut(range.start));
     match TABLE.compare_exchange(null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
@@ -244,8 +244,8 @@ impl Table {
     }
 }
 
-impl Slot {
-    fn hold(&self, process: u32) -> Held<'_> {
+impl CountSlot {
+    fn hold(&self, process: u32) -> SlotGuard<'_> {
         let mut looks = 0u32;
         loop {
             let holder = self.holder.load(Ordering::Relaxed);
@@ -253,7 +253,7 @@ impl Slot {
             if is_free
                 && self.holder.compare_exchange_weak(holder, process, Ordering::Acquire, Ordering::Relaxed).is_ok()
             {
-                return Held(self);
+                return SlotGuard(self);
             }
             looks = looks.wrapping_add(1);
             if looks.is_multiple_of(LOOKS) { std::thread::yield_now() } else { hint::spin_loop() }
@@ -262,9 +262,9 @@ impl Slot {
 }
 
 /// A slot that this thread alone changes. Given back when dropped.
-struct Held<'a>(&'a Slot);
+struct SlotGuard<'a>(&'a CountSlot);
 
-impl Drop for Held<'_> {
+impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
         self.0.holder.store(0, Ordering::Release);
     }
@@ -277,7 +277,8 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     fn table(slots: usize) -> Table {
-        let slot = || Slot { holder: AtomicU32::new(0), difference: AtomicI32::new(0), count: AtomicUsize::new(0) };
+        let slot =
+            || CountSlot { holder: AtomicU32::new(0), difference: AtomicI32::new(0), count: AtomicUsize::new(0) };
         Table { slots: Box::leak((0..slots).map(|_| slot()).collect()) }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Everything here is done under the lock, but for the question whether there is something to do.
 
-use super::lock::Held;
+use super::lock::HeapGuard;
 use super::state::KINDS;
 use crate::sys;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -39,14 +39,14 @@ static DIRTY: AtomicUsize = AtomicUsize::new(0);
 static UNWANTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Units became dirty.
-pub(super) fn add(kind: u8, units: u32, _held: &Held) {
+pub(super) fn add(kind: u8, units: u32, _held: &HeapGuard) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     count.now.fetch_add(units as usize, Ordering::Relaxed);
     DIRTY.fetch_add(units as usize, Ordering::Relaxed);
 }
 
 /// Dirty units were taken, or given to the kernel.
-pub(super) fn remove(kind: u8, units: u32, _held: &Held) {
+pub(super) fn remove(kind: u8, units: u32, _held: &HeapGuard) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     let now = count.now.fetch_sub(units as usize, Ordering::Relaxed) - units as usize;
     DIRTY.fetch_sub(units as usize, Ordering::Relaxed);
@@ -68,7 +68,7 @@ fn period_is_over() -> bool {
 }
 
 /// A kind, and how many dirty units of it are to be given back now.
-pub(super) fn unwanted(used: usize, _held: &Held) -> Option<(u8, u32)> {
+pub(super) fn unwanted(used: usize, _held: &HeapGuard) -> Option<(u8, u32)> {
     if period_is_over() {
         BEGAN_NS.store(sys::monotonic_ns(), Ordering::Relaxed);
         for count in &COUNTS {
@@ -87,7 +87,7 @@ pub(super) fn unwanted(used: usize, _held: &Held) -> Option<(u8, u32)> {
 }
 
 /// Units of a kind were given back. With none, those that there are cannot be, and are let be.
-pub(super) fn note_given(kind: u8, units: u32, _held: &Held) {
+pub(super) fn note_given(kind: u8, units: u32, _held: &HeapGuard) {
     let Some(count) = COUNTS.get(usize::from(kind)) else { return };
     let before = count.unwanted.load(Ordering::Relaxed);
     set_unwanted(count, if units == 0 { 0 } else { before.saturating_sub(units as usize) });

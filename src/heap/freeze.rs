@@ -21,7 +21,7 @@ use super::central;
 use super::claim;
 use super::class::{Class, UNIT};
 use super::links::{collect, read_link};
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{self, CHUNK, ChunkState, FROZEN, MARKS_END, NO_CLASS, SPAN, Unit};
 use super::plan::{ChunkRun, FailedCall, stride};
 use super::trailer;
@@ -68,7 +68,7 @@ pub(super) unsafe fn pour(runs: &[ChunkRun], kind: u8, pagemap: &Pagemap) -> Res
 }
 
 /// Everything of a chunk that nobody has becomes zero.
-fn sweep(number: u32, held: &Held) {
+fn sweep(number: u32, held: &HeapGuard) {
     let chunk = metadata::chunk(number);
     if chunk.state() != ChunkState::Open {
         return;
@@ -134,7 +134,7 @@ fn clear(range: Range, filed: bool) {
     }
 }
 
-fn pour_run(run: &ChunkRun, pagemap: &Pagemap, held: &Held) -> Result<(), FailedCall> {
+fn pour_run(run: &ChunkRun, pagemap: &Pagemap, held: &HeapGuard) -> Result<(), FailedCall> {
     for at in 0..run.count {
         let start = metadata::addresses(run.first + at).start;
         let chunk = metadata::chunk(run.first + at);
@@ -206,7 +206,7 @@ fn seal(file: BorrowedFd<'_>) -> Result<(), FailedCall> {
 }
 
 /// Nothing is taken from a chunk any more, and what is freed there is counted.
-fn settle(number: u32, held: &Held) {
+fn settle(number: u32, held: &HeapGuard) {
     let chunk = metadata::chunk(number);
     let mut live = 0;
     if chunk.state() == ChunkState::Open {

@@ -17,7 +17,7 @@
 use super::central;
 use super::class::{CLASSES, Class};
 use super::links::{EMPTY, collect, extend, read_link, write_link};
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{MARKS_END, NEVER, NONE_IN_USE, Slab, Unit};
 use super::state::KINDS;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -44,7 +44,7 @@ pub(super) struct Local {
 }
 
 /// Looks after mail of Locals that no thread has, so that their memory is not kept for nothing.
-pub(super) fn settle_vacant(held: &Held) {
+pub(super) fn settle_vacant(held: &HeapGuard) {
     for vacant in &VACANT {
         let mut at = vacant.load(Ordering::Relaxed);
         while let Some(local) = owner_at(at) {
@@ -57,7 +57,7 @@ pub(super) fn settle_vacant(held: &Held) {
 }
 
 /// Puts a Local to those that nobody has.
-fn vacate(local: &'static Local, _held: &Held) {
+fn vacate(local: &'static Local, _held: &HeapGuard) {
     let vacant = &VACANT[usize::from(local.kind.load(Ordering::Relaxed))];
     local.next_vacant.store(vacant.load(Ordering::Relaxed), Ordering::Relaxed);
     local.vacant.store(1, Ordering::Relaxed);
@@ -143,7 +143,7 @@ impl Local {
     /// A slab that was full has a free block, or one that is not the first of its class has no block in use.
     #[cold]
     #[inline(never)]
-    fn look_after(&self, slab: &'static Slab, held: Option<&Held>) {
+    fn look_after(&self, slab: &'static Slab, held: Option<&HeapGuard>) {
         let class = Class::numbered(slab.class.load(Ordering::Relaxed).into());
         if slab.is_full() {
             self.enqueue(slab, class);
@@ -155,7 +155,7 @@ impl Local {
     }
 
     /// Gives back a slab that has no block in use.
-    fn give_up(&self, slab: &'static Slab, class: Class, held: Option<&Held>) {
+    fn give_up(&self, slab: &'static Slab, class: Class, held: Option<&HeapGuard>) {
         self.dequeue(slab, class);
         let first = Unit::of_slab(slab);
         match held {
@@ -245,7 +245,7 @@ impl Local {
     }
 
     /// Takes in what others freed.
-    pub(super) fn open_mail(&self, held: Option<&Held>) {
+    pub(super) fn open_mail(&self, held: Option<&HeapGuard>) {
         let mut link = self.mailbox.swap(0, Ordering::Acquire);
         while let Some(unit) = Unit::linked(link) {
             let slab = unit.slab();
@@ -284,7 +284,7 @@ impl Local {
     }
 
     /// Gives all slabs back that have no block in use.
-    pub(super) fn give_up_unused(&self, held: &Held) {
+    pub(super) fn give_up_unused(&self, held: &HeapGuard) {
         self.open_mail(Some(held));
         for class in (0..CLASSES).map(Class::numbered) {
             let mut slab = self.head(class);
@@ -306,7 +306,7 @@ impl Local {
     }
 
     /// Gives the Local up: it is nobody's from now on.
-    pub(super) fn leave(&'static self, held: &Held) {
+    pub(super) fn leave(&'static self, held: &HeapGuard) {
         self.give_up_unused(held);
         vacate(self, held);
     }

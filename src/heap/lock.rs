@@ -14,15 +14,15 @@ const LOOKS: u32 = 100;
 static WORD: AtomicU32 = AtomicU32::new(FREE);
 
 /// The proof that this thread holds the lock. Given back when dropped.
-pub(super) struct Held(());
+pub(super) struct HeapGuard(());
 
 /// Takes the lock.
-pub(super) fn take() -> Held {
+pub(super) fn take() -> HeapGuard {
     raw_take();
-    Held(())
+    HeapGuard(())
 }
 
-impl Drop for Held {
+impl Drop for HeapGuard {
     fn drop(&mut self) {
         raw_give();
     }

@@ -15,7 +15,7 @@
 #![expect(unsafe_code, reason = "records and headers are found by arithmetic")]
 
 use super::class::{UNIT, UNIT_SHIFT};
-use super::lock::Held;
+use super::lock::HeapGuard;
 pub(super) use super::state::ChunkState;
 use crate::sys::map::{self, Range};
 use crate::sys::{self, Errno};
@@ -91,7 +91,7 @@ impl Chunk {
         ChunkState::numbered(self.state.load(Ordering::Acquire))
     }
 
-    pub(super) fn set_state(&self, state: ChunkState, _held: &Held) {
+    pub(super) fn set_state(&self, state: ChunkState, _held: &HeapGuard) {
         self.state.store(state as u8, Ordering::Release);
     }
 }
@@ -263,7 +263,7 @@ pub(super) fn holds(address: usize) -> bool {
 }
 
 /// Chooses where the heap lies, once. False where there is no room.
-pub(super) fn settle(_held: &Held) -> bool {
+pub(super) fn settle(_held: &HeapGuard) -> bool {
     if BASE.load(Ordering::Relaxed) != 0 {
         return true;
     }
@@ -289,7 +289,7 @@ fn any_number() -> usize {
 }
 
 /// Makes sure that a chunk has a record.
-fn record(number: u32, _held: &Held) -> bool {
+fn record(number: u32, _held: &HeapGuard) -> bool {
     if number >= CHUNKS_MAX {
         return false;
     }
@@ -307,7 +307,7 @@ fn record(number: u32, _held: &Held) -> bool {
 }
 
 /// Makes sure that a chunk has headers.
-fn head(number: u32, held: &Held) -> bool {
+fn head(number: u32, held: &HeapGuard) -> bool {
     if !record(number, held) {
         return false;
     }
@@ -326,7 +326,7 @@ fn head(number: u32, held: &Held) -> bool {
 
 /// Opens a chunk that is absent, for units. False where there is no memory; a chunk whose addresses are somebody else's is
 /// [`ChunkState::Foreign`] then.
-pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
+pub(super) fn open(number: u32, kind: u8, held: &HeapGuard) -> bool {
     if !head(number, held) {
         return false;
     }
@@ -346,7 +346,7 @@ pub(super) fn open(number: u32, kind: u8, held: &Held) -> bool {
 }
 
 /// Maps the first `end` units of a chunk, and some more.
-pub(super) fn map_units(number: u32, end: u32, held: &Held) -> bool {
+pub(super) fn map_units(number: u32, end: u32, held: &HeapGuard) -> bool {
     let chunk = chunk(number);
     let now = chunk.mapped.load(Ordering::Relaxed);
     if end <= now {
@@ -371,7 +371,7 @@ pub(super) fn map_units(number: u32, end: u32, held: &Held) -> bool {
 }
 
 /// Somebody else has addresses behind the first `end` units of a chunk.
-fn give_up_behind(number: u32, end: u32, held: &Held) {
+fn give_up_behind(number: u32, end: u32, held: &HeapGuard) {
     let chunk = chunk(number);
     if end == 0 {
         return chunk.set_state(ChunkState::Foreign, held);
@@ -385,7 +385,7 @@ fn give_up_behind(number: u32, end: u32, held: &Held) {
 }
 
 /// Opens neighbouring absent chunks for one allocation, and maps so many bytes from the first's start.
-pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &Held) -> bool {
+pub(super) fn open_huge(first: u32, count: u32, bytes: usize, kind: u8, held: &HeapGuard) -> bool {
     if first.checked_add(count).is_none_or(|end| end > CHUNKS_MAX) {
         return false;
     }

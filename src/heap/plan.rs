@@ -1,7 +1,7 @@
 //! The plan of a freeze: which chunks become images, and their files.
 
 use super::class::UNIT;
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{self, CHUNK, ChunkState};
 use super::span;
 use crate::error::Result;
@@ -66,7 +66,7 @@ fn next_run(from: u32, kind: u8) -> Option<(u32, u32, usize)> {
 }
 
 /// Maps the rest of chunks whose neighbour is in use, too, so that runs are long. Where that cannot be they are short.
-fn fill_gaps(kind: u8, held: &Held) {
+fn fill_gaps(kind: u8, held: &HeapGuard) {
     for number in 0..metadata::chunks().saturating_sub(1) {
         let is_short = to_freeze(number, kind).is_some_and(|mapped| mapped < CHUNK);
         if is_short && to_freeze(number + 1, kind).is_some() {

@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "memory is unmapped, and a pointer is kept as a number")]
 
 use super::central;
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{self, ChunkState, Unit};
 use crate::arena::signal_safe::table;
 use crate::arena::{self, Image};
@@ -66,7 +66,7 @@ fn give_up_dead(number: u32) {
 }
 
 /// A chunk's image if none of its blocks is in use: gone from now on, for one caller.
-fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
+fn take_dead(number: u32, held: &HeapGuard) -> Option<Arc<Image>> {
     let first = (0..=number).rev().find(|&at| metadata::chunk(at).image.load(Ordering::Relaxed) != 0)?;
     let record = metadata::chunk(first);
     let is_ours = record.process.load(Ordering::Relaxed) == table::process_number() as u32;
@@ -83,7 +83,7 @@ fn take_dead(number: u32, held: &Held) -> Option<Arc<Image>> {
 }
 
 /// The facts of an image that the record of its first chunk keeps.
-fn known_by(first: u32, _held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
+fn known_by(first: u32, _held: &HeapGuard) -> Option<ManuallyDrop<Weak<Image>>> {
     let at = metadata::chunk(first).image.load(Ordering::Relaxed);
     // SAFETY: a number that is not 0 is of a Weak that was leaked, and `ManuallyDrop` leaves it so.
     (at != 0).then(|| ManuallyDrop::new(unsafe { Weak::from_raw(with_exposed_provenance(at)) }))
@@ -97,7 +97,7 @@ pub(super) fn use_again() {
     }
 }
 
-fn take_forgotten(held: &Held) -> Option<ManuallyDrop<Weak<Image>>> {
+fn take_forgotten(held: &HeapGuard) -> Option<ManuallyDrop<Weak<Image>>> {
     let is_forgotten = |first: u32| {
         metadata::chunk(first).state() == ChunkState::Gone
             && known_by(first, held).is_some_and(|image| image.strong_count() == 0)

@@ -9,7 +9,7 @@ use super::central::{
     unmap_unused,
 };
 use super::class::UNIT;
-use super::lock::{self, Held};
+use super::lock::{self, HeapGuard};
 use super::metadata::{self, CHUNK, ChunkState, FROZEN, NO_CLASS, NOBODY, SPAN, UNITS, Unit};
 use super::reclaim;
 use crate::sys::map::{self, Harmless, Range};
@@ -42,12 +42,12 @@ fn note_span(first: Unit, count: u32, size: usize) {
 }
 
 /// The first address of `bytes` in chunks of their own.
-fn take_huge(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> {
+fn take_huge(size: usize, align: usize, kind: u8, held: &HeapGuard) -> Option<usize> {
     let again = || unmap_unused(held).then(|| take_huge_once(size, align, kind, held))?;
     take_huge_once(size, align, kind, held).or_else(again)
 }
 
-fn take_huge_once(size: usize, align: usize, kind: u8, held: &Held) -> Option<usize> {
+fn take_huge_once(size: usize, align: usize, kind: u8, held: &HeapGuard) -> Option<usize> {
     if !metadata::settle(held) {
         return None;
     }
@@ -157,7 +157,7 @@ pub(super) unsafe fn resize_span(address: usize, old: usize, new: usize) -> bool
 
 /// # Safety
 /// The chunk begins a huge allocation, of which nobody uses what lies behind `new`.
-unsafe fn resize_huge(number: u32, new: usize, held: &Held) -> bool {
+unsafe fn resize_huge(number: u32, new: usize, held: &HeapGuard) -> bool {
     let chunk = metadata::chunk(number);
     let now = chunk.bytes.load(Ordering::Relaxed);
     let room = chunk.span.load(Ordering::Relaxed) as usize * CHUNK;
@@ -248,7 +248,7 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
 }
 
 /// Maps the rest of a chunk's addresses, if they are free.
-pub(super) fn map_rest(number: u32, held: &Held) {
+pub(super) fn map_rest(number: u32, held: &HeapGuard) {
     let chunk = metadata::chunk(number);
     if chunk.state() == ChunkState::Open {
         metadata::map_units(number, UNITS, held);

@@ -6,7 +6,7 @@
 //!
 //! # Safety
 //! A [`Lock`] is made in its place in shared memory and stays there. It stays mapped while it is held: a
-//! [`Held`] borrows it, and guards, which may be leaked, own a handle to the mapping.
+//! [`LockGuard`] borrows it, and guards, which may be leaked, own a handle to the mapping.
 #![expect(unsafe_code, reason = "robust mutexes must stay where they are")]
 
 use super::mapping::{Shared, SharedMapping};
@@ -77,7 +77,7 @@ impl Lock {
     }
 
     /// Waits for the lock.
-    pub(super) fn acquire(&self, patience: LockPatience) -> Result<Held<'_>, NotLocked> {
+    pub(super) fn acquire(&self, patience: LockPatience) -> Result<LockGuard<'_>, NotLocked> {
         // SAFETY: every `Lock` was made by `init` in its place, and is mapped while it is held: see the
         // module's contract.
         let locked = unsafe { self.mutex.lock(patience) }.map_err(NotLocked)?;
@@ -87,12 +87,12 @@ impl Lock {
             unsafe { self.mutex.make_consistent() };
         }
         HELD.set(HELD.get() + 1);
-        Ok(Held { lock: self, forks: FORKS.load(Ordering::Relaxed), _of_this_thread: PhantomData })
+        Ok(LockGuard { lock: self, forks: FORKS.load(Ordering::Relaxed), _of_this_thread: PhantomData })
     }
 }
 
 /// The lock, held by this thread. Given back when dropped.
-pub(super) struct Held<'a> {
+pub(super) struct LockGuard<'a> {
     lock: &'a Lock,
     forks: usize,
     /// A mutex belongs to a thread: not `Send`; and not `Sync`, so that a leaked one is out of reach when its
@@ -100,7 +100,7 @@ pub(super) struct Held<'a> {
     _of_this_thread: PhantomData<*const ()>,
 }
 
-impl Held<'_> {
+impl LockGuard<'_> {
     /// Tells whether the guard is this process's, which it is not in a process forked by libc while the lock was held.
     pub(super) fn is_ours(&self) -> bool {
         self.forks == FORKS.load(Ordering::Relaxed)
@@ -124,7 +124,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for LockGuard<'_> {
     fn drop(&mut self) {
         if self.is_ours() {
             HELD.set(HELD.get().saturating_sub(1));
@@ -145,13 +145,13 @@ pub(super) fn in_order() {
 ///
 /// # Safety
 /// Zeroes are one, once [`Lock::init`] made the locks at `LOCKS` bytes from its start; there are no others in it.
-pub(super) unsafe trait Locked {
+pub(super) unsafe trait WithLocks {
     /// The offsets of its locks.
     const LOCKS: &'static [usize];
 }
 
 /// Makes an object in its place.
-pub(super) fn make<T: Locked>(mapping: &Arc<SharedMapping>) -> Result<Shared<T>> {
+pub(super) fn make<T: WithLocks>(mapping: &Arc<SharedMapping>) -> Result<Shared<T>> {
     let init = |place: NonNull<T>| {
         for &offset in T::LOCKS {
             // SAFETY: the offset is of a lock in the object, whose place is valid.

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const COMMIT_STEP: usize = 4 << 20;
 
 /// The start of the shared memory. Both numbers only grow.
-struct Header {
+struct MappingHeader {
     /// Bytes from the start that were handed out, this header's page among them.
     used: AtomicUsize,
     /// Bytes from the start that have memory behind them.
@@ -65,11 +65,11 @@ impl SharedMapping {
         Ok(mapping)
     }
 
-    fn header(&self) -> Result<&Header> {
+    fn header(&self) -> Result<&MappingHeader> {
         let place = map::pointer_at(self.range.start).ok_or_else(|| Error::invalid("a mapping at address 0"))?;
         // SAFETY: the first page is mapped while `self` lives, zeroes are a header, and nothing else is ever put
         // there: the bump pointer starts behind it.
-        Ok(unsafe { place.cast::<Header>().as_ref() })
+        Ok(unsafe { place.cast::<MappingHeader>().as_ref() })
     }
 
     /// Bytes handed out.

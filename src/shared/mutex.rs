@@ -7,7 +7,7 @@
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
 use super::lock::deadline;
-use super::lock::{Held, Lock, LockError, Locked, make};
+use super::lock::{Lock, LockError, LockGuard, WithLocks, make};
 use super::mapping::{Shared, SharedMapping};
 use crate::error::Result;
 use crate::sys::robust::LockPatience;
@@ -29,7 +29,7 @@ struct Protected<T> {
 unsafe impl<T: Send> Sync for Protected<T> {}
 
 // SAFETY: zeroes are a Pod, and the lock is the only one.
-unsafe impl<T: Pod> Locked for Protected<T> {
+unsafe impl<T: Pod> WithLocks for Protected<T> {
     const LOCKS: &'static [usize] = &[offset_of!(Protected<T>, lock)];
 }
 
@@ -111,7 +111,7 @@ impl<T: Pod + Send> SharedMutex<T> {
         held.begin();
         // SAFETY: only the lifetime changes: the object stays where it is as long as the guard has its handle,
         // and the guard drops this before it.
-        let held = unsafe { std::mem::transmute::<Held<'_>, Held<'static>>(held) };
+        let held = unsafe { std::mem::transmute::<LockGuard<'_>, LockGuard<'static>>(held) };
         let panicking = std::thread::panicking();
         let guard = SharedMutexGuard { held: ManuallyDrop::new(held), object, consistent, panicking };
         if consistent { Ok(guard) } else { Err(LockError::OwnerDied(guard)) }
@@ -145,7 +145,7 @@ impl<T> fmt::Debug for SharedMutex<T> {
 /// ```
 pub struct SharedMutexGuard<T> {
     /// Dropped before the object's memory may go.
-    held: ManuallyDrop<Held<'static>>,
+    held: ManuallyDrop<LockGuard<'static>>,
     /// A handle of its own, so that a leaked guard keeps the memory that the thread's list of mutexes points into.
     object: Shared<Protected<T>>,
     consistent: bool,

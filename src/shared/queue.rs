@@ -29,7 +29,7 @@
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
 use super::lock::deadline;
-use super::lock::{Lock, Locked, NotLocked, in_order, make};
+use super::lock::{Lock, NotLocked, WithLocks, in_order, make};
 use super::mapping::{Shared, SharedMapping, Slots};
 use crate::error::{Error, Result};
 use crate::sys::robust::LockPatience;
@@ -79,7 +79,7 @@ struct Head {
 }
 
 // SAFETY: zeroes are numbers, and these are all locks.
-unsafe impl Locked for Head {
+unsafe impl WithLocks for Head {
     const LOCKS: &'static [usize] = &[
         offset_of!(Head, lock),
         offset_of!(Head, items) + offset_of!(Waiters, turnstile),

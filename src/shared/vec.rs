@@ -4,7 +4,7 @@
 //! Elements are read and written only under the lock. Elements at and above the length belong to nobody but its holder.
 #![expect(unsafe_code, reason = "the lock makes access exclusive")]
 
-use super::lock::{Held, Lock, Locked, in_order, make};
+use super::lock::{Lock, LockGuard, WithLocks, in_order, make};
 use super::mapping::{Shared, SharedMapping, Slots};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::robust::LockPatience;
@@ -26,7 +26,7 @@ struct Head {
 }
 
 // SAFETY: zeroes are numbers, and the lock is the only one.
-unsafe impl Locked for Head {
+unsafe impl WithLocks for Head {
     const LOCKS: &'static [usize] = &[offset_of!(Head, lock)];
 }
 
@@ -188,7 +188,7 @@ impl<T: Pod + Send> SharedVec<T> {
         Ok(self.run(self.lock_anyway()?, work))
     }
 
-    fn run<R>(&self, held: Held<'_>, work: impl FnOnce(&mut [T]) -> R) -> R {
+    fn run<R>(&self, held: LockGuard<'_>, work: impl FnOnce(&mut [T]) -> R) -> R {
         held.begin();
         // SAFETY: the lock is held until the closure is over, and no fork of ours happens meanwhile.
         let result = work(unsafe { self.slots.slice_mut(self.len()) });
@@ -197,7 +197,7 @@ impl<T: Pod + Send> SharedVec<T> {
         result
     }
 
-    fn lock(&self) -> Result<Held<'_>> {
+    fn lock(&self) -> Result<LockGuard<'_>> {
         let held = self.lock_anyway()?;
         if held.is_dirty() {
             let hint = "SharedVec::repair gives the elements and makes them count as whole";
@@ -206,7 +206,7 @@ impl<T: Pod + Send> SharedVec<T> {
         Ok(held)
     }
 
-    fn lock_anyway(&self) -> Result<Held<'_>> {
+    fn lock_anyway(&self) -> Result<LockGuard<'_>> {
         let held = self.head.lock.acquire(LockPatience::Endless)?;
         self.finish_set();
         Ok(held)

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU16, AtomicUsize, Ordering};
 /// The number of arenas that can be alive at once: as many as a handle can name, and more than mappings that a process may have by default.
 pub(in crate::arena) const SLOTS: usize = 1 << 16;
 
-pub(in crate::arena) struct Slot {
+pub(in crate::arena) struct ArenaSlot {
     pub(in crate::arena) inner: AtomicPtr<Inner>,
     /// The number of the slot's arena; 0 while there is none.
     pub(in crate::arena) generation: AtomicU16,
@@ -23,8 +23,8 @@ pub(in crate::arena) struct Slot {
     pub(in crate::arena) len: AtomicUsize,
 }
 
-pub(in crate::arena) static TABLE: [Slot; SLOTS] = [const {
-    Slot {
+pub(in crate::arena) static TABLE: [ArenaSlot; SLOTS] = [const {
+    ArenaSlot {
         inner: AtomicPtr::new(null_mut()),
         generation: AtomicU16::new(0),
         start: AtomicUsize::new(0),
@@ -138,7 +138,7 @@ pub(crate) fn visit<R>(look: impl for<'v> FnOnce(Arenas<'v>) -> R) -> R {
 
 /// All arenas, during a visit.
 pub(crate) struct Arenas<'v> {
-    slots: std::slice::Iter<'v, Slot>,
+    slots: std::slice::Iter<'v, ArenaSlot>,
 }
 
 impl<'v> Iterator for Arenas<'v> {

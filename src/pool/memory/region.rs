@@ -14,7 +14,7 @@
 
 use crate::arena::registry;
 use crate::error::{Error, Result};
-use crate::pool::protocol::board::{Board, EVENT_COUNTS, EventCount, RING, SLOTS, Slot, WorkerRecord};
+use crate::pool::protocol::board::{BatchSlot, Board, EVENT_COUNTS, EventCount, RING, SLOTS, WorkerRecord};
 use crate::pool::protocol::queue::Queue;
 use crate::sys::map::{self, Access, Range};
 use crate::sys::{self, memfd};
@@ -45,7 +45,7 @@ impl Region {
         let up = |bytes: usize| page.round_up(bytes).ok_or_else(too_large);
         let ring_at = up(size_of::<Board>())?;
         let slots_at = ring_at + up((RING + SLOTS) * size_of::<AtomicU32>())?;
-        let workers_at = slots_at + up(SLOTS * size_of::<Slot>())?;
+        let workers_at = slots_at + up(SLOTS * size_of::<BatchSlot>())?;
         let payloads_at = workers_at + up(workers * size_of::<WorkerRecord>())?;
         let payload_bytes = up(payload_bytes)?;
         let heaps_at = payloads_at.checked_add(payload_bytes).ok_or_else(too_large)?;
@@ -101,7 +101,7 @@ impl Region {
     }
 
     /// All batches.
-    pub(crate) fn slots(&self) -> &[Slot] {
+    pub(crate) fn slots(&self) -> &[BatchSlot] {
         // SAFETY: `new` left room for so many, aligned to a page; atomics are valid for any bytes.
         unsafe { std::slice::from_raw_parts(self.at(self.slots_at), SLOTS) }
     }
@@ -188,7 +188,7 @@ impl Region {
     }
 
     /// Tells the thread that waits for a slot, and those who wait for any.
-    pub(crate) fn tell(&self, slot: &Slot) {
+    pub(crate) fn tell(&self, slot: &BatchSlot) {
         let event_counts = &self.board().event_counts;
         // The state was stored before; who sets another waiter looks at the state after.
         fence(Ordering::SeqCst);

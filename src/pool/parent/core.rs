@@ -12,7 +12,7 @@ use crate::pool::memory::region::Region;
 use crate::pool::memory::results;
 use crate::pool::protocol::batch;
 use crate::pool::protocol::batch::Item;
-use crate::pool::protocol::board::{EVENT_COUNTS, SLOTS, Slot};
+use crate::pool::protocol::board::{BatchSlot, EVENT_COUNTS, SLOTS};
 use crate::pool::protocol::failure::{JobError, JobFailure};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue::{DONE, QUEUED};
@@ -158,7 +158,7 @@ impl Core {
         })
     }
 
-    pub(crate) fn slot(&self, number: usize) -> &Slot {
+    pub(crate) fn slot(&self, number: usize) -> &BatchSlot {
         &self.region.slots()[number]
     }
 

@@ -5,7 +5,7 @@ use crate::arena::Space;
 use crate::pool::memory::buffer;
 use crate::pool::memory::heap;
 use crate::pool::memory::region::TRIM_MIN;
-use crate::pool::protocol::board::{SLOTS, Slot};
+use crate::pool::protocol::board::{BatchSlot, SLOTS};
 use crate::pool::protocol::queue::FREE;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ impl Core {
         true
     }
 
-    pub(crate) fn free_output(&self, slot: &Slot) {
+    pub(crate) fn free_output(&self, slot: &BatchSlot) {
         let first = slot.output.swap(0, Ordering::AcqRel) as usize;
         heap::free_chain(&self.region, first);
     }

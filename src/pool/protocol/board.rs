@@ -102,7 +102,7 @@ pub(crate) struct Board {
 
 /// A batch of jobs.
 #[repr(C, align(128))]
-pub(crate) struct Slot {
+pub(crate) struct BatchSlot {
     /// The batch's state: see queue.rs.
     pub(crate) state: AtomicU32,
     /// The number of the event count that the thread which waits for it sleeps on.

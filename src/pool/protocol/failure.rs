@@ -1,6 +1,6 @@
 //! Why a job has no result.
 
-use super::board::Slot;
+use super::board::BatchSlot;
 use crate::facts::Ended;
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -115,7 +115,7 @@ const STACK_OVERFLOW: u32 = 0x200;
 
 impl JobFailure {
     /// Writes it into the slot.
-    pub(crate) fn write(self, slot: &Slot) {
+    pub(crate) fn write(self, slot: &BatchSlot) {
         let (kind, detail) = match self {
             Self::TimedOut => (TIMED_OUT, 0),
             Self::Cancelled => (CANCELLED, 0),
@@ -134,7 +134,7 @@ impl JobFailure {
     }
 
     /// Reads what stands in the slot.
-    pub(crate) fn read(slot: &Slot) -> Option<Self> {
+    pub(crate) fn read(slot: &BatchSlot) -> Option<Self> {
         let (kind, detail) = (slot.failure.load(Ordering::Acquire), slot.failure_detail.load(Ordering::Acquire) as i32);
         let ended = match kind & 0xff {
             EXITED => Ended::Exited(detail),

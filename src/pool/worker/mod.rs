@@ -10,7 +10,7 @@ use crate::pool::memory::heap::{self, NoBlock, ResultHeap};
 use crate::pool::memory::region::Region;
 use crate::pool::memory::{buffer, results};
 use crate::pool::protocol::batch::{self, JobStatus};
-use crate::pool::protocol::board::{Slot, WorkerRecord};
+use crate::pool::protocol::board::{BatchSlot, WorkerRecord};
 use crate::pool::protocol::progress;
 use crate::pool::protocol::queue;
 use crate::pool::protocol::spin::AdaptiveSpin;
@@ -236,7 +236,7 @@ impl Worker<'_> {
     }
 
     #[expect(unsafe_code, reason = "shared memory is lent as bytes")]
-    fn input(&self, slot: &Slot) -> &'static [u8] {
+    fn input(&self, slot: &BatchSlot) -> &'static [u8] {
         let (at, len) = (slot.input.load(Ordering::Acquire), slot.input_bytes.load(Ordering::Acquire));
         // SAFETY: the parent wrote the bytes before it queued the slot, and frees them after it is done; the worker uses
         // them only while it holds the slot.
@@ -279,7 +279,7 @@ impl Worker<'_> {
 struct Output<'a> {
     region: &'static Region,
     heap: ResultHeap<'static>,
-    slot: &'a Slot,
+    slot: &'a BatchSlot,
     /// The block that is being filled; 0 for none yet.
     block: usize,
     /// Blocks to hand over at the end: what the results are in, and what they mean.
@@ -358,7 +358,7 @@ impl Output<'_> {
 }
 
 /// Hands over, in a dead worker's place, what it had done of a batch. The zygote calls it.
-pub(crate) fn hand_over(region: &Region, slot: &Slot) {
+pub(crate) fn hand_over(region: &Region, slot: &BatchSlot) {
     let (done, _) = progress::read(&slot.progress);
     let first = slot.output.load(Ordering::Acquire) as usize;
     let send = |block: usize| {

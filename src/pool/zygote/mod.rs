@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::facts::Ended;
 use crate::fork::{self, Child, ForkOptions};
 use crate::pool::memory::region::Region;
-use crate::pool::protocol::board::Slot;
+use crate::pool::protocol::board::BatchSlot;
 use crate::pool::protocol::failure::{Death, JobFailure};
 use crate::pool::protocol::messages::{Reply, WorkerExit};
 use crate::pool::protocol::progress::{self, JobPhase, Progress};
@@ -267,7 +267,7 @@ impl<'a> Zygote<'a> {
         member.due = Some(Instant::now() + wait);
         let hopeless = |member: &Member| member.child.is_none() && member.short_lives >= SHORT_LIVES_MAX;
         // Without a job that waits nobody is hurt, and whoever kills idle workers may stop.
-        let waits = |(_, slot): (usize, &Slot)| slot.state.load(Ordering::Acquire) == QUEUED;
+        let waits = |(_, slot): (usize, &BatchSlot)| slot.state.load(Ordering::Acquire) == QUEUED;
         if self.crew.iter().all(hopeless) && self.slots().any(waits) {
             self.region.board().broken.store(1, Ordering::Release);
             self.region.tell_all();
@@ -373,7 +373,7 @@ impl<'a> Zygote<'a> {
         held
     }
 
-    pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, &'static Slot)> + use<> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (usize, &'static BatchSlot)> + use<> {
         let used = self.region.board().slots_used.load(Ordering::Acquire) as usize;
         self.region.slots().iter().enumerate().take(used)
     }

@@ -1,7 +1,7 @@
 //! Ending jobs before they are done, and their workers with them: those whose time is over, those of stopped workers, and those that
 //! the parent cancels; and ending the pool.
 
-use crate::pool::protocol::board::Slot;
+use crate::pool::protocol::board::BatchSlot;
 use crate::pool::protocol::failure::JobFailure;
 use crate::pool::protocol::progress::{self, JobPhase, Progress};
 use crate::pool::protocol::queue::{self, QUEUED};
@@ -64,7 +64,7 @@ impl Zygote<'_> {
             }
         }
         for index in over {
-            let held = |slot: &Slot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(index);
+            let held = |slot: &BatchSlot| queue::holder(slot.state.load(Ordering::Acquire)) == Some(index);
             if let Some((number, slot)) = self.slots().find(|(_, slot)| held(slot)) {
                 self.condemn(number, progress::look(&slot.progress), index, JobFailure::TimedOut);
             } else if let Some(member) = self.crew.get_mut(index)
@@ -79,7 +79,14 @@ impl Zygote<'_> {
     }
 
     /// Tells whether the time of a slot's current job is over.
-    pub(crate) fn is_over(&mut self, number: usize, slot: &Slot, seen: Progress, index: usize, limit: u64) -> bool {
+    pub(crate) fn is_over(
+        &mut self,
+        number: usize,
+        slot: &BatchSlot,
+        seen: Progress,
+        index: usize,
+        limit: u64,
+    ) -> bool {
         match seen.phase() {
             JobPhase::Condemned => false,
             JobPhase::Running => {
