@@ -4,8 +4,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// A bound for answers that come in milliseconds when all is well.
-pub const SOON: Duration = Duration::from_secs(30);
+/// A bound that only catches what never comes. Under load of others the process that loads data was seen to get 70 ms of processor time in 8 s.
+pub const SOON: Duration = Duration::from_secs(300);
 
 /// An answer.
 pub struct Answer {
