@@ -160,6 +160,7 @@ pub const TESTS: &[Tests] = &[
             ("no_line", &["said"]),
             ("phases", &["programs", "said"]),
             ("python", &["exact", "lab"]),
+            ("r", &["languages", "said"]),
             ("ruby", &["allocators", "languages", "said"]),
             ("verdict", &["case", "lab", "model"]),
             ("judge", &["judged", "plan", "writing"]),

@@ -70,6 +70,8 @@ mod programs;
 mod published;
 #[path = "run/python.rs"]
 mod python;
+#[path = "run/r.rs"]
+mod r;
 #[path = "../src/record/types.rs"]
 #[expect(dead_code, unused_imports, reason = "the records as the tool writes them; no test reads every field")]
 mod record;

@@ -135,20 +135,19 @@ fn collected_by_counting(of: &[&Interval]) -> u64 {
 
 /// The pages that the remedy against a cause spares, of these that were copied for it; an error that says why nobody knows.
 fn spared(cause: Cause, pages: u64, of: &[&Interval], work: u64) -> Result<u64, &'static str> {
-    // Pages on which references are counted are copied without the collector, too, and which they are is not known.
-    if cause == Cause::GarbageCollector && counts_besides(of, work) {
+    // A page that is copied for two causes is told under one, and is copied for the other when that one is gone.
+    let is_much = |other: Cause| share(pages_of(of, |share| share.cause == other), work) >= HELP_SHARE_MIN;
+    if cause == Cause::GarbageCollector && is_much(Cause::ReferenceCount) {
         return Err("on some of these pages references are counted, too");
+    }
+    if cause == Cause::ReferenceCount && is_much(Cause::NewObject) {
+        return Err("on some of these pages new objects are put, too");
     }
     let mut shares = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == cause);
     shares.try_fold(pages, |left, share| match share.spares_a_part {
         Some(why) => Err(why),
         None => Ok(left.saturating_sub(share.copied_pages.saturating_sub(share.spared_pages))),
     })
-}
-
-/// Tells whether a fair part of what the collector did not copy was copied for reference counts.
-fn counts_besides(of: &[&Interval], work: u64) -> bool {
-    share(pages_of(of, |share| share.cause == Cause::ReferenceCount), work) >= HELP_SHARE_MIN
 }
 
 /// The reason why the code of most of these copies is not known, where it is not.

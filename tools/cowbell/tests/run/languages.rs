@@ -1,9 +1,9 @@
-//! Programs in Perl, PHP and R, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
+//! Programs in Perl and PHP, as Debian has them, whose children only read: of each the cause, the line, the remedy, and what it saves, which is
 //! measured by applying it.
 
 use crate::exact::may_trace;
 use crate::lab::{Scratch, is_root, skip};
-use crate::said::{R_COLLECTS, most, report};
+use crate::said::{most, report};
 use serde_json::Value;
 use std::path::Path;
 
@@ -239,23 +239,6 @@ fn what_php_copies_to_read_has_its_cause_its_line_and_a_remedy_that_saves_what_i
     let measured = copied(&plain) - copied(&helped);
     assert!((said - measured).abs() <= SAVING_POINTS * measured, "{said}, and {measured} measured: {text}");
     assert_eq!(help("gc_disable() in the child"), None, "{text}");
-}
-
-#[test]
-fn what_rs_collector_copies_has_its_cause() {
-    if let Some(why) = may_trace() {
-        return skip(&why);
-    }
-    // R brings half of a desktop: tools/setup does not install it.
-    let program = Path::new("/usr/bin/Rscript");
-    if !program.exists() {
-        return skip("R is not installed (Debian: r-base-core)");
-    }
-    let scratch = Scratch::new();
-    let script = scratch.file("collects.R", R_COLLECTS);
-    let (report, text) = report(&scratch, &[], [program, &script]);
-    let (cause, share, remedy) = most(&report);
-    assert!(cause == "garbage_collector" && share > 0.85 && remedy.is_empty(), "{cause} {share} {remedy}: {text}");
 }
 
 #[test]

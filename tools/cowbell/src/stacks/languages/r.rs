@@ -3,7 +3,7 @@
 mod objects;
 
 use super::recognised::{NOTHING, Recognised};
-use super::{Language, ObjectReader, PointerBudget, Work};
+use super::{Language, ObjectReader, PointerBudget, Spares, Work};
 
 /// R.
 #[derive(Debug)]
@@ -19,9 +19,31 @@ const NAMES: Recognised = Recognised {
         (Work::Exit, &["R_CleanUp", "Rf_CleanUp"]),
     ],
     runs: &["Rf_eval", "bcEval"],
+    remedies: &[
+        (
+            Work::Collector,
+            "in the parent, right before the fork, gc() twice; in the child no gc(), or gc(full = FALSE): what has survived twice is not \
+             written by most of the child's own collections",
+        ),
+        (
+            Work::References,
+            "keep many short vectors as one long one (a matrix, the columns of a data frame, strings as a factor), and compute on it as a \
+             whole: a vector has one count, however long it is",
+        ),
+    ],
     whys: &[
         (Work::Collector, "R's garbage collector marks each object and links it anew, so each collection writes"),
         (Work::References, "R counts references inside each object, so reading writes"),
+    ],
+    pastes: &[
+        (Work::Collector, &["invisible(gc()); invisible(gc())    # in the parent, right before the fork"]),
+        (
+            Work::References,
+            &[
+                "m <- do.call(cbind, rows)    # in the parent, before the fork",
+                "rowSums(m)                   # not: for (row in rows) s <- s + row",
+            ],
+        ),
     ],
     ..NOTHING
 };
@@ -32,7 +54,16 @@ impl Language for R {
     }
 
     fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
-        Some(|_| Box::new(objects::Nodes))
+        Some(|_| Box::new(objects::Nodes::default()))
+    }
+
+    fn spares(&self, work: Work) -> Spares {
+        match work {
+            Work::Collector => Spares::Part(
+                "each collection that the child asks for by gc(), about every 120th of the others, and those for want of room visit all objects",
+            ),
+            _ => Spares::All,
+        }
     }
 
     fn knows_all_writes(&self) -> bool {
