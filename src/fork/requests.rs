@@ -8,7 +8,7 @@ use crate::page::{PageCount, PageIndex, PageSet};
 use crate::report::{self, Report};
 use crate::sys::pagemap::Pagemap;
 use crate::sys::{self, eventfd, executable, pidfd};
-use crate::watch::{self, Bitmap, Event, FailedStep, KeeperRequest, Outside, Watch, Word};
+use crate::watch::{self, Bitmap, Event, FailedStep, KeeperRequest, Outside, Word};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Child {
     /// Invalid in another process than the one that spawned the child.
     pub fn events(&mut self) -> Result<Vec<Event>> {
         self.check_owner()?;
-        if self.evidence.watch == Watch::Faults && self.keeper.is_some() {
+        if self.evidence.watch.reads_page_faults() && self.keeper.is_some() {
             // From a keeper that has ended there is no more to come than the end brings.
             let _ended = self.request(KeeperRequest::Events);
         }
@@ -78,7 +78,7 @@ impl Child {
                 self.events_dropped += 1;
             }
         }
-        if self.evidence.watch == Watch::Faults {
+        if self.evidence.watch.reads_page_faults() {
             // Events are noted page by page, once the page tables have been read.
             self.events.sort_by_key(|event| event.time_ns);
         }

@@ -90,10 +90,10 @@ fn fork<R: IntoExitCode>(
     threads: Threads,
     body: impl FnOnce(&Context) -> R,
 ) -> Result<Child> {
-    if options.watch != Watch::Census && !options.last_census {
+    if options.watch.observes() && !options.last_census {
         return Err(Error::invalid(format!("watch `{}` cannot do without the last census", options.watch)));
     }
-    if options.callers && options.watch != Watch::Trap {
+    if options.callers && !options.watch.is_answered_by_writer() {
         return Err(Error::invalid(format!("watch `{}` does not see which calls led to a write", options.watch))
             .with_hint("use Watch::Trap"));
     }
@@ -116,7 +116,7 @@ fn fork<R: IntoExitCode>(
     };
     let evidence = Evidence::new(options.watch, images, (options.events_max, options.callers), census)?;
     let pipe = pipe::pair().map_err(|e| Error::os("pipe2", e))?;
-    let rings = Cell::new((options.watch == Watch::Faults).then(|| Rings::prepare(Follow::Process)));
+    let rings = Cell::new(options.watch.reads_page_faults().then(|| Rings::prepare(Follow::Process)));
     let channels = Channels { ready: pipe, command: eventfd::new()?, rings };
     let _unflushed = std::io::stdout().flush();
     let _unflushed = std::io::stderr().flush();
@@ -186,9 +186,10 @@ fn explain(FailedStep(step, errno): FailedStep, watch: Watch) -> Error {
             error.with_hint("a sandbox (seccomp, as in containers, or a security module) forbids userfaultfd")
         }
         (Step::OpenUserfaultfd, Errno::INVAL) => {
-            let (feature, since) = match watch {
-                Watch::Async => ("UFFD_FEATURE_WP_ASYNC", "6.7"),
-                _ => ("UFFD_FEATURE_WP_HUGETLBFS_SHMEM", "5.19"),
+            let (feature, since) = if watch.leaves_marks() {
+                ("UFFD_FEATURE_WP_ASYNC", "6.7")
+            } else {
+                ("UFFD_FEATURE_WP_HUGETLBFS_SHMEM", "5.19")
             };
             Error::unsupported(feature, since, format!("watch `{watch}` needs it"))
                 .with_hint("use Watch::Census, which needs nothing")

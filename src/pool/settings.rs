@@ -256,7 +256,7 @@ impl PoolBuilder {
         if settings.result_capacity < 1 << 16 || settings.payload_capacity < 1 << 16 {
             return Err(Error::invalid("job_capacity and result_capacity are 64 KiB at least"));
         }
-        if settings.watch != Watch::Census && !settings.last_census {
+        if settings.watch.observes() && !settings.last_census {
             return Err(Error::invalid(format!("watch `{}` cannot do without the last census", settings.watch)));
         }
         Ok(())

@@ -191,10 +191,10 @@ impl Report {
                 )?;
             }
         }
-        let blind = match (self.watch, self.door) {
-            (Watch::Trap, _) => true,
-            (Watch::Monitor, door) => door == Some(Door::UserModeOnly),
-            _ => false,
+        let blind = match self.watch {
+            Watch::Census | Watch::Async | Watch::Faults => false,
+            Watch::Trap => true,
+            Watch::Monitor => self.door == Some(Door::UserModeOnly),
         };
         if blind {
             writeln!(

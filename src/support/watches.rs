@@ -153,13 +153,13 @@ impl Support {
         if let Availability::Limited { why, fix } = &self.unmerged {
             losses.push((why.clone(), fix.as_deref()));
         }
-        if watch == Watch::Monitor && !door.sees_kernel_writes() {
+        if watch.is_answered_by_keeper() && !door.sees_kernel_writes() {
             let why = "a read(2) or recv(2) into a page that is armed fails with EFAULT, \
                        because only the user-mode-only userfaultfd is open to this user";
             losses.push((why.to_owned(), self.more_powerful_door()));
         }
         // Where Yama lets only a parent trace, the keeper is let by its child.
-        if watch == Watch::Monitor
+        if watch.is_answered_by_keeper()
             && let Availability::Missing(Missing { why, fix, .. }) = &self.blocked_pc
         {
             losses.push((format!("it cannot tell which code wrote: {why}"), fix.as_deref()));

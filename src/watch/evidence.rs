@@ -191,7 +191,7 @@ impl Evidence {
                 [0, 1, 2, 3, 4, 5].map(|n| at.saturating_add(n * bitmap_words));
             let candidates = changed.saturating_add(pages);
             sections.push(Section { seen, epoch, copied, inherited, returned, changed, candidates, bitmap_words });
-            let candidate_words = if watch == Watch::Faults { CANDIDATE_WORDS } else { 0 };
+            let candidate_words = if watch.reads_page_faults() { CANDIDATE_WORDS } else { 0 };
             at = candidates.saturating_add(pages.saturating_mul(candidate_words));
         }
         let files = images.iter().map(|image| sys::descriptor::number(&image.file())).collect();
@@ -229,7 +229,7 @@ impl Evidence {
     /// Under faults: whether those are told that the kernel takes, and the number of those that had no place in a ring, if that is known.
     pub(crate) fn faults(&self) -> Option<(bool, Option<u64>)> {
         let lost = self.get(Word::FaultsLost).checked_sub(1);
-        (self.watch == Watch::Faults).then(|| (self.get(Word::FaultsTold) == 2, lost))
+        self.watch.reads_page_faults().then(|| (self.get(Word::FaultsTold) == 2, lost))
     }
 
     /// Takes the oldest event.

@@ -35,17 +35,58 @@ impl Watch {
 
     /// Does it arm pages?
     pub fn arms(self) -> bool {
-        matches!(self, Self::Async | Self::Trap | Self::Monitor)
+        match self {
+            Self::Census | Self::Faults => false,
+            Self::Async | Self::Trap | Self::Monitor => true,
+        }
     }
 
     /// Does it report single writes, with time and thread?
     pub fn has_events(self) -> bool {
-        matches!(self, Self::Faults | Self::Trap | Self::Monitor)
+        match self {
+            Self::Census | Self::Async => false,
+            Self::Faults | Self::Trap | Self::Monitor => true,
+        }
     }
 
     /// Tells whether it sees pages being written, besides counting copies.
     pub(crate) fn observes(self) -> bool {
-        self != Self::Census
+        match self {
+            Self::Census => false,
+            Self::Async | Self::Faults | Self::Trap | Self::Monitor => true,
+        }
+    }
+
+    /// Tells whether the kernel lets each write go on and marks its page, so that a scan finds the marks and arms the pages again.
+    pub(crate) fn leaves_marks(self) -> bool {
+        match self {
+            Self::Async => true,
+            Self::Census | Self::Faults | Self::Trap | Self::Monitor => false,
+        }
+    }
+
+    /// Tells whether the keeper reads page faults from perf events.
+    pub(crate) fn reads_page_faults(self) -> bool {
+        match self {
+            Self::Faults => true,
+            Self::Census | Self::Async | Self::Trap | Self::Monitor => false,
+        }
+    }
+
+    /// Tells whether a signal handler in the writing thread answers each first write.
+    pub(crate) fn is_answered_by_writer(self) -> bool {
+        match self {
+            Self::Trap => true,
+            Self::Census | Self::Async | Self::Faults | Self::Monitor => false,
+        }
+    }
+
+    /// Tells whether a writer waits at each first write until the keeper has answered.
+    pub(crate) fn is_answered_by_keeper(self) -> bool {
+        match self {
+            Self::Monitor => true,
+            Self::Census | Self::Async | Self::Faults | Self::Trap => false,
+        }
     }
 
     /// The watch's name in lower case, as on the command line.

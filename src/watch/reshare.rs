@@ -16,7 +16,6 @@
 //! keeps everybody from writing in between.
 #![expect(unsafe_code, reason = "copies are dropped under live references")]
 
-use super::Watch;
 use super::evidence::{Bitmap, Evidence, Word};
 use super::signal_safe::census;
 use crate::error::{Error, Result};
@@ -43,7 +42,7 @@ fn failed(operation: &'static str) -> impl Fn(Errno) -> Error {
 /// this process's memory.
 ///
 /// # Errors
-/// EINVAL from `madvise` when the process has locked pages of the arena; EPERM under [`Watch::Async`] when its keeper was
+/// EINVAL from `madvise` when the process has locked pages of the arena; EPERM under [`Watch::Async`](super::Watch::Async) when its keeper was
 /// killed. Pages that were given back before stay so.
 pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCount, PageCount)> {
     let none = (PageCount(0), PageCount(0));
@@ -86,7 +85,7 @@ pub(crate) unsafe fn give_back(evidence: &Evidence, at: usize) -> Result<(PageCo
             let place = Range { start: start_byte, len: size.bytes() * run.len() };
             image.note_given_back(PageSpan { start: PageIndex(start), count: PageCount(count) });
             take_over(evidence, at, &pagemap, range, place).map_err(failed("ioctl(PAGEMAP_SCAN)"))?;
-            if evidence.watch == Watch::Faults {
+            if evidence.watch.reads_page_faults() {
                 // The keeper finds no copy there any more when it looks for what a fault made.
                 for page in (start..start + count).map(PageIndex) {
                     evidence.mark(at, Bitmap::Returned, page);
@@ -136,7 +135,7 @@ fn read_all(file: impl AsFd, mut buffer: &mut [u8], mut offset: u64) -> Result<(
 
 /// Under asynchronous watch: notes which of these pages were written, as their entries say, and arms them.
 fn take_over(evidence: &Evidence, at: usize, pagemap: &Pagemap, image: Range, place: Range) -> Result<(), Errno> {
-    if evidence.watch != Watch::Async {
+    if !evidence.watch.leaves_marks() {
         return Ok(());
     }
     // In one step, so that the keeper, which may be ending an epoch, takes them or we do.

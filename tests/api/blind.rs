@@ -3,7 +3,7 @@
 
 use crate::case::{Outcome, Turns, child_that_waits, passed, skipped};
 use crate::look::{Bytes, anonymous_pages, ends_soon, first_byte, frozen_pages, original, set, wait, write};
-use crate::watching::{copied, for_each, release};
+use crate::watching::{copied, for_each, release, watches_that};
 use cowbell::fork::{self, Ended, ForkOptions};
 use cowbell::report::Census;
 use cowbell::sys::uffd::Door;
@@ -51,7 +51,8 @@ fn executing_another_program_ends_the_accounting_while_that_runs_on() -> Outcome
 }
 
 fn closing_all_descriptors_is_not_executing() -> Outcome {
-    for_each(&[Watch::Census, Watch::Async, Watch::Faults, Watch::Monitor], |watch| {
+    // All but the trap, which needs a descriptor in the program itself: the tests that follow have it.
+    for_each(&watches_that(|watch| watch != Watch::Trap), |watch| {
         let frozen = frozen_pages("closed", 60)?;
         let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {
             write(*frozen, 1);
@@ -125,7 +126,7 @@ fn a_trap_closed_where_no_descriptor_can_be_opened_hangs_nobody() -> Outcome {
 /// Epochs end while threads write: whatever is written belongs to one of them, and no page is left unarmed.
 fn epochs_under_concurrent_writers_miss_nothing() -> Outcome {
     const PAGES: u64 = 64;
-    for_each(&[Watch::Async, Watch::Trap, Watch::Monitor], |watch| {
+    for_each(&watches_that(Watch::arms), |watch| {
         let frozen = frozen_pages("contended", PAGES as usize)?;
         let data: Bytes = frozen.root();
         let words = sys::map::SharedWords::new(1)?;
@@ -178,7 +179,7 @@ fn without_a_last_census_there_is_no_keeper_and_the_report_says_so() -> Outcome 
     turns.give();
     let report = wait(&mut child)?.report;
     assert_eq!((report.census, copied(&report)), (Census::NotTaken, set([])));
-    for watch in [Watch::Async, Watch::Faults, Watch::Trap, Watch::Monitor] {
+    for watch in watches_that(|watch| watch != Watch::Census) {
         let e = fork::spawn(&options.clone().watch(watch), |_| ()).err().ok_or("it needs the keeper")?;
         assert!(e.is_invalid(), "{e}");
     }

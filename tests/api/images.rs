@@ -4,6 +4,7 @@
 use crate::apart::apart;
 use crate::case::{Outcome, passed, skipped};
 use crate::look::{anonymous_pages, descriptors, mapped_files, maps, usable, wait};
+use crate::watching::watches_that;
 use bytemuck::{Pod, Zeroable};
 use cowbell::arena::{Arena, FreezeOptions, Frozen, ImageOptions, OnWrite, PlainArena, Span};
 use cowbell::fork::{self, ForkOptions};
@@ -215,7 +216,8 @@ fn what_cannot_be_done_in_place_is_an_error_that_says_so() -> Outcome {
         return skipped("there is no disk to put an image on");
     }
     let needs_nothing_of_the_file = |watch| matches!(watch, Watch::Async | Watch::Faults);
-    for watch in [Watch::Async, Watch::Faults, Watch::Trap, Watch::Monitor] {
+    // The census asks nothing of a mapping: all other tests of images have it.
+    for watch in watches_that(|watch| watch != Watch::Census) {
         match fork::spawn(&ForkOptions::new().watch(watch), |_| check(&opened).expect("whole")) {
             Ok(mut child) => {
                 assert!(needs_nothing_of_the_file(watch) && wait(&mut child)?.success(), "{watch}");

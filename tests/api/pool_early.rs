@@ -59,7 +59,7 @@ fn an_async_runtime_and_threads_come_before_the_data() -> Outcome {
 }
 
 fn copies_are_counted_as_in_any_pool() -> Outcome {
-    for watch in [Watch::Census, Watch::Trap, Watch::Monitor, Watch::Async] {
+    for watch in Watch::ALL {
         if let Err(why) = usable(watch)? {
             println!("without {watch}: {why}");
             continue;

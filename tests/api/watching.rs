@@ -27,7 +27,10 @@ pub fn for_each(watches: &[Watch], claim: impl Fn(Watch) -> Result<(), Failed>) 
     }
 }
 
-const WITH_EVENTS: [Watch; 3] = [Watch::Faults, Watch::Trap, Watch::Monitor];
+/// The watches that this is true of.
+pub fn watches_that(are: fn(Watch) -> bool) -> Vec<Watch> {
+    Watch::ALL.into_iter().filter(|watch| are(*watch)).collect()
+}
 
 /// The finding of the census in the first arena.
 pub fn copied(report: &Report) -> PageSet {
@@ -117,7 +120,7 @@ fn a_living_child_is_reported_by_itself_its_keeper_and_its_parent_alike() -> Out
 }
 
 fn events_come_in_order_with_time_thread_address_and_instruction() -> Outcome {
-    for_each(&WITH_EVENTS, |watch| {
+    for_each(&watches_that(Watch::has_events), |watch| {
         let frozen = frozen_pages("events", 10)?;
         let data: Bytes = frozen.root();
         let words = sys::map::SharedWords::new(2)?;
@@ -162,7 +165,7 @@ fn events_come_in_order_with_time_thread_address_and_instruction() -> Outcome {
 }
 
 fn events_that_find_no_room_are_counted_and_the_pages_stay_exact() -> Outcome {
-    for_each(&WITH_EVENTS, |watch| {
+    for_each(&watches_that(Watch::has_events), |watch| {
         let frozen = frozen_pages("full", 40)?;
         let options = ForkOptions::new().watch(watch).events_max(4);
         let (mut child, turns) = child_that_waits(&options, |_| (0..10).for_each(|page| write(*frozen, page)))?;

@@ -16,6 +16,7 @@ mod memory;
 mod tracee;
 mod watcher;
 
+mod advice;
 mod backing;
 mod change_events;
 mod changes;
@@ -65,8 +66,10 @@ const TOPICS: &[(&str, &[Claim])] = &[
     ("seals", backing::CLAIMS),
     ("mappings", mapping::CLAIMS),
     ("mappings", backing::OF_MAPPINGS),
+    ("mappings", advice::OF_MAPPINGS),
     ("fork", forking::CLAIMS),
     ("fork", pouring::CLAIMS),
+    ("fork", advice::OF_FORK),
     ("copies", copying::CLAIMS),
     ("page tables", pagemap::CLAIMS),
     ("userfaultfd", uffd::CLAIMS),

@@ -1,4 +1,4 @@
-//! The facts that a pool of workers leans on: limits of one process, and a listener that several share.
+//! The facts that a pool of workers leans on: limits of one process, and what several share: a listener, a channel, a file.
 
 use crate::child::{self, Gate};
 use crate::claim::{Claim, Verdict, claim};
@@ -6,10 +6,10 @@ use crate::evidence::status_kib;
 use crate::memory::{Kind, Memory};
 use crate::tracee;
 use cowbell::sys::map::{self, SharedWords};
-use cowbell::sys::{Errno, limits, process};
+use cowbell::sys::{Errno, channel, limits, memfd, process};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::net::{self, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 pub const CLAIMS: &[Claim] = &[
@@ -25,7 +25,64 @@ pub const CLAIMS: &[Claim] = &[
         shutdown_of_a_listener_ends_accept_in_every_process,
         "`shutdown(SHUT_RD)` of a listening TCP socket makes `accept` EINVAL in every process that has it, also one that waits there already, and new connections are refused; accepted ones live on."
     ),
+    claim!(
+        descriptor_comes_with_the_message_it_was_sent_with,
+        "Of messages one behind the other in a stream socket each brings the descriptor that was sent with its first byte (`SCM_RIGHTS`), and no other's, also when the sender has closed it and ended."
+    ),
+    claim!(
+        processes_that_append_to_a_memfd_overwrite_nothing,
+        "Writes to a memfd with `O_APPEND`, by several processes at once through one descriptor, all arrive, each in one piece; without it they move one position at once, and some are overwritten."
+    ),
 ];
+
+fn descriptor_comes_with_the_message_it_was_sent_with() -> Verdict {
+    let (mine, theirs) = channel::pair().expect("socketpair");
+    // The third brings none.
+    let is_with = |n: u8| n != 2;
+    child::spawn(|| {
+        for n in 0..5 {
+            let file = memfd::create("kernel-claim").expect("memfd_create");
+            memfd::write_at(file.as_fd(), &[n], 0).expect("pwrite");
+            channel::send(theirs.as_fd(), &[n; 100], is_with(n).then(|| file.as_fd())).expect("there is room");
+        }
+    })
+    .finish();
+    drop(theirs);
+    for n in 0..5 {
+        let (message, file) = channel::receive(mine.as_fd()).expect("recvmsg").expect("a message");
+        assert_eq!((message, file.is_some()), (vec![n; 100], is_with(n)));
+        let content = file.map(|file| {
+            let mut byte = [255];
+            memfd::read_at(&file, &mut byte, 0).expect("pread");
+            byte[0]
+        });
+        assert!(content.is_none_or(|content| content == n), "{content:?} with message {n}");
+    }
+    assert!(channel::receive(mine.as_fd()).expect("recvmsg").is_none(), "the sender is gone");
+    Ok(())
+}
+
+fn processes_that_append_to_a_memfd_overwrite_nothing() -> Verdict {
+    const LINES: usize = 20_000;
+    let file = memfd::create_to_append("kernel-claim").expect("memfd_create");
+    let line = |who: u8, n: usize| format!("{who} says {n:06}\n");
+    let writers = [1, 2, 3].map(|who| {
+        child::spawn(|| {
+            for n in 0..LINES {
+                assert_eq!(rustix::io::write(&file, line(who, n).as_bytes()), Ok(line(who, n).len()));
+            }
+        })
+    });
+    writers.into_iter().for_each(child::Child::finish);
+    let mut content = vec![0; 4 * LINES * line(1, 0).len()];
+    let len = memfd::read_at(&file, &mut content, 0).expect("pread");
+    let text = String::from_utf8_lossy(&content[..len]);
+    for who in [1, 2, 3] {
+        let theirs = text.lines().filter(|said| said.starts_with(&format!("{who} ")));
+        assert!(theirs.eq((0..LINES).map(|n| line(who, n).trim_end().to_owned())), "all that {who} said, in order");
+    }
+    Ok(())
+}
 
 fn data_limit_counts_private_writable_mappings() -> Verdict {
     const ROOM: usize = 64 << 20;

@@ -27,7 +27,7 @@ pub(crate) fn begin(
     if let Some(uffd) = &uffd {
         evidence.set_number(Word::UffdNumber, descriptor::number(uffd));
     }
-    if evidence.watch == Watch::Trap {
+    if evidence.watch.is_answered_by_writer() {
         trap::install(evidence).at(Step::Handlers)?;
     }
     if evidence.keep {
@@ -36,7 +36,7 @@ pub(crate) fn begin(
     // The keeper has its own descriptor. This process keeps one only where its handler needs it: as long
     // as the program itself cannot hold the last one, the death of the keeper lets every writer go on.
     match uffd {
-        Some(uffd) if evidence.watch == Watch::Trap => std::mem::forget(uffd),
+        Some(uffd) if evidence.watch.is_answered_by_writer() => std::mem::forget(uffd),
         _ => {}
     }
     Ok(())

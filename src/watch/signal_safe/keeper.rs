@@ -20,7 +20,6 @@ use crate::sys::{self, Errno, clone, descriptor, eventfd, memfd, pidfd, pipe, pr
 use crate::watch::evidence::{Bitmap, Evidence, STACK_BYTES, Word};
 use crate::watch::failure::{At, FailedStep, Step};
 use crate::watch::findings::Changed;
-use crate::watch::kind::Watch;
 use crate::watch::request::KeeperRequest;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -163,7 +162,7 @@ impl Keeper {
 
     /// Until the child is gone; then the last census.
     fn serve(&self) {
-        let monitor = self.uffd.as_ref().filter(|_| self.evidence.watch == Watch::Monitor);
+        let monitor = self.uffd.as_ref().filter(|_| self.evidence.watch.is_answered_by_keeper());
         let mut same_program = true;
         loop {
             // A descriptor the poll does not need stands as the child's own.
@@ -328,7 +327,7 @@ impl Keeper {
 
     /// Under asynchronous watch: adds the pages written since they were armed, and arms them again if asked.
     fn observe_async(&self, into: Bitmap, rearm: bool) -> Result<(), FailedStep> {
-        if self.evidence.watch != Watch::Async {
+        if !self.evidence.watch.leaves_marks() {
             return Ok(());
         }
         let query = Query { rearm, ..WRITTEN };

@@ -109,3 +109,22 @@ fn has_stacks(detail: &Detail) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Args, Command};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_export_has_its_row_in_the_listing_of_formats() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/FORMATS.md");
+        let listing = std::fs::read_to_string(path).expect("docs/FORMATS.md");
+        let (_, rows) = listing.split_once("\n## Of other programs\n").expect("its part");
+        let row = |line: &'_ str| Some(line.strip_prefix("| `--")?.split(['`', ' ']).next()?.to_owned());
+        let listed: BTreeSet<String> = rows.lines().filter_map(row).collect();
+        let formats = ExportFormats::augment_args(Command::new("report"));
+        let flags = formats.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
+        assert_eq!(listed, flags.chain(["flamegraph".to_owned()]).collect());
+    }
+}

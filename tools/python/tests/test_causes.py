@@ -180,13 +180,22 @@ def test_reading_and_asking_writes_into_no_frozen_data():
     data = [of(0.01) for of in data_sets.ALL]
     cowbell_fork.freeze(data)
     cowbell_fork.count_copies(explain=True)
+    # What is beside frozen data may be written, and is no fault of who reads: objects that are not frozen, whose headers a collection
+    # writes, and free places of the 32 sizes of small objects, each of which is given out from one pool of 16 KiB at a time. Reading
+    # that wrote into data of which nothing is frozen would copy its thousands of pages.
+    pool = 16384
+    beside = len({(id(one) - 16) // PAGE for one in gc.get_objects()}) + 32 * pool // PAGE
     def body():
         for one in data:
             data_sets.read(one), data_sets.look_up(one), data_sets.iterate(one)
         gc.collect()
     said = in_child(body)
     # In 3.12 and 3.13 a collected object, frozen or not, leaves a list of all, and one of the data may be its neighbour there.
-    assert said["arrays"] == 0 and said["objects"] <= 1 and said["undecided"] + said["holes"] <= 30, said
+    assert said["arrays"] == 0 and said["objects"] <= (sys.version_info < (3, 14)), said
+    assert said["undecided"] + said["holes"] <= beside, (said, beside)
+    # Those places are taken by now. What is left is nothing.
+    said = in_child(body, warm=body)
+    assert [said[of] for of in ("arrays", "objects", "holes", "undecided")] == [0, 0, 0, 0], said
     def ask():
         for _ in range(50): str(cowbell_fork.copied())
     # The first of them writes memory of the interpreter's, as any code does when it runs first.

@@ -101,3 +101,32 @@ impl Language for Recognised {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ALL;
+    use super::*;
+
+    #[test]
+    fn no_name_of_a_table_tells_of_two_languages() {
+        for language in ALL {
+            let Recognised { files, functions, beginnings, helpers, runs, .. } = language.table();
+            let works = functions.iter().chain(*beginnings);
+            let functions: Vec<&str> =
+                works.flat_map(|(_, names)| *names).chain(*helpers).chain(*runs).copied().collect();
+            for other in ALL.iter().filter(|other| other.id() != language.id()) {
+                let file = files.iter().find(|file| other.is_run_by(file));
+                let known = |name: &&&str| {
+                    other.work_of_function(name).is_some() || other.helps_caller(name) || other.runs_program(name)
+                };
+                let function = functions.iter().find(known);
+                assert_eq!((file, function), (None, None), "of {} and {}", language.name(), other.name());
+            }
+        }
+    }
+
+    #[test]
+    fn those_of_which_less_is_known_come_last() {
+        assert_eq!(ALL.last().map(|language| language.id()), Some(OTHERS.id));
+    }
+}
