@@ -160,6 +160,7 @@ pub const TESTS: &[Tests] = &[
             ("kinds", &["programs", "said"]),
             ("languages", &["said"]),
             ("no_line", &["said"]),
+            ("perl_php", &["languages", "said"]),
             ("phases", &["programs", "said"]),
             ("python", &["exact", "lab"]),
             ("r", &["languages", "said"]),

@@ -60,6 +60,8 @@ mod modules;
 mod no_line;
 #[path = "../src/record/objects.rs"]
 mod objects;
+#[path = "run/perl_php.rs"]
+mod perl_php;
 #[path = "run/phases.rs"]
 mod phases;
 #[path = "run/plan.rs"]

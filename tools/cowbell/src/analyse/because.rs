@@ -1,8 +1,7 @@
-//! Why memory grew, where, and what helps: of copies, and of new memory.
+//! Why pages were copied, where, and what helps.
 
 use super::cause::Cause;
 use super::code::moves_bytes;
-use super::growth::{GrowthLine, advice};
 use super::script::error_points;
 use super::sum::share;
 use super::summary::{CauseShare, Gap, Interval, ScriptLine, Summary};
@@ -11,10 +10,10 @@ use super::verdict::{Help, LITTLE, Verdict, VerdictKind, VerdictPlace, Why};
 use crate::record::{GapKind, Mode};
 use crate::stacks::languages::{self, Language, Work};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A cause or a line of less than this share is not told first.
-const SHARE_MIN: f64 = 0.03;
+pub const SHARE_MIN: f64 = 0.03;
 /// A remedy that saves less than this share is not told.
 const HELP_SHARE_MIN: f64 = 0.1;
 /// A remedy that saves less than this is not told: a process takes about as much in the kernel, whatever it shares (its page tables, its
@@ -22,8 +21,6 @@ const HELP_SHARE_MIN: f64 = 0.1;
 const HELP_BYTES_MIN: u64 = 128 << 10;
 /// Where no share can be off by more points than this, the error is told beside each share only.
 const ERROR_POINTS_MIN: f64 = 10.0;
-/// Modules are named if those that are known took this part of what was loaded.
-const MODULES_MIN: f64 = 0.9;
 /// The most places that are told.
 const PLACES_MAX: usize = 3;
 
@@ -64,7 +61,15 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         }
         let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
         let spared = spared(cause, pages, of, work);
-        let is_much = share >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
+        // What spares all counts spares the collector's copies, too; without the collector the same pages are copied for the counts.
+        if cause == Cause::GarbageCollector && (counts_spare_all(of, work) || counts_lead(of)) {
+            continue;
+        }
+        // One remedy may be for several causes.
+        let remedied =
+            |known: &CauseShare| told.is_some_and(|told| told.remedy.is_some() && told.remedy == known.remedy);
+        let of_remedy = pages_of(of, |known| known.cause == cause || remedied(known) && known.cause != Cause::Exit);
+        let is_much = self::share(of_remedy, work) >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
         let is_worth_it = !matches!(verdict.kind, VerdictKind::Shared | VerdictKind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
@@ -150,6 +155,24 @@ fn spared(cause: Cause, pages: u64, of: &[&Interval], work: u64) -> Result<u64, 
     })
 }
 
+/// Tells whether the remedy against counting references spares what the collector copies as well.
+fn counts_spare_all(of: &[&Interval], work: u64) -> bool {
+    let language = of.iter().find_map(|interval| languages::by_id(interval.language?));
+    let counts = of.iter().flat_map(|interval| &interval.causes).filter(|share| share.cause == Cause::ReferenceCount);
+    let told = counts.max_by_key(|share| share.copied_pages);
+    language.is_some_and(Language::collects_by_counting)
+        && collected_by_counting(of) > 0
+        && share(pages_of(of, |share| share.cause == Cause::ReferenceCount), work) >= HELP_SHARE_MIN
+        && told.is_some_and(|told| told.remedy.is_some() && told.spares_a_part.is_none())
+}
+
+/// Tells whether most of what the collector and counting copied was copied for counts, where the collector runs because of these: it is left
+/// with little that is copied for nothing else.
+fn counts_lead(of: &[&Interval]) -> bool {
+    let collected = collected_by_counting(of);
+    collected > 0 && pages_of(of, |share| share.cause == Cause::ReferenceCount) > collected
+}
+
 /// The reason why the code of most of these copies is not known, where it is not.
 fn unseen(of: &[&Interval]) -> Option<&'static str> {
     let mut pages: BTreeMap<Unknown, u64> = BTreeMap::new();
@@ -161,7 +184,7 @@ fn unseen(of: &[&Interval]) -> Option<&'static str> {
 }
 
 /// One remedy for several causes is told once; what saves most comes first.
-fn once(helps: &mut Vec<Help>) {
+pub fn once(helps: &mut Vec<Help>) {
     let mut merged: Vec<Help> = Vec::new();
     for help in std::mem::take(helps) {
         match merged.iter_mut().find(|known| known.text == help.text) {
@@ -190,7 +213,11 @@ fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
 }
 
 /// The remedy for some work in the very program that the workers run, where that is another one than in others.
-fn remedy_under(summary: &Summary, workers: &[usize], work: Work) -> Option<(&'static str, &'static [&'static str])> {
+pub fn remedy_under(
+    summary: &Summary,
+    workers: &[usize],
+    work: Work,
+) -> Option<(&'static str, &'static [&'static str])> {
     let commands = workers.iter().filter_map(|&at| summary.processes.get(at)).map(|process| &process.command);
     let mut found =
         commands.map(|command| languages::ALL.iter().find_map(|language| language.remedy_under(work, command)));
@@ -266,10 +293,14 @@ fn places(summary: &Summary, kind: VerdictKind, work: u64) -> (Vec<VerdictPlace>
 }
 
 /// The largest places. Lines of libraries to which the same line of the user's own led are one: that is the one to change.
-fn most(places: Vec<VerdictPlace>) -> Vec<VerdictPlace> {
+pub fn most(places: Vec<VerdictPlace>) -> Vec<VerdictPlace> {
     let mut merged: Vec<VerdictPlace> = Vec::new();
     for place in places {
-        let same = |known: &&mut VerdictPlace| known.called_from.is_some() && known.called_from == place.called_from;
+        let same = |known: &&mut VerdictPlace| {
+            let is_line = |one: &VerdictPlace| (one.file.clone(), one.line, one.function.clone());
+            let is_same_line = place.line > 0 && is_line(known) == is_line(&place);
+            known.called_from == place.called_from && (known.called_from.is_some() || is_same_line)
+        };
         match merged.iter_mut().find(same) {
             Some(known) => {
                 known.share += place.share;
@@ -284,115 +315,7 @@ fn most(places: Vec<VerdictPlace>) -> Vec<VerdictPlace> {
     merged
 }
 
-/// The modules that several workers loaded, each for itself, and their language; `None` where it is not known for certain which modules took
-/// most of it.
-fn loaded_by_several(workers: &[usize], lines: &[&GrowthLine]) -> Option<(&'static dyn Language, Vec<String>)> {
-    let are_several = |line: &&&GrowthLine| {
-        line.work == Some(Work::Import) && line.processes.iter().filter(|at| workers.contains(at)).count() > 1
-    };
-    let bytes = |of: &dyn Fn(&&&GrowthLine) -> bool| {
-        lines.iter().filter(of).fold(0u64, |sum, line| sum.saturating_add(line.bytes))
-    };
-    let known = bytes(&|line| are_several(line) && !line.modules.is_empty());
-    if share(known, bytes(&|line| line.work == Some(Work::Import))) < MODULES_MIN {
-        return None;
-    }
-    let modules: BTreeSet<&String> = lines.iter().filter(are_several).flat_map(|line| &line.modules).collect();
-    let language = lines.iter().filter(are_several).find_map(|line| languages::by_id(line.language.as_deref()?))?;
-    Some((language, modules.into_iter().cloned().collect()))
-}
-
-/// The advice to load early enough what workers loaded each for itself: `text`, and lines to paste that name the modules where these are known
-/// for certain, `paste` where not. `command`: by which the workers are told apart from others whose remedy is another.
-fn loading_early(
-    workers: &[usize],
-    command: &[String],
-    lines: &[&GrowthLine],
-    (text, paste): (&'static str, &'static [&'static str]),
-) -> (Cow<'static, str>, Vec<Cow<'static, str>>) {
-    // One worker that loaded it tells that it was not there.
-    let loaded = lines.iter().flat_map(|line| &line.loaded).filter(|(at, _)| workers.contains(at));
-    let modules: BTreeSet<&String> = loaded.map(|(_, module)| module).collect();
-    let modules: Vec<String> = modules.into_iter().cloned().collect();
-    if let Some(missed) = languages::not_loaded_early(&modules, command) {
-        return (missed.into(), Vec::new());
-    }
-    let early = loaded_by_several(workers, lines).map(|(language, modules)| language.loading_early(&modules, command));
-    let early = early.filter(|early| !early.is_empty());
-    (text.into(), early.map_or_else(|| always(paste), |early| early.into_iter().map(Cow::from).collect()))
-}
-
 /// Lines to paste that are always the same.
-fn always(paste: &'static [&'static str]) -> Vec<Cow<'static, str>> {
+pub fn always(paste: &'static [&'static str]) -> Vec<Cow<'static, str>> {
     paste.iter().map(|line| Cow::from(*line)).collect()
-}
-
-/// The reason that is told of growth of which no stack tells.
-const NO_STACK: &str = "unknown: no stack could be read when they grew";
-/// The share of the growth that must have a known reason, for that to be told before what has none.
-const KNOWN_MIN: f64 = 0.25;
-
-/// Why, where and what helps, of new memory.
-pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
-    let workers: BTreeSet<usize> = verdict.workers.iter().copied().collect();
-    let lines = summary.growth.lines.iter().filter(|line| line.processes.iter().any(|at| workers.contains(at)));
-    let lines: Vec<_> = lines.collect();
-    let all = lines.iter().fold(0, |sum: u64, line| sum.saturating_add(line.bytes));
-    let (mut whys, mut places): (Vec<Why>, Vec<VerdictPlace>) = (Vec::new(), Vec::new());
-    for line in &lines {
-        let share = share(line.bytes, all);
-        let (why, remedy, paste) = advice(line);
-        let text = match why {
-            Some(why) => why,
-            None if line.file.is_empty() && line.function.is_empty() => NO_STACK,
-            None => "their own code allocated it",
-        };
-        match whys.iter_mut().find(|known| known.text == text) {
-            Some(known) => known.share += share,
-            None => whys.push(Why { cause: None, text: text.to_owned(), share }),
-        }
-        let here = line.work.and_then(|work| remedy_under(summary, &verdict.workers, work));
-        if let Some((text, paste)) = here.or(remedy.map(|text| (text, paste))) {
-            let (text, paste) = match line.work {
-                Some(Work::Import) => {
-                    let first = verdict.workers.first().and_then(|&at| summary.processes.get(at));
-                    let command = first.filter(|_| here.is_some()).map_or(&[][..], |first| &first.command);
-                    loading_early(&verdict.workers, command, &lines, (text, paste))
-                }
-                _ => (text.into(), always(paste)),
-            };
-            verdict.helps.push(Help { text, paste, saves_bytes: Some(line.bytes), saves_a_part: None });
-        }
-        if !(line.file.is_empty() && line.function.is_empty()) {
-            places.push(VerdictPlace {
-                function: line.function.clone(),
-                file: line.file.clone(),
-                line: line.line,
-                called_from: line.called_from.clone(),
-                called_by: None,
-                source: line.source.clone(),
-                share,
-                error_points: Some(line.error_points * summary.growth.bytes as f64 / all.max(1) as f64)
-                    .map(|points| points.min(100.0)),
-            });
-        }
-    }
-    verdict.places = most(places);
-    if whys.is_empty() {
-        let text = "unknown: they grew between two looks".to_owned();
-        whys.push(Why { cause: None, text, share: 1.0 });
-    }
-    // The known reasons come first, as long as they are a fair part: each reason has its share beside it.
-    let known: f64 = whys.iter().filter(|why| why.text != NO_STACK).map(|why| why.share).sum();
-    let is_last = |why: &Why| why.text == NO_STACK && known >= KNOWN_MIN;
-    whys.sort_by(|a, b| is_last(a).cmp(&is_last(b)).then(b.share.total_cmp(&a.share)));
-    whys.retain(|why| why.share >= SHARE_MIN);
-    verdict.why = whys;
-    once(&mut verdict.helps);
-    let new = verdict.new_bytes.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-    // Memory that no look found may have grown at any of these lines, and where others grew there too, nobody knows how much of it was theirs.
-    let theirs = lines.iter().all(|line| line.processes.iter().all(|at| workers.contains(at)));
-    let unseen = if theirs { new.saturating_sub(all) } else { new };
-    let most = |saves: u64| saves.saturating_add(unseen).min(new);
-    verdict.helps.iter_mut().for_each(|help| help.saves_bytes = help.saves_bytes.map(most));
 }

@@ -34,6 +34,14 @@ pub enum Cause {
     Hash,
     /// Strings were used as numbers, which they keep.
     Number,
+    /// Numbers were used as strings, whose texts they keep.
+    Text,
+    /// Strings were asked for what they remember then: their length, the place of a match.
+    Remembered,
+    /// Hashes were gone through: where that stands is kept in them, and their keys are put into new values.
+    Iterator,
+    /// Copies of strings share their texts, which count them.
+    TextCopies,
     /// Something was written, and the page is the same as before.
     Rewritten,
     /// The kernel wrote on behalf of a system call.
@@ -85,6 +93,14 @@ pub enum Difference {
     ImmortalHashes,
     /// Nearly only in words that were written because strings were used as numbers, or that are reference counts, by their layout.
     Numbers,
+    /// The same because numbers were used as strings.
+    Texts,
+    /// The same because strings were asked for what they remember.
+    Remembered,
+    /// The same because hashes were gone through.
+    Iterators,
+    /// Nearly only in counts of the copies of texts, or in reference counts, by their layout.
+    TextCopies,
     /// Nearly only in words that a collector wrote as it marked, moved or freed objects, or that are reference counts, by their layout.
     Marks,
     /// Nearly only in places of objects that were free and were given to new ones, by the layout.
@@ -107,6 +123,13 @@ impl Difference {
     pub fn of(content: &record::Content, page_size: u64) -> Self {
         let page_words = page_size / 8;
         let words = u64::from(content.words);
+        let kept = [
+            (u64::from(content.copies), Self::TextCopies),
+            (u64::from(content.remembered), Self::Remembered),
+            (u64::from(content.iterators), Self::Iterators),
+            (u64::from(content.texts), Self::Texts),
+            (u64::from(content.numbers), Self::Numbers),
+        ];
         if content.bytes == 0 {
             Self::Identical
         } else if words > 0 && u64::from(content.counts) * 8 >= words * 7 {
@@ -114,8 +137,10 @@ impl Difference {
             Self::Counts
         } else if words > 0 && (u64::from(content.counts) + u64::from(content.hashes)) * 8 >= words * 7 {
             if content.immortal.saturating_mul(2) > content.hashes { Self::ImmortalHashes } else { Self::Hashes }
-        } else if words > 0 && (u64::from(content.counts) + u64::from(content.numbers)) * 8 >= words * 7 {
-            Self::Numbers
+        } else if words > 0
+            && kept.iter().fold(u64::from(content.counts), |sum, (words, _)| sum + words) * 8 >= words * 7
+        {
+            kept.into_iter().max_by_key(|(words, _)| *words).map_or(Self::Counts, |(_, change)| change)
         } else if [content.counts, content.marks, content.made].map(u64::from).iter().sum::<u64>() * 8 >= words * 7
             && content.marks.saturating_add(content.made) > 0
         {
@@ -161,6 +186,14 @@ pub fn likely(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
         _ if evidence.by_kernel => Cause::Kernel,
         // The bodies of strings that got numbers: the old ones are freed, and new ones are put where memory was free.
         (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Numbers)) => Cause::Number,
+        (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Texts)) => Cause::Text,
+        (
+            Difference::Large | Difference::Some | Difference::Few | Difference::Made | Difference::Remembered,
+            Some(Purpose::Iterators),
+        ) => Cause::Iterator,
+        (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Lengths | Purpose::Positions)) => {
+            Cause::Remembered
+        }
         (Difference::Large, _) => return changed(evidence),
         // The collector's compaction moves objects into free places, too.
         (Difference::Made, Some(Purpose::Collector)) => Cause::GarbageCollector,
@@ -177,6 +210,16 @@ pub fn likely(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
         (_, Some(Purpose::Allocator)) => Cause::Allocator,
         (Difference::Counts | Difference::Hashes, _) => Cause::ReferenceCount,
         (Difference::Numbers, _) => Cause::Number,
+        (Difference::Texts, _) => Cause::Text,
+        (Difference::Remembered, _) => Cause::Remembered,
+        (Difference::Iterators, _) => Cause::Iterator,
+        (Difference::TextCopies, _) => Cause::TextCopies,
+        // The count went back when the copy went.
+        (Difference::Identical | Difference::Unknown, _) if wrote == Wrote::TextCopies => Cause::TextCopies,
+        // A sub that is called counts its calls beside its references.
+        (Difference::Identical, Some(Purpose::ObjectReferences)) if wrote == Wrote::Other => Cause::ReferenceCount,
+        // Flags that were written as they had been, or were put back: to set others changes them.
+        (Difference::Identical, _) if wrote == Wrote::Flags => Cause::ReferenceCount,
         // The first to count references copies the page without a collection, too.
         (Difference::Marks, _) if !counts_first => match wrote {
             Wrote::Unknown if evidence.runtime.counts_references() => Cause::CountOrCollector,
@@ -242,6 +285,10 @@ impl Cause {
             Self::RealWrite => "real writes",
             Self::Hash => "hashes that immortal strings keep",
             Self::Number => "numbers that strings keep",
+            Self::Text => "texts that numbers keep",
+            Self::Remembered => "lengths and positions that strings keep",
+            Self::Iterator => "going through hashes",
+            Self::TextCopies => "counts of copies of strings",
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
@@ -260,6 +307,10 @@ impl Cause {
             Self::Allocator => "allocator",
             Self::Hash => "hashes",
             Self::Number => "numbers",
+            Self::Text => "texts",
+            Self::Remembered => "lengths",
+            Self::Iterator => "iterators",
+            Self::TextCopies => "text copies",
             Self::NewObject => "objects put in",
             Self::Rewritten => "same again",
             _ => self.name(),
@@ -326,6 +377,10 @@ mod tests {
             numbers: 0,
             marks: 0,
             made: 0,
+            texts: 0,
+            remembered: 0,
+            iterators: 0,
+            copies: 0,
         }
     }
 

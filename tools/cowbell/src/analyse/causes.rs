@@ -12,7 +12,7 @@ use super::sum::{most, share};
 use super::summary::{self, CauseShare};
 use super::syscalls;
 use crate::record::Wrote;
-use crate::stacks::languages::{Spares, Work};
+use crate::stacks::languages::{Language, Spares, Work};
 use std::collections::HashMap;
 
 /// Pages by cause and what runs there.
@@ -46,6 +46,8 @@ pub struct CauseSum {
     /// Those that were seen to be written for the count of an object of a class, and those for any count.
     object_counts: u64,
     counts: u64,
+    /// Those of them that a search wrote which keeps its place.
+    positions: u64,
     /// Why the cause is not known.
     reasons: HashMap<Reason, u64>,
     /// The files of code without a name.
@@ -75,6 +77,7 @@ impl CauseSum {
         self.collector_unknown = self.collector_unknown.saturating_add(other.collector_unknown);
         self.object_counts = self.object_counts.saturating_add(other.object_counts);
         self.counts = self.counts.saturating_add(other.counts);
+        self.positions = self.positions.saturating_add(other.positions);
         for (&reason, &pages) in &other.reasons {
             let sum = self.reasons.entry(reason).or_default();
             *sum = sum.saturating_add(pages);
@@ -110,6 +113,8 @@ pub fn cause_sum(
     (torn_down, work, wrote): (bool, Option<Work>, Wrote),
 ) -> CauseSum {
     let of = |is: bool| if is { pages } else { 0 };
+    let is_of_objects = named.is_some_and(|named| named.purpose == Some(Purpose::ObjectReferences));
+    let is_object_count = copied.wrote == Wrote::ObjectCount || copied.wrote == Wrote::Other && is_of_objects;
     let is_nameless = named.is_some_and(|named| named.purpose.is_none());
     let file = named.and_then(|named| named.file).filter(|_| is_nameless);
     CauseSum {
@@ -125,8 +130,9 @@ pub fn cause_sum(
         of_collector: of(wrote == Wrote::CollectorHeader),
         collector_new: 0,
         collector_unknown: 0,
-        object_counts: of(copied.wrote == Wrote::ObjectCount),
-        counts: of(of_any(copied.wrote) == Wrote::ReferenceCount),
+        object_counts: of(is_object_count),
+        counts: of(is_object_count || of_any(copied.wrote) == Wrote::ReferenceCount || copied.wrote == Wrote::Flags),
+        positions: of(named.is_some_and(|named| named.purpose == Some(Purpose::Positions))),
         reasons: reason.map(|reason| (reason, pages)).into_iter().collect(),
         files: file.map(|file| (file.to_owned(), pages)).into_iter().collect(),
     }
@@ -221,6 +227,7 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
                 && sum.asked.saturating_mul(10) >= sum.seen.saturating_mul(9)
                 && sum.collector_unknown == 0,
             of_objects: sum.object_counts.saturating_mul(2) > sum.counts,
+            of_positions: is_most(sum.positions),
         };
         let reason =
             |(reason, copied_pages): (Reason, u64)| summary::ReasonShare { reason, text: reason.text(), copied_pages };
@@ -231,7 +238,10 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
         let remedy = remedy::remedy(cause, runtime, circumstances);
         // A page that changes must be copied: there is a word on it, and nothing to save for certain.
         let is_certain = remedy.is_some() && cause != Cause::RealWrite;
-        let spares = is_certain.then(|| remedy::spares(cause, runtime, circumstances));
+        let has_objects = cause == Cause::ReferenceCount && sum.object_counts.saturating_mul(10) > sum.counts;
+        let language = runtime.language().filter(|_| has_objects);
+        let beside = language.and_then(Language::beside_object_references).map(Spares::Part);
+        let spares = is_certain.then(|| beside.unwrap_or_else(|| remedy::spares(cause, runtime, circumstances)));
         CauseShare {
             cause,
             name: cause.name(),

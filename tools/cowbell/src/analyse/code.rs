@@ -219,8 +219,10 @@ pub fn purpose(frames: &[NativeFrame]) -> Option<Purpose> {
         Purpose::Collector
     } else if counts_references(innermost) {
         Purpose::References
-    } else if names.iter().any(|name| work_of_function(name) == Some(Purpose::Numbers)) {
-        Purpose::Numbers
+    } else if let Some(keeps) = names.iter().filter_map(|name| work_of_function(name)).find(|work| work.keeps()) {
+        keeps
+    } else if names.iter().any(|name| work_of_function(name) == Some(Purpose::ObjectReferences)) {
+        Purpose::ObjectReferences
     } else if names.iter().any(|name| allocates(name)) {
         Purpose::Allocator
     } else if frames.iter().zip(&names).take_while(|(frame, _)| is_library(frame)).any(|(_, n)| counts_references(n)) {
@@ -228,6 +230,20 @@ pub fn purpose(frames: &[NativeFrame]) -> Option<Purpose> {
     } else {
         Purpose::Other
     })
+}
+
+/// The work for which an interpreter takes memory, by the places of a stack, the innermost first, as far as it runs no code of the program's
+/// inside: a value keeps what it was asked for, or a module is loaded.
+pub fn takes_memory<'a>(mut places: impl Iterator<Item = &'a [NativeFrame]>) -> Option<Purpose> {
+    let names = |frames: &'a [NativeFrame]| frames.iter().map(|frame| bare(&frame.function));
+    let told = places.find_map(|frames| {
+        names(frames).find_map(|name| match work_of_function(name) {
+            // What goes through a hash takes memory for its keys, which are given back.
+            Some(work) if work.keeps() && work != Purpose::Iterators || work == Purpose::Import => Some(Some(work)),
+            _ => runs_program(name).then_some(None),
+        })
+    });
+    told.flatten()
 }
 
 fn is_library(frame: &NativeFrame) -> bool {

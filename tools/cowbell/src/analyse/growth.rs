@@ -80,8 +80,8 @@ pub struct GrowthLine {
 /// A place that is told as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
-    /// A line of a script, by its number.
-    Script(u32),
+    /// A line of a script, by its number, and what its interpreter does there that takes memory.
+    Script(u32, Option<Work>),
     /// A function, its file and its line.
     Native(String, String, i32),
     /// No stack could be read.
@@ -104,9 +104,14 @@ pub fn growth(profile: &Profile) -> Growth {
     let mut places: HashMap<Place, Found> = HashMap::new();
     // Looks at one process follow each other.
     let mut looks: BTreeMap<i32, Vec<Sample>> = BTreeMap::new();
+    let leading = leading(profile);
     for grew in &profile.growth {
         let number = places.len() as u32;
-        let found = places.entry(place(profile, grew.stack)).or_insert(Found { number, ..Found::default() });
+        let place = match place(profile, grew.stack) {
+            Place::Script(script, _) => Place::Script(script, leading.get(&script).copied()),
+            place => place,
+        };
+        let found = places.entry(place).or_insert(Found { number, ..Found::default() });
         // A look tells where the thread stood then, and not where it grew.
         let look = Sample { line: Some(found.number), weight: grew.pages, is_exact: false };
         looks.entry(grew.pid).or_default().push(look);
@@ -136,12 +141,35 @@ pub fn growth(profile: &Profile) -> Growth {
     Growth { bytes: all, looks: profile.growth.len() as u64, lines }
 }
 
+/// The part of a line's looks that must have found it at one work, for all that it took to count as taken for that.
+const LEADING_MIN: f64 = 0.75;
+
+/// The work for which lines of scripts take memory, where that is so of at least [`LEADING_MIN`] of it: looks find a thread at what it does
+/// between, too.
+fn leading(profile: &Profile) -> HashMap<u32, Work> {
+    let mut by_line: HashMap<u32, (u64, HashMap<Work, u64>)> = HashMap::new();
+    for grew in &profile.growth {
+        let Place::Script(script, work) = place(profile, grew.stack) else { continue };
+        let (all, works) = by_line.entry(script).or_default();
+        *all += grew.pages;
+        if let Some(work) = work {
+            *works.entry(work).or_default() += grew.pages;
+        }
+    }
+    let leads = |(script, (all, works)): (u32, (u64, HashMap<Work, u64>))| {
+        let lead = works.into_iter().find(|(_, pages)| *pages as f64 >= LEADING_MIN * all as f64);
+        lead.map(|(work, _)| (script, work))
+    };
+    by_line.into_iter().filter_map(leads).collect()
+}
+
 fn place(profile: &Profile, stack: Option<u32>) -> Place {
     let Some(Sampled { script, innermost, callers, .. }) = stack.and_then(|stack| profile.stacks.get(&stack)) else {
         return Place::Unknown;
     };
     if let Some(script) = script {
-        return Place::Script(*script);
+        let places = innermost.iter().chain(callers).filter_map(|&code| profile.codes.of(code));
+        return Place::Script(*script, code::takes_memory(places.map(|code| code.frames.as_slice())));
     }
     // The function that asked for memory is told, and not the allocator or one that fills memory for others.
     let named = innermost.iter().chain(callers).filter_map(|&code| profile.codes.of(code));
@@ -174,11 +202,11 @@ fn line(profile: &Profile, place: Place) -> GrowthLine {
         error_points: 0.0,
     };
     match place {
-        Place::Script(number) => {
+        Place::Script(number, keeps) => {
             let Some(place) = profile.places.get(number as usize).cloned() else { return line };
             line.source = profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned();
             (line.language, line.function, line.file) = (place.language, place.frame.function, place.frame.file);
-            (line.line, line.called_from, line.work) = (place.frame.line, place.called_from, place.work);
+            (line.line, line.called_from, line.work) = (place.frame.line, place.called_from, place.work.or(keeps));
         }
         Place::Native(function, file, number) => (line.function, line.file, line.line) = (function, file, number),
         Place::Unknown => {}

@@ -28,6 +28,7 @@ pub mod library;
 pub mod live;
 mod mapping;
 mod name;
+mod new_memory;
 pub mod objects;
 mod phases;
 mod remedy;

@@ -154,7 +154,7 @@ fn purpose_of(codes: &Codes, callers: &[u32]) -> Option<Purpose> {
     let named = callers.iter().take(NEAR_MAX).filter_map(|&code| caller(codes, code)).take(CALLERS_MAX);
     named
         .filter_map(code::purpose)
-        .find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator | Purpose::Numbers))
+        .find(|purpose| matches!(purpose, Purpose::Collector | Purpose::Allocator) || purpose.keeps())
 }
 
 /// The answer of nearly all samples, if there is one.

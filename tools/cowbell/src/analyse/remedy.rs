@@ -23,6 +23,8 @@ pub struct Circumstances {
     pub only_asked: bool,
     /// Reference counts: most are of objects of classes.
     pub of_objects: bool,
+    /// What strings remember: most are the places at which a search goes on.
+    pub of_positions: bool,
 }
 
 /// The remedy that is known to help, in one sentence; `None` where nothing is, or nothing needs to.
@@ -74,6 +76,11 @@ fn work(cause: Cause, circumstances: Circumstances) -> Option<Work> {
         Cause::Exit => Some(Work::Exit),
         Cause::Hash => Some(Work::Hashes),
         Cause::Number => Some(Work::Numbers),
+        Cause::Text => Some(Work::Texts),
+        Cause::Remembered if circumstances.of_positions => Some(Work::Positions),
+        Cause::Remembered => Some(Work::Lengths),
+        Cause::Iterator => Some(Work::Iterators),
+        Cause::TextCopies => Some(Work::TextCopies),
         _ => None,
     }
 }
@@ -195,6 +202,7 @@ mod tests {
                 asked: true,
                 only_asked: true,
                 of_objects: true,
+                of_positions: true,
             };
             assert_eq!(remedy(cause, language("python"), all), None);
         }

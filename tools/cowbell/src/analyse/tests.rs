@@ -137,6 +137,10 @@ fn page() -> impl Strategy<Value = Page> {
         numbers: 0,
         marks: 0,
         made: 0,
+        texts: 0,
+        remembered: 0,
+        iterators: 0,
+        copies: 0,
     });
     (class(), option::of(event), option::of(content)).prop_map(|(class, event, content)| Page { class, event, content })
 }
@@ -352,6 +356,10 @@ fn absurd_numbers_neither_hang_nor_panic() {
         numbers: 0,
         marks: 0,
         made: 0,
+        texts: 0,
+        remembered: 0,
+        iterators: 0,
+        copies: 0,
     };
     let summary = profile(vec![
         header(),

@@ -3,10 +3,11 @@
 //! The verdict counts what workers did at work. Copies that they made while they started or shut down are told apart, and so are
 //! processes of a wrapper (a shim, `env`, `setpriv`) that were over before it became the program.
 
-use super::because::{copies, new_memory};
+use super::because::copies;
 use super::cast::{Cast, cast};
 use super::cause::Cause;
 use super::forks;
+use super::new_memory::new_memory;
 use super::summary::{Interval, ProcessSummary, Summary};
 use crate::record::{Closed, Frame, GapKind, Origin, Who};
 use serde::Serialize;

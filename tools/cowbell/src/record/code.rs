@@ -35,6 +35,10 @@ pub enum Wrote {
     ObjectCount,
     /// The words before such an object that the language's collector keeps, while it collects.
     CollectorHeader,
+    /// The flags in such an object, which an interpreter also sets, or writes as they are, when it only reads the object.
+    Flags,
+    /// The count of a text's copies, which stands behind the text.
+    TextCopies,
     /// Something else, by an atomic instruction: a counter, lock or flag that threads share.
     Atomic,
     /// Something else.
@@ -170,6 +174,14 @@ pub struct Content {
     pub marks: u32,
     /// Words that changed because an object was put in a place that was free, by the layout; it may have died since.
     pub made: u32,
+    /// Words that changed because a number was used as a text, which it keeps, by the layout.
+    pub texts: u32,
+    /// Words that changed because a string was asked for what it remembers then, by the layout: its length, the place of a match.
+    pub remembered: u32,
+    /// Words that changed because a hash was made to keep where one stands that goes through it, by the layout.
+    pub iterators: u32,
+    /// Words in which nothing but the count of a text's copies changed, by the layout.
+    pub copies: u32,
 }
 
 /// A [`Content`] as an array: there are many.
@@ -186,10 +198,12 @@ struct ContentRow(
     // A page with such words differs, and so has its ends before.
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32)>,
     #[serde(default, skip_serializing_if = "Option::is_none")] Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")] Option<(u32, u32, u32, u32)>,
 );
 
 impl From<Content> for ContentRow {
     fn from(c: Content) -> Self {
+        let kept = Some((c.texts, c.remembered, c.iterators, c.copies)).filter(|kept| *kept != (0, 0, 0, 0));
         Self(
             c.page,
             c.bytes,
@@ -199,17 +213,35 @@ impl From<Content> for ContentRow {
             c.hashes,
             c.immortal,
             c.ends,
-            Some((c.numbers, c.marks)).filter(|both| *both != (0, 0) || c.made != 0),
-            Some(c.made).filter(|made| *made != 0),
+            Some((c.numbers, c.marks)).filter(|both| *both != (0, 0) || c.made != 0 || kept.is_some()),
+            Some(c.made).filter(|made| *made != 0 || kept.is_some()),
+            kept,
         )
     }
 }
 
 impl From<ContentRow> for Content {
     fn from(row: ContentRow) -> Self {
-        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, both, made) = row;
+        let ContentRow(page, bytes, words, counts, objects, hashes, immortal, ends, both, made, kept) = row;
         let (numbers, marks) = both.unwrap_or_default();
         let made = made.unwrap_or_default();
-        Self { page, bytes, words, counts, objects, hashes, immortal, ends, numbers, marks, made }
+        let (texts, remembered, iterators, copies) = kept.unwrap_or_default();
+        Self {
+            page,
+            bytes,
+            words,
+            counts,
+            objects,
+            hashes,
+            immortal,
+            ends,
+            numbers,
+            marks,
+            made,
+            texts,
+            remembered,
+            iterators,
+            copies,
+        }
     }
 }

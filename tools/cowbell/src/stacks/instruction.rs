@@ -14,6 +14,29 @@ pub fn is_atomic(code: &[u8]) -> bool {
     prefixes.contains(&LOCK) && !is_exchange
 }
 
+/// Tells whether the instruction that begins with these bytes adds one to a single byte. Known of x86-64.
+pub fn adds_to_byte(code: &[u8]) -> bool {
+    let (_, rest) = split(code);
+    let (modrm, behind) = match rest {
+        [0x80, modrm, behind @ ..] => (modrm, Some(behind)),
+        [0xfe, modrm, ..] => (modrm, None),
+        _ => return false,
+    };
+    let (is_addition, is_memory) = (modrm >> 3 & 7 == 0, modrm >> 6 != 3);
+    // What is added stands behind the address: an index' byte, then as many bytes as the mode says.
+    let added = behind.map(|behind| {
+        let index = usize::from(modrm & 7 == 4);
+        let far = match modrm >> 6 {
+            0 if modrm & 7 == 5 || index == 1 && behind.first().is_some_and(|index| index & 7 == 5) => 4,
+            0 => 0,
+            1 => 1,
+            _ => 4,
+        };
+        behind.get(index + far).copied()
+    });
+    cfg!(target_arch = "x86_64") && is_addition && is_memory && added.unwrap_or(Some(1)) == Some(1)
+}
+
 /// Tells whether the memory that the instruction works at may be addressed from the stack pointer: also true where that is not certain, as
 /// of instructions with a VEX prefix. Known of x86-64.
 pub fn counts_from_stack_pointer(code: &[u8]) -> bool {
@@ -45,6 +68,27 @@ fn split(code: &[u8]) -> (&[u8], &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn an_addition_to_one_byte_is_told_by_its_bytes() {
+        for (code, due) in [
+            (&[0x80, 0x44, 0x10, 0xff, 0x01][..], true),   // addb $1,-1(%rax,%rdx)
+            (&[0x80, 0x80, 0x54, 0x01, 0, 0, 0x01], true), // addb $1,0x154(%rax)
+            (&[0x41, 0x80, 0x40, 0x01, 0x01], true),       // addb $1,1(%r8)
+            (&[0x80, 0x04, 0x05, 1, 0, 0, 0, 0x01], true), // addb $1,1(,%rax)
+            (&[0x80, 0x05, 1, 0, 0, 0, 0x01], true),       // addb $1,1(%rip)
+            (&[0xfe, 0x00], true),                         // incb (%rax)
+            (&[0x41, 0x80, 0x40, 0x01, 0x02], false),      // addb $2,1(%r8)
+            (&[0x80, 0x6c, 0x24, 0x38, 0x01], false),      // subb $1,0x38(%rsp)
+            (&[0x80, 0xc0, 0x01], false),                  // addb $1,%al
+            (&[0x83, 0x44, 0x10, 0xff, 0x01], false),      // addl $1,-1(%rax,%rdx)
+            (&[0x80], false),
+            (&[], false),
+        ] {
+            assert_eq!(adds_to_byte(code), due, "{code:x?}");
+        }
+    }
 
     #[test]
     #[cfg(target_arch = "x86_64")]

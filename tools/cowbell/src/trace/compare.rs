@@ -249,6 +249,10 @@ fn difference(
         match objects.changed(original, now, (page, at), word) {
             Some(ChangedWord::Count) => content.counts += 1,
             Some(ChangedWord::Number) => content.numbers += 1,
+            Some(ChangedWord::Text) => content.texts += 1,
+            Some(ChangedWord::Remembered) => content.remembered += 1,
+            Some(ChangedWord::Iterator) => content.iterators += 1,
+            Some(ChangedWord::Copies) => content.copies += 1,
             Some(ChangedWord::Mark) => content.marks += 1,
             Some(ChangedWord::Made) => content.made += 1,
             None => {}

@@ -276,11 +276,18 @@ impl Tracer {
 
 /// The kind of data that the instruction at `pc` is about to write at an address.
 fn wrote(watch: &OpenInterval, pc: u64, address: u64) -> Wrote {
-    let by_layout = watch.space.objects().wrote(address, &mut layout::words(watch));
-    let mut code = [0; instruction::BYTES_MAX];
-    let read = watch.memory.read(pc, &mut code).unwrap_or(0);
+    let mut objects = watch.space.objects();
+    let by_layout = objects.wrote(address, &mut layout::words(watch));
+    let mut bytes = [0; instruction::BYTES_MAX];
+    let read = watch.memory.read(pc, &mut bytes).unwrap_or(0);
+    let code = bytes.get(..read).unwrap_or_default();
     match by_layout {
-        Wrote::Other if instruction::is_atomic(code.get(..read).unwrap_or_default()) => Wrote::Atomic,
+        Wrote::Other if instruction::is_atomic(code) => Wrote::Atomic,
+        Wrote::Other
+            if instruction::adds_to_byte(code) && objects.counts_copies(address, &mut layout::words(watch)) =>
+        {
+            Wrote::TextCopies
+        }
         by_layout => by_layout,
     }
 }

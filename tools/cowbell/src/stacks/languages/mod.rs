@@ -48,8 +48,25 @@ pub enum Work {
     Hashes,
     /// Keeping the numbers of strings that are used as numbers.
     Numbers,
+    /// Keeping the texts of numbers that are used as strings.
+    Texts,
+    /// Keeping the lengths of strings, and the places of characters in them.
+    Lengths,
+    /// Keeping the places at which a search of strings goes on.
+    Positions,
+    /// Going through hashes.
+    Iterators,
+    /// Counting the copies that share a string's text.
+    TextCopies,
     /// Anything else that has a name.
     Other,
+}
+
+impl Work {
+    /// Tells whether a value is written so because it keeps what it was asked for.
+    pub fn keeps(self) -> bool {
+        matches!(self, Self::Numbers | Self::Texts | Self::Lengths | Self::Positions | Self::Iterators)
+    }
 }
 
 /// An import of a module, by a line of the user's own.
@@ -216,6 +233,11 @@ pub trait Language: Debug + Sync {
     /// The part that the remedy for this work spares of what is copied for it.
     fn spares(&self, _work: Work) -> Spares {
         Spares::All
+    }
+
+    /// Why the remedy against counting references spares a part only where a fair part of the counts are [`Work::ObjectReferences`].
+    fn beside_object_references(&self) -> Option<&'static str> {
+        None
     }
 
     /// Tells whether it is by counting references that the collector of garbage comes to run: without the one there is none of the other.

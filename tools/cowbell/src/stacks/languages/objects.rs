@@ -14,6 +14,14 @@ pub enum ChangedWord {
     Count,
     /// The word was written because a string was used as a number, which it keeps.
     Number,
+    /// The word was written because a number was used as a string, whose text it keeps.
+    Text,
+    /// The word was written because a string was asked for something that it remembers: its length, the place of a match.
+    Remembered,
+    /// The word was written because a hash was made to keep where one stands that goes through it.
+    Iterator,
+    /// The word holds the count of a text's copies, and nothing else of it changed.
+    Copies,
     /// The collector wrote the word as it marked or freed an object, or moved it in its lists.
     Mark,
     /// An object was put in a place that was free; it may have died since.
@@ -24,6 +32,12 @@ pub enum ChangedWord {
 pub trait ObjectReader {
     /// The kind of the word at an address, as it is before it is written.
     fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote;
+
+    /// Tells whether the byte at an address, to which one is about to be added, counts the copies that share a text. Never, in a language
+    /// whose texts have no such counts.
+    fn counts_copies(&mut self, _address: u64, _word: &mut ReadWord<'_>) -> bool {
+        false
+    }
 
     /// Tells whether a page holds an object.
     fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool;

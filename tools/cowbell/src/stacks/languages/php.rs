@@ -14,7 +14,8 @@ pub struct Php;
 /// The function by which a program itself asks for a collection.
 const COLLECT: &str = "gc_collect_cycles";
 
-const COUNTS: &str = "PHP counts references inside each string, array and object, so reading writes";
+const COUNTS: &str = "PHP counts references inside each string, array and object, and keeps there a string's hash and the mark of what it \
+                      visits, so reading writes";
 const COLLECTS: &str = "PHP's garbage collector writes into each array and object that it visits";
 
 /// The names of PHP's functions and files, and what they tell.
@@ -75,6 +76,10 @@ impl Language for Php {
 
     fn is_own(&self, file: &str) -> bool {
         !file.split('/').any(|part| part == "vendor")
+    }
+
+    fn beside_object_references(&self) -> Option<&'static str> {
+        Some("objects of classes are counted all the same, and so is what only they hold")
     }
 
     fn collects_by_counting(&self) -> bool {

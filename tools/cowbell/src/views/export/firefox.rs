@@ -60,7 +60,14 @@ pub fn firefox(summary: &Summary, detail: &Detail) -> Result<Vec<u8>, serde_json
 
 fn color(cause: Cause) -> CategoryColor {
     match cause {
-        Cause::ReferenceCount | Cause::CountOrCollector | Cause::Hash | Cause::Number => CategoryColor::Orange,
+        Cause::ReferenceCount
+        | Cause::CountOrCollector
+        | Cause::Hash
+        | Cause::Number
+        | Cause::Text
+        | Cause::Remembered
+        | Cause::Iterator
+        | Cause::TextCopies => CategoryColor::Orange,
         Cause::Counter => CategoryColor::Yellow,
         Cause::GarbageCollector => CategoryColor::Red,
         Cause::Allocator | Cause::NewObject => CategoryColor::Purple,

@@ -21,7 +21,9 @@ fn color(cause: Cause) -> &'static str {
         Cause::Start => "#a9d6e5",
         Cause::Exit => "#c9ada7",
         Cause::RealWrite => "#8ecae6",
-        Cause::Hash | Cause::Number => "#e9c46a",
+        Cause::Hash | Cause::Number | Cause::Text | Cause::Remembered | Cause::Iterator | Cause::TextCopies => {
+            "#e9c46a"
+        }
         Cause::Rewritten => "#bde0fe",
         Cause::Kernel => "#95d5b2",
         Cause::Stack => "#d8f3dc",

@@ -44,6 +44,7 @@ const CALLED_AT: u64 = 16;
 const CODE: u64 = 72;
 const CONTEXT_KIND: u32 = 0xf;
 const CALL: u32 = 9;
+const EVAL: u32 = 11;
 /// Offsets in the body of code, of a glob, and in a name.
 const CODE_GLOB: u64 = 56;
 const CODE_FLAGS: u64 = 92;
@@ -51,6 +52,8 @@ const HAS_NAME: u32 = 0x8000;
 const GLOB_NAME: u64 = 32;
 const NAME_LENGTH: u64 = 4;
 const NAME_TEXT: u64 = 8;
+/// The name for what is in no function.
+pub const MAIN: &str = "main program";
 /// No name of a function is longer.
 const NAME_MAX: u32 = 1 << 10;
 
@@ -91,6 +94,14 @@ struct Stack {
     interpreter: Interpreter,
 }
 
+/// A call, or code that is evaluated.
+struct Call {
+    /// The code that is called; `None` of what is evaluated.
+    code: Option<u64>,
+    /// The statement that runs it.
+    at: u64,
+}
+
 /// The place of a statement.
 struct Place {
     file: String,
@@ -102,21 +113,31 @@ impl Stack {
         let interpreter = self.held.word(self.interpreter.pointer)?;
         let operation = self.held.word(interpreter.checked_add(OPERATION)?)?;
         // All that a program has is freed below its `exit`. Blocks that run at the end, and destructors, have operations of their own.
-        if self.at(operation, RUN_BY)? == self.interpreter.exit {
-            return None;
+        // None runs while a file is compiled, once a constant was computed: the line is then that of the call which has it compiled.
+        let mut place = None;
+        if operation != 0 {
+            if self.at(operation, RUN_BY)? == self.interpreter.exit {
+                return None;
+            }
+            place = Some(self.statement_of(operation)?);
         }
-        let mut place = self.statement_of(operation)?;
         let mut frames = Vec::new();
-        for (code, called_at) in self.calls(interpreter)?.into_iter().take(FRAMES_MAX - 1) {
-            let function = self.name(code).unwrap_or_else(|| "sub".to_owned());
-            frames.push(Frame { function, file: place.file, line: place.line });
-            // Where the caller's line is not known the rest of the stack says nothing.
-            place = match self.place(called_at) {
-                Some(place) => place,
-                None => return Some(frames),
+        for call in self.calls(interpreter)?.into_iter().take(FRAMES_MAX - 1) {
+            let outer = self.place(call.at);
+            let function = match (call.code, &place, &outer) {
+                (Some(code), ..) => self.name(code).unwrap_or_else(|| "sub".to_owned()),
+                // A file or a text of its own that is compiled or run; a block is of the function that it stands in.
+                (None, Some(inner), Some(outer)) if inner.file != outer.file => MAIN.to_owned(),
+                (None, Some(_), _) => continue,
+                (None, None, _) => String::new(),
             };
+            // The block of a module that is being compiled is called by no statement: what loads the module is told by the next call.
+            if let Some(Place { file, line }) = place {
+                frames.push(Frame { function, file, line });
+            }
+            place = outer;
         }
-        frames.push(Frame { function: "main program".to_owned(), file: place.file, line: place.line });
+        frames.extend(place.map(|Place { file, line }| Frame { function: MAIN.to_owned(), file, line }));
         Some(frames)
     }
 
@@ -210,7 +231,7 @@ impl Stack {
 
     /// The calls that the interpreter is in, the innermost first: what is called, and the statement that calls. `None` if it runs nothing: the
     /// operation that ran last is named still while values are freed at the end.
-    fn calls(&mut self, interpreter: u64) -> Option<Vec<(u64, u64)>> {
+    fn calls(&mut self, interpreter: u64) -> Option<Vec<Call>> {
         let mut calls = Vec::new();
         let candidates = CONTEXTS_AMONG.step_by(8).map(|offset| interpreter.wrapping_add(offset));
         let found = candidates.filter_map(|at| self.held.word(at)).collect::<Vec<_>>();
@@ -238,14 +259,17 @@ impl Stack {
         description.is_multiple_of(8) && description >> 47 == 0 && look() == Some(true)
     }
 
-    fn calls_of(&mut self, description: u64, calls: &mut Vec<(u64, u64)>) -> Option<()> {
+    fn calls_of(&mut self, description: u64, calls: &mut Vec<Call>) -> Option<()> {
         let contexts = self.at(description, CONTEXTS)?;
         let last = self.held.half(description.checked_add(LAST)?)? as i32;
         for nth in (0..=last).rev() {
             let context = contexts.checked_add(u64::try_from(nth).ok()? * CONTEXT)?;
             let kind = self.held.half(context)? & CONTEXT_KIND;
-            if kind == CALL {
-                calls.push((self.at(context, CODE)?, self.at(context, CALLED_AT)?));
+            let at = self.at(context, CALLED_AT)?;
+            match kind {
+                CALL => calls.push(Call { code: Some(self.at(context, CODE)?), at }),
+                EVAL => calls.push(Call { code: None, at }),
+                _ => {}
             }
             if calls.len() >= FRAMES_MAX {
                 break;

@@ -85,7 +85,8 @@ impl ObjectReader for Counted {
         match is_value(|offset| word(first.checked_add(offset)?)) {
             true if address == first && first_word == Some(OBJECT) => Wrote::ObjectCount,
             true if address == first => Wrote::ReferenceCount,
-            true => Wrote::CollectorHeader,
+            // The collector's colours stand there, beside marks of what is being visited; who writes them is told by the code.
+            true => Wrote::Flags,
             false => Wrote::Other,
         }
     }
@@ -101,6 +102,14 @@ impl ObjectReader for Counted {
         let same_kind = kind(before).is_some() && kind(before) == kind(after);
         // PHP may note a value as a candidate for the collector when a reference to it is given back.
         (same_kind && (is_value(words(was, at)) || is_value(words(is, at)))).then_some(ChangedWord::Count)
+    }
+
+    fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, _: &mut ReadWord<'_>) -> Option<bool> {
+        let string = at.checked_sub(8)?;
+        let is_string = |page: &[u8]| kind(words(page, string)(0)?).filter(|kind| *kind == STRING);
+        let (before, after) = (words(was, at)(0)?, words(is, at)(0)?);
+        let took = before == 0 && after & HASHED != 0 && is_string(was) == is_string(is);
+        (took && is_string(is).is_some() && is_value(words(is, string))).then_some(false)
     }
 }
 
@@ -125,9 +134,21 @@ mod tests {
         assert_eq!(wrote(&value(6, &[7, 5, text]), AT), Wrote::Other, "no hash has its highest bit clear");
         assert_eq!(wrote(&value(6, &[0, 4, text]), AT), Wrote::Other, "no zero byte behind the text");
         let array = value(7, &[0, AT + 0x1000, 3 << 32 | 3, 8]);
-        assert_eq!((wrote(&array, AT), wrote(&array, AT + 4)), (Wrote::ReferenceCount, Wrote::CollectorHeader));
+        assert_eq!((wrote(&array, AT), wrote(&array, AT + 4)), (Wrote::ReferenceCount, Wrote::Flags));
         assert_eq!(wrote(&value(7, &[0, AT + 0x1000, 9 << 32 | 9, 8]), AT), Wrote::Other, "more than it has room for");
         assert_eq!(wrote(&value(8, &[1, AT + 0x2000, AT + 0x3000]), AT), Wrote::ObjectCount);
         assert_eq!(wrote(&HashMap::new(), AT), Wrote::Unknown);
+    }
+
+    #[test]
+    fn a_string_that_was_asked_for_its_hash_keeps_it() {
+        let page = |words: [u64; 4]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let text = u64::from_le_bytes(*b"value\0\0\0");
+        let string = |count: u64, hash: u64| page([count | 6 << 32, hash, 5, text]);
+        let kept = |was: &[u8], is: &[u8]| Counted.kept_hash(was, is, 8, &mut |_| None);
+        assert_eq!(kept(&string(1, 0), &string(2, HASHED | 7)), Some(false));
+        assert_eq!(kept(&string(1, HASHED | 5), &string(1, HASHED | 7)), None, "a hash does not change");
+        assert_eq!(kept(&string(1, 0), &string(1, 7)), None, "no hash has its highest bit clear");
+        assert_eq!(kept(&page([0, 0, 5, text]), &string(1, HASHED | 7)), None, "there was no string");
     }
 }
