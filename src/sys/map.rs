@@ -204,7 +204,7 @@ pub fn anonymous_at(range: Range) -> Result<(), Errno> {
 /// The caller owns the range and as much from `to` on, which is replaced; nobody refers into either.
 ///
 /// # Errors
-/// ENOMEM; EFAULT where the range is several mappings.
+/// ENOMEM; EFAULT before Linux 6.17 where the range is several mappings, of which none is moved then.
 pub unsafe fn move_pages(range: Range, to: usize) -> Result<(), Errno> {
     let to = std::ptr::with_exposed_provenance_mut(to);
     // SAFETY: passed on to the caller.

@@ -28,6 +28,10 @@ pub const OF_MAPPINGS: &[Claim] = &[
         "`mremap` to another place (`MREMAP_FIXED`) moves anonymous pages with their frames, those that a forked child shares, too, and leaves nothing mapped where they were."
     )
     .needs(&[ADMIN]),
+    claim!(
+        several_mappings_are_moved_together_or_not_at_all,
+        "`mremap` to another place (`MREMAP_FIXED`) of a range of several mappings moves all of them (since 6.17), or is EFAULT and moves none."
+    ),
 ];
 
 pub const OF_FORK: &[Claim] = &[claim!(
@@ -80,6 +84,23 @@ fn moved_pages_keep_their_frames() -> Verdict {
     assert_eq!(evidence::mincore(from).err(), Some(Errno::NOMEM), "nothing is mapped there");
     gate.open();
     sharer.finish();
+    Ok(())
+}
+
+fn several_mappings_are_moved_together_or_not_at_all() -> Verdict {
+    let mut memory = Memory::marked(Kind::Anonymous, 8)?;
+    let from = memory.range;
+    memory.protect(memory.span(4, 4), Access::Read).expect("mprotect");
+    let to = map::reserve(from.len, memory.page.bytes()).expect("addresses");
+    // SAFETY: both ranges are this case's.
+    match unsafe { map::move_pages(from, to.start) } {
+        Ok(()) => {
+            memory.range = to;
+            assert_eq!(evidence::mincore(from).err(), Some(Errno::NOMEM), "nothing is mapped there");
+        }
+        Err(errno) => assert_eq!(errno, Errno::FAULT),
+    }
+    assert!((0..8).all(|page| memory.load(page) == mark(page)), "all are in one place");
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
     claim!(
         processes_that_append_to_a_memfd_overwrite_nothing,
-        "Writes to a memfd with `O_APPEND`, by several processes at once through one descriptor, all arrive, each in one piece; without it they move one position at once, and some are overwritten."
+        "Writes to a memfd with `O_APPEND`, by several processes at once through one descriptor, all arrive, each in one piece and in its order."
     ),
 ];
 
