@@ -23,6 +23,10 @@ use std::time::Duration;
 
 pub const CLAIMS: &[Claim] = &[
     claim!(
+        sharer_finds_its_id_when_it_begins,
+        "`CLONE_PARENT_SETTID` stores the id of a `CLONE_VM` sibling before the sibling runs: it finds its own there."
+    ),
+    claim!(
         sharer_reads_the_others_memory_through_its_own_proc_mem,
         "A `CLONE_VM` sibling reads the other's memory through its own `/proc/self/mem`: also pages that the other has made `PROT_NONE` since, and after the other's death."
     ),
@@ -203,6 +207,36 @@ fn sharer_reads_the_others_memory_through_its_own_proc_mem() -> Verdict {
     dialogue.ask();
     let after: Vec<_> = words.words()[..4].iter().map(|word| word.load(Ordering::SeqCst)).collect();
     assert_eq!(after, theirs, "the other is dead and reaped");
+    Ok(())
+}
+
+/// Tells whether the first of two words is this process's id: 1 or 2, in the second.
+extern "C" fn compare_id(words: *mut c_void) -> i32 {
+    // SAFETY: they are never unmapped.
+    let words = unsafe { &*words.cast::<SharedWords>() }.words();
+    let is_own = words[0].load(Ordering::SeqCst) as u32 as i32 == process::tid();
+    words[1].store(if is_own { 1 } else { 2 }, Ordering::SeqCst);
+    0
+}
+
+fn sharer_finds_its_id_when_it_begins() -> Verdict {
+    let words: &'static SharedWords = leak(SharedWords::new(2).expect("a shared page"));
+    let [cell, verdict, ..] = words.words() else { unreachable!("a page holds two words") };
+    let stacks = Memory::new(Kind::Anonymous, 100 * 16)?;
+    child::spawn(|| {
+        for n in 0..100 {
+            cell.store(0, Ordering::SeqCst);
+            verdict.store(0, Ordering::SeqCst);
+            let argument = std::ptr::from_ref(words).cast_mut().cast();
+            // SAFETY: it makes raw calls only, on a stack of its own; what it uses is never freed.
+            unsafe { clone::share_memory(compare_id, argument, stacks.span(n * 16, 16), cell) }.expect("clone");
+            while verdict.load(Ordering::SeqCst) == 0 {
+                process::yield_now();
+            }
+            assert_eq!(verdict.load(Ordering::SeqCst), 1, "sharer {n}");
+        }
+    })
+    .finish();
     Ok(())
 }
 
