@@ -4,7 +4,7 @@
 use crate::exact::may_trace;
 use crate::lab::{Scratch, skip};
 use crate::languages::SAVING_POINTS;
-use crate::said::{most, report, share};
+use crate::said::report;
 use serde_json::Value;
 use std::path::Path;
 
@@ -14,22 +14,42 @@ const VECTORS: &str = "rows <- lapply(1:200000, function(i) as.numeric(i + 1:3))
 const STRINGS: &str = "x <- paste0('string number ', 1:300000, ' of these')";
 
 /// The report on a program that has this data, and whose child runs these lines.
-fn run(data: &[&str], child: &str) -> (Value, String) {
+fn run(data: &[&str], reads: &str) -> (Value, String) {
     let scratch = Scratch::new();
     let data = data.join("\n");
     let source = format!(
-        "{data}\nchild <- parallel::mcparallel({{ f <- function() {{ {child}; 0 }}; f() }})\n\
+        "{data}\nchild <- parallel::mcparallel({{ f <- function() {{ {reads}; 0 }}; f() }})\n\
          invisible(parallel::mccollect(child))\n"
     );
     let script = scratch.file("reads.R", &source);
     report(&scratch, &[], [Path::new("/usr/bin/Rscript"), &script])
 }
 
-/// The pages that the child copied. Those that Rscript forked before it executed R copied next to none.
-fn copied(report: &Value) -> f64 {
+/// The interval of the child. Those that Rscript forked before it executed R copied next to none, and what the parent copies meanwhile
+/// depends on how long the child takes.
+fn child(report: &Value) -> &Value {
     let intervals = report["intervals"].as_array().expect("intervals").iter();
     let children = intervals.filter(|interval| interval["role"] == "child");
-    children.filter_map(|child| child["copied_pages"].as_f64()).fold(0.0, f64::max)
+    children.max_by_key(|child| child["copied_pages"].as_u64()).expect("a child")
+}
+
+fn copied(report: &Value) -> f64 {
+    child(report)["copied_pages"].as_f64().expect("pages")
+}
+
+/// The cause of most of the child's copies, its share of these, and its remedy.
+fn most(report: &Value) -> (&str, f64, &str) {
+    let causes = child(report)["causes"].as_array().expect("causes").iter();
+    let most = causes.max_by_key(|cause| cause["copied_pages"].as_u64()).expect("a cause");
+    let text = |name: &str| most[name].as_str().unwrap_or_default();
+    (text("cause"), most["copied_pages"].as_f64().expect("pages") / copied(report), text("remedy"))
+}
+
+/// The part of the child's copies that has this cause.
+fn share(report: &Value, cause: &str) -> f64 {
+    let causes = child(report)["causes"].as_array().expect("causes").iter();
+    let pages = causes.filter(|known| known["cause"] == cause).filter_map(|known| known["copied_pages"].as_f64());
+    pages.sum::<f64>() / copied(report)
 }
 
 /// The saving that is told of the remedy with this text, in pages; `None` where it has no figure.
