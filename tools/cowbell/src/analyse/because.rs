@@ -238,6 +238,8 @@ fn no_line(summary: &Summary, of: &[&Interval]) -> Option<String> {
         Some("no stacks were taken (--stacks 0)".to_owned())
     } else if let Some(gap) = summary.gaps.iter().find(is_about) {
         Some(gap.details.join("; "))
+    } else if let Some(why) = language.has_no_lines() {
+        Some(why.to_owned())
     } else if samples == 0 {
         Some("no stack was sampled of what was copied".to_owned())
     } else {

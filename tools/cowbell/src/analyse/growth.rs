@@ -167,7 +167,8 @@ fn place(profile: &Profile, stack: Option<u32>) -> Place {
     let Some(Sampled { script, innermost, callers, .. }) = stack.and_then(|stack| profile.stacks.get(&stack)) else {
         return Place::Unknown;
     };
-    if let Some(script) = script {
+    let is_line = |script: &&u32| profile.places.get(**script as usize).is_some_and(|place| place.is_line());
+    if let Some(script) = script.as_ref().filter(is_line) {
         let places = innermost.iter().chain(callers).filter_map(|&code| profile.codes.of(code));
         return Place::Script(*script, code::takes_memory(places.map(|code| code.frames.as_slice())));
     }

@@ -5,6 +5,7 @@
 
 use super::summary::is_copied;
 use crate::record::{Event, Frame, Mode, Place, Record, Stack};
+use crate::stacks::languages;
 use std::collections::{BTreeMap, HashMap};
 
 /// Records, added up as they come.
@@ -92,7 +93,9 @@ impl Live {
     /// The line at which a stack stands: in a script, if it has frames of one, in its innermost that lies in a file.
     fn line(&self, stack: &Stack) -> Option<LiveLine> {
         let in_file = |frame: &&Frame| !frame.file.starts_with('<');
-        if let Some(frame) = stack.frames.iter().find(in_file).or(stack.frames.first()) {
+        let has_lines = languages::has_lines(stack.language.as_deref());
+        let frames = if has_lines { &stack.frames[..] } else { &[] };
+        if let Some(frame) = frames.iter().find(in_file).or(frames.first()) {
             return Some(LiveLine {
                 place: format!("{}:{}", frame.file, frame.line),
                 function: frame.function.clone(),

@@ -128,6 +128,13 @@ struct ScriptPlace {
     work: Option<Work>,
 }
 
+impl ScriptPlace {
+    /// Tells whether the place is a line, and not a function alone.
+    fn is_line(&self) -> bool {
+        languages::has_lines(self.language.as_deref())
+    }
+}
+
 impl Profile {
     /// One of which every copied page is asked for, too.
     pub fn detailed() -> Self {

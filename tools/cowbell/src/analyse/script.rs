@@ -88,8 +88,11 @@ impl SampledCopies {
 pub fn script(mut sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Script {
     let mut error = sum.parents_error.clone();
     error.add(&sum.others_error);
+    let is_line = |number: u32| profile.places.get(number as usize).is_some_and(|place| place.is_line());
+    let without = sum.places.iter().filter(|(number, _)| !is_line(**number));
+    let without = without.fold(0u64, |sum, (_, place)| sum.saturating_add(place.samples));
     let named = |(number, place_sum): (u32, PlaceSum)| {
-        let place = profile.places.get(number as usize)?.clone();
+        let place = profile.places.get(number as usize).filter(|place| place.is_line())?.clone();
         Some(ScriptLine {
             language: place.language.unwrap_or_default(),
             source: profile.sources.get(&(place.frame.file.clone(), place.frame.line)).cloned(),
@@ -116,7 +119,8 @@ pub fn script(mut sum: ScriptSum, profile: &Profile, copied: u64) -> summary::Sc
         line.error_points = error_points(line.copied_pages_error, copied);
     }
     let error_points = lines.iter().map(|line| line.error_points).reduce(f64::max);
-    summary::Script { samples: sum.samples, script_samples: sum.script_samples, error_points, lines }
+    let script_samples = sum.script_samples.saturating_sub(without);
+    summary::Script { samples: sum.samples, script_samples, error_points, lines }
 }
 
 /// By how many points a share of so many copies can be off.

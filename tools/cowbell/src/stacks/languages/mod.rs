@@ -215,6 +215,11 @@ pub trait Language: Debug + Sync {
         Err(format!("the lines that {} runs are not read", self.name()))
     }
 
+    /// Why frames of this language have no file and line, where none has: they tell which functions ran.
+    fn has_no_lines(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The reader of the interpreter's objects in memory; `None` if their layout is not known here.
     fn objects(&self) -> Option<fn(PointerBudget) -> Box<dyn ObjectReader>> {
         None
@@ -311,6 +316,11 @@ pub fn outlives_program(function: &str) -> bool {
 /// Tells whether a source file is the user's own. Any file is, in a language that is not known.
 pub fn is_own(language: Option<&str>, file: &str) -> bool {
     language.and_then(by_id).is_none_or(|language| language.is_own(file))
+}
+
+/// Tells whether frames of a language have files and lines. Those of one that is not known do.
+pub fn has_lines(language: Option<&str>) -> bool {
+    language.and_then(by_id).is_none_or(|language| language.has_no_lines().is_none())
 }
 
 /// The work of a stack of a program in a language; `None` for its own work, and where the language is not known.

@@ -169,6 +169,11 @@ impl ObjectReader for Nodes {
         }
     }
 
+    fn is_of_collector(&mut self, _page: u64, _word: &mut ReadWord<'_>) -> Option<bool> {
+        // What the collector writes lies in the objects themselves.
+        Some(false)
+    }
+
     fn any_in(&mut self, _page: &[u8], _word: &mut ReadWord<'_>) -> bool {
         false
     }
