@@ -206,3 +206,26 @@ fn what_php_marks_and_keeps_is_not_called_a_collection_and_no_remedy_is_told_tha
     let said = helps.iter().find(constants).map(|help| &help["saves_bytes"]);
     assert!(said.is_none_or(Value::is_null), "{said:?}: {text}");
 }
+
+#[test]
+fn what_php_frees_as_it_exits_has_its_cause_and_a_remedy_that_saves_what_is_said() {
+    if let Some(why) = may_trace() {
+        return skip(&why);
+    }
+    if installed("/usr/bin/php").is_none() {
+        return skip("php is not installed");
+    }
+    let objects = "class Row { public $value; } \
+                   $data = []; for ($i = 0; $i < 200000; $i++) { $one = new Row; $one->value = \"value $i\"; $data[] = $one; }";
+    let (_, plain, text) = php(objects, "exit(0);");
+    assert!(share(&plain, "exit") > 0.9, "{text}");
+    let helps = plain["verdict"]["helps"].as_array().expect("helps");
+    let told =
+        |help: &&Value| help["text"].as_str().is_some_and(|text| text.contains("posix_kill(getmypid(), SIGKILL)"));
+    let help = helps.iter().find(told).unwrap_or_else(|| panic!("no remedy: {text}"));
+    let said = help["saves_bytes"].as_f64().expect("bytes") / plain["run"]["page_size"].as_f64().expect("bytes");
+    let (_, helped, _) = php(objects, "");
+    let measured = copied(&plain) - copied(&helped);
+    println!("exit: said {said}, measured {measured} of {}", copied(&plain));
+    assert!((said - measured).abs() <= SAVING_POINTS * measured, "{said}, and {measured} measured: {text}");
+}

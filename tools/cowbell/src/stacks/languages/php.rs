@@ -36,6 +36,11 @@ const NAMES: Recognised = Recognised {
             "arrays and strings (not objects): keep the data in a file of constants that opcache has, and include it before the fork. No \
              reference to what opcache keeps is counted",
         ),
+        (
+            Work::Exit,
+            "if the child's shutdown functions and destructors need not run, and nobody asks how it ended, flush its files and end it by \
+             posix_kill(getmypid(), SIGKILL), which frees nothing and runs none of them",
+        ),
         (Work::Collector, "gc_disable() in the child, where it can do without"),
         (
             Work::AskedCollector,
@@ -46,6 +51,7 @@ const NAMES: Recognised = Recognised {
     whys: &[
         (Work::References, COUNTS),
         (Work::ObjectReferences, COUNTS),
+        (Work::Exit, "PHP frees its values when it ends"),
         (Work::Collector, COLLECTS),
         (Work::AskedCollector, COLLECTS),
     ],
@@ -59,6 +65,7 @@ const NAMES: Recognised = Recognised {
                 "; in php.ini, for the command line: opcache.enable_cli=1",
             ],
         ),
+        (Work::Exit, &["posix_kill(getmypid(), SIGKILL);    // the child's last line"]),
         (Work::Collector, &["gc_disable();    // in the child, before it reads"]),
         (Work::AskedCollector, &["gc_collect_cycles();    // in the parent, right before the fork"]),
     ],
