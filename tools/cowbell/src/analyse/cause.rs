@@ -36,11 +36,11 @@ pub enum Cause {
     Number,
     /// Numbers were used as strings, whose texts they keep.
     Text,
-    /// Strings were asked for what they remember then: their length, the place of a match.
+    /// Values were asked for what they remember then: the length of a string, the place of a match, which characters it has, the id of an object.
     Remembered,
     /// Hashes were gone through: where that stands is kept in them, and their keys are put into new values.
     Iterator,
-    /// Copies of strings share their texts, which count them.
+    /// Copies of strings or arrays share their memory, which counts them, or is noted in them.
     TextCopies,
     /// Something was written, and the page is the same as before.
     Rewritten,
@@ -191,7 +191,7 @@ pub fn likely(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
             Difference::Large | Difference::Some | Difference::Few | Difference::Made | Difference::Remembered,
             Some(Purpose::Iterators),
         ) => Cause::Iterator,
-        (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Lengths | Purpose::Positions)) => {
+        (Difference::Large | Difference::Some | Difference::Few, Some(Purpose::Remembered | Purpose::Positions)) => {
             Cause::Remembered
         }
         (Difference::Large, _) => return changed(evidence),
@@ -232,14 +232,12 @@ pub fn likely(evidence: &CopyEvidence) -> (Cause, Option<Reason>) {
         _ if counts_first => Cause::ReferenceCount,
         (Difference::ImmortalHashes, _) => Cause::Hash,
         _ if wrote == Wrote::Atomic => Cause::Counter,
-        // Where no references are counted, none but the collector puts back what it wrote in so many objects.
+        (Difference::Identical, _) if wrote == Wrote::Iteration => Cause::Iterator,
         (Difference::Identical, _)
-            if evidence.objects && wrote == Wrote::Unknown && !evidence.runtime.counts_references() =>
-        {
-            Cause::GarbageCollector
-        }
-        (Difference::Identical, _)
-            if evidence.objects && wrote == Wrote::Unknown && evidence.runtime.has_collector() =>
+            if evidence.objects
+                && wrote == Wrote::Unknown
+                && evidence.runtime.has_collector()
+                && evidence.runtime.counts_references() =>
         {
             Cause::CountOrCollector
         }
@@ -286,9 +284,9 @@ impl Cause {
             Self::Hash => "hashes that immortal strings keep",
             Self::Number => "numbers that strings keep",
             Self::Text => "texts that numbers keep",
-            Self::Remembered => "lengths and positions that strings keep",
+            Self::Remembered => "what values keep when they are asked for it",
             Self::Iterator => "going through hashes",
-            Self::TextCopies => "counts of copies of strings",
+            Self::TextCopies => "copies that share memory",
             Self::Rewritten => "written, and the same again",
             Self::Kernel => "kernel writes",
             Self::Stack => "stacks",
@@ -308,9 +306,9 @@ impl Cause {
             Self::Hash => "hashes",
             Self::Number => "numbers",
             Self::Text => "texts",
-            Self::Remembered => "lengths",
+            Self::Remembered => "kept answers",
             Self::Iterator => "iterators",
-            Self::TextCopies => "text copies",
+            Self::TextCopies => "shared copies",
             Self::NewObject => "objects put in",
             Self::Rewritten => "same again",
             _ => self.name(),

@@ -226,6 +226,7 @@ pub fn causes(table: &Causes, copied: u64) -> Vec<CauseShare> {
             only_asked: sum.asked > 0
                 && sum.asked.saturating_mul(10) >= sum.seen.saturating_mul(9)
                 && sum.collector_unknown == 0,
+            of_tables: is_most(sum.of_collector),
             of_objects: sum.object_counts.saturating_mul(2) > sum.counts,
             of_positions: is_most(sum.positions),
         };

@@ -3,7 +3,7 @@
 
 use super::cause::Cause;
 use super::runtime::Runtime;
-use crate::stacks::languages::{Spares, Work};
+use crate::stacks::languages::{Language, Spares, Work};
 
 /// Circumstances that change what helps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Circumstances {
     pub asked: bool,
     /// A collector's: for nearly all of the pages whose line was seen the program itself asked for the collection, and little else was done.
     pub only_asked: bool,
+    /// A collector's: most are pages of what it keeps for itself, and not of objects.
+    pub of_tables: bool,
     /// Reference counts: most are of objects of classes.
     pub of_objects: bool,
     /// What strings remember: most are the places at which a search goes on.
@@ -32,7 +34,7 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     if cause == Cause::Exit && !circumstances.torn_down {
         return None;
     }
-    if let Some((language, work)) = runtime.language().zip(work(cause, circumstances)) {
+    if let Some((language, work)) = work(cause, runtime, circumstances) {
         return language.remedy(work);
     }
     Some(match (cause, runtime) {
@@ -66,11 +68,15 @@ pub fn remedy(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> O
     })
 }
 
-/// The work of a language's interpreter where it copies for this cause.
-fn work(cause: Cause, circumstances: Circumstances) -> Option<Work> {
-    match cause {
+/// The language, and the work of its interpreter where it copies for this cause.
+fn work(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<(&'static dyn Language, Work)> {
+    let language = runtime.language()?;
+    let work = match cause {
         Cause::ReferenceCount if circumstances.of_objects => Some(Work::ObjectReferences),
         Cause::ReferenceCount | Cause::CountOrCollector => Some(Work::References),
+        Cause::GarbageCollector if circumstances.of_tables && language.collector_has_tables() => {
+            Some(Work::CollectorTables)
+        }
         Cause::GarbageCollector if circumstances.asked => Some(Work::AskedCollector),
         Cause::GarbageCollector => Some(Work::Collector),
         Cause::Exit => Some(Work::Exit),
@@ -78,17 +84,18 @@ fn work(cause: Cause, circumstances: Circumstances) -> Option<Work> {
         Cause::Number => Some(Work::Numbers),
         Cause::Text => Some(Work::Texts),
         Cause::Remembered if circumstances.of_positions => Some(Work::Positions),
-        Cause::Remembered => Some(Work::Lengths),
+        Cause::Remembered => Some(Work::Remembered),
         Cause::Iterator => Some(Work::Iterators),
         Cause::TextCopies => Some(Work::TextCopies),
         _ => None,
-    }
+    };
+    work.map(|work| (language, work))
 }
 
 /// Why such code writes, in one sentence; `None` where the cause's name says it.
 pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Option<&'static str> {
     let is_certain = cause != Cause::CountOrCollector && (cause != Cause::Exit || circumstances.torn_down);
-    let of_language = runtime.language().zip(work(cause, circumstances).filter(|_| is_certain));
+    let of_language = work(cause, runtime, circumstances).filter(|_| is_certain);
     if let Some(why) = of_language.and_then(|(language, work)| language.why(work)) {
         return Some(why);
     }
@@ -115,11 +122,10 @@ pub fn why(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Opti
 
 /// The part of the pages copied for a cause that its remedy spares.
 pub fn spares(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> Spares {
-    let work = match work(cause, circumstances) {
-        Some(Work::AskedCollector) if !circumstances.only_asked => Some(Work::Collector),
-        work => work,
-    };
-    runtime.language().zip(work).map_or(Spares::All, |(language, work)| language.spares(work))
+    work(cause, runtime, circumstances).map_or(Spares::All, |(language, work)| match work {
+        Work::AskedCollector if !circumstances.only_asked => language.spares(Work::Collector),
+        work => language.spares(work),
+    })
 }
 
 /// Lines to paste that help against a cause.
@@ -127,7 +133,7 @@ pub fn paste(cause: Cause, runtime: Runtime, circumstances: Circumstances) -> &'
     if cause == Cause::Exit && !circumstances.torn_down {
         return &[];
     }
-    runtime.language().zip(work(cause, circumstances)).map_or(&[], |(language, work)| language.paste(work))
+    work(cause, runtime, circumstances).map_or(&[], |(language, work)| language.paste(work))
 }
 
 #[cfg(test)]
@@ -201,6 +207,7 @@ mod tests {
                 torn_down: true,
                 asked: true,
                 only_asked: true,
+                of_tables: true,
                 of_objects: true,
                 of_positions: true,
             };

@@ -35,6 +35,8 @@ pub enum Wrote {
     ObjectCount,
     /// The words before such an object that the language's collector keeps, while it collects.
     CollectorHeader,
+    /// A word in which a hash counts the iterations over it; a collector writes it, too.
+    Iteration,
     /// The flags in such an object, which an interpreter also sets, or writes as they are, when it only reads the object.
     Flags,
     /// The count of a text's copies, which stands behind the text.

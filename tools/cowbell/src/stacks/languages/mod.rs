@@ -50,14 +50,16 @@ pub enum Work {
     Numbers,
     /// Keeping the texts of numbers that are used as strings.
     Texts,
-    /// Keeping the lengths of strings, and the places of characters in them.
-    Lengths,
+    /// Keeping what a value was asked for: the length of a string and the places of characters in it, the id of an object.
+    Remembered,
     /// Keeping the places at which a search of strings goes on.
     Positions,
     /// Going through hashes.
     Iterators,
-    /// Counting the copies that share a string's text.
+    /// Counting or noting the copies that share the memory of a string or an array.
     TextCopies,
+    /// Keeping what the collector of garbage has of objects, apart from them.
+    CollectorTables,
     /// Anything else that has a name.
     Other,
 }
@@ -65,7 +67,7 @@ pub enum Work {
 impl Work {
     /// Tells whether a value is written so because it keeps what it was asked for.
     pub fn keeps(self) -> bool {
-        matches!(self, Self::Numbers | Self::Texts | Self::Lengths | Self::Positions | Self::Iterators)
+        matches!(self, Self::Numbers | Self::Texts | Self::Remembered | Self::Positions | Self::Iterators)
     }
 }
 
@@ -253,6 +255,11 @@ pub trait Language: Debug + Sync {
     /// Tells whether the interpreter has a collector of garbage that writes into what it visits.
     fn has_collector(&self) -> bool {
         true
+    }
+
+    /// Tells whether the collector keeps what it has of objects apart from them, between the data.
+    fn collector_has_tables(&self) -> bool {
+        false
     }
 
     /// Debian's package with the symbols of one of the interpreter's files, where that is certain.

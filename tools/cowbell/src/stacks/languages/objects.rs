@@ -16,11 +16,12 @@ pub enum ChangedWord {
     Number,
     /// The word was written because a number was used as a string, whose text it keeps.
     Text,
-    /// The word was written because a string was asked for something that it remembers: its length, the place of a match.
+    /// The word was written because a value was asked for something that it remembers: the length of a string, the place of a match, which
+    /// characters it has, the id of an object.
     Remembered,
     /// The word was written because a hash was made to keep where one stands that goes through it.
     Iterator,
-    /// The word holds the count of a text's copies, and nothing else of it changed.
+    /// The word counts the copies of a text and nothing else of it changed, or says that a string or an array shares its memory with a copy.
     Copies,
     /// The collector wrote the word as it marked or freed an object, or moved it in its lists.
     Mark,

@@ -48,9 +48,39 @@ const NAMES: Recognised = Recognised {
         &["gc_marks_", "gc_mark_", "gc_compact", "gc_move", "gc_ref_update", "gc_sweep_compact"],
     )],
     runs: &["rb_vm_exec", "vm_exec", "vm_exec_core", "rb_ec_exec_end_proc"],
-    remedies: &[(Work::Collector, SPARES), (Work::AskedCollector, SPARES)],
-    whys: &[(Work::Collector, COLLECTS), (Work::AskedCollector, COLLECTS)],
-    pastes: &[(Work::Collector, PASTE), (Work::AskedCollector, PASTE)],
+    remedies: &[
+        (Work::Collector, SPARES),
+        (Work::AskedCollector, SPARES),
+        (
+            Work::Remembered,
+            "use it all in the same way once in the parent, before the fork: a string whose characters were looked at, and an object that has \
+             its id, are only read then",
+        ),
+        (Work::Iterators, "freeze the hashes before the fork: iterations over a frozen hash are not counted"),
+    ],
+    whys: &[
+        (Work::Collector, COLLECTS),
+        (Work::AskedCollector, COLLECTS),
+        (Work::CollectorTables, "Ruby's garbage collector keeps its tables between the data"),
+        (
+            Work::Remembered,
+            "Ruby writes into a string what characters it has when it is first looked at, and into an object that it was asked for its id",
+        ),
+        (Work::Iterators, "Ruby counts in each hash the iterations that go on over it, so iterating writes"),
+        (
+            Work::TextCopies,
+            "Ruby writes into a string or an array that is copied that it shares its body with the copy",
+        ),
+    ],
+    pastes: &[
+        (Work::Collector, PASTE),
+        (Work::AskedCollector, PASTE),
+        (
+            Work::Remembered,
+            &["DATA.each { |one| one.valid_encoding? }    # strings, before the fork; of other objects: one.object_id"],
+        ),
+        (Work::Iterators, &["DATA.each { |hash| hash.freeze }    # in the parent, before the fork"]),
+    ],
     ..NOTHING
 };
 
@@ -93,6 +123,10 @@ impl Language for Ruby {
 
     fn knows_all_writes(&self) -> bool {
         false
+    }
+
+    fn collector_has_tables(&self) -> bool {
+        true
     }
 
     fn counts_references(&self) -> bool {

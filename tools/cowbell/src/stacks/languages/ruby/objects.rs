@@ -33,6 +33,16 @@ const BODY: u64 = 0xfeab;
 const NOBODY: [u64; 2] = [0x34, 0x24];
 const BODY_MASK: u64 = 0xffff;
 const BODY_LINK: u64 = 0xffff << 32;
+/// Flags that an object gets when it is first asked for its id (`FL_SEEN_OBJ_ID`), and when the characters of a string are first looked at (the two
+/// bits of its code range, both zero before).
+const HAS_ID: u64 = 1 << 9;
+const CODE_RANGE: u64 = 3 << 20;
+/// The flag that a string or an array has whose body is another's (`STR_SHARED`, `RARRAY_SHARED_FLAG`): a copy makes the original such a one. With each type
+/// the words behind the flags that change: `aux`, and of an array whose body leaves the transient heap its pointer.
+const SHARES: u64 = 1 << 14;
+const STRING: u64 = 5;
+const ARRAY: u64 = 7;
+const HASH: u64 = 8;
 /// The most areas that are remembered.
 const KNOWN_MAX: usize = 1 << 14;
 /// Sizes of blocks of glibc's malloc that hold a description; the lowest bits of the word before a block are flags.
@@ -157,21 +167,40 @@ impl Places {
     }
 }
 
-/// Tells whether the word at an offset of an object, of which this word changed, is one that the collector writes as the object grows older, by its flags
-/// before and after: the flags themselves, or the pointer to its body, which was moved.
-fn is_of_aging(was: u64, is: u64, within: u64) -> bool {
+/// The meaning of the word at an offset of a live object that changed, by the object's flags before and after.
+fn changed_of_live(was: u64, is: u64, within: u64) -> Option<ChangedWord> {
     let transient = TRANSIENT.into_iter().find(|(of, flag, _)| *of == was & TYPE && was & flag != 0);
     let (flag, pointer) = transient.map_or((0, None), |(_, flag, pointer)| (flag, Some(pointer)));
-    (was ^ is) & !(AGE | flag) == 0 && (within == 0 || Some(within) == pointer)
+    let (code_range, shares) = match was & TYPE {
+        STRING => (if was & CODE_RANGE == 0 { CODE_RANGE } else { 0 }, SHARES),
+        ARRAY => (0, SHARES),
+        _ => (0, 0),
+    };
+    let (set, kept) = (is & !was, HAS_ID | code_range);
+    if (was ^ is) & !(AGE | flag) & !(set & (kept | shares)) != 0 {
+        return None;
+    }
+    let begins_to_share = set & shares != 0;
+    match within {
+        0 if begins_to_share => Some(ChangedWord::Copies),
+        0 if set & kept != 0 => Some(ChangedWord::Remembered),
+        0 => Some(ChangedWord::Mark),
+        32 if begins_to_share => Some(ChangedWord::Copies),
+        24 if begins_to_share && was & TYPE == ARRAY => Some(ChangedWord::Copies),
+        within if Some(within) == pointer => Some(ChangedWord::Mark),
+        _ => None,
+    }
 }
 
 impl ObjectReader for Places {
     fn wrote(&mut self, address: u64, word: &mut ReadWord<'_>) -> Wrote {
-        if self.area(address, word).is_none() && self.is_described(address, word) {
-            return Wrote::CollectorHeader;
-        }
+        let Some((first, size)) = self.area(address, word) else {
+            return if self.is_described(address, word) { Wrote::CollectorHeader } else { Wrote::Other };
+        };
+        let within = address.checked_sub(first).map(|from| from % size);
+        let flags = within.filter(|within| *within < 8).and_then(|within| word(address - within));
         // The collector and the program write the same words: what they wrote there tells.
-        if self.area(address, word).is_some() { Wrote::Unknown } else { Wrote::Other }
+        if flags.is_some_and(|flags| flags & TYPE == HASH) { Wrote::Iteration } else { Wrote::Unknown }
     }
 
     fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool {
@@ -222,7 +251,7 @@ impl ObjectReader for Places {
             (true, true) => Some(if held_another() { ChangedWord::Made } else { ChangedWord::Mark }),
             // The object was found to be dead. Others that were put there since are dead as well.
             (false, true) => Some(ChangedWord::Mark),
-            (false, false) => is_of_aging(read(was, place)?, read(is, place)?, within).then_some(ChangedWord::Mark),
+            (false, false) => changed_of_live(read(was, place)?, read(is, place)?, within),
         }
     }
 }
@@ -336,5 +365,34 @@ mod tests {
         assert_eq!(told(&heap(0, AREA + 16, 2), 16), None, "what the program changed");
         assert!(Places::default().any_at(page, &was, &mut word));
         assert!(!Places::default().any_at(page, &heap(0, 7, 1), &mut word), "it leads to no object");
+    }
+
+    #[test]
+    fn what_an_object_keeps_of_its_first_use_is_told_from_what_the_program_and_the_collector_write() {
+        let (string, array) = (STRING | 1 << 13, ARRAY);
+        let told = |was: u64, is: u64, within: u64| changed_of_live(was, is, within);
+        assert_eq!(told(string, string | 1 << 20, 0), Some(ChangedWord::Remembered), "its characters");
+        assert_eq!(told(string | 1 << 20, string | 3 << 20, 0), None, "they were known, and are others now");
+        assert_eq!(told(1, 1 | HAS_ID, 0), Some(ChangedWord::Remembered), "its id");
+        assert_eq!(told(string, string | SHARES, 0), Some(ChangedWord::Copies));
+        assert_eq!(
+            told(string, string | SHARES | 1 << 20, 32),
+            Some(ChangedWord::Copies),
+            "the string that has the body"
+        );
+        assert_eq!(told(string, string | SHARES, 16), None, "its length");
+        assert_eq!(told(array, array | SHARES, 24), Some(ChangedWord::Copies));
+        assert_eq!(told(HASH, HASH | SHARES, 0), None, "of a hash the flag is another");
+        assert_eq!(told(string | SHARES, string, 0), None, "it has a body of its own again");
+    }
+
+    #[test]
+    fn the_flags_of_a_hash_are_where_iterations_are_counted() {
+        let place = AREA + 16;
+        let mut memory = HashMap::from([(AREA, DESCRIBED_AT), (DESCRIBED_AT, 40), (DESCRIBED_AT + 8, place)]);
+        memory.extend([(place, HASH), (place + 40, STRING)]);
+        let wrote = |at: u64| Places::default().wrote(at, &mut |at| memory.get(&at).copied());
+        assert_eq!(wrote(place + 4), Wrote::Iteration);
+        assert_eq!([place + 8, place + 40].map(wrote), [Wrote::Unknown; 2], "behind them, and of a string");
     }
 }
