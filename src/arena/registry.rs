@@ -22,9 +22,9 @@ use super::signal_safe::table::{ADOPTED, SLOTS, TABLE, USED, VISITORS, entered_c
 #[cfg(feature = "pool")]
 use super::signal_safe::table::{KEPT, KEPT_MAX};
 use crate::error::{Error, Result};
-use crate::sys::map::SharedWords;
 #[cfg(feature = "pool")]
 use crate::sys::map::{self, Range};
+use crate::sys::shared_words::SharedWords;
 use crate::sys::{c_library, process, stderr};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};

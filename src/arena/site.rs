@@ -1,7 +1,7 @@
 //! Allocation sites: which type was put where, by which line.
 
 use crate::error::Result;
-use crate::sys::map::SharedWords;
+use crate::sys::shared_words::SharedWords;
 use hashbrown::HashMap;
 use std::fmt;
 use std::panic::Location;

@@ -225,6 +225,8 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     let range = Range { start: address, len: now };
     // SAFETY: the old pages are this allocation's, the new ones were just mapped for it.
     if unsafe { map::move_pages(range, to) }.is_err() {
+        // SAFETY: both ranges are as they were above, but for what the kernel moved.
+        unsafe { move_back(range, to) };
         let chunk = metadata::chunk(metadata::chunk_of(to));
         let bytes = chunk.bytes.load(Ordering::Relaxed);
         // SAFETY: the new mapping was handed to nobody.
@@ -247,6 +249,30 @@ pub(super) unsafe fn move_to_huge(address: usize, old: usize, new: usize, align:
     Some(to)
 }
 
+/// After a move that has failed: brings back what was moved nevertheless, which are the first of several mappings. Aborts where that cannot be: what lies in
+/// two places is no allocation.
+///
+/// # Safety
+/// The range was to be moved to this address; nobody uses either.
+unsafe fn move_back(range: Range, to: usize) {
+    let page = page_size().bytes();
+    let (mut moved, mut end) = (0, range.len / page);
+    while moved < end {
+        let middle = moved.midpoint(end);
+        if map::is_mapped(range.start + middle * page) { end = middle } else { moved = middle + 1 }
+    }
+    let back = Range { start: to, len: moved * page };
+    let from = Range { start: range.start, len: back.len };
+    // Somebody else may have mapped something there meanwhile.
+    if moved > 0 && map::anonymous_at(from).is_err() {
+        std::process::abort();
+    }
+    // SAFETY: the fresh mapping is what is replaced, and the pages are the allocation's.
+    if moved > 0 && unsafe { map::move_pages(back, from.start) }.is_err() {
+        std::process::abort();
+    }
+}
+
 /// Maps the rest of a chunk's addresses, if they are free.
 pub(super) fn map_rest(number: u32, held: &HeapGuard) {
     let chunk = metadata::chunk(number);
@@ -262,5 +288,47 @@ pub(super) fn map_rest(number: u32, held: &HeapGuard) {
     if rest.len < CHUNK && map::anonymous_at(rest).is_ok() {
         head.bytes.store(room, Ordering::Relaxed);
         count_huge(room.div_ceil(UNIT), bytes.div_ceil(UNIT), held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::map::Access;
+
+    /// Fills pages, each with its number from 1 on.
+    fn fill(range: Range, page: usize) {
+        for (nth, at) in (range.start..range.end()).step_by(page).enumerate() {
+            // SAFETY: the range is mapped, writable and this test's alone.
+            unsafe { std::ptr::with_exposed_provenance_mut::<usize>(at).write(nth + 1) };
+        }
+    }
+
+    fn filled(range: Range, page: usize) -> Vec<usize> {
+        // SAFETY: the range is mapped and this test's alone.
+        let at = |at: usize| unsafe { std::ptr::with_exposed_provenance::<usize>(at).read() };
+        (range.start..range.end()).step_by(page).map(at).collect()
+    }
+
+    #[test]
+    fn what_was_moved_before_a_move_failed_is_brought_back() {
+        let page = page_size().bytes();
+        for moved in [0, 1, 3, 8] {
+            let [range, to] = [(); 2].map(|()| map::anonymous(8 * page).expect("memory"));
+            fill(range, page);
+            // SAFETY: nobody refers into it.
+            unsafe { map::protect(Range { start: range.start + 3 * page, len: 5 * page }, Access::Read) }
+                .expect("mprotect");
+            let first = Range { start: range.start, len: moved * page };
+            // SAFETY: both ranges are this test's.
+            let done = if moved > 0 { unsafe { map::move_pages(first, to.start) } } else { Ok(()) };
+            if moved > 3 && done.is_err() {
+                continue; // Before Linux 6.17 several mappings are not moved at all.
+            }
+            done.expect("mremap");
+            // SAFETY: as `move_to_huge` calls it when a move has failed after so many pages.
+            unsafe { move_back(range, to.start) };
+            assert_eq!(filled(range, page), (1..=8).collect::<Vec<_>>(), "{moved} pages were moved");
+        }
     }
 }

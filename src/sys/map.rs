@@ -70,7 +70,7 @@ const APART: (u64, u64) = if cfg!(cowbell_low_arenas) { (1 << 40, 2 << 40) } els
 const APART_TRIES: usize = 1024;
 
 /// [`reserve`], at addresses that the kernel chooses for nothing else, and, until all of those (24 TiB) have been given out once, at such as no process has been given which counts by
-/// the same word: one that stays shared over fork ([`SharedWords`]) and was 0 at first. So two processes that came from one find the addresses of both free. From then on it is given what is
+/// the same word: one that stays shared over fork ([`SharedWords`](super::shared_words::SharedWords)) and was 0 at first. So two processes that came from one find the addresses of both free. From then on it is given what is
 /// free in this process, and where there are none such, any other.
 ///
 /// # Errors
@@ -204,12 +204,21 @@ pub fn anonymous_at(range: Range) -> Result<(), Errno> {
 /// The caller owns the range and as much from `to` on, which is replaced; nobody refers into either.
 ///
 /// # Errors
-/// ENOMEM; EFAULT before Linux 6.17 where the range is several mappings, of which none is moved then.
+/// ENOMEM; EFAULT before Linux 6.17 where the range is several mappings, of which none is moved then. Since then they are moved one after the
+/// other, so that the first of them may have been moved: see [`is_mapped`].
 pub unsafe fn move_pages(range: Range, to: usize) -> Result<(), Errno> {
     let to = std::ptr::with_exposed_provenance_mut(to);
     // SAFETY: passed on to the caller.
     unsafe { rustix::mm::mremap_fixed(pointer(range), range.len, range.len, rustix::mm::MremapFlags::MAYMOVE, to) }
         .map(drop)
+}
+
+/// Tells whether something is mapped at a page (`mincore(page, 1)`). *Async-signal-safe.*
+pub fn is_mapped(page: usize) -> bool {
+    let mut one = 0u8;
+    let page = std::ptr::with_exposed_provenance_mut(page);
+    // SAFETY: the call writes one byte for the one page, and nothing where nothing is mapped.
+    unsafe { libc::mincore(page, 1, &raw mut one) == 0 }
 }
 
 /// `munmap(range)`. *Async-signal-safe.*
@@ -368,47 +377,6 @@ pub fn shared(len: usize) -> Result<Range, Errno> {
     // SAFETY: without MAP_FIXED the kernel chooses addresses nobody uses (mmap(2)).
     let at = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
     Ok(Range { start: at.expose_provenance(), len })
-}
-
-/// Zeroed memory that stays shared over fork, as atomic words. Unmapped when dropped.
-#[derive(Debug)]
-pub struct SharedWords {
-    range: Range,
-}
-
-impl SharedWords {
-    /// [`shared`] memory of `count` words of 8 bytes.
-    ///
-    /// # Errors
-    /// ENOMEM.
-    pub fn new(count: usize) -> Result<Self> {
-        let len = count
-            .checked_mul(8)
-            .and_then(|len| super::page_size().round_up(len.max(8)))
-            .ok_or_else(|| Error::invalid("shared region too large"))?;
-        shared(len).map(|range| Self { range }).map_err(|e| Error::os("mmap(shared region)", e))
-    }
-
-    /// The words, the same in every process that forked while they were mapped. *Async-signal-safe.*
-    pub fn words(&self) -> &[AtomicU64] {
-        let data = std::ptr::with_exposed_provenance::<AtomicU64>(self.range.start);
-        // SAFETY: the range is mapped read-write until `self` is dropped, aligned to a page, and
-        // every access by any process goes through atomics.
-        unsafe { std::slice::from_raw_parts(data, self.range.len / 8) }
-    }
-
-    /// The addresses.
-    pub fn range(&self) -> Range {
-        self.range
-    }
-}
-
-impl Drop for SharedWords {
-    fn drop(&mut self) {
-        // SAFETY: the range is ours, and `words` lends no longer than `self` lives.
-        let unmapped = unsafe { unmap(self.range) };
-        debug_assert!(unmapped.is_ok());
-    }
 }
 
 /// The non-null pointer at an address of a range this process mapped.

@@ -37,6 +37,7 @@ pub mod random;
 pub mod registers;
 pub mod remote;
 pub mod robust;
+pub mod shared_words;
 pub mod signal;
 pub mod stderr;
 pub mod timer;

@@ -28,7 +28,7 @@ use crate::error::Result;
 use crate::facts::{Door, Registers};
 use crate::page::{PageIndex, PageSet};
 use crate::sys;
-use crate::sys::map::SharedWords;
+use crate::sys::shared_words::SharedWords;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

@@ -129,7 +129,7 @@ fn epochs_under_concurrent_writers_miss_nothing() -> Outcome {
     for_each(&watches_that(Watch::arms), |watch| {
         let frozen = frozen_pages("contended", PAGES as usize)?;
         let data: Bytes = frozen.root();
-        let words = sys::map::SharedWords::new(1)?;
+        let words = sys::shared_words::SharedWords::new(1)?;
         let [stop, ..] = words.words() else { return Err("a word".into()) };
         let (mine, theirs) = Turns::new()?;
         let mut child = fork::spawn(&ForkOptions::new().watch(watch), |_| {

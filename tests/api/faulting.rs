@@ -9,7 +9,7 @@ use cowbell::arena::HugePages;
 use cowbell::fork::{self, Ended, ForkOptions};
 use cowbell::page::PageIndex;
 use cowbell::report::Report;
-use cowbell::sys::map::SharedWords;
+use cowbell::sys::shared_words::SharedWords;
 use cowbell::sys::{self, executable, pidfd, process};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};

@@ -5,7 +5,7 @@ use crate::apart::{Process, apart};
 use crate::case::{Outcome, Turns, child_that_waits, passed, skipped};
 use crate::look::{frozen_pages, usable, wait, write};
 use cowbell::fork::{self, Ended, ForkOptions};
-use cowbell::sys::map::SharedWords;
+use cowbell::sys::shared_words::SharedWords;
 use cowbell::sys::{pipe, process, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::{Failed, Trial};

@@ -5,8 +5,8 @@ use crate::look::{Bytes, SOON, first_byte, frozen_pages, has_children, maps, unt
 use cowbell::arena::{self, Arena, Frozen};
 use cowbell::fork;
 use cowbell::pool::{Death, Former, JobError, Pool, WorkerContext};
-use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::shared_words::SharedWords;
 use cowbell::sys::{process, procfs, signal};
 use cowbell::watch::Watch;
 use libtest_mimic::Failed;

@@ -7,7 +7,7 @@ use crate::look::{Bytes, descriptors, has_children, until};
 use crate::pool_kit::{Way, data, in_time, pool_mappings, table};
 use cowbell::fork::Ended;
 use cowbell::pool::{Death, JobError, Pool, Shutdown};
-use cowbell::sys::map::SharedWords;
+use cowbell::sys::shared_words::SharedWords;
 use cowbell::sys::signal;
 use libtest_mimic::{Failed, Trial};
 use std::future::Future;

@@ -123,7 +123,7 @@ fn events_come_in_order_with_time_thread_address_and_instruction() -> Outcome {
     for_each(&watches_that(Watch::has_events), |watch| {
         let frozen = frozen_pages("events", 10)?;
         let data: Bytes = frozen.root();
-        let words = sys::map::SharedWords::new(2)?;
+        let words = sys::shared_words::SharedWords::new(2)?;
         let tids: &[AtomicU64] = words.words();
         let at = |page: u64| sys::page_size().bytes() * page as usize + 100 + page as usize;
         let store = |page: u64| data[at(page)].store(0, Ordering::Relaxed);

@@ -23,11 +23,11 @@ fn spared_kib() -> u64 {
 }
 
 /// A number that a child tells its parent.
-struct AtomicShared(cowbell::sys::map::SharedWords);
+struct AtomicShared(cowbell::sys::shared_words::SharedWords);
 
 impl AtomicShared {
     fn new() -> Self {
-        Self(cowbell::sys::map::SharedWords::new(1).expect("memory"))
+        Self(cowbell::sys::shared_words::SharedWords::new(1).expect("memory"))
     }
 
     fn set(&self, value: u64) {

@@ -5,7 +5,7 @@ use crate::freezing::{copied, freeze};
 use crate::{Case, Numbers, cases};
 use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::SideArc;
-use cowbell::sys::map::SharedWords;
+use cowbell::sys::shared_words::SharedWords;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -5,8 +5,8 @@
 //! they only read descriptors and never hold a lock that the child takes.
 #![expect(unsafe_code, reason = "claims about fork need forks")]
 
-use cowbell::sys::map::SharedWords;
 use cowbell::sys::pidfd::{self, Ended};
+use cowbell::sys::shared_words::SharedWords;
 use cowbell::sys::{eventfd, process};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;

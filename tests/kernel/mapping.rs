@@ -155,7 +155,7 @@ fn mprotect_of_single_pages_runs_out_of_mappings() -> Verdict {
 fn addresses_apart_are_free_and_what_is_mapped_is_not_replaced() -> Verdict {
     const UNIT: usize = 2 << 20;
     // One word for this process and its children.
-    let family = map::SharedWords::new(1).expect("memory");
+    let family = cowbell::sys::shared_words::SharedWords::new(1).expect("memory");
     let reserve = |len| map::reserve_apart(&family.words()[0], len, UNIT).expect("addresses");
     let first = reserve(4 * UNIT);
     let second = reserve(UNIT);

@@ -163,7 +163,7 @@ pub fn tree(tid: i32) -> Result<Rings, Skip> {
 
 fn fault_event_is_inherited_by_processes_and_threads() -> Verdict {
     let memory = Memory::marked(Kind::Anonymous, 4)?;
-    let ids = cowbell::sys::map::SharedWords::new(8).expect("a shared page");
+    let ids = cowbell::sys::shared_words::SharedWords::new(8).expect("a shared page");
     let note = |at: usize| {
         let id = (process::pid() as u64) << 32 | process::tid() as u64;
         ids.words().get(at).expect("a word").store(id, std::sync::atomic::Ordering::SeqCst);
@@ -198,7 +198,7 @@ fn fault_event_of_a_thread_leaves_out_the_others() -> Verdict {
     let memory = Memory::marked(Kind::Anonymous, 4)?;
     for added in [false, true] {
         let (ready, go) = (Gate::new(), [Gate::new(), Gate::new()]);
-        let tid = cowbell::sys::map::SharedWords::new(1).expect("a shared page");
+        let tid = cowbell::sys::shared_words::SharedWords::new(1).expect("a shared page");
         let [cell, ..] = tid.words() else { unreachable!("a page holds a word") };
         let child = child::spawn(|| {
             std::thread::scope(|scope| {

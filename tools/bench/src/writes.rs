@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::spread::{Spread, order};
 use cowbell::arena::{Arena, Frozen};
 use cowbell::fork::{self, Child, ForkOptions};
-use cowbell::sys::{self, map::SharedWords};
+use cowbell::sys::{self, shared_words::SharedWords};
 use cowbell::watch::Watch;
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;

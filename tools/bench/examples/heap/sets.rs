@@ -5,7 +5,7 @@
 
 use cowbell::fork::{self, ForkOptions};
 use cowbell::heap::{Generation, Heap};
-use cowbell::sys::{map::SharedWords, page_size};
+use cowbell::sys::{page_size, shared_words::SharedWords};
 use cowbell::watch::Outside;
 use cowbell::{Result, SideArc};
 use std::hint::black_box;

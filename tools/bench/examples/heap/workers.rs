@@ -2,7 +2,7 @@
 
 use cowbell::Result;
 use cowbell::fork::{self, ForkOptions};
-use cowbell::sys::map::SharedWords;
+use cowbell::sys::shared_words::SharedWords;
 use std::sync::atomic::Ordering;
 
 /// The number of workers.

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use cowbell::arena::{Arena, Frozen};
 use cowbell::fork::{self, ForkOptions};
-use cowbell::sys::{self, map::SharedWords};
+use cowbell::sys::{self, shared_words::SharedWords};
 use cowbell::watch::Watch;
 use std::sync::atomic::{AtomicU64, Ordering};
 

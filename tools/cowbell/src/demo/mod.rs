@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use cowbell::arena::{Arena, Frozen, Handle, HugePages};
 use cowbell::fork::{self, Child, ForkOptions};
 use cowbell::page::Bytes;
-use cowbell::sys::{limits, map::SharedWords};
+use cowbell::sys::{limits, shared_words::SharedWords};
 use cowbell::watch::Watch;
 use graph::{Builder, Graph, Vertex};
 use indicatif::{ProgressBar, ProgressStyle};
