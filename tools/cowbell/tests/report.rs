@@ -158,7 +158,7 @@ fn the_report_answers_in_its_order_how_much_where_which_code_what_changed_and_wh
         "for x in data:",
         "What helps",
         "numpy",
-        "(saves up to 720.0 KiB)",
+        "(saves 720.0 KiB of copies)",
         "Memory in MiB",
         "101  python3 job.py",
         "Watched for",

@@ -8,7 +8,7 @@ use super::summary::{CauseShare, Gap, Interval, ScriptLine, Summary};
 use super::unknown::Unknown;
 use super::verdict::{Help, LITTLE, Verdict, VerdictKind, VerdictPlace, Why};
 use crate::record::{GapKind, Mode};
-use crate::stacks::languages::{self, Language, Work};
+use crate::stacks::languages::{self, Language, Spares, Work};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 pub const SHARE_MIN: f64 = 0.03;
 /// A remedy that saves less than this share is not told.
 const HELP_SHARE_MIN: f64 = 0.1;
+/// A remedy against the collector that saves a part of what it copied, and nobody knows how much, is told where it copied this share.
+const PART_SHARE_MIN: f64 = 0.5;
 /// A remedy that saves less than this is not told: a process takes about as much in the kernel, whatever it shares (its page tables, its
 /// stack), so that nobody would find what was saved.
 const HELP_BYTES_MIN: u64 = 128 << 10;
@@ -69,7 +71,13 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         let remedied =
             |known: &CauseShare| told.is_some_and(|told| told.remedy.is_some() && told.remedy == known.remedy);
         let of_remedy = pages_of(of, |known| known.cause == cause || remedied(known) && known.cause != Cause::Exit);
-        let is_much = self::share(of_remedy, work) >= HELP_SHARE_MIN && pages.saturating_mul(page) >= HELP_BYTES_MIN;
+        let saved = spared.ok().filter(|pages| *pages > 0);
+        let is_much = self::share(of_remedy, work) >= HELP_SHARE_MIN
+            && saved.unwrap_or(pages).saturating_mul(page) >= HELP_BYTES_MIN;
+        // A remedy that spares a part may cost others as much, where most was copied for other reasons.
+        if cause == Cause::GarbageCollector && spared.is_err() && share < PART_SHARE_MIN {
+            continue;
+        }
         let is_worth_it = !matches!(verdict.kind, VerdictKind::Shared | VerdictKind::Uncertain) && is_much;
         if let Some((text, paste)) = told.and_then(|told| Some((told.remedy?, told.paste))).filter(|_| is_worth_it) {
             if matches!(cause, Cause::ReferenceCount | Cause::CountOrCollector)
@@ -85,7 +93,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
             verdict.helps.push(Help {
                 text: text.into(),
                 paste: always(paste),
-                saves_bytes: spared.ok().filter(|pages| *pages > 0).map(|pages| pages.saturating_mul(page)),
+                saves_bytes: saved.map(|pages| pages.saturating_mul(page)),
                 saves_a_part: spared.err(),
             });
             if let Some(help) =
@@ -208,6 +216,10 @@ fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'
 /// The remedy against the collector, where it may have been either that or counting.
 fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
+    // What spares a part of a part is worth no guess.
+    if language.spares(Work::Collector) != Spares::All {
+        return None;
+    }
     let text = format!("if it was the garbage collector: {}", language.remedy(Work::Collector)?).into();
     Some(Help { text, paste: always(language.paste(Work::Collector)), saves_bytes: Some(bytes), saves_a_part: None })
 }

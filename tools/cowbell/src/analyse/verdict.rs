@@ -22,6 +22,8 @@ const MUCH: u64 = 16 << 20;
 pub const MUCH_OF_ONE: u64 = 64 << 20;
 /// And so much of all together.
 const MUCH_IN_ALL: u64 = 256 << 20;
+/// The part of what one process shared that is told of if it copied it, however little others copied.
+const PART_OF_ONE: u64 = 2;
 /// The kind of the verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -214,7 +216,12 @@ fn kind(summary: &Summary, cast: &Cast<'_>, verdict: &Verdict, counted: u64) -> 
     let page = summary.run.page_size;
     let dated = |interval: &Interval| at_work(interval).saturating_sub(interval.at_work.undated_pages);
     let with_gone = |interval: &Interval| at_work(interval).saturating_add(interval.unmapped_uncounted_pages);
-    let are_large = is_large(of_each(&cast.counted, dated, page));
+    // Others that copy nothing make it no better for the one that copies most of its memory.
+    let is_half = |interval: &&Interval| {
+        let held = interval.held.shared.saturating_add(interval.held.file);
+        dated(interval).saturating_mul(PART_OF_ONE) >= held && dated(interval).saturating_mul(page) >= LITTLE
+    };
+    let are_large = is_large(of_each(&cast.counted, dated, page)) || cast.counted.iter().any(is_half);
     let may_be_large = is_large(of_each(&cast.counted, with_gone, page));
     let of_copies = |each: u64| {
         let may_be = is_much(verdict.copied_bytes, shared, each) || may_be_large;

@@ -347,7 +347,8 @@ fn helps(text: &mut Text, verdict: &Verdict) {
     text.heading("What helps");
     for (nth, help) in verdict.helps.iter().enumerate() {
         let saves = match (help.saves_bytes, help.saves_a_part) {
-            (Some(bytes), _) => format!(" (saves up to {})", Bytes(bytes)),
+            (Some(bytes), _) if verdict.kind == VerdictKind::New => format!(" (saves up to {})", Bytes(bytes)),
+            (Some(bytes), _) => format!(" (saves {} of copies)", Bytes(bytes)),
             (None, Some(why)) => format!(" (saves a part, and how much is not known: {why})"),
             (None, None) => String::new(),
         };

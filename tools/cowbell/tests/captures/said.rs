@@ -81,6 +81,14 @@ fn much_is_not_well_because_there_was_more() {
     let nine = [8_000; 9];
     assert!(said(&nine).starts_with("COPIED: 9 children copied 281.2 MiB of the 36.0 GiB"), "{}", said(&nine));
     assert!(said(&nine[..4]).starts_with("SHARED: all is well: 4 children copied 125.0 MiB"), "little");
+    // Others that copy nothing make it no better for the one that copies half of what it shared: here 4 MiB each.
+    let small = |copied: &[u64]| {
+        let children = (101..).zip(copied).map(|(pid, &n)| of(pid, n)).collect::<Vec<_>>();
+        report(&capture(&children).replace("\"shared\":1048576", "\"shared\":1024"))
+    };
+    let one = small(&[0, 0, 512, 0, 0]);
+    assert!(one.starts_with("COPIED: 1 of 5 children copied") || one.starts_with("COPIED: 5 children copied"), "{one}");
+    assert!(small(&[0, 0, 511, 0, 0]).starts_with("SHARED: all is well"), "less than half");
     // And where it may be so much it is not well for certain.
     let uncounted = Child { uncounted: 100_000, ..of(101, 10) };
     let said = report(&capture(&[uncounted]));

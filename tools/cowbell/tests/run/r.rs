@@ -74,7 +74,7 @@ fn what_a_collection_that_is_asked_for_copies_is_saved_by_not_asking_for_it() {
     if let Some(why) = not_here() {
         return skip(&why);
     }
-    let part = "no gc() in the child, or gc(full = FALSE)";
+    let part = "no gc() in the child";
     for asks in ["gc()", "base::gc()", "invisible(gc(verbose = FALSE))"] {
         let (asked, text) = run(&[VECTORS], asks);
         let (cause, of_all, remedy) = most(&asked);

@@ -34,7 +34,8 @@ const NAMES: Recognised = Recognised {
         (
             Work::References,
             "arrays and strings (not objects): keep the data in a file of constants that opcache has, and include it before the fork. No \
-             reference to what opcache keeps is counted",
+             reference to what opcache keeps is counted. It keeps no file that is younger than two seconds, unless \
+             opcache.file_update_protection is 0",
         ),
         (
             Work::Exit,
@@ -59,7 +60,7 @@ const NAMES: Recognised = Recognised {
         (
             Work::References,
             &[
-                "$code = '<?php return ' . var_export($data, true) . ';';    // once",
+                "$code = '<?php return ' . var_export($data, true) . ';';    // once, in an earlier run",
                 "file_put_contents('data.php', $code);",
                 "$data = include 'data.php';    // in the parent, before the fork",
                 "; in php.ini, for the command line: opcache.enable_cli=1",

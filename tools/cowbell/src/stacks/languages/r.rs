@@ -35,7 +35,7 @@ const NAMES: Recognised = Recognised {
         ),
         (
             Work::AskedCollector,
-            "no gc() in the child, or gc(full = FALSE): gc() visits all objects, whatever the parent has collected",
+            "no gc() in the child: gc() visits all objects, whatever the parent has collected, and gc(full = FALSE) the younger ones",
         ),
         (
             Work::References,
@@ -50,7 +50,6 @@ const NAMES: Recognised = Recognised {
     ],
     pastes: &[
         (Work::Collector, &["invisible(gc()); invisible(gc())    # in the parent, right before the fork"]),
-        (Work::AskedCollector, &["gc(full = FALSE)    # in the child, not: gc()"]),
         (
             Work::References,
             &[

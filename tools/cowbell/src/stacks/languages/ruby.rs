@@ -56,7 +56,11 @@ const NAMES: Recognised = Recognised {
             "use it all in the same way once in the parent, before the fork: a string whose characters were looked at, and an object that has \
              its id, are only read then",
         ),
-        (Work::Iterators, "freeze the hashes before the fork: iterations over a frozen hash are not counted"),
+        (
+            Work::Iterators,
+            "freeze the hashes that are gone through, and those in them, before the fork, if nobody changes them afterwards: iterations over a \
+             frozen hash are not counted",
+        ),
     ],
     whys: &[
         (Work::Collector, COLLECTS),
@@ -79,7 +83,13 @@ const NAMES: Recognised = Recognised {
             Work::Remembered,
             &["DATA.each { |one| one.valid_encoding? }    # strings, before the fork; of other objects: one.object_id"],
         ),
-        (Work::Iterators, &["DATA.each { |hash| hash.freeze }    # in the parent, before the fork"]),
+        (
+            Work::Iterators,
+            &[
+                "rows.each { |row| row.freeze }           # an array of hashes; in the parent, before the fork",
+                "table.each_value { |row| row.freeze }    # a hash of hashes",
+            ],
+        ),
     ],
     ..NOTHING
 };
@@ -106,9 +116,9 @@ impl Language for Ruby {
         match work {
             // The tables and the stack of the collector, which lie elsewhere, are written all the same.
             Work::AskedCollector => Spares::Objects,
-            Work::Collector => {
-                Spares::Part("objects that the child makes take places between shared ones all the same")
-            }
+            Work::Collector => Spares::Part(
+                "the child does not only collect: what else it writes, and what malloc tidies up then, is copied all the same",
+            ),
             _ => Spares::All,
         }
     }
