@@ -213,12 +213,14 @@ pub unsafe fn move_pages(range: Range, to: usize) -> Result<(), Errno> {
         .map(drop)
 }
 
-/// Tells whether something is mapped at a page (`mincore(page, 1)`). *Async-signal-safe.*
+/// Tells whether something is mapped at a page (`mincore(page, 1)`, which is ENOMEM where nothing is). *Async-signal-safe.*
 pub fn is_mapped(page: usize) -> bool {
     let mut one = 0u8;
     let page = std::ptr::with_exposed_provenance_mut(page);
-    // SAFETY: the call writes one byte for the one page, and nothing where nothing is mapped.
-    unsafe { libc::mincore(page, 1, &raw mut one) == 0 }
+    // SAFETY: the call reads no memory and writes one byte, for one page, to `one`, which lives (mincore(2)).
+    let done = unsafe { libc::mincore(page, 1, &raw mut one) };
+    // Any other error, such as EAGAIN, says nothing of the mapping.
+    done == 0 || last_errno() != Errno::NOMEM
 }
 
 /// `munmap(range)`. *Async-signal-safe.*

@@ -63,7 +63,7 @@ pub fn copies(summary: &Summary, of: &[&Interval], verdict: &mut Verdict) {
         }
         let pages = pages.saturating_add(if cause == Cause::ReferenceCount { collected_by_counting(of) } else { 0 });
         let spared = spared(cause, pages, of, work);
-        // What spares all counts spares the collector's copies, too; without the collector the same pages are copied for the counts.
+        // A remedy that spares all counts spares the collector's copies, too; without the collector the same pages are copied for the counts.
         if cause == Cause::GarbageCollector && (counts_spare_all(of, work) || counts_lead(of)) {
             continue;
         }
@@ -216,7 +216,7 @@ fn newer_remedy(summary: &Summary, of: &[&Interval]) -> Option<(&'static str, &'
 /// The remedy against the collector, where it may have been either that or counting.
 fn for_the_collector(of: &[&Interval], bytes: u64) -> Option<Help> {
     let language = of.iter().find_map(|interval| languages::by_id(interval.language?))?;
-    // What spares a part of a part is worth no guess.
+    // A remedy that spares a part only is not guessed at where it is not even known that the collector wrote.
     if language.spares(Work::Collector) != Spares::All {
         return None;
     }

@@ -55,7 +55,7 @@ pub struct CauseSum {
 }
 
 impl CauseSum {
-    /// What a collector took in an interval for itself, apart from copies. `pages`: those that were copied for it.
+    /// The sum of new pages that a collector took for itself in an interval. `pages`: the pages that were copied for it.
     pub fn of_new(pages: u64, collector_new: Option<u64>) -> Self {
         let collector_unknown = if collector_new.is_none() { pages } else { 0 };
         Self { collector_new: collector_new.unwrap_or(0), collector_unknown, ..Self::default() }

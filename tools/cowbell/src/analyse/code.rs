@@ -238,7 +238,7 @@ pub fn takes_memory<'a>(mut places: impl Iterator<Item = &'a [NativeFrame]>) -> 
     let names = |frames: &'a [NativeFrame]| frames.iter().map(|frame| bare(&frame.function));
     let told = places.find_map(|frames| {
         names(frames).find_map(|name| match work_of_function(name) {
-            // What goes through a hash takes memory for its keys, which are given back.
+            // Code that goes through a hash takes memory for its keys, and gives it back.
             Some(work) if work.keeps() && work != Purpose::Iterators || work == Purpose::Import => Some(Some(work)),
             _ => runs_program(name).then_some(None),
         })

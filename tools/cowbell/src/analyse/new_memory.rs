@@ -55,7 +55,7 @@ const NO_STACK: &str = "unknown: no stack could be read when they grew";
 /// The share of the growth that must have a known reason, for that to be told before what has none.
 const KNOWN_MIN: f64 = 0.25;
 
-/// What values keep takes so many times as much new memory as is copied for it, at most.
+/// Values that keep something take at most so many times as much new memory for it as is copied.
 const KEPT_PART: u64 = 16;
 
 /// The pages that these workers copied for causes with this remedy.
@@ -78,7 +78,7 @@ pub fn new_memory(summary: &Summary, verdict: &mut Verdict) {
         let share = share(line.bytes, all);
         let language = line.language.as_deref().and_then(languages::by_id);
         let remedy_of = language.zip(line.work).and_then(|(language, work)| language.remedy(work));
-        // What a value keeps is written into the value: new memory is taken for it only where pages of shared ones are copied, too.
+        // A value is written when it keeps something: new memory is taken for that only where pages of shared values are copied, too.
         let is_agreed = !line.work.is_some_and(Work::keeps)
             || copied_for(summary, &workers, remedy_of).saturating_mul(KEPT_PART) >= line.bytes / page;
         let (why, remedy, paste) = if is_agreed { advice(line) } else { (None, None, &[][..]) };

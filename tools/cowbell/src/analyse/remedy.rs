@@ -25,7 +25,7 @@ pub struct Circumstances {
     pub of_tables: bool,
     /// Reference counts: most are of objects of classes.
     pub of_objects: bool,
-    /// What strings remember: most are the places at which a search goes on.
+    /// Values that keep what they are asked for: most keep the places at which a search of strings goes on.
     pub of_positions: bool,
 }
 

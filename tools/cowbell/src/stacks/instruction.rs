@@ -23,7 +23,7 @@ pub fn adds_to_byte(code: &[u8]) -> bool {
         _ => return false,
     };
     let (is_addition, is_memory) = (modrm >> 3 & 7 == 0, modrm >> 6 != 3);
-    // What is added stands behind the address: an index' byte, then as many bytes as the mode says.
+    // The number to add stands behind the address, which is an index' byte, if there is one, and then as many bytes as the mode says.
     let added = behind.map(|behind| {
         let index = usize::from(modrm & 7 == 4);
         let far = match modrm >> 6 {

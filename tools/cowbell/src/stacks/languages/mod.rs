@@ -15,6 +15,7 @@ mod recognised;
 mod ruby;
 
 use crate::record::Frame;
+use objects::word_at;
 pub use objects::{ChangedWord, ObjectReader, PointerBudget, ReadWord};
 use recognised::Recognised;
 use serde::Serialize;

@@ -29,6 +29,11 @@ pub enum ChangedWord {
     Made,
 }
 
+/// The word at an offset of a page.
+pub fn word_at(page: &[u8], at: usize) -> Option<u64> {
+    page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
+}
+
 /// The objects in one process' memory, told by their layout.
 pub trait ObjectReader {
     /// The kind of the word at an address, as it is before it is written.

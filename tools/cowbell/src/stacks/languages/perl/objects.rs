@@ -4,7 +4,7 @@
 //! of plain numbers and references are not there: the pointer leads to where a body would begin whose last field is the head's
 //! third word. A key that hashes share has its reference count after the pointer to its text, which lies right behind.
 
-use super::super::{ChangedWord, ObjectReader, ReadWord};
+use super::super::{ChangedWord, ObjectReader, ReadWord, word_at};
 use crate::record::Wrote;
 
 /// Offsets in the head of a value.
@@ -51,7 +51,7 @@ const BEFORE_IN_USE: u64 = 1;
 const BLOCK_MAX: u64 = 1 << 40;
 /// No more copies of one text are told from anything else.
 const COPIES_MAX: u8 = 64;
-/// So many bytes before the count of copies is the text's end looked for.
+/// The text's end is looked for in so many bytes before the count of copies.
 const END_WITHIN: usize = 32;
 /// The values that Perl has one of (`undef`, true) have a count of half of all numbers.
 const COUNT_MAX: u32 = u32::MAX / 2 + 1;
@@ -108,13 +108,9 @@ fn is_count_of_key(address: u64, word: &mut ReadWord<'_>) -> bool {
     text.is_some() && address.checked_sub(8).and_then(word) == text
 }
 
-fn read(page: &[u8], at: usize) -> Option<u64> {
-    page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
-}
-
 /// A value's head in a page.
 fn head(page: &[u8], at: usize) -> Option<[u64; 3]> {
-    Some([read(page, at)?, read(page, at + 8)?, read(page, at + 16)?])
+    Some([word_at(page, at)?, word_at(page, at + 8)?, word_at(page, at + 16)?])
 }
 
 impl ObjectReader for Values {
@@ -144,14 +140,14 @@ impl ObjectReader for Values {
     fn any_in(&mut self, page: &[u8], word: &mut ReadWord<'_>) -> bool {
         let _ = word;
         let is_key = |at: usize| {
-            let (text, count) = (read(page, at + 8)?, read(page, at + 16)?);
+            let (text, count) = (word_at(page, at + 8)?, word_at(page, at + 16)?);
             Some(is_pointer(text) && text % 4096 == (at as u64 + KEY_TEXT) % 4096 && count >> 32 == 0)
         };
         // Three values in a row, or a key: both are too much for chance.
         let is_row = |at: usize| (0..3).all(|nth| is_state(at + nth * HEAD, head(page, at + nth * HEAD)));
         // Texts lie in malloc's blocks, of which three in a row are no chance either.
         let next =
-            |at: usize| read(page, at).filter(|&size| is_size(size)).map(|size| at + (size & !BLOCK_BITS) as usize);
+            |at: usize| word_at(page, at).filter(|&size| is_size(size)).map(|size| at + (size & !BLOCK_BITS) as usize);
         let is_blocks = |at: usize| at as u64 % BLOCK == 8 && next(at).and_then(next).and_then(next).is_some();
         (0..page.len()).step_by(8).any(|at| is_row(at) || is_key(at) == Some(true) || is_blocks(at))
     }
@@ -182,7 +178,7 @@ impl ObjectReader for Values {
             before[0] == after[0] && before[1] >> 32 == after[1] >> 32 && before[2] == after[2]
         };
         let of_key = || {
-            let text = |page: &[u8]| read(page, at.checked_sub(8)?);
+            let text = |page: &[u8]| word_at(page, at.checked_sub(8)?);
             let same = text(was).filter(|text| is_pointer(*text) && text % 4096 == (at as u64 + 8) % 4096);
             same.is_some() && same == text(is)
         };
@@ -203,7 +199,7 @@ fn is_state(at: usize, words: Option<[u64; 3]>) -> bool {
     words.is_some_and(|words| is_free(words) || is_head_somewhere(at, words))
 }
 
-/// What a value keeps that was only used, by its head before and after.
+/// The word that a value keeps although it was only used, by its head before and after.
 fn keeps(before: [u64; 3], after: [u64; 3]) -> Option<ChangedWord> {
     let (was, is) = ((before[1] >> 32) as u32, (after[1] >> 32) as u32);
     let gained = |flag: u32| was & flag == 0 && is & flag != 0;
@@ -252,7 +248,7 @@ fn is_count_of_copies(was: &[u8], is: &[u8], (page, at): (u64, usize), word: &mu
     let ends = is.get(place.saturating_sub(END_WITHIN)..place).is_some_and(|before| before.contains(&0));
     let is_few = is.get(place).is_some_and(|&copies| copies < COPIES_MAX);
     let mut in_page = |address: u64| {
-        let of_page = address.checked_sub(page).and_then(|at| read(is, usize::try_from(at).ok()?));
+        let of_page = address.checked_sub(page).and_then(|at| word_at(is, usize::try_from(at).ok()?));
         of_page.or_else(|| word(address))
     };
     ends && is_few && is_last_of_block(page + place as u64, &mut in_page)
@@ -302,7 +298,7 @@ mod tests {
             [text(count), words.collect(), 0x31u64.to_le_bytes().to_vec()].concat()
         };
         // Blocks begin at multiples of 16, behind the word with their size.
-        let memory = |page: Vec<u8>| move |at: u64| read(&page, usize::try_from(at - AT).ok()?);
+        let memory = |page: Vec<u8>| move |at: u64| word_at(&page, usize::try_from(at - AT).ok()?);
         assert!(Values.counts_copies(AT + 13, &mut memory(block(1, 0x31))));
         assert!(!Values.counts_copies(AT + 13, &mut memory(block(1, 0))), "no block follows");
         assert!(!Values.counts_copies(AT + 13, &mut memory(block(1, 0x39))), "no size has this bit");

@@ -4,7 +4,7 @@
 //! notes. What follows is told apart from anything else by what it must be: a string ends with a zero byte, an array has room for as many
 //! entries as a power of two, an object leads to its class.
 
-use super::super::{ChangedWord, ObjectReader, ReadWord};
+use super::super::{ChangedWord, ObjectReader, ReadWord, word_at};
 use crate::record::Wrote;
 
 /// Types in the lowest bits of the upper half.
@@ -71,7 +71,7 @@ fn is_value(mut at: impl FnMut(u64) -> Option<u64>) -> bool {
 fn words(page: &[u8], start: usize) -> impl FnMut(u64) -> Option<u64> + '_ {
     move |offset| {
         let at = start.checked_add(usize::try_from(offset).ok()?)?;
-        page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
+        word_at(page, at)
     }
 }
 

@@ -4,7 +4,7 @@
 //! type, and every chain of types ends at the type of types, which is its own type and is named `type`. Nothing else is
 //! taken for an object, so an interpreter of another layout (free-threaded, or built to trace references) has none here.
 
-use super::super::{ChangedWord, ObjectReader, PointerBudget, ReadWord};
+use super::super::{ChangedWord, ObjectReader, PointerBudget, ReadWord, word_at};
 use super::pools::PoolWalk;
 use crate::record::{Kinds, Wrote};
 use std::collections::HashMap;
@@ -109,7 +109,7 @@ impl TypeObjects {
     fn was_moved_by_collector(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut ReadWord<'_>) -> bool {
         let mut lives_at = |at: usize, word: &mut ReadWord<'_>| {
             let mut of = |page: &[u8]| {
-                let (count, of) = (read(page, at)?, read(page, at + TYPE as usize)?);
+                let (count, of) = (word_at(page, at)?, word_at(page, at + TYPE as usize)?);
                 self.of_object(count, of, word).filter(|found| found.is_collected).map(|_| of)
             };
             of(was).is_some_and(|before| of(is) == Some(before))
@@ -118,7 +118,7 @@ impl TypeObjects {
         if !lives_at(at + 16, word) && !lives_at(at + 8, word) {
             return false;
         }
-        let [before, after] = [was, is].map(|page| read(page, at).unwrap_or(0) & !LINK_FLAGS);
+        let [before, after] = [was, is].map(|page| word_at(page, at).unwrap_or(0) & !LINK_FLAGS);
         let mut at_neighbour = |nth: u64| before.checked_add(16 + 8 * nth).and_then(&mut *word).unwrap_or(0);
         let (count, of) = (at_neighbour(0), at_neighbour(1));
         before == after || self.of_object(count, of, word).is_some_and(|found| found.is_collected)
@@ -213,19 +213,14 @@ impl ObjectReader for TypeObjects {
     }
 
     fn kept_hash(&mut self, was: &[u8], is: &[u8], at: usize, word: &mut ReadWord<'_>) -> Option<bool> {
-        let object = at.checked_sub(HASH).filter(|_| read(was, at) == Some(u64::MAX))?;
+        let object = at.checked_sub(HASH).filter(|_| word_at(was, at) == Some(u64::MAX))?;
         let mut count_of_string = |page: &[u8]| {
-            let (count, of) = (read(page, object)?, read(page, object + 8)?);
+            let (count, of) = (word_at(page, object)?, word_at(page, object + 8)?);
             self.of_object(count, of, word).is_some_and(|of| of.keeps_hash).then_some(count)
         };
         count_of_string(was)?;
         Some(count_of_string(is)? & 0xffff_ffff >= IMMORTAL)
     }
-}
-
-/// The word at an offset of a page.
-fn read(page: &[u8], at: usize) -> Option<u64> {
-    page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! The collector marks what it finds in use, and the mark stays until a collection of older objects. So a place whose mark is set holds an object,
 //! and one without holds an object that was made since the last collection, or none: what it held before is left there.
 
-use super::super::{ChangedWord, ObjectReader, ReadWord};
+use super::super::{ChangedWord, ObjectReader, ReadWord, word_at};
 use crate::record::Wrote;
 
 /// Offsets of the next object and the previous one in the collector's list.
@@ -48,7 +48,7 @@ struct Place {
     fate: Fate,
 }
 
-/// What became of a place, as its words before and after tell.
+/// The fate of a place, by its words before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// The place holds the same object, or none as before. The collector may have visited it, and references may have been counted.
@@ -73,14 +73,11 @@ struct Compared<'a> {
     size: u64,
 }
 
-fn read(page: &[u8], at: u64) -> Option<u64> {
-    page.get(usize::try_from(at).ok()?..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word))
-}
-
 impl Compared<'_> {
     /// A word of the place before and after; `None` where it lies on the next page.
     fn word(&self, offset: u64) -> Option<(u64, u64)> {
-        read(self.was, self.at + offset).zip(read(self.is, self.at + offset))
+        let at = usize::try_from(self.at + offset).ok()?;
+        word_at(self.was, at).zip(word_at(self.is, at))
     }
 
     fn differs(&self, offset: u64) -> bool {
@@ -170,7 +167,7 @@ impl ObjectReader for Nodes {
     }
 
     fn is_of_collector(&mut self, _page: u64, _word: &mut ReadWord<'_>) -> Option<bool> {
-        // What the collector writes lies in the objects themselves.
+        // The collector writes into the objects themselves, and takes nothing for itself.
         Some(false)
     }
 
@@ -193,8 +190,8 @@ impl ObjectReader for Nodes {
             self.compared = Some((page, places(was, is, page, word)));
         }
         let (_, places) = self.compared.as_ref()?;
-        let (address, at) = (page.checked_add(at as u64)?, at as u64);
-        let bits = read(was, at)? ^ read(is, at)?;
+        let address = page.checked_add(at as u64)?;
+        let bits = word_at(was, at)? ^ word_at(is, at)?;
         let place = places.iter().find(|place| (place.address..place.end).contains(&address))?;
         // A new object alone has its page copied, whatever became of others there that no collection had visited.
         let some_made = places.iter().any(|place| place.fate == Fate::Made);

@@ -6,7 +6,7 @@
 //! hold the bits that the collector sets for each object and clears. Beside them lie the chunks of its stack, on which it puts what it has yet to
 //! visit: each is a block of 500 pointers and a link to the next chunk, and is kept for the next collection.
 
-use super::super::{ChangedWord, ObjectReader, ReadWord};
+use super::super::{ChangedWord, ObjectReader, ReadWord, word_at};
 use crate::record::Wrote;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -228,13 +228,12 @@ impl ObjectReader for Places {
         (page, at): (u64, usize),
         word: &mut ReadWord<'_>,
     ) -> Option<ChangedWord> {
-        let read = |page: &[u8], at: usize| page.get(at..)?.first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
         let address = page.checked_add(at as u64)?;
         let Some((first, size)) = self.area(address, word) else {
-            let (before, after) = (read(was, at)?, read(is, at)?);
-            let is_header = self.is_body(before, read(was, at + 8), word) && (before ^ after) & !BODY_LINK == 0;
+            let (before, after) = (word_at(was, at)?, word_at(is, at)?);
+            let is_header = self.is_body(before, word_at(was, at + 8), word) && (before ^ after) & !BODY_LINK == 0;
             let mut is_owner = || {
-                let header = at.checked_sub(8).and_then(|header| read(was, header));
+                let header = at.checked_sub(8).and_then(|header| word_at(was, header));
                 NOBODY.contains(&after) && header.is_some_and(|header| self.is_body(header, Some(before), word))
             };
             let is_collectors = is_header || is_owner() || self.is_described(address, word);
@@ -242,16 +241,17 @@ impl ObjectReader for Places {
         };
         let within = address.checked_sub(first)? % size;
         let place = at.checked_sub(usize::try_from(within).ok()?)?;
-        let was_free = read(was, place)? == 0;
-        let is_free = read(is, place)? == 0;
+        let was_free = word_at(was, place)? == 0;
+        let is_free = word_at(is, place)? == 0;
         // A free place leads to the next one; what else is in it was left there by the object that it held.
-        let held_another = || (place + 16..place + size as usize).step_by(8).any(|at| read(was, at) != read(is, at));
+        let held_another =
+            || (place + 16..place + size as usize).step_by(8).any(|at| word_at(was, at) != word_at(is, at));
         match (was_free, is_free) {
             (true, false) => Some(ChangedWord::Made),
             (true, true) => Some(if held_another() { ChangedWord::Made } else { ChangedWord::Mark }),
             // The object was found to be dead. Others that were put there since are dead as well.
             (false, true) => Some(ChangedWord::Mark),
-            (false, false) => changed_of_live(read(was, place)?, read(is, place)?, within),
+            (false, false) => changed_of_live(word_at(was, place)?, word_at(is, place)?, within),
         }
     }
 }
