@@ -8,9 +8,9 @@ pub enum Watch {
     /// Read the page tables when asked: which pages were copied. Costs the writer nothing.
     #[default]
     Census,
-    /// userfaultfd with `WP_ASYNC` (Linux 6.7): pages written per epoch. About 1.4 times a copy.
+    /// userfaultfd with `WP_ASYNC` (Linux 6.7): pages written per epoch. About 1.5 times a copy.
     Async,
-    /// Page faults told by perf events (5.13): order, time, thread, registers, writes by system calls too; about 1.5 times a copy.
+    /// Page faults told by perf events (5.13): order, time, thread, registers, writes by system calls too; 1.5 to 1.8 times a copy.
     /// Nothing is armed: system calls work, no signal is sent, and a page has one event, of its first write since the fork. Which pages were copied
     /// page tables tell, and what instructions do which fault was a write (on x86-64).
     ///
@@ -19,13 +19,13 @@ pub enum Watch {
     /// (less where `RLIMIT_MEMLOCK` forbids), and its keeper a descriptor a processor; records that had no place are counted
     /// ([`PageFaults`](crate::report::PageFaults)).
     Faults,
-    /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. About 2.9
+    /// userfaultfd with `SIGBUS`, handled in the writer (5.19): order, time, thread, registers. It takes 3.5 to 4
     /// times a copy. A system call that writes into an armed page fails with `EFAULT`: one not yet copied, or not in this epoch. The program must not
     /// replace the SIGBUS handler, and a thread that blocks SIGBUS dies of its first write.
     Trap,
     /// userfaultfd with messages to another process (5.19): the same, and writes by system calls too
-    /// (where the user may, see [`crate::support`]). About 7 times a copy, and more where
-    /// processors are busy: each write waits for another process to be woken (`cargo run --release -p cowbell-bench -- writes --busy`).
+    /// (where the user may, see [`crate::support`]). It takes 7 to 9 times a copy beside busy processes, and about 30 times on an idle machine:
+    /// each write waits for another process to be woken (`cargo run --release -p cowbell-bench -- writes`, and with `--busy`).
     Monitor,
 }
 

@@ -29,7 +29,7 @@ pub const OF_MAPPINGS: &[Claim] = &[
     )
     .needs(&[ADMIN]),
     claim!(
-        several_mappings_are_moved_together_or_not_at_all,
+        several_mappings_are_moved_by_one_call_or_refused,
         "`mremap` to another place (`MREMAP_FIXED`) of a range of several mappings moves all of them (since 6.17), or is EFAULT and moves none."
     ),
 ];
@@ -87,7 +87,7 @@ fn moved_pages_keep_their_frames() -> Verdict {
     Ok(())
 }
 
-fn several_mappings_are_moved_together_or_not_at_all() -> Verdict {
+fn several_mappings_are_moved_by_one_call_or_refused() -> Verdict {
     let mut memory = Memory::marked(Kind::Anonymous, 8)?;
     let from = memory.range;
     memory.protect(memory.span(4, 4), Access::Read).expect("mprotect");
